@@ -1,0 +1,282 @@
+"""The config as a frozen value whose fields document themselves.
+
+This module knows which keys there are, their types, bounds and defaults. It refuses to know about files,
+models and data: what can only be decided with those at hand is `auto` here and is resolved by the module
+that knows. Every description below is also what `loraft schema` shows in an editor.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+__all__ = [
+    "DataSection",
+    "DataSource",
+    "GenerationSection",
+    "LoraSection",
+    "ModelSection",
+    "QuantizationSection",
+    "RunConfig",
+    "TrainingSection",
+    "unused_sections",
+]
+
+Auto = Literal["auto"]
+Method = Literal["lora", "qlora", "full"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text"]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+LAYER_WORDS = re.compile(r"all|(first|last|middle):[1-9][0-9]*|[0-9]+-[0-9]+")
+
+
+class Section(BaseModel):
+    """What every section has in common: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    name_or_path: Annotated[str, Field(min_length=1)]
+    """A Hub id, a local folder, a .gguf file, or builtin:NAME."""
+    revision: str | None = None
+    """A branch, tag or commit of a Hub model."""
+    dtype: Auto | DtypeName = "auto"
+    """The dtype of frozen weights and of computing; auto is the fastest that the device has."""
+    attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
+    """The attention kernel; auto runs packed rows one by one, without a mask."""
+    tokenizer: str | None = None
+    """Another tokenizer (Hub id or folder); null is the model's own."""
+
+
+class QuantizationSection(Section):
+    """How `method: qlora` stores the frozen weights."""
+
+    type: Literal["nf4", "fp4"] = "nf4"
+    """The 4-bit data type."""
+    double_quant: bool = True
+    """Quantize the block constants too."""
+    compute_dtype: Auto | DtypeName = "auto"
+    """The dtype that blocks are dequantized to for each product; auto is the model's dtype."""
+
+
+def _layer_words(value: Any) -> Any:
+    if isinstance(value, str) and not LAYER_WORDS.fullmatch(value):
+        raise ValueError("must be all, first:N, last:N, middle:N, a range like 4-11, or a list like [0, 5, 31]")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _target_words(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("all-linear", "attention", "mlp"):
+        raise ValueError("must be all-linear, attention, mlp, or a list of module names like [q_proj, v_proj]")
+    return tuple(value) if isinstance(value, list) else value
+
+
+class LoraSection(Section):
+    """The adapter of `method: lora` and `method: qlora`."""
+
+    r: PositiveInt = 16
+    """The rank of each update."""
+    alpha: PositiveFloat = 32
+    """The update is scaled by alpha / r (alpha / √r with use_rslora)."""
+    dropout: Share = 0.0
+    """The dropout on the adapter's input while training."""
+    target_modules: Annotated[
+        Literal["all-linear", "attention", "mlp"] | tuple[str, ...], BeforeValidator(_target_words)
+    ] = "all-linear"
+    """Which linear layers are adapted: all-linear, attention, mlp, or a list of module names."""
+    layers: Annotated[str | tuple[int, ...], BeforeValidator(_layer_words)] = "all"
+    """Which transformer layers: all, first:N, last:N, middle:N, a range like 4-11 (both ends in), or a list."""
+    modules_to_save: Names = ()
+    """Modules trained in full and saved beside the adapter, such as lm_head."""
+    use_rslora: bool = False
+    """Scale by alpha / √r."""
+    use_dora: bool = False
+    """Learn a magnitude for each output besides."""
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Another rank for the modules whose name matches a pattern."""
+    alpha_pattern: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Another alpha for the modules whose name matches a pattern."""
+    init: Literal["default", "gaussian"] = "default"
+    """How A starts (B starts at zero): default is Kaiming uniform."""
+    start_from: str | None = None
+    """The folder of an adapter to go on from."""
+
+
+class DataSource(Section):
+    """One source of rows."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A file (.jsonl, .json, .csv, .parquet), a Hub dataset, or builtin:NAME."""
+    split: str | None = None
+    """The split of a Hub dataset or of a builtin; null is train."""
+    name: str | None = None
+    """The configuration of a Hub dataset."""
+    weight: PositiveFloat = 1.0
+    """How often an epoch sees each row: 2 is twice, 0.5 is half of the rows, drawn by the seed."""
+    format: Auto | RowFormat = "auto"
+    """The format of the rows; auto recognises it by the columns."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our column names: theirs."""
+
+
+def _sources(value: Any) -> Any:
+    """One path, one mapping or a list of both, as a list of mappings."""
+    entries = value if isinstance(value, list | tuple) else [value]
+    return tuple({"path": entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+def _sources_or_share(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if value is None or is_number else _sources(value)
+
+
+Sources = Annotated[tuple[DataSource, ...], Field(min_length=1)]
+
+
+class DataSection(Section):
+    """The rows, and how they become tokens."""
+
+    train: Annotated[Sources, BeforeValidator(_sources)]
+    """A path, a Hub id, builtin:NAME, or a list of {path, split, weight, format, columns}."""
+    eval: Annotated[Annotated[float, Field(gt=0, lt=1)] | Sources | None, BeforeValidator(_sources_or_share)] = 0.05
+    """Like train, or the fraction held out of train; null evaluates nothing."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our column names: theirs, for every source that does not say its own."""
+    split: str | None = None
+    """The split of a Hub dataset, for every source that does not say its own."""
+    name: str | None = None
+    """The configuration of a Hub dataset, for every source that does not say its own."""
+    format: Auto | RowFormat = "auto"
+    """The format of the rows, for every source that does not say its own."""
+    chat_template: Annotated[str, Field(min_length=1)] = "auto"
+    """auto (the tokenizer's; chatml where it has none), chatml, alpaca, or a .jinja file."""
+    max_length: Annotated[int, Field(ge=2)] = 2048
+    """The longest row, in tokens."""
+    on_overlength: Literal["auto", "drop", "truncate", "split", "error"] = "auto"
+    """What happens to a longer row; auto splits plain text and drops the rest. Always counted."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What happens to a row that cannot be read; skipped rows are counted."""
+    train_on: Literal["completions", "last", "all"] = "completions"
+    """Which tokens are trained: every assistant turn, the last one, or all."""
+    packing: Literal["auto", "off", "fill"] = "auto"
+    """auto lays the rows of a batch end to end, off pads them, fill fills rows up to max_length (fewer steps)."""
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_is_known(cls, value: str) -> str:
+        if value in ("auto", "chatml", "alpaca") or value.endswith((".jinja", ".jinja2")):
+            return value
+        raise ValueError("must be auto, chatml, alpaca, or the path of a .jinja file")
+
+
+class TrainingSection(Section):
+    """The run: how long, how fast, what is kept."""
+
+    output_dir: Annotated[str, Field(min_length=1)] | None = None
+    """The folder of the run; null is runs/CONFIGNAME-N with the next free N."""
+    num_train_epochs: PositiveFloat = 3
+    """How often each row is seen."""
+    max_steps: PositiveInt | None = None
+    """The number of optimizer steps, whatever num_train_epochs says."""
+    per_device_train_batch_size: PositiveInt = 8
+    """Rows in a batch, packed or not."""
+    per_device_eval_batch_size: PositiveInt = 8
+    """Rows in a batch of an evaluation."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Batches in an optimizer step."""
+    learning_rate: Auto | PositiveFloat = "auto"
+    """The peak rate; auto is 2e-4 for lora and qlora, 2e-5 for full."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
+    warmup_steps: NonNegativeFloat = 0.03
+    """Steps of linear warm-up; below 1 it is a share of all steps."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """The norm that gradients are clipped to; null does not clip."""
+    adam_beta1: Share = 0.9
+    """AdamW's first beta."""
+    adam_beta2: Share = 0.999
+    """AdamW's second beta."""
+    group_by_length: bool = False
+    """Put rows of like length into one batch (fewer padded positions, a less random order)."""
+    optim: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = "auto"
+    """The optimizer; auto is paged_adamw_32bit for qlora on CUDA and adamw otherwise."""
+    gradient_checkpointing: Auto | bool = "auto"
+    """Recompute activations in the backward pass; auto does so only where memory asks for it."""
+    logging_steps: PositiveInt = 10
+    """Steps between two lines of metrics."""
+    eval_steps: PositiveFloat | None = None
+    """Steps between evaluations; below 1 a share of all steps; null is once an epoch."""
+    save_steps: PositiveFloat | None = None
+    """Steps between checkpoints; below 1 a share of all steps; null is once an epoch."""
+    save_total_limit: PositiveInt | None = 3
+    """How many checkpoints are kept; the best one is kept besides. null keeps all."""
+    metric_for_best_model: Literal["loss"] = "loss"
+    """The evaluation metric by which the best checkpoint is chosen."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after this many evaluations without a better one."""
+    sample_prompts: Names = ()
+    """Prompts answered at every evaluation, shown and stored."""
+    report_to: Names = ()
+    """Trackers of accelerate: tensorboard, wandb, mlflow, trackio, …"""
+    project: str | None = None
+    """The project's name in a tracker."""
+    run_name: str | None = None
+    """The run's name in a tracker."""
+
+    @field_validator("warmup_steps", "eval_steps", "save_steps")
+    @classmethod
+    def _share_or_whole(cls, value: float | None) -> float | None:
+        if value is not None and value >= 1 and value != int(value):
+            raise ValueError("must be a share below 1 or a whole number of steps")
+        return value
+
+
+class GenerationSection(Section):
+    """The defaults that are saved with the adapter."""
+
+    max_new_tokens: PositiveInt = 256
+    """The most tokens that an answer may have."""
+    temperature: NonNegativeFloat | None = None
+    """0 is greedy; null is the base's own."""
+
+
+class RunConfig(Section):
+    """One run of loraft, whole."""
+
+    task: Literal["causal_lm"] = "causal_lm"
+    """What is learned: causal_lm."""
+    method: Method = "lora"
+    """lora, qlora (4-bit base) or full (every weight)."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """The seed of every random choice."""
+    model: ModelSection
+    quantization: QuantizationSection = QuantizationSection()
+    lora: LoraSection = LoraSection()
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+    generation: GenerationSection = GenerationSection()
+
+    @model_validator(mode="after")
+    def _best_needs_evaluation(self) -> RunConfig:
+        if self.training.early_stopping_patience is not None and self.data.eval is None:
+            raise ValueError("training.early_stopping_patience needs data.eval, and data.eval is null")
+        return self
+
+
+def unused_sections(config: RunConfig) -> tuple[str, ...]:
+    """The sections that the file sets and the chosen method does not use."""
+    used = {"lora": {"lora", "qlora"}, "quantization": {"qlora"}}
+    return tuple(name for name, methods in used.items() if name in config.model_fields_set and config.method not in methods)

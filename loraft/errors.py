@@ -1,0 +1,153 @@
+"""Every error that loraft raises for a person, drawn by fault.
+
+    LoraftError
+    ├── Refused                 exit 2: the input is wrong, or foreseen not to work
+    │   ├── ConfigError         the YAML file or a key=value override
+    │   ├── DataError           a data file or its rows
+    │   ├── ModelError          a base model, its files or its tokenizer
+    │   ├── AdapterError        an adapter: what it is asked to adapt, or its files
+    │   ├── RunFolderError      the folder of a run, or a checkpoint in it
+    │   └── ResourceError       memory or disk that is too small for what is asked
+    ├── Failed                  exit 3: it went wrong while running
+    │   ├── NonFiniteError      a loss or gradient that is NaN or infinite
+    │   ├── OutOfMemoryError    the device ran out of memory
+    │   └── DiskFullError       the disk filled up
+    └── Stopped                 exit 130 or 143: SIGINT or SIGTERM, state saved
+
+An error holds one problem or several. A problem says where, what, and what to do.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+__all__ = [
+    "AdapterError",
+    "ConfigError",
+    "DataError",
+    "DiskFullError",
+    "Failed",
+    "LoraftError",
+    "ModelError",
+    "NonFiniteError",
+    "OutOfMemoryError",
+    "Problem",
+    "Refused",
+    "ResourceError",
+    "RunFolderError",
+    "Stopped",
+]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        message: What is wrong, in one sentence.
+        where: `file`, `file:line` or `file:line:column` (both from 1), or the name of an override.
+        key: The dotted config key or the field of a row that is at fault.
+        remedy: What to do about it.
+    """
+
+    message: str
+    where: str | None = None
+    key: str | None = None
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        place = " ".join(part for part in (self.where, self.key) if part)
+        text = f"{place}: {self.message}" if place else self.message
+        return f"{text}\n  {self.remedy}" if self.remedy else text
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The problem as JSON shows it."""
+        return asdict(self)
+
+
+class LoraftError(Exception):
+    """The root of the tree; carries at least one `Problem`."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        key: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.problems: tuple[Problem, ...] = (Problem(message, where, key, remedy),)
+        super().__init__(str(self.problems[0]))
+
+    @classmethod
+    def several(cls, problems: Iterable[Problem]) -> LoraftError:
+        """An error of this class that holds every one of `problems` (at least one)."""
+        found = tuple(problems)
+        error = cls(found[0].message)
+        error.problems = found
+        error.args = ("\n".join(str(problem) for problem in found),)
+        return error
+
+
+class Refused(LoraftError):
+    """The input is wrong, or foreseen not to work; nothing was changed."""
+
+    exit_code = 2
+
+
+class ConfigError(Refused):
+    """The YAML file or a `key=value` override is wrong."""
+
+
+class DataError(Refused):
+    """A data file cannot be read, or its rows cannot be used."""
+
+
+class ModelError(Refused):
+    """A base model, its files or its tokenizer cannot be used."""
+
+
+class AdapterError(Refused):
+    """An adapter's targets match nothing, or its files do not fit the base."""
+
+
+class RunFolderError(Refused):
+    """The folder of a run is taken, missing or damaged."""
+
+
+class ResourceError(Refused):
+    """Memory or disk is foreseen to be too small."""
+
+
+class Failed(LoraftError):
+    """It went wrong while running."""
+
+
+class NonFiniteError(Failed):
+    """A loss or a gradient is NaN or infinite."""
+
+
+class OutOfMemoryError(Failed):
+    """The device ran out of memory."""
+
+
+class DiskFullError(Failed):
+    """The disk filled up while something was written."""
+
+
+class Stopped(LoraftError):
+    """A signal asked for the end; the state was saved."""
+
+    def __init__(self, message: str, *, signal_number: int, remedy: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.signal_number = signal_number
+
+    @property
+    def stopped_exit_code(self) -> int:
+        """128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + int(signal.Signals(self.signal_number))

@@ -1,0 +1,1 @@
+"""Training: the loss, the optimizer, the one loop, its checkpoints and its events."""

@@ -1,0 +1,151 @@
+"""What a run tells while it goes on: frozen events, handed to an observer.
+
+This module knows what there is to tell. It refuses to know who listens: a terminal, a file, a tracker, nobody.
+It is light, so that the command line may import it before torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = [
+    "Evaluated",
+    "Event",
+    "Note",
+    "Observer",
+    "Progress",
+    "RunStarted",
+    "SampleAnswered",
+    "Saved",
+    "StepDone",
+    "StepLogged",
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """The root of all events."""
+
+
+@dataclass(frozen=True)
+class Note(Event):
+    """Something that was decided or found, in one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """How far a long piece of work other than the training itself has come."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """The first optimizer step is about to be taken.
+
+    Attributes:
+        run_folder: Where everything is written.
+        step: The last finished optimizer step: 0, or the step that the run was resumed from.
+        steps: All optimizer steps of the run.
+        epochs: All epochs of the run, a fraction where `max_steps` cuts the last one.
+        trainable_parameters: The number of trained numbers.
+        total_parameters: The number of all numbers, the trained ones included.
+    """
+
+    run_folder: Path
+    step: int
+    steps: int
+    epochs: float
+    trainable_parameters: int
+    total_parameters: int
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """An optimizer step was taken; what a live progress line shows.
+
+    Attributes:
+        loss: The mean loss of a trained token in this step, in nats.
+        tokens_per_second: Tokens in the batches, prompts included, by the clock since the run began or was resumed.
+        peak_bytes: The most memory held so far: the device's on CUDA, the process's on the CPU.
+        seconds_left: The time left at the present rate; None before the first step is timed.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    tokens_per_second: float
+    peak_bytes: int
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class StepLogged(Event):
+    """`logging_steps` optimizer steps were taken; one line of `metrics.jsonl`.
+
+    Attributes:
+        loss: The mean loss of a trained token since the last logged step, in nats.
+        grad_norm: The norm of the gradient before clipping, at this step.
+        learning_rate: The rate that this step was taken with.
+        tokens: All trained tokens so far.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    tokens_per_second: float
+    peak_bytes: int
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """The evaluation rows were read once.
+
+    Attributes:
+        loss: Total negative log-likelihood over total trained tokens, in nats.
+        perplexity: exp(loss).
+        tokens: The number of tokens the loss is a mean of.
+        rows: The number of rows.
+        best: Whether no evaluation before it was better.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    perplexity: float
+    tokens: int
+    rows: int
+    best: bool
+
+
+@dataclass(frozen=True)
+class SampleAnswered(Event):
+    """One of `training.sample_prompts` was answered by the model as it is at this step."""
+
+    step: int
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    """A checkpoint or the adapter was written."""
+
+    step: int
+    folder: Path
+
+
+Observer = Callable[[Event], None]
