@@ -1,0 +1,209 @@
+"""Checkpoints: complete or absent, never half-written.
+
+This module knows files. A checkpoint is written beside its place, flushed to the disk, given a manifest with the
+size and sha256 of every file, and renamed. One whose files do not match its manifest does not exist for resuming.
+It refuses to know what is in the tensors, and it holds nothing but safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from loraft.errors import DiskFullError
+
+__all__ = ["Checkpoint", "checkpoints", "load_checkpoint", "newest_checkpoint", "prune", "restore_rng", "save_checkpoint"]
+
+STEP_FOLDER = re.compile(r"step-(\d{6,})")
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What resuming needs, besides the weights in the checkpoint's folder.
+
+    Attributes:
+        state: The loop's state: step, place in the data, partial averages, the best evaluation.
+        optimizer: The optimizer's tensors.
+        optimizer_numbers: The optimizer's numbers.
+        rng: The states of the random generators.
+    """
+
+    state: Mapping[str, Any]
+    optimizer: Mapping[str, Tensor]
+    optimizer_numbers: Mapping[str, int | float]
+    rng: Mapping[str, Tensor]
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The states of the generators that training draws from: torch's on the CPU and on each CUDA device."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_rng(states: Mapping[str, Tensor]) -> None:
+    """Put back what `rng_state` gave; devices that are not here are left out."""
+    torch.set_rng_state(states["cpu"])
+    for name, state in states.items():
+        if name.startswith("cuda:") and int(name[5:]) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(name[5:]))
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    write_weights: Callable[[Path], None],
+    state: Mapping[str, Any],
+    optimizer: tuple[Mapping[str, Tensor], Mapping[str, int | float]],
+) -> Path:
+    """Write the checkpoint of `step` under `root` and return its folder.
+
+    Args:
+        root: The run's `checkpoints` folder.
+        step: The optimizer step that was just finished.
+        write_weights: Writes the trained weights into the folder it is given.
+        state: The loop's state, as JSON takes it.
+        optimizer: The optimizer's tensors and numbers.
+
+    Raises:
+        DiskFullError: The disk is full; nothing of the unfinished checkpoint is left.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    folder, partial = root / f"step-{step:06d}", root / f".step-{step:06d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        write_weights(partial)
+        save_file(dict(optimizer[0]), partial / "optimizer.safetensors")
+        save_file(rng_state(), partial / "rng.safetensors")
+        _write_json(partial / "state.json", {"state": dict(state), "optimizer_numbers": dict(optimizer[1])})
+        _open_to_umask(partial)
+        _write_json(partial / MANIFEST, {"files": {name: _seal(partial / name) for name in _files(partial)}})
+        _replace(partial, folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(root).free
+            raise DiskFullError(
+                f"the disk filled up while the checkpoint of step {step} was written ({free:,} bytes are free)",
+                where=str(root),
+                remedy="free some space and go on with --resume: the checkpoints before it are whole",
+            ) from error
+        raise
+    return folder
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The checkpoint folders under `root`, the newest first, verified or not."""
+    found = [(int(match[1]), path) for path in root.glob("step-*") if (match := STEP_FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
+    damaged = []
+    for folder in checkpoints(root):
+        fault = _fault(folder)
+        if fault is None:
+            return folder, damaged
+        damaged.append(f"checkpoint {folder.name} is damaged ({fault}) and is passed over")
+    return None, damaged
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint that was verified."""
+    written = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return Checkpoint(
+        state=written["state"],
+        optimizer=load_file(folder / "optimizer.safetensors"),
+        optimizer_numbers=written["optimizer_numbers"],
+        rng=load_file(folder / "rng.safetensors"),
+    )
+
+
+def prune(root: Path, *, keep: int | None, best_step: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and that of `best_step`."""
+    if keep is None:
+        return
+    for folder in checkpoints(root)[keep:]:
+        if best_step is None or folder.name != f"step-{best_step:06d}":
+            shutil.rmtree(folder)
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None when each is as its manifest says."""
+    try:
+        sealed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, seal in sealed.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != seal["bytes"]:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {seal['bytes']:,}"
+            if _sha256(path) != seal["sha256"]:
+                return f"{name} has other contents than were written"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _seal(path: Path) -> dict[str, int | str]:
+    """Flush a file to the disk and describe it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open_to_umask(folder: Path) -> None:
+    """Give every file the mode that the umask allows; safetensors writes 0600 whatever it is."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for name in _files(folder):
+        (folder / name).chmod(0o666 & ~umask)
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Rename `partial` to `folder`, which it replaces, and flush the parent."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+    shutil.rmtree(old, ignore_errors=True)
