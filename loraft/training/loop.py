@@ -1,0 +1,371 @@
+"""fit(): the one loop.
+
+This module knows the order of things: batches, gradient, step, log, evaluation, checkpoint. It refuses to know
+how rows became tokens, which model it trains, where an adapter is stored, or who watches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from loraft.adapters.attach import AdaptedModel
+from loraft.config.schema import TrainingSection
+from loraft.data.batches import Batch, BatchPlan, Layout, collate
+from loraft.data.tokenize import Example
+from loraft.errors import NonFiniteError, Stopped
+from loraft.training.checkpoint import prune, save_checkpoint
+from loraft.training.events import Evaluated, Observer, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
+from loraft.training.loss import TargetLoss
+from loraft.training.memory import peak_bytes
+from loraft.training.optim import learning_rate, optimizer_state
+from loraft.training.run_folder import RunFolder
+from loraft.training.signals import StopSignals
+
+__all__ = ["Fit", "RunState", "evaluate_loss", "fit"]
+
+
+@dataclass
+class RunState:
+    """Where a run is: all that changes from step to step besides tensors. A checkpoint holds it as JSON.
+
+    Attributes:
+        step: Optimizer steps taken.
+        epoch: The epoch that the next step is in, from 0.
+        window: The steps taken in that epoch.
+        tokens: Trained tokens so far.
+        logged_loss: The loss summed since the last logged step, in nats.
+        logged_tokens: The trained tokens since the last logged step.
+        last_loss: The loss that was logged last.
+        eval_loss: The newest evaluation's loss.
+        best_loss: The best evaluation's loss.
+        best_step: The step of the best evaluation.
+        worse: Evaluations since the best one.
+        owes_evaluation: The evaluation due at this step has not been finished.
+        finished: All steps are taken, or early stopping has ended the run.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    window: int = 0
+    tokens: int = 0
+    logged_loss: float = 0.0
+    logged_tokens: int = 0
+    last_loss: float | None = None
+    eval_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    worse: int = 0
+    owes_evaluation: bool = False
+    finished: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Everything that a run needs and that does not change while it goes on.
+
+    Attributes:
+        adapted: The model and its trained parameters.
+        loss: The same model, giving the summed loss of a batch.
+        optimizer: The optimizer over the trained parameters.
+        scaler: Loss scaling; enabled for float16 only.
+        plan: Which rows share a batch.
+        layout: How they are laid.
+        train: The training examples.
+        evaluation: The examples of an evaluation; empty evaluates nothing.
+        settings: The resolved training section.
+        steps: All optimizer steps.
+        warmup: The steps of warm-up.
+        peak_rate: The learning rate after the warm-up.
+        eval_every: Steps between evaluations; None is the end of each epoch.
+        save_every: Steps between checkpoints; None is the end of each epoch.
+        folder: The run's folder.
+        total_parameters: All parameters of the model, for the first event.
+        save_weights: Writes the trained weights into a folder it is given.
+        answer: The model's answer to a prompt, as it is now.
+        observer: Who is told.
+    """
+
+    adapted: AdaptedModel
+    loss: TargetLoss
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    plan: BatchPlan
+    layout: Layout
+    train: Sequence[Example]
+    evaluation: Sequence[Example]
+    settings: TrainingSection
+    steps: int
+    warmup: int
+    peak_rate: float
+    eval_every: int | None
+    save_every: int | None
+    folder: RunFolder
+    total_parameters: int
+    save_weights: Callable[[Path], None]
+    answer: Callable[[str], str]
+    observer: Observer
+
+    @property
+    def device(self) -> str:
+        """The device that batches go to."""
+        return self.adapted.loaded.placement.device
+
+
+def fit(run: Fit, state: RunState) -> None:
+    """Train from `state` to the end, and leave in `state` where it ended.
+
+    Raises:
+        NonFiniteError: A loss or a gradient is not finite; the checkpoints before it stand.
+        Stopped: SIGINT or SIGTERM came; the state was saved first.
+    """
+    trained = sum(parameter.numel() for parameter in run.adapted.trainable.values())
+    run.observer(
+        RunStarted(run.folder.path, state.step, run.steps, _epochs(run, run.steps), trained, run.total_parameters)
+    )
+    clock = _Clock(state.step)
+    with StopSignals() as signals:
+        if state.owes_evaluation:
+            _evaluate(run, state, signals)
+        while not state.finished:
+            run.adapted.model.train()
+            for window in _windows(run, state):
+                _step(run, state, window, clock)
+                _after_step(run, state, clock, signals)
+                if state.finished:
+                    break
+
+
+def _windows(run: Fit, state: RunState) -> Iterator[list[list[int]]]:
+    """The windows of the state's epoch that are not yet trained on, each the batches of one optimizer step."""
+    batches = run.plan.epoch(state.epoch)
+    size = run.plan.accumulation
+    yield from [batches[start : start + size] for start in range(0, len(batches), size)][state.window :]
+
+
+def _step(run: Fit, state: RunState, window: list[list[int]], clock: _Clock) -> None:
+    """One optimizer step: the gradient of the mean loss over all trained tokens of the window, then the update."""
+    began = time.perf_counter()
+    rows = [[run.train[index] for index in batch] for batch in window]
+    batches = [collate(examples, run.layout).to(run.device) for examples in rows]
+    targets = sum(batch.target_ids.numel() for batch in batches)
+    loss = 0.0
+    for batch, examples in zip(batches, rows, strict=True):
+        part = run.loss(batch)
+        run.scaler.scale(part / targets).backward()
+        loss += _finite(part.item(), "the loss", state.step + 1, examples, run)
+    run.scaler.unscale_(run.optimizer)
+    limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
+    norm = clip_grad_norm_(list(run.adapted.trainable.values()), limit).item()
+    if not run.scaler.is_enabled():
+        _finite(norm, "the gradient", state.step + 1, [example for part in rows for example in part], run)
+    rate = _rate(run, state.step + 1)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    _count(state, run, loss, targets)
+    clock.add(time.perf_counter() - began, sum(batch.tokens for batch in batches))
+    clock.norm, clock.rate, clock.loss = norm, rate, loss / targets
+
+
+def _count(state: RunState, run: Fit, loss: float, targets: int) -> None:
+    state.step += 1
+    state.window += 1
+    state.tokens += targets
+    state.logged_loss += loss
+    state.logged_tokens += targets
+    if state.window == run.plan.steps(state.epoch):
+        state.epoch, state.window = state.epoch + 1, 0
+    state.finished = state.step >= run.steps
+
+
+def _after_step(run: Fit, state: RunState, clock: _Clock, signals: StopSignals) -> None:
+    """Tell, log, evaluate and save what is due at this step, in this order; then grant a wish to stop."""
+    _tell_step(run, state, clock)
+    if state.step % run.settings.logging_steps == 0 or state.finished:
+        _log(run, state, clock)
+    if run.evaluation and _due(run.eval_every, state):
+        state.owes_evaluation = True
+        improved = _evaluate(run, state, signals)
+    else:
+        improved = False
+    if _due(run.save_every, state) or improved or signals.received is not None:
+        _save(run, state)
+    if signals.received is not None and not state.finished:
+        raise Stopped(
+            f"stopped at step {state.step} of {run.steps}; everything is saved",
+            signal_number=signals.received,
+            remedy="go on with --resume",
+        )
+
+
+def _due(every: int | None, state: RunState) -> bool:
+    return state.finished or (state.window == 0 if every is None else state.step % every == 0)
+
+
+def _tell_step(run: Fit, state: RunState, clock: _Clock) -> None:
+    run.observer(
+        StepDone(
+            state.step, run.steps, _epochs(run, state.step), clock.loss, clock.rate,
+            clock.tokens_per_second, peak_bytes(run.device), clock.seconds_left(state.step, run.steps),
+        )
+    )  # fmt: skip
+
+
+def _log(run: Fit, state: RunState, clock: _Clock) -> None:
+    state.last_loss = state.logged_loss / state.logged_tokens
+    state.logged_loss, state.logged_tokens = 0.0, 0
+    event = StepLogged(
+        step=state.step,
+        steps=run.steps,
+        epoch=_epochs(run, state.step),
+        loss=state.last_loss,
+        grad_norm=clock.norm,
+        learning_rate=clock.rate,
+        tokens=state.tokens,
+        tokens_per_second=clock.tokens_per_second,
+        peak_bytes=peak_bytes(run.device),
+        seconds_left=clock.seconds_left(state.step, run.steps),
+    )
+    run.folder.append(run.folder.metrics, _record(event, leave_out=("steps", "seconds_left")))
+    run.observer(event)
+
+
+def _evaluate(run: Fit, state: RunState, signals: StopSignals) -> bool:
+    """Read the evaluation rows once; True when the model is better than at any evaluation before.
+
+    When a signal comes in the middle the evaluation stays owed, and is made up for on resuming.
+    """
+    run.adapted.model.eval()
+    found = evaluate_loss(
+        run.loss, run.evaluation, run.layout, run.settings.per_device_eval_batch_size, run.device,
+        stop=lambda: signals.received is not None,
+    )  # fmt: skip
+    run.adapted.model.train()
+    if found is None:
+        return False
+    loss, tokens = found
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the evaluation loss is {loss} at step {state.step}",
+            remedy="the checkpoints before it stand; look at the learning rate and at model.dtype",
+        )
+    best = state.best_loss is None or loss < state.best_loss
+    state.eval_loss, state.owes_evaluation = loss, False
+    if best:
+        state.best_loss, state.best_step, state.worse = loss, state.step, 0
+    else:
+        state.worse += 1
+    event = Evaluated(state.step, _epochs(run, state.step), loss, _exp(loss), tokens, len(run.evaluation), best)
+    record = {"step": state.step, "epoch": event.epoch, "eval_loss": loss, "eval_perplexity": event.perplexity}
+    run.folder.append(run.folder.metrics, record)
+    run.observer(event)
+    _answer_samples(run, state)
+    patience = run.settings.early_stopping_patience
+    state.finished = state.finished or (patience is not None and state.worse >= patience)
+    return best
+
+
+def evaluate_loss(
+    loss: TargetLoss,
+    examples: Sequence[Example],
+    layout: Layout,
+    batch_size: int,
+    device: str,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[float, int] | None:
+    """Total negative log-likelihood over total trained tokens, in nats, and those tokens.
+
+    The model is used in the mode it is in. None when `stop` asked for the end.
+    """
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for start in range(0, len(examples), batch_size):
+            if stop():
+                return None
+            batch: Batch = collate(examples[start : start + batch_size], layout).to(device)
+            total += loss(batch).item()
+            tokens += batch.target_ids.numel()
+    return total / tokens, tokens
+
+
+def _answer_samples(run: Fit, state: RunState) -> None:
+    for prompt in run.settings.sample_prompts:
+        event = SampleAnswered(state.step, prompt, run.answer(prompt))
+        run.folder.append(run.folder.samples, asdict(event))
+        run.observer(event)
+
+
+def _save(run: Fit, state: RunState) -> None:
+    remembered: dict[str, Any] = {**asdict(state), "files": run.folder.sizes(), "scaler": run.scaler.state_dict()}
+    place = save_checkpoint(
+        run.folder.checkpoints, state.step, run.save_weights, remembered, optimizer_state(run.optimizer)
+    )
+    prune(run.folder.checkpoints, keep=run.settings.save_total_limit, best_step=state.best_step)
+    run.observer(Saved(state.step, place))
+
+
+def _rate(run: Fit, step: int) -> float:
+    schedule = run.settings.lr_scheduler_type
+    return learning_rate(step, steps=run.steps, warmup=run.warmup, peak=run.peak_rate, schedule=schedule)
+
+
+def _epochs(run: Fit, step: int) -> float:
+    """How many epochs `step` optimizer steps are."""
+    epoch = 0
+    while step > (steps := run.plan.steps(epoch)):
+        step -= steps
+        epoch += 1
+    return round(epoch + step / steps, 6)
+
+
+def _finite(value: float, what: str, step: int, examples: Sequence[Example], run: Fit) -> float:
+    if math.isfinite(value):
+        return value
+    named = ", ".join(example.where for example in examples[:8]) + (", …" if len(examples) > 8 else "")
+    raise NonFiniteError(
+        f"{what} is {value} at step {step}, on the rows {named}",
+        where=str(run.folder.path),
+        remedy="a lower training.learning_rate, or model.dtype bfloat16 or float32 instead of float16, is the usual "
+        "cure; the last checkpoint stands and --resume goes on from it",
+    )
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _record(event: StepLogged, leave_out: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in asdict(event).items() if key not in leave_out}
+
+
+class _Clock:
+    """The rate of this process's steps, evaluations and saving left out."""
+
+    def __init__(self, first_step: int) -> None:
+        self._first_step = first_step
+        self._seconds = 0.0
+        self._tokens = 0
+        self.norm = self.rate = self.loss = 0.0
+
+    def add(self, seconds: float, tokens: int) -> None:
+        self._seconds += seconds
+        self._tokens += tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._tokens / self._seconds
+
+    def seconds_left(self, step: int, steps: int) -> float:
+        return self._seconds / (step - self._first_step) * (steps - step)

@@ -1,0 +1,140 @@
+"""The folder of a run: its name, who holds it, and the files in it that are not checkpoints.
+
+This module knows where things are. It refuses to write over a run that it was not told to replace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from loraft.errors import RunFolderError
+
+__all__ = ["RunFolder", "choose_run_folder", "differences"]
+
+RUNS = Path("runs")
+FREE_TO_CHANGE = frozenset(
+    {
+        "training.output_dir", "training.save_steps", "training.save_total_limit", "training.report_to",
+        "training.project", "training.run_name", "training.sample_prompts", "training.per_device_eval_batch_size",
+        "training.gradient_checkpointing", "generation.max_new_tokens", "generation.temperature",
+    }
+)  # fmt: skip
+"""Keys that may differ on resuming: none of them changes what is trained."""
+
+
+class RunFolder:
+    """The paths of one run, and a lock so that two processes do not write one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.model = path / "model"
+        self._lock = FileLock(path / ".lock")
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
+
+    def open(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder this process's own.
+
+        Raises:
+            RunFolderError: It holds a run and neither `resume` nor `overwrite` is set, it is something else than a
+                folder of a run, or another process is writing to it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError("is a file, not a folder", where=str(self.path), key="training.output_dir")
+        if self.holds_run and not (resume or overwrite):
+            raise RunFolderError(
+                "holds a run already",
+                where=str(self.path),
+                key="training.output_dir",
+                remedy="go on with it by --resume, replace it by --overwrite, or name another training.output_dir",
+            )
+        if not self.holds_run and self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise RunFolderError(
+                "holds files that are not a run's",
+                where=str(self.path),
+                key="training.output_dir",
+                remedy="name a new or an empty folder",
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunFolderError("another process is writing to this run", where=str(self.path)) from None
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot be written: {error.strerror}", where=str(self.path), key="training.output_dir"
+            ) from None
+        if overwrite and not resume:
+            self._empty()
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._lock.release()
+
+    def append(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Add one JSON line to `metrics` or `samples`; it is in the file when this returns."""
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of the files that grow, flushed: what a checkpoint must remember of them."""
+        sizes = {}
+        for path in (self.metrics, self.samples):
+            if path.exists():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            sizes[path.name] = path.stat().st_size if path.exists() else 0
+        return sizes
+
+    def cut_back(self, sizes: Mapping[str, int]) -> None:
+        """Forget what was written to the growing files after the checkpoint that remembered `sizes`."""
+        for path in (self.metrics, self.samples):
+            if path.exists():
+                os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
+
+    def _empty(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.name == ".lock":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Path:
+    """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N (with `resume`, the newest one)."""
+    if output_dir is not None:
+        return Path(output_dir)
+    numbers = [int(path.name.rsplit("-", 1)[1]) for path in RUNS.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()]
+    newest = max(numbers, default=0)
+    return RUNS / f"{name}-{newest if resume and newest else newest + 1}"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys in which two resolved configs differ, but for those that change nothing of the training."""
+    found = []
+    for key in sorted({*before, *now}):
+        dotted = f"{prefix}{key}"
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{dotted}.")
+        elif old != new and dotted not in FREE_TO_CHANGE:
+            found.append(f"{dotted} was {old!r} and is {new!r}")
+    return found
