@@ -1,0 +1,121 @@
+"""The one table of architectures: what differs between decoder-only models, as data.
+
+This module knows names: where a family keeps its layers, what its projections are called, and what stands around
+its head. It refuses to know weights, and it loads without torch. Everywhere else a difference between two
+architectures is a column here, never a comparison of `model_type`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from loraft.errors import ModelError
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table.
+
+    Attributes:
+        model_type: The name in the model's config.json.
+        layers_path: The path of the list of layers, from the model with its head.
+        attention: The attention's projections, as suffixes of their paths inside a layer.
+        mlp: The feed-forward part's projections, likewise. Both together are all linear modules of a layer.
+        packs: Rows can be laid end to end: attention goes through transformers' `AttentionInterface`, the forward's
+            keyword arguments reach it, and positions come from `position_ids`.
+        final_softcap: The config's attribute with the cap c of the logits, c · tanh(logits / c); its value may be None.
+        logit_multiplier: The config's attribute that the logits are multiplied by.
+        logit_divisor: The config's attribute that the logits are divided by.
+    """
+
+    model_type: str
+    layers_path: str = "model.layers"
+    attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    packs: bool = True
+    final_softcap: str | None = None
+    logit_multiplier: str | None = None
+    logit_divisor: str | None = None
+
+
+NEOX_MLP = ("dense_h_to_4h", "dense_4h_to_h")
+GPT2_ATTENTION = ("attn.c_attn", "attn.c_proj")
+GPT2_MLP = ("mlp.c_fc", "mlp.c_proj")
+
+TABLE = (
+    Family("llama"),
+    Family("mistral"),
+    Family("ministral3"),
+    Family("qwen2"),
+    Family("qwen3"),
+    Family("gemma"),
+    Family("gemma2", final_softcap="final_logit_softcapping"),
+    Family("gemma3_text", final_softcap="final_logit_softcapping"),
+    Family("phi", attention=("q_proj", "k_proj", "v_proj", "dense"), mlp=("fc1", "fc2")),
+    Family("phi3", attention=("qkv_proj", "o_proj"), mlp=("gate_up_proj", "down_proj")),
+    Family("gpt2", "transformer.h", GPT2_ATTENTION, GPT2_MLP),
+    Family("gpt_bigcode", "transformer.h", GPT2_ATTENTION, GPT2_MLP),
+    Family("gpt_neox", "gpt_neox.layers", ("attention.query_key_value", "attention.dense"), NEOX_MLP),
+    Family("opt", "model.decoder.layers", ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")),
+    Family("bloom", "transformer.h", ("self_attention.query_key_value", "self_attention.dense"), NEOX_MLP, packs=False),
+    Family("granite", logit_divisor="logits_scaling"),
+    Family("cohere", logit_multiplier="logit_scale"),
+    Family("cohere2", logit_multiplier="logit_scale"),
+    Family("olmo"),
+    Family("olmo2"),
+    Family("olmo3"),
+    Family("smollm3"),
+    Family("starcoder2", mlp=("c_fc", "c_proj")),
+    Family("stablelm", packs=False),
+    Family("glm4", mlp=("gate_up_proj", "down_proj")),
+    Family("exaone4"),
+    Family("seed_oss"),
+    Family("arcee", mlp=("up_proj", "down_proj")),
+)
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in TABLE})
+"""The families that loraft trains, by model_type; each passes the parity tests with a tiny model."""
+
+ENCODERS = ("bert", "camembert", "deberta", "electra", "ernie", "mpnet", "roberta", "roformer", "xlm")
+ENCODER_DECODERS = (
+    "bart", "bigbird_pegasus", "blenderbot", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus",
+    "plbart", "prophetnet", "t5", "t5gemma", "udop", "umt5", "whisper",
+)  # fmt: skip
+MIXTURE_HINTS = ("moe", "mixtral", "deepseek", "dbrx", "jetmoe", "gpt_oss", "llama4", "qwen3_next", "glm4_5")
+"""Parts of the names of model types whose feed-forward part is a mixture of experts."""
+
+
+def family_of(model_type: str) -> Family:
+    """The row of the table for a model type.
+
+    Raises:
+        ModelError: The type is not in the table: a mixture of experts, an encoder, an encoder-decoder, or unknown.
+    """
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    supported = f"Supported model types: {', '.join(sorted(FAMILIES))}."
+    near = difflib.get_close_matches(model_type, FAMILIES, n=1, cutoff=0.75)
+    if model_type.endswith("_vision") or f"{model_type}_text" in FAMILIES:
+        raise ModelError(_text_only(model_type), key="model.name_or_path", remedy=supported)
+    remedy = f"The nearest is {near[0]}. {supported}" if near else supported
+    raise ModelError(_why_not(model_type), key="model.name_or_path", remedy=remedy)
+
+
+def _text_only(model_type: str) -> str:
+    return f"model type {model_type!r} reads images as well as text, and loraft trains models of text alone"
+
+
+def _why_not(model_type: str) -> str:
+    if model_type in ENCODER_DECODERS:
+        return f"model type {model_type!r} is an encoder-decoder, and loraft trains decoder-only models"
+    if model_type.endswith(ENCODERS) or model_type.startswith(ENCODERS):
+        return (
+            f"model type {model_type!r} is an encoder: it does not generate text, and loraft trains decoder-only models"
+        )
+    if any(hint in model_type for hint in MIXTURE_HINTS):
+        return f"model type {model_type!r} is a mixture of experts, and loraft does not train those"
+    return f"model type {model_type!r} is not one that loraft knows"

@@ -1,0 +1,52 @@
+"""What every test stands on: no network, one thread, `--slow`, and the few shared fixtures."""
+
+from __future__ import annotations
+
+import os
+
+# Libraries read these when they are imported, so they are set before anything else is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.pop("HF_TOKEN", None)
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--slow` runs what needs a real model or more than a few seconds."""
+    parser.addoption("--slow", action="store_true", help="run the slow tests too (real models, long runs)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip slow and GPU tests where they cannot or should not run, and say why."""
+    slow = config.getoption("--slow")
+    for item in items:
+        if "slow" in item.keywords and not slow:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if "gpu" in item.keywords and not has_cuda():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and torch sees none"))
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a GPU; torch is imported for this only where a GPU test was collected."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of loraft's own, for this test and the processes that it starts."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LORAFT_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, converted once into the cache of this machine."""
+    from loraft.models.sources import resolve
+
+    return resolve("builtin:smollm2-135m-instruct")

@@ -1,0 +1,69 @@
+"""Each family's row says what its tiny model shows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from loraft.errors import ModelError
+from loraft.models.attention import ROWS
+from loraft.models.families import FAMILIES, family_of
+from tests.tiny import TINY_MODEL_TYPES, tiny_model
+
+
+@pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
+def test_names_match_all_linear_modules_of_every_layer(model_type: str) -> None:
+    family = FAMILIES[model_type]
+    model = tiny_model(model_type)
+    layers = model.get_submodule(family.layers_path)
+    assert isinstance(layers, nn.ModuleList)
+    assert len(layers) == model.config.num_hidden_layers
+    suffixes = family.attention + family.mlp
+    for layer in layers:
+        names = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+        owners = [[suffix for suffix in suffixes if f".{name}".endswith(f".{suffix}")] for name in names]
+        assert all(len(owner) == 1 for owner in owners), dict(zip(names, owners, strict=True))
+        assert sorted(owner[0] for owner in owners) == sorted(suffixes)
+
+
+@pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
+def test_what_stands_around_the_head_is_in_the_config(model_type: str) -> None:
+    family = FAMILIES[model_type]
+    config = tiny_model(model_type).config
+    for attribute in (family.final_softcap, family.logit_multiplier, family.logit_divisor):
+        assert attribute is None or hasattr(config, attribute)
+
+
+@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if family.packs])
+def test_c11_rows_laid_end_to_end_equal_rows_alone_where_the_family_packs(model_type: str) -> None:
+    lengths = [7, 13, 4]
+    rows = [torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(length)) for length in lengths]
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    model = tiny_model(model_type)
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in rows])
+        model.set_attn_implementation(ROWS)
+        packed = model(
+            input_ids=torch.cat(rows)[None], position_ids=positions[None], row_lengths=lengths, use_cache=False
+        ).logits[0]
+    torch.testing.assert_close(packed, alone, atol=2e-5, rtol=1e-5)
+    assert alone.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("mixtral", "mixture of experts"),
+        ("qwen3_moe", "mixture of experts"),
+        ("t5", "encoder-decoder"),
+        ("bert", "an encoder"),
+        ("gemma3", "images"),
+        ("lama", "not one that loraft knows"),
+    ],
+)
+def test_other_types_are_refused_with_the_reason(model_type: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason) as caught:
+        family_of(model_type)
+    assert "llama" in (caught.value.problems[0].remedy or "")

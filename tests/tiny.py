@@ -1,0 +1,143 @@
+"""Tiny models of every family, and a tiny tokenizer: real architectures with random weights, made in milliseconds.
+
+The weights are seeded and scaled so that every part of a model shows in its outputs: biases and norms are perturbed,
+soft caps, logit scales and sliding windows are small enough to bite.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from loraft.models.families import FAMILIES
+
+TINY_MODEL_TYPES = tuple(FAMILIES)
+VOCABULARY = 320
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 512,
+}
+ALTERNATING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+ONLY_OF_ITS_FAMILY: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 8},
+    "gemma2": {**ALTERNATING, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0},
+    "gemma3_text": ALTERNATING,
+    "cohere": {"logit_scale": 0.5},
+    "cohere2": {**ALTERNATING, "logit_scale": 0.5},
+    "olmo3": ALTERNATING,
+    "exaone4": ALTERNATING,
+    "granite": {
+        "logits_scaling": 2.0,
+        "embedding_multiplier": 1.5,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.3,
+    },
+    "ministral3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.1,
+                                       "original_max_position_embeddings": 16}},
+    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
+    "gpt2": {"n_inner": 48},
+    "gpt_bigcode": {"n_inner": 48},
+}  # fmt: skip
+WITHOUT_GROUPS = ("gpt2", "gpt_bigcode", "gpt_neox", "opt", "bloom")
+"""Their configs know none of intermediate_size (by that name), num_key_value_heads and head_dim."""
+
+
+def tiny_model(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A seeded float32 model of the family in eval mode, ready for a forward pass.
+
+    `overrides` go to the config under transformers' common names (`hidden_size`, `num_hidden_layers`, …). Other than
+    three layers leave out the families' alternating layer types.
+    """
+    config = AutoConfig.for_model(model_type, **tiny_sizes(model_type, **overrides))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                _scale(parameter)
+    return model.eval()
+
+
+def tiny_sizes(model_type: str, **overrides: Any) -> dict[str, Any]:
+    """The keyword arguments of the tiny config of a family."""
+    tokenizer = tiny_tokenizer()
+    sizes = dict(SIZES)
+    if model_type in WITHOUT_GROUPS:
+        sizes = {name: size for name, size in sizes.items() if name not in ("num_key_value_heads", "head_dim")}
+        if model_type != "gpt_neox":
+            del sizes["intermediate_size"]
+    sizes |= ONLY_OF_ITS_FAMILY.get(model_type, {})
+    if overrides.get("num_hidden_layers", 3) != 3:
+        sizes.pop("layer_types", None)
+    if "hidden_size" in overrides and "head_dim" in sizes and "head_dim" not in overrides:
+        sizes["head_dim"] = overrides["hidden_size"] // overrides.get(
+            "num_attention_heads", sizes["num_attention_heads"]
+        )
+    ids = {
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return sizes | ids | overrides
+
+
+def _scale(parameter: torch.Tensor) -> None:
+    """Matrices get outputs of about their inputs' size; what starts at one or zero is moved off it."""
+    if parameter.dim() > 1:
+        parameter.normal_(std=min(1.5 / parameter.shape[-1] ** 0.5, 0.3))
+    else:
+        parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
+
+@cache
+def _backend() -> str:
+    """The tokenizer as JSON: byte-level BPE, trained on a few sentences."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    text = "user assistant system the customer said that the order is late and the answer is in the text."
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer.to_str()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most 300 tokens with a chatml template; pad is its own token, eos is `<|im_end|>`."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_backend()),
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=512,
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def save_tiny(folder: Path, model_type: str = "llama", **overrides: Any) -> Path:
+    """Write a tiny model and its tokenizer as a folder in transformers' format, and return the folder."""
+    tiny_model(model_type, **overrides).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
