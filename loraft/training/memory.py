@@ -1,0 +1,192 @@
+"""What a run will need, told before a weight is loaded.
+
+This module knows how many bytes each part of training holds at its peak, from sizes alone. It refuses to know
+how those sizes were found, and it measures only one thing: the peak of this process, so that a prediction can be
+compared with what came.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import asdict, dataclass
+
+import torch
+
+from loraft.config.schema import QuantizationSection
+
+__all__ = ["LayerSizes", "MemoryPlan", "TrainingSizes", "peak_bytes", "predict", "quantized_bytes"]
+
+BLOCK = 64
+"""Weights that share one block constant in bitsandbytes' 4-bit types."""
+CONSTANTS_BLOCK = 256
+"""Block constants that share one float32 when they are quantized too."""
+OPTIMIZER_BYTES = {"adamw": 8.0, "paged_adamw_32bit": 8.0, "adamw_8bit": 2.0 + 8 / 256, "paged_adamw_8bit": 2.0 + 8 / 256}
+"""Bytes a trained number: two moments in float32, or in 8 bits with a float32 for each block of 256."""
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What one transformer layer's activations are made of.
+
+    Attributes:
+        hidden: The width of the residual stream.
+        linear_inputs: The in-features of the layer's linear modules, summed.
+        linear_outputs: The out-features of the layer's linear modules, summed.
+        inner: The widest out-features, that of the feed-forward part.
+        heads: The attention heads.
+    """
+
+    hidden: int
+    linear_inputs: int
+    linear_outputs: int
+    inner: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class TrainingSizes:
+    """The sizes that decide how much memory a run needs.
+
+    Attributes:
+        frozen_parameters: Frozen numbers that are stored plainly.
+        quantized_parameters: Frozen numbers that are stored in 4 bits.
+        trainable_parameters: Trained numbers, all float32.
+        dtype_bytes: The bytes of a number of `model.dtype`, in which frozen weights and activations are.
+        layer: One layer's sizes.
+        graph_layers: Layers that keep activations: those from the first trained one up.
+        batch_tokens: Tokens of the largest batch, padding included.
+        longest_row: Tokens of the longest row.
+        batch_targets: Trained tokens of the largest batch.
+        chunk_targets: The most targets whose logits are held at once.
+        vocabulary: The entries of the vocabulary.
+        whole_model: Every weight is trained, so that gradients of weights need every input.
+    """
+
+    frozen_parameters: int
+    quantized_parameters: int
+    trainable_parameters: int
+    dtype_bytes: int
+    layer: LayerSizes
+    graph_layers: int
+    batch_tokens: int
+    longest_row: int
+    batch_targets: int
+    chunk_targets: int
+    vocabulary: int
+    whole_model: bool
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by part at the peak of a training step.
+
+    Attributes:
+        weights: The frozen weights.
+        adapter: The trained weights.
+        gradients: Their gradients.
+        optimizer: The optimizer's moments.
+        activations: What the forward pass keeps for the backward pass.
+        logits: The logits of one chunk, and their gradient.
+        runtime: The libraries themselves, on the CPU the process before a model is loaded.
+    """
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    runtime: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The sum of the parts."""
+        return sum(asdict(self).values())
+
+    def as_dict(self) -> dict[str, int]:
+        """The parts and their sum."""
+        return {**asdict(self), "peak_bytes": self.peak_bytes}
+
+
+def predict(
+    sizes: TrainingSizes,
+    *,
+    optimizer: str,
+    quantization: QuantizationSection | None,
+    checkpointing: bool,
+    device: str,
+) -> MemoryPlan:
+    """The memory of a training step at its peak.
+
+    Args:
+        sizes: The run's sizes.
+        optimizer: The resolved `training.optim`.
+        quantization: How quantized weights are stored; None where none are.
+        checkpointing: Whether activations are recomputed, so that one layer's are held at a time.
+        device: `cpu` or `cuda`.
+    """
+    weights = sizes.frozen_parameters * sizes.dtype_bytes
+    if quantization is not None:
+        weights += quantized_bytes(sizes.quantized_parameters, double_quant=quantization.double_quant)
+    logits = min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * (8 + 2 * sizes.dtype_bytes)
+    return MemoryPlan(
+        weights=weights,
+        adapter=4 * sizes.trainable_parameters,
+        gradients=4 * sizes.trainable_parameters,
+        optimizer=int(OPTIMIZER_BYTES[optimizer] * sizes.trainable_parameters),
+        activations=_activations(sizes, checkpointing=checkpointing, device=device),
+        logits=logits,
+        runtime=_runtime_bytes(device),
+    )
+
+
+def quantized_bytes(parameters: int, *, double_quant: bool) -> int:
+    """The bytes of 4-bit weights with their block constants.
+
+    Half a byte a number, and for each block of 64 a float32 constant; double quantization makes it one byte and a
+    float32 for each 256 constants.
+
+    Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314).
+    """
+    blocks = parameters / BLOCK
+    constants = blocks * (1 + 4 / CONSTANTS_BLOCK) if double_quant else 4 * blocks
+    return int(parameters / 2 + constants)
+
+
+def _activations(sizes: TrainingSizes, *, checkpointing: bool, device: str) -> int:
+    """Activations of one batch: a layer keeps each linear module's output, what stands between, and its norms' inputs.
+
+    The residual stream passes each norm in float32, twice a layer; the gated product and the activation function
+    keep two more tensors of the inner width; on the CPU the attention weights of each row are kept besides.
+    """
+    layer, width = sizes.layer, sizes.dtype_bytes
+    a_token = width * (layer.linear_outputs + 2 * layer.inner + 4 * layer.hidden) + 16 * layer.hidden
+    if sizes.whole_model:
+        a_token += width * layer.linear_inputs
+    weights = width * layer.heads * sizes.longest_row if device == "cpu" and sizes.longest_row <= 512 else 0
+    one_layer = sizes.batch_tokens * (a_token + weights)
+    boundaries = sizes.batch_tokens * width * layer.hidden * sizes.graph_layers
+    # The backward pass holds the gradients of one layer's activations beside what the forward kept.
+    kept = boundaries + one_layer if checkpointing else one_layer * sizes.graph_layers
+    return kept + one_layer
+
+
+def _runtime_bytes(device: str) -> int:
+    if device == "cuda":
+        return 0  # torch.cuda's own peak, which is what is compared, leaves out the context
+    return _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory held so far: torch's on CUDA, this process's on the CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
