@@ -1,0 +1,70 @@
+"""The modules of a model, as the choice of targets needs them: linear ones, sizes, tied and 4-bit weights.
+
+This module knows torch modules, on the meta device too. It refuses to know peft and the config's words.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loraft.adapters.targets import Targets, select
+from loraft.config.schema import LoraSection
+from loraft.models.families import Family
+
+__all__ = ["linear_modules", "sized_modules", "targets_in", "tied_modules"]
+
+
+def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Full name of each linear module: its (in, out) features; GPT-2's Conv1D, which stores [in, out], is one."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            shapes[name] = (module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            shapes[name] = (module.weight.shape[0], module.weight.shape[1])
+    return shapes
+
+
+def sized_modules(model: nn.Module) -> dict[str, int]:
+    """Full name of each module that has parameters: how many, those of its children included."""
+    sizes = {name: sum(weight.numel() for weight in module.parameters()) for name, module in model.named_modules()}
+    return {name: size for name, size in sizes.items() if name and size}
+
+
+def tied_modules(model: nn.Module) -> tuple[str, ...]:
+    """The modules that share a weight with another, such as the embedding and the head."""
+    owners: defaultdict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        for weight in module.parameters(recurse=False):
+            owners[id(weight)].append(name)
+    return tuple(name for names in owners.values() if len(names) > 1 for name in names)
+
+
+def targets_in(model: PreTrainedModel, family: Family, lora: LoraSection, *, quantized: bool) -> Targets:
+    """Resolve the `lora` section against a model, whether its weights are loaded or not.
+
+    Args:
+        model: The base, before anything is attached to it; on the meta device too.
+        family: Its row of the table of architectures.
+        lora: The config's section.
+        quantized: Whether the linear modules are, or will be, stored in 4 bits; the head never is.
+
+    Raises:
+        AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
+    """
+    linear = linear_modules(model)
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    packed = [name for name in linear if quantized and model.get_submodule(name) is not head]
+    return select(
+        linear,
+        family,
+        lora,
+        len(list(model.get_submodule(family.layers_path).children())),
+        modules=sized_modules(model),
+        tied=tied_modules(model),
+        quantized=packed,
+    )

@@ -1,0 +1,250 @@
+"""An adapter put into a loaded base: the only place that wraps a model with peft.
+
+This module knows how the config's `lora` section becomes trainable float32 parameters in a frozen base, and how
+a run goes on from an adapter. It refuses to know files (`reading`, `store`) and how training goes.
+
+What is trained is float32 and what is frozen keeps the dtype that it was loaded in. peft's own casting of inputs
+is off: where the base is not float32, every forward, of training and of generation, runs under `torch.autocast`.
+Gradient checkpointing is switched on after `attach`, never before: peft would let gradients into the embeddings,
+and so build a graph below the first adapted layer.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from loraft.models.loading import LoadedModel
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loraft.adapters.anatomy import targets_in
+from loraft.adapters.names import matches
+from loraft.adapters.reading import AdapterFiles, insert, read_adapter
+from loraft.adapters.targets import Targets
+from loraft.config.schema import LoraSection, Method, RunConfig
+from loraft.errors import AdapterError, Problem
+from loraft.models.families import Family
+
+__all__ = ["ADAPTER_NAME", "AdaptedModel", "attach", "wrap"]
+
+ADAPTER_NAME = "default"
+"""The name that peft loads an adapter under when nobody names it."""
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedModel:
+    """A base with what is trained in it.
+
+    Attributes:
+        loaded: The base as it was loaded.
+        model: The model to run: peft's wrapper, or the base itself for `method: full`.
+        targets: What the adapter trains; None for `method: full` and for an adapter that was loaded to be used.
+        trainable: Every trained parameter by name, in the order of the names; all are float32.
+        method: How it is, or was, trained.
+        notes: What a person should know about it, one sentence each.
+    """
+
+    loaded: LoadedModel
+    model: PeftModel | PreTrainedModel
+    targets: Targets | None
+    trainable: dict[str, nn.Parameter]
+    method: Method
+    notes: tuple[str, ...] = ()
+
+    def set_training(self, training: bool) -> None:
+        """Switch dropout on for training, or off for everything else."""
+        self.model.train(training)
+
+
+def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
+    """Make what the config's method trains trainable, and nothing else.
+
+    The start of an adapter is a function of `config.seed` alone: not of the device, the dtype of the base, or what
+    was drawn before; and the global random state is left as it was.
+
+    Raises:
+        AdapterError: If a target, layer or pattern matches nothing, or `lora.start_from` is another adapter.
+    """
+    if config.method == "full":
+        return _attach_nothing(loaded)
+    base = loaded.model
+    targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora")
+    start = read_adapter(Path(config.lora.start_from)) if config.lora.start_from else None
+    if start:
+        _refuse_another_shape(start, targets, config.lora)
+    model = wrap(base, _lora_config(base, loaded.family, targets, config.lora))
+    _refuse_other_modules(model, targets)
+    notes: tuple[str, ...] = ()
+    if start:
+        notes = start.check_base(loaded.fingerprint)
+        insert(model, start, ADAPTER_NAME)
+    else:
+        _initialise(model, targets.modules, config)
+    recorded = model.peft_config[ADAPTER_NAME]
+    recorded.base_model_name_or_path = loaded.name
+    recorded.revision = config.model.revision
+    return AdaptedModel(loaded, model, targets, _trainable(model), config.method, notes)
+
+
+def wrap(base: PreTrainedModel, config: LoraConfig, name: str = ADAPTER_NAME) -> PeftModel:
+    """The base with adapter layers in it: trained parameters float32, peft's casting of inputs off.
+
+    The values of the adapter are not yet decided; the global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Only peft's own loading confuses a name like "a" with its prefix "lora_"; `insert` compares every key.
+        warnings.filterwarnings("ignore", message="Adapter name .* should not be contained in the prefix")
+        model: PeftModel = get_peft_model(base, config, adapter_name=name)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+    return model
+
+
+def _attach_nothing(loaded: LoadedModel) -> AdaptedModel:
+    """Every weight of the base is trained, in float32."""
+    model = loaded.model.float()
+    model.requires_grad_(True)
+    return AdaptedModel(loaded, model, None, _trainable(model), "full")
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(sorted((name, weight) for name, weight in model.named_parameters() if weight.requires_grad))
+
+
+def _initialise(model: PeftModel, modules: Iterable[str], config: RunConfig) -> None:
+    """Draw every A anew, on the CPU and in float32; B is zero, so that training starts from the base.
+
+    peft draws A from the global state and rounds it to the dtype of the base before it makes it float32.
+
+    Source: A ~ U(-1/√in, 1/√in) (Kaiming with a = √5), or A ~ N(0, 1/r²) for gaussian; Hu et al. 2021 and peft.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    base = model.get_base_model()
+    for name in modules:
+        weight = base.get_submodule(name).lora_A[ADAPTER_NAME].weight  # type: ignore[union-attr,index]
+        drawn = torch.empty(weight.shape, dtype=torch.float32)
+        if config.lora.init == "gaussian":
+            nn.init.normal_(drawn, std=1 / weight.shape[0], generator=generator)
+        else:
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+        weight.data.copy_(drawn)
+
+
+def _lora_config(base: PreTrainedModel, family: Family, targets: Targets, lora: LoraSection) -> LoraConfig:
+    """The config's section in peft's words."""
+    everything = [name for name, _ in base.named_modules()]
+    names, indices = _portable_names(targets, everything, family)
+    alphas = {pattern: _whole(alpha) for pattern, alpha in lora.alpha_pattern.items()}
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora.r,
+        lora_alpha=_whole(lora.alpha),  # type: ignore[arg-type]  # peft divides by r, and takes any number
+        lora_dropout=lora.dropout,
+        target_modules=names,
+        layers_to_transform=indices,
+        layers_pattern=None if indices is None else family.layers_path.rpartition(".")[2],
+        modules_to_save=_unmistakable(targets.saved, everything) or None,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=alphas,
+        init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+        fan_in_fan_out=any(isinstance(base.get_submodule(name), Conv1D) for name in targets.modules),
+    )
+
+
+def _whole(number: float) -> float | int:
+    """A whole number as an int: some servers read `lora_alpha` as one."""
+    return int(number) if number == int(number) else number
+
+
+def _portable_names(targets: Targets, everything: Sequence[str], family: Family) -> tuple[list[str], list[int] | None]:
+    """The shortest `target_modules` and `layers_to_transform` that mean exactly the chosen modules.
+
+    Short names can be read, and fit a model of another depth; full names are the last resort.
+    """
+    stack = f"{family.layers_path}."
+    last = sorted({name.rpartition(".")[2] for name in targets.modules})
+    inside = sorted({name.removeprefix(stack).partition(".")[2] for name in targets.modules})
+    chosen = set(targets.modules)
+    for names in (last, inside):
+        meant = {name for name in everything if any(matches(name, short) for short in names)}
+        if meant == chosen:
+            return names, None
+        layers = tuple(f"{stack}{index}." for index in targets.layers)
+        if {name for name in meant if name.startswith(layers)} == chosen:
+            return names, list(targets.layers)
+    return list(targets.modules), None
+
+
+def _unmistakable(saved: Sequence[str], everything: Sequence[str]) -> list[str]:
+    """Names for `modules_to_save`, which peft compares by the end of the text: `norm` would mean `input_layernorm`."""
+    short = [name.rpartition(".")[2] for name in saved]
+    meant = {name for name in everything if name.endswith(tuple(short))} if short else set()
+    return sorted(set(short)) if meant == set(saved) else list(saved)
+
+
+def _refuse_other_modules(model: PeftModel, targets: Targets) -> None:
+    """Compare what peft adapted with what was chosen: it ignores names that match nothing when others match."""
+    base = model.get_base_model()
+    adapted = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    if adapted != set(targets.modules):
+        differing = ", ".join(sorted(adapted.symmetric_difference(targets.modules))[:5])
+        raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")
+
+
+def _refuse_another_shape(start: AdapterFiles, targets: Targets, lora: LoraSection) -> None:
+    """Compare the adapter of `lora.start_from` with the section: going on with another adapter is a mistake."""
+    shape = start.shape
+    problems = [
+        *_differences("r", shape.ranks, targets.ranks),
+        *_differences("alpha", shape.alphas, targets.alphas),
+        *_switch("lora.use_rslora", shape.use_rslora, lora.use_rslora),
+        *_switch("lora.use_dora", shape.use_dora, lora.use_dora),
+    ]
+    if shape.saved != frozenset(targets.saved):
+        there = ", ".join(sorted(shape.saved)) or "none"
+        problems.append(Problem(f"the adapter has {there}", key="lora.modules_to_save"))
+    if problems:
+        problems.append(
+            Problem("it is not the adapter that the config describes", str(start.folder), "lora.start_from")
+        )
+        raise AdapterError.several(problems)
+
+
+def _differences(key: str, there: Mapping[str, float], here: Mapping[str, float]) -> Iterable[Problem]:
+    if key == "r" and there.keys() != here.keys():
+        for what, names in (
+            ("the adapter has no", here.keys() - there.keys()),
+            ("only the adapter has", there.keys() - here.keys()),
+        ):
+            if names:
+                yield Problem(f"{what} {_listed(sorted(names))}", key="lora.target_modules")
+    different = [name for name in here if name in there and there[name] != here[name]]
+    if different:
+        first = different[0]
+        yield Problem(
+            f"{there[first]:g} in the adapter, {here[first]:g} here ({_listed(different)})", key=f"lora.{key}"
+        )
+
+
+def _switch(key: str, there: bool, here: bool) -> Iterable[Problem]:
+    if there != here:
+        yield Problem(f"{str(there).lower()} in the adapter, {str(here).lower()} here", key=key)
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

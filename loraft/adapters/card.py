@@ -1,0 +1,169 @@
+"""The model card: what was trained, on what, how, and what was measured.
+
+This module knows a config and the facts of a finished or interrupted run, and turns them into Markdown. It
+refuses to know torch, and to claim what was not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraft.config.schema import Method, RunConfig
+
+__all__ = ["TrainingFacts", "model_card", "shown"]
+
+METHODS: dict[Method, str] = {
+    "lora": "LoRA",
+    "qlora": "QLoRA (LoRA on a base stored in 4 bits)",
+    "full": "full fine-tuning",
+}
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What happened in a run up to the moment of saving.
+
+    Attributes:
+        steps: Optimizer steps done.
+        epochs: Passes over the rows, with fractions.
+        rows: Rows in an epoch.
+        trained_tokens: Tokens that the loss was computed on, over all steps.
+        train_loss: The last logged mean loss a trained token; None before the first.
+        eval_loss: The mean loss a trained token of the held-out rows, of these very weights; None if not measured.
+        eval_rows: How many rows that was measured on.
+    """
+
+    steps: int
+    epochs: float
+    rows: int
+    trained_tokens: int
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    eval_rows: int = 0
+
+
+def shown(name: str) -> str:
+    """A model's or a file's name as a card may show it: an absolute path would tell where it lay."""
+    return Path(name).name if Path(name).is_absolute() or name.startswith("~") else name
+
+
+def model_card(config: RunConfig, facts: TrainingFacts, version: str) -> str:
+    """The text of README.md.
+
+    Args:
+        config: The resolved config of the run.
+        facts: What happened in it.
+        version: loraft's.
+    """
+    sections = (
+        _front_matter(config),
+        _title(config, version),
+        _usage(config),
+        _training(config, facts),
+        _result(facts),
+    )
+    return "\n".join("\n".join(section) + "\n" for section in sections)
+
+
+def _front_matter(config: RunConfig) -> Iterator[str]:
+    full = config.method == "full"
+    yield "---"
+    yield f"base_model: {json.dumps(shown(config.model.name_or_path))}"
+    yield f"library_name: {'transformers' if full else 'peft'}"
+    yield "pipeline_tag: text-generation"
+    yield "tags:"
+    yield from (
+        f"- {tag}"
+        for tag in ("loraft", *(() if full else ("lora", "peft")), *(("qlora",) if config.method == "qlora" else ()))
+    )
+    yield "---"
+
+
+def _title(config: RunConfig, version: str) -> Iterator[str]:
+    base = shown(config.model.name_or_path)
+    revision = f" (revision `{config.model.revision}`)" if config.model.revision else ""
+    if config.method == "full":
+        yield f"# A fine-tuned `{base}`\n"
+        yield f"Every weight of `{base}`{revision} was trained with loraft {version}; the weights here are float32."
+    else:
+        yield f"# An adapter for `{base}`\n"
+        yield f"{METHODS[config.method]} on `{base}`{revision}, trained with loraft {version}. It needs that base."
+
+
+def _usage(config: RunConfig) -> Iterator[str]:
+    base = shown(config.model.name_or_path)
+    yield "## Use\n\n```python"
+    if config.method == "full":
+        yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
+        yield 'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")'
+        yield "```"
+        return
+    ours = base.startswith("builtin:") or base.endswith(".gguf")
+    yield "from peft import PeftModel"
+    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    if ours:
+        yield "from loraft.models.sources import resolve"
+    yield ""
+    yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/adapter")'
+    source = f"resolve({json.dumps(base)})" if ours else json.dumps(base)
+    yield f"base_model = AutoModelForCausalLM.from_pretrained({source})"
+    yield 'model = PeftModel.from_pretrained(base_model, "path/to/adapter")'
+    yield "```\n"
+    yield "The chat template, the stop ids and the generation defaults that it was trained for lie beside it."
+    if config.method == "qlora":
+        stored = (
+            f"{config.quantization.type.upper()}{', double quantization' if config.quantization.double_quant else ''}"
+        )
+        yield f"It was trained on the base in 4 bits ({stored}); on the unquantized base its answers differ."
+
+
+def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
+    training, data = config.training, config.data
+    yield "## Training\n\n| | |\n|---|---|"
+    rows = {
+        "method": METHODS[config.method],
+        "data": ", ".join(f"`{shown(source.path)}`" for source in data.train),
+        "rows an epoch": f"{facts.rows:,}",
+        "epochs, steps": f"{facts.epochs:.2f}, {facts.steps:,}",
+        "trained tokens": f"{facts.trained_tokens:,} (train_on: {data.train_on})",
+        "longest row": f"{data.max_length:,} tokens",
+        "learning rate": f"{training.learning_rate}, {training.lr_scheduler_type}, warm-up {training.warmup_steps:g}",
+        "batch": f"{training.per_device_train_batch_size} rows × {training.gradient_accumulation_steps} accumulated",
+        "optimizer": f"{training.optim}, weight decay {training.weight_decay:g}, clipping {training.max_grad_norm}",
+        "seed": str(config.seed),
+        **({} if config.method == "full" else _adapter_rows(config)),
+    }
+    yield from (f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _adapter_rows(config: RunConfig) -> dict[str, str]:
+    lora = config.lora
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+    layers = lora.layers if isinstance(lora.layers, str) else ", ".join(map(str, lora.layers))
+    extras = [word for word, used in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if used]
+    rows = {
+        "rank, alpha, dropout": ", ".join([f"{lora.r}, {lora.alpha:g}, {lora.dropout:g}", *extras]),
+        "target modules": targets,
+        "layers": layers,
+    }
+    if lora.modules_to_save:
+        rows["trained whole"] = ", ".join(lora.modules_to_save)
+    return rows
+
+
+def _result(facts: TrainingFacts) -> Iterator[str]:
+    yield "## Measured\n"
+    if facts.train_loss is not None:
+        yield f"- last training loss: {facts.train_loss:.4f} a trained token"
+    if facts.eval_loss is None:
+        yield "- held-out loss: not measured"
+    else:
+        perplexity = math.exp(min(facts.eval_loss, 700.0))
+        measured = f"{facts.eval_loss:.4f} a trained token (perplexity {perplexity:.4g})"
+        yield f"- held-out loss: {measured}, on {facts.eval_rows:,} rows"
+    yield "\nNothing else was measured: neither other tasks, nor languages, nor safety."

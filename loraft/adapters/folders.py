@@ -1,0 +1,105 @@
+"""A folder that is there whole, or not at all, and the JSON files in it.
+
+This module knows how files reach a disk: written beside, synchronised, renamed, and readable as the umask says.
+It refuses to know what they mean, and loads without torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from loraft.errors import AdapterError, DiskFullError
+
+__all__ = ["read_json", "written_whole"]
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The object in a JSON file.
+
+    Raises:
+        AdapterError: If the file cannot be read or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise AdapterError("it holds no JSON object", where=str(path))
+    return value
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write into; on leaving without an error it becomes `folder`, replacing what was there.
+
+    Every file is synchronised before the rename, and has the mode that the umask gives to new files: safetensors
+    would leave 0600. After an error `folder` is as it was. So it is after a kill, save for one between the two renames
+    of a replacement: then the old folder lies beside, as `.NAME.previous`, and the next writing takes it back first.
+
+    Raises:
+        DiskFullError: If the disk fills up while the files are written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging, previous = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "previous"))
+    if previous.exists() and not folder.exists():
+        previous.rename(folder)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        _settle(staging)
+        _swap(staging, folder, previous)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if _disk_is_full(error):
+            free = shutil.disk_usage(folder.parent).free
+            raise DiskFullError(
+                f"the disk filled up; {free:,} bytes are free", where=str(folder), remedy="Free some space."
+            ) from error
+        raise
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _settle(staging: Path) -> None:
+    probe = staging / ".mode"
+    probe.touch()  # a new file's mode is 0666 & ~umask, told without setting the umask of the whole process
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in sorted(staging.rglob("*")):
+        if path.is_file():
+            path.chmod(mode)
+        _synchronise(path)
+    _synchronise(staging)
+
+
+def _swap(staging: Path, folder: Path, previous: Path) -> None:
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.rename(previous)
+    staging.rename(folder)
+    _synchronise(folder.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_is_full(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"os error {errno.ENOSPC}" in str(error)

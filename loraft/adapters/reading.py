@@ -1,0 +1,215 @@
+"""An adapter's folder, read and distrusted.
+
+This module knows PEFT's file format and `loraft.json`, and every way in which such a folder does not fit: keys
+that are missing or left over, values that are not finite, a rank or an alpha that was changed, another base. It
+reads safetensors and JSON only, and refuses to know how an adapter is trained or written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from loraft.adapters.declared import Json, honoured_config, refuse_changes
+from loraft.adapters.folders import read_json
+from loraft.adapters.patterns import value_for
+from loraft.errors import AdapterError, Problem
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "RECORD",
+    "AdapterFiles",
+    "AdapterShape",
+    "adapter_tensors",
+    "check_adapter_name",
+    "insert",
+    "non_finite",
+    "read_adapter",
+]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+RECORD = "loraft.json"
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """What an adapter is, told from its tensors and its config together.
+
+    Attributes:
+        ranks: The rank of each adapted module, by its full name.
+        alphas: The alpha of each.
+        saved: The modules that have weights of their own (`modules_to_save`), down to the leaves.
+        use_rslora: Whether the scale is alpha / √r.
+        use_dora: Whether there are magnitudes.
+    """
+
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    saved: frozenset[str]
+    use_rslora: bool
+    use_dora: bool
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterFiles:
+    """The contents of an adapter's folder.
+
+    Attributes:
+        folder: Where it lies.
+        config: `adapter_config.json`, in peft's type.
+        tensors: `adapter_model.safetensors`; every value is finite.
+        record: `loraft.json`, or None for an adapter that loraft did not write.
+    """
+
+    folder: Path
+    config: LoraConfig
+    tensors: dict[str, torch.Tensor]
+    record: Json | None
+
+    @property
+    def shape(self) -> AdapterShape:
+        """What the tensors and the config say together."""
+        config = self.config
+        found = {key: LORA_KEY.fullmatch(key) for key in self.tensors}
+        ranks = {
+            match["module"]: self.tensors[key].shape[0]
+            for key, match in found.items()
+            if match and match["part"] == "A.weight"
+        }
+        alphas = {name: value_for(name, config.alpha_pattern or {}, config.lora_alpha) for name in ranks}
+        whole = (key for key, match in found.items() if not match)
+        saved = frozenset(key.removeprefix("base_model.model.").rpartition(".")[0] for key in whole)
+        return AdapterShape(ranks, alphas, saved, config.use_rslora, config.use_dora)
+
+    def check_base(self, fingerprint: str) -> tuple[str, ...]:
+        """Compare the base that the adapter was trained on with the one that is loaded.
+
+        Returns:
+            What to tell the user: an adapter without `loraft.json` cannot be compared.
+
+        Raises:
+            AdapterError: If they differ.
+        """
+        base = self.record.get("base") if self.record else None
+        recorded = base.get("fingerprint") if isinstance(base, Mapping) else None
+        if not isinstance(recorded, str):
+            return (f"{self.folder} does not say which weights it was trained on: the base was not compared.",)
+        if recorded != fingerprint:
+            name = self.config.base_model_name_or_path
+            raise AdapterError(
+                "the adapter was trained on other base weights than these",
+                where=str(self.folder),
+                remedy=f"Load it onto {name}, in the revision that it was trained on.",
+            )
+        return ()
+
+
+def check_adapter_name(name: str) -> None:
+    """Refuse a name that could mean a path.
+
+    Raises:
+        AdapterError: If it is not made of 1 to 64 letters, digits, `_` and `-`.
+    """
+    if not NAME.fullmatch(name):
+        raise AdapterError(
+            f"{name!r} cannot be an adapter's name", remedy="Use 1 to 64 letters, digits, underscores and hyphens."
+        )
+
+
+def read_adapter(folder: Path) -> AdapterFiles:
+    """Read an adapter and check it against itself.
+
+    Raises:
+        AdapterError: If files are missing or damaged, if it is no LoRA adapter, or if its parts disagree.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise AdapterError(f"there is no {ADAPTER_CONFIG}", where=str(folder), remedy="Name the folder of an adapter.")
+    declared = read_json(folder / ADAPTER_CONFIG)
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
+    config = honoured_config(declared, str(folder / ADAPTER_CONFIG))
+    refuse_changes(declared, record, str(folder / ADAPTER_CONFIG))
+    files = AdapterFiles(folder, config, _tensors(folder), record)
+    _refuse_other_ranks(files)
+    return files
+
+
+def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
+    """Put the tensors of a folder into the adapter layers of `model`, which must take exactly these.
+
+    Raises:
+        AdapterError: If a key is missing or left over, or a shape differs.
+    """
+    expected = adapter_tensors(model, name)
+    problems = [
+        *(f"the tensor {key} is missing" for key in sorted(expected.keys() - files.tensors.keys())),
+        *(f"the base has no place for the tensor {key}" for key in sorted(files.tensors.keys() - expected.keys())),
+        *(
+            f"the tensor {key} is {list(files.tensors[key].shape)} and the base needs {list(tensor.shape)}"
+            for key, tensor in sorted(expected.items())
+            if key in files.tensors and files.tensors[key].shape != tensor.shape
+        ),
+    ]
+    where = str(files.folder / ADAPTER_WEIGHTS)
+    if problems:
+        unsaid = [f"and {len(problems) - 10} more like these"] if len(problems) > 10 else []
+        raise AdapterError.several(Problem(message, where) for message in [*problems[:10], *unsaid])
+    # peft annotates its result with the function `namedtuple`
+    unplaced = set_peft_model_state_dict(model, files.tensors, adapter_name=name).unexpected_keys  # type: ignore[attr-defined]
+    if unplaced:
+        raise AdapterError(f"peft found no place for {unplaced[0]}", where=where)
+
+
+def adapter_tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter under the keys of PEFT's files.
+
+    peft would look for the base on the Hub to see whether the vocabulary grew; loraft never resizes it.
+    """
+    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return tensors
+
+
+def non_finite(tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """The names of the tensors that hold NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            yield name
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        pickled = sorted(file.name for file in folder.glob("adapter_model.*"))
+        remedy = f"{pickled[0]} is not read: pickled weights can run code." if pickled else "The folder is incomplete."
+        raise AdapterError(f"there is no {ADAPTER_WEIGHTS}", where=str(folder), remedy=remedy)
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
+    bad = list(non_finite(tensors))
+    if bad:
+        raise AdapterError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", where=str(path))
+    return tensors
+
+
+def _refuse_other_ranks(files: AdapterFiles) -> None:
+    config = files.config
+    for name, rank in files.shape.ranks.items():
+        said = value_for(name, config.rank_pattern or {}, config.r)
+        if said != rank:
+            raise AdapterError(
+                f"it says rank {said} for {name}, and the tensors have rank {rank}",
+                where=str(files.folder / ADAPTER_CONFIG),
+                key="r",
+            )

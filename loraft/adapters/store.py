@@ -1,0 +1,222 @@
+"""An adapter in a folder: saved so that PEFT loads it unchanged, loaded so that nothing wrong goes unseen.
+
+This module knows the files of a trained model and puts them together: weights, tokenizer with the chat template
+it was trained with, generation defaults, card and record. It refuses to know runs and checkpoints, which put
+these folders where they belong.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from loraft.data.tokenize import Renderer
+from loraft.models.loading import LoadedModel
+from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import loraft
+from loraft.adapters.attach import ADAPTER_NAME, AdaptedModel, wrap
+from loraft.adapters.card import TrainingFacts, model_card, shown
+from loraft.adapters.declared import recorded_lora
+from loraft.adapters.folders import written_whole
+from loraft.adapters.reading import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RECORD,
+    adapter_tensors,
+    check_adapter_name,
+    insert,
+    non_finite,
+    read_adapter,
+)
+from loraft.config.schema import GenerationSection, RunConfig
+from loraft.errors import AdapterError, NonFiniteError
+
+__all__ = ["generation_defaults", "load_adapter", "restore", "save_adapter", "save_full"]
+
+SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
+
+
+def save_adapter(
+    adapted: AdaptedModel, folder: Path, *, config: RunConfig, renderer: Renderer, facts: TrainingFacts
+) -> None:
+    """Write an adapter and all that using it needs, in PEFT's own format; an older one in `folder` is replaced.
+
+    Raises:
+        NonFiniteError: If a tensor holds NaN or infinity; `folder` is left as it was.
+        DiskFullError: If the disk fills up; `folder` is left as it was.
+    """
+    model = adapted.model
+    assert isinstance(model, PeftModel), "save_full writes a model that was trained whole"
+    tensors = {name: tensor.contiguous() for name, tensor in adapter_tensors(model, ADAPTER_NAME).items()}
+    _refuse_non_finite(tensors, folder)
+    with written_whole(folder) as staging:
+        save_file(tensors, staging / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        _write_json(staging / ADAPTER_CONFIG, _adapter_config(model))
+        _write_company(adapted, staging, config, renderer, facts)
+
+
+def save_full(
+    adapted: AdaptedModel, folder: Path, *, config: RunConfig, renderer: Renderer, facts: TrainingFacts
+) -> None:
+    """Write a model that was trained whole, as transformers loads it; an older one in `folder` is replaced.
+
+    Raises:
+        NonFiniteError: If a tensor holds NaN or infinity; `folder` is left as it was.
+        DiskFullError: If the disk fills up; `folder` is left as it was.
+    """
+    model = adapted.model
+    assert isinstance(model, PreTrainedModel), "save_adapter writes an adapter"
+    _refuse_non_finite({name: weight.data for name, weight in adapted.trainable.items()}, folder)
+    with written_whole(folder) as staging:
+        model.save_pretrained(staging)
+        _write_company(adapted, staging, config, renderer, facts)
+
+
+def load_adapter(loaded: LoadedModel, folder: Path, *, name: str = ADAPTER_NAME) -> AdaptedModel:
+    """Put a saved adapter into its base, to be used and not trained.
+
+    As in training, its forward runs under `torch.autocast` where the base is not float32.
+
+    Args:
+        loaded: The base, with nothing attached; it is left so when the adapter is refused.
+        folder: The adapter's folder.
+        name: What to call it in peft.
+
+    Raises:
+        AdapterError: If the folder is damaged or does not fit the base; all that is found is said.
+    """
+    check_adapter_name(name)
+    files = read_adapter(folder)
+    notes = files.check_base(loaded.fingerprint)
+    try:
+        model = wrap(loaded.model, files.config, name)
+    except ValueError as error:  # peft's word for targets that match nothing
+        raise AdapterError(f"it does not fit the base: {error}", where=str(folder)) from error
+    try:
+        insert(model, files, name)
+    except AdapterError:
+        model.unload()
+        raise
+    model.requires_grad_(False)
+    model.eval()
+    method = files.record.get("method") if files.record else None
+    return AdaptedModel(loaded, model, None, {}, "qlora" if method == "qlora" else "lora", notes)
+
+
+def restore(adapted: AdaptedModel, folder: Path) -> None:
+    """Put weights that `save_adapter` or `save_full` wrote back into the model that they came from.
+
+    Raises:
+        AdapterError: If the folder is damaged or holds other tensors than the model trains.
+    """
+    if isinstance(adapted.model, PeftModel):
+        insert(adapted.model, read_adapter(folder), ADAPTER_NAME)
+        return
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            tensors.update(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
+    if tensors.keys() != adapted.trainable.keys():
+        differing = ", ".join(sorted(tensors.keys() ^ adapted.trainable.keys())[:5])
+        raise AdapterError(f"it holds other tensors than the model: {differing}", where=str(folder))
+    for name, weight in adapted.trainable.items():
+        weight.data.copy_(tensors[name])
+
+
+def generation_defaults(
+    base: GenerationConfig | None, section: GenerationSection, stop_ids: tuple[int, ...], pad_id: int | None
+) -> dict[str, object]:
+    """The contents of generation_config.json: the base's own, with what the run decides put over it.
+
+    Every way in which an answer ends is a stop id. Settings of sampling are left out where nothing is sampled:
+    transformers refuses to save them.
+    """
+    values: dict[str, object] = base.to_diff_dict() if base else {}
+    for key in ("_from_model_config", "max_length", "transformers_version"):
+        values.pop(key, None)
+    values["eos_token_id"] = list(stop_ids)
+    values["max_new_tokens"] = section.max_new_tokens
+    if pad_id is not None:
+        values["pad_token_id"] = pad_id
+    if section.temperature is not None:
+        values["do_sample"] = section.temperature > 0
+        values["temperature"] = section.temperature
+    if not values.get("do_sample"):
+        values = {key: value for key, value in values.items() if key not in SAMPLING_ONLY}
+    return values
+
+
+def _adapter_config(model: PeftModel) -> dict[str, object]:
+    """`adapter_config.json`: as peft writes it, but the same bytes every time and the patterns in their order.
+
+    peft lists sets in an order that changes from process to process, and sorts the patterns, of which the first
+    that matches wins.
+    """
+    values: dict[str, object] = _lora_config(model).to_dict()  # type: ignore[no-untyped-call]
+    values["inference_mode"] = True
+    listed = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    return dict(sorted(listed.items()))
+
+
+def _lora_config(model: PeftModel) -> LoraConfig:
+    config = model.peft_config[ADAPTER_NAME]
+    assert isinstance(config, LoraConfig)
+    return config
+
+
+def _write_company(
+    adapted: AdaptedModel, folder: Path, config: RunConfig, renderer: Renderer, facts: TrainingFacts
+) -> None:
+    """What lies beside the weights, whatever was trained."""
+    loaded = adapted.loaded
+    _tokenizer_as_trained(loaded, renderer).save_pretrained(folder)
+    base = loaded.model.generation_config
+    defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
+    _write_json(folder / "generation_config.json", defaults)
+    (folder / "README.md").write_text(model_card(config, facts, loraft.__version__), encoding="utf-8")
+    _write_json(folder / RECORD, _record(adapted, config))
+
+
+def _tokenizer_as_trained(loaded: LoadedModel, renderer: Renderer) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer with the template that was used, and without the place that it came from."""
+    tokenizer: PreTrainedTokenizerBase = copy.deepcopy(loaded.tokenizer)
+    tokenizer.chat_template = renderer.chat_template
+    tokenizer.name_or_path = shown(loaded.name)
+    return tokenizer
+
+
+def _record(adapted: AdaptedModel, config: RunConfig) -> dict[str, object]:
+    loaded, model = adapted.loaded, adapted.model
+    return {
+        "base": {
+            "name": shown(loaded.name),
+            "revision": config.model.revision,
+            "fingerprint": loaded.fingerprint,
+            "dtype": str(loaded.placement.dtype).removeprefix("torch."),
+        },
+        "lora": recorded_lora(_lora_config(model)) if isinstance(model, PeftModel) else None,
+        "method": adapted.method,
+        "quantization": config.quantization.model_dump() if adapted.method == "qlora" else None,
+        "task": config.task,
+        "versions": {"loraft": loraft.__version__, **{name: version(name) for name in LIBRARIES}},
+    }
+
+
+def _refuse_non_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    bad = list(non_finite(tensors))
+    if bad:
+        raise NonFiniteError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}; not saved", where=str(folder))
+
+
+def _write_json(path: Path, value: dict[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,243 @@
+"""Which modules an adapter goes to: names and layers, resolved to full module names and counted.
+
+This module knows names, sizes and the words of the config's `lora` section. It refuses to know torch, peft and
+model classes: whoever has a model says what its modules are (`loraft.adapters.anatomy`). Nothing here is
+silent: a name, a layer or a pattern that matches nothing is an error that says what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeVar
+
+from loraft.adapters.names import matches, nearest
+from loraft.adapters.patterns import patterned
+from loraft.adapters.whole import trained_whole
+from loraft.config.schema import LoraSection
+from loraft.errors import AdapterError, Problem
+from loraft.models.families import Family
+
+__all__ = ["Count", "Targets", "parse_layers", "select"]
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
+Key = TypeVar("Key", int, str)
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many modules, and how many parameters train there."""
+
+    modules: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What an adapter trains, by full module name.
+
+    Attributes:
+        modules: The adapted linear modules, in the model's order.
+        layers: The transformer layers that they lie in.
+        ranks: The rank of each module, patterns applied.
+        alphas: The alpha of each module, patterns applied.
+        parameters: Parameters of the low-rank updates: r · (in + out) a module, and `out` more with DoRA.
+        by_name: Counts by the module's place in its layer, such as `self_attn.q_proj`.
+        by_layer: Counts by layer.
+        by_rank_pattern: How many modules each pattern of `rank_pattern` decides.
+        by_alpha_pattern: How many modules each pattern of `alpha_pattern` decides.
+        saved: The modules that are trained whole (`modules_to_save`).
+        saved_parameters: Their parameters.
+    """
+
+    modules: tuple[str, ...]
+    layers: tuple[int, ...]
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    parameters: int
+    by_name: Mapping[str, Count]
+    by_layer: Mapping[int, Count]
+    by_rank_pattern: Mapping[str, int]
+    by_alpha_pattern: Mapping[str, int]
+    saved: tuple[str, ...]
+    saved_parameters: int
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Everything that training changes."""
+        return self.parameters + self.saved_parameters
+
+
+@dataclass(frozen=True)
+class Place:
+    """A linear module inside a transformer layer."""
+
+    name: str
+    layer: int
+    inside: str
+    shape: tuple[int, int]
+
+
+def parse_layers(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """The layers that `lora.layers` means, in ascending order.
+
+    Args:
+        spec: `all`, `first:N`, `last:N`, `middle:N`, a range like `4-11` (both ends in), or a list of indices.
+        num_layers: How many layers the model has; they are numbered from 0.
+
+    Raises:
+        AdapterError: If a layer is asked for that the model does not have.
+    """
+    if not isinstance(spec, str):
+        return _listed_layers(spec, num_layers)
+    if spec == "all":
+        return tuple(range(num_layers))
+    word, _, number = spec.partition(":")
+    if number:
+        count = int(number)
+        if count > num_layers:
+            raise _no_such_layers(f"{spec} asks for {count} layers", num_layers)
+        start = {"first": 0, "last": num_layers - count, "middle": (num_layers - count) // 2}[word]
+        return tuple(range(start, start + count))
+    first, last = (int(end) for end in spec.split("-"))
+    if first > last:
+        raise AdapterError(f"the range {spec} runs backwards", key="lora.layers", remedy=f"Write {last}-{first}.")
+    if last >= num_layers:
+        raise _no_such_layers(f"{spec} ends at layer {last}", num_layers)
+    return tuple(range(first, last + 1))
+
+
+def _listed_layers(indices: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    if not indices:
+        raise AdapterError("the list is empty", key="lora.layers", remedy="Write all, or the layers to adapt.")
+    absent = sorted({index for index in indices if not 0 <= index < num_layers})
+    if absent:
+        raise _no_such_layers(f"layer {', '.join(map(str, absent))} does not exist", num_layers)
+    return tuple(sorted(set(indices)))
+
+
+def _no_such_layers(what: str, num_layers: int) -> AdapterError:
+    return AdapterError(
+        f"{what}, and the model has {num_layers} layers",
+        key="lora.layers",
+        remedy=f"Layers are numbered 0 to {num_layers - 1}.",
+    )
+
+
+def select(
+    linear: Mapping[str, tuple[int, int]],
+    family: Family,
+    lora: LoraSection,
+    num_layers: int,
+    *,
+    modules: Mapping[str, int] = NOTHING,
+    tied: Collection[str] = (),
+    quantized: Collection[str] = (),
+) -> Targets:
+    """Resolve the `lora` section against the modules of one model.
+
+    Args:
+        linear: Full name of each linear module: its (in, out) features.
+        family: Where this architecture keeps its layers, and the names inside them.
+        lora: The config's section.
+        num_layers: How many transformer layers the model has.
+        modules: Full name of each module that has parameters: how many. Needed for `modules_to_save`.
+        tied: The modules that share one weight, such as the embedding and the head.
+        quantized: The modules whose weights are 4-bit, which cannot be trained whole.
+
+    Raises:
+        AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
+    """
+    layers = parse_layers(lora.layers, num_layers)
+    places = tuple(_places(linear, family))
+    chosen, problems = _chosen(places, family, lora, frozenset(layers), linear, modules)
+    adapted = [place.name for place in chosen]
+    saved, refused = trained_whole(lora.modules_to_save, modules, adapted, tied, quantized)
+    problems += refused
+    ranks, rank_counts, rank_problems = patterned(adapted, lora.rank_pattern, lora.r, "lora.rank_pattern")
+    alphas, alpha_counts, alpha_problems = patterned(adapted, lora.alpha_pattern, lora.alpha, "lora.alpha_pattern")
+    problems += rank_problems + alpha_problems
+    if problems:
+        raise AdapterError.several(problems)
+    sizes = {place: _parameters(place.shape, ranks[place.name], lora.use_dora) for place in chosen}
+    return Targets(
+        modules=tuple(adapted),
+        layers=tuple(sorted({place.layer for place in chosen})),
+        ranks=ranks,
+        alphas=alphas,
+        parameters=sum(sizes.values()),
+        by_name=_counted((place.inside, size) for place, size in sizes.items()),
+        by_layer=_counted((place.layer, size) for place, size in sizes.items()),
+        by_rank_pattern=rank_counts,
+        by_alpha_pattern=alpha_counts,
+        saved=saved,
+        saved_parameters=sum(modules[name] for name in saved),
+    )
+
+
+def _parameters(shape: tuple[int, int], rank: int, use_dora: bool) -> int:
+    """A [r, in] and B [out, r]; DoRA learns a magnitude for each output besides."""
+    features_in, features_out = shape
+    return rank * (features_in + features_out) + (features_out if use_dora else 0)
+
+
+def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, Count]:
+    counts: dict[Key, Count] = {}
+    for key, size in sizes:
+        before = counts.get(key, Count(0, 0))
+        counts[key] = Count(before.modules + 1, before.parameters + size)
+    return counts
+
+
+def _places(linear: Mapping[str, tuple[int, int]], family: Family) -> Iterator[Place]:
+    """The linear modules inside the layers: neither the head nor anything else around the stack."""
+    prefix = f"{family.layers_path}."
+    for name, shape in linear.items():
+        if name.startswith(prefix):
+            index, _, inside = name.removeprefix(prefix).partition(".")
+            yield Place(name, int(index), inside, shape)
+
+
+def _chosen(
+    places: Sequence[Place],
+    family: Family,
+    lora: LoraSection,
+    layers: Collection[int],
+    linear: Collection[str],
+    modules: Collection[str],
+) -> tuple[list[Place], list[Problem]]:
+    within = [place for place in places if place.layer in layers]
+    wanted = lora.target_modules
+    if wanted == "all-linear":
+        return within, []
+    if isinstance(wanted, str):
+        parts = family.attention if wanted == "attention" else family.mlp
+        return [place for place in within if any(matches(place.inside, part) for part in parts)], []
+    unmatched = [name for name in wanted if not any(matches(place.name, name) for place in within)]
+    problems = [_unmatched_target(name, places, linear, modules) for name in unmatched]
+    if not wanted:
+        problems = [Problem("the list is empty", key="lora.target_modules", remedy="Write all-linear, or names.")]
+    return [place for place in within if any(matches(place.name, name) for name in wanted)], problems
+
+
+def _unmatched_target(name: str, places: Sequence[Place], linear: Collection[str], modules: Collection[str]) -> Problem:
+    """Why a name of `target_modules` matches nothing: each reason has its own remedy."""
+    key = "lora.target_modules"
+    elsewhere = sorted({place.layer for place in places if matches(place.name, name)})
+    if elsewhere:
+        span = _span(elsewhere)
+        return Problem(f"{name} exists only in layers that lora.layers leaves out", None, key, f"It is in {span}.")
+    remedy = "lora.modules_to_save trains it whole."
+    if any(matches(module, name) for module in linear):
+        return Problem(f"{name} lies outside the transformer layers", None, key, remedy)
+    if any(matches(module, name) for module in modules):
+        return Problem(f"{name} is not a linear layer", None, key, remedy)
+    return Problem(f"no module is called {name}", None, key, nearest(name, {place.inside for place in places}))
+
+
+def _span(layers: Sequence[int]) -> str:
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    unbroken = layers[-1] - layers[0] + 1 == len(layers)
+    return f"layers {layers[0]}-{layers[-1]}" if unbroken else f"layers {', '.join(map(str, layers))}"
