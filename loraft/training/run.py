@@ -1,0 +1,318 @@
+"""A planned run, carried out: the model loaded and adapted, the folder kept, the result saved.
+
+This module knows the order of a run's life, from a plan to an adapter in a folder, whether it begins or goes on.
+It refuses to know what a step is (`loop`) and what was decided before (`plan`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from loraft.adapters.attach import AdaptedModel, attach
+from loraft.adapters.card import TrainingFacts, shown
+from loraft.adapters.store import restore, save_adapter, save_full
+from loraft.config.files import load_config, write_config
+from loraft.errors import OutOfMemoryError, Problem, RunFolderError
+from loraft.models.attention import ROWS
+from loraft.models.loading import LoadedModel, load_model
+from loraft.training.checkpoint import load_checkpoint, newest_checkpoint, restore_rng
+from loraft.training.events import Note, Observer, Saved
+from loraft.training.loop import Fit, RunState, fit
+from loraft.training.loss import TargetLoss
+from loraft.training.memory import peak_bytes
+from loraft.training.optim import build_optimizer, restore_optimizer
+from loraft.training.plan import RunPlan
+from loraft.training.run_folder import RunFolder, differences
+from loraft.training.tracking import tracked
+
+__all__ = ["TrainResult", "run_plan"]
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
+Answerer = Callable[[AdaptedModel], Callable[[str], str]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run gives.
+
+    Attributes:
+        run_folder: The run's folder.
+        saved: The folder of the adapter, or of the model for `method: full`.
+        steps: Optimizer steps taken.
+        loss: The last logged training loss, in nats a trained token.
+        eval_loss: The last evaluation's loss.
+        perplexity: exp(eval_loss).
+        best_eval_loss: The best evaluation's loss.
+        best_step: The step of the best evaluation.
+        saved_step: The step whose weights `saved` holds.
+        trained_tokens: Trained tokens of the whole run.
+        seconds: The time that this process trained, loading included.
+        peak_bytes: The most memory held.
+    """
+
+    run_folder: Path
+    saved: Path
+    steps: int
+    loss: float | None
+    eval_loss: float | None
+    perplexity: float | None
+    best_eval_loss: float | None
+    best_step: int | None
+    saved_step: int
+    trained_tokens: int
+    seconds: float
+    peak_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON shows it."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+def run_plan(
+    plan: RunPlan,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    resume_anyway: bool,
+    observer: Observer,
+    answerer: Answerer,
+    command: Sequence[str],
+) -> TrainResult:
+    """Train as planned in a folder that was opened, from its newest checkpoint if `resume` is set.
+
+    Raises:
+        RunFolderError: The run that is to be resumed was begun with other settings, data or weights.
+        OutOfMemoryError: The device's memory did not suffice.
+    """
+    began = time.monotonic()
+    for note in plan.notes:
+        observer(Note(note))
+    if resume and not resume_anyway:
+        _refuse_another_run(plan, folder)
+    with _memory_errors(plan), tracked(observer, plan.config, folder.path) as told:
+        loaded = load_model(
+            plan.config.model, _storage(plan), quantization=plan.config.quantization if plan.config.method == "qlora" else None
+        )
+        if resume and not resume_anyway:
+            _refuse_another_base(folder, loaded)
+        adapted = _prepared(plan, loaded)
+        state = RunState()
+        run = _fit(plan, folder, adapted, told, answerer, state)
+        if not (resume and _resumed(run, state)):
+            _begin(plan, folder, loaded, command)
+        fit(run, state)
+        saved, saved_step = _finish(run, state, plan)
+    return _result(run, state, saved, saved_step, time.monotonic() - began)
+
+
+def _storage(plan: RunPlan) -> Any:
+    """The placement that weights are loaded with: what is trained whole is loaded in float32, without rounding."""
+    return replace(plan.placement, dtype=torch.float32) if plan.config.method == "full" else plan.placement
+
+
+def _prepared(plan: RunPlan, loaded: LoadedModel) -> AdaptedModel:
+    """The model with its adapter, its attention and its checkpointing as planned."""
+    torch.manual_seed(plan.config.seed)
+    if plan.config.model.attn_implementation == "auto" and plan.shape.family.packs:
+        loaded.model.set_attn_implementation(ROWS)
+    adapted = attach(loaded, plan.config)
+    if plan.config.training.gradient_checkpointing:
+        _checkpoint_layers(loaded.model, plan)
+    return adapted
+
+
+def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
+    """Recompute activations in the layers that have a graph; those below the first trained one have none to save."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.disable_input_require_grads()
+    targets = plan.shape.targets
+    first = targets.layers[0] if targets is not None and targets.layers else 0
+    layers = model.get_submodule(plan.shape.family.layers_path)
+    for layer in list(layers.children())[:first]:
+        layer.gradient_checkpointing = False  # type: ignore[assignment]
+
+
+def _fit(
+    plan: RunPlan, folder: RunFolder, adapted: AdaptedModel, observer: Observer, answerer: Answerer, state: RunState
+) -> Fit:
+    dtype = plan.placement.dtype
+    settings = plan.config.training
+    assert settings.learning_rate != "auto", "the plan resolves it"
+    return Fit(
+        adapted=adapted,
+        loss=TargetLoss(adapted.loaded.model, plan.shape.family, None if dtype == torch.float32 else dtype),
+        optimizer=build_optimizer(adapted.trainable, settings),
+        scaler=torch.amp.GradScaler(plan.placement.device, enabled=dtype == torch.float16),
+        plan=plan.batches,
+        layout=plan.layout,
+        train=plan.data.train,
+        evaluation=plan.data.eval,
+        settings=settings,
+        steps=plan.steps,
+        warmup=plan.warmup,
+        peak_rate=settings.learning_rate,
+        eval_every=plan.eval_every,
+        save_every=plan.save_every,
+        folder=folder,
+        total_parameters=plan.shape.total_parameters + (plan.shape.trainable_parameters if plan.shape.targets else 0),
+        save_weights=lambda into: _save_weights(adapted, into, plan, state),
+        answer=answerer(adapted),
+        observer=observer,
+    )
+
+
+def _save_weights(adapted: AdaptedModel, into: Path, plan: RunPlan, state: RunState) -> Path:
+    facts = TrainingFacts(
+        steps=state.step,
+        epochs=state.epoch + state.window / plan.batches.steps(state.epoch),
+        rows=len(plan.data.train),
+        trained_tokens=state.tokens,
+        train_loss=state.last_loss,
+        eval_loss=state.eval_loss,
+        eval_rows=len(plan.data.eval),
+    )
+    save = save_full if adapted.method == "full" else save_adapter
+    place = into / ("model" if adapted.method == "full" else "adapter")
+    save(adapted, place, config=plan.config, renderer=plan.data.renderer, facts=facts)
+    return place
+
+
+def _begin(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Sequence[str]) -> None:
+    """Write what a run's folder holds from the start."""
+    folder.cut_back({})
+    named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
+    write_config(plan.config.model_copy(update={"training": named}), folder.config)
+    manifest = {
+        "versions": {"loraft": version("loraft"), "python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
+        "hardware": {"device": plan.placement.device_name, "memory_bytes": plan.placement.total_bytes},
+        "base": {
+            "name": shown(loaded.name),
+            "revision": plan.config.model.revision,
+            "fingerprint": loaded.fingerprint,
+        },
+        "data": {"fingerprint": plan.data.fingerprint},
+        "command": [shown(word) for word in command],
+        "platform": sys.platform,
+    }
+    folder.manifest.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _refuse_another_run(plan: RunPlan, folder: RunFolder) -> None:
+    """Compare config and data with those that the run in the folder was begun with."""
+    if not folder.config.exists():
+        return
+    before = load_config(folder.config).model_dump(mode="json")
+    found = differences(before, plan.config.model_dump(mode="json"))
+    if _recorded(folder, "data") not in (None, plan.data.fingerprint):
+        found.append("the rows are not the same, or do not become the same tokens")
+    _refuse(found, folder)
+
+
+def _refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:
+    if _recorded(folder, "base") not in (None, loaded.fingerprint):
+        _refuse(["the base's weights are not the same"], folder)
+
+
+def _refuse(found: Sequence[str], folder: RunFolder) -> None:
+    if found:
+        remedy = "undo the change, take it on with --resume-anyway, or begin anew with another training.output_dir"
+        problems = [Problem(f"since the run was begun, {text}", where=str(folder.path)) for text in found]
+        raise RunFolderError.several([*problems[:-1], replace(problems[-1], remedy=remedy)])
+
+
+def _recorded(folder: RunFolder, part: str) -> str | None:
+    """The fingerprint of `part` in the run's manifest; None where there is none to compare with."""
+    try:
+        fingerprint: str = json.loads(folder.manifest.read_text(encoding="utf-8"))[part]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return fingerprint
+
+
+def _resumed(run: Fit, state: RunState) -> bool:
+    """Put everything back as the newest good checkpoint has it; False when there is none."""
+    newest, damaged = newest_checkpoint(run.folder.checkpoints)
+    for text in damaged:
+        run.observer(Note(text))
+    if newest is None:
+        run.observer(Note("there is no checkpoint to go on from: the run begins at step 0"))
+        return False
+    checkpoint = load_checkpoint(newest)
+    restore(run.adapted, newest / ("model" if run.adapted.method == "full" else "adapter"))
+    restore_optimizer(run.optimizer, checkpoint.optimizer, checkpoint.optimizer_numbers)
+    run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
+    for field in fields(RunState):
+        setattr(state, field.name, checkpoint.state[field.name])
+    patience = run.settings.early_stopping_patience
+    state.finished = state.step >= run.steps or (patience is not None and state.worse >= patience)
+    run.folder.cut_back(checkpoint.state["files"])
+    restore_rng(checkpoint.rng)
+    run.observer(Note(f"going on from {newest.name}"))
+    return True
+
+
+def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
+    """Save the result: the last weights, or with early stopping the best ones."""
+    step = state.step
+    best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
+    if run.settings.early_stopping_patience is not None and state.best_step not in (None, step) and best.is_dir():
+        restore(run.adapted, best / ("model" if run.adapted.method == "full" else "adapter"))
+        step = state.best_step or step
+        state.eval_loss = state.best_loss
+        run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
+    saved = _save_weights(run.adapted, run.folder.path, plan, state)
+    run.observer(Saved(step, saved))
+    return saved, step
+
+
+def _result(run: Fit, state: RunState, saved: Path, saved_step: int, seconds: float) -> TrainResult:
+
+
+    return TrainResult(
+        run_folder=run.folder.path,
+        saved=saved,
+        steps=state.step,
+        loss=state.last_loss,
+        eval_loss=state.eval_loss,
+        perplexity=None if state.eval_loss is None else math.exp(min(state.eval_loss, 700.0)),
+        best_eval_loss=state.best_loss,
+        best_step=state.best_step,
+        saved_step=saved_step,
+        trained_tokens=state.tokens,
+        seconds=seconds,
+        peak_bytes=peak_bytes(run.device),
+    )
+
+
+@contextmanager
+def _memory_errors(plan: RunPlan) -> Iterator[None]:
+    """Turn torch's two ways to say that memory is out into one error with a remedy."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not out:
+            raise
+        predicted = plan.memory.peak_bytes / 1e9
+        raise OutOfMemoryError(
+            f"{plan.placement.device_name} ran out of memory; about {predicted:.1f} GB were predicted",
+            key="training.per_device_train_batch_size",
+            remedy="halve it and double training.gradient_accumulation_steps, or set training.gradient_checkpointing: "
+            "true; then go on with --resume-anyway",
+        ) from error
+
+
