@@ -7,7 +7,6 @@ and `train` carries out: what one refuses, the other refuses. It loads no weight
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -334,22 +333,3 @@ def _packing_notes(config: RunConfig, shape: ModelShape, data: PreparedData, *, 
     if config.data.packing == "auto" and not packed:
         return [f"rows are padded on the right: {shape.family.model_type} is not laid end to end with this attention"]
     return []
-
-
-def check_disk(folder: Path, plan: RunPlan) -> None:
-    """Refuse to start where the checkpoints will not fit on the disk.
-
-    Raises:
-        ResourceError: Less is free than the checkpoints and the adapter need.
-    """
-    kept = (plan.config.training.save_total_limit or 3) + 2  # the best one, and the one being written
-    a_checkpoint = plan.memory.adapter + plan.memory.optimizer + 16 * 2**20
-    there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < kept * a_checkpoint + plan.memory.adapter:
-        raise ResourceError(
-            f"the disk has {free / 1e9:.2f} GB free and {kept} checkpoints of {a_checkpoint / 1e9:.2f} GB are to be kept",
-            where=str(folder),
-            key="training.save_total_limit",
-            remedy="free some space, keep fewer checkpoints, or name an output_dir on another disk",
-        )

@@ -14,9 +14,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from loraft.errors import RunFolderError
+from loraft.errors import ResourceError, RunFolderError
+from loraft.training.memory import MemoryPlan
 
-__all__ = ["RunFolder", "choose_run_folder", "differences"]
+__all__ = ["RunFolder", "check_disk", "choose_run_folder", "differences", "refuse_taken"]
 
 RUNS = Path("runs")
 FREE_TO_CHANGE = frozenset(
@@ -48,29 +49,12 @@ class RunFolder:
         """Whether a run was begun here."""
         return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
 
-    def open(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder this process's own.
+    def open(self, *, overwrite: bool) -> None:
+        """Make the folder this process's own, and empty it if it is to be written over.
 
         Raises:
-            RunFolderError: It holds a run and neither `resume` nor `overwrite` is set, it is something else than a
-                folder of a run, or another process is writing to it.
+            RunFolderError: Another process is writing to it, or it cannot be written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError("is a file, not a folder", where=str(self.path), key="training.output_dir")
-        if self.holds_run and not (resume or overwrite):
-            raise RunFolderError(
-                "holds a run already",
-                where=str(self.path),
-                key="training.output_dir",
-                remedy="go on with it by --resume, replace it by --overwrite, or name another training.output_dir",
-            )
-        if not self.holds_run and self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
-            raise RunFolderError(
-                "holds files that are not a run's",
-                where=str(self.path),
-                key="training.output_dir",
-                remedy="name a new or an empty folder",
-            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -80,7 +64,7 @@ class RunFolder:
             raise RunFolderError(
                 f"cannot be written: {error.strerror}", where=str(self.path), key="training.output_dir"
             ) from None
-        if overwrite and not resume:
+        if overwrite:
             self._empty()
 
     def close(self) -> None:
@@ -116,6 +100,46 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def refuse_taken(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that a run may not be written to.
+
+    Raises:
+        RunFolderError: It holds a run and neither `resume` nor `overwrite` is set, or it is something else than the
+            folder of a run.
+    """
+    where, key = str(folder.path), "training.output_dir"
+    if folder.path.exists() and not folder.path.is_dir():
+        raise RunFolderError("is a file, not a folder", where=where, key=key, remedy="name another folder")
+    if folder.holds_run and not (resume or overwrite):
+        raise RunFolderError(
+            "holds a run already",
+            where=where,
+            key=key,
+            remedy="go on with it by --resume, replace it by --overwrite, or name another training.output_dir",
+        )
+    if not folder.holds_run and folder.path.exists() and any(p.name != ".lock" for p in folder.path.iterdir()):
+        raise RunFolderError("holds files that are not a run's", where=where, key=key, remedy="name a new or empty folder")
+
+
+def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
+    """Refuse to start where the checkpoints will not fit on the disk.
+
+    Raises:
+        ResourceError: Less is free than the checkpoints and the adapter need.
+    """
+    kept = (keep or 3) + 2  # the best one, and the one being written
+    a_checkpoint = memory.adapter + memory.optimizer + 16 * 2**20
+    there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < kept * a_checkpoint + memory.adapter:
+        raise ResourceError(
+            f"{free / 1e9:.2f} GB are free on the disk, and {kept} checkpoints of {a_checkpoint / 1e9:.2f} GB are to be kept",
+            where=str(folder),
+            key="training.save_total_limit",
+            remedy="free some space, keep fewer checkpoints, or name a training.output_dir on another disk",
+        )
 
 
 def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Path:
