@@ -1,0 +1,57 @@
+"""The program `loraft`: its commands by name.
+
+This module knows which commands there are. It refuses to know what they do: each lives in the file of its group and
+imports what is heavy only once it runs, so that help is instant.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraft import __version__
+from loraft.cli import generation, setup, training
+from loraft.cli.quiet import hush
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="loraft",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"loraft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def loraft(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Let through what the libraries below log and warn.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Fine-tune Hugging Face models with LoRA and QLoRA from one YAML file.
+
+    Results go to standard output, progress and messages to standard error. Exit codes: 0 done, 2 refused, 3 failed
+    while running, 130 and 143 stopped with the state saved.
+    """
+    if not verbose:
+        hush()
+
+
+app.command()(training.check)
+app.command()(training.train)
+app.command()(generation.generate)
+app.command()(setup.schema)
+app.command()(setup.doctor)

@@ -1,0 +1,126 @@
+"""`loraft generate`: a prompt in, an answer out, token by token."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from loraft.cli.options import (
+    AdapterOption,
+    JsonOption,
+    MaxNewTokensOption,
+    SamplingSeedOption,
+    SystemOption,
+    TargetArgument,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
+from loraft.cli.outcome import ends_well
+from loraft.errors import Refused
+
+if TYPE_CHECKING:
+    from loraft.generation.engine import Completion
+
+__all__ = ["generate"]
+
+ENDS = {"stop": "the model ended its answer", "length": "cut at the limit (--max-new-tokens)"}
+
+
+@ends_well
+def generate(  # noqa: PLR0913, PLR0917 (one parameter an option: that is how typer reads them)
+    prompt: Annotated[
+        str,
+        typer.Option("--prompt", "-p", metavar="TEXT", show_default=False, help="The prompt; - reads standard input."),
+    ],
+    target: TargetArgument = None,
+    adapter: AdapterOption = None,
+    system: SystemOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SamplingSeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a prompt with a base model, or with what was trained.
+
+    The answer goes to standard output as it comes. Template, system prompt, stop tokens and sampling are those that
+    were saved with the adapter, unless an option says otherwise.
+    """
+    if target is None and adapter is None:
+        raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
+    text = _prompt_text(prompt)
+
+    from loraft import api
+    from loraft.cli.render import print_json, print_note
+
+    answers = sys.stdout
+    with redirect_stdout(sys.stderr):
+        stream = api.generate(
+            target,
+            adapter=adapter,
+            prompt=text,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+        )
+        for note in stream.notes:
+            print_note(note)
+        pieces = (token.text for token in stream)
+        if as_json:
+            deque(pieces, maxlen=0)
+        else:
+            _write(pieces, answers)
+    if as_json:
+        print_json(asdict(stream.completion))
+    else:
+        _tell_speed(stream.completion)
+
+
+def _prompt_text(prompt: str) -> str:
+    """The prompt as text; `-` is all of standard input, without its last line end.
+
+    Raises:
+        Refused: It is not UTF-8.
+    """
+    try:
+        if prompt == "-":
+            return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        prompt.encode("utf-8")
+    except UnicodeError as error:
+        raise Refused("the prompt is not UTF-8 text", where="--prompt") from error
+    return prompt
+
+
+def _write(pieces: Iterable[str], answers: TextIO) -> None:
+    """Writes each piece as it comes, and a line end even where it is cut short."""
+    from loraft.cli.render import printable
+
+    on_terminal = answers.isatty()
+    try:
+        for piece in pieces:
+            answers.write(printable(piece) if on_terminal else piece)
+            answers.flush()
+    finally:
+        answers.write("\n")
+    answers.flush()
+
+
+def _tell_speed(completion: Completion) -> None:
+    from loraft.cli.figures import as_count
+    from loraft.cli.render import say
+
+    speed = f"prompt read in {completion.prefill_ms:.0f} ms"
+    if len(completion.token_ids) > 1:
+        speed += f" · {completion.decode_tokens_per_second:.1f} tokens/s"
+    say((f"{as_count(len(completion.token_ids))} tokens · {speed} · {ENDS[completion.finish_reason]}", "dim"))

@@ -1,0 +1,82 @@
+"""How a command ends: its exit code, and what is said when it did not go well.
+
+    0     done
+    2     refused: the input is wrong or foreseen not to work
+    3     failed while running
+    130   stopped by SIGINT      143  stopped by SIGTERM
+    141   whoever read standard output went away
+    1     a bug in loraft, with its traceback
+
+This module knows the codes and the wording. It refuses to know what any command does.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import ParamSpec
+
+import typer
+
+from loraft.cli.render import print_json, print_message, print_problems
+from loraft.errors import LoraftError, Stopped
+
+__all__ = ["ends_well"]
+
+Arguments = ParamSpec("Arguments")
+
+BUG = "This is a bug in loraft: nothing you typed should end in a traceback. Please report it with the lines above."
+
+
+def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Wraps a command so that whatever it raises becomes a few lines and an exit code.
+
+    A command that has `as_json` prints its problems as a JSON document too.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except LoraftError as error:
+            raise typer.Exit(_tell(error, as_json=bool(kwargs.get("as_json")))) from None
+        except KeyboardInterrupt:
+            print_message("stopped.")
+            raise typer.Exit(128 + signal.SIGINT) from None
+        except BrokenPipeError:
+            _forget_standard_output()
+            raise typer.Exit(128 + signal.SIGPIPE) from None
+        except Exception:
+            traceback.print_exc()
+            print_message(BUG)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _tell(error: LoraftError, *, as_json: bool) -> int:
+    exit_code = error.stopped_exit_code if isinstance(error, Stopped) else error.exit_code
+    if isinstance(error, Stopped):
+        problem = error.problems[0]
+        print_message(problem.message)
+        if problem.remedy:
+            print_message(problem.remedy)
+    else:
+        print_problems(error.problems)
+    if as_json:
+        print_json({"problems": [problem.as_dict() for problem in error.problems], "exit_code": exit_code})
+    return exit_code
+
+
+def _forget_standard_output() -> None:
+    """Points standard output nowhere, so that Python's own flush at exit finds a file that takes it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

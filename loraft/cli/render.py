@@ -1,0 +1,105 @@
+"""How loraft speaks: messages and problems on standard error, results on standard output.
+
+This module knows the two streams, the house's few styles and the shape of an error. It refuses to know which
+command speaks. Text that comes from users, files and models is never read as markup, and never moves the cursor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from loraft.errors import Problem
+
+__all__ = [
+    "console_on",
+    "print_json",
+    "print_message",
+    "print_note",
+    "print_problems",
+    "print_result",
+    "printable",
+    "say",
+]
+
+PIPE_WIDTH = 200
+"""The width of a table where there is no terminal to ask: nothing that is read by a program should be folded."""
+
+VISIBLE_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+VISIBLE_CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters made visible, save for line ends and tabs."""
+    return text.translate(VISIBLE_CONTROLS)
+
+
+def console_on(stream: TextIO) -> Console:
+    """A console on `stream` that takes text as it is: no markup, no emoji, no guessed highlights."""
+    console = Console(file=stream, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, PIPE_WIDTH)
+    return console
+
+
+def say(*pieces: str | tuple[str, str]) -> None:
+    """Prints one line on standard error, of plain strings and of (string, style) pairs."""
+    console_on(sys.stderr).print(Text.assemble(*pieces), soft_wrap=True)
+
+
+def print_message(message: str) -> None:
+    """A sentence to the user, on standard error."""
+    say(printable(message))
+
+
+def print_note(note: str) -> None:
+    """Something that was decided or found, on standard error."""
+    say(("note: ", "cyan"), printable(note))
+
+
+def print_problems(problems: Iterable[Problem]) -> None:
+    """Every problem on standard error: where, key and message in a line, and below it what to do."""
+    for problem in problems:
+        place = " ".join(part for part in (problem.where, problem.key) if part)
+        say(("error: ", "bold red"), (f"{printable(place)}: " if place else "", "bold"), printable(problem.message))
+        for line in (problem.remedy or "").splitlines():
+            say((f"  {printable(line)}", "dim"))
+
+
+def print_result(*parts: RenderableType) -> None:
+    """Draws on standard output, without blanks at the ends of lines."""
+    console = console_on(sys.stdout)
+    with console.capture() as capture:
+        console.print(*parts, sep="\n")
+    sys.stdout.write("\n".join(line.rstrip() for line in capture.get().split("\n")))
+    sys.stdout.flush()
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output; what JSON has no number for, such as infinity, is null."""
+    text = json.dumps(_jsonable(document), indent=2, ensure_ascii=not _takes_unicode(), allow_nan=False)
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+@cache
+def _takes_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

@@ -1,0 +1,101 @@
+"""`loraft train` and `loraft check`: from a config to a run, or to all that can be known before one."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
+from loraft.cli.outcome import ends_well
+
+if TYPE_CHECKING:
+    from loraft.config.schema import RunConfig
+
+__all__ = ["check", "train"]
+
+
+@ends_well
+def train(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run that verifies.")
+    ] = False,
+    resume_anyway: Annotated[
+        bool,
+        typer.Option("--resume-anyway", help="Go on even where config, data or base differ from the checkpoint's."),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune a model as the config says.
+
+    Progress goes to standard error, the result to standard output. Ctrl-C saves the state; --resume goes on.
+    """
+    if overwrite and (resume or resume_anyway):
+        raise typer.BadParameter("--overwrite begins anew and --resume goes on: choose one.")
+    run_config = _read(config, overrides)
+
+    from loraft import api
+    from loraft.cli.progress import view_on
+    from loraft.cli.render import console_on, print_json, print_result
+    from loraft.cli.tables import document
+
+    with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
+        result = api.train(
+            run_config,
+            name=_run_name(config),
+            resume=resume or resume_anyway,
+            resume_anyway=resume_anyway,
+            overwrite=overwrite,
+            observer=view,
+            command=["loraft", *sys.argv[1:]],
+        )
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        print_result(*document(result.as_dict(), rest="run"))
+        print_result(f"Try it:  loraft generate {result.run_folder} --prompt TEXT")
+
+
+@ends_well
+def check(config: ConfigArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+    """Tell everything that can be known before training.
+
+    Config, files, rows, model, adapter targets, memory and steps, without loading a weight. Exit code 2 with every
+    problem found, where training would be refused.
+    """
+    run_config = _read(config, overrides)
+
+    from loraft import api
+    from loraft.cli.render import print_json, print_note, print_result
+    from loraft.cli.tables import document
+
+    with redirect_stdout(sys.stderr):
+        report = api.check(run_config, name=_run_name(config))
+    for note in report.notes:
+        print_note(note)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        print_result(*document({key: part for key, part in report.as_dict().items() if key != "notes"}, rest="run"))
+
+
+def _read(path: str, overrides: list[str] | None) -> RunConfig:
+    """The config with its overrides; says which of its sections the method leaves unused."""
+    from loraft.cli.render import print_note
+    from loraft.config.files import load_config
+    from loraft.config.schema import unused_sections
+
+    config = load_config(Path(path), overrides or [])
+    for section in unused_sections(config):
+        print_note(f"the section {section} is not used by method: {config.method}")
+    return config
+
+
+def _run_name(path: str) -> str:
+    return Path(path).stem

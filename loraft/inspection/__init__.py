@@ -1,0 +1,1 @@
+"""Looking into things: rows of facts about machines and models, for others to print."""
