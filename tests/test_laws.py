@@ -73,7 +73,9 @@ def test_all_lists_what_a_module_offers(path: Path) -> None:
     assert listed is not None, "the module has no __all__"
     assert len(set(listed)) == len(listed)
     assert set(listed) <= set(defined_names(tree)), "__all__ names what the module does not define"
-    offered = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")}
+    offered = {
+        n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")
+    }
     assert offered <= set(listed), "a public function or class is missing in __all__"
 
 

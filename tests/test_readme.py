@@ -20,7 +20,9 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 def blocks(language: str) -> list[str]:
     """The fenced code blocks of one language in all documents."""
     texts = (path.read_text() for path in DOCUMENTS)
-    return [block for text in texts for block in re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+    return [
+        block for text in texts for block in re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    ]
 
 
 def commands(program: str) -> list[list[str]]:
