@@ -7,12 +7,14 @@ that knows. Every description below is also what `loraft schema` shows in an edi
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 __all__ = [
+    "Allowed",
     "DataSection",
     "DataSource",
     "GenerationSection",
@@ -20,6 +22,7 @@ __all__ = [
     "ModelSection",
     "QuantizationSection",
     "RunConfig",
+    "Section",
     "TrainingSection",
     "unused_sections",
 ]
@@ -34,14 +37,29 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+LayerIndex = Annotated[int, Field(ge=0)]
 
-LAYER_WORDS = re.compile(r"all|(first|last|middle):[1-9][0-9]*|[0-9]+-[0-9]+")
+LAYER_WORDS = r"all|(first|last|middle):[1-9][0-9]*|[0-9]+-[0-9]+"
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a field takes, in words, where its type does not say it well; error messages read it."""
+
+    words: str
 
 
 class Section(BaseModel):
     """What every section has in common: frozen, strict, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
 
 
 class ModelSection(Section):
@@ -70,16 +88,12 @@ class QuantizationSection(Section):
     """The dtype that blocks are dequantized to for each product; auto is the model's dtype."""
 
 
-def _layer_words(value: Any) -> Any:
-    if isinstance(value, str) and not LAYER_WORDS.fullmatch(value):
-        raise ValueError("must be all, first:N, last:N, middle:N, a range like 4-11, or a list like [0, 5, 31]")
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _target_words(value: Any) -> Any:
-    if isinstance(value, str) and value not in ("all-linear", "attention", "mlp"):
-        raise ValueError("must be all-linear, attention, mlp, or a list of module names like [q_proj, v_proj]")
-    return tuple(value) if isinstance(value, list) else value
+TargetGroup = Literal["all-linear", "attention", "mlp"]
+LayerWords = Annotated[str, Field(pattern=f"^({LAYER_WORDS})$")]
 
 
 class LoraSection(Section):
@@ -92,10 +106,18 @@ class LoraSection(Section):
     dropout: Share = 0.0
     """The dropout on the adapter's input while training."""
     target_modules: Annotated[
-        Literal["all-linear", "attention", "mlp"] | tuple[str, ...], BeforeValidator(_target_words)
+        TargetGroup | Annotated[tuple[str, ...], Field(min_length=1)],
+        BeforeValidator(_as_tuple, json_schema_input_type=TargetGroup | Annotated[list[str], Field(min_length=1)]),
+        Allowed("all-linear, attention, mlp, or a list of module names like [q_proj, v_proj]"),
     ] = "all-linear"
     """Which linear layers are adapted: all-linear, attention, mlp, or a list of module names."""
-    layers: Annotated[str | tuple[int, ...], BeforeValidator(_layer_words)] = "all"
+    layers: Annotated[
+        LayerWords | Annotated[tuple[LayerIndex, ...], Field(min_length=1)],
+        BeforeValidator(
+            _as_tuple, json_schema_input_type=LayerWords | Annotated[list[LayerIndex], Field(min_length=1)]
+        ),
+        Allowed("all, first:N, last:N, middle:N, a range like 4-11, or a list like [0, 5, 31]"),
+    ] = "all"
     """Which transformer layers: all, first:N, last:N, middle:N, a range like 4-11 (both ends in), or a list."""
     modules_to_save: Names = ()
     """Modules trained in full and saved beside the adapter, such as lm_head."""
@@ -141,15 +163,27 @@ def _sources_or_share(value: Any) -> Any:
     return value if value is None or is_number else _sources(value)
 
 
-Sources = Annotated[tuple[DataSource, ...], Field(min_length=1)]
+Path = Annotated[str, Field(min_length=1)]
+Source = Annotated[DataSource, Allowed("a path, or a mapping of path, split, name, weight, format and columns")]
+Sources = Annotated[tuple[Source, ...], Field(min_length=1)]
+SourcesAsWritten = Path | DataSource | Annotated[list[Path | DataSource], Field(min_length=1)]
+HeldOut = Annotated[float, Field(gt=0, lt=1)]
 
 
 class DataSection(Section):
     """The rows, and how they become tokens."""
 
-    train: Annotated[Sources, BeforeValidator(_sources)]
+    train: Annotated[
+        Sources,
+        BeforeValidator(_sources, json_schema_input_type=SourcesAsWritten),
+        Allowed("a path, a Hub id, builtin:NAME, or a list of {path, split, weight, format, columns}"),
+    ]
     """A path, a Hub id, builtin:NAME, or a list of {path, split, weight, format, columns}."""
-    eval: Annotated[Annotated[float, Field(gt=0, lt=1)] | Sources | None, BeforeValidator(_sources_or_share)] = 0.05
+    eval: Annotated[
+        HeldOut | Sources | None,
+        BeforeValidator(_sources_or_share, json_schema_input_type=HeldOut | SourcesAsWritten | None),
+        Allowed("like data.train, a fraction above 0 and below 1, or null"),
+    ] = 0.05
     """Like train, or the fraction held out of train; null evaluates nothing."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our column names: theirs, for every source that does not say its own."""
@@ -159,7 +193,11 @@ class DataSection(Section):
     """The configuration of a Hub dataset, for every source that does not say its own."""
     format: Auto | RowFormat = "auto"
     """The format of the rows, for every source that does not say its own."""
-    chat_template: Annotated[str, Field(min_length=1)] = "auto"
+    chat_template: Annotated[
+        str,
+        Field(pattern=r"^(auto|chatml|alpaca|.+\.jinja2?)$"),
+        Allowed("auto, chatml, alpaca, or the path of a .jinja file"),
+    ] = "auto"
     """auto (the tokenizer's; chatml where it has none), chatml, alpaca, or a .jinja file."""
     max_length: Annotated[int, Field(ge=2)] = 2048
     """The longest row, in tokens."""
@@ -172,12 +210,9 @@ class DataSection(Section):
     packing: Literal["auto", "off", "fill"] = "auto"
     """auto lays the rows of a batch end to end, off pads them, fill fills rows up to max_length (fewer steps)."""
 
-    @field_validator("chat_template")
-    @classmethod
-    def _template_is_known(cls, value: str) -> str:
-        if value in ("auto", "chatml", "alpaca") or value.endswith((".jinja", ".jinja2")):
-            return value
-        raise ValueError("must be auto, chatml, alpaca, or the path of a .jinja file")
+
+STEPS_OR_SHARE = Allowed("a whole number of steps, or a share of all steps below 1")
+STEPS_OR_SHARE_OR_NULL = Allowed("a whole number of steps, a share of all steps above 0 and below 1, or null")
 
 
 class TrainingSection(Section):
@@ -199,7 +234,7 @@ class TrainingSection(Section):
     """The peak rate; auto is 2e-4 for lora and qlora, 2e-5 for full."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
     """How the rate falls after the warm-up."""
-    warmup_steps: NonNegativeFloat = 0.03
+    warmup_steps: Annotated[NonNegativeFloat, STEPS_OR_SHARE] = 0.03
     """Steps of linear warm-up; below 1 it is a share of all steps."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled weight decay."""
@@ -217,9 +252,9 @@ class TrainingSection(Section):
     """Recompute activations in the backward pass; auto does so only where memory asks for it."""
     logging_steps: PositiveInt = 10
     """Steps between two lines of metrics."""
-    eval_steps: PositiveFloat | None = None
+    eval_steps: Annotated[PositiveFloat | None, STEPS_OR_SHARE_OR_NULL] = None
     """Steps between evaluations; below 1 a share of all steps; null is once an epoch."""
-    save_steps: PositiveFloat | None = None
+    save_steps: Annotated[PositiveFloat | None, STEPS_OR_SHARE_OR_NULL] = None
     """Steps between checkpoints; below 1 a share of all steps; null is once an epoch."""
     save_total_limit: PositiveInt | None = 3
     """How many checkpoints are kept; the best one is kept besides. null keeps all."""
@@ -240,7 +275,7 @@ class TrainingSection(Section):
     @classmethod
     def _share_or_whole(cls, value: float | None) -> float | None:
         if value is not None and value >= 1 and value != int(value):
-            raise ValueError("must be a share below 1 or a whole number of steps")
+            raise ValueError(f"must be {STEPS_OR_SHARE.words}")
         return value
 
 
@@ -251,6 +286,11 @@ class GenerationSection(Section):
     """The most tokens that an answer may have."""
     temperature: NonNegativeFloat | None = None
     """0 is greedy; null is the base's own."""
+
+
+def contradiction(message: str, *keys: str) -> PydanticCustomError:
+    """What a validator raises where values that are each allowed do not go together; the first key is named."""
+    return PydanticCustomError("contradiction", "{message}", {"message": message, "keys": keys})
 
 
 class RunConfig(Section):
@@ -272,11 +312,15 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> RunConfig:
         if self.training.early_stopping_patience is not None and self.data.eval is None:
-            raise ValueError("training.early_stopping_patience needs data.eval, and data.eval is null")
+            raise contradiction(
+                "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"
+            )
         return self
 
 
 def unused_sections(config: RunConfig) -> tuple[str, ...]:
     """The sections that the file sets and the chosen method does not use."""
     used = {"lora": {"lora", "qlora"}, "quantization": {"qlora"}}
-    return tuple(name for name, methods in used.items() if name in config.model_fields_set and config.method not in methods)
+    return tuple(
+        name for name, methods in used.items() if name in config.model_fields_set and config.method not in methods
+    )

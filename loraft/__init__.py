@@ -1,0 +1,38 @@
+"""loraft fine-tunes Hugging Face models with LoRA and QLoRA from one YAML file.
+
+The public names are resolved on first use, so that `import loraft` and reading a config need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loraft.api import check, generate, train
+    from loraft.config.files import load_config
+    from loraft.config.schema import RunConfig
+
+__all__ = ["RunConfig", "__version__", "check", "generate", "load_config", "train"]
+
+__version__ = "0.1.0"
+
+HOMES = {
+    "RunConfig": "loraft.config.schema",
+    "check": "loraft.api",
+    "generate": "loraft.api",
+    "load_config": "loraft.config.files",
+    "train": "loraft.api",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

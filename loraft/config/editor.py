@@ -1,0 +1,19 @@
+"""The config as a JSON schema, so that editors complete and check it while it is written.
+
+This module knows JSON schema's dialect. It refuses to know the keys: they and their descriptions come from
+`loraft.config.schema`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loraft.config.schema import RunConfig
+
+__all__ = ["config_schema"]
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of what a config file may hold, shorthands such as a bare path included."""
+    schema = RunConfig.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "loraft config"}
