@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from loraft.adapters.targets import Targets, select
 from loraft.config.schema import LoraSection
 from loraft.models.families import Family
+from loraft.models.quantization import quantized_modules
 
 __all__ = ["linear_modules", "sized_modules", "targets_in", "tied_modules"]
 
@@ -51,20 +52,17 @@ def targets_in(model: PreTrainedModel, family: Family, lora: LoraSection, *, qua
         model: The base, before anything is attached to it; on the meta device too.
         family: Its row of the table of architectures.
         lora: The config's section.
-        quantized: Whether the linear modules are, or will be, stored in 4 bits; the head never is.
+        quantized: Whether its linear modules are, or will be, stored in 4 bits.
 
     Raises:
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
     """
-    linear = linear_modules(model)
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    packed = [name for name in linear if quantized and model.get_submodule(name) is not head]
     return select(
-        linear,
+        linear_modules(model),
         family,
         lora,
         len(list(model.get_submodule(family.layers_path).children())),
         modules=sized_modules(model),
         tied=tied_modules(model),
-        quantized=packed,
+        quantized=quantized_modules(model) if quantized else (),
     )

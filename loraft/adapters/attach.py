@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from loraft.models.loading import LoadedModel
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -32,11 +31,18 @@ from loraft.adapters.targets import Targets
 from loraft.config.schema import LoraSection, Method, RunConfig
 from loraft.errors import AdapterError, Problem
 from loraft.models.families import Family
+from loraft.models.loading import LoadedModel
 
 __all__ = ["ADAPTER_NAME", "AdaptedModel", "attach", "wrap"]
 
 ADAPTER_NAME = "default"
 """The name that peft loads an adapter under when nobody names it."""
+
+HARMLESS = (
+    "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
+    "Adapter name .* should not be contained in the prefix",  # only peft's loading takes "a" for part of "lora_"
+)
+"""Warnings of peft that say nothing to the user."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +106,8 @@ def wrap(base: PreTrainedModel, config: LoraConfig, name: str = ADAPTER_NAME) ->
     The values of the adapter are not yet decided; the global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # Only peft's own loading confuses a name like "a" with its prefix "lora_"; `insert` compares every key.
-        warnings.filterwarnings("ignore", message="Adapter name .* should not be contained in the prefix")
+        for message in HARMLESS:
+            warnings.filterwarnings("ignore", message=message)
         model: PeftModel = get_peft_model(base, config, adapter_name=name)
     for parameter in model.parameters():
         if parameter.requires_grad:

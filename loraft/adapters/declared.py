@@ -39,7 +39,7 @@ PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """The values of `init_lora_weights` that leave the base as it is."""
 
 
-class Declared(BaseModel):
+class _Declared(BaseModel):
     """The keys of adapter_config.json that loraft honours, with their types: the file may be anybody's."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -76,7 +76,7 @@ def honoured_config(declared: Json, where: str) -> LoraConfig:
         AdapterError: If it is for another kind of adapter, or holds what loraft would have to ignore.
     """
     try:
-        honoured = Declared.model_validate(declared)
+        honoured = _Declared.model_validate(declared)
         for pattern in (*honoured.rank_pattern, *honoured.alpha_pattern):
             re.compile(pattern)
     except ValidationError as error:
@@ -88,7 +88,7 @@ def honoured_config(declared: Json, where: str) -> LoraConfig:
         message = f"an adapter that started as {honoured.init_lora_weights} changes its base"
         raise AdapterError(message, where=where, key="init_lora_weights", remedy=remedy)
     defaults = {field.name: field.default for field in fields(LoraConfig)}
-    for key in declared.keys() - Declared.model_fields.keys() - WITHOUT_EFFECT:
+    for key in declared.keys() - _Declared.model_fields.keys() - WITHOUT_EFFECT:
         if declared[key] and declared[key] != defaults.get(key):
             raise AdapterError("loraft does not load adapters that use this", where=where, key=key)
     return LoraConfig(**{**honoured.model_dump(), "init_lora_weights": True})

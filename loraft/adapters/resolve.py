@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from loraft.adapters.folders import read_json
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
@@ -59,12 +61,12 @@ def resolve_target(target: str | None, adapter: str | None = None) -> Target:
         raise AdapterError("there is no model to work on", where="TARGET", remedy=REMEDY)
     if adapter is None:
         assert target is not None
-        return _found(target, "TARGET")
+        return _with_a_base(_found(target, "TARGET"))
     of_adapter = _found(adapter, "--adapter")
     if of_adapter.adapter is None:
         raise AdapterError(f"{adapter} is no adapter", where="--adapter", remedy="Give a base model as TARGET alone.")
     if target is None:
-        return of_adapter
+        return _with_a_base(of_adapter)
     of_base = _found(target, "TARGET")
     if of_base.adapter is not None:
         raise AdapterError(
@@ -88,9 +90,7 @@ def _found(given: str, where: str) -> Target:
         return _from_folder(path, where)
     if path.is_file() or given.startswith("builtin:"):
         return Target(given)
-    # A Hub id looks like a path; a parent that exists here, or a path's own signs, tell that one was meant.
-    is_path = given.startswith((".", "/", "~")) or (path.parent != Path() and path.parent.is_dir())
-    if is_path or not HUB_ID.fullmatch(given):
+    if _is_path(given) or not HUB_ID.fullmatch(given):
         raise AdapterError(f"there is no file or folder {given}, and it is no Hub id", where=where, remedy=REMEDY)
     return Target(given)
 
@@ -139,14 +139,42 @@ def _from_adapter(folder: Path) -> Target:
     config = read_json(folder / "adapter_config.json")
     record = read_json(folder / "loraft.json") if (folder / "loraft.json").is_file() else {}
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if not isinstance(base, str) or not base:
-        remedy = "Give the base as TARGET and this folder with --adapter."
-        raise AdapterError("adapter_config.json does not name a base model", where=str(folder), remedy=remedy)
-    quantization = record.get("quantization")
     return Target(
-        base=base,
+        base=base if isinstance(base, str) else "",
         revision=revision if isinstance(revision, str) else None,
         adapter=folder,
-        quantization=QuantizationSection.model_validate(quantization) if quantization else None,
+        quantization=_quantization(record.get("quantization"), folder),
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
     )
+
+
+def _quantization(recorded: object, folder: Path) -> QuantizationSection | None:
+    try:
+        return QuantizationSection.model_validate(recorded) if recorded else None
+    except ValidationError as error:
+        detail = error.errors()[0]["msg"]
+        raise AdapterError(detail, where=str(folder / "loraft.json"), key="quantization") from error
+
+
+def _with_a_base(found: Target) -> Target:
+    """Refuse an adapter whose own base cannot be found; with a base given as TARGET it does not matter."""
+    gone = _is_path(found.base) and not Path(found.base).expanduser().exists()
+    if found.adapter is None or (found.base and not gone):
+        return found
+    what = f"names the base {found.base}, which is not there" if gone else "does not name a base model"
+    raise AdapterError(
+        f"adapter_config.json {what}",
+        where=str(found.adapter),
+        remedy="Give the base as TARGET, and this folder with --adapter.",
+    )
+
+
+def _is_path(name: str) -> bool:
+    """Whether a path was meant: a Hub id looks like one, but its first part is no folder here."""
+    if name.startswith("builtin:"):
+        return False
+    return name.startswith((".", "/", "~")) or name.endswith(".gguf") or _has_a_parent_here(Path(name))
+
+
+def _has_a_parent_here(path: Path) -> bool:
+    return path.parent != Path() and path.parent.is_dir()

@@ -13,8 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from loraft.data.tokenize import Renderer
-from loraft.models.loading import LoadedModel
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -36,7 +34,9 @@ from loraft.adapters.reading import (
     read_adapter,
 )
 from loraft.config.schema import GenerationSection, RunConfig
+from loraft.data.tokenize import Renderer
 from loraft.errors import AdapterError, NonFiniteError
+from loraft.models.loading import LoadedModel
 
 __all__ = ["generation_defaults", "load_adapter", "restore", "save_adapter", "save_full"]
 

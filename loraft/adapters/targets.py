@@ -70,7 +70,7 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Place:
+class _Place:
     """A linear module inside a transformer layer."""
 
     name: str
@@ -190,23 +190,23 @@ def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, Count]:
     return counts
 
 
-def _places(linear: Mapping[str, tuple[int, int]], family: Family) -> Iterator[Place]:
+def _places(linear: Mapping[str, tuple[int, int]], family: Family) -> Iterator[_Place]:
     """The linear modules inside the layers: neither the head nor anything else around the stack."""
     prefix = f"{family.layers_path}."
     for name, shape in linear.items():
         if name.startswith(prefix):
             index, _, inside = name.removeprefix(prefix).partition(".")
-            yield Place(name, int(index), inside, shape)
+            yield _Place(name, int(index), inside, shape)
 
 
 def _chosen(
-    places: Sequence[Place],
+    places: Sequence[_Place],
     family: Family,
     lora: LoraSection,
     layers: Collection[int],
     linear: Collection[str],
     modules: Collection[str],
-) -> tuple[list[Place], list[Problem]]:
+) -> tuple[list[_Place], list[Problem]]:
     within = [place for place in places if place.layer in layers]
     wanted = lora.target_modules
     if wanted == "all-linear":
@@ -216,12 +216,12 @@ def _chosen(
         return [place for place in within if any(matches(place.inside, part) for part in parts)], []
     unmatched = [name for name in wanted if not any(matches(place.name, name) for place in within)]
     problems = [_unmatched_target(name, places, linear, modules) for name in unmatched]
-    if not wanted:
-        problems = [Problem("the list is empty", key="lora.target_modules", remedy="Write all-linear, or names.")]
     return [place for place in within if any(matches(place.name, name) for name in wanted)], problems
 
 
-def _unmatched_target(name: str, places: Sequence[Place], linear: Collection[str], modules: Collection[str]) -> Problem:
+def _unmatched_target(
+    name: str, places: Sequence[_Place], linear: Collection[str], modules: Collection[str]
+) -> Problem:
     """Why a name of `target_modules` matches nothing: each reason has its own remedy."""
     key = "lora.target_modules"
     elsewhere = sorted({place.layer for place in places if matches(place.name, name)})

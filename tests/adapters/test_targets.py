@@ -1,0 +1,192 @@
+"""Names, layers and patterns, resolved and counted; nothing that matches nothing passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from loraft.adapters.targets import Count, Targets, parse_layers, select
+from loraft.config.schema import LoraSection
+from loraft.errors import AdapterError
+from loraft.models.families import family_of
+
+INSIDE = {
+    "self_attn.q_proj": (8, 8),
+    "self_attn.k_proj": (8, 4),
+    "self_attn.v_proj": (8, 4),
+    "self_attn.o_proj": (8, 8),
+    "mlp.gate_proj": (8, 12),
+    "mlp.up_proj": (8, 12),
+    "mlp.down_proj": (12, 8),
+}
+LAYERS = 12
+LINEAR = {f"model.layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in INSIDE.items()}
+LINEAR["lm_head"] = (8, 100)
+MODULES = {
+    **{name: a * b for name, (a, b) in LINEAR.items()},
+    **{f"model.layers.{i}.input_layernorm": 8 for i in range(LAYERS)},
+    **{f"model.layers.{i}.mlp": 288 for i in range(LAYERS)},
+    "model.embed_tokens": 800,
+    "model.norm": 8,
+}
+
+
+def chosen(**lora: object) -> Targets:
+    section = LoraSection.model_validate({"r": 4, "alpha": 8, **lora})
+    return select(LINEAR, family_of("llama"), section, LAYERS, modules=MODULES)
+
+
+def refused(**lora: object) -> str:
+    with pytest.raises(AdapterError) as caught:
+        chosen(**lora)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "layers"),
+    [
+        ("all", tuple(range(12))),
+        ("first:2", (0, 1)),
+        ("last:2", (10, 11)),
+        ("middle:2", (5, 6)),
+        ("middle:12", tuple(range(12))),
+        ("4-6", (4, 5, 6)),
+        ("11-11", (11,)),
+        ((5, 0), (0, 5)),
+    ],
+)
+def test_layers_by_words_ranges_and_lists(spec: str | tuple[int, ...], layers: tuple[int, ...]) -> None:
+    assert parse_layers(spec, 12) == layers
+
+
+@pytest.mark.parametrize("spec", [(1, 99), "4-12", "first:13", "last:13", "middle:13", (-1,)])
+def test_c19_a_layer_that_does_not_exist_is_told_with_their_number(spec: str | tuple[int, ...]) -> None:
+    with pytest.raises(AdapterError, match="the model has 12 layers"):
+        parse_layers(spec, 12)
+
+
+@pytest.mark.parametrize("spec", ["6-4", ()])
+def test_layers_that_mean_nothing_are_refused(spec: str | tuple[int, ...]) -> None:
+    with pytest.raises(AdapterError, match=r"backwards|empty"):
+        parse_layers(spec, 12)
+
+
+def test_all_linear_is_every_linear_module_inside_the_layers() -> None:
+    targets = chosen()
+    assert set(targets.modules) == LINEAR.keys() - {"lm_head"}
+    assert targets.layers == tuple(range(12))
+
+
+def test_attention_and_mlp_by_the_table_of_families() -> None:
+    assert chosen(target_modules="attention").by_name.keys() == {name for name in INSIDE if "attn" in name}
+    assert chosen(target_modules="mlp").by_name.keys() == {name for name in INSIDE if "mlp" in name}
+
+
+def test_names_match_by_their_last_path_parts() -> None:
+    by_one_part = chosen(target_modules=["q_proj"], layers=[1])
+    by_two_parts = chosen(target_modules=["self_attn.q_proj"], layers=[1])
+    assert by_one_part == by_two_parts
+    assert by_one_part.modules == ("model.layers.1.self_attn.q_proj",)
+
+
+def test_a_full_name_means_one_layer_and_not_another_with_a_longer_number() -> None:
+    assert chosen(target_modules=["layers.1.self_attn.q_proj"]).modules == ("model.layers.1.self_attn.q_proj",)
+
+
+def test_c18_a_name_that_matches_nothing_is_told_with_the_nearest_names() -> None:
+    assert "no module is called q_prj" in refused(target_modules=["q_prj", "v_proj"])
+    assert "Did you mean q_proj" in refused(target_modules=["q_prj", "v_proj"])
+    assert "The model has down_proj, gate_proj" in refused(target_modules=["zzz"])
+
+
+def test_c18_part_of_a_name_is_not_the_name() -> None:
+    assert "no module is called proj" in refused(target_modules=["proj"])
+
+
+def test_c18_every_wrong_name_is_told_at_once() -> None:
+    message = refused(target_modules=["q_prj", "kproj"], rank_pattern={"zzz": 2})
+    assert all(name in message for name in ("q_prj", "kproj", "zzz"))
+
+
+def test_c18_why_a_name_does_not_match() -> None:
+    assert "lies outside the transformer layers" in refused(target_modules=["lm_head"])
+    assert "is not a linear layer" in refused(target_modules=["input_layernorm"])
+    assert "only in layers that lora.layers leaves out" in refused(
+        target_modules=["layers.3.mlp.up_proj"], layers="last:2"
+    )
+
+
+def test_parameters_are_r_times_in_plus_out() -> None:
+    targets = chosen(target_modules=["q_proj", "k_proj"], layers=[3, 5])
+    assert targets.parameters == 2 * (4 * (8 + 8) + 4 * (8 + 4))
+    assert targets.by_name == {"self_attn.q_proj": Count(2, 128), "self_attn.k_proj": Count(2, 96)}
+    assert targets.by_layer == {3: Count(2, 112), 5: Count(2, 112)}
+
+
+def test_one_matrix_of_llama_2_at_rank_8() -> None:
+    section = LoraSection.model_validate({"r": 8, "target_modules": ["q_proj"]})
+    targets = select({"model.layers.0.self_attn.q_proj": (4096, 4096)}, family_of("llama"), section, 1)
+    assert targets.parameters == 65_536
+
+
+def test_dora_adds_a_magnitude_for_each_output() -> None:
+    plain, dora = chosen(target_modules=["k_proj"]), chosen(target_modules=["k_proj"], use_dora=True)
+    assert dora.parameters - plain.parameters == 12 * 4
+
+
+def test_patterns_decide_ranks_and_alphas_and_the_first_wins() -> None:
+    targets = chosen(
+        target_modules=["q_proj", "v_proj"],
+        layers="first:2",
+        rank_pattern={r"layers\.1\.self_attn\.q_proj": 16, "q_proj": 2},
+        alpha_pattern={"v_proj": 1.5},
+    )
+    ranks = {name.removeprefix("model.layers."): rank for name, rank in targets.ranks.items()}
+    assert ranks == {
+        "0.self_attn.q_proj": 2,
+        "0.self_attn.v_proj": 4,
+        "1.self_attn.q_proj": 16,
+        "1.self_attn.v_proj": 4,
+    }
+    assert targets.alphas["model.layers.0.self_attn.v_proj"] == 1.5
+    assert targets.alphas["model.layers.0.self_attn.q_proj"] == 8
+    assert targets.parameters == (2 + 16) * 16 + 2 * 4 * 12
+    assert targets.by_rank_pattern == {r"layers\.1\.self_attn\.q_proj": 1, "q_proj": 1}
+    assert targets.by_alpha_pattern == {"v_proj": 2}
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_c19_a_pattern_that_decides_nothing_is_refused(key: str) -> None:
+    assert "'up_prj' matches no adapted module" in refused(target_modules=["up_proj"], **{key: {"up_prj": 2}})
+    assert "'k_proj' matches no adapted module" in refused(target_modules=["q_proj"], **{key: {"k_proj": 2}})
+    assert "is hidden" in refused(target_modules=["q_proj"], **{key: {"q_proj": 2, r".*q_proj": 3}})
+    assert "is not a regular expression" in refused(target_modules=["q_proj"], **{key: {"q_(proj": 2}})
+
+
+def test_modules_to_save_are_found_and_counted() -> None:
+    targets = chosen(target_modules=["q_proj"], modules_to_save=["lm_head", "norm"])
+    assert targets.saved == ("lm_head", "model.norm")
+    assert targets.saved_parameters == 808
+    assert targets.trainable_parameters == targets.parameters + 808
+
+
+def test_c19_modules_to_save_that_match_nothing_are_refused() -> None:
+    message = refused(modules_to_save=["lm_heat"])
+    assert "no module is called lm_heat" in message
+    assert "Did you mean lm_head" in message
+
+
+def test_a_module_is_not_adapted_and_trained_whole_at_once() -> None:
+    assert "adapted by lora.target_modules and trained whole" in refused(modules_to_save=["layers.0.mlp"])
+
+
+def test_c22_one_side_of_a_tie_is_not_trained() -> None:
+    section = LoraSection(modules_to_save=("lm_head",))
+    with pytest.raises(AdapterError, match=r"lm_head shares its weight with model\.embed_tokens"):
+        select(LINEAR, family_of("llama"), section, LAYERS, modules=MODULES, tied=("model.embed_tokens", "lm_head"))
+
+
+def test_a_weight_in_4_bits_is_not_trained_whole() -> None:
+    section = LoraSection(target_modules=("q_proj",), modules_to_save=("mlp",))
+    packed = LINEAR.keys() - {"lm_head"}
+    with pytest.raises(AdapterError, match="stored in 4 bits"):
+        select(LINEAR, family_of("llama"), section, LAYERS, modules=MODULES, quantized=packed)
