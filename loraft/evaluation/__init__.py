@@ -1,0 +1,1 @@
+"""How good answers are: `metrics` turns counts and texts into figures."""
