@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +25,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.anatomy import targets_in
+from loraft.adapters.continuing import refuse_another_adapter
 from loraft.adapters.names import matches
-from loraft.adapters.reading import AdapterFiles, insert, read_adapter
+from loraft.adapters.reading import insert, read_adapter
 from loraft.adapters.targets import Targets
 from loraft.config.schema import LoraSection, Method, RunConfig
-from loraft.errors import AdapterError, Problem
 from loraft.models.families import Family
 from loraft.models.loading import LoadedModel
 
@@ -40,6 +40,7 @@ ADAPTER_NAME = "default"
 
 HARMLESS = (
     "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
+    "Model has `tie_word_embeddings=True`",  # training such an adapter is refused; loading one is told in a note
     "Adapter name .* should not be contained in the prefix",  # only peft's loading takes "a" for part of "lora_"
 )
 """Warnings of peft that say nothing to the user."""
@@ -85,7 +86,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora")
     start = read_adapter(Path(config.lora.start_from)) if config.lora.start_from else None
     if start:
-        _refuse_another_shape(start, targets, config.lora)
+        refuse_another_adapter(start, targets, config.lora)
     model = wrap(base, _lora_config(base, loaded.family, targets, config.lora))
     _refuse_other_modules(model, targets)
     notes: tuple[str, ...] = ()
@@ -209,48 +210,3 @@ def _refuse_other_modules(model: PeftModel, targets: Targets) -> None:
     if adapted != set(targets.modules):
         differing = ", ".join(sorted(adapted.symmetric_difference(targets.modules))[:5])
         raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")
-
-
-def _refuse_another_shape(start: AdapterFiles, targets: Targets, lora: LoraSection) -> None:
-    """Compare the adapter of `lora.start_from` with the section: going on with another adapter is a mistake."""
-    shape = start.shape
-    problems = [
-        *_differences("r", shape.ranks, targets.ranks),
-        *_differences("alpha", shape.alphas, targets.alphas),
-        *_switch("lora.use_rslora", shape.use_rslora, lora.use_rslora),
-        *_switch("lora.use_dora", shape.use_dora, lora.use_dora),
-    ]
-    if shape.saved != frozenset(targets.saved):
-        there = ", ".join(sorted(shape.saved)) or "none"
-        problems.append(Problem(f"the adapter has {there}", key="lora.modules_to_save"))
-    if problems:
-        problems.append(
-            Problem("it is not the adapter that the config describes", str(start.folder), "lora.start_from")
-        )
-        raise AdapterError.several(problems)
-
-
-def _differences(key: str, there: Mapping[str, float], here: Mapping[str, float]) -> Iterable[Problem]:
-    if key == "r" and there.keys() != here.keys():
-        for what, names in (
-            ("the adapter has no", here.keys() - there.keys()),
-            ("only the adapter has", there.keys() - here.keys()),
-        ):
-            if names:
-                yield Problem(f"{what} {_listed(sorted(names))}", key="lora.target_modules")
-    different = [name for name in here if name in there and there[name] != here[name]]
-    if different:
-        first = different[0]
-        yield Problem(
-            f"{there[first]:g} in the adapter, {here[first]:g} here ({_listed(different)})", key=f"lora.{key}"
-        )
-
-
-def _switch(key: str, there: bool, here: bool) -> Iterable[Problem]:
-    if there != here:
-        yield Problem(f"{str(there).lower()} in the adapter, {str(here).lower()} here", key=key)
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import loraft
+from loraft.adapters.anatomy import tied_modules
 from loraft.adapters.attach import ADAPTER_NAME, AdaptedModel, wrap
 from loraft.adapters.card import TrainingFacts, model_card, shown
 from loraft.adapters.declared import recorded_lora
@@ -96,6 +97,9 @@ def load_adapter(loaded: LoadedModel, folder: Path, *, name: str = ADAPTER_NAME)
     check_adapter_name(name)
     files = read_adapter(folder)
     notes = files.check_base(loaded.fingerprint)
+    untied = sorted(files.shape.saved.intersection(tied_modules(loaded.model)))
+    if untied:
+        notes += (f"The adapter has a {' and a '.join(untied)} of its own, which the base ties to another module.",)
     try:
         model = wrap(loaded.model, files.config, name)
     except ValueError as error:  # peft's word for targets that match nothing

@@ -19,6 +19,7 @@ __all__ = [
     "DataSource",
     "GenerationSection",
     "LoraSection",
+    "Method",
     "ModelSection",
     "QuantizationSection",
     "RunConfig",

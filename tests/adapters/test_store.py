@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -299,6 +299,19 @@ def test_c23_an_adapter_of_another_tool_is_loaded_and_told(tmp_path: Path) -> No
     again = load_adapter(tiny_loaded(tmp_path / "base"), folder)
     assert torch.equal(logits(again.model), logits(adapted.model))
     assert "the base was not compared" in again.notes[0]
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's, of the very thing that is shown here
+def test_c22_a_head_of_its_own_on_a_tied_base_is_loaded_whole_and_told(tmp_path: Path) -> None:
+    loaded = tiny_loaded(tmp_path / "base", tie_word_embeddings=True)
+    foreign = get_peft_model(loaded.model, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    disturb({name: weight for name, weight in foreign.named_parameters() if weight.requires_grad})
+    foreign.save_pretrained(tmp_path / "adapter")
+    fresh = tiny_loaded(tmp_path / "base")
+    again = load_adapter(fresh, tmp_path / "adapter")
+    assert torch.equal(logits(again.model), logits(foreign))
+    assert "lm_head of its own" in again.notes[1]
+    assert torch.equal(fresh.model.get_input_embeddings().weight, loaded.model.get_input_embeddings().weight)
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", "x" * 65, "a.b", "ä"])
