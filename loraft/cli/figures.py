@@ -24,7 +24,7 @@ def as_bytes(number: float) -> str:
 
 def as_count(number: float) -> str:
     """Whole numbers in groups of three: `4,884,480`; others as they are: `2.5`."""
-    return f"{int(number):,}" if number == int(number) else f"{number:,g}"
+    return f"{int(number):,}" if math.isfinite(number) and number == int(number) else f"{number:,g}"
 
 
 def as_duration(seconds: float) -> str:
@@ -49,6 +49,8 @@ def as_measure(number: float) -> str:
 
 def as_rate(learning_rate: float) -> str:
     """A learning rate: `2.00e-4`, without the zeros of the exponent."""
+    if learning_rate == 0:
+        return "0"
     mantissa, exponent = f"{learning_rate:.2e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 

@@ -58,11 +58,12 @@ def generate(  # noqa: PLR0913, PLR0917 (one parameter an option: that is how ty
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     text = _prompt_text(prompt)
 
-    from loraft import api
-    from loraft.cli.render import print_json, print_note
+    from loraft.cli.render import print_json, print_note, waiting
 
     answers = sys.stdout
-    with redirect_stdout(sys.stderr):
+    with waiting("loading libraries and model"):
+        from loraft import api
+
         stream = api.generate(
             target,
             adapter=adapter,
@@ -74,8 +75,9 @@ def generate(  # noqa: PLR0913, PLR0917 (one parameter an option: that is how ty
             top_k=top_k,
             seed=seed,
         )
-        for note in stream.notes:
-            print_note(note)
+    for note in stream.notes:
+        print_note(note)
+    with redirect_stdout(sys.stderr):
         pieces = (token.text for token in stream)
         if as_json:
             deque(pieces, maxlen=0)
@@ -121,6 +123,6 @@ def _tell_speed(completion: Completion) -> None:
     from loraft.cli.render import say
 
     speed = f"prompt read in {completion.prefill_ms:.0f} ms"
-    if len(completion.token_ids) > 1:
+    if completion.decode_tokens_per_second is not None:
         speed += f" · {completion.decode_tokens_per_second:.1f} tokens/s"
     say((f"{as_count(len(completion.token_ids))} tokens · {speed} · {ENDS[completion.finish_reason]}", "dim"))

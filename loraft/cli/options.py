@@ -41,7 +41,7 @@ ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", show_default=Fa
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         show_default=False,
         help="Values that replace those of the file, such as training.max_steps=50.",
     ),
@@ -49,7 +49,7 @@ OverridesArgument = Annotated[
 TargetArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[TARGET]",
+        metavar="TARGET",
         show_default=False,
         help="A base model (Hub id, folder, .gguf, builtin:NAME), an adapter, a run, a checkpoint or a config.",
     ),
@@ -69,22 +69,44 @@ SystemOption = Annotated[
 ]
 MaxNewTokensOption = Annotated[
     int | None,
-    typer.Option("--max-new-tokens", min=1, show_default=False, help="The most tokens of an answer [default: saved]."),
+    typer.Option(
+        "--max-new-tokens",
+        metavar="N",
+        min=1,
+        show_default=False,
+        help="The most tokens of an answer [default: saved].",
+    ),
 ]
 TemperatureOption = Annotated[
     float | None,
-    typer.Option("--temperature", min=0, callback=_finite, show_default=False, help="0 is greedy [default: as saved]."),
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        min=0,
+        callback=_finite,
+        show_default=False,
+        help="0 is greedy [default: as saved].",
+    ),
 ]
 TopPOption = Annotated[
     float | None,
     typer.Option(
-        "--top-p", callback=_share, show_default=False, help="Sample among the likeliest that hold this probability."
+        "--top-p",
+        metavar="P",
+        callback=_share,
+        show_default=False,
+        help="Sample among the likeliest that hold this probability.",
     ),
 ]
 TopKOption = Annotated[
     int | None,
-    typer.Option("--top-k", min=1, show_default=False, help="Sample among this many of the likeliest tokens."),
+    typer.Option(
+        "--top-k", metavar="K", min=1, show_default=False, help="Sample among this many of the likeliest tokens."
+    ),
 ]
 SamplingSeedOption = Annotated[
-    int, typer.Option("--seed", min=0, max=2**32 - 1, help="The seed of sampling: the same seed, the same answer.")
+    int,
+    typer.Option(
+        "--seed", metavar="N", min=0, max=2**32 - 1, help="The seed of sampling: the same seed, the same answer."
+    ),
 ]

@@ -13,7 +13,6 @@ This module knows the codes and the wording. It refuses to know what any command
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import sys
 import traceback
@@ -22,7 +21,6 @@ from typing import ParamSpec
 
 import typer
 
-from loraft.cli.render import print_json, print_message, print_problems
 from loraft.errors import LoraftError, Stopped
 
 __all__ = ["ends_well"]
@@ -48,20 +46,24 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         except LoraftError as error:
             raise typer.Exit(_tell(error, as_json=bool(kwargs.get("as_json")))) from None
         except KeyboardInterrupt:
-            print_message("stopped.")
+            print("stopped.", file=sys.stderr)
             raise typer.Exit(128 + signal.SIGINT) from None
         except BrokenPipeError:
-            _forget_standard_output()
+            from loraft.cli.render import forget
+
+            forget(sys.stdout)
             raise typer.Exit(128 + signal.SIGPIPE) from None
         except Exception:
             traceback.print_exc()
-            print_message(BUG)
+            print(BUG, file=sys.stderr)
             raise typer.Exit(1) from None
 
     return run
 
 
 def _tell(error: LoraftError, *, as_json: bool) -> int:
+    from loraft.cli.render import print_json, print_message, print_problems
+
     exit_code = error.stopped_exit_code if isinstance(error, Stopped) else error.exit_code
     if isinstance(error, Stopped):
         problem = error.problems[0]
@@ -73,10 +75,3 @@ def _tell(error: LoraftError, *, as_json: bool) -> int:
     if as_json:
         print_json({"problems": [problem.as_dict() for problem in error.problems], "exit_code": exit_code})
     return exit_code
-
-
-def _forget_standard_output() -> None:
-    """Points standard output nowhere, so that Python's own flush at exit finds a file that takes it."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

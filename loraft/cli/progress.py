@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from loraft.cli.figures import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
-from loraft.cli.render import printable
+from loraft.cli.render import forget, printable
 from loraft.training.events import (
     Evaluated,
     Event,
@@ -33,7 +33,7 @@ __all__ = ["LiveView", "PlainView", "View", "view_on"]
 
 SECONDS_BETWEEN_FRAMES = 0.1
 SECONDS_BETWEEN_PLAIN_PROGRESS = 10.0
-BAR_WIDTHS = range(4, 31)
+BAR_WIDTHS = range(10, 31)
 PROMPT_WIDTH = 100
 
 
@@ -77,7 +77,7 @@ class PlainView:
             try:
                 self._console.print(line, soft_wrap=True)
             except OSError:
-                self._console.quiet = True
+                forget(self._console.file)
 
     def _line(self, event: Event) -> Text | None:
         if isinstance(event, StepLogged):
@@ -106,7 +106,10 @@ class LiveView:
         self._has_header = False
 
     def __enter__(self) -> Self:
-        self._live.start()
+        try:
+            self._live.start()
+        except OSError:
+            forget(self._console.file)
         return self
 
     def __exit__(
@@ -114,8 +117,10 @@ class LiveView:
     ) -> None:
         try:
             self._live.stop()
+            if self._has_header:
+                self._console.print()
         except OSError:
-            self._console.quiet = True
+            forget(self._console.file)
 
     def __call__(self, event: Event) -> None:
         """Draws what `event` tells: steps and progress in the live line, the rest above it."""
@@ -125,7 +130,7 @@ class LiveView:
             else:
                 self._print(event)
         except OSError:
-            self._console.quiet = True
+            forget(self._console.file)
 
     def _redraw(self, event: StepDone | Progress) -> None:
         now = time.monotonic()
@@ -144,7 +149,7 @@ class LiveView:
         elif isinstance(event, Evaluated):
             start = _row(as_count(event.step), f"{event.epoch:.2f}", as_measure(event.loss))
             style = "green" if event.best else ""
-            self._console.print(Text.assemble((start, "bold"), ("  evaluation · " + _verdict(event, " · "), style)))
+            self._console.print(Text.assemble((start, "bold"), ("  eval · " + _verdict(event, " · "), style)))
         elif (text := _told(event)) is not None:
             self._console.print(text, soft_wrap=True)
 
@@ -235,5 +240,5 @@ def _beginning(event: RunStarted) -> Text:
         ("\nsteps    ", "dim"),
         f"{as_count(event.steps)} ({passes}{since})",
         ("\ntrained  ", "dim"),
-        f"{as_count(event.trainable_parameters)} of {as_count(event.total_parameters)} parameters ({share})",
+        f"{as_count(event.trainable_parameters)} of {as_count(event.total_parameters)} parameters ({share})\n",
     )

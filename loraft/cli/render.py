@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -20,7 +21,9 @@ from rich.text import Text
 from loraft.errors import Problem
 
 __all__ = [
+    "LenientConsole",
     "console_on",
+    "forget",
     "print_json",
     "print_message",
     "print_note",
@@ -28,6 +31,7 @@ __all__ = [
     "print_result",
     "printable",
     "say",
+    "waiting",
 ]
 
 PIPE_WIDTH = 200
@@ -42,17 +46,45 @@ def printable(text: str) -> str:
     return text.translate(VISIBLE_CONTROLS)
 
 
+class LenientConsole(Console):
+    """A console that leaves it to the caller what a lost reader means; rich itself would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Lets the error through."""
+        raise  # noqa: PLE0704 (rich calls this while it handles the error)
+
+
 def console_on(stream: TextIO) -> Console:
     """A console on `stream` that takes text as it is: no markup, no emoji, no guessed highlights."""
-    console = Console(file=stream, markup=False, emoji=False, highlight=False)
+    console = LenientConsole(file=stream, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, PIPE_WIDTH)
     return console
 
 
 def say(*pieces: str | tuple[str, str]) -> None:
-    """Prints one line on standard error, of plain strings and of (string, style) pairs."""
-    console_on(sys.stderr).print(Text.assemble(*pieces), soft_wrap=True)
+    """Prints one line on standard error, of plain strings and of (string, style) pairs; nobody need read it."""
+    try:
+        console_on(sys.stderr).print(Text.assemble(*pieces), soft_wrap=True)
+    except OSError:
+        forget(sys.stderr)
+
+
+def forget(stream: IO[str]) -> None:
+    """Points a stream whose reader is gone to nowhere, so that later writes, and Python's own at exit, succeed."""
+    with suppress(OSError):  # a stream in memory has no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Shows on a terminal that something goes on, until it is done, and keeps `stdout` free of what libraries print."""
+    console = console_on(sys.stderr)
+    shows = console.is_terminal and not console.is_dumb_terminal
+    with redirect_stdout(sys.stderr), console.status(Text(what, style="dim")) if shows else nullcontext():
+        yield
 
 
 def print_message(message: str) -> None:
@@ -100,6 +132,5 @@ def _jsonable(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-@cache
 def _takes_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

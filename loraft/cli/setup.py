@@ -27,12 +27,15 @@ def doctor(as_json: JsonOption = False) -> None:
 
     Versions, devices, what of bitsandbytes works here (each tried for real), free disk, cache and Hub.
     """
-    from loraft.cli.render import print_json, print_result
+    from loraft.cli.render import print_json, print_result, waiting
     from loraft.cli.tables import document
-    from loraft.inspection.machine import examine
 
     parts: dict[str, dict[str, object]] = {}
-    for fact in examine():
+    with waiting("trying what works here"):
+        from loraft.inspection.machine import examine
+
+        facts = examine()
+    for fact in facts:
         parts.setdefault(fact.part, {})[fact.name] = fact.value
     if as_json:
         print_json(parts)

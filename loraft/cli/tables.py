@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from loraft.cli.figures import as_bytes, as_count, as_measure, as_rate
+from loraft.cli.figures import as_bytes, as_count, as_duration, as_measure, as_rate
 from loraft.cli.render import printable
 
 __all__ = ["document", "facts", "records", "shown"]
@@ -21,6 +22,9 @@ __all__ = ["document", "facts", "records", "shown"]
 Document = Mapping[str, object]
 
 MOST_ITEMS = 8
+BAR_WIDTH = 30
+IN_BYTES = ("memory",)
+"""The sections whose every number counts bytes."""
 
 
 def shown(key: str, value: object) -> str:
@@ -51,7 +55,10 @@ def facts(title: str, rows: Document, *, label_width: int = 0) -> RenderableType
     grid.add_column(style="dim", min_width=label_width, no_wrap=True)
     grid.add_column(overflow="fold")
     for key, value in rows.items():
-        grid.add_row(f"  {label(key)}", shown(key, value))
+        if title in IN_BYTES:
+            grid.add_row(f"  {label(key)}", shown(f"{key}_bytes", value), _bar(value, rows.get("peak_bytes")))
+        else:
+            grid.add_row(f"  {label(key)}", shown(key, value))
     return _titled(title, grid)
 
 
@@ -64,7 +71,7 @@ def records(title: str, rows: Sequence[Document]) -> RenderableType:
         table.add_column(label(key), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(shown(key, row.get(key)) for key in columns))
-    return _titled(title, table)
+    return _titled(title, Padding(table, (0, 0, 0, 1)))
 
 
 def document(sections: Document, *, rest: str) -> list[RenderableType]:
@@ -101,6 +108,13 @@ def _titled(title: str, body: RenderableType) -> RenderableType:
     return frame
 
 
+def _bar(part: object, whole: object) -> Text:
+    """A part of the peak as a bar; nothing for what is not a part of it."""
+    if not isinstance(part, int) or not isinstance(whole, int) or not 0 < part < whole:
+        return Text()
+    return Text("━" * max(1, round(BAR_WIDTH * part / whole)), style="green")
+
+
 def _is_records(value: object) -> bool:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return False
@@ -116,12 +130,16 @@ def _number(key: str, value: float) -> str:
         return as_bytes(value)
     if key.endswith("share"):
         return f"{100 * value:.2f} %"
+    if key.endswith("seconds"):
+        return as_duration(value)
     if key.endswith("learning_rate"):
         return as_rate(value)
-    return as_count(value) if isinstance(value, int) else as_measure(value)
+    return as_measure(value) if key.endswith(("loss", "perplexity", "norm")) else as_count(value)
 
 
 def _items(key: str, items: Sequence[object]) -> str:
+    if len(items) > 2 and list(items) == list(range(len(items))):
+        return f"0 to {len(items) - 1}"
     words = [shown(key, item) for item in items[:MOST_ITEMS]]
     if len(items) > MOST_ITEMS:
         words.append(f"… {len(items) - MOST_ITEMS} more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -40,10 +41,12 @@ def train(
         raise typer.BadParameter("--overwrite begins anew and --resume goes on: choose one.")
     run_config = _read(config, overrides)
 
-    from loraft import api
     from loraft.cli.progress import view_on
-    from loraft.cli.render import console_on, print_json, print_result
+    from loraft.cli.render import console_on, print_json, print_result, waiting
     from loraft.cli.tables import document
+
+    with waiting("loading libraries"):
+        from loraft import api
 
     with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
         result = api.train(
@@ -59,7 +62,7 @@ def train(
         print_json(result.as_dict())
     else:
         print_result(*document(result.as_dict(), rest="run"))
-        print_result(f"Try it:  loraft generate {result.run_folder} --prompt TEXT")
+        print_result(f"Try it:  loraft generate {shlex.quote(str(result.run_folder))} --prompt TEXT")
 
 
 @ends_well
@@ -71,11 +74,12 @@ def check(config: ConfigArgument, overrides: OverridesArgument = None, as_json: 
     """
     run_config = _read(config, overrides)
 
-    from loraft import api
-    from loraft.cli.render import print_json, print_note, print_result
+    from loraft.cli.render import print_json, print_note, print_result, waiting
     from loraft.cli.tables import document
 
-    with redirect_stdout(sys.stderr):
+    with waiting("loading libraries, then model and rows"):
+        from loraft import api
+
         report = api.check(run_config, name=_run_name(config))
     for note in report.notes:
         print_note(note)

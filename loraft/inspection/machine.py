@@ -153,12 +153,15 @@ def _try_nf4(device: str) -> str:
     """Output and gradient of a double-quantized NF4 layer against those of its dequantized weight."""
     import torch
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn.modules import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
-    layer = Linear4bit(128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
+    layer = Linear4bit(  # type: ignore[no-untyped-call]
+        128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+    ).to(device)
     rows = torch.linspace(-1, 1, 4 * 128, device=device).reshape(4, 128).requires_grad_()
     output = layer(rows)
     output.sum().backward()
+    assert isinstance(layer.weight, Params4bit)
     weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     if not torch.allclose(output, rows @ weight.T, rtol=1e-3, atol=1e-3):
         return "fails: its outputs are not those of its dequantized weight"

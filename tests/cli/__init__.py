@@ -1,0 +1,1 @@
+"""Tests of the command line, without torch where it must go without."""

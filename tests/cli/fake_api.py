@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,3 +172,12 @@ def generate(target: str | None, *, adapter: str | None, prompt: str, **options:
     """Answers `Paris.`, whatever the question, with an escape sequence at its end."""
     CALLS.append({"target": target, "adapter": adapter, "prompt": prompt, **options})
     return Stream(prompt)
+
+
+def command_line(*arguments: str) -> list[str]:
+    """The words that start loraft in a process of its own, with this module as its api."""
+    program = (
+        "import sys, loraft, tests.cli.fake_api as fake; sys.modules['loraft.api'] = loraft.api = fake; "
+        "from loraft.__main__ import main; main()"
+    )
+    return [sys.executable, "-c", program, *arguments]

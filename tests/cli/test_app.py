@@ -1,0 +1,80 @@
+"""The program as a whole: its version, its help, and how little it loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loraft import __version__
+from tests.cli.conftest import Loraft
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["check", "train", "generate", "schema", "doctor"]
+HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "numpy"]
+
+
+def test_version(loraft: Loraft) -> None:
+    result = loraft("--version")
+    assert (result.exit_code, result.stdout) == (0, f"loraft {__version__}\n")
+
+
+def test_help_lists_every_command(loraft: Loraft) -> None:
+    result = loraft("--help")
+    assert result.exit_code == 0
+    listed = result.stdout.split("Commands:")[1]
+    assert [line.split()[0] for line in listed.strip().splitlines()] == COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [(["trian", "x.yaml"], "train"), (["train", "x.yaml", "--resme"], "--resume"), (["train"], "CONFIG")],
+)
+def test_a_slip_of_the_hand_is_refused_with_a_hint(loraft: Loraft, arguments: list[str], hint: str) -> None:
+    result = loraft(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert hint in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["--version"],
+        ["schema"],
+        ["train", "absent.yaml"],
+        ["check", "bad.yaml", "lora.r=x"],
+    ],
+)
+def test_nothing_heavy_is_loaded_before_the_config_is_right(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("lora: {rank: 8}\n")
+    program = (
+        "import sys\nfrom loraft.__main__ import main\n"
+        "try:\n    main()\nfinally:\n"
+        f"    loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    assert not loaded, loaded\n    print('light', file=sys.stderr)"
+    )
+    words = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(
+        words, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert "light" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "limit"), [(["--help"], 0.35), (["train", "--help"], 0.35), (["train", "no.yaml"], 0.6)]
+)
+def test_help_and_errors_are_instant(arguments: list[str], limit: float) -> None:
+    seconds = []
+    for _ in range(7):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "loraft", *arguments], cwd=ROOT, capture_output=True, check=False)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < limit

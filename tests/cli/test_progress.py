@@ -1,0 +1,82 @@
+"""A run as it is drawn, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from loraft.cli.progress import LiveView, PlainView, live_line, view_on
+from loraft.cli.render import LenientConsole
+from loraft.training.events import Progress, SampleAnswered, Saved, StepDone
+from tests.cli import fake_api
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has gone away."""
+
+    def write(self, _: str, /) -> int:
+        raise BrokenPipeError
+
+
+def terminal(width: int = 80, file: io.StringIO | None = None) -> Console:
+    return LenientConsole(file=file or io.StringIO(), force_terminal=True, width=width, markup=False, highlight=False)
+
+
+def lines_of(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    drawn = console.file.getvalue().replace("\x1b[2K", "\n")
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", drawn).splitlines()
+
+
+def test_a_terminal_gets_the_live_view_and_a_file_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(view_on(terminal()), LiveView)
+    assert isinstance(view_on(Console(file=io.StringIO())), PlainView)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(view_on(terminal()), PlainView)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_the_live_line_is_never_wider_than_the_terminal(width: int) -> None:
+    step = StepDone(123_456, 1_000_000, 12.3, 12.3456, 1.23e-4, 123_456.7, 79_000_000_000, 1_000_000.0)
+    for event in (step, Progress("rows made into tokens", 12_345, 100_000), Progress("nothing", 0, 0)):
+        assert live_line(event, width).cell_len <= width
+
+
+def test_columns_stand_under_their_titles_in_eighty_characters() -> None:
+    console = terminal()
+    with LiveView(console) as view:
+        for event in fake_api.run_events():
+            view(event)
+    lines = lines_of(console)
+    title = next(line for line in lines if "grad norm" in line)
+    rows = [line for line in lines if re.match(r" +\d+ +\d\.\d\d +\d\.\d{4} +1\.4200", line)]
+    assert len(rows) == fake_api.STEPS / 10
+    assert {len(row) for row in rows} == {len(title)}
+    assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("view_of", [PlainView, LiveView])
+def test_a_view_without_a_reader_never_stops_a_run(view_of: type[PlainView] | type[LiveView]) -> None:
+    console = terminal(file=Gone())
+    with view_of(console) as view:
+        for event in fake_api.run_events():
+            view(event)
+
+
+def test_what_a_model_says_moves_no_cursor_and_is_no_markup() -> None:
+    file = io.StringIO()
+    view = PlainView(Console(file=file, markup=False, highlight=False))
+    view(SampleAnswered(5, "a\nprompt " + "x" * 200, "[red]\x1b[2J\x07 answer"))
+    view(SampleAnswered(6, "quiet?", ""))
+    view(Saved(6, Path("[bold]")))
+    asked, answered, _, empty, saved = file.getvalue().splitlines()
+    assert asked.startswith("sample at step 5: a prompt x")
+    assert asked.endswith("x…")
+    assert answered == "  [red]␛[2J␇ answer"
+    assert empty == "  (an empty answer)"
+    assert saved == "saved [bold]"
