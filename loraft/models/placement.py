@@ -18,13 +18,14 @@ import torch
 from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 
-__all__ = ["Placement", "place"]
+__all__ = ["NATIVE_BF16", "Placement", "place"]
 
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "avx10_2", "sve_bf16", "bf16")
 """The names, among torch's CPU capabilities, of instructions that multiply bfloat16."""
 
 CGROUP = Path("/sys/fs/cgroup")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""torch's dtypes by the names that the config has for them."""
 
 
 @dataclass(frozen=True)
