@@ -33,7 +33,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def loraft(
+def _general_options(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Let through what the libraries below log and warn.")
     ] = False,

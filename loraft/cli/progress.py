@@ -29,7 +29,7 @@ from loraft.training.events import (
     StepLogged,
 )
 
-__all__ = ["LiveView", "PlainView", "View", "view_on"]
+__all__ = ["LiveView", "PlainView", "View", "live_line", "view_on"]
 
 SECONDS_BETWEEN_FRAMES = 0.1
 SECONDS_BETWEEN_PLAIN_PROGRESS = 10.0

@@ -17,7 +17,7 @@ from rich.text import Text
 from loraft.cli.figures import as_bytes, as_count, as_duration, as_measure, as_rate
 from loraft.cli.render import printable
 
-__all__ = ["document", "facts", "records", "shown"]
+__all__ = ["document", "facts", "label", "records", "shown"]
 
 Document = Mapping[str, object]
 

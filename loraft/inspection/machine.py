@@ -79,7 +79,7 @@ def _devices() -> Iterator[Fact]:
     yield Fact("devices", "cpu", _cpu(chosen))
     for index in range(torch.cuda.device_count()):
         yield Fact("devices", f"cuda:{index}", _gpu(index))
-    yield Fact("devices", "model.dtype auto", " ".join(chosen.notes))
+    yield Fact("devices", "auto_dtype", " ".join(chosen.notes))
 
 
 def _cpu(chosen: Placement) -> dict[str, str | int | bool]:
@@ -130,9 +130,9 @@ def _bitsandbytes() -> Iterator[Fact]:
         yield Fact("bitsandbytes", "import", _failure(error))
         return
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        yield Fact("bitsandbytes", f"nf4 on {device}", _tried(partial(_try_nf4, device)))
-        for name, optimizer in (("8-bit", AdamW8bit), ("paged", PagedAdamW32bit)):
-            yield Fact("bitsandbytes", f"{name} optimizer on {device}", _tried(partial(_try_step, optimizer, device)))
+        yield Fact("bitsandbytes", f"nf4_on_{device}", _tried(partial(_try_nf4, device)))
+        for name, optimizer in (("8bit", AdamW8bit), ("paged", PagedAdamW32bit)):
+            yield Fact("bitsandbytes", f"{name}_optimizer_on_{device}", _tried(partial(_try_step, optimizer, device)))
 
 
 def _tried(trial: Callable[[], str]) -> str:
@@ -191,9 +191,9 @@ def _disk() -> Iterator[Fact]:
 
     here = Path.cwd()
     for name, folder in (
-        ("current folder", here),
+        ("current_folder", here),
         ("cache", cache_folder()),
-        ("hub cache", Path(constants.HF_HUB_CACHE)),
+        ("hub_cache", Path(constants.HF_HUB_CACHE)),
     ):
         facts: dict[str, str | int | bool] = {"folder": str(folder)}
         if folder != here:
@@ -222,4 +222,4 @@ def _hub() -> Iterator[Fact]:
 
     yield Fact("hub", "address", constants.ENDPOINT)
     yield Fact("hub", "offline", constants.HF_HUB_OFFLINE)
-    yield Fact("hub", "token found", get_token() is not None)
+    yield Fact("hub", "token_found", get_token() is not None)

@@ -40,9 +40,9 @@ def test_the_cpu_has_cores_and_memory(facts: list[Fact]) -> None:
 
 
 def test_bitsandbytes_is_tried_and_not_presumed(facts: list[Fact]) -> None:
-    assert value(facts, "bitsandbytes", "nf4 on cpu") == "works"
-    assert value(facts, "bitsandbytes", "8-bit optimizer on cpu") == "works"
-    assert value(facts, "bitsandbytes", "paged optimizer on cpu") == "falls back to unpaged state"
+    assert value(facts, "bitsandbytes", "nf4_on_cpu") == "works"
+    assert value(facts, "bitsandbytes", "8bit_optimizer_on_cpu") == "works"
+    assert value(facts, "bitsandbytes", "paged_optimizer_on_cpu") == "falls back to unpaged state"
 
 
 def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Linear4bit.forward
     monkeypatch.setattr(Linear4bit, "forward", lambda self, rows: right(self, rows) * 1.1)
     assert (
-        value(examine(), "bitsandbytes", "nf4 on cpu") == "fails: its outputs are not those of its dequantized weight"
+        value(examine(), "bitsandbytes", "nf4_on_cpu") == "fails: its outputs are not those of its dequantized weight"
     )
 
 
@@ -83,4 +83,4 @@ def test_disk_and_cache_are_measured(cache: Path, tmp_path: Path, monkeypatch: p
 
 def test_the_hub_is_told_by_its_settings(facts: list[Fact]) -> None:
     assert value(facts, "hub", "offline") is True, "tests run offline"
-    assert value(facts, "hub", "token found") is False
+    assert value(facts, "hub", "token_found") is False
