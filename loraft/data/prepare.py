@@ -1,0 +1,311 @@
+"""From the `data` section to examples: read, recognised, rendered, cut, counted and held out.
+
+This module knows the order of these steps and what is done with rows that do not pass one. No row disappears
+without being counted, and every problem of every source is found before it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from loraft.config.schema import DataSection, DataSource, RunConfig
+from loraft.data.batches import IGNORED
+from loraft.data.formats import Conversation, Record, detect_format, to_record
+from loraft.data.records import Row, read_rows
+from loraft.data.statistics import DataReport, SourceCounts, lengths_of
+from loraft.data.tokenize import Example, Renderer
+from loraft.errors import DataError, Problem, Refused
+
+__all__ = ["PreparedData", "SourceSpan", "prepare"]
+
+SHOWN_PROBLEMS = 20
+SAMPLES = 3
+EVAL_STREAM = 0x5EED
+"""Keeps the draw of the held-out rows apart from the order of epochs, which has the same seed."""
+
+
+@dataclass(frozen=True)
+class SourceSpan:
+    """The examples `start … stop - 1` of one source, seen `weight` times an epoch."""
+
+    start: int
+    stop: int
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedData:
+    """The rows of a run as tokens.
+
+    Attributes:
+        train: The examples to train on, source after source.
+        train_sources: Where each source's examples are, and its weight.
+        eval: The examples to evaluate on.
+        report: All of it in numbers.
+        renderer: What made the tokens, and makes prompts the same way.
+        fingerprint: sha256 over all tokens and labels.
+    """
+
+    train: list[Example]
+    train_sources: list[SourceSpan]
+    eval: list[Example]
+    report: DataReport
+    renderer: Renderer
+    fingerprint: str
+
+
+@dataclass
+class _Source:
+    """A source on its way."""
+
+    counts: SourceCounts
+    weight: float
+    records: list[Record]
+    examples: list[Example]
+    lengths: list[int]
+    problems: list[Problem]
+
+
+def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
+    """Read and tokenize everything that `config.data` names.
+
+    Raises:
+        DataError: With every problem found: files and rows that cannot be read or rendered, rows over `max_length`
+            where that is an error, nothing left to train or to evaluate on.
+    """
+    data = config.data
+    renderer = Renderer.for_tokenizer(tokenizer, chat_template=data.chat_template, train_on=data.train_on)
+    problems: list[Problem] = []
+    train = _sources(data.train, data, renderer, problems)
+    held_out = _sources(data.eval, data, renderer, problems) if isinstance(data.eval, tuple) else []
+    if not problems:
+        problems += _nothing_left("data.train", train) + _nothing_left("data.eval", held_out)
+    if problems:
+        raise DataError.several(_shortened(problems))
+    evaluation = [example for source in held_out for example in source.examples]
+    if isinstance(data.eval, float):
+        evaluation = _hold_out(train, data.eval, config.seed)
+    renderer = replace(renderer, system_prompt=_common_system_prompt(train))
+    examples = [example for source in train for example in source.examples]
+    return PreparedData(
+        train=examples,
+        train_sources=list(_spans(train)),
+        eval=evaluation,
+        report=_report(data, renderer, train, held_out, examples, evaluation),
+        renderer=renderer,
+        fingerprint=_fingerprint([*examples, *evaluation]),
+    )
+
+
+def _sources(
+    sources: Sequence[DataSource], data: DataSection, renderer: Renderer, problems: list[Problem]
+) -> list[_Source]:
+    found = []
+    for source in sources:
+        try:
+            prepared = _source(source, data, renderer)
+        except Refused as error:
+            problems += error.problems
+            continue
+        if data.on_bad_row == "error":
+            problems += prepared.problems
+        found.append(prepared)
+    return found
+
+
+def _source(given: DataSource, data: DataSection, renderer: Renderer) -> _Source:
+    source = given.model_copy(update={"split": given.split or data.split, "name": given.name or data.name})
+    columns = given.columns or data.columns
+    read = read_rows(source)
+    wanted = given.format if given.format != "auto" else data.format
+    try:
+        row_format = wanted if wanted != "auto" else detect_format(read.columns, columns)
+    except DataError as error:
+        if not read.rows:
+            raise DataError.several(_shortened(read.problems)) from None
+        raise DataError.several([replace(error.problems[0], where=source.path)]) from None
+    counts = SourceCounts(source.path, row_format, read=len(read.rows) + len(read.problems))
+    prepared = _Source(counts, given.weight, [], [], [], list(read.problems))
+    examples = _tokenized(read.rows, prepared, renderer, row_format, columns)
+    counts.bad = len(prepared.problems)
+    prepared.lengths = [len(example.input_ids) for example in examples]
+    prepared.examples = list(_kept(examples, prepared, data))
+    counts.kept = len(prepared.examples)
+    return prepared
+
+
+def _tokenized(
+    rows: Sequence[Row], prepared: _Source, renderer: Renderer, row_format: str, columns: dict[str, str]
+) -> list[Example]:
+    """The rows as tokens; those that cannot become any are noted as problems."""
+    places = []
+    for row in rows:
+        try:
+            record = to_record(row, row_format, columns)  # type: ignore[arg-type]  # a RowFormat, as the schema has it
+            renderer.render(record)
+        except Refused as error:
+            prepared.problems += [replace(problem, where=row.where) for problem in error.problems]
+            continue
+        prepared.records.append(record)
+        places.append(row.where)
+    return renderer.examples(prepared.records, places)
+
+
+def _kept(examples: Iterable[Example], prepared: _Source, data: DataSection) -> Iterable[Example]:
+    """The examples that fit, those that do not treated as `data.on_overlength` says; untrained ones left out."""
+    counts = prepared.counts
+    choice = data.on_overlength
+    if choice == "auto":
+        choice = "split" if counts.format == "text" else "drop"
+    for example in examples:
+        pieces = [example]
+        if len(example.input_ids) > data.max_length:
+            counts.overlength += 1
+            counts.done = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}[choice]
+            if choice == "error":
+                prepared.problems.append(_too_long(example, data.max_length))
+            pieces = _cut(example, data.max_length, choice)
+        trained = [piece for piece in pieces if piece.trained]
+        if pieces and not trained:
+            counts.untrained += 1
+        yield from trained
+
+
+def _cut(example: Example, most: int, choice: str) -> list[Example]:
+    ids, labels = example.input_ids, example.labels
+    if choice == "truncate":
+        return [Example(ids[:most], labels[:most], example.where)]
+    if choice == "split":
+        starts = range(0, len(ids), most)
+        return [Example(ids[at : at + most], labels[at : at + most], example.where) for at in starts]
+    return []
+
+
+def _too_long(example: Example, most: int) -> Problem:
+    return Problem(
+        f"has {len(example.input_ids):,} tokens, more than data.max_length {most:,}",
+        where=example.where,
+        remedy="raise data.max_length, or write data.on_overlength: drop, truncate or split",
+    )
+
+
+def _nothing_left(key: str, sources: Sequence[_Source]) -> list[Problem]:
+    if not sources or any(source.examples for source in sources):
+        return []
+    total = {name: sum(getattr(s.counts, name) for s in sources) for name in ("read", "bad", "overlength", "untrained")}
+    return [
+        Problem(
+            f"no row is left: of {total['read']} rows read, {total['bad']} were bad, {total['overlength']} too long and "
+            f"{total['untrained']} without a trained token",
+            where=", ".join(source.counts.source for source in sources),
+            key=key,
+            remedy="look at data.max_length and data.train_on" if total["overlength"] or total["untrained"] else None,
+        )
+    ]
+
+
+def _hold_out(train: list[_Source], share: float, seed: int) -> list[Example]:
+    """Take that share of the rows out of `train`, pieces of one row together; drawn by the seed.
+
+    Raises:
+        DataError: There are fewer than two rows.
+    """
+    rows = sorted({example.where for source in train for example in source.examples})
+    if len(rows) < 2:
+        raise DataError(
+            "one row cannot be shared between training and evaluation", key="data.eval", remedy="write data.eval: null"
+        )
+    random = np.random.Generator(np.random.PCG64([seed, EVAL_STREAM]))
+    count = min(max(1, round(share * len(rows))), len(rows) - 1)
+    taken = {rows[i] for i in random.permutation(len(rows))[:count]}
+    out = [example for source in train for example in source.examples if example.where in taken]
+    for source in train:
+        source.examples = [example for example in source.examples if example.where not in taken]
+    return out
+
+
+def _spans(sources: Iterable[_Source]) -> Iterable[SourceSpan]:
+    start = 0
+    for source in sources:
+        stop = start + len(source.examples)
+        yield SourceSpan(start, stop, source.weight)
+        start = stop
+
+
+def _common_system_prompt(sources: Iterable[_Source]) -> str | None:
+    """The system prompt that every conversation begins with; None when they differ or have none."""
+    prompts: set[str | None] = set()
+    for source in sources:
+        for record in source.records:
+            first = record.messages[0] if isinstance(record, Conversation) else None
+            prompts.add(first.content if first is not None and first.role == "system" else None)
+    return prompts.pop() if len(prompts) == 1 else None
+
+
+def _report(
+    data: DataSection,
+    renderer: Renderer,
+    train: Sequence[_Source],
+    held_out: Sequence[_Source],
+    examples: Sequence[Example],
+    evaluation: Sequence[Example],
+) -> DataReport:
+    lengths = lengths_of([length for source in train for length in source.lengths])
+    return DataReport(
+        train_rows=len(examples),
+        eval_rows=len(evaluation),
+        tokens=sum(len(example.input_ids) for example in examples),
+        trained_tokens=sum(example.trained for example in examples),
+        length=lengths,
+        max_length=data.max_length,
+        sources=[source.counts for source in (*train, *held_out)],
+        samples=[{"row": e.where, "text": _marked(e, renderer.tokenizer)} for e in examples[:SAMPLES]],
+        notes=tuple(_notes(data, lengths.keeps_99_percent, [*train, *held_out])),
+    )
+
+
+def _notes(data: DataSection, keeps: int, sources: Sequence[_Source]) -> Iterable[str]:
+    for source in sources:
+        counts = source.counts
+        if counts.overlength:
+            yield (
+                f"{counts.source}: {counts.overlength} of {counts.read} rows are longer than data.max_length "
+                f"{data.max_length} and are {counts.done}; {keeps} would keep 99 % of the training rows"
+            )
+        if counts.untrained:
+            yield f"{counts.source}: {counts.untrained} rows have no trained token and are left out"
+        if counts.bad:
+            first = source.problems[0]
+            yield f"{counts.source}: {counts.bad} bad rows are skipped, the first at {first.where}: {first.message}"
+
+
+def _marked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The row's text with what is trained in ⟦ ⟧."""
+    text, at = "", 0
+    trained = [label != IGNORED for label in example.labels]
+    for place in range(1, len(trained) + 1):
+        if place == len(trained) or trained[place] != trained[at]:
+            part = str(tokenizer.decode(example.input_ids[at:place]))
+            text += f"⟦{part}⟧" if trained[at] else part
+            at = place
+    return text
+
+
+def _fingerprint(examples: Iterable[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(np.asarray([*example.input_ids, -1, *example.labels, -2], dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _shortened(problems: Sequence[Problem]) -> list[Problem]:
+    more = len(problems) - SHOWN_PROBLEMS
+    if more <= 0:
+        return list(problems)
+    remedy = "data.on_bad_row: skip leaves bad rows out and counts them"
+    return [*problems[:SHOWN_PROBLEMS], Problem(f"and {more} more problems like these", remedy=remedy)]
