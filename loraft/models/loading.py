@@ -1,0 +1,250 @@
+"""The door: every base model comes through here, frozen, whole, and where `placement` says.
+
+This module knows how transformers loads, and turns what it only logs into errors: tensors that are missing or have
+another shape, kinds of models that loraft does not train. It refuses to know adapters and training; it prints nothing,
+and it never runs code that comes with a model.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.errors import ModelError, OutOfMemoryError
+from loraft.models.families import Family, family_of
+from loraft.models.placement import Placement
+from loraft.models.quantization import keep_gradients_exact, quantization_config
+from loraft.models.quiet import quietly_reading
+from loraft.models.sources import resolve, resolve_tokenizer
+from loraft.models.tokenizer import read_tokenizer
+from loraft.models.weights import check_weights, expected_tensors, fingerprint
+
+__all__ = [
+    "LoadedModel",
+    "linear_modules",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "meta_model",
+    "parameter_count",
+    "read_gguf",
+]
+
+OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
+"""Parts of the names of architectures that share a model_type with a language model and are none."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A base model, ready to be adapted.
+
+    Attributes:
+        model: Frozen, in eval mode, in `placement.dtype` (quantized modules apart), on `placement.device`.
+        tokenizer: The model's own, or the one that the config names.
+        family: Its row of the table of architectures.
+        placement: Device and dtype.
+        folder: Where its files are.
+        name: What the config calls it.
+        fingerprint: What tells it from another base of the same shape.
+        notes: What the user should know, a sentence each.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    placement: Placement
+    folder: Path
+    name: str
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+def load_model(
+    section: ModelSection, placement: Placement, *, quantization: QuantizationSection | None = None
+) -> LoadedModel:
+    """Load a base model and its tokenizer.
+
+    Args:
+        section: Which model, and how it attends: `attn_implementation: auto` is scaled-dot-product attention, or
+            plain products for the families that transformers has no such attention for.
+        placement: Device and dtype.
+        quantization: How the linear modules are stored in 4 bits; None stores them in `placement.dtype`.
+
+    Raises:
+        ModelError: No such model, a kind that is not trained, damaged files, missing tensors, a tokenizer that does
+            not fit, or a dtype that the family's activations exceed.
+        OutOfMemoryError: The device is too small for the weights.
+    """
+    folder = resolve(section.name_or_path, section.revision)
+    config = _read_config(folder)
+    family = family_of(config.model_type)
+    _require_range(family, placement)
+    check_weights(folder, expected_tensors(meta_model(config)))
+    tokenizer, notes = _tokenizer(section, config)
+    options: dict[str, Any] = {"config": config, "dtype": placement.dtype}
+    if section.attn_implementation != "auto":
+        options["attn_implementation"] = section.attn_implementation
+    if placement.device != "cpu":
+        options["device_map"] = {"": placement.device}
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, placement)
+    model = _from_pretrained(folder, options)
+    keep_gradients_exact(model)
+    model.requires_grad_(False)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        family=family,
+        placement=placement,
+        folder=folder,
+        name=section.name_or_path,
+        fingerprint=fingerprint(folder),
+        notes=(*placement.notes, *notes),
+    )
+
+
+def load_config(section: ModelSection) -> PreTrainedConfig:
+    """The model's config, of a kind that loraft trains; no weights are fetched.
+
+    Raises:
+        ModelError: No such model, or a kind that is not trained.
+    """
+    return _read_config(resolve(section.name_or_path, section.revision, weights=False))
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer that the config names, or the model's own; with offsets, and with padding where it can have it.
+
+    Raises:
+        ModelError: No tokenizer, one without offsets, or one with tokens beyond the model's embeddings.
+    """
+    return _tokenizer(section, load_config(section))[0]
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config on the meta device: shapes and names without memory.
+
+    Raises:
+        ModelError: The config's sizes make no model.
+    """
+    with quietly_reading(Path("config.json")), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config))  # type: ignore[no-untyped-call]
+    return model
+
+
+def read_gguf(file: Path) -> PreTrainedModel:
+    """The model in a .gguf file, unpacked to float32.
+
+    Raises:
+        ModelError: An architecture that is not in the table, or one that transformers cannot read from .gguf.
+    """
+    with quietly_reading(file):
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    family_of(config.model_type)
+    options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+    return _from_pretrained(file.parent, options)
+
+
+def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Every linear module, the head too: (inputs, outputs) by full name; a 4-bit one has the sizes it stands for."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    return {name: _sizes(module) for name, module in linear.items()}
+
+
+def _sizes(module: nn.Linear | Conv1D) -> tuple[int, int]:
+    if isinstance(module, Conv1D):  # GPT-2's weight is [inputs, outputs]
+        inputs, outputs = module.weight.shape
+        return inputs, outputs
+    return module.in_features, module.out_features
+
+
+def parameter_count(model: nn.Module) -> int:
+    """The numbers that a model holds: tied ones once, 4-bit ones by what they stand for."""
+    packed = {
+        id(module.weight): module.in_features * module.out_features
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.weight.dtype == torch.uint8
+    }
+    return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    file = folder / "config.json"
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        model_type = written["model_type"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
+    family_of(str(model_type))
+    _require_language_model(written, file)
+    with quietly_reading(file):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return config
+
+
+def _require_language_model(written: Mapping[str, Any], file: Path) -> None:
+    for architecture in written.get("architectures") or ():
+        if any(head in architecture for head in OTHER_HEADS):
+            raise ModelError(
+                f"the model is a {architecture}, and loraft trains causal language models", where=str(file)
+            )
+    if quantized := written.get("quantization_config"):
+        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
+        raise ModelError(
+            f"the weights are already quantized ({method})",
+            where=str(file),
+            remedy="Name the unquantized model; method: qlora quantizes it while loading.",
+        )
+
+
+def _require_range(family: Family, placement: Placement) -> None:
+    if placement.dtype == torch.float16 and family.exceeds_float16:
+        raise ModelError(
+            f"activations of {family.model_type} exceed the range of float16",
+            key="model.dtype",
+            remedy="Write bfloat16, or float32 where the device has no bfloat16.",
+        )
+
+
+def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    if section.tokenizer is not None:
+        folder, name = resolve_tokenizer(section.tokenizer), section.tokenizer
+    else:
+        folder, name = resolve(section.name_or_path, section.revision, weights=False), section.name_or_path
+    return read_tokenizer(folder, name=name, embeddings=config.vocab_size)
+
+
+def _from_pretrained(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+    with quietly_reading(folder):
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, with loading info
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemoryError("the weights do not fit into the memory of the device", where=str(folder)) from error
+    lost = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})  # type: ignore[has-type]
+    if lost:
+        raise ModelError(f"{len(lost)} tensors were not loaded: {', '.join(lost[:8])}", where=str(folder))
+    return cast(PreTrainedModel, model)  # type: ignore[has-type]

@@ -1,0 +1,178 @@
+"""From the name of a model to a local folder in transformers' format.
+
+This module knows what a name can be: a local folder, a .gguf file, `builtin:NAME` or a Hub id, looked for in that
+order. It refuses to load anything: it gives a folder whose files are there and whole.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from platformdirs import user_cache_path
+
+from loraft.errors import ModelError
+from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file
+from loraft.models.cache import build_once
+from loraft.models.gguf import convert, file_digest
+from loraft.models.weights import read_headers
+
+__all__ = ["cache_folder", "resolve", "resolve_tokenizer"]
+
+CONVERSION = "converted-1"
+"""The folder of converted models in the cache; the number changes when what conversion writes does."""
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""Config and tokenizer files; indexes of shards too."""
+BELOW_THE_ROOT = "*/*"
+"""Not fetched: a repository's folders hold the same model for other programs."""
+
+
+def cache_folder() -> Path:
+    """Where loraft keeps what it converted: `LORAFT_CACHE`, or the platform's cache folder."""
+    chosen = os.environ.get("LORAFT_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("loraft")
+
+
+def resolve(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The local folder of a base model, fetched or converted first where it must be.
+
+    Args:
+        name_or_path: A local folder, a .gguf file, `builtin:NAME`, or a Hub id.
+        revision: A branch, tag or commit; of Hub models only.
+        weights: False fetches only config and tokenizer files of a Hub model, and looks at no weights.
+
+    Raises:
+        ModelError: Nothing of that name, no config.json, no weights, pickled weights, a file cut short.
+        ResourceError: The disk is too small for a conversion.
+    """
+    builtin = name_or_path.removeprefix("builtin:") if name_or_path.startswith("builtin:") else None
+    path = Path(name_or_path).expanduser()
+    if revision is not None and (builtin is not None or path.exists()):
+        raise ModelError("only Hub models have revisions", key="model.revision", remedy="Leave it out.")
+    if builtin is not None:
+        return _converted_builtin(builtin_named(builtin))
+    if path.is_file():
+        return _converted(path)
+    folder = path if path.is_dir() else _from_hub(name_or_path, revision, weights=weights)
+    _require_config(folder, name_or_path)
+    if weights:
+        read_headers(folder)
+    return folder
+
+
+def resolve_tokenizer(name_or_path: str) -> Path:
+    """The local folder of a tokenizer that the config names apart from the model.
+
+    Raises:
+        ModelError: Nothing of that name.
+    """
+    path = Path(name_or_path).expanduser()
+    if name_or_path.startswith("builtin:") or path.is_file():
+        return resolve(name_or_path, weights=False)
+    return path if path.is_dir() else _from_hub(name_or_path, None, weights=False, key="model.tokenizer")
+
+
+def _require_config(folder: Path, name: str) -> None:
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            "is an adapter, not a base model",
+            where=name,
+            key="model.name_or_path",
+            remedy="Name its base here, and the adapter in lora.start_from.",
+        )
+    raise ModelError("the folder has no config.json, so it holds no model", where=name, key="model.name_or_path")
+
+
+def _converted(file: Path) -> Path:
+    if file.suffix != ".gguf":
+        raise ModelError(
+            "is a file, and a model is a folder, a .gguf file, builtin:NAME or a Hub id",
+            where=str(file),
+            key="model.name_or_path",
+            remedy=f"Name the folder: {file.parent}" if file.suffix == ".safetensors" else None,
+        )
+    name = f"{file_digest(file)[:32]}-{file.stat().st_size}"
+    return build_once(cache_folder() / CONVERSION / name, lambda folder: convert(file, folder))
+
+
+def _converted_builtin(builtin: Builtin) -> Path:
+    def build(folder: Path) -> None:
+        fetched = folder / "fetched"
+        fetched.mkdir()
+        convert(fetch_file(builtin, fetched), folder)
+        shutil.rmtree(fetched)
+
+    return build_once(cache_folder() / CONVERSION / f"{builtin.name}-{builtin.file_sha256[:16]}", build)
+
+
+def _from_hub(name: str, revision: str | None, *, weights: bool, key: str = "model.name_or_path") -> Path:
+    if not HUB_ID.fullmatch(name):
+        raise ModelError(f"there is no file or folder {name!r}, and it is no Hub id", key=key, remedy=_OTHERWISE)
+    patterns = [*SMALL_FILES, "*.safetensors"] if weights else list(SMALL_FILES)
+    noisy = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=[BELOW_THE_ROOT])
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise _not_at_hub(name, revision, key, error) from error
+    finally:
+        if noisy:
+            enable_progress_bars()
+    if weights and not any(folder.glob("*.safetensors")):
+        _refuse_pickles_at_hub(name, revision)
+    return folder
+
+
+_OTHERWISE = f"Without the Hub there is {', '.join(f'builtin:{name}' for name in BUILTINS)}."
+
+
+def _not_at_hub(name: str, revision: str | None, key: str, error: Exception) -> ModelError:
+    at = f"{name} at revision {revision}" if revision else name
+    no_folder = f"there is no folder {name!r}, and"
+    if isinstance(error, GatedRepoError):
+        message = f"{no_folder} the Hub gives {at} only to accounts that accepted its terms"
+        return ModelError(message, key=key, remedy="Accept them on its page, then run `hf auth login`.")
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError(f"the Hub's {name} has no revision {revision!r}", key="model.revision")
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        message = f"{no_folder} the Hub has no such model, or not for this account"
+    elif isinstance(error, OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE") == "1":
+        message = f"{no_folder} the Hub is off (HF_HUB_OFFLINE) with no copy of {at} in its cache"
+    else:
+        message = f"{no_folder} the Hub cannot be reached for {at} ({type(error).__name__})"
+    return ModelError(message, key=key, remedy=_OTHERWISE)
+
+
+def _refuse_pickles_at_hub(name: str, revision: str | None) -> None:
+    """A repository with other weights than safetensors gets an answer that names them."""
+    try:
+        listed = HfApi().list_repo_files(name, revision=revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return  # the folder is without weights in any case, and that is said next
+    pickled = [file for file in listed if file.endswith((".bin", ".pt", ".pth"))]
+    if pickled:
+        raise ModelError(
+            f"the Hub's {name} has pickled weights only ({pickled[0]}), and loraft opens safetensors only: "
+            "a pickle can run code",
+            key="model.name_or_path",
+            remedy="Many such models have a copy with safetensors in a pull request: try model.revision: refs/pr/1.",
+        )

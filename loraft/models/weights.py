@@ -1,0 +1,212 @@
+"""The weights of a folder, known from the headers of its safetensors files.
+
+This module reads names, shapes and dtypes, and finds files that are cut short, shards that are absent and tensors that
+are missing. It refuses to read anything but safetensors: pickled weights can run code when they are opened, and no
+function here opens one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from loraft.errors import ModelError, Problem
+
+__all__ = ["TensorHeader", "check_weights", "expected_tensors", "fingerprint", "read_headers"]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+FLOATING = ("F64", "F32", "F16", "BF16")
+LONGEST_HEADER = 100_000_000  # the limit of the safetensors library, in bytes
+LISTED = 8
+"""The most names that an error lists."""
+
+RENAMED = {"lm_head.weight": "embed_out.weight"}
+"""Tensors under the names that older files give them (GPT-NeoX's head)."""
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One tensor as its file's header describes it.
+
+    Attributes:
+        name: Its name in the file.
+        dtype: As safetensors writes it: F32, BF16, …
+        shape: Its sizes.
+        file: The file that holds it.
+        start: Its first byte, from the start of the file.
+        stop: The byte after its last.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    stop: int
+
+
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Every tensor of the folder by name, from the headers alone.
+
+    Raises:
+        ModelError: No weights, pickled weights only, a shard that is absent, a file that is cut short or is no
+            safetensors file; with the file, and the bytes it has and should have.
+    """
+    if (folder / SINGLE).is_file():
+        return _headers_of(folder / SINGLE)
+    if not (folder / INDEX).is_file():
+        raise _no_weights(folder)
+    listed = _weight_map(folder / INDEX)
+    headers: dict[str, TensorHeader] = {}
+    for shard in sorted(set(listed.values())):
+        if not (folder / shard).is_file():
+            raise ModelError(
+                "the file is missing, and the index lists it", where=str(folder / shard), remedy=FETCH_AGAIN
+            )
+        headers |= _headers_of(folder / shard)
+    if absent := sorted(set(listed) - set(headers)):
+        raise ModelError(f"no file holds {_some(absent)}, which the index lists", where=str(folder / INDEX))
+    return headers
+
+
+FETCH_AGAIN = "Copy or download the model again."
+
+
+def _no_weights(folder: Path) -> ModelError:
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+    if not pickled:
+        return ModelError(f"the folder has no weights: neither {SINGLE} nor {INDEX}", where=str(folder))
+    return ModelError(
+        f"the weights are pickled ({_some(pickled)}), and loraft opens safetensors only: a pickle can run code",
+        where=str(folder),
+        remedy="Take a version of the model with .safetensors files, or convert it where you trust the file: "
+        "load it with transformers and call model.save_pretrained(folder).",
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        listed = json.loads(index.read_bytes())["weight_map"]
+        shards = {str(name): str(shard) for name, shard in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModelError("is not an index of safetensors files", where=str(index), remedy=FETCH_AGAIN) from None
+    if strange := sorted({shard for shard in shards.values() if not re.fullmatch(r"[\w.-]+\.safetensors", shard)}):
+        raise ModelError(f"lists files that are not safetensors files beside it: {_some(strange)}", where=str(index))
+    return shards
+
+
+def _headers_of(file: Path) -> dict[str, TensorHeader]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > LONGEST_HEADER:
+            raise ModelError(f"is not a safetensors file ({size:,} bytes)", where=str(file), remedy=FETCH_AGAIN)
+        raw = stream.read(length)
+    if len(raw) < length:
+        raise _cut_short(file, size, f"more than {8 + length:,}")
+    try:
+        described = json.loads(raw)
+        headers = {
+            name: TensorHeader(name, entry["dtype"], tuple(entry["shape"]), file, *_span(entry, 8 + length))
+            for name, entry in described.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModelError("has no safetensors header that can be read", where=str(file), remedy=FETCH_AGAIN) from None
+    stop = max((header.stop for header in headers.values()), default=8 + length)
+    if size < stop:
+        raise _cut_short(file, size, f"{stop:,}")
+    return headers
+
+
+def _span(entry: Mapping[str, list[int]], offset: int) -> tuple[int, int]:
+    start, stop = entry["data_offsets"]
+    if not 0 <= start <= stop:
+        raise ValueError("offsets out of order")
+    return offset + start, offset + stop
+
+
+def _cut_short(file: Path, size: int, whole: str) -> ModelError:
+    return ModelError(f"is cut short: it has {size:,} of {whole} bytes", where=str(file), remedy=FETCH_AGAIN)
+
+
+def expected_tensors(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """The tensors that a file must hold for this model (on the meta device will do): name to shape.
+
+    Left out are those tied to another, and those that the architecture may compute for itself.
+    """
+    tied = set(model.all_tied_weights_keys)
+    optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name not in tied and not any(pattern.search(name) for pattern in optional)
+    }
+
+
+def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the folder's headers with what a model expects, without reading a weight.
+
+    A file may leave out the first part of a name (GPT-2's `h.0.…` is `transformer.h.0.…` of the model).
+
+    Raises:
+        ModelError: With every problem: tensors that are missing, by name; other shapes; dtypes that are not floating.
+    """
+    headers = read_headers(folder)
+    found = {name: header for name in expected if (header := _in_file(name, headers)) is not None}
+    problems = []
+    if missing := [name for name in expected if name not in found]:
+        problems.append(
+            Problem(
+                f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}",
+                where=str(folder),
+                remedy="Training would start from random numbers in their place. " + FETCH_AGAIN,
+            )
+        )
+    for name, header in found.items():
+        if header.shape != expected[name]:
+            shapes = f"{list(header.shape)}, and config.json makes it {list(expected[name])}"
+            problems.append(Problem(f"tensor {name} is {shapes}", where=str(header.file)))
+        elif header.dtype not in FLOATING:
+            remedy = "Take the unquantized model; method: qlora quantizes it while loading."
+            problems.append(Problem(f"tensor {name} holds {header.dtype} numbers", str(header.file), remedy=remedy))
+    if problems:
+        raise ModelError.several(problems[:LISTED])
+
+
+def _in_file(name: str, headers: Mapping[str, TensorHeader]) -> TensorHeader | None:
+    candidates = (name, name.partition(".")[2], RENAMED.get(name, name))
+    return next((headers[candidate] for candidate in candidates if candidate in headers), None)
+
+
+def fingerprint(folder: Path) -> str:
+    """A sha256 that tells two bases of the same shape apart: `sha256:…`.
+
+    Over each tensor in the order of names: name, dtype, shape, and its first and last 4 KiB. How the tensors are
+    spread over files does not matter.
+    """
+    digest = hashlib.sha256()
+    for name, header in sorted(read_headers(folder).items()):
+        digest.update(json.dumps([name, header.dtype, header.shape]).encode())
+        for part in _ends(header):
+            digest.update(part)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _ends(header: TensorHeader) -> Iterator[bytes]:
+    with header.file.open("rb") as stream:
+        for start in (header.start, max(header.start, header.stop - 4096)):
+            stream.seek(start)
+            yield stream.read(min(4096, header.stop - start))
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + rest

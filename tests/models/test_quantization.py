@@ -1,0 +1,87 @@
+"""4 bits: what is quantized, how, and gradients that an evaluation does not touch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.errors import ModelError
+from loraft.models.loading import load_config, load_model, meta_model
+from loraft.models.placement import Placement
+from loraft.models.quantization import quantization_config, quantized_modules
+from tests.tiny import save_tiny
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+
+
+def on_cpu(dtype: torch.dtype = torch.float32) -> Placement:
+    return Placement("cpu", dtype, "test", 2**30, 2**30, ())
+
+
+def section(folder: Path) -> ModelSection:
+    return ModelSection(name_or_path=str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auto_computes_in_the_models_dtype(dtype: torch.dtype) -> None:
+    config = quantization_config(QuantizationSection(), on_cpu(dtype))
+    assert config.load_in_4bit
+    assert config.bnb_4bit_compute_dtype == dtype
+    assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == ("nf4", True)
+    named = quantization_config(
+        QuantizationSection(type="fp4", double_quant=False, compute_dtype="float32"), on_cpu(dtype)
+    )
+    assert (named.bnb_4bit_quant_type, named.bnb_4bit_use_double_quant) == ("fp4", False)
+    assert named.bnb_4bit_compute_dtype == torch.float32
+
+
+def test_float16_is_for_cuda_alone() -> None:
+    with pytest.raises(ModelError, match="float16 does not train on a CPU"):
+        quantization_config(QuantizationSection(compute_dtype="float16"), on_cpu())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])
+def test_all_linear_modules_but_the_head_are_quantized_as_the_meta_device_foretells(
+    tmp_path: Path, model_type: str
+) -> None:
+    from bitsandbytes.nn.modules import Linear4bit
+
+    sizes = SIZES if model_type == "llama" else {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 320}
+    if model_type == "opt":
+        sizes |= {"word_embed_proj_dim": 64}
+    folder = save_tiny(tmp_path, model_type, **sizes)
+    loaded = load_model(section(folder), on_cpu(), quantization=QuantizationSection())
+    quantized = {name for name, module in loaded.model.named_modules() if isinstance(module, Linear4bit)}
+    assert quantized == set(quantized_modules(meta_model(load_config(section(folder)))))
+    assert quantized == set(quantized_modules(loaded.model))
+    assert "lm_head" not in quantized
+    assert len(quantized) == {"llama": 14, "gpt2": 8, "opt": 12}[model_type]
+    assert type(loaded.model.get_output_embeddings()) is nn.Linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_c12_gradients_are_bit_equal_with_and_without_an_evaluation_before_them(
+    tmp_path: Path, dtype: torch.dtype, kind: str
+) -> None:
+    folder = save_tiny(tmp_path, **SIZES)
+    quantization = QuantizationSection.model_validate({"type": kind})
+    ids = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+
+    def gradient(*, evaluate_before: bool) -> torch.Tensor:
+        loaded = load_model(section(folder), on_cpu(dtype), quantization=quantization)
+        if evaluate_before:
+            with torch.no_grad():
+                loaded.model.eval()(input_ids=ids)
+        embedded = loaded.model.get_input_embeddings()(ids).detach().requires_grad_()
+        loaded.model.train()(inputs_embeds=embedded, labels=ids).loss.backward()
+        assert embedded.grad is not None
+        return embedded.grad
+
+    plain = gradient(evaluate_before=False)
+    assert plain.abs().max() > 0
+    assert torch.equal(plain, gradient(evaluate_before=True))
