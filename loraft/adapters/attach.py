@@ -121,7 +121,7 @@ def wrap(base: PreTrainedModel, config: LoraConfig, name: str = ADAPTER_NAME) ->
 
 def _attach_nothing(loaded: LoadedModel) -> AdaptedModel:
     """Every weight of the base is trained, in float32."""
-    model = loaded.model.float()
+    model: PreTrainedModel = loaded.model.float()  # type: ignore[no-untyped-call]
     model.requires_grad_(True)
     return AdaptedModel(loaded, model, None, _trainable(model), "full")
 

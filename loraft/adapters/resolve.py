@@ -7,7 +7,7 @@ TARGET is told before the libraries are imported.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -32,6 +32,7 @@ class Target:
         adapter: The folder of the adapter, or None for a model without one.
         quantization: How the base was stored while the adapter was trained, for `method: qlora`.
         tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
+        system_prompt: The system prompt that it was trained with.
         notes: What a person should know, one sentence each.
     """
 
@@ -40,6 +41,7 @@ class Target:
     adapter: Path | None = None
     quantization: QuantizationSection | None = None
     tokenizer: str | None = None
+    system_prompt: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -76,10 +78,10 @@ def resolve_target(target: str | None, adapter: str | None = None) -> Target:
 
 
 def _on_another_base(found: Target, base: str) -> Target:
-    differs = () if base == found.base else (f"The adapter names {found.base} as its base; {base} is used.",)
-    return Target(
-        base, None if differs else found.revision, found.adapter, found.quantization, found.tokenizer, differs
-    )
+    if base == found.base:
+        return found
+    named = found.base or "no model"
+    return replace(found, base=base, revision=None, notes=(f"The adapter names {named} as its base; {base} is used.",))
 
 
 def _found(given: str, where: str) -> Target:
@@ -124,7 +126,7 @@ def _from_folder(folder: Path, where: str) -> Target:
             return _from_adapter(candidate)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
-            return Target(str(candidate))
+            return Target(str(candidate), system_prompt=_system_prompt(_record(candidate)))
     checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
     if checkpoints:
         remedy = f"Its newest checkpoint is {checkpoints[-1]}."
@@ -137,7 +139,7 @@ def _from_folder(folder: Path, where: str) -> Target:
 
 def _from_adapter(folder: Path) -> Target:
     config = read_json(folder / "adapter_config.json")
-    record = read_json(folder / "loraft.json") if (folder / "loraft.json").is_file() else {}
+    record = _record(folder)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     return Target(
         base=base if isinstance(base, str) else "",
@@ -145,7 +147,18 @@ def _from_adapter(folder: Path) -> Target:
         adapter=folder,
         quantization=_quantization(record.get("quantization"), folder),
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
+        system_prompt=_system_prompt(record),
     )
+
+
+def _record(folder: Path) -> dict[str, object]:
+    """What loraft wrote beside the weights; nothing for a folder of another tool."""
+    return read_json(folder / "loraft.json") if (folder / "loraft.json").is_file() else {}
+
+
+def _system_prompt(record: dict[str, object]) -> str | None:
+    prompt = record.get("system_prompt")
+    return prompt if isinstance(prompt, str) else None
 
 
 def _quantization(recorded: object, folder: Path) -> QuantizationSection | None:

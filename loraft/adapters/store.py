@@ -188,7 +188,7 @@ def _write_company(
     defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
     _write_json(folder / "generation_config.json", defaults)
     (folder / "README.md").write_text(model_card(config, facts, loraft.__version__), encoding="utf-8")
-    _write_json(folder / RECORD, _record(adapted, config))
+    _write_json(folder / RECORD, _record(adapted, config, renderer))
 
 
 def _tokenizer_as_trained(loaded: LoadedModel, renderer: Renderer) -> PreTrainedTokenizerBase:
@@ -199,7 +199,7 @@ def _tokenizer_as_trained(loaded: LoadedModel, renderer: Renderer) -> PreTrained
     return tokenizer
 
 
-def _record(adapted: AdaptedModel, config: RunConfig) -> dict[str, object]:
+def _record(adapted: AdaptedModel, config: RunConfig, renderer: Renderer) -> dict[str, object]:
     loaded, model = adapted.loaded, adapted.model
     return {
         "base": {
@@ -211,6 +211,7 @@ def _record(adapted: AdaptedModel, config: RunConfig) -> dict[str, object]:
         "lora": recorded_lora(_lora_config(model)) if isinstance(model, PeftModel) else None,
         "method": adapted.method,
         "quantization": config.quantization.model_dump() if adapted.method == "qlora" else None,
+        "system_prompt": renderer.system_prompt,
         "task": config.task,
         "versions": {"loraft": loraft.__version__, **{name: version(name) for name in LIBRARIES}},
     }

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loraft.models.loading import LoadedModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loraft.adapters.card import TrainingFacts
 from loraft.config.schema import RunConfig
 from loraft.models.families import family_of
+from loraft.models.loading import LoadedModel
 from loraft.models.placement import Placement
 from tests.tiny import CHATML, save_tiny
 
@@ -23,10 +23,11 @@ IDS = torch.tensor([[5, 9, 200, 17, 33, 8, 60, 4]])
 
 @dataclass(frozen=True)
 class Rendering:
-    """The two facts of a renderer that are saved with an adapter."""
+    """What of a renderer is saved with an adapter."""
 
     chat_template: str | None = CHATML
     stop_ids: tuple[int, ...] = (2, 1)
+    system_prompt: str | None = "Answer in JSON."
 
 
 def run_config(method: str = "lora", *, model: str = "base", seed: int = 0, **lora: Any) -> RunConfig:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loraft.adapters.attach import AdaptedModel, attach
+from loraft.adapters.resolve import resolve_target
 from loraft.adapters.store import generation_defaults, load_adapter, restore, save_adapter, save_full
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
@@ -130,6 +131,7 @@ def test_c7_the_template_that_was_trained_with_is_saved(tmp_path: Path) -> None:
     adapted, config = trained(tmp_path)
     save_adapter(adapted, tmp_path / "adapter", config=config, renderer=Rendering("{{ 'another' }}"), facts=FACTS)
     assert AutoTokenizer.from_pretrained(tmp_path / "adapter").chat_template == "{{ 'another' }}"
+    assert resolve_target(str(tmp_path / "adapter")).system_prompt == "Answer in JSON."
     assert adapted.loaded.tokenizer.chat_template == CHATML, "the tokenizer in use is left alone"
 
 
