@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.adapters.anatomy import targets_in
 from loraft.adapters.targets import Targets
-from loraft.config.schema import RunConfig, unused_sections
+from loraft.config.schema import RunConfig
 from loraft.data.batches import BatchPlan, Layout
 from loraft.data.prepare import PreparedData, prepare
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
@@ -30,6 +30,7 @@ from loraft.models.weights import check_weights, expected_tensors
 from loraft.training.loss import targets_in_chunk
 from loraft.training.memory import LayerSizes, MemoryPlan, TrainingSizes, predict
 from loraft.training.optim import resolve_optim, warmup_steps
+from loraft.training.tracking import tracker_problems
 
 __all__ = ["ModelShape", "RunPlan", "plan_run"]
 
@@ -119,6 +120,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     data = _collected(problems, lambda: prepare(config, tokenizer)) if tokenizer is not None else None
     if shape is not None:
         problems += _beyond_context(config, shape)
+    problems += tracker_problems(config.training.report_to)
     if placement is None or shape is None or tokenizer is None or data is None or problems:
         raise Refused.several(problems)
     config, notes = _resolved(config, placement)
@@ -150,7 +152,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         save_every=_every(config.training.save_steps, steps),
         notes=(
             *placement.notes, *data.renderer.notes, *notes,
-            *_packing_notes(config, shape, data, packed=packed), *memory_notes,
+            *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes,
         ),
     )  # fmt: skip
 
@@ -188,7 +190,7 @@ def _shape(config: RunConfig) -> ModelShape:
             heads=architecture.num_attention_heads,
         ),
         vocabulary=architecture.vocab_size,
-        context=getattr(architecture, "max_position_embeddings", None),
+        context=architecture.max_position_embeddings if hasattr(architecture, "max_position_embeddings") else None,
         targets=targets_in(skeleton, family, config.lora, quantized=config.method == "qlora") if adapts else None,
         linear=linear,
     )
@@ -213,7 +215,6 @@ def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[
     optim, note = resolve_optim(training, method=config.method, device=placement.device)
     compute = dtype if config.quantization.compute_dtype == "auto" else config.quantization.compute_dtype
     notes = [note] if note else []
-    notes += [f"the section {name} is not used by method {config.method}" for name in unused_sections(config)]
     if training.learning_rate == "auto":
         notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}")
     if training.max_steps is not None and "num_train_epochs" in training.model_fields_set:
