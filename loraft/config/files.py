@@ -176,12 +176,14 @@ class _Builder:
                 # The value is still looked through, apart from the places of the first one.
                 _Builder(self.name, found=self.found)._node(value_event, events, inner)
                 continue
-            self.entries[inner] = Entry(self._place(event), self._place(value_event))
+            # The parser finds an empty value only after the line's end, where nobody would look for it.
+            is_empty = isinstance(value_event, ScalarEvent) and not value_event.value and value_event.style is None
+            self.entries[inner] = Entry(self._place(event), self._place(event if is_empty else value_event))
             values[key] = self._node(value_event, events, inner)
         return values
 
     def _key(self, event: Event, events: Events, path: KeyPath) -> str | None:
-        if isinstance(event, ScalarEvent):
+        if isinstance(event, ScalarEvent) and event.value:
             self._node(event, events, path)
             return str(event.value)
         self._refuse(event, "a key must be a plain word", path=path)

@@ -90,8 +90,7 @@ def _problem(path: KeyPath, error: ErrorDetails, document: Document) -> Found:
     entry = document.entry(path)
     key = dotted(path)
     if error["type"] == "missing":
-        message = f"is missing; it must be {wanted}"
-        return entry.key, Problem(message, entry.key.text, key, f"Add {_nested(path)}.")
+        return entry.key, _missing(path, entry.key.text)
     if wanted is None:
         return entry.key, Problem("is no key of loraft", entry.key.text, key, advice_for_key(path, value))
     if len(path) == 1 and keys_of(path) and not isinstance(value, dict):
@@ -117,15 +116,19 @@ def _no_section(path: KeyPath, value: Value, where: str) -> Problem:
     return Problem(f"must be a section, with its keys indented beneath it; found {in_words(value)}", where, key, remedy)
 
 
-def _nested(path: KeyPath) -> str:
-    """`model.name_or_path` as the lines that a file needs."""
+def _missing(path: KeyPath, where: str) -> Problem:
     *sections, key = (str(part) for part in path if isinstance(part, str))
-    return f"{key}: … under {'.'.join(sections)}:" if sections else f"{key}: …"
+    if not sections and keys_of(path):
+        return Problem("is missing", where, key, f"Add {key}: with {keys_of(path)[0]} beneath it.")
+    message = f"is missing; it must be {expected(path)}"
+    return Problem(message, where, dotted(path), f"Add {key}: … under {'.'.join(sections)}:.")
 
 
 def _remedy(value: Value, wanted: Expected, key: str) -> str | None:
     """What to write instead, where the value found tells what was meant."""
     takes_text = wanted.takes(str)
+    if isinstance(value, str) and wanted.takes(tuple) and not wanted.choices and not takes_text:
+        return "Write a list, even of one, in brackets."
     if isinstance(value, str):
         return _meant_number(value, wanted) or _meant_bool(value, wanted) or _meant_word(value, wanted, key)
     if isinstance(value, bool) and "off" in wanted.choices and not value:

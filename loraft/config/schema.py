@@ -289,7 +289,7 @@ class GenerationSection(Section):
     """0 is greedy; null is the base's own."""
 
 
-def contradiction(message: str, *keys: str) -> PydanticCustomError:
+def _contradiction(message: str, *keys: str) -> PydanticCustomError:
     """What a validator raises where values that are each allowed do not go together; the first key is named."""
     return PydanticCustomError("contradiction", "{message}", {"message": message, "keys": keys})
 
@@ -313,7 +313,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> RunConfig:
         if self.training.early_stopping_patience is not None and self.data.eval is None:
-            raise contradiction(
+            raise _contradiction(
                 "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"
             )
         return self

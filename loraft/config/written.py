@@ -66,6 +66,8 @@ def _inline(value: Value) -> str:
             return f"[{', '.join(_inline(entry) for entry in value)}]"
         case dict():
             return f"{{{', '.join(f'{_text(key)}: {_inline(inner)}' for key, inner in value.items())}}}"
+        case float() if value.is_integer() and abs(value) < 1e15:
+            return str(int(value))
         case float():
             # 1e-05 is text to readers of YAML 1.1, 1.0e-05 is a number to all.
             digits = repr(value)

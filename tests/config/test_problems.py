@@ -1,0 +1,196 @@
+"""What is wrong is said once, at the right place, with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.config.written_files import LEAST, only, problems, write
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "key", "message", "remedy"),
+    [
+        (
+            "lora: {r: '16'}",
+            "run.yaml:3:11",
+            "lora.r",
+            "must be a whole number of at least 1; found the text '16'",
+            "Write the number without quotes: 16.",
+        ),
+        (
+            "training: {learning_rate: '2e-4'}",
+            "run.yaml:3:27",
+            "training.learning_rate",
+            "must be auto or a number above 0; found the text '2e-4'",
+            "Write the number without quotes: 0.0002.",
+        ),
+        (
+            "training: {max_steps: 1_000}",
+            "run.yaml:3:23",
+            "training.max_steps",
+            "must be a whole number of at least 1 or null; found the text '1_000'",
+            "Write 1000.",
+        ),
+        (
+            "training: {max_steps: 1e3}",
+            "run.yaml:3:23",
+            "training.max_steps",
+            "must be a whole number of at least 1 or null; found the number 1000.0",
+            "Write 1000.",
+        ),
+        (
+            "lora: {use_dora: yes}",
+            "run.yaml:3:18",
+            "lora.use_dora",
+            "must be true or false; found the text 'yes'",
+            "Write true; YAML 1.2 reads 'yes' as text.",
+        ),
+        (
+            "lora: {use_dora: 1}",
+            "run.yaml:3:18",
+            "lora.use_dora",
+            "must be true or false; found the number 1",
+            None,
+        ),
+        (
+            "method: qlroa",
+            "run.yaml:3:9",
+            "method",
+            "must be lora, qlora or full; found the text 'qlroa'",
+            "Did you mean qlora?",
+        ),
+        (
+            "method: dora",
+            "run.yaml:3:9",
+            "method",
+            "must be lora, qlora or full; found the text 'dora'",
+            "Write method: lora and lora.use_dora: true.",
+        ),
+        (
+            "training: {optim: adamw_torch}",
+            "run.yaml:3:19",
+            "training.optim",
+            "must be auto, adamw, adamw_8bit, paged_adamw_8bit or paged_adamw_32bit; found the text 'adamw_torch'",
+            "Here it is called adamw.",
+        ),
+        (
+            "lora: {layers: frist:3}",
+            "run.yaml:3:16",
+            "lora.layers",
+            "must be all, first:N, last:N, middle:N, a range like 4-11, or a list like [0, 5, 31]; "
+            "found the text 'frist:3'",
+            None,
+        ),
+        (
+            "lora: {layers: [0, -1]}",
+            "run.yaml:3:20",
+            "lora.layers[1]",
+            "must be a whole number of at least 0; found the number -1",
+            None,
+        ),
+        (
+            "training: {warmup_steps: 1.5}",
+            "run.yaml:3:26",
+            "training.warmup_steps",
+            "must be a whole number of steps, or a share of all steps below 1; found the number 1.5",
+            None,
+        ),
+        (
+            "training: {learning_rate: .inf}",
+            "run.yaml:3:27",
+            "training.learning_rate",
+            "must be auto or a number above 0; found the number inf",
+            None,
+        ),
+        (
+            "training: {run_name: 2024}",
+            "run.yaml:3:22",
+            "training.run_name",
+            "must be text or null; found the number 2024",
+            "Put it in quotes if it is meant as text.",
+        ),
+        (
+            "training: {sample_prompts: Hello}",
+            "run.yaml:3:28",
+            "training.sample_prompts",
+            "must be a list of texts; found the text 'Hello'",
+            "Write a list, even of one, in brackets.",
+        ),
+        (
+            "lora:",
+            "run.yaml:3:1",
+            "lora",
+            "is an empty section",
+            "Indent its keys beneath it, or remove lora.",
+        ),
+        (
+            "training: {early_stopping_patience: -1, seed: 3}",
+            "run.yaml:3:37",
+            "training.early_stopping_patience",
+            "must be a whole number of at least 1 or null; found the number -1",
+            None,
+        ),
+    ],
+)
+def test_a_wrong_value(tmp_path: Path, line: str, where: str, key: str, message: str, remedy: str | None) -> None:
+    first = problems(write(tmp_path, LEAST + line + "\n"))[0]
+    assert (first.where, first.key, first.message, first.remedy) == (where, key, message, remedy)
+
+
+@pytest.mark.parametrize(
+    ("sources", "where", "key", "words"),
+    [
+        ("eval: {path: x, weight: heavy}", "run.yaml:2:45", "data.eval.weight", "a number above 0"),
+        ("eval: [x, {path: y, wieght: 2}]", "run.yaml:2:41", "data.eval[1].wieght", "no key of loraft"),
+        ("eval: [x, {splt: y}]", "run.yaml:2:31", "data.eval[1].path", "is missing"),
+        ("eval: [x, 5]", "run.yaml:2:31", "data.eval[1]", "must be a path, or a mapping of path"),
+        ("eval: 5", "run.yaml:2:27", "data.eval", "like data.train, a fraction above 0 and below 1, or null"),
+        ("eval: []", "run.yaml:2:27", "data.eval", "found an empty list"),
+        ("eval: ''", "run.yaml:2:27", "data.eval", "like data.train"),
+        ("eval: true", "run.yaml:2:27", "data.eval", "found true"),
+    ],
+)
+def test_a_union_gives_one_problem_at_the_right_place(
+    tmp_path: Path, sources: str, where: str, key: str, words: str
+) -> None:
+    found = problems(write(tmp_path, f"model: {{name_or_path: a/b}}\ndata: {{train: rows, {sources}}}\n"))
+    assert (found[0].where, found[0].key) == (where, key)
+    assert words in found[0].message
+
+
+def test_what_is_missing_is_named_with_where_to_add_it(tmp_path: Path) -> None:
+    model, data = problems(write(tmp_path, "seed: 3\ndata: {eval: null}\n"))
+    assert (model.where, model.key, model.remedy) == ("run.yaml", "model", "Add model: with name_or_path beneath it.")
+    assert (data.where, data.key, data.remedy) == ("run.yaml:2:1", "data.train", "Add train: … under data:.")
+
+
+def test_a_section_given_as_text(tmp_path: Path) -> None:
+    problem = only(write(tmp_path, "model: a/b\ndata: {train: x}\n"))
+    assert problem.message == "must be a section, with its keys indented beneath it; found the text 'a/b'"
+    assert "model.name_or_path: a/b" in str(problem.remedy)
+
+
+def test_values_that_do_not_go_together(tmp_path: Path) -> None:
+    text = "model: {name_or_path: a/b}\ndata: {train: x, eval: null}\ntraining:\n  early_stopping_patience: 2\n"
+    problem = only(write(tmp_path, text))
+    assert (problem.where, problem.key) == ("run.yaml:4:3", "training.early_stopping_patience")
+    assert problem.message == "needs an evaluation, and data.eval is null"
+
+
+def test_values_that_do_not_go_together_are_found_beside_wrong_ones(tmp_path: Path) -> None:
+    text = "model: {}\ndata: {eval: null}\ntraining:\n  early_stopping_patience: 2\n  max_steps: 0\nlora: 3\n"
+    keys = [problem.key for problem in problems(write(tmp_path, text))]
+    assert keys == [
+        "model.name_or_path",
+        "data.train",
+        "training.early_stopping_patience",
+        "training.max_steps",
+        "lora",
+    ]
+
+
+def test_a_wrong_value_does_not_contradict_besides(tmp_path: Path) -> None:
+    text = "model: {name_or_path: a/b}\ndata: {train: x, eval: null}\ntraining: {early_stopping_patience: 0}\n"
+    assert "at least 1" in only(write(tmp_path, text)).message

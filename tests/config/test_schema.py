@@ -1,0 +1,46 @@
+"""The shorthands of the schema, and its bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from loraft.config.files import load_config
+from loraft.config.schema import RunConfig, unused_sections
+from tests.config.written_files import LEAST, write
+
+
+def test_a_config_is_frozen(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, LEAST))
+    with pytest.raises(ValidationError):
+        config.lora.r = 8  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("layers", ["all", "first:2", "last:12", "middle:4", "4-11", [0, 5, 31]])
+def test_layers_by_words_ranges_and_lists(layers: str | list[int]) -> None:
+    values = {"model": {"name_or_path": "x"}, "data": {"train": "y"}, "lora": {"layers": layers}}
+    assert RunConfig.model_validate(values).lora.layers == (tuple(layers) if isinstance(layers, list) else layers)
+
+
+@pytest.mark.parametrize("layers", ["some", "first:0", "last", "4-", "all\n", "", [], [-1], ["0"], 3, True])
+def test_layers_that_are_none(layers: object) -> None:
+    values = {"model": {"name_or_path": "x"}, "data": {"train": "y"}, "lora": {"layers": layers}}
+    with pytest.raises(ValidationError):
+        RunConfig.model_validate(values)
+
+
+def test_sources_in_every_shorthand() -> None:
+    values = {"model": {"name_or_path": "x"}, "data": {"train": "a", "eval": ["b", {"path": "c", "weight": 2}]}}
+    data = RunConfig.model_validate(values).data
+    assert [source.path for source in data.train] == ["a"]
+    assert isinstance(data.eval, tuple)
+    assert [(source.path, source.weight) for source in data.eval] == [("b", 1.0), ("c", 2.0)]
+
+
+def test_sections_that_the_method_does_not_use(tmp_path: Path) -> None:
+    path = write(tmp_path, LEAST + "lora: {r: 8}\nquantization: {type: fp4}\n")
+    assert unused_sections(load_config(path)) == ("quantization",)
+    assert unused_sections(load_config(path, ["method=full"])) == ("lora", "quantization")
+    assert unused_sections(load_config(path, ["method=qlora"])) == ()

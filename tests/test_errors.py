@@ -1,0 +1,65 @@
+"""The tree of errors, and the problems they hold."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+
+import pytest
+
+from loraft import errors
+from loraft.errors import ConfigError, DataError, DiskFullError, Failed, LoraftError, Problem, Refused, Stopped
+
+CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LoraftError)]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_exit_codes_by_fault(kind: type[LoraftError]) -> None:
+    if kind is not Stopped:
+        assert kind.exit_code == (2 if issubclass(kind, Refused) else 3)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_the_docstring_draws_the_whole_tree(kind: type[LoraftError]) -> None:
+    assert kind.__name__ in str(errors.__doc__)
+    assert kind.__name__ in errors.__all__
+
+
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (Problem("is wrong"), "is wrong"),
+        (Problem("is wrong", key="lora.r"), "lora.r: is wrong"),
+        (Problem("is wrong", "run.yaml:3:1", "lora.r", "Write 8."), "run.yaml:3:1 lora.r: is wrong\n  Write 8."),
+    ],
+)
+def test_a_problem_as_text(problem: Problem, text: str) -> None:
+    assert str(problem) == text
+
+
+def test_a_problem_as_json() -> None:
+    assert Problem("is wrong", where="rows.jsonl:3").as_dict() == {
+        "message": "is wrong",
+        "where": "rows.jsonl:3",
+        "key": None,
+        "remedy": None,
+    }
+
+
+def test_one_error_may_hold_several_problems() -> None:
+    error = DataError.several(iter([Problem("first", "a:1"), Problem("second", "a:2")]))
+    assert type(error) is DataError
+    assert [problem.message for problem in error.problems] == ["first", "second"]
+    assert str(error) == "a:1: first\na:2: second"
+
+
+def test_one_problem_is_the_errors_text() -> None:
+    error = ConfigError("is wrong", where="run.yaml", remedy="Mend it.")
+    assert str(error) == "run.yaml: is wrong\n  Mend it."
+    assert isinstance(error, Refused)
+    assert issubclass(DiskFullError, Failed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_a_signal_stopped_exits_with_its_number(number: int, code: int) -> None:
+    assert Stopped("stopped", signal_number=number).stopped_exit_code == code
