@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
-from loraft.errors import ModelError, ResourceError
+from loraft.errors import DiskFullError, ModelError, ResourceError
 
 __all__ = ["build_once", "require_free_bytes"]
+
+ELSEWHERE = "Set LORAFT_CACHE to a folder that can be written and has room."
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
@@ -25,6 +28,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
     Raises:
         ModelError: The cache cannot be written.
+        DiskFullError: The disk filled up meanwhile.
     """
     if folder.is_dir():
         return folder
@@ -33,11 +37,13 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         with FileLock(folder.parent / f"{folder.name}.lock"):
             if not folder.is_dir():
                 _build_beside(folder, build)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if "No space left" in str(error):
+            raise DiskFullError("the disk filled up", where=str(folder.parent), remedy=ELSEWHERE) from error
         raise ModelError(
-            f"the cache cannot be written: {error.strerror or error}",
+            f"the cache cannot be written: {getattr(error, 'strerror', None) or error}",
             where=str(folder.parent),
-            remedy="Set LORAFT_CACHE to a folder that can be written and has room.",
+            remedy=ELSEWHERE,
         ) from error
     return folder
 
@@ -77,5 +83,5 @@ def require_free_bytes(folder: Path, needed: int, purpose: str) -> None:
         raise ResourceError(
             f"{purpose} needs {needed:,} bytes, and {free:,} are free",
             where=str(folder),
-            remedy="Make room, or set LORAFT_CACHE to a folder on another disk.",
+            remedy=ELSEWHERE,
         )

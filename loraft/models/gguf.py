@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loraft.errors import ModelError
 from loraft.models.cache import require_free_bytes
+from loraft.models.quiet import quietly, quietly_reading
 
 __all__ = ["convert", "file_digest"]
 
@@ -77,8 +78,8 @@ def convert(file: Path, folder: Path) -> None:
     facts = _facts(file)
     require_free_bytes(folder, int(1.05 * 4 * facts["parameters"]), f"converting {file.name}")
     model = read_gguf(file)
-    model.config.name_or_path = ""
-    model.save_pretrained(folder)
+    with quietly():
+        model.save_pretrained(folder)
     if facts["splits_by"] in RULES or facts["tokenizer"] != "gpt2":
         tokenizer = _tokenizer(file, facts)
         tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
@@ -103,7 +104,8 @@ def _facts(file: Path) -> dict[str, Any]:
 
 
 def _tokenizer(file: Path, facts: dict[str, Any]) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    with quietly_reading(file):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     if facts["tokenizer"] == "gpt2":
         tokenizer.backend_tokenizer.pre_tokenizer = RULES[facts["splits_by"]]
     return tokenizer

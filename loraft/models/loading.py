@@ -8,22 +8,18 @@ and it never runs code that comes with a model.
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GgufConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.pytorch_utils import Conv1D
 
 from loraft.config.schema import ModelSection, QuantizationSection
@@ -67,7 +63,7 @@ class LoadedModel:
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     family: Family
     placement: Placement
     folder: Path
@@ -129,7 +125,7 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
     return _read_config(resolve(section.name_or_path, section.revision, weights=False))
 
 
-def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+def load_tokenizer(section: ModelSection) -> Tokenizer:
     """The tokenizer that the config names, or the model's own; with offsets, and with padding where it can have it.
 
     Raises:
@@ -159,7 +155,8 @@ def read_gguf(file: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     family_of(config.model_type)
     options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
-    return _from_pretrained(file.parent, options)
+    with redirect_stderr(io.StringIO()):  # its progress bar for .gguf files has no other switch
+        return _from_pretrained(file.parent, options)
 
 
 def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -223,7 +220,7 @@ def _require_range(family: Family, placement: Placement) -> None:
         )
 
 
-def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokenizer, tuple[str, ...]]:
     if section.tokenizer is not None:
         folder, name = resolve_tokenizer(section.tokenizer), section.tokenizer
     else:
@@ -247,4 +244,4 @@ def _from_pretrained(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
     lost = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})  # type: ignore[has-type]
     if lost:
         raise ModelError(f"{len(lost)} tensors were not loaded: {', '.join(lost[:8])}", where=str(folder))
-    return cast(PreTrainedModel, model)  # type: ignore[has-type]
+    return cast("PreTrainedModel", model)  # type: ignore[has-type]

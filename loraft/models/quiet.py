@@ -10,33 +10,44 @@ from contextlib import contextmanager
 from logging import ERROR
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers.utils import logging
 
-from loraft.errors import ModelError
+from loraft.errors import LoraftError, ModelError
 
-__all__ = ["quietly_reading"]
-
-LIBRARY_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError, RuntimeError)
-"""What transformers raises where a model's files are not what it expects."""
+__all__ = ["quietly", "quietly_reading"]
 
 
 @contextmanager
-def quietly_reading(path: Path) -> Iterator[None]:
-    """Silence transformers while it reads `path`; what matters of its logs, the caller asks for.
-
-    Raises:
-        ModelError: transformers cannot read `path`, with the first line of its reason.
-    """
+def quietly() -> Iterator[None]:
+    """Silence transformers; what matters of its logs, the caller asks for."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(ERROR)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
-    except LIBRARY_ERRORS as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"transformers cannot read it: {reason[0]}", where=str(path)) from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def quietly_reading(path: Path) -> Iterator[None]:
+    """Silence transformers while it reads `path`.
+
+    Raises:
+        ModelError: transformers cannot read `path`, with the first sentence of its reason.
+    """
+    with quietly():
+        try:
+            yield
+        except LoraftError:
+            raise
+        except Exception as error:  # what it raises on files that are not as it expects has no common root
+            raise ModelError(f"transformers cannot read it: {_reason(error)}", where=str(path)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error, which may stand on two lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
