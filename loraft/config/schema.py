@@ -22,6 +22,7 @@ __all__ = [
     "Method",
     "ModelSection",
     "QuantizationSection",
+    "RowFormat",
     "RunConfig",
     "Section",
     "TrainingSection",
