@@ -31,7 +31,8 @@ class Family:
         final_softcap: The config's attribute with the cap c of the logits, c · tanh(logits / c); its value may be None.
         logit_multiplier: The config's attribute that the logits are multiplied by.
         logit_divisor: The config's attribute that the logits are divided by.
-        exceeds_float16: Activations of its trained models are larger than float16 can hold.
+        stable_in_float16: Its trained models compute in float16 without overflow; those for which this is False
+            vLLM refuses in float16 too.
     """
 
     model_type: str
@@ -42,7 +43,7 @@ class Family:
     final_softcap: str | None = None
     logit_multiplier: str | None = None
     logit_divisor: str | None = None
-    exceeds_float16: bool = False
+    stable_in_float16: bool = True
 
 
 NEOX_MLP = ("dense_h_to_4h", "dense_4h_to_h")
@@ -56,8 +57,8 @@ TABLE = (
     Family("qwen2"),
     Family("qwen3"),
     Family("gemma"),
-    Family("gemma2", final_softcap="final_logit_softcapping", exceeds_float16=True),
-    Family("gemma3_text", final_softcap="final_logit_softcapping", exceeds_float16=True),
+    Family("gemma2", final_softcap="final_logit_softcapping", stable_in_float16=False),
+    Family("gemma3_text", final_softcap="final_logit_softcapping", stable_in_float16=False),
     Family("phi", attention=("q_proj", "k_proj", "v_proj", "dense"), mlp=("fc1", "fc2")),
     Family("phi3", attention=("qkv_proj", "o_proj"), mlp=("gate_up_proj", "down_proj")),
     Family("gpt2", "transformer.h", GPT2_ATTENTION, GPT2_MLP),
@@ -74,7 +75,7 @@ TABLE = (
     Family("smollm3"),
     Family("starcoder2", mlp=("c_fc", "c_proj")),
     Family("stablelm", packs=False),
-    Family("glm4", mlp=("gate_up_proj", "down_proj")),
+    Family("glm4", mlp=("gate_up_proj", "down_proj"), stable_in_float16=False),
     Family("exaone4"),
     Family("seed_oss"),
     Family("arcee", mlp=("up_proj", "down_proj")),

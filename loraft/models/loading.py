@@ -34,6 +34,7 @@ from loraft.models.weights import check_weights, expected_tensors, fingerprint
 
 __all__ = [
     "LoadedModel",
+    "check_dtype",
     "linear_modules",
     "load_config",
     "load_model",
@@ -89,18 +90,17 @@ def load_model(
         OutOfMemoryError: The device is too small for the weights.
     """
     folder = resolve(section.name_or_path, section.revision)
-    config = _read_config(folder)
+    config = _read_config(folder, section.attn_implementation)
     family = family_of(config.model_type)
-    _require_range(family, placement)
+    check_dtype(family, placement)
     check_weights(folder, expected_tensors(meta_model(config)))
     tokenizer, notes = _tokenizer(section, config)
-    options: dict[str, Any] = {"config": config, "dtype": placement.dtype}
-    if section.attn_implementation != "auto":
-        options["attn_implementation"] = section.attn_implementation
-    if placement.device != "cpu":
-        options["device_map"] = {"": placement.device}
-    if quantization is not None:
-        options["quantization_config"] = quantization_config(quantization, placement)
+    options = {
+        "config": config,
+        "dtype": placement.dtype,
+        "device_map": {"": placement.device} if placement.device != "cpu" else None,
+        "quantization_config": quantization_config(quantization, placement) if quantization else None,
+    }
     model = _from_pretrained(folder, options)
     keep_gradients_exact(model)
     model.requires_grad_(False)
@@ -117,12 +117,13 @@ def load_model(
 
 
 def load_config(section: ModelSection) -> PreTrainedConfig:
-    """The model's config, of a kind that loraft trains; no weights are fetched.
+    """The model's config, of a kind that loraft trains, with the attention that is asked for; no weights are fetched.
 
     Raises:
         ModelError: No such model, or a kind that is not trained.
     """
-    return _read_config(resolve(section.name_or_path, section.revision, weights=False))
+    folder = resolve(section.name_or_path, section.revision, weights=False)
+    return _read_config(folder, section.attn_implementation)
 
 
 def load_tokenizer(section: ModelSection) -> Tokenizer:
@@ -138,7 +139,7 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a config on the meta device: shapes and names without memory.
 
     Raises:
-        ModelError: The config's sizes make no model.
+        ModelError: The config's sizes make no model, or the family has no such attention.
     """
     with quietly_reading(Path("config.json")), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config))  # type: ignore[no-untyped-call]
@@ -157,6 +158,20 @@ def read_gguf(file: Path) -> PreTrainedModel:
     options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     with redirect_stderr(io.StringIO()):  # its progress bar for .gguf files has no other switch
         return _from_pretrained(file.parent, options)
+
+
+def check_dtype(family: Family, placement: Placement) -> None:
+    """Refuse float16 for the families that overflow in it.
+
+    Raises:
+        ModelError: The placement has float16, and the family is not stable in it.
+    """
+    if placement.dtype == torch.float16 and not family.stable_in_float16:
+        raise ModelError(
+            f"{family.model_type} is not stable in float16: its activations overflow",
+            key="model.dtype",
+            remedy="Write bfloat16, or float32 where the device has no bfloat16.",
+        )
 
 
 def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -182,7 +197,7 @@ def parameter_count(model: nn.Module) -> int:
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
 
 
-def _read_config(folder: Path) -> PreTrainedConfig:
+def _read_config(folder: Path, attention: str) -> PreTrainedConfig:
     file = folder / "config.json"
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
@@ -191,9 +206,10 @@ def _read_config(folder: Path) -> PreTrainedConfig:
         raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
     family_of(str(model_type))
     _require_language_model(written, file)
+    chosen = {} if attention == "auto" else {"attn_implementation": attention}
     with quietly_reading(file):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return config
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **chosen)
+    return cast("PreTrainedConfig", config)
 
 
 def _require_language_model(written: Mapping[str, Any], file: Path) -> None:
@@ -211,24 +227,13 @@ def _require_language_model(written: Mapping[str, Any], file: Path) -> None:
         )
 
 
-def _require_range(family: Family, placement: Placement) -> None:
-    if placement.dtype == torch.float16 and family.exceeds_float16:
-        raise ModelError(
-            f"activations of {family.model_type} exceed the range of float16",
-            key="model.dtype",
-            remedy="Write bfloat16, or float32 where the device has no bfloat16.",
-        )
-
-
 def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokenizer, tuple[str, ...]]:
-    if section.tokenizer is not None:
-        folder, name = resolve_tokenizer(section.tokenizer), section.tokenizer
-    else:
-        folder, name = resolve(section.name_or_path, section.revision, weights=False), section.name_or_path
+    name = section.tokenizer or section.name_or_path
+    folder = resolve_tokenizer(name) if section.tokenizer else resolve(name, section.revision, weights=False)
     return read_tokenizer(folder, name=name, embeddings=config.vocab_size)
 
 
-def _from_pretrained(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+def _from_pretrained(folder: Path, options: Mapping[str, Any]) -> PreTrainedModel:
     with quietly_reading(folder):
         try:
             model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, with loading info

@@ -17,6 +17,7 @@ from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError
 from loraft.models.families import FAMILIES
 from loraft.models.loading import (
+    check_dtype,
     linear_modules,
     load_config,
     load_model,
@@ -162,10 +163,13 @@ def test_a_config_that_is_none_is_refused(folder: Path, content: str) -> None:
         load_config(section(folder))
 
 
-def test_float16_is_refused_where_activations_exceed_it(tmp_path: Path) -> None:
+def test_c40_float16_is_refused_where_activations_overflow_in_it(tmp_path: Path) -> None:
+    on_old_gpu = Placement("cuda", torch.float16, "test", 1, 1, ())
     folder = save_tiny(tmp_path, "gemma2")
-    with pytest.raises(ModelError, match="exceed the range of float16"):
-        load_model(section(folder), Placement("cuda", torch.float16, "test", 1, 1, ()))
+    with pytest.raises(ModelError, match="not stable in float16"):
+        load_model(section(folder), on_old_gpu)
+    check_dtype(FAMILIES["gemma2"], placed(torch.bfloat16))
+    check_dtype(FAMILIES["llama"], on_old_gpu)
 
 
 def test_attention_is_as_asked_or_refused(folder: Path, tmp_path: Path) -> None:
@@ -174,6 +178,8 @@ def test_attention_is_as_asked_or_refused(folder: Path, tmp_path: Path) -> None:
     assert load_model(eager, placed()).model.config._attn_implementation == "eager"
     gemma2 = save_tiny(tmp_path / "gemma2", "gemma2")
     assert load_model(section(gemma2), placed()).model.config._attn_implementation == "eager"
+    with pytest.raises(ModelError, match="scaled_dot_product_attention"):
+        meta_model(load_config(section(gemma2, attn_implementation="sdpa")))
     with pytest.raises(ModelError, match="scaled_dot_product_attention"):
         load_model(section(gemma2, attn_implementation="sdpa"), placed())
 
