@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+import loraft
 from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
@@ -196,7 +197,7 @@ def _begin(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Seque
     named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
     write_config(plan.config.model_copy(update={"training": named}), folder.config)
     manifest = {
-        "versions": {"loraft": version("loraft"), "python": platform.python_version()}
+        "versions": {"loraft": loraft.__version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
         "hardware": {"device": plan.placement.device_name, "memory_bytes": plan.placement.total_bytes},
         "base": {
