@@ -176,8 +176,7 @@ def check_dtype(family: Family, placement: Placement) -> None:
 
 def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Every linear module, the head too: (inputs, outputs) by full name; a 4-bit one has the sizes it stands for."""
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    return {name: _sizes(module) for name, module in linear.items()}
+    return {name: _sizes(part) for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
 
 
 def _sizes(module: nn.Linear | Conv1D) -> tuple[int, int]:
@@ -246,7 +245,6 @@ def _from_pretrained(folder: Path, options: Mapping[str, Any]) -> PreTrainedMode
             )
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError("the weights do not fit into the memory of the device", where=str(folder)) from error
-    lost = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})  # type: ignore[has-type]
-    if lost:
+    if lost := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):  # type: ignore[has-type]
         raise ModelError(f"{len(lost)} tensors were not loaded: {', '.join(lost[:8])}", where=str(folder))
     return cast("PreTrainedModel", model)  # type: ignore[has-type]
