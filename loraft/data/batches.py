@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "BatchPlan", "Layout", "Span", "collate", "pack_rows"]
+__all__ = ["IGNORED", "LENGTH_GROUP", "Batch", "BatchPlan", "Layout", "Span", "Tokens", "collate", "pack_rows"]
 
 T = TypeVar("T")
 IGNORED = -100

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, DataSource, RunConfig
+from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig
 from loraft.data.batches import IGNORED
 from loraft.data.formats import Conversation, Record, detect_format, to_record
 from loraft.data.records import Row, read_rows
@@ -140,20 +140,20 @@ def _source(given: DataSource, data: DataSection, renderer: Renderer) -> _Source
 
 
 def _tokenized(
-    rows: Sequence[Row], prepared: _Source, renderer: Renderer, row_format: str, columns: dict[str, str]
+    rows: Sequence[Row], prepared: _Source, renderer: Renderer, row_format: RowFormat, columns: dict[str, str]
 ) -> list[Example]:
     """The rows as tokens; those that cannot become any are noted as problems."""
-    places = []
+    rendered, places = [], []
     for row in rows:
         try:
-            record = to_record(row, row_format, columns)  # type: ignore[arg-type]  # a RowFormat, as the schema has it
-            renderer.render(record)
+            record = to_record(row, row_format, columns)
+            rendered.append(renderer.render(record))
         except Refused as error:
             prepared.problems += [replace(problem, where=row.where) for problem in error.problems]
             continue
         prepared.records.append(record)
         places.append(row.where)
-    return renderer.examples(prepared.records, places)
+    return renderer.examples(rendered, places)
 
 
 def _kept(examples: Iterable[Example], prepared: _Source, data: DataSection) -> Iterable[Example]:

@@ -23,7 +23,7 @@ from loraft.data.formats import Completion, Conversation, Message, Record
 from loraft.data.templates import choose_template, render
 from loraft.errors import DataError, Refused
 
-__all__ = ["Example", "Renderer", "Span"]
+__all__ = ["Example", "Rendered", "Renderer", "Span"]
 
 TrainOn = Literal["completions", "last", "all"]
 Span = tuple[int, int]
@@ -52,12 +52,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A record as text, and which of its characters are trained."""
+    """A record as text.
+
+    Attributes:
+        text: What is tokenized.
+        trained: Which of its characters are trained.
+        whole: A template printed it all; otherwise the tokenizer adds its own beginning, and the end-of-text token
+            follows.
+    """
 
     text: str
     trained: tuple[Span, ...]
     whole: bool
-    """The template printed it all; otherwise the tokenizer adds its own beginning, and we the end-of-text token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,28 +116,17 @@ class Renderer:
         return tuple(dict.fromkeys(ends))
 
     def example(self, record: Record, where: str) -> Example:
-        """One record as tokens and labels."""
-        return self.examples([record], [where])[0]
-
-    def examples(self, records: Sequence[Record], where: Sequence[str]) -> list[Example]:
-        """Records as tokens and labels; tokenized together, which is many times as fast as one by one.
+        """One record as tokens and labels.
 
         Raises:
-            DataError: With every record that cannot be rendered.
+            DataError: The template cannot render it, or renders it so that the answers cannot be told.
         """
-        problems = []
-        rendered = []
-        for record, place in zip(records, where, strict=True):
-            try:
-                rendered.append(self.render(record))
-            except Refused as error:
-                problem = error.problems[0]
-                problems.append(type(problem)(problem.message, place, problem.key, problem.remedy))
-        if problems:
-            raise DataError.several(problems)
+        return self.examples([self.render(record)], [where])[0]
+
+    def examples(self, rendered: Sequence[Rendered], where: Sequence[str]) -> list[Example]:
+        """Rendered records as tokens and labels; tokenized together, which is many times as fast as one by one."""
         return [
-            Example(ids, labels, place)
-            for (ids, labels), place in zip(self._tokenized(rendered), where, strict=True)
+            Example(ids, labels, place) for (ids, labels), place in zip(self._tokenized(rendered), where, strict=True)
         ]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:

@@ -133,8 +133,8 @@ def fit(run: Fit, state: RunState) -> None:
     )
     clock = _Clock(state.step)
     with StopSignals() as signals:
-        if state.owes_evaluation:
-            _evaluate(run, state, signals)
+        if state.owes_evaluation and _evaluate(run, state, signals):
+            _save(run, state)
         while not state.finished:
             run.adapted.model.train()
             for window in _windows(run, state):

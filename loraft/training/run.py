@@ -39,7 +39,7 @@ from loraft.training.plan import RunPlan
 from loraft.training.run_folder import RunFolder, differences
 from loraft.training.tracking import tracked
 
-__all__ = ["TrainResult", "run_plan"]
+__all__ = ["TrainResult", "fit_of", "prepared_model", "run_plan"]
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 Answerer = Callable[[AdaptedModel], Callable[[str], str]]
@@ -104,28 +104,25 @@ def run_plan(
     if resume and not resume_anyway:
         _refuse_another_run(plan, folder)
     with _memory_errors(plan), tracked(observer, plan.config, folder.path) as told:
-        loaded = load_model(
-            plan.config.model, _storage(plan), quantization=plan.config.quantization if plan.config.method == "qlora" else None
-        )
+        adapted = prepared_model(plan)
         if resume and not resume_anyway:
-            _refuse_another_base(folder, loaded)
-        adapted = _prepared(plan, loaded)
+            _refuse_another_base(folder, adapted.loaded)
         state = RunState()
-        run = _fit(plan, folder, adapted, told, answerer, state)
+        run = fit_of(plan, folder, adapted, told, answerer, state)
         if not (resume and _resumed(run, state)):
-            _begin(plan, folder, loaded, command)
+            _begin(plan, folder, adapted.loaded, command)
         fit(run, state)
         saved, saved_step = _finish(run, state, plan)
     return _result(run, state, saved, saved_step, time.monotonic() - began)
 
 
-def _storage(plan: RunPlan) -> Any:
-    """The placement that weights are loaded with: what is trained whole is loaded in float32, without rounding."""
-    return replace(plan.placement, dtype=torch.float32) if plan.config.method == "full" else plan.placement
-
-
-def _prepared(plan: RunPlan, loaded: LoadedModel) -> AdaptedModel:
-    """The model with its adapter, its attention and its checkpointing as planned."""
+def prepared_model(plan: RunPlan) -> AdaptedModel:
+    """The planned model: loaded, with its adapter, its attention and its checkpointing."""
+    method = plan.config.method
+    # What is trained whole is loaded in float32, without rounding on the way.
+    placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
+    quantization = plan.config.quantization if method == "qlora" else None
+    loaded = load_model(plan.config.model, placement, quantization=quantization)
     torch.manual_seed(plan.config.seed)
     if plan.config.model.attn_implementation == "auto" and plan.shape.family.packs:
         loaded.model.set_attn_implementation(ROWS)
@@ -146,9 +143,10 @@ def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
         layer.gradient_checkpointing = False  # type: ignore[assignment]
 
 
-def _fit(
+def fit_of(
     plan: RunPlan, folder: RunFolder, adapted: AdaptedModel, observer: Observer, answerer: Answerer, state: RunState
 ) -> Fit:
+    """What the loop needs for a plan and its model; `state` is what it will leave its place in."""
     dtype = plan.placement.dtype
     settings = plan.config.training
     assert settings.learning_rate != "auto", "the plan resolves it"

@@ -1,0 +1,100 @@
+"""Checkpoints: whole, or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraft.errors import DiskFullError
+from loraft.training import checkpoint
+from loraft.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, prune, save_checkpoint
+
+FILES = ("weights/adapter.bin", "optimizer.safetensors", "rng.safetensors", "state.json")
+
+
+def save(root: Path, step: int) -> Path:
+    def write(folder: Path) -> None:
+        (folder / "weights").mkdir()
+        (folder / "weights" / "adapter.bin").write_bytes(bytes(range(200)))
+
+    return save_checkpoint(root, step, write, {"step": step}, ({"0.exp_avg": torch.full((3,), float(step))}, {"0.step": step}))
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    loaded = load_checkpoint(save(tmp_path, 7))
+    assert loaded.state == {"step": 7}
+    assert loaded.optimizer["0.exp_avg"].tolist() == [7.0, 7.0, 7.0]
+    assert loaded.optimizer_numbers == {"0.step": 7}
+    assert torch.equal(loaded.rng["cpu"], torch.get_rng_state())
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "one bit flipped": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_c30_a_damaged_file_is_found_and_the_one_before_is_taken(tmp_path: Path, name: str, kind: str) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    DAMAGE[kind](bad / name)
+    newest, damaged = newest_checkpoint(tmp_path)
+    assert newest == good
+    assert len(damaged) == 1
+    assert "step-000002" in damaged[0]
+
+
+def test_what_a_kill_leaves_behind_is_no_checkpoint_and_in_nobodys_way(tmp_path: Path) -> None:
+    good = save(tmp_path, 1)
+    (tmp_path / ".step-000002.partial").mkdir()
+    (tmp_path / ".step-000002.partial" / "state.json").write_text("{")
+    assert newest_checkpoint(tmp_path) == (good, [])
+    assert save(tmp_path, 2).name == "step-000002"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000001", "step-000002"]
+
+
+def test_a_step_saved_twice_is_the_second(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    save_checkpoint(tmp_path, 3, lambda _: None, {"step": 3, "again": True}, ({}, {}))
+    assert load_checkpoint(tmp_path / "step-000003").state["again"] is True
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40, 1_000_000):
+        save(tmp_path, step)
+    prune(tmp_path, keep=2, best_step=20)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-1000000", "step-000040", "step-000020"]
+    prune(tmp_path, keep=None, best_step=None)
+    assert len(checkpoints(tmp_path)) == 3
+
+
+def test_c31_a_full_disk_is_said_and_leaves_the_checkpoints_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = save(tmp_path, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(DiskFullError, match="bytes are free"):
+        save(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == [good.name]
+
+
+def test_c34_files_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = save(tmp_path, 1)
+    finally:
+        os.umask(before)
+    assert {oct((folder / name).stat().st_mode & 0o777) for name in FILES} == {"0o640"}

@@ -1,0 +1,104 @@
+"""The loss against transformers' own, for every family; and what packing and padding may not change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from loraft.data.batches import IGNORED, Layout, collate
+from loraft.data.tokenize import Example
+from loraft.models.attention import ROWS
+from loraft.models.families import FAMILIES, family_of
+from loraft.training import loss as loss_module
+from loraft.training.loss import TargetLoss, chunked_loss, targets_in_chunk
+from tests.tiny import TINY_MODEL_TYPES, tiny_model
+
+PACKED, PADDED = Layout(packed=True, pad_id=0), Layout(packed=False, pad_id=0)
+PACKING_FAMILIES = [name for name, family in FAMILIES.items() if family.packs]
+
+
+def example(seed: int, length: int, prompt: int) -> Example:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 300, (length,), generator=generator).tolist()
+    return Example(ids, [IGNORED] * prompt + ids[prompt:], f"row {seed}")
+
+
+ROWS_OF = [example(1, 17, 5), example(2, 30, 20), example(3, 9, 1)]
+
+
+def of(model_type: str) -> TargetLoss:
+    return TargetLoss(tiny_model(model_type), family_of(model_type))
+
+
+@pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
+def test_c47_the_loss_is_the_models_own(model_type: str) -> None:
+    """C47: soft caps, logit scales and head biases stand around the head, and the loss must pass them."""
+    loss = of(model_type)
+    for row in ROWS_OF:
+        batch = collate([row], PADDED)
+        expected = loss.model(
+            input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels]), use_cache=False
+        ).loss
+        with torch.no_grad():
+            ours = loss(batch) / batch.target_ids.numel()
+        torch.testing.assert_close(ours, expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
+def test_c15_padding_does_not_move_the_loss(model_type: str) -> None:
+    """C15: a padded batch's loss is the token-weighted mean of the single losses."""
+    loss = of(model_type)
+    with torch.no_grad():
+        together = loss(collate(ROWS_OF, PADDED))
+        alone = sum(loss(collate([row], PADDED)) for row in ROWS_OF)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", PACKING_FAMILIES)
+@pytest.mark.parametrize("training", [True, False])
+def test_c11_packed_rows_do_not_see_each_other(model_type: str, training: bool) -> None:
+    """C11: the packed loss is the unpacked one, and another token in row 1 leaves row 2's states bit-equal."""
+    loss = of(model_type)
+    loss.model.set_attn_implementation(ROWS)
+    loss.train(training)
+    for module in loss.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    changed = Example([7, *ROWS_OF[0].input_ids[1:]], ROWS_OF[0].labels, "changed")
+    batches = [collate([first, *ROWS_OF[1:]], PACKED) for first in (ROWS_OF[0], changed)]
+    with torch.no_grad():
+        states = [
+            loss.model.base_model(
+                input_ids=batch.input_ids, position_ids=batch.position_ids, row_lengths=batch.row_lengths,
+                use_cache=False,
+            ).last_hidden_state[0]
+            for batch in batches
+        ]  # fmt: skip
+        packed = loss(batches[0])
+        alone = sum(loss(collate([row], PADDED)) for row in ROWS_OF)
+    border = len(ROWS_OF[0].input_ids)
+    assert torch.equal(states[0][border:], states[1][border:])
+    assert not torch.equal(states[0][:border], states[1][:border])
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-4)
+
+
+def test_chunks_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(23, 8, generator=generator)
+    head = torch.nn.Linear(8, 50)
+    ids = torch.randint(0, 50, (23,), generator=generator)
+    results = []
+    for chunk in (4, 100):
+        states = hidden.clone().requires_grad_()
+        total = chunked_loss(states, ids, head, chunk)
+        total.backward()
+        assert states.grad is not None
+        results.append((total.detach(), states.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-6)
+    expected = torch.nn.functional.cross_entropy(head(hidden), ids, reduction="sum").detach()
+    torch.testing.assert_close(results[0][0], expected)
+
+
+def test_a_chunk_is_bounded_in_bytes() -> None:
+    assert targets_in_chunk(49_152) * 49_152 * 4 <= loss_module.CHUNK_BYTES
+    assert targets_in_chunk(10**9) == 16
