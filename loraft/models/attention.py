@@ -26,7 +26,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-__all__ = ["PRODUCTS_UP_TO", "ROWS", "attend_rows", "rows_attention"]
+__all__ = ["PRODUCTS_UP_TO", "ROWS", "attend_rows", "rows_attention", "varlen_takes"]
 
 ROWS = "loraft_rows"
 PRODUCTS_UP_TO = {torch.bfloat16: 512, torch.float32: 128}
@@ -158,13 +158,19 @@ def _slices(lengths: Sequence[int]) -> list[slice]:
 def _fold(row: Tensor, groups: int) -> Tensor:
     """`[time, key_value_heads · groups, size]` -> `[key_value_heads, groups · time, size]`: no key is copied."""
     time, heads, size = row.shape
-    return row.view(time, heads // groups, groups, size).permute(1, 2, 0, 3).reshape(heads // groups, groups * time, size)
+    return (
+        row.view(time, heads // groups, groups, size).permute(1, 2, 0, 3).reshape(heads // groups, groups * time, size)
+    )
 
 
 def _unfold(folded: Tensor, groups: int) -> Tensor:
     """The inverse of `_fold`."""
     heads, rows, size = folded.shape
-    return folded.view(heads, groups, rows // groups, size).permute(2, 0, 1, 3).reshape(rows // groups, heads * groups, size)
+    return (
+        folded.view(heads, groups, rows // groups, size)
+        .permute(2, 0, 1, 3)
+        .reshape(rows // groups, heads * groups, size)
+    )
 
 
 def _causal_weights(scores: Tensor, scale: float) -> Tensor:

@@ -24,7 +24,16 @@ from torch import Tensor
 
 from loraft.errors import DiskFullError
 
-__all__ = ["Checkpoint", "checkpoints", "load_checkpoint", "newest_checkpoint", "prune", "restore_rng", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "checkpoints",
+    "load_checkpoint",
+    "newest_checkpoint",
+    "prune",
+    "restore_rng",
+    "rng_state",
+    "save_checkpoint",
+]
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 MANIFEST = "manifest.json"
