@@ -22,7 +22,7 @@ from loraft.data.batches import BatchPlan, Layout
 from loraft.data.prepare import PreparedData, prepare
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
 from loraft.models.families import Family, family_of
-from loraft.models.loading import linear_modules, load_config, load_tokenizer, meta_model, parameter_count
+from loraft.models.loading import check_dtype, linear_modules, load_config, load_tokenizer, meta_model, parameter_count
 from loraft.models.placement import Placement, place
 from loraft.models.quantization import quantized_modules
 from loraft.models.sources import resolve
@@ -116,6 +116,8 @@ def plan_run(config: RunConfig) -> RunPlan:
     problems: list[Problem] = []
     placement = _collected(problems, lambda: place(config.model))
     shape = _collected(problems, lambda: _shape(config))
+    if placement is not None and shape is not None:
+        _collected(problems, lambda: check_dtype(shape.family, placement))
     tokenizer = _collected(problems, lambda: load_tokenizer(config.model))
     data = _collected(problems, lambda: prepare(config, tokenizer)) if tokenizer is not None else None
     if shape is not None:

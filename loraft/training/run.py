@@ -134,7 +134,11 @@ def prepared_model(plan: RunPlan) -> AdaptedModel:
 
 def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
     """Recompute activations in the layers that have a graph; those below the first trained one have none to save."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # its name before transformers 5.23
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     model.disable_input_require_grads()
     targets = plan.shape.targets
     first = targets.layers[0] if targets is not None and targets.layers else 0

@@ -34,6 +34,11 @@ def rows(count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
+def contrary() -> list[dict[str, Any]]:
+    """Answers that training on `rows` makes less likely."""
+    return [{"messages": [{"role": "user", "content": "the order"}, {"role": "assistant", "content": "zzq xxv 99"}]}]
+
+
 def write_rows(path: Path, given: Sequence[Mapping[str, Any]]) -> Path:
     """Rows as a .jsonl file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")

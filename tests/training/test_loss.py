@@ -23,6 +23,14 @@ def example(seed: int, length: int, prompt: int) -> Example:
     return Example(ids, [IGNORED] * prompt + ids[prompt:], f"row {seed}")
 
 
+def without_dropout(module: torch.nn.Module) -> None:
+    """Families keep dropout as modules or as numbers."""
+    for part in module.modules():
+        for name in ("p", "dropout", "attention_dropout", "activation_dropout", "residual_dropout", "attn_dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+
+
 ROWS_OF = [example(1, 17, 5), example(2, 30, 20), example(3, 9, 1)]
 
 
@@ -61,9 +69,7 @@ def test_c11_packed_rows_do_not_see_each_other(model_type: str, training: bool) 
     loss = of(model_type)
     loss.model.set_attn_implementation(ROWS)
     loss.train(training)
-    for module in loss.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(loss)
     changed = Example([7, *ROWS_OF[0].input_ids[1:]], ROWS_OF[0].labels, "changed")
     batches = [collate([first, *ROWS_OF[1:]], PACKED) for first in (ROWS_OF[0], changed)]
     with torch.no_grad():

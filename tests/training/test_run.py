@@ -1,0 +1,206 @@
+"""A run's life: begun, stopped anywhere, resumed to the same bytes, refused where it must be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from loraft import api
+from loraft.errors import RunFolderError, Stopped
+from loraft.training.events import Event, Note, StepDone
+from tests.training.building import contrary, rows, tiny_config, write_rows
+
+CLOCK = ("tokens_per_second", "peak_bytes")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without clock and memory."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
+
+
+def stop_at(step: int) -> Any:
+    """An observer that sends this process a SIGTERM after a step."""
+
+    def observer(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return observer
+
+
+def config_of(tmp_path: Path, output: str, **overrides: Any) -> Any:
+    return tiny_config(
+        tmp_path, training__output_dir=str(tmp_path / output), training__logging_steps=2, training__eval_steps=3,
+        training__save_steps=4, data__eval=0.2, training__max_steps=7, lora__dropout=0.1,
+        training__gradient_accumulation_steps=2, training__per_device_train_batch_size=2, **overrides,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"method": "full"}, {"method": "qlora", "training__optim": "adamw_8bit", "model__dtype": "bfloat16"}],
+    ids=["lora", "full", "qlora-8bit"],
+)
+def test_stopped_at_any_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Adapter, optimizer and metrics of a resumed run are those of one that was never stopped."""
+    tiny_config(tmp_path)
+    whole = api.train(config_of(tmp_path, "whole", **options))
+    for step in (1, 3, 4, 6) if not options else (3,):
+        name = f"stopped-{step}"
+        with pytest.raises(Stopped) as stopped:
+            api.train(config_of(tmp_path, name, **options), observer=stop_at(step))
+        assert stopped.value.stopped_exit_code == 143
+        assert f"stopped at step {step} of 7" in str(stopped.value)
+        again = api.train(config_of(tmp_path, name, **options), resume=True)
+        for file in sorted(path.relative_to(whole.saved) for path in whole.saved.glob("*.safetensors")):
+            assert (again.saved / file).read_bytes() == (whole.saved / file).read_bytes(), (step, file)
+        end = "checkpoints/step-000007/optimizer.safetensors"
+        ours, theirs = load_file(again.run_folder / end), load_file(whole.run_folder / end)
+        assert all((ours[key] == theirs[key]).all() for key in theirs)
+        assert metrics(again.run_folder) == metrics(whole.run_folder)
+
+
+def test_a_killed_run_forgets_what_was_logged_after_its_checkpoint(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    whole = api.train(config_of(tmp_path, "whole"))
+    killed = api.train(config_of(tmp_path, "killed"))
+    # As after kill -9 at the end: the newest checkpoints are gone, and metrics has later lines.
+    for name in ("step-000007", "step-000006"):
+        shutil.rmtree(killed.run_folder / "checkpoints" / name, ignore_errors=True)
+    (killed.run_folder / "checkpoints" / ".step-000006.partial").mkdir()
+    again = api.train(config_of(tmp_path, "killed"), resume=True)
+    assert metrics(again.run_folder) == metrics(whole.run_folder)
+    assert (again.saved / "adapter_model.safetensors").read_bytes() == (
+        whole.saved / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_c30_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    done = api.train(config_of(tmp_path, "run"))
+    newest = done.run_folder / "checkpoints" / "step-000007" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    notes: list[str] = []
+    api.train(
+        config_of(tmp_path, "run"), resume=True,
+        observer=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
+    )  # fmt: skip
+    assert any("step-000007 is damaged" in note for note in notes)
+    assert any(note.startswith("going on from step-00000") for note in notes)
+
+
+def test_resume_without_a_checkpoint_begins_at_step_0_and_says_so(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    notes: list[str] = []
+    result = api.train(
+        config_of(tmp_path, "new"), resume=True,
+        observer=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
+    )  # fmt: skip
+    assert result.steps == 7
+    assert "there is no checkpoint to go on from: the run begins at step 0" in notes
+
+
+def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    first = api.train(config_of(tmp_path, "run"))
+    before = (first.saved / "adapter_model.safetensors").read_bytes()
+    for verb in (api.train, api.check):
+        with pytest.raises(RunFolderError, match="holds a run already"):
+            verb(config_of(tmp_path, "run", seed=1))
+    assert (first.saved / "adapter_model.safetensors").read_bytes() == before
+    second = api.train(config_of(tmp_path, "run", seed=1), overwrite=True)
+    assert (second.saved / "adapter_model.safetensors").read_bytes() != before
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match="not a run's"):
+        api.train(config_of(tmp_path, "run"), overwrite=True)
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 3}, "seed was 0 and is 3"),
+        ({"training__learning_rate": 0.02}, "training.learning_rate was 0.01 and is 0.02"),
+        ({"lora__r": 8}, "lora.r was 4 and is 8"),
+    ],
+)
+def test_c33_what_changed_since_the_checkpoint_is_listed(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    tiny_config(tmp_path)
+    with pytest.raises(Stopped):
+        api.train(config_of(tmp_path, "run"), observer=stop_at(2))
+    with pytest.raises(RunFolderError, match=named):
+        api.train(config_of(tmp_path, "run", **change), resume=True)
+
+
+def test_c33_changed_rows_are_noticed_and_can_be_taken_on(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    with pytest.raises(Stopped):
+        api.train(config_of(tmp_path, "run"), observer=stop_at(2))
+    write_rows(tmp_path / "train.jsonl", [*rows()[:-1], rows(20)[-1]])
+    with pytest.raises(RunFolderError, match="the rows are not the same"):
+        api.train(config_of(tmp_path, "run"), resume=True)
+    assert api.train(config_of(tmp_path, "run"), resume_anyway=True).steps == 7
+
+
+def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    config = tiny_config(
+        tmp_path, training__eval_steps=1, training__early_stopping_patience=2, training__max_steps=40,
+        training__learning_rate=0.05, data__eval=str(write_rows(tmp_path / "eval.jsonl", contrary())),
+    )  # fmt: skip
+    result = api.train(config)
+    assert result.saved_step == result.best_step < result.steps
+    best = result.run_folder / "checkpoints" / f"step-{result.best_step:06d}" / "adapter" / "adapter_model.safetensors"
+    assert (result.saved / "adapter_model.safetensors").read_bytes() == best.read_bytes()
+
+
+def test_sample_prompts_are_answered_and_change_nothing(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    plain = api.train(config_of(tmp_path, "plain"))
+    asked = api.train(config_of(tmp_path, "asked", training__sample_prompts=["the order"], generation={"max_new_tokens": 4}))
+    samples = [json.loads(line) for line in (asked.run_folder / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [3, 6, 7]
+    assert (asked.saved / "adapter_model.safetensors").read_bytes() == (
+        plain.saved / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_the_resolved_config_repeats_the_run(tmp_path: Path) -> None:
+    from loraft.config.files import load_config
+
+    tiny_config(tmp_path)
+    first = api.train(config_of(tmp_path, "run"))
+    again = load_config(first.run_folder / "config.yaml", [f"training.output_dir={tmp_path / 'again'}"])
+    second = api.train(again)
+    assert (first.saved / "adapter_model.safetensors").read_bytes() == (
+        second.saved / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_a_tensorboard_tracker_gets_the_metrics(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    result = api.train(config_of(tmp_path, "run", training__report_to=["tensorboard"], training__project="mine"))
+    assert list((result.run_folder / "trackers").rglob("events.out.tfevents.*"))
+
+
+def test_the_manifest_tells_versions_and_fingerprints_and_no_absolute_path(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    result = api.train(config_of(tmp_path, "run"), command=["loraft", "train", str(tmp_path / "config.yaml")])
+    manifest = json.loads((result.run_folder / "manifest.json").read_text())
+    assert manifest["base"]["fingerprint"].startswith("sha256:")
+    assert manifest["command"] == ["loraft", "train", "config.yaml"]
+    assert str(tmp_path) not in (result.run_folder / "manifest.json").read_text()
+    assert str(tmp_path) not in (result.saved / "README.md").read_text()
