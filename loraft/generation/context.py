@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, cast
 
 import torch
@@ -152,15 +152,9 @@ def wrapped_model(model: nn.Module) -> PreTrainedModel:
     return cast("PreTrainedModel", cast("_Wrapper", model).get_base_model())
 
 
-def _products_in_model_dtype(model: PreTrainedModel) -> torch.autocast:
+def _products_in_model_dtype(model: PreTrainedModel) -> AbstractContextManager[object]:
     """Adapters are float32 on a base of 16 bits: products run in the base's dtype, as in training.
 
-    A float32 model stays in whatever autocast the caller has chosen. Casts of weights are never cached: one made
-    here has no gradient, and a training step in the same autocast would find it.
+    A float32 model stays in whatever autocast the caller has chosen.
     """
-    device = model.device.type
-    if model.dtype == torch.float32:
-        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    else:
-        enabled, dtype = True, model.dtype
-    return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
+    return nullcontext() if model.dtype == torch.float32 else torch.autocast(model.device.type, dtype=model.dtype)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from loraft.errors import ConfigError, DataError, NonFiniteError
+from loraft.generation.context import Context
 from loraft.generation.engine import Completion, complete_batch, stream
 from loraft.generation.sampling import GREEDY, SamplingRules
 from tests.generation.test_context import adapted
@@ -60,22 +61,27 @@ def test_c35_batched_is_one_by_one(model_type: str) -> None:
     assert {a.finish_reason for a in alone} == {"stop", "length"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
+@pytest.mark.parametrize(
+    "model_type", [*SIX, *(pytest.param(name, marks=pytest.mark.slow) for name in TINY_MODEL_TYPES if name not in SIX)]
+)
 def test_c36_cached_is_uncached(model_type: str) -> None:
     """64 prompts × 64 tokens, float32: identical."""
-    check_c36(tiny_model(model_type), count=64)
+    model, chosen = tiny_model(model_type), []
+    for use_cache in (True, False):
+        context, tokens = Context(model, use_cache=use_cache), []
+        ids = torch.randint(3, 290, (64, 12), generator=torch.Generator().manual_seed(0))
+        for _ in range(64):
+            ids = context.read(ids).argmax(-1, keepdim=True)
+            tokens.append(ids)
+        chosen.append(torch.cat(tokens, dim=1).tolist())
+    assert chosen[0] == chosen[1]
 
 
-@pytest.mark.parametrize("model_type", SIX)
-def test_c36_cached_is_uncached_on_a_few(model_type: str) -> None:
-    check_c36(tiny_model(model_type), count=4)
-
-
-def check_c36(model: PreTrainedModel, count: int) -> None:
-    for prompt in prompts(count):
-        cached = answer(model, prompt, max_new_tokens=64)
-        uncached = answer(model, prompt, max_new_tokens=64, use_cache=False)
+@pytest.mark.parametrize("model_type", ["llama", "opt"])
+def test_c36_a_stream_without_a_cache_is_one_with(model_type: str) -> None:
+    model = tiny_model(model_type)
+    for prompt in prompts(3):
+        cached, uncached = answer(model, prompt), answer(model, prompt, use_cache=False)
         assert cached.token_ids == uncached.token_ids
         assert cached.logprobs == pytest.approx(uncached.logprobs, abs=1e-4)
 
@@ -169,7 +175,7 @@ def test_logprobs_are_the_models_own_before_the_rules() -> None:
     with torch.no_grad():
         logits = model(torch.tensor([prompt + list(drawn.token_ids)])).logits[0].log_softmax(-1)
     expected = [logits[2 + i, token_id].item() for i, token_id in enumerate(drawn.token_ids)]
-    assert drawn.logprobs == pytest.approx(expected, abs=1e-5)
+    assert drawn.logprobs == pytest.approx(expected, abs=1e-4)
 
 
 def test_results_come_in_the_order_of_the_prompts() -> None:
