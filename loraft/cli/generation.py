@@ -34,7 +34,7 @@ ENDS = {"stop": "the model ended its answer", "length": "cut at the limit (--max
 
 
 @ends_well
-def generate(  # noqa: PLR0913, PLR0917 (one parameter an option: that is how typer reads them)
+def generate(
     prompt: Annotated[
         str,
         typer.Option("--prompt", "-p", metavar="TEXT", show_default=False, help="The prompt; - reads standard input."),

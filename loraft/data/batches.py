@@ -27,16 +27,24 @@ LENGTH_GROUP = 50
 class Tokens(Protocol):
     """What a batch needs of an example."""
 
-    input_ids: list[int]
-    labels: list[int]
+    @property
+    def input_ids(self) -> list[int]: ...
+
+    @property
+    def labels(self) -> list[int]: ...
 
 
 class Span(Protocol):
     """The examples `start … stop - 1` of one source, seen `weight` times an epoch."""
 
-    start: int
-    stop: int
-    weight: float
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
+
+    @property
+    def weight(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ class BatchPlan:
             filled = pack_rows([self.lengths[i] for i in order], self.fill_to)
             rows = [[order[place] for place in row] for row in filled]
             rows = [rows[i] for i in random.permutation(len(rows))]
-            return [sum(chunk, []) for chunk in _chunks(rows, self.batch_size)]
+            return [[i for row in chunk for i in row] for chunk in _chunks(rows, self.batch_size)]
         if not self.group_by_length:
             return _chunks(order, self.batch_size)
         grouped: list[list[int]] = []

@@ -200,8 +200,8 @@ def _nothing_left(key: str, sources: Sequence[_Source]) -> list[Problem]:
     total = {name: sum(getattr(s.counts, name) for s in sources) for name in ("read", "bad", "overlength", "untrained")}
     return [
         Problem(
-            f"no row is left: of {total['read']} rows read, {total['bad']} were bad, {total['overlength']} too long and "
-            f"{total['untrained']} without a trained token",
+            f"no row is left: of {total['read']} rows read, {total['bad']} were bad, {total['overlength']} too long "
+            f"and {total['untrained']} without a trained token",
             where=", ".join(source.counts.source for source in sources),
             key=key,
             remedy="look at data.max_length and data.train_on" if total["overlength"] or total["untrained"] else None,

@@ -13,12 +13,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from loraft.config.schema import DataSource
 from loraft.errors import DataError, Problem
 
-__all__ = ["Row", "RowsRead", "read_rows"]
+__all__ = ["READERS", "Row", "RowsRead", "read_rows"]
+
+Raw = TypeVar("Raw")
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,14 @@ def _jsonl(path: Path) -> RowsRead:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if raw.strip():
-                _take(read, f"{path}:{number}", lambda raw=raw, number=number: _object(_text(raw, first=number == 1)))
+                _take(read, f"{path}:{number}", _first_line if number == 1 else _line, raw)
     return read
 
 
 def _json(path: Path) -> RowsRead:
     try:
         loaded = _loads(_text(path.read_bytes(), first=True))
-    except _Unreadable as error:
+    except _UnreadableError as error:
         raise DataError(str(error), where=str(path), key="data") from None
     if not isinstance(loaded, list):
         lists = [key for key, value in loaded.items() if isinstance(value, list)] if isinstance(loaded, dict) else []
@@ -120,14 +122,14 @@ def _json(path: Path) -> RowsRead:
         )  # fmt: skip
     read = RowsRead()
     for number, value in enumerate(loaded, start=1):
-        _take(read, f"{path}: row {number}", lambda value=value: _checked(value))
+        _take(read, f"{path}: row {number}", _checked, value)
     return read
 
 
 def _csv(path: Path) -> RowsRead:
     try:
         text = _text(path.read_bytes(), first=True)
-    except _Unreadable as error:
+    except _UnreadableError as error:
         raise DataError(str(error), where=str(path), key="data") from None
     csv.field_size_limit(sys.maxsize)
     read = RowsRead()
@@ -136,7 +138,7 @@ def _csv(path: Path) -> RowsRead:
         line = reader.line_num if reader.fieldnames else 0
         for values in reader:
             where, line = f"{path}:{line + 1}", reader.line_num
-            _take(read, where, lambda values=values: _cells(values))
+            _take(read, where, _cells, values)
     except csv.Error as error:
         read.problems.append(Problem(f"is not CSV: {error}", f"{path}:{reader.line_num}"))
     return read
@@ -144,10 +146,10 @@ def _csv(path: Path) -> RowsRead:
 
 def _cells(values: dict[str | Any, str | Any]) -> Mapping[str, object]:
     if None in values:
-        raise _Unreadable("has more cells than the header has columns")
+        raise _UnreadableError("has more cells than the header has columns")
     absent = [column for column, value in values.items() if value is None]
     if absent:
-        raise _Unreadable(f"has no cell for {', '.join(absent)}")
+        raise _UnreadableError(f"has no cell for {', '.join(absent)}")
     return values
 
 
@@ -195,42 +197,47 @@ def _builtin(source: DataSource) -> RowsRead:
     return _plain(tickets(split), f"{source.path} {split}")
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     """A row that cannot be read; the message says why."""
 
 
-def _take(read: RowsRead, where: str, values: Callable[[], Mapping[str, object]]) -> None:
+def _take(read: RowsRead, where: str, parse: Callable[[Raw], Mapping[str, object]], raw: Raw) -> None:
+    """Add the row that `parse` makes of `raw`, or the problem that it finds."""
     try:
-        read.rows.append(Row(values(), where))
-    except _Unreadable as error:
+        read.rows.append(Row(parse(raw), where))
+    except _UnreadableError as error:
         read.problems.append(Problem(str(error), where))
 
 
 def _text(raw: bytes, *, first: bool) -> str:
     if b"\0" in raw:
-        raise _Unreadable("holds a NUL byte")
+        raise _UnreadableError("holds a NUL byte")
     try:
         return raw.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
-        raise _Unreadable(f"is not UTF-8 (byte {error.start + 1})") from None
+        raise _UnreadableError(f"is not UTF-8 (byte {error.start + 1})") from None
 
 
-def _object(text: str) -> Mapping[str, object]:
-    return _checked(_loads(text))
+def _first_line(raw: bytes) -> Mapping[str, object]:
+    return _checked(_loads(_text(raw, first=True)))
+
+
+def _line(raw: bytes) -> Mapping[str, object]:
+    return _checked(_loads(_text(raw, first=False)))
 
 
 def _loads(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise _Unreadable(f"is not JSON: {error.msg} (column {error.colno})") from None
+        raise _UnreadableError(f"is not JSON: {error.msg} (column {error.colno})") from None
     except (RecursionError, ValueError):
-        raise _Unreadable("is not JSON that can be read: nested too deeply, or a number too long") from None
+        raise _UnreadableError("is not JSON that can be read: nested too deeply, or a number too long") from None
 
 
 def _checked(value: object) -> Mapping[str, object]:
     if not isinstance(value, dict):
-        raise _Unreadable("is not a JSON object")
+        raise _UnreadableError("is not a JSON object")
     return value
 
 

@@ -86,7 +86,9 @@ class DataReport:
         """The report as JSON shows it."""
         values = {key: value for key, value in asdict(self).items() if key != "notes"}
         share = {"trained_share": self.trained_share}
-        return {key: values.pop(key) for key in ("train_rows", "eval_rows", "tokens", "trained_tokens")} | share | values
+        return (
+            {key: values.pop(key) for key in ("train_rows", "eval_rows", "tokens", "trained_tokens")} | share | values
+        )
 
 
 def lengths_of(lengths: Sequence[int]) -> Lengths:

@@ -54,7 +54,11 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> tuple[s
     end = _end_mark(tokenizer)
     if end is None:
         return None, ()
-    notes = [f"the tokenizer has no chat template: {name} is used and saved with what is trained"] if setting == "auto" else []
+    notes = (
+        [f"the tokenizer has no chat template: {name} is used and saved with what is trained"]
+        if setting == "auto"
+        else []
+    )
     if end != "<|im_end|>":
         notes.append(f"the chat template {name} ends each answer with {end}, the tokenizer's own end")
     return text.replace("END", repr(end)), tuple(notes)

@@ -222,7 +222,7 @@ class Renderer:
             probe = self._conversation((Message("user", "Hello"), Message("assistant", "Hello there")))
         except Refused:
             return []
-        ids, labels = self._tokenized([probe])[0]
+        _, labels = self._tokenized([probe])[0]
         trained = [label for label in labels if label != IGNORED]
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
         return trained[-1:] if trained and trained[-1] in special else []

@@ -16,9 +16,10 @@ Which kernel, and why:
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,8 @@ def rows_attention(
     batch, heads, time, head_size = query.shape
     lengths = list(row_lengths) if row_lengths is not None else [time] * batch
     scale = scaling if scaling is not None else head_size**-0.5
-    flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]
-    out = attend_rows(*flat, lengths, scale, dropout=dropout, softcap=softcap, window=sliding_window)
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    out = attend_rows(q, k, v, lengths, scale, dropout=dropout, softcap=softcap, window=sliding_window)
     return out.view(batch, time, heads, -1), None
 
 
@@ -105,7 +106,7 @@ def attend_rows(
     if query.device.type == "cpu" and not written_out and not dropout and longest <= PRODUCTS_UP_TO.get(query.dtype, 0):
         out: Tensor = _RowProducts.apply(query, key, value, tuple(lengths), scale)  # type: ignore[no-untyped-call]
         return out
-    rows = zip(query.split(list(lengths)), key.split(list(lengths)), value.split(list(lengths)), strict=True)
+    rows = [(query[row], key[row], value[row]) for row in _slices(lengths)]
     if written_out:
         return torch.cat([_written_out(q, k, v, scale, dropout, softcap, window) for q, k, v in rows])
     return torch.cat([_sdpa(q, k, v, scale, dropout) for q, k, v in rows])
@@ -152,7 +153,7 @@ class _RowProducts(torch.autograd.Function):
 
 def _slices(lengths: Sequence[int]) -> list[slice]:
     ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def _fold(row: Tensor, groups: int) -> Tensor:
@@ -243,8 +244,7 @@ def _varlen(
         else:
             key, value = (t.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for t in (key, value))
     longest = max(lengths)
-    out: Tensor = varlen_attn(query, key, value, ends, ends, longest, longest, **options)
-    return out
+    return cast("Tensor", varlen_attn(query, key, value, ends, ends, longest, longest, **options))
 
 
 AttentionInterface.register(ROWS, rows_attention)

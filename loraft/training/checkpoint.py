@@ -75,7 +75,7 @@ def restore_rng(states: Mapping[str, Tensor]) -> None:
 def save_checkpoint(
     root: Path,
     step: int,
-    write_weights: Callable[[Path], None],
+    write_weights: Callable[[Path], object],
     state: Mapping[str, Any],
     optimizer: tuple[Mapping[str, Tensor], Mapping[str, int | float]],
 ) -> Path:
@@ -124,7 +124,7 @@ def checkpoints(root: Path) -> list[Path]:
 
 def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
-    damaged = []
+    damaged: list[str] = []
     for folder in checkpoints(root):
         fault = _fault(folder)
         if fault is None:

@@ -110,7 +110,7 @@ class Fit:
     save_every: int | None
     folder: RunFolder
     total_parameters: int
-    save_weights: Callable[[Path], None]
+    save_weights: Callable[[Path], object]
     answer: Callable[[str], str]
     observer: Observer
 

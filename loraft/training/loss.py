@@ -53,7 +53,8 @@ def chunked_loss(hidden: Tensor, target_ids: Tensor, logits_of: Callable[[Tensor
         return cross_entropy(logits_of(part).float(), ids, reduction="sum")
 
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    for part, ids in zip(hidden.split(chunk), target_ids.split(chunk), strict=True):
+    for start in range(0, len(target_ids), chunk):
+        part, ids = hidden[start : start + chunk], target_ids[start : start + chunk]
         if torch.is_grad_enabled():
             total = total + checkpoint(loss_of, part, ids, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -78,6 +79,7 @@ class TargetLoss(nn.Module):
         super().__init__()
         self.model = model
         self._autocast = autocast
+        self._head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._chunk = targets_in_chunk(model.config.vocab_size)
         self._softcap = _number(model.config, family.final_softcap)
         scale, divisor = _number(model.config, family.logit_multiplier), _number(model.config, family.logit_divisor)
@@ -96,7 +98,7 @@ class TargetLoss(nn.Module):
             return chunked_loss(wanted, batch.target_ids, self._logits, self._chunk)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.model.get_output_embeddings()(hidden) * self._scale
+        logits: Tensor = self._head(hidden) * self._scale
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
 

@@ -21,7 +21,12 @@ BLOCK = 64
 """Weights that share one block constant in bitsandbytes' 4-bit types."""
 CONSTANTS_BLOCK = 256
 """Block constants that share one float32 when they are quantized too."""
-OPTIMIZER_BYTES = {"adamw": 8.0, "paged_adamw_32bit": 8.0, "adamw_8bit": 2.0 + 8 / 256, "paged_adamw_8bit": 2.0 + 8 / 256}
+OPTIMIZER_BYTES = {
+    "adamw": 8.0,
+    "paged_adamw_32bit": 8.0,
+    "adamw_8bit": 2.0 + 8 / 256,
+    "paged_adamw_8bit": 2.0 + 8 / 256,
+}
 """Bytes a trained number: two moments in float32, or in 8 bits with a float32 for each block of 256."""
 
 

@@ -48,8 +48,8 @@ def resolve_optim(training: TrainingSection, *, method: str, device: str) -> tup
         return ("paged_adamw_32bit" if method == "qlora" and device == "cuda" else "adamw"), None
     if training.optim.startswith("paged_") and device == "cpu":
         unpaged = {"paged_adamw_32bit": "adamw", "paged_adamw_8bit": "adamw_8bit"}[training.optim]
-        note = f"training.optim {training.optim}: paging moves optimizer state out of GPU memory; on the CPU {unpaged} is the same without it"
-        return unpaged, note
+        why = "paging moves optimizer state out of GPU memory"
+        return unpaged, f"training.optim {training.optim} is {unpaged} on the CPU: {why}"
     return training.optim, None
 
 
@@ -65,13 +65,9 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], training: TrainingSec
     betas = (training.adam_beta1, training.adam_beta2)
     if training.optim == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
-    import bitsandbytes as bnb
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
 
-    classes = {
-        "adamw_8bit": bnb.optim.AdamW8bit,
-        "paged_adamw_8bit": bnb.optim.PagedAdamW8bit,
-        "paged_adamw_32bit": bnb.optim.PagedAdamW32bit,
-    }
+    classes = {"adamw_8bit": AdamW8bit, "paged_adamw_8bit": PagedAdamW8bit, "paged_adamw_32bit": PagedAdamW32bit}
     optimizer: Optimizer = classes[training.optim](groups, lr=0.0, betas=betas)
     return optimizer
 
@@ -93,14 +89,13 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], numbe
     """Put back what `optimizer_state` gave, bit for bit: no dtype is cast and paged buffers stay paged."""
     fields: dict[int, dict[str, Tensor | Scalar]] = {}
     for name, value in [*tensors.items(), *numbers.items()]:
-        index, field = name.split(".", 1)
-        fields.setdefault(int(index), {})[field] = value
+        number, _, field = name.partition(".")
+        fields.setdefault(int(number), {})[field] = value
     for index, (place, parameter) in enumerate(_places(optimizer)):
         if index in fields:
             _start_state(optimizer, place, parameter)
-            state = optimizer.state[parameter]
             for field, value in fields[index].items():
-                _put(state, field, value, parameter.device)
+                _put(optimizer.state[parameter], field, value, parameter.device)
 
 
 def _put(state: dict[str, Any], field: str, value: Tensor | Scalar, device: torch.device) -> None:

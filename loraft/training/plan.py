@@ -288,7 +288,10 @@ def _memory(
 
 def _less_memory(config: RunConfig, memory: MemoryPlan) -> str:
     if memory.activations + memory.logits > memory.peak_bytes / 2:
-        return "a smaller per_device_train_batch_size with more gradient_accumulation_steps, or a smaller data.max_length, trains the same with less"
+        return (
+            "a smaller per_device_train_batch_size with more gradient_accumulation_steps trains the same with less, "
+            "and so does training.gradient_checkpointing: true"
+        )
     return {
         "full": "method lora or qlora needs a fraction of it",
         "lora": "method qlora stores the frozen weights in 4 bits",
@@ -330,9 +333,8 @@ def _packing_notes(config: RunConfig, shape: ModelShape, data: PreparedData, *, 
             [len(e.input_ids) for e in data.train], data.train_sources, config.training.per_device_train_batch_size,
             config.training.gradient_accumulation_steps, config.seed,
         )  # fmt: skip
-        return [
-            f"data.packing fill: {_batch_plan(config, data).steps(0)} optimizer steps an epoch remain of {alone.steps(0)}"
-        ]
+        filled = _batch_plan(config, data).steps(0)
+        return [f"data.packing fill: {filled} optimizer steps an epoch remain of {alone.steps(0)}"]
     if config.data.packing == "auto" and not packed:
         return [f"rows are padded on the right: {shape.family.model_type} is not laid end to end with this attention"]
     return []

@@ -135,11 +135,10 @@ def prepared_model(plan: RunPlan) -> AdaptedModel:
 def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
     """Recompute activations in the layers that have a graph; those below the first trained one have none to save."""
     options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:  # its name before transformers 5.23
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    model.disable_input_require_grads()
+    # The method was renamed within the range of versions that loraft takes.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options)
+    model.disable_input_require_grads()  # type: ignore[no-untyped-call]
     targets = plan.shape.targets
     first = targets.layers[0] if targets is not None and targets.layers else 0
     layers = model.get_submodule(plan.shape.family.layers_path)
@@ -284,7 +283,6 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
 
 def _result(run: Fit, state: RunState, saved: Path, saved_step: int, seconds: float) -> TrainResult:
 
-
     return TrainResult(
         run_folder=run.folder.path,
         saved=saved,
@@ -317,5 +315,3 @@ def _memory_errors(plan: RunPlan) -> Iterator[None]:
             remedy="halve it and double training.gradient_accumulation_steps, or set training.gradient_checkpointing: "
             "true; then go on with --resume-anyway",
         ) from error
-
-

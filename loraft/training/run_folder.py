@@ -120,7 +120,9 @@ def refuse_taken(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
             remedy="go on with it by --resume, replace it by --overwrite, or name another training.output_dir",
         )
     if not folder.holds_run and folder.path.exists() and any(p.name != ".lock" for p in folder.path.iterdir()):
-        raise RunFolderError("holds files that are not a run's", where=where, key=key, remedy="name a new or empty folder")
+        raise RunFolderError(
+            "holds files that are not a run's", where=where, key=key, remedy="name a new or empty folder"
+        )
 
 
 def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
@@ -135,7 +137,8 @@ def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
     free = shutil.disk_usage(there).free
     if free < kept * a_checkpoint + memory.adapter:
         raise ResourceError(
-            f"{free / 1e9:.2f} GB are free on the disk, and {kept} checkpoints of {a_checkpoint / 1e9:.2f} GB are to be kept",
+            f"{free / 1e9:.2f} GB are free on the disk, and {kept} checkpoints of {a_checkpoint / 1e9:.2f} GB "
+            "are to be kept",
             where=str(folder),
             key="training.save_total_limit",
             remedy="free some space, keep fewer checkpoints, or name a training.output_dir on another disk",
@@ -146,7 +149,9 @@ def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Pat
     """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N (with `resume`, the newest one)."""
     if output_dir is not None:
         return Path(output_dir)
-    numbers = [int(path.name.rsplit("-", 1)[1]) for path in RUNS.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()]
+    numbers = [
+        int(path.name.rsplit("-", 1)[1]) for path in RUNS.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()
+    ]
     newest = max(numbers, default=0)
     return RUNS / f"{name}-{newest if resume and newest else newest + 1}"
 

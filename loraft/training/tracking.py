@@ -57,7 +57,9 @@ def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Obs
     accelerator.init_trackers(
         settings.project or "loraft",
         config=dict(_flat(config.model_dump(mode="json"))),
-        init_kwargs={tracker: {RUN_NAME_KEY[tracker]: name} for tracker in settings.report_to if tracker in RUN_NAME_KEY},
+        init_kwargs={
+            tracker: {RUN_NAME_KEY[tracker]: name} for tracker in settings.report_to if tracker in RUN_NAME_KEY
+        },
     )
 
     def track(event: Event) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from loraft.models.loading import LoadedModel
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -15,6 +14,7 @@ from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.store import save_adapter
 from loraft.config.schema import QuantizationSection
 from loraft.errors import AdapterError
+from loraft.models.loading import LoadedModel
 from loraft.models.quantization import keep_gradients_exact, quantization_config
 from tests.adapters.setting import FACTS, IDS, Rendering, disturb, logits, run_config, tiny_loaded
 from tests.tiny import TINY_MODEL_TYPES

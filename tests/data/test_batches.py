@@ -42,7 +42,9 @@ def test_rows_padded_on_the_right() -> None:
 
 def test_c1_a_padding_token_that_is_a_target_stays_one() -> None:
     """C1: labels decide, never the id of the padding."""
-    batch = collate([Example([5, 2], [-100, 2], "a:1"), Example([5, 6, 2], [-100, 6, 2], "a:2")], Layout(False, pad_id=2))
+    batch = collate(
+        [Example([5, 2], [-100, 2], "a:1"), Example([5, 6, 2], [-100, 6, 2], "a:2")], Layout(False, pad_id=2)
+    )
     assert batch.target_ids.tolist() == [2, 6, 2]
 
 

@@ -18,7 +18,7 @@ from loraft.training.run import fit_of, prepared_model
 from loraft.training.run_folder import RunFolder
 from tests.tiny import save_tiny
 
-WORDS = "the order is late and the answer is in the text that the customer said about it again".split()
+WORDS = ("the order is late and the answer is in the text that the customer said about it again").split()  # noqa: SIM905
 
 
 def rows(count: int = 12) -> list[dict[str, Any]]:

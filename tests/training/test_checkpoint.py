@@ -22,7 +22,9 @@ def save(root: Path, step: int) -> Path:
         (folder / "weights").mkdir()
         (folder / "weights" / "adapter.bin").write_bytes(bytes(range(200)))
 
-    return save_checkpoint(root, step, write, {"step": step}, ({"0.exp_avg": torch.full((3,), float(step))}, {"0.step": step}))
+    return save_checkpoint(
+        root, step, write, {"step": step}, ({"0.exp_avg": torch.full((3,), float(step))}, {"0.step": step})
+    )
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ def test_early_stopping_ends_the_run(tmp_path: Path) -> None:
 
 def test_the_first_twenty_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     """Same data, seed and order, float32: a loop of twelve lines over transformers' own loss, to 1e-4."""
-    config = tiny_config(tmp_path, training__max_steps=20, training__warmup_steps=0, training__lr_scheduler_type="constant")
+    config = tiny_config(
+        tmp_path, training__max_steps=20, training__warmup_steps=0, training__lr_scheduler_type="constant"
+    )
     events: list[Any] = []
     run, state = tiny_fit(config, events.append)
     fit(run, state)

@@ -9,8 +9,13 @@ import torch
 
 from loraft.config.schema import TrainingSection
 from loraft.training.optim import (
-    build_optimizer, learning_rate, optimizer_state, resolve_optim, restore_optimizer, warmup_steps,
-)  # fmt: skip
+    build_optimizer,
+    learning_rate,
+    optimizer_state,
+    resolve_optim,
+    restore_optimizer,
+    warmup_steps,
+)
 from tests.training.building import tiny_config, tiny_fit
 
 
@@ -37,7 +42,12 @@ def test_no_step_is_wasted_on_a_rate_of_zero() -> None:
 
 
 def test_a_share_of_warmup_is_rounded_up() -> None:
-    assert [warmup_steps(0.03, 100), warmup_steps(0.03, 101), warmup_steps(5, 100), warmup_steps(0, 100)] == [3, 4, 5, 0]
+    assert [warmup_steps(0.03, 100), warmup_steps(0.03, 101), warmup_steps(5, 100), warmup_steps(0, 100)] == [
+        3,
+        4,
+        5,
+        0,
+    ]
     assert warmup_steps(50, 10) == 10
 
 
@@ -60,7 +70,8 @@ def test_c16_steps_are_counted_in_optimizer_steps(tmp_path, accumulation: int) -
 def test_paged_optimizers_on_a_cpu_are_the_unpaged_ones_and_it_is_said() -> None:
     name, note = resolve_optim(TrainingSection(optim="paged_adamw_8bit"), method="qlora", device="cpu")
     assert name == "adamw_8bit"
-    assert note is not None and "paging" in note
+    assert note is not None
+    assert "paging" in note
     assert resolve_optim(TrainingSection(), method="qlora", device="cuda")[0] == "paged_adamw_32bit"
     assert resolve_optim(TrainingSection(), method="lora", device="cuda")[0] == "adamw"
 

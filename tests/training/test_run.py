@@ -170,7 +170,9 @@ def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
 def test_sample_prompts_are_answered_and_change_nothing(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     plain = api.train(config_of(tmp_path, "plain"))
-    asked = api.train(config_of(tmp_path, "asked", training__sample_prompts=["the order"], generation={"max_new_tokens": 4}))
+    asked = api.train(
+        config_of(tmp_path, "asked", training__sample_prompts=["the order"], generation={"max_new_tokens": 4})
+    )
     samples = [json.loads(line) for line in (asked.run_folder / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [3, 6, 7]
     assert (asked.saved / "adapter_model.safetensors").read_bytes() == (
