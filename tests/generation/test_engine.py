@@ -157,16 +157,16 @@ def test_the_tokens_of_a_stream_make_up_its_completion(seed: int) -> None:
 
 
 def test_what_waits_when_the_answer_stops_is_the_last_tokens_text() -> None:
-    """The first token is half a character; the second is made a stop id."""
-    model, half = tiny_model("llama"), TOKENIZER("é")["input_ids"][0]
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[half] = 1e-3 * model.model.norm.weight.sign()
-    stop = next(token_id for token_id in answer(model, [5, 6], rules=SamplingRules(1.0)).token_ids if token_id != half)
-    rigged = stream(model, TOKENIZER, [5, 6], rules=SamplingRules(1.0), max_new_tokens=9, stop_ids=(stop,), seed=0)
-    tokens = list(rigged)
-    assert "".join(token.text for token in tokens) == rigged.completion.completion
-    assert len(tokens) == len(rigged.completion.token_ids)
+    """The answer is cut by a stop id in the middle of a character, which a stream without it would have finished."""
+    model, rules = tiny_model("llama"), SamplingRules(1.5)
+    free = list(stream(model, TOKENIZER, [5, 6], rules=rules, max_new_tokens=40, stop_ids=(), seed=0))
+    ids = [token.id for token in free]
+    cut = next(i for i in range(1, 40) if not free[i - 1].text and ids[i] not in ids[:i] and ids[i - 1] > 2)
+    stopped = stream(model, TOKENIZER, [5, 6], rules=rules, max_new_tokens=40, stop_ids=(ids[cut],), seed=0)
+    tokens = list(stopped)
+    assert [token.id for token in tokens] == ids[:cut]
+    assert tokens[-1].text.endswith("\N{REPLACEMENT CHARACTER}")
+    assert "".join(token.text for token in tokens) == stopped.completion.completion == TOKENIZER.decode(ids[:cut])
 
 
 def test_logprobs_are_the_models_own_before_the_rules() -> None:
