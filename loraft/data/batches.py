@@ -28,23 +28,28 @@ class Tokens(Protocol):
     """What a batch needs of an example."""
 
     @property
-    def input_ids(self) -> list[int]: ...
+    def input_ids(self) -> list[int]:
+        """Its tokens."""
 
     @property
-    def labels(self) -> list[int]: ...
+    def labels(self) -> list[int]:
+        """The same where a token is trained, else `IGNORED`."""
 
 
 class Span(Protocol):
     """The examples `start … stop - 1` of one source, seen `weight` times an epoch."""
 
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """The first example."""
 
     @property
-    def stop(self) -> int: ...
+    def stop(self) -> int:
+        """The example after the last."""
 
     @property
-    def weight(self) -> float: ...
+    def weight(self) -> float:
+        """How often an epoch sees each."""
 
 
 @dataclass(frozen=True)

@@ -183,9 +183,15 @@ class Renderer:
                 key="data.chat_template",
                 remedy="write data.train_on: last, or name another template",
             )
-        mark = until[closed + len(content) :].rstrip()
+        mark = self._end_mark(until[closed + len(content) :])
         end = at + len(content)
         return len(header), end + len(mark) if text.startswith(mark, end) else end
+
+    def _end_mark(self, tail: str) -> str:
+        """What ends a turn, of the text after its content: up to the first special token, or all of it."""
+        special = [*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()]
+        first = min(((tail.find(token), token) for token in special if token in tail), default=None)
+        return tail.rstrip() if first is None else tail[: first[0] + len(first[1])]
 
     def _tokenized(self, rendered: Sequence[Rendered]) -> list[tuple[list[int], list[int]]]:
         """Tokens and labels of each text; whole conversations and plain texts differ in their special tokens."""

@@ -1,0 +1,256 @@
+"""From files to examples: every row is kept, or counted with its reason."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from loraft.config.schema import RunConfig
+from loraft.data.prepare import PreparedData, prepare
+from loraft.data.records import read_rows
+from loraft.errors import DataError
+from tests.tiny import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny tokenizer."""
+    return tiny_tokenizer()
+
+
+def row(question: str = "hello", answer: str = "world") -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    return str(path)
+
+
+def prepared(tokenizer: PreTrainedTokenizerFast, train: Any, **data: Any) -> PreparedData:
+    values = {"model": {"name_or_path": "x"}, "data": {"train": train, "eval": None, **data}}
+    return prepare(RunConfig.model_validate(values), tokenizer)
+
+
+def test_every_row_is_kept(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    data = prepared(tokenizer, write(tmp_path / "a.jsonl", [row(f"q{i}") for i in range(10)]))
+    assert len(data.train) == data.report.train_rows == 10
+    assert data.train[3].where == f"{tmp_path / 'a.jsonl'}:4"
+    assert data.report.trained_tokens == sum(example.trained for example in data.train)
+    assert "⟦world<|im_end|>⟧" in data.report.samples[0]["text"]
+
+
+def test_c4_rows_whose_answer_was_cut_off_are_counted_and_left_out(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """C4: the question alone fills max_length."""
+    path = write(tmp_path / "a.jsonl", [row(), row("x" * 200)])
+    data = prepared(tokenizer, path, max_length=40, on_overlength="truncate")
+    counts = data.report.sources[0]
+    assert (counts.read, counts.overlength, counts.untrained, counts.kept) == (2, 1, 1, 1)
+    assert any("1 rows have no trained token" in note for note in data.report.notes)
+
+
+def test_c4_when_no_row_is_left_it_is_an_error_before_the_first_step(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.jsonl", [row("x" * 200)])
+    with pytest.raises(DataError, match="no row is left"):
+        prepared(tokenizer, path, max_length=40, on_overlength="truncate")
+
+
+@pytest.mark.parametrize("choice", ["drop", "truncate", "split", "error"])
+def test_c6_a_longer_row_is_treated_as_the_config_says_and_no_token_is_invented(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, choice: str
+) -> None:
+    """C6: whatever is done, the pieces are the row's own tokens in their order, and it is counted."""
+    path = write(tmp_path / "a.jsonl", [{"text": "the order " * 40}, {"text": "late"}])
+    if choice == "error":
+        with pytest.raises(DataError, match=r"a\.jsonl:1: has \d+ tokens, more than data\.max_length 30"):
+            prepared(tokenizer, path, max_length=30, on_overlength=choice)
+        return
+    whole = prepared(tokenizer, path).train[0]
+    data = prepared(tokenizer, path, max_length=30, on_overlength=choice)
+    counts = data.report.sources[0]
+    assert counts.overlength == 1
+    pieces = [example for example in data.train if example.where.endswith(":1")]
+    joined = [token for piece in pieces for token in piece.input_ids]
+    expected = {"drop": [], "truncate": whole.input_ids[:30], "split": whole.input_ids}[choice]
+    assert joined == expected
+    assert all(len(example.input_ids) <= 30 for example in data.train)
+
+
+def test_auto_splits_text_and_drops_conversations(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    text = prepared(tokenizer, write(tmp_path / "t.jsonl", [{"text": "late " * 100}]), max_length=30)
+    assert text.report.sources[0].done == "split"
+    chat = prepared(tokenizer, write(tmp_path / "c.jsonl", [row(), row("y" * 300)]), max_length=40)
+    assert (chat.report.sources[0].done, chat.report.train_rows) == ("dropped", 1)
+    assert any("would keep 99 %" in note for note in chat.report.notes)
+
+
+def test_a_bad_row_is_an_error_with_its_line_and_field(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [row(), "{oops", {"messages": [{"role": "user", "content": 7}]}, row()])
+    with pytest.raises(DataError) as error:
+        prepared(tokenizer, path)
+    found = [(problem.where, problem.key) for problem in error.value.problems]
+    assert found == [(f"{path}:2", None), (f"{path}:3", "messages[0].content")]
+
+
+def test_bad_rows_are_skipped_and_counted_when_asked(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [row(), "{oops", {"messages": []}, row()])
+    data = prepared(tokenizer, path, on_bad_row="skip")
+    assert (data.report.sources[0].bad, data.report.sources[0].kept) == (2, 2)
+    assert any("2 bad rows are skipped, the first at" in note for note in data.report.notes)
+
+
+def test_c46_a_thousand_mutated_rows_end_in_no_traceback(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """C46: errors have file and line, and skipping counts exactly what is not kept."""
+    generator = random.Random(7)
+    good = json.dumps(row("how are you", "fine, thanks"))
+    junk: list[Any] = [None, 3, True, [], {}, "", "\x00", "\ud800", [1], {"role": 1}, "x" * 50_000, -1e400]
+
+    def mutated() -> bytes:
+        kind = generator.randrange(5)
+        if kind == 0:
+            value = row()
+            value["messages"][generator.randrange(2)][generator.choice(["role", "content", "train"])] = (
+                generator.choice(junk)
+            )
+            return json.dumps(value).encode()
+        if kind == 1:
+            return json.dumps(generator.choice([*junk, {"messages": generator.choice(junk)}])).encode()
+        raw = bytearray(good.encode())
+        for _ in range(generator.randint(1, 4)):
+            raw[generator.randrange(len(raw))] = generator.randrange(256)
+        return bytes(raw).replace(b"\n", b" ").replace(b"\r", b" ")
+
+    lines = [mutated() for _ in range(1000)]
+    path = tmp_path / "mutated.jsonl"
+    path.write_bytes(b"\n".join([good.encode(), *lines]) + b"\n")
+    data = prepared(tokenizer, str(path), on_bad_row="skip", max_length=100_000)
+    counts = data.report.sources[0]
+    assert counts.read == 1 + sum(bool(line.strip()) for line in lines)
+    assert counts.read == counts.kept + counts.bad + counts.untrained
+    with pytest.raises(DataError) as error:
+        prepared(tokenizer, str(path), max_length=100_000)
+    assert all(problem.where is None or problem.where.startswith(str(path)) for problem in error.value.problems)
+
+
+def test_unknown_columns_name_what_was_found_and_what_would_fit(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.jsonl", [{"question": "q", "reply": "r"}])
+    with pytest.raises(DataError) as error:
+        prepared(tokenizer, path)
+    assert "question, reply" in str(error.value)
+    assert "prompt_completion: prompt, completion" in str(error.value)
+    mapped = prepared(tokenizer, path, columns={"prompt": "question", "completion": "reply"})
+    assert mapped.report.sources[0].format == "prompt_completion"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "sharegpt"),
+        ({"instruction": "do", "input": "this", "output": "done"}, "alpaca"),
+        ({"prompt": "p", "completion": "c"}, "prompt_completion"),
+        ({"text": "t"}, "text"),
+        (row(), "messages"),
+    ],
+)
+def test_formats_are_recognised_by_their_columns(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, values: dict[str, Any], expected: str
+) -> None:
+    assert prepared(tokenizer, write(tmp_path / "a.jsonl", [values])).report.sources[0].format == expected
+
+
+def test_every_file_type_gives_the_same_rows(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"prompt": f"q {i}", "completion": f'a, "{i}"\nb'} for i in range(3)]
+    write(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    quoted = "".join(f'"{r["prompt"]}","{r["completion"].replace(chr(34), chr(34) * 2)}"\n' for r in rows)
+    (tmp_path / "a.csv").write_text("prompt,completion\n" + quoted)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = [prepared(tokenizer, str(tmp_path / f"a.{end}")) for end in ("jsonl", "json", "csv", "parquet")]
+    assert len({data.fingerprint for data in found}) == 1
+    # A quoted cell goes over two lines: the third row begins in line 6.
+    assert [example.where.rpartition(":")[2] for example in found[2].train] == ["2", "4", "6"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "is empty"),
+        ("a.jsonl", "\n\n", "holds no rows"),
+        ("a.txt", "x", "files of type .txt are not read"),
+        ("a.json", '{"data": [1]}', "the rows seem to be in 'data'"),
+        ("a.parquet", "nonsense", "is no Parquet file"),
+        ("a.csv", "prompt,completion\na\n", "has no cell for completion"),
+    ],
+)
+def test_files_that_cannot_be_used(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        prepared(tokenizer, str(tmp_path / name))
+
+
+def test_a_missing_file_names_the_nearest(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", [row()])
+    with pytest.raises(DataError, match=r"Did you mean .*train\.jsonl"):
+        prepared(tokenizer, str(tmp_path / "tain.jsonl"))
+
+
+def test_held_out_rows_are_not_trained_on(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": f"the order number {i} " * 20} for i in range(20)])
+    data = prepared(tokenizer, path, eval=0.2, max_length=30)
+    held = {example.where for example in data.eval}
+    assert len(held) == 4
+    assert not held & {example.where for example in data.train}
+    assert prepared(tokenizer, path, eval=0.2, max_length=30).fingerprint == data.fingerprint
+    with pytest.raises(DataError, match="one row cannot be shared"):
+        prepared(tokenizer, write(tmp_path / "one.jsonl", [row()]), eval=0.5)
+
+
+def test_several_sources_keep_their_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a.jsonl", [row()] * 3), write(tmp_path / "b.jsonl", [{"text": "x y"}] * 2)
+    data = prepared(tokenizer, [first, {"path": second, "weight": 0.5}])
+    assert [(span.start, span.stop, span.weight) for span in data.train_sources] == [(0, 3, 1.0), (3, 5, 0.5)]
+    assert [counts.format for counts in data.report.sources] == ["messages", "text"]
+
+
+def test_problems_of_all_sources_are_found_at_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    bad = write(tmp_path / "bad.jsonl", ["{"] * 30)
+    with pytest.raises(DataError) as error:
+        prepared(tokenizer, [str(tmp_path / "absent.jsonl"), bad])
+    assert len(error.value.problems) == 21
+    assert "more problems like these" in error.value.problems[-1].message
+
+
+def test_a_system_prompt_that_all_rows_share_is_kept(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    def with_system(prompt: str) -> dict[str, Any]:
+        return {"messages": [{"role": "system", "content": prompt}, *row()["messages"]]}
+
+    same = prepared(tokenizer, write(tmp_path / "a.jsonl", [with_system("be brief")] * 2))
+    assert same.renderer.system_prompt == "be brief"
+    other = prepared(tokenizer, write(tmp_path / "b.jsonl", [with_system("be brief"), row()]))
+    assert other.renderer.system_prompt is None
+
+
+def test_lone_surrogates_are_refused_by_field(tmp_path: Path) -> None:
+    from loraft.config.schema import DataSource
+    from loraft.data.formats import to_record
+
+    path = write(tmp_path / "a.jsonl", ['{"text": "\\ud800"}'])
+    read = read_rows(DataSource(path=path))
+    with pytest.raises(DataError, match="half a character"):
+        to_record(read.rows[0], "text", {})
