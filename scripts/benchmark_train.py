@@ -108,8 +108,13 @@ def write_rows(path: Path, count: int) -> None:
     )
     conversations = [c for topic in topics for c in YAML(typ="safe").load(topic.read_text("utf-8"))["conversations"]]
     random.Random(0).shuffle(conversations)
-    rows = [{"prompt": question, "completion": answer} for question, answer, *_ in conversations[:count]]
+    rows = [{"messages": turns(question, answer)} for question, answer, *_ in conversations[:count]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def turns(question: str, answer: str) -> list[dict[str, str]]:
+    """A pair as a conversation, so that the model's chat template renders it."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def run_config(folder: Path, batch_size: int) -> dict[str, object]:
@@ -182,9 +187,8 @@ def run_worker(options: argparse.Namespace) -> None:
 
 def write_plan(config: Path, plan: Path) -> None:
     """The tokens of each optimizer step, as loraft will train them."""
-    from loraft.models.sources import resolve
-
     from loraft.config.files import load_config
+    from loraft.models.sources import resolve
     from loraft.training.plan import plan_run
 
     run = plan_run(load_config(config, []))

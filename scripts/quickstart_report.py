@@ -7,6 +7,10 @@ Answers are greedy; they end at the end of turn or after --max-new-tokens.
 
 from __future__ import annotations
 
+from loraft.cli.quiet import hush
+
+hush()  # the libraries below warn while they are imported
+
 import argparse
 import textwrap
 from collections.abc import Sequence
