@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from loraft.cli.app import app
 from loraft.config.files import load_config
+from loraft.models.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,3 +67,8 @@ def test_what_is_linked_or_called_is_there(document: Path) -> None:
     called = re.findall(r"\bscripts/[a-z_]+(?:\.py)?", text)
     assert [name for name in linked if not (document.parent / name).exists()] == []
     assert [name for name in called if not (ROOT / name).exists()] == []
+
+
+def test_the_supported_types_are_named() -> None:
+    limits = (ROOT / "README.md").read_text().split("## Limits")[1].split("Mixtures of experts")[0]
+    assert set(re.findall(r"`(\w+)`", limits)) == set(FAMILIES)
