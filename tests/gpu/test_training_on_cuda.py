@@ -1,0 +1,94 @@
+"""QLoRA (NF4, double quantization, paged optimizers) and LoRA in 16 bits on a GPU: train, resume, generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from loraft import api
+from loraft.data.batches import Layout, collate
+from loraft.errors import Stopped
+from loraft.models.attention import attend_rows
+from loraft.training.plan import plan_run
+from loraft.training.run import prepared_model
+from tests.training.building import tiny_config, tiny_fit
+from tests.training.test_run import stop_at
+
+pytestmark = pytest.mark.gpu
+
+METHODS: dict[str, dict[str, Any]] = {
+    "qlora": {"method": "qlora", "training__optim": "paged_adamw_8bit", "model__dtype": "bfloat16"},
+    "qlora-32bit": {"method": "qlora", "training__optim": "paged_adamw_32bit", "model__dtype": "bfloat16"},
+    "lora": {"model__dtype": "bfloat16"},
+    "float16": {"model__dtype": "float16"},
+}
+
+
+def config_of(tmp_path: Path, output: str, **options: Any) -> Any:
+    return tiny_config(
+        tmp_path, training__output_dir=str(tmp_path / output), training__eval_steps=3, training__save_steps=2,
+        data__eval=0.2, training__max_steps=6, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
+def test_a_run_trains_evaluates_resumes_and_generates(tmp_path: Path, options: dict[str, Any]) -> None:
+    tiny_config(tmp_path)
+    whole = api.train(config_of(tmp_path, "whole", **options))
+    assert whole.eval_loss is not None
+    with pytest.raises(Stopped):
+        api.train(config_of(tmp_path, "stopped", **options), observer=stop_at(3))
+    again = api.train(config_of(tmp_path, "stopped", **options), resume=True)
+    ours, theirs = (load_file(run.saved / "adapter_model.safetensors") for run in (again, whole))
+    for name, tensor in theirs.items():
+        # GPU kernels add in an order that changes from run to run, so bytes may differ; values may not.
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=1e-3)
+    answer = api.generate(str(again.run_folder), prompt="the order", max_new_tokens=8).completion
+    assert len(answer.token_ids) <= 8
+
+
+def test_the_base_is_in_4_bits_with_double_quantization(tmp_path: Path) -> None:
+    adapted = prepared_model(plan_run(tiny_config(tmp_path, **METHODS["qlora"])))
+    layers = [m for m in adapted.loaded.model.modules() if type(m).__name__ == "Linear4bit"]
+    assert layers
+    for layer in layers:
+        assert layer.weight.dtype == torch.uint8
+        assert layer.weight.is_cuda
+        assert layer.weight.quant_state.nested
+        assert layer.weight.quant_state.quant_type == "nf4"
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 8), (8, 2)])
+def test_c11_the_variable_length_kernel_is_attention_row_by_row(heads: int, kv_heads: int, window: int | None) -> None:
+    lengths = [5, 33, 1, 128]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(heads, 64), (kv_heads, 64), (kv_heads, 64)]
+    exact = [torch.randn(sum(lengths), *shape, generator=generator) for shape in shapes]
+    on_gpu = [tensor.to("cuda", torch.bfloat16).requires_grad_() for tensor in exact]
+    on_cpu = [tensor.detach().float().cpu().requires_grad_() for tensor in on_gpu]
+    ours = attend_rows(*on_gpu, lengths, 0.125, window=window)  # type: ignore[misc]
+    expected = attend_rows(*on_cpu, lengths, 0.125, window=window)  # type: ignore[misc]
+    weights = torch.randn(expected.shape, generator=generator)
+    (ours.float() * weights.cuda()).sum().backward()
+    (expected * weights).sum().backward()
+    # bfloat16 has 8 bits of mantissa: errors of some tenths of a per cent in norm.
+    assert (ours.float().cpu() - expected).norm() < 1e-2 * expected.norm()
+    for mine, theirs in zip(on_gpu, on_cpu, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert (mine.grad.float().cpu() - theirs.grad).norm() < 2e-2 * theirs.grad.norm()
+
+
+def test_c11_packed_and_padded_losses_agree(tmp_path: Path) -> None:
+    run, _ = tiny_fit(tiny_config(tmp_path, model__dtype="bfloat16"))
+    with torch.no_grad():
+        losses = [
+            run.loss(collate(run.train[:6], Layout(packed, run.layout.pad_id)).to("cuda")).item()
+            for packed in (True, False)
+        ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)

@@ -1,0 +1,120 @@
+"""What check tells and train refuses, from real folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraft import api
+from loraft.errors import Refused, ResourceError
+from loraft.models import placement
+from loraft.training.plan import plan_run
+from tests.training.building import rows, tiny_config, write_rows
+
+
+def test_everything_auto_is_resolved(tmp_path: Path) -> None:
+    config = plan_run(tiny_config(tmp_path, model__dtype="auto", training__learning_rate="auto")).config
+    assert config.model.dtype in ("bfloat16", "float32")
+    assert (config.training.learning_rate, config.training.optim) == (2e-4, "adamw")
+    assert config.training.gradient_checkpointing is False
+    full = plan_run(tiny_config(tmp_path, method="full", training__learning_rate="auto"))
+    assert full.config.training.learning_rate == 2e-5
+    assert full.shape.trainable_parameters == full.shape.total_parameters
+
+
+def test_steps_are_counted_over_epochs_and_fractions(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    for epochs, steps in ((1, 3), (2, 6), (2.5, 8), (0.1, 1)):
+        plan = plan_run(tiny_config(tmp_path, training__max_steps=None, training__num_train_epochs=epochs))
+        assert plan.steps == steps
+
+
+def test_a_share_of_steps(tmp_path: Path) -> None:
+    plan = plan_run(tiny_config(tmp_path, training__max_steps=20, training__eval_steps=0.25, training__save_steps=7))
+    assert (plan.eval_every, plan.save_every) == (5, 7)
+
+
+def test_problems_of_model_and_data_are_found_together(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    config = tiny_config(
+        tmp_path, lora__layers=[99], data__train=str(tmp_path / "absent.jsonl"), training__report_to=["tensorbord"],
+        data__chat_template=str(tmp_path / "absent.jinja"),
+    )  # fmt: skip
+    with pytest.raises(Refused) as error:
+        api.check(config)
+    keys = [problem.key for problem in error.value.problems]
+    assert "lora.layers" in keys
+    assert "training.report_to" in keys
+    assert any(problem.where and "absent" in problem.where for problem in error.value.problems)
+
+
+def test_rows_longer_than_the_models_positions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="more than the 512 positions"):
+        plan_run(tiny_config(tmp_path, data__max_length=4096))
+
+
+def test_fill_says_how_many_steps_remain(tmp_path: Path) -> None:
+    write_rows(tmp_path / "many.jsonl", rows(40))
+    plan = plan_run(tiny_config(tmp_path, data__packing="fill", data__train=str(tmp_path / "many.jsonl")))
+    assert any("optimizer steps an epoch remain of 10" in note for note in plan.notes)
+    assert plan.batches.steps(0) < 10
+
+
+def test_a_family_that_cannot_be_packed_is_padded_and_it_is_said(tmp_path: Path) -> None:
+    plan = plan_run(tiny_config(tmp_path, model_type="bloom"))
+    assert not plan.layout.packed
+    assert any("padded on the right" in note for note in plan.notes)
+    with pytest.raises(Refused, match="cannot be laid end to end"):
+        plan_run(tiny_config(tmp_path, data__packing="fill"))
+
+
+def test_a_batch_that_cannot_fit_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(tmp_path)
+    whole = placement.place
+
+    def small(model: Any) -> placement.Placement:
+        from dataclasses import replace
+
+        return replace(whole(model), available_bytes=10_000)
+
+    monkeypatch.setattr("loraft.training.plan.place", small)
+    with pytest.raises(ResourceError, match="needs about"):
+        plan_run(config)
+
+
+def test_checkpointing_is_turned_on_where_memory_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    config = tiny_config(tmp_path)
+    whole, plan = placement.place, plan_run(config)
+    between = plan.memory.peak_bytes - plan.memory.activations // 4
+    monkeypatch.setattr("loraft.training.plan.place", lambda m: replace(whole(m), available_bytes=between))
+    tight = plan_run(config)
+    assert tight.config.training.gradient_checkpointing is True
+    assert any("gradient_checkpointing auto is on" in note for note in tight.notes)
+
+
+def test_c24_missing_tensors_are_found_by_check(tmp_path: Path) -> None:
+    """C24: before any weight is loaded."""
+    from safetensors.torch import load_file, save_file
+
+    config = tiny_config(tmp_path)
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, path, metadata={"format": "pt"})
+    for verb in (api.check, api.train):
+        with pytest.raises(Refused, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+            verb(config)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_report_has_the_keys_that_others_rely_on(tmp_path: Path) -> None:
+    report = api.check(tiny_config(tmp_path, method="qlora")).as_dict()
+    assert {"model", "data", "adapter", "memory", "steps"} <= report.keys()
+    assert {"trainable_parameters", "total_parameters"} <= report["adapter"].keys()
+    assert report["memory"]["peak_bytes"] > 0
+    assert report["model"]["quantized_parameters"] > 0
+    assert len(report["data"]["samples"]) == 3
