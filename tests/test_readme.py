@@ -70,5 +70,5 @@ def test_what_is_linked_or_called_is_there(document: Path) -> None:
 
 
 def test_the_supported_types_are_named() -> None:
-    limits = (ROOT / "README.md").read_text().split("## Limits")[1].split("Mixtures of experts")[0]
+    limits = (ROOT / "README.md").read_text().split("## Limits")[1].split("Mixtures")[0]
     assert set(re.findall(r"`(\w+)`", limits)) == set(FAMILIES)
