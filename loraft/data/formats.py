@@ -24,6 +24,9 @@ COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
 }
 """The columns that each format needs, in the order in which formats are recognised."""
 
+OPTIONAL_COLUMNS = ("input", "system")
+"""What alpaca rows may have besides."""
+
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -79,9 +82,17 @@ def detect_format(columns: Collection[str], renamed: Mapping[str, str] | None = 
         renamed: Our column names: theirs.
 
     Raises:
-        DataError: No format fits; it names the columns found and those that each format needs.
+        DataError: No format fits; it names the columns found and those that each format needs. Or `renamed` has a
+            name that no format knows.
     """
     theirs = renamed or {}
+    known = {*OPTIONAL_COLUMNS, *(column for needed in COLUMNS.values() for column in needed)}
+    if unknown := [name for name in theirs if name not in known]:
+        raise DataError(
+            f"{', '.join(unknown)} is no column of ours",
+            key="data.columns",
+            remedy=f"ours are {', '.join(sorted(known))}",
+        )
     for name, needed in COLUMNS.items():
         if all(theirs.get(column, column) in columns for column in needed):
             return name
@@ -199,7 +210,9 @@ class _Fields:
 
 
 def _clean(fields: _Fields, name: str, text: str) -> str:
-    """Refuse text that no tokenizer can read: half of a surrogate pair."""
+    """Refuse text that no tokenizer can read, or that is a sign of damage: half a surrogate pair, NUL."""
+    if "\0" in text:
+        raise fields.wrong(name, f"holds a NUL character at character {text.index(chr(0))}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig
+from loraft.config.schema import DataSection, DataSource, RunConfig
 from loraft.data.batches import IGNORED
 from loraft.data.formats import Conversation, Record, detect_format, to_record
-from loraft.data.records import Row, read_rows
+from loraft.data.records import read_rows
 from loraft.data.statistics import DataReport, SourceCounts, lengths_of
 from loraft.data.tokenize import Example, Renderer
 from loraft.errors import DataError, Problem, Refused
@@ -61,14 +62,25 @@ class PreparedData:
 
 @dataclass
 class _Source:
-    """A source on its way."""
+    """A source on its way.
 
+    Attributes:
+        given: What the config says of it, the defaults of its section filled in.
+        counts: What became of its rows.
+        records: What its good rows say.
+        places: Where each of these stands.
+        examples: What is left of them as tokens.
+        lengths: The tokens of each record, before any is cut.
+        problems: What is wrong with its bad rows.
+    """
+
+    given: DataSource
     counts: SourceCounts
-    weight: float
-    records: list[Record]
-    examples: list[Example]
-    lengths: list[int]
-    problems: list[Problem]
+    records: list[Record] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
@@ -79,10 +91,12 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreparedDa
             where that is an error, nothing left to train or to evaluate on.
     """
     data = config.data
-    renderer = Renderer.for_tokenizer(tokenizer, chat_template=data.chat_template, train_on=data.train_on)
     problems: list[Problem] = []
-    train = _sources(data.train, data, renderer, problems)
-    held_out = _sources(data.eval, data, renderer, problems) if isinstance(data.eval, tuple) else []
+    train = _sources(data.train, data, problems)
+    held_out = _sources(data.eval, data, problems) if isinstance(data.eval, tuple) else []
+    renderer = _renderer([*train, *held_out], data, tokenizer)
+    for source in (*train, *held_out):
+        problems += _tokenized(source, data, renderer)
     if not problems:
         problems += _nothing_left("data.train", train) + _nothing_left("data.eval", held_out)
     if problems:
@@ -90,7 +104,6 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreparedDa
     evaluation = [example for source in held_out for example in source.examples]
     if isinstance(data.eval, float):
         evaluation = _hold_out(train, data.eval, config.seed)
-    renderer = replace(renderer, system_prompt=_common_system_prompt(train))
     examples = [example for source in train for example in source.examples]
     return PreparedData(
         train=examples,
@@ -102,63 +115,87 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreparedDa
     )
 
 
-def _sources(
-    sources: Sequence[DataSource], data: DataSection, renderer: Renderer, problems: list[Problem]
-) -> list[_Source]:
+def _sources(sources: Sequence[DataSource], data: DataSection, problems: list[Problem]) -> list[_Source]:
+    """Every source as records; what is wrong with whole sources, or with rows that may not be bad, joins `problems`."""
     found = []
-    for source in sources:
+    for given in sources:
         try:
-            prepared = _source(source, data, renderer)
+            source = _source(_with_defaults(given, data))
         except Refused as error:
             problems += error.problems
             continue
         if data.on_bad_row == "error":
-            problems += prepared.problems
-        found.append(prepared)
+            problems += source.problems
+        found.append(source)
     return found
 
 
-def _source(given: DataSource, data: DataSection, renderer: Renderer) -> _Source:
-    source = given.model_copy(update={"split": given.split or data.split, "name": given.name or data.name})
-    columns = given.columns or data.columns
-    read = read_rows(source)
-    wanted = given.format if given.format != "auto" else data.format
+def _with_defaults(source: DataSource, data: DataSection) -> DataSource:
+    """`source` with what the section says for every source that does not say its own."""
+    return source.model_copy(
+        update={
+            "split": source.split or data.split,
+            "name": source.name or data.name,
+            "columns": source.columns or data.columns,
+            "format": data.format if source.format == "auto" else source.format,
+        }
+    )
+
+
+def _source(given: DataSource) -> _Source:
+    read = read_rows(given)
     try:
-        row_format = wanted if wanted != "auto" else detect_format(read.columns, columns)
+        row_format = detect_format(read.columns, given.columns) if given.format == "auto" else given.format
     except DataError as error:
         if not read.rows:
             raise DataError.several(_shortened(read.problems)) from None
-        raise DataError.several([replace(error.problems[0], where=source.path)]) from None
-    counts = SourceCounts(source.path, row_format, read=len(read.rows) + len(read.problems))
-    prepared = _Source(counts, given.weight, [], [], [], list(read.problems))
-    examples = _tokenized(read.rows, prepared, renderer, row_format, columns)
-    counts.bad = len(prepared.problems)
-    prepared.lengths = [len(example.input_ids) for example in examples]
-    prepared.examples = list(_kept(examples, prepared, data))
-    counts.kept = len(prepared.examples)
-    return prepared
-
-
-def _tokenized(
-    rows: Sequence[Row], prepared: _Source, renderer: Renderer, row_format: RowFormat, columns: dict[str, str]
-) -> list[Example]:
-    """The rows as tokens; those that cannot become any are noted as problems."""
-    rendered, places = [], []
-    for row in rows:
+        raise DataError.several([replace(error.problems[0], where=given.path)]) from None
+    counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
+    source = _Source(given, counts, problems=list(read.problems))
+    for row in read.rows:
         try:
-            record = to_record(row, row_format, columns)
+            source.records.append(to_record(row, row_format, given.columns))
+            source.places.append(row.where)
+        except DataError as error:
+            source.problems += error.problems
+    return source
+
+
+def _renderer(sources: Sequence[_Source], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+    """The renderer of all sources; plain text alone makes no chat template up."""
+    records = [record for source in sources for record in source.records]
+    return Renderer.for_tokenizer(
+        tokenizer,
+        chat_template=data.chat_template,
+        train_on=data.train_on,
+        system_prompt=_common_system_prompt(records),
+        conversations=not records or any(isinstance(record, Conversation) for record in records),
+    )
+
+
+def _tokenized(source: _Source, data: DataSection, renderer: Renderer) -> list[Problem]:
+    """Turn the records of `source` into examples that fit, and return what must not be."""
+    rendered, places, unrendered = [], [], []
+    for record, where in zip(source.records, source.places, strict=True):
+        try:
             rendered.append(renderer.render(record))
-        except Refused as error:
-            prepared.problems += [replace(problem, where=row.where) for problem in error.problems]
-            continue
-        prepared.records.append(record)
-        places.append(row.where)
-    return renderer.examples(rendered, places)
+            places.append(where)
+        except DataError as error:
+            unrendered += [replace(problem, where=where) for problem in error.problems]
+    examples = renderer.examples(rendered, places)
+    source.problems += unrendered
+    source.counts.bad = len(source.problems)
+    source.lengths = [len(example.input_ids) for example in examples]
+    source.examples = list(_kept(examples, source.counts, data))
+    source.counts.kept = len(source.examples)
+    too_long = []
+    if data.on_overlength == "error":
+        too_long = [_too_long(e, data.max_length) for e in examples if len(e.input_ids) > data.max_length]
+    return [*(unrendered if data.on_bad_row == "error" else []), *too_long]
 
 
-def _kept(examples: Iterable[Example], prepared: _Source, data: DataSection) -> Iterable[Example]:
+def _kept(examples: Iterable[Example], counts: SourceCounts, data: DataSection) -> Iterable[Example]:
     """The examples that fit, those that do not treated as `data.on_overlength` says; untrained ones left out."""
-    counts = prepared.counts
     choice = data.on_overlength
     if choice == "auto":
         choice = "split" if counts.format == "text" else "drop"
@@ -167,8 +204,6 @@ def _kept(examples: Iterable[Example], prepared: _Source, data: DataSection) -> 
         if len(example.input_ids) > data.max_length:
             counts.overlength += 1
             counts.done = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}[choice]
-            if choice == "error":
-                prepared.problems.append(_too_long(example, data.max_length))
             pieces = _cut(example, data.max_length, choice)
         trained = [piece for piece in pieces if piece.trained]
         if pieces and not trained:
@@ -181,8 +216,11 @@ def _cut(example: Example, most: int, choice: str) -> list[Example]:
     if choice == "truncate":
         return [Example(ids[:most], labels[:most], example.where)]
     if choice == "split":
-        starts = range(0, len(ids), most)
-        return [Example(ids[at : at + most], labels[at : at + most], example.where) for at in starts]
+        starts = [*range(0, len(ids), most)]
+        if len(ids) - starts[-1] == 1:  # a piece of one token would train nothing: the end of the text would be lost
+            starts[-1] -= 1
+        pairs = pairwise([*starts, len(ids)])
+        return [Example(ids[start:stop], labels[start:stop], example.where) for start, stop in pairs]
     return []
 
 
@@ -233,17 +271,16 @@ def _spans(sources: Iterable[_Source]) -> Iterable[SourceSpan]:
     start = 0
     for source in sources:
         stop = start + len(source.examples)
-        yield SourceSpan(start, stop, source.weight)
+        yield SourceSpan(start, stop, source.given.weight)
         start = stop
 
 
-def _common_system_prompt(sources: Iterable[_Source]) -> str | None:
+def _common_system_prompt(records: Iterable[Record]) -> str | None:
     """The system prompt that every conversation begins with; None when they differ or have none."""
     prompts: set[str | None] = set()
-    for source in sources:
-        for record in source.records:
-            first = record.messages[0] if isinstance(record, Conversation) else None
-            prompts.add(first.content if first is not None and first.role == "system" else None)
+    for record in records:
+        first = record.messages[0] if isinstance(record, Conversation) else None
+        prompts.add(first.content if first is not None and first.role == "system" else None)
     return prompts.pop() if len(prompts) == 1 else None
 
 
@@ -265,7 +302,7 @@ def _report(
         max_length=data.max_length,
         sources=[source.counts for source in (*train, *held_out)],
         samples=[{"row": e.where, "text": _marked(e, renderer.tokenizer)} for e in examples[:SAMPLES]],
-        notes=tuple(_notes(data, lengths.keeps_99_percent, [*train, *held_out])),
+        notes=(*_notes(data, lengths.keeps_99_percent, [*train, *held_out]), *_seen_rows(train, held_out)),
     )
 
 
@@ -282,6 +319,14 @@ def _notes(data: DataSection, keeps: int, sources: Sequence[_Source]) -> Iterabl
         if counts.bad:
             first = source.problems[0]
             yield f"{counts.source}: {counts.bad} bad rows are skipped, the first at {first.where}: {first.message}"
+
+
+def _seen_rows(train: Sequence[_Source], held_out: Sequence[_Source]) -> Iterable[str]:
+    """A sentence for each source that is trained and evaluated on."""
+    trained = {(s.given.path, s.given.split or "train", s.given.name) for s in train}
+    for source in held_out:
+        if (source.given.path, source.given.split or "train", source.given.name) in trained:
+            yield f"{source.given.path} is trained and evaluated on: its loss says nothing about new rows"
 
 
 def _marked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -7,20 +7,18 @@ problem with file and line, beside the rows that can; a file that cannot be read
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from loraft.config.schema import DataSource
 from loraft.errors import DataError, Problem
 
 __all__ = ["READERS", "Row", "RowsRead", "read_rows"]
-
-Raw = TypeVar("Raw")
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def _jsonl(path: Path) -> RowsRead:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if raw.strip():
-                _take(read, f"{path}:{number}", _first_line if number == 1 else _line, raw)
+                _take(read, f"{path}:{number}", partial(_object, raw, first=number == 1))
     return read
 
 
@@ -112,7 +110,8 @@ def _json(path: Path) -> RowsRead:
     try:
         loaded = _loads(_text(path.read_bytes(), first=True))
     except _UnreadableError as error:
-        raise DataError(str(error), where=str(path), key="data") from None
+        remedy = "one object a line is JSON Lines: name the file .jsonl" if "Extra data" in str(error) else None
+        raise DataError(str(error), where=str(path), key="data", remedy=remedy) from None
     if not isinstance(loaded, list):
         lists = [key for key, value in loaded.items() if isinstance(value, list)] if isinstance(loaded, dict) else []
         inside = f"; the rows seem to be in {lists[0]!r}" if lists else ""
@@ -122,35 +121,52 @@ def _json(path: Path) -> RowsRead:
         )  # fmt: skip
     read = RowsRead()
     for number, value in enumerate(loaded, start=1):
-        _take(read, f"{path}: row {number}", _checked, value)
+        _take(read, f"{path}: row {number}", partial(_checked, value))
     return read
 
 
 def _csv(path: Path) -> RowsRead:
-    try:
-        text = _text(path.read_bytes(), first=True)
-    except _UnreadableError as error:
-        raise DataError(str(error), where=str(path), key="data") from None
+    """Bytes that are not UTF-8 are escaped while reading, so that they spoil their row and not the file."""
     csv.field_size_limit(sys.maxsize)
     read = RowsRead()
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        line = reader.line_num if reader.fieldnames else 0
-        for values in reader:
-            where, line = f"{path}:{line + 1}", reader.line_num
-            _take(read, where, _cells, values)
-    except csv.Error as error:
-        read.problems.append(Problem(f"is not CSV: {error}", f"{path}:{reader.line_num}"))
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header: list[str] | None = None
+        line = 1
+        try:
+            for cells in reader:
+                if cells and header is None:
+                    header = _header(cells, f"{path}:{line}")
+                elif cells and header is not None:
+                    _take(read, f"{path}:{line}", partial(_cells, header, cells))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            read.problems.append(Problem(f"is not CSV: {error}; nothing after it was read", f"{path}:{line}"))
     return read
 
 
-def _cells(values: dict[str | Any, str | Any]) -> Mapping[str, object]:
-    if None in values:
+def _header(cells: Sequence[str], where: str) -> list[str]:
+    twice = sorted({cell for cell in cells if cells.count(cell) > 1})
+    if twice:
+        raise DataError(f"the header names {', '.join(twice)} twice", where=where, key="data")
+    if not all(_is_utf8(cell) for cell in cells):
+        raise DataError("is not UTF-8", where=where, key="data")
+    return list(cells)
+
+
+def _cells(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, object]:
+    if len(cells) > len(header):
         raise _UnreadableError("has more cells than the header has columns")
-    absent = [column for column, value in values.items() if value is None]
-    if absent:
-        raise _UnreadableError(f"has no cell for {', '.join(absent)}")
-    return values
+    if len(cells) < len(header):
+        raise _UnreadableError(f"has no cell for {', '.join(header[len(cells) :])}")
+    broken = [column for column, cell in zip(header, cells, strict=True) if not _is_utf8(cell)]
+    if broken:
+        raise _UnreadableError(f"is not UTF-8 in {', '.join(broken)}")
+    return dict(zip(header, cells, strict=True))
+
+
+def _is_utf8(cell: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in cell)
 
 
 def _parquet(path: Path) -> RowsRead:
@@ -158,10 +174,10 @@ def _parquet(path: Path) -> RowsRead:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
-    except pyarrow.ArrowException as error:
+        values = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"is no Parquet file: {str(error).splitlines()[0]}", where=str(path), key="data") from None
-    return _plain(table.to_pylist(), str(path))
+    return _plain(values, str(path))
 
 
 def _plain(values: Iterable[Mapping[str, object]], name: str) -> RowsRead:
@@ -201,10 +217,9 @@ class _UnreadableError(Exception):
     """A row that cannot be read; the message says why."""
 
 
-def _take(read: RowsRead, where: str, parse: Callable[[Raw], Mapping[str, object]], raw: Raw) -> None:
-    """Add the row that `parse` makes of `raw`, or the problem that it finds."""
+def _take(read: RowsRead, where: str, values: Callable[[], Mapping[str, object]]) -> None:
     try:
-        read.rows.append(Row(parse(raw), where))
+        read.rows.append(Row(values(), where))
     except _UnreadableError as error:
         read.problems.append(Problem(str(error), where))
 
@@ -218,19 +233,16 @@ def _text(raw: bytes, *, first: bool) -> str:
         raise _UnreadableError(f"is not UTF-8 (byte {error.start + 1})") from None
 
 
-def _first_line(raw: bytes) -> Mapping[str, object]:
-    return _checked(_loads(_text(raw, first=True)))
-
-
-def _line(raw: bytes) -> Mapping[str, object]:
-    return _checked(_loads(_text(raw, first=False)))
+def _object(raw: bytes, *, first: bool) -> Mapping[str, object]:
+    return _checked(_loads(_text(raw, first=first)))
 
 
 def _loads(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise _UnreadableError(f"is not JSON: {error.msg} (column {error.colno})") from None
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise _UnreadableError(f"is not JSON: {error.msg} ({place})") from None
     except (RecursionError, ValueError):
         raise _UnreadableError("is not JSON that can be read: nested too deeply, or a number too long") from None
 

@@ -1,4 +1,6 @@
-"""Chat templates: those that loraft brings, and rendering with whatever template is used.
+"""Chat templates: which one is used, and those that loraft brings.
+
+How a template prints a conversation is for `turns.py` to find out.
 
 Where the turn's own end mark is no single token of the vocabulary, the tokenizer's end-of-text token ends each
 assistant's turn instead, so that the end of an answer is always one token that generation can stop at.
@@ -6,16 +8,13 @@ assistant's turn instead, so that the end of an answer is always one token that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from loraft.data.formats import Message
 from loraft.errors import DataError
 
-__all__ = ["choose_template", "render"]
+__all__ = ["choose_template"]
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
@@ -54,39 +53,19 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> tuple[s
     end = _end_mark(tokenizer)
     if end is None:
         return None, ()
-    notes = (
-        [f"the tokenizer has no chat template: {name} is used and saved with what is trained"]
-        if setting == "auto"
-        else []
-    )
+    notes = []
+    if setting == "auto":
+        notes.append(f"the tokenizer has no chat template: {name} is used and saved with what is trained")
     if end != "<|im_end|>":
         notes.append(f"the chat template {name} ends each answer with {end}, the tokenizer's own end")
-    return text.replace("END", repr(end)), tuple(notes)
+    return _begin(tokenizer) + text.replace("END", repr(end)), tuple(notes)
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[Message], *, open_answer: bool = False
-) -> str:
-    """The text of a conversation.
-
-    Args:
-        tokenizer: Gives the template its special tokens.
-        template: The template's text.
-        messages: The turns.
-        open_answer: End with the header of the answer that is to come.
-
-    Raises:
-        DataError: The template refuses the conversation, in its own words.
-    """
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                turns, chat_template=template, tokenize=False, add_generation_prompt=open_answer
-            )
-        )
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise DataError(f"the chat template cannot render it: {error}") from None
+def _begin(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The beginning-of-text token, where the tokenizer itself puts one before every text."""
+    bos = tokenizer.bos_token
+    begins = bos is not None and list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
+    return "{{ bos_token }}" if begins else ""
 
 
 def _end_mark(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -98,7 +77,10 @@ def _end_mark(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise DataError(f"cannot be read: {reason}", where=str(path), key="data.chat_template") from None
+    if not text.strip():
+        raise DataError("is empty, and no chat template", where=str(path), key="data.chat_template")
+    return text

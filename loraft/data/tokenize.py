@@ -1,33 +1,38 @@
 """Tokens and the loss mask: made here and only here, for training, evaluation and generation alike.
 
 This module knows one way from a record to tokens. A conversation is rendered whole and tokenized once; which
-characters are trained is found in the text, and offsets tell which tokens those are. No token is ever found by
-comparing ids, so a padding token that is also the end of a turn stays trained.
+characters are trained is found in the text (`turns.py`), and offsets tell which tokens those are. No token is ever
+found by comparing ids, so a padding token that is also the end of a turn stays trained.
 
-- In a conversation an answer is trained from the end of its header to the end of its end-of-turn mark.
+- In a conversation an answer is trained from where the prompt of a generation would end to the end of its
+  end-of-turn token.
 - Plain text and completions are tokenized as the tokenizer does it by itself, prompt and completion in one piece,
-  and end with the tokenizer's end-of-text token. A token that lies across the border belongs to the prompt.
-- The template prints what a conversation begins with: the tokenizer adds nothing to it.
+  and end with the tokenizer's end-of-text token.
+- A token that lies across the border between a prompt and its completion belongs to the prompt.
+- The template prints what a conversation begins with: the tokenizer adds nothing to it, as transformers'
+  `apply_chat_template` has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.data.batches import IGNORED
 from loraft.data.formats import Completion, Conversation, Message, Record
-from loraft.data.templates import choose_template, render
-from loraft.errors import DataError, Refused
+from loraft.data.templates import choose_template
+from loraft.data.turns import ChatTemplate, Span
+from loraft.errors import DataError
 
-__all__ = ["Example", "Rendered", "Renderer", "Span"]
+__all__ = ["Example", "Rendered", "Renderer"]
 
 TrainOn = Literal["completions", "last", "all"]
-Span = tuple[int, int]
-"""Characters `start … end - 1` of a text."""
+TOKENIZED_TOGETHER = 1000
+"""Texts in one call of the tokenizer, which reads them in parallel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Example:
     @property
     def trained(self) -> int:
         """How many tokens are trained; the first of a row never is, since nothing predicts it."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        return len(self.labels) - self.labels.count(IGNORED) - (self.labels[:1] not in ([], [IGNORED]))
 
 
 @dataclass(frozen=True)
@@ -72,14 +77,14 @@ class Renderer:
 
     Attributes:
         tokenizer: A fast one, which tells offsets.
-        chat_template: The text of the template that is used; None where conversations cannot be rendered.
+        template: The chat template that is used; None where conversations cannot be rendered.
         train_on: Which tokens are trained.
         system_prompt: The system prompt that every training conversation had; generation uses it by default.
         notes: What was decided, a sentence each.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    chat_template: str | None
+    template: ChatTemplate | None
     train_on: TrainOn = "completions"
     system_prompt: str | None = None
     notes: tuple[str, ...] = ()
@@ -92,11 +97,20 @@ class Renderer:
         chat_template: str = "auto",
         train_on: TrainOn = "completions",
         system_prompt: str | None = None,
+        conversations: bool = True,
     ) -> Renderer:
         """The renderer for a tokenizer and the settings of a `data` section.
 
+        Args:
+            tokenizer: The model's tokenizer.
+            chat_template: `data.chat_template`.
+            train_on: `data.train_on`.
+            system_prompt: What generation opens with by default.
+            conversations: There are conversations to render; otherwise no template is made up for a tokenizer that
+                has none, and a prompt is plain text.
+
         Raises:
-            DataError: The tokenizer tells no offsets, or the template's file cannot be read.
+            DataError: The tokenizer tells no offsets, or the template cannot be read or rendered.
         """
         if not tokenizer.is_fast:
             raise DataError(
@@ -104,16 +118,25 @@ class Renderer:
                 key="model.tokenizer",
                 remedy="name a model or folder with a tokenizer.json",
             )
-        template, notes = choose_template(tokenizer, chat_template)
-        return cls(tokenizer, template, train_on, system_prompt, notes)
+        if chat_template == "auto" and not tokenizer.chat_template and not conversations:
+            return cls(tokenizer, None, train_on, system_prompt)
+        text, notes = choose_template(tokenizer, chat_template)
+        if text is None:
+            return cls(tokenizer, None, train_on, system_prompt, notes)
+        template = ChatTemplate.probed(tokenizer, text)
+        return cls(tokenizer, template, train_on, system_prompt, (*notes, *template.notes))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the chat template that is used."""
+        return self.template.text if self.template is not None else None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the tokenizer's end of text, and the chat's end of turn."""
-        ends = [self.tokenizer.eos_token_id] if isinstance(self.tokenizer.eos_token_id, int) else []
-        if self.chat_template is not None:
-            ends += self._end_of_turn()
-        return tuple(dict.fromkeys(ends))
+        turn = self.template.end_of_turn if self.template is not None else None
+        ends = (self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(turn) if turn else None)
+        return tuple(dict.fromkeys(end for end in ends if isinstance(end, int)))
 
     def example(self, record: Record, where: str) -> Example:
         """One record as tokens and labels.
@@ -121,23 +144,31 @@ class Renderer:
         Raises:
             DataError: The template cannot render it, or renders it so that the answers cannot be told.
         """
-        return self.examples([self.render(record)], [where])[0]
+        try:
+            rendered = self.render(record)
+        except DataError as error:
+            raise DataError.several([replace(problem, where=where) for problem in error.problems]) from None
+        return self.examples([rendered], [where])[0]
 
     def examples(self, rendered: Sequence[Rendered], where: Sequence[str]) -> list[Example]:
         """Rendered records as tokens and labels; tokenized together, which is many times as fast as one by one."""
-        return [
-            Example(ids, labels, place) for (ids, labels), place in zip(self._tokenized(rendered), where, strict=True)
-        ]
+        found: list[Example] = []
+        for start in range(0, len(rendered), TOKENIZED_TOGETHER):
+            stop = start + TOKENIZED_TOGETHER
+            found += self._together(rendered[start:stop], where[start:stop])
+        return found
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that an answer to `messages` follows: what a conversation was trained with up to the answer.
 
         Without a chat template this is the last message's text as the tokenizer reads it.
         """
-        if self.chat_template is None:
-            return list(self.tokenizer(messages[-1].content)["input_ids"])
-        text = render(self.tokenizer, self.chat_template, messages, open_answer=True)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if self.template is None:
+            read: Any = self.tokenizer(messages[-1].content, return_offsets_mapping=True, verbose=False)
+            ids = list(read["input_ids"])
+            return ids[:-1] if _is_closed(ids, read["offset_mapping"], self.tokenizer.eos_token_id) else ids
+        text = self.template.prompt(messages)
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def render(self, record: Record) -> Rendered:
         """The text of a record and its trained characters.
@@ -154,81 +185,56 @@ class Renderer:
         return Rendered(record.text, ((0, len(record.text)),), whole=False)
 
     def _conversation(self, messages: tuple[Message, ...]) -> Rendered:
-        if self.chat_template is None:
+        if self.template is None:
             raise DataError(
                 "the tokenizer has neither a chat template nor an end-of-text token",
                 key="data.chat_template",
                 remedy="write a .jinja file that ends each answer with a token of the vocabulary",
             )
-        text = render(self.tokenizer, self.chat_template, messages)
         if self.train_on == "all":
-            return Rendered(text, ((0, len(text)),), whole=True)
+            kept_out = [index for index, message in enumerate(messages) if message.train is False]
+            text, spans = self.template.turns(messages, kept_out, heed_marks=False)
+            edges = [0, *(edge for span in spans for edge in span), len(text)]
+            return Rendered(text, tuple(zip(edges[::2], edges[1::2], strict=True)), whole=True)
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         wanted = answers[-1:] if self.train_on == "last" else answers
         asked = [i for i in answers if (i in wanted if messages[i].train is None else messages[i].train)]
-        return Rendered(text, tuple(self._answer(text, messages, index) for index in asked), whole=True)
+        text, spans = self.template.turns(messages, asked)
+        return Rendered(text, spans, whole=True)
 
-    def _answer(self, text: str, messages: tuple[Message, ...], index: int) -> Span:
-        """Where the answer `messages[index]` stands in the rendered text, its end-of-turn mark included."""
-        assert self.chat_template is not None
-        header = render(self.tokenizer, self.chat_template, messages[:index], open_answer=True)
-        until = render(self.tokenizer, self.chat_template, messages[: index + 1])
-        content = messages[index].content.strip()
-        at = text.find(content, len(header))
-        closed = until.rfind(content)
-        if not text.startswith(header) or at < 0 or closed < 0:
-            raise DataError(
-                f"the chat template renders the turns before answer {index + 1} otherwise when more follow, "
-                "so the answer cannot be found in the text",
-                key="data.chat_template",
-                remedy="write data.train_on: last, or name another template",
-            )
-        mark = self._end_mark(until[closed + len(content) :])
-        end = at + len(content)
-        return len(header), end + len(mark) if text.startswith(mark, end) else end
-
-    def _end_mark(self, tail: str) -> str:
-        """What ends a turn, of the text after its content: up to the first special token, or all of it."""
-        special = [*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()]
-        first = min(((tail.find(token), token) for token in special if token in tail), default=None)
-        return tail.rstrip() if first is None else tail[: first[0] + len(first[1])]
-
-    def _tokenized(self, rendered: Sequence[Rendered]) -> list[tuple[list[int], list[int]]]:
-        """Tokens and labels of each text; whole conversations and plain texts differ in their special tokens."""
-        found: list[tuple[list[int], list[int]]] = [([], [])] * len(rendered)
+    def _together(self, rendered: Sequence[Rendered], where: Sequence[str]) -> Iterator[Example]:
+        """One call of the tokenizer for the conversations, one for plain texts: their special tokens differ."""
+        found: dict[int, Example] = {}
         for whole in (True, False):
-            places = [place for place, each in enumerate(rendered) if each.whole is whole]
-            if places:
-                batch: Any = self.tokenizer(
-                    [rendered[place].text for place in places],
+            chosen = [index for index, each in enumerate(rendered) if each.whole is whole]
+            if chosen:
+                read: Any = self.tokenizer(
+                    [rendered[index].text for index in chosen],
                     add_special_tokens=not whole,
                     return_offsets_mapping=True,
-                    return_attention_mask=False,
+                    verbose=False,
                 )
-                for row, place in enumerate(places):
-                    ids, offsets = list(batch["input_ids"][row]), batch["offset_mapping"][row]
-                    found[place] = self._labelled(ids, offsets, rendered[place])
-        return found
+                for index, ids, offsets in zip(chosen, read["input_ids"], read["offset_mapping"], strict=True):
+                    found[index] = self._example(rendered[index], ids, offsets, where[index])
+        return (found[index] for index in range(len(rendered)))
 
-    def _labelled(self, ids: list[int], offsets: Sequence[Span], rendered: Rendered) -> tuple[list[int], list[int]]:
-        labels = [
-            token if any(start <= begin < end and begin < stop for start, end in rendered.trained) else IGNORED
-            for token, (begin, stop) in zip(ids, offsets, strict=True)
-        ]
+    def _example(self, rendered: Rendered, ids: list[int], offsets: Sequence[Span], where: str) -> Example:
         eos = self.tokenizer.eos_token_id
-        if not rendered.whole and isinstance(eos, int) and (not ids or ids[-1] != eos):
-            return [*ids, eos], [*labels, eos]
+        own = len(ids) - (not rendered.whole and _is_closed(ids, offsets, eos))
+        labels = [IGNORED] * own
+        for start, stop in rendered.trained:
+            first = bisect_left(offsets, start, hi=own, key=lambda offset: offset[0])
+            # White space at the very end may be cut from a token's offsets: what ends with the text is open there.
+            to_the_end = stop == len(rendered.text)
+            last = own if to_the_end else bisect_left(offsets, stop, hi=own, key=lambda offset: offset[0])
+            labels[first:last] = ids[first:last]
         if not rendered.whole and isinstance(eos, int):
-            labels[-1] = eos
-        return ids, labels
+            if ids[-1:] != [eos]:
+                ids = [*ids, eos]
+            labels = [*labels, eos][: len(ids)]
+        return Example(list(ids), labels, where)
 
-    def _end_of_turn(self) -> list[int]:
-        """The last token of a trained answer, when it is a special one: plain words would end answers too early."""
-        try:
-            probe = self._conversation((Message("user", "Hello"), Message("assistant", "Hello there")))
-        except Refused:
-            return []
-        _, labels = self._tokenized([probe])[0]
-        trained = [label for label in labels if label != IGNORED]
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
-        return trained[-1:] if trained and trained[-1] in special else []
+
+def _is_closed(ids: Sequence[int], offsets: Sequence[Span], eos: int | None) -> bool:
+    """Whether the tokenizer itself put its end-of-text token behind the text."""
+    return len(ids) > 0 and ids[-1] == eos and tuple(offsets[-1]) == (0, 0)

@@ -1,0 +1,204 @@
+"""Where the assistant's turns stand in the text that a chat template prints.
+
+This module knows characters: it renders a conversation and finds in the rendering what the assistant says, from
+the place where the prompt of a generation would end to the end of the end-of-turn token. It refuses to know tokens.
+
+A template is a program, so nothing is assumed about how it prints. A turn begins where the rendering of the messages
+before it, with the generation prompt, ends: by construction what is trained is what follows the prompt at
+inference. Where that rendering is no beginning of the whole (a template that moves the system prompt into the last
+question, say), a turn begins with its content. The end of a content is found by rendering again with one private
+character behind it; without that character the rendering must be the same, or the template is refused.
+A template with `{% generation %}` marks says itself what the assistant says, and is believed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
+
+from loraft.data.formats import Message
+from loraft.errors import DataError
+
+__all__ = ["ChatTemplate", "Span"]
+
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+PRIVATE = range(0xE000, 0xF900)
+"""Unicode's private use area: characters that mean nothing, of which one that a row does not use marks a place."""
+
+Span = tuple[int, int]
+"""Characters `start … stop - 1` of a text."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template in the hands of a tokenizer.
+
+    Attributes:
+        tokenizer: It brings the special tokens that the template may print.
+        text: The template.
+        end_of_turn: The token that the template prints after the assistant's last content; None where it prints none.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    text: str
+    end_of_turn: str | None = None
+
+    @classmethod
+    def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str) -> ChatTemplate:
+        """The template, its end of turn found by rendering a conversation of two messages.
+
+        Raises:
+            DataError: The template cannot render that conversation.
+        """
+        template = cls(tokenizer, text)
+        mark = chr(PRIVATE[0])
+        asked, answered = Message("user", "Question"), Message("assistant", f"Answer{mark}")
+        after = template.render([asked, answered]).rpartition(mark)[2]
+        tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+        longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
+        found = re.match(rf"\s*({'|'.join(map(re.escape, longest_first))})", after) if longest_first else None
+        return replace(template, end_of_turn=found[1] if found else None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say about the template, a sentence each."""
+        notes = []
+        if self.end_of_turn is None:
+            notes.append("the chat template prints no token after an answer: the model does not learn to stop")
+        if "strftime_now" in self.text:
+            notes.append("the chat template prints the date of the day: rows prepared on another day differ")
+        return tuple(notes)
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        """The text of `messages`.
+
+        Raises:
+            DataError: The template fails; the message is the template's own.
+        """
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                plain, chat_template=self.text, tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except Exception as error:  # a template is a program of somebody else's: anything can come out of it
+            raise _failure(error) from None
+        return str(rendered)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text of `messages` up to where the assistant's next content begins.
+
+        A template that knows no `add_generation_prompt` prints the header of an answer only together with the
+        answer: the header is then taken from there, without spaces at its end, which tokenizers join to the answer.
+        """
+        if "add_generation_prompt" in self.text:
+            return self.render(messages, generation_prompt=True)
+        alone = self.render(messages)
+        mark = _unused(alone)
+        header = self.render([*messages, Message("assistant", f"{mark}.")]).partition(mark)[0]
+        return alone if header.rstrip() == alone.rstrip() else header.rstrip(" ")
+
+    def turns(
+        self, messages: Sequence[Message], wanted: Sequence[int], *, heed_marks: bool = True
+    ) -> tuple[str, tuple[Span, ...]]:
+        """The text of `messages`, and where in it the messages `wanted` are said, ends of turn included.
+
+        Args:
+            messages: The conversation.
+            wanted: Indices of messages, in order; the assistant's only where marks are heeded.
+            heed_marks: Take the spans from the template's `{% generation %}` marks where it has them.
+
+        Raises:
+            DataError: The template fails, or hides where a content ends.
+        """
+        if heed_marks and MARKS.search(self.text):
+            return self._marked(messages, wanted)
+        text = self.render(messages)
+        ends = self._contents(messages, wanted, text, after=True)
+        starts = [self._prompt_end(messages, turn, text) for turn in wanted]
+        if None in starts:
+            contents = self._contents(messages, wanted, text, after=False)
+            # Tokenizers join spaces to the word that follows, so those before a content belong to it.
+            contents = [len(text[:content].rstrip(" ")) for content in contents]
+            starts = [content if start is None else start for start, content in zip(starts, contents, strict=True)]
+        return text, tuple((start or 0, self._turn_end(text, end)) for start, end in zip(starts, ends, strict=True))
+
+    def _prompt_end(self, messages: Sequence[Message], turn: int, text: str) -> int | None:
+        """Where the prompt of `turn` ends in `text`; None where its rendering is no beginning of `text`."""
+        if turn == 0:
+            return None
+        try:
+            prompt = self.prompt(messages[:turn])
+        except DataError:
+            return None  # a template may refuse a conversation that ends there
+        return len(prompt) if text.startswith(prompt) else None
+
+    def _contents(self, messages: Sequence[Message], turns: Sequence[int], text: str, *, after: bool) -> list[int]:
+        """Where the contents of `turns` begin in `text`, or end (`after`), white space around them left out."""
+        if not turns:
+            return []
+        mark = _unused(text)
+        marked = list(messages)
+        for turn in turns:
+            content = messages[turn].content
+            place = len(content.rstrip()) if after else len(content) - len(content.lstrip())
+            marked[turn] = replace(messages[turn], content=content[:place] + mark + content[place:])
+        rendered = self.render(marked)
+        if rendered.count(mark) != len(turns) or rendered.replace(mark, "") != text:
+            raise DataError(
+                "the chat template changes or leaves out what is said, so the answers cannot be found in the text",
+                key="data.chat_template",
+                remedy="mark them in the template with {% generation %} and {% endgeneration %}, or name another one",
+            )
+        places = [place for place, character in enumerate(rendered) if character == mark]
+        return [place - before for before, place in enumerate(places)]
+
+    def _turn_end(self, text: str, content_end: int) -> int:
+        """The end of the end-of-turn token behind `content_end`, or `content_end` where there is none."""
+        if self.end_of_turn is None:
+            return content_end
+        found = re.compile(rf"\s*{re.escape(self.end_of_turn)}").match(text, content_end)
+        return found.end() if found else content_end
+
+    def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
+        """The spans that the template itself marks, each drawn to the end of its end-of-turn token."""
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        render: Any = chat_template_utils.render_jinja_template  # its annotation says str, it returns a pair
+        tokens = self.tokenizer.special_tokens_map
+        try:
+            (text,), (spans,) = render([turns], chat_template=self.text, return_assistant_tokens_mask=True, **tokens)
+        except Exception as error:  # as above
+            raise _failure(error) from None
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        if len(spans) != len(answers):
+            raise DataError(
+                f"the chat template marks {len(spans)} spans with {{% generation %}} for {len(answers)} answers",
+                key="data.chat_template",
+                remedy="mark each of the assistant's turns once",
+            )
+        chosen = [span for index, span in zip(answers, spans, strict=True) if index in wanted]
+        return text, tuple((start, self._marked_end(text, start, stop)) for start, stop in chosen)
+
+    def _marked_end(self, text: str, start: int, stop: int) -> int:
+        """`stop` without white space behind an end-of-turn token, or with the token where it stands behind the mark."""
+        inside = text[start:stop].rstrip()
+        if self.end_of_turn is not None and inside.endswith(self.end_of_turn):
+            return start + len(inside)
+        return self._turn_end(text, stop)
+
+
+def _unused(text: str) -> str:
+    return next(chr(code) for code in PRIVATE if chr(code) not in text)
+
+
+def _failure(error: Exception) -> DataError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return DataError(
+        f"the chat template cannot render it: {reason}",
+        key="data.chat_template",
+        remedy="change the row, or name another template",
+    )
