@@ -1,0 +1,257 @@
+"""The program as a person runs it: real processes, real files, exit codes, and nothing harmed by bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import loraft.api  # so that the forks below have it
+from loraft.__main__ import main
+from tests.tiny import save_tiny
+from tests.training.building import rows, write_rows
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a run of loraft ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def loraft(*words: str, cwd: Path, stdin: str | None = None) -> Done:
+    """Run loraft in a folder, in a process of its own: a fork of this one, which has imported the libraries already."""
+    files = [cwd / f".{name}" for name in ("stdin", "stdout", "stderr")]
+    files[0].write_text(stdin or "")
+    with warnings.catch_warnings():
+        # From Python 3.12 on a fork of a process with threads warns; this child starts none of their work.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        _become(words, cwd, files)
+    _, status = os.waitpid(child, 0)
+    done = Done(os.waitstatus_to_exitcode(status), files[1].read_text(), files[2].read_text())
+    for file in files:
+        file.unlink()
+    return done
+
+
+def _become(words: Sequence[str], cwd: Path, files: Sequence[Path]) -> NoReturn:
+    """Turn this process into loraft."""
+    code = 1
+    try:
+        os.chdir(cwd)
+        for number, file in enumerate(files):
+            opened = os.open(file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.dup2(opened, number)
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+        sys.argv = ["loraft", *words]
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a tiny model, rows and a config."""
+    save_tiny(tmp_path / "model")
+    write_rows(tmp_path / "train.jsonl", rows())
+    (tmp_path / "c.yaml").write_text(
+        "model: {name_or_path: model, dtype: float32}\n"
+        "data: {train: train.jsonl, eval: 0.2, max_length: 256}\n"
+        "lora: {r: 4}\n"
+        "training: {max_steps: 4, logging_steps: 2, output_dir: run}\n"
+        "generation: {max_new_tokens: 8, temperature: 0}\n"
+    )
+    return tmp_path
+
+
+def refused(done: Done) -> str:
+    """The message of a refusal, which must be one: exit code 2, nothing on standard output, no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return " ".join(done.stderr.split())
+
+
+def test_check_train_generate(place: Path) -> None:
+    checked = loraft("check", "c.yaml", "--json", cwd=place)
+    assert json.loads(checked.stdout)["steps"] == 4
+    assert not (place / "run").exists()
+    trained = loraft("train", "c.yaml", "--json", cwd=place)
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads(trained.stdout)
+    assert result["run_folder"] == "run"
+    assert "\x1b" not in trained.stderr
+    assert "step 2/4" in trained.stderr
+    assert {path.name for path in (place / "run").iterdir()} >= {
+        "adapter", "checkpoints", "config.yaml", "manifest.json", "metrics.jsonl",
+    }  # fmt: skip
+    answer = loraft("generate", "run", "-p", "-", "--json", cwd=place, stdin="the order\n")
+    assert answer.returncode == 0, answer.stderr
+    told = json.loads(answer.stdout)
+    assert told.keys() >= {
+        "prompt", "completion", "token_ids", "logprobs", "finish_reason", "prefill_ms", "decode_tokens_per_second",
+    }  # fmt: skip
+    plain = loraft("generate", "run", "--prompt", "the order", cwd=place)
+    assert plain.stdout == told["completion"] + "\n"
+    by_config = loraft("generate", "c.yaml", "--prompt", "the order", cwd=place)
+    assert by_config.stdout == plain.stdout
+    checkpoint = loraft("generate", "run/checkpoints/step-000004", "--prompt", "the order", cwd=place)
+    assert checkpoint.stdout == plain.stdout
+
+
+def test_pefts_three_lines_give_what_loraft_gives(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoModelForCausalLM, PeftModel and generate, unchanged, with the files beside the adapter."""
+    from peft import PeftModel
+
+    monkeypatch.chdir(place)
+    assert loraft("train", "c.yaml", cwd=place).returncode == 0
+    told = json.loads(loraft("generate", "run", "-p", "the order", "--json", cwd=place).stdout)
+    tokenizer = AutoTokenizer.from_pretrained("run/adapter")
+    base_model = AutoModelForCausalLM.from_pretrained("model")
+    model = PeftModel.from_pretrained(base_model, "run/adapter")
+    inputs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "the order"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.inference_mode():
+        ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+    stops = json.loads((place / "run" / "adapter" / "generation_config.json").read_text())["eos_token_id"]
+    ends = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    assert ids[:ends] == told["token_ids"]
+
+
+@pytest.mark.slow
+def test_a_sigterm_saves_and_resume_ends_the_run(place: Path) -> None:
+    """C32: exit code 143, a few lines, and the run goes on."""
+    command = [sys.executable, "-m", "loraft", "train", "c.yaml", "training.max_steps=4000", "training.save_steps=5"]
+    process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (place / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 143, told
+    assert "everything is saved" in told
+    assert "Traceback" not in told
+    step = max(int(path.name[5:]) for path in (place / "run" / "checkpoints").glob("step-*"))
+    more = loraft("train", "c.yaml", f"training.max_steps={step + 2}", "--resume-anyway", "--json", cwd=place)
+    assert more.returncode == 0, more.stderr
+    assert json.loads(more.stdout)["steps"] == step + 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["absent.yaml"], "absent.yaml"),
+        (["c.yaml", "data.train=absent.jsonl"], "there is no such file"),
+        (["c.yaml", "training.lr=1"], "learning_rate"),
+        (["c.yaml", "lora.target_modules=[q_prj]"], "q_proj"),
+        (["c.yaml", "lora.layers=last:99"], "the model has 3 layers"),
+        (["c.yaml", "model.name_or_path=nobody/nothing"], "nobody/nothing"),
+        (["c.yaml", "model.name_or_path=builtin:smollm"], "builtin:smollm2-135m-instruct"),
+        (["c.yaml", "data.max_length=100000"], "positions"),
+    ],
+)
+def test_what_check_refuses_train_refuses_too_and_nothing_is_written(
+    place: Path, words: list[str], message: str
+) -> None:
+    told = [refused(loraft(verb, *words, cwd=place)) for verb in ("check", "train")]
+    assert message in told[0]
+    assert told[0] == told[1]
+    assert not (place / "run").exists()
+
+
+def test_a_bad_row_is_named_with_line_and_field(place: Path) -> None:
+    with (place / "train.jsonl").open("a") as file:
+        file.write('{"messages": [{"role": "user", "content": "hi"}, {"role": "bot", "content": "ho"}]}\n')
+    told = refused(loraft("train", "c.yaml", cwd=place))
+    assert "train.jsonl:13" in told
+    assert "messages[1].role" in told
+    skipped = loraft("train", "c.yaml", "data.on_bad_row=skip", cwd=place)
+    assert skipped.returncode == 0
+    assert "1 bad rows are skipped" in skipped.stderr
+
+
+def test_a_folder_without_weights_and_a_truncated_file(place: Path) -> None:
+    weights = place / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "is cut short" in refused(loraft("train", "c.yaml", cwd=place))
+    weights.unlink()
+    assert "has no weights" in refused(loraft("train", "c.yaml", cwd=place))
+
+
+def test_c24_a_base_with_missing_tensors(place: Path) -> None:
+    """C24: never random numbers in their place."""
+    weights = place / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("model.norm.weight")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert "model.norm.weight" in refused(loraft("train", "c.yaml", cwd=place))
+
+
+def test_a_template_that_cannot_render_the_rows(place: Path) -> None:
+    (place / "strict.jinja").write_text("{{ raise_exception('no roles please') }}")
+    assert "no roles please" in refused(loraft("check", "c.yaml", "data.chat_template=strict.jinja", cwd=place))
+
+
+def test_a_folder_that_holds_another_run_is_left_as_it_is(place: Path) -> None:
+    assert loraft("train", "c.yaml", cwd=place).returncode == 0
+    before = {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()}
+    assert "holds a run already" in refused(loraft("train", "c.yaml", "seed=1", cwd=place))
+    assert {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()} == before
+    assert loraft("train", "c.yaml", "seed=1", "--overwrite", cwd=place).returncode == 0
+
+
+def test_runs_without_a_name_are_numbered(place: Path) -> None:
+    for _ in range(2):
+        assert loraft("train", "c.yaml", "training.output_dir=null", cwd=place).returncode == 0
+    assert sorted(os.listdir(place / "runs")) == ["c-1", "c-2"]
+    again = loraft("train", "c.yaml", "training.output_dir=null", "--resume", cwd=place)
+    assert "going on from step-000004" in again.stderr
+    assert sorted(os.listdir(place / "runs")) == ["c-1", "c-2"]
+
+
+def test_an_adapter_on_another_base_is_refused(place: Path) -> None:
+    """C23 from the command line."""
+    assert loraft("train", "c.yaml", cwd=place).returncode == 0
+    save_tiny(place / "other", seed=1)
+    told = refused(loraft("generate", "other", "--adapter", "run", "-p", "hi", cwd=place))
+    assert "other base weights" in told
+
+
+def test_qlora_from_the_command_line(place: Path) -> None:
+    done = loraft("train", "c.yaml", "method=qlora", "training.optim=paged_adamw_32bit", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "paging" in done.stderr
+    told = json.loads((place / "run" / "adapter" / "loraft.json").read_text())
+    assert told["quantization"]["type"] == "nf4"
+    assert loraft("generate", "run", "-p", "hi", cwd=place).returncode == 0
+
+
+def test_full_fine_tuning_gives_a_model_that_is_a_target(place: Path) -> None:
+    done = loraft("train", "c.yaml", "method=full", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["saved"] == "run/model"
+    assert loraft("generate", "run", "-p", "hi", cwd=place).returncode == 0
