@@ -161,7 +161,7 @@ def generate(
     loaded = load_model(section, placement, quantization=found.quantization)
     adapted = load_adapter(loaded, found.adapter) if found.adapter is not None else None
     home = found.adapter if found.adapter is not None else loaded.folder
-    renderer = Renderer.for_tokenizer(loaded.tokenizer, system_prompt=found.system_prompt)
+    renderer = Renderer.for_tokenizer(loaded.tokenizer, system_prompt=found.system_prompt, conversations=False)
     defaults = _generation_config(home)
     messages = _conversation(prompt, renderer.system_prompt if system is None else system)
     answered = stream(

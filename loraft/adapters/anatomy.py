@@ -9,25 +9,14 @@ from collections import defaultdict
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.targets import Targets, select
 from loraft.config.schema import LoraSection
 from loraft.models.families import Family
+from loraft.models.loading import linear_modules
 from loraft.models.quantization import quantized_modules
 
-__all__ = ["linear_modules", "sized_modules", "targets_in", "tied_modules"]
-
-
-def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Full name of each linear module: its (in, out) features; GPT-2's Conv1D, which stores [in, out], is one."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            shapes[name] = (module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):
-            shapes[name] = (module.weight.shape[0], module.weight.shape[1])
-    return shapes
+__all__ = ["sized_modules", "targets_in", "tied_modules"]
 
 
 def sized_modules(model: nn.Module) -> dict[str, int]:

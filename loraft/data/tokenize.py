@@ -8,14 +8,15 @@ found by comparing ids, so a padding token that is also the end of a turn stays 
   end-of-turn token.
 - Plain text and completions are tokenized as the tokenizer does it by itself, prompt and completion in one piece,
   and end with the tokenizer's end-of-text token.
-- A token that lies across the border between a prompt and its completion belongs to the prompt.
+- A token with any trained character in it is trained: one that lies across the border between a prompt and its
+  completion too, for it may be the whole answer (`"Answer: "` and `"yes"` end in the one token `" yes"`).
 - The template prints what a conversation begins with: the tokenizer adds nothing to it, as transformers'
   `apply_chat_template` has it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -223,7 +224,7 @@ class Renderer:
         own = len(ids) - (not rendered.whole and _is_closed(ids, offsets, eos))
         labels = [IGNORED] * own
         for start, stop in rendered.trained:
-            first = bisect_left(offsets, start, hi=own, key=lambda offset: offset[0])
+            first = bisect_right(offsets, start, hi=own, key=lambda offset: offset[1])
             # White space at the very end may be cut from a token's offsets: what ends with the text is open there.
             to_the_end = stop == len(rendered.text)
             last = own if to_the_end else bisect_left(offsets, stop, hi=own, key=lambda offset: offset[0])

@@ -128,7 +128,7 @@ def test_c5_prompt_and_completion_are_tokenized_in_one_piece() -> None:
     for record, example, ids, offsets in rows:
         assert example.input_ids == [*ids, tokenizer.eos_token_id]
         border = len(record.prompt)
-        expected = [token if start >= border else IGNORED for token, (start, _) in zip(ids, offsets, strict=True)]
+        expected = [token if stop > border else IGNORED for token, (_, stop) in zip(ids, offsets, strict=True)]
         assert example.labels == [*expected, tokenizer.eos_token_id]
 
 
