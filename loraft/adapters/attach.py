@@ -29,6 +29,7 @@ from loraft.adapters.continuing import refuse_another_adapter
 from loraft.adapters.names import matches
 from loraft.adapters.reading import insert, read_adapter
 from loraft.adapters.targets import Targets
+from loraft.adapters.update import update_in_place
 from loraft.config.schema import LoraSection, Method, RunConfig
 from loraft.models.families import Family
 from loraft.models.loading import LoadedModel
@@ -95,6 +96,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
         insert(model, start, ADAPTER_NAME)
     else:
         _initialise(model, targets.modules, config)
+    update_in_place(model, ADAPTER_NAME)
     recorded = model.peft_config[ADAPTER_NAME]
     recorded.base_model_name_or_path = loaded.name
     recorded.revision = config.model.revision
@@ -116,6 +118,7 @@ def wrap(base: PreTrainedModel, config: LoraConfig, name: str = ADAPTER_NAME) ->
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
+    model.train(base.training)  # peft's new layers begin in training mode, whatever the base is in
     return model
 
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any, cast
 
 import torch
@@ -27,9 +28,11 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-__all__ = ["PRODUCTS_UP_TO", "ROWS", "attend_rows", "rows_attention", "varlen_takes"]
+__all__ = ["PADDING", "PRODUCTS_UP_TO", "ROWS", "attend_rows", "rows_attention", "varlen_takes"]
 
 ROWS = "loraft_rows"
+PADDING = 0.7
+"""The share of products that a row may add for being computed together with a longer one: a call costs as much."""
 PRODUCTS_UP_TO = {torch.bfloat16: 512, torch.float32: 128}
 
 
@@ -115,6 +118,9 @@ def attend_rows(
 class _RowProducts(torch.autograd.Function):
     """softmax(scale · Q Kᵀ) V for each row, keeping only the weights of the rows for the backward pass.
 
+    Rows of like length are computed together, padded on the right: a key behind the last token of its row is hidden
+    by the causal mask alone, and what a query behind it gives is dropped.
+
     With P the weights, the gradients are dV = Pᵀ dO, dS = P ∘ (dP - rowsum(dP ∘ P)) where dP = dO Vᵀ,
     dQ = scale · dS K and dK = scale · dSᵀ Q.
 
@@ -126,13 +132,13 @@ class _RowProducts(torch.autograd.Function):
         ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float
     ) -> Tensor:
         groups = query.shape[1] // key.shape[1]
-        out = torch.empty(query.shape[0], query.shape[1], value.shape[2], dtype=query.dtype)
+        out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         weights = []
-        for rows in _slices(lengths):
-            q, k, v = _fold(query[rows], groups), key[rows].transpose(0, 1), value[rows].transpose(0, 1)
-            p = _causal_weights(torch.bmm(q, k.transpose(1, 2)), scale)
+        for block in _blocks(lengths):
+            q, k, v = _fold(query[block.places], groups), _fold(key[block.places], 1), _fold(value[block.places], 1)
+            p = _causal_weights(torch.bmm(q, k.transpose(1, 2)), block.places.shape[1], scale)
             weights.append(p)
-            out[rows] = _unfold(torch.bmm(p, v), groups)
+            out[block.tokens] = _unfold(torch.bmm(p, v), block, groups)
         ctx.save_for_backward(query, key, value, *weights)
         ctx.lengths, ctx.scale, ctx.groups = lengths, scale, groups  # type: ignore[attr-defined]
         return out
@@ -141,47 +147,84 @@ class _RowProducts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *weights = ctx.saved_tensors
         d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        for rows, p in zip(_slices(ctx.lengths), weights, strict=True):
-            q, k, v = _fold(query[rows], ctx.groups), key[rows].transpose(0, 1), value[rows].transpose(0, 1)
-            d_out = _fold(grads[0][rows], ctx.groups)
-            d_value[rows] = torch.bmm(p.transpose(1, 2), d_out).transpose(0, 1)
+        for block, p in zip(_blocks(ctx.lengths), weights, strict=True):
+            q, k = _fold(query[block.places], ctx.groups), _fold(key[block.places], 1)
+            v = _fold(value[block.places], 1)
+            d_out = _fold(grads[0][block.places].masked_fill(block.beyond, 0), ctx.groups)
+            d_value[block.tokens] = _unfold(torch.bmm(p.transpose(1, 2), d_out), block, 1)
             d_scores = torch.ops.aten._softmax_backward_data(torch.bmm(d_out, v.transpose(1, 2)), p, -1, p.dtype)
-            d_query[rows] = _unfold(torch.bmm(d_scores, k), ctx.groups).mul_(ctx.scale)
-            d_key[rows] = torch.bmm(d_scores.transpose(1, 2), q).mul_(ctx.scale).transpose(0, 1)
+            d_query[block.tokens] = _unfold(torch.bmm(d_scores, k), block, ctx.groups).mul_(ctx.scale)
+            d_key[block.tokens] = _unfold(torch.bmm(d_scores.transpose(1, 2), q), block, 1).mul_(ctx.scale)
         return d_query, d_key, d_value, None, None
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Rows of like length, computed together.
+
+    Attributes:
+        places: `[rows, longest]`, where the tokens of each row lie; behind its end any place that exists.
+        beyond: `[rows, longest, 1, 1]`, whether a place is behind the end of its row.
+        inside: `[rows, longest]`, the opposite.
+        tokens: `[tokens]`, the places of all its tokens, row after row.
+    """
+
+    places: Tensor
+    beyond: Tensor
+    inside: Tensor
+    tokens: Tensor
+
+
+@lru_cache(maxsize=8)
+def _blocks(lengths: tuple[int, ...]) -> tuple[_Block, ...]:
+    """The rows in groups of like length; each group wastes at most `PADDING` of its products."""
+    starts = [row.start for row in _slices(lengths)]
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    groups: list[list[int]] = []
+    for row in order:
+        if groups and lengths[groups[-1][0]] ** 2 <= (1 + PADDING) * lengths[row] ** 2:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return tuple(_block([starts[row] for row in group], [lengths[row] for row in group]) for group in groups)
+
+
+def _block(starts: list[int], lengths: list[int]) -> _Block:
+    steps = torch.arange(max(lengths))
+    inside = steps < torch.tensor(lengths)[:, None]
+    places = torch.tensor(starts)[:, None] + torch.where(inside, steps, 0)
+    return _Block(places, ~inside[:, :, None, None], inside, places[inside])
+
+
 def _slices(lengths: Sequence[int]) -> list[slice]:
-    ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    ends = itertools.accumulate(lengths, initial=0)
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
-def _fold(row: Tensor, groups: int) -> Tensor:
-    """`[time, key_value_heads · groups, size]` -> `[key_value_heads, groups · time, size]`: no key is copied."""
-    time, heads, size = row.shape
-    return (
-        row.view(time, heads // groups, groups, size).permute(1, 2, 0, 3).reshape(heads // groups, groups * time, size)
-    )
+def _fold(rows: Tensor, groups: int) -> Tensor:
+    """`[rows, time, key_value_heads · groups, size]` -> `[rows · key_value_heads, groups · time, size]`.
+
+    The query heads that share a key lie one after the other, so that no key is copied.
+    """
+    count, time, heads, size = rows.shape
+    split = rows.view(count, time, heads // groups, groups, size).permute(0, 2, 3, 1, 4)
+    return split.reshape(count * heads // groups, groups * time, size)
 
 
-def _unfold(folded: Tensor, groups: int) -> Tensor:
-    """The inverse of `_fold`."""
-    heads, rows, size = folded.shape
-    return (
-        folded.view(heads, groups, rows // groups, size)
-        .permute(2, 0, 1, 3)
-        .reshape(rows // groups, heads * groups, size)
-    )
+def _unfold(folded: Tensor, block: _Block, groups: int) -> Tensor:
+    """The inverse of `_fold`, without what is behind the rows' ends: `[tokens, heads, size]`."""
+    count, time = block.places.shape
+    split = folded.view(count, -1, groups, time, folded.shape[2]).permute(0, 3, 1, 2, 4)
+    return split.reshape(count, time, -1, folded.shape[2])[block.inside]
 
 
-def _causal_weights(scores: Tensor, scale: float) -> Tensor:
-    """Softmax of `[heads, groups · time, time]` scores under the causal mask, in their own dtype."""
-    time = scores.shape[2]
+def _causal_weights(scores: Tensor, time: int, scale: float) -> Tensor:
+    """Softmax of `[rows · heads, groups · time, time]` scores under the causal mask, in their own dtype."""
     by_group = scores.view(scores.shape[0], -1, time, time)
     return by_group.mul_(scale).add_(_causal_bias(time, scores.dtype)).softmax(-1).view_as(scores)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _causal_bias(time: int, dtype: torch.dtype) -> Tensor:
     return torch.full((time, time), float("-inf"), dtype=dtype).triu_(1)
 

@@ -10,7 +10,7 @@ from loraft.data.tokenize import Example
 from loraft.models.attention import ROWS
 from loraft.models.families import FAMILIES, family_of
 from loraft.training import loss as loss_module
-from loraft.training.loss import TargetLoss, chunked_loss, targets_in_chunk
+from loraft.training.loss import HeadWeights, TargetLoss, chunked_loss, frozen_head_loss, targets_in_chunk
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
 
 PACKED, PADDED = Layout(packed=True, pad_id=0), Layout(packed=False, pad_id=0)
@@ -108,3 +108,33 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch
 def test_a_chunk_is_bounded_in_bytes() -> None:
     assert targets_in_chunk(49_152) * 49_152 * 4 <= loss_module.CHUNK_BYTES
     assert targets_in_chunk(10**9) == 16
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_frozen_head_gives_the_same_loss_and_gradient_in_one_pass(softcap: float | None, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(8, 50).requires_grad_(False)
+    hidden, ids = torch.randn(53, 8, generator=generator), torch.randint(0, 50, (53,), generator=generator)
+
+    def logits_of(states: torch.Tensor) -> torch.Tensor:
+        logits = head(states) * scale
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    weights = HeadWeights(head.weight, head.bias, scale, softcap)
+    results = []
+    for compute in (lambda h: chunked_loss(h, ids, logits_of, 20), lambda h: frozen_head_loss(h, ids, weights, 20)):
+        states = hidden.clone().requires_grad_()
+        total = compute(states)
+        (total / 7).backward()
+        results.append((total.detach(), states.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(frozen_head_loss(hidden, ids, weights, 20), results[0][0])
+
+
+def test_a_certain_mistake_has_a_finite_loss() -> None:
+    """A probability that float32 cannot tell from zero: the loss is that of the logits, not infinite."""
+    head = HeadWeights(torch.eye(3), None, 1.0, None)
+    loss = frozen_head_loss(torch.tensor([[500.0, 0.0, 0.0]]), torch.tensor([1]), head, 4)
+    assert loss.item() == pytest.approx(500.0)
