@@ -8,7 +8,7 @@ adapter is peft's own.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -34,7 +34,8 @@ class InPlaceUpdate(LoraVariant):
         a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
         scale = module.scaling[active_adapter]
         if not module.training:  # in peft's own words, so that what is evaluated is peft's to the bit
-            return result + cast("Tensor", b(a(x))) * scale
+            plain: Tensor = result + b(a(x)) * scale
+            return plain
         x = module.lora_dropout[active_adapter](x)
         updated: Tensor = _Update.apply(result, x, a.weight, b.weight, scale)  # type: ignore[no-untyped-call]
         return updated
