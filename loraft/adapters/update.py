@@ -51,24 +51,23 @@ class _Update(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(result.dtype)
-        u = rows @ a.to(result.dtype).T
-        ctx.save_for_backward(rows, u, a, b)
-        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
+        dtype = result.dtype
+        rows, a_cast, b_cast = x.reshape(-1, x.shape[-1]).to(dtype), a.to(dtype), b.to(dtype)
+        u = rows @ a_cast.T
+        ctx.save_for_backward(rows, u, a_cast, b_cast)
+        ctx.scale, ctx.shape, ctx.dtype, ctx.trained_dtype = scale, x.shape, x.dtype, a.dtype
         if result._is_view():  # GPT-2's Conv1D gives a view, and autograd would copy what is changed in place in one
-            return torch.addmm(result.reshape(-1, result.shape[-1]), u, b.to(result.dtype).T, alpha=scale).view_as(
-                result
-            )
+            return torch.addmm(result.reshape(-1, result.shape[-1]), u, b_cast.T, alpha=scale).view_as(result)
         ctx.mark_dirty(result)
-        result.view(-1, result.shape[-1]).addmm_(u, b.to(result.dtype).T, alpha=scale)
+        result.view(-1, result.shape[-1]).addmm_(u, b_cast.T, alpha=scale)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, u, a, b = ctx.saved_tensors
         gradient = grads[0].reshape(-1, grads[0].shape[-1])
-        v = (gradient @ b.to(gradient.dtype)).mul_(ctx.scale)
-        d_b = (gradient.T @ u).to(b.dtype).mul_(ctx.scale)
-        d_a = (v.T @ rows).to(a.dtype)
-        d_x = (v @ a.to(v.dtype)).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None
+        v = (gradient @ b).mul_(ctx.scale)
+        d_b = (gradient.T @ u).to(ctx.trained_dtype).mul_(ctx.scale)
+        d_a = (v.T @ rows).to(ctx.trained_dtype)
+        d_x = (v @ a).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None
         return grads[0], d_x, d_a, d_b, None
