@@ -8,22 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from transformers import GenerationConfig
 
 from loraft.adapters.attach import AdaptedModel
-from loraft.adapters.resolve import resolve_target
-from loraft.adapters.store import load_adapter
-from loraft.config.schema import RunConfig
+from loraft.config.schema import QuantizationSection, RunConfig
 from loraft.data.formats import Message
-from loraft.data.tokenize import Renderer
 from loraft.generation.answer import Completion
 from loraft.generation.engine import Stream, Token, stream
+from loraft.generation.options import AnswerOptions
 from loraft.generation.sampling import SamplingRules
-from loraft.models.loading import load_model
-from loraft.models.placement import place
+from loraft.generation.session import open_session
 from loraft.training.events import Observer
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
@@ -31,6 +24,8 @@ from loraft.training.run import TrainResult, run_plan
 from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder, refuse_taken
 
 __all__ = ["Answering", "check", "generate", "train"]
+
+AS_SAVED = AnswerOptions()
 
 
 def _ignore(_: object) -> None:
@@ -105,7 +100,9 @@ def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
     renderer = plan.data.renderer
 
     def answer(prompt: str) -> str:
-        ids = renderer.prompt_ids(_conversation(prompt, renderer.system_prompt))
+        asked = [Message("user", prompt)]
+        system = renderer.system_prompt
+        ids = renderer.prompt_ids([Message("system", system), *asked] if system else asked)
         limit = plan.config.generation.max_new_tokens
         answered = stream(
             adapted.model, plan.tokenizer, ids, rules=SamplingRules(), max_new_tokens=limit, stop_ids=renderer.stop_ids
@@ -138,57 +135,35 @@ class Answering(Iterator[Token]):
 
 def generate(
     target: str | None,
+    adapters: Sequence[str] = (),
     *,
-    adapter: str | None = None,
     prompt: str,
-    system: str | None = None,
-    max_new_tokens: int | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    seed: int | None = None,
+    options: AnswerOptions = AS_SAVED,
+    base_model: str | None = None,
+    quantize: QuantizationSection | None = None,
 ) -> Answering:
-    """Answer a prompt with what TARGET and `adapter` mean.
+    """Answer a prompt with what TARGET and `adapters` mean.
 
-    Whatever is None is as it was saved with the adapter, or as the base has it.
+    Args:
+        target: A base model, an adapter, a run, a checkpoint or a config.
+        adapters: Adapters to put on it, `NAME=DIR` or `DIR`; the first one answers.
+        prompt: What is asked.
+        options: How it is answered.
+        base_model: The base to use, whatever the adapters name.
+        quantize: Store the base in 4 bits; None stores it as it was in training.
 
     Raises:
         Refused: The target or the prompt cannot be used.
     """
-    found = resolve_target(target, adapter)
-    section = found.model_section
-    placement = place(section)
-    loaded = load_model(section, placement, quantization=found.quantization)
-    adapted = load_adapter(loaded, found.adapter) if found.adapter is not None else None
-    home = found.adapter if found.adapter is not None else loaded.folder
-    renderer = Renderer.for_tokenizer(loaded.tokenizer, system_prompt=found.system_prompt, conversations=False)
-    defaults = _generation_config(home)
-    messages = _conversation(prompt, renderer.system_prompt if system is None else system)
+    session = open_session(target, adapters, base_model=base_model, quantize=quantize)
+    voice = session.voice()
     answered = stream(
-        adapted.model if adapted is not None else loaded.model,
-        loaded.tokenizer,
-        renderer.prompt_ids(messages),
-        rules=SamplingRules.of(defaults, temperature=temperature, top_k=top_k, top_p=top_p),
-        max_new_tokens=max_new_tokens or (defaults.max_new_tokens if defaults else None) or 256,
-        stop_ids=_stop_ids(renderer, defaults),
-        seed=seed,
+        session.model,
+        voice.tokenizer,
+        voice.prompt_ids(voice.conversation(prompt, options.system)),
+        rules=SamplingRules.of(voice.defaults, options),
+        max_new_tokens=options.max_new_tokens or voice.max_new_tokens,
+        stop_ids=voice.stop_ids,
+        seed=options.seed,
     )
-    notes = (*found.notes, *placement.notes, *loaded.notes, *(adapted.notes if adapted else ()), *renderer.notes)
-    return Answering(answered, notes)
-
-
-def _conversation(prompt: str, system: str | None) -> list[Message]:
-    asked = [Message("user", prompt)]
-    return [Message("system", system), *asked] if system else asked
-
-
-def _generation_config(folder: Path) -> GenerationConfig | None:
-    present = (folder / "generation_config.json").is_file()
-    return GenerationConfig.from_pretrained(folder) if present else None
-
-
-def _stop_ids(renderer: Renderer, defaults: GenerationConfig | None) -> tuple[int, ...]:
-    """Every way in which an answer may end: the chat's and those that were saved."""
-    saved: Any = defaults.eos_token_id if defaults is not None else None
-    listed = saved if isinstance(saved, list) else [] if saved is None else [saved]
-    return tuple(dict.fromkeys([*renderer.stop_ids, *listed]))
+    return Answering(answered, session.notes)

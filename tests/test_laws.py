@@ -22,7 +22,9 @@ DOORS = {
     "peft": ("adapters/",),
     "rich": ("cli/",),
     "ruamel": ("config/",),
+    "transformers.AutoModel": ("models/loading.py",),
     "transformers.AutoModelForCausalLM": ("models/loading.py",),
+    "transformers.AutoModelForSeq2SeqLM": ("models/loading.py",),
     "transformers.BitsAndBytesConfig": ("models/quantization.py",),
     "typer": ("cli/",),
     "yaml": (),
@@ -109,6 +111,7 @@ def light_modules() -> list[str]:
     """What must load where none of the heavy libraries is installed."""
     light = [*LIBRARY.glob("*.py"), *LIBRARY.glob("config/*.py"), *LIBRARY.glob("cli/*.py")]
     light += [*LIBRARY.glob("*/__init__.py"), LIBRARY / "models/families.py", LIBRARY / "training/events.py"]
+    light.append(LIBRARY / "generation/options.py")
     light.remove(LIBRARY / "api.py")
     return sorted({".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in light})
 

@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from loraft.cli.app import app
 from loraft.config.files import load_config
-from loraft.models.families import FAMILIES
+from loraft.models.families import TRAINED
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,4 +71,4 @@ def test_what_is_linked_or_called_is_there(document: Path) -> None:
 
 def test_the_supported_types_are_named() -> None:
     limits = (ROOT / "README.md").read_text().split("## Limits")[1].split("Mixtures")[0]
-    assert set(re.findall(r"`(\w+)`", limits)) == set(FAMILIES)
+    assert set(re.findall(r"`(\w+)`", limits)) == set(TRAINED)

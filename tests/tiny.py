@@ -14,9 +14,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from loraft.models.families import FAMILIES
+from loraft.models.families import TRAINED
 
-TINY_MODEL_TYPES = tuple(FAMILIES)
+TINY_MODEL_TYPES = tuple(TRAINED)
 VOCABULARY = 320
 
 CHATML = (

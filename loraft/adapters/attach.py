@@ -58,6 +58,7 @@ class AdaptedModel:
         trainable: Every trained parameter by name, in the order of the names; all are float32.
         method: How it is, or was, trained.
         notes: What a person should know about it, one sentence each.
+        names: What peft calls the adapters that are in the model.
     """
 
     loaded: LoadedModel
@@ -66,6 +67,7 @@ class AdaptedModel:
     trainable: dict[str, nn.Parameter]
     method: Method
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = (ADAPTER_NAME,)
 
     def set_training(self, training: bool) -> None:
         """Switch dropout on for training, or off for everything else."""
@@ -103,15 +105,19 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     return AdaptedModel(loaded, model, targets, _trainable(model), config.method, notes)
 
 
-def wrap(base: PreTrainedModel, config: LoraConfig, name: str = ADAPTER_NAME) -> PeftModel:
-    """The base with adapter layers in it: trained parameters float32, peft's casting of inputs off.
+def wrap(base: PreTrainedModel | PeftModel, config: LoraConfig, name: str = ADAPTER_NAME) -> PeftModel:
+    """The base with adapter layers in it, beside those it has: parameters float32, peft's casting of inputs off.
 
     The values of the adapter are not yet decided; the global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         for message in HARMLESS:
             warnings.filterwarnings("ignore", message=message)
-        model: PeftModel = get_peft_model(base, config, adapter_name=name)
+        if isinstance(base, PeftModel):
+            base.add_adapter(name, config)
+            model = base
+        else:
+            model = get_peft_model(base, config, adapter_name=name)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

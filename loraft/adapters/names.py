@@ -1,11 +1,28 @@
-"""Names of modules, compared by their path parts, and the ones most like a name that does not exist."""
+"""Names of modules, compared by their path parts, the ones most like a name that does not exist, and adapters' own."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-__all__ = ["is_within", "matches", "nearest"]
+from loraft.errors import AdapterError
+
+__all__ = ["check_adapter_name", "is_within", "matches", "nearest"]
+
+ADAPTER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def check_adapter_name(name: str) -> None:
+    """Refuse a name that could mean a path.
+
+    Raises:
+        AdapterError: If it is not made of 1 to 64 letters, digits, `_` and `-`.
+    """
+    if not ADAPTER.fullmatch(name):
+        raise AdapterError(
+            f"{name!r} cannot be an adapter's name", remedy="Use 1 to 64 letters, digits, underscores and hyphens."
+        )
 
 
 def matches(module: str, name: str) -> bool:

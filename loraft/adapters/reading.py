@@ -29,7 +29,6 @@ __all__ = [
     "AdapterFiles",
     "AdapterShape",
     "adapter_tensors",
-    "check_adapter_name",
     "insert",
     "non_finite",
     "read_adapter",
@@ -39,7 +38,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 RECORD = "loraft.json"
 
-NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
 
 
@@ -114,18 +112,6 @@ class AdapterFiles:
                 remedy=f"Load it onto {name}, in the revision that it was trained on.",
             )
         return ()
-
-
-def check_adapter_name(name: str) -> None:
-    """Refuse a name that could mean a path.
-
-    Raises:
-        AdapterError: If it is not made of 1 to 64 letters, digits, `_` and `-`.
-    """
-    if not NAME.fullmatch(name):
-        raise AdapterError(
-            f"{name!r} cannot be an adapter's name", remedy="Use 1 to 64 letters, digits, underscores and hyphens."
-        )
 
 
 def read_adapter(folder: Path) -> AdapterFiles:

@@ -7,19 +7,47 @@ TARGET is told before the libraries are imported.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from loraft.adapters.folders import read_json
+from loraft.adapters.hub import adapter_from_hub
+from loraft.adapters.names import check_adapter_name
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
 
-__all__ = ["Target", "resolve_target"]
+__all__ = ["AdapterTarget", "Target", "resolve_target"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
+
+
+@dataclass(frozen=True)
+class AdapterTarget:
+    """An adapter, as its folder tells.
+
+    Attributes:
+        name: What it is called while it is in use.
+        folder: Where it lies.
+        base: The base model that it names, as a config would; empty where it names none.
+        revision: The base's revision on the Hub.
+        fingerprint: What tells the base's weights from others, where that was recorded.
+        quantization: How the base was stored while it was trained, for `method: qlora`.
+        tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
+        system_prompt: The system prompt that it was trained with.
+    """
+
+    name: str
+    folder: Path
+    base: str
+    revision: str | None = None
+    fingerprint: str | None = None
+    quantization: QuantizationSection | None = None
+    tokenizer: str | None = None
+    system_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,59 +57,128 @@ class Target:
     Attributes:
         base: The base model, as a config would name it.
         revision: Its revision on the Hub.
-        adapter: The folder of the adapter, or None for a model without one.
-        quantization: How the base was stored while the adapter was trained, for `method: qlora`.
-        tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
-        system_prompt: The system prompt that it was trained with.
+        adapters: What is put on it, the one that answers first.
+        own_system_prompt: The system prompt that the model itself was trained with, for `method: full`.
         notes: What a person should know, one sentence each.
     """
 
     base: str
     revision: str | None = None
-    adapter: Path | None = None
-    quantization: QuantizationSection | None = None
-    tokenizer: str | None = None
-    system_prompt: str | None = None
+    adapters: tuple[AdapterTarget, ...] = ()
+    own_system_prompt: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
+    def adapter(self) -> Path | None:
+        """The folder of the adapter that answers, or None for a model without one."""
+        return self.adapters[0].folder if self.adapters else None
+
+    @property
+    def quantization(self) -> QuantizationSection | None:
+        """How the base was stored while the adapter was trained."""
+        return self.adapters[0].quantization if self.adapters else None
+
+    @property
+    def system_prompt(self) -> str | None:
+        """The system prompt that was trained with."""
+        return self.adapters[0].system_prompt if self.adapters else self.own_system_prompt
+
+    @property
     def model_section(self) -> ModelSection:
-        """The base as the `model` section of a config."""
-        return ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=self.tokenizer)
+        """The base as the `model` section of a config, with the tokenizer that was trained with."""
+        tokenizer = self.adapters[0].tokenizer if self.adapters else None
+        return ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=tokenizer)
 
 
-def resolve_target(target: str | None, adapter: str | None = None) -> Target:
-    """Find the base and the adapter that TARGET and `--adapter` mean.
+def resolve_target(target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None) -> Target:
+    """Find the base and the adapters that TARGET, `--adapter` and `--base-model` mean.
 
-    With `--adapter`, TARGET is the base and goes before the one that the adapter names; without TARGET the adapter's
-    own is taken.
+    Beside `--adapter`, TARGET is the base. Where the adapter recorded its base's weights they are compared once they
+    are loaded, and the base may have another name; where it did not, another name is taken from `base_model` alone.
+
+    Args:
+        target: TARGET.
+        adapters: Adapters to put on it, each a TARGET that is an adapter, with a name before it or none: `NAME=DIR`.
+        base_model: The base to use whatever the adapters name.
 
     Raises:
         AdapterError: If nothing is found there; it says what was looked for.
     """
-    if target is None and adapter is None:
+    if target is None and not adapters:
         raise AdapterError("there is no model to work on", where="TARGET", remedy=REMEDY)
-    if adapter is None:
-        assert target is not None
-        return _with_a_base(_found(target, "TARGET"))
-    of_adapter = _found(adapter, "--adapter")
-    if of_adapter.adapter is None:
-        raise AdapterError(f"{adapter} is no adapter", where="--adapter", remedy="Give a base model as TARGET alone.")
+    named = [_named(given, adapters) for given in adapters]
+    _refuse_twice([name for name, _ in named])
+    chosen = [_only_adapter(name, given) for name, given in named]
     if target is None:
-        return _with_a_base(of_adapter)
-    of_base = _found(target, "TARGET")
-    if of_base.adapter is not None:
+        return _on_base(chosen, None, base_model)
+    found = _found(target, "TARGET")
+    if not chosen:
+        if not found.adapters and base_model is not None:
+            remedy = f"Give {base_model} as TARGET."
+            raise AdapterError(f"{target} is no adapter, so it has no base", where="--base-model", remedy=remedy)
+        return _on_base(found.adapters, None, base_model) if found.adapters else found
+    if found.adapters:
         raise AdapterError(
             f"{target} has an adapter of its own", where="TARGET", remedy="Give a base beside --adapter."
         )
-    return _on_another_base(of_adapter, target)
+    if base_model is not None and base_model != target:
+        message = f"{target} and {base_model} are two bases"
+        raise AdapterError(message, where="--base-model", remedy="Name one of them.")
+    return _on_base(chosen, found, base_model)
 
 
-def _on_another_base(found: Target, base: str) -> Target:
-    if base == found.base:
-        return found
-    named = found.base or "no model"
-    return replace(found, base=base, revision=None, notes=(f"The adapter names {named} as its base; {base} is used.",))
+def _named(given: str, among: Sequence[str]) -> tuple[str, str]:
+    """The name and the TARGET in a value of `--adapter`; one that is given no name is called after its folder."""
+    name, equals, place = given.partition("=")
+    if equals and not Path(given).exists():
+        check_adapter_name(name)
+        return name, place
+    if len(among) == 1:
+        return "default", given
+    parts = [part for part in Path(given).parts if part not in ("adapter", "checkpoints")]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", parts[-1])[-64:].strip("-") or "adapter", given
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        message = f"several adapters are called {twice[0]}"
+        raise AdapterError(message, where="--adapter", remedy="Give each a name of its own: --adapter NAME=DIR.")
+
+
+def _only_adapter(name: str, given: str) -> AdapterTarget:
+    found = _found(given, "--adapter")
+    if not found.adapters:
+        raise AdapterError(f"{given} is no adapter", where="--adapter", remedy="Give a base model as TARGET alone.")
+    return replace(found.adapters[0], name=name)
+
+
+def _on_base(adapters: Sequence[AdapterTarget], given: Target | None, base_model: str | None) -> Target:
+    """The adapters on the base that is asked for, or on the one that they name themselves."""
+    base = base_model if base_model is not None else given.base if given is not None else None
+    if base is None:
+        first = _with_a_base(adapters[0])
+        if other := next((adapter for adapter in adapters if not _same_base(adapter, first)), None):
+            message = f"{other.name} names the base {other.base or '(none)'}, and {first.name} names {first.base}"
+            raise AdapterError(message, where="--adapter", remedy="Say with --base-model which one to use.")
+        return Target(first.base, first.revision, tuple(adapters))
+    differing = [adapter for adapter in adapters if adapter.base != base]
+    if base_model is None and (unknown := [adapter for adapter in differing if adapter.fingerprint is None]):
+        message = f"the adapter names {unknown[0].base or 'no model'} as its base, and not {base}"
+        remedy = f"Where it is to be used on {base} all the same: --base-model {base}"
+        raise AdapterError(message, where=str(unknown[0].folder), key="base_model_name_or_path", remedy=remedy)
+    revision = adapters[0].revision if not differing else None
+    notes = (
+        f"The adapter {adapter.folder} names {adapter.base or 'no model'} as its base; {base} is used."
+        for adapter in differing
+    )
+    return Target(base, revision, tuple(adapters), notes=tuple(notes))
+
+
+def _same_base(one: AdapterTarget, other: AdapterTarget) -> bool:
+    if one.fingerprint is not None and other.fingerprint is not None:
+        return one.fingerprint == other.fingerprint
+    return (one.base, one.revision) == (other.base, other.revision)
 
 
 def _found(given: str, where: str) -> Target:
@@ -94,7 +191,8 @@ def _found(given: str, where: str) -> Target:
         return Target(given)
     if _is_path(given) or not HUB_ID.fullmatch(given):
         raise AdapterError(f"there is no file or folder {given}, and it is no Hub id", where=where, remedy=REMEDY)
-    return Target(given)
+    fetched = adapter_from_hub(given)
+    return _from_adapter(fetched) if fetched is not None else Target(given)
 
 
 def _from_config(path: Path, where: str) -> Target:
@@ -126,7 +224,7 @@ def _from_folder(folder: Path, where: str) -> Target:
             return _from_adapter(candidate)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
-            return Target(str(candidate), system_prompt=_system_prompt(_record(candidate)))
+            return Target(str(candidate), own_system_prompt=_system_prompt(_record(candidate)))
     checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
     if checkpoints:
         remedy = f"Its newest checkpoint is {checkpoints[-1]}."
@@ -141,14 +239,19 @@ def _from_adapter(folder: Path) -> Target:
     config = read_json(folder / "adapter_config.json")
     record = _record(folder)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    return Target(
+    trained_on = record.get("base")
+    fingerprint = trained_on.get("fingerprint") if isinstance(trained_on, dict) else None
+    adapter = AdapterTarget(
+        name="default",
+        folder=folder,
         base=base if isinstance(base, str) else "",
         revision=revision if isinstance(revision, str) else None,
-        adapter=folder,
+        fingerprint=fingerprint if isinstance(fingerprint, str) else None,
         quantization=_quantization(record.get("quantization"), folder),
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
         system_prompt=_system_prompt(record),
     )
+    return Target(adapter.base, adapter.revision, (adapter,))
 
 
 def _record(folder: Path) -> dict[str, object]:
@@ -169,16 +272,14 @@ def _quantization(recorded: object, folder: Path) -> QuantizationSection | None:
         raise AdapterError(detail, where=str(folder / "loraft.json"), key="quantization") from error
 
 
-def _with_a_base(found: Target) -> Target:
-    """Refuse an adapter whose own base cannot be found; with a base given as TARGET it does not matter."""
+def _with_a_base(found: AdapterTarget) -> AdapterTarget:
+    """Refuse an adapter whose own base cannot be found; with another base given it does not matter."""
     gone = _is_path(found.base) and not Path(found.base).expanduser().exists()
-    if found.adapter is None or (found.base and not gone):
+    if found.base and not gone:
         return found
     what = f"names the base {found.base}, which is not there" if gone else "does not name a base model"
     raise AdapterError(
-        f"adapter_config.json {what}",
-        where=str(found.adapter),
-        remedy="Give the base as TARGET, and this folder with --adapter.",
+        f"adapter_config.json {what}", where=str(found.folder), remedy="Say which one to use: --base-model MODEL."
     )
 
 

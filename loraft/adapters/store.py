@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,12 +25,13 @@ from loraft.adapters.attach import ADAPTER_NAME, AdaptedModel, wrap
 from loraft.adapters.card import TrainingFacts, model_card, shown
 from loraft.adapters.declared import recorded_lora
 from loraft.adapters.folders import written_whole
+from loraft.adapters.names import check_adapter_name
 from loraft.adapters.reading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     RECORD,
+    AdapterFiles,
     adapter_tensors,
-    check_adapter_name,
     insert,
     non_finite,
     read_adapter,
@@ -39,7 +41,7 @@ from loraft.data.tokenize import Renderer
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.models.loading import LoadedModel
 
-__all__ = ["generation_defaults", "load_adapter", "restore", "save_adapter", "save_full"]
+__all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
@@ -82,37 +84,57 @@ def save_full(
 
 
 def load_adapter(loaded: LoadedModel, folder: Path, *, name: str = ADAPTER_NAME) -> AdaptedModel:
-    """Put a saved adapter into its base, to be used and not trained.
+    """Put one saved adapter into its base, to be used and not trained: `load_adapters` with a single one."""
+    return load_adapters(loaded, {name: folder})
 
-    As in training, its forward runs under `torch.autocast` where the base is not float32.
+
+def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedModel:
+    """Put saved adapters into their base, to be used and not trained; the first of them is active.
+
+    As in training, their forward runs under `torch.autocast` where the base is not float32.
 
     Args:
-        loaded: The base, with nothing attached; it is left so when the adapter is refused.
-        folder: The adapter's folder.
-        name: What to call it in peft.
+        loaded: The base, with nothing attached; it is left so when an adapter is refused.
+        folders: The adapters' folders by the names they get in peft; at least one.
 
     Raises:
-        AdapterError: If the folder is damaged or does not fit the base; all that is found is said.
+        AdapterError: If a folder is damaged or does not fit the base; all that is found in it is said.
     """
-    check_adapter_name(name)
-    files = read_adapter(folder)
+    for name in folders:
+        check_adapter_name(name)
+    read = {name: read_adapter(folder) for name, folder in folders.items()}
+    notes = tuple(note for files in read.values() for note in _fits(files, loaded))
+    model: PeftModel | None = None
+    try:
+        for name, files in read.items():
+            model = _with_layers(loaded.model if model is None else model, files, name)
+            insert(model, files, name)
+    except AdapterError:
+        if model is not None:
+            model.unload()
+        raise
+    assert model is not None, "there is at least one adapter"
+    model.set_adapter(next(iter(read)))
+    model.requires_grad_(False)
+    model.eval()
+    methods = {files.record.get("method") for files in read.values() if files.record}
+    return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, tuple(read))
+
+
+def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
+    """What to tell about an adapter on this base, once it is known to have been trained on it."""
     notes = files.check_base(loaded.fingerprint)
     untied = sorted(files.shape.saved.intersection(tied_modules(loaded.model)))
     if untied:
         notes += (f"The adapter has a {' and a '.join(untied)} of its own, which the base ties to another module.",)
+    return notes
+
+
+def _with_layers(model: PeftModel | PreTrainedModel, files: AdapterFiles, name: str) -> PeftModel:
     try:
-        model = wrap(loaded.model, files.config, name)
+        return wrap(model, files.config, name)
     except ValueError as error:  # peft's word for targets that match nothing
-        raise AdapterError(f"it does not fit the base: {error}", where=str(folder)) from error
-    try:
-        insert(model, files, name)
-    except AdapterError:
-        model.unload()
-        raise
-    model.requires_grad_(False)
-    model.eval()
-    method = files.record.get("method") if files.record else None
-    return AdaptedModel(loaded, model, None, {}, "qlora" if method == "qlora" else "lora", notes)
+        raise AdapterError(f"it does not fit the base: {error}", where=str(files.folder)) from error
 
 
 def restore(adapted: AdaptedModel, folder: Path) -> None:

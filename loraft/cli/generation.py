@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from loraft.cli.options import (
-    AdapterOption,
+    AdaptersOption,
+    BaseModelOption,
     JsonOption,
     MaxNewTokensOption,
+    QuantizeOption,
     SamplingSeedOption,
     SystemOption,
     TargetArgument,
     TemperatureOption,
     TopKOption,
     TopPOption,
+    quantization,
 )
 from loraft.cli.outcome import ends_well
 from loraft.errors import Refused
+from loraft.generation.options import AnswerOptions
 
 if TYPE_CHECKING:
     from loraft.generation.engine import Completion
@@ -40,7 +44,9 @@ def generate(
         typer.Option("--prompt", "-p", metavar="TEXT", show_default=False, help="The prompt; - reads standard input."),
     ],
     target: TargetArgument = None,
-    adapter: AdapterOption = None,
+    adapter: AdaptersOption = None,
+    base_model: BaseModelOption = None,
+    quantize: QuantizeOption = None,
     system: SystemOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     temperature: TemperatureOption = None,
@@ -54,7 +60,7 @@ def generate(
     The answer goes to standard output as it comes. Template, system prompt, stop tokens and sampling are those that
     were saved with the adapter, unless an option says otherwise.
     """
-    if target is None and adapter is None:
+    if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     text = _prompt_text(prompt)
 
@@ -66,14 +72,11 @@ def generate(
 
         stream = api.generate(
             target,
-            adapter=adapter,
+            adapter or (),
             prompt=text,
-            system=system,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
+            options=AnswerOptions(system, max_new_tokens, temperature, top_p, top_k, seed),
+            base_model=base_model,
+            quantize=quantization(quantize),
         )
     for note in stream.notes:
         print_note(note)

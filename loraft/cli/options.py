@@ -6,22 +6,28 @@ This module knows their names, bounds and help. It refuses to know what a comman
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from loraft.config.schema import QuantizationSection
+
 __all__ = [
-    "AdapterOption",
+    "AdaptersOption",
+    "BaseModelOption",
     "ConfigArgument",
     "JsonOption",
     "MaxNewTokensOption",
     "OverridesArgument",
+    "QuantizeOption",
     "SamplingSeedOption",
     "SystemOption",
     "TargetArgument",
     "TemperatureOption",
     "TopKOption",
     "TopPOption",
+    "quantization",
 ]
 
 
@@ -57,11 +63,24 @@ TargetArgument = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")
 ]
-AdapterOption = Annotated[
+AdaptersOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="[NAME=]DIR",
+        show_default=False,
+        help="An adapter (folder, run, Hub id), by a name where there are several; alone, it brings its base.",
+    ),
+]
+BaseModelOption = Annotated[
     str | None,
     typer.Option(
-        "--adapter", metavar="DIR", show_default=False, help="The folder of an adapter; alone, it brings its base."
+        "--base-model", metavar="MODEL", show_default=False, help="The base to use, whatever the adapter names."
     ),
+]
+QuantizeOption = Annotated[
+    Literal["nf4", "fp4"] | None,
+    typer.Option("--quantize", show_default=False, help="Store the base in 4 bits [default: as in training]."),
 ]
 SystemOption = Annotated[
     str | None,
@@ -110,3 +129,10 @@ SamplingSeedOption = Annotated[
         "--seed", metavar="N", min=0, max=2**32 - 1, help="The seed of sampling: the same seed, the same answer."
     ),
 ]
+
+
+def quantization(kind: Literal["nf4", "fp4"] | None) -> QuantizationSection | None:
+    """What `--quantize` means, as a config would say it."""
+    from loraft.config.schema import QuantizationSection
+
+    return QuantizationSection(type=kind) if kind else None

@@ -15,6 +15,7 @@ from torch.nn.functional import one_hot
 from transformers import GenerationConfig
 
 from loraft.errors import ConfigError, Problem
+from loraft.generation.options import AnswerOptions
 
 __all__ = ["GREEDY", "SamplingRules", "choose", "keep_nucleus", "keep_top", "probabilities"]
 
@@ -48,26 +49,19 @@ class SamplingRules:
             raise ConfigError.several(problems)
 
     @classmethod
-    def of(
-        cls,
-        defaults: GenerationConfig | None,
-        *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-    ) -> SamplingRules:
+    def of(cls, defaults: GenerationConfig | None, options: AnswerOptions) -> SamplingRules:
         """What the caller asks for; what a model's own `generation_config` says where the caller says nothing.
 
         A `generation_config` that does not say `do_sample: true` is greedy, as in transformers. One that does,
         without a temperature, has temperature 1. Its `top_k: 0` means none.
         """
         if defaults is None or not defaults.do_sample:
-            return cls(temperature or 0.0, top_k, top_p)
+            return cls(options.temperature or 0.0, options.top_k, options.top_p)
         own_temperature = 1.0 if defaults.temperature is None else defaults.temperature
         return cls(
-            own_temperature if temperature is None else temperature,
-            (defaults.top_k or None) if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p,
+            own_temperature if options.temperature is None else options.temperature,
+            (defaults.top_k or None) if options.top_k is None else options.top_k,
+            defaults.top_p if options.top_p is None else options.top_p,
         )
 
     @property

@@ -18,13 +18,23 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.pytorch_utils import Conv1D
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError, OutOfMemoryError
-from loraft.models.families import Family, family_of
+from loraft.models.families import FAMILIES, TRAINED, Family, family_of
 from loraft.models.placement import Placement
 from loraft.models.quantization import keep_gradients_exact, quantization_config
 from loraft.models.quiet import quietly_reading
@@ -46,6 +56,12 @@ __all__ = [
 
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
 """Parts of the names of architectures that share a model_type with a language model and are none."""
+ENCODER_HEADS = {
+    "SequenceClassification": AutoModelForSequenceClassification,
+    "MaskedLM": AutoModelForMaskedLM,
+    "PreTraining": AutoModelForMaskedLM,
+}
+"""The classes of transformers for an encoder, by a part of the name of its architecture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +90,11 @@ class LoadedModel:
 
 
 def load_model(
-    section: ModelSection, placement: Placement, *, quantization: QuantizationSection | None = None
+    section: ModelSection,
+    placement: Placement,
+    *,
+    quantization: QuantizationSection | None = None,
+    among: Mapping[str, Family] = TRAINED,
 ) -> LoadedModel:
     """Load a base model and its tokenizer.
 
@@ -83,15 +103,16 @@ def load_model(
             plain products for the families that transformers has no such attention for.
         placement: Device and dtype.
         quantization: How the linear modules are stored in 4 bits; None stores them in `placement.dtype`.
+        among: The families that will do.
 
     Raises:
-        ModelError: No such model, a kind that is not trained, damaged files, missing tensors, a tokenizer that does
+        ModelError: No such model, a kind that will not do, damaged files, missing tensors, a tokenizer that does
             not fit, or a dtype that the family's activations exceed.
         OutOfMemoryError: The device is too small for the weights.
     """
     folder = resolve(section.name_or_path, section.revision)
-    config = _read_config(folder, section.attn_implementation)
-    family = family_of(config.model_type)
+    config = _read_config(folder, section.attn_implementation, among)
+    family = family_of(config.model_type, among)
     check_dtype(family, placement)
     check_weights(folder, expected_tensors(meta_model(config)))
     tokenizer, notes = _tokenizer(section, config)
@@ -101,7 +122,7 @@ def load_model(
         "device_map": {"": placement.device} if placement.device != "cpu" else None,
         "quantization_config": quantization_config(quantization, placement) if quantization else None,
     }
-    model = _from_pretrained(folder, options)
+    model = _from_pretrained(_class_of(config), folder, options)
     keep_gradients_exact(model)
     model.requires_grad_(False)
     return LoadedModel(
@@ -116,23 +137,23 @@ def load_model(
     )
 
 
-def load_config(section: ModelSection) -> PreTrainedConfig:
-    """The model's config, of a kind that loraft trains, with the attention that is asked for; no weights are fetched.
+def load_config(section: ModelSection, among: Mapping[str, Family] = TRAINED) -> PreTrainedConfig:
+    """The model's config, of a family that will do, with the attention that is asked for; no weights are fetched.
 
     Raises:
-        ModelError: No such model, or a kind that is not trained.
+        ModelError: No such model, or a kind that will not do.
     """
     folder = resolve(section.name_or_path, section.revision, weights=False)
-    return _read_config(folder, section.attn_implementation)
+    return _read_config(folder, section.attn_implementation, among)
 
 
-def load_tokenizer(section: ModelSection) -> Tokenizer:
+def load_tokenizer(section: ModelSection, among: Mapping[str, Family] = TRAINED) -> Tokenizer:
     """The tokenizer that the config names, or the model's own; with offsets, and with padding where it can have it.
 
     Raises:
         ModelError: No tokenizer, one without offsets, or one with tokens beyond the model's embeddings.
     """
-    return _tokenizer(section, load_config(section))[0]
+    return _tokenizer(section, load_config(section, among))[0]
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -142,8 +163,22 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
         ModelError: The config's sizes make no model, or the family has no such attention.
     """
     with quietly_reading(Path("config.json")), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config))  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = _class_of(config).from_config(copy.deepcopy(config))
     return model
+
+
+def _class_of(config: PreTrainedConfig) -> Any:
+    """The class of transformers that makes the model of a config: with the head that its family is used with.
+
+    An encoder is used with many heads, so its config says which; without one that is known it has none.
+    """
+    family = family_of(config.model_type, FAMILIES)
+    if family.kind == "decoder":
+        return AutoModelForCausalLM
+    if family.kind == "encoder_decoder":
+        return AutoModelForSeq2SeqLM
+    named = " ".join(config.architectures or ())
+    return next((made for head, made in ENCODER_HEADS.items() if head in named), AutoModel)
 
 
 def read_gguf(file: Path) -> PreTrainedModel:
@@ -157,7 +192,7 @@ def read_gguf(file: Path) -> PreTrainedModel:
     family_of(config.model_type)
     options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     with redirect_stderr(io.StringIO()):  # its progress bar for .gguf files has no other switch
-        return _from_pretrained(file.parent, options)
+        return _from_pretrained(_class_of(config), file.parent, options)
 
 
 def check_dtype(family: Family, placement: Placement) -> None:
@@ -196,24 +231,24 @@ def parameter_count(model: nn.Module) -> int:
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
 
 
-def _read_config(folder: Path, attention: str) -> PreTrainedConfig:
+def _read_config(folder: Path, attention: str, among: Mapping[str, Family]) -> PreTrainedConfig:
     file = folder / "config.json"
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
         model_type = written["model_type"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
-    family_of(str(model_type))
-    _require_language_model(written, file)
+    family = family_of(str(model_type), among)
+    _require_usable(written, family, file)
     chosen = {} if attention == "auto" else {"attn_implementation": attention}
     with quietly_reading(file):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **chosen)
     return cast("PreTrainedConfig", config)
 
 
-def _require_language_model(written: Mapping[str, Any], file: Path) -> None:
+def _require_usable(written: Mapping[str, Any], family: Family, file: Path) -> None:
     for architecture in written.get("architectures") or ():
-        if any(head in architecture for head in OTHER_HEADS):
+        if family.generates and any(head in architecture for head in OTHER_HEADS):
             raise ModelError(
                 f"the model is a {architecture}, and loraft trains causal language models", where=str(file)
             )
@@ -232,10 +267,10 @@ def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokeniz
     return read_tokenizer(folder, name=name, embeddings=config.vocab_size)
 
 
-def _from_pretrained(folder: Path, options: Mapping[str, Any]) -> PreTrainedModel:
+def _from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any]) -> PreTrainedModel:
     with quietly_reading(folder):
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, with loading info
+            model, report = made_by.from_pretrained(
                 folder,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -245,6 +280,6 @@ def _from_pretrained(folder: Path, options: Mapping[str, Any]) -> PreTrainedMode
             )
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError("the weights do not fit into the memory of the device", where=str(folder)) from error
-    if lost := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):  # type: ignore[has-type]
+    if lost := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):
         raise ModelError(f"{len(lost)} tensors were not loaded: {', '.join(lost[:8])}", where=str(folder))
-    return cast("PreTrainedModel", model)  # type: ignore[has-type]
+    return cast("PreTrainedModel", model)

@@ -55,7 +55,7 @@ def test_an_adapter_by_its_folder_run_checkpoint_or_config(here: Path, target: s
     found = resolve_target(target)
     inside = Path("runs/a/adapter") if target == "train.yaml" else Path(target)
     assert found.adapter == (inside if inside.name == "adapter" else inside / "adapter")
-    assert (found.base, found.revision, found.tokenizer) == ("org/base", "v1", str(found.adapter))
+    assert (found.base, found.revision, found.model_section.tokenizer) == ("org/base", "v1", str(found.adapter))
     assert found.quantization is None
     assert found.model_section.name_or_path == "org/base"
 
@@ -80,20 +80,84 @@ def test_the_base_is_stored_as_it_was_in_training(here: Path) -> None:
     assert resolve_target("a").quantization == expected
 
 
-def test_c43_another_base_than_the_recorded_one_has_to_be_given_and_is_told(here: Path) -> None:
+def recorded(fingerprint: str = "sha256:1") -> dict[str, object]:
+    return {"base": {"fingerprint": fingerprint}}
+
+
+def test_c43_another_base_than_the_recorded_one_needs_base_model_and_is_told(here: Path) -> None:
     make_adapter(here / "a")
-    assert resolve_target("org/base", "a") == resolve_target("a")
-    found = resolve_target("org/other", "a")
-    assert (found.base, found.revision) == ("org/other", None)
+    assert resolve_target("org/base", ["a"]) == resolve_target("a")
+    with pytest.raises(AdapterError, match=r"names org/base as its base(.|\n)*--base-model org/other"):
+        resolve_target("org/other", ["a"])
+    for found in (
+        resolve_target("org/other", ["a"], base_model="org/other"),
+        resolve_target("a", base_model="org/other"),
+    ):
+        assert (found.base, found.revision) == ("org/other", None)
+        assert "org/base" in found.notes[0]
+
+
+def test_c43_where_the_weights_are_recorded_they_are_compared_and_the_name_may_differ(here: Path) -> None:
+    make_adapter(here / "a", record=recorded())
+    found = resolve_target("org/copy", ["a"])
+    assert (found.base, found.adapters[0].fingerprint) == ("org/copy", "sha256:1")
     assert "org/base" in found.notes[0]
+
+
+def test_c43_an_absolute_path_in_an_adapter_of_somebody_else_is_looked_at_as_a_path_only(here: Path) -> None:
+    make_adapter(here / "a", base="/etc/passwd-of-somebody")
+    with pytest.raises(AdapterError, match=r"names the base /etc/passwd-of-somebody, which is not there"):
+        resolve_target("a")
 
 
 def test_c23_a_base_that_is_gone_is_told_with_what_to_do(here: Path) -> None:
     make_adapter(here / "a", base="/nowhere/base")
-    with pytest.raises(AdapterError, match=r"names the base /nowhere/base(.|\n)*--adapter"):
+    with pytest.raises(AdapterError, match=r"names the base /nowhere/base(.|\n)*--base-model"):
         resolve_target("a")
     make_model(here / "moved")
-    assert resolve_target("moved", "a").base == "moved"
+    assert resolve_target("a", base_model="moved").base == "moved"
+
+
+def test_several_adapters_on_one_base(here: Path) -> None:
+    make_adapter(here / "runs/a/adapter")
+    make_adapter(here / "runs/b.2/adapter")
+    found = resolve_target(None, ["one=runs/a", "two=runs/b.2/adapter"])
+    assert [(each.name, each.folder) for each in found.adapters] == [
+        ("one", Path("runs/a/adapter")),
+        ("two", Path("runs/b.2/adapter")),
+    ]
+    assert (found.base, found.revision) == ("org/base", "v1")
+    unnamed = resolve_target("org/base", ["runs/a", "runs/b.2/adapter"])
+    assert [each.name for each in unnamed.adapters] == ["a", "b-2"]
+
+
+def test_several_adapters_of_different_bases(here: Path) -> None:
+    make_adapter(here / "a", record=recorded())
+    make_adapter(here / "b", base="org/renamed", record=recorded())
+    make_adapter(here / "c", base="org/other", record=recorded("sha256:2"))
+    assert resolve_target(None, ["a", "b"]).base == "org/base"
+    with pytest.raises(AdapterError, match=r"c names the base org/other, and a names org/base(.|\n)*--base-model"):
+        resolve_target(None, ["a", "c"])
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/abs/name", "a b", "x" * 65])
+def test_c28_a_name_that_could_be_a_path_is_refused(here: Path, name: str) -> None:
+    make_adapter(here / "a")
+    with pytest.raises(AdapterError, match="cannot be an adapter's name"):
+        resolve_target(None, [f"{name}=a"])
+
+
+def test_an_adapter_of_somebody_else_by_its_hub_id(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of the Hub holds it, as after a download; the Hub itself is not reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "hub"))
+    snapshot = here / "hub/models--someone--adapter/snapshots/0123456789abcdef0123456789abcdef01234567"
+    make_adapter(snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text(snapshot.name)
+    found = resolve_target("someone/adapter")
+    assert found.adapter == snapshot
+    assert found.base == "org/base"
+    assert resolve_target(None, ["mine=someone/adapter"]).adapters[0].name == "mine"
 
 
 @pytest.mark.parametrize(
@@ -108,6 +172,7 @@ def test_c23_a_base_that_is_gone_is_told_with_what_to_do(here: Path) -> None:
         ("nameless", None, "does not name a base"),
         ("a", "a", "has an adapter of its own"),
         ("org/base", "org/base", "is no adapter"),
+        (None, "x=a y=a x=runs", "several adapters are called x"),
         ("broken", None, "cannot be read"),
     ],
 )  # fmt: skip
@@ -118,5 +183,5 @@ def test_what_was_looked_for_is_said(here: Path, target: str | None, adapter: st
     make_adapter(here / "nameless", base=None)
     (make_adapter(here / "broken") / "adapter_config.json").write_text("{")
     with pytest.raises(Exception, match=message) as caught:
-        resolve_target(target, adapter)
+        resolve_target(target, adapter.split() if adapter else ())
     assert getattr(caught.value, "exit_code", None) == 2

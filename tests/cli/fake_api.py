@@ -168,9 +168,9 @@ def run_events() -> Iterator[Event]:
             yield Saved(step, Path(f"runs/tickets-1/checkpoints/step-{step:06d}"))
 
 
-def generate(target: str | None, *, adapter: str | None, prompt: str, **options: object) -> Stream:
+def generate(target: str | None, adapters: Sequence[str], *, prompt: str, **options: object) -> Stream:
     """Answers `Paris.`, whatever the question, with an escape sequence at its end."""
-    CALLS.append({"target": target, "adapter": adapter, "prompt": prompt, **options})
+    CALLS.append({"target": target, "adapters": list(adapters), "prompt": prompt, **options})
     return Stream(prompt)
 
 

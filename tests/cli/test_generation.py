@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from loraft.generation.options import AnswerOptions
 from tests.cli import fake_api
 from tests.cli.conftest import Loraft
 
@@ -27,14 +28,11 @@ def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:
     loraft("generate", "--adapter", "run/adapter", "--prompt", "Hi", "--top-k", "5")
     assert fake_api.CALLS[-1] == {
         "target": None,
-        "adapter": "run/adapter",
+        "adapters": ["run/adapter"],
         "prompt": "Hi",
-        "system": None,
-        "max_new_tokens": None,
-        "temperature": None,
-        "top_p": None,
-        "top_k": 5,
-        "seed": 0,
+        "options": AnswerOptions(top_k=5, seed=0),
+        "base_model": None,
+        "quantize": None,
     }
 
 

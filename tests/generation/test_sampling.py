@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from loraft.errors import ConfigError
+from loraft.generation.options import AnswerOptions
 from loraft.generation.sampling import GREEDY, SamplingRules, choose, probabilities
 
 # Logits whose softmax is 0.5, 0.3, 0.15, 0.05, not in order.
@@ -123,4 +124,4 @@ def test_rules_of_a_generation_config(
     defaults: dict[str, object] | None, asked: dict[str, float], expected: SamplingRules
 ) -> None:
     config = None if defaults is None else GenerationConfig(**defaults)
-    assert SamplingRules.of(config, **asked) == expected  # type: ignore[arg-type]
+    assert SamplingRules.of(config, AnswerOptions(**asked)) == expected  # type: ignore[arg-type]

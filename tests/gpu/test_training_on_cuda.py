@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from loraft import api
 from loraft.data.batches import Layout, collate
 from loraft.errors import Stopped
+from loraft.generation.options import AnswerOptions
 from loraft.models.attention import attend_rows
 from loraft.training.plan import plan_run
 from loraft.training.run import prepared_model
@@ -47,7 +48,7 @@ def test_a_run_trains_evaluates_resumes_and_generates(tmp_path: Path, options: d
     for name, tensor in theirs.items():
         # GPU kernels add in an order that changes from run to run, so bytes may differ; values may not.
         torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=1e-3)
-    answer = api.generate(str(again.run_folder), prompt="the order", max_new_tokens=8).completion
+    answer = api.generate(str(again.run_folder), prompt="the order", options=AnswerOptions(max_new_tokens=8)).completion
     assert len(answer.token_ids) <= 8
 
 

@@ -9,13 +9,13 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.errors import ModelError
 from loraft.models.attention import ROWS
-from loraft.models.families import FAMILIES, family_of
+from loraft.models.families import TRAINED, family_of
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
 
 
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_names_match_all_linear_modules_of_every_layer(model_type: str) -> None:
-    family = FAMILIES[model_type]
+    family = TRAINED[model_type]
     model = tiny_model(model_type)
     layers = model.get_submodule(family.layers_path)
     assert isinstance(layers, nn.ModuleList)
@@ -30,13 +30,13 @@ def test_names_match_all_linear_modules_of_every_layer(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_what_stands_around_the_head_is_in_the_config(model_type: str) -> None:
-    family = FAMILIES[model_type]
+    family = TRAINED[model_type]
     config = tiny_model(model_type).config
     for attribute in (family.final_softcap, family.logit_multiplier, family.logit_divisor):
         assert attribute is None or hasattr(config, attribute)
 
 
-@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if family.packs])
+@pytest.mark.parametrize("model_type", [name for name, family in TRAINED.items() if family.packs])
 def test_c11_rows_laid_end_to_end_equal_rows_alone_where_the_family_packs(model_type: str) -> None:
     lengths = [7, 13, 4]
     rows = [torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(length)) for length in lengths]

@@ -12,6 +12,7 @@ import torch
 
 from loraft.data.batches import Layout, collate
 from loraft.errors import NonFiniteError
+from loraft.generation.options import AnswerOptions
 from loraft.models.quantization import keep_gradients_exact
 from loraft.training.events import Evaluated, StepLogged
 from loraft.training.loop import evaluate_loss, fit
@@ -209,7 +210,9 @@ def test_c1_after_overfitting_generation_stops_by_itself(tmp_path: Path) -> None
         training__lr_scheduler_type="constant", training__learning_rate=0.03, lora__modules_to_save=["lm_head"],
     )  # fmt: skip
     api.train(config)
-    answer = api.generate(str(tmp_path / "run"), prompt="the order", max_new_tokens=40).completion
+    answer = api.generate(
+        str(tmp_path / "run"), prompt="the order", options=AnswerOptions(max_new_tokens=40)
+    ).completion
     assert (answer.completion, answer.finish_reason) == ("is late", "stop")
 
 

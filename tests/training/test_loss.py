@@ -8,13 +8,13 @@ import torch
 from loraft.data.batches import IGNORED, Layout, collate
 from loraft.data.tokenize import Example
 from loraft.models.attention import ROWS
-from loraft.models.families import FAMILIES, family_of
+from loraft.models.families import TRAINED, family_of
 from loraft.training import loss as loss_module
 from loraft.training.loss import HeadWeights, TargetLoss, chunked_loss, frozen_head_loss, targets_in_chunk
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
 
 PACKED, PADDED = Layout(packed=True, pad_id=0), Layout(packed=False, pad_id=0)
-PACKING_FAMILIES = [name for name, family in FAMILIES.items() if family.packs]
+PACKING_FAMILIES = [name for name, family in TRAINED.items() if family.packs]
 
 
 def example(seed: int, length: int, prompt: int) -> Example:

@@ -1,0 +1,194 @@
+"""A base with its adapters, opened once and ready to answer in the voice of each.
+
+This module knows what belongs together when a model answers: weights, adapter, template, system prompt, stop ids and
+defaults. It refuses to know how tokens are computed (`engine`) and how anything is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from loraft.adapters.active import acting
+from loraft.adapters.resolve import AdapterTarget, Target, resolve_target
+from loraft.adapters.store import load_adapters
+from loraft.config.schema import QuantizationSection
+from loraft.data.formats import Message
+from loraft.data.tokenize import Renderer
+from loraft.errors import AdapterError, ModelError
+from loraft.models.families import FAMILIES, Family, family_of
+from loraft.models.loading import LoadedModel, load_config, load_model, load_tokenizer
+from loraft.models.placement import place
+
+__all__ = ["BASE", "Session", "Voice", "open_session"]
+
+BASE = "base"
+"""The voice of the base without an adapter."""
+MAX_NEW_TOKENS = 256
+"""The most tokens of an answer where neither the caller nor the model says."""
+
+
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """How one adapter, or the base alone, is asked and answers.
+
+    Attributes:
+        name: The adapter's name, or `base`.
+        tokenizer: The one that it was trained with.
+        renderer: Makes prompts as they were in training.
+        defaults: What was saved beside it, or what the base has; None where neither says anything.
+        reads_prompt: The model reads the prompt with an encoder, as plain text, to its end.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    defaults: GenerationConfig | None
+    reads_prompt: bool
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every way in which an answer may end: the chat's and those that were saved."""
+        saved: Any = self.defaults.eos_token_id if self.defaults is not None else None
+        listed = saved if isinstance(saved, list) else [] if saved is None else [saved]
+        return tuple(dict.fromkeys([*self.renderer.stop_ids, *listed]))
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of an answer where the caller does not say."""
+        return (self.defaults.max_new_tokens if self.defaults is not None else None) or MAX_NEW_TOKENS
+
+    def conversation(self, prompt: str, system: str | None = None) -> list[Message]:
+        """The messages that a prompt stands for: the system prompt that is given, or that of training, before it."""
+        system = self.renderer.system_prompt if system is None else system
+        asked = [Message("user", prompt)]
+        return [Message("system", system), *asked] if system else asked
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens that an answer to `messages` follows; for an encoder, those that it reads."""
+        if self.reads_prompt:
+            return list(self.tokenizer(messages[-1].content, verbose=False)["input_ids"])
+        return self.renderer.prompt_ids(messages)
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """An open model.
+
+    Attributes:
+        loaded: The base.
+        model: What is run: the base, or peft's wrapper with every adapter in it.
+        voices: Each adapter's by its name, then the base's; the first one answers where nobody says which.
+        notes: What was decided and found, a sentence each.
+    """
+
+    loaded: LoadedModel
+    model: nn.Module
+    voices: Mapping[str, Voice]
+    notes: tuple[str, ...]
+
+    @property
+    def family(self) -> Family:
+        """The base's row of the table of architectures."""
+        return self.loaded.family
+
+    def voice(self, name: str | None = None) -> Voice:
+        """The voice of that name, or the one that answers where nobody says which.
+
+        Raises:
+            AdapterError: There is none of that name.
+        """
+        if name is None:
+            return next(iter(self.voices.values()))
+        if name not in self.voices:
+            known = ", ".join(self.voices)
+            raise AdapterError(f"there is no adapter {name!r} here", key="adapter", remedy=f"There is {known}.")
+        return self.voices[name]
+
+    def speaking(self, voice: Voice) -> AbstractContextManager[nn.Module]:
+        """The model with the adapter of `voice` active, or with none for the base's; afterwards as it was."""
+        return acting(self.model, None if voice.name == BASE else voice.name)
+
+
+def open_session(
+    target: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    base_model: str | None = None,
+    quantize: QuantizationSection | None = None,
+) -> Session:
+    """Load what TARGET, `--adapter` and `--base-model` mean, each base once.
+
+    Args:
+        target: TARGET.
+        adapters: Adapters to put on it, `NAME=DIR` or `DIR`.
+        base_model: The base to use whatever the adapters name.
+        quantize: Store the base in 4 bits; None stores it as it was while the adapter was trained.
+
+    Raises:
+        Refused: Something cannot be found or does not fit, or the model does not generate text.
+    """
+    found = resolve_target(target, adapters, base_model=base_model)
+    section = found.model_section
+    _refuse_encoder(load_config(section, FAMILIES).model_type)
+    quantization = quantize if quantize is not None else found.quantization
+    loaded = load_model(section, place(section), quantization=quantization, among=FAMILIES)
+    adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
+    voices = _voices(found, loaded)
+    stored = _storage_notes(found.adapters, quantization)
+    rendering = next(iter(voices.values())).renderer.notes
+    notes = (*found.notes, *loaded.notes, *stored, *(adapted.notes if adapted else ()), *rendering)
+    return Session(loaded, loaded.model if adapted is None else adapted.model, voices, notes)
+
+
+def _refuse_encoder(model_type: str) -> None:
+    if not family_of(model_type, FAMILIES).generates:
+        raise ModelError(
+            f"model type {model_type!r} is an encoder: it fills in and classifies, and does not generate text",
+            key="model.name_or_path",
+            remedy="Name a decoder-only or an encoder-decoder model.",
+        )
+
+
+def _voices(found: Target, loaded: LoadedModel) -> dict[str, Voice]:
+    """The voice of each adapter and of the base; one tokenizer for all that have the same."""
+    section = found.model_section
+    tokenizers = {section.tokenizer: loaded.tokenizer}
+
+    def voice(name: str, folder: Path, tokenizer: str | None, system_prompt: str | None) -> Voice:
+        if tokenizer not in tokenizers:
+            tokenizers[tokenizer] = load_tokenizer(section.model_copy(update={"tokenizer": tokenizer}), FAMILIES)
+        renderer = Renderer.for_tokenizer(tokenizers[tokenizer], system_prompt=system_prompt, conversations=False)
+        defaults = _saved_defaults(folder) or _saved_defaults(loaded.folder)
+        return Voice(name, tokenizers[tokenizer], renderer, defaults, loaded.family.kind == "encoder_decoder")
+
+    voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.system_prompt) for each in found.adapters}
+    return {**voices, BASE: voice(BASE, loaded.folder, None, found.own_system_prompt)}
+
+
+def _saved_defaults(folder: Path) -> GenerationConfig | None:
+    present = (folder / "generation_config.json").is_file()
+    return GenerationConfig.from_pretrained(folder) if present else None
+
+
+def _storage_notes(adapters: Sequence[AdapterTarget], used: QuantizationSection | None) -> tuple[str, ...]:
+    """What there is to say where a base is not stored as it was while an adapter was trained on it."""
+    recorded = (adapter for adapter in adapters if adapter.fingerprint is not None)
+    return tuple(
+        f"the adapter {adapter.name} was trained on its base {_stored(adapter.quantization)}, "
+        f"and runs on it {_stored(used)}: its answers differ"
+        for adapter in recorded
+        if _stored(adapter.quantization) != _stored(used)
+    )
+
+
+def _stored(quantization: QuantizationSection | None) -> str:
+    if quantization is None:
+        return "unquantized"
+    return f"in {quantization.type}{' with double quantization' if quantization.double_quant else ''}"
