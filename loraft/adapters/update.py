@@ -1,9 +1,9 @@
-"""The low-rank update as training computes it: one pass over the output, and a backward of its own.
+"""The low-rank update as training computes it: base and update in one function, with a backward of its own.
 
-This module knows peft's hook for variants of LoRA and uses it for plain LoRA: the numbers are peft's, result +
-scale · x Aᵀ Bᵀ, but the product is added to the base's output in place, where peft multiplies by the scale and adds in
-two more passes over it, forward and backward. It is for training mode alone: in evaluation mode, merged or saved, an
-adapter is peft's own.
+This module knows peft's layers and gives plain LoRA another way through them while they train: the numbers are peft's,
+x Wᵀ + scale · x Aᵀ Bᵀ, but the update is added to the base's output, and its gradient to the base's, in place, where
+peft multiplies by the scale and adds in passes of their own, forward and backward. It is for training mode alone: in
+evaluation mode, merged, disabled or saved, an adapter is peft's own.
 """
 
 from __future__ import annotations
@@ -11,18 +11,40 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-__all__ = ["InPlaceUpdate", "update_in_place"]
+__all__ = ["AdaptedLinear", "InPlaceUpdate", "update_in_place"]
 
 
 def update_in_place(model: nn.Module, name: str) -> None:
-    """Let every plain LoRA layer of `model` add its update in place; variants such as DoRA stay as they are."""
+    """Let every plain LoRA layer of `model` add its update in place; variants such as DoRA stay as they are.
+
+    Layers over an ordinary linear module become `AdaptedLinear`; over any other module, 4-bit ones among them, the
+    base computes its output and the update is added to it.
+    """
     for module in model.modules():
         if isinstance(module, LoraLayer) and name in module.lora_A and name not in module.lora_variant:
             module.lora_variant[name] = InPlaceUpdate()
+            if type(module) is Linear and type(module.base_layer) is nn.Linear:
+                module.__class__ = AdaptedLinear
+
+
+class AdaptedLinear(Linear):  # type: ignore[misc]  # peft ships no types for it
+    """peft's layer over an ordinary linear module, with one function for base and update while it trains."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        (name, *others), base = self.active_adapters or [None], self.base_layer
+        plain = not (others or args or kwargs or self.disable_adapters or self.merged or base.weight.requires_grad)
+        if not (self.training and plain and isinstance(self.lora_dropout[name], nn.Identity)):
+            output: Tensor = super().forward(x, *args, **kwargs)
+            return output
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        adapted: Tensor = _Adapted.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
+        return adapted
 
 
 class InPlaceUpdate(LoraVariant):
@@ -41,13 +63,36 @@ class InPlaceUpdate(LoraVariant):
         return updated
 
 
-class _Update(torch.autograd.Function):
-    """result + scale · x Aᵀ Bᵀ, in the result's dtype; gradients of A and B in theirs.
+class _Adapted(torch.autograd.Function):
+    """x Wᵀ + bias + scale · x Aᵀ Bᵀ with W frozen, in W's dtype; gradients of A and B in theirs.
 
-    With U = x Aᵀ and G the output's gradient: dB = scale · Gᵀ U, V = scale · G B, dA = Vᵀ x and dx = V A.
+    With U = x Aᵀ and G the output's gradient: dB = scale · Gᵀ U, V = scale · G B, dA = Vᵀ x and dx = G W + V A.
 
     Source: Hu et al. 2021, LoRA, equation 3 (https://arxiv.org/abs/2106.09685).
     """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        rows, a_cast, b_cast = (tensor.to(weight.dtype) for tensor in (x.reshape(-1, x.shape[-1]), a, b))
+        u = rows @ a_cast.T
+        ctx.save_for_backward(rows, weight, u, a_cast, b_cast)
+        ctx.scale, ctx.shape, ctx.dtype, ctx.trained_dtype = scale, x.shape, x.dtype, a.dtype
+        out = linear(rows, weight, bias).addmm_(u, b_cast.T, alpha=scale)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, u, a, b = ctx.saved_tensors
+        gradient = grads[0].reshape(-1, grads[0].shape[-1])
+        d_a, d_b, v = _trained_gradients(gradient, rows, u, b, ctx)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, d_a, d_b, None
+        d_x = (gradient @ weight).addmm_(v, a).view(ctx.shape).to(ctx.dtype)
+        return d_x, None, None, d_a, d_b, None
+
+
+class _Update(torch.autograd.Function):
+    """result + scale · x Aᵀ Bᵀ, in the result's dtype; gradients as in `_Adapted`, that of the result passed on."""
 
     @staticmethod
     def forward(ctx: Any, result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -66,8 +111,12 @@ class _Update(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, u, a, b = ctx.saved_tensors
         gradient = grads[0].reshape(-1, grads[0].shape[-1])
-        v = (gradient @ b).mul_(ctx.scale)
-        d_b = (gradient.T @ u).to(ctx.trained_dtype).mul_(ctx.scale)
-        d_a = (v.T @ rows).to(ctx.trained_dtype)
+        d_a, d_b, v = _trained_gradients(gradient, rows, u, b, ctx)
         d_x = (v @ a).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None
         return grads[0], d_x, d_a, d_b, None
+
+
+def _trained_gradients(gradient: Tensor, rows: Tensor, u: Tensor, b: Tensor, ctx: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """dA `[r, in]`, dB `[out, r]` and V `[tokens, r]` from G `[tokens, out]`, x `[tokens, in]` and U `[tokens, r]`."""
+    v = (gradient @ b).mul_(ctx.scale)
+    return (v.T @ rows).to(ctx.trained_dtype), (gradient.T @ u).to(ctx.trained_dtype).mul_(ctx.scale), v

@@ -119,7 +119,8 @@ class _RowProducts(torch.autograd.Function):
     """softmax(scale · Q Kᵀ) V for each row, keeping only the weights of the rows for the backward pass.
 
     Rows of like length are computed together, padded on the right: a key behind the last token of its row is hidden
-    by the causal mask alone, and what a query behind it gives is dropped.
+    by the causal mask alone, and what a query behind it gives is dropped. Everything is moved into that layout at
+    once, and back.
 
     With P the weights, the gradients are dV = Pᵀ dO, dS = P ∘ (dP - rowsum(dP ∘ P)) where dP = dO Vᵀ,
     dQ = scale · dS K and dK = scale · dSᵀ Q.
@@ -131,31 +132,34 @@ class _RowProducts(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float
     ) -> Tensor:
-        groups = query.shape[1] // key.shape[1]
-        out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
+        layout = _layout(lengths, query.shape[1], key.shape[1])
+        q = layout.queries.into_blocks(query).mul_(scale)
+        k, v = layout.keys.into_blocks(key), layout.keys.into_blocks(value)
+        out = q.new_empty(q.shape[0], v.shape[1])
         weights = []
-        for block in _blocks(lengths):
-            q, k, v = _fold(query[block.places], groups), _fold(key[block.places], 1), _fold(value[block.places], 1)
-            p = _causal_weights(torch.bmm(q, k.transpose(1, 2)), block.places.shape[1], scale)
-            weights.append(p)
-            out[block.tokens] = _unfold(torch.bmm(p, v), block, groups)
-        ctx.save_for_backward(query, key, value, *weights)
-        ctx.lengths, ctx.scale, ctx.groups = lengths, scale, groups  # type: ignore[attr-defined]
-        return out
+        for block in layout.blocks:
+            scores = torch.bmm(block.of_queries(q), block.of_keys(k).transpose(1, 2))
+            weights.append(_causal_weights(scores, block.time))
+            torch.bmm(weights[-1], block.of_keys(v), out=block.of_queries(out))
+        ctx.save_for_backward(q, k, v, *weights)
+        ctx.layout, ctx.scale = layout, scale  # type: ignore[attr-defined]
+        return layout.queries.out_of_blocks(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *weights = ctx.saved_tensors
-        d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        for block, p in zip(_blocks(ctx.lengths), weights, strict=True):
-            q, k = _fold(query[block.places], ctx.groups), _fold(key[block.places], 1)
-            v = _fold(value[block.places], 1)
-            d_out = _fold(grads[0][block.places].masked_fill(block.beyond, 0), ctx.groups)
-            d_value[block.tokens] = _unfold(torch.bmm(p.transpose(1, 2), d_out), block, 1)
-            d_scores = torch.ops.aten._softmax_backward_data(torch.bmm(d_out, v.transpose(1, 2)), p, -1, p.dtype)
-            d_query[block.tokens] = _unfold(torch.bmm(d_scores, k), block, ctx.groups).mul_(ctx.scale)
-            d_key[block.tokens] = _unfold(torch.bmm(d_scores.transpose(1, 2), q), block, 1).mul_(ctx.scale)
-        return d_query, d_key, d_value, None, None
+        q, k, v, *weights = ctx.saved_tensors
+        layout: _RowsLayout = ctx.layout
+        d_out = layout.queries.into_blocks(grads[0]).index_fill_(0, layout.queries.beyond, 0)
+        d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for block, p in zip(layout.blocks, weights, strict=True):
+            d_out_here = block.of_queries(d_out)
+            torch.bmm(p.transpose(1, 2), d_out_here, out=block.of_keys(d_v))
+            d_p = torch.bmm(d_out_here, block.of_keys(v).transpose(1, 2))
+            d_scores = torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype)
+            torch.bmm(d_scores, block.of_keys(k), out=block.of_queries(d_q))
+            torch.bmm(d_scores.transpose(1, 2), block.of_queries(q), out=block.of_keys(d_k))
+        d_query = layout.queries.out_of_blocks(d_q.mul_(ctx.scale))
+        return d_query, layout.keys.out_of_blocks(d_k), layout.keys.out_of_blocks(d_v), None, None
 
 
 @dataclass(frozen=True)
@@ -163,37 +167,98 @@ class _Block:
     """Rows of like length, computed together.
 
     Attributes:
-        places: `[rows, longest]`, where the tokens of each row lie; behind its end any place that exists.
-        beyond: `[rows, longest, 1, 1]`, whether a place is behind the end of its row.
-        inside: `[rows, longest]`, the opposite.
-        tokens: `[tokens]`, the places of all its tokens, row after row.
+        batch: The products in a batch: one for each row and each head of keys and values.
+        time: The tokens of the longest row.
+        groups: The query heads that share a key; they lie one after the other, so that no key is copied.
+        start: The places before it, of keys, in all blocks.
     """
 
-    places: Tensor
+    batch: int
+    time: int
+    groups: int
+    start: int
+
+    def of_keys(self, placed: Tensor) -> Tensor:
+        """Its part of keys or values `[places, size]`: `[batch, time, size]`."""
+        return self._part(placed, 1)
+
+    def of_queries(self, placed: Tensor) -> Tensor:
+        """Its part of queries or outputs `[places · groups, size]`: `[batch, groups · time, size]`."""
+        return self._part(placed, self.groups)
+
+    def _part(self, placed: Tensor, groups: int) -> Tensor:
+        first, length = self.start * groups, self.batch * self.time * groups
+        return placed[first : first + length].view(self.batch, groups * self.time, -1)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the tokens of rows that lie end to end stand in the blocks, a place for each head.
+
+    Attributes:
+        there: Of each place the token and head, as `token · heads + head`; behind the end of a row any that exists.
+        back: Of each token and head the place.
+        beyond: The places that are behind the end of their row.
+        heads: How many heads.
+    """
+
+    there: Tensor
+    back: Tensor
     beyond: Tensor
-    inside: Tensor
-    tokens: Tensor
+    heads: int
+
+    def into_blocks(self, tensor: Tensor) -> Tensor:
+        """`[time, heads, size]` to `[places, size]`."""
+        return tensor.reshape(-1, tensor.shape[2]).index_select(0, self.there)
+
+    def out_of_blocks(self, placed: Tensor) -> Tensor:
+        """`[places, size]` to `[time, heads, size]`."""
+        return placed.index_select(0, self.back).view(-1, self.heads, placed.shape[1])
+
+
+@dataclass(frozen=True)
+class _RowsLayout:
+    """How some rows are computed: the blocks, and the places in them."""
+
+    blocks: tuple[_Block, ...]
+    queries: _Places
+    keys: _Places
 
 
 @lru_cache(maxsize=8)
-def _blocks(lengths: tuple[int, ...]) -> tuple[_Block, ...]:
+def _layout(lengths: tuple[int, ...], heads: int, key_value_heads: int) -> _RowsLayout:
     """The rows in groups of like length; each group wastes at most `PADDING` of its products."""
-    starts = [row.start for row in _slices(lengths)]
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    starts = torch.tensor([row.start for row in _slices(lengths)])
+    blocks: list[_Block] = []
+    tokens, inside = [], []
+    for group in _of_like_length(lengths):
+        steps = torch.arange(lengths[group[0]])
+        inside.append(steps < torch.tensor([lengths[row] for row in group])[:, None])
+        tokens.append(starts[group, None] + torch.where(inside[-1], steps, 0))
+        start = blocks[-1].start + blocks[-1].batch * blocks[-1].time if blocks else 0
+        blocks.append(_Block(len(group) * key_value_heads, len(steps), heads // key_value_heads, start))
+    return _RowsLayout(tuple(blocks), _places(tokens, inside, heads), _places(tokens, inside, key_value_heads))
+
+
+def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
     groups: list[list[int]] = []
-    for row in order:
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         if groups and lengths[groups[-1][0]] ** 2 <= (1 + PADDING) * lengths[row] ** 2:
             groups[-1].append(row)
         else:
             groups.append([row])
-    return tuple(_block([starts[row] for row in group], [lengths[row] for row in group]) for group in groups)
+    return groups
 
 
-def _block(starts: list[int], lengths: list[int]) -> _Block:
-    steps = torch.arange(max(lengths))
-    inside = steps < torch.tensor(lengths)[:, None]
-    places = torch.tensor(starts)[:, None] + torch.where(inside, steps, 0)
-    return _Block(places, ~inside[:, :, None, None], inside, places[inside])
+def _places(tokens: Sequence[Tensor], inside: Sequence[Tensor], heads: int) -> _Places:
+    """The places of `heads` heads in blocks whose `[rows, time]` tokens are given; a block holds row, head, time."""
+    head = torch.arange(heads)[:, None]
+    there = torch.cat([(block[:, None] * heads + head).flatten() for block in tokens])
+    real = torch.cat([block[:, None].expand(-1, heads, -1).flatten() for block in inside])
+    places = torch.arange(len(there))
+    back = torch.empty(int(real.sum()), dtype=torch.long)
+    back[there[real]] = places[real]
+    return _Places(there, back, places[~real], heads)
 
 
 def _slices(lengths: Sequence[int]) -> list[slice]:
@@ -201,27 +266,10 @@ def _slices(lengths: Sequence[int]) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
-def _fold(rows: Tensor, groups: int) -> Tensor:
-    """`[rows, time, key_value_heads · groups, size]` -> `[rows · key_value_heads, groups · time, size]`.
-
-    The query heads that share a key lie one after the other, so that no key is copied.
-    """
-    count, time, heads, size = rows.shape
-    split = rows.view(count, time, heads // groups, groups, size).permute(0, 2, 3, 1, 4)
-    return split.reshape(count * heads // groups, groups * time, size)
-
-
-def _unfold(folded: Tensor, block: _Block, groups: int) -> Tensor:
-    """The inverse of `_fold`, without what is behind the rows' ends: `[tokens, heads, size]`."""
-    count, time = block.places.shape
-    split = folded.view(count, -1, groups, time, folded.shape[2]).permute(0, 3, 1, 2, 4)
-    return split.reshape(count, time, -1, folded.shape[2])[block.inside]
-
-
-def _causal_weights(scores: Tensor, time: int, scale: float) -> Tensor:
-    """Softmax of `[rows · heads, groups · time, time]` scores under the causal mask, in their own dtype."""
+def _causal_weights(scores: Tensor, time: int) -> Tensor:
+    """Softmax of `[batch, groups · time, time]` scores under the causal mask, in their own dtype."""
     by_group = scores.view(scores.shape[0], -1, time, time)
-    return by_group.mul_(scale).add_(_causal_bias(time, scores.dtype)).softmax(-1).view_as(scores)
+    return by_group.add_(_causal_bias(time, scores.dtype)).softmax(-1).view_as(scores)
 
 
 @lru_cache(maxsize=64)
