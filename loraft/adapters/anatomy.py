@@ -50,7 +50,7 @@ def targets_in(model: PreTrainedModel, family: Family, lora: LoraSection, *, qua
         linear_modules(model),
         family,
         lora,
-        len(list(model.get_submodule(family.layers_path).children())),
+        {stack: len(list(model.get_submodule(path).children())) for stack, path in family.stacks.items()},
         modules=sized_modules(model),
         tied=tied_modules(model),
         quantized=quantized_modules(model) if quantized else (),
