@@ -7,6 +7,7 @@ become values by YAML 1.2, and each value's place is at hand. It refuses to know
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +28,14 @@ from ruamel.yaml.events import (
 
 from loraft.config.document import Document, Entry, Found, KeyPath, Place, dotted
 from loraft.config.overrides import apply_overrides
-from loraft.config.problems import MOST_PROBLEMS, in_order, validated
+from loraft.config.problems import MOST_PROBLEMS, STAND_INS, in_order, validated
 from loraft.config.scalars import Value, in_words, scalar
-from loraft.config.schema import RunConfig
+from loraft.config.schema import LoraSection, RunConfig
 from loraft.config.text import checked_text, read_text
 from loraft.config.written import written
 from loraft.errors import ConfigError, Problem
 
-__all__ = ["MOST_DEPTH", "dump_config", "load_config", "write_config"]
+__all__ = ["MOST_DEPTH", "dump_config", "load_config", "load_lora", "write_config"]
 
 MOST_DEPTH = 20
 SYNTAX_REMEDIES = {
@@ -69,6 +70,18 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     document = Document(name, top, builder.entries)
     found = builder.found + apply_overrides(document, overrides, _read_value)
     return validated(document, found)
+
+
+def load_lora(text: str) -> LoraSection:
+    """The `lora` section that a text such as `r=8,target_modules=[q_proj,v_proj],layers=last:4` says.
+
+    Raises:
+        ConfigError: With every problem; the rules are those of a config.
+    """
+    overrides = [f"lora.{part.strip()}" for part in re.split(r",(?![^\[{]*[\]}])", text) if part.strip()]
+    document = Document(name="--lora", values={name: dict(part) for name, part in STAND_INS.items()})
+    found = apply_overrides(document, overrides, _read_value)
+    return validated(document, found).lora
 
 
 def dump_config(config: RunConfig) -> str:

@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.models.loading import random_model
 
-__all__ = ["MOST_POSITIONS", "miniature", "small_config"]
+__all__ = ["miniature", "small_config"]
 
-HEADS, HEAD_SIZE, VOCABULARY, MOST_POSITIONS = 4, 16, 64, 64
-WIDTH = HEADS * HEAD_SIZE
+HEADS, HEAD_SIZE, FEED_FORWARD = 4, 16, 96
+MOST_POSITIONS = 64
 
-SMALL: dict[str, int] = {
-    **dict.fromkeys(("hidden_size", "d_model", "dim", "n_embd", "word_embed_proj_dim", "embedding_size"), WIDTH),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), HEADS),
-    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), HEADS),
-    **dict.fromkeys(("head_dim", "d_kv"), HEAD_SIZE),
-    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff"), WIDTH),
-    **dict.fromkeys(("hidden_dim", "ffn_hidden_size", "moe_intermediate_size"), WIDTH),
-    **dict.fromkeys(("vocab_size", "decoder_vocab_size"), VOCABULARY),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "sliding_window", "attention_window"), MOST_POSITIONS),
+WIDTHS = ("hidden_size", "d_model", "dim", "n_embd", "word_embed_proj_dim", "embedding_size")
+HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
+               "decoder_attention_heads")  # fmt: skip
+HEAD_SIZES = ("head_dim", "d_kv")
+SIZES: dict[str, int] = {
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim"), FEED_FORWARD),
+    **dict.fromkeys(("d_ff", "hidden_dim", "ffn_hidden_size", "moe_intermediate_size"), FEED_FORWARD),
+    **dict.fromkeys(("vocab_size", "decoder_vocab_size"), 64),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "sliding_window"), MOST_POSITIONS),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok",), 2),
+    **dict.fromkeys(("rotary_dim",), HEAD_SIZE // 2),
 }
-"""The sizes of a copy, by the names that configs give them."""
+"""The most of each size in a copy, by the names that configs give them."""
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers",
           "num_decoder_layers")  # fmt: skip
 FEW = 2
@@ -58,37 +58,32 @@ def miniature(config: PreTrainedConfig) -> PreTrainedModel:
 def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The config of the copy. Layers keep their number where a list says something of each."""
     small: PreTrainedConfig = copy.deepcopy(config)
-    _shrink(small)
-    text = small.get_text_config()
-    if text is not small:
-        _shrink(text)
+    for part in (small, *(value for value in vars(small).values() if isinstance(value, PreTrainedConfig))):
+        _shrink(part)
     return small
 
 
 def _shrink(config: PreTrainedConfig) -> None:
-    written: dict[str, Any] = dict(vars(config))
-    lengths = {len(value) for value in written.values() if isinstance(value, list | tuple)}
-    key_value_heads = written.get("num_key_value_heads")
-    heads = config.num_attention_heads if hasattr(config, "num_attention_heads") else None
-    keeps_heads = _has_lists(written.get("rope_parameters"))
-    size = _head_size(config) if keeps_heads else HEAD_SIZE
+    written = {name: value for name, value in vars(config).items() if type(value) is int}
+    listed = {len(value) for value in vars(config).values() if isinstance(value, list | tuple)}
+    heads, key_value_heads = getattr(config, "num_attention_heads", None), written.get("num_key_value_heads")
+    size = _head_size(config) if _has_lists(getattr(config, "rope_parameters", None)) else HEAD_SIZE
     for name, value in written.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            continue
-        if name in ("head_dim", "d_kv"):
+        if name in WIDTHS:
+            setattr(config, name, HEADS * size)
+        elif name in HEAD_SIZES:
             setattr(config, name, size)
-        elif name in SMALL:
-            smaller = SMALL[name] * size // HEAD_SIZE if SMALL[name] == WIDTH and name not in LENGTHS else SMALL[name]
-            setattr(config, name, min(value, smaller) if name in LENGTHS else smaller)
-        elif name in DEPTHS and value not in lengths:
+        elif name in SIZES:
+            setattr(config, name, min(value, SIZES[name]))
+        elif name in DEPTHS and value not in listed:
             setattr(config, name, min(value, FEW))
         elif name.endswith("_token_id"):
             setattr(config, name, 0 if name == "pad_token_id" else 1)
-    if isinstance(key_value_heads, int) and isinstance(heads, int):
+    for name in HEAD_COUNTS:
+        if name in written:
+            setattr(config, name, HEADS)
+    if key_value_heads is not None:
         config.num_key_value_heads = HEADS if key_value_heads == heads else 1 if key_value_heads == 1 else HEADS // 2
-
-
-LENGTHS = ("max_position_embeddings", "n_positions", "sliding_window", "attention_window")
 
 
 def _has_lists(rope: object) -> bool:
@@ -99,5 +94,4 @@ def _has_lists(rope: object) -> bool:
 
 
 def _head_size(config: PreTrainedConfig) -> int:
-    explicit = getattr(config, "head_dim", None)
-    return int(explicit or config.hidden_size // config.num_attention_heads)
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

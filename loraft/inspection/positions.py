@@ -20,13 +20,13 @@ al. 2021, ALiBi (https://arxiv.org/abs/2108.12409).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from loraft.inspection.miniature import miniature
 from loraft.inspection.watching import Attention, Run, watched
@@ -46,8 +46,9 @@ APPLIED: Mapping[Kind, str] = {
 }
 LENGTHS = (11, 13)
 """Tokens that the experiment reads: primes, which are no size of a copy."""
-TOLERANCE = 1e-4
-"""Relative: float32 computes what does not depend on positions alike to 1e-6."""
+TOLERANCE = 1e-6
+"""Relative. The copy computes in float64; what does not depend on positions comes out alike to 1e-7, where a norm or a
+softmax computes in float32."""
 
 
 @dataclass(frozen=True)
@@ -104,41 +105,63 @@ class _Inside:
     second_angle: float = 0.0
 
 
+def _no_values(_: str) -> None:
+    """Of a model without weights."""
+
+
 def position_encoding(
-    config: PreTrainedConfig, stacks: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+    config: PreTrainedConfig,
+    stacks: Mapping[str, str],
+    depths: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Callable[[str], Tensor | None] = _no_values,
 ) -> PositionEncoding:
     """Find out how the model of `config` tells positions apart.
 
     Args:
-        config: The model's config; its weights are not needed.
+        config: The model's config.
         stacks: The path of each list of layers.
+        depths: How many layers the model itself has in each.
         shapes: The model's parameters and their sizes.
+        values: The model's own tensor of a name, where it is at hand: tables that say nothing are found by it.
     """
     try:
-        model = miniature(config)
-        layers = {stack: _layers(model, path) for stack, path in stacks.items()}
-        lengths = dict(zip(stacks, LENGTHS, strict=False))
-        run = watched(model, layers, lengths)
-        emptied = _without_tables(model, run, layers, lengths)
+        model, run, emptied = _tried(config, stacks)
     except Exception as error:  # whatever a model that is not in the table raises on a copy of other sizes
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return _found("unknown", {}, evidence=(f"a small copy of the model cannot be run: {reason}",))
+    if not any(seen.query is not None or seen.scores is not None for seen in run.attention.values()):
+        return _found("unknown", {}, evidence=("no attention of tokens to one another was seen in a small copy",))
     inside = {place: _inside(seen, run, place) for place, seen in run.attention.items()}
-    acting = {
-        stack: tuple(index for (owner, index), found in inside.items() if owner == stack and found.kind != "none")
-        for stack in stacks
-    }
-    every = {stack: len(layers[stack]) == len(indices) for stack, indices in acting.items()}
+    copied = {stack: len(list(model.get_submodule(path).children())) for stack, path in stacks.items()}
+    acting = {stack: _acting(stack, inside, copied[stack], depths[stack]) for stack in stacks}
     names = {id(weight): name for name, weight in _all_weights(model)}
     added = [stack for stack in stacks if _differs(run.entered[stack])]
     within = next((found for found in inside.values() if found.kind != "none"), None)
     if within is not None:
-        return _acting_inside(within, config, run, acting, every, names, shapes, added)
+        found = _acting_inside(within, config, run, acting, depths, names, shapes, added)
+        return _unless_alike(found, values)
     if added:
-        return _added_before(run, emptied, added, names, shapes)
+        return _unless_alike(_added_before(run, emptied, added, names, shapes), values)
     seen = f"{len(inside)} layers of a small copy" if inside else "a small copy"
     evidence = f"one token repeated {LENGTHS[0]} times: nothing differs between positions in {seen}"
     return _found("none", {}, evidence=(evidence,))
+
+
+def _acting(stack: str, inside: Mapping[tuple[str, int], _Inside], copied: int, depth: int) -> tuple[int, ...]:
+    """The layers of the model in which positions act; a copy with fewer layers has none with settings of its own."""
+    indices = tuple(index for (owner, index), found in inside.items() if owner == stack and found.kind != "none")
+    return tuple(range(depth)) if len(indices) == copied else indices
+
+
+def _unless_alike(found: PositionEncoding, values: Callable[[str], Tensor | None]) -> PositionEncoding:
+    """What was found, unless the rows of all its tables are the same in the model itself."""
+    tensors = [values(table.name) for table in found.tables]
+    if not tensors or not all(tensor is not None and bool((tensor == tensor[:1]).all()) for tensor in tensors):
+        return found
+    names = " and ".join(table.name for table in found.tables)
+    evidence = (*found.evidence, f"but in this model all rows of {names} are the same, so that positions are not told")
+    return replace(_found("none", {}, evidence=evidence), tables=found.tables)
 
 
 def _found(kind: Kind, layers: Mapping[str, tuple[int, ...]], **facts: Any) -> PositionEncoding:
@@ -147,15 +170,20 @@ def _found(kind: Kind, layers: Mapping[str, tuple[int, ...]], **facts: Any) -> P
     return PositionEncoding(kind, APPLIED[kind].format(layers=where), layers, **(nothing | facts))
 
 
-def _layers(model: PreTrainedModel, path: str) -> Sequence[nn.Module]:
-    """The layers at `path`; the copy of a bare model lacks its first part."""
-    modules = dict(model.named_modules())
-    found = modules.get(path) or modules[path.partition(".")[2]]
-    return list(found.children())
-
-
 def _all_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(remove_duplicate=True), *model.named_buffers()]
+
+
+def _tried(config: PreTrainedConfig, stacks: Mapping[str, str]) -> tuple[nn.Module, Run, Run | None]:
+    """A copy, what it did, and what it did without the tables that it looked up by position."""
+    model = miniature(config)
+    lengths = dict(zip(stacks, LENGTHS, strict=False))
+    layers = {stack: list(model.get_submodule(path).children()) for stack, path in stacks.items()}
+    try:
+        run = watched(model.double(), layers, lengths)
+    except (RuntimeError, TypeError):  # some compute a mask or a norm in float32 and cannot go on in float64
+        run = watched(model.float(), layers, lengths)  # type: ignore[no-untyped-call]
+    return model, run, _without_tables(model, run, layers, lengths)
 
 
 # What is added before the first layer
@@ -226,7 +254,7 @@ def _added_before(
 
 def _is_sines(table: Tensor, rows: Tensor) -> bool:
     """Whether the distance of two rows depends only on how many positions lie between them."""
-    used = table.detach()[rows.flatten().unique()].double()
+    used = table.detach()[torch.unique(rows)].double()
     distances = torch.cdist(used, used)
     steps = [distances.diagonal(step) for step in range(1, len(used))]
     return all(bool((step - step[0]).abs().max() <= 1e-3 * distances.max()) for step in steps)
@@ -276,12 +304,12 @@ def _acting_inside(
     config: PreTrainedConfig,
     run: Run,
     acting: Mapping[str, tuple[int, ...]],
-    every: Mapping[str, bool],
+    depths: Mapping[str, int],
     names: Mapping[int, str],
     shapes: Mapping[str, tuple[int, ...]],
     added: Sequence[str],
 ) -> PositionEncoding:
-    where = "every layer" if all(every.values()) else _listed(acting)
+    where = _where(acting, depths)
     evidence = []
     if added:
         evidence.append("what comes into the first layer differs between positions as well")
@@ -332,8 +360,12 @@ def _by_tables(
     return sentences
 
 
-def _listed(acting: Mapping[str, tuple[int, ...]]) -> str:
-    parts = [f"layers {', '.join(map(str, indices))}" for indices in acting.values() if indices]
+def _where(acting: Mapping[str, tuple[int, ...]], depths: Mapping[str, int]) -> str:
+    if all(len(indices) == depths[stack] for stack, indices in acting.items()):
+        return "every layer"
+    parts = [
+        f"{len(indices)} of the {depths[stack]} layers of the {stack}" for stack, indices in acting.items() if indices
+    ]
     return " and ".join(parts)
 
 

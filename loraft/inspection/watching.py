@@ -122,7 +122,7 @@ class _Watch(TorchFunctionMode):
         return out
 
     def _product(self, place: Place, left: Tensor, right: Tensor) -> None:
-        """Queries by keys give `[time, time]`; weights, which are `[time, time]`, by values give `[time, head_size]`."""
+        """Queries by keys give `[time, time]`; weights `[time, time]` by values give `[time, head_size]`."""
         time = self.lengths[place[0]]
         seen = self.run.attention.setdefault(place, Attention())
         if left.shape[-2:] == (time, time):

@@ -191,7 +191,10 @@ def random_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     """
     with quietly_reading(Path("config.json")), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+        plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+        model = _from_config(config, dtype=torch.float32, **plain)
+    model.train(False)
+    return model
 
 
 def _from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
