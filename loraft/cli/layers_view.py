@@ -1,0 +1,367 @@
+"""The document of `inspect-layers` as a person reads it.
+
+This module knows how a model's anatomy, its layers and an adapter's changes are laid out in a hundred columns. It
+works on what `--json` prints, and refuses to know where that comes from. Equal layers are one group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from loraft.cli.figures import as_bytes, as_count, as_measure, as_share
+from loraft.cli.render import printable
+from loraft.cli.tables import facts
+
+__all__ = ["layers_view"]
+
+Document = Mapping[str, Any]
+Column = tuple[str, bool]
+"""A heading, and whether numbers stand below it."""
+
+WIDE = 20
+"""The label column of the sections, so that all of them line up."""
+MOST_ROWS = 12
+LAYER_COLUMNS: Sequence[Column] = (
+    ("module", False), ("shape", False), ("parameters", True), ("dtype", False), ("bytes", True), ("LoRA", True)
+)  # fmt: skip
+SHARING = {
+    "MHA": "each query head has a key/value head of its own",
+    "GQA": "several query heads share a key/value head",
+    "MQA": "all query heads share one key/value head",
+}
+
+
+def layers_view(document: Document, *, every: bool) -> list[RenderableType]:
+    """The whole document.
+
+    Args:
+        document: What `--json` prints.
+        every: Show every layer and module, not only groups and the most moved.
+    """
+    parts: list[RenderableType] = []
+    if "model_type" in document:
+        parts += [
+            facts("model", _model(document), label_width=WIDE),
+            facts("positions", _positions(document["position_encoding"]), label_width=WIDE),
+            _sizes(document),
+            *_layers(document, every=every),
+        ]
+        if document["lora"]:
+            parts.append(facts("LoRA", _lora(document), label_width=WIDE))
+    for adapter in document.get("adapters", ()):
+        parts += _adapter(adapter, every=every)
+    for likeness in document.get("likenesses", ()):
+        parts += _likeness(likeness, every=every)
+    return parts
+
+
+# The model
+
+
+def _model(document: Document) -> dict[str, object]:
+    heads, shared = document["num_attention_heads"], document["num_key_value_heads"]
+    rows: dict[str, object] = {"name": document["model"], "type": f"{document['model_type']} ({document['kind']})"}
+    rows["class"] = document["architecture"]
+    for stack in document["stacks"]:
+        bare = "" if stack["path"] == stack["bare_path"] else f"; on the bare AutoModel {stack['bare_path']}"
+        rows[f"{stack['name']} layers"] = f"{stack['layers']} × {stack['layer_class']} at {stack['path']}{bare}"
+    rows["hidden size"] = document["hidden_size"]
+    if heads:
+        window = document["sliding_window"]
+        rows["attention"] = (
+            f"{document['attention']}: {heads} query heads, {shared} key/value heads of {document['head_size']}; "
+            f"{SHARING[document['attention']]}"
+        )
+        if window:
+            rows["sliding window"] = f"{as_count(window)} tokens, in the layers that have one"
+    rows["feed-forward"] = _feed_forward(document["feed_forward"])
+    if experts := document["experts"]:
+        rows["experts"] = (
+            f"{experts['count']} in a layer, {experts['active']} for a token: "
+            f"{as_count(document['active_parameters'])} of all parameters are active"
+        )
+    rows["norms"] = _norms(document["norms"])
+    tied = {True: ", tied to the head", False: ", the head apart", None: ", no head"}[document["tied_embeddings"]]
+    rows["vocabulary"] = f"{as_count(document['vocabulary'])}{tied}" if document["vocabulary"] else None
+    rows["context length"] = document["context_length"]
+    rows["parameters"] = document["parameters"]
+    rows["stored"] = f"{_by_dtype(document['bytes_by_dtype'])} (from {document['dtype_source']})"
+    if cache := document["kv_cache_bytes_per_token"]:
+        rows["KV cache"] = f"{as_count(cache)} bytes a token in {document['kv_cache_dtype']}"
+    return rows
+
+
+def _feed_forward(part: Document) -> str:
+    if not part["size"]:
+        return f"activation {part['activation']}"
+    ratio = f" ({part['ratio']:.2f} × hidden)" if part["ratio"] else ""
+    gated = {True: "gated, three matrices", False: "two matrices", None: ""}[part["gated"]]
+    return ", ".join(
+        piece for piece in (f"{as_count(part['size'])} wide{ratio}", gated, str(part["activation"])) if piece
+    )
+
+
+def _norms(norms: Document | None) -> str | None:
+    if norms is None:
+        return None
+    final = ", and one behind the last layer" if norms["final"] else ""
+    own = "; queries and keys are normed too" if norms["queries_and_keys"] else ""
+    return f"{norms['kind']} {norms['place']}{final}{own}"
+
+
+def _by_dtype(sizes: Mapping[str, int]) -> str:
+    return " · ".join(f"{as_bytes(size)} in {dtype}" for dtype, size in sizes.items())
+
+
+def _positions(found: Document) -> dict[str, object]:
+    rows: dict[str, object] = {"kind": found["kind"].replace("_", " "), "applied": found["applied"]}
+    if found["theta"] is not None:
+        theta = found["theta"]
+        by_kind = theta.items() if isinstance(theta, Mapping) else [("", theta)]
+        rows["theta"] = " · ".join(f"{as_count(value)} {kind.replace('_', ' ')}".strip() for kind, value in by_kind)
+    if found["turned_share"] not in (None, 1):
+        rows["turned"] = f"{as_share(found['turned_share'], 1)} of each head"
+    if found["scaling"]:
+        rows["scaling"] = " · ".join(f"{key} {_short(value)}" for key, value in found["scaling"].items())
+    if found["limit"]:
+        rows["limit"] = f"{as_count(found['limit'])} positions: the table has no more rows"
+    for number, sentence in enumerate(found["evidence"]):
+        rows["evidence" if not number else " " * number] = sentence
+    return rows
+
+
+def _short(value: object) -> str:
+    return f"a list of {len(value)}" if isinstance(value, list | tuple) else str(value)
+
+
+def _sizes(document: Document) -> RenderableType:
+    """Parameters by part, with the dtype map."""
+    whole = document["parameters"]
+    rows = [
+        (part.replace("_", "-"), as_count(size), as_share(size, whole), " · ".join(document["dtypes"][part]))
+        for part, size in document["parameters_by_part"].items()
+    ]
+    return _table("parameters", (("part", False), ("parameters", True), ("share", True), ("dtype", False)), rows)
+
+
+def _layers(document: Document, *, every: bool) -> Iterator[RenderableType]:
+    stacks = len(document["stacks"]) > 1
+    for group in _groups(document["layers"], every=every):
+        first, last = group[0], group[-1]
+        owner = f"{first['stack']} " if stacks else ""
+        count = len(first["modules"])
+        if first is last:
+            title = f"{owner}layer {first['index']}: {as_count(first['parameters'])} parameters"
+        else:
+            span = f"{owner}layers {first['index']}–{last['index']}"
+            title = f"{span}: the same {count} modules each, {as_count(first['parameters'])} parameters a layer"
+        yield _table(title, LAYER_COLUMNS, map(_module, first["modules"]))
+    if document["outside"]:
+        yield _table("outside the layers", LAYER_COLUMNS, map(_module, document["outside"]))
+
+
+def _groups(layers: Sequence[Document], *, every: bool) -> Iterable[list[Document]]:
+    """Neighbours with equal modules; each alone where every one is asked for."""
+    if every:
+        return [[layer] for layer in layers]
+    return [list(group) for _, group in itertools.groupby(layers, _likeness_of_layer)]
+
+
+def _likeness_of_layer(layer: Document) -> tuple[object, ...]:
+    keys = ("name", "shape", "dtype", "lora_parameters")
+    return (layer.get("stack"), *(tuple(str(module[key]) for key in keys) for module in layer["modules"]))
+
+
+def _module(module: Document) -> tuple[str, ...]:
+    lora = module["lora_parameters"]
+    return (
+        module["name"],
+        " × ".join(as_count(size) for size in module["shape"]),
+        as_count(module["parameters"]),
+        module["dtype"],
+        as_bytes(module["bytes"]),
+        "–" if not lora else as_count(lora),
+    )
+
+
+def _lora(document: Document) -> dict[str, object]:
+    lora = document["lora"]
+    rank = lora["rank"] if isinstance(lora["rank"], int) else "ranks " + ", ".join(map(str, lora["rank"]))
+    layers = " · ".join(f"{stack} {_span(indices)}" for stack, indices in lora["layers"].items())
+    rows: dict[str, object] = {
+        "counted for": lora["source"],
+        "r": rank,
+        "modules": lora["modules"],
+        "layers": layers,
+        "parameters": f"{as_count(lora['parameters'])} ({as_share(lora['trained_share'], 1)} with all that is trained)",
+    }
+    if lora["saved"]:
+        rows["trained whole"] = f"{', '.join(lora['saved'])} ({as_count(lora['saved_parameters'])} parameters)"
+    return rows
+
+
+def _span(indices: Sequence[int]) -> str:
+    """0–29, or the single ones where they have gaps."""
+    runs = [list(run) for _, run in itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
+    ends = [(run[0][1], run[-1][1]) for run in runs]
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in ends)
+
+
+# Adapters
+
+
+def _adapter(adapter: Document, *, every: bool) -> Iterator[RenderableType]:
+    title = f"adapter {adapter['name']}"
+    rows: dict[str, object] = {
+        "folder": adapter["folder"],
+        "names the base": adapter["base"],
+        "kind": f"{adapter['kind']}, r {', '.join(map(str, adapter['ranks']))}, alpha {as_count(adapter['alpha'])}",
+        "holds": f"{as_count(adapter['parameters'])} numbers: {_numbers(adapter['dtypes'])}",
+        "‖ΔW‖": _measure(adapter["norm"]),
+    }
+    if adapter["relative"] is not None:
+        rows["‖ΔW‖ / ‖W‖"] = as_share(adapter["relative"], 1)
+    rows["dead modules"] = _some(adapter["dead"], "B is zero there: nothing was learned") or "none"
+    rows["not finite"] = _some(adapter["non_finite"], "NaN or infinity: it cannot be used") or "none"
+    if adapter["unread"]:
+        rows["not understood"] = _some(adapter["unread"], "")
+    yield facts(title, rows, label_width=WIDE)
+    if adapter["saved"]:
+        columns = (("trained whole", False), ("shape", False), ("‖ΔW‖", True), ("of ‖W‖", True))
+        yield _table(f"{title}: trained whole", columns, map(_saved, adapter["saved"]))
+    yield from _moves(title, adapter, every=every)
+
+
+def _moves(title: str, adapter: Document, *, every: bool) -> Iterator[RenderableType]:
+    relative = adapter["relative"] is not None
+    by = "relative" if relative else "norm"
+    layers = adapter["layers"] if every else sorted(adapter["layers"], key=lambda layer: -(layer[by] or 0))[:MOST_ROWS]
+    most = max((layer[by] or 0 for layer in adapter["layers"]), default=0)
+    words = "layers" if every else f"the {len(layers)} layers that moved most, of {len(adapter['layers'])}"
+    columns: list[Column] = [("layer", False), ("‖ΔW‖", True), ("of ‖W‖", True), ("", False)]
+    rows = [
+        (_layer_name(layer), as_measure(layer["norm"]), _share(layer["relative"]), _bar(layer[by], most))
+        for layer in layers
+    ]
+    if rows:
+        yield _table(f"{title}: {words}", columns, rows)
+    yield from _kinds(title, adapter) if not every else _every_module(title, adapter)
+
+
+def _kinds(title: str, adapter: Document) -> Iterator[RenderableType]:
+    """The modules of one name together: how far they moved at least, at most, and in how many directions."""
+    by_name: dict[str, list[Document]] = {}
+    for module in adapter["modules"]:
+        if module["finite"]:
+            by_name.setdefault(module["name"], []).append(module)
+    rows = []
+    for name, group in by_name.items():
+        farthest = max(group, key=lambda module: module["relative"] or module["norm"])
+        ranks = [module["effective_rank"] for module in group]
+        where = "" if farthest["index"] is None else _layer_name(farthest)
+        rows.append(
+            (
+                name,
+                as_count(len(group)),
+                as_measure(sum(module["norm"] for module in group) / len(group)),
+                _share(_mean([module["relative"] for module in group])),
+                f"{as_measure(farthest['norm'])} in {where}" if where else "",
+                f"{min(ranks):.1f}–{max(ranks):.1f} of {_span(sorted({module['rank'] for module in group}))}",
+            )
+        )
+    columns = (("module", False), ("count", True), ("mean ‖ΔW‖", True), ("of ‖W‖", True), ("farthest", False),
+               ("effective rank", False))  # fmt: skip
+    if rows:
+        yield _table(f"{title}: by module", columns, rows)
+
+
+def _every_module(title: str, adapter: Document) -> Iterator[RenderableType]:
+    columns = (("module", False), ("r", True), ("‖ΔW‖", True), ("of ‖W‖", True), ("effective rank", True), ("", False))
+    rows = [
+        (
+            module["path"],
+            str(module["rank"]),
+            _measure(module["norm"]),
+            _share(module["relative"]),
+            "–" if module["effective_rank"] is None else f"{module['effective_rank']:.1f}",
+            "not finite" if not module["finite"] else "dead" if module["dead"] else "",
+        )
+        for module in adapter["modules"]
+    ]
+    yield _table(f"{title}: modules", columns, rows)
+
+
+def _likeness(likeness: Document, *, every: bool) -> Iterator[RenderableType]:
+    title = f"{likeness['one']} and {likeness['other']}"
+    yield facts(title, {"cosine of updates": _cosine(likeness["cosine"])}, label_width=WIDE)
+    layers = [(_layer_name(layer), _cosine(layer["cosine"])) for layer in likeness["layers"]]
+    yield _table(f"{title}: by layer", (("layer", False), ("cosine", True)), layers)
+    if every:
+        modules = [(module["path"], _cosine(module["cosine"])) for module in likeness["modules"]]
+        yield _table(f"{title}: by module", (("module", False), ("cosine", True)), modules)
+
+
+# Words
+
+
+def _table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
+    for name, is_number in columns:
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    frame = Table.grid()
+    frame.add_row(Text(title, style="bold"))
+    frame.add_row(Padding(table, (0, 0, 0, 1)))
+    frame.add_row("")
+    return frame
+
+
+def _layer_name(row: Document) -> str:
+    stack = row["stack"]
+    return f"{stack} {row['index']}" if stack not in ("decoder", "encoder", "") or stack else str(row["index"])
+
+
+def _numbers(dtypes: Mapping[str, int]) -> str:
+    return " · ".join(f"{as_count(count)} in {dtype}" for dtype, count in dtypes.items())
+
+
+def _some(names: Sequence[str], meaning: str) -> str:
+    if not names:
+        return ""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)}: {', '.join(names[:3])}{rest}{f' ({meaning})' if meaning else ''}"
+
+
+def _saved(row: Document) -> tuple[str, ...]:
+    shape = " × ".join(as_count(size) for size in row["shape"])
+    return row["name"], shape, _measure(row["norm"]) if row["finite"] else "not finite", _share(row["relative"])
+
+
+def _measure(value: float | None) -> str:
+    return "–" if value is None else as_measure(value)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else as_share(value, 1)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _cosine(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def _bar(part: float | None, whole: float) -> str:
+    return "━" * max(1, round(20 * part / whole)) if part and whole else ""
