@@ -71,7 +71,7 @@ def _model(document: Document) -> dict[str, object]:
     rows: dict[str, object] = {"name": document["model"], "type": f"{document['model_type']} ({document['kind']})"}
     rows["class"] = document["architecture"]
     for stack in document["stacks"]:
-        bare = "" if stack["path"] == stack["bare_path"] else f"; on the bare AutoModel {stack['bare_path']}"
+        bare = "" if stack["path"] == stack["bare_path"] else f" (on a bare AutoModel: {stack['bare_path']})"
         rows[f"{stack['name']} layers"] = f"{stack['layers']} × {stack['layer_class']} at {stack['path']}{bare}"
     rows["hidden size"] = document["hidden_size"]
     if heads:
@@ -104,9 +104,8 @@ def _feed_forward(part: Document) -> str:
         return f"activation {part['activation']}"
     ratio = f" ({part['ratio']:.2f} × hidden)" if part["ratio"] else ""
     gated = {True: "gated, three matrices", False: "two matrices", None: ""}[part["gated"]]
-    return ", ".join(
-        piece for piece in (f"{as_count(part['size'])} wide{ratio}", gated, str(part["activation"])) if piece
-    )
+    pieces = (f"{as_count(part['size'])} wide{ratio}", gated, part["activation"])
+    return ", ".join(piece for piece in pieces if piece)
 
 
 def _norms(norms: Document | None) -> str | None:
@@ -201,10 +200,11 @@ def _lora(document: Document) -> dict[str, object]:
         "r": rank,
         "modules": lora["modules"],
         "layers": layers,
-        "parameters": f"{as_count(lora['parameters'])} ({as_share(lora['trained_share'], 1)} with all that is trained)",
+        "parameters": lora["parameters"],
     }
     if lora["saved"]:
         rows["trained whole"] = f"{', '.join(lora['saved'])} ({as_count(lora['saved_parameters'])} parameters)"
+    rows["share of all"] = as_share(lora["trained_share"], 1)
     return rows
 
 
@@ -326,8 +326,7 @@ def _table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]])
 
 
 def _layer_name(row: Document) -> str:
-    stack = row["stack"]
-    return f"{stack} {row['index']}" if stack not in ("decoder", "encoder", "") or stack else str(row["index"])
+    return f"{row['stack']} {row['index']}"
 
 
 def _numbers(dtypes: Mapping[str, int]) -> str:

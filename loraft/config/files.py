@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -78,10 +78,16 @@ def load_lora(text: str) -> LoraSection:
     Raises:
         ConfigError: With every problem; the rules are those of a config.
     """
-    overrides = [f"lora.{part.strip()}" for part in re.split(r",(?![^\[{]*[\]}])", text) if part.strip()]
+    parts = [part.strip() for part in re.split(r",(?![^\[{]*[\]}])", text) if part.strip()]
+    if unsaid := [part for part in parts if "=" not in part]:
+        remedy = "Write it as r=8,target_modules=[q_proj,v_proj],layers=last:4, or name a config."
+        raise ConfigError(f"{unsaid[0]!r} is no key=value", where="--lora", remedy=remedy)
+    overrides = [f"lora.{part}" for part in parts]
     document = Document(name="--lora", values={name: dict(part) for name, part in STAND_INS.items()})
-    found = apply_overrides(document, overrides, _read_value)
-    return validated(document, found).lora
+    try:
+        return validated(document, apply_overrides(document, overrides, _read_value)).lora
+    except ConfigError as error:
+        raise ConfigError.several(replace(problem, where="--lora") for problem in error.problems) from None
 
 
 def dump_config(config: RunConfig) -> str:

@@ -319,8 +319,8 @@ def _acting_inside(
         theta, scaling = _rope(config)
         share = found.turned / found.head_size
         evidence.append(
-            f"inside attention, queries and keys of one vector differ between positions and keep their length: they "
-            f"are turned ({found.turned} of {found.head_size} numbers of a head); values do not differ"
+            "inside attention, queries and keys of one vector differ between positions and keep their length: they are "
+            f"turned ({'all' if share == 1 else f'{share:.0%}'} of each head); values do not differ"
         )
         evidence += _measured(found, theta, scaling)
         return _found(
