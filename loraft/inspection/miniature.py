@@ -8,9 +8,7 @@ is asked of a model of any size, without its weights.
 from __future__ import annotations
 
 import copy
-import math
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.models.loading import random_model
@@ -41,18 +39,12 @@ FEW = 2
 
 
 def miniature(config: PreTrainedConfig) -> PreTrainedModel:
-    """A small copy of the model of `config`, in float32 and eval mode; what is trained in it is random.
+    """A small copy of the model of `config`, in float32 and eval mode; its weights are as they are before training.
 
     Raises:
         ModelError: The copy's sizes make no model of this architecture.
     """
-    model = random_model(small_config(config))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad and weight.dim() > 1:
-                weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[-1]))
-    return model
+    return random_model(small_config(config))
 
 
 def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
