@@ -159,5 +159,5 @@ def _listed(folder: Path, declared: Mapping[str, Any], file: Any, path: Path) ->
 
 
 def _plain(key: str) -> str:
-    """The name of a whole tensor in the base, as far as the file tells."""
-    return key.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".modules_to_save", "")
+    """The name of a whole tensor in the base: without what peft and its wrappers put into it."""
+    return re.sub(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)", "", key.removeprefix("base_model.model."))
