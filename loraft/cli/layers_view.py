@@ -273,7 +273,7 @@ def _kinds(title: str, adapter: Document) -> Iterator[RenderableType]:
                 as_count(len(group)),
                 as_measure(sum(module["norm"] for module in group) / len(group)),
                 _share(_mean([module["relative"] for module in group])),
-                f"{as_measure(farthest['norm'])} in {where}" if where else "",
+                f"{_how_far(farthest)} in {where}" if where else "",
                 f"{min(ranks):.1f}–{max(ranks):.1f} of {_span(sorted({module['rank'] for module in group}))}",
             )
         )
@@ -302,8 +302,13 @@ def _every_module(title: str, adapter: Document) -> Iterator[RenderableType]:
 def _likeness(likeness: Document, *, every: bool) -> Iterator[RenderableType]:
     title = f"{likeness['one']} and {likeness['other']}"
     yield facts(title, {"cosine of updates": _cosine(likeness["cosine"])}, label_width=WIDE)
-    layers = [(_layer_name(layer), _cosine(layer["cosine"])) for layer in likeness["layers"]]
-    yield _table(f"{title}: by layer", (("layer", False), ("cosine", True)), layers)
+    layers = likeness["layers"]
+    words = "by layer"
+    if len(layers) > MOST_ROWS and not every:
+        layers = sorted(layers, key=lambda layer: layer["cosine"] or 0)[:MOST_ROWS]
+        words = f"the {MOST_ROWS} layers that are least alike, of {len(likeness['layers'])}"
+    rows = [(_layer_name(layer), _cosine(layer["cosine"])) for layer in layers]
+    yield _table(f"{title}: {words}", (("layer", False), ("cosine", True)), rows)
     if every:
         modules = [(module["path"], _cosine(module["cosine"])) for module in likeness["modules"]]
         yield _table(f"{title}: by module", (("module", False), ("cosine", True)), modules)
@@ -351,6 +356,10 @@ def _measure(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else as_share(value, 1)
+
+
+def _how_far(move: Document) -> str:
+    return _measure(move["norm"]) if move["relative"] is None else _share(move["relative"])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -62,7 +62,7 @@ def read_storage(folder: Path, config: PreTrainedConfig) -> Storage:
     Raises:
         ModelError: A file of weights is damaged or absent though the index lists it.
     """
-    if not any(folder.glob("model*.safetensors*")):
+    if not any(folder.glob("*.safetensors")):  # an index alone is what the Hub gives beside a config
         dtype = getattr(config.get_text_config(), "dtype", None) or config.dtype
         word = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype | str) else "float32"
         return Storage({}, word, "config.json" if dtype else "nothing: float32 is assumed")

@@ -35,10 +35,12 @@ def adapter(folder: Path, seed: int = 0, **lora: Any) -> Path:
     """An adapter on the tiny Llama in `base`, moved as training would."""
     from loraft.adapters.attach import attach
     from loraft.adapters.store import save_adapter
+    from loraft.models.weights import fingerprint
     from tests.adapters.setting import FACTS, Rendering
 
     config = run_config(model="base", seed=seed, **lora)
-    loaded = tiny_loaded(Path("base"))
+    tiny_loaded(Path("base"))
+    loaded = tiny_loaded(Path("base"), fingerprint=fingerprint(Path("base")))
     adapted = attach(loaded, config)
     disturb(adapted.trainable, seed + 1)
     save_adapter(adapted, folder, config=config, renderer=Rendering(), facts=FACTS)  # type: ignore[arg-type]
@@ -166,7 +168,9 @@ def test_an_adapter_without_its_base_is_shown_with_a_note(here: Path) -> None:
     assert result.exit_code == 0
     assert "note: The base base is not at hand" in result.stderr
     assert "adapter default" in result.stdout
-    assert inspect("one", "--base-model", "elsewhere").stderr.count("note: The adapter") == 1
+    mended = inspect("one", "--base-model", "elsewhere")
+    assert mended.stderr == "note: The adapter one names base as its base; elsewhere is used.\n"
+    assert "of ‖W‖" in mended.stdout
 
 
 @pytest.mark.slow

@@ -377,3 +377,13 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(ModelError, match="cut short"):
         table_of(tmp_path)
+
+
+def test_an_index_without_its_files_is_what_the_hub_gives_beside_a_config(tmp_path: Path) -> None:
+    config_alone(tmp_path, LLAMA_2_7B)
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert table_of(tmp_path).anatomy.stored == "config.json"
+    save_file({"lm_head.weight": torch.zeros(2)}, tmp_path / "model-00002-of-00002.safetensors")
+    with pytest.raises(ModelError, match="the file is missing"):
+        table_of(tmp_path)
