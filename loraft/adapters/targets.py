@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
-from loraft.adapters.names import matches, nearest
+from loraft.adapters.names import matches
 from loraft.adapters.patterns import patterned
+from loraft.adapters.unmatched import shared_experts, unknown_parts, unmatched_target
 from loraft.adapters.whole import trained_whole
 from loraft.config.schema import LoraSection
 from loraft.errors import AdapterError, Problem
@@ -230,15 +231,16 @@ def _chosen(
     within = [place for place in places if place.layer in layers[place.stack]]
     wanted = lora.target_modules
     if family.experts and wanted in ("all-linear", "mlp"):
-        return [], [_shared_experts(family.experts, str(wanted))]
+        return [], [shared_experts(family.experts, str(wanted))]
     if wanted == "all-linear":
         return within, []
     if isinstance(wanted, str):
         parts = family.attention if wanted == "attention" else family.mlp
         chosen = [place for place in within if _part(place, family) == wanted]
-        return chosen, [] if parts else [_unknown_parts(family.model_type, wanted, places)]
+        return chosen, [] if parts else [unknown_parts(family.model_type, wanted, {place.inside for place in places})]
     unmatched = [name for name in wanted if not any(matches(place.name, name) for place in within)]
-    problems = [_unmatched_target(name, places, linear, modules) for name in unmatched]
+    located = {place.name: (place.layer, place.inside) for place in places}
+    problems = [unmatched_target(name, located, linear, modules) for name in unmatched]
     return [place for place in within if any(matches(place.name, name) for name in wanted)], problems
 
 
@@ -247,47 +249,3 @@ def _part(place: _Place, family: Family) -> str:
     if any(matches(place.inside, part) for part in family.attention):
         return "attention"
     return "mlp" if any(matches(place.inside, part) for part in family.mlp) else ""
-
-
-def _shared_experts(experts: str, wanted: str) -> Problem:
-    return Problem(
-        f"{wanted} would leave out the feed-forward part: {experts} holds the weights of all experts in one tensor, "
-        "and LoRA adapts linear modules",
-        None,
-        "lora.target_modules",
-        "Write attention: its projections are linear modules.",
-    )
-
-
-def _unknown_parts(model_type: str, wanted: str, places: Sequence[_Place]) -> Problem:
-    inside = ", ".join(sorted({place.inside for place in places}))
-    return Problem(
-        f"which modules of a {model_type} are its {wanted} is not known",
-        None,
-        "lora.target_modules",
-        f"Write all-linear, or name them: {inside}.",
-    )
-
-
-def _unmatched_target(
-    name: str, places: Sequence[_Place], linear: Collection[str], modules: Collection[str]
-) -> Problem:
-    """Why a name of `target_modules` matches nothing: each reason has its own remedy."""
-    key = "lora.target_modules"
-    elsewhere = sorted({place.layer for place in places if matches(place.name, name)})
-    if elsewhere:
-        span = _span(elsewhere)
-        return Problem(f"{name} exists only in layers that lora.layers leaves out", None, key, f"It is in {span}.")
-    remedy = "lora.modules_to_save trains it whole."
-    if any(matches(module, name) for module in linear):
-        return Problem(f"{name} lies outside the transformer layers", None, key, remedy)
-    if any(matches(module, name) for module in modules):
-        return Problem(f"{name} is not a linear layer", None, key, remedy)
-    return Problem(f"no module is called {name}", None, key, nearest(name, {place.inside for place in places}))
-
-
-def _span(layers: Sequence[int]) -> str:
-    if len(layers) == 1:
-        return f"layer {layers[0]}"
-    unbroken = layers[-1] - layers[0] + 1 == len(layers)
-    return f"layers {layers[0]}-{layers[-1]}" if unbroken else f"layers {', '.join(map(str, layers))}"

@@ -10,25 +10,18 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
-from loraft.cli.figures import as_bytes, as_count, as_measure, as_share
-from loraft.cli.render import printable
-from loraft.cli.tables import facts
+from loraft.cli.adapters_view import adapters_view
+from loraft.cli.figures import as_bytes, as_count, as_share, as_span
+from loraft.cli.tables import Column, facts, sheet
 
 __all__ = ["layers_view"]
 
 Document = Mapping[str, Any]
-Column = tuple[str, bool]
-"""A heading, and whether numbers stand below it."""
 
 WIDE = 20
 """The label column of the sections, so that all of them line up."""
-MOST_ROWS = 12
 LAYER_COLUMNS: Sequence[Column] = (
     ("module", False), ("shape", False), ("parameters", True), ("dtype", False), ("bytes", True), ("LoRA", True)
 )  # fmt: skip
@@ -56,14 +49,7 @@ def layers_view(document: Document, *, every: bool) -> list[RenderableType]:
         ]
         if document["lora"]:
             parts.append(facts("LoRA", _lora(document), label_width=WIDE))
-    for adapter in document.get("adapters", ()):
-        parts += _adapter(adapter, every=every)
-    for likeness in document.get("likenesses", ()):
-        parts += _likeness(likeness, every=every)
-    return parts
-
-
-# The model
+    return parts + adapters_view(document, every=every)
 
 
 def _model(document: Document) -> dict[str, object]:
@@ -148,7 +134,7 @@ def _sizes(document: Document) -> RenderableType:
         (part.replace("_", "-"), as_count(size), as_share(size, whole), " · ".join(document["dtypes"][part]))
         for part, size in document["parameters_by_part"].items()
     ]
-    return _table("parameters", (("part", False), ("parameters", True), ("share", True), ("dtype", False)), rows)
+    return sheet("parameters", (("part", False), ("parameters", True), ("share", True), ("dtype", False)), rows)
 
 
 def _layers(document: Document, *, every: bool) -> Iterator[RenderableType]:
@@ -162,9 +148,9 @@ def _layers(document: Document, *, every: bool) -> Iterator[RenderableType]:
         else:
             span = f"{owner}layers {first['index']}–{last['index']}"
             title = f"{span}: the same {count} modules each, {as_count(first['parameters'])} parameters a layer"
-        yield _table(title, LAYER_COLUMNS, map(_module, first["modules"]))
+        yield sheet(title, LAYER_COLUMNS, map(_module, first["modules"]))
     if document["outside"]:
-        yield _table("outside the layers", LAYER_COLUMNS, map(_module, document["outside"]))
+        yield sheet("outside the layers", LAYER_COLUMNS, map(_module, document["outside"]))
 
 
 def _groups(layers: Sequence[Document], *, every: bool) -> Iterable[list[Document]]:
@@ -194,7 +180,7 @@ def _module(module: Document) -> tuple[str, ...]:
 def _lora(document: Document) -> dict[str, object]:
     lora = document["lora"]
     rank = lora["rank"] if isinstance(lora["rank"], int) else "ranks " + ", ".join(map(str, lora["rank"]))
-    layers = " · ".join(f"{stack} {_span(indices)}" for stack, indices in lora["layers"].items())
+    layers = " · ".join(f"{stack} {as_span(indices)}" for stack, indices in lora["layers"].items())
     rows: dict[str, object] = {
         "counted for": lora["source"],
         "r": rank,
@@ -206,170 +192,3 @@ def _lora(document: Document) -> dict[str, object]:
         rows["trained whole"] = f"{', '.join(lora['saved'])} ({as_count(lora['saved_parameters'])} parameters)"
     rows["share of all"] = as_share(lora["trained_share"], 1)
     return rows
-
-
-def _span(indices: Sequence[int]) -> str:
-    """0–29, or the single ones where they have gaps."""
-    runs = [list(run) for _, run in itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
-    ends = [(run[0][1], run[-1][1]) for run in runs]
-    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in ends)
-
-
-# Adapters
-
-
-def _adapter(adapter: Document, *, every: bool) -> Iterator[RenderableType]:
-    title = f"adapter {adapter['name']}"
-    rows: dict[str, object] = {
-        "folder": adapter["folder"],
-        "names the base": adapter["base"],
-        "kind": f"{adapter['kind']}, r {', '.join(map(str, adapter['ranks']))}, alpha {as_count(adapter['alpha'])}",
-        "holds": f"{as_count(adapter['parameters'])} numbers: {_numbers(adapter['dtypes'])}",
-        "‖ΔW‖": _measure(adapter["norm"]),
-    }
-    if adapter["relative"] is not None:
-        rows["‖ΔW‖ / ‖W‖"] = as_share(adapter["relative"], 1)
-    rows["dead modules"] = _some(adapter["dead"], "B is zero there: nothing was learned") or "none"
-    rows["not finite"] = _some(adapter["non_finite"], "NaN or infinity: it cannot be used") or "none"
-    if adapter["unread"]:
-        rows["not understood"] = _some(adapter["unread"], "")
-    yield facts(title, rows, label_width=WIDE)
-    if adapter["saved"]:
-        columns = (("trained whole", False), ("shape", False), ("‖ΔW‖", True), ("of ‖W‖", True))
-        yield _table(f"{title}: trained whole", columns, map(_saved, adapter["saved"]))
-    yield from _moves(title, adapter, every=every)
-
-
-def _moves(title: str, adapter: Document, *, every: bool) -> Iterator[RenderableType]:
-    relative = adapter["relative"] is not None
-    by = "relative" if relative else "norm"
-    layers = adapter["layers"] if every else sorted(adapter["layers"], key=lambda layer: -(layer[by] or 0))[:MOST_ROWS]
-    most = max((layer[by] or 0 for layer in adapter["layers"]), default=0)
-    words = "layers" if every else f"the {len(layers)} layers that moved most, of {len(adapter['layers'])}"
-    columns: list[Column] = [("layer", False), ("‖ΔW‖", True), ("of ‖W‖", True), ("", False)]
-    rows = [
-        (_layer_name(layer), as_measure(layer["norm"]), _share(layer["relative"]), _bar(layer[by], most))
-        for layer in layers
-    ]
-    if rows:
-        yield _table(f"{title}: {words}", columns, rows)
-    yield from _kinds(title, adapter) if not every else _every_module(title, adapter)
-
-
-def _kinds(title: str, adapter: Document) -> Iterator[RenderableType]:
-    """The modules of one name together: how far they moved at least, at most, and in how many directions."""
-    by_name: dict[str, list[Document]] = {}
-    for module in adapter["modules"]:
-        if module["finite"]:
-            by_name.setdefault(module["name"], []).append(module)
-    rows = []
-    for name, group in by_name.items():
-        farthest = max(group, key=lambda module: module["relative"] or module["norm"])
-        ranks = [module["effective_rank"] for module in group]
-        where = "" if farthest["index"] is None else _layer_name(farthest)
-        rows.append(
-            (
-                name,
-                as_count(len(group)),
-                as_measure(sum(module["norm"] for module in group) / len(group)),
-                _share(_mean([module["relative"] for module in group])),
-                f"{_how_far(farthest)} in {where}" if where else "",
-                f"{min(ranks):.1f}–{max(ranks):.1f} of {_span(sorted({module['rank'] for module in group}))}",
-            )
-        )
-    columns = (("module", False), ("count", True), ("mean ‖ΔW‖", True), ("of ‖W‖", True), ("farthest", False),
-               ("effective rank", False))  # fmt: skip
-    if rows:
-        yield _table(f"{title}: by module", columns, rows)
-
-
-def _every_module(title: str, adapter: Document) -> Iterator[RenderableType]:
-    columns = (("module", False), ("r", True), ("‖ΔW‖", True), ("of ‖W‖", True), ("effective rank", True), ("", False))
-    rows = [
-        (
-            module["path"],
-            str(module["rank"]),
-            _measure(module["norm"]),
-            _share(module["relative"]),
-            "–" if module["effective_rank"] is None else f"{module['effective_rank']:.1f}",
-            "not finite" if not module["finite"] else "dead" if module["dead"] else "",
-        )
-        for module in adapter["modules"]
-    ]
-    yield _table(f"{title}: modules", columns, rows)
-
-
-def _likeness(likeness: Document, *, every: bool) -> Iterator[RenderableType]:
-    title = f"{likeness['one']} and {likeness['other']}"
-    yield facts(title, {"cosine of updates": _cosine(likeness["cosine"])}, label_width=WIDE)
-    layers = likeness["layers"]
-    words = "by layer"
-    if len(layers) > MOST_ROWS and not every:
-        layers = sorted(layers, key=lambda layer: layer["cosine"] or 0)[:MOST_ROWS]
-        words = f"the {MOST_ROWS} layers that are least alike, of {len(likeness['layers'])}"
-    rows = [(_layer_name(layer), _cosine(layer["cosine"])) for layer in layers]
-    yield _table(f"{title}: {words}", (("layer", False), ("cosine", True)), rows)
-    if every:
-        modules = [(module["path"], _cosine(module["cosine"])) for module in likeness["modules"]]
-        yield _table(f"{title}: by module", (("module", False), ("cosine", True)), modules)
-
-
-# Words
-
-
-def _table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
-    for name, is_number in columns:
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    frame = Table.grid()
-    frame.add_row(Text(title, style="bold"))
-    frame.add_row(Padding(table, (0, 0, 0, 1)))
-    frame.add_row("")
-    return frame
-
-
-def _layer_name(row: Document) -> str:
-    return f"{row['stack']} {row['index']}"
-
-
-def _numbers(dtypes: Mapping[str, int]) -> str:
-    return " · ".join(f"{as_count(count)} in {dtype}" for dtype, count in dtypes.items())
-
-
-def _some(names: Sequence[str], meaning: str) -> str:
-    if not names:
-        return ""
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)}: {', '.join(names[:3])}{rest}{f' ({meaning})' if meaning else ''}"
-
-
-def _saved(row: Document) -> tuple[str, ...]:
-    shape = " × ".join(as_count(size) for size in row["shape"])
-    return row["name"], shape, _measure(row["norm"]) if row["finite"] else "not finite", _share(row["relative"])
-
-
-def _measure(value: float | None) -> str:
-    return "–" if value is None else as_measure(value)
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else as_share(value, 1)
-
-
-def _how_far(move: Document) -> str:
-    return _measure(move["norm"]) if move["relative"] is None else _share(move["relative"])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _cosine(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
-
-
-def _bar(part: float | None, whole: float) -> str:
-    return "━" * max(1, round(20 * part / whole)) if part and whole else ""

@@ -18,10 +18,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.adapters.anatomy import depths
 from loraft.adapters.names import matches
+from loraft.inspection.encodings import PositionEncoding
 from loraft.inspection.miniature import miniature
 from loraft.inspection.norms import Norms, norms_in
 from loraft.inspection.parts import numbers_by_part
-from loraft.inspection.positions import PositionEncoding, position_encoding
+from loraft.inspection.positions import position_encoding
 from loraft.inspection.storage import DTYPE_BYTES, Storage
 from loraft.models.families import Family, Kind
 from loraft.models.loading import linear_modules, parameter_count

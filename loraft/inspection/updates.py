@@ -1,8 +1,7 @@
 """What an adapter changed: how far each module moved, in how many directions, and how alike two adapters are.
 
-This module knows the arithmetic of low-rank updates. A product B A is never formed: with B = Q₁ R₁ and Aᵀ = Q₂ R₂ its
-singular values are those of R₁ R₂ᵀ, which is [r, r]. Weights of the base are read one at a time. It refuses to judge:
-values that are not finite and modules that did not move are told like all else.
+This module knows adapters and the weights below them, which it reads one at a time. It refuses to judge: values that
+are not finite and modules that did not move are told like all else.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from loraft.adapters.factors import Factors, OpenedAdapter
 from loraft.inspection.layers import ModelTable
+from loraft.inspection.lowrank import dora_change, effective_rank, inner_product, singular_values
 
 __all__ = [
     "AdapterUpdates",
@@ -26,10 +26,7 @@ __all__ = [
     "ModuleMove",
     "SavedModule",
     "adapter_updates",
-    "dora_change",
-    "effective_rank",
     "likeness",
-    "singular_values",
 ]
 
 PLACE = re.compile(r"(?P<stack>.+?)\.(?P<index>\d+)\.(?P<name>.+)")
@@ -174,72 +171,6 @@ class Likeness:
     layers: Mapping[tuple[str, int], float | None]
 
 
-# The arithmetic
-
-
-def singular_values(a: Tensor, b: Tensor) -> Tensor:
-    """The singular values of B A, largest first: float64 `[r]`.
-
-    Args:
-        a: `[r, in]`.
-        b: `[out, r]`.
-
-    Source: Golub and Van Loan, Matrix Computations, section 5.2: an orthogonal factor leaves singular values alone.
-    """
-    _, left = torch.linalg.qr(b.double())
-    _, right = torch.linalg.qr(a.double().T)
-    values: Tensor = torch.linalg.svdvals(left @ right.T)
-    return values
-
-
-def effective_rank(singular: Tensor) -> float:
-    """Exp of the entropy of the singular values as shares of their sum; 0 where all are zero.
-
-    n equal values give n, one alone gives 1.
-
-    Args:
-        singular: `[r]`.
-
-    Source: Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality, EUSIPCO.
-    """
-    total = singular.sum()
-    if not bool(total > 0):
-        return 0.0
-    shares = singular[singular > 0] / total
-    return float(torch.exp(-(shares * shares.log()).sum()))
-
-
-def dora_change(weight: Tensor, factors: Factors) -> float:
-    """‖W' - W‖ of DoRA, whose rows W'ᵢ = mᵢ (W + ΔW)ᵢ / ‖(W + ΔW)ᵢ‖; ΔW itself is not formed.
-
-    Args:
-        weight: W, `[out, in]`.
-        factors: With magnitudes m.
-
-    Source: Liu et al. 2024, DoRA, equation 5 (https://arxiv.org/abs/2402.09353).
-    """
-    assert factors.magnitude is not None
-    w, a, b = weight.float(), factors.a.float(), factors.b.float()
-    w_squared = w.square().sum(1).double()
-    w_by_delta = factors.scale * ((w @ a.T).double() * b.double()).sum(1)
-    gram = a.double() @ a.double().T
-    delta_squared = factors.scale**2 * ((b.double() @ gram) * b.double()).sum(1)
-    moved_squared = (w_squared + 2 * w_by_delta + delta_squared).clamp_min(1e-30)
-    gain = factors.magnitude.double().flatten() / moved_squared.sqrt()
-    change = gain.square() * moved_squared - 2 * gain * (w_squared + w_by_delta) + w_squared
-    return math.sqrt(max(0.0, float(change.sum())))
-
-
-def _inner(one: Factors, other: Factors) -> float:
-    """trace(ΔW₁ᵀ ΔW₂) = trace((B₁ᵀ B₂)(A₂ A₁ᵀ)), each factor [r₁, r₂]."""
-    left = one.b.double().T @ other.b.double()
-    right = one.a.double() @ other.a.double().T
-    return one.scale * other.scale * float((left * right).sum())
-
-
-# Adapters
-
-
 def adapter_updates(name: str, base: str, opened: OpenedAdapter, table: ModelTable | None) -> AdapterUpdates:
     """How far an adapter moved its base.
 
@@ -282,17 +213,18 @@ def likeness(
     Cosines come from the factors. A module that only one of them adapts is at right angles to the other.
     """
     (first, left), (second, right) = one, other
-    parts: dict[str, tuple[float, float, float]] = {}
+    parts: dict[str, tuple[float, ...]] = {}
     for path in sorted({*left.keys, *right.keys}, key=_in_order):
         f = left.factors(path) if path in left.keys else None
         g = right.factors(path) if path in right.keys else None
-        fits = f is not None and g is not None and f.a.shape[1] == g.a.shape[1] and f.b.shape[0] == g.b.shape[0]
-        inner = _inner(f, g) if fits and f is not None and g is not None else 0.0
-        parts[path] = (inner, _inner(f, f) if f is not None else 0.0, _inner(g, g) if g is not None else 0.0)
+        parts[path] = tuple(
+            inner_product(x, y) if x is not None and y is not None and _same_sizes(x, y) else 0.0
+            for x, y in ((f, g), (f, f), (g, g))
+        )
     shared = [path for path in parts if path in left.keys and path in right.keys]
     if not shared:
         return None
-    layers: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+    layers: dict[tuple[str, int], list[tuple[float, ...]]] = {}
     for path, part in parts.items():
         stack, index, _ = _place(path, table)
         if index is not None:
@@ -306,7 +238,12 @@ def likeness(
     )
 
 
-def _cosine(parts: Iterable[tuple[float, float, float]]) -> float | None:
+def _same_sizes(one: Factors, other: Factors) -> bool:
+    return one.a.shape[1] == other.a.shape[1] and one.b.shape[0] == other.b.shape[0]
+
+
+def _cosine(parts: Iterable[tuple[float, ...]]) -> float | None:
+    """Of (inner product, square of one, square of the other), summed over modules."""
     inner, one, other = (math.fsum(column) for column in zip(*parts, strict=True))
     size = math.sqrt(one * other) if one > 0 and other > 0 else 0.0
     return max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(inner / size) else None

@@ -19,7 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Attention", "Lookup", "Run", "watched"]
+__all__ = ["TOLERANCE", "Attention", "Lookup", "Run", "differs", "watched"]
+
+TOLERANCE = 1e-6
+"""Relative. A copy in float64 computes what does not depend on positions alike to 1e-7, where a norm or a softmax is in
+float32."""
 
 PRODUCTS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm}
 ADDED_PRODUCTS = {torch.baddbmm, Tensor.baddbmm}
@@ -42,6 +46,19 @@ class Lookup:
     weight: Tensor
     rows: Tensor
     place: Place | None
+
+    @property
+    def by_position(self) -> bool:
+        """Whether other rows are taken at other positions, though the token is the same."""
+        return self.rows.numel() > 1 and bool((self.rows != self.rows.flatten()[0]).any())
+
+    @property
+    def by_distance(self) -> bool:
+        """Whether the row depends on how far apart two positions are, and on nothing else."""
+        if self.rows.dim() < 2 or self.rows.shape[-1] != self.rows.shape[-2] or not self.by_position:
+            return False
+        square = self.rows.flatten(0, -3)[0] if self.rows.dim() > 2 else self.rows
+        return torch.equal(square[1:, 1:], square[:-1, :-1])
 
 
 @dataclass(eq=False)
@@ -74,6 +91,12 @@ class Run:
     entered: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[Place, Attention] = field(default_factory=dict)
     lookups: list[Lookup] = field(default_factory=list)
+
+
+def differs(rows: Tensor) -> bool:
+    """Whether the rows `[…, time, size]` differ between positions."""
+    size = rows.abs().max().clamp_min(1e-12)
+    return bool((rows - rows[..., :1, :]).abs().max() > TOLERANCE * size)
 
 
 def watched(model: nn.Module, stacks: Mapping[str, Sequence[nn.Module]], lengths: Mapping[str, int]) -> Run:

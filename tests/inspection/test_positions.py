@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from loraft.adapters.anatomy import depths, family_in
-from loraft.inspection import positions, watching
+from loraft.inspection import positions, watching, within
+from loraft.inspection.encodings import PositionEncoding
 from loraft.inspection.miniature import miniature, small_config
-from loraft.inspection.positions import PositionEncoding, position_encoding
+from loraft.inspection.positions import position_encoding
 from loraft.models.families import FAMILIES
 from loraft.models.loading import meta_model
 from tests.tiny import tiny_sizes
@@ -65,7 +66,7 @@ def test_theta_is_measured_in_the_turning_of_queries(theta: float) -> None:
 
 
 def test_theta_is_not_claimed_where_the_turning_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(positions, "_rope", lambda _: (77.0, None))
+    monkeypatch.setattr(within, "rope_settings", lambda _: (77.0, None))
     assert not any("which makes theta" in sentence for sentence in found(tiny_config("llama")).evidence)
 
 

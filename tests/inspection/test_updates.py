@@ -14,10 +14,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from loraft.adapters.factors import Factors
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.report import LayersReport, look
-from loraft.inspection.updates import dora_change, effective_rank, singular_values
 from tests.tiny import save_tiny, tiny_model
 
 RANDOM = torch.Generator()
@@ -62,37 +60,6 @@ def edit(folder: Path, change: Any) -> None:
 def only(report: LayersReport) -> Any:
     assert len(report.adapters) == 1
     return report.adapters[0]
-
-
-# The arithmetic
-
-
-def test_singular_values_are_those_of_the_product() -> None:
-    a, b = drawn(3, 20), drawn(11, 3, seed=1)
-    dense = torch.linalg.svdvals((b @ a).double())[:3]
-    torch.testing.assert_close(singular_values(a, b), dense, atol=1e-5, rtol=1e-5)  # A B was rounded to float32
-    a, b = drawn(8, 5), drawn(6, 8, seed=1)  # a rank above the sizes
-    torch.testing.assert_close(singular_values(a, b), torch.linalg.svdvals((b @ a).double()), atol=1e-5, rtol=1e-5)
-
-
-def test_effective_rank_of_equal_single_and_no_values() -> None:
-    assert effective_rank(torch.tensor([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3.0)
-    assert effective_rank(torch.tensor([5.0, 0.0])) == pytest.approx(1.0)
-    assert effective_rank(torch.zeros(4)) == 0.0
-    two_to_one = math.exp(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)))
-    assert effective_rank(torch.tensor([2.0, 1.0])) == pytest.approx(two_to_one)
-
-
-def test_the_change_of_dora_is_that_of_the_dense_matrices() -> None:
-    w, a, b, m = drawn(7, 9), drawn(2, 9, seed=1), drawn(7, 2, seed=2), drawn(7, seed=3).abs() + 1
-    moved = w + 0.5 * b @ a
-    after = m[:, None] * moved / moved.norm(dim=1, keepdim=True)
-    assert dora_change(w, Factors(a, b, 0.5, m)) == pytest.approx(float((after - w).norm()), rel=1e-5)
-    unmoved = Factors(a, torch.zeros(7, 2), 0.5, w.norm(dim=1))
-    assert dora_change(w, unmoved) == pytest.approx(0.0, abs=1e-2)  # the root of a rounding error of float32
-
-
-# Adapters
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
