@@ -37,8 +37,9 @@ def family_in(model: PreTrainedModel) -> Family:
         return _by_structure(model)
     here = {name for name, _ in model.named_modules()}
     paths = {path: path if path in here else path.partition(".")[2] for path in row.stacks.values()}
-    if gone := [path for path, found in paths.items() if found not in here]:
-        raise ModelError(f"a {type(model).__name__} has no layers at {gone[0]}")
+    for path in paths.values():
+        if path not in here or not list(model.get_submodule(path).children()):
+            raise ModelError(f"a {type(model).__name__} of this config has no layers at {path}")
     encoder = paths[row.encoder_path] if row.encoder_path is not None else None
     return replace(row, layers_path=paths[row.layers_path], encoder_path=encoder)
 
@@ -53,16 +54,13 @@ def _by_structure(model: PreTrainedModel) -> Family:
     sizes = sized_modules(model)
     found: dict[str, int] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{outer}.") for outer in found):
-            continue
-        if len({type(layer) for layer in module}) == 1 and all(linear_modules(layer) for layer in module):
+        inside_another = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and not inside_another and all(map(linear_modules, module)):
             found[name] = sizes.get(name, 0)
-    largest = sorted(found, key=lambda name: -found[name])
+    largest = sorted((name for name, size in found.items() if size), key=lambda name: -found[name])
     model_type = model.config.model_type
     if not largest:
-        raise ModelError(
-            f"model type {model_type!r} is not in loraft's table, and no list of equal layers shows in its structure"
-        )
+        raise ModelError(f"model type {model_type!r} is not in loraft's table, and its structure shows no layers")
     encoder = next((name for name in largest if "encoder" in name), None)
     decoder = next((name for name in largest if "decoder" in name), None)
     if model.config.is_encoder_decoder and encoder and decoder:

@@ -142,12 +142,13 @@ def _layers(document: Document, *, every: bool) -> Iterator[RenderableType]:
     for group in _groups(document["layers"], every=every):
         first, last = group[0], group[-1]
         owner = f"{first['stack']} " if stacks else ""
-        count = len(first["modules"])
+        sizes = sorted({layer["parameters"] for layer in group})
+        size = "–".join(as_count(each) for each in dict.fromkeys((sizes[0], sizes[-1])))
         if first is last:
-            title = f"{owner}layer {first['index']}: {as_count(first['parameters'])} parameters"
+            title = f"{owner}layer {first['index']}: {size} parameters"
         else:
             span = f"{owner}layers {first['index']}–{last['index']}"
-            title = f"{span}: the same {count} modules each, {as_count(first['parameters'])} parameters a layer"
+            title = f"{span}: the same {len(first['modules'])} modules each, {size} parameters a layer"
         yield sheet(title, LAYER_COLUMNS, map(_module, first["modules"]))
     if document["outside"]:
         yield sheet("outside the layers", LAYER_COLUMNS, map(_module, document["outside"]))

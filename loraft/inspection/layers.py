@@ -16,10 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.anatomy import family_in, targets_in
 from loraft.config.schema import LoraSection, ModelSection
-from loraft.errors import AdapterError
+from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.storage import DTYPE_BYTES, Storage, read_storage
-from loraft.models.families import Family
+from loraft.models.families import FAMILIES, Family
 from loraft.models.loading import linear_modules, load_any_config, meta_model
 from loraft.models.sources import resolve
 
@@ -152,7 +152,7 @@ def model_table(section: ModelSection, lora: LoraSection | None = None, adapted:
     storage = read_storage(folder, config)
     model = meta_model(config)
     family = family_in(model)
-    anatomy = anatomy_of(model, family, storage)
+    anatomy = _anatomy(model, family, storage)
     ranks, count, notes = (
         _count_adapted(model, family, adapted, anatomy.parameters)
         if lora is None and adapted is not None
@@ -170,6 +170,17 @@ def model_table(section: ModelSection, lora: LoraSection | None = None, adapted:
         storage=storage,
         transposed=frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D)),
     )
+
+
+def _anatomy(model: PreTrainedModel, family: Family, storage: Storage) -> Anatomy:
+    try:
+        return anatomy_of(model, family, storage)
+    except Exception as error:  # a family of the table is known to come apart; of others nothing is known
+        if family.model_type in FAMILIES:
+            raise
+        raise ModelError(
+            f"model type {family.model_type!r} is not in loraft's table, and it cannot be looked into: {error}"
+        ) from error
 
 
 Counted = tuple[Mapping[str, int] | None, LoraCount | None, tuple[str, ...]]

@@ -65,7 +65,7 @@ def read_storage(folder: Path, config: PreTrainedConfig) -> Storage:
     if not any(folder.glob("*.safetensors")):  # an index alone is what the Hub gives beside a config
         dtype = getattr(config.get_text_config(), "dtype", None) or config.dtype
         word = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype | str) else "float32"
-        return Storage({}, word, "config.json" if dtype else "nothing: float32 is assumed")
+        return Storage({}, word, "config.json" if dtype else "config.json, which names no dtype: float32 is assumed")
     headers = read_headers(folder)
     counts = Counter[str]()
     for header in headers.values():

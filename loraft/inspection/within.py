@@ -137,7 +137,7 @@ def acting_inside(
 def _turning(found: Inside, theta: object, scaling: object) -> list[str]:
     """What was seen of the turning.
 
-    Theta comes from the angle θ^(-2/d) of the second of d/2 pairs; where the config stretches wavelengths it is not told.
+    Theta comes from the angle θ^(-2/d) of the second of d/2 pairs; where wavelengths are stretched it is not told.
     """
     share = found.turned / found.head_size
     values = {False: "; values do not differ", True: "; values differ too", None: ""}[found.values_differ]

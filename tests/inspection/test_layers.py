@@ -318,8 +318,18 @@ def test_families_that_the_table_does_not_have_show_their_structure(
 
 def test_what_has_no_layers_is_refused_in_a_sentence(tmp_path: Path) -> None:
     config_alone(tmp_path, {"model_type": "resnet", "architectures": ["ResNetModel"]})
-    with pytest.raises(ModelError, match="no list of equal layers"):
+    with pytest.raises(ModelError, match="its structure shows no layers"):
         table_of(tmp_path)
+
+
+def test_what_cannot_be_taken_apart_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'clip' is not in loraft's table, and it cannot be looked into"):
+        table_of(config_alone(tmp_path, {"model_type": "clip"}))
+
+
+def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no layers at model\.layers"):
+        table_of(config_alone(tmp_path, LLAMA_2_7B | {"num_hidden_layers": 0}))
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "not json", '{"model_type": "never-heard-of"}'])
