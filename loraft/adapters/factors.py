@@ -113,10 +113,11 @@ def opened_adapter(folder: Path) -> Iterator[OpenedAdapter]:
         remedy = f"{pickled[0]} is not read: pickled weights can run code." if pickled else "The folder is incomplete."
         raise AdapterError(f"there is no {ADAPTER_WEIGHTS}", where=str(folder), remedy=remedy)
     try:
-        with safe_open(path, framework="pt") as file:
-            yield _listed(folder, declared, file, path)
+        file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
+    with file as opened:
+        yield _listed(folder, declared, opened, path)
 
 
 def _refuse_other_kinds(declared: Mapping[str, object], folder: Path) -> None:
@@ -124,11 +125,21 @@ def _refuse_other_kinds(declared: Mapping[str, object], folder: Path) -> None:
     if declared.get("peft_type") != "LORA":
         kind = declared.get("peft_type")
         raise AdapterError(f"it is of the kind {kind}, and loraft looks into LoRA", where=where, key="peft_type")
-    for key in ("lora_alpha", "alpha_pattern"):
-        value = declared.get(key)
-        numbers = list(value.values()) if isinstance(value, dict) else [value]
-        if not all(isinstance(number, int | float | None) for number in numbers):
-            raise AdapterError(f"{value!r} is no number", where=where, key=key)
+    patterns = declared.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(_is_number(value) for value in patterns.values()):
+        raise AdapterError(f"{patterns!r} does not give numbers", where=where, key="alpha_pattern")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            message = f"{pattern!r} is not a regular expression: {error}"
+            raise AdapterError(message, where=where, key="alpha_pattern") from error
+    if not _is_number(alpha := declared.get("lora_alpha", 8)):
+        raise AdapterError(f"{alpha!r} is no number", where=where, key="lora_alpha")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _listed(folder: Path, declared: Mapping[str, Any], file: Any, path: Path) -> OpenedAdapter:
@@ -155,6 +166,8 @@ def _listed(folder: Path, declared: Mapping[str, Any], file: Any, path: Path) ->
         a, b = (file.get_slice(parts[part]).get_shape() for part in ("a", "b"))
         if a[0] != b[1] or not a[0]:
             raise AdapterError(f"the A of {name} is {a} and its B {b}: they make no product", where=str(path))
+        if "magnitude" in parts and math.prod(m := file.get_slice(parts["magnitude"]).get_shape()) != b[0]:
+            raise AdapterError(f"the magnitude of {name} is {m} and its B {b}", where=str(path))
     return OpenedAdapter(folder, declared, keys, saved, tuple(unread), dtypes, file)
 
 

@@ -277,7 +277,7 @@ def _experts(model: PreTrainedModel, family: Family, config: PreTrainedConfig) -
 def _norms(config: PreTrainedConfig, family: Family) -> Norms | None:
     try:
         copy = miniature(config)
-        layers = _layers_of(copy, family.layers_path)
+        layers = list(copy.get_submodule(family.layers_path).children())
         ids = torch.tensor([[5, 7, 11, 13, 17]])
         inputs: dict[str, Tensor] = {"input_ids": ids}
         if len(family.stacks) > 1:
@@ -285,10 +285,6 @@ def _norms(config: PreTrainedConfig, family: Family) -> Norms | None:
         return norms_in(copy, layers, inputs)
     except Exception:  # a model that is not in the table may not run at other sizes; positions say why
         return None
-
-
-def _layers_of(model: nn.Module, path: str) -> list[nn.Module]:
-    return list(model.get_submodule(path).children())
 
 
 def _tied(model: PreTrainedModel) -> bool | None:

@@ -28,10 +28,9 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "decoder_vocab_size"), 64),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "sliding_window"), MOST_POSITIONS),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok",), 2),
     **dict.fromkeys(("rotary_dim",), HEAD_SIZE // 2),
 }
-"""The most of each size in a copy, by the names that configs give them."""
+"""The other sizes of a copy, by the names that configs give them: enough tokens and positions to read a few words."""
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers",
           "num_decoder_layers")  # fmt: skip
 FEW = 2
@@ -66,11 +65,13 @@ def _shrink(config: PreTrainedConfig) -> None:
         elif name in HEAD_SIZES:
             setattr(config, name, size)
         elif name in SIZES:
-            setattr(config, name, min(value, SIZES[name]))
+            setattr(config, name, SIZES[name])
         elif name in DEPTHS and value not in listed:
             setattr(config, name, min(value, FEW))
         elif name.endswith("_token_id"):
             setattr(config, name, 0 if name == "pad_token_id" else 1)
+        elif name == "num_experts_per_tok":
+            config.num_experts_per_tok = min(value, 2)
     for name in HEAD_COUNTS:
         if name in written:
             setattr(config, name, HEADS)

@@ -170,6 +170,12 @@ def test_families_that_the_table_does_not_have(model_type: str, kind: str) -> No
     assert found(AutoConfig.for_model(model_type)).kind == kind
 
 
+def test_windows_tables_and_vocabularies_may_be_smaller_than_the_experiment() -> None:
+    assert found(tiny_config("mistral", sliding_window=2)).kind == "rotary"
+    seen = found(tiny_config("gpt2", max_position_embeddings=4, vocab_size=3))
+    assert (seen.kind, seen.limit) == ("learned", 4)
+
+
 def test_what_cannot_be_found_out_is_said() -> None:
     seen = found(AutoConfig.for_model("mamba"))
     assert seen.kind == "unknown"

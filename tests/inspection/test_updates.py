@@ -265,6 +265,9 @@ def test_adapters_of_different_modules_are_not_compared(tmp_path: Path) -> None:
     [
         ({"peft_type": "PREFIX_TUNING"}, "of the kind PREFIX_TUNING"),
         ({"lora_alpha": "many"}, "is no number"),
+        ({"lora_alpha": None}, "is no number"),
+        ({"alpha_pattern": {"q_(proj": 4}}, "is not a regular expression"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "does not give numbers"),
     ],
 )
 def test_what_is_no_lora_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
