@@ -58,6 +58,7 @@ def test_equal_layers_are_one_group(here: Path) -> None:
     assert "32 × LlamaDecoderLayer at model.layers (on a bare AutoModel: layers)" in result.stdout
     assert "65,536" in result.stdout
     assert "decoder 28–31" in result.stdout
+    assert "13 GB in float16 (from config.json)" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 200
     assert inspect("llama", "--every").stdout.count("self_attn.q_proj") == 32
 
@@ -131,7 +132,7 @@ def test_what_is_not_there_is_refused(here: Path, arguments: list[str], message:
     assert message in result.stderr
 
 
-def test_an_adapter_is_shown_with_its_base(here: Path) -> None:
+def test_c14_an_adapter_is_shown_with_its_base_and_the_dtypes_of_both(here: Path) -> None:
     folder = adapter(here / "runs/a/adapter", target_modules="attention", modules_to_save=["lm_head"])
     for target in ("runs/a", str(folder)):
         result = inspect(target)
@@ -140,6 +141,9 @@ def test_an_adapter_is_shown_with_its_base(here: Path) -> None:
         assert "adapter default: by module" in result.stdout
         assert "dead modules        none" in result.stdout
         assert "lm_head.weight" in result.stdout
+    parts = [line.split() for line in result.stdout.splitlines() if line.startswith("  attention ")]
+    assert parts[-1][-1] == "float32", "C14: the dtype map"
+    assert "in F32" in result.stdout
     found = document("runs/a")
     (moved,) = found["adapters"]
     assert len(moved["modules"]) == 12

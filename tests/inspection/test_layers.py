@@ -397,3 +397,10 @@ def test_an_index_without_its_files_is_what_the_hub_gives_beside_a_config(tmp_pa
     save_file({"lm_head.weight": torch.zeros(2)}, tmp_path / "model-00002-of-00002.safetensors")
     with pytest.raises(ModelError, match="the file is missing"):
         table_of(tmp_path)
+
+
+def test_the_api_looks_too(tmp_path: Path) -> None:
+    from loraft.api import inspect_layers
+
+    folder = str(config_alone(tmp_path, LLAMA_2_7B))
+    assert inspect_layers(folder, lora=load_lora("r=8")).as_dict() == look(folder, lora=load_lora("r=8")).as_dict()
