@@ -26,7 +26,7 @@ __all__ = ["Factors", "OpenedAdapter", "opened_adapter"]
 
 KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
-    r"(?:\.(?!weight$)\w+)?(?:\.weight)?"
+    r"(?:\.(?!weight$)[\w-]+)?(?:\.weight)?"
 )
 """A tensor of PEFT's files; some tools leave the adapter's name in it."""
 PARTS = {"A": "a", "B": "b", "embedding_A": "a", "embedding_B": "b", "magnitude_vector": "magnitude"}

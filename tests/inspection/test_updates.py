@@ -154,7 +154,7 @@ def test_keys_of_tools_that_leave_the_adapters_name_in_them(tmp_path: Path) -> N
 
     def renamed(tensors: dict[str, torch.Tensor]) -> None:
         for name in list(tensors):
-            tensors[name.replace(".weight", ".default.weight")] = tensors.pop(name)
+            tensors[name.replace(".weight", ".my-adapter.weight")] = tensors.pop(name)
 
     edit(folder, renamed)
     assert only(look(str(folder))).modules == expected.modules
