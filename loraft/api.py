@@ -10,20 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from loraft.adapters.attach import AdaptedModel
-from loraft.config.schema import QuantizationSection, RunConfig
+from loraft.config.schema import LoraSection, QuantizationSection, RunConfig
 from loraft.data.formats import Message
 from loraft.generation.answer import Completion
 from loraft.generation.engine import Stream, Token, stream
 from loraft.generation.options import AnswerOptions
 from loraft.generation.sampling import SamplingRules
 from loraft.generation.session import open_session
+from loraft.inspection.report import LayersReport, look
 from loraft.training.events import Observer
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
 from loraft.training.run import TrainResult, run_plan
 from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder, refuse_taken
 
-__all__ = ["Answering", "check", "generate", "train"]
+__all__ = ["Answering", "check", "generate", "inspect_layers", "train"]
 
 AS_SAVED = AnswerOptions()
 
@@ -167,3 +168,24 @@ def generate(
         seed=options.seed,
     )
     return Answering(answered, session.notes)
+
+
+def inspect_layers(
+    target: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    base_model: str | None = None,
+    lora: LoraSection | None = None,
+) -> LayersReport:
+    """Tell the anatomy of a model, what LoRA would train in it, and what adapters changed.
+
+    Args:
+        target: A base model, an adapter, a run, a checkpoint or a config.
+        adapters: Adapters to look at, `NAME=DIR` or `DIR`.
+        base_model: The base, whatever the adapters name.
+        lora: What LoRA is to be counted for; None counts an adapter's own, or what an empty config would train.
+
+    Raises:
+        Refused: Something cannot be found or looked into.
+    """
+    return look(target, adapters, base_model=base_model, lora=lora)

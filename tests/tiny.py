@@ -12,11 +12,20 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from loraft.models.families import TRAINED
+from loraft.models.families import FAMILIES, TRAINED
 
 TINY_MODEL_TYPES = tuple(TRAINED)
+TINY_OTHERS = tuple(model_type for model_type in FAMILIES if model_type not in TRAINED)
+"""What loraft looks into, runs or merges without training it: encoders, encoder-decoders, a mixture of experts."""
 VOCABULARY = 320
 
 CHATML = (
@@ -35,6 +44,13 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 ALTERNATING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+TWO_STACKS = {
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}
 ONLY_OF_ITS_FAMILY: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
     "gemma2": {**ALTERNATING, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0},
@@ -54,24 +70,34 @@ ONLY_OF_ITS_FAMILY: dict[str, dict[str, Any]] = {
     "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
     "gpt2": {"n_inner": 48},
     "gpt_bigcode": {"n_inner": 48},
+    "t5": {"num_decoder_layers": 2, "d_ff": 48, "relative_attention_num_buckets": 8, "d_kv": 8},
+    "bart": TWO_STACKS,
+    "marian": TWO_STACKS,
+    "distilbert": {"hidden_dim": 48},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
-WITHOUT_GROUPS = ("gpt2", "gpt_bigcode", "gpt_neox", "opt", "bloom")
-"""Their configs know none of intermediate_size (by that name), num_key_value_heads and head_dim."""
+WITHOUT_GROUPS = ("gpt2", "gpt_bigcode", "gpt_neox", "opt", "bloom", "t5", "bart", "marian", "bert", "distilbert")
+"""Their configs know none of num_key_value_heads and head_dim."""
+WITH_INTERMEDIATE = ("gpt_neox", "bert")
+"""Those of them that know intermediate_size by that name."""
+HEADS = {"decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM, "encoder": AutoModelForMaskedLM}
 
 
 def tiny_model(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A seeded float32 model of the family in eval mode, ready for a forward pass.
 
     `overrides` go to the config under transformers' common names (`hidden_size`, `num_hidden_layers`, …). Other than
-    three layers leave out the families' alternating layer types.
+    three layers leave out the families' alternating layer types. An encoder-decoder has three layers and two.
     """
     config = AutoConfig.for_model(model_type, **tiny_sizes(model_type, **overrides))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        made_by = HEADS[FAMILIES[model_type].kind]
+        model: PreTrainedModel = made_by.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
-                _scale(parameter)
+                if parameter.requires_grad:  # Marian's positions are sines and cosines
+                    _scale(parameter)
     return model.eval()
 
 
@@ -81,7 +107,7 @@ def tiny_sizes(model_type: str, **overrides: Any) -> dict[str, Any]:
     sizes = dict(SIZES)
     if model_type in WITHOUT_GROUPS:
         sizes = {name: size for name, size in sizes.items() if name not in ("num_key_value_heads", "head_dim")}
-        if model_type != "gpt_neox":
+        if model_type not in WITH_INTERMEDIATE:
             del sizes["intermediate_size"]
     sizes |= ONLY_OF_ITS_FAMILY.get(model_type, {})
     if overrides.get("num_hidden_layers", 3) != 3:
@@ -95,6 +121,8 @@ def tiny_sizes(model_type: str, **overrides: Any) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if FAMILIES[model_type].kind == "encoder_decoder":
+        ids |= {"decoder_start_token_id": tokenizer.pad_token_id, "forced_eos_token_id": None}
     return sizes | ids | overrides
 
 

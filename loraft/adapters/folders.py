@@ -18,7 +18,11 @@ from safetensors import SafetensorError
 
 from loraft.errors import AdapterError, DiskFullError
 
-__all__ = ["read_json", "written_whole"]
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "RECORD", "read_json", "written_whole"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+RECORD = "loraft.json"
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loraft.adapters.declared import Json, honoured_config, refuse_changes
-from loraft.adapters.folders import read_json
+from loraft.adapters.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, read_json
 from loraft.adapters.patterns import value_for
 from loraft.errors import AdapterError, Problem
 
@@ -33,10 +33,6 @@ __all__ = [
     "non_finite",
     "read_adapter",
 ]
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-RECORD = "loraft.json"
 
 LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
 

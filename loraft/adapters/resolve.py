@@ -19,7 +19,7 @@ from loraft.adapters.names import check_adapter_name
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
 
-__all__ = ["AdapterTarget", "Target", "resolve_target"]
+__all__ = ["AdapterTarget", "Target", "resolve_target", "resolve_to_look"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
@@ -125,6 +125,29 @@ def resolve_target(target: str | None, adapters: Sequence[str] = (), *, base_mod
         message = f"{target} and {base_model} are two bases"
         raise AdapterError(message, where="--base-model", remedy="Name one of them.")
     return _on_base(chosen, found, base_model)
+
+
+def resolve_to_look(target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None) -> Target:
+    """As `resolve_target`, for those who look at adapters and run none.
+
+    TARGET may be an adapter beside others; and where the adapters' base cannot be found, the base is empty and a note
+    says why.
+
+    Raises:
+        AdapterError: If nothing is found there, or two bases are named.
+    """
+    if target is not None and adapters and _found(target, "TARGET").adapters:
+        return resolve_to_look(None, [target, *adapters], base_model=base_model)
+    try:
+        return resolve_target(target, adapters, base_model=base_model)
+    except _NoBaseError as error:
+        alone = _found(target, "TARGET").adapters if target is not None else ()
+        found = alone or tuple(_only_adapter(*_named(given, adapters)) for given in adapters)
+        return Target("", adapters=found, notes=(error.problems[0].message,))
+
+
+class _NoBaseError(AdapterError):
+    """The base that an adapter names is not there."""
 
 
 def _named(given: str, among: Sequence[str]) -> tuple[str, str]:
@@ -278,7 +301,7 @@ def _with_a_base(found: AdapterTarget) -> AdapterTarget:
     if found.base and not gone:
         return found
     what = f"names the base {found.base}, which is not there" if gone else "does not name a base model"
-    raise AdapterError(
+    raise _NoBaseError(
         f"adapter_config.json {what}", where=str(found.folder), remedy="Say which one to use: --base-model MODEL."
     )
 

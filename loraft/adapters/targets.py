@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
-from loraft.adapters.names import matches, nearest
+from loraft.adapters.names import matches
 from loraft.adapters.patterns import patterned
+from loraft.adapters.unmatched import shared_experts, unknown_parts, unmatched_target
 from loraft.adapters.whole import trained_whole
 from loraft.config.schema import LoraSection
 from loraft.errors import AdapterError, Problem
@@ -39,12 +40,13 @@ class Targets:
 
     Attributes:
         modules: The adapted linear modules, in the model's order.
-        layers: The transformer layers that they lie in.
+        layers: The transformer layers that they lie in, counted within each stack.
+        layers_by_stack: Those of each stack, `encoder` and `decoder`, that has any.
         ranks: The rank of each module, patterns applied.
         alphas: The alpha of each module, patterns applied.
         parameters: Parameters of the low-rank updates: r · (in + out) a module, and `out` more with DoRA.
         by_name: Counts by the module's place in its layer, such as `self_attn.q_proj`.
-        by_layer: Counts by layer.
+        by_layer: Counts by layer; of a model with two stacks both count.
         by_rank_pattern: How many modules each pattern of `rank_pattern` decides.
         by_alpha_pattern: How many modules each pattern of `alpha_pattern` decides.
         saved: The modules that are trained whole (`modules_to_save`).
@@ -53,6 +55,7 @@ class Targets:
 
     modules: tuple[str, ...]
     layers: tuple[int, ...]
+    layers_by_stack: Mapping[str, tuple[int, ...]]
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
     parameters: int
@@ -74,52 +77,54 @@ class _Place:
     """A linear module inside a transformer layer."""
 
     name: str
+    stack: str
     layer: int
     inside: str
     shape: tuple[int, int]
 
 
-def parse_layers(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
+def parse_layers(spec: str | Sequence[int], num_layers: int, owner: str = "the model") -> tuple[int, ...]:
     """The layers that `lora.layers` means, in ascending order.
 
     Args:
         spec: `all`, `first:N`, `last:N`, `middle:N`, a range like `4-11` (both ends in), or a list of indices.
-        num_layers: How many layers the model has; they are numbered from 0.
+        num_layers: How many layers there are; they are numbered from 0.
+        owner: Whose layers they are, for the message.
 
     Raises:
         AdapterError: If a layer is asked for that the model does not have.
     """
     if not isinstance(spec, str):
-        return _listed_layers(spec, num_layers)
+        return _listed_layers(spec, num_layers, owner)
     if spec == "all":
         return tuple(range(num_layers))
     word, _, number = spec.partition(":")
     if number:
         count = int(number)
         if count > num_layers:
-            raise _no_such_layers(f"{spec} asks for {count} layers", num_layers)
+            raise _no_such_layers(f"{spec} asks for {count} layers", num_layers, owner)
         start = {"first": 0, "last": num_layers - count, "middle": (num_layers - count) // 2}[word]
         return tuple(range(start, start + count))
     first, last = (int(end) for end in spec.split("-"))
     if first > last:
         raise AdapterError(f"the range {spec} runs backwards", key="lora.layers", remedy=f"Write {last}-{first}.")
     if last >= num_layers:
-        raise _no_such_layers(f"{spec} ends at layer {last}", num_layers)
+        raise _no_such_layers(f"{spec} ends at layer {last}", num_layers, owner)
     return tuple(range(first, last + 1))
 
 
-def _listed_layers(indices: Sequence[int], num_layers: int) -> tuple[int, ...]:
+def _listed_layers(indices: Sequence[int], num_layers: int, owner: str) -> tuple[int, ...]:
     if not indices:
         raise AdapterError("the list is empty", key="lora.layers", remedy="Write all, or the layers to adapt.")
     absent = sorted({index for index in indices if not 0 <= index < num_layers})
     if absent:
-        raise _no_such_layers(f"layer {', '.join(map(str, absent))} does not exist", num_layers)
+        raise _no_such_layers(f"layer {', '.join(map(str, absent))} does not exist", num_layers, owner)
     return tuple(sorted(set(indices)))
 
 
-def _no_such_layers(what: str, num_layers: int) -> AdapterError:
+def _no_such_layers(what: str, num_layers: int, owner: str) -> AdapterError:
     return AdapterError(
-        f"{what}, and the model has {num_layers} layers",
+        f"{what}, and {owner} has {num_layers} layers",
         key="lora.layers",
         remedy=f"Layers are numbered 0 to {num_layers - 1}.",
     )
@@ -129,7 +134,7 @@ def select(
     linear: Mapping[str, tuple[int, int]],
     family: Family,
     lora: LoraSection,
-    num_layers: int,
+    num_layers: int | Mapping[str, int],
     *,
     modules: Mapping[str, int] = NOTHING,
     tied: Collection[str] = (),
@@ -141,7 +146,7 @@ def select(
         linear: Full name of each linear module: its (in, out) features.
         family: Where this architecture keeps its layers, and the names inside them.
         lora: The config's section.
-        num_layers: How many transformer layers the model has.
+        num_layers: How many transformer layers the model has; of a model with two stacks by the stack's name.
         modules: Full name of each module that has parameters: how many. Needed for `modules_to_save`.
         tied: The modules that share one weight, such as the embedding and the head.
         quantized: The modules whose weights are 4-bit, which cannot be trained whole.
@@ -149,9 +154,9 @@ def select(
     Raises:
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
     """
-    layers = parse_layers(lora.layers, num_layers)
+    layers = _layers_by_stack(lora.layers, family, num_layers)
     places = tuple(_places(linear, family))
-    chosen, problems = _chosen(places, family, lora, frozenset(layers), linear, modules)
+    chosen, problems = _chosen(places, family, lora, layers, linear, modules)
     adapted = [place.name for place in chosen]
     saved, refused = trained_whole(lora.modules_to_save, modules, adapted, tied, quantized)
     problems += refused
@@ -164,6 +169,11 @@ def select(
     return Targets(
         modules=tuple(adapted),
         layers=tuple(sorted({place.layer for place in chosen})),
+        layers_by_stack={
+            stack: tuple(sorted({place.layer for place in chosen if place.stack == stack}))
+            for stack in family.stacks
+            if any(place.stack == stack for place in chosen)
+        },
         ranks=ranks,
         alphas=alphas,
         parameters=sum(sizes.values()),
@@ -190,54 +200,52 @@ def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, Count]:
     return counts
 
 
+def _layers_by_stack(
+    spec: str | Sequence[int], family: Family, num_layers: int | Mapping[str, int]
+) -> Mapping[str, tuple[int, ...]]:
+    """The layers that `lora.layers` means in each stack: `last:2` is the last two of each."""
+    if isinstance(num_layers, int):
+        return dict.fromkeys(family.stacks, parse_layers(spec, num_layers))
+    owners = {stack: f"the {stack}" if len(family.stacks) > 1 else "the model" for stack in family.stacks}
+    return {stack: parse_layers(spec, num_layers[stack], owner) for stack, owner in owners.items()}
+
+
 def _places(linear: Mapping[str, tuple[int, int]], family: Family) -> Iterator[_Place]:
     """The linear modules inside the layers: neither the head nor anything else around the stack."""
-    prefix = f"{family.layers_path}."
+    prefixes = {stack: f"{path}." for stack, path in family.stacks.items()}
     for name, shape in linear.items():
-        if name.startswith(prefix):
-            index, _, inside = name.removeprefix(prefix).partition(".")
-            yield _Place(name, int(index), inside, shape)
+        for stack, prefix in prefixes.items():
+            if name.startswith(prefix):
+                index, _, inside = name.removeprefix(prefix).partition(".")
+                yield _Place(name, stack, int(index), inside, shape)
 
 
 def _chosen(
     places: Sequence[_Place],
     family: Family,
     lora: LoraSection,
-    layers: Collection[int],
+    layers: Mapping[str, Collection[int]],
     linear: Collection[str],
     modules: Collection[str],
 ) -> tuple[list[_Place], list[Problem]]:
-    within = [place for place in places if place.layer in layers]
+    within = [place for place in places if place.layer in layers[place.stack]]
     wanted = lora.target_modules
+    if family.experts and wanted in ("all-linear", "mlp"):
+        return [], [shared_experts(family.experts, str(wanted))]
     if wanted == "all-linear":
         return within, []
     if isinstance(wanted, str):
         parts = family.attention if wanted == "attention" else family.mlp
-        return [place for place in within if any(matches(place.inside, part) for part in parts)], []
+        chosen = [place for place in within if _part(place, family) == wanted]
+        return chosen, [] if parts else [unknown_parts(family.model_type, wanted, {place.inside for place in places})]
     unmatched = [name for name in wanted if not any(matches(place.name, name) for place in within)]
-    problems = [_unmatched_target(name, places, linear, modules) for name in unmatched]
+    located = {place.name: (place.layer, place.inside) for place in places}
+    problems = [unmatched_target(name, located, linear, modules) for name in unmatched]
     return [place for place in within if any(matches(place.name, name) for name in wanted)], problems
 
 
-def _unmatched_target(
-    name: str, places: Sequence[_Place], linear: Collection[str], modules: Collection[str]
-) -> Problem:
-    """Why a name of `target_modules` matches nothing: each reason has its own remedy."""
-    key = "lora.target_modules"
-    elsewhere = sorted({place.layer for place in places if matches(place.name, name)})
-    if elsewhere:
-        span = _span(elsewhere)
-        return Problem(f"{name} exists only in layers that lora.layers leaves out", None, key, f"It is in {span}.")
-    remedy = "lora.modules_to_save trains it whole."
-    if any(matches(module, name) for module in linear):
-        return Problem(f"{name} lies outside the transformer layers", None, key, remedy)
-    if any(matches(module, name) for module in modules):
-        return Problem(f"{name} is not a linear layer", None, key, remedy)
-    return Problem(f"no module is called {name}", None, key, nearest(name, {place.inside for place in places}))
-
-
-def _span(layers: Sequence[int]) -> str:
-    if len(layers) == 1:
-        return f"layer {layers[0]}"
-    unbroken = layers[-1] - layers[0] + 1 == len(layers)
-    return f"layers {layers[0]}-{layers[-1]}" if unbroken else f"layers {', '.join(map(str, layers))}"
+def _part(place: _Place, family: Family) -> str:
+    """`attention` where the module is one of the attention's, and `mlp` otherwise: both are all there is."""
+    if any(matches(place.inside, part) for part in family.attention):
+        return "attention"
+    return "mlp" if any(matches(place.inside, part) for part in family.mlp) else ""

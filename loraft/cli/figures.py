@@ -6,9 +6,11 @@ refuses to know where they are drawn.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
-__all__ = ["as_bytes", "as_count", "as_duration", "as_measure", "as_rate", "as_share"]
+__all__ = ["as_bytes", "as_count", "as_duration", "as_measure", "as_rate", "as_share", "as_span"]
 
 
 def as_bytes(number: float) -> str:
@@ -59,3 +61,10 @@ def as_share(part: float, whole: float) -> str:
     """A part in per cent of the whole, with enough decimals to tell it from nothing: `3.50 %`."""
     percent = 100 * part / whole if whole else 0.0
     return f"{percent:.3f} %" if 0 < percent < 0.1 else f"{percent:.2f} %" if percent < 10 else f"{percent:.1f} %"
+
+
+def as_span(indices: Sequence[int]) -> str:
+    """Whole numbers in ascending order, unbroken runs by their ends: `0–29`, `0, 3–5`."""
+    runs = [list(run) for _, run in itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
+    ends = [(run[0][1], run[-1][1]) for run in runs]
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in ends)

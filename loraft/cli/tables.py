@@ -17,9 +17,11 @@ from rich.text import Text
 from loraft.cli.figures import as_bytes, as_count, as_duration, as_measure, as_rate
 from loraft.cli.render import printable
 
-__all__ = ["document", "facts", "label", "records", "shown"]
+__all__ = ["Column", "document", "facts", "label", "records", "sheet", "shown"]
 
 Document = Mapping[str, object]
+Column = tuple[str, bool]
+"""A heading, and whether numbers stand below it."""
 
 MOST_ITEMS = 8
 BAR_WIDTH = 30
@@ -72,6 +74,20 @@ def records(title: str, rows: Sequence[Document]) -> RenderableType:
     for row in rows:
         table.add_row(*(shown(key, row.get(key)) for key in columns))
     return _titled(title, Padding(table, (0, 0, 0, 1)))
+
+
+def sheet(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> RenderableType:
+    """A titled table of words; numbers stand to the right."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
+    for name, is_number in columns:
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    frame = Table.grid()
+    frame.add_row(Text(title, style="bold"))
+    frame.add_row(Padding(table, (0, 0, 0, 1)))
+    frame.add_row("")
+    return frame
 
 
 def document(sections: Document, *, rest: str) -> list[RenderableType]:

@@ -7,8 +7,9 @@ become values by YAML 1.2, and each value's place is at hand. It refuses to know
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,14 +28,14 @@ from ruamel.yaml.events import (
 
 from loraft.config.document import Document, Entry, Found, KeyPath, Place, dotted
 from loraft.config.overrides import apply_overrides
-from loraft.config.problems import MOST_PROBLEMS, in_order, validated
+from loraft.config.problems import MOST_PROBLEMS, STAND_INS, in_order, validated
 from loraft.config.scalars import Value, in_words, scalar
-from loraft.config.schema import RunConfig
+from loraft.config.schema import LoraSection, RunConfig
 from loraft.config.text import checked_text, read_text
 from loraft.config.written import written
 from loraft.errors import ConfigError, Problem
 
-__all__ = ["MOST_DEPTH", "dump_config", "load_config", "write_config"]
+__all__ = ["MOST_DEPTH", "dump_config", "load_config", "load_lora", "write_config"]
 
 MOST_DEPTH = 20
 SYNTAX_REMEDIES = {
@@ -69,6 +70,24 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     document = Document(name, top, builder.entries)
     found = builder.found + apply_overrides(document, overrides, _read_value)
     return validated(document, found)
+
+
+def load_lora(text: str) -> LoraSection:
+    """The `lora` section that a text such as `r=8,target_modules=[q_proj,v_proj],layers=last:4` says.
+
+    Raises:
+        ConfigError: With every problem; the rules are those of a config.
+    """
+    parts = [part.strip() for part in re.split(r",(?![^\[{]*[\]}])", text) if part.strip()]
+    if unsaid := [part for part in parts if "=" not in part]:
+        remedy = "Write it as r=8,target_modules=[q_proj,v_proj],layers=last:4, or name a config."
+        raise ConfigError(f"{unsaid[0]!r} is no key=value", where="--lora", remedy=remedy)
+    overrides = [f"lora.{part}" for part in parts]
+    document = Document(name="--lora", values={name: dict(part) for name, part in STAND_INS.items()})
+    try:
+        return validated(document, apply_overrides(document, overrides, _read_value)).lora
+    except ConfigError as error:
+        raise ConfigError.several(replace(problem, where="--lora") for problem in error.problems) from None
 
 
 def dump_config(config: RunConfig) -> str:

@@ -20,7 +20,7 @@ from loraft.config.scalars import Value, in_words, scalar
 from loraft.config.schema import RunConfig
 from loraft.errors import ConfigError, Problem
 
-__all__ = ["MOST_PROBLEMS", "in_order", "validated"]
+__all__ = ["MOST_PROBLEMS", "STAND_INS", "in_order", "validated"]
 
 STAND_INS: dict[str, dict[str, Value]] = {"model": {"name_or_path": "?"}, "data": {"train": "?"}}
 """What must be there, for a second look at a config that lacks it."""

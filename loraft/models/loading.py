@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -46,11 +47,13 @@ __all__ = [
     "LoadedModel",
     "check_dtype",
     "linear_modules",
+    "load_any_config",
     "load_config",
     "load_model",
     "load_tokenizer",
     "meta_model",
     "parameter_count",
+    "random_model",
     "read_gguf",
 ]
 
@@ -147,6 +150,20 @@ def load_config(section: ModelSection, among: Mapping[str, Family] = TRAINED) ->
     return _read_config(folder, section.attn_implementation, among)
 
 
+def load_any_config(section: ModelSection) -> PreTrainedConfig:
+    """The config of any model that transformers knows, to be looked at: whatever its family, its head and its storage.
+
+    Raises:
+        ModelError: No such model, or a config that transformers cannot read.
+    """
+    folder = resolve(section.name_or_path, section.revision, weights=False)
+    file = folder / "config.json"
+    _written(file)
+    with quietly_reading(file):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return cast("PreTrainedConfig", config)
+
+
 def load_tokenizer(section: ModelSection, among: Mapping[str, Family] = TRAINED) -> Tokenizer:
     """The tokenizer that the config names, or the model's own; with offsets, and with padding where it can have it.
 
@@ -163,16 +180,40 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
         ModelError: The config's sizes make no model, or the family has no such attention.
     """
     with quietly_reading(Path("config.json")), torch.device("meta"):
-        model: PreTrainedModel = _class_of(config).from_config(copy.deepcopy(config))
+        return _from_config(copy.deepcopy(config))
+
+
+def random_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
+    """The model of a config on the CPU in float32, with seeded random weights and attention by plain products.
+
+    Raises:
+        ModelError: The config's sizes make no model.
+    """
+    with quietly_reading(Path("config.json")), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+        model = _from_config(config, dtype=torch.float32, **plain)
+    model.train(False)
     return model
+
+
+def _from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    made_by = _class_of(config)
+    make = made_by._from_config if issubclass(made_by, PreTrainedModel) else made_by.from_config
+    return cast("PreTrainedModel", make(config, **options))
 
 
 def _class_of(config: PreTrainedConfig) -> Any:
     """The class of transformers that makes the model of a config: with the head that its family is used with.
 
-    An encoder is used with many heads, so its config says which; without one that is known it has none.
+    An encoder is used with many heads, so its config says which; without one that is known it has none. A family that
+    is not in the table is made by the class that its config names.
     """
-    family = family_of(config.model_type, FAMILIES)
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        named_class = getattr(transformers, (config.architectures or [""])[0], None)
+        is_model = isinstance(named_class, type) and issubclass(named_class, PreTrainedModel)
+        return named_class if is_model else AutoModel
     if family.kind == "decoder":
         return AutoModelForCausalLM
     if family.kind == "encoder_decoder":
@@ -233,17 +274,23 @@ def parameter_count(model: nn.Module) -> int:
 
 def _read_config(folder: Path, attention: str, among: Mapping[str, Family]) -> PreTrainedConfig:
     file = folder / "config.json"
-    try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-        model_type = written["model_type"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
-    family = family_of(str(model_type), among)
+    written = _written(file)
+    family = family_of(str(written["model_type"]), among)
     _require_usable(written, family, file)
     chosen = {} if attention == "auto" else {"attn_implementation": attention}
     with quietly_reading(file):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **chosen)
     return cast("PreTrainedConfig", config)
+
+
+def _written(file: Path) -> Mapping[str, Any]:
+    """The contents of a config.json, which has a model_type."""
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        written["model_type"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
+    return cast("Mapping[str, Any]", written)
 
 
 def _require_usable(written: Mapping[str, Any], family: Family, file: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.adapters.resolve import Target, resolve_target
+from loraft.adapters.resolve import Target, resolve_target, resolve_to_look
 from loraft.config.schema import QuantizationSection
 from loraft.errors import AdapterError
 
@@ -185,3 +185,28 @@ def test_what_was_looked_for_is_said(here: Path, target: str | None, adapter: st
     with pytest.raises(Exception, match=message) as caught:
         resolve_target(target, adapter.split() if adapter else ())
     assert getattr(caught.value, "exit_code", None) == 2
+
+
+def test_to_look_at_it_an_adapter_needs_no_base(here: Path) -> None:
+    make_adapter(here / "a", base="/nowhere/base")
+    make_adapter(here / "b", base=None)
+    for found in (resolve_to_look("a"), resolve_to_look(None, ["a"])):
+        assert (found.base, [each.folder for each in found.adapters]) == ("", [Path("a")])
+        assert "/nowhere/base, which is not there" in found.notes[0]
+    assert "does not name a base" in resolve_to_look("b").notes[0]
+    assert resolve_to_look("org/model") == resolve_target("org/model")
+
+
+def test_to_look_at_them_an_adapter_may_stand_beside_others(here: Path) -> None:
+    make_adapter(here / "runs/a/adapter")
+    make_adapter(here / "b")
+    found = resolve_to_look("runs/a", ["two=b"])
+    assert [(each.name, each.folder) for each in found.adapters] == [("a", Path("runs/a/adapter")), ("two", Path("b"))]
+    assert found.base == "org/base"
+
+
+def test_to_look_at_them_two_bases_are_refused_all_the_same(here: Path) -> None:
+    make_adapter(here / "a")
+    make_adapter(here / "b", base="org/other")
+    with pytest.raises(AdapterError, match="names the base org/other"):
+        resolve_to_look("a", ["b"])

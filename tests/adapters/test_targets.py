@@ -7,7 +7,7 @@ import pytest
 from loraft.adapters.targets import Count, Targets, parse_layers, select
 from loraft.config.schema import LoraSection
 from loraft.errors import AdapterError
-from loraft.models.families import family_of
+from loraft.models.families import FAMILIES, Family, family_of
 
 INSIDE = {
     "self_attn.q_proj": (8, 8),
@@ -190,3 +190,66 @@ def test_a_weight_in_4_bits_is_not_trained_whole() -> None:
     packed = LINEAR.keys() - {"lm_head"}
     with pytest.raises(AdapterError, match="stored in 4 bits"):
         select(LINEAR, family_of("llama"), section, LAYERS, modules=MODULES, quantized=packed)
+
+
+# Models with two stacks, or with experts
+
+T5 = {
+    f"{stack}.block.{i}.layer.{at}.{name}": (8, 8)
+    for stack, depth, inside in (
+        ("encoder", 4, ((0, "SelfAttention.q"), (0, "SelfAttention.o"), (1, "DenseReluDense.wi"))),
+        ("decoder", 3, ((0, "SelfAttention.q"), (1, "EncDecAttention.q"), (2, "DenseReluDense.wi"))),
+    )
+    for i in range(depth)
+    for at, name in inside
+}
+DEPTHS = {"encoder": 4, "decoder": 3}
+
+
+def of_t5(**lora: object) -> Targets:
+    section = LoraSection.model_validate({"r": 4, "alpha": 8, **lora})
+    return select(T5, FAMILIES["t5"], section, DEPTHS)
+
+
+def test_layers_are_counted_within_each_stack() -> None:
+    targets = of_t5(layers="last:2", target_modules="attention")
+    assert targets.layers_by_stack == {"encoder": (2, 3), "decoder": (1, 2)}
+    assert targets.layers == (1, 2, 3)
+    assert {name.rpartition(".")[2] for name in targets.modules} == {"q", "o"}
+    assert len(targets.modules) == 2 * 2 + 2 * 2
+    assert of_t5(target_modules=["EncDecAttention.q"]).layers_by_stack == {"decoder": (0, 1, 2)}
+    assert set(of_t5().modules) == set(T5)
+
+
+def test_c19_a_stack_that_has_fewer_layers_is_named() -> None:
+    with pytest.raises(AdapterError, match="first:4 asks for 4 layers, and the decoder has 3 layers"):
+        of_t5(layers="first:4")
+
+
+def test_what_is_the_attentions_is_not_the_feed_forward_parts() -> None:
+    inside = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
+    linear = {f"bert.encoder.layer.0.{name}": (8, 8) for name in inside}
+
+    def names(group: str) -> list[str]:
+        section = LoraSection.model_validate({"target_modules": group})
+        return [name[21:] for name in select(linear, FAMILIES["bert"], section, {"encoder": 1}).modules]
+
+    assert names("attention") == list(inside[:2])
+    assert names("mlp") == list(inside[2:])
+
+
+@pytest.mark.parametrize("group", ["all-linear", "mlp"])
+def test_lora_on_a_mixtures_experts_is_refused_with_the_reason(group: str) -> None:
+    linear = {"model.layers.0.self_attn.q_proj": (8, 8)}
+    with pytest.raises(AdapterError, match=r"holds the weights of all experts in one tensor(.|\n)*Write attention"):
+        select(linear, FAMILIES["mixtral"], LoraSection.model_validate({"target_modules": group}), 1)
+    on_attention = LoraSection.model_validate({"r": 2, "target_modules": "attention"})
+    assert select(linear, FAMILIES["mixtral"], on_attention, 1).parameters == 32
+
+
+def test_a_group_of_a_family_that_is_not_known_is_refused_with_its_modules() -> None:
+    strange = Family("strange", "layers", (), ())
+    linear = {"layers.0.mix.in_map": (8, 8)}
+    with pytest.raises(AdapterError, match=r"its attention is not known(.|\n)*mix\.in_map"):
+        select(linear, strange, LoraSection.model_validate({"target_modules": "attention"}), 1)
+    assert select(linear, strange, LoraSection(), 1).modules == ("layers.0.mix.in_map",)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraft.cli.figures import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
+from loraft.cli.figures import as_bytes, as_count, as_duration, as_measure, as_rate, as_share, as_span
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,11 @@ def test_rates(rate: float, text: str) -> None:
 )
 def test_shares(part: int, whole: int, text: str) -> None:
     assert as_share(part, whole) == text
+
+
+@pytest.mark.parametrize(
+    ("indices", "text"),
+    [([], ""), ([3], "3"), (range(30), "0–29"), ([0, 3, 4, 5], "0, 3–5"), ([1, 2, 7], "1–2, 7")],
+)
+def test_spans(indices: list[int], text: str) -> None:
+    assert as_span(indices) == text

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.files import MOST_DEPTH, load_config, write_config
-from loraft.config.schema import RunConfig
+from loraft.config.files import MOST_DEPTH, load_config, load_lora, write_config
+from loraft.config.schema import LoraSection, RunConfig
 from loraft.errors import ConfigError
 from tests.config.written_files import LEAST, only, problems, write
 
@@ -207,3 +207,36 @@ def test_reading_is_light() -> None:
     code = "import sys, loraft.config.files; print(*sorted({'torch', 'rich', 'typer', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "section"),
+    [
+        ("", {}),
+        ("r=8", {"r": 8}),
+        ("r=8, target_modules=attention ,layers=last:4", {"r": 8, "target_modules": "attention", "layers": "last:4"}),
+        ("target_modules=[q_proj,v_proj],r=2", {"target_modules": ["q_proj", "v_proj"], "r": 2}),
+        ("layers=[0,5],use_dora=true,alpha=1.5", {"layers": [0, 5], "use_dora": True, "alpha": 1.5}),
+        ("rank_pattern={q_proj: 4, v_proj: 2},r=1", {"rank_pattern": {"q_proj": 4, "v_proj": 2}, "r": 1}),
+    ],
+)
+def test_a_lora_section_in_one_line(text: str, section: dict[str, object]) -> None:
+    assert load_lora(text) == LoraSection.model_validate(section)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("r", "'r' is no key=value"),
+        ("r=8,r=0", "lora.r: must be"),
+        ("lora_alpha=8", "Write lora.alpha: 8"),
+        ("target_modules=[q_proj", "is not valid YAML"),
+        ("target_modules=q_proj", "or a list of module names like [q_proj, v_proj]"),
+        ("r=1,alpha=-1", "lora.alpha: must be"),
+    ],
+)
+def test_a_lora_section_in_one_line_is_checked_like_a_file(text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_lora(text)
+    assert words in str(caught.value)
+    assert all(problem.where == "--lora" for problem in caught.value.problems)

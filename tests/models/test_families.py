@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.errors import ModelError
 from loraft.models.attention import ROWS
-from loraft.models.families import TRAINED, family_of
-from tests.tiny import TINY_MODEL_TYPES, tiny_model
+from loraft.models.families import FAMILIES, TRAINED, family_of
+from tests.tiny import TINY_MODEL_TYPES, TINY_OTHERS, tiny_model
 
 
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
@@ -26,6 +26,40 @@ def test_names_match_all_linear_modules_of_every_layer(model_type: str) -> None:
         owners = [[suffix for suffix in suffixes if f".{name}".endswith(f".{suffix}")] for name in names]
         assert all(len(owner) == 1 for owner in owners), dict(zip(names, owners, strict=True))
         assert sorted(owner[0] for owner in owners) == sorted(suffixes)
+
+
+@pytest.mark.parametrize("model_type", TINY_OTHERS)
+def test_names_match_all_linear_modules_of_every_layer_of_the_other_kinds(model_type: str) -> None:
+    family = FAMILIES[model_type]
+    model = tiny_model(model_type)
+    assert list(family.stacks) == (["encoder", "decoder"] if family.kind == "encoder_decoder" else [family.kind])
+    matched = set()
+    for path in family.stacks.values():
+        layers = model.get_submodule(path)
+        assert isinstance(layers, nn.ModuleList)
+        for layer in layers:
+            names = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+            for name in names:
+                of_attention = [suffix for suffix in family.attention if f".{name}".endswith(f".{suffix}")]
+                of_mlp = [suffix for suffix in family.mlp if f".{name}".endswith(f".{suffix}")]
+                owner = of_attention or of_mlp  # the attention's where both match
+                assert len(owner) == 1, name
+                matched |= set(owner)
+    variants = {"wi_0", "wi_1"} if model_type == "t5" else set()  # a gated T5 has these in place of wi
+    assert matched == {*family.attention, *family.mlp} - variants
+
+
+def test_a_gated_t5_has_its_matrices_in_the_table() -> None:
+    model = tiny_model("t5", feed_forward_proj="gated-gelu")
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert names - {"lm_head"} == {*FAMILIES["t5"].attention, *FAMILIES["t5"].mlp} - {"wi"}
+
+
+def test_a_mixture_has_its_experts_where_the_table_says() -> None:
+    layer = tiny_model("mixtral").get_submodule("model.layers.0")
+    experts = layer.get_submodule(FAMILIES["mixtral"].experts or "")
+    assert {weight.dim() for weight in experts.parameters()} == {3}
+    assert not any(isinstance(module, nn.Linear) for module in experts.modules())
 
 
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)

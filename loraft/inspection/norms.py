@@ -1,0 +1,132 @@
+"""Which norms a model has, and where: found on a small copy while it runs.
+
+A norm that gives the same for x and x + c takes the mean off (LayerNorm); one that gives the same for x and 2x divides
+by the root of the mean square (RMSNorm), whatever it is called: T5's LayerNorm is one. A norm that reads what comes
+into the layer stands before a sub-layer; one whose output leaves the layer stands behind the sum; one that reads what
+a linear module gave stands at the end of a branch, before the sum.
+
+This module knows how to tell these apart. It refuses to know families.
+
+Source: Xiong et al. 2020, On Layer Normalization in the Transformer Architecture (https://arxiv.org/abs/2002.04745).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+__all__ = ["Norms", "norms_in"]
+
+INSIDE_ATTENTION = re.compile(r"(^|[._])(q|k|query|key)_?(layer)?_?norm")
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The norms of a stack of layers.
+
+    Attributes:
+        kind: `LayerNorm`, `RMSNorm` or the class that computes neither.
+        place: Where they stand in a layer.
+        final: Whether one stands behind the last layer.
+        queries_and_keys: Whether queries and keys are normed too.
+    """
+
+    kind: str
+    place: str
+    final: bool
+    queries_and_keys: bool
+
+
+@dataclass(eq=False)
+class _Call:
+    module: nn.Module
+    name: str
+    given: Tensor
+    gave: Tensor
+
+
+def norms_in(model: nn.Module, layers: Sequence[nn.Module], inputs: dict[str, Tensor]) -> Norms | None:
+    """The norms of `layers`, while `model` reads `inputs`; None where there are none.
+
+    Args:
+        model: A small copy, in eval mode.
+        layers: A stack of it.
+        inputs: What the model is called with.
+    """
+    calls = _calls(model, layers, inputs)
+    first, last = calls[id(layers[0])], calls[id(layers[-1])]
+    whole, ended = first[-1], last[-1]
+    inside = [call for call in first[:-1] if _is_norm(call.module)]
+    own = [call for call in inside if INSIDE_ATTENTION.search(call.name)]
+    around = [call for call in inside if call not in own]
+    if not around:
+        return None
+    final = any(_is_norm(call.module) and _same(call.given, ended.gave) for call in calls[id(model)])
+    branches = [call.gave for call in first[:-1] if isinstance(call.module, nn.Linear | Conv1D)]
+    return Norms(_kind(around[0].module), _place(around, whole, branches), final, bool(own))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and not list(module.children())
+
+
+def _calls(model: nn.Module, layers: Sequence[nn.Module], inputs: dict[str, Tensor]) -> dict[int, list[_Call]]:
+    """What was called in the first layer, in the last and outside of all, in order; a layer itself comes last."""
+    ends = {id(layer): layer for layer in (layers[0], layers[-1])}
+    calls: dict[int, list[_Call]] = {id(model): [], **{key: [] for key in ends}}
+    owners = {id(module): (key, name) for key, layer in ends.items() for name, module in layer.named_modules()}
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        owner, name = owners.get(id(module), (id(model), ""))
+        given = args[0] if args else kwargs.get("hidden_states")
+        gave = out[0] if isinstance(out, tuple) else out
+        if isinstance(given, Tensor) and isinstance(gave, Tensor):
+            calls[owner].append(_Call(module, name, given, gave))
+
+    heard = (m for m in model.modules() if _is_norm(m) or isinstance(m, nn.Linear | Conv1D) or id(m) in ends)
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in heard]
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _kind(norm: nn.Module) -> str:
+    weight = next(norm.parameters(), None)
+    width = weight.shape[-1] if weight is not None else 64
+    x = 10 * torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(
+        weight.dtype if weight is not None else torch.float32
+    )
+    with torch.no_grad():
+        plain, moved, doubled = norm(x), norm(x + 100), norm(2 * x)
+    if torch.allclose(plain, moved, atol=1e-3, rtol=1e-3):
+        return "LayerNorm"
+    return "RMSNorm" if torch.allclose(plain, doubled, atol=1e-3, rtol=1e-3) else type(norm).__name__
+
+
+def _place(norms: Sequence[_Call], layer: _Call, branches: Sequence[Tensor]) -> str:
+    before = [norm for norm in norms if _same(norm.given, layer.given)]
+    at_branch_end = any(_same(norm.given, branch) for norm in norms for branch in branches)
+    if any(_same(norm.gave, layer.gave) for norm in norms):
+        return "after each sub-layer's sum (post-norm)"
+    if before and at_branch_end:
+        return "before each sub-layer and behind it, within the branch"
+    if at_branch_end:
+        return "behind each sub-layer, within the branch (before the sum)"
+    if before:
+        beside = len(before) == len(norms)
+        return f"before {'attention and feed-forward, side by side' if beside else 'each sub-layer'} (pre-norm)"
+    return "not found out"
