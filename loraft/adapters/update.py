@@ -28,11 +28,15 @@ def update_in_place(model: nn.Module, name: str) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer) and name in module.lora_A and name not in module.lora_variant:
             module.lora_variant[name] = InPlaceUpdate()
-            if type(module) is Linear and type(module.base_layer) is nn.Linear:
-                module.__class__ = AdaptedLinear
+            _give_own_function(module)
 
 
-class AdaptedLinear(Linear):  # type: ignore[misc]  # peft ships no types for it
+def _give_own_function(module: Any) -> None:
+    if type(module) is Linear and type(module.base_layer) is nn.Linear:
+        module.__class__ = AdaptedLinear
+
+
+class AdaptedLinear(Linear):
     """peft's layer over an ordinary linear module, with one function for base and update while it trains."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -117,6 +121,6 @@ class _Update(torch.autograd.Function):
 
 
 def _trained_gradients(gradient: Tensor, rows: Tensor, u: Tensor, b: Tensor, ctx: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """dA `[r, in]`, dB `[out, r]` and V `[tokens, r]` from G `[tokens, out]`, x `[tokens, in]` and U `[tokens, r]`."""
+    """The gradients of A `[r, in]` and B `[out, r]`, and V `[tokens, r]`, from G `[tokens, out]`, x and U."""
     v = (gradient @ b).mul_(ctx.scale)
     return (v.T @ rows).to(ctx.trained_dtype), (gradient.T @ u).to(ctx.trained_dtype).mul_(ctx.scale), v

@@ -59,10 +59,13 @@ class Layout:
     Attributes:
         packed: End to end in one line without padding; otherwise a line each, padded on the right.
         pad_id: The token at padded positions; no real token attends to one and none is trained.
+        multiple_of: A line of rows end to end is filled to a multiple of this many tokens by one more row, of padding,
+            where new lengths cost time.
     """
 
     packed: bool
     pad_id: int
+    multiple_of: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Batch:
     Attributes:
         input_ids: `[lines, time]`.
         position_ids: `[lines, time]`, from 0 in each row.
-        row_lengths: The lengths of the rows that lie end to end in the one line; None where each line is a row.
+        row_lengths: The lengths of the rows that lie end to end in the one line, that of padding too; None where each
+            line is a row.
         target_positions: `[targets]`, places in the flattened `[lines · time]` whose hidden state predicts a target.
         target_ids: `[targets]`, the tokens to predict.
         tokens: The number of real tokens, padding left out.
@@ -102,7 +106,8 @@ def collate(examples: Sequence[Tokens], layout: Layout) -> Batch:
     The first token of a row is never a target: nothing in its row predicts it.
     """
     lengths = [len(example.input_ids) for example in examples]
-    width = sum(lengths) if layout.packed else max(lengths)
+    padding = -sum(lengths) % layout.multiple_of if layout.packed else 0
+    width = sum(lengths) + padding if layout.packed else max(lengths)
     input_ids = torch.full((1 if layout.packed else len(examples), width), layout.pad_id)
     position_ids = torch.zeros_like(input_ids)
     starts = np.cumsum([0, *lengths[:-1]]).tolist() if layout.packed else [i * width for i in range(len(examples))]
@@ -114,10 +119,12 @@ def collate(examples: Sequence[Tokens], layout: Layout) -> Batch:
         trained = [place for place in range(1, length) if example.labels[place] != IGNORED]
         targets += [start + place - 1 for place in trained]
         target_ids += [example.labels[place] for place in trained]
+    if padding:
+        position_ids.view(-1)[-padding:] = torch.arange(padding)
     return Batch(
         input_ids,
         position_ids,
-        tuple(lengths) if layout.packed else None,
+        (*lengths, *([padding] if padding else [])) if layout.packed else None,
         torch.tensor(targets, dtype=torch.long),
         torch.tensor(target_ids, dtype=torch.long),
         sum(lengths),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -33,6 +34,10 @@ __all__ = ["PADDING", "PRODUCTS_UP_TO", "ROWS", "attend_rows", "rows_attention",
 ROWS = "loraft_rows"
 PADDING = 0.7
 """The share of products that a row may add for being computed together with a longer one: a call costs as much."""
+SHORT = 128
+"""Rows up to this many tokens are computed together whatever they add: a call costs more than all their products."""
+STEP = 16
+"""Blocks are a multiple of this many tokens long: kernels are made anew for each shape, so few shapes cost less."""
 PRODUCTS_UP_TO = {torch.bfloat16: 512, torch.float32: 128}
 
 
@@ -227,12 +232,12 @@ class _RowsLayout:
 
 @lru_cache(maxsize=8)
 def _layout(lengths: tuple[int, ...], heads: int, key_value_heads: int) -> _RowsLayout:
-    """The rows in groups of like length; each group wastes at most `PADDING` of its products."""
+    """The rows in groups of like length, computed together."""
     starts = torch.tensor([row.start for row in _slices(lengths)])
     blocks: list[_Block] = []
     tokens, inside = [], []
     for group in _of_like_length(lengths):
-        steps = torch.arange(lengths[group[0]])
+        steps = torch.arange(math.ceil(lengths[group[0]] / STEP) * STEP)
         inside.append(steps < torch.tensor([lengths[row] for row in group])[:, None])
         tokens.append(starts[group, None] + torch.where(inside[-1], steps, 0))
         start = blocks[-1].start + blocks[-1].batch * blocks[-1].time if blocks else 0
@@ -243,7 +248,8 @@ def _layout(lengths: tuple[int, ...], heads: int, key_value_heads: int) -> _Rows
 def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if groups and lengths[groups[-1][0]] ** 2 <= (1 + PADDING) * lengths[row] ** 2:
+        longest = lengths[groups[-1][0]] if groups else math.inf
+        if longest <= SHORT or longest**2 <= (1 + PADDING) * lengths[row] ** 2:
             groups[-1].append(row)
         else:
             groups.append([row])

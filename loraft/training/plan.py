@@ -36,6 +36,7 @@ __all__ = ["ModelShape", "RunPlan", "plan_run"]
 
 Result = TypeVar("Result")
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
+LINE_STEP = 32
 ROOM = 0.9
 """Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
 
@@ -146,7 +147,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         data=data,
         shape=shape,
         batches=batches,
-        layout=Layout(packed, pad_id),
+        layout=Layout(packed, pad_id, multiple_of=_line_step(placement)),
         memory=memory,
         steps=steps,
         warmup=warmup_steps(config.training.warmup_steps, steps),
@@ -157,6 +158,11 @@ def plan_run(config: RunConfig) -> RunPlan:
             *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes,
         ),
     )  # fmt: skip
+
+
+def _line_step(placement: Placement) -> int:
+    """On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
+    return LINE_STEP if placement.device == "cpu" and placement.dtype != torch.float32 else 1
 
 
 def _collected(problems: list[Problem], decide: Callable[[], Result]) -> Result | None:

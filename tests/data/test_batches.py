@@ -32,6 +32,15 @@ def test_rows_laid_end_to_end() -> None:
     assert batch.tokens == 7
 
 
+def test_a_line_is_filled_by_a_row_of_padding_where_lengths_cost_time() -> None:
+    batch = collate([ONE, TWO], Layout(packed=True, pad_id=0, multiple_of=5))
+    assert batch.input_ids.tolist() == [[1, 2, 3, 7, 8, 9, 10, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 2]]
+    assert batch.row_lengths == (3, 4, 3)
+    assert (batch.target_positions.tolist(), batch.tokens) == ([0, 1, 4], 7)
+    assert collate([ONE, TWO], Layout(True, 0, multiple_of=7)).row_lengths == (3, 4)
+
+
 def test_rows_padded_on_the_right() -> None:
     batch = collate([ONE, TWO], Layout(packed=False, pad_id=0))
     assert batch.input_ids.tolist() == [[1, 2, 3, 0], [7, 8, 9, 10]]
