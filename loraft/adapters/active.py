@@ -1,6 +1,7 @@
 """Which of the adapters in a model acts.
 
-This module knows how peft switches adapters. It refuses to know where they came from.
+This module knows how peft switches adapters, and that switching makes parameters trainable. It refuses to know
+where they came from.
 """
 
 from __future__ import annotations
@@ -22,18 +23,27 @@ def acting(model: nn.Module, name: str | None) -> Iterator[nn.Module]:
     """
     if not isinstance(model, PeftModel):
         yield model
-    elif name is None:
-        with model.disable_adapter():
-            yield model
-    else:
-        before = model.active_adapter
-        _activate(model, name)
-        try:
-            yield model
-        finally:
-            _activate(model, before)
+        return
+    # peft makes whatever it switches on trainable, and whatever it switches off not.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        if name is None:
+            with model.disable_adapter():
+                yield model
+        else:
+            with _switched(model, name):
+                yield model
+    finally:
+        model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
-def _activate(model: PeftModel, name: str) -> None:
+@contextmanager
+def _switched(model: PeftModel, name: str) -> Iterator[None]:
+    before = model.active_adapter
     model.set_adapter(name)
-    model.requires_grad_(False)  # peft makes the active one trainable
+    try:
+        yield
+    finally:
+        model.set_adapter(before)

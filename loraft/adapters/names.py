@@ -11,18 +11,25 @@ from loraft.errors import AdapterError
 __all__ = ["check_adapter_name", "is_within", "matches", "nearest"]
 
 ADAPTER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TAKEN = ("base", "none")
+"""What the base without an adapter is called."""
 
 
 def check_adapter_name(name: str) -> None:
-    """Refuse a name that could mean a path.
+    """Refuse a name that could mean a path, or the base.
 
     Raises:
-        AdapterError: If it is not made of 1 to 64 letters, digits, `_` and `-`.
+        AdapterError: If it is not made of 1 to 64 letters, digits, `_` and `-`, or is `base` or `none`.
     """
     if not ADAPTER.fullmatch(name):
         raise AdapterError(
-            f"{name!r} cannot be an adapter's name", remedy="Use 1 to 64 letters, digits, underscores and hyphens."
+            f"{name!r} cannot be an adapter's name",
+            where="--adapter",
+            remedy="Use 1 to 64 letters, digits, underscores and hyphens.",
         )
+    if name in TAKEN:
+        message = f"{name!r} means the base without an adapter, and cannot be an adapter's name"
+        raise AdapterError(message, where="--adapter", remedy="Give it another one: --adapter NAME=DIR.")
 
 
 def matches(module: str, name: str) -> bool:

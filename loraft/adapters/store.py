@@ -44,6 +44,7 @@ from loraft.models.loading import LoadedModel
 __all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+PARAMETERS = ("weight", "bias")
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
 
 
@@ -102,6 +103,7 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
     """
     for name in folders:
         check_adapter_name(name)
+        _refuse_torchs_own(name)
     read = {name: read_adapter(folder) for name, folder in folders.items()}
     notes = tuple(note for files in read.values() for note in _fits(files, loaded))
     model: PeftModel | None = None
@@ -119,6 +121,13 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
     model.eval()
     methods = {files.record.get("method") for files in read.values() if files.record}
     return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, tuple(read))
+
+
+def _refuse_torchs_own(name: str) -> None:
+    """Adapters lie in a ModuleDict of peft under their names, which it cuts from the keys of whole modules."""
+    if hasattr(torch.nn.ModuleDict(), name) or name in PARAMETERS:
+        message = f"{name!r} has a meaning of its own in torch, and cannot be an adapter's name"
+        raise AdapterError(message, where="--adapter", remedy="Give it another one: --adapter NAME=DIR.")
 
 
 def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
