@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from peft import PeftModel
 from torch import nn
 
+from loraft.adapters.names import in_peft
+
 __all__ = ["acting"]
 
 
@@ -31,7 +33,7 @@ def acting(model: nn.Module, name: str | None) -> Iterator[nn.Module]:
             with model.disable_adapter():
                 yield model
         else:
-            with _switched(model, name):
+            with _switched(model, in_peft(name)):
                 yield model
     finally:
         model.requires_grad_(False)

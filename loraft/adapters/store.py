@@ -25,7 +25,7 @@ from loraft.adapters.attach import ADAPTER_NAME, AdaptedModel, wrap
 from loraft.adapters.card import TrainingFacts, model_card, shown
 from loraft.adapters.declared import recorded_lora
 from loraft.adapters.folders import written_whole
-from loraft.adapters.names import check_adapter_name
+from loraft.adapters.names import check_adapter_name, in_peft
 from loraft.adapters.reading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -44,7 +44,6 @@ from loraft.models.loading import LoadedModel
 __all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-PARAMETERS = ("weight", "bias")
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
 
 
@@ -96,38 +95,31 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
 
     Args:
         loaded: The base, with nothing attached; it is left so when an adapter is refused.
-        folders: The adapters' folders by the names they get in peft; at least one.
+        folders: The adapters' folders by their names; at least one.
 
     Raises:
         AdapterError: If a folder is damaged or does not fit the base; all that is found in it is said.
     """
     for name in folders:
         check_adapter_name(name)
-        _refuse_torchs_own(name)
     read = {name: read_adapter(folder) for name, folder in folders.items()}
     notes = tuple(note for files in read.values() for note in _fits(files, loaded))
     model: PeftModel | None = None
     try:
         for name, files in read.items():
-            model = _with_layers(loaded.model if model is None else model, files, name)
-            insert(model, files, name)
+            model = _with_layers(loaded.model if model is None else model, files, in_peft(name))
+            insert(model, files, in_peft(name))
     except AdapterError:
         if model is not None:
             model.unload()
         raise
     assert model is not None, "there is at least one adapter"
-    model.set_adapter(next(iter(read)))
+    names = tuple(map(in_peft, read))
+    model.set_adapter(names[0])
     model.requires_grad_(False)
     model.eval()
     methods = {files.record.get("method") for files in read.values() if files.record}
-    return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, tuple(read))
-
-
-def _refuse_torchs_own(name: str) -> None:
-    """Adapters lie in a ModuleDict of peft under their names, which it cuts from the keys of whole modules."""
-    if hasattr(torch.nn.ModuleDict(), name) or name in PARAMETERS:
-        message = f"{name!r} has a meaning of its own in torch, and cannot be an adapter's name"
-        raise AdapterError(message, where="--adapter", remedy="Give it another one: --adapter NAME=DIR.")
+    return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, names)
 
 
 def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
