@@ -51,8 +51,10 @@ def test_each_of_several_adapters_answers_as_if_it_were_alone(place: Path) -> No
 
 
 def test_the_base_lies_in_memory_once(place: Path) -> None:
-    base = {name: weight for name, weight in load_file(place / "base/model.safetensors").items()}
-    own = sum(tensor.numel() for kind in KINDS for tensor in load_file(place / kind / "adapter_model.safetensors").values())
+    base = load_file(place / "base/model.safetensors")
+    own = sum(
+        tensor.numel() for kind in KINDS for tensor in load_file(place / kind / "adapter_model.safetensors").values()
+    )
     session = opened(place, *KINDS)
     held = {weight.untyped_storage().data_ptr(): weight.numel() for weight in session.model.state_dict().values()}
     buffers = {buffer.data_ptr(): buffer.numel() for buffer in session.model.buffers()}
@@ -74,7 +76,8 @@ def test_each_voice_has_its_template_system_prompt_and_stop_ids(place: Path, tmp
     adapter_in(tmp_path / "b", place / "base", chat_template=NAME_FIRST)
     session = open_session(None, [f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"])
     texts = {
-        name: voice.tokenizer.decode(voice.prompt_ids(voice.conversation("Hi"))) for name, voice in session.voices.items()
+        name: voice.tokenizer.decode(voice.prompt_ids(voice.conversation("Hi")))
+        for name, voice in session.voices.items()
     }
     assert texts["a"].startswith("<|im_start|>system\nBe brief.<|im_end|>")
     assert texts["b"] == "[user]Hi<|im_end|>[assistant]"
@@ -136,7 +139,9 @@ def test_an_adapter_of_4_bits_beside_one_of_16(place: Path, tmp_path: Path) -> N
     assert any("the adapter q was trained on its base in nf4" in note for note in plain.notes)
 
 
-def test_c12_a_4_bit_base_answers_the_same_after_any_number_of_answers_and_switches(place: Path, tmp_path: Path) -> None:
+def test_c12_a_4_bit_base_answers_the_same_after_any_number_of_answers_and_switches(
+    place: Path, tmp_path: Path
+) -> None:
     """The kernel that repacks 4-bit weights at the first forward in eval mode would give other numbers afterwards."""
     adapter_in(tmp_path / "q", place / "base", method="qlora")
     session = open_session(None, [f"q={tmp_path / 'q'}", f"plain={place / 'plain'}"])

@@ -1,4 +1,4 @@
-"""What the tests of sessions start from: a tiny base on disk, and adapters trained on it with a recorded fingerprint."""
+"""What the tests of sessions start from: a tiny base on disk, and adapters trained on it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def base_in(folder: Path, model_type: str = "llama", **sizes: Any) -> Path:
     return folder
 
 
-def adapter_in(  # noqa: PLR0913 (what differs between adapters)
+def adapter_in(
     folder: Path,
     base: Path | str,
     *,
