@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from loraft import __version__
-from loraft.cli import generation, setup, training
+from loraft.cli import chat, generation, setup, training
 from loraft.cli.quiet import hush
 
 __all__ = ["app"]
@@ -53,5 +53,6 @@ def _general_options(
 app.command()(training.check)
 app.command()(training.train)
 app.command()(generation.generate)
+app.command()(chat.chat)
 app.command()(setup.schema)
 app.command()(setup.doctor)

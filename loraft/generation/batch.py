@@ -170,7 +170,7 @@ def answer_questions(
 
 def _from_row(options: AnswerOptions, row: int) -> AnswerOptions:
     """The options for the rows from `row` on, whose first draws from a seed of its own."""
-    return options if options.seed is None else replace(options, seed=options.seed + row)
+    return options if options.seed is None else replace(options, seed=(options.seed + row) % 2**32)
 
 
 def _progress(observer: Observer, start: int, held: int, total: int) -> Callable[[int], None]:

@@ -18,8 +18,10 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from loraft.data.formats import Message
-from loraft.errors import DataError
+from loraft.errors import DataError, OutOfMemoryError
 from loraft.generation.answer import Completion
 from loraft.generation.context import Context, learned_positions, wrapped_model
 from loraft.generation.engine import Stream, Token, stream
@@ -111,6 +113,7 @@ class Conversation:
             ConfigError: An option is out of its bounds.
             DataError: The template cannot print the conversation, or it is longer than the model's positions.
             NonFiniteError: While iterating, if the model's logits are not numbers.
+            OutOfMemoryError: While iterating, if the device is too small.
         """
         asked = [*self._messages, Message("user", text)]
         ids = self.voice.prompt_ids(self.voice.with_system(asked, self.options.system))
@@ -137,6 +140,10 @@ class Conversation:
                 for token in answered:
                     text += token.text
                     yield token
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                "the device ran out of memory: the answer and its question are taken back"
+            ) from error
         except GeneratorExit:
             answered.close()
             if text:

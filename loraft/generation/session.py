@@ -21,7 +21,7 @@ from loraft.adapters.store import load_adapters
 from loraft.config.schema import DtypeName, QuantizationSection
 from loraft.data.formats import Message
 from loraft.data.tokenize import Renderer
-from loraft.errors import AdapterError, ModelError
+from loraft.errors import AdapterError, ConfigError, ModelError
 from loraft.generation.defaults import saved_defaults
 from loraft.generation.options import AnswerOptions
 from loraft.generation.sampling import SamplingRules
@@ -33,6 +33,7 @@ __all__ = ["BASE", "Session", "Settings", "Voice", "open_session"]
 
 BASE = "base"
 """The voice of the base without an adapter."""
+LARGEST_SEED = 2**32 - 1
 MAX_NEW_TOKENS = 256
 """The most tokens of an answer where neither the caller nor the model says."""
 
@@ -84,6 +85,10 @@ class Voice:
         Raises:
             ConfigError: A value is out of its bounds.
         """
+        if options.max_new_tokens is not None and options.max_new_tokens < 1:
+            raise ConfigError(f"must be at least 1, not {options.max_new_tokens}", key="max_new_tokens")
+        if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
+            raise ConfigError(f"must be from 0 to {LARGEST_SEED:,}, not {options.seed}", key="seed")
         return Settings(
             rules=SamplingRules.of(self.defaults, options),
             max_new_tokens=self.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
