@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from loraft.adapters.names import in_peft
@@ -26,26 +28,28 @@ def acting(model: nn.Module, name: str | None) -> Iterator[nn.Module]:
     if not isinstance(model, PeftModel):
         yield model
         return
+    active, on = model.active_adapter, _is_on(model)
     # peft makes whatever it switches on trainable, and whatever it switches off not.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        if name is None:
-            with model.disable_adapter():
-                yield model
-        else:
-            with _switched(model, in_peft(name)):
-                yield model
+        _switch(model, active if name is None else in_peft(name), on=name is not None)
+        yield model
     finally:
+        _switch(model, active, on=on)
         model.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
 
 
-@contextmanager
-def _switched(model: PeftModel, name: str) -> Iterator[None]:
-    before = model.active_adapter
-    model.set_adapter(name)
-    try:
-        yield
-    finally:
-        model.set_adapter(before)
+def _switch(model: PeftModel, name: str, *, on: bool) -> None:
+    if name != model.active_adapter:
+        model.set_adapter(name)
+    tuner: Any = model.base_model
+    if on and not _is_on(model):
+        tuner.enable_adapter_layers()
+    elif not on and _is_on(model):
+        tuner.disable_adapter_layers()
+
+
+def _is_on(model: PeftModel) -> bool:
+    return not any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))

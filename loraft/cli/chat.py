@@ -351,9 +351,11 @@ def _adapter(conversation: Conversation, name: str) -> Iterator[str]:
 def _set(conversation: Conversation, text: str) -> Iterator[str]:
     if text:
         conversation.set_options(with_settings(conversation.options, text))
+    settings = conversation.voice.settings(conversation.options)
+    in_force = {**vars(settings["rules"]), **settings, "system": conversation.system}
     for name in setting_names():
-        value = getattr(conversation.options, name)
-        yield f"{name:<16}{'as saved' if value is None else value}"
+        given = getattr(conversation.options, name) is not None
+        yield f"{name:<16}{in_force.get(name)}{'' if given else '  (as saved)'}"
 
 
 def _save(conversation: Conversation, text: str) -> Iterator[str]:

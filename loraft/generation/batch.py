@@ -67,8 +67,8 @@ class AnsweredFile:
     Attributes:
         output: The file of answers.
         rows: The rows that it holds: all of them.
-        held: Those that it held before.
-        stopped: Of the answers of this run, those that the model ended itself.
+        held: Those that it held before this run.
+        cut: Of the answers of this run, those that the limit ended.
         tokens: The tokens of the answers of this run.
         seconds: What this run took, loading aside.
     """
@@ -76,7 +76,7 @@ class AnsweredFile:
     output: Path
     rows: int
     held: int
-    stopped: int
+    cut: int
     tokens: int
     seconds: float
 
@@ -164,8 +164,8 @@ def answer_questions(
                 each = zip(rows[file.rows : window.stop], new, strict=True)
                 file.append([(row, answer.completion, answer.finish_reason) for row, answer in each])
                 answers += [(len(answer.token_ids), answer.finish_reason) for answer in new]
-    stopped = sum(reason == "stop" for _, reason in answers)
-    return AnsweredFile(output, len(rows), held, stopped, sum(length for length, _ in answers), perf_counter() - begun)
+    cut = sum(reason == "length" for _, reason in answers)
+    return AnsweredFile(output, len(rows), held, cut, sum(length for length, _ in answers), perf_counter() - begun)
 
 
 def _from_row(options: AnswerOptions, row: int) -> AnswerOptions:
