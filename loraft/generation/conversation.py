@@ -206,14 +206,14 @@ def save_conversation(path: Path, messages: Sequence[Message]) -> int:
     Raises:
         DataError: There is no answer, the file is there already, or it cannot be written.
     """
-    kept = _answered(messages)
-    answers = sum(message.role == "assistant" for message in kept)
-    if not answers:
-        raise DataError("there is no answer to save yet", where=str(path))
     if path.suffix != ".jsonl":
         raise DataError(
             "is not named as a file of rows", where=str(path), remedy=f"Name it {path.stem or 'chat'}.jsonl."
         )
+    kept = _answered(messages)
+    answers = sum(message.role == "assistant" for message in kept)
+    if not answers:
+        raise DataError("there is no answer to save yet", where=str(path))
     row = {"messages": [{"role": message.role, "content": message.content} for message in kept]}
     try:
         with path.open("x", encoding="utf-8") as file:
