@@ -168,7 +168,7 @@ def generate(
     voice = session.voice()
     ids = voice.prompt_ids(voice.conversation(prompt, options.system))
     answered = stream(session.model, voice.tokenizer, ids, **voice.settings(options))
-    return Answering(answered, (*session.notes, *_who_answers(session)))
+    return Answering(answered, (*session.notes, *_to_be_told(session, options)))
 
 
 def complete(
@@ -189,7 +189,7 @@ def complete(
         One completion a prompt, in the order of the prompts.
     """
     session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
-    _tell(observer, *session.notes, *_who_answers(session))
+    _tell(observer, *session.notes, *_to_be_told(session, options))
     voice = session.voice()
     ids = [voice.prompt_ids(voice.conversation(prompt, options.system)) for prompt in prompts]
     settings = voice.settings(options)
@@ -255,7 +255,7 @@ def answer_file(  # noqa: PLR0913 (a verb's parameters are what there is to say)
     questions = read_questions(prompts)
     check_answer_file(output, [question.row.values for question in questions], prompts, overwrite=overwrite)
     session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
-    _tell(observer, *session.notes, *_who_answers(session))
+    _tell(observer, *session.notes, *_to_be_told(session, options))
     return answer_questions(
         session,
         questions,
@@ -285,11 +285,13 @@ def open_chat(
     return Conversation(session, options)
 
 
-def _who_answers(session: Session) -> tuple[str, ...]:
-    if len(session.adapters) < 2:
-        return ()
-    first, *others = session.adapters
-    return (f"{first} answers; {' and '.join(others)} would with --compare, or in loraft chat",)
+def _to_be_told(session: Session, options: AnswerOptions) -> Iterator[str]:
+    """What of that which was asked for has no effect on the answer."""
+    if len(session.adapters) > 1:
+        first, *others = session.adapters
+        yield f"{first} answers; {' and '.join(others)} would with --compare, or in loraft chat"
+    if options.system and session.voice().renderer.template is None:
+        yield "the tokenizer has no chat template, which alone can print a system prompt: it is not used"
 
 
 def _tell(observer: Observer, *notes: str) -> None:

@@ -354,8 +354,9 @@ def _set(conversation: Conversation, text: str) -> Iterator[str]:
     settings = conversation.voice.settings(conversation.options)
     in_force = {**vars(settings["rules"]), **settings, "system": conversation.system}
     for name in setting_names():
+        value = in_force.get(name)
         given = getattr(conversation.options, name) is not None
-        yield f"{name:<16}{in_force.get(name)}{'' if given else '  (as saved)'}"
+        yield f"{name:<16}{'none' if value is None else value}{'' if given else '  (as saved)'}"
 
 
 def _save(conversation: Conversation, text: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "answer_compared", "answer_file", "answer_several"]
 
-LOADING = "loading libraries and model"
+LOADING = "loading libraries"
 
 
 @dataclass(frozen=True)
