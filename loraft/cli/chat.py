@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraft.cli.chat_commands import COMMANDS, Command, parse_line, setting_names, with_settings
+from loraft.cli.chat_commands import COMMANDS, UNSAID, Command, parse_line, setting_names, with_settings
 from loraft.cli.options import (
     AdaptersOption,
     BaseModelOption,
@@ -355,7 +355,7 @@ def _set(conversation: Conversation, text: str) -> Iterator[str]:
     in_force = {**vars(settings["rules"]), **settings, "system": conversation.system}
     for name in setting_names():
         value = in_force.get(name)
-        given = getattr(conversation.options, name) is not None
+        given = getattr(conversation.options, name) != getattr(UNSAID, name)
         yield f"{name:<16}{'none' if value is None else value}{'' if given else '  (as saved)'}"
 
 

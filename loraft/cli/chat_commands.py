@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from loraft.errors import Refused
 from loraft.generation.options import AnswerOptions
 
-__all__ = ["COMMANDS", "Command", "parse_line", "setting_names", "with_settings"]
+__all__ = ["COMMANDS", "UNSAID", "Command", "parse_line", "setting_names", "with_settings"]
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "/help": ("/help", "this list"),
@@ -59,6 +59,10 @@ def parse_line(line: str) -> str | Command:
     return Command(name, argument.strip())
 
 
+UNSAID = AnswerOptions()
+"""The options of somebody who says nothing: all is as it was saved."""
+
+
 def setting_names() -> tuple[str, ...]:
     """What `/set` can change."""
     return tuple(field.name for field in fields(AnswerOptions))
@@ -96,7 +100,7 @@ def _setting(pair: str) -> tuple[str, Any]:
     if not equals:
         raise Refused(f"{key} needs a value", remedy=f"Write {key}=VALUE, or {key}=none for what was saved.")
     if value.lower() in AS_SAVED:
-        return key, None
+        return key, getattr(UNSAID, key)
     hint = get_type_hints(AnswerOptions)[key]
     given = [part.strip() for part in value.split(",")] if "tuple" in str(hint) else value
     try:
