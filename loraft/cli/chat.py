@@ -1,24 +1,21 @@
 """`loraft chat`: a conversation, on a terminal or from a pipe with one message a line.
 
-Answers go to standard output and everything else to standard error. This module knows lines, keys and signals. It
-refuses to know what a conversation is (`generation.conversation`) and what commands mean (`chat_commands`).
+Answers go to standard output and everything else to standard error. This module knows lines and streams. It refuses to
+know what a conversation is (`generation.conversation`), what commands mean and do (`chat_commands`, `chat_actions`) and
+what keys do (`chat_terminal`).
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
-from pathlib import Path
-from types import FrameType
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraft.cli.chat_commands import COMMANDS, UNSAID, Command, parse_line, setting_names, with_settings
+from loraft.cli.chat_actions import ACTIONS
+from loraft.cli.chat_commands import COMMANDS, Command, parse_line, setting_names
 from loraft.cli.options import (
     AdaptersOption,
     BaseModelOption,
@@ -41,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["chat"]
 
+NO_TEXT = "\udcff"
+"""What a line stands for that is not UTF-8."""
 BEGIN_ANEW = "/reset begins a new conversation, /undo takes the last turn back."
 
 
@@ -178,37 +177,31 @@ class _OnTerminal(_FromPipe):
 
     def run(self) -> None:
         """Greets, and takes lines until the person ends it."""
+        from loraft.cli.chat_terminal import line_editing
         from loraft.cli.render import say
 
-        with _line_editing(self.conversation):
-            say((f"{self.conversation.session.loaded.name} · /help lists the commands, Ctrl-D ends", "dim"))
+        session = self.conversation.session
+        voices = (f"/adapter {name}" for name in (*session.adapters, "none"))
+        settings = (f"/set {name}=" for name in setting_names())
+        with line_editing([*COMMANDS, *voices, *settings]):
+            say((f"{session.loaded.name} · /help lists the commands, Ctrl-D ends", "dim"))
             super().run()
 
     def _line(self) -> str | None:
-        from loraft.cli.render import print_message
+        from loraft.cli.chat_terminal import read_line
 
-        prompt = f"{self.conversation.voice.name}> " if self.conversation.session.adapters else "> "
-        for last in (False, True):
-            try:
-                return _read_line(prompt)
-            except EOFError:
-                sys.stderr.write("\n")
-                return None
-            except UnicodeDecodeError:
-                return "\udcff"
-            except KeyboardInterrupt:
-                sys.stderr.write("\n")
-                if last:
-                    raise
-                print_message("Ctrl-C once more ends, as Ctrl-D does.")
-        return None
+        try:
+            return read_line(f"{self.conversation.voice.name}> " if self.conversation.session.adapters else "> ")
+        except UnicodeDecodeError:
+            return NO_TEXT
 
     def _answer(self, text: str) -> None:
+        from loraft.cli.chat_terminal import first_interrupt_noted
         from loraft.cli.render import print_message, printable
 
         show = printable if sys.stdout.isatty() else str
         try:
-            with _first_interrupt_noted() as interrupts:
+            with first_interrupt_noted() as interrupts:
                 reply = self._ask(text)
                 given = False
                 for piece in _pieces(reply):
@@ -249,132 +242,3 @@ def _text(line: str) -> str:
     except UnicodeEncodeError as error:
         raise Refused("the message is not UTF-8 text") from error
     return line
-
-
-def _read_line(prompt: str) -> str:
-    if sys.stdout.isatty():
-        return input(prompt)
-    sys.stderr.write(prompt)
-    sys.stderr.flush()
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line
-
-
-@contextmanager
-def _first_interrupt_noted() -> Iterator[list[int]]:
-    """The first Ctrl-C is only noted, for the answer to end at its next token; a second one interrupts."""
-    noted: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _line_editing(conversation: Conversation) -> Iterator[None]:
-    """Editing, history and completion of commands, where Python has readline."""
-    try:
-        import readline
-    except ImportError:
-        yield
-        return
-    words = [
-        *COMMANDS,
-        *(f"/adapter {name}" for name in (*conversation.session.adapters, "none")),
-        *(f"/set {name}=" for name in setting_names()),
-    ]
-
-    def complete(beginning: str, index: int) -> str | None:
-        found = [word for word in words if beginning.startswith("/") and word.startswith(beginning)]
-        return found[index] if index < len(found) else None
-
-    before, delimiters = readline.get_completer(), readline.get_completer_delims()
-    readline.set_completer(complete)
-    readline.set_completer_delims("\n")
-    readline.parse_and_bind("tab: complete")
-    try:
-        yield
-    finally:
-        readline.set_completer(before)
-        readline.set_completer_delims(delimiters)
-
-
-def _help(_: Conversation, __: str) -> Iterator[str]:
-    width = max(len(usage) for usage, _ in COMMANDS.values())
-    for usage, meaning in COMMANDS.values():
-        yield f"{usage:<{width}}  {meaning}"
-
-
-def _system(conversation: Conversation, text: str) -> Iterator[str]:
-    if text:
-        told = "" if text == '""' else text
-        conversation.set_options(replace(conversation.options, system=told))
-        yield "system prompt set; the conversation goes on with it." if told else "no system prompt from here on."
-    else:
-        yield conversation.system or "there is no system prompt."
-
-
-def _reset(conversation: Conversation, _: str) -> Iterator[str]:
-    conversation.reset()
-    yield "all that was said is forgotten."
-
-
-def _undo(conversation: Conversation, _: str) -> Iterator[str]:
-    question = conversation.undo()
-    if question is None:
-        yield "nothing was said yet."
-    else:
-        first = " ".join(question.content.split())
-        yield f"taken back: {first if len(first) <= 60 else first[:59] + '…'}"
-
-
-def _adapter(conversation: Conversation, name: str) -> Iterator[str]:
-    if name:
-        conversation.speak_as(None if name == "none" else name)
-        yield from conversation.voice.renderer.notes
-        yield f"{conversation.voice.name} answers from here on; what was said stays."
-    else:
-        for each in conversation.session.voices:
-            shown = f"{each} (without an adapter; /adapter none)" if each not in conversation.session.adapters else each
-            yield f"{'*' if each == conversation.voice.name else ' '} {shown}"
-
-
-def _set(conversation: Conversation, text: str) -> Iterator[str]:
-    if text:
-        conversation.set_options(with_settings(conversation.options, text))
-    settings = conversation.voice.settings(conversation.options)
-    in_force = {**vars(settings["rules"]), **settings, "system": conversation.system}
-    for name in setting_names():
-        value = in_force.get(name)
-        given = getattr(conversation.options, name) != getattr(UNSAID, name)
-        yield f"{name:<16}{'none' if value is None else value}{'' if given else '  (as saved)'}"
-
-
-def _save(conversation: Conversation, text: str) -> Iterator[str]:
-    from loraft.generation.conversation import save_conversation
-
-    if not text:
-        raise Refused("/save needs a file", remedy="Write /save FILE.jsonl.")
-    path = Path(os.path.expanduser(text))
-    answers = save_conversation(path, conversation.messages)
-    yield f"{answers} answer{'' if answers == 1 else 's'} saved in {path}, as one row of messages."
-
-
-ACTIONS = {
-    "/help": _help,
-    "/system": _system,
-    "/reset": _reset,
-    "/undo": _undo,
-    "/adapter": _adapter,
-    "/set": _set,
-    "/save": _save,
-}
