@@ -1,30 +1,39 @@
 """The table of contents of the program: one short function a verb.
 
-`check` tells what `train` would do, `train` does it, `generate` runs what came of it. Each takes plain values and
-gives plain values back; what there is to tell on the way goes to an observer, and nothing is printed.
+`check` tells what `train` would do, `train` does it, `generate` runs what came of it: for one prompt as it comes,
+`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. Each takes
+plain values and gives plain values back; what there is to tell on the way goes to an observer, and nothing is printed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from loraft.adapters.attach import AdaptedModel
-from loraft.config.schema import LoraSection, QuantizationSection, RunConfig
+from loraft.config.schema import DtypeName, LoraSection, QuantizationSection, RunConfig
 from loraft.data.formats import Message
+from loraft.events import Note, Observer
 from loraft.generation.answer import Completion
-from loraft.generation.engine import Stream, Token, stream
+from loraft.generation.answer_file import check_answer_file
+from loraft.generation.batch import BATCH_SIZE, AnsweredFile, answer_questions, read_questions
+from loraft.generation.comparing import Compared
+from loraft.generation.comparing import compare as compare_voices
+from loraft.generation.conversation import Conversation
+from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions
 from loraft.generation.sampling import SamplingRules
-from loraft.generation.session import open_session
+from loraft.generation.session import Session, open_session
 from loraft.inspection.report import LayersReport, look
-from loraft.training.events import Observer
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
 from loraft.training.run import TrainResult, run_plan
 from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder, refuse_taken
 
-__all__ = ["Answering", "check", "generate", "inspect_layers", "train"]
+__all__ = [
+    "Answering", "answer_file", "check", "compare", "complete", "generate", "inspect_layers", "open_chat", "train",
+]  # fmt: skip
 
 AS_SAVED = AnswerOptions()
 
@@ -142,6 +151,7 @@ def generate(
     options: AnswerOptions = AS_SAVED,
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
+    dtype: DtypeName | None = None,
 ) -> Answering:
     """Answer a prompt with what TARGET and `adapters` mean.
 
@@ -152,22 +162,112 @@ def generate(
         options: How it is answered.
         base_model: The base to use, whatever the adapters name.
         quantize: Store the base in 4 bits; None stores it as it was in training.
+        dtype: Compute in it; None leaves it to the adapter and the device.
 
     Raises:
         Refused: The target or the prompt cannot be used.
     """
-    session = open_session(target, adapters, base_model=base_model, quantize=quantize)
+    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
     voice = session.voice()
-    answered = stream(
-        session.model,
-        voice.tokenizer,
-        voice.prompt_ids(voice.conversation(prompt, options.system)),
-        rules=SamplingRules.of(voice.defaults, options),
-        max_new_tokens=options.max_new_tokens or voice.max_new_tokens,
-        stop_ids=voice.stop_ids,
-        seed=options.seed,
+    ids = voice.prompt_ids(voice.conversation(prompt, options.system))
+    answered = stream(session.model, voice.tokenizer, ids, **voice.settings(options))
+    return Answering(answered, (*session.notes, *_to_be_told(session, options)))
+
+
+def complete(
+    target: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    prompts: Sequence[str],
+    options: AnswerOptions = AS_SAVED,
+    base_model: str | None = None,
+    quantize: QuantizationSection | None = None,
+    dtype: DtypeName | None = None,
+    batch_size: int = BATCH_SIZE,
+    observer: Observer = _ignore,
+) -> list[Completion]:
+    """Answer several prompts, `batch_size` at a time; the other arguments are those of `generate`.
+
+    Returns:
+        One completion a prompt, in the order of the prompts.
+    """
+    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
+    _tell(observer, *session.notes, *_to_be_told(session, options))
+    voice = session.voice()
+    ids = [voice.prompt_ids(voice.conversation(prompt, options.system)) for prompt in prompts]
+    settings = voice.settings(options)
+    return complete_batch(session.model, voice.tokenizer, ids, **settings, batch_size=batch_size)
+
+
+def compare(
+    target: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    prompts: Sequence[str],
+    options: AnswerOptions = AS_SAVED,
+    base_model: str | None = None,
+    quantize: QuantizationSection | None = None,
+    dtype: DtypeName | None = None,
+    batch_size: int = BATCH_SIZE,
+    observer: Observer = _ignore,
+) -> list[Compared]:
+    """Let the base and each adapter answer the same prompts; the other arguments are those of `generate`.
+
+    Returns:
+        One comparison a prompt, in the order of the prompts.
+    """
+    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
+    _tell(observer, *session.notes)
+    return compare_voices(session, prompts, options=options, batch_size=batch_size, observer=observer)
+
+
+def answer_file(  # noqa: PLR0913 (a verb's parameters are what there is to say)
+    target: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    prompts: Path,
+    output: Path,
+    options: AnswerOptions = AS_SAVED,
+    base_model: str | None = None,
+    quantize: QuantizationSection | None = None,
+    dtype: DtypeName | None = None,
+    batch_size: int = BATCH_SIZE,
+    overwrite: bool = False,
+    observer: Observer = _ignore,
+) -> AnsweredFile:
+    """Answer a file of prompts into a file of answers.
+
+    Args:
+        target: A base model, an adapter, a run, a checkpoint or a config.
+        adapters: Adapters to put on it, `NAME=DIR` or `DIR`; the first one answers.
+        prompts: The file of rows with `prompt` or `messages`.
+        output: Where each row is written with its `completion`; one that was begun is gone on with.
+        options: How they are answered.
+        base_model: The base to use, whatever the adapters name.
+        quantize: Store the base in 4 bits; None stores it as it was in training.
+        dtype: Compute in it; None leaves it to the adapter and the device.
+        batch_size: How many rows at a time.
+        overwrite: Begin anew, whatever `output` holds.
+        observer: Is told how far it is.
+
+    Raises:
+        Refused: Before anything is answered, with every bad row.
+        Failed: While answering; the rows so far are in `output`.
+        Stopped: By a signal; the rows so far are in `output`.
+    """
+    questions = read_questions(prompts)
+    check_answer_file(output, [question.row.values for question in questions], prompts, overwrite=overwrite)
+    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
+    _tell(observer, *session.notes, *_to_be_told(session, options))
+    return answer_questions(
+        session,
+        questions,
+        output,
+        options=options,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        observer=observer,
     )
-    return Answering(answered, session.notes)
 
 
 def inspect_layers(
@@ -189,3 +289,35 @@ def inspect_layers(
         Refused: Something cannot be found or looked into.
     """
     return look(target, adapters, base_model=base_model, lora=lora)
+
+
+def open_chat(
+    target: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    options: AnswerOptions = AS_SAVED,
+    base_model: str | None = None,
+    quantize: QuantizationSection | None = None,
+    dtype: DtypeName | None = None,
+) -> Conversation:
+    """Begin a conversation; the arguments are those of `generate`.
+
+    Raises:
+        Refused: The target cannot be used, or the model holds no conversation.
+    """
+    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
+    return Conversation(session, options)
+
+
+def _to_be_told(session: Session, options: AnswerOptions) -> Iterator[str]:
+    """What of that which was asked for has no effect on the answer."""
+    if len(session.adapters) > 1:
+        first, *others = session.adapters
+        yield f"{first} answers; {' and '.join(others)} would with --compare, or in loraft chat"
+    if options.system and session.voice().renderer.template is None:
+        yield "the tokenizer has no chat template, which alone can print a system prompt: it is not used"
+
+
+def _tell(observer: Observer, *notes: str) -> None:
+    for note in notes:
+        observer(Note(note))

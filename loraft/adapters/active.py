@@ -1,15 +1,20 @@
 """Which of the adapters in a model acts.
 
-This module knows how peft switches adapters. It refuses to know where they came from.
+This module knows how peft switches adapters, and that switching makes parameters trainable. It refuses to know
+where they came from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from loraft.adapters.names import in_peft
 
 __all__ = ["acting"]
 
@@ -22,18 +27,29 @@ def acting(model: nn.Module, name: str | None) -> Iterator[nn.Module]:
     """
     if not isinstance(model, PeftModel):
         yield model
-    elif name is None:
-        with model.disable_adapter():
-            yield model
-    else:
-        before = model.active_adapter
-        _activate(model, name)
-        try:
-            yield model
-        finally:
-            _activate(model, before)
+        return
+    active, on = model.active_adapter, _is_on(model)
+    # peft makes whatever it switches on trainable, and whatever it switches off not.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        _switch(model, active if name is None else in_peft(name), on=name is not None)
+        yield model
+    finally:
+        _switch(model, active, on=on)
+        model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
-def _activate(model: PeftModel, name: str) -> None:
-    model.set_adapter(name)
-    model.requires_grad_(False)  # peft makes the active one trainable
+def _switch(model: PeftModel, name: str, *, on: bool) -> None:
+    if name != model.active_adapter:
+        model.set_adapter(name)
+    tuner: Any = model.base_model
+    if on and not _is_on(model):
+        tuner.enable_adapter_layers()
+    elif not on and _is_on(model):
+        tuner.disable_adapter_layers()
+
+
+def _is_on(model: PeftModel) -> bool:
+    return not any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))

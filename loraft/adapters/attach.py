@@ -42,7 +42,7 @@ ADAPTER_NAME = "default"
 HARMLESS = (
     "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
     "Model has `tie_word_embeddings=True`",  # training such an adapter is refused; loading one is told in a note
-    "Adapter name .* should not be contained in the prefix",  # only peft's loading takes "a" for part of "lora_"
+    "The PEFT config's `base_model_name_or_path` was renamed",  # resolving TARGET tells which base is used, and why
 )
 """Warnings of peft that say nothing to the user."""
 

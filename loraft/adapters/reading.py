@@ -96,12 +96,13 @@ class AdapterFiles:
         Raises:
             AdapterError: If they differ.
         """
+        name = self.config.base_model_name_or_path
         base = self.record.get("base") if self.record else None
         recorded = base.get("fingerprint") if isinstance(base, Mapping) else None
         if not isinstance(recorded, str):
-            return (f"{self.folder} does not say which weights it was trained on: the base was not compared.",)
+            said = f"{self.folder} names {name or 'no model'} as its base, and not which weights it was trained on"
+            return (f"{said}: the base was not compared.",)
         if recorded != fingerprint:
-            name = self.config.base_model_name_or_path
             raise AdapterError(
                 "the adapter was trained on other base weights than these",
                 where=str(self.folder),

@@ -6,10 +6,12 @@ TARGET is told before the libraries are imported.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -35,6 +37,7 @@ class AdapterTarget:
         base: The base model that it names, as a config would; empty where it names none.
         revision: The base's revision on the Hub.
         fingerprint: What tells the base's weights from others, where that was recorded.
+        dtype: The dtype that the base had while it was trained, where that was recorded.
         quantization: How the base was stored while it was trained, for `method: qlora`.
         tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
         system_prompt: The system prompt that it was trained with.
@@ -45,6 +48,7 @@ class AdapterTarget:
     base: str
     revision: str | None = None
     fingerprint: str | None = None
+    dtype: str | None = None
     quantization: QuantizationSection | None = None
     tokenizer: str | None = None
     system_prompt: str | None = None
@@ -85,9 +89,14 @@ class Target:
 
     @property
     def model_section(self) -> ModelSection:
-        """The base as the `model` section of a config, with the tokenizer that was trained with."""
-        tokenizer = self.adapters[0].tokenizer if self.adapters else None
-        return ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=tokenizer)
+        """The base as the `model` section of a config, with the tokenizer and the precision that were trained with.
+
+        What was trained in 16 bits runs in those that the device has.
+        """
+        first = self.adapters[0] if self.adapters else None
+        dtype: Literal["float32", "auto"] = "float32" if first and first.dtype == "float32" else "auto"
+        tokenizer = first.tokenizer if first else None
+        return ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=tokenizer, dtype=dtype)
 
 
 def resolve_target(target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None) -> Target:
@@ -153,13 +162,15 @@ class _NoBaseError(AdapterError):
 def _named(given: str, among: Sequence[str]) -> tuple[str, str]:
     """The name and the TARGET in a value of `--adapter`; one that is given no name is called after its folder."""
     name, equals, place = given.partition("=")
-    if equals and not Path(given).exists():
+    if equals and not os.path.exists(given):
         check_adapter_name(name)
         return name, place
     if len(among) == 1:
         return "default", given
     parts = [part for part in Path(given).parts if part not in ("adapter", "checkpoints")]
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", parts[-1])[-64:].strip("-") or "adapter", given
+    called = re.sub(r"[^A-Za-z0-9_-]+", "-", parts[-1] if parts else "")[-64:].strip("-") or "adapter"
+    check_adapter_name(called)
+    return called, given
 
 
 def _refuse_twice(names: Sequence[str]) -> None:
@@ -172,7 +183,9 @@ def _refuse_twice(names: Sequence[str]) -> None:
 def _only_adapter(name: str, given: str) -> AdapterTarget:
     found = _found(given, "--adapter")
     if not found.adapters:
-        raise AdapterError(f"{given} is no adapter", where="--adapter", remedy="Give a base model as TARGET alone.")
+        unseen = "" if os.path.exists(given) or given.startswith("builtin:") else ", or the Hub cannot be reached"
+        remedy = "Give a base model as TARGET alone."
+        raise AdapterError(f"{given} is no adapter{unseen}", where="--adapter", remedy=remedy)
     return replace(found.adapters[0], name=name)
 
 
@@ -205,12 +218,13 @@ def _same_base(one: AdapterTarget, other: AdapterTarget) -> bool:
 
 
 def _found(given: str, where: str) -> Target:
-    path = Path(given).expanduser()
-    if path.suffix in (".yaml", ".yml"):
+    path = Path(os.path.expanduser(given))
+    if path.suffix in (".yaml", ".yml") and not os.path.isdir(path):
         return _from_config(path, where)
-    if path.is_dir():
+    # os.path asks without raising, whatever is asked for: a name may be longer than a file's can be.
+    if os.path.isdir(path):
         return _from_folder(path, where)
-    if path.is_file() or given.startswith("builtin:"):
+    if os.path.isfile(path) or given.startswith("builtin:"):
         return Target(given)
     if _is_path(given) or not HUB_ID.fullmatch(given):
         raise AdapterError(f"there is no file or folder {given}, and it is no Hub id", where=where, remedy=REMEDY)
@@ -263,13 +277,15 @@ def _from_adapter(folder: Path) -> Target:
     record = _record(folder)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     trained_on = record.get("base")
-    fingerprint = trained_on.get("fingerprint") if isinstance(trained_on, dict) else None
+    known = trained_on if isinstance(trained_on, dict) else {}
+    fingerprint, dtype = known.get("fingerprint"), known.get("dtype")
     adapter = AdapterTarget(
         name="default",
         folder=folder,
         base=base if isinstance(base, str) else "",
         revision=revision if isinstance(revision, str) else None,
         fingerprint=fingerprint if isinstance(fingerprint, str) else None,
+        dtype=dtype if isinstance(dtype, str) else None,
         quantization=_quantization(record.get("quantization"), folder),
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
         system_prompt=_system_prompt(record),
@@ -297,7 +313,7 @@ def _quantization(recorded: object, folder: Path) -> QuantizationSection | None:
 
 def _with_a_base(found: AdapterTarget) -> AdapterTarget:
     """Refuse an adapter whose own base cannot be found; with another base given it does not matter."""
-    gone = _is_path(found.base) and not Path(found.base).expanduser().exists()
+    gone = _is_path(found.base) and not os.path.exists(os.path.expanduser(found.base))
     if found.base and not gone:
         return found
     what = f"names the base {found.base}, which is not there" if gone else "does not name a base model"
@@ -314,4 +330,4 @@ def _is_path(name: str) -> bool:
 
 
 def _has_a_parent_here(path: Path) -> bool:
-    return path.parent != Path() and path.parent.is_dir()
+    return path.parent != Path() and os.path.isdir(path.parent)

@@ -25,7 +25,7 @@ from loraft.adapters.attach import ADAPTER_NAME, AdaptedModel, wrap
 from loraft.adapters.card import TrainingFacts, model_card, shown
 from loraft.adapters.declared import recorded_lora
 from loraft.adapters.folders import written_whole
-from loraft.adapters.names import check_adapter_name
+from loraft.adapters.names import check_adapter_name, in_peft
 from loraft.adapters.reading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -95,7 +95,7 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
 
     Args:
         loaded: The base, with nothing attached; it is left so when an adapter is refused.
-        folders: The adapters' folders by the names they get in peft; at least one.
+        folders: The adapters' folders by their names; at least one.
 
     Raises:
         AdapterError: If a folder is damaged or does not fit the base; all that is found in it is said.
@@ -107,18 +107,19 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
     model: PeftModel | None = None
     try:
         for name, files in read.items():
-            model = _with_layers(loaded.model if model is None else model, files, name)
-            insert(model, files, name)
+            model = _with_layers(loaded.model if model is None else model, files, in_peft(name))
+            insert(model, files, in_peft(name))
     except AdapterError:
         if model is not None:
             model.unload()
         raise
     assert model is not None, "there is at least one adapter"
-    model.set_adapter(next(iter(read)))
+    names = tuple(map(in_peft, read))
+    model.set_adapter(names[0])
     model.requires_grad_(False)
     model.eval()
     methods = {files.record.get("method") for files in read.values() if files.record}
-    return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, tuple(read))
+    return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, names)
 
 
 def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:

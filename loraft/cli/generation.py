@@ -1,4 +1,4 @@
-"""`loraft generate`: a prompt in, an answer out, token by token."""
+"""`loraft generate`: a prompt in, an answer out, token by token; or many prompts (`many.py`)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from loraft.cli.many import Asked, answer_compared, answer_file, answer_several
 from loraft.cli.options import (
     AdaptersOption,
     BaseModelOption,
+    DtypeOption,
     JsonOption,
     MaxNewTokensOption,
     QuantizeOption,
@@ -39,14 +42,46 @@ ENDS = {"stop": "the model ended its answer", "length": "cut at the limit (--max
 
 @ends_well
 def generate(
-    prompt: Annotated[
-        str,
-        typer.Option("--prompt", "-p", metavar="TEXT", show_default=False, help="The prompt; - reads standard input."),
-    ],
     target: TargetArgument = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            show_default=False,
+            help="A prompt; - reads standard input. May be repeated.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            show_default=False,
+            help="Rows with prompt or messages: JSONL, JSON, CSV, Parquet.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            show_default=False,
+            help="Where each row of --input is written with its completion; the same command goes on with it.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever the output holds.")] = False,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="How many prompts at a time, where there are many.")
+    ] = 8,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Let the base and every adapter answer, side by side.")
+    ] = False,
     adapter: AdaptersOption = None,
     base_model: BaseModelOption = None,
     quantize: QuantizeOption = None,
+    dtype: DtypeOption = None,
     system: SystemOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     temperature: TemperatureOption = None,
@@ -55,29 +90,58 @@ def generate(
     seed: SamplingSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a prompt with a base model, or with what was trained.
+    """Answer prompts with a base model, or with what was trained.
 
-    The answer goes to standard output as it comes. Template, system prompt, stop tokens and sampling are those that
-    were saved with the adapter, unless an option says otherwise.
+    One answer goes to standard output as it comes; those to a file of prompts go to a file. Template, system prompt,
+    stop tokens and sampling are those that were saved with the adapter, unless an option says otherwise.
     """
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
-    text = _prompt_text(prompt)
+    _refuse_contradictions(prompt or [], prompts, output, compare=compare, overwrite=overwrite)
+    asked = Asked(
+        target=target,
+        adapters=adapter or (),
+        options=AnswerOptions(system, max_new_tokens, temperature, top_p, top_k, seed),
+        base_model=base_model,
+        quantize=quantization(quantize),
+        dtype=dtype,
+    )
+    if prompts is not None and output is not None:
+        answer_file(asked, prompts, output, batch_size=batch_size, overwrite=overwrite, as_json=as_json)
+        return
+    texts = _prompt_texts(prompt or [])
+    if compare:
+        answer_compared(asked, texts, batch_size=batch_size, as_json=as_json)
+    elif len(texts) > 1:
+        answer_several(asked, texts, batch_size=batch_size, as_json=as_json)
+    else:
+        _stream(asked, texts[0], as_json=as_json)
 
+
+def _refuse_contradictions(
+    prompt: list[str], prompts: Path | None, output: Path | None, *, compare: bool, overwrite: bool
+) -> None:
+    if bool(prompt) == (prompts is not None):
+        raise typer.BadParameter("Give either --prompt or --input.")
+    if (prompts is None) != (output is None):
+        raise typer.BadParameter("--input and --output belong together.")
+    if compare and prompts is not None:
+        raise typer.BadParameter("--compare answers each --prompt; it does not take --input.")
+    if overwrite and output is None:
+        raise typer.BadParameter("--overwrite is about --output, and there is none.")
+    if prompt.count("-") > 1:
+        raise typer.BadParameter("Standard input is one prompt: give -p - once.")
+
+
+def _stream(asked: Asked, prompt: str, *, as_json: bool) -> None:
+    """One answer, as it comes."""
     from loraft.cli.render import print_json, print_note, waiting
 
     answers = sys.stdout
     with waiting("loading libraries and model"):
         from loraft import api
 
-        stream = api.generate(
-            target,
-            adapter or (),
-            prompt=text,
-            options=AnswerOptions(system, max_new_tokens, temperature, top_p, top_k, seed),
-            base_model=base_model,
-            quantize=quantization(quantize),
-        )
+        stream = api.generate(**asked.model, prompt=prompt, options=asked.options)
     for note in stream.notes:
         print_note(note)
     with redirect_stdout(sys.stderr):
@@ -92,19 +156,23 @@ def generate(
         _tell_speed(stream.completion)
 
 
-def _prompt_text(prompt: str) -> str:
-    """The prompt as text; `-` is all of standard input, without its last line end.
+def _prompt_texts(prompts: list[str]) -> list[str]:
+    """The prompts as text; `-` is all of standard input, without its last line end.
 
     Raises:
         Refused: It is not UTF-8.
     """
+    texts = []
     try:
-        if prompt == "-":
-            return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-        prompt.encode("utf-8")
+        for prompt in prompts:
+            if prompt == "-":
+                texts.append(sys.stdin.buffer.read().decode("utf-8").removesuffix("\n"))
+            else:
+                prompt.encode("utf-8")
+                texts.append(prompt)
     except UnicodeError as error:
         raise Refused("the prompt is not UTF-8 text", where="--prompt") from error
-    return prompt
+    return texts
 
 
 def _write(pieces: Iterable[str], answers: TextIO) -> None:

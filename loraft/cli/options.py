@@ -17,6 +17,7 @@ __all__ = [
     "AdaptersOption",
     "BaseModelOption",
     "ConfigArgument",
+    "DtypeOption",
     "JsonOption",
     "MaxNewTokensOption",
     "OverridesArgument",
@@ -81,6 +82,10 @@ BaseModelOption = Annotated[
 QuantizeOption = Annotated[
     Literal["nf4", "fp4"] | None,
     typer.Option("--quantize", show_default=False, help="Store the base in 4 bits [default: as in training]."),
+]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option("--dtype", show_default=False, help="Compute in it [default: as trained, and as the device can]."),
 ]
 SystemOption = Annotated[
     str | None,

@@ -17,6 +17,7 @@ __all__ = [
     "Allowed",
     "DataSection",
     "DataSource",
+    "DtypeName",
     "GenerationSection",
     "LoraSection",
     "Method",

@@ -1,19 +1,20 @@
 """Rows in the field's formats, turned into what is rendered: a conversation, a completion, or plain text.
 
-This module knows columns and their meaning. It is pure: it refuses to know files, tokenizers and templates. A row
-that does not fit is an error that names the field.
+A row of prompts is turned into what it asks. This module knows columns and their meaning. It is pure: it refuses to
+know files, tokenizers and templates. A row that does not fit is an error that names the field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from loraft.config.schema import RowFormat
+from loraft.data.fields import Fields, clean, kind, shown
 from loraft.data.records import Row
 from loraft.errors import DataError
 
-__all__ = ["Completion", "Conversation", "Message", "Record", "Text", "detect_format", "to_record"]
+__all__ = ["Completion", "Conversation", "Message", "Record", "Text", "detect_format", "to_question", "to_record"]
 
 COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -32,6 +33,12 @@ SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
     "system": "system", "tool": "tool", "observation": "tool",
 }  # fmt: skip
+
+CHATS: Mapping[str, tuple[str, str, str, Mapping[str, str]]] = {
+    "messages": ("messages", "role", "content", {role: role for role in ROLES}),
+    "sharegpt": ("conversations", "from", "value", SHAREGPT_ROLES),
+}
+"""The formats that hold conversations: column, keys of a turn, and what their roles are called here."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +123,9 @@ def to_record(row: Row, row_format: RowFormat, columns: Mapping[str, str]) -> Re
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
     """
-    fields = _Fields(row, columns)
-    if row_format == "messages":
-        return _conversation(fields, "messages", "role", "content", {role: role for role in ROLES})
-    if row_format == "sharegpt":
-        return _conversation(fields, "conversations", "from", "value", SHAREGPT_ROLES)
+    fields = Fields(row, columns)
+    if row_format in CHATS:
+        return _conversation(fields, *CHATS[row_format])
     if row_format == "alpaca":
         given = fields.optional_text("input")
         asked = fields.text("instruction") + (f"\n\n{given}" if given else "")
@@ -132,98 +137,67 @@ def to_record(row: Row, row_format: RowFormat, columns: Mapping[str, str]) -> Re
     return Text(fields.text("text"))
 
 
+def to_question(row: Row) -> tuple[Message, ...]:
+    """What a row asks: its prompt, or its conversation up to where an answer is due; its `system` before it.
+
+    An empty `system` says that there is none; a row without one leaves it to whoever asks.
+
+    Raises:
+        DataError: A field is missing, empty or of the wrong type; it is named with file and line.
+    """
+    fields = Fields(row, {})
+    there = [name for name in ("prompt", *(column for column, *_ in CHATS.values())) if name in row.values]
+    if len(there) != 1:
+        found = " and ".join(there) or ", ".join(sorted(row.values)) or "nothing"
+        raise DataError(f"needs one of prompt, messages and conversations; it has {found}", where=row.where)
+    if there == ["prompt"]:
+        asked: tuple[Message, ...] = (Message("user", fields.text("prompt")),)
+    else:
+        asked = _messages(fields, *next(chat for chat in CHATS.values() if chat[0] == there[0]))
+    if asked[-1].role not in ("user", "tool"):
+        raise fields.wrong(
+            f"{there[0]}[{len(asked) - 1}]", f"is the {asked[-1].role}'s, and an answer follows a user's"
+        )
+    if row.values.get("system") is None:
+        return asked
+    if asked[0].role == "system":
+        raise fields.wrong("system", f"there is a system prompt in {there[0]} besides")
+    return (Message("system", fields.optional_text("system")), *asked)
+
+
 def _conversation(
-    fields: _Fields, column: str, role_key: str, content_key: str, roles: Mapping[str, str]
+    fields: Fields, column: str, role_key: str, content_key: str, roles: Mapping[str, str]
 ) -> Conversation:
-    turns = fields.sequence(column)
-    messages = tuple(
-        _message(fields, f"{column}[{index}]", turn, role_key, content_key, roles) for index, turn in enumerate(turns)
-    )
+    messages = _messages(fields, column, role_key, content_key, roles)
     if not any(message.role == "assistant" for message in messages):
         raise fields.wrong(column, "no turn is the assistant's, so there is nothing to train on")
     return Conversation(messages)
 
 
+def _messages(
+    fields: Fields, column: str, role_key: str, content_key: str, roles: Mapping[str, str]
+) -> tuple[Message, ...]:
+    return tuple(
+        _message(fields, f"{column}[{index}]", turn, role_key, content_key, roles)
+        for index, turn in enumerate(fields.sequence(column))
+    )
+
+
 def _message(
-    fields: _Fields, place: str, turn: object, role_key: str, content_key: str, roles: Mapping[str, str]
+    fields: Fields, place: str, turn: object, role_key: str, content_key: str, roles: Mapping[str, str]
 ) -> Message:
     if not isinstance(turn, Mapping):
-        raise fields.wrong(place, f"must be an object with {role_key} and {content_key}; found {_kind(turn)}")
+        raise fields.wrong(place, f"must be an object with {role_key} and {content_key}; found {kind(turn)}")
     role = turn.get(role_key)
     if not isinstance(role, str) or role not in roles:
-        raise fields.wrong(f"{place}.{role_key}", f"must be one of {', '.join(sorted(roles))}; found {_shown(role)}")
+        raise fields.wrong(f"{place}.{role_key}", f"must be one of {', '.join(sorted(roles))}; found {shown(role)}")
     content = turn.get(content_key)
     # Only an assistant's empty turn has nothing to teach; an empty system prompt is a choice.
     if not isinstance(content, str):
-        raise fields.wrong(f"{place}.{content_key}", f"must be text; found {_kind(content)}")
+        raise fields.wrong(f"{place}.{content_key}", f"must be text; found {kind(content)}")
     if not content.strip() and roles[role] == "assistant":
         raise fields.wrong(f"{place}.{content_key}", "is empty")
     train = turn.get("train")
     if train is not None and not isinstance(train, bool):
-        raise fields.wrong(f"{place}.train", f"must be true or false; found {_kind(train)}")
-    return Message(roles[role], _clean(fields, f"{place}.{content_key}", content), train)
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """A row's fields under our names."""
-
-    row: Row
-    columns: Mapping[str, str]
-
-    def text(self, name: str) -> str:
-        value = self._value(name)
-        if not isinstance(value, str):
-            raise self.wrong(name, f"must be text; found {_kind(value)}")
-        if not value.strip():
-            raise self.wrong(name, "is empty")
-        return _clean(self, name, value)
-
-    def optional_text(self, name: str) -> str:
-        value = self.row.values.get(self.columns.get(name, name))
-        if value is None:
-            return ""
-        if not isinstance(value, str):
-            raise self.wrong(name, f"must be text or absent; found {_kind(value)}")
-        return _clean(self, name, value)
-
-    def sequence(self, name: str) -> Sequence[object]:
-        value = self._value(name)
-        if not isinstance(value, list | tuple):
-            raise self.wrong(name, f"must be a list of turns; found {_kind(value)}")
-        if not value:
-            raise self.wrong(name, "is an empty list")
-        return value
-
-    def wrong(self, field: str, message: str) -> DataError:
-        head, dot, rest = field.partition(".")
-        name, bracket, index = head.partition("[")
-        theirs = f"{self.columns.get(name, name)}{bracket}{index}{dot}{rest}"
-        return DataError(message, where=self.row.where, key=theirs)
-
-    def _value(self, name: str) -> object:
-        theirs = self.columns.get(name, name)
-        if theirs not in self.row.values:
-            found = ", ".join(sorted(self.row.values)) or "none"
-            raise DataError(f"is missing; the row has {found}", where=self.row.where, key=theirs)
-        return self.row.values[theirs]
-
-
-def _clean(fields: _Fields, name: str, text: str) -> str:
-    """Refuse text that no tokenizer can read, or that is a sign of damage: half a surrogate pair, NUL."""
-    if "\0" in text:
-        raise fields.wrong(name, f"holds a NUL character at character {text.index(chr(0))}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise fields.wrong(name, f"holds half a character (a lone surrogate) at character {error.start}") from None
-    return text
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "nothing (null)"}
-    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:60] if isinstance(value, str) else _kind(value)
+        raise fields.wrong(f"{place}.train", f"must be true or false; found {kind(train)}")
+    return Message(roles[role], clean(fields, f"{place}.{content_key}", content), train)

@@ -30,12 +30,15 @@ class Context:
     With a cache each token is read once, and its keys and values are kept. Without one every `read` reads all
     rows from their start: slower with each token, and the same logits but for rounding.
 
+    One that `rewinds` can go back to any point of what it has read. It then keeps what has left a sliding window too:
+    masks hide it, so the logits are the same.
+
     The model must be in `ordinary_attention` while it reads.
     """
 
-    def __init__(self, model: nn.Module, *, use_cache: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, use_cache: bool = True, rewinds: bool = False) -> None:
         self._model = wrapped_model(model)
-        self._cache = DynamicCache(config=self._model.config) if use_cache else None
+        self._cache = DynamicCache(config=None if rewinds else self._model.config) if use_cache else None
         self._ids: Tensor | None = None
         self._mask: Tensor | None = None
         parameters = inspect.signature(self._model.forward).parameters
@@ -47,6 +50,16 @@ class Context:
     def device(self) -> torch.device:
         """Where the model runs."""
         return self._model.device
+
+    @property
+    def length(self) -> int:
+        """How many tokens of each row were read, padding included."""
+        return 0 if self._ids is None else self._ids.shape[1]
+
+    @property
+    def first_row(self) -> list[int]:
+        """The tokens of the first row that were read."""
+        return [] if self._ids is None else self._ids[0].tolist()
 
     @torch.inference_mode()
     def read(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -60,7 +73,7 @@ class Context:
         Returns:
             `[rows, vocab]`, float32: the logits of the token after the last one read.
         """
-        read_before = 0 if self._ids is None else self._ids.shape[1]
+        read_before = self.length
         self._ids = ids if self._ids is None else torch.cat([self._ids, ids], dim=1)
         if self._mask is not None:
             mask = torch.cat([self._mask, self._mask.new_ones(ids.shape)], dim=1)
@@ -88,6 +101,14 @@ class Context:
             self._cache.batch_select_indices(kept)
         self._ids = self._ids[kept] if self._ids is not None else None
         self._mask = self._mask[kept] if self._mask is not None else None
+
+    @torch.inference_mode()
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens of each row; the context must be one that `rewinds`."""
+        if self._cache is not None:
+            self._cache.crop(length - self.length)
+        self._ids = self._ids[:, :length] if self._ids is not None else None
+        self._mask = self._mask[:, :length] if self._mask is not None else None
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:

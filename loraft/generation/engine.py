@@ -13,7 +13,7 @@ What the numbers mean, here and in `--json`:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -88,6 +88,7 @@ def stream(
     stop_ids: Sequence[int],
     seed: int | None = None,
     use_cache: bool = True,
+    context: Context | None = None,
 ) -> Stream:
     """Answer one prompt, token by token.
 
@@ -100,6 +101,8 @@ def stream(
         stop_ids: The ids that end the answer.
         seed: The seed of the draws; None is another one each time. The global random state is left alone.
         use_cache: False reads everything again at each step, for comparison.
+        context: What has read a beginning of the prompt already, at most all but its last token: only the rest is
+            read. It goes on to hold the answer's tokens, save for the last one.
 
     Raises:
         ConfigError: If `max_new_tokens` is below 1.
@@ -107,7 +110,8 @@ def stream(
         NonFiniteError: While iterating, if the model's logits are not numbers.
     """
     answers = _open_answers(model, tokenizer, [prompt_ids], max_new_tokens, seed)
-    steps = _decode(Context(model, use_cache=use_cache), answers, rules, frozenset(stop_ids))
+    context = context or Context(model, use_cache=use_cache)
+    steps = _decode(context, answers, rules, frozenset(stop_ids))
     return Stream(_tokens(model, tokenizer, answers[0], steps))
 
 
@@ -121,10 +125,12 @@ def complete_batch(
     stop_ids: Sequence[int],
     seed: int | None = None,
     batch_size: int = 16,
+    on_batch: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """Answer several prompts, up to `batch_size` at a time, and those of like length together.
 
-    The arguments are those of `stream`. Rows that have ended leave their batch, so the rest runs faster.
+    The arguments are those of `stream`; `on_batch` is told after each batch how many prompts are answered. Rows that
+    have ended leave their batch, so the rest runs faster.
 
     Returns:
         One completion a prompt, in the order of the prompts.
@@ -141,6 +147,8 @@ def complete_batch(
         for start in range(0, len(by_length), batch_size):
             for _ in _decode(Context(model), by_length[start : start + batch_size], rules, frozenset(stop_ids)):
                 pass
+            if on_batch is not None:
+                on_batch(min(start + batch_size, len(by_length)))
     return [answer.completion(tokenizer) for answer in answers]
 
 
@@ -185,6 +193,7 @@ def _decode(
     """Let the answers grow together, one token of each at a time, until all have ended; one `yield` a step."""
     going = list(answers)
     ids, mask = pad_left([answer.prompt_ids for answer in going], context.device)
+    ids = ids[:, context.length :]
     while going:
         started = perf_counter()
         logits = context.read(ids, mask)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -18,20 +18,33 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from loraft.adapters.active import acting
 from loraft.adapters.resolve import AdapterTarget, Target, resolve_target
 from loraft.adapters.store import load_adapters
-from loraft.config.schema import QuantizationSection
+from loraft.config.schema import DtypeName, QuantizationSection
 from loraft.data.formats import Message
 from loraft.data.tokenize import Renderer
-from loraft.errors import AdapterError, ModelError
+from loraft.errors import AdapterError, ConfigError, ModelError
+from loraft.generation.defaults import saved_defaults
+from loraft.generation.options import AnswerOptions
+from loraft.generation.sampling import SamplingRules
 from loraft.models.families import FAMILIES, Family, family_of
 from loraft.models.loading import LoadedModel, load_config, load_model, load_tokenizer
 from loraft.models.placement import place
 
-__all__ = ["BASE", "Session", "Voice", "open_session"]
+__all__ = ["BASE", "Session", "Settings", "Voice", "open_session"]
 
 BASE = "base"
 """The voice of the base without an adapter."""
+LARGEST_SEED = 2**32 - 1
 MAX_NEW_TOKENS = 256
 """The most tokens of an answer where neither the caller nor the model says."""
+
+
+class Settings(TypedDict):
+    """How answers are made, as `engine.stream` and `engine.complete_batch` take it."""
+
+    rules: SamplingRules
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    seed: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +53,7 @@ class Voice:
 
     Attributes:
         name: The adapter's name, or `base`.
+        folder: Where the adapter lies, or the base.
         tokenizer: The one that it was trained with.
         renderer: Makes prompts as they were in training.
         defaults: What was saved beside it, or what the base has; None where neither says anything.
@@ -47,6 +61,7 @@ class Voice:
     """
 
     name: str
+    folder: Path
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
     defaults: GenerationConfig | None
@@ -55,7 +70,7 @@ class Voice:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Every way in which an answer may end: the chat's and those that were saved."""
-        saved: Any = self.defaults.eos_token_id if self.defaults is not None else None
+        saved = self.defaults.eos_token_id if self.defaults is not None else None
         listed = saved if isinstance(saved, list) else [] if saved is None else [saved]
         return tuple(dict.fromkeys([*self.renderer.stop_ids, *listed]))
 
@@ -64,16 +79,55 @@ class Voice:
         """The most tokens of an answer where the caller does not say."""
         return (self.defaults.max_new_tokens if self.defaults is not None else None) or MAX_NEW_TOKENS
 
+    def settings(self, options: AnswerOptions) -> Settings:
+        """What the caller asks for; what was saved where the caller says nothing.
+
+        Raises:
+            ConfigError: A value is out of its bounds.
+        """
+        if options.max_new_tokens is not None and options.max_new_tokens < 1:
+            raise ConfigError(f"must be at least 1, not {options.max_new_tokens}", key="max_new_tokens")
+        if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
+            raise ConfigError(f"must be from 0 to {LARGEST_SEED:,}, not {options.seed}", key="seed")
+        return Settings(
+            rules=SamplingRules.of(self.defaults, options),
+            max_new_tokens=self.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
+            stop_ids=self.stop_ids,
+            seed=options.seed,
+        )
+
+    def conversing(self) -> Voice:
+        """The same voice, able to print conversations: as chatml where its tokenizer has no chat template.
+
+        Raises:
+            ModelError: Its tokenizer can end no turn, or the model reads texts and no conversations.
+        """
+        if self.reads_prompt:
+            message = "the model reads one text and writes another: it holds no conversation"
+            raise ModelError(message, where=self.name, remedy="Give it each text alone, as a prompt.")
+        if self.renderer.template is not None:
+            return self
+        renderer = Renderer.for_tokenizer(self.tokenizer, system_prompt=self.renderer.system_prompt)
+        if renderer.template is None:
+            message = "the tokenizer has neither a chat template nor an end-of-text token: it prints no conversation"
+            raise ModelError(message, where=self.name, remedy="Give it a prompt alone.")
+        note = "the tokenizer has no chat template: conversations are printed as chatml, which the model may not know"
+        return replace(self, renderer=replace(renderer, notes=(note,)))
+
     def conversation(self, prompt: str, system: str | None = None) -> list[Message]:
         """The messages that a prompt stands for: the system prompt that is given, or that of training, before it."""
+        return self.with_system([Message("user", prompt)], system)
+
+    def with_system(self, messages: Sequence[Message], system: str | None = None) -> list[Message]:
+        """The messages after the system prompt that is given, or that of training; an empty one is none."""
         system = self.renderer.system_prompt if system is None else system
-        asked = [Message("user", prompt)]
-        return [Message("system", system), *asked] if system else asked
+        return [Message("system", system), *messages] if system else list(messages)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that an answer to `messages` follows; for an encoder, those that it reads."""
         if self.reads_prompt:
-            return list(self.tokenizer(messages[-1].content, verbose=False)["input_ids"])
+            ids: list[int] = list(self.tokenizer(messages[-1].content, verbose=False)["input_ids"])
+            return ids
         return self.renderer.prompt_ids(messages)
 
 
@@ -85,18 +139,25 @@ class Session:
         loaded: The base.
         model: What is run: the base, or peft's wrapper with every adapter in it.
         voices: Each adapter's by its name, then the base's; the first one answers where nobody says which.
+        quantization: How the base is stored in 4 bits; None where it is not.
         notes: What was decided and found, a sentence each.
     """
 
     loaded: LoadedModel
     model: nn.Module
     voices: Mapping[str, Voice]
+    quantization: QuantizationSection | None
     notes: tuple[str, ...]
 
     @property
     def family(self) -> Family:
         """The base's row of the table of architectures."""
         return self.loaded.family
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters, the one that answers first."""
+        return tuple(name for name in self.voices if name != BASE)
 
     def voice(self, name: str | None = None) -> Voice:
         """The voice of that name, or the one that answers where nobody says which.
@@ -122,6 +183,7 @@ def open_session(
     *,
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
+    dtype: DtypeName | None = None,
 ) -> Session:
     """Load what TARGET, `--adapter` and `--base-model` mean, each base once.
 
@@ -130,12 +192,13 @@ def open_session(
         adapters: Adapters to put on it, `NAME=DIR` or `DIR`.
         base_model: The base to use whatever the adapters name.
         quantize: Store the base in 4 bits; None stores it as it was while the adapter was trained.
+        dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
 
     Raises:
         Refused: Something cannot be found or does not fit, or the model does not generate text.
     """
     found = resolve_target(target, adapters, base_model=base_model)
-    section = found.model_section
+    section = found.model_section if dtype is None else found.model_section.model_copy(update={"dtype": dtype})
     _refuse_encoder(load_config(section, FAMILIES).model_type)
     quantization = quantize if quantize is not None else found.quantization
     loaded = load_model(section, place(section), quantization=quantization, among=FAMILIES)
@@ -144,7 +207,7 @@ def open_session(
     stored = _storage_notes(found.adapters, quantization)
     rendering = next(iter(voices.values())).renderer.notes
     notes = (*found.notes, *loaded.notes, *stored, *(adapted.notes if adapted else ()), *rendering)
-    return Session(loaded, loaded.model if adapted is None else adapted.model, voices, notes)
+    return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
 
 
 def _refuse_encoder(model_type: str) -> None:
@@ -165,16 +228,11 @@ def _voices(found: Target, loaded: LoadedModel) -> dict[str, Voice]:
         if tokenizer not in tokenizers:
             tokenizers[tokenizer] = load_tokenizer(section.model_copy(update={"tokenizer": tokenizer}), FAMILIES)
         renderer = Renderer.for_tokenizer(tokenizers[tokenizer], system_prompt=system_prompt, conversations=False)
-        defaults = _saved_defaults(folder) or _saved_defaults(loaded.folder)
-        return Voice(name, tokenizers[tokenizer], renderer, defaults, loaded.family.kind == "encoder_decoder")
+        defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
+        return Voice(name, folder, tokenizers[tokenizer], renderer, defaults, loaded.family.kind == "encoder_decoder")
 
     voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.system_prompt) for each in found.adapters}
     return {**voices, BASE: voice(BASE, loaded.folder, None, found.own_system_prompt)}
-
-
-def _saved_defaults(folder: Path) -> GenerationConfig | None:
-    present = (folder / "generation_config.json").is_file()
-    return GenerationConfig.from_pretrained(folder) if present else None
 
 
 def _storage_notes(adapters: Sequence[AdapterTarget], used: QuantizationSection | None) -> tuple[str, ...]:

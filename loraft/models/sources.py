@@ -61,14 +61,15 @@ def resolve(name_or_path: str, revision: str | None = None, *, weights: bool = T
         ResourceError: The disk is too small for a conversion.
     """
     builtin = name_or_path.removeprefix("builtin:") if name_or_path.startswith("builtin:") else None
-    path = Path(name_or_path).expanduser()
-    if revision is not None and (builtin is not None or path.exists()):
+    # os.path asks without raising, whatever is asked for: a name may be longer than a file's can be.
+    path = Path(os.path.expanduser(name_or_path))
+    if revision is not None and (builtin is not None or os.path.exists(path)):
         raise ModelError("only Hub models have revisions", key="model.revision", remedy="Leave it out.")
     if builtin is not None:
         return _converted_builtin(builtin_named(builtin))
-    if path.is_file():
+    if os.path.isfile(path):
         return _converted(path)
-    folder = path if path.is_dir() else _from_hub(name_or_path, revision, weights=weights)
+    folder = path if os.path.isdir(path) else _from_hub(name_or_path, revision, weights=weights)
     _require_config(folder, name_or_path)
     if weights:
         read_headers(folder)
@@ -81,10 +82,10 @@ def resolve_tokenizer(name_or_path: str) -> Path:
     Raises:
         ModelError: Nothing of that name.
     """
-    path = Path(name_or_path).expanduser()
-    if name_or_path.startswith("builtin:") or path.is_file():
+    path = Path(os.path.expanduser(name_or_path))
+    if name_or_path.startswith("builtin:") or os.path.isfile(path):
         return resolve(name_or_path, weights=False)
-    return path if path.is_dir() else _from_hub(name_or_path, None, weights=False, key="model.tokenizer")
+    return path if os.path.isdir(path) else _from_hub(name_or_path, None, weights=False, key="model.tokenizer")
 
 
 def _require_config(folder: Path, name: str) -> None:

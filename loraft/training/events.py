@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: frozen events, handed to an observer.
+"""What a training run tells while it goes on, beside what all long work tells (`loraft.events`).
 
 This module knows what there is to tell. It refuses to know who listens: a terminal, a file, a tracker, nobody.
 It is light, so that the command line may import it before torch.
@@ -6,9 +6,10 @@ It is light, so that the command line may import it before torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from loraft.events import Event, Note, Observer, Progress
 
 __all__ = [
     "Evaluated",
@@ -22,27 +23,6 @@ __all__ = [
     "StepDone",
     "StepLogged",
 ]
-
-
-@dataclass(frozen=True)
-class Event:
-    """The root of all events."""
-
-
-@dataclass(frozen=True)
-class Note(Event):
-    """Something that was decided or found, in one sentence."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Progress(Event):
-    """How far a long piece of work other than the training itself has come."""
-
-    what: str
-    done: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -146,6 +126,3 @@ class Saved(Event):
 
     step: int
     folder: Path
-
-
-Observer = Callable[[Event], None]

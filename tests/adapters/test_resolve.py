@@ -131,6 +131,21 @@ def test_several_adapters_on_one_base(here: Path) -> None:
     assert [each.name for each in unnamed.adapters] == ["a", "b-2"]
 
 
+def test_an_unnamed_folder_that_is_called_as_the_base_is_must_be_named(here: Path) -> None:
+    make_adapter(here / "base")
+    make_adapter(here / "b")
+    with pytest.raises(AdapterError, match="'base' means the base without an adapter"):
+        resolve_target(None, ["base", "b"])
+    assert [each.name for each in resolve_target(None, ["one=base", "b"]).adapters] == ["one", "b"]
+    assert resolve_target(None, ["base"]).adapters[0].name == "default"
+
+
+def test_what_was_trained_in_float32_runs_in_it(here: Path) -> None:
+    for dtype, expected in (("float32", "float32"), ("bfloat16", "auto"), ("float16", "auto"), (3, "auto")):
+        make_adapter(here / f"a-{dtype}", record={"base": {"dtype": dtype}})
+        assert resolve_target(f"a-{dtype}").model_section.dtype == expected
+
+
 def test_several_adapters_of_different_bases(here: Path) -> None:
     make_adapter(here / "a", record=recorded())
     make_adapter(here / "b", base="org/renamed", record=recorded())
@@ -140,7 +155,7 @@ def test_several_adapters_of_different_bases(here: Path) -> None:
         resolve_target(None, ["a", "c"])
 
 
-@pytest.mark.parametrize("name", ["../../etc", "/abs/name", "a b", "x" * 65])
+@pytest.mark.parametrize("name", ["../../etc", "/abs/name", "a b", "x" * 65, "x" * 5000, "a\n", "", "base", "none"])
 def test_c28_a_name_that_could_be_a_path_is_refused(here: Path, name: str) -> None:
     make_adapter(here / "a")
     with pytest.raises(AdapterError, match="cannot be an adapter's name"):
@@ -166,6 +181,11 @@ def test_an_adapter_of_somebody_else_by_its_hub_id(here: Path, monkeypatch: pyte
         (None, None, "there is no model to work on"),
         ("runs/absent", None, "no file or folder runs/absent"),
         ("./absent", None, "no file or folder"),
+        ("./" + "x" * 5000, None, "no file or folder"),
+        ("~nobody-of-that-name/x", None, "no file or folder"),
+        (None, "./" + "x" * 5000, "no file or folder"),
+        (None, "org/absent", "is no adapter, or the Hub cannot be reached"),
+        (None, "runs", "looked for adapter_config.json"),
         ("empty", None, "looked for adapter_config.json"),
         ("unfinished", None, "newest checkpoint is unfinished/checkpoints/step-000002"),
         ("absent.yaml", None, "absent.yaml"),

@@ -174,6 +174,72 @@ def generate(target: str | None, adapters: Sequence[str], *, prompt: str, **opti
     return Stream(prompt)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A prompt and the answers of all voices."""
+
+    prompt: str
+    completions: dict[str, Completion]
+
+
+@dataclass(frozen=True)
+class AnsweredFile:
+    """What was done with a file."""
+
+    output: Path
+
+    def as_dict(self) -> dict[str, object]:
+        """The result as JSON shows it."""
+        return {"output": self.output, "rows": 300, "held": 100}
+
+
+def complete(
+    target: str | None,
+    adapters: Sequence[str],
+    *,
+    prompts: Sequence[str],
+    observer: Callable[[Event], None],
+    **options: object,
+) -> list[Completion]:
+    """Answers each prompt as `generate` does."""
+    CALLS.append({"target": target, "adapters": list(adapters), "prompts": prompts, **options})
+    observer(Note("the tokenizer has no padding token"))
+    print("a library prints where it should not")
+    return [Stream(prompt).completion for prompt in prompts]
+
+
+def compare(
+    target: str | None,
+    adapters: Sequence[str],
+    *,
+    prompts: Sequence[str],
+    observer: Callable[[Event], None],
+    **options: object,
+) -> list[Compared]:
+    """Lets the base and two adapters answer, or as many as are given."""
+    CALLS.append({"target": target, "adapters": list(adapters), "prompts": prompts, **options})
+    observer(Progress("answers", 3, 3))
+    voices = ("base", *(adapters or ("one", "two")))
+    return [Compared(prompt, {voice: Stream(prompt).completion for voice in voices}) for prompt in prompts]
+
+
+def answer_file(
+    target: str | None,
+    adapters: Sequence[str],
+    *,
+    prompts: Path,
+    output: Path,
+    observer: Callable[[Event], None],
+    **options: object,
+) -> AnsweredFile:
+    """Answers nothing; a file called `bad.jsonl` has bad rows."""
+    CALLS.append({"target": target, "adapters": list(adapters), "prompts": prompts, "output": output, **options})
+    observer(Progress("rows answered", 300, 300))
+    if prompts.name == "bad.jsonl":
+        raise DataError.several([Problem("is empty", "bad.jsonl:3", "prompt"), Problem("is not JSON", "bad.jsonl:9")])
+    return AnsweredFile(output)
+
+
 def command_line(*arguments: str) -> list[str]:
     """The words that start loraft in a process of its own, with this module as its api."""
     program = (

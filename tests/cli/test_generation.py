@@ -33,6 +33,7 @@ def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:
         "options": AnswerOptions(top_k=5, seed=0),
         "base_model": None,
         "quantize": None,
+        "dtype": None,
     }
 
 
@@ -66,6 +67,14 @@ def test_a_prompt_that_is_no_text_is_refused(loraft: Loraft) -> None:
     [
         ["-p", "Hi"],
         ["any"],
+        ["any", "-p", "Hi", "--input", "p.jsonl", "--output", "o.jsonl"],
+        ["any", "--input", "p.jsonl"],
+        ["any", "-p", "Hi", "--output", "o.jsonl"],
+        ["any", "--input", "p.jsonl", "--output", "o.jsonl", "--compare"],
+        ["any", "-p", "Hi", "--overwrite"],
+        ["any", "-p", "-", "-p", "-"],
+        ["any", "-p", "Hi", "-p", "Ho", "--batch-size", "0"],
+        ["any", "-p", "Hi", "--dtype", "float8"],
         ["any", "-p", "Hi", "--top-p", "0"],
         ["any", "-p", "Hi", "--top-p", "1.1"],
         ["any", "-p", "Hi", "--top-p", "nan"],

@@ -57,6 +57,23 @@ def test_c35_a_padded_row_reads_as_it_does_alone(model_type: str, use_cache: boo
                 torch.testing.assert_close(together[step][place], expected, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma2", "gpt2", "bloom", "cohere2"])
+def test_a_context_that_went_back_reads_on_as_one_that_never_was_there(model_type: str) -> None:
+    """Sliding windows of 8 tokens among them: what has left the window comes back into it."""
+    model, other = tiny_model(model_type), [30, 31, 32]
+    context = Context(model, rewinds=True)
+    context.read(torch.tensor([ROW]))
+    for length in (10, 2, 0):
+        context.rewind(length)
+        assert (context.length, context.first_row) == (length, ROW[:length])
+        got = context.read(torch.tensor([other + ROW]))
+        fresh = Context(model)
+        expected = fresh.read(torch.tensor([ROW[:length] + other + ROW]))
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        context.rewind(length)
+        context.read(torch.tensor([ROW[length:]]))
+
+
 def test_rows_of_one_length_have_no_mask() -> None:
     ids, mask = pad_left([[1, 2], [3, 4]], torch.device("cpu"))
     assert ids.tolist() == [[1, 2], [3, 4]]

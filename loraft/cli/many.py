@@ -1,0 +1,114 @@
+"""`loraft generate` for many prompts: several at once, a file of them, or several voices beside one another.
+
+This module knows what goes to which stream. It refuses to know how anything is answered.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraft.generation.options import AnswerOptions
+
+if TYPE_CHECKING:
+    from loraft.config.schema import QuantizationSection
+
+__all__ = ["Asked", "answer_compared", "answer_file", "answer_several"]
+
+LOADING = "loading libraries"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What answers, and how.
+
+    Attributes:
+        target: TARGET.
+        adapters: Adapters to put on it.
+        options: How it answers.
+        base_model: The base to use, whatever the adapters name.
+        quantize: How the base is stored in 4 bits.
+        dtype: What is computed in.
+    """
+
+    target: str | None
+    adapters: Sequence[str]
+    options: AnswerOptions
+    base_model: str | None
+    quantize: QuantizationSection | None
+    dtype: str | None
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What answers, as the api takes it."""
+        named = ("target", "adapters", "base_model", "quantize", "dtype")
+        return {name: getattr(self, name) for name in named}
+
+
+def answer_several(asked: Asked, prompts: Sequence[str], *, batch_size: int, as_json: bool) -> None:
+    """Each prompt with its answer on standard output, in the order of the prompts."""
+    from loraft.cli.progress import view_on
+    from loraft.cli.render import console_on, print_json, printable, waiting
+
+    with waiting(LOADING):
+        from loraft import api
+
+    with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
+        answers = api.complete(
+            **asked.model, prompts=prompts, options=asked.options, batch_size=batch_size, observer=view
+        )
+    if as_json:
+        print_json([asdict(answer) for answer in answers])
+        return
+    shown = printable if sys.stdout.isatty() else str
+    texts = (f"> {prompt}\n{answer.completion}\n" for prompt, answer in zip(prompts, answers, strict=True))
+    sys.stdout.write(shown("\n".join(texts)))
+
+
+def answer_file(asked: Asked, prompts: Path, output: Path, *, batch_size: int, overwrite: bool, as_json: bool) -> None:
+    """The answers in a file, and on standard output what was done."""
+    from loraft.cli.progress import view_on
+    from loraft.cli.render import console_on, print_json, print_result, waiting
+    from loraft.cli.tables import document
+
+    with waiting(LOADING):
+        from loraft import api
+
+    with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
+        result = api.answer_file(
+            **asked.model,
+            prompts=prompts,
+            output=output,
+            options=asked.options,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            observer=view,
+        )
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        print_result(*document(result.as_dict(), rest="answers"))
+
+
+def answer_compared(asked: Asked, prompts: Sequence[str], *, batch_size: int, as_json: bool) -> None:
+    """Each prompt with the answers of all voices beside one another."""
+    from loraft.cli.comparison import beside
+    from loraft.cli.progress import view_on
+    from loraft.cli.render import console_on, print_json, print_result, waiting
+
+    with waiting(LOADING):
+        from loraft import api
+
+    with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
+        compared = api.compare(
+            **asked.model, prompts=prompts, options=asked.options, batch_size=batch_size, observer=view
+        )
+    if as_json:
+        documents = [asdict(each) for each in compared]
+        print_json(documents if len(documents) > 1 else documents[0])
+    else:
+        print_result(*map(beside, compared))

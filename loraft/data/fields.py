@@ -1,0 +1,91 @@
+"""The fields of a row under our names: text where text is needed, and an error that names the field where it is not.
+
+This module knows types and damage: nothing, numbers, half a surrogate pair. It refuses to know which fields a format
+has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loraft.data.records import Row
+from loraft.errors import DataError
+
+__all__ = ["Fields", "clean", "kind", "shown"]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A row's fields under our names.
+
+    Attributes:
+        row: The row, with its place.
+        columns: Our column names: theirs.
+    """
+
+    row: Row
+    columns: Mapping[str, str]
+
+    def text(self, name: str) -> str:
+        """The text of a field that must have some."""
+        value = self._value(name)
+        if not isinstance(value, str):
+            raise self.wrong(name, f"must be text; found {kind(value)}")
+        if not value.strip():
+            raise self.wrong(name, "is empty")
+        return clean(self, name, value)
+
+    def optional_text(self, name: str) -> str:
+        """The text of a field that may be absent."""
+        value = self.row.values.get(self.columns.get(name, name))
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self.wrong(name, f"must be text or absent; found {kind(value)}")
+        return clean(self, name, value)
+
+    def sequence(self, name: str) -> Sequence[object]:
+        """The items of a field that must have some."""
+        value = self._value(name)
+        if not isinstance(value, list | tuple):
+            raise self.wrong(name, f"must be a list of turns; found {kind(value)}")
+        if not value:
+            raise self.wrong(name, "is an empty list")
+        return value
+
+    def wrong(self, field: str, message: str) -> DataError:
+        """What is wrong with a field, as an error that names it as the file does."""
+        head, dot, rest = field.partition(".")
+        name, bracket, index = head.partition("[")
+        theirs = f"{self.columns.get(name, name)}{bracket}{index}{dot}{rest}"
+        return DataError(message, where=self.row.where, key=theirs)
+
+    def _value(self, name: str) -> object:
+        theirs = self.columns.get(name, name)
+        if theirs not in self.row.values:
+            found = ", ".join(sorted(self.row.values)) or "none"
+            raise DataError(f"is missing; the row has {found}", where=self.row.where, key=theirs)
+        return self.row.values[theirs]
+
+
+def clean(fields: Fields, name: str, text: str) -> str:
+    """Refuse text that no tokenizer can read, or that is a sign of damage: half a surrogate pair, NUL."""
+    if "\0" in text:
+        raise fields.wrong(name, f"holds a NUL character at character {text.index(chr(0))}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise fields.wrong(name, f"holds half a character (a lone surrogate) at character {error.start}") from None
+    return text
+
+
+def kind(value: object) -> str:
+    """What a value is, in words."""
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "nothing (null)"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it."""
+    return repr(value)[:60] if isinstance(value, str) else kind(value)

@@ -1,0 +1,36 @@
+"""What long work tells while it goes on: frozen events, handed to an observer.
+
+This module knows the events that every kind of work may have; those of a training run are in `training/events.py`. It
+refuses to know who listens: a terminal, a file, a tracker, nobody. It is light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Event", "Note", "Observer", "Progress"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """The root of all events."""
+
+
+@dataclass(frozen=True)
+class Note(Event):
+    """Something that was decided or found, in one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """How far a long piece of work has come."""
+
+    what: str
+    done: int
+    total: int
+
+
+Observer = Callable[[Event], None]

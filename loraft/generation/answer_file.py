@@ -1,0 +1,170 @@
+"""The file that answers are written to: a row is there whole or not at all, none is lost, and none is written twice.
+
+A row is one line of JSON: the row that was asked, then `completion`, `finish_reason` and `answered_by`, which tells
+answers of this model with these settings from others. Rows come in the order of the questions, so that what is there
+already is a beginning; it is compared with the questions byte by byte, and a line that was cut short is written anew.
+
+This module knows lines, locks and disks. It refuses to know models.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from loraft.errors import DataError, DiskFullError
+from loraft.generation.answer import FinishReason
+
+__all__ = ["ADDED", "AnswerFile", "check_answer_file", "open_answer_file"]
+
+ADDED = ("completion", "finish_reason", "answered_by")
+"""What an answer adds to its row."""
+KEY = "--output"
+ANOTHER = "Name another file, or replace it with --overwrite."
+
+
+@dataclass
+class AnswerFile:
+    """An open file of answers.
+
+    Attributes:
+        path: Where it lies.
+        file: It, open and locked.
+        answered_by: What tells these answers from those of another model or other settings.
+        rows: How many rows it holds.
+    """
+
+    path: Path
+    file: BinaryIO
+    answered_by: str
+    rows: int
+
+    def append(self, answers: Sequence[tuple[Mapping[str, object], str, FinishReason]]) -> None:
+        """Write the answers of the next rows, each with its row, and wait until they are on disk.
+
+        Raises:
+            DiskFullError: The disk filled up; the rows before are whole.
+        """
+        lines = (
+            _serialized({**row, **dict(zip(ADDED, (text, reason, self.answered_by), strict=True))}) + b"\n"
+            for row, text, reason in answers
+        )
+        try:
+            self.file.write(b"".join(lines))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            message = f"the disk filled up after {self.rows:,} rows"
+            remedy = "Free some space; the same command goes on."
+            raise DiskFullError(message, where=str(self.path), remedy=remedy) from error
+        self.rows += len(answers)
+
+
+def check_answer_file(path: Path, rows: Sequence[Mapping[str, object]], questions: Path, *, overwrite: bool) -> None:
+    """Refuse, before anything is loaded, a file that answers to the `rows` of `questions` cannot be written to.
+
+    Raises:
+        DataError: It holds something else, is the file of the questions itself, or there is no folder for it.
+    """
+    if path.exists() and path.samefile(questions):
+        raise DataError("is the file of the prompts", where=str(path), key=KEY, remedy="Name another file.")
+    if path.is_dir():
+        raise DataError("is a folder", where=str(path), key=KEY, remedy="Name a file in it.")
+    if not path.parent.is_dir():
+        raise DataError(f"there is no folder {path.parent}", where=str(path), key=KEY, remedy="Make it first.")
+    if path.exists() and not overwrite:
+        _held(path, _read(path), rows, None)
+
+
+@contextmanager
+def open_answer_file(
+    path: Path, rows: Sequence[Mapping[str, object]], answered_by: str, *, overwrite: bool
+) -> Iterator[AnswerFile]:
+    """The file, opened to go on after the rows that it holds; nobody else writes to it meanwhile.
+
+    Args:
+        path: Where it lies, or will.
+        rows: The rows that are asked, all of them.
+        answered_by: What tells these answers from others.
+        overwrite: Begin anew, whatever it holds.
+
+    Raises:
+        DataError: It holds something else, cannot be written, or another process writes to it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror}", where=str(path), key=KEY) from error
+    with os.fdopen(descriptor, "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError("another process is writing to it", where=str(path), key=KEY) from error
+        held, size = (0, 0) if overwrite else _held(path, file.read(), rows, answered_by)
+        file.truncate(size)
+        file.seek(size)
+        yield AnswerFile(path, file, answered_by, held)
+
+
+def _held(path: Path, content: bytes, rows: Sequence[Mapping[str, object]], answered_by: str | None) -> tuple[int, int]:
+    """How many whole answers to `rows` there are, and where they end; without `answered_by`, of whichever model.
+
+    Raises:
+        DataError: There is something else.
+    """
+    lines = content.split(b"\n")
+    whole, cut = lines[:-1], lines[-1]
+    if len(whole) > len(rows):
+        message = f"holds {len(whole):,} rows, and there are {len(rows):,} to answer"
+        raise DataError(message, where=str(path), key=KEY, remedy=ANOTHER)
+    for number, (line, row) in enumerate(zip(whole, rows, strict=False), start=1):
+        _refuse_another(f"{path}:{number}", line, row, answered_by)
+    if cut:
+        beginning = _beginning(rows[len(whole)]) if len(whole) < len(rows) else b""
+        if not beginning or not (cut.startswith(beginning) or beginning.startswith(cut)):
+            message = "is no answer to the row of its number"
+            raise DataError(message, where=f"{path}:{len(whole) + 1}", key=KEY, remedy=ANOTHER)
+    return len(whole), len(content) - len(cut)
+
+
+def _refuse_another(where: str, line: bytes, row: Mapping[str, object], answered_by: str | None) -> None:
+    told: object = None
+    if line.startswith(_beginning(row)):
+        try:
+            told = json.loads(line)
+        except ValueError:
+            told = None
+    if not isinstance(told, dict) or not set(ADDED) <= told.keys():
+        raise DataError("is no answer to the row of its number", where=where, key=KEY, remedy=ANOTHER)
+    if answered_by is not None and told["answered_by"] != answered_by:
+        message = "was answered by another model, or with other settings"
+        raise DataError(message, where=where, key=KEY, remedy=ANOTHER)
+
+
+def _beginning(row: Mapping[str, object]) -> bytes:
+    """How the answer to a row begins, up to what was answered."""
+    return _serialized(row)[:-1] + f', "{ADDED[0]}": "'.encode()
+
+
+def _serialized(row: Mapping[str, object]) -> bytes:
+    """One line of JSON; what JSON does not know, such as a date of a Parquet file, is its text."""
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:  # half a character in a field that nobody reads
+        return json.dumps(row, default=str).encode("utf-8")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path), key=KEY) from error

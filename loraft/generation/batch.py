@@ -1,0 +1,242 @@
+"""A file of prompts answered into a file of answers, many at a time.
+
+Rows are taken in windows: inside one they are sorted by length, so that little is padded, and its answers are on disk
+before the next begins. A run that was stopped goes on with the window that was cut short: that one is answered whole
+again, so that every row has the neighbours, and the answer, that it would have had. Row `n` draws from `seed + n`.
+
+This module knows windows and what makes two runs the same. It refuses to know how tokens are computed and how lines
+reach the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from loraft.adapters.reading import ADAPTER_WEIGHTS
+from loraft.config.schema import DataSource
+from loraft.data.formats import Message, to_question
+from loraft.data.records import READERS, Row, read_rows
+from loraft.errors import DataError, OutOfMemoryError, Problem, Stopped
+from loraft.events import Observer, Progress
+from loraft.generation.answer_file import ADDED, AnswerFile, open_answer_file
+from loraft.generation.context import learned_positions
+from loraft.generation.engine import complete_batch
+from loraft.generation.options import AnswerOptions
+from loraft.generation.session import BASE, Session, Voice
+
+__all__ = ["BATCH_SIZE", "AnsweredFile", "Question", "answer_questions", "read_questions"]
+
+BATCH_SIZE = 8
+BATCHES_A_WINDOW = 8
+SOURCE = "--input"
+ROWS = "rows answered"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row and what it asks.
+
+    Attributes:
+        row: The row, with its place.
+        messages: The conversation that an answer follows; a system prompt only where the row has one.
+    """
+
+    row: Row
+    messages: tuple[Message, ...]
+
+    def to(self, voice: Voice, system: str | None) -> list[Message]:
+        """The messages as `voice` is asked them: its own system prompt, or `system`, where the row has none."""
+        if self.messages[0].role == "system":
+            return voice.with_system(self.messages[1:], self.messages[0].content)
+        return voice.with_system(self.messages, system)
+
+
+@dataclass(frozen=True)
+class AnsweredFile:
+    """What was done.
+
+    Attributes:
+        output: The file of answers.
+        rows: The rows that it holds: all of them.
+        held: Those that it held before this run.
+        cut: Of the answers of this run, those that the limit ended.
+        tokens: The tokens of the answers of this run.
+        seconds: What this run took, loading aside.
+    """
+
+    output: Path
+    rows: int
+    held: int
+    cut: int
+    tokens: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, object]:
+        """The result as JSON shows it."""
+        rate = self.tokens / self.seconds if self.tokens and self.seconds else None
+        return {**asdict(self), "tokens_per_second": rate}
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Every row of a file of prompts.
+
+    Raises:
+        DataError: There is no such file, or rows are not as they must be; every one is named.
+    """
+    if path.suffix not in READERS:
+        remedy = f"Write it as {', '.join(READERS)}."
+        raise DataError("is no file of rows", where=str(path), key=SOURCE, remedy=remedy)
+    try:
+        read = read_rows(DataSource(path=str(path)))
+    except DataError as error:
+        raise DataError.several([replace(problem, key=SOURCE) for problem in error.problems]) from error
+    problems, questions = list(read.problems), []
+    for row in read.rows:
+        try:
+            questions.append(Question(row, to_question(row)))
+        except DataError as error:
+            problems += error.problems
+        problems += [
+            Problem("an answer adds this field, and what the row has would be lost", row.where, name, "Rename it.")
+            for name in ADDED
+            if name in row.values
+        ]
+    if problems:
+        raise DataError.several(problems)
+    return questions
+
+
+def answer_questions(
+    session: Session,
+    questions: Sequence[Question],
+    output: Path,
+    *,
+    options: AnswerOptions,
+    batch_size: int = BATCH_SIZE,
+    overwrite: bool = False,
+    observer: Observer,
+) -> AnsweredFile:
+    """Answer every question in the voice that speaks first, and write the answers to `output`.
+
+    Args:
+        session: The open model.
+        questions: The rows, in the order in which they are written.
+        output: The file of answers; one that was begun is gone on with.
+        options: How they are answered.
+        batch_size: How many at a time.
+        overwrite: Begin anew, whatever `output` holds.
+        observer: Is told how far it is.
+
+    Raises:
+        DataError: A question cannot be rendered or is too long, or `output` holds something else.
+        OutOfMemoryError: The device is too small for so many at a time.
+        DiskFullError: The disk filled up.
+        Stopped: By SIGINT; the rows so far are on disk.
+    """
+    voice = session.voice()
+    if any(len(question.messages) > 1 for question in questions):
+        voice = voice.conversing()
+    prompts = _prompts(session, voice, questions, options.system)
+    rows = [question.row.values for question in questions]
+    begun, answers = perf_counter(), []
+    with open_answer_file(output, rows, _answered_by(session, voice, options), overwrite=overwrite) as file:
+        held = file.rows
+        with _told(file, len(rows), batch_size):
+            for window in _windows(held, len(rows), batch_size * BATCHES_A_WINDOW):
+                answered = complete_batch(
+                    session.model,
+                    voice.tokenizer,
+                    prompts[window.start : window.stop],
+                    **voice.settings(_from_row(options, window.start)),
+                    batch_size=batch_size,
+                    on_batch=_progress(observer, window.start, held, len(rows)),
+                )
+                new = answered[file.rows - window.start :]
+                each = zip(rows[file.rows : window.stop], new, strict=True)
+                file.append([(row, answer.completion, answer.finish_reason) for row, answer in each])
+                answers += [(len(answer.token_ids), answer.finish_reason) for answer in new]
+    cut = sum(reason == "length" for _, reason in answers)
+    return AnsweredFile(output, len(rows), held, cut, sum(length for length, _ in answers), perf_counter() - begun)
+
+
+def _from_row(options: AnswerOptions, row: int) -> AnswerOptions:
+    """The options for the rows from `row` on, whose first draws from a seed of its own."""
+    return options if options.seed is None else replace(options, seed=(options.seed + row) % 2**32)
+
+
+def _progress(observer: Observer, start: int, held: int, total: int) -> Callable[[int], None]:
+    """Tells of the rows of a window that are answered, after those before it."""
+    return lambda count: observer(Progress(ROWS, max(held, start + count), total))
+
+
+def _windows(held: int, total: int, size: int) -> Iterator[range]:
+    """The windows that are left; the first may begin before `held`, where a run was stopped inside it."""
+    for start in range(held // size * size if held < total else total, total, size):
+        yield range(start, min(start + size, total))
+
+
+@contextmanager
+def _told(file: AnswerFile, total: int, batch_size: int) -> Iterator[None]:
+    """What ends the work early, with how far it came."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = f"stopped: {file.rows:,} of {total:,} rows are in {file.path}"
+        raise Stopped(message, signal_number=signal.SIGINT, remedy="The same command goes on.") from None
+    except torch.OutOfMemoryError as error:
+        message = f"the device ran out of memory with {batch_size} rows at a time"
+        remedy = "Give a smaller --batch-size; what is answered stays."
+        raise OutOfMemoryError(message, where=str(file.path), remedy=remedy) from error
+
+
+def _prompts(session: Session, voice: Voice, questions: Sequence[Question], system: str | None) -> list[list[int]]:
+    """The tokens of every question.
+
+    Raises:
+        DataError: The template cannot render a question, or the model has no position for its tokens.
+    """
+    positions = learned_positions(session.model)
+    problems, prompts = [], []
+    for question in questions:
+        try:
+            ids = voice.prompt_ids(question.to(voice, system))
+        except DataError as error:
+            problems += [replace(problem, where=question.row.where) for problem in error.problems]
+            continue
+        prompts.append(ids)
+        if not ids:
+            problems.append(Problem("has no tokens", question.row.where))
+        if positions is not None and len(ids) > positions:
+            message = f"has {len(ids):,} tokens, and this model has learned {positions:,} positions"
+            problems.append(Problem(message, question.row.where))
+    if problems:
+        raise DataError.several(problems)
+    return prompts
+
+
+def _answered_by(session: Session, voice: Voice, options: AnswerOptions) -> str:
+    """What tells answers of this model with these settings from others: a hash over all that decides them.
+
+    The number of rows at a time is not among them: it decides speed and memory.
+    """
+    weights = voice.folder / ADAPTER_WEIGHTS
+    described = {
+        "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if voice.name != BASE else None,
+        "base": session.loaded.fingerprint,
+        "dtype": str(session.loaded.placement.dtype),
+        "options": asdict(options),
+        "quantization": session.quantization.model_dump() if session.quantization else None,
+        "settings": {**voice.settings(options), "rules": asdict(voice.settings(options)["rules"])},
+        "system_prompt": voice.renderer.system_prompt,
+        "template": voice.renderer.chat_template,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]

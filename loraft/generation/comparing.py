@@ -1,0 +1,65 @@
+"""The same prompts answered by the base and by each adapter on it: one base in memory.
+
+This module knows that every voice is asked in its own way: with the template, the system prompt and the defaults that
+it was trained with. It refuses to know how answers are shown beside one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loraft.errors import AdapterError
+from loraft.events import Observer, Progress
+from loraft.generation.answer import Completion
+from loraft.generation.engine import complete_batch
+from loraft.generation.options import AnswerOptions
+from loraft.generation.session import BASE, Session
+
+__all__ = ["Compared", "compare"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A prompt and what each voice answers to it.
+
+    Attributes:
+        prompt: The prompt as it was given.
+        completions: The answer of each voice by its name: the base first, then the adapters.
+    """
+
+    prompt: str
+    completions: dict[str, Completion]
+
+
+def compare(
+    session: Session, prompts: Sequence[str], *, options: AnswerOptions, batch_size: int, observer: Observer
+) -> list[Compared]:
+    """Let every voice answer every prompt.
+
+    Args:
+        session: A base with at least one adapter.
+        prompts: What is asked.
+        options: How it is answered.
+        batch_size: How many prompts at a time.
+        observer: Is told how far it is.
+
+    Raises:
+        AdapterError: There is no adapter to compare the base with.
+        DataError: A prompt is empty or too long.
+    """
+    if not session.adapters:
+        message = "there is no adapter to compare the base with"
+        raise AdapterError(message, where="--compare", remedy="Name an adapter or a run, or give --adapter NAME=DIR.")
+    voices = (BASE, *session.adapters)
+    total = len(voices) * len(prompts)
+    answers: dict[str, list[Completion]] = {}
+    for name in voices:
+        voice = session.voice(name)
+        ids = [voice.prompt_ids(voice.conversation(prompt, options.system)) for prompt in prompts]
+        with session.speaking(voice) as model:
+            answers[name] = complete_batch(
+                model, voice.tokenizer, ids, **voice.settings(options), batch_size=batch_size
+            )
+        observer(Progress("answers", len(answers) * len(prompts), total))
+    return [Compared(prompt, {name: answers[name][index] for name in voices}) for index, prompt in enumerate(prompts)]
