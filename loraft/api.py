@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from loraft.adapters.attach import AdaptedModel
 from loraft.config.schema import QuantizationSection, RunConfig
 from loraft.data.formats import Message
-from loraft.generation.answer import Completion
+from loraft.generation.answer import Completion, stop_texts_of
 from loraft.generation.engine import Stream, Token, stream
 from loraft.generation.options import AnswerOptions
-from loraft.generation.sampling import SamplingRules
-from loraft.generation.session import open_session
+from loraft.generation.sampling import SamplingRules, unheeded_defaults
+from loraft.generation.session import Voice, open_session
 from loraft.training.events import Observer
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
@@ -164,6 +164,13 @@ def generate(
         rules=SamplingRules.of(voice.defaults, options),
         max_new_tokens=options.max_new_tokens or voice.max_new_tokens,
         stop_ids=voice.stop_ids,
+        stop_texts=stop_texts_of(voice.defaults, options),
         seed=options.seed,
     )
-    return Answering(answered, session.notes)
+    return Answering(answered, (*session.notes, *_unheeded(voice)))
+
+
+def _unheeded(voice: Voice) -> tuple[str, ...]:
+    """The note on what a saved generation_config asks for and does not get."""
+    settings = unheeded_defaults(voice.defaults)
+    return (f"generation_config.json asks for {', '.join(settings)}, which loraft does not do",) if settings else ()

@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from loraft.models.families import TRAINED
 
@@ -55,6 +61,18 @@ ONLY_OF_ITS_FAMILY: dict[str, dict[str, Any]] = {
     "gpt2": {"n_inner": 48},
     "gpt_bigcode": {"n_inner": 48},
 }  # fmt: skip
+BART_SIZES = {"d_model": 32, "encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 4,
+              "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": VOCABULARY,
+              "max_position_embeddings": 512, "decoder_start_token_id": 2, "forced_eos_token_id": None}  # fmt: skip
+SIZES_OF_OTHERS: dict[str, dict[str, Any]] = {
+    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4,
+           "vocab_size": VOCABULARY, "decoder_start_token_id": 0},
+    "bart": BART_SIZES,
+    "marian": BART_SIZES | {"decoder_start_token_id": 0},
+}  # fmt: skip
+"""Whole configs of families that are none of decoder-only language models, special tokens aside."""
+AUTO_CLASSES: dict[str, Any] = dict.fromkeys(("t5", "bart", "marian"), AutoModelForSeq2SeqLM)
+"""Their classes; all others are AutoModelForCausalLM."""
 WITHOUT_GROUPS = ("gpt2", "gpt_bigcode", "gpt_neox", "opt", "bloom")
 """Their configs know none of intermediate_size (by that name), num_key_value_heads and head_dim."""
 
@@ -68,7 +86,8 @@ def tiny_model(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTraine
     config = AutoConfig.for_model(model_type, **tiny_sizes(model_type, **overrides))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        made_by = AUTO_CLASSES.get(model_type, AutoModelForCausalLM)
+        model: PreTrainedModel = made_by.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
                 _scale(parameter)
@@ -78,7 +97,7 @@ def tiny_model(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTraine
 def tiny_sizes(model_type: str, **overrides: Any) -> dict[str, Any]:
     """The keyword arguments of the tiny config of a family."""
     tokenizer = tiny_tokenizer()
-    sizes = dict(SIZES)
+    sizes = dict(SIZES_OF_OTHERS.get(model_type, SIZES))
     if model_type in WITHOUT_GROUPS:
         sizes = {name: size for name, size in sizes.items() if name not in ("num_key_value_heads", "head_dim")}
         if model_type != "gpt_neox":

@@ -16,8 +16,12 @@ from loraft.cli.options import (
     BaseModelOption,
     JsonOption,
     MaxNewTokensOption,
+    MinPOption,
+    NumBeamsOption,
     QuantizeOption,
+    RepetitionPenaltyOption,
     SamplingSeedOption,
+    StopOption,
     SystemOption,
     TargetArgument,
     TemperatureOption,
@@ -52,6 +56,10 @@ def generate(
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
     top_k: TopKOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
+    stop: StopOption = None,
+    num_beams: NumBeamsOption = None,
     seed: SamplingSeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,6 +71,18 @@ def generate(
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     text = _prompt_text(prompt)
+    options = AnswerOptions(
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        num_beams=num_beams,
+    )
 
     from loraft.cli.render import print_json, print_note, waiting
 
@@ -74,7 +94,7 @@ def generate(
             target,
             adapter or (),
             prompt=text,
-            options=AnswerOptions(system, max_new_tokens, temperature, top_p, top_k, seed),
+            options=options,
             base_model=base_model,
             quantize=quantization(quantize),
         )

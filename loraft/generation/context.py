@@ -1,7 +1,7 @@
 """What a model has read of some rows, and the logits of what comes next.
 
-This module knows how a model is run while it generates: its cache, its masks, its attention and its dtype. It
-refuses to know tokenizers, sampling and when to stop.
+This module knows how a model is run while it generates: its encoder where it has one, its cache, its masks, its
+attention and its dtype. It refuses to know tokenizers, sampling and when to stop.
 """
 
 from __future__ import annotations
@@ -9,33 +9,55 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
+from loraft.errors import ModelError
 from loraft.models.attention import ROWS
 
-__all__ = ["Context", "learned_positions", "ordinary_attention", "pad_left", "wrapped_model"]
+__all__ = ["Context", "Source", "learned_positions", "ordinary_attention", "pad_left", "wrapped_model"]
 
 
 class _Wrapper(Protocol):
     def get_base_model(self) -> nn.Module: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What an encoder has read: one vector a token, attended anew at every step of the decoder.
+
+    Attributes:
+        states: `[rows, source, hidden]`.
+        mask: `[rows, source]`, 0 where a row is padded on its right; None where no row is.
+    """
+
+    states: Tensor
+    mask: Tensor | None
+
+    def select(self, rows: Tensor) -> Source:
+        """These rows of it."""
+        return Source(self.states[rows], self.mask[rows] if self.mask is not None else None)
+
+
 class Context:
     """What a model has read of one or several rows.
 
     With a cache each token is read once, and its keys and values are kept. Without one every `read` reads all
-    rows from their start: slower with each token, and the same logits but for rounding.
+    rows from their start: slower with each token, and the same logits but for rounding. An encoder reads its rows
+    once, with or without a cache.
 
     The model must be in `ordinary_attention` while it reads.
     """
 
     def __init__(self, model: nn.Module, *, use_cache: bool = True) -> None:
         self._model = wrapped_model(model)
-        self._cache = DynamicCache(config=self._model.config) if use_cache else None
+        self._cache = _new_cache(self._model) if use_cache else None
+        self._source: Source | None = None
         self._ids: Tensor | None = None
         self._mask: Tensor | None = None
         parameters = inspect.signature(self._model.forward).parameters
@@ -47,6 +69,37 @@ class Context:
     def device(self) -> torch.device:
         """Where the model runs."""
         return self._model.device
+
+    @property
+    def source(self) -> Source | None:
+        """What the encoder has read; None without an encoder."""
+        return self._source
+
+    @property
+    def length(self) -> int:
+        """How many tokens were read of each row, padding counted, the encoder's not."""
+        return 0 if self._ids is None else self._ids.shape[1]
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the keys and values take that are kept; 0 without a cache."""
+        return _bytes_of(self._cache)
+
+    def begin(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+        """Make ready to answer these prompts.
+
+        Returns:
+            Ids `[rows, time]` and mask for the first `read`: the prompts, padded on the left. An encoder reads the
+            prompts here, and the decoder begins from its start token.
+
+        Raises:
+            ModelError: The decoder has no start token.
+        """
+        if not self._model.config.is_encoder_decoder:
+            return pad_left(rows, self.device)
+        self._source = self._encode(*_pad_right(rows, self.device))
+        start = torch.full((len(rows), 1), _start_token(self._model), device=self.device)
+        return start, None
 
     @torch.inference_mode()
     def read(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -60,34 +113,83 @@ class Context:
         Returns:
             `[rows, vocab]`, float32: the logits of the token after the last one read.
         """
-        read_before = 0 if self._ids is None else self._ids.shape[1]
+        read_before = self.length
         self._ids = ids if self._ids is None else torch.cat([self._ids, ids], dim=1)
         if self._mask is not None:
             mask = torch.cat([self._mask, self._mask.new_ones(ids.shape)], dim=1)
         self._mask = mask
         start = read_before if self._cache is not None else 0
-        positions = {}
-        if self._mask is not None and self._takes_positions:
-            positions["position_ids"] = (self._mask.cumsum(1) - 1).clamp_(min=0)[:, start:]
         with _products_in_model_dtype(self._model):
             output = self._model(
-                input_ids=self._ids[:, start:],
-                attention_mask=self._mask,
+                **self._inputs(self._ids, start),
                 past_key_values=self._cache,
                 use_cache=self._cache is not None,
-                **positions,
                 **self._last_only,
             )
         return cast("Tensor", output.logits[:, -1].float())
 
+    def seen(self, vocabulary: int) -> Tensor:
+        """Which tokens were read, `[rows, vocabulary]`, padding and what an encoder read apart."""
+        assert self._ids is not None
+        counted = torch.ones_like(self._ids) if self._mask is None else self._mask
+        return self._ids.new_zeros(self._ids.shape[0], vocabulary).scatter_add_(1, self._ids, counted) > 0
+
+    def _inputs(self, ids: Tensor, start: int) -> dict[str, Any]:
+        if self._source is not None:
+            states = BaseModelOutput(last_hidden_state=cast("Any", self._source.states))
+            return {"encoder_outputs": states, "attention_mask": self._source.mask, "decoder_input_ids": ids[:, start:]}
+        inputs: dict[str, Any] = {"input_ids": ids[:, start:], "attention_mask": self._mask}
+        if self._mask is not None and self._takes_positions:
+            inputs["position_ids"] = (self._mask.cumsum(1) - 1).clamp_(min=0)[:, start:]
+        return inputs
+
+    @torch.inference_mode()
+    def _encode(self, ids: Tensor, mask: Tensor | None) -> Source:
+        with _products_in_model_dtype(self._model):
+            encoder = cast("nn.Module", self._model.get_encoder())
+            return Source(encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
-        """Forget all other rows."""
+        """Go on with these rows alone, in this order; a row that is named twice goes on twice."""
         kept = torch.tensor(rows, device=self.device)
         if self._cache is not None:
             self._cache.batch_select_indices(kept)
+        self._source = self._source.select(kept) if self._source is not None else None
         self._ids = self._ids[kept] if self._ids is not None else None
         self._mask = self._mask[kept] if self._mask is not None else None
+
+
+def _new_cache(model: PreTrainedModel) -> DynamicCache | EncoderDecoderCache:
+    if model.config.is_encoder_decoder:
+        # Without the config, which counts the encoder's layers: these caches grow by what the decoder uses.
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+    return DynamicCache(config=model.config)
+
+
+def _bytes_of(cache: Cache | None) -> int:
+    if isinstance(cache, EncoderDecoderCache):
+        return _bytes_of(cache.self_attention_cache) + _bytes_of(cache.cross_attention_cache)
+    layers: list[Any] = cache.layers if cache is not None else []
+    held = (tensor for layer in layers for tensor in (layer.keys, layer.values))
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def _start_token(model: PreTrainedModel) -> int:
+    """What the decoder reads first.
+
+    Raises:
+        ModelError: The model does not say.
+    """
+    for settings in (model.generation_config, model.config):
+        start = getattr(settings, "decoder_start_token_id", None)
+        if isinstance(start, int):
+            return start
+    raise ModelError(
+        "the decoder has no start token",
+        key="decoder_start_token_id",
+        remedy="The model's config.json or generation_config.json must name the token that its decoder begins from.",
+    )
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -97,12 +199,18 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
         The ids `[rows, time]` and the mask `[rows, time]`, 1 at tokens. No mask where no row is padded: attention
         is faster without.
     """
+    ids, mask = _pad_right([row[::-1] for row in rows], device)
+    return ids.flip(1), mask.flip(1) if mask is not None else None
+
+
+def _pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows of different lengths as one block that begins together, as encoders are trained; as `pad_left` else."""
     longest = max(map(len, rows))
     # Any id does as padding, since the mask hides it; 0 is one that every vocabulary has.
-    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
+    ids = torch.tensor([[*row] + [0] * (longest - len(row)) for row in rows], device=device)
     if min(map(len, rows)) == longest:
         return ids, None
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
     return ids, mask
 
 
@@ -133,14 +241,16 @@ def learned_positions(model: nn.Module) -> int | None:
     """How many positions a model can tell apart: the rows of its position table, None where it has none.
 
     A table is told by its size, the configured number of positions, for which some families (OPT) hold a few rows
-    more. Rotary and ALiBi models have no table.
+    more. Sinusoidal positions are kept in a table too. Rotary, ALiBi and relative ones have none.
     """
     base = wrapped_model(model)
     configured = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(configured, int):
         return None
-    vocabulary = set(base.get_input_embeddings().modules())
-    tables = [module for module in base.modules() if isinstance(module, nn.Embedding) and module not in vocabulary]
+    vocabulary = {id(weight) for weight in base.get_input_embeddings().parameters()}
+    embeddings = (module for module in base.modules() if isinstance(module, nn.Embedding))
+    # An encoder and a decoder each have an embedding of the vocabulary, and share its weight.
+    tables = [module for module in embeddings if id(module.weight) not in vocabulary]
     return configured if any(0 <= table.num_embeddings - configured <= 2 for table in tables) else None
 
 
