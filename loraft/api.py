@@ -7,16 +7,21 @@ gives plain values back; what there is to tell on the way goes to an observer, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from loraft.adapters.attach import AdaptedModel
 from loraft.config.schema import QuantizationSection, RunConfig
 from loraft.data.formats import Message
 from loraft.generation.answer import Completion, stop_texts_of
+from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.engine import Stream, Token, stream
 from loraft.generation.options import AnswerOptions
+from loraft.generation.pieces import Pieces
 from loraft.generation.sampling import SamplingRules, unheeded_defaults
 from loraft.generation.session import Voice, open_session
+from loraft.generation.trace import Trace, Tracer
 from loraft.training.events import Observer
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
@@ -119,10 +124,14 @@ class Answering(Iterator[Token]):
     Attributes:
         stream: The tokens as they come.
         notes: What was decided and found, a sentence each.
+        tracer: Is told how each token comes about; None where nobody asked.
+        with_cache: Makes the same answer with a cache, to compare one without with; None where nobody asked.
     """
 
     stream: Stream
     notes: tuple[str, ...]
+    tracer: Tracer | None = None
+    with_cache: Callable[[], CacheComparison] | None = None
 
     def __next__(self) -> Token:
         return next(self.stream)
@@ -131,6 +140,12 @@ class Answering(Iterator[Token]):
     def completion(self) -> Completion:
         """The whole answer."""
         return self.stream.completion
+
+    @property
+    def trace(self) -> Trace | None:
+        """How the answer came about, where that was asked for."""
+        _ = self.completion
+        return self.tracer.trace if self.tracer is not None else None
 
 
 def generate(
@@ -141,6 +156,9 @@ def generate(
     options: AnswerOptions = AS_SAVED,
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
+    trace: bool = False,
+    layers: bool = False,
+    use_cache: bool = True,
 ) -> Answering:
     """Answer a prompt with what TARGET and `adapters` mean.
 
@@ -151,23 +169,45 @@ def generate(
         options: How it is answered.
         base_model: The base to use, whatever the adapters name.
         quantize: Store the base in 4 bits; None stores it as it was in training.
+        trace: Tell how each token comes about.
+        layers: And what each layer would have said.
+        use_cache: False reads everything again at each step; the answer can then be compared with one with a cache.
 
     Raises:
         Refused: The target or the prompt cannot be used.
     """
     session = open_session(target, adapters, base_model=base_model, quantize=quantize)
     voice = session.voice()
-    answered = stream(
-        session.model,
-        voice.tokenizer,
-        voice.prompt_ids(voice.conversation(prompt, options.system)),
-        rules=SamplingRules.of(voice.defaults, options),
-        max_new_tokens=options.max_new_tokens or voice.max_new_tokens,
-        stop_ids=voice.stop_ids,
-        stop_texts=stop_texts_of(voice.defaults, options),
-        seed=options.seed,
-    )
-    return Answering(answered, (*session.notes, *_unheeded(voice)))
+    notes = [*session.notes, *_unheeded(voice)]
+    rules = SamplingRules.of(voice.defaults, options)
+    if trace and rules.num_beams > 1 and options.num_beams is None:
+        notes.append(
+            f"the {rules.num_beams} beams that generation_config.json asks for cannot be traced: it is one here"
+        )
+        rules = replace(rules, num_beams=1)
+    seed = torch.Generator().seed() if options.seed is None else options.seed
+
+    def answer(*, use_cache: bool = True, tracer: Tracer | None = None) -> Stream:
+        return stream(
+            session.model,
+            voice.tokenizer,
+            voice.prompt_ids(voice.conversation(prompt, options.system)),
+            rules=rules,
+            max_new_tokens=options.max_new_tokens or voice.max_new_tokens,
+            stop_ids=voice.stop_ids,
+            stop_texts=stop_texts_of(voice.defaults, options),
+            seed=seed,
+            use_cache=use_cache,
+            tracer=tracer,
+        )
+
+    tracer = Tracer(session.model, voice.tokenizer, layers=layers) if trace else None
+    answered = answer(use_cache=use_cache, tracer=tracer)
+
+    def with_cache() -> CacheComparison:
+        return compare_cache(answer().completion, answered.completion, Pieces(voice.tokenizer).of)
+
+    return Answering(answered, tuple(notes), tracer, None if use_cache else with_cache)
 
 
 def _unheeded(voice: Voice) -> tuple[str, ...]:

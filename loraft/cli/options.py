@@ -18,8 +18,10 @@ __all__ = [
     "BaseModelOption",
     "ConfigArgument",
     "JsonOption",
+    "LayersOption",
     "MaxNewTokensOption",
     "MinPOption",
+    "NoCacheOption",
     "NumBeamsOption",
     "OverridesArgument",
     "QuantizeOption",
@@ -31,6 +33,7 @@ __all__ = [
     "TemperatureOption",
     "TopKOption",
     "TopPOption",
+    "TraceOption",
     "quantization",
 ]
 
@@ -177,6 +180,18 @@ NumBeamsOption = Annotated[
         min=1,
         show_default=False,
         help="Follow N answers at once and give the likeliest: beam search, without sampling.",
+    ),
+]
+TraceOption = Annotated[
+    bool, typer.Option("--trace", help="Tell how each token came about: what was fed, what was likely, what was taken.")
+]
+LayersOption = Annotated[
+    bool, typer.Option("--layers", help="With --trace: what each layer would have said, had it been the last.")
+]
+NoCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-kv-cache", help="Read everything again at each step, and compare the answer and its speed with the cache."
     ),
 ]
 SamplingSeedOption = Annotated[

@@ -44,9 +44,9 @@ def search(context: Context, answer: GrowingAnswer, rules: SamplingRules, stop_i
         (https://arxiv.org/abs/1609.08144), as transformers simplifies it.
     """
     going, finished, seconds = [_Beam(0)], list[_Beam](), list[float]()
+    started = perf_counter()
     ids, mask = context.begin([answer.prompt_ids])
     while going:
-        started = perf_counter()
         candidates = _continuations(context, ids, mask, going, rules, max(2, 1 + len(stop_ids)))
         ended = [_ends(beam, answer, stop_ids) for beam in candidates]
         best = zip(candidates[: rules.num_beams], ended, strict=False)
@@ -58,6 +58,7 @@ def search(context: Context, answer: GrowingAnswer, rules: SamplingRules, stop_i
             context.keep([beam.row for beam in going])
             ids, mask = torch.tensor([beam.token_ids[-1:] for beam in going], device=context.device), None
         seconds.append(perf_counter() - started)
+        started = perf_counter()
     yield from _grow(answer, finished[0], seconds, stop_ids)
 
 

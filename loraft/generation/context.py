@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,7 +21,15 @@ from transformers.modeling_outputs import BaseModelOutput
 from loraft.errors import ModelError
 from loraft.models.attention import ROWS
 
-__all__ = ["Context", "Source", "learned_positions", "ordinary_attention", "pad_left", "wrapped_model"]
+__all__ = [
+    "Context",
+    "Source",
+    "learned_positions",
+    "ordinary_attention",
+    "pad_left",
+    "products_in_model_dtype",
+    "wrapped_model",
+]
 
 
 class _Wrapper(Protocol):
@@ -34,14 +43,16 @@ class Source:
     Attributes:
         states: `[rows, source, hidden]`.
         mask: `[rows, source]`, 0 where a row is padded on its right; None where no row is.
+        seconds: How long it took.
     """
 
     states: Tensor
     mask: Tensor | None
+    seconds: float
 
     def select(self, rows: Tensor) -> Source:
         """These rows of it."""
-        return Source(self.states[rows], self.mask[rows] if self.mask is not None else None)
+        return Source(self.states[rows], self.mask[rows] if self.mask is not None else None, self.seconds)
 
 
 class Context:
@@ -60,6 +71,7 @@ class Context:
         self._source: Source | None = None
         self._ids: Tensor | None = None
         self._mask: Tensor | None = None
+        self._fed_from = 0
         parameters = inspect.signature(self._model.forward).parameters
         # A family without position ids (ALiBi) takes its positions from the mask.
         self._takes_positions = "position_ids" in parameters
@@ -79,6 +91,17 @@ class Context:
     def length(self) -> int:
         """How many tokens were read of each row, padding counted, the encoder's not."""
         return 0 if self._ids is None else self._ids.shape[1]
+
+    @property
+    def fed(self) -> Tensor:
+        """What the model was fed at the last `read`, `[rows, time]`: with a cache what was new, without one all."""
+        assert self._ids is not None
+        return self._ids[:, self._fed_from :]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps keys and values."""
+        return self._cache is not None
 
     @property
     def cache_bytes(self) -> int:
@@ -118,10 +141,10 @@ class Context:
         if self._mask is not None:
             mask = torch.cat([self._mask, self._mask.new_ones(ids.shape)], dim=1)
         self._mask = mask
-        start = read_before if self._cache is not None else 0
-        with _products_in_model_dtype(self._model):
+        self._fed_from = read_before if self._cache is not None else 0
+        with products_in_model_dtype(self._model):
             output = self._model(
-                **self._inputs(self._ids, start),
+                **self._inputs(self._ids, self._fed_from),
                 past_key_values=self._cache,
                 use_cache=self._cache is not None,
                 **self._last_only,
@@ -134,6 +157,25 @@ class Context:
         counted = torch.ones_like(self._ids) if self._mask is None else self._mask
         return self._ids.new_zeros(self._ids.shape[0], vocabulary).scatter_add_(1, self._ids, counted) > 0
 
+    @torch.inference_mode()
+    def attention_to_source(self) -> Tensor:
+        """How much each token that the decoder read attends to each of the source.
+
+        Computed again in one pass over the same tokens, with plain attention: faster kinds keep no weights.
+
+        Returns:
+            `[layers, rows, heads, time, source]`, float32; over `source` it sums to 1.
+        """
+        assert self._ids is not None
+        attention = self._model.config._attn_implementation
+        self._model.set_attn_implementation("eager")
+        try:
+            with products_in_model_dtype(self._model):
+                output = self._model(**self._inputs(self._ids, 0), use_cache=False, output_attentions=True)
+        finally:
+            self._model.set_attn_implementation(attention)
+        return torch.stack(output.cross_attentions).float()
+
     def _inputs(self, ids: Tensor, start: int) -> dict[str, Any]:
         if self._source is not None:
             states = BaseModelOutput(last_hidden_state=cast("Any", self._source.states))
@@ -145,9 +187,11 @@ class Context:
 
     @torch.inference_mode()
     def _encode(self, ids: Tensor, mask: Tensor | None) -> Source:
-        with _products_in_model_dtype(self._model):
+        started = perf_counter()
+        with products_in_model_dtype(self._model):
             encoder = cast("nn.Module", self._model.get_encoder())
-            return Source(encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+            states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return Source(states, mask, perf_counter() - started)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -262,7 +306,7 @@ def wrapped_model(model: nn.Module) -> PreTrainedModel:
     return cast("PreTrainedModel", cast("_Wrapper", model).get_base_model())
 
 
-def _products_in_model_dtype(model: PreTrainedModel) -> AbstractContextManager[object]:
+def products_in_model_dtype(model: PreTrainedModel) -> AbstractContextManager[object]:
     """Adapters are float32 on a base of 16 bits: products run in the base's dtype, as in training.
 
     A float32 model stays in whatever autocast the caller has chosen.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from time import perf_counter
@@ -30,6 +31,7 @@ from loraft.generation.beams import search
 from loraft.generation.context import Context, learned_positions, ordinary_attention, wrapped_model
 from loraft.generation.detokenize import Detokenizer, TextEnd
 from loraft.generation.sampling import SamplingRules, allow, choose, normalizers, probabilities
+from loraft.generation.trace import Tracer
 
 __all__ = ["Completion", "FinishReason", "Stream", "Token", "complete_batch", "stream"]
 
@@ -93,6 +95,7 @@ def stream(
     seed: int | None = None,
     use_cache: bool = True,
     stop_texts: Sequence[str] = (),
+    tracer: Tracer | None = None,
 ) -> Stream:
     """Answer one prompt, token by token.
 
@@ -106,9 +109,10 @@ def stream(
         seed: The seed of the draws; None is another one each time. The global random state is left alone.
         use_cache: False reads everything again at each step, for comparison.
         stop_texts: The texts that end the answer.
+        tracer: Is told how each token came about, which changes none.
 
     Raises:
-        ConfigError: If `max_new_tokens` is below 1.
+        ConfigError: If `max_new_tokens` is below 1, or beams are to be traced.
         DataError: If the prompt is empty, or longer than the model's position table.
         NonFiniteError: While iterating, if the model's logits are not numbers.
     """
@@ -116,8 +120,10 @@ def stream(
     stops = frozenset(stop_ids) | _spelled_stop_ids(tokenizer, stop_texts)
     context = Context(model, use_cache=use_cache)
     if rules.num_beams > 1:
+        if tracer is not None:
+            raise ConfigError("beams cannot be traced", key="num_beams", remedy="Trace an answer without beams.")
         return Stream(_tokens(model, tokenizer, answers[0], search(context, answers[0], rules, stops)))
-    return Stream(_tokens(model, tokenizer, answers[0], _decode(context, answers, rules, stops)))
+    return Stream(_tokens(model, tokenizer, answers[0], _decode(context, answers, rules, stops, tracer), tracer))
 
 
 def complete_batch(
@@ -207,26 +213,32 @@ def _decode(
     answers: Sequence[GrowingAnswer],
     rules: SamplingRules,
     stop_ids: frozenset[int],
+    tracer: Tracer | None = None,
 ) -> Iterator[None]:
     """Let the answers grow together, one token of each at a time, until all have ended; one `yield` a step."""
     going = list(answers)
+    started = perf_counter()
     ids, mask = context.begin([answer.prompt_ids for answer in going])
     while going:
-        started = perf_counter()
         logits = context.read(ids, mask)
         seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
         allowed = allow(logits, rules, seen=seen, at_start=not going[0].seconds)
         chosen, logprobs = _draw(logits, allowed, rules, [answer.generator for answer in going])
-        taken = zip(going, chosen.tolist(), logprobs.tolist(), strict=True)
+        taken = list(zip(going, chosen.tolist(), logprobs.tolist(), strict=True))
         seconds = perf_counter() - started
         for answer, token_id, logprob in taken:
             answer.take(token_id, logprob, seconds, stop_ids)
+        if tracer is not None:
+            tracer.step(context, logits[0], allowed[0], rules, taken[0][1], seconds)
         yield
+        started = perf_counter()
         kept = [row for row, answer in enumerate(going) if answer.ending is None]
         if 0 < len(kept) < len(going):
             context.keep(kept)
         going = [going[row] for row in kept]
         ids, mask = chosen[kept, None], None
+    if tracer is not None and (ending := answers[0].ending) is not None:
+        tracer.end(context, answers[0].prompt_ids, rules, ending)
 
 
 def _draw(
@@ -242,7 +254,11 @@ def _draw(
 
 
 def _tokens(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, answer: GrowingAnswer, steps: Iterator[None]
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    answer: GrowingAnswer,
+    steps: Iterator[None],
+    tracer: Tracer | None = None,
 ) -> Generator[Token, None, Completion]:
     """The tokens of a growing answer.
 
@@ -250,7 +266,7 @@ def _tokens(
     token's text. Nothing readable is ever held.
     """
     given = 0
-    with ordinary_attention(model):
+    with ordinary_attention(model), tracer or nullcontext():
         for _ in steps:
             ready = len(answer.token_ids) - (1 if answer.waits else 0)
             while given < ready:

@@ -7,7 +7,7 @@ begin with; and where a token is drawn, temperature, then top-k, then top-p, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -30,8 +30,11 @@ __all__ = [
     "normalizers",
     "penalize_repetition",
     "probabilities",
+    "stages",
     "unheeded_defaults",
 ]
+
+Stage = Literal["temperature", "top_k", "top_p", "min_p"]
 
 
 @dataclass(frozen=True)
@@ -293,14 +296,30 @@ def probabilities(logits: Tensor, rules: SamplingRules) -> Tensor:
     logits = logits.float()
     if rules.greedy:
         return one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    *_, (_, left) = stages(logits, rules)
+    return left.softmax(-1)
+
+
+def stages(logits: Tensor, rules: SamplingRules) -> Iterator[tuple[Stage, Tensor]]:
+    """The logits after each of the rules of sampling, in their order.
+
+    Args:
+        logits: `[..., vocab]`, float32.
+        rules: Rules that are not greedy.
+
+    Yields:
+        The rule's name, and `[..., vocab]`, -inf for what it and those before it took out.
+    """
     logits = logits / rules.temperature
+    yield "temperature", logits
     if rules.top_k is not None:
         logits = keep_top(logits, rules.top_k)
+        yield "top_k", logits
     if rules.top_p is not None:
         logits = keep_nucleus(logits, rules.top_p)
+        yield "top_p", logits
     if rules.min_p is not None:
-        logits = keep_likely(logits, rules.min_p)
-    return logits.softmax(-1)
+        yield "min_p", keep_likely(logits, rules.min_p)
 
 
 def choose(distributions: Tensor, generators: Sequence[Generator] | None) -> Tensor:

@@ -33,6 +33,9 @@ def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:
         "options": AnswerOptions(top_k=5, seed=0),
         "base_model": None,
         "quantize": None,
+        "trace": False,
+        "layers": False,
+        "use_cache": True,
     }
 
 
@@ -87,6 +90,7 @@ def test_a_prompt_that_is_no_text_is_refused(loraft: Loraft) -> None:
         ["any", "-p", "Hi", "--repetition-penalty", "inf"],
         ["any", "-p", "Hi", "--stop", ""],
         ["any", "-p", "Hi", "--num-beams", "0"],
+        ["any", "-p", "Hi", "--layers"],
     ],
 )
 def test_what_cannot_be_is_refused(loraft: Loraft, arguments: list[str]) -> None:
