@@ -15,10 +15,12 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from loraft.errors import ModelError
+from loraft.generation.cache import new_cache
+from loraft.generation.products import fast_products
 from loraft.models.attention import ROWS
 
 __all__ = [
@@ -67,7 +69,7 @@ class Context:
 
     def __init__(self, model: nn.Module, *, use_cache: bool = True) -> None:
         self._model = wrapped_model(model)
-        self._cache = _new_cache(self._model) if use_cache else None
+        self._cache = new_cache(self._model) if use_cache else None
         self._source: Source | None = None
         self._ids: Tensor | None = None
         self._mask: Tensor | None = None
@@ -204,13 +206,6 @@ class Context:
         self._mask = self._mask[kept] if self._mask is not None else None
 
 
-def _new_cache(model: PreTrainedModel) -> DynamicCache | EncoderDecoderCache:
-    if model.config.is_encoder_decoder:
-        # Without the config, which counts the encoder's layers: these caches grow by what the decoder uses.
-        return EncoderDecoderCache(DynamicCache(), DynamicCache())
-    return DynamicCache(config=model.config)
-
-
 def _bytes_of(cache: Cache | None) -> int:
     if isinstance(cache, EncoderDecoderCache):
         return _bytes_of(cache.self_attention_cache) + _bytes_of(cache.cross_attention_cache)
@@ -263,7 +258,8 @@ def ordinary_attention(model: nn.Module) -> Iterator[None]:
     """The model as it generates; afterwards as it was.
 
     Packed rows' attention keeps no cache, so an ordinary one takes its place. Every module is in eval mode: no
-    dropout, and no gradient checkpointing, which acts in training mode only and would forbid the cache.
+    dropout, and no gradient checkpointing, which acts in training mode only and would forbid the cache. Products are
+    those that are fast for single tokens.
     """
     base = wrapped_model(model)
     attention = base.config._attn_implementation
@@ -272,7 +268,8 @@ def ordinary_attention(model: nn.Module) -> Iterator[None]:
     if attention == ROWS:
         base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
     try:
-        yield
+        with fast_products(base, base.dtype):
+            yield
     finally:
         if attention == ROWS:
             base.set_attn_implementation(attention)
