@@ -95,19 +95,14 @@ def _steps(trace: Trace) -> RenderableType:
 def _legend(trace: Trace) -> RenderableType:
     """What the columns mean, and what is so."""
     if trace.use_cache:
-        read = (
-            "fed, cache: the prompt is read once, then the newest token alone; keys and values of all others are kept"
-        )
+        read = "fed: the prompt is read once, then the newest token alone; the cache keeps keys and values"
     else:
-        read = "fed: without a cache everything is read again at each step, though only the last position is needed"
-    lines = [
-        read,
-        "likeliest, bits: the model gives each token a share; bits are the entropy of that, 0 where it is sure",
-    ]
+        read = "fed: without a cache everything is read again at each step; only the last position counts"
+    lines = [read, "bits: each token of the vocabulary gets a share; their entropy, 0 where the model is sure"]
     if trace.encoder is not None:
         lines.append(
-            "attends to: the encoder read the source once and made one vector a token; each step weighs them all anew"
-            " (mean over the heads of the last layers, computed again at the end with plain attention)"
+            "attends to: the encoder made one vector of each token, once; each step weighs them all anew\n"
+            "(mean over the heads of the last layers, computed again at the end with plain attention)"
         )
     return Padding(Text("\n".join(lines), style="dim"), (0, 0, 1, 2))
 
