@@ -19,9 +19,10 @@ from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.engine import Stream, Token, stream
 from loraft.generation.options import AnswerOptions
 from loraft.generation.pieces import Pieces
-from loraft.generation.sampling import SamplingRules, unheeded_defaults
+from loraft.generation.rules import SamplingRules, unheeded_defaults
 from loraft.generation.session import Voice, open_session
-from loraft.generation.trace import Trace, Tracer
+from loraft.generation.trace import Trace
+from loraft.generation.tracer import Tracer
 from loraft.training.events import Observer
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report

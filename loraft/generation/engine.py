@@ -31,7 +31,7 @@ from loraft.generation.beams import search
 from loraft.generation.context import Context, learned_positions, ordinary_attention, wrapped_model
 from loraft.generation.detokenize import Detokenizer, TextEnd
 from loraft.generation.sampling import SamplingRules, allow, choose, normalizers, probabilities
-from loraft.generation.trace import Tracer
+from loraft.generation.tracer import Tracer
 
 __all__ = ["Completion", "FinishReason", "Stream", "Token", "complete_batch", "stream"]
 

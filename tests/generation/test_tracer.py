@@ -14,7 +14,8 @@ from loraft.errors import ConfigError
 from loraft.generation.engine import Completion, stream
 from loraft.generation.pieces import Pieces
 from loraft.generation.sampling import GREEDY, SamplingRules
-from loraft.generation.trace import Trace, Tracer
+from loraft.generation.trace import Trace
+from loraft.generation.tracer import Tracer
 from tests.generation.test_context import adapted
 from tests.generation.test_engine import TOKENIZER, prompts
 from tests.tiny import tiny_model
@@ -206,12 +207,3 @@ def test_a_trace_is_there_when_the_answer_has_ended() -> None:
     tracer = Tracer(tiny_model("llama"), TOKENIZER)
     with pytest.raises(ValueError, match="not ended"):
         _ = tracer.trace
-
-
-def test_pieces_are_as_they_stand_inside_a_text() -> None:
-    pieces = Pieces(TOKENIZER)
-    spelled = [piece.text for piece in pieces.all(TOKENIZER("the order is\n late é<|im_end|>")["input_ids"])]
-    assert "".join(spelled).startswith("the order is\n late ")
-    assert spelled[-1] == "<|im_end|>"
-    assert all("\N{REPLACEMENT CHARACTER}" not in text for text in spelled), "half a character has its name"
-    assert pieces.of(319).text == "<319>"
