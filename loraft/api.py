@@ -8,8 +8,10 @@ plain values and gives plain values back; what there is to tell on the way goes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from loraft.adapters.attach import AdaptedModel
 from loraft.config.schema import DtypeName, LoraSection, QuantizationSection, RunConfig
@@ -18,13 +20,18 @@ from loraft.events import Note, Observer
 from loraft.generation.answer import Completion
 from loraft.generation.answer_file import check_answer_file
 from loraft.generation.batch import BATCH_SIZE, AnsweredFile, answer_questions, read_questions
+from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.comparing import Compared
 from loraft.generation.comparing import compare as compare_voices
+from loraft.generation.context import Context
 from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions
-from loraft.generation.sampling import SamplingRules
+from loraft.generation.pieces import Pieces
+from loraft.generation.rules import SamplingRules, unheeded_defaults
 from loraft.generation.session import Session, open_session
+from loraft.generation.trace import Trace
+from loraft.generation.tracer import Tracer
 from loraft.inspection.report import LayersReport, look
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
@@ -129,10 +136,14 @@ class Answering(Iterator[Token]):
     Attributes:
         stream: The tokens as they come.
         notes: What was decided and found, a sentence each.
+        tracer: Is told how each token comes about; None where nobody asked.
+        with_cache: Makes the same answer with a cache, to compare one without with; None where nobody asked.
     """
 
     stream: Stream
     notes: tuple[str, ...]
+    tracer: Tracer | None = None
+    with_cache: Callable[[], CacheComparison] | None = None
 
     def __next__(self) -> Token:
         return next(self.stream)
@@ -141,6 +152,12 @@ class Answering(Iterator[Token]):
     def completion(self) -> Completion:
         """The whole answer."""
         return self.stream.completion
+
+    @property
+    def trace(self) -> Trace | None:
+        """How the answer came about, where that was asked for."""
+        _ = self.completion
+        return self.tracer.trace if self.tracer is not None else None
 
 
 def generate(
@@ -152,6 +169,9 @@ def generate(
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
     dtype: DtypeName | None = None,
+    trace: bool = False,
+    layers: bool = False,
+    use_cache: bool = True,
 ) -> Answering:
     """Answer a prompt with what TARGET and `adapters` mean.
 
@@ -163,15 +183,33 @@ def generate(
         base_model: The base to use, whatever the adapters name.
         quantize: Store the base in 4 bits; None stores it as it was in training.
         dtype: Compute in it; None leaves it to the adapter and the device.
+        trace: Tell how each token comes about.
+        layers: And what each layer would have said.
+        use_cache: False reads everything again at each step; the answer can then be compared with one with a cache.
 
     Raises:
         Refused: The target or the prompt cannot be used.
     """
     session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
     voice = session.voice()
+    notes = [*session.notes, *_to_be_told(session, options)]
+    settings = voice.settings(options)
+    if trace and settings["rules"].num_beams > 1 and options.num_beams is None:
+        beams = settings["rules"].num_beams
+        notes.append(f"the {beams} beams that generation_config.json asks for cannot be traced: it is one here")
+        settings["rules"] = replace(settings["rules"], num_beams=1)
+    if settings["seed"] is None:
+        settings["seed"] = torch.Generator().seed() % 2**32  # drawn once, for an answer that may be given twice
     ids = voice.prompt_ids(voice.conversation(prompt, options.system))
-    answered = stream(session.model, voice.tokenizer, ids, **voice.settings(options))
-    return Answering(answered, (*session.notes, *_to_be_told(session, options)))
+    tracer = Tracer(session.model, voice.tokenizer, layers=layers) if trace else None
+    context = Context(session.model, use_cache=use_cache)
+    answered = stream(session.model, voice.tokenizer, ids, **settings, context=context, tracer=tracer)
+
+    def with_cache() -> CacheComparison:
+        again = stream(session.model, voice.tokenizer, ids, **settings)
+        return compare_cache(again.completion, answered.completion, Pieces(voice.tokenizer).of)
+
+    return Answering(answered, tuple(notes), tracer, None if use_cache else with_cache)
 
 
 def complete(
@@ -316,6 +354,8 @@ def _to_be_told(session: Session, options: AnswerOptions) -> Iterator[str]:
         yield f"{first} answers; {' and '.join(others)} would with --compare, or in loraft chat"
     if options.system and session.voice().renderer.template is None:
         yield "the tokenizer has no chat template, which alone can print a system prompt: it is not used"
+    if settings := unheeded_defaults(session.voice().defaults):
+        yield f"generation_config.json asks for {', '.join(settings)}, which loraft does not do"
 
 
 def _tell(observer: Observer, *notes: str) -> None:

@@ -18,14 +18,21 @@ from loraft.cli.options import (
     BaseModelOption,
     DtypeOption,
     JsonOption,
+    LayersOption,
     MaxNewTokensOption,
+    MinPOption,
+    NoCacheOption,
+    NumBeamsOption,
     QuantizeOption,
+    RepetitionPenaltyOption,
     SamplingSeedOption,
+    StopOption,
     SystemOption,
     TargetArgument,
     TemperatureOption,
     TopKOption,
     TopPOption,
+    TraceOption,
     quantization,
 )
 from loraft.cli.outcome import ends_well
@@ -33,11 +40,14 @@ from loraft.errors import Refused
 from loraft.generation.options import AnswerOptions
 
 if TYPE_CHECKING:
+    from loraft.api import Answering
+    from loraft.generation.cache_comparison import CacheComparison, Speed
     from loraft.generation.engine import Completion
 
 __all__ = ["generate"]
 
 ENDS = {"stop": "the model ended its answer", "length": "cut at the limit (--max-new-tokens)"}
+ENDS_WITH_STOP_TEXTS = {**ENDS, "stop": "ended by the model or at a stop text"}
 
 
 @ends_well
@@ -87,7 +97,14 @@ def generate(
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
     top_k: TopKOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
+    stop: StopOption = None,
+    num_beams: NumBeamsOption = None,
     seed: SamplingSeedOption = 0,
+    trace: TraceOption = False,
+    layers: LayersOption = False,
+    no_kv_cache: NoCacheOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer prompts with a base model, or with what was trained.
@@ -98,10 +115,23 @@ def generate(
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     _refuse_contradictions(prompt or [], prompts, output, compare=compare, overwrite=overwrite)
+    many = compare or prompts is not None
+    _refuse_watching_many(prompt, trace=trace, layers=layers, no_kv_cache=no_kv_cache, many=many)
     asked = Asked(
         target=target,
         adapters=adapter or (),
-        options=AnswerOptions(system, max_new_tokens, temperature, top_p, top_k, seed),
+        options=AnswerOptions(
+            system=system,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=tuple(stop or ()),
+            num_beams=num_beams,
+        ),
         base_model=base_model,
         quantize=quantization(quantize),
         dtype=dtype,
@@ -115,7 +145,7 @@ def generate(
     elif len(texts) > 1:
         answer_several(asked, texts, batch_size=batch_size, as_json=as_json)
     else:
-        _stream(asked, texts[0], as_json=as_json)
+        _stream(asked, texts[0], trace=trace, layers=layers, use_cache=not no_kv_cache, as_json=as_json)
 
 
 def _refuse_contradictions(
@@ -133,7 +163,17 @@ def _refuse_contradictions(
         raise typer.BadParameter("Standard input is one prompt: give -p - once.")
 
 
-def _stream(asked: Asked, prompt: str, *, as_json: bool) -> None:
+def _refuse_watching_many(
+    prompt: list[str] | None, *, trace: bool, layers: bool, no_kv_cache: bool, many: bool
+) -> None:
+    if layers and not trace:
+        raise typer.BadParameter("--layers tells more of a --trace: give both.")
+    if (trace or no_kv_cache) and (many or len(prompt or ()) > 1):
+        option = "--trace" if trace else "--no-kv-cache"
+        raise typer.BadParameter(f"{option} looks at the answer to one --prompt: not with --input or --compare.")
+
+
+def _stream(asked: Asked, prompt: str, *, trace: bool, layers: bool, use_cache: bool, as_json: bool) -> None:
     """One answer, as it comes."""
     from loraft.cli.render import print_json, print_note, waiting
 
@@ -141,19 +181,48 @@ def _stream(asked: Asked, prompt: str, *, as_json: bool) -> None:
     with waiting("loading libraries and model"):
         from loraft import api
 
-        stream = api.generate(**asked.model, prompt=prompt, options=asked.options)
+        stream = api.generate(
+            **asked.model, prompt=prompt, options=asked.options, trace=trace, layers=layers, use_cache=use_cache
+        )
     for note in stream.notes:
         print_note(note)
     with redirect_stdout(sys.stderr):
         pieces = (token.text for token in stream)
-        if as_json:
+        if as_json or trace:
             deque(pieces, maxlen=0)
         else:
             _write(pieces, answers)
+    compared = _with_cache(stream)
     if as_json:
-        print_json(asdict(stream.completion))
-    else:
-        _tell_speed(stream.completion)
+        print_json(_document(stream, compared))
+        return
+    if stream.trace is not None:
+        from loraft.cli.render import print_result
+        from loraft.cli.tracing import drawn_trace
+
+        print_result(*drawn_trace(stream.trace, stream.completion))
+    _tell_speed(stream.completion, may_be_cut_at_text=bool(asked.options.stop))
+    if compared is not None:
+        _tell_comparison(compared)
+
+
+def _with_cache(stream: Answering) -> CacheComparison | None:
+    """The same answer again with a cache, where that is to be compared."""
+    from loraft.cli.render import waiting
+
+    if stream.with_cache is None:
+        return None
+    with waiting("the same answer, with the cache"):
+        return stream.with_cache()
+
+
+def _document(stream: Answering, compared: CacheComparison | None) -> dict[str, object]:
+    document: dict[str, object] = asdict(stream.completion)
+    if stream.trace is not None:
+        document["trace"] = stream.trace.as_dict()
+    if compared is not None:
+        document["no_kv_cache"] = compared.as_dict()
+    return document
 
 
 def _prompt_texts(prompts: list[str]) -> list[str]:
@@ -189,11 +258,32 @@ def _write(pieces: Iterable[str], answers: TextIO) -> None:
     answers.flush()
 
 
-def _tell_speed(completion: Completion) -> None:
+def _tell_speed(completion: Completion, *, may_be_cut_at_text: bool) -> None:
     from loraft.cli.figures import as_count
     from loraft.cli.render import say
 
-    speed = f"prompt read in {completion.prefill_ms:.0f} ms"
-    if completion.decode_tokens_per_second is not None:
-        speed += f" · {completion.decode_tokens_per_second:.1f} tokens/s"
-    say((f"{as_count(len(completion.token_ids))} tokens · {speed} · {ENDS[completion.finish_reason]}", "dim"))
+    speed = _speed(completion)
+    ends = (ENDS_WITH_STOP_TEXTS if may_be_cut_at_text else ENDS)[completion.finish_reason]
+    say((f"{as_count(len(completion.token_ids))} tokens · {speed} · {ends}", "dim"))
+
+
+def _tell_comparison(compared: CacheComparison) -> None:
+    """Both speeds, and the first difference."""
+    from loraft.cli.render import say
+    from loraft.cli.tracing import visible
+
+    say(("without the KV cache ", "dim"), _speed(compared.without_cache))
+    say(("with it              ", "dim"), _speed(compared.with_cache))
+    if (apart := compared.first_difference) is None:
+        say(("the same tokens both ways", "green"))
+        return
+    pieces = [
+        visible(piece.text) if piece is not None else "(the end)" for piece in (apart.without_cache, apart.with_cache)
+    ]
+    say((f"the answers part at token {apart.index}: {pieces[0]} without the cache, {pieces[1]} with it", "yellow"))
+    say(("  the two ways round differently, and likely tokens lie close together; in float32 they agree", "dim"))
+
+
+def _speed(speed: Speed | Completion) -> str:
+    rate = speed.decode_tokens_per_second
+    return f"prompt read in {speed.prefill_ms:.0f} ms" + (f" · {rate:.1f} tokens/s" if rate is not None else "")

@@ -19,15 +19,22 @@ __all__ = [
     "ConfigArgument",
     "DtypeOption",
     "JsonOption",
+    "LayersOption",
     "MaxNewTokensOption",
+    "MinPOption",
+    "NoCacheOption",
+    "NumBeamsOption",
     "OverridesArgument",
     "QuantizeOption",
+    "RepetitionPenaltyOption",
     "SamplingSeedOption",
+    "StopOption",
     "SystemOption",
     "TargetArgument",
     "TemperatureOption",
     "TopKOption",
     "TopPOption",
+    "TraceOption",
     "quantization",
 ]
 
@@ -42,6 +49,18 @@ def _share(value: float | None) -> float | None:
     if value is not None and not 0 < value <= 1:
         raise typer.BadParameter(f"{value} is not above 0 and at most 1.")
     return value
+
+
+def _above_zero(value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value} is not above 0; 1 is no penalty, 1.1 a mild one.")
+    return value
+
+
+def _not_empty(values: list[str] | None) -> list[str] | None:
+    if "" in (values or ()):
+        raise typer.BadParameter("An empty text would end every answer before its first token.")
+    return values
 
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", show_default=False, help="The YAML file of the run.")]
@@ -126,6 +145,58 @@ TopKOption = Annotated[
     int | None,
     typer.Option(
         "--top-k", metavar="K", min=1, show_default=False, help="Sample among this many of the likeliest tokens."
+    ),
+]
+MinPOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        metavar="P",
+        callback=_share,
+        show_default=False,
+        help="Sample among the tokens at least this share as likely as the likeliest.",
+    ),
+]
+RepetitionPenaltyOption = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty",
+        metavar="X",
+        callback=_above_zero,
+        show_default=False,
+        help="Above 1, tokens that are there already become less likely; for greedy answers too.",
+    ),
+]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        callback=_not_empty,
+        show_default=False,
+        help="End the answer in front of this text; may be given several times.",
+    ),
+]
+NumBeamsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--num-beams",
+        metavar="N",
+        min=1,
+        show_default=False,
+        help="Follow N answers at once and give the likeliest: beam search, without sampling.",
+    ),
+]
+TraceOption = Annotated[
+    bool, typer.Option("--trace", help="Tell how each token came about: what was fed, what was likely, what was taken.")
+]
+LayersOption = Annotated[
+    bool, typer.Option("--layers", help="With --trace: what each layer would have said, had it been the last.")
+]
+NoCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-kv-cache", help="Read everything again at each step, and compare the answer and its speed with the cache."
     ),
 ]
 SamplingSeedOption = Annotated[

@@ -123,6 +123,9 @@ class Conversation:
             )
             raise DataError(message, remedy="Begin anew, or take turns back.")
         settings = self.voice.settings(self.options)
+        if settings["rules"].num_beams > 1:  # several answers are followed at once, so nothing of one can be kept
+            answered = stream(self.session.model, self.voice.tokenizer, ids, **settings)
+            return Reply(self._tokens(self.voice, asked, None, answered), len(ids), 0)
         context = self._contexts.pop(self.voice.name, None) or Context(self.session.model, rewinds=True)
         # The last token is read in any case: its logits are what comes next.
         held = shared_beginning(context.first_row, ids[:-1])
@@ -131,7 +134,7 @@ class Conversation:
         return Reply(self._tokens(self.voice, asked, context, answered), len(ids), held)
 
     def _tokens(
-        self, voice: Voice, asked: list[Message], context: Context, answered: Stream
+        self, voice: Voice, asked: list[Message], context: Context | None, answered: Stream
     ) -> Generator[Token, None, Completion]:
         """The tokens of an answer, which becomes part of the conversation however far it came."""
         text = ""
@@ -148,11 +151,15 @@ class Conversation:
             answered.close()
             if text:
                 self._messages = [*asked, Message("assistant", text)]
-            self._contexts[voice.name] = context
+            self._keep(voice, context)
             raise
         self._messages = [*asked, Message("assistant", answered.completion.completion)]
-        self._contexts[voice.name] = context
+        self._keep(voice, context)
         return answered.completion
+
+    def _keep(self, voice: Voice, context: Context | None) -> None:
+        if context is not None:
+            self._contexts[voice.name] = context
 
     def reset(self) -> None:
         """Forget all that was said and read; system prompt, options and voice stay."""

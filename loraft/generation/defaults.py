@@ -27,6 +27,12 @@ class _Heeded(BaseModel):
     temperature: float | None = None
     top_k: NonNegativeInt | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    num_beams: PositiveInt | None = None
+    length_penalty: float | None = None
+    forced_bos_token_id: NonNegativeInt | None = None
+    stop_strings: str | list[str] | None = None
     max_new_tokens: PositiveInt | None = None
     eos_token_id: NonNegativeInt | list[NonNegativeInt] | None = None
 

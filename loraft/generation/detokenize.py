@@ -1,14 +1,16 @@
 """Text from tokens as they come.
 
 This module knows that one token is not one text: a character may be spread over several tokens, and a piece may
-spell differently at the start of a text than inside it. It refuses to know models.
+spell differently at the start of a text than inside it. It knows where a text is to end. It refuses to know models.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Detokenizer"]
+__all__ = ["Detokenizer", "TextEnd"]
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -41,15 +43,21 @@ class Detokenizer:
         """The text of all that waits, unfinished characters as U+FFFD."""
         return self._out(self._new_text())
 
+    def spell(self, token_ids: Sequence[int]) -> str:
+        """The text of these ids as a whole; what was added plays no part."""
+        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)  # a list only for a list of lists
+        return text
+
     def _new_text(self) -> str:
         """What the waiting ids add behind the last ids that were spelled.
 
         Both spellings start at the same id, so whatever a tokenizer does at the start of a text (SentencePiece
         drops a leading space there) is done to both and cancels out.
         """
-        before = self._decode(self._spelled)
-        both = self._decode(self._spelled + self._waiting)
-        return both[len(before) :] if both.startswith(before) else self._decode(self._waiting)
+        before = self.spell(self._spelled)
+        both = self.spell(self._spelled + self._waiting)
+        return both[len(before) :] if both.startswith(before) else self.spell(self._waiting)
 
     def _out(self, text: str) -> str:
         if text:
@@ -57,7 +65,52 @@ class Detokenizer:
         self._waiting = []
         return text
 
-    def _decode(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)  # a list only for a list of lists
+
+class TextEnd:
+    """Lets text through up to the first stop text, and holds back what may become one.
+
+    Attributes:
+        found: The stop text that ended the text; None while there was none.
+    """
+
+    def __init__(self, stop_texts: Sequence[str]) -> None:
+        self.found: str | None = None
+        self._stop_texts = tuple(stop_texts)
+        self._held = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is text that is not out yet."""
+        return bool(self._held)
+
+    @property
+    def stops(self) -> bool:
+        """Whether there is any stop text."""
+        return bool(self._stop_texts)
+
+    def is_in(self, text: str) -> bool:
+        """Whether `text` has a stop text in it."""
+        return any(stop in text for stop in self._stop_texts)
+
+    def add(self, text: str) -> str:
+        """What of the text so far is certainly in front of a stop text, and is not out yet."""
+        self._held += text
+        places = [(place, stop) for stop in self._stop_texts if (place := self._held.find(stop)) >= 0]
+        if places:
+            end, self.found = min(places, key=lambda found: found[0])
+            return self._out(end, dropping_rest=True)
+        beginning = max((_overlap(self._held, stop) for stop in self._stop_texts), default=0)
+        return self._out(len(self._held) - beginning)
+
+    def flush(self) -> str:
+        """What was held back for a stop text that did not come."""
+        return self._out(len(self._held))
+
+    def _out(self, end: int, *, dropping_rest: bool = False) -> str:
+        text, self._held = self._held[:end], "" if dropping_rest else self._held[end:]
         return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are the beginning of `stop`."""
+    return next((size for size in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:size])), 0)

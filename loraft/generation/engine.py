@@ -5,27 +5,33 @@ templates (it takes ids), where models come from, and how anything is shown.
 
 What the numbers mean, here and in `--json`:
 
-- An answer ends with `finish_reason` "stop" at a stop id, which is in neither `token_ids` nor the text; or with
-  "length" after `max_new_tokens`, or where a learned position table ends.
-- `logprobs` are natural logarithms of what the model itself gave each token: before temperature, top-k and top-p.
+- An answer ends with `finish_reason` "stop" at a stop id, which is in neither `token_ids` nor the text, or at a stop
+  text, whose tokens are in `token_ids`, but which is not in the text; or with "length" after `max_new_tokens`, or
+  where a position table ends.
+- `logprobs` are natural logarithms of what the model itself gave each token: before every rule.
 - Row `n` of a batch draws from `seed + n`, whatever rows are beside it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from loraft.errors import ConfigError, DataError, NonFiniteError, Problem
+from loraft.errors import ConfigError, DataError, Problem
 from loraft.generation.answer import Completion, FinishReason, GrowingAnswer
-from loraft.generation.context import Context, learned_positions, ordinary_attention, pad_left
-from loraft.generation.detokenize import Detokenizer
-from loraft.generation.sampling import SamplingRules, choose, probabilities
+from loraft.generation.beams import search
+from loraft.generation.context import Context, learned_positions, ordinary_attention, wrapped_model
+from loraft.generation.detokenize import Detokenizer, TextEnd
+from loraft.generation.sampling import SamplingRules, allow, choose, normalizers, probabilities
+from loraft.generation.tracer import Tracer
 
 __all__ = ["Completion", "FinishReason", "Stream", "Token", "complete_batch", "stream"]
 
@@ -87,8 +93,9 @@ def stream(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     seed: int | None = None,
-    use_cache: bool = True,
     context: Context | None = None,
+    stop_texts: Sequence[str] = (),
+    tracer: Tracer | None = None,
 ) -> Stream:
     """Answer one prompt, token by token.
 
@@ -100,19 +107,24 @@ def stream(
         max_new_tokens: The most tokens of the answer, at least 1.
         stop_ids: The ids that end the answer.
         seed: The seed of the draws; None is another one each time. The global random state is left alone.
-        use_cache: False reads everything again at each step, for comparison.
-        context: What has read a beginning of the prompt already, at most all but its last token: only the rest is
-            read. It goes on to hold the answer's tokens, save for the last one.
+        context: What reads, where it is not a new one with a cache. It may have read a beginning of the prompt already,
+            at most all but its last token; it goes on to hold the answer's tokens, save for the last one.
+        stop_texts: The texts that end the answer.
+        tracer: Is told how each token came about, which changes none.
 
     Raises:
-        ConfigError: If `max_new_tokens` is below 1.
+        ConfigError: If `max_new_tokens` is below 1, or beams are to be traced.
         DataError: If the prompt is empty, or longer than the model's position table.
         NonFiniteError: While iterating, if the model's logits are not numbers.
     """
-    answers = _open_answers(model, tokenizer, [prompt_ids], max_new_tokens, seed)
-    context = context or Context(model, use_cache=use_cache)
-    steps = _decode(context, answers, rules, frozenset(stop_ids))
-    return Stream(_tokens(model, tokenizer, answers[0], steps))
+    answers = _open_answers(model, tokenizer, [prompt_ids], max_new_tokens, seed, stop_texts)
+    stops = frozenset(stop_ids) | _spelled_stop_ids(tokenizer, stop_texts)
+    context = context or Context(model)
+    if rules.num_beams > 1:
+        if tracer is not None:
+            raise ConfigError("beams cannot be traced", key="num_beams", remedy="Trace an answer without beams.")
+        return Stream(_tokens(model, tokenizer, answers[0], search(context, answers[0], rules, stops)))
+    return Stream(_tokens(model, tokenizer, answers[0], _decode(context, answers, rules, stops, tracer), tracer))
 
 
 def complete_batch(
@@ -125,6 +137,7 @@ def complete_batch(
     stop_ids: Sequence[int],
     seed: int | None = None,
     batch_size: int = 16,
+    stop_texts: Sequence[str] = (),
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """Answer several prompts, up to `batch_size` at a time, and those of like length together.
@@ -140,15 +153,19 @@ def complete_batch(
         DataError: If any prompt is empty, or longer than the model's position table; every such one is named.
         NonFiniteError: If the model's logits are not numbers.
     """
-    answers = _open_answers(model, tokenizer, prompts, max_new_tokens, seed)
+    answers = _open_answers(model, tokenizer, prompts, max_new_tokens, seed, stop_texts)
+    stops = frozenset(stop_ids) | _spelled_stop_ids(tokenizer, stop_texts)
     # The longest first: if memory is too small, that shows at once.
     by_length = sorted(answers, key=lambda answer: len(answer.prompt_ids), reverse=True)
     with ordinary_attention(model):
         for start in range(0, len(by_length), batch_size):
-            for _ in _decode(Context(model), by_length[start : start + batch_size], rules, frozenset(stop_ids)):
-                pass
+            batch = by_length[start : start + batch_size]
+            if rules.num_beams > 1:  # the beams of one prompt are a batch by themselves
+                deque(chain.from_iterable(search(Context(model), each, rules, stops) for each in batch), maxlen=0)
+            else:
+                deque(_decode(Context(model), batch, rules, stops), maxlen=0)
             if on_batch is not None:
-                on_batch(min(start + batch_size, len(by_length)))
+                on_batch(start + len(batch))
     return [answer.completion(tokenizer) for answer in answers]
 
 
@@ -158,6 +175,7 @@ def _open_answers(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     seed: int | None,
+    stop_texts: Sequence[str],
 ) -> list[GrowingAnswer]:
     if max_new_tokens < 1:
         raise ConfigError(f"must be at least 1, not {max_new_tokens}", key="max_new_tokens")
@@ -169,10 +187,18 @@ def _open_answers(
     for index, ids in enumerate(prompts):
         generator = torch.Generator()
         _ = generator.seed() if seed is None else generator.manual_seed(seed + index)
-        # The last token is never read, so it needs no position.
-        limit = max_new_tokens if positions is None else min(max_new_tokens, positions - len(ids) + 1)
-        answers.append(GrowingAnswer(ids, limit, Detokenizer(tokenizer), generator))
+        # The last token is never read, so it needs no position. What an encoder reads takes none of the decoder's,
+        # whose first one goes to the start token.
+        taken = 1 if wrapped_model(model).config.is_encoder_decoder else len(ids)
+        limit = max_new_tokens if positions is None else min(max_new_tokens, positions - taken + 1)
+        answers.append(GrowingAnswer(ids, limit, Detokenizer(tokenizer), generator, TextEnd(stop_texts)))
     return answers
+
+
+def _spelled_stop_ids(tokenizer: PreTrainedTokenizerBase, stop_texts: Sequence[str]) -> frozenset[int]:
+    """The special tokens among the stop texts: they are never in the text of an answer, so their ids end it."""
+    special = {str(tokenizer.convert_ids_to_tokens(token_id)): token_id for token_id in tokenizer.all_special_ids}
+    return frozenset(special[text] for text in stop_texts if text in special)
 
 
 def _prompt_problem(length: int, positions: int | None, number: int) -> Problem | None:
@@ -180,7 +206,7 @@ def _prompt_problem(length: int, positions: int | None, number: int) -> Problem 
     if length == 0:
         return Problem("has no tokens", where, remedy="Give it at least one word.")
     if positions is not None and length > positions:
-        message = f"has {length:,} tokens, and this model has learned {positions:,} positions"
+        message = f"has {length:,} tokens, and this model tells {positions:,} positions apart"
         return Problem(
             message, where, remedy=f"Shorten it to {positions:,} tokens, or choose a model with a longer context."
         )
@@ -188,43 +214,56 @@ def _prompt_problem(length: int, positions: int | None, number: int) -> Problem 
 
 
 def _decode(
-    context: Context, answers: Sequence[GrowingAnswer], rules: SamplingRules, stop_ids: frozenset[int]
+    context: Context,
+    answers: Sequence[GrowingAnswer],
+    rules: SamplingRules,
+    stop_ids: frozenset[int],
+    tracer: Tracer | None = None,
 ) -> Iterator[None]:
     """Let the answers grow together, one token of each at a time, until all have ended; one `yield` a step."""
     going = list(answers)
-    ids, mask = pad_left([answer.prompt_ids for answer in going], context.device)
-    ids = ids[:, context.length :]
+    started = perf_counter()
+    ids, mask = context.begin([answer.prompt_ids for answer in going])
     while going:
-        started = perf_counter()
         logits = context.read(ids, mask)
-        chosen, logprobs = _draw(logits, rules, [answer.generator for answer in going])
-        taken = zip(going, chosen.tolist(), logprobs.tolist(), strict=True)
+        seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
+        allowed = allow(logits, rules, seen=seen, at_start=not going[0].seconds)
+        chosen, logprobs = _draw(logits, allowed, rules, [answer.generator for answer in going])
+        taken = list(zip(going, chosen.tolist(), logprobs.tolist(), strict=True))
         seconds = perf_counter() - started
         for answer, token_id, logprob in taken:
             answer.take(token_id, logprob, seconds, stop_ids)
+        if tracer is not None:
+            tracer.step(context, logits[0], allowed[0], rules, taken[0][1], seconds)
         yield
-        kept = [row for row, answer in enumerate(going) if answer.finish_reason is None]
+        started = perf_counter()
+        kept = [row for row, answer in enumerate(going) if answer.ending is None]
         if 0 < len(kept) < len(going):
             context.keep(kept)
         going = [going[row] for row in kept]
         ids, mask = chosen[kept, None], None
+    if tracer is not None and (ending := answers[0].ending) is not None:
+        tracer.end(context, answers[0].prompt_ids, rules, ending)
 
 
-@torch.inference_mode()
-def _draw(logits: Tensor, rules: SamplingRules, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """One token a row `[rows]`, and its log-probability under the model `[rows]`, from logits `[rows, vocab]`."""
-    of_model = logits.log_softmax(-1)
-    if of_model.isnan().any():
-        raise NonFiniteError(
-            "the model's logits are not finite, so no token can be chosen",
-            remedy="Try model.dtype=float32 or bfloat16; if it stays, the weights or the adapter are damaged.",
-        )
-    chosen = choose(probabilities(logits, rules), None if rules.greedy else generators)
-    return chosen, of_model.gather(1, chosen[:, None])[:, 0]
+def _draw(
+    logits: Tensor, allowed: Tensor, rules: SamplingRules, generators: Sequence[torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """One token a row `[rows]`, and its log-probability under the model `[rows]`.
+
+    `logits` and `allowed`, both `[rows, vocab]`, are what the model says and what the rules leave of it.
+    """
+    of_model = normalizers(logits)
+    chosen = allowed.argmax(-1) if rules.greedy else choose(probabilities(allowed, rules), generators)
+    return chosen, logits.gather(1, chosen[:, None])[:, 0] - of_model
 
 
 def _tokens(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, answer: GrowingAnswer, steps: Iterator[None]
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    answer: GrowingAnswer,
+    steps: Iterator[None],
+    tracer: Tracer | None = None,
 ) -> Generator[Token, None, Completion]:
     """The tokens of a growing answer.
 
@@ -232,10 +271,9 @@ def _tokens(
     token's text. Nothing readable is ever held.
     """
     given = 0
-    with ordinary_attention(model):
+    with ordinary_attention(model), tracer or nullcontext():
         for _ in steps:
-            waits = answer.detokenizer.waits
-            ready = len(answer.token_ids) - (1 if waits else 0)
+            ready = len(answer.token_ids) - (1 if answer.waits else 0)
             while given < ready:
                 yield Token(answer.token_ids[given], answer.pieces[given], answer.logprobs[given], given)
                 given += 1

@@ -22,6 +22,10 @@ class AnswerOptions:
         top_p: Sample among the likeliest that hold this probability.
         top_k: Sample among this many of the likeliest tokens.
         seed: The seed of sampling; None is another one each time.
+        min_p: Sample among the tokens that are at least this share as likely as the likeliest.
+        repetition_penalty: Divides the scores of tokens that are there already: above 1 repeats less; 1 is none.
+        stop: Texts that end the answer; those that were saved end it too.
+        num_beams: How many answers are followed at once, of which the likeliest is given; 1 is no beam search.
     """
 
     system: str | None = None
@@ -30,3 +34,7 @@ class AnswerOptions:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    num_beams: int | None = None

@@ -1,76 +1,54 @@
 """Which token comes next, as pure functions on logits.
 
 This module knows probabilities and one draw from them. It refuses to know models, tokenizers and stop ids.
-The rules apply in transformers' order: temperature, then top-k, then top-p.
+The rules apply in transformers' order: repetition penalty, tokens that the model never says, the token that it must
+begin with; and where a token is drawn, temperature, then top-k, then top-p, then min-p.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
-from transformers import GenerationConfig
 
-from loraft.errors import ConfigError, Problem
-from loraft.generation.options import AnswerOptions
+from loraft.errors import NonFiniteError
+from loraft.generation.rules import GREEDY, SamplingRules
 
-__all__ = ["GREEDY", "SamplingRules", "choose", "keep_nucleus", "keep_top", "probabilities"]
+__all__ = [
+    "GREEDY",
+    "SamplingRules",
+    "allow",
+    "choose",
+    "keep_likely",
+    "keep_nucleus",
+    "keep_top",
+    "normalizers",
+    "penalize_repetition",
+    "probabilities",
+    "stages",
+]
+
+Stage = Literal["temperature", "top_k", "top_p", "min_p"]
 
 
-@dataclass(frozen=True)
-class SamplingRules:
-    """How the next token is drawn.
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Positive logits of seen tokens divided by the penalty, negative ones multiplied with it.
 
-    Attributes:
-        temperature: Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy: the likeliest token, always.
-        top_k: Only this many of the likeliest tokens stay; None keeps all.
-        top_p: Only the smallest set of likeliest tokens with at least this mass stays; None keeps all.
+    Args:
+        logits: `[rows, vocab]`.
+        seen: `[rows, vocab]`, True for the tokens that are there already.
+        penalty: Above 0; above 1 makes seen tokens less likely.
 
-    Raises:
-        ConfigError: If a value is out of its bounds; every such value is named.
+    Returns:
+        `[rows, vocab]`.
+
+    Source: Keskar et al. 2019, CTRL, section 4.1 (https://arxiv.org/abs/1909.05858), with the sign seen to, as
+        transformers does it.
     """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(Problem(f"must be 0 (greedy) or above, not {self.temperature}", key="temperature"))
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(Problem(f"must be at least 1, not {self.top_k}", key="top_k"))
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            problems.append(Problem(f"must be above 0 and at most 1, not {self.top_p}", key="top_p"))
-        if problems:
-            raise ConfigError.several(problems)
-
-    @classmethod
-    def of(cls, defaults: GenerationConfig | None, options: AnswerOptions) -> SamplingRules:
-        """What the caller asks for; what a model's own `generation_config` says where the caller says nothing.
-
-        A `generation_config` that does not say `do_sample: true` is greedy, as in transformers. One that does,
-        without a temperature, has temperature 1. Its `top_k: 0` means none.
-        """
-        if defaults is None or not defaults.do_sample:
-            return cls(options.temperature or 0.0, options.top_k, options.top_p)
-        own_temperature = 1.0 if defaults.temperature is None else defaults.temperature
-        return cls(
-            own_temperature if options.temperature is None else options.temperature,
-            (defaults.top_k or None) if options.top_k is None else options.top_k,
-            defaults.top_p if options.top_p is None else options.top_p,
-        )
-
-    @property
-    def greedy(self) -> bool:
-        """Whether nothing is drawn: the likeliest token is taken."""
-        return self.temperature == 0
-
-
-GREEDY = SamplingRules()
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_top(logits: Tensor, k: int) -> Tensor:
@@ -112,11 +90,74 @@ def keep_nucleus(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
 
 
+def keep_likely(logits: Tensor, p: float) -> Tensor:
+    """All logits of tokens less than `p` times as likely as the likeliest become -inf.
+
+    Args:
+        logits: `[..., vocab]`.
+        p: The share of the likeliest token's probability, from 0 to 1.
+
+    Returns:
+        `[..., vocab]`.
+
+    Source: Nguyen et al. 2024, Min-p Sampling, section 3 (https://arxiv.org/abs/2407.01082).
+    """
+    shares = logits.softmax(-1)
+    return logits.masked_fill(shares < p * shares.amax(-1, keepdim=True), float("-inf"))
+
+
+def allow(logits: Tensor, rules: SamplingRules, *, seen: Tensor | None = None, at_start: bool = False) -> Tensor:
+    """The logits after what holds for greedy answers too: repetition penalty, and ids that must or must not come.
+
+    Args:
+        logits: `[rows, vocab]`, any floating dtype.
+        rules: What holds.
+        seen: `[rows, vocab]`, True for tokens that are there already; None where `rules` have no repetition penalty.
+        at_start: Whether this is the first token of an answer.
+
+    Returns:
+        `[rows, vocab]`, float32.
+    """
+    logits = logits.float()
+    if seen is not None and rules.repetition_penalty != 1:
+        logits = penalize_repetition(logits, seen, rules.repetition_penalty)
+    if at_start and rules.first is not None:
+        return torch.full_like(logits, float("-inf")).index_fill(-1, _ids([rules.first], logits), 0)
+    if rules.never:
+        logits = logits.index_fill(-1, _ids(rules.never, logits), float("-inf"))
+    return logits
+
+
+def _ids(ids: Sequence[int], logits: Tensor) -> Tensor:
+    return torch.tensor(ids, device=logits.device)
+
+
+def normalizers(logits: Tensor) -> Tensor:
+    """The logarithm of the sum of exponentials of each row: what its logits exceed their log-probabilities by.
+
+    Args:
+        logits: `[rows, vocab]`.
+
+    Returns:
+        `[rows]`.
+
+    Raises:
+        NonFiniteError: A logit is not a number, or infinite.
+    """
+    sums = logits.logsumexp(-1)
+    if not sums.isfinite().all():
+        raise NonFiniteError(
+            "the model's logits are not finite, so no token can be chosen",
+            remedy="Try model.dtype=float32 or bfloat16; if it stays, the weights or the adapter are damaged.",
+        )
+    return sums
+
+
 def probabilities(logits: Tensor, rules: SamplingRules) -> Tensor:
     """The distribution that the next token is drawn from.
 
     Args:
-        logits: `[..., vocab]`, any floating dtype.
+        logits: `[..., vocab]`, any floating dtype; after `allow` where the rules say what holds for greedy too.
         rules: Greedy rules put all mass on the highest logit (the first of several).
 
     Returns:
@@ -125,12 +166,30 @@ def probabilities(logits: Tensor, rules: SamplingRules) -> Tensor:
     logits = logits.float()
     if rules.greedy:
         return one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    *_, (_, left) = stages(logits, rules)
+    return left.softmax(-1)
+
+
+def stages(logits: Tensor, rules: SamplingRules) -> Iterator[tuple[Stage, Tensor]]:
+    """The logits after each of the rules of sampling, in their order.
+
+    Args:
+        logits: `[..., vocab]`, float32.
+        rules: Rules that are not greedy.
+
+    Yields:
+        The rule's name, and `[..., vocab]`, -inf for what it and those before it took out.
+    """
     logits = logits / rules.temperature
+    yield "temperature", logits
     if rules.top_k is not None:
         logits = keep_top(logits, rules.top_k)
+        yield "top_k", logits
     if rules.top_p is not None:
         logits = keep_nucleus(logits, rules.top_p)
-    return logits.softmax(-1)
+        yield "top_p", logits
+    if rules.min_p is not None:
+        yield "min_p", keep_likely(logits, rules.min_p)
 
 
 def choose(distributions: Tensor, generators: Sequence[Generator] | None) -> Tensor:

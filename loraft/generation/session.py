@@ -22,9 +22,10 @@ from loraft.config.schema import DtypeName, QuantizationSection
 from loraft.data.formats import Message
 from loraft.data.tokenize import Renderer
 from loraft.errors import AdapterError, ConfigError, ModelError
+from loraft.generation.answer import stop_texts_of
 from loraft.generation.defaults import saved_defaults
 from loraft.generation.options import AnswerOptions
-from loraft.generation.sampling import SamplingRules
+from loraft.generation.rules import SamplingRules
 from loraft.models.families import FAMILIES, Family, family_of
 from loraft.models.loading import LoadedModel, load_config, load_model, load_tokenizer
 from loraft.models.placement import place
@@ -44,6 +45,7 @@ class Settings(TypedDict):
     rules: SamplingRules
     max_new_tokens: int
     stop_ids: tuple[int, ...]
+    stop_texts: tuple[str, ...]
     seed: int | None
 
 
@@ -93,6 +95,7 @@ class Voice:
             rules=SamplingRules.of(self.defaults, options),
             max_new_tokens=self.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
             stop_ids=self.stop_ids,
+            stop_texts=stop_texts_of(self.defaults, options),
             seed=options.seed,
         )
 

@@ -101,6 +101,8 @@ class Stream:
     """An answer as it comes."""
 
     notes = ("the adapter was trained on another revision of its base",)
+    trace = None
+    with_cache = None
 
     def __init__(self, prompt: str) -> None:
         self.completion = Completion(prompt, "Paris.\x1b[2J", (1, 2, 3), (-0.1, -0.2, -0.3), "stop", 41.5, 22.25)

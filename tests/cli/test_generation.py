@@ -34,7 +34,18 @@ def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:
         "base_model": None,
         "quantize": None,
         "dtype": None,
+        "trace": False,
+        "layers": False,
+        "use_cache": True,
     }
+
+
+def test_every_option_arrives(loraft: Loraft) -> None:
+    words = "--system S --max-new-tokens 9 --temperature 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 --repetition-penalty 1.1"
+    loraft("generate", "any", "-p", "Hi", *words.split(), "--stop", "a b", "--stop", "c", "--seed", "3")
+    assert fake_api.CALLS[-1]["options"] == AnswerOptions("S", 9, 0.5, 0.9, 5, 3, 0.1, 1.1, ("a b", "c"))
+    loraft("generate", "any", "-p", "Hi", "--num-beams", "4")
+    assert fake_api.CALLS[-1]["options"] == AnswerOptions(seed=0, num_beams=4)
 
 
 def test_json_is_the_completion(loraft: Loraft) -> None:
@@ -83,6 +94,12 @@ def test_a_prompt_that_is_no_text_is_refused(loraft: Loraft) -> None:
         ["any", "-p", "Hi", "--temperature", "inf"],
         ["any", "-p", "Hi", "--top-k", "0"],
         ["any", "-p", "Hi", "--max-new-tokens", "0"],
+        ["any", "-p", "Hi", "--min-p", "1.5"],
+        ["any", "-p", "Hi", "--repetition-penalty", "0"],
+        ["any", "-p", "Hi", "--repetition-penalty", "inf"],
+        ["any", "-p", "Hi", "--stop", ""],
+        ["any", "-p", "Hi", "--num-beams", "0"],
+        ["any", "-p", "Hi", "--layers"],
     ],
 )
 def test_what_cannot_be_is_refused(loraft: Loraft, arguments: list[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from loraft.generation.detokenize import Detokenizer
+from loraft.generation.detokenize import Detokenizer, TextEnd
 from tests.tiny import tiny_tokenizer
 
 TEXTS = (
@@ -98,6 +98,35 @@ def test_a_broken_byte_in_the_middle_is_given_up_on() -> None:
     tokenizer = byte_fallback_tokenizer()
     ids = tokenizer.convert_tokens_to_ids(["▁a", "<0xE6>", "▁text"])
     assert "".join(pieces(tokenizer, ids)) == whole(tokenizer, ids) == "a\N{REPLACEMENT CHARACTER} text"
+
+
+def let_through(stops: list[str], *pieces: str) -> tuple[list[str], str | None]:
+    """What comes out after each piece and, where no stop text came, at the end."""
+    end = TextEnd(stops)
+    out = []
+    for piece in pieces:
+        out.append(end.add(piece))
+        if end.found:
+            return out, end.found
+    return [*out, end.flush()], None
+
+
+def test_a_stop_text_over_several_pieces_is_never_let_through() -> None:
+    assert let_through(["\n\nUser:"], "Yes.\n", "\nUs", "er", ": no") == (["Yes.", "", "", ""], "\n\nUser:")
+
+
+def test_what_only_began_as_a_stop_text_comes_later() -> None:
+    assert let_through(["<end>"], "a <e", "nd", " of") == (["a ", "", "<end of", ""], None)
+    assert let_through(["<end>"], "a <e") == (["a ", "<e"], None)
+
+
+def test_a_beginning_within_a_beginning_is_held() -> None:
+    assert let_through(["aab"], "a", "a", "a", "b!") == (["", "", "a", ""], "aab")
+
+
+def test_the_first_of_several_stop_texts_ends_the_text() -> None:
+    assert let_through(["x", "two"], "one two x") == (["one "], "two")
+    assert let_through([], "one") == (["one", ""], None)
 
 
 @pytest.mark.slow

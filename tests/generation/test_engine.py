@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
 
 from loraft.errors import ConfigError, DataError, NonFiniteError
+from loraft.generation.answer import stop_texts_of
 from loraft.generation.context import Context
 from loraft.generation.engine import Completion, complete_batch, stream
+from loraft.generation.options import AnswerOptions
 from loraft.generation.sampling import GREEDY, SamplingRules
 from tests.generation.test_context import adapted
 from tests.tiny import TINY_MODEL_TYPES, tiny_model, tiny_tokenizer
@@ -81,7 +83,7 @@ def test_c36_cached_is_uncached(model_type: str) -> None:
 def test_c36_a_stream_without_a_cache_is_one_with(model_type: str) -> None:
     model = tiny_model(model_type)
     for prompt in prompts(3):
-        cached, uncached = answer(model, prompt), answer(model, prompt, use_cache=False)
+        cached, uncached = answer(model, prompt), answer(model, prompt, context=Context(model, use_cache=False))
         assert cached.token_ids == uncached.token_ids
         assert cached.logprobs == pytest.approx(uncached.logprobs, abs=1e-4)
 
@@ -133,6 +135,55 @@ def test_a_stop_id_at_once_is_an_empty_answer() -> None:
     assert (empty.completion, empty.token_ids, empty.finish_reason) == ("", (), "stop")
     assert empty.decode_tokens_per_second is None
     assert list(stream(model, TOKENIZER, [5, 6, 7], rules=GREEDY, max_new_tokens=4, stop_ids=(stop,))) == []
+
+
+@pytest.mark.parametrize("stops", [["the", "and"], ["e"], ["zzzz"]])
+def test_a_stop_text_ends_the_answer_and_is_not_in_its_text(stops: list[str]) -> None:
+    """Its tokens are in `token_ids`, as without it; what might have become one comes with a later token or the end."""
+    model, rules = tiny_model("llama"), SamplingRules(0.8, top_k=60)
+    for seed in range(6):
+        options = {"rules": rules, "max_new_tokens": 40, "stop_ids": range(3), "seed": seed}
+        free = stream(model, TOKENIZER, [5, 6], **options).completion  # type: ignore[arg-type]
+        answered = stream(model, TOKENIZER, [5, 6], stop_texts=stops, **options)  # type: ignore[arg-type]
+        tokens, whole = list(answered), answered.completion
+        cuts = [place for stop in stops if (place := free.completion.find(stop)) >= 0]
+        assert whole.completion == free.completion[: min(cuts, default=None)]
+        assert "".join(token.text for token in tokens) == whole.completion
+        assert whole.token_ids == free.token_ids[: len(whole.token_ids)]
+        assert whole.finish_reason == ("stop" if cuts else free.finish_reason)
+
+
+def test_a_special_token_is_a_stop_text_too() -> None:
+    """Special tokens are never in a text, so their ids end the answer."""
+    model, options = tiny_model("llama"), {"rules": SamplingRules(first=1), "max_new_tokens": 4, "stop_ids": ()}
+    stopped = stream(model, TOKENIZER, [5, 6], stop_texts=["<|im_start|>"], **options)  # type: ignore[arg-type]
+    assert (stopped.completion.token_ids, stopped.completion.finish_reason) == ((), "stop")
+    assert stream(model, TOKENIZER, [5, 6], **options).completion.token_ids[0] == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_c35_and_c36_hold_with_a_repetition_penalty(model_type: str) -> None:
+    """Padding is not seen, and counts for nothing: as transformers, together, alone, with and without a cache."""
+    model, rules = tiny_model(model_type), SamplingRules(repetition_penalty=1.5)
+    rows = [[*row, 0] for row in prompts(12)]  # the padding id is a token of each row as well
+    together = complete_batch(model, TOKENIZER, rows, rules=rules, max_new_tokens=24, stop_ids=())
+    for row, answered in zip(rows, together, strict=True):
+        ids = torch.tensor([row])
+        settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "repetition_penalty": 1.5}
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, **settings)
+        assert list(answered.token_ids) == expected[0, len(row) :].tolist()
+        for use_cache in (True, False):
+            alone = answer(model, row, rules=rules, max_new_tokens=24, context=Context(model, use_cache=use_cache))
+            assert alone.token_ids == answered.token_ids
+
+
+def test_stop_texts_of_caller_and_generation_config() -> None:
+    saved = GenerationConfig(stop_strings="###")
+    assert stop_texts_of(saved, AnswerOptions(stop=("a", "###"))) == ("a", "###")
+    assert stop_texts_of(saved, AnswerOptions()) == ("###",)
+    assert stop_texts_of(None, AnswerOptions()) == ()
+    with pytest.raises(ConfigError, match="stop: must not be empty"):
+        stop_texts_of(None, AnswerOptions(stop=("",)))
 
 
 @pytest.mark.parametrize("seed", range(6))

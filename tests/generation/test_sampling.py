@@ -5,11 +5,25 @@ import math
 
 import pytest
 import torch
-from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from loraft.errors import ConfigError
-from loraft.generation.options import AnswerOptions
-from loraft.generation.sampling import GREEDY, SamplingRules, choose, probabilities
+from loraft.errors import NonFiniteError
+from loraft.generation.sampling import (
+    GREEDY,
+    SamplingRules,
+    allow,
+    choose,
+    normalizers,
+    penalize_repetition,
+    probabilities,
+)
 
 # Logits whose softmax is 0.5, 0.3, 0.15, 0.05, not in order.
 LOGITS = torch.tensor([0.15, 0.5, 0.05, 0.3]).log()
@@ -55,23 +69,61 @@ def test_top_p_is_the_mass_of_what_top_k_left() -> None:
     assert probabilities(LOGITS, SamplingRules(1, top_k=2, top_p=0.6)).tolist() == by_hand(0, 1, 0, 0)
 
 
+def test_min_p_keeps_what_is_a_share_as_likely_as_the_likeliest() -> None:
+    """0.5 · 0.25 is 0.125: 0.15 and 0.3 stay beside 0.5, and 0.05 goes."""
+    kept = probabilities(LOGITS, SamplingRules(1, min_p=0.25))
+    assert kept.tolist() == by_hand(0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95)
+
+
+def test_the_penalty_of_seen_tokens_by_hand() -> None:
+    """Divided where positive, multiplied where negative; tokens that were not seen keep theirs."""
+    logits, seen = torch.tensor([[2.0, -2.0, 2.0, -2.0]]), torch.tensor([[True, True, False, False]])
+    assert penalize_repetition(logits, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]
+
+
+def test_what_must_not_come_and_what_must_come_first() -> None:
+    rules = SamplingRules(never=(1,), first=0)
+    assert allow(LOGITS[None], rules).argmax().item() == 3
+    assert allow(LOGITS[None], rules, at_start=True).softmax(-1).tolist() == [[1, 0, 0, 0]]
+
+
+def test_normalizers_are_what_logits_exceed_their_log_probabilities_by() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(logits - normalizers(logits)[:, None], logits.log_softmax(-1))
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(NonFiniteError):
+            normalizers(torch.tensor([[0.0, bad]]))
+
+
 def test_sixteen_bit_logits_give_float32() -> None:
     assert probabilities(LOGITS.bfloat16(), SamplingRules(1)).dtype == torch.float32
 
 
-CASES = [*itertools.product((0.3, 1.0, 1.7), (None, 1, 5, 50, 2000), (None, 0.05, 0.5, 0.9, 0.99))]
+CASES = [
+    *itertools.product((0.3, 1.0, 1.7), (None, 1, 5, 50, 2000), (None, 0.05, 0.5, 0.9, 0.99), (None,), (1.0,)),
+    *itertools.product((0.7, 1.3), (None, 50), (None, 0.9), (0.0, 0.02, 0.2, 1.0), (1.0, 1.3, 0.8)),
+]
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), CASES)
-def test_as_transformers(temperature: float, top_k: int | None, top_p: float | None) -> None:
+@pytest.mark.parametrize(("temperature", "top_k", "top_p", "min_p", "penalty"), CASES)
+def test_as_transformers(
+    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, penalty: float
+) -> None:
+    """In the order of its processors: the penalty, forbidden ids, temperature, top-k, top-p, min-p."""
     logits = 3 * torch.randn(8, 1000, generator=torch.Generator().manual_seed(7))
-    ids = torch.zeros(8, 0, dtype=torch.long)
-    expected = TemperatureLogitsWarper(temperature)(ids, logits)
+    ids = torch.randint(0, 1000, (8, 200), generator=torch.Generator().manual_seed(8))
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
+    expected = NoBadWordsLogitsProcessor([[3], [700]], eos_token_id=torch.tensor([1]))(ids, expected)
+    expected = TemperatureLogitsWarper(temperature)(ids, expected)
     if top_k is not None:
         expected = TopKLogitsWarper(top_k)(ids, expected)
     if top_p is not None:
         expected = TopPLogitsWarper(top_p)(ids, expected)
-    ours = probabilities(logits, SamplingRules(temperature, top_k, top_p))
+    if min_p is not None:
+        expected = MinPLogitsWarper(min_p)(ids, expected)
+    rules = SamplingRules(temperature, top_k, top_p, min_p, penalty, never=(3, 700))
+    seen = torch.zeros(8, 1000, dtype=torch.bool).scatter(1, ids, True)
+    ours = probabilities(allow(logits, rules, seen=seen), rules)
     torch.testing.assert_close(ours, expected.softmax(-1), atol=1e-6, rtol=0)
 
 
@@ -99,29 +151,3 @@ def test_choose_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     choose(torch.ones(2, 9), [torch.Generator().manual_seed(0) for _ in range(2)])
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_rules_name_every_value_out_of_bounds() -> None:
-    with pytest.raises(ConfigError) as refused:
-        SamplingRules(temperature=float("nan"), top_k=0, top_p=1.5)
-    assert [problem.key for problem in refused.value.problems] == ["temperature", "top_k", "top_p"]
-
-
-@pytest.mark.parametrize(
-    ("defaults", "asked", "expected"),
-    [
-        (None, {}, GREEDY),
-        ({}, {}, GREEDY),
-        ({"temperature": 0.6, "top_p": 0.9}, {}, GREEDY),
-        ({}, {"temperature": 0.7, "top_p": 0.8}, SamplingRules(0.7, None, 0.8)),
-        ({"do_sample": True}, {}, SamplingRules(1.0)),
-        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}, {}, SamplingRules(0.6, 20, 0.9)),
-        ({"do_sample": True, "temperature": 0.6, "top_k": 0}, {"top_p": 0.5}, SamplingRules(0.6, None, 0.5)),
-        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, {"temperature": 0.0}, SamplingRules(0.0, None, 0.9)),
-    ],
-)
-def test_rules_of_a_generation_config(
-    defaults: dict[str, object] | None, asked: dict[str, float], expected: SamplingRules
-) -> None:
-    config = None if defaults is None else GenerationConfig(**defaults)
-    assert SamplingRules.of(config, AnswerOptions(**asked)) == expected  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ def test_each_voice_has_its_template_system_prompt_and_stop_ids(place: Path, tmp
 def test_options_decide_before_what_was_saved(place: Path) -> None:
     voice = opened(place, "plain").voice()
     assert voice.settings(AnswerOptions()) == {
-        "rules": SamplingRules(), "max_new_tokens": 12, "stop_ids": (2, 1), "seed": None,
+        "rules": SamplingRules(), "max_new_tokens": 12, "stop_ids": (2, 1), "stop_texts": (), "seed": None,
     }  # fmt: skip
     asked = voice.settings(AnswerOptions(max_new_tokens=3, temperature=0.5, top_k=4, seed=9))
     assert (asked["max_new_tokens"], asked["rules"], asked["seed"]) == (3, SamplingRules(0.5, 4), 9)

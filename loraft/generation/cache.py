@@ -1,0 +1,71 @@
+"""A cache of keys and values that grows in place.
+
+This module knows how the keys and values of a model are kept while it generates. It refuses to know who reads them.
+
+transformers' own cache is copied as a whole with each token. Here each layer has room for tokens to come, and is
+copied only when that is used up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+__all__ = ["RoomyLayer", "new_cache"]
+
+LEAST_ROOM = 64
+"""For how many tokens there is room at least, whenever a layer is copied."""
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """The keys and values of one layer, the first part of two larger tensors."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
+        self._key_room: Tensor | None = None
+        self._value_room: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Take the keys and values of new tokens, and give all there are: `[rows, heads, time, head_size]`."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys, self._key_room = _append(self.keys, key_states, self._key_room)
+        self.values, self._value_room = _append(self.values, value_states, self._value_room)
+        return self.keys, self.values
+
+
+def _append(held: Tensor, new: Tensor, room: Tensor | None) -> tuple[Tensor, Tensor]:
+    """All the tokens, and the larger tensor that they are the first part of.
+
+    What is held may have been cut short since, and is still where it was; or rows were selected, and it is elsewhere.
+    """
+    length = held.shape[-2] if held.numel() else 0
+    stop = length + new.shape[-2]
+    if room is None or room.shape[-2] < stop or room.data_ptr() != held.data_ptr() or room.shape[0] != new.shape[0]:
+        room = new.new_empty(*new.shape[:-2], stop + max(LEAST_ROOM, stop // 4), new.shape[-1])
+        if length:
+            room[..., :length, :] = held
+    room[..., length:stop, :] = new
+    return room[..., :stop, :], room
+
+
+def new_cache(model: PreTrainedModel, *, rewinds: bool = False) -> DynamicCache | EncoderDecoderCache:
+    """An empty cache for a model; sliding windows and other kinds of layers have transformers' own.
+
+    One that `rewinds` keeps what has left a sliding window too, so that it can be cut back to any length.
+    """
+    if model.config.is_encoder_decoder:
+        # Without the config, which counts the encoder's layers: these caches grow by what the decoder uses.
+        said = DynamicCache()
+        said.layer_class_to_replicate = RoomyLayer
+        return EncoderDecoderCache(said, DynamicCache())
+    cache = DynamicCache(config=None if rewinds else model.config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = RoomyLayer
+    return cache

@@ -1,0 +1,165 @@
+"""loraft against transformers' generate: tokens a second of the same greedy answers, one at a time and in a batch.
+
+    .venv/bin/python scripts/benchmark_generate.py
+    .venv/bin/python scripts/benchmark_generate.py --adapter RUN/adapter
+
+SmolLM2-135M-Instruct answers the same prompts in the dtype that loraft takes on this machine, in one process, the two
+in turns. Nothing ends an answer before its last token, so both do the same number of steps. The rate counts new tokens
+over the whole time of an answer, reading the prompt included. Each figure is the median of the rounds; a first round
+warms up and is thrown away. Whether both gave the same tokens is told too: in 16 bits they may differ where padding
+or another order of sums rounds a close choice the other way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from loraft.generation.engine import complete_batch
+from loraft.generation.sampling import GREEDY
+from loraft.generation.session import open_session
+
+MODEL = "builtin:smollm2-135m-instruct"
+PROMPTS = (
+    "What is the capital of France?",
+    "Explain how a bicycle stays upright, in a few sentences for a child of ten.",
+    "Write a short letter to a neighbour whose dog barks at night.",
+    "List the planets of the solar system with one fact about each of them.",
+    "Why is the sky blue?",
+    "Give me a recipe for a simple tomato soup that serves four people, with the amounts.",
+    "Tell a story about a lighthouse keeper who finds a bottle with a message in it on the shore.",
+    "What should I think of before I adopt a cat?",
+)
+
+Answer = Callable[[Sequence[Sequence[int]]], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One batch size.
+
+    Attributes:
+        batch_size: How many prompts at a time.
+        loraft: Tokens a second, the median of the rounds.
+        transformers: Likewise.
+        ratio: The median of the ratios of each round.
+        same_answers: How many of the answers were the same in both, token for token.
+        answers: How many answers there were.
+    """
+
+    batch_size: int
+    loraft: float
+    transformers: float
+    ratio: float
+    same_answers: int
+    answers: int
+
+
+def main() -> None:
+    """Measures both and prints a table."""
+    options = parse_options()
+    session = open_session(MODEL, [options.adapter] if options.adapter else [])
+    voice = session.voice()
+    prompts = [voice.prompt_ids(voice.conversation(prompt)) for prompt in PROMPTS]
+    ours, theirs = answerers(session.model, voice.tokenizer, options.new_tokens)
+    batches = {1: [[prompts[index]] for index in (0, 1)], 8: [prompts]}
+    results = [compare(size, batch, ours, theirs, options) for size, batch in batches.items()]
+    report = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": session.loaded.placement.device_name,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "dtype": session.loaded.placement.dtype_name,
+        "adapter": bool(options.adapter),
+        "new_tokens": options.new_tokens,
+        "rounds": options.rounds,
+        "results": [asdict(result) for result in results],
+    }
+    print(json.dumps(report, indent=2) if options.json else table(report, results))
+
+
+def answerers(model: Any, tokenizer: Any, new_tokens: int) -> tuple[Answer, Answer]:
+    """Both ways to the same answers."""
+
+    def ours(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        done = complete_batch(model, tokenizer, rows, rules=GREEDY, max_new_tokens=new_tokens, stop_ids=())
+        return [list(answer.token_ids) for answer in done]
+
+    def theirs(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": new_tokens}
+        dtype = next(module for module in model.modules() if hasattr(module, "config")).dtype
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=adapted(model) and dtype == torch.bfloat16):
+            whole = model.generate(input_ids=ids, attention_mask=mask, **settings)
+        answers: list[list[int]] = whole[:, longest:].tolist()
+        return answers
+
+    return ours, theirs
+
+
+def adapted(model: Any) -> bool:
+    """Whether float32 adapters are in it, which transformers needs autocast for."""
+    return len({parameter.dtype for parameter in model.parameters()}) > 1
+
+
+def compare(
+    size: int, batches: Sequence[Sequence[Sequence[int]]], ours: Answer, theirs: Answer, options: argparse.Namespace
+) -> Compared:
+    """Rates of both, in turns; which one goes first changes with each round."""
+    rates: dict[Answer, list[float]] = {ours: [], theirs: []}
+    answers: dict[Answer, list[list[int]]] = {}
+    for round_ in range(options.rounds + 1):
+        for answer in (ours, theirs) if round_ % 2 else (theirs, ours):
+            started = time.perf_counter()
+            answers[answer] = [tokens for batch in batches for tokens in answer(batch)]
+            seconds = time.perf_counter() - started
+            if round_:
+                rates[answer].append(sum(map(len, answers[answer])) / seconds)
+    return Compared(
+        batch_size=size,
+        loraft=statistics.median(rates[ours]),
+        transformers=statistics.median(rates[theirs]),
+        ratio=statistics.median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True)),
+        same_answers=sum(a == b for a, b in zip(answers[ours], answers[theirs], strict=True)),
+        answers=len(answers[ours]),
+    )
+
+
+def table(report: dict[str, Any], results: Sequence[Compared]) -> str:
+    """The report for a person."""
+    head = f"{report['device']}, {report['machine']}, {report['dtype']}, torch {report['torch']}, "
+    lines = [
+        head + f"transformers {report['transformers']}, {report['new_tokens']} new tokens, {report['rounds']} rounds"
+    ]
+    lines.append("batch   loraft tokens/s   transformers tokens/s   ratio   same answers")
+    lines += [
+        f"{result.batch_size:5d}   {result.loraft:15.1f}   {result.transformers:21.1f}   {result.ratio:4.2f}×   "
+        f"{result.same_answers} of {result.answers}"
+        for result in results
+    ]
+    return "\n".join(lines)
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="how often each answers (default: 7)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens of each answer (default: 64)")
+    parser.add_argument("--adapter", help="an adapter of that model, to answer with it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
