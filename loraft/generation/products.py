@@ -24,9 +24,11 @@ __all__ = ["fast_products"]
 def fast_products(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Let the linear modules of a model that computes in `dtype` multiply faster, with the same results.
 
-    Nothing changes in float32. Modules of other classes, 4-bit ones among them, keep their own products.
+    Nothing changes in float32. Modules of other classes, 4-bit ones among them, keep their own products. Within
+    another one, or beside it, it leaves to that what is done already.
     """
-    modules = [module for module in model.modules() if type(module) is nn.Linear and _gains(module, dtype)]
+    linears = (module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module))
+    modules = [module for module in linears if _gains(module, dtype)]
     for module in modules:
         bias = module.bias.to(dtype) if module.bias is not None else None
         # The instance's own, in front of its class's: hooks and peft's layers go on as before.
@@ -35,7 +37,7 @@ def fast_products(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         for module in modules:
-            del module.forward
+            vars(module).pop("forward", None)
 
 
 def _gains(module: nn.Linear, dtype: torch.dtype) -> bool:

@@ -61,6 +61,20 @@ def test_nothing_stays_behind_and_float32_is_left_alone() -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+def test_answers_that_overlap_do_not_disturb_one_another() -> None:
+    """Closed in either order, and one inside the other."""
+    model = tiny_model("llama").bfloat16()
+    expected = read_one_by_one(model)
+    for order in ((0, 1), (1, 0)):
+        open_ones = [ordinary_attention(model), ordinary_attention(model)]
+        for each in open_ones:
+            each.__enter__()
+        for place in order:
+            torch.testing.assert_close(read_one_by_one(model), expected, atol=3e-2, rtol=3e-2)
+            open_ones[place].__exit__(None, None, None)
+        assert not any("forward" in vars(module) for module in model.modules())
+
+
 def test_training_within_an_answer_sees_later_weights() -> None:
     """A weight that changed between two answers is read anew for the second."""
     model = adapted(tiny_model("llama").bfloat16())
