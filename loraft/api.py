@@ -1,29 +1,37 @@
 """The table of contents of the program: one short function a verb.
 
-`check` tells what `train` would do, `train` does it, `generate` runs what came of it. Each takes plain values and
-gives plain values back; what there is to tell on the way goes to an observer, and nothing is printed.
+`check` tells what `train` would do, `train` does it, `generate` runs what came of it, `merge` folds it into its base.
+Each takes plain values and gives plain values back; what there is to tell on the way goes to an observer, and nothing
+is printed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from loraft.adapters.attach import AdaptedModel
+from loraft.adapters.merge import BaseChoice, MergedDtype, prepare_merge
+from loraft.adapters.merge_report import MergeReport
+from loraft.adapters.merged_folder import chosen_folder
+from loraft.adapters.weighted import resolve_weighted
 from loraft.config.schema import QuantizationSection, RunConfig
 from loraft.data.formats import Message
+from loraft.evaluation.merging import merge_and_verify
+from loraft.evaluation.verification import LEAST_POSITIONS
 from loraft.generation.answer import Completion
 from loraft.generation.engine import Stream, Token, stream
 from loraft.generation.options import AnswerOptions
 from loraft.generation.sampling import SamplingRules
 from loraft.generation.session import open_session
-from loraft.training.events import Observer
+from loraft.training.events import Note, Observer, Progress
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
 from loraft.training.run import TrainResult, run_plan
 from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder, refuse_taken
 
-__all__ = ["Answering", "check", "generate", "train"]
+__all__ = ["Answering", "check", "generate", "merge", "train"]
 
 AS_SAVED = AnswerOptions()
 
@@ -167,3 +175,49 @@ def generate(
         seed=options.seed,
     )
     return Answering(answered, session.notes)
+
+
+def merge(
+    target: str | None = None,
+    out: str | Path | None = None,
+    adapters: Sequence[str] = (),
+    *,
+    base: BaseChoice | None = None,
+    dtype: MergedDtype = "auto",
+    base_model: str | None = None,
+    verified: bool = True,
+    positions: int = LEAST_POSITIONS,
+    overwrite: bool = False,
+    observer: Observer = _ignore,
+) -> MergeReport:
+    """Fold adapters into their base, and prove that the result is the model that was trained.
+
+    Args:
+        target: An adapter, a run, a checkpoint or a config; or the base beside `adapters`.
+        out: The folder to write; None is `merged` beside the adapter.
+        adapters: Adapters to sum, `DIR=WEIGHT` or `DIR`.
+        base: `dequantized` is the base as 4-bit training saw it, `original` as its files have it; None is the one that
+            the adapter was trained on.
+        dtype: Of the merged weights; `auto` is that of the base's files.
+        base_model: The base to use, whatever the adapters name.
+        verified: Compare the merged model with the adapted one before it appears.
+        positions: On how many positions at least.
+        overwrite: Replace the merged model that `out` holds.
+        observer: Is told what happens.
+
+    Raises:
+        Refused: Before anything is written: an adapter that does not fit, a folder that is taken, a disk too small.
+        Failed: The merged model is not the adapted one, or memory or disk ran out; `out` is as it was.
+    """
+    found, weights = resolve_weighted(target, adapters, base_model=base_model)
+    job = prepare_merge(found, weights, base=base, dtype=dtype)
+    folder = Path(out) if out is not None else chosen_folder(found, adapters[0] if adapters else target)
+    for note in job.notes:
+        observer(Note(note))
+    return merge_and_verify(
+        job,
+        folder,
+        positions=positions if verified else None,
+        overwrite=overwrite,
+        progress=lambda what, done, total: observer(Progress(what, done, total)),
+    )

@@ -10,6 +10,7 @@ Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +21,23 @@ from loraft.config.schema import QuantizationSection
 from loraft.errors import ModelError
 from loraft.models.placement import DTYPES, Placement
 
-__all__ = ["NOT_QUANTIZED", "keep_gradients_exact", "quantization_config", "quantized_modules"]
+__all__ = [
+    "NOT_QUANTIZED",
+    "compute_in",
+    "dequantized",
+    "keep_gradients_exact",
+    "quantization_config",
+    "quantized_modules",
+    "unpacked",
+]
 
 NOT_QUANTIZED = ("lm_head",)
 """The linear modules, by the last part of their name, that keep the model's dtype."""
+
+BLOCK = 64
+"""Weights that share a constant; transformers leaves bitsandbytes its default."""
+PIECE = 1 << 20
+"""Weights that are quantized at once: bitsandbytes needs 16 times their memory on the CPU."""
 
 # At import bitsandbytes warns that an inference kernel is not installed; `keep_gradients_exact` turns that kernel off.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -55,11 +69,15 @@ def quantization_config(section: QuantizationSection, placement: Placement) -> B
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:
-    """The full names of the linear modules that 4-bit loading replaces; of a model on the meta device too."""
+    """The full names of the linear modules that 4-bit loading replaces; of a model on the meta device too.
+
+    Those that an architecture keeps in float32 (T5's `wo`) are left alone, as transformers leaves them.
+    """
+    kept = (*NOT_QUANTIZED, *(getattr(model, "_keep_in_fp32_modules", None) or ()))
     return tuple(
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in NOT_QUANTIZED
+        if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in kept
     )
 
 
@@ -74,3 +92,67 @@ def keep_gradients_exact(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def dequantized(weight: torch.Tensor, section: QuantizationSection, dtype: torch.dtype) -> torch.Tensor:
+    """What is left of a weight once it has been stored in 4 bits, to the bit as a 4-bit model computes with it.
+
+    Done piece by piece: only the constants of the blocks are held for the whole tensor, since double quantization
+    takes their mean over all of it.
+
+    Args:
+        weight: `[out, in]`, as the base has it.
+        section: How it is stored.
+        dtype: The dtype that the base was loaded in, which it is cast to before it is quantized.
+
+    Returns:
+        `[out, in]`, in the dtype of the products.
+
+    Source: Dettmers et al. 2023, QLoRA, equation 6 (https://arxiv.org/abs/2305.14314); bitsandbytes'
+    `functional.quantize_4bit` and `dequantize_4bit`.
+    """
+    import bitsandbytes.functional as bnb
+
+    rows = max(1, PIECE // weight.shape[1]) if weight.shape[1] % BLOCK == 0 else weight.shape[0]
+    packed = []
+    for start in range(0, weight.shape[0], rows):
+        piece = weight[start : start + rows].to(dtype).contiguous()
+        packed.append(bnb.quantize_4bit(piece, blocksize=BLOCK, quant_type=section.type))
+    scales = torch.cat([state.absmax for _, state in packed])
+    if section.double_quant:
+        offset = scales.mean()
+        twice, second = bnb.quantize_blockwise(scales - offset, blocksize=256)
+        scales = bnb.dequantize_blockwise(twice, second) + offset
+    result = torch.empty(weight.shape, dtype=DTYPES.get(section.compute_dtype, dtype))
+    row = block = 0
+    for codes, state in packed:
+        count, blocks = state.shape[0], len(state.absmax)
+        state.absmax = scales[block : block + blocks]
+        result[row : row + count] = bnb.dequantize_4bit(codes, state)
+        row, block = row + count, block + blocks
+    return result
+
+
+def unpacked(module: nn.Module) -> torch.Tensor:
+    """The weight `[out, in]` of a linear module as its products see it; that of a 4-bit one is dequantized."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit
+
+    if not isinstance(module, Linear4bit):
+        weight = module.get_parameter("weight").detach()
+        return weight.T if isinstance(module, Conv1D) else weight
+    packed: Any = module.weight
+    whole: torch.Tensor = dequantize_4bit(packed.data, packed.quant_state)
+    return whole if module.compute_dtype is None else whole.to(module.compute_dtype)
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let a model compute in another dtype; what its 4-bit weights stand for stays the same."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = dtype, True

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from loraft.errors import ModelError, Problem
 
-__all__ = ["TensorHeader", "check_weights", "expected_tensors", "fingerprint", "read_headers"]
+__all__ = ["INDEX", "TensorHeader", "check_weights", "expected_tensors", "fingerprint", "in_file", "read_headers"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -160,7 +160,7 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
         ModelError: With every problem: tensors that are missing, by name; other shapes; dtypes that are not floating.
     """
     headers = read_headers(folder)
-    found = {name: header for name in expected if (header := _in_file(name, headers)) is not None}
+    found = {name: header for name in expected if (header := in_file(name, headers)) is not None}
     problems = []
     if missing := [name for name in expected if name not in found]:
         problems.append(
@@ -181,7 +181,8 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
         raise ModelError.several(problems[:LISTED])
 
 
-def _in_file(name: str, headers: Mapping[str, TensorHeader]) -> TensorHeader | None:
+def in_file(name: str, headers: Mapping[str, TensorHeader]) -> TensorHeader | None:
+    """The header of a model's tensor, which the files may call otherwise; None where they have it not."""
     candidates = (name, name.partition(".")[2], RENAMED.get(name, name))
     return next((headers[candidate] for candidate in candidates if candidate in headers), None)
 
