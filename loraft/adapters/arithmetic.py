@@ -12,16 +12,23 @@ Source: Hu et al. 2021 (https://arxiv.org/abs/2106.09685), equation 3; Kalajdzie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import local
 
 import torch
 from torch import Tensor
 
-__all__ = ["Update", "cast_pieces", "scale_of", "updated", "updated_pieces"]
+__all__ = ["Run", "Update", "cast_pieces", "scale_of", "updated", "updated_pieces"]
 
 PIECE = 1 << 18
 """The numbers of a piece: in float32 a MiB, which stays in the cache from reading to writing."""
+
+
+Run = Callable[[Callable[[slice], Tensor], Iterable[slice]], Iterable[Tensor]]
+"""Makes a piece of each span, in their order."""
+_own = local()
+"""The buffer of each thread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +67,7 @@ def updated(weight: Tensor, updates: Sequence[Update], *, transposed: bool = Fal
         updates: At least one; where one is DoRA it is alone.
         transposed: The weight is stored as GPT-2's Conv1D and embeddings store it.
     """
-    result = torch.empty_like(weight)
+    result = torch.empty(weight.shape, dtype=weight.dtype)
     row = 0
     for piece in updated_pieces(weight, updates, weight.dtype, transposed=transposed):
         result[row : row + len(piece)] = piece
@@ -69,33 +76,42 @@ def updated(weight: Tensor, updates: Sequence[Update], *, transposed: bool = Fal
 
 
 def updated_pieces(
-    weight: Tensor, updates: Sequence[Update], dtype: torch.dtype, *, transposed: bool = False
+    weight: Tensor, updates: Sequence[Update], dtype: torch.dtype, *, transposed: bool = False, run: Run = map
 ) -> Iterator[Tensor]:
     """The weight with all updates in it, a few rows at a time: summed in float32, and cast once.
 
-    A piece is overwritten when the next one is asked for.
+    Args:
+        weight: `[out, in]`, or `[in, out]` where `transposed`.
+        updates: At least one; where one is DoRA it is alone.
+        dtype: Of the result.
+        transposed: The weight is stored as GPT-2's Conv1D and embeddings store it.
+        run: What makes the pieces: `map`, or something like it that works ahead.
     """
     updates = [_in_float32(update) for update in updates]
     magnitude = updates[0].magnitude
-    factor = None
+    by_column = None
     if magnitude is not None and transposed:  # a norm is over all rows here, so they are gone through twice
-        factor = magnitude / _column_norms(weight, updates)
-    for start, summed in _sums(weight, updates, transposed=transposed):
-        if factor is not None:
-            summed.mul_(factor)
+        by_column = magnitude / _column_norms(weight, updates)
+
+    def piece(rows: slice) -> Tensor:
+        summed = _sum(weight, updates, rows, transposed=transposed)
+        if by_column is not None:
+            summed.mul_(by_column)
         elif magnitude is not None:
-            norms = torch.linalg.vector_norm(summed, dim=1)
-            summed.mul_((magnitude[start : start + len(summed)] / norms)[:, None])
-        yield summed.to(dtype)
+            summed.mul_((magnitude[rows] / torch.linalg.vector_norm(summed, dim=1))[:, None])
+        return summed.clone() if dtype == torch.float32 else summed.to(dtype)
+
+    yield from run(piece, _row_spans(weight))
 
 
-def cast_pieces(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """A weight in another dtype, a few rows at a time; in its own it is given as it is, whole."""
+def cast_pieces(weight: Tensor, dtype: torch.dtype, *, run: Run = map) -> Iterator[Tensor]:
+    """A weight in another dtype, a piece at a time; in its own it is given as it is, whole."""
     if weight.dtype == dtype:
         yield weight
-    else:
-        flat = weight.reshape(-1)
-        yield from (flat[start : start + PIECE].to(dtype) for start in range(0, len(flat), PIECE))
+        return
+    flat = weight.reshape(-1)
+    spans = (slice(start, start + PIECE) for start in range(0, len(flat), PIECE))
+    yield from run(lambda span: flat[span].to(dtype), spans)
 
 
 def _in_float32(update: Update) -> Update:
@@ -103,27 +119,32 @@ def _in_float32(update: Update) -> Update:
     return Update(update.a.float(), update.b.float(), update.scale, magnitude)
 
 
-def _sums(weight: Tensor, updates: Sequence[Update], *, transposed: bool) -> Iterator[tuple[int, Tensor]]:
-    """W + Σ s · B A, as the weight is stored, a few rows at a time: the first row's index, and the rows.
+def _row_spans(weight: Tensor) -> Iterator[slice]:
+    rows = max(1, PIECE // max(1, weight.shape[1]))
+    return (slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows))
 
-    The rows lie in one buffer that every turn writes over: fresh memory for each would take most of the time.
+
+def _sum(weight: Tensor, updates: Sequence[Update], rows: slice, *, transposed: bool) -> Tensor:
+    """Some rows of W + Σ s · B A, as the weight is stored; the next sum of the same thread overwrites them.
+
+    Fresh memory for each would take most of the time: the system clears it page by page.
     """
-    rows = min(max(1, PIECE // weight.shape[1]), max(1, weight.shape[0]))
-    buffer = torch.empty((rows, weight.shape[1]), dtype=torch.float32)
-    for start in range(0, weight.shape[0], rows):
-        stop = min(start + rows, weight.shape[0])
-        summed = buffer[: stop - start]
-        summed.copy_(weight[start:stop])
-        for update in updates:
-            if transposed:
-                summed.addmm_(update.a[:, start:stop].T, update.b.T, alpha=update.scale)
-            else:
-                summed.addmm_(update.b[start:stop], update.a, alpha=update.scale)
-        yield start, summed
+    count, width = rows.stop - rows.start, weight.shape[1]
+    buffer: Tensor | None = getattr(_own, "buffer", None)
+    if buffer is None or len(buffer) < count * width:
+        buffer = _own.buffer = torch.empty(max(PIECE, count * width), dtype=torch.float32)
+    summed = buffer[: count * width].view(count, width)
+    summed.copy_(weight[rows])
+    for update in updates:
+        if transposed:
+            summed.addmm_(update.a[:, rows].T, update.b.T, alpha=update.scale)
+        else:
+            summed.addmm_(update.b[rows], update.a, alpha=update.scale)
+    return summed
 
 
 def _column_norms(weight: Tensor, updates: Sequence[Update]) -> Tensor:
     squares = torch.zeros(weight.shape[1], dtype=torch.float64)
-    for _, summed in _sums(weight, updates, transposed=True):
-        squares += summed.double().square().sum(dim=0)
+    for rows in _row_spans(weight):
+        squares += _sum(weight, updates, rows, transposed=True).double().square().sum(dim=0)
     return squares.sqrt().float()

@@ -40,6 +40,7 @@ ADAPTER_NAME = "default"
 """The name that peft loads an adapter under when nobody names it."""
 
 HARMLESS = (
+    "The PEFT config's `base_model_name_or_path` was renamed",  # of a copy that is in memory, to where the base lies
     "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
     "Model has `tie_word_embeddings=True`",  # training such an adapter is refused; loading one is told in a note
     "Adapter name .* should not be contained in the prefix",  # only peft's loading takes "a" for part of "lora_"

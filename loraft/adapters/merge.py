@@ -23,11 +23,12 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraft.adapters.arithmetic import cast_pieces, updated_pieces
+from loraft.adapters.arithmetic import Run, cast_pieces, updated_pieces
 from loraft.adapters.card import shown
 from loraft.adapters.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.adapters.reading import read_adapter
 from loraft.adapters.resolve import Target
+from loraft.adapters.working_ahead import working_ahead
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.families import FAMILIES, Family, family_of
@@ -260,43 +261,40 @@ def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], Non
     models_names = {theirs: ours for ours, theirs in merge.names.items()}
     mapped = cache(lambda file: safe_open(file, framework="pt"))
     written = 0
+    with working_ahead() as run:
 
-    def pieces(slot: Slot) -> Iterator[Tensor]:
-        nonlocal written
-        for piece in _merged(merge, models_names.get(slot.name, slot.name), slot, mapped):
-            yield piece
-            written += piece.numel() * piece.element_size()
-            progress(written, total)
+        def pieces(slot: Slot) -> Iterator[Tensor]:
+            nonlocal written
+            name = models_names.get(slot.name, slot.name)
+            for piece in _merged(merge, name, TORCH_DTYPES.get(slot.dtype), mapped, run):
+                yield piece
+                written += piece.numel() * piece.element_size()
+                progress(written, total)
 
-    for file, slots in files.items():
-        write_shard(folder / file, slots, pieces)
+        for file, slots in files.items():
+            write_shard(folder / file, slots, pieces)
     if len(files) > 1:
         write_index(folder, {slot.name: file for file, slots in files.items() for slot in slots}, total)
     return total
 
 
-def _merged(merge: Merge, name: str, slot: Slot, mapped: Callable[[Path], Any]) -> Iterator[Tensor]:
-    """One tensor of the result, in pieces."""
-    plan = merge.plan
-    dtype = TORCH_DTYPES.get(slot.dtype)
-    if name in plan.replaced:
-        dtype = plan.replaced[name].dtype if dtype is None else dtype
-        yield from _finite(cast_pieces(plan.replaced[name], dtype), name, dtype)
-        return
+def _merged(
+    merge: Merge, name: str, dtype: torch.dtype | None, mapped: Callable[[Path], Any], run: Run
+) -> Iterable[Tensor]:
+    """One tensor of the result, in pieces; a dtype of None is that of a tensor that holds no floating numbers."""
+    plan, run = merge.plan, _checked(run, name)
+    replacement = plan.replaced.get(name)
+    if replacement is not None:
+        return cast_pieces(replacement, dtype or replacement.dtype, run=run)
     header = _source(merge, name)
     weight: Tensor = mapped(header.file).get_tensor(header.name)
     if dtype is None:
-        yield weight
-        return
-    updates = plan.updates.get(name)
-    transposed = name in plan.transposed
+        return [weight]
     if merge.base == "dequantized":
         weight = _as_trained(merge, name, weight)
-    if updates is None:
-        pieces = cast_pieces(weight, dtype)
-        yield from pieces if weight.dtype == dtype else _finite(pieces, name, dtype)
-    else:
-        yield from _finite(updated_pieces(weight, updates, dtype, transposed=transposed), name, dtype)
+    if name in plan.updates:
+        return updated_pieces(weight, plan.updates[name], dtype, transposed=name in plan.transposed, run=run)
+    return cast_pieces(weight, dtype, run=run)
 
 
 def _as_trained(merge: Merge, name: str, weight: Tensor) -> Tensor:
@@ -309,10 +307,18 @@ def _as_trained(merge: Merge, name: str, weight: Tensor) -> Tensor:
     return dequantized(weight, merge.storage, dtype)
 
 
-def _finite(pieces: Iterable[Tensor], name: str, dtype: torch.dtype) -> Iterator[Tensor]:
-    for piece in pieces:
-        # The sum is quick, and finite where every number is, unless they are huge.
-        if not bool(torch.isfinite(piece.sum())) and not bool(torch.isfinite(piece).all()):
-            remedy = "Its numbers are too large for float16: use bfloat16." if dtype == torch.float16 else None
-            raise NonFiniteError(f"the merged tensor {name} holds NaN or infinity", remedy=remedy)
-        yield piece
+def _checked(run: Run, name: str) -> Run:
+    """Makes pieces as `run` does, and looks at each before it is given on."""
+
+    def work_and_look(work: Callable[[slice], Tensor], spans: Iterable[slice]) -> Iterable[Tensor]:
+        return run(lambda span: _finite(work(span), name), spans)
+
+    return work_and_look
+
+
+def _finite(piece: Tensor, name: str) -> Tensor:
+    # The sum is quick, and finite where every number is, unless they are huge.
+    if not bool(torch.isfinite(piece.sum())) and not bool(torch.isfinite(piece).all()):
+        remedy = "Its numbers are too large for float16: use bfloat16." if piece.dtype == torch.float16 else None
+        raise NonFiniteError(f"the merged tensor {name} holds NaN or infinity", remedy=remedy)
+    return piece

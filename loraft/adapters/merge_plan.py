@@ -113,11 +113,13 @@ def _refuse_unsummable(adapters: Sequence[WeightedAdapter]) -> None:
 def _refuse_what_does_not_fit(model: PreTrainedModel, files: AdapterFiles) -> None:
     """Compare the adapter's tensors with those that peft would want for this base, on the meta device.
 
-    The model is copied: peft would leave its layers in it.
+    Model and config are copied: peft would leave its layers in the one, and write the base's place into the other.
     """
+    config = copy.deepcopy(files.config)
+    config.base_model_name_or_path = None
     with torch.device("meta"):
         try:
-            wrapped = wrap(copy.deepcopy(model), files.config, ADAPTER_NAME)
+            wrapped = wrap(copy.deepcopy(model), config, ADAPTER_NAME)
         except ValueError as error:  # peft's word for targets that match nothing
             raise AdapterError(f"it does not fit the base: {error}", where=str(files.folder)) from error
     refuse_misfit(wrapped, files, ADAPTER_NAME)

@@ -70,7 +70,6 @@ def verify(
         OutOfMemoryError: The device is too small for one of them.
     """
 
-
     def told(turn: int, done: int) -> None:
         progress(turn * positions + done, 3 * positions)
 
