@@ -149,6 +149,7 @@ def generate(
     options: AnswerOptions = AS_SAVED,
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
+    merge: bool = False,
 ) -> Answering:
     """Answer a prompt with what TARGET and `adapters` mean.
 
@@ -159,11 +160,12 @@ def generate(
         options: How it is answered.
         base_model: The base to use, whatever the adapters name.
         quantize: Store the base in 4 bits; None stores it as it was in training.
+        merge: Fold the adapter into the weights first.
 
     Raises:
         Refused: The target or the prompt cannot be used.
     """
-    session = open_session(target, adapters, base_model=base_model, quantize=quantize)
+    session = open_session(target, adapters, base_model=base_model, quantize=quantize, merge=merge)
     voice = session.voice()
     answered = stream(
         session.model,

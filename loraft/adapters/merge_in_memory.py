@@ -18,7 +18,7 @@ from loraft.adapters.active import acting
 from loraft.adapters.arithmetic import Update, updated
 from loraft.adapters.attach import AdaptedModel
 from loraft.errors import AdapterError
-from loraft.models.quantization import unpacked
+from loraft.models.quantization import ordinary, unpacked
 
 __all__ = ["merged"]
 
@@ -71,17 +71,9 @@ def _fold(path: str, module: Any, name: str) -> None:
     if isinstance(inner, Conv1D):
         inner.weight = _frozen(weight.T.contiguous())
     elif inner.weight.dtype == torch.uint8:
-        module.base_layer = _ordinary(inner, weight)
+        module.base_layer = ordinary(inner, weight)
     else:
         inner.weight = _frozen(weight)
-
-
-def _ordinary(packed: nn.Linear, weight: torch.Tensor) -> nn.Linear:
-    """A linear module in place of one in 4 bits."""
-    linear = nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
-    linear.weight = _frozen(weight)
-    linear.bias = packed.bias
-    return linear.train(packed.training)
 
 
 def _frozen(weight: torch.Tensor) -> nn.Parameter:

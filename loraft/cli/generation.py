@@ -16,6 +16,7 @@ from loraft.cli.options import (
     BaseModelOption,
     JsonOption,
     MaxNewTokensOption,
+    MergeOption,
     QuantizeOption,
     SamplingSeedOption,
     SystemOption,
@@ -47,6 +48,7 @@ def generate(
     adapter: AdaptersOption = None,
     base_model: BaseModelOption = None,
     quantize: QuantizeOption = None,
+    merge: MergeOption = False,
     system: SystemOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     temperature: TemperatureOption = None,
@@ -77,6 +79,7 @@ def generate(
             options=AnswerOptions(system, max_new_tokens, temperature, top_p, top_k, seed),
             base_model=base_model,
             quantize=quantization(quantize),
+            merge=merge,
         )
     for note in stream.notes:
         print_note(note)

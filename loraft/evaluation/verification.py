@@ -10,7 +10,7 @@ the dtype that it was quantized from then; only its products are in the dtype of
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,14 +77,14 @@ def verify(
         first = _adapted_and_base(merge, positions, told)
         gc.collect()  # models hold cycles: without it two would be in memory
         merged = load_model(ModelSection(name_or_path=str(folder)), _placement(merge.dtype), among=FAMILIES)
-        outputs = list(_outputs(merged.model, merged.family, first.rows, positions, lambda done: told(2, done)))
+        outputs = _outputs(merged.model, merged.family, first.rows, positions, lambda done: told(2, done))
     except ModelError as error:
         raise ModelError.several(
             replace(each, remedy="Merge without comparing: --no-verify.") for each in error.problems
         ) from error
-    fidelity = Fidelity(difference(first.adapted, outputs), first.base)
-    compared = "logits" if _is_headed(merged.model) else "hidden states"
-    return Verified(fidelity, first.rows, compared, is_float32=first.computes_in == merge.dtype == torch.float32)
+    fidelity = Fidelity(difference(first.adapted.texts, outputs.texts), first.base)
+    is_float32 = first.computes_in == merge.dtype == torch.float32
+    return Verified(fidelity, first.rows, outputs.kind, is_float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +93,13 @@ class _First:
 
     Attributes:
         rows: What was read.
-        adapted: Its outputs, `[positions, vocab]` for each row.
+        adapted: Its outputs.
         base: How far the outputs without the adapters are from them.
         computes_in: The dtype of its products.
     """
 
     rows: Rows
-    adapted: list[Tensor]
+    adapted: _Outputs
     base: Difference
     computes_in: torch.dtype
 
@@ -111,10 +111,10 @@ def _adapted_and_base(merge: Merge, positions: int, progress: Callable[[int, int
     act_together(adapted.model, {name: adapter.weight for name, adapter in names.items()})
     generates = loaded.family.kind == "decoder"
     rows = rows_for(merge.adapters[0].files.folder, loaded.tokenizer) if generates else built_in_rows(loaded.tokenizer)
-    outputs = list(_outputs(adapted.model, loaded.family, rows, positions, lambda done: progress(0, done)))
+    outputs = _outputs(adapted.model, loaded.family, rows, positions, lambda done: progress(0, done))
     with acting(adapted.model, None) as model:
-        base = list(_outputs(model, loaded.family, rows, positions, lambda done: progress(1, done)))
-    return _First(rows, outputs, difference(outputs, base), computes_in)
+        base = _outputs(model, loaded.family, rows, positions, lambda done: progress(1, done))
+    return _First(rows, outputs, difference(outputs.texts, base.texts), computes_in)
 
 
 def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
@@ -122,10 +122,11 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
     stored = merge.trained_storage
     held_in = (merge.trained_dtype or merge.dtype) if stored else merge.dtype
     loaded = load_model(merge.section, _placement(held_in), quantization=stored, among=FAMILIES)
-    if stored is None or held_in == merge.dtype:
+    if stored is None:
         return loaded, held_in
-    if DTYPES.get(stored.compute_dtype, held_in) != held_in:  # products of its own: the merge has their rounding in it
-        return loaded, held_in
+    products = DTYPES.get(stored.compute_dtype, held_in)
+    if held_in == merge.dtype or products != held_in:  # products of their own: the merge has their rounding in it
+        return loaded, products
     compute_in(loaded.model, merge.dtype)
     return loaded, merge.dtype
 
@@ -135,22 +136,33 @@ def _placement(dtype: torch.dtype) -> Placement:
     return replace(place(ModelSection(name_or_path="any")), dtype=dtype)
 
 
-def _outputs(
-    model: nn.Module, family: Family, rows: Rows, positions: int, progress: Callable[[int], None]
-) -> Iterator[Tensor]:
-    """The outputs for row after row, until there are enough; on the CPU, in float32."""
-    parameter = next(model.parameters())
+@dataclass(frozen=True, eq=False)
+class _Outputs:
+    """What a model made of the rows.
+
+    Attributes:
+        texts: `[positions, width]` for each row, in float32 and on the CPU.
+        kind: `logits` or `hidden states`.
+    """
+
+    texts: list[Tensor]
+    kind: str
+
+
+def _outputs(model: nn.Module, family: Family, rows: Rows, positions: int, progress: Callable[[int], None]) -> _Outputs:
+    """Let a model read row after row, until there are enough positions."""
+    device = next(model.parameters()).device
     dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
-    done = 0
+    texts, kind, done = [], "logits", 0
     for ids in rows.ids:
-        if done >= positions:
-            return
-        with torch.no_grad(), _products_in(dtype, parameter.device.type):
-            found = _output(model, family, torch.tensor([ids], device=parameter.device))
-        found = found.float().cpu()[: positions - done]
-        done += len(found)
+        with torch.no_grad(), _products_in(dtype, device.type):
+            found, kind = _output(model, family, torch.tensor([ids], device=device))
+        texts.append(found.float().cpu()[: positions - done])
+        done += len(texts[-1])
         progress(done)
-        yield found
+        if done == positions:
+            break
+    return _Outputs(texts, kind)
 
 
 def _products_in(dtype: torch.dtype, device: str) -> AbstractContextManager[object]:
@@ -158,19 +170,15 @@ def _products_in(dtype: torch.dtype, device: str) -> AbstractContextManager[obje
     return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype)
 
 
-def _output(model: nn.Module, family: Family, ids: Tensor) -> Tensor:
-    """`[1, time]` to `[positions, width]`: logits of each token or of each class, or hidden states."""
+def _output(model: nn.Module, family: Family, ids: Tensor) -> tuple[Tensor, str]:
+    """`[1, time]` to `[positions, width]`: logits of each token or of the classes, or hidden states; and which."""
     inputs = {"input_ids": ids}
     if family.kind == "encoder_decoder":
         inputs["decoder_input_ids"] = _inner(model).prepare_decoder_input_ids_from_labels(labels=ids)
     output = model(**inputs)
-    found: Tensor = output.logits if "logits" in output else output.last_hidden_state
-    return found.reshape(-1, found.shape[-1])
-
-
-def _is_headed(model: PreTrainedModel) -> bool:
-    """Whether there is more than the stack of layers."""
-    return getattr(model, model.base_model_prefix, model) is not model
+    kind = "logits" if "logits" in output else "hidden states"
+    found: Tensor = output.logits if kind == "logits" else output.last_hidden_state
+    return found.reshape(-1, found.shape[-1]), kind
 
 
 def _inner(model: nn.Module) -> Any:

@@ -26,6 +26,7 @@ __all__ = [
     "compute_in",
     "dequantized",
     "keep_gradients_exact",
+    "ordinary",
     "quantization_config",
     "quantized_modules",
     "unpacked",
@@ -147,12 +148,23 @@ def unpacked(module: nn.Module) -> torch.Tensor:
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let a model compute in another dtype; what its 4-bit weights stand for stays the same."""
+    """Let a frozen model compute in another dtype, with the very numbers that its 4-bit weights stand for in training.
+
+    Its 4-bit modules become ordinary ones: left as they are, their products without a gradient would skip the rounding
+    to the dtype that they were quantized from, which those of training have.
+    """
     from bitsandbytes.nn.modules import Linear4bit
 
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    for module in model.modules():
+    for name, module in list(model.named_modules()):
         if isinstance(module, Linear4bit):
-            module.compute_dtype, module.compute_type_is_set = dtype, True
+            model.set_submodule(name, ordinary(module, unpacked(module)))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def ordinary(module: nn.Linear, weight: torch.Tensor) -> nn.Linear:
+    """A frozen linear module in place of a 4-bit one, with its bias and another weight `[out, in]`."""
+    linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = module.bias
+    return linear.train(module.training)

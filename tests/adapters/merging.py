@@ -99,7 +99,7 @@ def load_base(folder: Path, kind: str = "llama", dtype: torch.dtype = torch.floa
 
 
 def peft_adapter(folder: Path, base: Path, kind: str = "llama", *, seed: int = 1, **lora: Any) -> PeftModel:
-    """An adapter as peft makes and saves it, without anything of loraft's beside it; the adapted model, in eval mode."""
+    """An adapter as peft makes and saves it, with nothing of loraft's beside it; the adapted model, in eval mode."""
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": KINDS[kind].targets, **lora})
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # peft's, of tied embeddings and the like
@@ -121,7 +121,7 @@ def own_adapter(
     amount: float = 0.1,
     **lora: Any,
 ) -> AdaptedModel:
-    """An adapter as loraft trains and saves it, on a base of that dtype and storage; `amount` is how far it is moved."""
+    """An adapter as loraft trains and saves it, on a base of that dtype and storage; `amount` says how far."""
     config = run_config(method, model=str(base), **lora)
     if quantization is not None:
         config = config.model_copy(update={"quantization": quantization})

@@ -1,4 +1,4 @@
-"""An adapter folded into its base, from files to files: merged == adapted, whatever the architecture and the adapter."""
+"""An adapter folded into its base, from files to files: merged == adapted, whatever the architecture."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ def test_c20_the_head_of_a_classifier_is_merged(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "bert classifier")
     adapted = peft_adapter(tmp_path / "adapter", base, "bert classifier", task_type="SEQ_CLS")
     out = written(prepared(str(tmp_path / "adapter")), tmp_path / "out")
-    torch.testing.assert_close(
-        outputs(load_base(out, "bert classifier")), outputs(adapted), atol=EXACT, rtol=EXACT
-    )
+    torch.testing.assert_close(outputs(load_base(out, "bert classifier")), outputs(adapted), atol=EXACT, rtol=EXACT)
     assert not torch.equal(
         load_file(out / "model.safetensors")["classifier.weight"],
         load_file(base / "model.safetensors")["classifier.weight"],
@@ -124,7 +122,7 @@ def test_several_adapters_are_summed_with_their_weights(tmp_path: Path) -> None:
 
 
 def change_of(adapter: Path, key: str) -> torch.Tensor:
-    """alpha / r · B A of one module, by hand."""
+    """Alpha / r · B A of one module, by hand."""
     tensors = load_file(adapter / "adapter_model.safetensors")
     module = f"base_model.model.{key.removesuffix('.weight')}"
     a, b = tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"]
@@ -260,10 +258,14 @@ def test_c40_float16_is_refused_where_activations_overflow_in_it(tmp_path: Path)
 
 
 def test_an_adapter_whose_config_names_an_absolute_path_as_the_base(tmp_path: Path) -> None:
-    """By hand, hostile: nothing is read from there but a model's config and weights, and it is told what is not there."""
+    """By hand, hostile: nothing is read there but a model's config and weights, and what is missing is told."""
     base = save_base(tmp_path / "base")
     peft_adapter(tmp_path / "adapter", base)
-    for place, said in (("/etc/passwd", "is a file, and a model is a folder"), ("/etc", "holds no model"), ("/absent/x", "not there")):
+    for place, said in (
+        ("/etc/passwd", "is a file, and a model is a folder"),
+        ("/etc", "holds no model"),
+        ("/absent/x", "not there"),
+    ):
         edit_config(tmp_path / "adapter", base_model_name_or_path=place)
         with pytest.raises((AdapterError, ModelError), match=said):
             prepared(str(tmp_path / "adapter"))

@@ -44,7 +44,9 @@ def test_c27_merged_is_adapted(tmp_path: Path, shape: str) -> None:
     assert not any("lora" in name or "modules_to_save" in name for name, _ in model.named_modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     unties = shape in ("head", "embedding")
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == (shape == "tied" or "gpt2" in kind)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == (
+        shape == "tied" or "gpt2" in kind
+    )
     assert not unties or model.config.tie_word_embeddings is False
 
 

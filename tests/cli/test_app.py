@@ -13,7 +13,7 @@ from loraft import __version__
 from tests.cli.conftest import Loraft
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["check", "train", "generate", "schema", "doctor"]
+COMMANDS = ["check", "train", "merge", "generate", "schema", "doctor"]
 HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "numpy"]
 
 

@@ -33,6 +33,7 @@ def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:
         "options": AnswerOptions(top_k=5, seed=0),
         "base_model": None,
         "quantize": None,
+        "merge": False,
     }
 
 

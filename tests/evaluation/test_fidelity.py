@@ -61,7 +61,7 @@ def test_a_good_merge_gets_no_word() -> None:
 
 
 def test_c27_float32_logits_that_differ_by_more_than_a_thousandth_fail() -> None:
-    with pytest.raises(VerificationError, match="differ from the adapted one's by up to 0.0011"):
+    with pytest.raises(VerificationError, match=r"differ from the adapted one's by up to 0\.0011"):
         judge(merged(max_abs=1.1e-3), is_float32=True, is_as_trained=True)
     assert judge(merged(max_abs=1.1e-3), is_float32=False, is_as_trained=True) == ()
     assert judge(merged(max_abs=1.1e-3), is_float32=True, is_as_trained=False) == ()
