@@ -282,29 +282,29 @@ def _merged(
     merge: Merge, name: str, dtype: torch.dtype | None, mapped: Callable[[Path], Any], run: Run
 ) -> Iterable[Tensor]:
     """One tensor of the result, in pieces; a dtype of None is that of a tensor that holds no floating numbers."""
-    plan, run = merge.plan, _checked(run, name)
+    plan, checked = merge.plan, _checked(run, name)
     replacement = plan.replaced.get(name)
     if replacement is not None:
-        return cast_pieces(replacement, dtype or replacement.dtype, run=run)
+        return cast_pieces(replacement, dtype or replacement.dtype, run=checked)
     header = _source(merge, name)
     weight: Tensor = mapped(header.file).get_tensor(header.name)
     if dtype is None:
         return [weight]
     if merge.base == "dequantized":
-        weight = _as_trained(merge, name, weight)
+        weight = _as_trained(merge, name, weight, run)
     if name in plan.updates:
-        return updated_pieces(weight, plan.updates[name], dtype, transposed=name in plan.transposed, run=run)
-    return cast_pieces(weight, dtype, run=run)
+        return updated_pieces(weight, plan.updates[name], dtype, transposed=name in plan.transposed, run=checked)
+    return cast_pieces(weight, dtype, run=checked)
 
 
-def _as_trained(merge: Merge, name: str, weight: Tensor) -> Tensor:
+def _as_trained(merge: Merge, name: str, weight: Tensor, run: Run) -> Tensor:
     """A tensor of the base as a model in 4 bits computes with it."""
     dtype = merge.trained_dtype or merge.dtype
     if name not in merge.quantized or merge.storage is None:
         return weight.to(dtype)
     if name in merge.plan.transposed:
-        return dequantized(weight.T, merge.storage, dtype).T
-    return dequantized(weight, merge.storage, dtype)
+        return dequantized(weight.T, merge.storage, dtype, run=run).T
+    return dequantized(weight, merge.storage, dtype, run=run)
 
 
 def _checked(run: Run, name: str) -> Run:

@@ -125,7 +125,7 @@ def _show(report: MergeReport) -> None:
                 **({"untied": report.untied} if report.untied else {}),
                 "dtype": report.dtype,
                 "weights_bytes": report.weights_bytes,
-                "merge_seconds": report.merge_seconds,
+                "merged in": f"{report.merge_seconds:.1f} s",
             },
             label_width=30,
         )

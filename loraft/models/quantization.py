@@ -10,6 +10,7 @@ Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ NOT_QUANTIZED = ("lm_head",)
 
 BLOCK = 64
 """Weights that share a constant; transformers leaves bitsandbytes its default."""
-PIECE = 1 << 20
+PIECE = 1 << 18
 """Weights that are quantized at once: bitsandbytes needs 16 times their memory on the CPU."""
 
 # At import bitsandbytes warns that an inference kernel is not installed; `keep_gradients_exact` turns that kernel off.
@@ -95,7 +96,13 @@ def keep_gradients_exact(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def dequantized(weight: torch.Tensor, section: QuantizationSection, dtype: torch.dtype) -> torch.Tensor:
+def dequantized(
+    weight: torch.Tensor,
+    section: QuantizationSection,
+    dtype: torch.dtype,
+    *,
+    run: Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]] = map,
+) -> torch.Tensor:
     """What is left of a weight once it has been stored in 4 bits, to the bit as a 4-bit model computes with it.
 
     Done piece by piece: only the constants of the blocks are held for the whole tensor, since double quantization
@@ -105,6 +112,7 @@ def dequantized(weight: torch.Tensor, section: QuantizationSection, dtype: torch
         weight: `[out, in]`, as the base has it.
         section: How it is stored.
         dtype: The dtype that the base was loaded in, which it is cast to before it is quantized.
+        run: What makes the pieces: `map`, or something like it that has several threads.
 
     Returns:
         `[out, in]`, in the dtype of the products.
@@ -115,22 +123,29 @@ def dequantized(weight: torch.Tensor, section: QuantizationSection, dtype: torch
     import bitsandbytes.functional as bnb
 
     rows = max(1, PIECE // weight.shape[1]) if weight.shape[1] % BLOCK == 0 else weight.shape[0]
-    packed = []
-    for start in range(0, weight.shape[0], rows):
-        piece = weight[start : start + rows].to(dtype).contiguous()
-        packed.append(bnb.quantize_4bit(piece, blocksize=BLOCK, quant_type=section.type))
+
+    def quantize(span: slice) -> tuple[torch.Tensor, Any]:
+        piece = weight[span].to(dtype).contiguous()
+        codes, state = bnb.quantize_4bit(piece, blocksize=BLOCK, quant_type=section.type)
+        return codes, state
+
+    spans = [slice(start, start + rows) for start in range(0, weight.shape[0], rows)]
+    packed = list(run(quantize, spans))
     scales = torch.cat([state.absmax for _, state in packed])
     if section.double_quant:
         offset = scales.mean()
         twice, second = bnb.quantize_blockwise(scales - offset, blocksize=256)
         scales = bnb.dequantize_blockwise(twice, second) + offset
     result = torch.empty(weight.shape, dtype=DTYPES.get(section.compute_dtype, dtype))
-    row = block = 0
-    for codes, state in packed:
-        count, blocks = state.shape[0], len(state.absmax)
-        state.absmax = scales[block : block + blocks]
-        result[row : row + count] = bnb.dequantize_4bit(codes, state)
-        row, block = row + count, block + blocks
+    blocks = len(packed[0][1].absmax)  # of every piece but the last, which may have fewer
+
+    def restore(span: slice) -> None:
+        number = span.start // rows
+        codes, state = packed[number]
+        state.absmax = scales[number * blocks : (number + 1) * blocks]
+        result[span] = bnb.dequantize_4bit(codes, state)
+
+    list(run(restore, spans))
     return result
 
 
