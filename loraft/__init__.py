@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from loraft.api import check, generate, train
+    from loraft.api import check, generate, merge, train
     from loraft.config.files import load_config
     from loraft.config.schema import RunConfig
 
-__all__ = ["RunConfig", "__version__", "check", "generate", "load_config", "train"]
+__all__ = ["RunConfig", "__version__", "check", "generate", "load_config", "merge", "train"]
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ HOMES = {
     "check": "loraft.api",
     "generate": "loraft.api",
     "load_config": "loraft.config.files",
+    "merge": "loraft.api",
     "train": "loraft.api",
 }
 

@@ -1,8 +1,9 @@
 """The table of contents of the program: one short function a verb.
 
-`check` tells what `train` would do, `train` does it, `generate` runs what came of it: for one prompt as it comes,
-`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. Each takes
-plain values and gives plain values back; what there is to tell on the way goes to an observer, and nothing is printed.
+`check` tells what `train` would do, and `train` does it. `generate` runs what came of it: for one prompt as it comes,
+`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. `merge`
+folds it into its base, and `inspect_layers` looks into it. Each takes plain values and gives plain values back; what
+there is to tell on the way goes to an observer, and nothing is printed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ from pathlib import Path
 import torch
 
 from loraft.adapters.attach import AdaptedModel
+from loraft.adapters.merge import BaseChoice, MergedDtype, prepare_merge
+from loraft.adapters.merge_report import MergeReport
+from loraft.adapters.merged_folder import chosen_folder
+from loraft.adapters.weighted import resolve_weighted
 from loraft.config.schema import DtypeName, LoraSection, QuantizationSection, RunConfig
 from loraft.data.formats import Message
-from loraft.events import Note, Observer
+from loraft.evaluation.merging import merge_and_verify
+from loraft.evaluation.verification import LEAST_POSITIONS
+from loraft.events import Note, Observer, Progress
 from loraft.generation.answer import Completion
 from loraft.generation.answer_file import check_answer_file
 from loraft.generation.batch import BATCH_SIZE, AnsweredFile, answer_questions, read_questions
@@ -39,7 +46,8 @@ from loraft.training.run import TrainResult, run_plan
 from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder, refuse_taken
 
 __all__ = [
-    "Answering", "answer_file", "check", "compare", "complete", "generate", "inspect_layers", "open_chat", "train",
+    "Answering", "answer_file", "check", "compare", "complete", "generate", "inspect_layers", "merge", "open_chat",
+    "train",
 ]  # fmt: skip
 
 AS_SAVED = AnswerOptions()
@@ -169,6 +177,7 @@ def generate(
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
     dtype: DtypeName | None = None,
+    merge: bool = False,
     trace: bool = False,
     layers: bool = False,
     use_cache: bool = True,
@@ -183,6 +192,7 @@ def generate(
         base_model: The base to use, whatever the adapters name.
         quantize: Store the base in 4 bits; None stores it as it was in training.
         dtype: Compute in it; None leaves it to the adapter and the device.
+        merge: Fold the adapter into the weights first.
         trace: Tell how each token comes about.
         layers: And what each layer would have said.
         use_cache: False reads everything again at each step; the answer can then be compared with one with a cache.
@@ -190,7 +200,7 @@ def generate(
     Raises:
         Refused: The target or the prompt cannot be used.
     """
-    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
+    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype, merge=merge)
     voice = session.voice()
     notes = [*session.notes, *_to_be_told(session, options)]
     settings = voice.settings(options)
@@ -221,6 +231,7 @@ def complete(
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
     dtype: DtypeName | None = None,
+    merge: bool = False,
     batch_size: int = BATCH_SIZE,
     observer: Observer = _ignore,
 ) -> list[Completion]:
@@ -229,7 +240,7 @@ def complete(
     Returns:
         One completion a prompt, in the order of the prompts.
     """
-    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
+    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype, merge=merge)
     _tell(observer, *session.notes, *_to_be_told(session, options))
     voice = session.voice()
     ids = [voice.prompt_ids(voice.conversation(prompt, options.system)) for prompt in prompts]
@@ -259,7 +270,7 @@ def compare(
     return compare_voices(session, prompts, options=options, batch_size=batch_size, observer=observer)
 
 
-def answer_file(  # noqa: PLR0913 (a verb's parameters are what there is to say)
+def answer_file(
     target: str | None,
     adapters: Sequence[str] = (),
     *,
@@ -269,6 +280,7 @@ def answer_file(  # noqa: PLR0913 (a verb's parameters are what there is to say)
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
     dtype: DtypeName | None = None,
+    merge: bool = False,
     batch_size: int = BATCH_SIZE,
     overwrite: bool = False,
     observer: Observer = _ignore,
@@ -284,6 +296,7 @@ def answer_file(  # noqa: PLR0913 (a verb's parameters are what there is to say)
         base_model: The base to use, whatever the adapters name.
         quantize: Store the base in 4 bits; None stores it as it was in training.
         dtype: Compute in it; None leaves it to the adapter and the device.
+        merge: Fold the adapter into the weights first.
         batch_size: How many rows at a time.
         overwrite: Begin anew, whatever `output` holds.
         observer: Is told how far it is.
@@ -295,7 +308,7 @@ def answer_file(  # noqa: PLR0913 (a verb's parameters are what there is to say)
     """
     questions = read_questions(prompts)
     check_answer_file(output, [question.row.values for question in questions], prompts, overwrite=overwrite)
-    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
+    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype, merge=merge)
     _tell(observer, *session.notes, *_to_be_told(session, options))
     return answer_questions(
         session,
@@ -305,6 +318,52 @@ def answer_file(  # noqa: PLR0913 (a verb's parameters are what there is to say)
         batch_size=batch_size,
         overwrite=overwrite,
         observer=observer,
+    )
+
+
+def merge(
+    target: str | None = None,
+    out: str | Path | None = None,
+    adapters: Sequence[str] = (),
+    *,
+    base: BaseChoice | None = None,
+    dtype: MergedDtype = "auto",
+    base_model: str | None = None,
+    verified: bool = True,
+    positions: int = LEAST_POSITIONS,
+    overwrite: bool = False,
+    observer: Observer = _ignore,
+) -> MergeReport:
+    """Fold adapters into their base, and prove that the result is the model that was trained.
+
+    Args:
+        target: An adapter, a run, a checkpoint or a config; or the base beside `adapters`.
+        out: The folder to write; None is `merged` beside the adapter.
+        adapters: Adapters to sum, `DIR=WEIGHT` or `DIR`.
+        base: `dequantized` is the base as 4-bit training saw it, `original` as its files have it; None is the one that
+            the adapter was trained on.
+        dtype: Of the merged weights; `auto` is that of the base's files.
+        base_model: The base to use, whatever the adapters name.
+        verified: Compare the merged model with the adapted one before it appears.
+        positions: On how many positions at least.
+        overwrite: Replace the merged model that `out` holds.
+        observer: Is told what happens.
+
+    Raises:
+        Refused: Before anything is written: an adapter that does not fit, a folder that is taken, a disk too small.
+        Failed: The merged model is not the adapted one, or memory or disk ran out; `out` is as it was.
+    """
+    found, weights = resolve_weighted(target, adapters, base_model=base_model)
+    job = prepare_merge(found, weights, base=base, dtype=dtype)
+    folder = Path(out) if out is not None else chosen_folder(found, adapters[0] if adapters else target)
+    for note in job.notes:
+        observer(Note(note))
+    return merge_and_verify(
+        job,
+        folder,
+        positions=positions if verified else None,
+        overwrite=overwrite,
+        progress=lambda what, done, total: observer(Progress(what, done, total)),
     )
 
 

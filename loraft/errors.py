@@ -11,7 +11,8 @@
     ├── Failed                  exit 3: it went wrong while running
     │   ├── NonFiniteError      a loss or gradient that is NaN or infinite
     │   ├── OutOfMemoryError    the device ran out of memory
-    │   └── DiskFullError       the disk filled up
+    │   ├── DiskFullError       the disk filled up
+    │   └── VerificationError   a merged model that is not the adapted one
     └── Stopped                 exit 130 or 143: SIGINT or SIGTERM, state saved
 
 An error holds one problem or several. A problem says where, what, and what to do.
@@ -39,6 +40,7 @@ __all__ = [
     "ResourceError",
     "RunFolderError",
     "Stopped",
+    "VerificationError",
 ]
 
 
@@ -138,6 +140,10 @@ class OutOfMemoryError(Failed):
 
 class DiskFullError(Failed):
     """The disk filled up while something was written."""
+
+
+class VerificationError(Failed):
+    """A merged model does not compute what the adapter on its base does."""
 
 
 class Stopped(LoraftError):

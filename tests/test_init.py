@@ -65,7 +65,8 @@ def test_naming_loraft_loads_nothing_of_it() -> None:
 def test_the_verbs_are_the_apis() -> None:
     from loraft import api
 
-    assert (loraft.check, loraft.train, loraft.generate) == (api.check, api.train, api.generate)
+    verbs = (api.check, api.train, api.merge, api.generate)
+    assert (loraft.check, loraft.train, loraft.merge, loraft.generate) == verbs
 
 
 def test_the_version_is_one_that_pip_reads() -> None:

@@ -6,17 +6,18 @@ where they came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from loraft.adapters.names import in_peft
 
-__all__ = ["acting"]
+__all__ = ["act_together", "acting"]
 
 
 @contextmanager
@@ -53,3 +54,16 @@ def _switch(model: PeftModel, name: str, *, on: bool) -> None:
 
 def _is_on(model: PeftModel) -> bool:
     return not any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))
+
+
+def act_together(model: nn.Module, weights: Mapping[str, float]) -> None:
+    """Let several adapters of a model act at once from now on, each update multiplied by its weight."""
+    assert isinstance(model, PeftModel), "a model without adapters has none to act"
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name, weight in weights.items():
+                if in_peft(name) in module.scaling:
+                    module.scaling[in_peft(name)] *= weight
+    tuner: Any = model.base_model
+    tuner.set_adapter([in_peft(name) for name in weights])  # the wrapper's own method takes one name
+    model.requires_grad_(False)

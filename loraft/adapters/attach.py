@@ -40,6 +40,7 @@ ADAPTER_NAME = "default"
 """The name that peft loads an adapter under when nobody names it."""
 
 HARMLESS = (
+    "The PEFT config's `base_model_name_or_path` was renamed",  # of a copy that is in memory, to where the base lies
     "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
     "Model has `tie_word_embeddings=True`",  # training such an adapter is refused; loading one is told in a note
     "The PEFT config's `base_model_name_or_path` was renamed",  # resolving TARGET tells which base is used, and why
@@ -58,7 +59,7 @@ class AdaptedModel:
         trainable: Every trained parameter by name, in the order of the names; all are float32.
         method: How it is, or was, trained.
         notes: What a person should know about it, one sentence each.
-        names: What peft calls the adapters that are in the model.
+        names: The names of the adapters that are in the model, the one that acts first.
     """
 
     loaded: LoadedModel

@@ -45,7 +45,9 @@ class _Declared(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     peft_type: Literal["LORA"]
-    task_type: Literal["CAUSAL_LM"] | None = None
+    task_type: (
+        Literal["CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"] | None
+    ) = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
     init_lora_weights: bool | str | None = True

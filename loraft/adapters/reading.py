@@ -32,6 +32,7 @@ __all__ = [
     "insert",
     "non_finite",
     "read_adapter",
+    "refuse_misfit",
 ]
 
 LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
@@ -134,6 +135,19 @@ def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
     Raises:
         AdapterError: If a key is missing or left over, or a shape differs.
     """
+    refuse_misfit(model, files, name)
+    # peft annotates its result with the function `namedtuple`
+    unplaced = set_peft_model_state_dict(model, files.tensors, adapter_name=name).unexpected_keys  # type: ignore[attr-defined]
+    if unplaced:
+        raise AdapterError(f"peft found no place for {unplaced[0]}", where=str(files.folder / ADAPTER_WEIGHTS))
+
+
+def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
+    """Compare the tensors of a folder with those of the adapter layers of `model`, on the meta device too.
+
+    Raises:
+        AdapterError: If a key is missing or left over, or a shape differs.
+    """
     expected = adapter_tensors(model, name)
     problems = [
         *(f"the tensor {key} is missing" for key in sorted(expected.keys() - files.tensors.keys())),
@@ -144,14 +158,10 @@ def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
             if key in files.tensors and files.tensors[key].shape != tensor.shape
         ),
     ]
-    where = str(files.folder / ADAPTER_WEIGHTS)
     if problems:
+        where = str(files.folder / ADAPTER_WEIGHTS)
         unsaid = [f"and {len(problems) - 10} more like these"] if len(problems) > 10 else []
         raise AdapterError.several(Problem(message, where) for message in [*problems[:10], *unsaid])
-    # peft annotates its result with the function `namedtuple`
-    unplaced = set_peft_model_state_dict(model, files.tensors, adapter_name=name).unexpected_keys  # type: ignore[attr-defined]
-    if unplaced:
-        raise AdapterError(f"peft found no place for {unplaced[0]}", where=where)
 
 
 def adapter_tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:

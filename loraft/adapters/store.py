@@ -114,12 +114,11 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
             model.unload()
         raise
     assert model is not None, "there is at least one adapter"
-    names = tuple(map(in_peft, read))
-    model.set_adapter(names[0])
+    model.set_adapter(in_peft(next(iter(read))))
     model.requires_grad_(False)
     model.eval()
     methods = {files.record.get("method") for files in read.values() if files.record}
-    return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, names)
+    return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, tuple(read))
 
 
 def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from loraft.cli.options import (
     JsonOption,
     LayersOption,
     MaxNewTokensOption,
+    MergeOption,
     MinPOption,
     NoCacheOption,
     NumBeamsOption,
@@ -92,6 +93,7 @@ def generate(
     base_model: BaseModelOption = None,
     quantize: QuantizeOption = None,
     dtype: DtypeOption = None,
+    merge: MergeOption = False,
     system: SystemOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     temperature: TemperatureOption = None,
@@ -115,6 +117,8 @@ def generate(
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     _refuse_contradictions(prompt or [], prompts, output, compare=compare, overwrite=overwrite)
+    if compare and merge:
+        raise typer.BadParameter("--compare needs the base without its adapter, and --merge leaves none.")
     many = compare or prompts is not None
     _refuse_watching_many(prompt, trace=trace, layers=layers, no_kv_cache=no_kv_cache, many=many)
     asked = Asked(
@@ -135,6 +139,7 @@ def generate(
         base_model=base_model,
         quantize=quantization(quantize),
         dtype=dtype,
+        merge=merge,
     )
     if prompts is not None and output is not None:
         answer_file(asked, prompts, output, batch_size=batch_size, overwrite=overwrite, as_json=as_json)
@@ -182,7 +187,13 @@ def _stream(asked: Asked, prompt: str, *, trace: bool, layers: bool, use_cache: 
         from loraft import api
 
         stream = api.generate(
-            **asked.model, prompt=prompt, options=asked.options, trace=trace, layers=layers, use_cache=use_cache
+            **asked.model,
+            prompt=prompt,
+            options=asked.options,
+            merge=asked.merge,
+            trace=trace,
+            layers=layers,
+            use_cache=use_cache,
         )
     for note in stream.notes:
         print_note(note)

@@ -33,6 +33,7 @@ class Asked:
         base_model: The base to use, whatever the adapters name.
         quantize: How the base is stored in 4 bits.
         dtype: What is computed in.
+        merge: Whether the adapter is folded into the weights first.
     """
 
     target: str | None
@@ -41,10 +42,11 @@ class Asked:
     base_model: str | None
     quantize: QuantizationSection | None
     dtype: str | None
+    merge: bool
 
     @property
     def model(self) -> dict[str, Any]:
-        """What answers, as the api takes it."""
+        """What answers, as the api takes it; merged is only what answers alone."""
         named = ("target", "adapters", "base_model", "quantize", "dtype")
         return {name: getattr(self, name) for name in named}
 
@@ -59,7 +61,12 @@ def answer_several(asked: Asked, prompts: Sequence[str], *, batch_size: int, as_
 
     with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
         answers = api.complete(
-            **asked.model, prompts=prompts, options=asked.options, batch_size=batch_size, observer=view
+            **asked.model,
+            prompts=prompts,
+            options=asked.options,
+            merge=asked.merge,
+            batch_size=batch_size,
+            observer=view,
         )
     if as_json:
         print_json([asdict(answer) for answer in answers])
@@ -81,6 +88,7 @@ def answer_file(asked: Asked, prompts: Path, output: Path, *, batch_size: int, o
     with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
         result = api.answer_file(
             **asked.model,
+            merge=asked.merge,
             prompts=prompts,
             output=output,
             options=asked.options,

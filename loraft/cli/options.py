@@ -21,6 +21,7 @@ __all__ = [
     "JsonOption",
     "LayersOption",
     "MaxNewTokensOption",
+    "MergeOption",
     "MinPOption",
     "NoCacheOption",
     "NumBeamsOption",
@@ -105,6 +106,9 @@ QuantizeOption = Annotated[
 DtypeOption = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option("--dtype", show_default=False, help="Compute in it [default: as trained, and as the device can]."),
+]
+MergeOption = Annotated[
+    bool, typer.Option("--merge", help="Fold the adapter into the weights first, in memory: the same answers, faster.")
 ]
 SystemOption = Annotated[
     str | None,

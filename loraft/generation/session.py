@@ -16,6 +16,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from loraft.adapters.active import acting
+from loraft.adapters.merge_in_memory import merged
 from loraft.adapters.resolve import AdapterTarget, Target, resolve_target
 from loraft.adapters.store import load_adapters
 from loraft.config.schema import DtypeName, QuantizationSection
@@ -187,6 +188,7 @@ def open_session(
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
     dtype: DtypeName | None = None,
+    merge: bool = False,
 ) -> Session:
     """Load what TARGET, `--adapter` and `--base-model` mean, each base once.
 
@@ -196,11 +198,14 @@ def open_session(
         base_model: The base to use whatever the adapters name.
         quantize: Store the base in 4 bits; None stores it as it was while the adapter was trained.
         dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
+        merge: Fold the one adapter into the weights; the base without it is then gone.
 
     Raises:
         Refused: Something cannot be found or does not fit, or the model does not generate text.
     """
     found = resolve_target(target, adapters, base_model=base_model)
+    if merge and len(found.adapters) != 1:
+        raise AdapterError(f"one adapter can be merged, and there are {len(found.adapters)}", where="--merge")
     section = found.model_section if dtype is None else found.model_section.model_copy(update={"dtype": dtype})
     _refuse_encoder(load_config(section, FAMILIES).model_type)
     quantization = quantize if quantize is not None else found.quantization
@@ -210,6 +215,9 @@ def open_session(
     stored = _storage_notes(found.adapters, quantization)
     rendering = next(iter(voices.values())).renderer.notes
     notes = (*found.notes, *loaded.notes, *stored, *(adapted.notes if adapted else ()), *rendering)
+    if merge and adapted is not None:
+        del voices[BASE]
+        return Session(loaded, merged(adapted), voices, None, notes)
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
 
 

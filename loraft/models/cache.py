@@ -72,7 +72,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def require_free_bytes(folder: Path, needed: int, purpose: str) -> None:
+def require_free_bytes(folder: Path, needed: int, purpose: str, *, remedy: str = ELSEWHERE) -> None:
     """Refuse to begin what will not fit.
 
     Raises:
@@ -83,5 +83,5 @@ def require_free_bytes(folder: Path, needed: int, purpose: str) -> None:
         raise ResourceError(
             f"{purpose} needs {needed:,} bytes, and {free:,} are free",
             where=str(folder),
-            remedy=ELSEWHERE,
+            remedy=remedy,
         )

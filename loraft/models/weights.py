@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from loraft.errors import ModelError, Problem
 
-__all__ = ["TensorHeader", "check_weights", "expected_tensors", "fingerprint", "header_of", "read_headers"]
+__all__ = ["INDEX", "TensorHeader", "check_weights", "expected_tensors", "fingerprint", "header_of", "read_headers"]
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FLOATING = ("F64", "F32", "F16", "BF16")
 LONGEST_HEADER = 100_000_000  # the limit of the safetensors library, in bytes

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loraft.config.schema import RunConfig
-from loraft.errors import DataError, NonFiniteError, Problem, Stopped
+from loraft.errors import DataError, NonFiniteError, Problem, Stopped, VerificationError
 from loraft.training.events import (
     Evaluated,
     Event,
@@ -240,6 +240,55 @@ def answer_file(
     if prompts.name == "bad.jsonl":
         raise DataError.several([Problem("is empty", "bad.jsonl:3", "prompt"), Problem("is not JSON", "bad.jsonl:9")])
     return AnsweredFile(output)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What `merge` made."""
+
+    out: Path
+    verified: bool
+    warnings: tuple[str, ...]
+    base: str = "dequantized"
+    dtype: str = "bfloat16"
+    max_abs_logit_difference: float | None = 0.25
+    kl_adapted_merged: float | None = 0.0012
+    kl_adapted_base: float | None = 0.75
+    top1_agreement: float | None = 0.99609375
+    positions: int = 256
+    measured_on: str | None = "the run's held-out rows"
+    compared: str | None = "logits"
+    base_model: str = "builtin:any"
+    why_this_base: str = "the base as training saw it"
+    adapters: tuple[dict[str, object], ...] = ({"name": "adapter", "weight": 0.7},)
+    changed_tensors: int = 210
+    untied: tuple[str, ...] = ()
+    weights_bytes: int = 269_000_000
+    merge_seconds: float = 1.25
+
+    def as_dict(self) -> dict[str, object]:
+        """The report as JSON shows it."""
+        return {key: value for key, value in asdict(self).items() if key != "out"}
+
+
+def merge(
+    target: str | None,
+    out: str | None,
+    adapters: Sequence[str],
+    *,
+    verified: bool,
+    observer: Callable[[Event], None],
+    **options: object,
+) -> MergeReport:
+    """Merges at once, and loses too much of an adapter that is called `lost`."""
+    CALLS.append({"target": target, "out": out, "adapters": list(adapters), "verified": verified, **options})
+    print("a library prints where it should not")
+    observer(Note("the adapter was trained on its base in nf4"))
+    for done in range(0, 101, 50):
+        observer(Progress("bytes merged", done, 100))
+    if target == "lost":
+        raise VerificationError("the merge lost more than it kept", remedy="--dtype float32 keeps it.")
+    return MergeReport(Path(out or "runs/a/merged"), verified, ("the merge lost 12 % of the adapter's effect",))
 
 
 def command_line(*arguments: str) -> list[str]:

@@ -13,7 +13,7 @@ from loraft import __version__
 from tests.cli.conftest import Loraft
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["check", "train", "generate", "chat", "inspect-layers", "schema", "doctor"]
+COMMANDS = ["check", "train", "merge", "generate", "chat", "inspect-layers", "schema", "doctor"]
 HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "numpy"]
 
 

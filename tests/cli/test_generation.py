@@ -37,6 +37,7 @@ def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:
         "trace": False,
         "layers": False,
         "use_cache": True,
+        "merge": False,
     }
 
 

@@ -40,6 +40,7 @@ def test_a_file_of_prompts(loraft: Loraft) -> None:
         "base_model": None,
         "quantize": None,
         "dtype": None,
+        "merge": False,
         "batch_size": 8,
         "overwrite": True,
     }

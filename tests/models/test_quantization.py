@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError
 from loraft.models.loading import load_config, load_model, meta_model
 from loraft.models.placement import Placement
-from loraft.models.quantization import quantization_config, quantized_modules
+from loraft.models.quantization import dequantized, quantization_config, quantized_modules, unpacked
 from tests.tiny import save_tiny
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -85,3 +86,37 @@ def test_c12_gradients_are_bit_equal_with_and_without_an_evaluation_before_them(
     plain = gradient(evaluate_before=False)
     assert plain.abs().max() > 0
     assert torch.equal(plain, gradient(evaluate_before=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_c26_dequantized_is_to_the_bit_what_a_4_bit_model_computes_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, double_quant: bool, dtype: torch.dtype
+) -> None:
+    """Whole or in pieces, on rows that blocks end in and on those that they do not."""
+    quantization = QuantizationSection.model_validate({"type": kind, "double_quant": double_quant})
+    for hidden in (64, 40):
+        folder = save_tiny(tmp_path / str(hidden), hidden_size=hidden, intermediate_size=128, num_hidden_layers=1)
+        loaded = load_model(section(folder), on_cpu(dtype), quantization=quantization)
+        base = load_model(section(folder), on_cpu())
+        for piece in (1 << 18, 320):
+            monkeypatch.setattr("loraft.models.quantization.PIECE", piece)
+            for name in quantized_modules(base.model):
+                weight = base.model.get_submodule(name).weight
+                found = dequantized(weight, quantization, dtype)
+                assert found.dtype == dtype
+                assert torch.equal(found, unpacked(loaded.model.get_submodule(name)))
+                assert not torch.equal(found.float(), weight)
+
+
+def test_c26_products_of_a_dtype_of_their_own_are_part_of_what_is_dequantized() -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    rounded = dequantized(weight, QuantizationSection(compute_dtype="bfloat16"), torch.float32)
+    assert rounded.dtype == torch.bfloat16
+    assert torch.equal(rounded, dequantized(weight, QuantizationSection(), torch.float32).bfloat16())
+
+
+def test_c40_what_t5_keeps_in_float32_is_not_quantized() -> None:
+    t5 = meta_model(AutoConfig.for_model("t5", d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4))
+    assert {name.rpartition(".")[2] for name in quantized_modules(t5)} == {"q", "k", "v", "o", "wi"}

@@ -1,0 +1,104 @@
+"""Text to compare models on: the rows that a run held out, or else text that comes with loraft.
+
+This module knows where a run keeps its config, and turns rows into tokens. It refuses to know what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from loraft.config.files import load_config
+from loraft.data.prepare import prepare
+from loraft.data.tickets import tickets
+from loraft.errors import LoraftError
+
+__all__ = ["BUILT_IN", "Rows", "built_in_rows", "rows_for"]
+
+LONGEST = 256
+"""The most tokens of a row: all models have as many positions."""
+BUILT_IN = "built-in text"
+PASSAGES = (
+    "The river had been rising for three days before anyone thought to look at the bridge. By then the water was brown "
+    "and fast, and the planks in the middle had begun to move.",
+    "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen. In plants it takes place in the "
+    "chloroplasts, whose green pigment absorbs red and blue light best.",
+    "def median(values):\n    ordered = sorted(values)\n    middle = len(ordered) // 2\n    if len(ordered) % 2:\n"
+    "        return ordered[middle]\n    return (ordered[middle - 1] + ordered[middle]) / 2\n",
+    "Q: A train leaves at 9:40 and arrives at 13:05. How long does the journey take?\n"
+    "A: From 9:40 to 13:00 it is 3 hours and 20 minutes, and 5 minutes more: 3 hours and 25 minutes.",
+    "Der Ausschuss hat am Dienstag beschlossen, die Frist bis zum 30. Juni zu verlängern. Anträge, die danach "
+    "eingehen, werden erst im Herbst behandelt.",
+    "La biblioteca abre de lunes a viernes, de nueve a ocho. Los sábados cierra a las dos y los domingos no abre.",
+    '{"name": "kettle", "price": 24.9, "in_stock": true, "tags": ["kitchen", "steel"], "dimensions": {"height": 22}}',
+    "Preheat the oven to 180 degrees. Beat the butter with the sugar until it is pale, add the eggs one at a time, "
+    "then fold in the flour. Bake for 35 minutes and let it cool in the tin.",
+    "In 1854 a physician marked on a map of the city where each of the dead had lived. The marks gathered around one "
+    "pump, and when its handle was taken away the outbreak ended.",
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of tokens.
+
+    Attributes:
+        ids: The tokens of each row.
+        source: What they are, in a few words.
+        notes: What a person should know, a sentence each.
+    """
+
+    ids: tuple[list[int], ...]
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def rows_for(adapter: Path, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """The rows that the run of an adapter held out, followed by the built-in ones, should there be too few.
+
+    Args:
+        adapter: The adapter's folder; where it lies in a run or in one of its checkpoints, the run tells its data.
+        tokenizer: The one that was trained with.
+    """
+    built_in = built_in_rows(tokenizer)
+    config = next((path for run in _runs(adapter) if (path := run / "config.yaml").is_file()), None)
+    if config is None:
+        return built_in
+    try:
+        held_out = prepare(load_config(config), tokenizer).eval
+    except (LoraftError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        return Rows(
+            built_in.ids,
+            built_in.source,
+            (f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {reason}",),
+        )
+    if not held_out:
+        return built_in
+    own = tuple(list(example.input_ids[:LONGEST]) for example in held_out)
+    return Rows((*own, *built_in.ids), "the run's held-out rows")
+
+
+def built_in_rows(tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """Prose, code and data in several languages, then customers' messages; over 10,000 tokens."""
+    made = (list(tokenizer(text, verbose=False)["input_ids"])[:LONGEST] for text in _texts())
+    return Rows(tuple(ids for ids in made if ids), BUILT_IN)
+
+
+def _texts() -> Iterator[str]:
+    yield from PASSAGES
+    for row in tickets("eval"):
+        messages = row["messages"]
+        assert isinstance(messages, list)
+        yield "\n".join(message["content"] for message in messages[1:])
+
+
+def _runs(adapter: Path) -> Iterator[Path]:
+    """The folders that would be the run's, of its adapter and of a checkpoint's."""
+    if adapter.name == "adapter":
+        yield adapter.parent
+        if adapter.parent.parent.name == "checkpoints":
+            yield adapter.parents[2]

@@ -1,0 +1,186 @@
+"""The proof of a merge: the adapted model and the merged one read the same text, one after the other.
+
+This module knows how both are loaded so that they can be compared, and holds one of them in memory at a time; of the
+first only its outputs stay. What is too far apart is `fidelity`'s to say.
+
+They compute in the dtype of the merged weights. A base that was stored in 4 bits during training is stored so here, in
+the dtype that it was quantized from then; only its products are in the dtype of the merge.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraft.adapters.active import act_together, acting
+from loraft.adapters.merge import Merge
+from loraft.adapters.store import load_adapters
+from loraft.config.schema import ModelSection
+from loraft.errors import ModelError
+from loraft.evaluation.fidelity import Difference, Fidelity, difference
+from loraft.evaluation.held_out import Rows, built_in_rows, rows_for
+from loraft.models.families import FAMILIES, Family
+from loraft.models.loading import LoadedModel, load_model
+from loraft.models.placement import DTYPES, Placement, place
+from loraft.models.quantization import compute_in
+
+__all__ = ["LEAST_POSITIONS", "Verified", "verify"]
+
+LEAST_POSITIONS = 256
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was measured.
+
+    Attributes:
+        fidelity: The figures.
+        rows: The text that they were measured on.
+        compared: `logits`, or `hidden states` of a model without a head.
+        is_float32: Both models computed in float32.
+    """
+
+    fidelity: Fidelity
+    rows: Rows
+    compared: str
+    is_float32: bool
+
+
+def verify(
+    merge: Merge, folder: Path, *, positions: int = LEAST_POSITIONS, progress: Callable[[int, int], None]
+) -> Verified:
+    """Compare the adapters on their base with the merged model in `folder`.
+
+    Args:
+        merge: What was merged.
+        folder: The merged model, as transformers loads it.
+        positions: On how many positions at least, as far as there is text.
+        progress: Is told the positions that were read, and all there will be.
+
+    Raises:
+        ModelError: One of the two cannot be loaded or run here; merging without verification is then left.
+        OutOfMemoryError: The device is too small for one of them.
+    """
+
+    def told(turn: int, done: int) -> None:
+        progress(turn * positions + done, 3 * positions)
+
+    try:
+        first = _adapted_and_base(merge, positions, told)
+        gc.collect()  # models hold cycles: without it two would be in memory
+        merged = load_model(ModelSection(name_or_path=str(folder)), _placement(merge.dtype), among=FAMILIES)
+        outputs = _outputs(merged.model, merged.family, first.rows, positions, lambda done: told(2, done))
+    except ModelError as error:
+        raise ModelError.several(
+            replace(each, remedy="Merge without comparing: --no-verify.") for each in error.problems
+        ) from error
+    fidelity = Fidelity(difference(first.adapted.texts, outputs.texts), first.base)
+    is_float32 = first.computes_in == merge.dtype == torch.float32
+    return Verified(fidelity, first.rows, outputs.kind, is_float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _First:
+    """What stays of the adapted model.
+
+    Attributes:
+        rows: What was read.
+        adapted: Its outputs.
+        base: How far the outputs without the adapters are from them.
+        computes_in: The dtype of its products.
+    """
+
+    rows: Rows
+    adapted: _Outputs
+    base: Difference
+    computes_in: torch.dtype
+
+
+def _adapted_and_base(merge: Merge, positions: int, progress: Callable[[int, int], None]) -> _First:
+    loaded, computes_in = _base_as_trained(merge)
+    names = {f"adapter-{number}": adapter for number, adapter in enumerate(merge.adapters, start=1)}
+    adapted = load_adapters(loaded, {name: adapter.files.folder for name, adapter in names.items()})
+    act_together(adapted.model, {name: adapter.weight for name, adapter in names.items()})
+    generates = loaded.family.kind == "decoder"
+    rows = rows_for(merge.adapters[0].files.folder, loaded.tokenizer) if generates else built_in_rows(loaded.tokenizer)
+    outputs = _outputs(adapted.model, loaded.family, rows, positions, lambda done: progress(0, done))
+    with acting(adapted.model, None) as model:
+        base = _outputs(model, loaded.family, rows, positions, lambda done: progress(1, done))
+    return _First(rows, outputs, difference(outputs.texts, base.texts), computes_in)
+
+
+def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
+    """The base as the adapters met it, and the dtype that it computes in: the merge's, where that is left open."""
+    stored = merge.trained_storage
+    held_in = (merge.trained_dtype or merge.dtype) if stored else merge.dtype
+    loaded = load_model(merge.section, _placement(held_in), quantization=stored, among=FAMILIES)
+    if stored is None:
+        return loaded, held_in
+    products = DTYPES.get(stored.compute_dtype, held_in)
+    if held_in == merge.dtype or products != held_in:  # products of their own: the merge has their rounding in it
+        return loaded, products
+    compute_in(loaded.model, merge.dtype)
+    return loaded, merge.dtype
+
+
+def _placement(dtype: torch.dtype) -> Placement:
+    """The device that models run on here; the dtype is the merge's, whatever trains best."""
+    return replace(place(ModelSection(name_or_path="any")), dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Outputs:
+    """What a model made of the rows.
+
+    Attributes:
+        texts: `[positions, width]` for each row, in float32 and on the CPU.
+        kind: `logits` or `hidden states`.
+    """
+
+    texts: list[Tensor]
+    kind: str
+
+
+def _outputs(model: nn.Module, family: Family, rows: Rows, positions: int, progress: Callable[[int], None]) -> _Outputs:
+    """Let a model read row after row, until there are enough positions."""
+    device = next(model.parameters()).device
+    dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
+    texts, kind, done = [], "logits", 0
+    for ids in rows.ids:
+        with torch.no_grad(), _products_in(dtype, device.type):
+            found, kind = _output(model, family, torch.tensor([ids], device=device))
+        texts.append(found.float().cpu()[: positions - done])
+        done += len(texts[-1])
+        progress(done)
+        if done == positions:
+            break
+    return _Outputs(texts, kind)
+
+
+def _products_in(dtype: torch.dtype, device: str) -> AbstractContextManager[object]:
+    """Adapters are float32 on a base of 16 bits: products run in the base's dtype, as in training."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype)
+
+
+def _output(model: nn.Module, family: Family, ids: Tensor) -> tuple[Tensor, str]:
+    """`[1, time]` to `[positions, width]`: logits of each token or of the classes, or hidden states; and which."""
+    inputs = {"input_ids": ids}
+    if family.kind == "encoder_decoder":
+        inputs["decoder_input_ids"] = _inner(model).prepare_decoder_input_ids_from_labels(labels=ids)
+    output = model(**inputs)
+    kind = "logits" if "logits" in output else "hidden states"
+    found: Tensor = output.logits if kind == "logits" else output.last_hidden_state
+    return found.reshape(-1, found.shape[-1]), kind
+
+
+def _inner(model: nn.Module) -> Any:
+    """The transformers model itself, whatever is wrapped around it."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
