@@ -128,7 +128,7 @@ def prepare_merge(
             it is not stable in the dtype.
     """
     adapters = tuple(
-        WeightedAdapter(shown(str(each.folder)), read_adapter(each.folder), weight)
+        WeightedAdapter(_shown(each.folder), read_adapter(each.folder), weight)
         for each, weight in zip(target.adapters, weights, strict=True)
     )
     section = target.model_section
@@ -155,7 +155,7 @@ def prepare_merge(
         adapters=adapters,
         plan=plan_merge(model, adapters),
         base=base,
-        trained_storage=recorded if tells else storage,
+        trained_storage=recorded or (None if tells else storage),
         storage=storage,
         trained_dtype=_trained_dtype(adapters),
         asked_dtype=None if dtype == "auto" else DTYPES[dtype],
@@ -164,6 +164,12 @@ def prepare_merge(
         quantized=frozenset(f"{name}.weight" for name in quantized_modules(model)),
         notes=(*notes, *_storage_notes(recorded, base, tells=tells)),
     )
+
+
+def _shown(folder: Path) -> str:
+    """What reports call an adapter: its path as it was given, or of an absolute one the end that tells."""
+    name = shown(str(folder))
+    return f"{folder.parent.name}/{name}" if folder.is_absolute() and name == "adapter" else name
 
 
 def _refuse_overflow(family: Family, dtype: MergedDtype) -> None:
