@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -43,6 +42,7 @@ __all__ = ["BaseChoice", "Merge", "MergedDtype", "plan_files", "prepare_merge", 
 
 BaseChoice = Literal["original", "dequantized"]
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
+BYTES_AT_ONCE = 4 << 20
 WORDS = {dtype: word for word, dtype in TORCH_DTYPES.items()}
 
 
@@ -128,7 +128,7 @@ def prepare_merge(
             it is not stable in the dtype.
     """
     adapters = tuple(
-        WeightedAdapter(shown(str(each.folder)), read_adapter(each.folder), weight)
+        WeightedAdapter(_shown(each.folder), read_adapter(each.folder), weight)
         for each, weight in zip(target.adapters, weights, strict=True)
     )
     section = target.model_section
@@ -155,7 +155,7 @@ def prepare_merge(
         adapters=adapters,
         plan=plan_merge(model, adapters),
         base=base,
-        trained_storage=recorded if tells else storage,
+        trained_storage=recorded or (None if tells else storage),
         storage=storage,
         trained_dtype=_trained_dtype(adapters),
         asked_dtype=None if dtype == "auto" else DTYPES[dtype],
@@ -164,6 +164,12 @@ def prepare_merge(
         quantized=frozenset(f"{name}.weight" for name in quantized_modules(model)),
         notes=(*notes, *_storage_notes(recorded, base, tells=tells)),
     )
+
+
+def _shown(folder: Path) -> str:
+    """What reports call an adapter: its path as it was given, or of an absolute one the end that tells."""
+    name = shown(str(folder))
+    return f"{folder.parent.name}/{name}" if folder.is_absolute() and name == "adapter" else name
 
 
 def _refuse_overflow(family: Family, dtype: MergedDtype) -> None:
@@ -259,14 +265,13 @@ def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], Non
     files = plan_files(merge)
     total = sum(slot.num_bytes for slots in files.values() for slot in slots)
     models_names = {theirs: ours for ours, theirs in merge.names.items()}
-    mapped = cache(lambda file: safe_open(file, framework="pt"))
     written = 0
     with working_ahead() as run:
 
         def pieces(slot: Slot) -> Iterator[Tensor]:
             nonlocal written
             name = models_names.get(slot.name, slot.name)
-            for piece in _merged(merge, name, TORCH_DTYPES.get(slot.dtype), mapped, run):
+            for piece in _merged(merge, name, TORCH_DTYPES.get(slot.dtype), run):
                 yield piece
                 written += piece.numel() * piece.element_size()
                 progress(written, total)
@@ -278,23 +283,43 @@ def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], Non
     return total
 
 
-def _merged(
-    merge: Merge, name: str, dtype: torch.dtype | None, mapped: Callable[[Path], Any], run: Run
-) -> Iterable[Tensor]:
+def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Iterable[Tensor]:
     """One tensor of the result, in pieces; a dtype of None is that of a tensor that holds no floating numbers."""
     plan, checked = merge.plan, _checked(run, name)
     replacement = plan.replaced.get(name)
     if replacement is not None:
         return cast_pieces(replacement, dtype or replacement.dtype, run=checked)
     header = _source(merge, name)
-    weight: Tensor = mapped(header.file).get_tensor(header.name)
-    if dtype is None:
-        return [weight]
+    changes = name in plan.updates or merge.base == "dequantized"
+    if dtype is None or (not changes and TORCH_DTYPES[header.dtype] == dtype):
+        return _bytes(header)
+    weight = _mapped(header)
     if merge.base == "dequantized":
         weight = _as_trained(merge, name, weight, run)
     if name in plan.updates:
         return updated_pieces(weight, plan.updates[name], dtype, transposed=name in plan.transposed, run=checked)
     return cast_pieces(weight, dtype, run=checked)
+
+
+def _bytes(header: TensorHeader) -> Iterator[Tensor]:
+    """A tensor of the base as its file has it, byte for byte and some at a time."""
+    with header.file.open("rb") as stream:
+        stream.seek(header.start)
+        left = header.stop - header.start
+        while left:
+            part = bytearray(stream.read(min(left, BYTES_AT_ONCE)))
+            left -= len(part)
+            yield torch.frombuffer(part, dtype=torch.uint8)
+
+
+def _mapped(header: TensorHeader) -> Tensor:
+    """A tensor of the base, which stays in its file; what is read of it leaves memory with it.
+
+    The file is opened for each: as long as it is, all that was ever read of it counts as this process's memory.
+    """
+    with safe_open(header.file, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(header.name)
+    return tensor
 
 
 def _as_trained(merge: Merge, name: str, weight: Tensor, run: Run) -> Tensor:

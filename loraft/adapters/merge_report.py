@@ -32,6 +32,7 @@ class MergeReport:
         measured_on: The text of these positions.
         compared: What was compared: `logits`, or `hidden states` of a model without a head.
         base_model: The base, by its name.
+        architecture: The class of transformers that loads the result.
         why_this_base: What the base means for the result.
         adapters: What was merged: a name and a weight each.
         changed_tensors: How many tensors differ from the base's by the adapters.
@@ -53,6 +54,7 @@ class MergeReport:
     measured_on: str | None
     compared: str | None
     base_model: str
+    architecture: str
     why_this_base: str
     adapters: tuple[Mapping[str, object], ...]
     changed_tensors: int
@@ -88,7 +90,7 @@ def why(base: str, *, is_as_trained: bool) -> str:
 
 def merged_card(report: MergeReport, version: str) -> str:
     """The text of the merged model's README.md."""
-    sections = (_front_matter(report), _title(report, version), _usage(), _measured(report))
+    sections = (_front_matter(report), _title(report, version), _usage(report), _measured(report))
     return "\n".join("\n".join(section) + "\n" for section in sections)
 
 
@@ -107,11 +109,11 @@ def _title(report: MergeReport, version: str) -> Iterator[str]:
     yield f"Merged into the {report.base} base: {report.why_this_base}."
 
 
-def _usage() -> Iterator[str]:
+def _usage(report: MergeReport) -> Iterator[str]:
     yield "## Use\n\n```python"
-    yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+    yield f"from transformers import AutoTokenizer, {report.architecture}\n"
     yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
-    yield 'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")'
+    yield f'model = {report.architecture}.from_pretrained("path/to/this/folder", dtype="auto")'
     yield "```\n"
     yield "The chat template, the stop ids and the generation defaults of the adapter lie beside the weights."
 

@@ -78,6 +78,7 @@ def _report(
         measured_on=found.rows.source if found else None,
         compared=found.compared if found else None,
         base_model=shown(merge.section.name_or_path),
+        architecture=merge.architecture,
         why_this_base=why(merge.base, is_as_trained=merge.is_as_trained),
         adapters=tuple({"name": adapter.name, "weight": adapter.weight} for adapter in merge.adapters),
         changed_tensors=len({*merge.plan.updates, *merge.plan.replaced}),

@@ -259,6 +259,7 @@ class MergeReport:
     measured_on: str | None = "the run's held-out rows"
     compared: str | None = "logits"
     base_model: str = "builtin:any"
+    architecture: str = "LlamaForCausalLM"
     why_this_base: str = "the base as training saw it"
     adapters: tuple[dict[str, object], ...] = ({"name": "adapter", "weight": 0.7},)
     changed_tensors: int = 210
