@@ -1,4 +1,4 @@
-"""What merging a large model takes: memory that does not grow with it, and not much more time than copying it.
+"""What merging a large model takes: memory that does not grow with it.
 
 Slow: it writes a model of 6 GB with random numbers, merges it in a process of its own, and removes both.
 """
@@ -98,15 +98,6 @@ def anonymous_bytes(process: subprocess.Popen[str]) -> int:
         return 0
     found = re.search(r"RssAnon:\s+(\d+) kB", status)
     return int(found[1]) * 1024 if found else 0
-
-
-def copied_in_seconds(source: Path, to: Path) -> float:
-    began = time.monotonic()
-    shutil.copytree(source, to)
-    subprocess.run(["sync", "-f", str(to)], check=True)
-    seconds = time.monotonic() - began
-    shutil.rmtree(to)
-    return seconds
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 SMOLLM2 = "builtin:smollm2-135m-instruct"
 POSITIONS = 1000
-EFFECTS = {"lora": {}, "rslora": {"use_rslora": True, "alpha": 4}, "dora": {"use_dora": True}}
+EFFECTS = {"lora": {}, "rslora": {"use_rslora": True, "alpha": 6}, "dora": {"use_dora": True}}
 
 
 def told(report: MergeReport) -> MergeReport:
