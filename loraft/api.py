@@ -19,7 +19,7 @@ from loraft.adapters.merge import BaseChoice, MergedDtype, prepare_merge
 from loraft.adapters.merge_report import MergeReport
 from loraft.adapters.merged_folder import chosen_folder
 from loraft.adapters.weighted import resolve_weighted
-from loraft.config.schema import DtypeName, LoraSection, QuantizationSection, RunConfig
+from loraft.config.schema import LoraSection, RunConfig
 from loraft.data.formats import Message
 from loraft.evaluation.merging import merge_and_verify
 from loraft.evaluation.verification import LEAST_POSITIONS
@@ -33,7 +33,7 @@ from loraft.generation.comparing import compare as compare_voices
 from loraft.generation.context import Context
 from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
-from loraft.generation.options import AnswerOptions
+from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.pieces import Pieces
 from loraft.generation.rules import SamplingRules, unheeded_defaults
 from loraft.generation.session import Session, open_session
@@ -169,30 +169,20 @@ class Answering(Iterator[Token]):
 
 
 def generate(
-    target: str | None,
-    adapters: Sequence[str] = (),
+    model: ModelChoice | str,
     *,
     prompt: str,
     options: AnswerOptions = AS_SAVED,
-    base_model: str | None = None,
-    quantize: QuantizationSection | None = None,
-    dtype: DtypeName | None = None,
-    merge: bool = False,
     trace: bool = False,
     layers: bool = False,
     use_cache: bool = True,
 ) -> Answering:
-    """Answer a prompt with what TARGET and `adapters` mean.
+    """Answer a prompt.
 
     Args:
-        target: A base model, an adapter, a run, a checkpoint or a config.
-        adapters: Adapters to put on it, `NAME=DIR` or `DIR`; the first one answers.
+        model: What answers; a name alone is a TARGET.
         prompt: What is asked.
         options: How it is answered.
-        base_model: The base to use, whatever the adapters name.
-        quantize: Store the base in 4 bits; None stores it as it was in training.
-        dtype: Compute in it; None leaves it to the adapter and the device.
-        merge: Fold the adapter into the weights first.
         trace: Tell how each token comes about.
         layers: And what each layer would have said.
         use_cache: False reads everything again at each step; the answer can then be compared with one with a cache.
@@ -200,7 +190,7 @@ def generate(
     Raises:
         Refused: The target or the prompt cannot be used.
     """
-    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype, merge=merge)
+    session = _opened(model)
     voice = session.voice()
     notes = [*session.notes, *_to_be_told(session, options)]
     settings = voice.settings(options)
@@ -223,15 +213,10 @@ def generate(
 
 
 def complete(
-    target: str | None,
-    adapters: Sequence[str] = (),
+    model: ModelChoice | str,
     *,
     prompts: Sequence[str],
     options: AnswerOptions = AS_SAVED,
-    base_model: str | None = None,
-    quantize: QuantizationSection | None = None,
-    dtype: DtypeName | None = None,
-    merge: bool = False,
     batch_size: int = BATCH_SIZE,
     observer: Observer = _ignore,
 ) -> list[Completion]:
@@ -240,7 +225,7 @@ def complete(
     Returns:
         One completion a prompt, in the order of the prompts.
     """
-    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype, merge=merge)
+    session = _opened(model)
     _tell(observer, *session.notes, *_to_be_told(session, options))
     voice = session.voice()
     ids = [voice.prompt_ids(voice.conversation(prompt, options.system)) for prompt in prompts]
@@ -249,14 +234,10 @@ def complete(
 
 
 def compare(
-    target: str | None,
-    adapters: Sequence[str] = (),
+    model: ModelChoice | str,
     *,
     prompts: Sequence[str],
     options: AnswerOptions = AS_SAVED,
-    base_model: str | None = None,
-    quantize: QuantizationSection | None = None,
-    dtype: DtypeName | None = None,
     batch_size: int = BATCH_SIZE,
     observer: Observer = _ignore,
 ) -> list[Compared]:
@@ -265,22 +246,17 @@ def compare(
     Returns:
         One comparison a prompt, in the order of the prompts.
     """
-    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
+    session = _opened(model)
     _tell(observer, *session.notes)
     return compare_voices(session, prompts, options=options, batch_size=batch_size, observer=observer)
 
 
 def answer_file(
-    target: str | None,
-    adapters: Sequence[str] = (),
+    model: ModelChoice | str,
     *,
     prompts: Path,
     output: Path,
     options: AnswerOptions = AS_SAVED,
-    base_model: str | None = None,
-    quantize: QuantizationSection | None = None,
-    dtype: DtypeName | None = None,
-    merge: bool = False,
     batch_size: int = BATCH_SIZE,
     overwrite: bool = False,
     observer: Observer = _ignore,
@@ -288,15 +264,10 @@ def answer_file(
     """Answer a file of prompts into a file of answers.
 
     Args:
-        target: A base model, an adapter, a run, a checkpoint or a config.
-        adapters: Adapters to put on it, `NAME=DIR` or `DIR`; the first one answers.
+        model: What answers; a name alone is a TARGET.
         prompts: The file of rows with `prompt` or `messages`.
         output: Where each row is written with its `completion`; one that was begun is gone on with.
         options: How they are answered.
-        base_model: The base to use, whatever the adapters name.
-        quantize: Store the base in 4 bits; None stores it as it was in training.
-        dtype: Compute in it; None leaves it to the adapter and the device.
-        merge: Fold the adapter into the weights first.
         batch_size: How many rows at a time.
         overwrite: Begin anew, whatever `output` holds.
         observer: Is told how far it is.
@@ -308,7 +279,7 @@ def answer_file(
     """
     questions = read_questions(prompts)
     check_answer_file(output, [question.row.values for question in questions], prompts, overwrite=overwrite)
-    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype, merge=merge)
+    session = _opened(model)
     _tell(observer, *session.notes, *_to_be_told(session, options))
     return answer_questions(
         session,
@@ -389,21 +360,21 @@ def inspect_layers(
 
 
 def open_chat(
-    target: str | None,
-    adapters: Sequence[str] = (),
+    model: ModelChoice | str,
     *,
     options: AnswerOptions = AS_SAVED,
-    base_model: str | None = None,
-    quantize: QuantizationSection | None = None,
-    dtype: DtypeName | None = None,
 ) -> Conversation:
     """Begin a conversation; the arguments are those of `generate`.
 
     Raises:
         Refused: The target cannot be used, or the model holds no conversation.
     """
-    session = open_session(target, adapters, base_model=base_model, quantize=quantize, dtype=dtype)
+    session = _opened(model)
     return Conversation(session, options)
+
+
+def _opened(model: ModelChoice | str) -> Session:
+    return open_session(ModelChoice(model) if isinstance(model, str) else model)
 
 
 def _to_be_told(session: Session, options: AnswerOptions) -> Iterator[str]:

@@ -25,6 +25,7 @@ import torch
 import transformers
 
 from loraft.generation.engine import complete_batch
+from loraft.generation.options import ModelChoice
 from loraft.generation.sampling import GREEDY
 from loraft.generation.session import open_session
 
@@ -67,7 +68,7 @@ class Compared:
 def main() -> None:
     """Measures both and prints a table."""
     options = parse_options()
-    session = open_session(MODEL, [options.adapter] if options.adapter else [])
+    session = open_session(ModelChoice(MODEL, [options.adapter] if options.adapter else []))
     voice = session.voice()
     prompts = [voice.prompt_ids(voice.conversation(prompt)) for prompt in PROMPTS]
     ours, theirs = answerers(session.model, voice.tokenizer, options.new_tokens)

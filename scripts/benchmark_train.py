@@ -4,10 +4,11 @@
 
 SmolLM2-135M-Instruct learns English question-answer pairs of the PyPI package chatterbot-corpus with LoRA r=8 on
 all linear layers, in bfloat16. loraft's plan of the run says which rows share a step; TRL is given the same tokens in
-the same order. TRL's settings are tried first on a few steps, and the fastest one is used. Each run is a process of
-its own, and the two alternate. The rate counts every token of the rows, prompts included and padding not, from the
-beginning of the first step to the end of the last one: loading, tokenizing and saving are left out. Peak memory is
-the most that the process ever held.
+the same order. 16 rows are about 900 tokens a step; with fewer, what a step costs whatever is in it weighs more on both.
+TRL's settings are tried first on a few steps, and the fastest one is used. Each run is a process of its own, and the two
+alternate. The rate counts every token of the rows, prompts included and padding not, from the beginning of the first
+step to the end of the last one: loading, tokenizing and saving are left out. Peak memory is the most that the process
+ever held.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def parse_options() -> argparse.Namespace:
     """What the command line says; the hidden options are how a worker is told its part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=256, help="question-answer pairs [default: 256]")
-    parser.add_argument("--batch-size", type=int, default=8, help="rows in an optimizer step [default: 8]")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows in an optimizer step [default: 16]")
     parser.add_argument("--pairs", type=int, default=3, help="how often both are run, in turn [default: 3]")
     parser.add_argument("--probe-steps", type=int, default=6, help="steps to try TRL's settings on [default: 6]")
     parser.add_argument("--trl-setting", choices=TRL_SETTINGS, help="use this setting of TRL and try no other")

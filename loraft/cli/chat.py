@@ -31,7 +31,7 @@ from loraft.cli.options import (
 )
 from loraft.cli.outcome import ends_well
 from loraft.errors import OutOfMemoryError, Refused
-from loraft.generation.options import AnswerOptions
+from loraft.generation.options import AnswerOptions, ModelChoice
 
 if TYPE_CHECKING:
     from loraft.generation.conversation import Conversation, Reply
@@ -76,12 +76,8 @@ def chat(
         from loraft import api
 
         conversation = api.open_chat(
-            target,
-            adapter or (),
+            ModelChoice(target, adapter or (), base_model, quantization(quantize), dtype),
             options=AnswerOptions(system, max_new_tokens, temperature, top_p, top_k, seed),
-            base_model=base_model,
-            quantize=quantization(quantize),
-            dtype=dtype,
         )
     for note in conversation.notes:
         print_note(note)

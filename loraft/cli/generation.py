@@ -38,7 +38,7 @@ from loraft.cli.options import (
 )
 from loraft.cli.outcome import ends_well
 from loraft.errors import Refused
-from loraft.generation.options import AnswerOptions
+from loraft.generation.options import AnswerOptions, ModelChoice
 
 if TYPE_CHECKING:
     from loraft.api import Answering
@@ -122,9 +122,8 @@ def generate(
     many = compare or prompts is not None
     _refuse_watching_many(prompt, trace=trace, layers=layers, no_kv_cache=no_kv_cache, many=many)
     asked = Asked(
-        target=target,
-        adapters=adapter or (),
-        options=AnswerOptions(
+        ModelChoice(target, adapter or (), base_model, quantization(quantize), dtype, merge),
+        AnswerOptions(
             system=system,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -136,10 +135,6 @@ def generate(
             stop=tuple(stop or ()),
             num_beams=num_beams,
         ),
-        base_model=base_model,
-        quantize=quantization(quantize),
-        dtype=dtype,
-        merge=merge,
     )
     if prompts is not None and output is not None:
         answer_file(asked, prompts, output, batch_size=batch_size, overwrite=overwrite, as_json=as_json)
@@ -187,10 +182,9 @@ def _stream(asked: Asked, prompt: str, *, trace: bool, layers: bool, use_cache: 
         from loraft import api
 
         stream = api.generate(
-            **asked.model,
+            asked.model,
             prompt=prompt,
             options=asked.options,
-            merge=asked.merge,
             trace=trace,
             layers=layers,
             use_cache=use_cache,

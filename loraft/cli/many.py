@@ -10,12 +10,8 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from loraft.generation.options import AnswerOptions
-
-if TYPE_CHECKING:
-    from loraft.config.schema import QuantizationSection
+from loraft.generation.options import AnswerOptions, ModelChoice
 
 __all__ = ["Asked", "answer_compared", "answer_file", "answer_several"]
 
@@ -24,31 +20,10 @@ LOADING = "loading libraries"
 
 @dataclass(frozen=True)
 class Asked:
-    """What answers, and how.
+    """What answers, and how."""
 
-    Attributes:
-        target: TARGET.
-        adapters: Adapters to put on it.
-        options: How it answers.
-        base_model: The base to use, whatever the adapters name.
-        quantize: How the base is stored in 4 bits.
-        dtype: What is computed in.
-        merge: Whether the adapter is folded into the weights first.
-    """
-
-    target: str | None
-    adapters: Sequence[str]
+    model: ModelChoice
     options: AnswerOptions
-    base_model: str | None
-    quantize: QuantizationSection | None
-    dtype: str | None
-    merge: bool
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """What answers, as the api takes it; merged is only what answers alone."""
-        named = ("target", "adapters", "base_model", "quantize", "dtype")
-        return {name: getattr(self, name) for name in named}
 
 
 def answer_several(asked: Asked, prompts: Sequence[str], *, batch_size: int, as_json: bool) -> None:
@@ -61,10 +36,9 @@ def answer_several(asked: Asked, prompts: Sequence[str], *, batch_size: int, as_
 
     with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
         answers = api.complete(
-            **asked.model,
+            asked.model,
             prompts=prompts,
             options=asked.options,
-            merge=asked.merge,
             batch_size=batch_size,
             observer=view,
         )
@@ -87,8 +61,7 @@ def answer_file(asked: Asked, prompts: Path, output: Path, *, batch_size: int, o
 
     with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
         result = api.answer_file(
-            **asked.model,
-            merge=asked.merge,
+            asked.model,
             prompts=prompts,
             output=output,
             options=asked.options,
@@ -113,7 +86,7 @@ def answer_compared(asked: Asked, prompts: Sequence[str], *, batch_size: int, as
 
     with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
         compared = api.compare(
-            **asked.model, prompts=prompts, options=asked.options, batch_size=batch_size, observer=view
+            asked.model, prompts=prompts, options=asked.options, batch_size=batch_size, observer=view
         )
     if as_json:
         documents = [asdict(each) for each in compared]

@@ -1,14 +1,38 @@
-"""What a caller may say of an answer, as a plain value.
+"""What a caller may say of an answer and of the model that gives it, as plain values.
 
-This module knows names and that nothing need be said. It refuses to know what each means (`sampling`, `engine`), and
-it is light, so that the command line makes one before torch is imported.
+This module knows names and that little need be said. It refuses to know what each means (`session`, `rules`), and it is
+light, so that the command line makes them before torch is imported.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["AnswerOptions"]
+from loraft.config.schema import DtypeName, QuantizationSection
+
+__all__ = ["AnswerOptions", "ModelChoice"]
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What answers.
+
+    Attributes:
+        target: A base model, an adapter, a run, a checkpoint or a config; None where the adapters bring their base.
+        adapters: Adapters to put on it, `NAME=DIR` or `DIR`; the first one answers where nobody says which.
+        base_model: The base to use, whatever the adapters name.
+        quantize: Store the base in 4 bits; None stores it as it was in training.
+        dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
+        merge: Fold the one adapter into the weights; the base without it is then gone.
+    """
+
+    target: str | None
+    adapters: Sequence[str] = ()
+    base_model: str | None = None
+    quantize: QuantizationSection | None = None
+    dtype: DtypeName | None = None
+    merge: bool = False
 
 
 @dataclass(frozen=True)

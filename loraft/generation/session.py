@@ -19,13 +19,13 @@ from loraft.adapters.active import acting
 from loraft.adapters.merge_in_memory import merged
 from loraft.adapters.resolve import AdapterTarget, Target, resolve_target
 from loraft.adapters.store import load_adapters
-from loraft.config.schema import DtypeName, QuantizationSection
+from loraft.config.schema import QuantizationSection
 from loraft.data.formats import Message
 from loraft.data.tokenize import Renderer
 from loraft.errors import AdapterError, ConfigError, ModelError
 from loraft.generation.answer import stop_texts_of
 from loraft.generation.defaults import saved_defaults
-from loraft.generation.options import AnswerOptions
+from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.rules import SamplingRules
 from loraft.models.families import FAMILIES, Family, family_of
 from loraft.models.loading import LoadedModel, load_config, load_model, load_tokenizer
@@ -181,41 +181,27 @@ class Session:
         return acting(self.model, None if voice.name == BASE else voice.name)
 
 
-def open_session(
-    target: str | None,
-    adapters: Sequence[str] = (),
-    *,
-    base_model: str | None = None,
-    quantize: QuantizationSection | None = None,
-    dtype: DtypeName | None = None,
-    merge: bool = False,
-) -> Session:
-    """Load what TARGET, `--adapter` and `--base-model` mean, each base once.
-
-    Args:
-        target: TARGET.
-        adapters: Adapters to put on it, `NAME=DIR` or `DIR`.
-        base_model: The base to use whatever the adapters name.
-        quantize: Store the base in 4 bits; None stores it as it was while the adapter was trained.
-        dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
-        merge: Fold the one adapter into the weights; the base without it is then gone.
+def open_session(choice: ModelChoice) -> Session:
+    """Load what a choice means, each base once.
 
     Raises:
         Refused: Something cannot be found or does not fit, or the model does not generate text.
     """
-    found = resolve_target(target, adapters, base_model=base_model)
-    if merge and len(found.adapters) != 1:
+    found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
+    if choice.merge and len(found.adapters) != 1:
         raise AdapterError(f"one adapter can be merged, and there are {len(found.adapters)}", where="--merge")
-    section = found.model_section if dtype is None else found.model_section.model_copy(update={"dtype": dtype})
+    section = found.model_section
+    if choice.dtype is not None:
+        section = section.model_copy(update={"dtype": choice.dtype})
     _refuse_encoder(load_config(section, FAMILIES).model_type)
-    quantization = quantize if quantize is not None else found.quantization
+    quantization = found.quantization if choice.quantize is None else choice.quantize
     loaded = load_model(section, place(section), quantization=quantization, among=FAMILIES)
     adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
     voices = _voices(found, loaded)
     stored = _storage_notes(found.adapters, quantization)
     rendering = next(iter(voices.values())).renderer.notes
     notes = (*found.notes, *loaded.notes, *stored, *(adapted.notes if adapted else ()), *rendering)
-    if merge and adapted is not None:
+    if choice.merge and adapted is not None:
         del voices[BASE]
         return Session(loaded, merged(adapted), voices, None, notes)
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from loraft.config.schema import RunConfig
 from loraft.errors import DataError, NonFiniteError, Problem, Stopped, VerificationError
+from loraft.generation.options import ModelChoice
 from loraft.training.events import (
     Evaluated,
     Event,
@@ -170,9 +171,9 @@ def run_events() -> Iterator[Event]:
             yield Saved(step, Path(f"runs/tickets-1/checkpoints/step-{step:06d}"))
 
 
-def generate(target: str | None, adapters: Sequence[str], *, prompt: str, **options: object) -> Stream:
+def generate(model: ModelChoice, *, prompt: str, **options: object) -> Stream:
     """Answers `Paris.`, whatever the question, with an escape sequence at its end."""
-    CALLS.append({"target": target, "adapters": list(adapters), "prompt": prompt, **options})
+    CALLS.append({"model": model, "prompt": prompt, **options})
     return Stream(prompt)
 
 
@@ -196,38 +197,35 @@ class AnsweredFile:
 
 
 def complete(
-    target: str | None,
-    adapters: Sequence[str],
+    model: ModelChoice,
     *,
     prompts: Sequence[str],
     observer: Callable[[Event], None],
     **options: object,
 ) -> list[Completion]:
     """Answers each prompt as `generate` does."""
-    CALLS.append({"target": target, "adapters": list(adapters), "prompts": prompts, **options})
+    CALLS.append({"model": model, "prompts": prompts, **options})
     observer(Note("the tokenizer has no padding token"))
     print("a library prints where it should not")
     return [Stream(prompt).completion for prompt in prompts]
 
 
 def compare(
-    target: str | None,
-    adapters: Sequence[str],
+    model: ModelChoice,
     *,
     prompts: Sequence[str],
     observer: Callable[[Event], None],
     **options: object,
 ) -> list[Compared]:
     """Lets the base and two adapters answer, or as many as are given."""
-    CALLS.append({"target": target, "adapters": list(adapters), "prompts": prompts, **options})
+    CALLS.append({"model": model, "prompts": prompts, **options})
     observer(Progress("answers", 3, 3))
-    voices = ("base", *(adapters or ("one", "two")))
+    voices = ("base", *(model.adapters or ("one", "two")))
     return [Compared(prompt, {voice: Stream(prompt).completion for voice in voices}) for prompt in prompts]
 
 
 def answer_file(
-    target: str | None,
-    adapters: Sequence[str],
+    model: ModelChoice,
     *,
     prompts: Path,
     output: Path,
@@ -235,7 +233,7 @@ def answer_file(
     **options: object,
 ) -> AnsweredFile:
     """Answers nothing; a file called `bad.jsonl` has bad rows."""
-    CALLS.append({"target": target, "adapters": list(adapters), "prompts": prompts, "output": output, **options})
+    CALLS.append({"model": model, "prompts": prompts, "output": output, **options})
     observer(Progress("rows answered", 300, 300))
     if prompts.name == "bad.jsonl":
         raise DataError.several([Problem("is empty", "bad.jsonl:3", "prompt"), Problem("is not JSON", "bad.jsonl:9")])

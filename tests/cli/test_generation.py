@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.generation.options import AnswerOptions
+from loraft.generation.options import AnswerOptions, ModelChoice
 from tests.cli import fake_api
 from tests.cli.conftest import Loraft
 
@@ -27,17 +27,12 @@ def test_the_answer_and_nothing_else_is_on_standard_output(loraft: Loraft) -> No
 def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:
     loraft("generate", "--adapter", "run/adapter", "--prompt", "Hi", "--top-k", "5")
     assert fake_api.CALLS[-1] == {
-        "target": None,
-        "adapters": ["run/adapter"],
+        "model": ModelChoice(None, ["run/adapter"]),
         "prompt": "Hi",
         "options": AnswerOptions(top_k=5, seed=0),
-        "base_model": None,
-        "quantize": None,
-        "dtype": None,
         "trace": False,
         "layers": False,
         "use_cache": True,
-        "merge": False,
     }
 
 

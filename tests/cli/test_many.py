@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from loraft.generation.options import AnswerOptions
+from loraft.generation.options import AnswerOptions, ModelChoice
 from tests.cli import fake_api
 from tests.cli.conftest import Loraft
 
@@ -32,15 +32,10 @@ def test_a_file_of_prompts(loraft: Loraft) -> None:
     assert "300" in result.stdout
     assert json.loads(loraft(*words, "--json").stdout) == {"output": "o.jsonl", "rows": 300, "held": 100}
     assert fake_api.CALLS[-1] == {
-        "target": "any",
-        "adapters": [],
+        "model": ModelChoice("any"),
         "prompts": Path("p.jsonl"),
         "output": Path("o.jsonl"),
         "options": AnswerOptions(temperature=0.0, seed=0),
-        "base_model": None,
-        "quantize": None,
-        "dtype": None,
-        "merge": False,
         "batch_size": 8,
         "overwrite": True,
     }

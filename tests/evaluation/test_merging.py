@@ -19,6 +19,7 @@ from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, LoraftError, ModelError, VerificationError
 from loraft.evaluation.fidelity import kl_divergence
 from loraft.evaluation.held_out import built_in_rows
+from loraft.generation.options import ModelChoice
 from loraft.models.loading import load_model
 from loraft.models.placement import Placement
 from loraft.training.events import Event, Note, Progress
@@ -267,11 +268,10 @@ def test_what_was_merged_is_a_target_like_any_other(tmp_path: Path) -> None:
     report = api.merge(str(tmp_path / "run"))
     unmerged = api.generate(str(tmp_path / "run"), prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
     merged = api.generate(str(report.out), prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
-    in_memory = api.generate(
-        str(tmp_path / "run"), prompt="Hello", options=api.AnswerOptions(max_new_tokens=8), merge=True
-    )
+    choice = ModelChoice(str(tmp_path / "run"), merge=True)
+    in_memory = api.generate(choice, prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
     for answer in (unmerged, merged, in_memory):
         assert list(answer)
     assert merged.completion.prompt == unmerged.completion.prompt, "the system prompt went along"
     with pytest.raises(LoraftError, match="one adapter can be merged, and there are 0"):
-        api.generate(str(report.out), prompt="Hello", merge=True)
+        api.generate(ModelChoice(str(report.out), merge=True), prompt="Hello")

@@ -13,7 +13,7 @@ from loraft.events import Event, Progress
 from loraft.generation import batch
 from loraft.generation.batch import AnsweredFile, answer_questions, read_questions
 from loraft.generation.engine import stream
-from loraft.generation.options import AnswerOptions
+from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.session import Session, open_session
 from tests.generation.voices import adapter_in, base_in
 
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(place: Path) -> Session:
-    return open_session(str(place / "a"))
+    return open_session(ModelChoice(str(place / "a")))
 
 
 def asked(folder: Path, count: int = 23) -> Path:
@@ -136,7 +136,10 @@ def test_another_adapter_or_another_storage_does_not_go_on_with_it(
     place: Path, session: Session, tmp_path: Path
 ) -> None:
     run(session, tmp_path, "o.jsonl")
-    for other in (open_session(str(place / "b")), open_session(str(place / "a"), dtype="bfloat16")):
+    for other in (
+        open_session(ModelChoice(str(place / "b"))),
+        open_session(ModelChoice(str(place / "a"), dtype="bfloat16")),
+    ):
         with pytest.raises(DataError, match="another model, or with other settings"):
             run(other, tmp_path, "o.jsonl")
 
@@ -222,7 +225,7 @@ def test_a_row_longer_than_the_models_positions_is_named_before_anything_is_writ
     place: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n" + json.dumps({"prompt": "late " * 60}) + "\n")
-    session = open_session(str(place / "gpt2"))
+    session = open_session(ModelChoice(str(place / "gpt2")))
     with pytest.raises(DataError, match=r"p.jsonl:2: has \d+ tokens, and this model has learned 48 positions"):
         answer_questions(
             session, read_questions(tmp_path / "p.jsonl"), tmp_path / "o", options=OPTIONS, observer=lambda _: None
@@ -236,7 +239,7 @@ def test_a_row_that_the_template_refuses_is_named(place: Path, tmp_path: Path) -
     (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n{"prompt": "no"}\n')
     with pytest.raises(DataError, match=r"p.jsonl:2.*not this"):
         answer_questions(
-            open_session(str(tmp_path / "strict")),
+            open_session(ModelChoice(str(tmp_path / "strict"))),
             read_questions(tmp_path / "p.jsonl"),
             tmp_path / "o",
             options=OPTIONS,

@@ -15,7 +15,7 @@ from loraft.data.records import Row
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, NonFiniteError
 from loraft.generation.context import Context, wrapped_model
 from loraft.generation.conversation import Conversation, save_conversation, shared_beginning
-from loraft.generation.options import AnswerOptions
+from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.session import Session, open_session
 from tests.generation.voices import adapter_in, base_in
 
@@ -34,11 +34,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(place: Path) -> Session:
-    return open_session(None, [f"a={place / 'a'}", f"b={place / 'b'}"])
+    return open_session(ModelChoice(None, [f"a={place / 'a'}", f"b={place / 'b'}"]))
 
 
 def plain(folder: Path, model_type: str = "llama", **sizes: object) -> Session:
-    return open_session(str(base_in(folder, model_type, **sizes)), dtype="float32")
+    return open_session(ModelChoice(str(base_in(folder, model_type, **sizes)), dtype="float32"))
 
 
 @contextmanager
@@ -230,7 +230,7 @@ def test_the_length_that_a_model_was_trained_for_is_no_bound(tmp_path: Path) -> 
 
 def test_a_base_without_a_template_says_that_it_converses_in_chatml(tmp_path: Path) -> None:
     (base_in(tmp_path / "base") / "chat_template.jinja").unlink()
-    conversation = Conversation(open_session(str(tmp_path / "base"), dtype="float32"), SHORT)
+    conversation = Conversation(open_session(ModelChoice(str(tmp_path / "base"), dtype="float32")), SHORT)
     assert any("chatml" in note for note in conversation.notes)
     assert said(conversation, "hello") == fresh_after(conversation, "hello")
 
@@ -282,7 +282,7 @@ def test_the_beginning_that_two_sequences_share() -> None:
 
 @pytest.mark.slow
 def test_smollm2_reads_its_history_once(smollm2: Path) -> None:
-    session = open_session(str(smollm2), dtype="float32")
+    session = open_session(ModelChoice(str(smollm2), dtype="float32"))
     conversation = Conversation(session, AnswerOptions(max_new_tokens=24))
     for text in ("What is the capital of France?", "And of Italy?", "Which of them is larger?"):
         expected = fresh(conversation, text)

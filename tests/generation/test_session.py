@@ -15,7 +15,7 @@ from loraft.config.schema import QuantizationSection
 from loraft.data.formats import Message
 from loraft.errors import AdapterError, Refused
 from loraft.generation.engine import stream
-from loraft.generation.options import AnswerOptions
+from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.sampling import SamplingRules
 from loraft.generation.session import BASE, Session, open_session
 from tests.generation.voices import KINDS, adapter_in, base_in, logits
@@ -35,13 +35,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(place: Path, *kinds: str) -> Session:
-    return open_session(None, [f"{kind}={place / kind}" for kind in kinds])
+    return open_session(ModelChoice(None, [f"{kind}={place / kind}" for kind in kinds]))
 
 
 def test_each_of_several_adapters_answers_as_if_it_were_alone(place: Path) -> None:
     """Ranks, targets, DoRA, rsLoRA and modules of their own beside one another; bit for bit, in any order."""
-    alone = {kind: logits(open_session(str(place / kind)).model) for kind in KINDS}
-    alone[BASE] = logits(open_session(str(place / "base"), dtype="float32").model)
+    alone = {kind: logits(open_session(ModelChoice(str(place / kind))).model) for kind in KINDS}
+    alone[BASE] = logits(open_session(ModelChoice(str(place / "base"), dtype="float32")).model)
     assert len({tuple(each.flatten().tolist()) for each in alone.values()}) == len(KINDS) + 1
     session = opened(place, *KINDS)
     for name in [*alone, *reversed(alone)]:
@@ -74,7 +74,7 @@ def test_gradients_stay_off_after_every_voice(place: Path) -> None:
 def test_each_voice_has_its_template_system_prompt_and_stop_ids(place: Path, tmp_path: Path) -> None:
     adapter_in(tmp_path / "a", place / "base", system_prompt="Be brief.")
     adapter_in(tmp_path / "b", place / "base", chat_template=NAME_FIRST)
-    session = open_session(None, [f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"])
+    session = open_session(ModelChoice(None, [f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"]))
     texts = {
         name: voice.tokenizer.decode(voice.prompt_ids(voice.conversation("Hi")))
         for name, voice in session.voices.items()
@@ -99,7 +99,7 @@ def test_options_decide_before_what_was_saved(place: Path) -> None:
 def test_a_base_without_a_template_converses_in_chatml_and_says_so(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     (base / "chat_template.jinja").unlink()
-    voice = open_session(str(base)).voice()
+    voice = open_session(ModelChoice(str(base))).voice()
     assert voice.tokenizer.decode(voice.prompt_ids(voice.conversation("Hi"))) == "Hi"
     conversing = voice.conversing()
     assert "printed as chatml" in conversing.renderer.notes[0]
@@ -108,19 +108,19 @@ def test_a_base_without_a_template_converses_in_chatml_and_says_so(tmp_path: Pat
 
 
 def test_what_was_trained_in_float32_runs_in_it(place: Path, tmp_path: Path) -> None:
-    assert open_session(str(place / "plain")).loaded.placement.dtype == torch.float32
+    assert open_session(ModelChoice(str(place / "plain"))).loaded.placement.dtype == torch.float32
     adapter_in(tmp_path / "half", place / "base", dtype="bfloat16")
-    native = open_session(str(place / "base")).loaded.placement.dtype
-    assert open_session(str(tmp_path / "half")).loaded.placement.dtype == native
-    assert open_session(str(place / "plain"), dtype="bfloat16").loaded.placement.dtype == torch.bfloat16
+    native = open_session(ModelChoice(str(place / "base"))).loaded.placement.dtype
+    assert open_session(ModelChoice(str(tmp_path / "half"))).loaded.placement.dtype == native
+    assert open_session(ModelChoice(str(place / "plain"), dtype="bfloat16")).loaded.placement.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_any_base_is_stored_in_4_bits_where_it_is_asked_for_and_that_is_told(place: Path, kind: str) -> None:
     section = QuantizationSection(type=kind)  # type: ignore[arg-type]
-    base = open_session(str(place / "base"), quantize=section)
+    base = open_session(ModelChoice(str(place / "base"), quantize=section))
     assert type(base.loaded.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
-    session = open_session(str(place / "plain"), quantize=section)
+    session = open_session(ModelChoice(str(place / "plain"), quantize=section))
     assert any("trained on its base unquantized, and runs on it in" in note for note in session.notes)
     assert not any("runs on it" in note for note in opened(place, "plain").notes)
 
@@ -128,13 +128,13 @@ def test_any_base_is_stored_in_4_bits_where_it_is_asked_for_and_that_is_told(pla
 def test_an_adapter_of_4_bits_beside_one_of_16(place: Path, tmp_path: Path) -> None:
     """The first one says how the base is stored, and the other is told of."""
     adapter_in(tmp_path / "q", place / "base", method="qlora")
-    four = open_session(None, [f"q={tmp_path / 'q'}", f"plain={place / 'plain'}"])
+    four = open_session(ModelChoice(None, [f"q={tmp_path / 'q'}", f"plain={place / 'plain'}"]))
     assert four.quantization is not None
     assert [note for note in four.notes if "runs on it" in note] == [
         "the adapter plain was trained on its base unquantized, and runs on it in nf4 with double quantization: "
         "its answers differ"
     ]
-    plain = open_session(None, [f"plain={place / 'plain'}", f"q={tmp_path / 'q'}"])
+    plain = open_session(ModelChoice(None, [f"plain={place / 'plain'}", f"q={tmp_path / 'q'}"]))
     assert plain.quantization is None
     assert any("the adapter q was trained on its base in nf4" in note for note in plain.notes)
 
@@ -144,7 +144,7 @@ def test_c12_a_4_bit_base_answers_the_same_after_any_number_of_answers_and_switc
 ) -> None:
     """The kernel that repacks 4-bit weights at the first forward in eval mode would give other numbers afterwards."""
     adapter_in(tmp_path / "q", place / "base", method="qlora")
-    session = open_session(None, [f"q={tmp_path / 'q'}", f"plain={place / 'plain'}"])
+    session = open_session(ModelChoice(None, [f"q={tmp_path / 'q'}", f"plain={place / 'plain'}"]))
     packed = {name: weight.clone() for name, weight in session.model.state_dict().items()}
 
     def answers() -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
@@ -209,37 +209,37 @@ def test_c23_a_damaged_adapter_is_refused_through_the_front_door(
     folder = copied(place, tmp_path)
     damage(folder)
     with pytest.raises(Refused, match=message):
-        open_session(str(folder))
+        open_session(ModelChoice(str(folder)))
 
 
 def test_c23_a_dead_base_path_is_mended_by_base_model(place: Path, tmp_path: Path) -> None:
     folder = copied(place, tmp_path)
     edited("adapter_config.json", base_model_name_or_path="/gone/base")(folder)
-    session = open_session(str(folder), base_model=str(place / "base"))
+    session = open_session(ModelChoice(str(folder), base_model=str(place / "base")))
     assert torch.equal(logits(session.model), logits(opened(place, "plain").model))
     assert any("/gone/base" in note for note in session.notes)
     save_tiny(tmp_path / "other", seed=1, tie_word_embeddings=False)
     with pytest.raises(AdapterError, match="other base weights"):
-        open_session(str(folder), base_model=str(tmp_path / "other"))
+        open_session(ModelChoice(str(folder), base_model=str(tmp_path / "other")))
 
 
 def test_c43_the_base_that_somebody_elses_adapter_names_is_shown(place: Path, tmp_path: Path) -> None:
     folder = copied(place, tmp_path)
     (folder / "loraft.json").unlink()
-    assert any(f"names {place / 'base'} as its base" in note for note in open_session(str(folder)).notes)
+    assert any(f"names {place / 'base'} as its base" in note for note in open_session(ModelChoice(str(folder))).notes)
 
 
 @pytest.mark.parametrize("name", ["base", "none"])
 def test_c28_a_name_that_means_the_base_is_refused(place: Path, name: str) -> None:
     with pytest.raises(AdapterError, match="cannot be an adapter's name"):
-        open_session(None, [f"{name}={place / 'whole'}"])
+        open_session(ModelChoice(None, [f"{name}={place / 'whole'}"]))
 
 
 @pytest.mark.parametrize(
     "name", ["lora_A", "lora_", "model", "0", "q_proj", "default", "-", "a" * 64, "keys", "type", "weight", "__init__"]
 )
 def test_names_that_mean_something_to_torch_or_peft_are_only_names(place: Path, name: str) -> None:
-    session = open_session(None, [f"{name}={place / 'whole'}", f"other={place / 'dora'}"])
+    session = open_session(ModelChoice(None, [f"{name}={place / 'whole'}", f"other={place / 'dora'}"]))
     with session.speaking(session.voice("other")):
         pass
     assert torch.equal(logits(session.model), logits(opened(place, "whole").model))
@@ -253,4 +253,4 @@ def test_there_is_no_such_voice(place: Path) -> None:
 def test_an_encoder_is_refused_before_its_weights_are_looked_for(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
     with pytest.raises(Refused, match="is an encoder"):
-        open_session(str(tmp_path))
+        open_session(ModelChoice(str(tmp_path)))
