@@ -2,13 +2,13 @@
 
     scripts/install bench && .venv/bin/python scripts/benchmark_train.py
 
-SmolLM2-135M-Instruct learns English question-answer pairs of the PyPI package chatterbot-corpus with LoRA r=8 on
-all linear layers, in bfloat16. loraft's plan of the run says which rows share a step; TRL is given the same tokens in
-the same order. 16 rows are about 900 tokens a step; with fewer, what a step costs whatever is in it weighs more on
-both. TRL's settings are tried first on a few steps, and the fastest one is used. Each run is a process of its own, and
-the two alternate. The rate counts every token of the rows, prompts included and padding not, from the beginning of the first
-step to the end of the last one: loading, tokenizing and saving are left out. Peak memory is the most that the process
-ever held.
+SmolLM2-135M-Instruct learns English question-answer pairs of the PyPI package chatterbot-corpus with LoRA r=8 on all
+linear layers, in bfloat16. loraft's plan of the run says which rows share a step; TRL is given the same tokens in the
+same order. 16 rows are about 900 tokens a step; with fewer, what a step costs whatever is in it weighs more on both.
+TRL's settings are tried first on a few steps, and the fastest one is used. Each run is a process of its own, and the
+two alternate. The rate counts every token of the rows, prompts included and padding not, from the beginning of the
+first step to the end of the last one: loading, tokenizing and saving are left out. Peak memory is the most that the
+process ever held.
 """
 
 from __future__ import annotations
