@@ -18,9 +18,10 @@ from loraft.adapters.attach import AdaptedModel
 from loraft.adapters.merge import BaseChoice, MergedDtype, prepare_merge
 from loraft.adapters.merge_report import MergeReport
 from loraft.adapters.merged_folder import chosen_folder
-from loraft.adapters.weighted import resolve_weighted
+from loraft.adapters.weighted import resolve_weighted, weighted
 from loraft.config.schema import LoraSection, RunConfig
 from loraft.data.formats import Message
+from loraft.errors import ConfigError
 from loraft.evaluation.merging import merge_and_verify
 from loraft.evaluation.verification import LEAST_POSITIONS
 from loraft.events import Note, Observer, Progress
@@ -35,7 +36,7 @@ from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.pieces import Pieces
-from loraft.generation.rules import SamplingRules, unheeded_defaults
+from loraft.generation.rules import SamplingRules
 from loraft.generation.session import Session, open_session
 from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
@@ -194,9 +195,11 @@ def generate(
     voice = session.voice()
     notes = [*session.notes, *_to_be_told(session, options)]
     settings = voice.settings(options)
-    if trace and settings["rules"].num_beams > 1 and options.num_beams is None:
-        beams = settings["rules"].num_beams
-        notes.append(f"the {beams} beams that generation_config.json asks for cannot be traced: it is one here")
+    if (trace or not use_cache) and settings["rules"].num_beams > 1:
+        beams, what = settings["rules"].num_beams, "traced" if trace else "compared token by token"
+        if options.num_beams is not None:
+            raise ConfigError(f"beams cannot be {what}", key="num_beams", remedy="Ask for an answer without beams.")
+        notes.append(f"the {beams} beams that generation_config.json asks for cannot be {what}: it is one here")
         settings["rules"] = replace(settings["rules"], num_beams=1)
     if settings["seed"] is None:
         settings["seed"] = torch.Generator().seed() % 2**32  # drawn once, for an answer that may be given twice
@@ -326,7 +329,7 @@ def merge(
     """
     found, weights = resolve_weighted(target, adapters, base_model=base_model)
     job = prepare_merge(found, weights, base=base, dtype=dtype)
-    folder = Path(out) if out is not None else chosen_folder(found, adapters[0] if adapters else target)
+    folder = Path(out) if out is not None else chosen_folder(found, weighted(adapters[0])[0] if adapters else target)
     for note in job.notes:
         observer(Note(note))
     return merge_and_verify(
@@ -384,8 +387,6 @@ def _to_be_told(session: Session, options: AnswerOptions) -> Iterator[str]:
         yield f"{first} answers; {' and '.join(others)} would with --compare, or in loraft chat"
     if options.system and session.voice().renderer.template is None:
         yield "the tokenizer has no chat template, which alone can print a system prompt: it is not used"
-    if settings := unheeded_defaults(session.voice().defaults):
-        yield f"generation_config.json asks for {', '.join(settings)}, which loraft does not do"
 
 
 def _tell(observer: Observer, *notes: str) -> None:

@@ -62,6 +62,7 @@ class Merge:
         trained_storage: How the base was stored while the adapters were trained, as recorded or else assumed; None is
             unquantized.
         storage: How it is quantized for the merge, where `base` is `dequantized`.
+        mixed: The adapters were trained on bases that were stored differently: no base is the one that all know.
         trained_dtype: The dtype that it was loaded in then; None where nothing was recorded.
         asked_dtype: The dtype of the result where one is asked for; None leaves each tensor in its own.
         headers: The base's tensors, by their names in its files.
@@ -80,6 +81,7 @@ class Merge:
     base: BaseChoice
     trained_storage: QuantizationSection | None
     storage: QuantizationSection | None
+    mixed: bool
     trained_dtype: torch.dtype | None
     asked_dtype: torch.dtype | None
     headers: Mapping[str, TensorHeader]
@@ -90,7 +92,7 @@ class Merge:
     @property
     def is_as_trained(self) -> bool:
         """Whether the base that is merged into is the one that the adapters were trained on."""
-        return self.trained_storage == self.storage
+        return self.trained_storage == self.storage and not self.mixed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -157,12 +159,13 @@ def prepare_merge(
         base=base,
         trained_storage=recorded or (None if tells else storage),
         storage=storage,
+        mixed=len({each.quantization for each in target.adapters}) > 1,
         trained_dtype=_trained_dtype(adapters),
         asked_dtype=None if dtype == "auto" else DTYPES[dtype],
         headers=headers,
         names=_names_in_files(model, expected, headers),
         quantized=frozenset(f"{name}.weight" for name in quantized_modules(model)),
-        notes=(*notes, *_storage_notes(recorded, base, tells=tells)),
+        notes=(*notes, *_storage_notes(recorded, base, tells=tells), *_mixed_notes(target)),
     )
 
 
@@ -189,7 +192,16 @@ def _common_storage(target: Target, base: BaseChoice | None) -> QuantizationSect
             where="--adapter",
             remedy="Merge them into the original base: --base original.",
         )
-    return target.quantization
+    return target.quantization if len(stored) == 1 else None
+
+
+def _mixed_notes(target: Target) -> Iterator[str]:
+    quantized = [each.folder.as_posix() for each in target.adapters if each.quantization is not None]
+    if quantized and len({each.quantization for each in target.adapters}) > 1:
+        yield (
+            f"the adapters were trained on bases that were stored differently ({', '.join(quantized)} in 4 bits): "
+            "on the original one, with which they are merged and compared, their sum was never trained"
+        )
 
 
 def _storage_notes(recorded: QuantizationSection | None, base: BaseChoice, *, tells: bool) -> Iterator[str]:

@@ -7,6 +7,7 @@ appears whole or not at all. It refuses to know the arithmetic (`merge`).
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def chosen_folder(target: Target, given: str | None) -> Path:
         given: What names the first adapter.
     """
     folder = target.adapters[0].folder
-    if given is not None and not Path(given).expanduser().exists():
+    if given is not None and not os.path.exists(Path(given).expanduser()):  # asks without raising
         return Path(f"{given.rpartition('/')[2]}-merged")
     holder = folder.parent
     if holder.parent.name == "checkpoints":
@@ -72,7 +73,8 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
         with written_whole(out) as staging:
             yield staging
     except OSError as error:
-        raise RunFolderError(f"cannot be written: {error.strerror or error}", where=str(out)) from error
+        where = error.filename if isinstance(error.filename, str) else str(out)
+        raise RunFolderError(f"cannot be read or written: {error.strerror or error}", where=where) from error
 
 
 def _refuse_among_what_is_read(merge: Merge, out: Path) -> None:

@@ -6,6 +6,7 @@ This module knows how such words are read and how the adapters and their base ar
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def weighted(given: str) -> tuple[str, float]:
         AdapterError: The weight is no finite number.
     """
     place, equals, number = given.rpartition("=")
-    if not equals or Path(given).exists():
+    if not equals or os.path.exists(given):  # asks without raising
         return given, 1.0
     try:
         weight = float(number)
@@ -66,7 +67,7 @@ def means_a_base(word: str, adapters: Sequence[str]) -> bool:
     if word.startswith("builtin:") or word.endswith(".gguf"):
         return True
     path = Path(word).expanduser()
-    if path.exists():
+    if os.path.exists(path):
         return (path / "config.json").is_file() and not (path / REPORT).is_file()
     named = {resolve_target(weighted(each)[0]).adapters for each in adapters}
     return any(adapter.base == word for adapters_of_one in named for adapter in adapters_of_one)

@@ -108,7 +108,10 @@ DtypeOption = Annotated[
     typer.Option("--dtype", show_default=False, help="Compute in it [default: as trained, and as the device can]."),
 ]
 MergeOption = Annotated[
-    bool, typer.Option("--merge", help="Fold the adapter into the weights first, in memory: the same answers, faster.")
+    bool,
+    typer.Option(
+        "--merge", help="Fold the adapter into the weights first, in memory: the same answers but for rounding, faster."
+    ),
 ]
 SystemOption = Annotated[
     str | None,

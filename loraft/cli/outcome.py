@@ -15,8 +15,10 @@ from __future__ import annotations
 import functools
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec
 
 import typer
@@ -39,15 +41,16 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
     @functools.wraps(command)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with _terminable():
+                command(*args, **kwargs)
             sys.stdout.flush()
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except LoraftError as error:
             raise typer.Exit(_tell(error, as_json=bool(kwargs.get("as_json")))) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("stopped.", file=sys.stderr)
-            raise typer.Exit(128 + signal.SIGINT) from None
+            raise typer.Exit(128 + getattr(stop, "signal_number", signal.SIGINT)) from None
         except BrokenPipeError:
             from loraft.cli.render import forget
 
@@ -59,6 +62,29 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             raise typer.Exit(1) from None
 
     return run
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it holds is put away first."""
+
+    signal_number = signal.SIGTERM
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM as an exception; training has a way of its own, that saves the state first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(error: LoraftError, *, as_json: bool) -> int:

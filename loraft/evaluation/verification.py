@@ -27,6 +27,7 @@ from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 from loraft.evaluation.fidelity import Difference, Fidelity, difference
 from loraft.evaluation.held_out import Rows, built_in_rows, rows_for
+from loraft.models.exhaustion import memory_errors
 from loraft.models.families import FAMILIES, Family
 from loraft.models.loading import LoadedModel, load_model
 from loraft.models.placement import DTYPES, Placement, place
@@ -34,6 +35,7 @@ from loraft.models.quantization import compute_in
 
 __all__ = ["LEAST_POSITIONS", "Verified", "verify"]
 
+NOT_COMPARED = "Merge without comparing: --no-verify."
 LEAST_POSITIONS = 256
 
 
@@ -74,14 +76,13 @@ def verify(
         progress(turn * positions + done, 3 * positions)
 
     try:
-        first = _adapted_and_base(merge, positions, told)
-        gc.collect()  # models hold cycles: without it two would be in memory
-        merged = load_model(ModelSection(name_or_path=str(folder)), _placement(merge.dtype), among=FAMILIES)
-        outputs = _outputs(merged.model, merged.family, first.rows, positions, lambda done: told(2, done))
+        with memory_errors("memory ran out while the two models were compared", remedy=NOT_COMPARED):
+            first = _adapted_and_base(merge, positions, told)
+            gc.collect()  # models hold cycles: without it two would be in memory
+            merged = load_model(ModelSection(name_or_path=str(folder)), _placement(merge.dtype), among=FAMILIES)
+            outputs = _outputs(merged.model, merged.family, first.rows, positions, lambda done: told(2, done))
     except ModelError as error:
-        raise ModelError.several(
-            replace(each, remedy="Merge without comparing: --no-verify.") for each in error.problems
-        ) from error
+        raise ModelError.several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
     fidelity = Fidelity(difference(first.adapted.texts, outputs.texts), first.base)
     is_float32 = first.computes_in == merge.dtype == torch.float32
     return Verified(fidelity, first.rows, outputs.kind, is_float32)

@@ -21,12 +21,12 @@ from time import perf_counter
 
 import torch
 
-from loraft.adapters.reading import ADAPTER_WEIGHTS
+from loraft.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from loraft.config.schema import DataSource
 from loraft.data.formats import Message, to_question
 from loraft.data.records import READERS, Row, read_rows
 from loraft.errors import DataError, OutOfMemoryError, Problem, Stopped
-from loraft.events import Observer, Progress
+from loraft.events import Note, Observer, Progress
 from loraft.generation.answer_file import ADDED, AnswerFile, open_answer_file
 from loraft.generation.context import learned_positions
 from loraft.generation.engine import complete_batch
@@ -140,11 +140,13 @@ def answer_questions(
         DataError: A question cannot be rendered or is too long, or `output` holds something else.
         OutOfMemoryError: The device is too small for so many at a time.
         DiskFullError: The disk filled up.
-        Stopped: By SIGINT; the rows so far are on disk.
+        Stopped: By SIGINT or SIGTERM; the rows so far are on disk.
     """
     voice = session.voice()
     if any(len(question.messages) > 1 for question in questions):
         voice = voice.conversing()
+        for note in voice.renderer.notes:
+            observer(Note(note))
     prompts = _prompts(session, voice, questions, options.system)
     rows = [question.row.values for question in questions]
     begun, answers = perf_counter(), []
@@ -189,10 +191,11 @@ def _told(file: AnswerFile, total: int, batch_size: int) -> Iterator[None]:
     """What ends the work early, with how far it came."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         message = f"stopped: {file.rows:,} of {total:,} rows are in {file.path}"
-        raise Stopped(message, signal_number=signal.SIGINT, remedy="The same command goes on.") from None
-    except torch.OutOfMemoryError as error:
+        number = getattr(stop, "signal_number", signal.SIGINT)
+        raise Stopped(message, signal_number=number, remedy="The same command goes on.") from None
+    except (torch.OutOfMemoryError, OutOfMemoryError) as error:
         message = f"the device ran out of memory with {batch_size} rows at a time"
         remedy = "Give a smaller --batch-size; what is answered stays."
         raise OutOfMemoryError(message, where=str(file.path), remedy=remedy) from error
@@ -228,10 +231,11 @@ def _answered_by(session: Session, voice: Voice, options: AnswerOptions) -> str:
 
     The number of rows at a time is not among them: it decides speed and memory.
     """
-    weights = voice.folder / ADAPTER_WEIGHTS
+    adapted = voice.name != BASE
     described = {
-        "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if voice.name != BASE else None,
+        "adapter": [_digest(voice.folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)] if adapted else None,
         "base": session.loaded.fingerprint,
+        "merged": session.merged,
         "dtype": str(session.loaded.placement.dtype),
         "options": asdict(options),
         "quantization": session.quantization.model_dump() if session.quantization else None,
@@ -240,3 +244,7 @@ def _answered_by(session: Session, voice: Voice, options: AnswerOptions) -> str:
         "template": voice.renderer.chat_template,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

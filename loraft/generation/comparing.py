@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loraft.errors import AdapterError
-from loraft.events import Observer, Progress
+from loraft.events import Note, Observer, Progress
 from loraft.generation.answer import Completion
 from loraft.generation.engine import complete_batch
 from loraft.generation.options import AnswerOptions
@@ -56,6 +56,8 @@ def compare(
     answers: dict[str, list[Completion]] = {}
     for name in voices:
         voice = session.voice(name)
+        for note in voice.notes if name != session.voice().name else ():  # those of the first were told already
+            observer(Note(f"{name}: {note}"))
         ids = [voice.prompt_ids(voice.conversation(prompt, options.system)) for prompt in prompts]
         with session.speaking(voice) as model:
             answers[name] = complete_batch(

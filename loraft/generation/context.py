@@ -22,6 +22,7 @@ from loraft.errors import ModelError
 from loraft.generation.cache import new_cache
 from loraft.generation.products import fast_products
 from loraft.models.attention import ROWS
+from loraft.models.exhaustion import memory_errors
 
 __all__ = [
     "Context",
@@ -153,7 +154,7 @@ class Context:
             mask = torch.cat([self._mask, self._mask.new_ones(ids.shape)], dim=1)
         self._mask = mask
         self._fed_from = read_before if self._cache is not None else 0
-        with products_in_model_dtype(self._model):
+        with _reading(self._model):
             output = self._model(
                 **self._inputs(self._ids, self._fed_from),
                 past_key_values=self._cache,
@@ -181,7 +182,7 @@ class Context:
         attention = self._model.config._attn_implementation
         self._model.set_attn_implementation("eager")
         try:
-            with products_in_model_dtype(self._model):
+            with _reading(self._model):
                 output = self._model(**self._inputs(self._ids, 0), use_cache=False, output_attentions=True)
         finally:
             self._model.set_attn_implementation(attention)
@@ -199,7 +200,7 @@ class Context:
     @torch.inference_mode()
     def _encode(self, ids: Tensor, mask: Tensor | None) -> Source:
         started = perf_counter()
-        with products_in_model_dtype(self._model):
+        with _reading(self._model):
             encoder = cast("nn.Module", self._model.get_encoder())
             states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return Source(states, mask, perf_counter() - started)
@@ -221,6 +222,15 @@ class Context:
             self._cache.crop(length - self.length)
         self._ids = self._ids[:, :length] if self._ids is not None else None
         self._mask = self._mask[:, :length] if self._mask is not None else None
+
+
+@contextmanager
+def _reading(model: PreTrainedModel) -> Iterator[None]:
+    """The model's products in its dtype, and memory that runs out as an error with a remedy."""
+    message = "the device ran out of memory while it answered"
+    remedy = "Answer fewer prompts at a time (--batch-size), or shorter ones (--max-new-tokens)."
+    with memory_errors(message, remedy=remedy), products_in_model_dtype(model):
+        yield
 
 
 def _bytes_of(cache: Cache | None) -> int:

@@ -82,7 +82,7 @@ class Conversation:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided and found, a sentence each."""
-        return tuple(dict.fromkeys((*self.session.notes, *self.voice.renderer.notes)))
+        return tuple(dict.fromkeys((*self.session.notes, *self.voice.notes)))
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -143,7 +143,7 @@ class Conversation:
                 for token in answered:
                     text += token.text
                     yield token
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, OutOfMemoryError) as error:
             raise OutOfMemoryError(
                 "the device ran out of memory: the answer and its question are taken back"
             ) from error

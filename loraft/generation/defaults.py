@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 from transformers import GenerationConfig
 
 from loraft.errors import ModelError, Problem
@@ -30,8 +30,10 @@ class _Heeded(BaseModel):
     min_p: float | None = None
     repetition_penalty: float | None = None
     num_beams: PositiveInt | None = None
-    length_penalty: float | None = None
+    length_penalty: FiniteFloat | None = None
     forced_bos_token_id: NonNegativeInt | None = None
+    suppress_tokens: list[NonNegativeInt] | None = None
+    bad_words_ids: list[list[NonNegativeInt]] | None = None
     stop_strings: str | list[str] | None = None
     max_new_tokens: PositiveInt | None = None
     eos_token_id: NonNegativeInt | list[NonNegativeInt] | None = None

@@ -26,7 +26,7 @@ from loraft.errors import AdapterError, ConfigError, ModelError
 from loraft.generation.answer import stop_texts_of
 from loraft.generation.defaults import saved_defaults
 from loraft.generation.options import AnswerOptions, ModelChoice
-from loraft.generation.rules import SamplingRules
+from loraft.generation.rules import SamplingRules, unheeded_defaults
 from loraft.models.families import FAMILIES, Family, family_of
 from loraft.models.loading import LoadedModel, load_config, load_model, load_tokenizer
 from loraft.models.placement import place
@@ -69,6 +69,13 @@ class Voice:
     renderer: Renderer
     defaults: GenerationConfig | None
     reads_prompt: bool
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say about how it is asked and answers, a sentence each."""
+        unheeded = unheeded_defaults(self.defaults)
+        asks = f"generation_config.json asks for {', '.join(unheeded)}, which loraft does not do"
+        return (*self.renderer.notes, asks) if unheeded else self.renderer.notes
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -143,8 +150,9 @@ class Session:
         loaded: The base.
         model: What is run: the base, or peft's wrapper with every adapter in it.
         voices: Each adapter's by its name, then the base's; the first one answers where nobody says which.
-        quantization: How the base is stored in 4 bits; None where it is not.
+        quantization: How the base is stored in 4 bits, or was until it was merged; None where it is not.
         notes: What was decided and found, a sentence each.
+        merged: The adapter was folded into the weights.
     """
 
     loaded: LoadedModel
@@ -152,6 +160,7 @@ class Session:
     voices: Mapping[str, Voice]
     quantization: QuantizationSection | None
     notes: tuple[str, ...]
+    merged: bool = False
 
     @property
     def family(self) -> Family:
@@ -199,11 +208,11 @@ def open_session(choice: ModelChoice) -> Session:
     adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
     voices = _voices(found, loaded)
     stored = _storage_notes(found.adapters, quantization)
-    rendering = next(iter(voices.values())).renderer.notes
+    rendering = next(iter(voices.values())).notes
     notes = (*found.notes, *loaded.notes, *stored, *(adapted.notes if adapted else ()), *rendering)
     if choice.merge and adapted is not None:
         del voices[BASE]
-        return Session(loaded, merged(adapted), voices, None, notes)
+        return Session(loaded, merged(adapted), voices, quantization, notes, merged=True)
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
 
 

@@ -11,8 +11,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +26,9 @@ from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
 from loraft.config.files import load_config, write_config
-from loraft.errors import OutOfMemoryError, Problem, RunFolderError
+from loraft.errors import Problem, RunFolderError
 from loraft.models.attention import ROWS
+from loraft.models.exhaustion import memory_errors
 from loraft.models.loading import LoadedModel, load_model
 from loraft.training.checkpoint import load_checkpoint, newest_checkpoint, restore_rng
 from loraft.training.events import Note, Observer, Saved
@@ -299,19 +300,11 @@ def _result(run: Fit, state: RunState, saved: Path, saved_step: int, seconds: fl
     )
 
 
-@contextmanager
-def _memory_errors(plan: RunPlan) -> Iterator[None]:
-    """Turn torch's two ways to say that memory is out into one error with a remedy."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not out:
-            raise
-        predicted = plan.memory.peak_bytes / 1e9
-        raise OutOfMemoryError(
-            f"{plan.placement.device_name} ran out of memory; about {predicted:.1f} GB were predicted",
-            key="training.per_device_train_batch_size",
-            remedy="halve it and double training.gradient_accumulation_steps, or set training.gradient_checkpointing: "
-            "true; then go on with --resume-anyway",
-        ) from error
+def _memory_errors(plan: RunPlan) -> AbstractContextManager[None]:
+    predicted = plan.memory.peak_bytes / 1e9
+    return memory_errors(
+        f"{plan.placement.device_name} ran out of memory; about {predicted:.1f} GB were predicted",
+        key="training.per_device_train_batch_size",
+        remedy="halve it and double training.gradient_accumulation_steps, or set training.gradient_checkpointing: "
+        "true; then go on with --resume-anyway",
+    )

@@ -66,3 +66,8 @@ def test_a_single_word_beside_adapter_is_a_base_or_the_folder_to_write(here: Pat
     bases = ["builtin:any", "some.gguf", "model", "org/base"]
     folders = ["out", "runs/out", "merged", "runs", "org/other"]
     assert [word for word in (*bases, *folders) if means_a_base(word, ["runs/a=0.5"])] == bases
+
+
+def test_a_word_that_is_too_long_for_a_path_is_no_traceback() -> None:
+    assert weighted("a" * 5000 + "=0.5") == ("a" * 5000, 0.5)
+    assert not means_a_base("a" * 5000, [])

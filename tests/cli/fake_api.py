@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -150,6 +152,8 @@ def train(
             raise Stopped("stopped at step 137", signal_number=number, remedy="loraft train x.yaml --resume goes on.")
         case "ctrl-c.jsonl":
             raise KeyboardInterrupt
+        case "terminated.jsonl":
+            os.kill(os.getpid(), signal.SIGTERM)
         case "bug.jsonl":
             raise RuntimeError("a bug")
     return Result(Path("runs/tickets-1"))

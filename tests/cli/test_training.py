@@ -74,6 +74,7 @@ def test_resume_and_overwrite_exclude_each_other(loraft: Loraft, config: WriteCo
         ("sigint.jsonl", 130, "stopped at step 137"),
         ("sigterm.jsonl", 143, "stopped at step 137"),
         ("ctrl-c.jsonl", 130, "stopped."),
+        ("terminated.jsonl", 143, "stopped."),
         ("bug.jsonl", 1, "This is a bug in loraft"),
     ],
 )

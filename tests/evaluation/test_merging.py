@@ -275,3 +275,27 @@ def test_what_was_merged_is_a_target_like_any_other(tmp_path: Path) -> None:
     assert merged.completion.prompt == unmerged.completion.prompt, "the system prompt went along"
     with pytest.raises(LoraftError, match="one adapter can be merged, and there are 0"):
         api.generate(ModelChoice(str(report.out), merge=True), prompt="Hello")
+
+
+def test_weighted_adapters_are_merged_beside_the_first_one(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    for name in ("a", "b"):
+        own_adapter(tmp_path / f"runs/{name}/adapter", base)
+    words = [f"{tmp_path / 'runs/a'}=0.7", f"{tmp_path / 'runs/b'}=0.3"]
+    assert api.merge(None, None, words).out == tmp_path / "runs/a/merged"
+
+
+@pytest.mark.parametrize("order", [("q", "plain"), ("plain", "q")])
+def test_adapters_of_bases_that_were_stored_differently_are_summed_on_the_original_one_alone(
+    tmp_path: Path, order: tuple[str, str]
+) -> None:
+    base = save_base(tmp_path / "base")
+    own_adapter(tmp_path / "q", base, "qlora")
+    own_adapter(tmp_path / "plain", base)
+    words = [f"{tmp_path / name}=0.5" for name in order]
+    with pytest.raises(AdapterError, match="stored differently"):
+        api.merge(None, tmp_path / "out", words)
+    told: list[Event] = []
+    report = api.merge(None, tmp_path / "out", words, base="original", observer=told.append)
+    assert any(isinstance(event, Note) and "stored differently" in event.text for event in told)
+    assert "on which the adapter was trained" not in report.why_this_base

@@ -139,6 +139,7 @@ def test_another_adapter_or_another_storage_does_not_go_on_with_it(
     for other in (
         open_session(ModelChoice(str(place / "b"))),
         open_session(ModelChoice(str(place / "a"), dtype="bfloat16")),
+        open_session(ModelChoice(str(place / "a"), merge=True)),
     ):
         with pytest.raises(DataError, match="another model, or with other settings"):
             run(other, tmp_path, "o.jsonl")

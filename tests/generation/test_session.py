@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from loraft.config.schema import QuantizationSection
 from loraft.data.formats import Message
-from loraft.errors import AdapterError, Refused
+from loraft.errors import AdapterError, ModelError, OutOfMemoryError, Refused
+from loraft.generation.context import wrapped_model
 from loraft.generation.engine import stream
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.sampling import SamplingRules
@@ -254,3 +255,28 @@ def test_an_encoder_is_refused_before_its_weights_are_looked_for(tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
     with pytest.raises(Refused, match="is an encoder"):
         open_session(ModelChoice(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"bad_words_ids": [5]}, {"bad_words_ids": "ab"}, {"suppress_tokens": "ab"}, {"length_penalty": float("nan")}],
+    ids=str,
+)
+def test_saved_defaults_of_another_type_are_refused(place: Path, tmp_path: Path, values: dict[str, object]) -> None:
+    folder = Path(shutil.copytree(place / "plain", tmp_path / "adapter"))
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    with pytest.raises(ModelError, match=next(iter(values))):
+        open_session(ModelChoice(str(folder)))
+
+
+def test_memory_that_runs_out_while_answering_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = open_session(ModelChoice(str(place / "plain")))
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(wrapped_model(session.model), "forward", full)
+    voice = session.voice()
+    ids = voice.prompt_ids(voice.conversation("Hi"))
+    with pytest.raises(OutOfMemoryError, match="--max-new-tokens"):
+        _ = stream(session.model, voice.tokenizer, ids, **voice.settings(AnswerOptions())).completion
