@@ -74,7 +74,7 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
             yield staging
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else str(out)
-        raise RunFolderError(f"cannot be read or written: {error.strerror or error}", where=where) from error
+        raise RunFolderError(f"cannot be written or read: {error.strerror or error}", where=where) from error
 
 
 def _refuse_among_what_is_read(merge: Merge, out: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import resource
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -190,8 +191,19 @@ def _resident_bytes() -> int:
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory held so far: torch's on CUDA, this process's on the CPU."""
+    """The most memory held so far: torch's on CUDA, this process's on the CPU.
+
+    On Linux `getrusage` counts what the process held before it became loraft too: that of the program that started it.
+    """
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return _highest_resident_bytes()
+
+
+def _highest_resident_bytes() -> int:
+    try:
+        told = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(told.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):  # no Linux: what getrusage says, which there counts nothing else
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -71,6 +71,14 @@ def test_the_peak_of_this_process_is_that_of_the_system() -> None:
     assert peak_bytes("cpu") > 50_000_000
 
 
+def test_what_the_starting_program_held_is_not_counted() -> None:
+    held = bytearray(700_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    words = "from loraft.training.memory import peak_bytes; print(peak_bytes('cpu'))"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 700_000_000 <= peak_bytes("cpu")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [[], ["method=qlora"], ["lora.layers=last:6"]], ids=["lora", "qlora", "last layers"]
