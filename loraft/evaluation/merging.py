@@ -7,6 +7,7 @@ comparison `verification`, the limits `fidelity`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -45,14 +46,13 @@ def merge_and_verify(
     """
     with merged_folder(merge, out, overwrite=overwrite) as staging:
         began = monotonic()
-        size = write_weights(merge, staging, lambda done, total: progress("bytes merged", done, total))
+        size = write_weights(merge, staging, partial(progress, "bytes merged"))
         seconds = monotonic() - began
         write_company(merge, staging)
         found: Verified | None = None
         warnings: tuple[str, ...] = ()
         if positions is not None:
-            told = lambda done, total: progress("positions compared", done, total)  # noqa: E731
-            found = verify(merge, staging, positions=positions, progress=told)
+            found = verify(merge, staging, positions=positions, progress=partial(progress, "positions compared"))
             limits = {"is_float32": found.is_float32, "is_as_trained": merge.is_as_trained}
             warnings = (*found.rows.notes, *judge(found.fidelity, **limits))
         elif merge.plan.changes_nothing:
