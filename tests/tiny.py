@@ -71,14 +71,20 @@ ONLY_OF_ITS_FAMILY: dict[str, dict[str, Any]] = {
     "gpt2": {"n_inner": 48},
     "gpt_bigcode": {"n_inner": 48},
     "t5": {"num_decoder_layers": 2, "d_ff": 48, "relative_attention_num_buckets": 8, "d_kv": 8},
+    "mt5": {"num_decoder_layers": 2, "d_ff": 48, "relative_attention_num_buckets": 8, "d_kv": 8},
     "bart": TWO_STACKS,
+    "mbart": TWO_STACKS,
+    "m2m_100": TWO_STACKS,
     "marian": TWO_STACKS,
     "distilbert": {"hidden_dim": 48},
+    "deberta-v2": {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"],
+                   "position_buckets": 16, "norm_rel_ebd": "layer_norm", "share_att_key": True},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
-WITHOUT_GROUPS = ("gpt2", "gpt_bigcode", "gpt_neox", "opt", "bloom", "t5", "bart", "marian", "bert", "distilbert")
+OTHER_KINDS = [family.model_type for family in FAMILIES.values() if family.kind != "decoder"]
+WITHOUT_GROUPS = ("gpt2", "gpt_bigcode", "gpt_neox", "opt", "bloom", *OTHER_KINDS)
 """Their configs know none of num_key_value_heads and head_dim."""
-WITH_INTERMEDIATE = ("gpt_neox", "bert")
+WITH_INTERMEDIATE = ("gpt_neox", "bert", "roberta", "xlm-roberta", "deberta-v2")
 """Those of them that know intermediate_size by that name."""
 HEADS = {"decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM, "encoder": AutoModelForMaskedLM}
 

@@ -64,7 +64,9 @@ def _by_structure(model: PreTrainedModel) -> Family:
     encoder = next((name for name in largest if "encoder" in name), None)
     decoder = next((name for name in largest if "decoder" in name), None)
     if model.config.is_encoder_decoder and encoder and decoder:
-        return Family(model_type, decoder, (), (), "encoder_decoder", encoder, _experts(model, decoder), packs=False)
+        return Family(
+            model_type, decoder, (), (), "encoder_decoder", encoder, experts=_experts(model, decoder), packs=False
+        )
     kind: Kind = "decoder" if model.can_generate() or "ForCausalLM" in type(model).__name__ else "encoder"
     return Family(model_type, largest[0], (), (), kind, experts=_experts(model, largest[0]), packs=False)
 

@@ -37,7 +37,7 @@ from loraft.adapters.reading import (
     read_adapter,
 )
 from loraft.config.schema import GenerationSection, RunConfig
-from loraft.data.tokenize import Renderer
+from loraft.data.rendering import RowRenderer
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.models.loading import LoadedModel
 
@@ -48,7 +48,7 @@ LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
 
 
 def save_adapter(
-    adapted: AdaptedModel, folder: Path, *, config: RunConfig, renderer: Renderer, facts: TrainingFacts
+    adapted: AdaptedModel, folder: Path, *, config: RunConfig, renderer: RowRenderer, facts: TrainingFacts
 ) -> None:
     """Write an adapter and all that using it needs, in PEFT's own format; an older one in `folder` is replaced.
 
@@ -67,7 +67,7 @@ def save_adapter(
 
 
 def save_full(
-    adapted: AdaptedModel, folder: Path, *, config: RunConfig, renderer: Renderer, facts: TrainingFacts
+    adapted: AdaptedModel, folder: Path, *, config: RunConfig, renderer: RowRenderer, facts: TrainingFacts
 ) -> None:
     """Write a model that was trained whole, as transformers loads it; an older one in `folder` is replaced.
 
@@ -201,7 +201,7 @@ def _lora_config(model: PeftModel) -> LoraConfig:
 
 
 def _write_company(
-    adapted: AdaptedModel, folder: Path, config: RunConfig, renderer: Renderer, facts: TrainingFacts
+    adapted: AdaptedModel, folder: Path, config: RunConfig, renderer: RowRenderer, facts: TrainingFacts
 ) -> None:
     """What lies beside the weights, whatever was trained."""
     loaded = adapted.loaded
@@ -213,7 +213,7 @@ def _write_company(
     _write_json(folder / RECORD, _record(adapted, config, renderer))
 
 
-def _tokenizer_as_trained(loaded: LoadedModel, renderer: Renderer) -> PreTrainedTokenizerBase:
+def _tokenizer_as_trained(loaded: LoadedModel, renderer: RowRenderer) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer with the template that was used, and without the place that it came from."""
     tokenizer: PreTrainedTokenizerBase = copy.deepcopy(loaded.tokenizer)
     tokenizer.chat_template = renderer.chat_template
@@ -221,7 +221,7 @@ def _tokenizer_as_trained(loaded: LoadedModel, renderer: Renderer) -> PreTrained
     return tokenizer
 
 
-def _record(adapted: AdaptedModel, config: RunConfig, renderer: Renderer) -> dict[str, object]:
+def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> dict[str, object]:
     loaded, model = adapted.loaded, adapted.model
     return {
         "base": {
@@ -233,8 +233,8 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: Renderer) -> dic
         "lora": recorded_lora(_lora_config(model)) if isinstance(model, PeftModel) else None,
         "method": adapted.method,
         "quantization": config.quantization.model_dump() if adapted.method == "qlora" else None,
-        "system_prompt": renderer.system_prompt,
         "task": config.task,
+        **renderer.recorded,
         "versions": {"loraft": loraft.__version__, **{name: version(name) for name in LIBRARIES}},
     }
 

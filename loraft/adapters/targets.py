@@ -16,7 +16,7 @@ from loraft.adapters.names import matches
 from loraft.adapters.patterns import patterned
 from loraft.adapters.unmatched import shared_experts, unknown_parts, unmatched_target
 from loraft.adapters.whole import trained_whole
-from loraft.config.schema import LoraSection
+from loraft.config.schema import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
 from loraft.models.families import Family
 
@@ -201,13 +201,33 @@ def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, Count]:
 
 
 def _layers_by_stack(
-    spec: str | Sequence[int], family: Family, num_layers: int | Mapping[str, int]
+    spec: str | Sequence[int] | StackLayers, family: Family, num_layers: int | Mapping[str, int]
 ) -> Mapping[str, tuple[int, ...]]:
     """The layers that `lora.layers` means in each stack: `last:2` is the last two of each."""
+    specs = _spec_by_stack(spec, family)
     if isinstance(num_layers, int):
-        return dict.fromkeys(family.stacks, parse_layers(spec, num_layers))
+        num_layers = dict.fromkeys(family.stacks, num_layers)
     owners = {stack: f"the {stack}" if len(family.stacks) > 1 else "the model" for stack in family.stacks}
-    return {stack: parse_layers(spec, num_layers[stack], owner) for stack, owner in owners.items()}
+    return {
+        stack: () if specs[stack] is None else parse_layers(specs[stack] or (), num_layers[stack], owner)
+        for stack, owner in owners.items()
+    }
+
+
+def _spec_by_stack(spec: str | Sequence[int] | StackLayers, family: Family) -> Mapping[str, str | Sequence[int] | None]:
+    """What is asked of each stack; None leaves it without an adapter."""
+    if not isinstance(spec, StackLayers):
+        return dict.fromkeys(family.stacks, spec)
+    asked = {stack: layers for stack, layers in spec if layers is not None}
+    if unknown := [stack for stack in asked if stack not in family.stacks]:
+        stacks = " and ".join(family.stacks)
+        raise AdapterError(
+            f"{' and '.join(unknown)}: {family.model_type} has no such stack, its layers are the {stacks}'s",
+            key="lora.layers", remedy="Write the layers without naming a stack." if len(family.stacks) == 1 else None,
+        )  # fmt: skip
+    if not asked:
+        raise AdapterError("names no layers of either stack", key="lora.layers", remedy="Write all, or name a stack.")
+    return {stack: asked.get(stack) for stack in family.stacks}
 
 
 def _places(linear: Mapping[str, tuple[int, int]], family: Family) -> Iterator[_Place]:

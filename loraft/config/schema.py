@@ -7,7 +7,9 @@ that knows. Every description below is also what `loraft schema` shows in an edi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -26,14 +28,18 @@ __all__ = [
     "RowFormat",
     "RunConfig",
     "Section",
+    "StackLayers",
+    "Task",
     "TrainingSection",
+    "unused_keys",
     "unused_sections",
 ]
 
 Auto = Literal["auto"]
+Task = Literal["causal_lm", "seq2seq_lm", "seq_cls"]
 Method = Literal["lora", "qlora", "full"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
-RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text"]
+RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "translation", "classification"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -97,6 +103,20 @@ def _as_tuple(value: Any) -> Any:
 
 TargetGroup = Literal["all-linear", "attention", "mlp"]
 LayerWords = Annotated[str, Field(pattern=f"^({LAYER_WORDS})$")]
+LayerChoice = Annotated[
+    LayerWords | Annotated[tuple[LayerIndex, ...], Field(min_length=1)],
+    BeforeValidator(_as_tuple, json_schema_input_type=LayerWords | Annotated[list[LayerIndex], Field(min_length=1)]),
+    Allowed("all, first:N, last:N, middle:N, a range like 4-11, or a list like [0, 5, 31]"),
+]
+
+
+class StackLayers(Section):
+    """The layers of an encoder-decoder, each stack by itself; a stack that is not named has no adapter."""
+
+    encoder: LayerChoice | None = None
+    """The encoder's layers."""
+    decoder: LayerChoice | None = None
+    """The decoder's layers."""
 
 
 class LoraSection(Section):
@@ -115,13 +135,18 @@ class LoraSection(Section):
     ] = "all-linear"
     """Which linear layers are adapted: all-linear, attention, mlp, or a list of module names."""
     layers: Annotated[
-        LayerWords | Annotated[tuple[LayerIndex, ...], Field(min_length=1)],
+        LayerWords | Annotated[tuple[LayerIndex, ...], Field(min_length=1)] | StackLayers,
         BeforeValidator(
-            _as_tuple, json_schema_input_type=LayerWords | Annotated[list[LayerIndex], Field(min_length=1)]
+            _as_tuple,
+            json_schema_input_type=LayerWords | Annotated[list[LayerIndex], Field(min_length=1)] | StackLayers,
         ),
-        Allowed("all, first:N, last:N, middle:N, a range like 4-11, or a list like [0, 5, 31]"),
+        Allowed(
+            "all, first:N, last:N, middle:N, a range like 4-11, a list like [0, 5, 31], "
+            "or a mapping of encoder and decoder to one of these"
+        ),
     ] = "all"
-    """Which transformer layers: all, first:N, last:N, middle:N, a range like 4-11 (both ends in), or a list."""
+    """Which transformer layers: all, first:N, last:N, middle:N, a range like 4-11 (both ends in), a list, or a mapping
+    of encoder and decoder to one of these."""
     modules_to_save: Names = ()
     """Modules trained in full and saved beside the adapter, such as lm_head."""
     use_rslora: bool = False
@@ -202,8 +227,18 @@ class DataSection(Section):
         Allowed("auto, chatml, alpaca, or the path of a .jinja file"),
     ] = "auto"
     """auto (the tokenizer's; chatml where it has none), chatml, alpaca, or a .jinja file."""
+    source_prefix: str = ""
+    """What stands before every source of seq2seq_lm, such as "translate English to French: "."""
+    source_lang: str | None = None
+    """The language of the sources: the key in `translation` rows, and the code of a multilingual tokenizer."""
+    target_lang: str | None = None
+    """The language of the targets, likewise; models such as NLLB and mBART begin every answer with it."""
+    labels: Names = ()
+    """The names of the classes of seq_cls in their order; empty takes those that the training rows have, sorted."""
     max_length: Annotated[int, Field(ge=2)] = 2048
-    """The longest row, in tokens."""
+    """The longest row, in tokens; of seq2seq_lm the longest source."""
+    max_target_length: Annotated[int, Field(ge=2)] | None = None
+    """The longest target of seq2seq_lm, in tokens; null is max_length."""
     on_overlength: Literal["auto", "drop", "truncate", "split", "error"] = "auto"
     """What happens to a longer row; auto splits plain text and drops the rest. Always counted."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -263,6 +298,11 @@ class TrainingSection(Section):
     """How many checkpoints are kept; the best one is kept besides. null keeps all."""
     metric_for_best_model: Literal["loss"] = "loss"
     """The evaluation metric by which the best checkpoint is chosen."""
+    class_weights: Annotated[
+        Literal["balanced"] | dict[str, PositiveFloat] | None,
+        Allowed("balanced, a mapping of every label to its weight, or null"),
+    ] = None
+    """What a row of each class counts in the loss of seq_cls: balanced is rows / (classes · rows of the class)."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after this many evaluations without a better one."""
     sample_prompts: Names = ()
@@ -299,8 +339,9 @@ def _contradiction(message: str, *keys: str) -> PydanticCustomError:
 class RunConfig(Section):
     """One run of loraft, whole."""
 
-    task: Literal["causal_lm"] = "causal_lm"
-    """What is learned: causal_lm."""
+    task: Task = "causal_lm"
+    """What is learned: causal_lm (decoders go on with a text), seq2seq_lm (encoder-decoders answer a source), or
+    seq_cls (a text gets a label)."""
     method: Method = "lora"
     """lora, qlora (4-bit base) or full (every weight)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -313,6 +354,14 @@ class RunConfig(Section):
     generation: GenerationSection = GenerationSection()
 
     @model_validator(mode="after")
+    def _only_texts_are_split(self) -> RunConfig:
+        if self.data.on_overlength == "split" and self.task != "causal_lm":
+            raise _contradiction(
+                f"rows of task {self.task} cannot be split: drop or truncate them", "data.on_overlength", "task"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _best_needs_evaluation(self) -> RunConfig:
         if self.training.early_stopping_patience is not None and self.data.eval is None:
             raise _contradiction(
@@ -321,9 +370,39 @@ class RunConfig(Section):
         return self
 
 
+OF_TASKS: Mapping[str, frozenset[Task]] = MappingProxyType(
+    {
+        "data.source_prefix": frozenset({"seq2seq_lm"}),
+        "data.source_lang": frozenset({"seq2seq_lm"}),
+        "data.target_lang": frozenset({"seq2seq_lm"}),
+        "data.max_target_length": frozenset({"seq2seq_lm"}),
+        "data.labels": frozenset({"seq_cls"}),
+        "data.chat_template": frozenset({"causal_lm"}),
+        "data.train_on": frozenset({"causal_lm"}),
+        "data.packing": frozenset({"causal_lm"}),
+        "training.class_weights": frozenset({"seq_cls"}),
+        "training.sample_prompts": frozenset({"causal_lm", "seq2seq_lm"}),
+        "generation": frozenset({"causal_lm", "seq2seq_lm"}),
+    }
+)
+"""The sections and keys that not every task uses, and the tasks that do."""
+
+
 def unused_sections(config: RunConfig) -> tuple[str, ...]:
     """The sections that the file sets and the chosen method does not use."""
     used = {"lora": {"lora", "qlora"}, "quantization": {"qlora"}}
     return tuple(
         name for name, methods in used.items() if name in config.model_fields_set and config.method not in methods
     )
+
+
+def unused_keys(config: RunConfig) -> tuple[str, ...]:
+    """The dotted keys and sections that the file sets and the chosen task does not use."""
+    return tuple(key for key, tasks in OF_TASKS.items() if config.task not in tasks and _is_set(config, key))
+
+
+def _is_set(config: RunConfig, key: str) -> bool:
+    section, _, name = key.partition(".")
+    if section not in config.model_fields_set:
+        return False
+    return not name or name in getattr(config, section).model_fields_set

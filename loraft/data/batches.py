@@ -16,24 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "LENGTH_GROUP", "Batch", "BatchPlan", "Layout", "Span", "Tokens", "collate", "pack_rows"]
+from loraft.data.examples import IGNORED, Example, LabelledExample, PairExample
+
+__all__ = [
+    "LENGTH_GROUP", "AnyBatch", "Batch", "BatchPlan", "LabelledBatch", "Layout", "PairBatch", "Span", "collate",
+    "collate_labelled", "collate_pairs", "collate_rows", "pack_rows",
+]  # fmt: skip
 
 T = TypeVar("T")
-IGNORED = -100
 LENGTH_GROUP = 50
 """How many batches are sorted by length together: enough to cut padding, few enough to keep the order random."""
-
-
-class Tokens(Protocol):
-    """What a batch needs of an example."""
-
-    @property
-    def input_ids(self) -> list[int]:
-        """Its tokens."""
-
-    @property
-    def labels(self) -> list[int]:
-        """The same where a token is trained, else `IGNORED`."""
 
 
 class Span(Protocol):
@@ -89,6 +81,11 @@ class Batch:
     target_ids: Tensor
     tokens: int
 
+    @property
+    def targets(self) -> int:
+        """How many tokens are predicted."""
+        return self.target_ids.numel()
+
     def to(self, device: str) -> Batch:
         """The same batch with its tensors on `device`."""
         if device == "cpu":
@@ -100,8 +97,109 @@ class Batch:
         return Batch(input_ids, position_ids, self.row_lengths, positions, ids, self.tokens)
 
 
-def collate(examples: Sequence[Tokens], layout: Layout) -> Batch:
-    """Lay `examples` as `layout` says.
+@dataclass(frozen=True)
+class PairBatch:
+    """Sources and targets as an encoder-decoder takes them, both padded on the right.
+
+    Attributes:
+        input_ids: `[rows, source time]`.
+        attention_mask: `[rows, source time]`, 1 at real tokens.
+        labels: `[rows, target time]`, -100 at padding.
+        tokens: The number of real tokens of sources and targets.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    tokens: int
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are predicted."""
+        return int((self.labels != IGNORED).sum())
+
+    def to(self, device: str) -> PairBatch:
+        """The same batch with its tensors on `device`."""
+        if device == "cpu":
+            return self
+        tensors = (self.input_ids, self.attention_mask, self.labels)
+        ids, mask, labels = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return PairBatch(ids, mask, labels, self.tokens)
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Texts as a classifier takes them, padded on the right.
+
+    Attributes:
+        input_ids: `[rows, time]`.
+        attention_mask: `[rows, time]`, 1 at real tokens.
+        token_type_ids: `[rows, time]`, which of two texts a token is of; None where the model does not tell them apart.
+        labels: `[rows]`, the numbers of the classes.
+        tokens: The number of real tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor | None
+    labels: Tensor
+    tokens: int
+
+    @property
+    def targets(self) -> int:
+        """How many rows are decided."""
+        return len(self.labels)
+
+    def to(self, device: str) -> LabelledBatch:
+        """The same batch with its tensors on `device`."""
+        if device == "cpu":
+            return self
+        ids, mask, labels = (
+            t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.labels)
+        )
+        types = None if self.token_type_ids is None else self.token_type_ids.to(device, non_blocking=True)
+        return LabelledBatch(ids, mask, types, labels, self.tokens)
+
+
+AnyBatch = Batch | PairBatch | LabelledBatch
+
+
+def collate_rows(examples: Sequence[Example], layout: Layout) -> AnyBatch:
+    """Lay `examples`, which are all of one kind, as their kind and `layout` say."""
+    if isinstance(examples[0], PairExample):
+        return collate_pairs(examples, layout.pad_id)
+    if isinstance(examples[0], LabelledExample):
+        return collate_labelled([e for e in examples if isinstance(e, LabelledExample)], layout.pad_id)
+    return collate(examples, layout)
+
+
+def collate_pairs(examples: Sequence[Example], pad_id: int) -> PairBatch:
+    """Lay sources and targets, a line each."""
+    ids, mask = _padded([example.input_ids for example in examples], pad_id)
+    labels, _ = _padded([example.labels for example in examples], IGNORED)
+    return PairBatch(ids, mask, labels, sum(example.tokens for example in examples))
+
+
+def collate_labelled(examples: Sequence[LabelledExample], pad_id: int) -> LabelledBatch:
+    """Lay texts, a line each."""
+    ids, mask = _padded([example.input_ids for example in examples], pad_id)
+    types = None
+    if any(example.token_type_ids is not None for example in examples):
+        types, _ = _padded([example.token_type_ids or [0] * len(example.input_ids) for example in examples], 0)
+    labels = torch.tensor([example.labels[0] for example in examples])
+    return LabelledBatch(ids, mask, types, labels, sum(example.tokens for example in examples))
+
+
+def _padded(rows: Sequence[Sequence[int]], filling: int) -> tuple[Tensor, Tensor]:
+    """`[rows, time]` filled on the right, and where it is not filled."""
+    width = max(len(row) for row in rows)
+    filled = torch.tensor([[*row, *[filling] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return filled, mask
+
+
+def collate(examples: Sequence[Example], layout: Layout) -> Batch:
+    """Lay texts as `layout` says.
 
     The first token of a row is never a target: nothing in its row predicts it.
     """

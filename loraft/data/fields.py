@@ -29,7 +29,7 @@ class Fields:
 
     def text(self, name: str) -> str:
         """The text of a field that must have some."""
-        value = self._value(name)
+        value = self.value(name)
         if not isinstance(value, str):
             raise self.wrong(name, f"must be text; found {kind(value)}")
         if not value.strip():
@@ -47,21 +47,33 @@ class Fields:
 
     def sequence(self, name: str) -> Sequence[object]:
         """The items of a field that must have some."""
-        value = self._value(name)
+        value = self.value(name)
         if not isinstance(value, list | tuple):
             raise self.wrong(name, f"must be a list of turns; found {kind(value)}")
         if not value:
             raise self.wrong(name, "is an empty list")
         return value
 
-    def wrong(self, field: str, message: str) -> DataError:
+    def mapping(self, name: str) -> Mapping[str, object]:
+        """The texts of a field that must be an object."""
+        value = self.value(name)
+        if not isinstance(value, Mapping):
+            raise self.wrong(name, f"must be an object with a text for each language; found {kind(value)}")
+        return {str(key): text for key, text in value.items() if text is not None}
+
+    def has(self, name: str) -> bool:
+        """Whether the row has a field of that name."""
+        return self.columns.get(name, name) in self.row.values
+
+    def wrong(self, field: str, message: str, remedy: str | None = None) -> DataError:
         """What is wrong with a field, as an error that names it as the file does."""
         head, dot, rest = field.partition(".")
         name, bracket, index = head.partition("[")
         theirs = f"{self.columns.get(name, name)}{bracket}{index}{dot}{rest}"
-        return DataError(message, where=self.row.where, key=theirs)
+        return DataError(message, where=self.row.where, key=theirs, remedy=remedy)
 
-    def _value(self, name: str) -> object:
+    def value(self, name: str) -> object:
+        """The field's value, whatever it is; it must be there."""
         theirs = self.columns.get(name, name)
         if theirs not in self.row.values:
             found = ", ".join(sorted(self.row.values)) or "none"

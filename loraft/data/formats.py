@@ -6,27 +6,43 @@ know files, tokenizers and templates. A row that does not fit is an error that n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from loraft.config.schema import RowFormat
+from loraft.config.schema import RowFormat, Task
 from loraft.data.fields import Fields, clean, kind, shown
 from loraft.data.records import Row
 from loraft.errors import DataError
 
-__all__ = ["Completion", "Conversation", "Message", "Record", "Text", "detect_format", "to_question", "to_record"]
+__all__ = [
+    "FORMATS", "Completion", "Conversation", "Labelled", "Languages", "Message", "Pair", "Record", "Text",
+    "check_format", "detect_format", "to_question", "to_record",
+]  # fmt: skip
 
-COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "alpaca": ("instruction", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
+COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
+    "messages": (("messages",),),
+    "sharegpt": (("conversations",),),
+    "alpaca": (("instruction", "output"),),
+    "prompt_completion": (("prompt", "completion"),),
+    "text": (("text",),),
+    "translation": (("translation",), ("source", "target")),
+    "classification": (("text", "label"),),
 }
-"""The columns that each format needs, in the order in which formats are recognised."""
+"""The columns that each format needs; some have alternatives."""
 
-OPTIONAL_COLUMNS = ("input", "system")
-"""What alpaca rows may have besides."""
+FORMATS: Mapping[Task, tuple[RowFormat, ...]] = {
+    "causal_lm": ("messages", "sharegpt", "alpaca", "prompt_completion", "text"),
+    "seq2seq_lm": ("translation", "prompt_completion", "alpaca"),
+    "seq_cls": ("classification",),
+}
+"""The formats that each task takes, in the order in which they are recognised."""
+
+OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
+    "alpaca": ("input", "system"),
+    "classification": ("text_pair",),
+}
+"""What rows of a format may have besides."""
 
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
@@ -78,63 +94,188 @@ class Text:
     text: str
 
 
-Record = Conversation | Completion | Text
+@dataclass(frozen=True)
+class Pair:
+    """A source, and the target that answers it."""
+
+    source: str
+    target: str
 
 
-def detect_format(columns: Collection[str], renamed: Mapping[str, str] | None = None) -> RowFormat:
+@dataclass(frozen=True)
+class Labelled:
+    """A text, or a pair of texts, with the class it belongs to.
+
+    Attributes:
+        text: The text, or the first of two.
+        second: The second text; None where there is one.
+        label: The name of the class, or its number.
+    """
+
+    text: str
+    second: str | None
+    label: str | int
+
+
+Record = Conversation | Completion | Text | Pair | Labelled
+
+
+@dataclass(frozen=True)
+class Languages:
+    """The languages of a translation: keys of `translation` rows, or codes such as `fr_XX` that begin with a key."""
+
+    source: str | None = None
+    target: str | None = None
+
+
+NO_LANGUAGES = Languages()
+
+
+def detect_format(
+    columns: Collection[str], renamed: Mapping[str, str] | None = None, task: Task = "causal_lm"
+) -> RowFormat:
     """The format that `columns` are of.
 
     Args:
         columns: The columns of the file.
         renamed: Our column names: theirs.
+        task: Whose formats come into question.
 
     Raises:
         DataError: No format fits; it names the columns found and those that each format needs. Or `renamed` has a
             name that no format knows.
     """
     theirs = renamed or {}
-    known = {*OPTIONAL_COLUMNS, *(column for needed in COLUMNS.values() for column in needed)}
+    formats = {name: COLUMNS[name] for name in FORMATS[task]}
+    known = {column for name in formats for needed in formats[name] for column in needed}
+    known |= {column for name in formats for column in OPTIONAL_COLUMNS.get(name, ())}
     if unknown := [name for name in theirs if name not in known]:
         raise DataError(
             f"{', '.join(unknown)} is no column of ours",
             key="data.columns",
             remedy=f"ours are {', '.join(sorted(known))}",
         )
-    for name, needed in COLUMNS.items():
-        if all(theirs.get(column, column) in columns for column in needed):
+    for name in formats:
+        if _fits(columns, name, theirs):
             return name
     found = ", ".join(sorted(columns)) or "none"
-    needs = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in COLUMNS.items())
+    needs = "; ".join(f"{name}: {' or '.join(map(', '.join, needed))}" for name, needed in formats.items())
+    tasks = [other for other, names in FORMATS.items() for each in names if _fits(columns, each, theirs)]
+    hint = f" Rows with these columns fit task: {tasks[0]}." if tasks else ""
     raise DataError(
-        f"the columns are {found}, which is none of the known formats",
+        f"the columns are {found}, which is none of the formats that task {task} takes",
         key="data.format",
-        remedy=f"The formats need these columns: {needs}. data.columns says what ours are called in the file.",
+        remedy=f"The formats need these columns: {needs}. data.columns says what ours are called in the file.{hint}",
     )
 
 
-def to_record(row: Row, row_format: RowFormat, columns: Mapping[str, str]) -> Record:
+def _fits(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> bool:
+    return any(all(theirs.get(name, name) in columns for name in needed) for needed in COLUMNS[row_format])
+
+
+def check_format(row_format: RowFormat, task: Task) -> None:
+    """Refuse a format that is not one of the task's.
+
+    Raises:
+        DataError: It is not; with those that are.
+    """
+    if row_format not in FORMATS[task]:
+        taken = ", ".join(FORMATS[task])
+        raise DataError(
+            f"task {task} takes no rows of format {row_format}", key="data.format", remedy=f"It takes {taken}."
+        )
+
+
+def to_record(
+    row: Row,
+    row_format: RowFormat,
+    columns: Mapping[str, str],
+    task: Task = "causal_lm",
+    languages: Languages = NO_LANGUAGES,
+) -> Record:
     """What a row says.
 
     Args:
         row: The row, with its place.
         row_format: The format that its columns are of.
         columns: Our column names: theirs.
+        task: What is learned from it: an instruction is a conversation for one task and a source for another.
+        languages: Which languages of a `translation` row are the source and the target.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
     """
     fields = Fields(row, columns)
+    if row_format == "classification":
+        return Labelled(fields.text("text"), fields.optional_text("text_pair") or None, _label(fields))
+    if task == "seq2seq_lm":
+        return _pair(fields, row_format, languages)
     if row_format in CHATS:
         return _conversation(fields, *CHATS[row_format])
     if row_format == "alpaca":
-        given = fields.optional_text("input")
-        asked = fields.text("instruction") + (f"\n\n{given}" if given else "")
-        turns = [Message("user", asked), Message("assistant", fields.text("output"))]
+        turns = [Message("user", _instruction(fields)), Message("assistant", fields.text("output"))]
         system = fields.optional_text("system")
         return Conversation(tuple([Message("system", system), *turns] if system else turns))
     if row_format == "prompt_completion":
         return Completion(fields.text("prompt"), fields.text("completion"))
     return Text(fields.text("text"))
+
+
+def _instruction(fields: Fields) -> str:
+    given = fields.optional_text("input")
+    return fields.text("instruction") + (f"\n\n{given}" if given else "")
+
+
+def _pair(fields: Fields, row_format: RowFormat, languages: Languages) -> Pair:
+    if row_format == "alpaca":
+        return Pair(_instruction(fields), fields.text("output"))
+    if row_format == "prompt_completion":
+        return Pair(fields.text("prompt"), fields.text("completion"))
+    if not fields.has("translation"):
+        return Pair(fields.text("source"), fields.text("target"))
+    texts = fields.mapping("translation")
+    return Pair(*(_in_language(fields, texts, key, code) for key, code in
+                  (("data.source_lang", languages.source), ("data.target_lang", languages.target))))  # fmt: skip
+
+
+def _in_language(fields: Fields, texts: Mapping[str, object], key: str, code: str | None) -> str:
+    """The text of one language; a code such as `fr_XX` finds `fr` too."""
+    found = ", ".join(sorted(texts)) or "none"
+    if code is None:
+        raise DataError(f"is not set, and the rows have the languages {found}", key=key, remedy="Name one of them.")
+    name = next((name for name in (code, code.split("_")[0]) if name in texts), None)
+    if name is None:
+        raise fields.wrong("translation", f"has no text in {code} ({key}); it has {found}")
+    text = texts[name]
+    if not isinstance(text, str):
+        raise fields.wrong(f"translation.{name}", f"must be text; found {kind(text)}")
+    if not text.strip():
+        raise fields.wrong(f"translation.{name}", "is empty")
+    return clean(fields, f"translation.{name}", text)
+
+
+DECIMAL = re.compile(r"\s*[-+]?\d*\.\d+\s*")
+
+
+def _label(fields: Fields) -> str | int:
+    value = fields.value("label")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
+        raise fields.wrong(
+            "label",
+            f"is {value}, and a class is text or a whole number",
+            "Scores are for regression, which loraft has not.",
+        )
+    if isinstance(value, list | tuple):
+        raise fields.wrong(
+            "label",
+            f"has {len(value)} labels, and a row belongs to one class",
+            "Write one row a label, or keep the main one.",
+        )
+    if isinstance(value, int):
+        return value
+    return fields.text("label").strip()
 
 
 def to_question(row: Row) -> tuple[Message, ...]:

@@ -7,25 +7,27 @@ without being counted, and every problem of every source is found before it ends
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, DataSource, RunConfig
-from loraft.data.batches import IGNORED
-from loraft.data.formats import Conversation, Record, detect_format, to_record
+from loraft.data.examples import Example
+from loraft.data.formats import Languages, Record, check_format, detect_format, to_record
 from loraft.data.records import read_rows
+from loraft.data.rendering import RowRenderer, renderer_of
 from loraft.data.statistics import DataReport, SourceCounts, lengths_of
-from loraft.data.tokenize import Example, Renderer
+from loraft.data.tokenize import Renderer
 from loraft.errors import DataError, Problem, Refused
 
 __all__ = ["PreparedData", "SourceSpan", "prepare"]
 
 SHOWN_PROBLEMS = 20
 SAMPLES = 3
+CUTS = ("truncate", "split")
 EVAL_STREAM = 0x5EED
 """Keeps the draw of the held-out rows apart from the order of epochs, which has the same seed."""
 
@@ -56,7 +58,7 @@ class PreparedData:
     train_sources: list[SourceSpan]
     eval: list[Example]
     report: DataReport
-    renderer: Renderer
+    renderer: RowRenderer
     fingerprint: str
 
 
@@ -92,9 +94,9 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreparedDa
     """
     data = config.data
     problems: list[Problem] = []
-    train = _sources(data.train, data, problems)
-    held_out = _sources(data.eval, data, problems) if isinstance(data.eval, tuple) else []
-    renderer = _renderer([*train, *held_out], data, tokenizer)
+    train = _sources(data.train, config, problems)
+    held_out = _sources(data.eval, config, problems) if isinstance(data.eval, tuple) else []
+    renderer = _renderer(config, train, held_out, tokenizer, problems)
     for source in (*train, *held_out):
         problems += _tokenized(source, data, renderer)
     if not problems:
@@ -115,12 +117,12 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreparedDa
     )
 
 
-def _sources(sources: Sequence[DataSource], data: DataSection, problems: list[Problem]) -> list[_Source]:
+def _sources(sources: Sequence[DataSource], config: RunConfig, problems: list[Problem]) -> list[_Source]:
     """Every source as records; what is wrong with whole sources, or with rows that may not be bad, joins `problems`."""
-    found = []
+    found, data = [], config.data
     for given in sources:
         try:
-            source = _source(_with_defaults(given, data))
+            source = _source(_with_defaults(given, data), config)
         except Refused as error:
             problems += error.problems
             continue
@@ -142,38 +144,51 @@ def _with_defaults(source: DataSource, data: DataSection) -> DataSource:
     )
 
 
-def _source(given: DataSource) -> _Source:
+def _source(given: DataSource, config: RunConfig) -> _Source:
     read = read_rows(given)
     try:
-        row_format = detect_format(read.columns, given.columns) if given.format == "auto" else given.format
+        row_format = given.format
+        if row_format == "auto":
+            row_format = detect_format(read.columns, given.columns, config.task)
+        check_format(row_format, config.task)
     except DataError as error:
         if not read.rows:
             raise DataError.several(_shortened(read.problems)) from None
         raise DataError.several([replace(error.problems[0], where=given.path)]) from None
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
     source = _Source(given, counts, problems=list(read.problems))
+    languages = Languages(config.data.source_lang, config.data.target_lang)
     for row in read.rows:
         try:
-            source.records.append(to_record(row, row_format, given.columns))
+            source.records.append(to_record(row, row_format, given.columns, config.task, languages))
             source.places.append(row.where)
         except DataError as error:
             source.problems += error.problems
     return source
 
 
-def _renderer(sources: Sequence[_Source], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    """The renderer of all sources; plain text alone makes no chat template up."""
-    records = [record for source in sources for record in source.records]
-    return Renderer.for_tokenizer(
-        tokenizer,
-        chat_template=data.chat_template,
-        train_on=data.train_on,
-        system_prompt=_common_system_prompt(records),
-        conversations=not records or any(isinstance(record, Conversation) for record in records),
-    )
+def _renderer(
+    config: RunConfig,
+    train: Sequence[_Source],
+    held_out: Sequence[_Source],
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+) -> RowRenderer:
+    """The renderer of all sources; what is learned, such as the classes that there are, is told by the training rows.
+
+    Raises:
+        DataError: There is none; with the problems of the rows, which it may follow from.
+    """
+    records = [record for source in train for record in source.records]
+    if config.task == "causal_lm":
+        records += [record for source in held_out for record in source.records]
+    try:
+        return renderer_of(config.task, config.data, tokenizer, records)
+    except DataError as error:
+        raise DataError.several(_shortened([*problems, *error.problems])) from None
 
 
-def _tokenized(source: _Source, data: DataSection, renderer: Renderer) -> list[Problem]:
+def _tokenized(source: _Source, data: DataSection, renderer: RowRenderer) -> list[Problem]:
     """Turn the records of `source` into examples that fit, and return what must not be."""
     rendered, places, unrendered = [], [], []
     for record, where in zip(source.records, source.places, strict=True):
@@ -186,50 +201,42 @@ def _tokenized(source: _Source, data: DataSection, renderer: Renderer) -> list[P
     source.problems += unrendered
     source.counts.bad = len(source.problems)
     source.lengths = [len(example.input_ids) for example in examples]
-    source.examples = list(_kept(examples, source.counts, data))
+    long = {place: found for place, e in enumerate(examples) if (found := renderer.too_long(e, data)) is not None}
+    source.examples = list(_kept(examples, rendered, long, source.counts, data, renderer))
     source.counts.kept = len(source.examples)
     too_long = []
     if data.on_overlength == "error":
-        too_long = [_too_long(e, data.max_length) for e in examples if len(e.input_ids) > data.max_length]
+        too_long = [_too_long(examples[place].where, found, renderer) for place, found in long.items()]
     return [*(unrendered if data.on_bad_row == "error" else []), *too_long]
 
 
-def _kept(examples: Iterable[Example], counts: SourceCounts, data: DataSection) -> Iterable[Example]:
+def _kept(
+    examples: Sequence[Example],
+    rendered: Sequence[Any],
+    long: Collection[int],
+    counts: SourceCounts,
+    data: DataSection,
+    renderer: RowRenderer,
+) -> Iterable[Example]:
     """The examples that fit, those that do not treated as `data.on_overlength` says; untrained ones left out."""
     choice = data.on_overlength
     if choice == "auto":
         choice = "split" if counts.format == "text" else "drop"
-    for example in examples:
-        pieces = [example]
-        if len(example.input_ids) > data.max_length:
+    for place, example in enumerate(examples):
+        pieces: Sequence[Example] = [example]
+        if place in long:
             counts.overlength += 1
             counts.done = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}[choice]
-            pieces = _cut(example, data.max_length, choice)
+            pieces = renderer.cut(rendered[place], example, data, choice) if choice in CUTS else []
         trained = [piece for piece in pieces if piece.trained]
         if pieces and not trained:
             counts.untrained += 1
         yield from trained
 
 
-def _cut(example: Example, most: int, choice: str) -> list[Example]:
-    ids, labels = example.input_ids, example.labels
-    if choice == "truncate":
-        return [Example(ids[:most], labels[:most], example.where)]
-    if choice == "split":
-        starts = [*range(0, len(ids), most)]
-        if len(ids) - starts[-1] == 1:  # a piece of one token would train nothing: the end of the text would be lost
-            starts[-1] -= 1
-        pairs = pairwise([*starts, len(ids)])
-        return [Example(ids[start:stop], labels[start:stop], example.where) for start, stop in pairs]
-    return []
-
-
-def _too_long(example: Example, most: int) -> Problem:
-    return Problem(
-        f"has {len(example.input_ids):,} tokens, more than data.max_length {most:,}",
-        where=example.where,
-        remedy="raise data.max_length, or write data.on_overlength: drop, truncate or split",
-    )
+def _too_long(where: str, found: str, renderer: RowRenderer) -> Problem:
+    ways = "drop, truncate or split" if isinstance(renderer, Renderer) else "drop or truncate"
+    return Problem(found, where=where, remedy=f"raise it, or write data.on_overlength: {ways}")
 
 
 def _nothing_left(key: str, sources: Sequence[_Source]) -> list[Problem]:
@@ -275,18 +282,9 @@ def _spans(sources: Iterable[_Source]) -> Iterable[SourceSpan]:
         start = stop
 
 
-def _common_system_prompt(records: Iterable[Record]) -> str | None:
-    """The system prompt that every conversation begins with; None when they differ or have none."""
-    prompts: set[str | None] = set()
-    for record in records:
-        first = record.messages[0] if isinstance(record, Conversation) else None
-        prompts.add(first.content if first is not None and first.role == "system" else None)
-    return prompts.pop() if len(prompts) == 1 else None
-
-
 def _report(
     data: DataSection,
-    renderer: Renderer,
+    renderer: RowRenderer,
     train: Sequence[_Source],
     held_out: Sequence[_Source],
     examples: Sequence[Example],
@@ -296,12 +294,12 @@ def _report(
     return DataReport(
         train_rows=len(examples),
         eval_rows=len(evaluation),
-        tokens=sum(len(example.input_ids) for example in examples),
+        tokens=sum(example.tokens for example in examples),
         trained_tokens=sum(example.trained for example in examples),
         length=lengths,
         max_length=data.max_length,
         sources=[source.counts for source in (*train, *held_out)],
-        samples=[{"row": e.where, "text": _marked(e, renderer.tokenizer)} for e in examples[:SAMPLES]],
+        samples=[{"row": e.where, "text": renderer.marked(e)} for e in examples[:SAMPLES]],
         notes=(*_notes(data, lengths.keeps_99_percent, [*train, *held_out]), *_seen_rows(train, held_out)),
     )
 
@@ -327,18 +325,6 @@ def _seen_rows(train: Sequence[_Source], held_out: Sequence[_Source]) -> Iterabl
     for source in held_out:
         if (source.given.path, source.given.split or "train", source.given.name) in trained:
             yield f"{source.given.path} is trained and evaluated on: its loss says nothing about new rows"
-
-
-def _marked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The row's text with what is trained in ⟦ ⟧."""
-    text, at = "", 0
-    trained = [label != IGNORED for label in example.labels]
-    for place in range(1, len(trained) + 1):
-        if place == len(trained) or trained[place] != trained[at]:
-            part = str(tokenizer.decode(example.input_ids[at:place]))
-            text += f"⟦{part}⟧" if trained[at] else part
-            at = place
-    return text
 
 
 def _fingerprint(examples: Iterable[Example]) -> str:

@@ -17,43 +17,23 @@ found by comparing ids, so a padding token that is also the end of a turn stays 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.data.batches import IGNORED
-from loraft.data.formats import Completion, Conversation, Message, Record
+from loraft.config.schema import DataSection
+from loraft.data.examples import IGNORED, TOKENIZED_TOGETHER, Example
+from loraft.data.formats import Completion, Conversation, Message, Record, Text
 from loraft.data.templates import choose_template
 from loraft.data.turns import ChatTemplate, Span
 from loraft.errors import DataError
 
-__all__ = ["Example", "Rendered", "Renderer"]
+__all__ = ["Rendered", "Renderer"]
 
 TrainOn = Literal["completions", "last", "all"]
-TOKENIZED_TOGETHER = 1000
-"""Texts in one call of the tokenizer, which reads them in parallel."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A row as tokens.
-
-    Attributes:
-        input_ids: Its tokens.
-        labels: The same where a token is trained, else -100.
-        where: The row's place.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    where: str
-
-    @property
-    def trained(self) -> int:
-        """How many tokens are trained; the first of a row never is, since nothing predicts it."""
-        return len(self.labels) - self.labels.count(IGNORED) - (self.labels[:1] not in ([], [IGNORED]))
 
 
 @dataclass(frozen=True)
@@ -179,11 +159,45 @@ class Renderer:
         """
         if isinstance(record, Conversation):
             return self._conversation(record.messages)
+        assert isinstance(record, Completion | Text), "a pair or a labelled text has a renderer of its own"
         if isinstance(record, Completion):
             text = record.prompt + record.completion
             start = 0 if self.train_on == "all" else len(record.prompt)
             return Rendered(text, ((start, len(text)),), whole=False)
         return Rendered(record.text, ((0, len(record.text)),), whole=False)
+
+    @property
+    def recorded(self) -> Mapping[str, object]:
+        """What is saved beside the weights, so that prompts are made the same way."""
+        return {"system_prompt": self.system_prompt}
+
+    def too_long(self, example: Example, limits: DataSection) -> str | None:
+        """How an example exceeds `data.max_length`; None where it does not."""
+        if len(example.input_ids) <= limits.max_length:
+            return None
+        return f"has {len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+
+    def cut(self, rendered: Rendered, example: Example, limits: DataSection, choice: str) -> list[Example]:
+        """What is kept of an example that is too long: its beginning, or all of it in pieces; no token is invented."""
+        ids, labels, most = example.input_ids, example.labels, limits.max_length
+        if choice == "truncate":
+            return [Example(ids[:most], labels[:most], example.where)]
+        starts = [*range(0, len(ids), most)]
+        if len(ids) - starts[-1] == 1:  # a piece of one token would train nothing: the end of the text would be lost
+            starts[-1] -= 1
+        pairs = pairwise([*starts, len(ids)])
+        return [Example(ids[start:stop], labels[start:stop], example.where) for start, stop in pairs]
+
+    def marked(self, example: Example) -> str:
+        """The row's text with what is trained in ⟦ ⟧."""
+        text, at = "", 0
+        trained = [label != IGNORED for label in example.labels]
+        for place in range(1, len(trained) + 1):
+            if place == len(trained) or trained[place] != trained[at]:
+                part = str(self.tokenizer.decode(example.input_ids[at:place]))
+                text += f"⟦{part}⟧" if trained[at] else part
+                at = place
+        return text
 
     def _conversation(self, messages: tuple[Message, ...]) -> Rendered:
         if self.template is None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from loraft.config.schema import Task
 from loraft.errors import ModelError
 
-__all__ = ["FAMILIES", "TRAINED", "Family", "Kind", "family_of"]
+__all__ = ["FAMILIES", "TRAINED", "TRAINED_FOR", "Family", "Kind", "family_of"]
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 
@@ -32,6 +33,8 @@ class Family:
             linear modules of a layer.
         kind: decoder (generates), encoder (does not), or encoder_decoder.
         encoder_path: The path of the list of the encoder's layers, of an encoder-decoder.
+        classifier: The modules of a classification head over the model; those that a base lacks begin at random. Empty
+            where transformers has no classifier of the family.
         experts: The feed-forward part's experts, as the suffix of their path inside a layer: one tensor for all of
             them, which LoRA on linear modules cannot adapt.
         packs: Rows can be laid end to end: attention goes through transformers' `AttentionInterface`, the forward's
@@ -49,6 +52,7 @@ class Family:
     mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     kind: Kind = "decoder"
     encoder_path: str | None = None
+    classifier: tuple[str, ...] = ("score",)
     experts: str | None = None
     packs: bool = True
     final_softcap: str | None = None
@@ -69,11 +73,33 @@ class Family:
         return self.kind != "encoder"
 
 
+Names = tuple[tuple[str, ...], tuple[str, ...]]
+"""What the projections of the attention and of the feed-forward part are called."""
 NEOX_MLP = ("dense_h_to_4h", "dense_4h_to_h")
 GPT2_ATTENTION = ("attn.c_attn", "attn.c_proj")
 GPT2_MLP = ("mlp.c_fc", "mlp.c_proj")
+BERT = ("self.query", "self.key", "self.value", "attention.output.dense"), ("intermediate.dense", "output.dense")
+DEBERTA = ("self.query_proj", "self.key_proj", "self.value_proj", "attention.output.dense"), BERT[1]
+DISTILBERT = ("q_lin", "k_lin", "v_lin", "out_lin"), ("lin1", "lin2")
 BART = ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")
-BERT_ATTENTION = ("self.query", "self.key", "self.value", "attention.output.dense")
+T5 = ("q", "k", "v", "o"), ("wi", "wi_0", "wi_1", "wo")
+
+
+def _encoder(
+    model_type: str, path: str, names: Names, classifier: tuple[str, ...], stable_in_float16: bool = True
+) -> Family:
+    return Family(
+        model_type, path, *names, "encoder",
+        classifier=classifier, packs=False, stable_in_float16=stable_in_float16,
+    )  # fmt: skip
+
+
+def _two_stacks(model_type: str, encoder: str, decoder: str, names: Names, stable_in_float16: bool = True) -> Family:
+    return Family(
+        model_type, decoder, *names, "encoder_decoder", encoder,
+        classifier=(), packs=False, stable_in_float16=stable_in_float16,
+    )  # fmt: skip
+
 
 TABLE = (
     Family("llama"),
@@ -91,9 +117,9 @@ TABLE = (
     Family("gpt_neox", "gpt_neox.layers", ("attention.query_key_value", "attention.dense"), NEOX_MLP),
     Family("opt", "model.decoder.layers", ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")),
     Family("bloom", "transformer.h", ("self_attention.query_key_value", "self_attention.dense"), NEOX_MLP, packs=False),
-    Family("granite", logit_divisor="logits_scaling"),
-    Family("cohere", logit_multiplier="logit_scale"),
-    Family("cohere2", logit_multiplier="logit_scale"),
+    Family("granite", classifier=(), logit_divisor="logits_scaling"),
+    Family("cohere", classifier=(), logit_multiplier="logit_scale"),
+    Family("cohere2", classifier=(), logit_multiplier="logit_scale"),
     Family("olmo"),
     Family("olmo2"),
     Family("olmo3"),
@@ -105,27 +131,42 @@ TABLE = (
     Family("seed_oss"),
     Family("arcee", mlp=("up_proj", "down_proj")),
     Family("mixtral", mlp=(), experts="mlp.experts", packs=False),
-    Family("t5", "decoder.block", ("q", "k", "v", "o"), ("wi", "wi_0", "wi_1", "wo"), "encoder_decoder",
-           "encoder.block", packs=False, stable_in_float16=False),
-    Family("bart", "model.decoder.layers", *BART, "encoder_decoder", "model.encoder.layers", packs=False),
-    Family("marian", "model.decoder.layers", *BART, "encoder_decoder", "model.encoder.layers", packs=False),
-    Family("bert", "bert.encoder.layer", BERT_ATTENTION, ("intermediate.dense", "output.dense"), "encoder",
-           packs=False),
-    Family("distilbert", "distilbert.transformer.layer", ("q_lin", "k_lin", "v_lin", "out_lin"), ("lin1", "lin2"),
-           "encoder", packs=False),
+    _two_stacks("t5", "encoder.block", "decoder.block", T5, stable_in_float16=False),
+    _two_stacks("mt5", "encoder.block", "decoder.block", T5, stable_in_float16=False),
+    _two_stacks("bart", "model.encoder.layers", "model.decoder.layers", BART),
+    _two_stacks("mbart", "model.encoder.layers", "model.decoder.layers", BART),
+    _two_stacks("m2m_100", "model.encoder.layers", "model.decoder.layers", BART),
+    _two_stacks("marian", "model.encoder.layers", "model.decoder.layers", BART),
+    _encoder("bert", "bert.encoder.layer", BERT, ("bert.pooler", "classifier")),
+    _encoder("roberta", "roberta.encoder.layer", BERT, ("classifier",)),
+    _encoder("xlm-roberta", "roberta.encoder.layer", BERT, ("classifier",)),
+    _encoder("deberta-v2", "deberta.encoder.layer", DEBERTA, ("pooler", "classifier"), stable_in_float16=False),
+    _encoder("distilbert", "distilbert.transformer.layer", DISTILBERT, ("pre_classifier", "classifier")),
 )  # fmt: skip
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in TABLE})
 """Every family that loraft knows, by model_type: those that it looks into, runs or merges."""
-TRAINED: Mapping[str, Family] = MappingProxyType(
-    {family.model_type: family for family in TABLE if family.kind == "decoder" and family.experts is None}
+TRAINED_FOR: Mapping[Task, Mapping[str, Family]] = MappingProxyType(
+    {
+        "causal_lm": MappingProxyType({f.model_type: f for f in TABLE if f.kind == "decoder" and f.experts is None}),
+        "seq2seq_lm": MappingProxyType({f.model_type: f for f in TABLE if f.kind == "encoder_decoder"}),
+        "seq_cls": MappingProxyType({f.model_type: f for f in TABLE if f.classifier and f.experts is None}),
+    }
 )
-"""The families that loraft trains, by model_type; each passes the parity tests with a tiny model."""
+"""The families that loraft trains for each task, by model_type; each passes the parity tests with a tiny model."""
+TRAINED = TRAINED_FOR["causal_lm"]
+"""The decoders that loraft trains to go on with a text."""
 
 ENCODER_HINTS = ("bert", "electra", "mpnet", "roformer")
 ENCODER_DECODERS = (
     "bart", "bigbird_pegasus", "blenderbot", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus",
     "plbart", "prophetnet", "t5", "t5gemma", "udop", "umt5", "whisper",
 )  # fmt: skip
+KINDS: Mapping[Kind, str] = {"decoder": "a decoder", "encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}
+NEEDS: Mapping[Task, str] = {
+    "causal_lm": "needs a decoder",
+    "seq2seq_lm": "needs an encoder-decoder",
+    "seq_cls": "needs a family that transformers has a classifier of",
+}
 MIXTURE_HINTS = ("moe", "mixtral", "deepseek", "dbrx", "jetmoe", "gpt_oss", "llama4", "qwen3_next", "glm4_5")
 """Parts of the names of model types: encoders, and those whose feed-forward part is a mixture of experts."""
 
@@ -155,14 +196,16 @@ def _text_only(model_type: str) -> str:
 
 
 def _why_not(model_type: str, among: Mapping[str, Family]) -> str:
+    task = next((task for task, families in TRAINED_FOR.items() if families is among), None)
+    for other, families in TRAINED_FOR.items():
+        if task is not None and model_type in families:
+            kind = KINDS[families[model_type].kind]
+            return f"model type {model_type!r} is {kind}: task {task} {NEEDS[task]}, and {other} takes it"
     if among is TRAINED:
         if model_type in ENCODER_DECODERS:
-            return f"model type {model_type!r} is an encoder-decoder, and loraft trains decoder-only models"
+            return f"model type {model_type!r} is an encoder-decoder that loraft does not know"
         if any(hint in model_type for hint in ENCODER_HINTS):
-            return (
-                f"model type {model_type!r} is an encoder: it does not generate text, "
-                "and loraft trains decoder-only models"
-            )
+            return f"model type {model_type!r} is an encoder: it does not generate text"
         if any(hint in model_type for hint in MIXTURE_HINTS):
             return f"model type {model_type!r} is a mixture of experts, and loraft does not train those"
     return f"model type {model_type!r} is not one that loraft knows"

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from loraft.adapters.attach import AdaptedModel
 from loraft.config.schema import TrainingSection
 from loraft.data.batches import Batch, BatchPlan, Layout, collate
-from loraft.data.tokenize import Example
+from loraft.data.examples import Example
 from loraft.errors import NonFiniteError, Stopped
 from loraft.training.checkpoint import prune, save_checkpoint
 from loraft.training.events import Evaluated, Observer, RunStarted, SampleAnswered, Saved, StepDone, StepLogged

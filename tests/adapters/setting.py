@@ -29,6 +29,11 @@ class Rendering:
     stop_ids: tuple[int, ...] = (2, 1)
     system_prompt: str | None = "Answer in JSON."
 
+    @property
+    def recorded(self) -> dict[str, object]:
+        """What is saved beside the weights."""
+        return {"system_prompt": self.system_prompt}
+
 
 def run_config(method: str = "lora", *, model: str = "base", seed: int = 0, **lora: Any) -> RunConfig:
     lora = {"r": 4, "alpha": 8, **lora}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraft.data.batches import BatchPlan, Layout, collate, pack_rows
+from loraft.data.examples import Example
 from loraft.data.prepare import SourceSpan
-from loraft.data.tokenize import Example
 
 ONE = Example([1, 2, 3], [-100, 2, 3], "a:1")
 TWO = Example([7, 8, 9, 10], [7, -100, 9, -100], "a:2")

@@ -8,9 +8,9 @@ from itertools import groupby
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from loraft.data.batches import IGNORED
+from loraft.data.examples import IGNORED, Example
 from loraft.data.formats import Completion, Conversation, Message, Text
-from loraft.data.tokenize import Example, Renderer
+from loraft.data.tokenize import Renderer
 from loraft.errors import DataError
 from tests.data.chat_templates import TEMPLATES, Chat, chat_tokenizer
 from tests.tiny import tiny_tokenizer

@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from loraft.data.batches import IGNORED
+from loraft.data.examples import IGNORED, Example
 from loraft.data.formats import Completion, Conversation, Message, Text
-from loraft.data.tokenize import Example, Renderer
+from loraft.data.tokenize import Renderer
 from loraft.errors import DataError
 from tests.data.chats import CHATS, MISTRAL_WITH_SYSTEM, ONE_TURN, THREE_TURNS, Chat, tokenizer_for, tokenizer_of
 

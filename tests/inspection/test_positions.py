@@ -20,10 +20,11 @@ from tests.tiny import tiny_sizes
 
 KINDS = {
     **dict.fromkeys(FAMILIES, "rotary"),
-    **dict.fromkeys(("gpt2", "gpt_bigcode", "opt", "bart", "bert", "distilbert"), "learned"),
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "opt", "bart", "mbart", "bert", "distilbert"), "learned"),
+    **dict.fromkeys(("roberta", "xlm-roberta"), "learned"),
     "bloom": "alibi",
-    "t5": "relative_bias",
-    "marian": "sinusoidal",
+    **dict.fromkeys(("t5", "mt5", "deberta-v2"), "relative_bias"),
+    **dict.fromkeys(("marian", "m2m_100"), "sinusoidal"),
 }
 
 

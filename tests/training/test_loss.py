@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraft.data.batches import IGNORED, Layout, collate
-from loraft.data.tokenize import Example
+from loraft.data.batches import Layout, collate
+from loraft.data.examples import IGNORED, Example
 from loraft.models.attention import ROWS
 from loraft.models.families import TRAINED, family_of
 from loraft.training import loss as loss_module

@@ -1,0 +1,154 @@
+"""Texts and their classes as tokens and numbers: made here for training, evaluation and prediction alike.
+
+This module knows which classes there are and what number each has. It refuses to know the model.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from loraft.config.schema import DataSection
+from loraft.data.examples import TOKENIZED_TOGETHER, Example, LabelledExample
+from loraft.data.formats import Labelled, Message, Record
+from loraft.errors import DataError
+
+__all__ = ["LabelRenderer", "labels_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelRenderer:
+    """The one way from labelled texts to tokens, for one tokenizer and one list of classes.
+
+    Attributes:
+        tokenizer: The model's.
+        labels: The names of the classes; a class's number is its place.
+        notes: What was decided, a sentence each.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    labels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def for_records(
+        cls, tokenizer: PreTrainedTokenizerBase, records: Iterable[Record], named: Sequence[str] = ()
+    ) -> LabelRenderer:
+        """The renderer for a tokenizer and the classes that training rows have, or those that are named.
+
+        Raises:
+            DataError: There are fewer than two classes, or names that stand twice.
+        """
+        labels = tuple(named) or labels_of(records)
+        if twice := sorted({name for name in labels if labels.count(name) > 1}):
+            raise DataError(f"{', '.join(twice)} stands twice", key="data.labels")
+        if len(labels) < 2:
+            found = f"only the class {labels[0]!r}" if labels else "no class"
+            raise DataError(f"the training rows have {found}, and there is nothing to tell apart", key="data.train")
+        return cls(tokenizer, labels)
+
+    @property
+    def chat_template(self) -> str | None:
+        """None: texts are read as they are."""
+        return None
+
+    @property
+    def system_prompt(self) -> str | None:
+        """None: a text has no conversation around it."""
+        return None
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """None: no answer is generated."""
+        return ()
+
+    @property
+    def recorded(self) -> Mapping[str, object]:
+        """What is saved beside the weights: the names of the classes in their order."""
+        return {"labels": list(self.labels)}
+
+    def render(self, record: Record) -> Labelled:
+        """The record with its class as a number.
+
+        Raises:
+            DataError: It is a class that there is not.
+        """
+        assert isinstance(record, Labelled), "formats give labelled texts for seq_cls"
+        return Labelled(record.text, record.second, self.number(record.label))
+
+    def number(self, label: str | int) -> int:
+        """The number of a class that a row names.
+
+        Raises:
+            DataError: There is no such class.
+        """
+        if str(label) in self.labels:
+            return self.labels.index(str(label))
+        if isinstance(label, int) and 0 <= label < len(self.labels):
+            return label
+        shown = ", ".join(self.labels[:10]) + (", …" if len(self.labels) > 10 else "")
+        near = difflib.get_close_matches(str(label), self.labels, n=1, cutoff=0.8)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise DataError(
+            f"{label!r} is none of the {len(self.labels)} classes", key="label", remedy=f"{hint}They are {shown}."
+        )
+
+    def examples(self, rendered: Sequence[Labelled], where: Sequence[str]) -> list[LabelledExample]:
+        """Texts as the tokenizer reads them by itself, with the number of their class."""
+        found: list[LabelledExample] = []
+        for start in range(0, len(rendered), TOKENIZED_TOGETHER):
+            rows, places = rendered[start : start + TOKENIZED_TOGETHER], where[start : start + TOKENIZED_TOGETHER]
+            read = self.text_ids([(row.text, row.second) for row in rows])
+            each = zip(rows, places, read, strict=True)
+            found += [LabelledExample(ids, [int(row.label)], place, types) for row, place, (ids, types) in each]
+        return found
+
+    def text_ids(
+        self, texts: Sequence[tuple[str, str | None]], most: int | None = None
+    ) -> list[tuple[list[int], list[int] | None]]:
+        """The tokens of texts, or of pairs of texts, and their types where the model tells two texts apart.
+
+        Args:
+            texts: Each a text and the second one, or None.
+            most: Cut to this many tokens, the longer of two texts first; None cuts nothing.
+        """
+        options: dict[str, Any] = {} if most is None else {"truncation": "longest_first", "max_length": most}
+        found: dict[int, tuple[list[int], list[int] | None]] = {}
+        for paired in (False, True):
+            chosen = [index for index, (_, second) in enumerate(texts) if (second is not None) is paired]
+            if chosen:
+                columns = [[texts[index][part] for index in chosen] for part in range(1 + paired)]
+                read: Any = self.tokenizer(*columns, verbose=False, **options)
+                types = read.get("token_type_ids") or [None] * len(chosen)
+                found |= dict(zip(chosen, zip(read["input_ids"], types, strict=True), strict=True))
+        return [found[index] for index in range(len(texts))]
+
+    def too_long(self, example: Example, limits: DataSection) -> str | None:
+        """How an example exceeds `data.max_length`; None where it does not."""
+        if len(example.input_ids) <= limits.max_length:
+            return None
+        return f"has {len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+
+    def cut(self, rendered: Labelled, example: Example, limits: DataSection, choice: str) -> list[LabelledExample]:
+        """The text cut to `data.max_length` by the tokenizer, the longer of two texts first."""
+        ((ids, types),) = self.text_ids([(rendered.text, rendered.second)], limits.max_length)
+        return [LabelledExample(ids, example.labels, example.where, types)]
+
+    def marked(self, example: Example) -> str:
+        """The text, and its class in ⟦ ⟧."""
+        return f"{self.tokenizer.decode(example.input_ids)} ⟦{self.labels[example.labels[0]]}⟧"
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a text."""
+        return self.text_ids([(messages[-1].content, None)])[0][0]
+
+
+def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """The classes of some records in their order: numbers by size, texts by the alphabet."""
+    found = {str(record.label) for record in records if isinstance(record, Labelled)}
+    numbers = all(name.removeprefix("-").isdecimal() for name in found)
+    return tuple(sorted(found, key=int) if numbers else sorted(found))

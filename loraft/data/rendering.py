@@ -1,0 +1,109 @@
+"""What turns the records of a task into examples: one renderer a task, all of one shape.
+
+This module knows which renderer a task has and what every renderer can do. It refuses to know how each does it
+(`tokenize`, `pairs`, `labelled`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from loraft.config.schema import DataSection, Task
+from loraft.data.examples import Example
+from loraft.data.formats import Conversation, Message, Record
+from loraft.data.labelled import LabelRenderer
+from loraft.data.pairs import PairRenderer
+from loraft.data.tokenize import Renderer
+
+__all__ = ["RowRenderer", "common_system_prompt", "renderer_of"]
+
+
+class RowRenderer(Protocol):
+    """The one way from records to tokens, for one task and tokenizer."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided, a sentence each."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template that is used; None where conversations are not rendered."""
+
+    @property
+    def system_prompt(self) -> str | None:
+        """The system prompt that every training conversation had; None where there was none."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer; none where none is given."""
+
+    @property
+    def recorded(self) -> Mapping[str, object]:
+        """What is saved beside the weights, so that rows and prompts are rendered the same way later."""
+
+    def render(self, record: Record) -> Any:
+        """The text of a record.
+
+        Raises:
+            DataError: It cannot be rendered.
+        """
+
+    def examples(self, rendered: Sequence[Any], where: Sequence[str]) -> Sequence[Example]:
+        """Rendered records as tokens and labels, not yet cut to any length."""
+
+    def too_long(self, example: Example, limits: DataSection) -> str | None:
+        """How an example exceeds the limits; None where it does not."""
+
+    def cut(self, rendered: Any, example: Example, limits: DataSection, choice: str) -> Sequence[Example]:
+        """What is kept of an example that is too long."""
+
+    def marked(self, example: Example) -> str:
+        """The row's text with what is trained in ⟦ ⟧."""
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens that an answer to `messages` follows, or that an encoder reads to give it."""
+
+
+def renderer_of(
+    task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
+) -> RowRenderer:
+    """The renderer of a run.
+
+    Args:
+        task: What is learned.
+        data: The config's section.
+        tokenizer: The model's tokenizer.
+        records: All that will be rendered: plain texts alone make no chat template up, and labels are theirs.
+
+    Raises:
+        DataError: The tokenizer or the template will not do, or the records have no classes to learn.
+    """
+    if task == "seq2seq_lm":
+        return PairRenderer.for_tokenizer(
+            tokenizer, prefix=data.source_prefix, source_lang=data.source_lang, target_lang=data.target_lang
+        )
+    if task == "seq_cls":
+        return LabelRenderer.for_records(tokenizer, records, data.labels)
+    return Renderer.for_tokenizer(
+        tokenizer,
+        chat_template=data.chat_template,
+        train_on=data.train_on,
+        system_prompt=common_system_prompt(records),
+        conversations=not records or any(isinstance(record, Conversation) for record in records),
+    )
+
+
+def common_system_prompt(records: Sequence[Record]) -> str | None:
+    """The system prompt that every conversation begins with; None when they differ or have none."""
+    prompts: set[str | None] = set()
+    for record in records:
+        first = record.messages[0] if isinstance(record, Conversation) else None
+        prompts.add(first.content if first is not None and first.role == "system" else None)
+    return prompts.pop() if len(prompts) == 1 else None
