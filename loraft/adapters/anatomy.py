@@ -7,7 +7,7 @@ family is not in the table of architectures shows by its structure where its lay
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -20,7 +20,7 @@ from loraft.models.families import FAMILIES, Family, Kind
 from loraft.models.loading import linear_modules
 from loraft.models.quantization import quantized_modules
 
-__all__ = ["depths", "family_in", "sized_modules", "targets_in", "tied_modules"]
+__all__ = ["depths", "family_in", "head_to_train", "sized_modules", "targets_in", "tied_modules"]
 
 
 def family_in(model: PreTrainedModel) -> Family:
@@ -96,7 +96,19 @@ def tied_modules(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for names in owners.values() if len(names) > 1 for name in names)
 
 
-def targets_in(model: PreTrainedModel, family: Family, lora: LoraSection, *, quantized: bool) -> Targets:
+def head_to_train(classifier: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
+    """The modules of a classification head that are trained: what decides between the classes, and all that is new.
+
+    Args:
+        classifier: The modules of the family's head, the one that decides last.
+        new: Those of them that the base lacks.
+    """
+    return tuple(module for module in classifier if module in new or module == classifier[-1])
+
+
+def targets_in(
+    model: PreTrainedModel, family: Family, lora: LoraSection, *, quantized: bool, head: Sequence[str] = ()
+) -> Targets:
     """Resolve the `lora` section against a model, whether its weights are loaded or not.
 
     Args:
@@ -104,14 +116,16 @@ def targets_in(model: PreTrainedModel, family: Family, lora: LoraSection, *, qua
         family: Its row of the table of architectures.
         lora: The config's section.
         quantized: Whether its linear modules are, or will be, stored in 4 bits.
+        head: The modules of a classification head, which are trained whole without being named.
 
     Raises:
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
     """
+    named = tuple(name for name in head if name not in lora.modules_to_save)
     return select(
         linear_modules(model),
         family,
-        lora,
+        lora.model_copy(update={"modules_to_save": (*lora.modules_to_save, *named)}),
         depths(model, family),
         modules=sized_modules(model),
         tied=tied_modules(model),

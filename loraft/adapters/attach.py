@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraft.adapters.anatomy import targets_in
+from loraft.adapters.anatomy import head_to_train, targets_in
 from loraft.adapters.continuing import refuse_another_adapter
 from loraft.adapters.names import matches
 from loraft.adapters.reading import insert, read_adapter
 from loraft.adapters.targets import Targets
 from loraft.adapters.update import update_in_place
-from loraft.config.schema import LoraSection, Method, RunConfig
+from loraft.config.schema import Method, RunConfig, Task
 from loraft.models.families import Family
 from loraft.models.loading import LoadedModel
 
@@ -75,6 +75,14 @@ class AdaptedModel:
         self.model.train(training)
 
 
+TASK_TYPES: Mapping[Task, TaskType] = {
+    "causal_lm": TaskType.CAUSAL_LM,
+    "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
+    "seq_cls": TaskType.SEQ_CLS,
+}
+"""peft's names of the tasks."""
+
+
 def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     """Make what the config's method trains trainable, and nothing else.
 
@@ -84,14 +92,17 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     Raises:
         AdapterError: If a target, layer or pattern matches nothing, or `lora.start_from` is another adapter.
     """
+    _begin_anew(loaded.model, loaded.new_modules, config.seed)
     if config.method == "full":
         return _attach_nothing(loaded)
     base = loaded.model
-    targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora")
+    head = loaded.family.classifier if config.task == "seq_cls" else ()
+    trained_head = head_to_train(head, loaded.new_modules)
+    targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora", head=trained_head)
     start = read_adapter(Path(config.lora.start_from)) if config.lora.start_from else None
     if start:
         refuse_another_adapter(start, targets, config.lora)
-    model = wrap(base, _lora_config(base, loaded.family, targets, config.lora))
+    model = wrap(base, _lora_config(base, loaded.family, targets, config))
     _refuse_other_modules(model, targets)
     notes: tuple[str, ...] = ()
     if start:
@@ -140,6 +151,21 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(sorted((name, weight) for name, weight in model.named_parameters() if weight.requires_grad))
 
 
+def _begin_anew(model: PreTrainedModel, modules: Iterable[str], seed: int) -> None:
+    """Draw the weights of new modules, on the CPU and in float32: a function of the seed alone.
+
+    Source: W ~ N(0, σ²) with the config's `initializer_range` as σ, and b = 0, as transformers begins linear modules.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    spread = float(getattr(model.config, "initializer_range", 0.02))
+    for name in modules:
+        for parameter in model.get_submodule(name).parameters():
+            drawn = torch.zeros(parameter.shape)
+            if parameter.dim() > 1:
+                nn.init.normal_(drawn, std=spread, generator=generator)
+            parameter.data.copy_(drawn)
+
+
 def _initialise(model: PeftModel, modules: Iterable[str], config: RunConfig) -> None:
     """Draw every A anew, on the CPU and in float32; B is zero, so that training starts from the base.
 
@@ -159,13 +185,14 @@ def _initialise(model: PeftModel, modules: Iterable[str], config: RunConfig) -> 
         weight.data.copy_(drawn)
 
 
-def _lora_config(base: PreTrainedModel, family: Family, targets: Targets, lora: LoraSection) -> LoraConfig:
+def _lora_config(base: PreTrainedModel, family: Family, targets: Targets, config: RunConfig) -> LoraConfig:
     """The config's section in peft's words."""
+    lora = config.lora
     everything = [name for name, _ in base.named_modules()]
     names, indices = _portable_names(targets, everything, family)
     alphas = {pattern: _whole(alpha) for pattern, alpha in lora.alpha_pattern.items()}
     return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TASK_TYPES[config.task],
         r=lora.r,
         lora_alpha=_whole(lora.alpha),  # type: ignore[arg-type]  # peft divides by r, and takes any number
         lora_dropout=lora.dropout,

@@ -206,9 +206,10 @@ def _write_company(
     """What lies beside the weights, whatever was trained."""
     loaded = adapted.loaded
     _tokenizer_as_trained(loaded, renderer).save_pretrained(folder)
-    base = loaded.model.generation_config
-    defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
-    _write_json(folder / "generation_config.json", defaults)
+    if config.task != "seq_cls":
+        base = loaded.model.generation_config
+        defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
+        _write_json(folder / "generation_config.json", defaults)
     (folder / "README.md").write_text(model_card(config, facts, loraft.__version__), encoding="utf-8")
     _write_json(folder / RECORD, _record(adapted, config, renderer))
 

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from loraft.config.schema import Task
 from loraft.errors import ModelError
@@ -42,6 +42,9 @@ class Family:
         final_softcap: The config's attribute with the cap c of the logits, c · tanh(logits / c); its value may be None.
         logit_multiplier: The config's attribute that the logits are multiplied by.
         logit_divisor: The config's attribute that the logits are divided by.
+        scales_if: The config's flag that scales the decoder's last hidden states by 1 / √hidden_size.
+        logits_bias: The model's attribute `[1, vocab]` that is added to the logits.
+        spare_positions: Positions of the learned table that no token takes, so that rows are that much shorter.
         stable_in_float16: Its trained models compute in float16 without overflow; those for which this is False
             vLLM refuses in float16 too.
     """
@@ -58,6 +61,9 @@ class Family:
     final_softcap: str | None = None
     logit_multiplier: str | None = None
     logit_divisor: str | None = None
+    scales_if: str | None = None
+    logits_bias: str | None = None
+    spare_positions: int = 0
     stable_in_float16: bool = True
 
     @property
@@ -85,20 +91,12 @@ BART = ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")
 T5 = ("q", "k", "v", "o"), ("wi", "wi_0", "wi_1", "wo")
 
 
-def _encoder(
-    model_type: str, path: str, names: Names, classifier: tuple[str, ...], stable_in_float16: bool = True
-) -> Family:
-    return Family(
-        model_type, path, *names, "encoder",
-        classifier=classifier, packs=False, stable_in_float16=stable_in_float16,
-    )  # fmt: skip
+def _encoder(model_type: str, path: str, names: Names, classifier: tuple[str, ...], **columns: Any) -> Family:
+    return Family(model_type, path, *names, "encoder", classifier=classifier, packs=False, **columns)
 
 
-def _two_stacks(model_type: str, encoder: str, decoder: str, names: Names, stable_in_float16: bool = True) -> Family:
-    return Family(
-        model_type, decoder, *names, "encoder_decoder", encoder,
-        classifier=(), packs=False, stable_in_float16=stable_in_float16,
-    )  # fmt: skip
+def _two_stacks(model_type: str, encoder: str, decoder: str, names: Names, **columns: Any) -> Family:
+    return Family(model_type, decoder, *names, "encoder_decoder", encoder, classifier=(), packs=False, **columns)
 
 
 TABLE = (
@@ -131,15 +129,15 @@ TABLE = (
     Family("seed_oss"),
     Family("arcee", mlp=("up_proj", "down_proj")),
     Family("mixtral", mlp=(), experts="mlp.experts", packs=False),
-    _two_stacks("t5", "encoder.block", "decoder.block", T5, stable_in_float16=False),
+    _two_stacks("t5", "encoder.block", "decoder.block", T5, scales_if="scale_decoder_outputs", stable_in_float16=False),
     _two_stacks("mt5", "encoder.block", "decoder.block", T5, stable_in_float16=False),
-    _two_stacks("bart", "model.encoder.layers", "model.decoder.layers", BART),
-    _two_stacks("mbart", "model.encoder.layers", "model.decoder.layers", BART),
+    _two_stacks("bart", "model.encoder.layers", "model.decoder.layers", BART, logits_bias="final_logits_bias"),
+    _two_stacks("mbart", "model.encoder.layers", "model.decoder.layers", BART, logits_bias="final_logits_bias"),
     _two_stacks("m2m_100", "model.encoder.layers", "model.decoder.layers", BART),
-    _two_stacks("marian", "model.encoder.layers", "model.decoder.layers", BART),
+    _two_stacks("marian", "model.encoder.layers", "model.decoder.layers", BART, logits_bias="final_logits_bias"),
     _encoder("bert", "bert.encoder.layer", BERT, ("bert.pooler", "classifier")),
-    _encoder("roberta", "roberta.encoder.layer", BERT, ("classifier",)),
-    _encoder("xlm-roberta", "roberta.encoder.layer", BERT, ("classifier",)),
+    _encoder("roberta", "roberta.encoder.layer", BERT, ("classifier",), spare_positions=2),
+    _encoder("xlm-roberta", "roberta.encoder.layer", BERT, ("classifier",), spare_positions=2),
     _encoder("deberta-v2", "deberta.encoder.layer", DEBERTA, ("pooler", "classifier"), stable_in_float16=False),
     _encoder("distilbert", "distilbert.transformer.layer", DISTILBERT, ("pre_classifier", "classifier")),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ from loraft.models.quantization import keep_gradients_exact, quantization_config
 from loraft.models.quiet import quietly_reading
 from loraft.models.sources import resolve, resolve_tokenizer
 from loraft.models.tokenizer import read_tokenizer
-from loraft.models.weights import check_weights, expected_tensors, fingerprint
+from loraft.models.weights import check_weights, expected_tensors, fingerprint, header_of, read_headers
 
 __all__ = [
     "LoadedModel",
@@ -52,13 +52,17 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "meta_model",
+    "new_modules",
     "parameter_count",
     "random_model",
     "read_gguf",
+    "without",
 ]
 
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
 """Parts of the names of architectures that share a model_type with a language model and are none."""
+CLASSIFIER = "ForSequenceClassification"
+"""What the architectures of classifiers are called, behind the family's name."""
 ENCODER_HEADS = {
     "SequenceClassification": AutoModelForSequenceClassification,
     "MaskedLM": AutoModelForMaskedLM,
@@ -79,6 +83,7 @@ class LoadedModel:
         folder: Where its files are.
         name: What the config calls it.
         fingerprint: What tells it from another base of the same shape.
+        new_modules: The modules that begin at random: those of a classification head that the base lacks.
         notes: What the user should know, a sentence each.
     """
 
@@ -90,6 +95,7 @@ class LoadedModel:
     name: str
     fingerprint: str
     notes: tuple[str, ...]
+    new_modules: tuple[str, ...] = ()
 
 
 def load_model(
@@ -98,6 +104,7 @@ def load_model(
     *,
     quantization: QuantizationSection | None = None,
     among: Mapping[str, Family] = TRAINED,
+    labels: Sequence[str] = (),
 ) -> LoadedModel:
     """Load a base model and its tokenizer.
 
@@ -107,6 +114,7 @@ def load_model(
         placement: Device and dtype.
         quantization: How the linear modules are stored in 4 bits; None stores them in `placement.dtype`.
         among: The families that will do.
+        labels: The classes of a classifier; none loads the model with the head that its family generates with.
 
     Raises:
         ModelError: No such model, a kind that will not do, damaged files, missing tensors, a tokenizer that does
@@ -114,18 +122,21 @@ def load_model(
         OutOfMemoryError: The device is too small for the weights.
     """
     folder = resolve(section.name_or_path, section.revision)
-    config = _read_config(folder, section.attn_implementation, among)
+    config = _read_config(folder, section.attn_implementation, among, labels)
     family = family_of(config.model_type, among)
     check_dtype(family, placement)
-    check_weights(folder, expected_tensors(meta_model(config)))
+    new = new_modules(folder, config, family) if labels else ()
+    check_weights(folder, without(new, expected_tensors(meta_model(config))))
     tokenizer, notes = _tokenizer(section, config)
+    if labels:
+        config.pad_token_id = tokenizer.pad_token_id
     options = {
         "config": config,
         "dtype": placement.dtype,
         "device_map": {"": placement.device} if placement.device != "cpu" else None,
         "quantization_config": quantization_config(quantization, placement) if quantization else None,
     }
-    model = _from_pretrained(_class_of(config), folder, options)
+    model = _from_pretrained(_class_of(config), folder, options, new)
     keep_gradients_exact(model)
     model.requires_grad_(False)
     return LoadedModel(
@@ -137,17 +148,22 @@ def load_model(
         name=section.name_or_path,
         fingerprint=fingerprint(folder),
         notes=(*placement.notes, *notes),
+        new_modules=new,
     )
 
 
-def load_config(section: ModelSection, among: Mapping[str, Family] = TRAINED) -> PreTrainedConfig:
+def load_config(
+    section: ModelSection, among: Mapping[str, Family] = TRAINED, labels: Sequence[str] = ()
+) -> PreTrainedConfig:
     """The model's config, of a family that will do, with the attention that is asked for; no weights are fetched.
+
+    With `labels` it is the config of a classifier of these classes.
 
     Raises:
         ModelError: No such model, or a kind that will not do.
     """
     folder = resolve(section.name_or_path, section.revision, weights=False)
-    return _read_config(folder, section.attn_implementation, among)
+    return _read_config(folder, section.attn_implementation, among, labels)
 
 
 def load_any_config(section: ModelSection) -> PreTrainedConfig:
@@ -214,11 +230,11 @@ def _class_of(config: PreTrainedConfig) -> Any:
         named_class = getattr(transformers, (config.architectures or [""])[0], None)
         is_model = isinstance(named_class, type) and issubclass(named_class, PreTrainedModel)
         return named_class if is_model else AutoModel
+    named = " ".join(config.architectures or ())
     if family.kind == "decoder":
-        return AutoModelForCausalLM
+        return AutoModelForSequenceClassification if CLASSIFIER in named else AutoModelForCausalLM
     if family.kind == "encoder_decoder":
         return AutoModelForSeq2SeqLM
-    named = " ".join(config.architectures or ())
     return next((made for head, made in ENCODER_HEADS.items() if head in named), AutoModel)
 
 
@@ -272,15 +288,60 @@ def parameter_count(model: nn.Module) -> int:
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
 
 
-def _read_config(folder: Path, attention: str, among: Mapping[str, Family]) -> PreTrainedConfig:
+def _read_config(
+    folder: Path, attention: str, among: Mapping[str, Family], labels: Sequence[str] = ()
+) -> PreTrainedConfig:
     file = folder / "config.json"
     written = _written(file)
     family = family_of(str(written["model_type"]), among)
-    _require_usable(written, family, file)
+    _require_usable(written, family, file, among)
     chosen = {} if attention == "auto" else {"attn_implementation": attention}
     with quietly_reading(file):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **chosen)
-    return cast("PreTrainedConfig", config)
+    return cast("PreTrainedConfig", _as_classifier(config, labels) if labels else config)
+
+
+def _as_classifier(config: PreTrainedConfig, labels: Sequence[str]) -> PreTrainedConfig:
+    """The config of a classifier of these classes over the model of `config`."""
+    config.architectures = [CLASSIFIER]
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    return config
+
+
+def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple[str, ...]:
+    """The modules of a classifier's head that begin at random: those that the files lack.
+
+    The one that decides between the classes is new too where the files have it for other classes, or do not say for
+    which: it would begin with what is right for others.
+
+    Args:
+        folder: The base's files.
+        config: The classifier's config.
+        family: Its row of the table.
+    """
+    headers = read_headers(folder)
+    expected = expected_tensors(meta_model(config))
+    named = _written(folder / "config.json").get("id2label")
+    other_classes = not isinstance(named, Mapping) or list(named.values()) != list((config.id2label or {}).values())
+    return tuple(
+        module
+        for module in family.classifier
+        if (other_classes and module == family.classifier[-1])
+        or any(header_of(name, headers) is None for name in expected if _is_inside(name, module))
+    )
+
+
+def _is_inside(name: str, module: str) -> bool:
+    """Whether a tensor's name is that of one of the module's."""
+    return name.startswith(f"{module}.")
+
+
+def without(modules: Sequence[str], tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The tensors that are in none of `modules`."""
+    return {name: shape for name, shape in tensors.items() if not any(_is_inside(name, m) for m in modules)}
 
 
 def _written(file: Path) -> Mapping[str, Any]:
@@ -293,9 +354,9 @@ def _written(file: Path) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", written)
 
 
-def _require_usable(written: Mapping[str, Any], family: Family, file: Path) -> None:
+def _require_usable(written: Mapping[str, Any], family: Family, file: Path, among: Mapping[str, Family]) -> None:
     for architecture in written.get("architectures") or ():
-        if family.generates and any(head in architecture for head in OTHER_HEADS):
+        if among is TRAINED and any(head in architecture for head in OTHER_HEADS):
             raise ModelError(
                 f"the model is a {architecture}, and loraft trains causal language models", where=str(file)
             )
@@ -314,7 +375,9 @@ def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokeniz
     return read_tokenizer(folder, name=name, embeddings=config.vocab_size)
 
 
-def _from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any]) -> PreTrainedModel:
+def _from_pretrained(
+    made_by: Any, folder: Path, options: Mapping[str, Any], new: Sequence[str] = ()
+) -> PreTrainedModel:
     with quietly_reading(folder):
         try:
             model, report = made_by.from_pretrained(
@@ -323,10 +386,12 @@ def _from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any]) -> 
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=bool(new),
                 **options,
             )
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError("the weights do not fit into the memory of the device", where=str(folder)) from error
-    if lost := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):
+    absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
+    if lost := sorted(name for name in absent if not any(_is_inside(name, module) for module in new)):
         raise ModelError(f"{len(lost)} tensors were not loaded: {', '.join(lost[:8])}", where=str(folder))
     return cast("PreTrainedModel", model)

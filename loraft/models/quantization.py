@@ -33,8 +33,8 @@ __all__ = [
     "unpacked",
 ]
 
-NOT_QUANTIZED = ("lm_head",)
-"""The linear modules, by the last part of their name, that keep the model's dtype."""
+NOT_QUANTIZED = ("lm_head", "score", "classifier", "pre_classifier", "pooler")
+"""The modules, by a part of their name, whose linear modules keep the model's dtype: heads."""
 
 BLOCK = 64
 """Weights that share a constant; transformers leaves bitsandbytes its default."""
@@ -79,7 +79,7 @@ def quantized_modules(model: nn.Module) -> tuple[str, ...]:
     return tuple(
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in kept
+        if isinstance(module, nn.Linear | Conv1D) and not set(name.split(".")).intersection(kept)
     )
 
 

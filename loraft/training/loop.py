@@ -19,12 +19,12 @@ from torch.optim import Optimizer
 
 from loraft.adapters.attach import AdaptedModel
 from loraft.config.schema import TrainingSection
-from loraft.data.batches import Batch, BatchPlan, Layout, collate
+from loraft.data.batches import AnyBatch, BatchPlan, Layout, collate_rows
 from loraft.data.examples import Example
 from loraft.errors import NonFiniteError, Stopped
 from loraft.training.checkpoint import prune, save_checkpoint
 from loraft.training.events import Evaluated, Observer, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
-from loraft.training.loss import TargetLoss
+from loraft.training.loss import Loss
 from loraft.training.memory import peak_bytes
 from loraft.training.optim import learning_rate, optimizer_state
 from loraft.training.run_folder import RunFolder
@@ -43,7 +43,7 @@ class RunState:
         window: The steps taken in that epoch.
         tokens: Trained tokens so far.
         logged_loss: The loss summed since the last logged step, in nats.
-        logged_tokens: The trained tokens since the last logged step.
+        logged_weight: What that sum is divided by: the trained tokens since then, or the weights of the rows' classes.
         last_loss: The loss that was logged last.
         eval_loss: The newest evaluation's loss.
         best_loss: The best evaluation's loss.
@@ -58,7 +58,7 @@ class RunState:
     window: int = 0
     tokens: int = 0
     logged_loss: float = 0.0
-    logged_tokens: int = 0
+    logged_weight: float = 0.0
     last_loss: float | None = None
     eval_loss: float | None = None
     best_loss: float | None = None
@@ -95,7 +95,7 @@ class Fit:
     """
 
     adapted: AdaptedModel
-    loss: TargetLoss
+    loss: Loss
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     plan: BatchPlan
@@ -155,12 +155,12 @@ def _step(run: Fit, state: RunState, window: list[list[int]], clock: _Clock) -> 
     """One optimizer step: the gradient of the mean loss over all trained tokens of the window, then the update."""
     began = time.perf_counter()
     rows = [[run.train[index] for index in batch] for batch in window]
-    batches = [collate(examples, run.layout).to(run.device) for examples in rows]
-    targets = sum(batch.target_ids.numel() for batch in batches)
+    batches = [collate_rows(examples, run.layout).to(run.device) for examples in rows]
+    weight = sum(run.loss.weight(batch) for batch in batches)
     loss = 0.0
     for batch, examples in zip(batches, rows, strict=True):
         part = run.loss(batch)
-        run.scaler.scale(part / targets).backward()
+        run.scaler.scale(part / weight).backward()
         loss += _finite(part.item(), "the loss", state.step + 1, examples, run)
     run.scaler.unscale_(run.optimizer)
     limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
@@ -173,17 +173,17 @@ def _step(run: Fit, state: RunState, window: list[list[int]], clock: _Clock) -> 
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    _count(state, run, loss, targets)
+    _count(state, run, loss, weight, sum(batch.targets for batch in batches))
     clock.add(time.perf_counter() - began, sum(batch.tokens for batch in batches))
-    clock.norm, clock.rate, clock.loss = norm, rate, loss / targets
+    clock.norm, clock.rate, clock.loss = norm, rate, loss / weight
 
 
-def _count(state: RunState, run: Fit, loss: float, targets: int) -> None:
+def _count(state: RunState, run: Fit, loss: float, weight: float, targets: int) -> None:
     state.step += 1
     state.window += 1
     state.tokens += targets
     state.logged_loss += loss
-    state.logged_tokens += targets
+    state.logged_weight += weight
     if state.window == run.plan.steps(state.epoch):
         state.epoch, state.window = state.epoch + 1, 0
     state.finished = state.step >= run.steps
@@ -223,8 +223,8 @@ def _tell_step(run: Fit, state: RunState, clock: _Clock) -> None:
 
 
 def _log(run: Fit, state: RunState, clock: _Clock) -> None:
-    state.last_loss = state.logged_loss / state.logged_tokens
-    state.logged_loss, state.logged_tokens = 0.0, 0
+    state.last_loss = state.logged_loss / state.logged_weight
+    state.logged_loss, state.logged_weight = 0.0, 0.0
     event = StepLogged(
         step=state.step,
         steps=run.steps,
@@ -254,7 +254,7 @@ def _evaluate(run: Fit, state: RunState, signals: StopSignals) -> bool:
     run.adapted.model.train()
     if found is None:
         return False
-    loss, tokens = found
+    loss, targets = found
     if not math.isfinite(loss):
         raise NonFiniteError(
             f"the evaluation loss is {loss} at step {state.step}",
@@ -266,7 +266,7 @@ def _evaluate(run: Fit, state: RunState, signals: StopSignals) -> bool:
         state.best_loss, state.best_step, state.worse = loss, state.step, 0
     else:
         state.worse += 1
-    event = Evaluated(state.step, _epochs(run, state.step), loss, _exp(loss), tokens, len(run.evaluation), best)
+    event = Evaluated(state.step, _epochs(run, state.step), loss, _exp(loss), targets, len(run.evaluation), best)
     record = {"step": state.step, "epoch": event.epoch, "eval_loss": loss, "eval_perplexity": event.perplexity}
     run.folder.append(run.folder.metrics, record)
     run.observer(event)
@@ -277,7 +277,7 @@ def _evaluate(run: Fit, state: RunState, signals: StopSignals) -> bool:
 
 
 def evaluate_loss(
-    loss: TargetLoss,
+    loss: Loss,
     examples: Sequence[Example],
     layout: Layout,
     batch_size: int,
@@ -285,19 +285,20 @@ def evaluate_loss(
     *,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[float, int] | None:
-    """Total negative log-likelihood over total trained tokens, in nats, and those tokens.
+    """The summed loss over what it is divided by (the trained tokens, of a classifier its rows), and their number.
 
     The model is used in the mode it is in. None when `stop` asked for the end.
     """
-    total, tokens = 0.0, 0
+    total, weight, targets = 0.0, 0.0, 0
     with torch.inference_mode():
         for start in range(0, len(examples), batch_size):
             if stop():
                 return None
-            batch: Batch = collate(examples[start : start + batch_size], layout).to(device)
+            batch: AnyBatch = collate_rows(examples[start : start + batch_size], layout).to(device)
             total += loss(batch).item()
-            tokens += batch.target_ids.numel()
-    return total / tokens, tokens
+            weight += loss.weight(batch)
+            targets += batch.targets
+    return total / weight, targets
 
 
 def _answer_samples(run: Fit, state: RunState) -> None:

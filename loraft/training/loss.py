@@ -18,15 +18,19 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from loraft.data.batches import Batch
+from loraft.data.batches import AnyBatch, Batch, LabelledBatch, PairBatch
+from loraft.data.examples import IGNORED
 from loraft.models.families import Family
 
 __all__ = [
     "CHUNK_BYTES",
     "ROWS_IN_CACHE",
     "HeadWeights",
+    "LabelLoss",
+    "Loss",
     "TargetLoss",
     "chunked_loss",
+    "decoder_inputs",
     "frozen_head_loss",
     "targets_in_chunk",
 ]
@@ -161,7 +165,7 @@ def frozen_head_loss(hidden: Tensor, target_ids: Tensor, head: HeadWeights, chun
 
 
 class TargetLoss(nn.Module):
-    """A causal language model whose forward takes a `Batch` and gives the summed loss of its targets.
+    """A model that generates, whose forward takes a batch and gives the summed loss of its targets.
 
     The loss is a module's forward so that whatever wraps the module (for data parallel training, say) sees it.
     """
@@ -182,34 +186,130 @@ class TargetLoss(nn.Module):
         self._softcap = _number(model.config, family.final_softcap)
         scale, divisor = _number(model.config, family.logit_multiplier), _number(model.config, family.logit_divisor)
         self._scale = (scale or 1.0) / (divisor or 1.0)
+        if family.scales_if is not None and getattr(model.config, family.scales_if, False):
+            self._scale *= float(model.config.hidden_size) ** -0.5
+        self._bias: Tensor | None = getattr(model, family.logits_bias)[0] if family.logits_bias else None
 
-    def forward(self, batch: Batch) -> Tensor:
+    def weight(self, batch: AnyBatch) -> float:
+        """What the summed loss of a batch is divided by: each target counts the same."""
+        return batch.targets
+
+    def forward(self, batch: Batch | PairBatch) -> Tensor:
         """The summed loss of the targets of `batch`, in nats: a float32 scalar."""
+        device = batch.input_ids.device.type
+        with torch.autocast(device, dtype=self._autocast, enabled=self._autocast is not None):
+            if isinstance(batch, PairBatch):
+                wanted, target_ids = self._decoded(batch)
+            else:
+                wanted, target_ids = self._read(batch), batch.target_ids
+            frozen = self._frozen_head(wanted.dtype)
+            if frozen is not None:
+                return frozen_head_loss(wanted, target_ids, frozen, self._chunk)
+            return chunked_loss(wanted, target_ids, self._logits, self._chunk)
+
+    def _read(self, batch: Batch) -> Tensor:
+        """`[targets, hidden]`: what a decoder makes of the tokens before each target."""
         options: dict[str, Any] = {}
         if batch.row_lengths is not None:
             options = {"position_ids": batch.position_ids, "row_lengths": batch.row_lengths}
-        device = batch.input_ids.device.type
-        with torch.autocast(device, dtype=self._autocast, enabled=self._autocast is not None):
-            stack = self.model.base_model
-            hidden = stack(input_ids=batch.input_ids, use_cache=False, **options).last_hidden_state
-            wanted = hidden.flatten(0, 1).index_select(0, batch.target_positions)
-            frozen = self._frozen_head(wanted.dtype)
-            if frozen is not None:
-                return frozen_head_loss(wanted, batch.target_ids, frozen, self._chunk)
-            return chunked_loss(wanted, batch.target_ids, self._logits, self._chunk)
+        stack = self.model.base_model
+        hidden = stack(input_ids=batch.input_ids, use_cache=False, **options).last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, batch.target_positions)  # type: ignore[no-any-return]
+
+    def _decoded(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """`[targets, hidden]` and `[targets]`: what the decoder makes of the source and the targets before each."""
+        encoder, decoder = self.model.get_encoder(), self.model.get_decoder()  # type: ignore[no-untyped-call]
+        source = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        hidden = decoder(
+            input_ids=decoder_inputs(self.model, batch.labels),
+            encoder_hidden_states=source,
+            encoder_attention_mask=batch.attention_mask,
+            use_cache=False,
+        ).last_hidden_state
+        real = batch.labels != IGNORED
+        return hidden[real], batch.labels[real]
 
     def _frozen_head(self, dtype: torch.dtype) -> HeadWeights | None:
         """The head's weights, unless something in it is trained or it is no plain linear layer."""
         head = self._head
         if type(head) is not nn.Linear or head.weight.requires_grad or head.weight.dtype != dtype:
             return None
-        return HeadWeights(head.weight, head.bias, self._scale, self._softcap)
+        bias = head.bias if self._bias is None else self._bias.to(dtype)
+        return HeadWeights(head.weight, bias, self._scale, self._softcap)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._head(hidden)
         if self._scale != 1:
             logits = logits * self._scale
+        if self._bias is not None:
+            logits = logits + self._bias
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+
+
+def decoder_inputs(model: PreTrainedModel, labels: Tensor) -> Tensor:
+    """The decoder's input `[rows, time]` for labels `[rows, time]`: moved on by one, the token it starts with first.
+
+    The model's own way where it has one: mBART starts with the language that stands behind the target.
+    """
+    own: Callable[..., Tensor] | None = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        return own(labels=labels)
+    moved = torch.roll(labels, 1, dims=1)
+    moved[:, 0] = model.config.decoder_start_token_id
+    return moved.masked_fill(moved == IGNORED, model.config.pad_token_id)
+
+
+class LabelLoss(nn.Module):
+    """A classifier whose forward takes a batch and gives the summed loss of its rows."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        autocast: torch.dtype | None = None,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        """Wrap `model`.
+
+        Args:
+            model: The model itself, with adapters injected where there are any, not a wrapper around it.
+            family: Says whether it reads a row whole or token by token.
+            autocast: The dtype of products; None computes in the weights' own.
+            class_weights: `[classes]`, what a row of each class counts; None counts each the same.
+        """
+        super().__init__()
+        self.model = model
+        self._autocast = autocast
+        self._family = family
+        self._class_weights = class_weights
+
+    def weight(self, batch: AnyBatch) -> float:
+        """What the summed loss of a batch is divided by: the weights of its rows' classes."""
+        assert isinstance(batch, LabelledBatch), "a classifier takes labelled rows"
+        return batch.targets if self._class_weights is None else float(self._class_weights[batch.labels].sum())
+
+    def forward(self, batch: LabelledBatch) -> Tensor:
+        """The summed, weighted loss of the rows of `batch`, in nats: a float32 scalar."""
+        return cross_entropy(self.logits(batch).float(), batch.labels, weight=self._class_weights, reduction="sum")
+
+    def logits(self, batch: LabelledBatch) -> Tensor:
+        """`[rows, classes]`; a decoder's are read at the last real token of each row, whatever stands behind it."""
+        device = batch.input_ids.device.type
+        read: dict[str, Tensor] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if batch.token_type_ids is not None:
+            read["token_type_ids"] = batch.token_type_ids
+        with torch.autocast(device, dtype=self._autocast, enabled=self._autocast is not None):
+            if not self._family.generates:
+                whole: Tensor = self.model(**read).logits
+                return whole
+            hidden = self.model.base_model(**read, use_cache=False).last_hidden_state
+            last = batch.attention_mask.sum(1) - 1
+            head: nn.Module = self.model.get_submodule(self._family.classifier[-1])
+            decided: Tensor = head(hidden[torch.arange(len(last), device=last.device), last])
+            return decided
+
+
+Loss = TargetLoss | LabelLoss
 
 
 def _number(config: object, attribute: str | None) -> float | None:

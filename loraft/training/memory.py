@@ -16,7 +16,7 @@ import torch
 
 from loraft.config.schema import QuantizationSection
 
-__all__ = ["LayerSizes", "MemoryPlan", "TrainingSizes", "peak_bytes", "predict", "quantized_bytes"]
+__all__ = ["LayerSizes", "MemoryPlan", "StackSizes", "TrainingSizes", "peak_bytes", "predict", "quantized_bytes"]
 
 BLOCK = 64
 """Weights that share one block constant in bitsandbytes' 4-bit types."""
@@ -51,6 +51,23 @@ class LayerSizes:
 
 
 @dataclass(frozen=True)
+class StackSizes:
+    """One stack of layers, and what it reads.
+
+    Attributes:
+        layer: One layer's sizes.
+        graph_layers: Layers that keep activations: those from the first trained one up.
+        batch_tokens: Tokens of the largest batch, padding included.
+        longest_row: Tokens of the longest row.
+    """
+
+    layer: LayerSizes
+    graph_layers: int
+    batch_tokens: int
+    longest_row: int
+
+
+@dataclass(frozen=True)
 class TrainingSizes:
     """The sizes that decide how much memory a run needs.
 
@@ -59,10 +76,7 @@ class TrainingSizes:
         quantized_parameters: Frozen numbers that are stored in 4 bits.
         trainable_parameters: Trained numbers, all float32.
         dtype_bytes: The bytes of a number of `model.dtype`, in which frozen weights and activations are.
-        layer: One layer's sizes.
-        graph_layers: Layers that keep activations: those from the first trained one up.
-        batch_tokens: Tokens of the largest batch, padding included.
-        longest_row: Tokens of the longest row.
+        stacks: The stacks of layers: one, or of an encoder-decoder two.
         batch_targets: Trained tokens of the largest batch.
         chunk_targets: The most targets whose logits are held at once.
         vocabulary: The entries of the vocabulary.
@@ -73,10 +87,7 @@ class TrainingSizes:
     quantized_parameters: int
     trainable_parameters: int
     dtype_bytes: int
-    layer: LayerSizes
-    graph_layers: int
-    batch_tokens: int
-    longest_row: int
+    stacks: tuple[StackSizes, ...]
     batch_targets: int
     chunk_targets: int
     vocabulary: int
@@ -141,7 +152,9 @@ def predict(
         adapter=4 * sizes.trainable_parameters,
         gradients=4 * sizes.trainable_parameters,
         optimizer=int(OPTIMIZER_BYTES[optimizer] * sizes.trainable_parameters),
-        activations=_activations(sizes, checkpointing=checkpointing, device=device),
+        activations=sum(
+            _activations(stack, sizes, checkpointing=checkpointing, device=device) for stack in sizes.stacks
+        ),
         logits=logits,
         runtime=_runtime_bytes(device),
     )
@@ -160,21 +173,22 @@ def quantized_bytes(parameters: int, *, double_quant: bool) -> int:
     return int(parameters / 2 + constants)
 
 
-def _activations(sizes: TrainingSizes, *, checkpointing: bool, device: str) -> int:
-    """Activations of one batch: a layer keeps each linear module's output, what stands between, and its norms' inputs.
+def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool, device: str) -> int:
+    """Activations of one batch in one stack.
 
+    A layer keeps each linear module's output, what stands between, and its norms' inputs.
     The residual stream passes each norm in float32, twice a layer; the gated product and the activation function
     keep two more tensors of the inner width; on the CPU the attention weights of each row are kept besides.
     """
-    layer, width = sizes.layer, sizes.dtype_bytes
+    layer, width = stack.layer, sizes.dtype_bytes
     a_token = width * (layer.linear_outputs + 2 * layer.inner + 4 * layer.hidden) + 16 * layer.hidden
     if sizes.whole_model:
         a_token += width * layer.linear_inputs
-    weights = width * layer.heads * sizes.longest_row if device == "cpu" and sizes.longest_row <= 512 else 0
-    one_layer = sizes.batch_tokens * (a_token + weights)
-    boundaries = sizes.batch_tokens * width * layer.hidden * sizes.graph_layers
+    weights = width * layer.heads * stack.longest_row if device == "cpu" and stack.longest_row <= 512 else 0
+    one_layer = stack.batch_tokens * (a_token + weights)
+    boundaries = stack.batch_tokens * width * layer.hidden * stack.graph_layers
     # The backward pass holds the gradients of one layer's activations beside what the forward kept.
-    kept = boundaries + one_layer if checkpointing else one_layer * sizes.graph_layers
+    kept = boundaries + one_layer if checkpointing else one_layer * stack.graph_layers
     return kept + one_layer
 
 

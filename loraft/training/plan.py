@@ -9,68 +9,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from loraft.adapters.anatomy import targets_in
-from loraft.adapters.targets import Targets
 from loraft.config.schema import RunConfig
 from loraft.data.batches import BatchPlan, Layout
+from loraft.data.labelled import LabelRenderer
 from loraft.data.prepare import PreparedData, prepare
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
-from loraft.models.families import Family, family_of
-from loraft.models.loading import check_dtype, linear_modules, load_config, load_tokenizer, meta_model, parameter_count
+from loraft.models.families import TRAINED_FOR, family_of
+from loraft.models.loading import check_dtype, load_config, load_tokenizer
 from loraft.models.placement import Placement, place
-from loraft.models.quantization import quantized_modules
-from loraft.models.sources import resolve
-from loraft.models.weights import check_weights, expected_tensors
-from loraft.training.loss import targets_in_chunk
-from loraft.training.memory import LayerSizes, MemoryPlan, TrainingSizes, predict
+from loraft.training.class_weights import class_weight_problems
+from loraft.training.memory import MemoryPlan, predict
 from loraft.training.optim import resolve_optim, warmup_steps
+from loraft.training.shape import ModelShape, context_of, shape_of
+from loraft.training.sizes import training_sizes
 from loraft.training.tracking import tracker_problems
 
-__all__ = ["ModelShape", "RunPlan", "plan_run"]
+__all__ = ["RunPlan", "plan_run"]
 
 Result = TypeVar("Result")
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 LINE_STEP = 32
 ROOM = 0.9
 """Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
-
-
-@dataclass(frozen=True, eq=False)
-class ModelShape:
-    """What is known of a model from its config and the headers of its files.
-
-    Attributes:
-        family: Its row in the table of architectures.
-        total_parameters: Its numbers, tied ones once.
-        quantized_parameters: Those that a 4-bit base stores in 4 bits.
-        num_layers: Its transformer layers.
-        layer: The sizes of one layer.
-        vocabulary: The entries of its vocabulary.
-        context: The longest row that its positions allow; None where nothing limits it.
-        targets: What the adapter trains; None for `method: full`.
-        linear: The linear modules: (in, out) by full name.
-    """
-
-    family: Family
-    total_parameters: int
-    quantized_parameters: int
-    num_layers: int
-    layer: LayerSizes
-    vocabulary: int
-    context: int | None
-    targets: Targets | None
-    linear: dict[str, tuple[int, int]]
-
-    @property
-    def trainable_parameters(self) -> int:
-        """What training changes."""
-        return self.total_parameters if self.targets is None else self.targets.trainable_parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,19 +81,32 @@ def plan_run(config: RunConfig) -> RunPlan:
     """
     problems: list[Problem] = []
     placement = _collected(problems, lambda: place(config.model))
-    shape = _collected(problems, lambda: _shape(config))
-    if placement is not None and shape is not None:
-        _collected(problems, lambda: check_dtype(shape.family, placement))
-    tokenizer = _collected(problems, lambda: load_tokenizer(config.model))
+    families = TRAINED_FOR[config.task]
+    architecture = _collected(problems, lambda: load_config(config.model, families))
+    length_notes: list[str] = []
+    if architecture is not None:
+        family = family_of(architecture.model_type, families)
+        config, length_notes = _fitting_length(config, context_of(architecture, family))
+        if placement is not None:
+            _collected(problems, lambda: check_dtype(family, placement))
+    tokenizer = _collected(problems, lambda: load_tokenizer(config.model, families))
     data = _collected(problems, lambda: prepare(config, tokenizer)) if tokenizer is not None else None
+    shape = _collected(problems, lambda: _shape(config, data)) if architecture is not None else None
     if shape is not None:
         problems += _beyond_context(config, shape)
     problems += tracker_problems(config.training.report_to)
+    if data is not None:
+        problems += class_weight_problems(config, data.renderer)
     if placement is None or shape is None or tokenizer is None or data is None or problems:
         raise Refused.several(problems)
     config, notes = _resolved(config, placement)
-    packed = shape.family.packs and config.data.packing != "off" and config.model.attn_implementation == "auto"
-    if config.data.packing == "fill" and not packed:
+    packed = (
+        shape.family.packs
+        and config.task == "causal_lm"
+        and config.data.packing != "off"
+        and config.model.attn_implementation == "auto"
+    )
+    if config.data.packing == "fill" and not packed and config.task == "causal_lm":
         raise ConfigError(
             f"rows of {shape.family.model_type} cannot be laid end to end"
             if not shape.family.packs
@@ -154,10 +132,26 @@ def plan_run(config: RunConfig) -> RunPlan:
         eval_every=_every(config.training.eval_steps, steps),
         save_every=_every(config.training.save_steps, steps),
         notes=(
-            *placement.notes, *data.renderer.notes, *notes,
+            *placement.notes, *length_notes, *data.renderer.notes, *notes,
             *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes,
         ),
     )  # fmt: skip
+
+
+def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, list[str]]:
+    """`data.max_length`, where it is not set, no more than the positions of the model."""
+    if context is None or "max_length" in config.data.model_fields_set or config.data.max_length <= context:
+        return config, []
+    data = config.data.model_copy(update={"max_length": context})
+    return config.model_copy(update={"data": data}), [f"data.max_length is {context}: the model has no more positions"]
+
+
+def _shape(config: RunConfig, data: PreparedData | None) -> ModelShape:
+    """The model's shape; of a classifier whose classes could not be found it is that of one with two."""
+    renderer = data.renderer if data is not None else None
+    labels = renderer.labels if isinstance(renderer, LabelRenderer) else ("0", "1") * (config.task == "seq_cls")
+    architecture = load_config(config.model, TRAINED_FOR[config.task], labels)
+    return shape_of(config, labels, architecture)
 
 
 def _line_step(placement: Placement) -> int:
@@ -172,36 +166,6 @@ def _collected(problems: list[Problem], decide: Callable[[], Result]) -> Result 
     except Refused as error:
         problems += [problem for problem in error.problems if problem not in problems]
         return None
-
-
-def _shape(config: RunConfig) -> ModelShape:
-    architecture = load_config(config.model)
-    family = family_of(architecture.model_type)
-    skeleton = meta_model(architecture)
-    folder = resolve(config.model.name_or_path, config.model.revision, weights=False)
-    if any(folder.glob("*.safetensors*")) or Path(config.model.name_or_path).is_dir():
-        check_weights(folder, expected_tensors(skeleton))
-    linear = linear_modules(skeleton)
-    stack = [name for name in linear if name.startswith(f"{family.layers_path}.0.")]
-    quantized = quantized_modules(skeleton) if config.method == "qlora" else ()
-    adapts = config.method != "full"
-    return ModelShape(
-        family=family,
-        total_parameters=parameter_count(skeleton),
-        quantized_parameters=sum(linear[name][0] * linear[name][1] for name in quantized),
-        num_layers=len(skeleton.get_submodule(family.layers_path)),  # type: ignore[arg-type]
-        layer=LayerSizes(
-            hidden=architecture.hidden_size,
-            linear_inputs=sum(linear[name][0] for name in stack),
-            linear_outputs=sum(linear[name][1] for name in stack),
-            inner=max(max(linear[name]) for name in stack),
-            heads=architecture.num_attention_heads,
-        ),
-        vocabulary=architecture.vocab_size,
-        context=architecture.max_position_embeddings if hasattr(architecture, "max_position_embeddings") else None,
-        targets=targets_in(skeleton, family, config.lora, quantized=config.method == "qlora") if adapts else None,
-        linear=linear,
-    )
 
 
 def _beyond_context(config: RunConfig, shape: ModelShape) -> list[Problem]:
@@ -238,13 +202,13 @@ def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[
 
 def _batch_plan(config: RunConfig, data: PreparedData) -> BatchPlan:
     return BatchPlan(
-        lengths=[len(example.input_ids) for example in data.train],
+        lengths=[example.tokens for example in data.train],
         spans=data.train_sources,
         batch_size=config.training.per_device_train_batch_size,
         accumulation=config.training.gradient_accumulation_steps,
         seed=config.seed,
         group_by_length=config.training.group_by_length,
-        fill_to=config.data.max_length if config.data.packing == "fill" else None,
+        fill_to=config.data.max_length if config.data.packing == "fill" and config.task == "causal_lm" else None,
     )
 
 
@@ -266,7 +230,7 @@ def _memory(
     config: RunConfig, placement: Placement, shape: ModelShape, data: PreparedData, batches: BatchPlan, *, packed: bool
 ) -> tuple[RunConfig, MemoryPlan, list[str]]:
     """Predict the peak, turn gradient checkpointing on where it is needed, and refuse what cannot fit."""
-    sizes = _training_sizes(config, placement, shape, data, batches, packed=packed)
+    sizes = training_sizes(config, placement, shape, data, batches, packed=packed)
     quantization = config.quantization if config.method == "qlora" else None
 
     def needed(checkpointing: bool) -> MemoryPlan:
@@ -305,42 +269,14 @@ def _less_memory(config: RunConfig, memory: MemoryPlan) -> str:
     }[config.method]
 
 
-def _training_sizes(
-    config: RunConfig, placement: Placement, shape: ModelShape, data: PreparedData, batches: BatchPlan, *, packed: bool
-) -> TrainingSizes:
-    lengths = batches.lengths
-    largest = max(batches.epoch(0), key=lambda rows: _cells([lengths[i] for i in rows], packed=packed))
-    trainable = shape.trainable_parameters
-    frozen = 0 if shape.targets is None else shape.total_parameters - shape.quantized_parameters
-    first = 0 if shape.targets is None or not shape.targets.layers else shape.targets.layers[0]
-    return TrainingSizes(
-        frozen_parameters=frozen,
-        quantized_parameters=shape.quantized_parameters,
-        trainable_parameters=trainable,
-        dtype_bytes=torch.empty(0, dtype=placement.dtype).element_size(),
-        layer=shape.layer,
-        graph_layers=shape.num_layers - first,
-        batch_tokens=_cells([lengths[i] for i in largest], packed=packed),
-        longest_row=max(lengths),
-        batch_targets=sum(sum(label != -100 for label in data.train[i].labels) for i in largest),
-        chunk_targets=targets_in_chunk(shape.vocabulary),
-        vocabulary=shape.vocabulary,
-        whole_model=shape.targets is None,
-    )
-
-
-def _cells(lengths: list[int], *, packed: bool) -> int:
-    return sum(lengths) if packed else max(lengths) * len(lengths)
-
-
 def _packing_notes(config: RunConfig, shape: ModelShape, data: PreparedData, *, packed: bool) -> list[str]:
     if config.data.packing == "fill":
         alone = BatchPlan(
-            [len(e.input_ids) for e in data.train], data.train_sources, config.training.per_device_train_batch_size,
+            [example.tokens for example in data.train], data.train_sources, config.training.per_device_train_batch_size,
             config.training.gradient_accumulation_steps, config.seed,
         )  # fmt: skip
         filled = _batch_plan(config, data).steps(0)
         return [f"data.packing fill: {filled} optimizer steps an epoch remain of {alone.steps(0)}"]
-    if config.data.packing == "auto" and not packed:
+    if config.data.packing == "auto" and not packed and config.task == "causal_lm":
         return [f"rows are padded on the right: {shape.family.model_type} is not laid end to end with this attention"]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ def _model(plan: RunPlan) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "name": shown(plan.config.model.name_or_path),
         "model_type": shape.family.model_type,
-        "num_layers": shape.num_layers,
-        "hidden_size": shape.layer.hidden,
+        **_layers(shape.depths),
+        "hidden_size": next(iter(shape.layers.values())).hidden,
         "vocabulary": shape.vocabulary,
         "parameters": shape.total_parameters,
         "device": plan.placement.device_name,
@@ -80,6 +81,12 @@ def _model(plan: RunPlan) -> dict[str, Any]:
         facts["quantized_parameters"] = shape.quantized_parameters
         facts["not_quantized"] = "embeddings, norms, head"
     return facts
+
+
+def _layers(depths: Mapping[str, int]) -> dict[str, int]:
+    if len(depths) == 1:
+        return {"num_layers": sum(depths.values())}
+    return {f"{stack}_layers": depth for stack, depth in depths.items()}
 
 
 def _adapter(plan: RunPlan) -> dict[str, Any]:

@@ -26,14 +26,17 @@ from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
 from loraft.config.files import load_config, write_config
+from loraft.data.labelled import LabelRenderer
 from loraft.errors import Problem, RunFolderError
 from loraft.models.attention import ROWS
 from loraft.models.exhaustion import memory_errors
+from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import LoadedModel, load_model
 from loraft.training.checkpoint import load_checkpoint, newest_checkpoint, restore_rng
+from loraft.training.class_weights import class_weights
 from loraft.training.events import Note, Observer, Saved
 from loraft.training.loop import Fit, RunState, fit
-from loraft.training.loss import TargetLoss
+from loraft.training.loss import LabelLoss, Loss, TargetLoss
 from loraft.training.memory import peak_bytes
 from loraft.training.optim import build_optimizer, restore_optimizer
 from loraft.training.plan import RunPlan
@@ -123,9 +126,15 @@ def prepared_model(plan: RunPlan) -> AdaptedModel:
     # What is trained whole is loaded in float32, without rounding on the way.
     placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
     quantization = plan.config.quantization if method == "qlora" else None
-    loaded = load_model(plan.config.model, placement, quantization=quantization)
+    loaded = load_model(
+        plan.config.model,
+        placement,
+        quantization=quantization,
+        among=TRAINED_FOR[plan.config.task],
+        labels=_labels(plan),
+    )
     torch.manual_seed(plan.config.seed)
-    if plan.config.model.attn_implementation == "auto" and plan.shape.family.packs:
+    if plan.layout.packed:
         loaded.model.set_attn_implementation(ROWS)
     adapted = attach(loaded, plan.config)
     if plan.config.training.gradient_checkpointing:
@@ -140,11 +149,26 @@ def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
     model.disable_input_require_grads()  # type: ignore[no-untyped-call]
-    targets = plan.shape.targets
-    first = targets.layers[0] if targets is not None and targets.layers else 0
-    layers = model.get_submodule(plan.shape.family.layers_path)
-    for layer in list(layers.children())[:first]:
-        layer.gradient_checkpointing = False  # type: ignore[assignment]
+    shape = plan.shape
+    for stack, path in shape.family.stacks.items():
+        layers = list(model.get_submodule(path).children())
+        for layer in layers[: len(layers) - shape.graph_layers(stack)]:
+            layer.gradient_checkpointing = False  # type: ignore[assignment]
+
+
+def _labels(plan: RunPlan) -> tuple[str, ...]:
+    """The classes of a classifier; none for other tasks."""
+    renderer = plan.data.renderer
+    return renderer.labels if isinstance(renderer, LabelRenderer) else ()
+
+
+def _loss(plan: RunPlan, adapted: AdaptedModel) -> Loss:
+    dtype = None if plan.placement.dtype == torch.float32 else plan.placement.dtype
+    model, family = adapted.loaded.model, plan.shape.family
+    if plan.config.task != "seq_cls":
+        return TargetLoss(model, family, dtype)
+    weights = class_weights(plan.config, _labels(plan), plan.data.train)
+    return LabelLoss(model, family, dtype, None if weights is None else weights.to(plan.placement.device))
 
 
 def fit_of(
@@ -156,7 +180,7 @@ def fit_of(
     assert settings.learning_rate != "auto", "the plan resolves it"
     return Fit(
         adapted=adapted,
-        loss=TargetLoss(adapted.loaded.model, plan.shape.family, None if dtype == torch.float32 else dtype),
+        loss=_loss(plan, adapted),
         optimizer=build_optimizer(adapted.trainable, settings),
         scaler=torch.amp.GradScaler(plan.placement.device, enabled=dtype == torch.float16),
         plan=plan.batches,

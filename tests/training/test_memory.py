@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 
 from loraft.config.schema import QuantizationSection
-from loraft.training.memory import LayerSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
+from loraft.training.memory import LayerSizes, StackSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
 
+STACK = StackSizes(
+    layer=LayerSizes(hidden=8, linear_inputs=40, linear_outputs=60, inner=16, heads=2),
+    graph_layers=3,
+    batch_tokens=10,
+    longest_row=5,
+)
 SIZES = TrainingSizes(
     frozen_parameters=1000,
     quantized_parameters=0,
     trainable_parameters=100,
     dtype_bytes=2,
-    layer=LayerSizes(hidden=8, linear_inputs=40, linear_outputs=60, inner=16, heads=2),
-    graph_layers=3,
-    batch_tokens=10,
-    longest_row=5,
+    stacks=(STACK,),
     batch_targets=6,
     chunk_targets=4,
     vocabulary=50,
@@ -53,7 +56,7 @@ def test_checkpointing_keeps_the_layers_borders_and_one_layer() -> None:
 
 
 def test_fewer_layers_with_a_graph_keep_fewer_activations() -> None:
-    fewer = replace(SIZES, graph_layers=1)
+    fewer = replace(SIZES, stacks=(replace(STACK, graph_layers=1),))
     plans = [
         predict(s, optimizer="adamw", quantization=None, checkpointing=False, device="cuda") for s in (fewer, SIZES)
     ]

@@ -1,0 +1,55 @@
+"""What a row of each class counts in the loss of a classifier. Pure.
+
+This module knows `training.class_weights`. It refuses to know models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from loraft.config.schema import RunConfig
+from loraft.data.examples import Example
+from loraft.data.labelled import LabelRenderer
+from loraft.data.rendering import RowRenderer
+from loraft.errors import Problem
+
+__all__ = ["class_weight_problems", "class_weights"]
+
+KEY = "training.class_weights"
+
+
+def class_weight_problems(config: RunConfig, renderer: RowRenderer) -> list[Problem]:
+    """What is wrong with the weights that a config gives: each class needs one, and there are no others."""
+    given = config.training.class_weights
+    if not isinstance(given, dict) or not isinstance(renderer, LabelRenderer):
+        return []
+    problems = []
+    if unknown := [name for name in given if name not in renderer.labels]:
+        classes = ", ".join(renderer.labels)
+        problems.append(
+            Problem(f"there is no class {', '.join(unknown)}", key=KEY, remedy=f"The classes are {classes}.")
+        )
+    if missing := [name for name in renderer.labels if name not in given]:
+        problems.append(
+            Problem(f"{', '.join(missing)} has no weight", key=KEY, remedy="Give each class one; 1 is plain.")
+        )
+    return problems
+
+
+def class_weights(config: RunConfig, labels: Sequence[str], examples: Sequence[Example]) -> Tensor | None:
+    """`[classes]`, what a row of each class counts; None where each counts the same.
+
+    Source: balanced is rows / (classes · rows of the class), as scikit-learn has it; a class without rows counts 1.
+    """
+    given = config.training.class_weights
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        return torch.tensor([given[name] for name in labels])
+    counts = Counter(example.labels[0] for example in examples)
+    total = sum(counts.values())
+    return torch.tensor([total / (len(labels) * counts[i]) if counts[i] else 1.0 for i in range(len(labels))])

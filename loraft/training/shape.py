@@ -1,0 +1,129 @@
+"""What is known of a model before its weights are loaded: from its config and the headers of its files.
+
+This module knows the meta device. It refuses to know data and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from loraft.adapters.anatomy import depths, head_to_train, targets_in
+from loraft.adapters.targets import Targets
+from loraft.config.schema import RunConfig
+from loraft.models.families import TRAINED_FOR, Family, family_of
+from loraft.models.loading import linear_modules, meta_model, new_modules, parameter_count, without
+from loraft.models.quantization import quantized_modules
+from loraft.models.sources import resolve
+from loraft.models.weights import check_weights, expected_tensors
+from loraft.training.memory import LayerSizes
+
+__all__ = ["ModelShape", "context_of", "shape_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelShape:
+    """What is known of a model from its config and the headers of its files.
+
+    Attributes:
+        family: Its row in the table of architectures.
+        total_parameters: Its numbers, tied ones once.
+        quantized_parameters: Those that a 4-bit base stores in 4 bits.
+        depths: The transformer layers of each stack.
+        layers: The sizes of one layer of each stack.
+        vocabulary: The entries of its vocabulary.
+        context: The longest row that its positions allow; None where nothing limits it.
+        targets: What the adapter trains; None for `method: full`.
+        head: The modules of a classification head that are trained whole.
+        linear: The linear modules: (in, out) by full name.
+    """
+
+    family: Family
+    total_parameters: int
+    quantized_parameters: int
+    depths: Mapping[str, int]
+    layers: Mapping[str, LayerSizes]
+    vocabulary: int
+    context: int | None
+    targets: Targets | None
+    head: tuple[str, ...]
+    linear: dict[str, tuple[int, int]]
+
+    @property
+    def trainable_parameters(self) -> int:
+        """What training changes."""
+        return self.total_parameters if self.targets is None else self.targets.trainable_parameters
+
+    def first_trained(self, stack: str) -> int | None:
+        """The lowest layer of a stack that training changes; None where it changes none of them."""
+        if self.targets is None:
+            return 0
+        return min(self.targets.layers_by_stack.get(stack, ()), default=None)
+
+    def graph_layers(self, stack: str) -> int:
+        """The layers of a stack that keep activations: all above the lowest trained one.
+
+        A decoder over an encoder that is trained keeps them in every layer: each reads what the encoder gives.
+        """
+        first = self.first_trained(stack)
+        trained_below = stack == "decoder" and len(self.depths) > 1 and self.first_trained("encoder") is not None
+        if first is None or trained_below:
+            return self.depths[stack] if trained_below else 0
+        return self.depths[stack] - first
+
+
+def context_of(config: PreTrainedConfig, family: Family) -> int | None:
+    """The longest row that a model's positions allow; None where nothing limits it."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions - family.spare_positions if isinstance(positions, int) else None
+
+
+def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) -> ModelShape:
+    """The shape of the model that a run trains.
+
+    Args:
+        run: The run.
+        labels: The classes of a classifier; none for other tasks.
+        config: The model's config; for a classifier one that knows the classes.
+
+    Raises:
+        ModelError: Its files lack tensors or have others.
+        AdapterError: The `lora` section names what the model does not have.
+    """
+    family = family_of(config.model_type, TRAINED_FOR[run.task])
+    skeleton = meta_model(config)
+    folder = resolve(run.model.name_or_path, run.model.revision, weights=False)
+    new = family.classifier if labels else ()
+    if any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir():
+        new = new_modules(folder, config, family) if labels else ()
+        check_weights(folder, without(new, expected_tensors(skeleton)))
+    linear = linear_modules(skeleton)
+    quantized = quantized_modules(skeleton) if run.method == "qlora" else ()
+    head = head_to_train(family.classifier, new) if labels else ()
+    adapts = run.method != "full"
+    return ModelShape(
+        family=family,
+        total_parameters=parameter_count(skeleton),
+        quantized_parameters=sum(linear[name][0] * linear[name][1] for name in quantized),
+        depths=depths(skeleton, family),
+        layers={stack: _layer(skeleton, linear, path) for stack, path in family.stacks.items()},
+        vocabulary=config.vocab_size,
+        context=context_of(config, family),
+        targets=targets_in(skeleton, family, run.lora, quantized=run.method == "qlora", head=head) if adapts else None,
+        head=head,
+        linear=linear,
+    )
+
+
+def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: str) -> LayerSizes:
+    inside = [name for name in linear if name.startswith(f"{path}.0.")]
+    return LayerSizes(
+        hidden=model.config.hidden_size,
+        linear_inputs=sum(linear[name][0] for name in inside),
+        linear_outputs=sum(linear[name][1] for name in inside),
+        inner=max(max(linear[name]) for name in inside),
+        heads=model.config.num_attention_heads,
+    )
