@@ -31,6 +31,7 @@ __all__ = [
     "StackLayers",
     "Task",
     "TrainingSection",
+    "idle_keys",
     "unused_keys",
     "unused_sections",
 ]
@@ -106,16 +107,16 @@ LayerWords = Annotated[str, Field(pattern=f"^({LAYER_WORDS})$")]
 LayerChoice = Annotated[
     LayerWords | Annotated[tuple[LayerIndex, ...], Field(min_length=1)],
     BeforeValidator(_as_tuple, json_schema_input_type=LayerWords | Annotated[list[LayerIndex], Field(min_length=1)]),
-    Allowed("all, first:N, last:N, middle:N, a range like 4-11, or a list like [0, 5, 31]"),
 ]
+OF_A_STACK = Allowed("all, first:N, last:N, middle:N, a range like 4-11, a list like [0, 5, 31], or null")
 
 
 class StackLayers(Section):
     """The layers of an encoder-decoder, each stack by itself; a stack that is not named has no adapter."""
 
-    encoder: LayerChoice | None = None
+    encoder: Annotated[LayerChoice | None, OF_A_STACK] = None
     """The encoder's layers."""
-    decoder: LayerChoice | None = None
+    decoder: Annotated[LayerChoice | None, OF_A_STACK] = None
     """The decoder's layers."""
 
 
@@ -388,6 +389,11 @@ OF_TASKS: Mapping[str, frozenset[Task]] = MappingProxyType(
 """The sections and keys that not every task uses, and the tasks that do."""
 
 
+def idle_keys(config: RunConfig) -> frozenset[str]:
+    """The dotted keys and sections that the chosen task does not use, whatever they say."""
+    return frozenset(key for key, tasks in OF_TASKS.items() if config.task not in tasks)
+
+
 def unused_sections(config: RunConfig) -> tuple[str, ...]:
     """The sections that the file sets and the chosen method does not use."""
     used = {"lora": {"lora", "qlora"}, "quantization": {"qlora"}}
@@ -397,12 +403,13 @@ def unused_sections(config: RunConfig) -> tuple[str, ...]:
 
 
 def unused_keys(config: RunConfig) -> tuple[str, ...]:
-    """The dotted keys and sections that the file sets and the chosen task does not use."""
-    return tuple(key for key, tasks in OF_TASKS.items() if config.task not in tasks and _is_set(config, key))
+    """The dotted keys and sections that the chosen task does not use and that say something of their own."""
+    return tuple(key for key, tasks in OF_TASKS.items() if config.task not in tasks and not _is_default(config, key))
 
 
-def _is_set(config: RunConfig, key: str) -> bool:
+def _is_default(config: RunConfig, key: str) -> bool:
     section, _, name = key.partition(".")
-    if section not in config.model_fields_set:
-        return False
-    return not name or name in getattr(config, section).model_fields_set
+    value = getattr(config, section)
+    if not name:
+        return bool(value == RunConfig.model_fields[section].default)
+    return bool(getattr(value, name) == type(value).model_fields[name].default)
