@@ -35,7 +35,7 @@ from loraft.generation.context import Context
 from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions, ModelChoice
-from loraft.generation.pieces import Pieces
+from loraft.data.pieces import Pieces
 from loraft.generation.rules import SamplingRules
 from loraft.generation.session import Session, open_session
 from loraft.generation.trace import Trace

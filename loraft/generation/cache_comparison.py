@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
 from loraft.generation.answer import Completion
-from loraft.generation.pieces import Piece
+from loraft.data.pieces import Piece
 
 __all__ = ["CacheComparison", "Difference", "Speed", "compare_cache"]
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from loraft.generation.answer import Ending
-from loraft.generation.pieces import Piece
+from loraft.data.pieces import Piece
 
 __all__ = ["Attended", "Candidate", "Cut", "EncoderPass", "How", "LayerSays", "Step", "Trace"]
 

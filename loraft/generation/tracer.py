@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from loraft.generation.answer import Ending
 from loraft.generation.context import Context, wrapped_model
 from loraft.generation.lens import Lens
-from loraft.generation.pieces import Pieces
+from loraft.data.pieces import Pieces
 from loraft.generation.sampling import SamplingRules, probabilities, stages
 from loraft.generation.trace import Attended, Candidate, Cut, EncoderPass, LayerSays, Step, Trace
 
