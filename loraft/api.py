@@ -21,6 +21,7 @@ from loraft.adapters.merged_folder import chosen_folder
 from loraft.adapters.weighted import resolve_weighted, weighted
 from loraft.config.schema import LoraSection, RunConfig
 from loraft.data.formats import Message
+from loraft.data.pieces import Pieces
 from loraft.errors import ConfigError
 from loraft.evaluation.merging import merge_and_verify
 from loraft.evaluation.verification import LEAST_POSITIONS
@@ -35,7 +36,6 @@ from loraft.generation.context import Context
 from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions, ModelChoice
-from loraft.generation.pieces import Pieces
 from loraft.generation.rules import SamplingRules
 from loraft.generation.session import Session, open_session
 from loraft.generation.trace import Trace
