@@ -22,7 +22,7 @@ from loraft.data.statistics import DataReport, SourceCounts, lengths_of
 from loraft.data.tokenize import Example, Renderer
 from loraft.errors import DataError, Problem, Refused
 
-__all__ = ["PreparedData", "SourceSpan", "prepare"]
+__all__ = ["PreparedData", "SourceSpan", "prepare", "with_defaults"]
 
 SHOWN_PROBLEMS = 20
 SAMPLES = 3
@@ -120,7 +120,7 @@ def _sources(sources: Sequence[DataSource], data: DataSection, problems: list[Pr
     found = []
     for given in sources:
         try:
-            source = _source(_with_defaults(given, data))
+            source = _source(with_defaults(given, data))
         except Refused as error:
             problems += error.problems
             continue
@@ -130,7 +130,7 @@ def _sources(sources: Sequence[DataSource], data: DataSection, problems: list[Pr
     return found
 
 
-def _with_defaults(source: DataSource, data: DataSection) -> DataSource:
+def with_defaults(source: DataSource, data: DataSection) -> DataSource:
     """`source` with what the section says for every source that does not say its own."""
     return source.model_copy(
         update={

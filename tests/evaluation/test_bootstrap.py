@@ -28,7 +28,7 @@ def mean_of(*rows: float) -> Callable[[Counts | None], Figures]:
 
 
 def test_two_rows() -> None:
-    """Both rows once in half of the draws, one of them twice in a quarter each: 95 % reach from the one to the other."""
+    """Each once in half of the draws, one of them twice in a quarter each: 95 % reach from the one to the other."""
     found = paired_differences(mean_of(0, 0), mean_of(1, 5), 2)["mean"]
     assert (found.difference, found.low, found.high) == (3, 1, 5)
 
