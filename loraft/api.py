@@ -1,9 +1,9 @@
 """The table of contents of the program: one short function a verb.
 
 `check` tells what `train` would do, and `train` does it. `generate` runs what came of it: for one prompt as it comes,
-`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. `merge`
-folds it into its base, `evaluate` measures it, and `inspect_layers` looks into it. Each takes plain values and gives plain values back; what
-there is to tell on the way goes to an observer, and nothing is printed.
+`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. `evaluate`
+measures it, `merge` folds it into its base, and `inspect_layers` looks into it. Each takes plain values and gives plain
+values back; what there is to tell on the way goes to an observer, and nothing is printed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from loraft.data.batches import Layout, collate
 from loraft.data.formats import Message
 from loraft.data.tokenize import Example
 from loraft.errors import AdapterError, ConfigError, ModelError
-from loraft.evaluation.evaluate import Answer, Evaluation, Subject
+from loraft.evaluation.evaluate import Answer, Subject
 from loraft.evaluation.evaluate import evaluate as measure
 from loraft.evaluation.held_out import config_of_run
 from loraft.evaluation.merging import merge_and_verify
-from loraft.evaluation.rows import read_source, rows_of
+from loraft.evaluation.result import Evaluation
+from loraft.evaluation.rows import read_source, rows_of, unasked_as_trained
 from loraft.evaluation.rows_file import check_rows_file
 from loraft.evaluation.tasks import chosen_metrics, known_metrics
 from loraft.evaluation.verification import LEAST_POSITIONS
@@ -51,7 +52,6 @@ from loraft.generation.session import BASE, Session, Settings, open_session
 from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
 from loraft.inspection.report import LayersReport, look
-from loraft.models.sources import resolve
 from loraft.training.loss import TargetLoss
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
@@ -359,7 +359,7 @@ def evaluate(
         message = "the model reads one text and writes another: its loss and its answers are not measured yet"
         raise ModelError(message, where=voice.name, remedy="Name a decoder-only model.")
     rows = rows_of(source, voice.tokenizer, positions=learned_positions(session.model), limit=limit)
-    _tell(observer, *rows.notes)
+    _tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
     settings = voice.settings(options)
     return measure(
         rows,
@@ -376,8 +376,7 @@ def evaluate(
 
 def _run_of(found: Target) -> RunConfig | None:
     """The config that trained what a target means, where it lies in the folder of a run."""
-    folder = found.adapter or (resolve(found.base) if Path(found.base).is_dir() else None)
-    path = config_of_run(folder) if folder is not None else None
+    path = config_of_run(found.adapter or Path(found.base).expanduser())
     return load_config(path) if path is not None else None
 
 

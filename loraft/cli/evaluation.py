@@ -27,7 +27,7 @@ from loraft.generation.options import AnswerOptions, ModelChoice
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from loraft.evaluation.evaluate import Evaluation
+    from loraft.evaluation.result import Evaluation
 
 __all__ = ["evaluate"]
 
@@ -63,8 +63,8 @@ def evaluate(
             "--metrics",
             metavar="A,B",
             show_default=False,
-            help="Figures besides loss and perplexity: exact_match, valid_json, bleu, chrf, rouge; loss alone generates "
-            "nothing [default: the task's].",
+            help="Figures besides loss and perplexity: exact_match, valid_json, bleu, chrf, rouge; with loss alone "
+            "nothing is generated [default: the task's].",
         ),
     ] = None,
     output: Annotated[

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 from loraft.data.tokenize import Example
 from loraft.errors import DataError, NonFiniteError, Stopped
-from loraft.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Difference, paired_differences
+from loraft.evaluation.bootstrap import Difference, paired_differences
+from loraft.evaluation.result import Evaluation, Measured
 from loraft.evaluation.rows import EvaluatedRows, Item, prompt_ids
 from loraft.evaluation.rows_file import RowsFile, open_rows_file
 from loraft.evaluation.tallies import RowTally, Tally, loss_sums
@@ -27,7 +28,7 @@ from loraft.evaluation.text_metrics import TEXT_METRICS
 from loraft.events import Observer, Progress
 from loraft.models.exhaustion import memory_errors
 
-__all__ = ["Answer", "Evaluation", "Measured", "Subject", "evaluate"]
+__all__ = ["Answer", "Subject", "evaluate"]
 
 BATCHES_A_WINDOW = 8
 ROWS = "rows evaluated"
@@ -59,71 +60,6 @@ class Subject:
     name: str
     losses: Callable[[Sequence[Example]], Sequence[float]]
     answers: Callable[[Sequence[Sequence[int]]], Sequence[Answer]]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model's figures.
-
-    Attributes:
-        name: What it is called.
-        loss: Negative log-likelihood a trained token, in nats.
-        perplexity: exp(loss).
-        metrics: The other figures by name.
-        cut: Of its answers, those that the limit ended.
-    """
-
-    name: str
-    loss: float
-    perplexity: float
-    metrics: Mapping[str, float]
-    cut: int
-
-    @property
-    def figures(self) -> Mapping[str, float]:
-        """All figures by name."""
-        return {"loss": self.loss, "perplexity": self.perplexity, **self.metrics}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was found.
-
-    Attributes:
-        task: As a config says it.
-        data: What the rows are.
-        rows: How many there are.
-        references: Those of them that have a right answer.
-        tokens: The trained tokens that the loss is of.
-        measured: The figures of what was evaluated.
-        baseline: Those of its base, where that was asked for.
-        differences: What was evaluated minus its base, with the interval of each difference.
-        signatures: How the figures were computed whose name does not say it.
-        output: Where the rows were written.
-        seconds: What it took, loading aside.
-    """
-
-    task: str
-    data: str
-    rows: int
-    references: int
-    tokens: int
-    measured: Measured
-    baseline: Measured | None
-    differences: Mapping[str, Difference]
-    signatures: Mapping[str, str]
-    output: Path | None
-    seconds: float
-
-    def as_dict(self) -> dict[str, object]:
-        """The result as JSON shows it: the figures of what was evaluated stand at the top."""
-        shown = asdict(self)
-        measured = shown.pop("measured")
-        del shown["differences"]
-        if self.baseline is not None:
-            differences = {name: asdict(each) for name, each in self.differences.items()}
-            shown["baseline"] |= {"differences": differences, "confidence": CONFIDENCE, "resamples": RESAMPLES}
-        return {**measured, **shown}
 
 
 class _Tallies:

@@ -8,7 +8,7 @@ This module knows configs, records and examples. It refuses to know models and f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ from loraft.data.records import read_rows
 from loraft.data.tokenize import Example, Renderer
 from loraft.errors import DataError, Problem
 
-__all__ = ["EvaluatedRows", "Item", "Question", "Source", "prompt_ids", "read_source", "rows_of"]
+__all__ = ["EvaluatedRows", "Item", "Question", "Source", "prompt_ids", "read_source", "rows_of", "unasked_as_trained"]
 
 KEY = "--data"
 MEND = "Mend the row, or leave it out."
@@ -169,6 +169,17 @@ def prompt_ids(item: Item, renderer: Renderer) -> list[int]:
     if start == 0:  # every token is trained
         return replace(renderer, template=None).prompt_ids([Message("user", asked)])
     return item.example.input_ids[:start]
+
+
+def unasked_as_trained(rows: EvaluatedRows, system_prompt: str | None) -> Iterator[str]:
+    """A sentence where rows lack the system prompt that was trained with: a row is evaluated as it stands."""
+    asked = [item.question.asked for item in rows.items if item.question is not None]
+    lacking = sum(not isinstance(turns, str) and all(turn.role != "system" for turn in turns) for turns in asked)
+    if system_prompt and lacking:
+        yield (
+            f"{lacking:,} of {len(rows.items):,} rows have no system prompt, and it was trained with one: "
+            "they are evaluated without, as they stand"
+        )
 
 
 def _config_for(run: RunConfig | None, base: str, data: DataSource) -> RunConfig:
