@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -91,5 +91,8 @@ def open_rows_file(path: Path | None) -> Iterator[RowsFile | None]:
         file = path.open("w", encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path), key=KEY) from error
-    with file:
+    try:
         yield RowsFile(path, file)
+    finally:
+        with suppress(OSError):  # everything was flushed, or could not be, which has been told
+            file.close()
