@@ -23,7 +23,7 @@ from loraft.data.statistics import DataReport, SourceCounts, lengths_of
 from loraft.data.tokenize import Renderer
 from loraft.errors import DataError, Problem, Refused
 
-__all__ = ["PreparedData", "SourceSpan", "prepare"]
+__all__ = ["PreparedData", "SourceSpan", "prepare", "with_defaults"]
 
 SHOWN_PROBLEMS = 20
 SAMPLES = 3
@@ -122,7 +122,7 @@ def _sources(sources: Sequence[DataSource], config: RunConfig, problems: list[Pr
     found, data = [], config.data
     for given in sources:
         try:
-            source = _source(_with_defaults(given, data), config)
+            source = _source(with_defaults(given, data), config)
         except Refused as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
@@ -132,7 +132,7 @@ def _sources(sources: Sequence[DataSource], config: RunConfig, problems: list[Pr
     return found
 
 
-def _with_defaults(source: DataSource, data: DataSection) -> DataSource:
+def with_defaults(source: DataSource, data: DataSection) -> DataSource:
     """`source` with what the section says for every source that does not say its own."""
     return source.model_copy(
         update={

@@ -16,7 +16,7 @@ from loraft.data.prepare import prepare
 from loraft.data.tickets import tickets
 from loraft.errors import LoraftError
 
-__all__ = ["BUILT_IN", "Rows", "built_in_rows", "rows_for"]
+__all__ = ["BUILT_IN", "Rows", "built_in_rows", "config_of_run", "rows_for"]
 
 LONGEST = 256
 """The most tokens of a row: all models have as many positions."""
@@ -64,7 +64,7 @@ def rows_for(adapter: Path, tokenizer: PreTrainedTokenizerBase) -> Rows:
         tokenizer: The one that was trained with.
     """
     built_in = built_in_rows(tokenizer)
-    config = next((path for run in _runs(adapter) if (path := run / "config.yaml").is_file()), None)
+    config = config_of_run(adapter)
     if config is None:
         return built_in
     try:
@@ -82,6 +82,11 @@ def rows_for(adapter: Path, tokenizer: PreTrainedTokenizerBase) -> Rows:
     return Rows((*own, *built_in.ids), "the run's held-out rows")
 
 
+def config_of_run(trained: Path) -> Path | None:
+    """The config of the run that what lies in a folder belongs to: its result, or that of one of its checkpoints."""
+    return next((path for run in _runs(trained) if (path := run / "config.yaml").is_file()), None)
+
+
 def built_in_rows(tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Prose, code and data in several languages, then customers' messages; over 10,000 tokens."""
     made = (list(tokenizer(text, verbose=False)["input_ids"])[:LONGEST] for text in _texts())
@@ -96,9 +101,9 @@ def _texts() -> Iterator[str]:
         yield "\n".join(message["content"] for message in messages[1:])
 
 
-def _runs(adapter: Path) -> Iterator[Path]:
-    """The folders that would be the run's, of its adapter and of a checkpoint's."""
-    if adapter.name == "adapter":
-        yield adapter.parent
-        if adapter.parent.parent.name == "checkpoints":
-            yield adapter.parents[2]
+def _runs(trained: Path) -> Iterator[Path]:
+    """The folders that would be the run's, of its adapter or model and of a checkpoint's."""
+    if trained.name in ("adapter", "model"):
+        yield trained.parent
+        if trained.parent.parent.name == "checkpoints":
+            yield trained.parents[2]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -272,7 +273,7 @@ class _Sight:
     def _part(
         self, name: str, ids: Sequence[int], trained: Sequence[bool], segments: Sequence[int] | None = None
     ) -> Part:
-        each = zip(ids, self._pieces.row(ids), trained, segments or [None] * len(ids), strict=True)
+        each = zip(ids, self._pieces.row(ids), trained, segments or repeat(None, len(ids)), strict=True)
         return Part(name, tuple(SeenToken(i, text, on, i in self._special, of) for i, text, on, of in each))
 
 
@@ -296,7 +297,8 @@ def _special_in(rows: Sequence[SeenRow], tokenizer: PreTrainedTokenizerBase) -> 
 def _batch(examples: Sequence[Example], layout: Layout) -> SeenBatch:
     """A batch as it is laid for the model."""
     laid = collate_rows(examples, layout)
-    shapes = [tuple(laid.input_ids.shape)] + ([tuple(laid.labels.shape)] if isinstance(laid, PairBatch) else [])
+    laid_out = [laid.input_ids, *([laid.labels] if isinstance(laid, PairBatch) else [])]
+    shapes = [(len(lines), lines.shape[1]) for lines in laid_out]
     return SeenBatch(
         rows=tuple(
             BatchRow(e.where, len(e.input_ids), len(e.labels) if isinstance(e, PairExample) else None) for e in examples
