@@ -19,6 +19,7 @@ from loraft.data.formats import Completion, Conversation, Message, Record, detec
 from loraft.data.prepare import prepare, with_defaults
 from loraft.data.records import read_rows
 from loraft.data.rendering import RowRenderer
+from loraft.data.tokenize import Renderer
 from loraft.errors import DataError, Problem
 
 __all__ = ["EvaluatedRows", "Item", "Question", "Source", "prompt_ids", "read_source", "rows_of", "unasked_as_trained"]
@@ -166,7 +167,7 @@ def prompt_ids(item: Item, renderer: RowRenderer) -> list[int]:
         return renderer.prompt_ids(asked)
     labels = item.example.labels
     start = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
-    if start == 0:  # every token is trained
+    if start == 0 and isinstance(renderer, Renderer):  # every token is trained
         return replace(renderer, template=None).prompt_ids([Message("user", asked)])
     return item.example.input_ids[:start]
 
