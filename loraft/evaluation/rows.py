@@ -105,6 +105,15 @@ def read_source(run: RunConfig | None, base: str, data: DataSource | None) -> So
     Raises:
         DataError: There are no rows, or rows are not as they must be; every one is named.
     """
+    try:
+        return _read(run, base, data)
+    except DataError as error:
+        if data is None:
+            raise
+        raise DataError.several(map(_as_ours, error.problems)) from None
+
+
+def _read(run: RunConfig | None, base: str, data: DataSource | None) -> Source:
     if data is None:
         if run is None:
             message = "there are no rows to evaluate on: what is evaluated belongs to no run"
@@ -123,9 +132,9 @@ def read_source(run: RunConfig | None, base: str, data: DataSource | None) -> So
     for source in sources:
         found, wrong = _questions(with_defaults(source, config.data))
         questions |= found
-        problems += wrong
-    if problems and not skips:
-        raise DataError.several([_as_ours(problem) for problem in _shortened(problems)])
+        problems += [] if skips else wrong
+    if problems:
+        raise DataError.several(_shortened(problems))
     return Source(config, data is None, called, questions)
 
 
@@ -149,7 +158,9 @@ def rows_of(
     try:
         prepared = prepare(source.config.model_copy(update={"data": data}), tokenizer)
     except DataError as error:
-        raise DataError.several([_as_ours(problem) for problem in error.problems]) from None
+        if source.held_out:
+            raise
+        raise DataError.several(map(_as_ours, error.problems)) from None
     examples = prepared.eval if source.held_out else prepared.train
     items = [Item(example, source.questions.get(example.where)) for example in examples[:limit]]
     return EvaluatedRows(items, prepared.renderer, (*prepared.renderer.notes, *prepared.report.notes))
