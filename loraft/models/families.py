@@ -41,6 +41,8 @@ class Family:
         logit_divisor: The config's attribute that the logits are divided by.
         stable_in_float16: Its trained models compute in float16 without overflow; those for which this is False
             vLLM refuses in float16 too.
+        same_input: Linear modules side by side that are given the same tensor, in the order of their calls. Training
+            takes their products together where this is so; a layer need not have them all.
     """
 
     model_type: str
@@ -55,6 +57,7 @@ class Family:
     logit_multiplier: str | None = None
     logit_divisor: str | None = None
     stable_in_float16: bool = True
+    same_input: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
     @property
     def stacks(self) -> Mapping[str, str]:
