@@ -30,6 +30,7 @@ from loraft.errors import Problem, RunFolderError
 from loraft.models.attention import ROWS
 from loraft.models.exhaustion import memory_errors
 from loraft.models.loading import LoadedModel, load_model
+from loraft.models.norms import give_own_backward
 from loraft.training.checkpoint import load_checkpoint, newest_checkpoint, restore_rng
 from loraft.training.events import Note, Observer, Saved
 from loraft.training.loop import Fit, RunState, fit
@@ -118,7 +119,7 @@ def run_plan(
 
 
 def prepared_model(plan: RunPlan) -> AdaptedModel:
-    """The planned model: loaded, with its adapter, its attention and its checkpointing."""
+    """The planned model: loaded, with its adapter, its attention, its norms and its checkpointing."""
     method = plan.config.method
     # What is trained whole is loaded in float32, without rounding on the way.
     placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
@@ -128,6 +129,7 @@ def prepared_model(plan: RunPlan) -> AdaptedModel:
     if plan.config.model.attn_implementation == "auto" and plan.shape.family.packs:
         loaded.model.set_attn_implementation(ROWS)
     adapted = attach(loaded, plan.config)
+    give_own_backward(loaded.model)
     if plan.config.training.gradient_checkpointing:
         _checkpoint_layers(loaded.model, plan)
     return adapted
