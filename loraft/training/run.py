@@ -32,6 +32,7 @@ from loraft.models.attention import ROWS
 from loraft.models.exhaustion import memory_errors
 from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import LoadedModel, load_model
+from loraft.models.norms import give_own_backward
 from loraft.training.checkpoint import load_checkpoint, newest_checkpoint, restore_rng
 from loraft.training.class_weights import class_weights
 from loraft.training.events import Note, Observer, Saved
@@ -121,7 +122,7 @@ def run_plan(
 
 
 def prepared_model(plan: RunPlan) -> AdaptedModel:
-    """The planned model: loaded, with its adapter, its attention and its checkpointing."""
+    """The planned model: loaded, with its adapter, its attention, its norms and its checkpointing."""
     method = plan.config.method
     # What is trained whole is loaded in float32, without rounding on the way.
     placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
@@ -137,6 +138,7 @@ def prepared_model(plan: RunPlan) -> AdaptedModel:
     if plan.layout.packed:
         loaded.model.set_attn_implementation(ROWS)
     adapted = attach(loaded, plan.config)
+    give_own_backward(loaded.model)
     if plan.config.training.gradient_checkpointing:
         _checkpoint_layers(loaded.model, plan)
     return adapted
