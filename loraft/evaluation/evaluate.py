@@ -30,7 +30,7 @@ from loraft.models.exhaustion import memory_errors
 
 __all__ = ["Answer", "Subject", "evaluate"]
 
-BATCHES_A_WINDOW = 8
+BATCHES_A_WINDOW = 4
 ROWS = "rows evaluated"
 
 

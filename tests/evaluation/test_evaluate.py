@@ -161,7 +161,7 @@ def test_a_loss_that_is_no_number_names_its_row(place: Path) -> None:
 
 
 def test_what_was_evaluated_before_a_signal_is_in_the_file(place: Path, tmp_path: Path) -> None:
-    """Windows of 8 rows; Ctrl-C in the second one."""
+    """Windows of 4 rows; Ctrl-C in the second one."""
     told: list[Event] = []
 
     def losses(examples: Any) -> list[float]:
@@ -170,11 +170,11 @@ def test_what_was_evaluated_before_a_signal_is_in_the_file(place: Path, tmp_path
         return [1.0 * example.trained for example in examples]
 
     subject = Subject("a", losses, lambda prompts: [Answer("", "stop") for _ in prompts])
-    with pytest.raises(Stopped, match="stopped: 8 of 20 rows are in") as stopped:
+    with pytest.raises(Stopped, match="stopped: 4 of 20 rows are in") as stopped:
         measured_by(place, subject, output=tmp_path / "o.jsonl", observer=told.append)
     assert stopped.value.stopped_exit_code == 130
-    assert told == [Progress("rows evaluated", 8, 20)]
-    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 8
+    assert told == [Progress("rows evaluated", 4, 20)]
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 4
 
 
 def _peak_growth(place: Path, sent: Any) -> None:
