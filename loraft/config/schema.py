@@ -297,8 +297,8 @@ class TrainingSection(Section):
     """Steps between checkpoints; below 1 a share of all steps; null is once an epoch."""
     save_total_limit: PositiveInt | None = 3
     """How many checkpoints are kept; the best one is kept besides. null keeps all."""
-    metric_for_best_model: Literal["loss"] = "loss"
-    """The evaluation metric by which the best checkpoint is chosen."""
+    metric_for_best_model: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    """The evaluation metric by which the best checkpoint is chosen: loss, or for seq_cls accuracy or macro_f1."""
     class_weights: Annotated[
         Literal["balanced"] | dict[str, PositiveFloat] | None,
         Allowed("balanced, a mapping of every label to its weight, or null"),
@@ -360,6 +360,16 @@ class RunConfig(Section):
             raise _contradiction(
                 f"rows of task {self.task} cannot be split: drop or truncate them", "data.on_overlength", "task"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> RunConfig:
+        metric = self.training.metric_for_best_model
+        if metric != "loss" and self.task != "seq_cls":
+            raise _contradiction(
+                f"{metric} is measured of classifiers, and the task is {self.task}",
+                "training.metric_for_best_model", "task",
+            )  # fmt: skip
         return self
 
     @model_validator(mode="after")

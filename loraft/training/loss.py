@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from loraft.data.batches import AnyBatch, Batch, LabelledBatch, PairBatch
 from loraft.data.examples import IGNORED
+from loraft.models.classifying import class_logits
 from loraft.models.families import Family
 
 __all__ = [
@@ -288,7 +289,7 @@ class LabelLoss(nn.Module):
 
         Args:
             model: The model itself, with adapters injected where there are any, not a wrapper around it.
-            family: Says whether it reads a row whole or token by token.
+            family: Says where it reads what it decides by.
             autocast: The dtype of products; None computes in the weights' own.
             class_weights: `[classes]`, what a row of each class counts; None counts each the same.
         """
@@ -305,23 +306,19 @@ class LabelLoss(nn.Module):
 
     def forward(self, batch: LabelledBatch) -> Tensor:
         """The summed, weighted loss of the rows of `batch`, in nats: a float32 scalar."""
-        return cross_entropy(self.logits(batch).float(), batch.labels, weight=self._class_weights, reduction="sum")
+        return self.summed(self.logits(batch), batch.labels)
+
+    def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The summed, weighted loss of rows with the scores `[rows, classes]` and the classes `[rows]`, in nats."""
+        return cross_entropy(logits.float(), labels, weight=self._class_weights, reduction="sum")
 
     def logits(self, batch: LabelledBatch) -> Tensor:
-        """`[rows, classes]`; a decoder's are read at the last real token of each row, whatever stands behind it."""
+        """`[rows, classes]`, the scores of the classes."""
         device = batch.input_ids.device.type
-        read: dict[str, Tensor] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if batch.token_type_ids is not None:
-            read["token_type_ids"] = batch.token_type_ids
         with torch.autocast(device, dtype=self._autocast, enabled=self._autocast is not None):
-            if not self._family.generates:
-                whole: Tensor = self.model(**read).logits
-                return whole
-            hidden = self.model.base_model(**read, use_cache=False).last_hidden_state
-            last = batch.attention_mask.sum(1) - 1
-            head: nn.Module = self.model.get_submodule(self._family.classifier[-1])
-            decided: Tensor = head(hidden[torch.arange(len(last), device=last.device), last])
-            return decided
+            return class_logits(
+                self.model, self._family, batch.input_ids, batch.attention_mask, batch.token_type_ids
+            )
 
 
 Loss = TargetLoss | LabelLoss

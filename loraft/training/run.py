@@ -11,7 +11,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -60,7 +60,8 @@ class TrainResult:
         steps: Optimizer steps taken.
         loss: The last logged training loss, in nats a trained token.
         eval_loss: The last evaluation's loss.
-        perplexity: exp(eval_loss).
+        perplexity: exp(eval_loss); None for a classifier.
+        figures: What else the last evaluation measured: `accuracy` and `macro_f1` of a classifier.
         best_eval_loss: The best evaluation's loss.
         best_step: The step of the best evaluation.
         saved_step: The step whose weights `saved` holds.
@@ -75,6 +76,7 @@ class TrainResult:
     loss: float | None
     eval_loss: float | None
     perplexity: float | None
+    figures: Mapping[str, float]
     best_eval_loss: float | None
     best_step: int | None
     saved_step: int
@@ -84,7 +86,11 @@ class TrainResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON shows it."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        values: dict[str, Any] = asdict(self)
+        figures = values.pop("figures")
+        if figures:
+            del values["perplexity"]
+        return {key: str(value) if isinstance(value, Path) else value for key, value in (values | figures).items()}
 
 
 def run_plan(
@@ -301,7 +307,7 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
     if run.settings.early_stopping_patience is not None and state.best_step not in (None, step) and best.is_dir():
         restore(run.adapted, best / ("model" if run.adapted.method == "full" else "adapter"))
         step = state.best_step or step
-        state.eval_loss = state.best_loss
+        state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
     saved = _save_weights(run.adapted, run.folder.path, plan, state)
     run.observer(Saved(step, saved))
@@ -309,14 +315,14 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
 
 
 def _result(run: Fit, state: RunState, saved: Path, saved_step: int, seconds: float) -> TrainResult:
-
     return TrainResult(
         run_folder=run.folder.path,
         saved=saved,
         steps=state.step,
         loss=state.last_loss,
         eval_loss=state.eval_loss,
-        perplexity=None if state.eval_loss is None else math.exp(min(state.eval_loss, 700.0)),
+        perplexity=None if state.eval_loss is None or state.eval_figures else math.exp(min(state.eval_loss, 700.0)),
+        figures=dict(state.eval_figures),
         best_eval_loss=state.best_loss,
         best_step=state.best_step,
         saved_step=saved_step,
