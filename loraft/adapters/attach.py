@@ -12,6 +12,7 @@ and so build a graph below the first adapted layer.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ def _lora_config(base: PreTrainedModel, family: Family, targets: Targets, config
     """The config's section in peft's words."""
     lora = config.lora
     everything = [name for name, _ in base.named_modules()]
-    names, indices = _portable_names(targets, everything, family)
+    names, indices, pattern = _portable_names(targets, everything, family)
     alphas = {pattern: _whole(alpha) for pattern, alpha in lora.alpha_pattern.items()}
     return LoraConfig(
         task_type=TASK_TYPES[config.task],
@@ -198,7 +199,7 @@ def _lora_config(base: PreTrainedModel, family: Family, targets: Targets, config
         lora_dropout=lora.dropout,
         target_modules=names,
         layers_to_transform=indices,
-        layers_pattern=None if indices is None else family.layers_path.rpartition(".")[2],
+        layers_pattern=pattern,
         modules_to_save=_unmistakable(targets.saved, everything) or None,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
@@ -214,23 +215,47 @@ def _whole(number: float) -> float | int:
     return int(number) if number == int(number) else number
 
 
-def _portable_names(targets: Targets, everything: Sequence[str], family: Family) -> tuple[list[str], list[int] | None]:
-    """The shortest `target_modules` and `layers_to_transform` that mean exactly the chosen modules.
+def _portable_names(
+    targets: Targets, everything: Sequence[str], family: Family
+) -> tuple[list[str], list[int] | None, str | None]:
+    """The shortest `target_modules`, `layers_to_transform` and `layers_pattern` that mean exactly the chosen modules.
 
-    Short names can be read, and fit a model of another depth; full names are the last resort.
+    Short names can be read, and fit a model of another depth; full names are the last resort, where two stacks are
+    adapted in different layers.
     """
-    stack = f"{family.layers_path}."
+    stacks = [f"{path}." for path in family.stacks.values()]
     last = sorted({name.rpartition(".")[2] for name in targets.modules})
-    inside = sorted({name.removeprefix(stack).partition(".")[2] for name in targets.modules})
+    inside = sorted({_inside(name, stacks) for name in targets.modules})
     chosen = set(targets.modules)
     for names in (last, inside):
         meant = {name for name in everything if any(matches(name, short) for short in names)}
         if meant == chosen:
-            return names, None
-        layers = tuple(f"{stack}{index}." for index in targets.layers)
-        if {name for name in meant if name.startswith(layers)} == chosen:
-            return names, list(targets.layers)
-    return list(targets.modules), None
+            return names, None, None
+        for pattern in _layer_patterns(family):
+            if {name for name in meant if _layer_index(name, pattern) in targets.layers} == chosen:
+                return names, list(targets.layers), pattern
+    return list(targets.modules), None, None
+
+
+def _inside(name: str, stacks: Sequence[str]) -> str:
+    """A module's name within its layer."""
+    stack = next(stack for stack in stacks if name.startswith(stack))
+    return name.removeprefix(stack).partition(".")[2]
+
+
+def _layer_patterns(family: Family) -> list[str]:
+    """What `layers_pattern` can say: the layers of any stack, or those of one: `block`, `encoder.block`, …"""
+    split = [path.rpartition(".") for path in family.stacks.values()]
+    either = list(dict.fromkeys(last for _, _, last in split))
+    if len(split) == 1:
+        return either
+    return [*either, *(f"{before.rpartition('.')[2]}.{last}" for before, _, last in split)]
+
+
+def _layer_index(name: str, pattern: str) -> int | None:
+    """The layer of a module by a `layers_pattern`, as peft finds it; None where it has none."""
+    found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def _unmistakable(saved: Sequence[str], everything: Sequence[str]) -> list[str]:

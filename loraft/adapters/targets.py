@@ -259,7 +259,7 @@ def _chosen(
         chosen = [place for place in within if _part(place, family) == wanted]
         return chosen, [] if parts else [unknown_parts(family.model_type, wanted, {place.inside for place in places})]
     unmatched = [name for name in wanted if not any(matches(place.name, name) for place in within)]
-    located = {place.name: (place.layer, place.inside) for place in places}
+    located = {place.name: (place.stack, place.layer, place.inside) for place in places}
     problems = [unmatched_target(name, located, linear, modules) for name in unmatched]
     return [place for place in within if any(matches(place.name, name) for name in wanted)], problems
 

@@ -16,26 +16,31 @@ KEY = "lora.target_modules"
 
 
 def unmatched_target(
-    name: str, places: Mapping[str, tuple[int, str]], linear: Collection[str], modules: Collection[str]
+    name: str, places: Mapping[str, tuple[str, int, str]], linear: Collection[str], modules: Collection[str]
 ) -> Problem:
     """Why a name of `target_modules` matches nothing: each reason has its own remedy.
 
     Args:
         name: The name.
-        places: The linear modules inside the layers, by full name: their layer and their name in it.
+        places: The linear modules inside the layers, by full name: their stack, their layer and their name in it.
         linear: Every linear module.
         modules: Every module that has parameters.
     """
-    elsewhere = sorted({layer for module, (layer, _) in places.items() if matches(module, name)})
+    elsewhere = {(stack, layer) for module, (stack, layer, _) in places.items() if matches(module, name)}
     if elsewhere:
-        span = _span(elsewhere)
-        return Problem(f"{name} exists only in layers that lora.layers leaves out", None, KEY, f"It is in {span}.")
+        one_stack = len({stack for stack, _, _ in places.values()}) == 1
+        spans = [
+            _span(sorted(layer for owner, layer in elsewhere if owner == stack)) + ("" if one_stack else f" of the {stack}")
+            for stack in sorted({stack for stack, _ in elsewhere})
+        ]
+        remedy = f"It is in {' and '.join(spans)}."
+        return Problem(f"{name} exists only in layers that lora.layers leaves out", None, KEY, remedy)
     remedy = "lora.modules_to_save trains it whole."
     if any(matches(module, name) for module in linear):
         return Problem(f"{name} lies outside the transformer layers", None, KEY, remedy)
     if any(matches(module, name) for module in modules):
         return Problem(f"{name} is not a linear layer", None, KEY, remedy)
-    return Problem(f"no module is called {name}", None, KEY, nearest(name, {inside for _, inside in places.values()}))
+    return Problem(f"no module is called {name}", None, KEY, nearest(name, {inside for _, _, inside in places.values()}))
 
 
 def _span(layers: Sequence[int]) -> str:

@@ -226,6 +226,49 @@ def test_c19_a_stack_that_has_fewer_layers_is_named() -> None:
         of_t5(layers="first:4")
 
 
+@pytest.mark.parametrize(
+    ("layers", "by_stack"),
+    [
+        ({"encoder": "last:2", "decoder": "all"}, {"encoder": (2, 3), "decoder": (0, 1, 2)}),
+        ({"decoder": [0, 2]}, {"decoder": (0, 2)}),
+        ({"encoder": "1-2"}, {"encoder": (1, 2)}),
+        ("first:1", {"encoder": (0,), "decoder": (0,)}),
+    ],
+)
+def test_each_stack_has_layers_of_its_own(layers: object, by_stack: dict[str, tuple[int, ...]]) -> None:
+    targets = of_t5(layers=layers)
+    assert targets.layers_by_stack == by_stack
+    assert set(targets.modules) == {
+        name for name in T5 if int(name.split(".")[2]) in by_stack.get(name.partition(".")[0], ())
+    }
+
+
+def test_the_attention_of_both_stacks_is_theirs_and_what_the_decoder_sees_of_the_encoder() -> None:
+    inside = {name.partition(".layer.")[2] for name in of_t5(target_modules="attention").modules}
+    assert inside == {"0.SelfAttention.q", "0.SelfAttention.o", "1.EncDecAttention.q"}
+    assert {name.rpartition(".")[2] for name in of_t5(target_modules="mlp").modules} == {"wi"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "owner"),
+    [({"encoder": "last:5"}, "the encoder has 4 layers"), ({"encoder": "all", "decoder": [3]}, "the decoder has 3")],
+)
+def test_c19_the_stack_without_the_layer_is_named(layers: object, owner: str) -> None:
+    with pytest.raises(AdapterError, match=owner):
+        of_t5(layers=layers)
+
+
+def test_c19_a_stack_that_the_model_does_not_have_is_told_with_those_that_it_has() -> None:
+    assert "encoder: llama has no such stack, its layers are the decoder's" in refused(layers={"encoder": "all"})
+    with pytest.raises(AdapterError, match="names no layers of either stack"):
+        of_t5(layers={})
+
+
+def test_c18_a_name_that_the_chosen_stack_does_not_have_is_told_with_the_stack_that_has_it() -> None:
+    with pytest.raises(AdapterError, match=r"leaves out(.|\n)*It is in layers 0-2 of the decoder"):
+        of_t5(target_modules=["EncDecAttention.q"], layers={"encoder": "all"})
+
+
 def test_what_is_the_attentions_is_not_the_feed_forward_parts() -> None:
     inside = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
     linear = {f"bert.encoder.layer.0.{name}": (8, 8) for name in inside}
