@@ -125,6 +125,8 @@ def evaluate(
     items = rows.items
     if not items:
         raise DataError("no row is left to evaluate on", where=data)
+    references = sum(item.question is not None for item in items)
+    metrics = metrics if references else ()
     subjects = [subject] if baseline is None else [subject, baseline]
     tallies = [_Tallies(metrics, keep=baseline is not None) for _ in subjects]
     begun = perf_counter()
@@ -144,7 +146,6 @@ def evaluate(
                 file.append([_line(item, *each) for item, *each in zip(window, *found, strict=True)])
             observer(Progress(ROWS, start + len(window), len(items)))
     seconds = perf_counter() - begun
-    references = sum(item.question is not None for item in items)
     return Evaluation(
         task=task,
         data=data,

@@ -22,7 +22,7 @@ from loraft.evaluation.tallies import Figures, RowMetric
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
-__all__ = ["TEXT_METRICS", "bleu", "chrf", "exact_match", "rouge", "valid_json"]
+__all__ = ["ROUGE_NAMES", "TEXT_METRICS", "bleu", "chrf", "exact_match", "rouge", "valid_json"]
 
 ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
 
