@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from loraft.adapters.attach import AdaptedModel
+from loraft.adapters.beginning import beginning
 from loraft.adapters.merge import BaseChoice, MergedDtype, prepare_merge
 from loraft.adapters.merge_report import MergeReport
 from loraft.adapters.merged_folder import chosen_folder
@@ -48,7 +49,7 @@ from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.rules import SamplingRules
-from loraft.generation.session import BASE, Session, Settings, open_session
+from loraft.generation.session import BASE, Session, Settings, open_session, source_language
 from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
 from loraft.inspection.report import LayersReport, look
@@ -137,6 +138,7 @@ def train(
 def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
     """Answers to `training.sample_prompts` as `generate` would give them: greedy, whatever the defaults are."""
     renderer = plan.data.renderer
+    rules = replace(SamplingRules(), **beginning(adapted.model, renderer))
 
     def answer(prompt: str) -> str:
         asked = [Message("user", prompt)]
@@ -144,7 +146,7 @@ def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
         ids = renderer.prompt_ids([Message("system", system), *asked] if system else asked)
         limit = plan.config.generation.max_new_tokens
         answered = stream(
-            adapted.model, plan.tokenizer, ids, rules=SamplingRules(), max_new_tokens=limit, stop_ids=renderer.stop_ids
+            adapted.model, plan.tokenizer, ids, rules=rules, max_new_tokens=limit, stop_ids=renderer.stop_ids
         )
         return answered.completion.completion
 
@@ -281,7 +283,7 @@ def answer_file(
 
     Args:
         model: What answers; a name alone is a TARGET.
-        prompts: The file of rows with `prompt` or `messages`.
+        prompts: The file of rows with `prompt`, `messages`, `source` or `translation`.
         output: Where each row is written with its `completion`; one that was begun is gone on with.
         options: How they are answered.
         batch_size: How many rows at a time.
@@ -293,9 +295,10 @@ def answer_file(
         Failed: While answering; the rows so far are in `output`.
         Stopped: By a signal; the rows so far are in `output`.
     """
-    questions = read_questions(prompts)
+    choice = ModelChoice(model) if isinstance(model, str) else model
+    questions = read_questions(prompts, lambda: source_language(choice))
     check_answer_file(output, [question.row.values for question in questions], prompts, overwrite=overwrite)
-    session = _opened(model)
+    session = _opened(choice)
     _tell(observer, *session.notes, *_to_be_told(session, options))
     return answer_questions(
         session,
@@ -495,7 +498,9 @@ def _to_be_told(session: Session, options: AnswerOptions) -> Iterator[str]:
     if len(session.adapters) > 1:
         first, *others = session.adapters
         yield f"{first} answers; {' and '.join(others)} would with --compare, or in loraft chat"
-    if options.system and session.voice().renderer.template is None:
+    if options.system and session.voice().reads_prompt:
+        yield "the model reads a source and no conversation: the system prompt is not used"
+    elif options.system and session.voice().renderer.chat_template is None:
         yield "the tokenizer has no chat template, which alone can print a system prompt: it is not used"
 
 

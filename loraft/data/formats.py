@@ -288,21 +288,31 @@ def _label(fields: Fields) -> str | int:
     return clean(fields, "label", value).strip()
 
 
-def to_question(row: Row) -> tuple[Message, ...]:
-    """What a row asks: its prompt, or its conversation up to where an answer is due; its `system` before it.
+def to_question(row: Row, languages: Languages = NO_LANGUAGES) -> tuple[Message, ...]:
+    """What a row asks: its prompt, its source, or its conversation up to where an answer is due; its `system` before.
 
     An empty `system` says that there is none; a row without one leaves it to whoever asks.
+
+    Args:
+        row: The row, with its place.
+        languages: Which language of a `translation` row is the source.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
     """
     fields = Fields(row, {})
     there = [name for name in ("prompt", *(column for column, *_ in CHATS.values())) if name in row.values]
+    # Beside a prompt, `source` is a column like any other: where a row comes from, say.
+    there = there or [name for name in ("source", "translation") if name in row.values]
     if len(there) != 1:
         found = " and ".join(there) or ", ".join(sorted(row.values)) or "nothing"
-        raise DataError(f"needs one of prompt, messages and conversations; it has {found}", where=row.where)
-    if there == ["prompt"]:
-        asked: tuple[Message, ...] = (Message("user", fields.text("prompt")),)
+        needed = "prompt, messages, conversations, source and translation"
+        raise DataError(f"needs one of {needed}; it has {found}", where=row.where)
+    if there[0] in ("prompt", "source"):
+        asked: tuple[Message, ...] = (Message("user", fields.text(there[0])),)
+    elif there == ["translation"]:
+        texts = fields.mapping("translation")
+        asked = (Message("user", _in_language(fields, texts, "data.source_lang", languages.source)),)
     else:
         asked = _messages(fields, *next(chat for chat in CHATS.values() if chat[0] == there[0]))
     if asked[-1].role not in ("user", "tool"):

@@ -15,7 +15,7 @@ from loraft.generation.answer import Ending
 
 __all__ = ["Attended", "Candidate", "Cut", "EncoderPass", "How", "LayerSays", "Step", "Trace"]
 
-Cut = Literal["temperature", "top_k", "top_p", "min_p", "never", "first"]
+Cut = Literal["temperature", "top_k", "top_p", "min_p", "never", "first", "last"]
 How = Literal["greedy", "sampled", "forced"]
 
 
@@ -80,7 +80,7 @@ class Step:
         index: Its place in the answer, from 0.
         fed: The tokens that the model was fed.
         taken: The token that was taken; the last one may be a stop id.
-        how: greedy (the likeliest), sampled, or forced (an answer must begin with it).
+        how: greedy (the likeliest), sampled, or forced (an answer must begin or end with it).
         probability: What the model gave it.
         probability_after: What the rules left it.
         candidates: The likeliest by the model, and what was taken where it is not among them.
