@@ -1,9 +1,9 @@
 """The table of contents of the program: one short function a verb.
 
-`check` tells what `train` would do, and `train` does it. `generate` runs what came of it: for one prompt as it comes,
-`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. `merge`
-folds it into its base, and `inspect_layers` looks into it. Each takes plain values and gives plain values back; what
-there is to tell on the way goes to an observer, and nothing is printed.
+`preview` shows rows as the model will see them, `check` tells what `train` would do, and `train` does it. `generate`
+runs what came of it: for one prompt as it comes, `complete` for several, `answer_file` for a file, `compare` beside its
+base, `open_chat` for a conversation. `merge` folds it into its base, and `inspect_layers` looks into it. Each takes
+plain values and gives plain values back; what there is to tell on the way goes to an observer, and nothing is printed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from loraft.adapters.merged_folder import chosen_folder
 from loraft.adapters.weighted import resolve_weighted, weighted
 from loraft.config.schema import LoraSection, RunConfig
 from loraft.data.formats import Message
+from loraft.data.pieces import Pieces
 from loraft.errors import ConfigError
 from loraft.evaluation.merging import merge_and_verify
 from loraft.evaluation.verification import LEAST_POSITIONS
@@ -35,11 +36,11 @@ from loraft.generation.context import Context
 from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions, ModelChoice
-from loraft.data.pieces import Pieces
 from loraft.generation.rules import SamplingRules
 from loraft.generation.session import Session, open_session
 from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
+from loraft.inspection.preview import Preview, Split, preview_rows
 from loraft.inspection.report import LayersReport, look
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
@@ -48,7 +49,7 @@ from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder,
 
 __all__ = [
     "Answering", "answer_file", "check", "compare", "complete", "generate", "inspect_layers", "merge", "open_chat",
-    "train",
+    "preview", "train",
 ]  # fmt: skip
 
 AS_SAVED = AnswerOptions()
@@ -73,6 +74,21 @@ def check(config: RunConfig, *, name: str = "run") -> CheckReport:
     plan = plan_run(config)
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
     return report(plan, folder.path)
+
+
+def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places: Sequence[str] = ()) -> Preview:
+    """Rows as the model will see them: tokens, what of them is learned, which rows share a batch.
+
+    Args:
+        config: The run.
+        count: How many rows, from the first.
+        split: Whose rows: those that are trained on, or those held out.
+        places: Show these rows instead: by line or number, or by place as loraft prints it.
+
+    Raises:
+        Refused: The tokenizer or the data cannot be used, or there is no such row.
+    """
+    return preview_rows(config, count=count, split=split, places=places)
 
 
 def train(

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from loraft.generation.answer import Ending
 from loraft.data.pieces import Piece
+from loraft.generation.answer import Ending
 
 __all__ = ["Attended", "Candidate", "Cut", "EncoderPass", "How", "LayerSays", "Step", "Trace"]
 

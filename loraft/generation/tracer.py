@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from loraft.data.pieces import Pieces
 from loraft.generation.answer import Ending
 from loraft.generation.context import Context, wrapped_model
 from loraft.generation.lens import Lens
-from loraft.data.pieces import Pieces
 from loraft.generation.sampling import SamplingRules, probabilities, stages
 from loraft.generation.trace import Attended, Candidate, Cut, EncoderPass, LayerSays, Step, Trace
 
