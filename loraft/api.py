@@ -1,9 +1,10 @@
 """The table of contents of the program: one short function a verb.
 
-`check` tells what `train` would do, and `train` does it. `generate` runs what came of it: for one prompt as it comes,
-`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. `evaluate`
-measures it, `merge` folds it into its base, and `inspect_layers` looks into it. Each takes plain values and gives plain
-values back; what there is to tell on the way goes to an observer, and nothing is printed.
+`preview` shows rows as the model will see them, `check` tells what `train` would do, and `train` does it. `generate`
+runs what came of it: for one prompt as it comes, `complete` for several, `answer_file` for a file, `compare` beside its
+base, `open_chat` for a conversation. `evaluate` measures it, `merge` folds it into its base, and `inspect_layers` looks
+into it. Each takes plain values and gives plain values back; what there is to tell on the way goes to an observer, and
+nothing is printed.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from loraft.generation.rules import SamplingRules
 from loraft.generation.session import BASE, Session, Settings, open_session, source_language
 from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
+from loraft.inspection.preview import Preview, Split, preview_rows
 from loraft.inspection.report import LayersReport, look
 from loraft.training.loss import TargetLoss
 from loraft.training.plan import RunPlan, plan_run
@@ -61,7 +63,7 @@ from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder,
 
 __all__ = [
     "Answering", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "merge",
-    "open_chat", "train",
+    "open_chat", "preview", "train",
 ]  # fmt: skip
 
 AS_SAVED = AnswerOptions()
@@ -87,6 +89,21 @@ def check(config: RunConfig, *, name: str = "run") -> CheckReport:
     plan = plan_run(config)
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
     return report(plan, folder.path)
+
+
+def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places: Sequence[str] = ()) -> Preview:
+    """Rows as the model will see them: tokens, what of them is learned, which rows share a batch.
+
+    Args:
+        config: The run.
+        count: How many rows, from the first.
+        split: Whose rows: those that are trained on, or those held out.
+        places: Show these rows instead: by line or number, or by place as loraft prints it.
+
+    Raises:
+        Refused: The tokenizer or the data cannot be used, or there is no such row.
+    """
+    return preview_rows(config, count=count, split=split, places=places)
 
 
 def train(

@@ -6,15 +6,13 @@ import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from loraft.cli.config_file import read_config
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.outcome import ends_well
-
-if TYPE_CHECKING:
-    from loraft.config.schema import RunConfig
 
 __all__ = ["check", "train"]
 
@@ -39,7 +37,7 @@ def train(
     """
     if overwrite and (resume or resume_anyway):
         raise typer.BadParameter("--overwrite begins anew and --resume goes on: choose one.")
-    run_config = _read(config, overrides)
+    run_config = read_config(config, overrides)
 
     from loraft.cli.progress import view_on
     from loraft.cli.render import console_on, print_json, print_result, waiting
@@ -72,7 +70,7 @@ def check(config: ConfigArgument, overrides: OverridesArgument = None, as_json: 
     Config, files, rows, model, adapter targets, memory and steps, without loading a weight. Exit code 2 with every
     problem found, where training would be refused.
     """
-    run_config = _read(config, overrides)
+    run_config = read_config(config, overrides)
 
     from loraft.cli.render import print_json, print_note, print_result, waiting
     from loraft.cli.tables import document
@@ -87,20 +85,6 @@ def check(config: ConfigArgument, overrides: OverridesArgument = None, as_json: 
         print_json(report.as_dict())
     else:
         print_result(*document({key: part for key, part in report.as_dict().items() if key != "notes"}, rest="run"))
-
-
-def _read(path: str, overrides: list[str] | None) -> RunConfig:
-    """The config with its overrides; says which of its sections and keys method and task leave unused."""
-    from loraft.cli.render import print_note
-    from loraft.config.files import load_config
-    from loraft.config.schema import unused_keys, unused_sections
-
-    config = load_config(Path(path), overrides or [])
-    for section in unused_sections(config):
-        print_note(f"the section {section} is not used by method: {config.method}")
-    for key in unused_keys(config):
-        print_note(f"{key} is not used by task: {config.task}")
-    return config
 
 
 def _run_name(path: str) -> str:
