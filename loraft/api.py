@@ -20,14 +20,14 @@ from loraft.adapters.merge_report import MergeReport
 from loraft.adapters.merged_folder import chosen_folder
 from loraft.adapters.weighted import resolve_weighted, weighted
 from loraft.config.schema import LoraSection, RunConfig
+from loraft.data.answer_file import check_answer_file
 from loraft.data.formats import Message
 from loraft.errors import ConfigError
 from loraft.evaluation.merging import merge_and_verify
 from loraft.evaluation.verification import LEAST_POSITIONS
 from loraft.events import Note, Observer, Progress
 from loraft.generation.answer import Completion
-from loraft.generation.answer_file import check_answer_file
-from loraft.generation.batch import BATCH_SIZE, AnsweredFile, answer_questions, read_questions
+from loraft.generation.batch import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
 from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.comparing import Compared
 from loraft.generation.comparing import compare as compare_voices
@@ -281,7 +281,7 @@ def answer_file(
         Stopped: By a signal; the rows so far are in `output`.
     """
     questions = read_questions(prompts)
-    check_answer_file(output, [question.row.values for question in questions], prompts, overwrite=overwrite)
+    check_answer_file(output, [question.row.values for question in questions], prompts, ADDED, overwrite=overwrite)
     session = _opened(model)
     _tell(observer, *session.notes, *_to_be_told(session, options))
     return answer_questions(
