@@ -24,6 +24,7 @@ from loraft.adapters.resolve import Target, resolve_target
 from loraft.adapters.weighted import resolve_weighted, weighted
 from loraft.config.files import load_config
 from loraft.config.schema import DataSource, LoraSection, RunConfig
+from loraft.data.answer_file import check_answer_file
 from loraft.data.batches import Layout, collate
 from loraft.data.examples import Example
 from loraft.data.formats import Message
@@ -40,8 +41,7 @@ from loraft.evaluation.tasks import chosen_metrics, known_metrics
 from loraft.evaluation.verification import LEAST_POSITIONS
 from loraft.events import Note, Observer, Progress
 from loraft.generation.answer import Completion
-from loraft.generation.answer_file import check_answer_file
-from loraft.generation.batch import BATCH_SIZE, AnsweredFile, answer_questions, read_questions
+from loraft.generation.batch import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
 from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.comparing import Compared
 from loraft.generation.comparing import compare as compare_voices
@@ -314,7 +314,7 @@ def answer_file(
     """
     choice = ModelChoice(model) if isinstance(model, str) else model
     questions = read_questions(prompts, lambda: source_language(choice))
-    check_answer_file(output, [question.row.values for question in questions], prompts, overwrite=overwrite)
+    check_answer_file(output, [question.row.values for question in questions], prompts, ADDED, overwrite=overwrite)
     session = _opened(choice)
     _tell(observer, *session.notes, *_to_be_told(session, options))
     return answer_questions(

@@ -99,11 +99,13 @@ def tied_modules(model: nn.Module) -> tuple[str, ...]:
 def head_to_train(classifier: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
     """The modules of a classification head that are trained: what decides between the classes, and all that is new.
 
+    peft tells what decides by the end of its name, so DistilBERT's `pre_classifier` is trained with its `classifier`.
+
     Args:
         classifier: The modules of the family's head, the one that decides last.
         new: Those of them that the base lacks.
     """
-    return tuple(module for module in classifier if module in new or module == classifier[-1])
+    return tuple(module for module in classifier if module in new or module.endswith(classifier[-1]))
 
 
 def targets_in(

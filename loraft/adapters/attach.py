@@ -11,6 +11,7 @@ and so build a graph below the first adapted layer.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import warnings
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -103,7 +105,9 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     start = read_adapter(Path(config.lora.start_from)) if config.lora.start_from else None
     if start:
         refuse_another_adapter(start, targets, config.lora)
-    model = wrap(base, _lora_config(base, loaded.family, targets, config))
+    lora = _lora_config(base, loaded.family, targets, config)
+    saved = copy.copy(lora.modules_to_save)
+    model = wrap(base, lora)
     _refuse_other_modules(model, targets)
     notes: tuple[str, ...] = ()
     if start:
@@ -114,6 +118,8 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     update_in_place(model, ADAPTER_NAME, loaded.family.same_input)
     recorded = model.peft_config[ADAPTER_NAME]
     recorded.base_model_name_or_path = loaded.name
+    assert isinstance(recorded, LoraConfig)
+    recorded.modules_to_save = saved  # peft added all that it calls a classifier, what this model has not too
     recorded.revision = config.model.revision
     return AdaptedModel(loaded, model, targets, _trainable(model), config.method, notes)
 
@@ -269,6 +275,8 @@ def _refuse_other_modules(model: PeftModel, targets: Targets) -> None:
     """Compare what peft adapted with what was chosen: it ignores names that match nothing when others match."""
     base = model.get_base_model()
     adapted = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    if adapted != set(targets.modules):
-        differing = ", ".join(sorted(adapted.symmetric_difference(targets.modules))[:5])
-        raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")
+    whole = {name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    for found, chosen in ((adapted, targets.modules), (whole, targets.saved)):
+        if found != set(chosen):
+            differing = ", ".join(sorted(found.symmetric_difference(chosen))[:5])
+            raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")
