@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerF
 __all__ = ["DIALECTS", "Sentence", "save_small_t5", "sentences", "write_pairs"]
 
 NOUNS = {
-    "cat": "miru", "dog": "belo", "bird": "sipa", "horse": "karo", "fish": "luni", "child": "tame", "king": "vode",
+    "cat": "miru", "dog": "belo",
+    "bird": "sipa", "horse": "karo", "fish": "luni", "child": "tame", "king": "vode",
     "baker": "pano", "sailor": "naxi", "teacher": "dela", "river": "owi", "tree": "huso", "lamp": "zeri", "boat": "fuma",
 }  # fmt: skip
 ADJECTIVES = {

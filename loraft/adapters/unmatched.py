@@ -30,7 +30,8 @@ def unmatched_target(
     if elsewhere:
         one_stack = len({stack for stack, _, _ in places.values()}) == 1
         spans = [
-            _span(sorted(layer for owner, layer in elsewhere if owner == stack)) + ("" if one_stack else f" of the {stack}")
+            _span(sorted(layer for owner, layer in elsewhere if owner == stack))
+            + ("" if one_stack else f" of the {stack}")
             for stack in sorted({stack for stack, _ in elsewhere})
         ]
         remedy = f"It is in {' and '.join(spans)}."
@@ -40,7 +41,9 @@ def unmatched_target(
         return Problem(f"{name} lies outside the transformer layers", None, KEY, remedy)
     if any(matches(module, name) for module in modules):
         return Problem(f"{name} is not a linear layer", None, KEY, remedy)
-    return Problem(f"no module is called {name}", None, KEY, nearest(name, {inside for _, _, inside in places.values()}))
+    return Problem(
+        f"no module is called {name}", None, KEY, nearest(name, {inside for _, _, inside in places.values()})
+    )
 
 
 def _span(layers: Sequence[int]) -> str:
