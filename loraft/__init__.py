@@ -9,17 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from loraft.api import check, generate, merge, train
+    from loraft.api import check, evaluate, generate, merge, train
     from loraft.config.files import load_config
     from loraft.config.schema import RunConfig
 
-__all__ = ["RunConfig", "__version__", "check", "generate", "load_config", "merge", "train"]
+__all__ = ["RunConfig", "__version__", "check", "evaluate", "generate", "load_config", "merge", "train"]
 
 __version__ = "0.1.0"
 
 HOMES = {
     "RunConfig": "loraft.config.schema",
     "check": "loraft.api",
+    "evaluate": "loraft.api",
     "generate": "loraft.api",
     "load_config": "loraft.config.files",
     "merge": "loraft.api",

@@ -1,9 +1,9 @@
 """The table of contents of the program: one short function a verb.
 
 `check` tells what `train` would do, and `train` does it. `generate` runs what came of it: for one prompt as it comes,
-`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. `merge`
-folds it into its base, and `inspect_layers` looks into it. Each takes plain values and gives plain values back; what
-there is to tell on the way goes to an observer, and nothing is printed.
+`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. `evaluate`
+measures it, `merge` folds it into its base, and `inspect_layers` looks into it. Each takes plain values and gives plain
+values back; what there is to tell on the way goes to an observer, and nothing is printed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,27 @@ from pathlib import Path
 import torch
 
 from loraft.adapters.attach import AdaptedModel
+from loraft.adapters.beginning import beginning
 from loraft.adapters.merge import BaseChoice, MergedDtype, prepare_merge
 from loraft.adapters.merge_report import MergeReport
 from loraft.adapters.merged_folder import chosen_folder
+from loraft.adapters.resolve import Target, resolve_target
 from loraft.adapters.weighted import resolve_weighted, weighted
-from loraft.config.schema import LoraSection, RunConfig
+from loraft.config.files import load_config
+from loraft.config.schema import DataSource, LoraSection, RunConfig
+from loraft.data.batches import Layout, collate
+from loraft.data.examples import Example
 from loraft.data.formats import Message
-from loraft.errors import ConfigError
+from loraft.data.pieces import Pieces
+from loraft.errors import AdapterError, ConfigError, ModelError
+from loraft.evaluation.evaluate import Answer, Subject
+from loraft.evaluation.evaluate import evaluate as measure
+from loraft.evaluation.held_out import config_of_run
 from loraft.evaluation.merging import merge_and_verify
+from loraft.evaluation.result import Evaluation
+from loraft.evaluation.rows import read_source, rows_of, unasked_as_trained
+from loraft.evaluation.rows_file import check_rows_file
+from loraft.evaluation.tasks import chosen_metrics, known_metrics
 from loraft.evaluation.verification import LEAST_POSITIONS
 from loraft.events import Note, Observer, Progress
 from loraft.generation.answer import Completion
@@ -31,27 +44,28 @@ from loraft.generation.batch import BATCH_SIZE, AnsweredFile, answer_questions, 
 from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.comparing import Compared
 from loraft.generation.comparing import compare as compare_voices
-from loraft.generation.context import Context
+from loraft.generation.context import Context, learned_positions, wrapped_model
 from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions, ModelChoice
-from loraft.generation.pieces import Pieces
 from loraft.generation.rules import SamplingRules
-from loraft.generation.session import Session, open_session
+from loraft.generation.session import BASE, Session, Settings, open_session, source_language
 from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
 from loraft.inspection.report import LayersReport, look
+from loraft.training.loss import TargetLoss
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
 from loraft.training.run import TrainResult, run_plan
 from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder, refuse_taken
 
 __all__ = [
-    "Answering", "answer_file", "check", "compare", "complete", "generate", "inspect_layers", "merge", "open_chat",
-    "train",
+    "Answering", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "merge",
+    "open_chat", "train",
 ]  # fmt: skip
 
 AS_SAVED = AnswerOptions()
+GREEDY = AnswerOptions(temperature=0, num_beams=1)
 
 
 def _ignore(_: object) -> None:
@@ -124,6 +138,7 @@ def train(
 def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
     """Answers to `training.sample_prompts` as `generate` would give them: greedy, whatever the defaults are."""
     renderer = plan.data.renderer
+    rules = replace(SamplingRules(), **beginning(adapted.model, renderer))
 
     def answer(prompt: str) -> str:
         asked = [Message("user", prompt)]
@@ -131,7 +146,7 @@ def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
         ids = renderer.prompt_ids([Message("system", system), *asked] if system else asked)
         limit = plan.config.generation.max_new_tokens
         answered = stream(
-            adapted.model, plan.tokenizer, ids, rules=SamplingRules(), max_new_tokens=limit, stop_ids=renderer.stop_ids
+            adapted.model, plan.tokenizer, ids, rules=rules, max_new_tokens=limit, stop_ids=renderer.stop_ids
         )
         return answered.completion.completion
 
@@ -268,7 +283,7 @@ def answer_file(
 
     Args:
         model: What answers; a name alone is a TARGET.
-        prompts: The file of rows with `prompt` or `messages`.
+        prompts: The file of rows with `prompt`, `messages`, `source` or `translation`.
         output: Where each row is written with its `completion`; one that was begun is gone on with.
         options: How they are answered.
         batch_size: How many rows at a time.
@@ -280,9 +295,10 @@ def answer_file(
         Failed: While answering; the rows so far are in `output`.
         Stopped: By a signal; the rows so far are in `output`.
     """
-    questions = read_questions(prompts)
+    choice = ModelChoice(model) if isinstance(model, str) else model
+    questions = read_questions(prompts, lambda: source_language(choice))
     check_answer_file(output, [question.row.values for question in questions], prompts, overwrite=overwrite)
-    session = _opened(model)
+    session = _opened(choice)
     _tell(observer, *session.notes, *_to_be_told(session, options))
     return answer_questions(
         session,
@@ -293,6 +309,103 @@ def answer_file(
         overwrite=overwrite,
         observer=observer,
     )
+
+
+def evaluate(
+    model: ModelChoice | str,
+    *,
+    data: DataSource | str | Path | None = None,
+    metrics: Sequence[str] | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+    baseline: bool = False,
+    batch_size: int = BATCH_SIZE,
+    limit: int | None = None,
+    options: AnswerOptions = GREEDY,
+    observer: Observer = _ignore,
+) -> Evaluation:
+    """Measure a model on rows: its loss on their answers, and its own answers by theirs.
+
+    Args:
+        model: What is evaluated; a name alone is a TARGET.
+        data: The rows; None takes those that the run of what is evaluated held out.
+        metrics: The figures besides loss and perplexity; None gives those of the task, where rows have a right answer.
+        output: Where each row is written with its loss and its answer.
+        overwrite: Replace what `output` holds.
+        baseline: Measure the base too, and the difference.
+        batch_size: How many rows at a time.
+        limit: At most so many rows, the first ones.
+        options: How answers are made.
+        observer: Is told how far it is.
+
+    Raises:
+        Refused: Before anything is measured, with every bad row.
+        Failed: While running; the rows so far are in `output`.
+        Stopped: By a signal; the rows so far are in `output`.
+    """
+    choice = ModelChoice(model) if isinstance(model, str) else model
+    rows_from = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
+    asked = None if metrics is None else known_metrics(metrics)
+    if output is not None:
+        check_rows_file(output, rows_from.path if rows_from is not None else None, overwrite=overwrite)
+    found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
+    if baseline and not found.adapters:
+        message = "there is no adapter to compare with its base"
+        raise AdapterError(message, where="--baseline", remedy="Name an adapter or a run that has one as TARGET.")
+    source = read_source(_run_of(found), found.base, rows_from)
+    task = source.config.task
+    names = chosen_metrics(asked, task, [question.reference for question in source.questions.values()])
+    session = open_session(choice)
+    _tell(observer, *session.notes, *_to_be_told(session, options))
+    voice = session.voice()
+    if voice.reads_prompt:
+        message = "the model reads one text and writes another: its loss and its answers are not measured yet"
+        raise ModelError(message, where=voice.name, remedy="Name a decoder-only model.")
+    rows = rows_of(source, voice.tokenizer, positions=learned_positions(session.model), limit=limit)
+    _tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
+    settings = voice.settings(options)
+    return measure(
+        rows,
+        _subject(session, voice.name, settings, batch_size),
+        _subject(session, BASE, settings, batch_size) if baseline else None,
+        task=task,
+        data=source.called,
+        metrics=names,
+        batch_size=batch_size,
+        output=output,
+        observer=observer,
+    )
+
+
+def _run_of(found: Target) -> RunConfig | None:
+    """The config that trained what a target means, where it lies in the folder of a run."""
+    path = config_of_run(found.adapter or Path(found.base).expanduser())
+    return load_config(path) if path is not None else None
+
+
+def _subject(session: Session, name: str, settings: Settings, batch_size: int) -> Subject:
+    """The model of a session with the adapter of that name active, or none for the base, as it is evaluated.
+
+    The base is asked as its adapter is: the same tokens, the same ends of an answer.
+    """
+    voice = session.voice(name)
+    dtype = session.loaded.placement.dtype
+    loss = TargetLoss(wrapped_model(session.model), session.family, None if dtype == torch.float32 else dtype)
+    # Padding is on the right, where no real token attends to it; 0 is a token that every vocabulary has.
+    layout = Layout(packed=False, pad_id=0)
+
+    def losses(examples: Sequence[Example]) -> list[float]:
+        with session.speaking(voice), torch.inference_mode():
+            batch = collate(examples, layout).to(session.loaded.placement.device)
+            found: list[float] = loss.of_rows(batch, [example.trained for example in examples]).tolist()
+        return found
+
+    def answers(prompts: Sequence[Sequence[int]]) -> list[Answer]:
+        with session.speaking(voice) as speaking:
+            completed = complete_batch(speaking, voice.tokenizer, prompts, **settings, batch_size=batch_size)
+        return [Answer(each.completion, each.finish_reason) for each in completed]
+
+    return Subject(name, losses, answers)
 
 
 def merge(
@@ -385,7 +498,9 @@ def _to_be_told(session: Session, options: AnswerOptions) -> Iterator[str]:
     if len(session.adapters) > 1:
         first, *others = session.adapters
         yield f"{first} answers; {' and '.join(others)} would with --compare, or in loraft chat"
-    if options.system and session.voice().renderer.template is None:
+    if options.system and session.voice().reads_prompt:
+        yield "the model reads a source and no conversation: the system prompt is not used"
+    elif options.system and session.voice().renderer.chat_template is None:
         yield "the tokenizer has no chat template, which alone can print a system prompt: it is not used"
 
 

@@ -111,7 +111,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
         insert(model, start, ADAPTER_NAME)
     else:
         _initialise(model, targets.modules, config)
-    update_in_place(model, ADAPTER_NAME)
+    update_in_place(model, ADAPTER_NAME, loaded.family.same_input)
     recorded = model.peft_config[ADAPTER_NAME]
     recorded.base_model_name_or_path = loaded.name
     recorded.revision = config.model.revision

@@ -32,6 +32,8 @@ TOKENIZER = (
 GENERATION = ("generation_config.json",)
 OF_ITS_OWN_TOOLS = ("_name_or_path", "auto_map", "quantization_config")
 """Keys of config.json that do not hold for a merged model: where the base lay, its code, how it was stored."""
+OF_SOURCES = ("source_prefix", "source_lang", "target_lang")
+"""What an adapter's record says of the sources that it was trained with."""
 SMALL_FILES_BYTES = 32 << 20
 
 
@@ -124,6 +126,7 @@ def write_company(merge: Merge, folder: Path) -> None:
             "method": "merged",
             "system_prompt": target.system_prompt,
             "task": record.get("task"),
+            **{key: record[key] for key in OF_SOURCES if key in record},
             "versions": {"loraft": loraft.__version__},
         },
     )

@@ -21,10 +21,25 @@ from loraft.adapters.names import check_adapter_name
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
 
-__all__ = ["AdapterTarget", "Target", "resolve_target", "resolve_to_look"]
+__all__ = ["AdapterTarget", "Sources", "Target", "resolve_target", "resolve_to_look"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
+
+
+@dataclass(frozen=True)
+class Sources:
+    """How the sources of an encoder-decoder are rendered, as a `data` section says it.
+
+    Attributes:
+        prefix: What stands before every source.
+        source_lang: The language of the sources; None where nobody said.
+        target_lang: That of the targets.
+    """
+
+    prefix: str = ""
+    source_lang: str | None = None
+    target_lang: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,8 @@ class AdapterTarget:
         quantization: How the base was stored while it was trained, for `method: qlora`.
         tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
         system_prompt: The system prompt that it was trained with.
+        task: What it was trained for, where that was recorded.
+        sources: How the sources were rendered that it was trained with.
     """
 
     name: str
@@ -52,6 +69,8 @@ class AdapterTarget:
     quantization: QuantizationSection | None = None
     tokenizer: str | None = None
     system_prompt: str | None = None
+    task: str | None = None
+    sources: Sources = Sources()
 
 
 @dataclass(frozen=True)
@@ -63,6 +82,7 @@ class Target:
         revision: Its revision on the Hub.
         adapters: What is put on it, the one that answers first.
         own_system_prompt: The system prompt that the model itself was trained with, for `method: full`.
+        own_sources: How the sources were rendered that it was trained with.
         notes: What a person should know, one sentence each.
     """
 
@@ -70,6 +90,7 @@ class Target:
     revision: str | None = None
     adapters: tuple[AdapterTarget, ...] = ()
     own_system_prompt: str | None = None
+    own_sources: Sources = Sources()
     notes: tuple[str, ...] = ()
 
     @property
@@ -86,6 +107,11 @@ class Target:
     def system_prompt(self) -> str | None:
         """The system prompt that was trained with."""
         return self.adapters[0].system_prompt if self.adapters else self.own_system_prompt
+
+    @property
+    def sources(self) -> Sources:
+        """How sources are rendered: as in training."""
+        return self.adapters[0].sources if self.adapters else self.own_sources
 
     @property
     def model_section(self) -> ModelSection:
@@ -261,7 +287,8 @@ def _from_folder(folder: Path, where: str) -> Target:
             return _from_adapter(candidate)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
-            return Target(str(candidate), own_system_prompt=_system_prompt(_record(candidate)))
+            record = _record(candidate)
+            return Target(str(candidate), own_system_prompt=_system_prompt(record), own_sources=_sources(record))
     checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
     if checkpoints:
         remedy = f"Its newest checkpoint is {checkpoints[-1]}."
@@ -289,6 +316,8 @@ def _from_adapter(folder: Path) -> Target:
         quantization=_quantization(record.get("quantization"), folder),
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
         system_prompt=_system_prompt(record),
+        task=_text(record, "task"),
+        sources=_sources(record),
     )
     return Target(adapter.base, adapter.revision, (adapter,))
 
@@ -299,8 +328,17 @@ def _record(folder: Path) -> dict[str, object]:
 
 
 def _system_prompt(record: dict[str, object]) -> str | None:
-    prompt = record.get("system_prompt")
-    return prompt if isinstance(prompt, str) else None
+    return _text(record, "system_prompt")
+
+
+def _sources(record: dict[str, object]) -> Sources:
+    prefix = _text(record, "source_prefix") or ""
+    return Sources(prefix, _text(record, "source_lang"), _text(record, "target_lang"))
+
+
+def _text(record: dict[str, object], key: str) -> str | None:
+    value = record.get(key)
+    return value if isinstance(value, str) else None
 
 
 def _quantization(recorded: object, folder: Path) -> QuantizationSection | None:

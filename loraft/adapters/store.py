@@ -22,6 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 import loraft
 from loraft.adapters.anatomy import tied_modules
 from loraft.adapters.attach import ADAPTER_NAME, AdaptedModel, wrap
+from loraft.adapters.beginning import beginning
 from loraft.adapters.card import TrainingFacts, model_card, shown
 from loraft.adapters.declared import recorded_lora
 from loraft.adapters.folders import written_whole
@@ -44,6 +45,8 @@ from loraft.models.loading import LoadedModel
 __all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEGINS = {"start": "decoder_start_token_id", "first": "forced_bos_token_id"}
+"""How an answer begins, in transformers' words."""
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
 
 
@@ -209,6 +212,7 @@ def _write_company(
     if config.task != "seq_cls":
         base = loaded.model.generation_config
         defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
+        defaults |= {BEGINS[name]: token for name, token in beginning(loaded.model, renderer).items()}
         _write_json(folder / "generation_config.json", defaults)
     (folder / "README.md").write_text(model_card(config, facts, loraft.__version__), encoding="utf-8")
     _write_json(folder / RECORD, _record(adapted, config, renderer))

@@ -8,6 +8,9 @@ evaluation mode, merged, disabled or saved, an adapter is peft's own.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,16 +22,27 @@ from torch.nn.functional import linear
 __all__ = ["AdaptedLinear", "InPlaceUpdate", "update_in_place"]
 
 
-def update_in_place(model: nn.Module, name: str) -> None:
+def update_in_place(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:
     """Let every plain LoRA layer of `model` add its update in place; variants such as DoRA stay as they are.
 
     Layers over an ordinary linear module become `AdaptedLinear`; over any other module, 4-bit ones among them, the
     base computes its output and the update is added to it.
+
+    Args:
+        model: The model with adapter layers in it.
+        name: The adapter.
+        same_input: Names of children of one module that are given the same input, in the order of their calls.
     """
     for module in model.modules():
         if isinstance(module, LoraLayer) and name in module.lora_A and name not in module.lora_variant:
             module.lora_variant[name] = InPlaceUpdate()
             _give_own_function(module)
+    for module in model.modules():
+        children = dict(module.named_children())
+        for names in same_input:
+            readers = [child for child in map(children.get, names) if isinstance(child, AdaptedLinear)]
+            if len({child.base_layer.weight.dtype for child in readers}) == 1 < len(readers):
+                _read_together(module, readers)
 
 
 def _give_own_function(module: Any) -> None:
@@ -37,18 +51,72 @@ def _give_own_function(module: Any) -> None:
 
 
 class AdaptedLinear(Linear):
-    """peft's layer over an ordinary linear module, with one function for base and update while it trains."""
+    """peft's layer over an ordinary linear module, with one function for base and update while it trains.
+
+    The first of several layers that read the same input computes the outputs of all; the others find theirs ready.
+    """
+
+    _readers: _Readers | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        (name, *others), base = self.active_adapters or [None], self.base_layer
-        plain = not (others or args or kwargs or self.disable_adapters or self.merged or base.weight.requires_grad)
-        if not (self.training and plain and isinstance(self.lora_dropout[name], nn.Identity)):
+        if args or kwargs or not self.is_plain:
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        adapted: Tensor = _Adapted.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
-        return adapted
+        return self._readers.output_of(self, x) if self._readers else _adapted(x, [self])[0]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it trains one adapter without dropout on a frozen base, as the function computes it."""
+        (name, *others), weight = self.active_adapters or [None], self.base_layer.weight
+        if not self.training or others or self.disable_adapters or self.merged or weight.requires_grad:
+            return False
+        return name in self.lora_A and isinstance(self.lora_dropout[name], nn.Identity)
+
+
+@dataclass(eq=False)
+class _Readers:
+    """Layers of one module that are given the same tensor, one after the other, while that module runs.
+
+    Attributes:
+        layers: In the order of their calls.
+        read: What the first one was given.
+        ready: The outputs for it that are not yet asked for, by the place of their layer.
+    """
+
+    layers: list[AdaptedLinear]
+    read: Tensor | None = None
+    ready: dict[int, Tensor] = field(default_factory=dict)
+
+    def output_of(self, layer: AdaptedLinear, x: Tensor) -> Tensor:
+        """A layer's output for `x`; what is ready is given only for the very tensor that it was computed from."""
+        place = next(place for place, other in enumerate(self.layers) if other is layer)
+        if place == 0 and all(other.is_plain for other in self.layers):
+            self.read, self.ready = x, dict(enumerate(_adapted(x, self.layers)))
+        out = self.ready.pop(place, None) if x is self.read else None
+        return _adapted(x, [layer])[0] if out is None else out
+
+    def forget(self, *_: Any) -> None:
+        """Keep nothing: the module that the layers belong to has run."""
+        self.read, self.ready = None, {}
+
+
+def _read_together(module: nn.Module, layers: list[AdaptedLinear]) -> None:
+    readers = _Readers(layers)
+    for layer in layers:
+        layer._readers = readers
+    module.register_forward_hook(readers.forget, always_call=True)
+
+
+def _adapted(x: Tensor, layers: Sequence[AdaptedLinear]) -> tuple[Tensor, ...]:
+    tensors: list[Any] = []
+    scales = []
+    for layer in layers:
+        name, base = layer.active_adapters[0], layer.base_layer
+        tensors += base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight
+        scales.append(layer.scaling[name])
+    outputs: tuple[Tensor, ...] = _Adapted.apply(x, scales, *tensors)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 class InPlaceUpdate(LoraVariant):
@@ -68,31 +136,45 @@ class InPlaceUpdate(LoraVariant):
 
 
 class _Adapted(torch.autograd.Function):
-    """x Wᵀ + bias + scale · x Aᵀ Bᵀ with W frozen, in W's dtype; gradients of A and B in theirs.
+    """x Wᵀ + bias + scale · x Aᵀ Bᵀ for one or more layers of the same x, with W frozen, in W's dtype.
 
-    With U = x Aᵀ and G the output's gradient: dB = scale · Gᵀ U, V = scale · G B, dA = Vᵀ x and dx = G W + V A.
+    With U = x Aᵀ and G the output's gradient: dB = scale · Gᵀ U, V = scale · G B, dA = Vᵀ x and dx = G W + V A. The
+    A of all layers are one matrix, and so are their U and V; dx is summed over the layers in place.
 
     Source: Hu et al. 2021, LoRA, equation 3 (https://arxiv.org/abs/2106.09685).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        rows, a_cast, b_cast = (tensor.to(weight.dtype) for tensor in (x.reshape(-1, x.shape[-1]), a, b))
-        u = rows @ a_cast.T
-        ctx.save_for_backward(rows, weight, u, a_cast, b_cast)
-        ctx.scale, ctx.shape, ctx.dtype, ctx.trained_dtype = scale, x.shape, x.dtype, a.dtype
-        out = linear(rows, weight, bias).addmm_(u, b_cast.T, alpha=scale)
-        return out.view(*x.shape[:-1], -1)
+    def forward(ctx: Any, x: Tensor, scales: Sequence[float], *tensors: Tensor) -> tuple[Tensor, ...]:
+        weights, biases, all_a, all_b = (tensors[kind::4] for kind in range(4))
+        dtype = weights[0].dtype
+        rows, a = x.reshape(-1, x.shape[-1]).to(dtype), torch.cat(all_a).to(dtype)
+        b_cast = [b.to(dtype) for b in all_b]
+        u = rows @ a.T
+        ctx.save_for_backward(rows, u, a, *weights, *b_cast)
+        ctx.ranks, ctx.scales = [len(one) for one in all_a], scales
+        ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
+        parts = zip(weights, biases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
+        outputs = (linear(rows, weight, bias).addmm_(u, b.T, alpha=scale) for weight, bias, u, b, scale in parts)
+        return tuple(out.view(*x.shape[:-1], -1) for out in outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, u, a, b = ctx.saved_tensors
-        gradient = grads[0].reshape(-1, grads[0].shape[-1])
-        d_a, d_b, v = _trained_gradients(gradient, rows, u, b, ctx)
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, d_a, d_b, None
-        d_x = (gradient @ weight).addmm_(v, a).view(ctx.shape).to(ctx.dtype)
-        return d_x, None, None, d_a, d_b, None
+        rows, all_u, a, *others = ctx.saved_tensors
+        weights, all_b = others[: len(grads)], others[len(grads) :]
+        gradients = [gradient.reshape(-1, gradient.shape[-1]) for gradient in grads]
+        parts = list(zip(gradients, all_b, torch.split(all_u, ctx.ranks, 1), ctx.scales, strict=True))
+        v = torch.cat([(gradient @ b).mul_(scale) for gradient, b, _, scale in parts], 1)
+        d_a = torch.split((v.T @ rows).to(ctx.trained_dtype), ctx.ranks)
+        d_b = [(gradient.T @ u).to(ctx.trained_dtype).mul_(scale) for gradient, _, u, scale in parts]
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = gradients[0] @ weights[0]
+            for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+                d_x.addmm_(gradient, weight)
+            d_x = d_x.addmm_(v, a).view(ctx.shape).to(ctx.dtype)
+        of_layers = ((None, None, *trained) for trained in zip(d_a, d_b, strict=True))
+        return d_x, None, *itertools.chain.from_iterable(of_layers)
 
 
 class _Update(torch.autograd.Function):
@@ -115,12 +197,7 @@ class _Update(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, u, a, b = ctx.saved_tensors
         gradient = grads[0].reshape(-1, grads[0].shape[-1])
-        d_a, d_b, v = _trained_gradients(gradient, rows, u, b, ctx)
+        v = (gradient @ b).mul_(ctx.scale)
+        d_a, d_b = (v.T @ rows).to(ctx.trained_dtype), (gradient.T @ u).to(ctx.trained_dtype).mul_(ctx.scale)
         d_x = (v @ a).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None
         return grads[0], d_x, d_a, d_b, None
-
-
-def _trained_gradients(gradient: Tensor, rows: Tensor, u: Tensor, b: Tensor, ctx: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of A `[r, in]` and B `[out, r]`, and V `[tokens, r]`, from G `[tokens, out]`, x and U."""
-    v = (gradient @ b).mul_(ctx.scale)
-    return (v.T @ rows).to(ctx.trained_dtype), (gradient.T @ u).to(ctx.trained_dtype).mul_(ctx.scale), v

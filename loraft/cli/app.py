@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from loraft import __version__
-from loraft.cli import chat, generation, inspection, merging, setup, training
+from loraft.cli import chat, evaluation, generation, inspection, merging, setup, training
 from loraft.cli.quiet import hush
 
 __all__ = ["app"]
@@ -52,6 +52,7 @@ def _general_options(
 
 app.command()(training.check)
 app.command()(training.train)
+app.command()(evaluation.evaluate)
 app.command()(merging.merge)
 app.command()(generation.generate)
 app.command()(chat.chat)

@@ -27,9 +27,11 @@ from loraft.cli.options import (
     QuantizeOption,
     RepetitionPenaltyOption,
     SamplingSeedOption,
+    SourceLanguageOption,
     StopOption,
     SystemOption,
     TargetArgument,
+    TargetLanguageOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -70,7 +72,7 @@ def generate(
             "--input",
             metavar="FILE",
             show_default=False,
-            help="Rows with prompt or messages: JSONL, JSON, CSV, Parquet.",
+            help="Rows with prompt, messages, source or translation: JSONL, JSON, CSV, Parquet.",
         ),
     ] = None,
     output: Annotated[
@@ -95,6 +97,8 @@ def generate(
     dtype: DtypeOption = None,
     merge: MergeOption = False,
     system: SystemOption = None,
+    source_lang: SourceLanguageOption = None,
+    target_lang: TargetLanguageOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
@@ -122,7 +126,16 @@ def generate(
     many = compare or prompts is not None
     _refuse_watching_many(prompt, trace=trace, layers=layers, no_kv_cache=no_kv_cache, many=many)
     asked = Asked(
-        ModelChoice(target, adapter or (), base_model, quantization(quantize), dtype, merge),
+        ModelChoice(
+            target,
+            adapter or (),
+            base_model,
+            quantization(quantize),
+            dtype,
+            merge,
+            source_lang=source_lang,
+            target_lang=target_lang,
+        ),
         AnswerOptions(
             system=system,
             max_new_tokens=max_new_tokens,

@@ -29,9 +29,11 @@ __all__ = [
     "QuantizeOption",
     "RepetitionPenaltyOption",
     "SamplingSeedOption",
+    "SourceLanguageOption",
     "StopOption",
     "SystemOption",
     "TargetArgument",
+    "TargetLanguageOption",
     "TemperatureOption",
     "TopKOption",
     "TopPOption",
@@ -106,6 +108,24 @@ QuantizeOption = Annotated[
 DtypeOption = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option("--dtype", show_default=False, help="Compute in it [default: as trained, and as the device can]."),
+]
+SourceLanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--source-lang",
+        metavar="CODE",
+        show_default=False,
+        help="The language of what an encoder-decoder reads, as its tokenizer calls it [default: as trained].",
+    ),
+]
+TargetLanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target-lang",
+        metavar="CODE",
+        show_default=False,
+        help="The language that it answers in [default: as trained].",
+    ),
 ]
 MergeOption = Annotated[
     bool,

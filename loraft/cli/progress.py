@@ -209,7 +209,9 @@ def _plain_step(event: StepLogged) -> Text:
 
 
 def _verdict(event: Evaluated, separator: str) -> str:
-    words = [f"perplexity {as_measure(event.perplexity)}", f"{as_count(event.rows)} rows"]
+    figures = event.figures or {"perplexity": event.perplexity}
+    words = [f"{name.replace('_', ' ')} {as_measure(value)}" for name, value in figures.items()]
+    words.append(f"{as_count(event.rows)} rows")
     return separator.join([*words, "best so far"] if event.best else words)
 
 

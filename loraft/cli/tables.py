@@ -150,7 +150,7 @@ def _number(key: str, value: float) -> str:
         return as_duration(value)
     if key.endswith("learning_rate"):
         return as_rate(value)
-    return as_measure(value) if key.endswith(("loss", "perplexity", "norm")) else as_count(value)
+    return as_measure(value) if key.endswith(("loss", "perplexity", "norm", "accuracy", "f1")) else as_count(value)
 
 
 def _items(key: str, items: Sequence[object]) -> str:

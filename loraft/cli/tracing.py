@@ -28,6 +28,7 @@ __all__ = ["drawn_trace", "visible"]
 SEEN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 CUTS = {
     "top_k": "top-k", "top_p": "top-p", "min_p": "min-p", "never": "never said", "first": "must begin otherwise",
+    "last": "must end here",
 }  # fmt: skip
 STEPS_BESIDE = 6
 """How many steps stand side by side where the layers' words are told."""

@@ -90,14 +90,16 @@ def check(config: ConfigArgument, overrides: OverridesArgument = None, as_json: 
 
 
 def _read(path: str, overrides: list[str] | None) -> RunConfig:
-    """The config with its overrides; says which of its sections the method leaves unused."""
+    """The config with its overrides; says which of its sections and keys method and task leave unused."""
     from loraft.cli.render import print_note
     from loraft.config.files import load_config
-    from loraft.config.schema import unused_sections
+    from loraft.config.schema import unused_keys, unused_sections
 
     config = load_config(Path(path), overrides or [])
     for section in unused_sections(config):
         print_note(f"the section {section} is not used by method: {config.method}")
+    for key in unused_keys(config):
+        print_note(f"{key} is not used by task: {config.task}")
     return config
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "StackLayers",
     "Task",
     "TrainingSection",
+    "idle_keys",
     "unused_keys",
     "unused_sections",
 ]
@@ -106,16 +107,16 @@ LayerWords = Annotated[str, Field(pattern=f"^({LAYER_WORDS})$")]
 LayerChoice = Annotated[
     LayerWords | Annotated[tuple[LayerIndex, ...], Field(min_length=1)],
     BeforeValidator(_as_tuple, json_schema_input_type=LayerWords | Annotated[list[LayerIndex], Field(min_length=1)]),
-    Allowed("all, first:N, last:N, middle:N, a range like 4-11, or a list like [0, 5, 31]"),
 ]
+OF_A_STACK = Allowed("all, first:N, last:N, middle:N, a range like 4-11, a list like [0, 5, 31], or null")
 
 
 class StackLayers(Section):
     """The layers of an encoder-decoder, each stack by itself; a stack that is not named has no adapter."""
 
-    encoder: LayerChoice | None = None
+    encoder: Annotated[LayerChoice | None, OF_A_STACK] = None
     """The encoder's layers."""
-    decoder: LayerChoice | None = None
+    decoder: Annotated[LayerChoice | None, OF_A_STACK] = None
     """The decoder's layers."""
 
 
@@ -296,8 +297,8 @@ class TrainingSection(Section):
     """Steps between checkpoints; below 1 a share of all steps; null is once an epoch."""
     save_total_limit: PositiveInt | None = 3
     """How many checkpoints are kept; the best one is kept besides. null keeps all."""
-    metric_for_best_model: Literal["loss"] = "loss"
-    """The evaluation metric by which the best checkpoint is chosen."""
+    metric_for_best_model: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    """The evaluation metric by which the best checkpoint is chosen: loss, or for seq_cls accuracy or macro_f1."""
     class_weights: Annotated[
         Literal["balanced"] | dict[str, PositiveFloat] | None,
         Allowed("balanced, a mapping of every label to its weight, or null"),
@@ -362,6 +363,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _best_is_measured(self) -> RunConfig:
+        metric = self.training.metric_for_best_model
+        if metric != "loss" and self.task != "seq_cls":
+            raise _contradiction(
+                f"{metric} is measured of classifiers, and the task is {self.task}",
+                "training.metric_for_best_model", "task",
+            )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def _best_needs_evaluation(self) -> RunConfig:
         if self.training.early_stopping_patience is not None and self.data.eval is None:
             raise _contradiction(
@@ -388,6 +399,11 @@ OF_TASKS: Mapping[str, frozenset[Task]] = MappingProxyType(
 """The sections and keys that not every task uses, and the tasks that do."""
 
 
+def idle_keys(config: RunConfig) -> frozenset[str]:
+    """The dotted keys and sections that the chosen task does not use, whatever they say."""
+    return frozenset(key for key, tasks in OF_TASKS.items() if config.task not in tasks)
+
+
 def unused_sections(config: RunConfig) -> tuple[str, ...]:
     """The sections that the file sets and the chosen method does not use."""
     used = {"lora": {"lora", "qlora"}, "quantization": {"qlora"}}
@@ -397,12 +413,13 @@ def unused_sections(config: RunConfig) -> tuple[str, ...]:
 
 
 def unused_keys(config: RunConfig) -> tuple[str, ...]:
-    """The dotted keys and sections that the file sets and the chosen task does not use."""
-    return tuple(key for key, tasks in OF_TASKS.items() if config.task not in tasks and _is_set(config, key))
+    """The dotted keys and sections that the chosen task does not use and that say something of their own."""
+    return tuple(key for key, tasks in OF_TASKS.items() if config.task not in tasks and not _is_default(config, key))
 
 
-def _is_set(config: RunConfig, key: str) -> bool:
+def _is_default(config: RunConfig, key: str) -> bool:
     section, _, name = key.partition(".")
-    if section not in config.model_fields_set:
-        return False
-    return not name or name in getattr(config, section).model_fields_set
+    value = getattr(config, section)
+    if not name:
+        return bool(value == RunConfig.model_fields[section].default)
+    return bool(getattr(value, name) == type(value).model_fields[name].default)

@@ -9,7 +9,7 @@ import json
 import re
 
 from loraft.config.scalars import Value, scalar
-from loraft.config.schema import DataSource, RunConfig, unused_sections
+from loraft.config.schema import DataSource, RunConfig, StackLayers, idle_keys, unused_sections
 
 __all__ = ["written"]
 
@@ -22,17 +22,22 @@ TO_ESCAPE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 def written(config: RunConfig) -> str:
     """The config as YAML, a blank line before each section.
 
-    A section that the method does not use is left out where it says nothing of its own.
+    A section or key that method and task do not use is left out where it says nothing of its own.
     """
     lines: list[str] = []
+    idle = {*_idle_sections(config), *idle_keys(config)}
     for name, field in RunConfig.model_fields.items():
         value = getattr(config, name)
-        if name in _idle_sections(config) and value == field.default:
+        if name in idle and value == field.default:
             continue
         if isinstance(value, str | int):
             lines.append(f"{name}: {_inline(value)}")
             continue
-        values = {key: getattr(value, key) for key in type(value).model_fields}
+        values = {
+            key: getattr(value, key)
+            for key, inner in type(value).model_fields.items()
+            if f"{name}.{key}" not in idle or getattr(value, key) != inner.default
+        }
         lines += ["", f"{name}:", *(f"  {key}: {_inline(_short(inner))}" for key, inner in values.items())]
     return "\n".join(lines) + "\n"
 
@@ -51,6 +56,8 @@ def _short(value: object) -> Value:
     if isinstance(value, DataSource):
         said = value.model_dump(exclude_defaults=True)
         return value.path if set(said) == {"path"} else said
+    if isinstance(value, StackLayers):
+        return {stack: _short(layers) for stack, layers in value if layers is not None}
     if isinstance(value, dict):
         return {str(key): _short(inner) for key, inner in value.items()}
     if value is None or isinstance(value, bool | int | float | str):

@@ -160,8 +160,10 @@ def detect_format(
             return name
     found = ", ".join(sorted(columns)) or "none"
     needs = "; ".join(f"{name}: {' or '.join(map(', '.join, needed))}" for name, needed in formats.items())
-    tasks = [other for other, names in FORMATS.items() for each in names if _fits(columns, each, theirs)]
-    hint = f" Rows with these columns fit task: {tasks[0]}." if tasks else ""
+    tasks = [
+        (len(COLUMNS[each][0]), other) for other, of in FORMATS.items() for each in of if _fits(columns, each, theirs)
+    ]
+    hint = f" Rows with these columns fit task: {max(tasks)[1]}." if tasks else ""
     raise DataError(
         f"the columns are {found}, which is none of the formats that task {task} takes",
         key="data.format",
@@ -259,6 +261,16 @@ DECIMAL = re.compile(r"\s*[-+]?\d*\.\d+\s*")
 
 def _label(fields: Fields) -> str | int:
     value = fields.value("label")
+    if isinstance(value, list | tuple):
+        if len(value) > 1:
+            raise fields.wrong(
+                "label",
+                f"has {len(value)} labels, and a row belongs to one class",
+                "Write one row a label, or keep the main one.",
+            )
+        if not value:
+            raise fields.wrong("label", "is an empty list")
+        (value,) = value
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
@@ -267,32 +279,40 @@ def _label(fields: Fields) -> str | int:
             f"is {value}, and a class is text or a whole number",
             "Scores are for regression, which loraft has not.",
         )
-    if isinstance(value, list | tuple):
-        raise fields.wrong(
-            "label",
-            f"has {len(value)} labels, and a row belongs to one class",
-            "Write one row a label, or keep the main one.",
-        )
     if isinstance(value, int):
         return value
-    return fields.text("label").strip()
+    if not isinstance(value, str):
+        raise fields.wrong("label", f"must be text or a whole number; found {kind(value)}")
+    if not value.strip():
+        raise fields.wrong("label", "is empty")
+    return clean(fields, "label", value).strip()
 
 
-def to_question(row: Row) -> tuple[Message, ...]:
-    """What a row asks: its prompt, or its conversation up to where an answer is due; its `system` before it.
+def to_question(row: Row, languages: Languages = NO_LANGUAGES) -> tuple[Message, ...]:
+    """What a row asks: its prompt, its source, or its conversation up to where an answer is due; its `system` before.
 
     An empty `system` says that there is none; a row without one leaves it to whoever asks.
+
+    Args:
+        row: The row, with its place.
+        languages: Which language of a `translation` row is the source.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
     """
     fields = Fields(row, {})
     there = [name for name in ("prompt", *(column for column, *_ in CHATS.values())) if name in row.values]
+    # Beside a prompt, `source` is a column like any other: where a row comes from, say.
+    there = there or [name for name in ("source", "translation") if name in row.values]
     if len(there) != 1:
         found = " and ".join(there) or ", ".join(sorted(row.values)) or "nothing"
-        raise DataError(f"needs one of prompt, messages and conversations; it has {found}", where=row.where)
-    if there == ["prompt"]:
-        asked: tuple[Message, ...] = (Message("user", fields.text("prompt")),)
+        needed = "prompt, messages, conversations, source and translation"
+        raise DataError(f"needs one of {needed}; it has {found}", where=row.where)
+    if there[0] in ("prompt", "source"):
+        asked: tuple[Message, ...] = (Message("user", fields.text(there[0])),)
+    elif there == ["translation"]:
+        texts = fields.mapping("translation")
+        asked = (Message("user", _in_language(fields, texts, "data.source_lang", languages.source)),)
     else:
         asked = _messages(fields, *next(chat for chat in CHATS.values() if chat[0] == there[0]))
     if asked[-1].role not in ("user", "tool"):

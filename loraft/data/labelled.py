@@ -81,18 +81,20 @@ class LabelRenderer:
         return Labelled(record.text, record.second, self.number(record.label))
 
     def number(self, label: str | int) -> int:
-        """The number of a class that a row names.
+        """The number of a class that a row names, or gives as its place where the names are no numbers themselves.
 
         Raises:
             DataError: There is no such class.
         """
-        if str(label) in self.labels:
-            return self.labels.index(str(label))
-        if isinstance(label, int) and 0 <= label < len(self.labels):
-            return label
+        name = str(label)
+        if name in self.labels:
+            return self.labels.index(name)
+        if name.isdecimal() and int(name) < len(self.labels) and not any(map(_is_number, self.labels)):
+            return int(name)
         shown = ", ".join(self.labels[:10]) + (", …" if len(self.labels) > 10 else "")
-        near = difflib.get_close_matches(str(label), self.labels, n=1, cutoff=0.8)
-        hint = f"Did you mean {near[0]}? " if near else ""
+        folded = {known.casefold(): known for known in self.labels}
+        near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
+        hint = f"Did you mean {folded[near[0]]}? " if near else ""
         raise DataError(
             f"{label!r} is none of the {len(self.labels)} classes", key="label", remedy=f"{hint}They are {shown}."
         )
@@ -150,5 +152,8 @@ class LabelRenderer:
 def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
     """The classes of some records in their order: numbers by size, texts by the alphabet."""
     found = {str(record.label) for record in records if isinstance(record, Labelled)}
-    numbers = all(name.removeprefix("-").isdecimal() for name in found)
-    return tuple(sorted(found, key=int) if numbers else sorted(found))
+    return tuple(sorted(found, key=int) if all(map(_is_number, found)) else sorted(found))
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()

@@ -1,8 +1,8 @@
 """Sources and targets as tokens: made here for training, evaluation and generation alike.
 
 This module knows what stands around the two texts: a prefix before the source, the codes of languages where the
-tokenizer has them, and the end-of-text token that the tokenizer puts behind each. It refuses to know the model: how a
-target becomes the decoder's input is the model's own affair.
+tokenizer has them, and the end-of-text token, which every target has even where the tokenizer puts none. It refuses to
+know the model: how a target becomes the decoder's input is the model's own affair.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PairRenderer:
     Attributes:
         tokenizer: The model's.
         prefix: What stands before every source.
-        source_lang: The tokenizer's code of the sources' language; None where it has none.
+        source_lang: The language of the sources: the tokenizer's code of it where it has codes.
         target_lang: That of the targets.
         notes: What was decided, a sentence each.
     """
@@ -56,10 +56,8 @@ class PairRenderer:
             DataError: The tokenizer needs to know languages, and they are not set or not among its own.
         """
         codes = _codes(tokenizer)
-        if not codes:
-            return cls(tokenizer, prefix)
         for key, code in (("data.source_lang", source_lang), ("data.target_lang", target_lang)):
-            if code not in codes:
+            if codes and code not in codes:
                 raise _no_language(key, code, codes)
         return cls(tokenizer, prefix, source_lang, target_lang)
 
@@ -80,11 +78,18 @@ class PairRenderer:
         return (eos,) if isinstance(eos, int) else ()
 
     @property
+    def knows_languages(self) -> bool:
+        """Whether the tokenizer writes the language of a text into its tokens."""
+        return bool(_codes(self.tokenizer))
+
+    @property
     def forced_bos_id(self) -> int | None:
-        """The token that every answer begins with: that of the target's language; None where there is none."""
-        if self.target_lang is None:
-            return None
-        return int(_codes(self.tokenizer)[self.target_lang])
+        """The token that every answer begins with: that of the target's language.
+
+        None where there is none, and where targets end with it: mBART-25's decoder begins from it instead.
+        """
+        language = _codes(self.tokenizer).get(self.target_lang or "")
+        return language if language in self.target_ids("")[:1] else None
 
     @property
     def recorded(self) -> Mapping[str, object]:
@@ -97,16 +102,27 @@ class PairRenderer:
         return Pair(self.prefix + record.source, record.target)
 
     def examples(self, rendered: Sequence[Pair], where: Sequence[str]) -> list[PairExample]:
-        """Pairs as tokens, each text ended by the tokenizer's own end-of-text token."""
+        """Pairs as tokens, every target with the end-of-text token: without it no answer would learn to end."""
         found: list[PairExample] = []
         for start in range(0, len(rendered), TOKENIZED_TOGETHER):
             pairs, places = rendered[start : start + TOKENIZED_TOGETHER], where[start : start + TOKENIZED_TOGETHER]
             with self._languages():
                 sources: Any = self.tokenizer([pair.source for pair in pairs], verbose=False)
-                targets: Any = self.tokenizer(text_target=[pair.target for pair in pairs], verbose=False)
-            each = zip(sources["input_ids"], targets["input_ids"], places, strict=True)
-            found += [PairExample(list(source), list(target), place) for source, target, place in each]
+            targets = self._targets([pair.target for pair in pairs])
+            each = zip(sources["input_ids"], targets, places, strict=True)
+            found += [PairExample(list(source), target, place) for source, target, place in each]
         return found
+
+    def target_ids(self, text: str) -> list[int]:
+        """The tokens of a target."""
+        return self._targets([text])[0]
+
+    def _targets(self, texts: Sequence[str]) -> list[list[int]]:
+        with self._languages():
+            tokens: Any = self.tokenizer(text_target=list(texts), verbose=False)
+        end = self.stop_ids
+        # mBART-25 puts the language behind the end-of-text token.
+        return [[*ids] if set(end) <= set(ids[-2:]) else [*ids, *end] for ids in tokens["input_ids"]]
 
     def too_long(self, example: Example, limits: DataSection) -> str | None:
         """How an example exceeds `data.max_length` or `data.max_target_length`; None where it does not."""
@@ -139,10 +155,10 @@ class PairRenderer:
     @contextmanager
     def _languages(self) -> Iterator[None]:
         """The tokenizer set to the languages, for as long as it is used."""
-        if self.source_lang is None:
+        tokenizer: Any = self.tokenizer
+        if not self.knows_languages:
             yield
             return
-        tokenizer: Any = self.tokenizer
         before = tokenizer.src_lang, tokenizer.tgt_lang
         tokenizer.src_lang, tokenizer.tgt_lang = self.source_lang, self.target_lang
         try:
@@ -167,12 +183,13 @@ def _codes(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
     """The codes of languages that a multilingual tokenizer takes, with their tokens; none of another."""
     if not hasattr(tokenizer, "src_lang"):
         return {}
-    known: Any = getattr(tokenizer, "lang_code_to_id", None)
-    if isinstance(known, Mapping) and known:
-        return {str(code): int(number) for code, number in known.items()}
-    names: Any = getattr(tokenizer, "additional_special_tokens", ())
-    numbers: Any = tokenizer.convert_tokens_to_ids(list(names))
-    return {str(name): int(number) for name, number in zip(names, numbers, strict=True)}
+    # M2M100 writes `fr` as `__fr__`; mBART lists its codes beside other tokens; NLLB has nothing but special tokens.
+    written: Any = getattr(tokenizer, "lang_code_to_token", None)
+    listed: Any = getattr(tokenizer, "lang_code_to_id", None) or tokenizer.extra_special_tokens
+    tokens = dict(written) if written else {str(code): str(code) for code in listed if not str(code).startswith("<")}
+    numbers: Any = tokenizer.convert_tokens_to_ids(list(tokens.values()))
+    codes = zip(tokens, numbers, strict=True)
+    return {str(code): int(number) for code, number in codes if number not in (None, tokenizer.unk_token_id)}
 
 
 def _no_language(key: str, code: str | None, codes: Mapping[str, int]) -> DataError:

@@ -23,7 +23,7 @@ from loraft.data.statistics import DataReport, SourceCounts, lengths_of
 from loraft.data.tokenize import Renderer
 from loraft.errors import DataError, Problem, Refused
 
-__all__ = ["PreparedData", "SourceSpan", "prepare"]
+__all__ = ["PreparedData", "SourceSpan", "prepare", "with_defaults"]
 
 SHOWN_PROBLEMS = 20
 SAMPLES = 3
@@ -122,9 +122,9 @@ def _sources(sources: Sequence[DataSource], config: RunConfig, problems: list[Pr
     found, data = [], config.data
     for given in sources:
         try:
-            source = _source(_with_defaults(given, data), config)
+            source = _source(with_defaults(given, data), config)
         except Refused as error:
-            problems += error.problems
+            problems += [problem for problem in error.problems if problem not in problems]
             continue
         if data.on_bad_row == "error":
             problems += source.problems
@@ -132,7 +132,7 @@ def _sources(sources: Sequence[DataSource], config: RunConfig, problems: list[Pr
     return found
 
 
-def _with_defaults(source: DataSource, data: DataSection) -> DataSource:
+def with_defaults(source: DataSource, data: DataSection) -> DataSource:
     """`source` with what the section says for every source that does not say its own."""
     return source.model_copy(
         update={
@@ -163,6 +163,8 @@ def _source(given: DataSource, config: RunConfig) -> _Source:
             source.records.append(to_record(row, row_format, given.columns, config.task, languages))
             source.places.append(row.where)
         except DataError as error:
+            if error.problems[0].where is None:  # it is the config's fault, and every row would say so
+                raise
             source.problems += error.problems
     return source
 
@@ -190,13 +192,13 @@ def _renderer(
 
 def _tokenized(source: _Source, data: DataSection, renderer: RowRenderer) -> list[Problem]:
     """Turn the records of `source` into examples that fit, and return what must not be."""
-    rendered, places, unrendered = [], [], []
+    rendered, places, unrendered, columns = [], [], [], source.given.columns
     for record, where in zip(source.records, source.places, strict=True):
         try:
             rendered.append(renderer.render(record))
             places.append(where)
         except DataError as error:
-            unrendered += [replace(problem, where=where) for problem in error.problems]
+            unrendered += [replace(p, where=where, key=columns.get(p.key or "", p.key)) for p in error.problems]
     examples = renderer.examples(rendered, places)
     source.problems += unrendered
     source.counts.bad = len(source.problems)

@@ -6,17 +6,20 @@ This module knows where a run keeps its config, and turns rows into tokens. It r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from loraft.adapters.resolve import Sources
 from loraft.config.files import load_config
+from loraft.data.formats import Pair
+from loraft.data.pairs import PairRenderer
 from loraft.data.prepare import prepare
 from loraft.data.tickets import tickets
-from loraft.errors import LoraftError
+from loraft.errors import DataError, LoraftError
 
-__all__ = ["BUILT_IN", "Rows", "built_in_rows", "rows_for"]
+__all__ = ["BUILT_IN", "Rows", "built_in_pairs", "built_in_rows", "config_of_run", "rows_for"]
 
 LONGEST = 256
 """The most tokens of a row: all models have as many positions."""
@@ -49,43 +52,68 @@ class Rows:
         ids: The tokens of each row.
         source: What they are, in a few words.
         notes: What a person should know, a sentence each.
+        targets: What an encoder-decoder says to each of them, token by token; none where the rows are read alone.
     """
 
     ids: tuple[list[int], ...]
     source: str
     notes: tuple[str, ...] = ()
+    targets: tuple[list[int], ...] = ()
 
 
-def rows_for(adapter: Path, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def rows_for(adapter: Path, tokenizer: PreTrainedTokenizerBase, sources: Sources | None = None) -> Rows:
     """The rows that the run of an adapter held out, followed by the built-in ones, should there be too few.
 
     Args:
         adapter: The adapter's folder; where it lies in a run or in one of its checkpoints, the run tells its data.
         tokenizer: The one that was trained with.
+        sources: How an encoder-decoder's sources were rendered; None for a model that reads one text.
     """
-    built_in = built_in_rows(tokenizer)
-    config = next((path for run in _runs(adapter) if (path := run / "config.yaml").is_file()), None)
+    built_in = built_in_rows(tokenizer) if sources is None else built_in_pairs(tokenizer, sources)
+    config = config_of_run(adapter)
     if config is None:
         return built_in
     try:
         held_out = prepare(load_config(config), tokenizer).eval
     except (LoraftError, OSError) as error:
         reason = str(error).splitlines()[0]
-        return Rows(
-            built_in.ids,
-            built_in.source,
-            (f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {reason}",),
-        )
+        note = f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {reason}"
+        return replace(built_in, notes=(note,))
     if not held_out:
         return built_in
-    own = tuple(list(example.input_ids[:LONGEST]) for example in held_out)
-    return Rows((*own, *built_in.ids), "the run's held-out rows")
+    ids = tuple(list(example.input_ids[:LONGEST]) for example in held_out)
+    targets = () if sources is None else tuple(list(example.labels[:LONGEST]) for example in held_out)
+    own = "the run's held-out rows"
+    return Rows((*ids, *built_in.ids), own, targets=(*targets, *built_in.targets))
+
+
+def config_of_run(trained: Path) -> Path | None:
+    """The config of the run that what lies in a folder belongs to: its result, or that of one of its checkpoints."""
+    return next((path for run in _runs(trained) if (path := run / "config.yaml").is_file()), None)
 
 
 def built_in_rows(tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Prose, code and data in several languages, then customers' messages; over 10,000 tokens."""
     made = (list(tokenizer(text, verbose=False)["input_ids"])[:LONGEST] for text in _texts())
     return Rows(tuple(ids for ids in made if ids), BUILT_IN)
+
+
+def built_in_pairs(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> Rows:
+    """The built-in texts for an encoder-decoder: each is read, and said again.
+
+    A tokenizer that needs to know languages, of which nobody says any, is left in those that it begins with.
+    """
+    try:
+        renderer = PairRenderer.for_tokenizer(
+            tokenizer, prefix=sources.prefix, source_lang=sources.source_lang, target_lang=sources.target_lang
+        )
+    except DataError:
+        rows = built_in_rows(tokenizer)
+        return replace(rows, targets=rows.ids)
+    pairs = [renderer.render(Pair(text, text)) for text in _texts()]
+    made = renderer.examples(pairs, [BUILT_IN] * len(pairs))
+    kept = [(pair.input_ids[:LONGEST], pair.labels[:LONGEST]) for pair in made if pair.input_ids]
+    return Rows(tuple(ids for ids, _ in kept), BUILT_IN, targets=tuple(labels for _, labels in kept))
 
 
 def _texts() -> Iterator[str]:
@@ -96,9 +124,9 @@ def _texts() -> Iterator[str]:
         yield "\n".join(message["content"] for message in messages[1:])
 
 
-def _runs(adapter: Path) -> Iterator[Path]:
-    """The folders that would be the run's, of its adapter and of a checkpoint's."""
-    if adapter.name == "adapter":
-        yield adapter.parent
-        if adapter.parent.parent.name == "checkpoints":
-            yield adapter.parents[2]
+def _runs(trained: Path) -> Iterator[Path]:
+    """The folders that would be the run's, of its adapter or model and of a checkpoint's."""
+    if trained.name in ("adapter", "model"):
+        yield trained.parent
+        if trained.parent.parent.name == "checkpoints":
+            yield trained.parents[2]

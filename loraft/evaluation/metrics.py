@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 
-__all__ = ["exact_match_rate", "is_valid_json", "perplexity", "valid_json_rate"]
+__all__ = ["exact_match_rate", "is_exact_match", "is_valid_json", "perplexity", "valid_json_rate"]
 
 
 def perplexity(negative_log_likelihood: float, tokens: int) -> float:
@@ -42,7 +42,12 @@ def exact_match_rate(predictions: Sequence[str], references: Sequence[str]) -> f
     if not predictions:
         raise ValueError("exact match of no predictions")
     pairs = zip(predictions, references, strict=True)
-    return sum(prediction.strip() == reference.strip() for prediction, reference in pairs) / len(predictions)
+    return sum(is_exact_match(prediction, reference) for prediction, reference in pairs) / len(predictions)
+
+
+def is_exact_match(prediction: str, reference: str) -> bool:
+    """Whether a prediction equals its reference, white space around both aside."""
+    return prediction.strip() == reference.strip()
 
 
 def valid_json_rate(texts: Sequence[str]) -> float:

@@ -13,12 +13,11 @@ import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from loraft.adapters.active import act_together, acting
 from loraft.adapters.merge import Merge
@@ -28,10 +27,11 @@ from loraft.errors import ModelError
 from loraft.evaluation.fidelity import Difference, Fidelity, difference
 from loraft.evaluation.held_out import Rows, built_in_rows, rows_for
 from loraft.models.exhaustion import memory_errors
-from loraft.models.families import FAMILIES, Family
+from loraft.models.families import FAMILIES
 from loraft.models.loading import LoadedModel, load_model
 from loraft.models.placement import DTYPES, Placement, place
 from loraft.models.quantization import compute_in
+from loraft.models.two_stacks import decoder_inputs
 
 __all__ = ["LEAST_POSITIONS", "Verified", "verify"]
 
@@ -80,7 +80,7 @@ def verify(
             first = _adapted_and_base(merge, positions, told)
             gc.collect()  # models hold cycles: without it two would be in memory
             merged = load_model(ModelSection(name_or_path=str(folder)), _placement(merge.dtype), among=FAMILIES)
-            outputs = _outputs(merged.model, merged.family, first.rows, positions, lambda done: told(2, done))
+            outputs = _outputs(merged.model, first.rows, positions, lambda done: told(2, done))
     except ModelError as error:
         raise ModelError.several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
     fidelity = Fidelity(difference(first.adapted.texts, outputs.texts), first.base)
@@ -110,12 +110,19 @@ def _adapted_and_base(merge: Merge, positions: int, progress: Callable[[int, int
     names = {f"adapter-{number}": adapter for number, adapter in enumerate(merge.adapters, start=1)}
     adapted = load_adapters(loaded, {name: adapter.files.folder for name, adapter in names.items()})
     act_together(adapted.model, {name: adapter.weight for name, adapter in names.items()})
-    generates = loaded.family.kind == "decoder"
-    rows = rows_for(merge.adapters[0].files.folder, loaded.tokenizer) if generates else built_in_rows(loaded.tokenizer)
-    outputs = _outputs(adapted.model, loaded.family, rows, positions, lambda done: progress(0, done))
+    rows = _rows(merge, loaded)
+    outputs = _outputs(adapted.model, rows, positions, lambda done: progress(0, done))
     with acting(adapted.model, None) as model:
-        base = _outputs(model, loaded.family, rows, positions, lambda done: progress(1, done))
+        base = _outputs(model, rows, positions, lambda done: progress(1, done))
     return _First(rows, outputs, difference(outputs.texts, base.texts), computes_in)
+
+
+def _rows(merge: Merge, loaded: LoadedModel) -> Rows:
+    """What the two models read: the rows that were held out, where they generate, or the built-in ones."""
+    if not loaded.family.generates:
+        return built_in_rows(loaded.tokenizer)
+    sources = merge.target.sources if loaded.family.kind == "encoder_decoder" else None
+    return rows_for(merge.adapters[0].files.folder, loaded.tokenizer, sources)
 
 
 def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
@@ -150,14 +157,16 @@ class _Outputs:
     kind: str
 
 
-def _outputs(model: nn.Module, family: Family, rows: Rows, positions: int, progress: Callable[[int], None]) -> _Outputs:
+def _outputs(model: nn.Module, rows: Rows, positions: int, progress: Callable[[int], None]) -> _Outputs:
     """Let a model read row after row, until there are enough positions."""
     device = next(model.parameters()).device
     dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
     texts, kind, done = [], "logits", 0
-    for ids in rows.ids:
+    for ids, target in zip_longest(rows.ids, rows.targets):
+        read = torch.tensor([ids], device=device)
+        said = torch.tensor([target], device=device) if target is not None else None
         with torch.no_grad(), _products_in(dtype, device.type):
-            found, kind = _output(model, family, torch.tensor([ids], device=device))
+            found, kind = _output(model, read, said)
         texts.append(found.float().cpu()[: positions - done])
         done += len(texts[-1])
         progress(done)
@@ -171,17 +180,15 @@ def _products_in(dtype: torch.dtype, device: str) -> AbstractContextManager[obje
     return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype)
 
 
-def _output(model: nn.Module, family: Family, ids: Tensor) -> tuple[Tensor, str]:
-    """`[1, time]` to `[positions, width]`: logits of each token or of the classes, or hidden states; and which."""
+def _output(model: nn.Module, ids: Tensor, target: Tensor | None) -> tuple[Tensor, str]:
+    """`[1, time]` to `[positions, width]`: logits of each token or of the classes, or hidden states; and which.
+
+    Of an encoder-decoder, which has a `target` `[1, time]`, those of the decoder's tokens.
+    """
     inputs = {"input_ids": ids}
-    if family.kind == "encoder_decoder":
-        inputs["decoder_input_ids"] = _inner(model).prepare_decoder_input_ids_from_labels(labels=ids)
+    if target is not None:
+        inputs["decoder_input_ids"] = decoder_inputs(model, target)
     output = model(**inputs)
     kind = "logits" if "logits" in output else "hidden states"
     found: Tensor = output.logits if kind == "logits" else output.last_hidden_state
     return found.reshape(-1, found.shape[-1]), kind
-
-
-def _inner(model: nn.Module) -> Any:
-    """The transformers model itself, whatever is wrapped around it."""
-    return model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]

@@ -100,15 +100,30 @@ class GrowingAnswer:
         """Whether it has text that is not out yet: an unfinished character, or what may become a stop text."""
         return self.detokenizer.waits or self.text_end.holds
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the limit allows one token more."""
+        return len(self.token_ids) == self.limit - 1
+
     def is_stopped_by(self, token_ids: Sequence[int]) -> bool:
         """Whether an answer of these tokens would hold a stop text."""
         return self.text_end.stops and self.text_end.is_in(self.detokenizer.spell(token_ids))
 
-    def take(self, token_id: int, logprob: float, seconds: float, stop_ids: frozenset[int]) -> None:
-        """Take the token of one step, which took `seconds`; whatever still waits is spelled when it is the last."""
+    def take(
+        self, token_id: int, logprob: float, seconds: float, stop_ids: frozenset[int], *, is_cut: bool = False
+    ) -> None:
+        """Take the token of one step; whatever still waits is spelled when it is the last.
+
+        Args:
+            token_id: The token.
+            logprob: Its natural log-probability under the model.
+            seconds: How long the step took.
+            stop_ids: The ids that end an answer.
+            is_cut: The token was forced by the limit: a stop id is then no word of the model's.
+        """
         self.seconds.append(seconds)
         if token_id in stop_ids:
-            self.ending = Ending("stop_id", token_id=token_id)
+            self.ending = Ending("limit", limit=self.limit) if is_cut else Ending("stop_id", token_id=token_id)
             self._flush()
             return
         self.token_ids.append(token_id)

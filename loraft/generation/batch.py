@@ -23,7 +23,7 @@ import torch
 
 from loraft.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from loraft.config.schema import DataSource
-from loraft.data.formats import Message, to_question
+from loraft.data.formats import Languages, Message, to_question
 from loraft.data.records import READERS, Row, read_rows
 from loraft.errors import DataError, OutOfMemoryError, Problem, Stopped
 from loraft.events import Note, Observer, Progress
@@ -31,7 +31,7 @@ from loraft.generation.answer_file import ADDED, AnswerFile, open_answer_file
 from loraft.generation.context import learned_positions
 from loraft.generation.engine import complete_batch
 from loraft.generation.options import AnswerOptions
-from loraft.generation.session import BASE, Session, Voice
+from loraft.generation.session import BASE, OPTIONS, Session, Voice
 
 __all__ = ["BATCH_SIZE", "AnsweredFile", "Question", "answer_questions", "read_questions"]
 
@@ -86,8 +86,12 @@ class AnsweredFile:
         return {**asdict(self), "tokens_per_second": rate}
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: Path, source_lang: Callable[[], str | None] | None = None) -> list[Question]:
     """Every row of a file of prompts.
+
+    Args:
+        path: The file.
+        source_lang: Tells which text of a `translation` row is asked; called where there are such rows.
 
     Raises:
         DataError: There is no such file, or rows are not as they must be; every one is named.
@@ -100,19 +104,24 @@ def read_questions(path: Path) -> list[Question]:
     except DataError as error:
         raise DataError.several([replace(problem, key=SOURCE) for problem in error.problems]) from error
     problems, questions = list(read.problems), []
+    languages = Languages(source_lang()) if source_lang and any(map(_is_translation, read.rows)) else Languages()
     for row in read.rows:
         try:
-            questions.append(Question(row, to_question(row)))
+            questions.append(Question(row, to_question(row, languages)))
         except DataError as error:
-            problems += error.problems
+            problems += [replace(each, key=OPTIONS.get(each.key or "", each.key)) for each in error.problems]
         problems += [
             Problem("an answer adds this field, and what the row has would be lost", row.where, name, "Rename it.")
             for name in ADDED
             if name in row.values
         ]
     if problems:
-        raise DataError.several(problems)
+        raise DataError.several(dict.fromkeys(problems))
     return questions
+
+
+def _is_translation(row: Row) -> bool:
+    return "translation" in row.values
 
 
 def answer_questions(
@@ -240,7 +249,7 @@ def _answered_by(session: Session, voice: Voice, options: AnswerOptions) -> str:
         "options": asdict(options),
         "quantization": session.quantization.model_dump() if session.quantization else None,
         "settings": {**voice.settings(options), "rules": asdict(voice.settings(options)["rules"])},
-        "system_prompt": voice.renderer.system_prompt,
+        **voice.renderer.recorded,
         "template": voice.renderer.chat_template,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]

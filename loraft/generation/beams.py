@@ -45,9 +45,9 @@ def search(context: Context, answer: GrowingAnswer, rules: SamplingRules, stop_i
     """
     going, finished, seconds = [_Beam(0)], list[_Beam](), list[float]()
     started = perf_counter()
-    ids, mask = context.begin([answer.prompt_ids])
+    ids, mask = context.begin([answer.prompt_ids], start=rules.start)
     while going:
-        candidates = _continuations(context, ids, mask, going, rules, max(2, 1 + len(stop_ids)))
+        candidates = _continuations(context, ids, mask, going, rules, max(2, 1 + len(stop_ids)), answer.limit)
         ended = [_ends(beam, answer, stop_ids) for beam in candidates]
         best = zip(candidates[: rules.num_beams], ended, strict=False)
         finished = _best([*finished, *(_finish(beam, rules) for beam, ends in best if ends)], rules)
@@ -59,7 +59,7 @@ def search(context: Context, answer: GrowingAnswer, rules: SamplingRules, stop_i
             ids, mask = torch.tensor([beam.token_ids[-1:] for beam in going], device=context.device), None
         seconds.append(perf_counter() - started)
         started = perf_counter()
-    yield from _grow(answer, finished[0], seconds, stop_ids)
+    yield from _grow(answer, finished[0], seconds, stop_ids, is_cut=bool(rules.last))
 
 
 def _continuations(
@@ -69,6 +69,7 @@ def _continuations(
     going: Sequence[_Beam],
     rules: SamplingRules,
     a_beam: int,
+    limit: int,
 ) -> list[_Beam]:
     """The likeliest continuations by a token, the best first: `a_beam` for each beam that is followed.
 
@@ -77,7 +78,8 @@ def _continuations(
     logits = context.read(ids, mask)
     of_model = logits - normalizers(logits)[:, None]
     seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
-    allowed = allow(of_model, rules, seen=seen, at_start=not going[0].token_ids)
+    at_end = [len(beam.token_ids) == limit - 1 for beam in going]
+    allowed = allow(of_model, rules, seen=seen, at_start=not going[0].token_ids, at_end=at_end)
     totals = (allowed + torch.tensor([[beam.score] for beam in going], device=context.device)).flatten()
     scores, places = totals.topk(min(a_beam * rules.num_beams, len(totals)))
     logprobs = of_model.flatten()[places].tolist()
@@ -115,9 +117,15 @@ def _is_over(leader: _Beam, finished: Sequence[_Beam], rules: SamplingRules, lim
     return bool(leader.score / length**rules.length_penalty <= finished[-1].score)
 
 
-def _grow(answer: GrowingAnswer, beam: _Beam, seconds: Sequence[float], stop_ids: frozenset[int]) -> Iterator[None]:
-    """Give the answer its tokens; the time that the search took is spread over them."""
+def _grow(
+    answer: GrowingAnswer, beam: _Beam, seconds: Sequence[float], stop_ids: frozenset[int], *, is_cut: bool
+) -> Iterator[None]:
+    """Give the answer its tokens; the time that the search took is spread over them.
+
+    `is_cut` tells that the last token that the limit allows was forced.
+    """
     rest = sum(seconds[1:]) / max(1, len(beam.token_ids) - 1)
     for index, (token_id, logprob) in enumerate(zip(beam.token_ids, beam.logprobs, strict=True)):
-        answer.take(token_id, logprob, seconds[0] if index == 0 else rest, stop_ids)
+        took = seconds[0] if index == 0 else rest
+        answer.take(token_id, logprob, took, stop_ids, is_cut=is_cut and answer.is_at_end)
         yield

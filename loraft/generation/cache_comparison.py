@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
+from loraft.data.pieces import Piece
 from loraft.generation.answer import Completion
-from loraft.generation.pieces import Piece
 
 __all__ = ["CacheComparison", "Difference", "Speed", "compare_cache"]
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from loraft.errors import ModelError
 from loraft.generation.cache import new_cache
 from loraft.generation.products import fast_products
 from loraft.models.attention import ROWS
 from loraft.models.exhaustion import memory_errors
+from loraft.models.two_stacks import start_token
 
 __all__ = [
     "Context",
@@ -119,8 +119,12 @@ class Context:
         """What the keys and values take that are kept; 0 without a cache."""
         return _bytes_of(self._cache)
 
-    def begin(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+    def begin(self, rows: Sequence[Sequence[int]], *, start: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Make ready to answer these prompts, of which it may have read a beginning already.
+
+        Args:
+            rows: The tokens of each prompt.
+            start: What a decoder behind an encoder reads first; None is the model's own start token.
 
         Returns:
             Ids `[rows, time]` and mask for the next `read`: what was not read of the prompts, padded on the left. An
@@ -133,8 +137,8 @@ class Context:
             ids, mask = pad_left(rows, self.device)
             return ids[:, self.length :], mask
         self._source = self._encode(*_pad_right(rows, self.device))
-        start = torch.full((len(rows), 1), _start_token(self._model), device=self.device)
-        return start, None
+        start = start_token(self._model) if start is None else start
+        return torch.full((len(rows), 1), start, device=self.device), None
 
     @torch.inference_mode()
     def read(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -239,23 +243,6 @@ def _bytes_of(cache: Cache | None) -> int:
     layers: list[Any] = cache.layers if cache is not None else []
     held = (tensor for layer in layers for tensor in (layer.keys, layer.values))
     return sum(tensor.nbytes for tensor in held if tensor is not None)
-
-
-def _start_token(model: PreTrainedModel) -> int:
-    """What the decoder reads first.
-
-    Raises:
-        ModelError: The model does not say.
-    """
-    for settings in (model.generation_config, model.config):
-        start = getattr(settings, "decoder_start_token_id", None)
-        if isinstance(start, int):
-            return start
-    raise ModelError(
-        "the decoder has no start token",
-        key="decoder_start_token_id",
-        remedy="The model's config.json or generation_config.json must name the token that its decoder begins from.",
-    )
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from loraft.errors import ModelError, Problem
 from loraft.models.quiet import quietly_reading
 
-__all__ = ["saved_defaults"]
+__all__ = ["own_defaults", "saved_defaults"]
 
 FILE = "generation_config.json"
 
@@ -32,6 +32,8 @@ class _Heeded(BaseModel):
     num_beams: PositiveInt | None = None
     length_penalty: FiniteFloat | None = None
     forced_bos_token_id: NonNegativeInt | None = None
+    forced_eos_token_id: NonNegativeInt | list[NonNegativeInt] | None = None
+    decoder_start_token_id: NonNegativeInt | None = None
     suppress_tokens: list[NonNegativeInt] | None = None
     bad_words_ids: list[list[NonNegativeInt]] | None = None
     stop_strings: str | list[str] | None = None
@@ -50,6 +52,19 @@ def saved_defaults(folder: Path) -> GenerationConfig | None:
         return None
     with quietly_reading(file):
         defaults: GenerationConfig = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return _checked(defaults, file)
+
+
+def own_defaults(model: PreTrainedModel, folder: Path) -> GenerationConfig:
+    """The defaults of an encoder-decoder without the file: its config.json may say how answers begin and end.
+
+    Raises:
+        ModelError: A value that loraft heeds is of another type.
+    """
+    return _checked(model.generation_config, folder / "config.json")
+
+
+def _checked(defaults: GenerationConfig, file: Path) -> GenerationConfig:
     try:
         _Heeded.model_validate(defaults)
     except ValidationError as error:

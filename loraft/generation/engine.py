@@ -6,8 +6,8 @@ templates (it takes ids), where models come from, and how anything is shown.
 What the numbers mean, here and in `--json`:
 
 - An answer ends with `finish_reason` "stop" at a stop id, which is in neither `token_ids` nor the text, or at a stop
-  text, whose tokens are in `token_ids`, but which is not in the text; or with "length" after `max_new_tokens`, or
-  where a position table ends.
+  text, whose tokens are in `token_ids`, but which is not in the text; or with "length" after `max_new_tokens`,
+  where a position table ends, or one token before that where a model's defaults force a stop id to be the last.
 - `logprobs` are natural logarithms of what the model itself gave each token: before every rule.
 - Row `n` of a batch draws from `seed + n`, whatever rows are beside it.
 """
@@ -223,18 +223,19 @@ def _decode(
     """Let the answers grow together, one token of each at a time, until all have ended; one `yield` a step."""
     going = list(answers)
     started = perf_counter()
-    ids, mask = context.begin([answer.prompt_ids for answer in going])
+    ids, mask = context.begin([answer.prompt_ids for answer in going], start=rules.start)
     while going:
         logits = context.read(ids, mask)
         seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
-        allowed = allow(logits, rules, seen=seen, at_start=not going[0].seconds)
+        cut = [bool(rules.last) and answer.is_at_end for answer in going]
+        allowed = allow(logits, rules, seen=seen, at_start=not going[0].seconds, at_end=cut)
         chosen, logprobs = _draw(logits, allowed, rules, [answer.generator for answer in going])
         taken = list(zip(going, chosen.tolist(), logprobs.tolist(), strict=True))
         seconds = perf_counter() - started
-        for answer, token_id, logprob in taken:
-            answer.take(token_id, logprob, seconds, stop_ids)
+        for (answer, token_id, logprob), is_cut in zip(taken, cut, strict=True):
+            answer.take(token_id, logprob, seconds, stop_ids, is_cut=is_cut)
         if tracer is not None:
-            tracer.step(context, logits[0], allowed[0], rules, taken[0][1], seconds)
+            tracer.step(context, logits[0], allowed[0], rules, taken[0][1], seconds, is_cut=cut[0])
         yield
         started = perf_counter()
         kept = [row for row, answer in enumerate(going) if answer.ending is None]

@@ -25,6 +25,9 @@ class ModelChoice:
         quantize: Store the base in 4 bits; None stores it as it was in training.
         dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
         merge: Fold the one adapter into the weights; the base without it is then gone.
+        source_lang: The language of what an encoder-decoder reads, as its tokenizer or the rows call it; None is the
+            one that was trained with.
+        target_lang: That of what it writes.
     """
 
     target: str | None
@@ -33,6 +36,8 @@ class ModelChoice:
     quantize: QuantizationSection | None = None
     dtype: DtypeName | None = None
     merge: bool = False
+    source_lang: str | None = None
+    target_lang: str | None = None
 
 
 @dataclass(frozen=True)

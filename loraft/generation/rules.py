@@ -34,6 +34,8 @@ class SamplingRules:
             "never" when better ones cannot be.
         never: Ids that the model must not say.
         first: The id that an answer must begin with, such as a language's; None leaves it free.
+        last: The ids of which one must come where the limit leaves room for one token; none leave it free.
+        start: The id that a decoder behind an encoder reads first; None is the model's own.
 
     Raises:
         ConfigError: If a value is out of its bounds; every such value is named.
@@ -49,6 +51,8 @@ class SamplingRules:
     early_stopping: bool | Literal["never"] = False
     never: tuple[int, ...] = ()
     first: int | None = None
+    last: tuple[int, ...] = ()
+    start: int | None = None
 
     def __post_init__(self) -> None:
         infinite = float("inf")
@@ -129,6 +133,7 @@ def _saved_rules(defaults: GenerationConfig) -> SamplingRules:
         beams = 1
     never = [words[0] for words in defaults.bad_words_ids or () if len(words) == 1]
     stopping: Any = defaults.early_stopping
+    last: int | list[int] | None = defaults.forced_eos_token_id
     return SamplingRules(
         **sampling,
         repetition_penalty=1.0 if defaults.repetition_penalty is None else defaults.repetition_penalty,
@@ -137,6 +142,8 @@ def _saved_rules(defaults: GenerationConfig) -> SamplingRules:
         early_stopping=False if stopping is None else stopping,
         never=tuple(dict.fromkeys([*never, *(defaults.suppress_tokens or ())])),
         first=defaults.forced_bos_token_id,
+        last=() if last is None else (last,) if isinstance(last, int) else tuple(last),
+        start=defaults.decoder_start_token_id,
     )
 
 

@@ -2,7 +2,7 @@
 
 This module knows probabilities and one draw from them. It refuses to know models, tokenizers and stop ids.
 The rules apply in transformers' order: repetition penalty, tokens that the model never says, the token that it must
-begin with; and where a token is drawn, temperature, then top-k, then top-p, then min-p.
+begin with, the one that it must end with; and where a token is drawn, temperature, then top-k, then top-p, then min-p.
 """
 
 from __future__ import annotations
@@ -106,14 +106,22 @@ def keep_likely(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(shares < p * shares.amax(-1, keepdim=True), float("-inf"))
 
 
-def allow(logits: Tensor, rules: SamplingRules, *, seen: Tensor | None = None, at_start: bool = False) -> Tensor:
+def allow(
+    logits: Tensor,
+    rules: SamplingRules,
+    *,
+    seen: Tensor | None = None,
+    at_start: bool = False,
+    at_end: Sequence[bool] = (),
+) -> Tensor:
     """The logits after what holds for greedy answers too: repetition penalty, and ids that must or must not come.
 
     Args:
         logits: `[rows, vocab]`, any floating dtype.
         rules: What holds.
         seen: `[rows, vocab]`, True for tokens that are there already; None where `rules` have no repetition penalty.
-        at_start: Whether this is the first token of an answer.
+        at_start: Whether this is the first token of the answers.
+        at_end: For each row whether this is the last token that its limit allows; none of them where it is empty.
 
     Returns:
         `[rows, vocab]`, float32.
@@ -122,10 +130,17 @@ def allow(logits: Tensor, rules: SamplingRules, *, seen: Tensor | None = None, a
     if seen is not None and rules.repetition_penalty != 1:
         logits = penalize_repetition(logits, seen, rules.repetition_penalty)
     if at_start and rules.first is not None:
-        return torch.full_like(logits, float("-inf")).index_fill(-1, _ids([rules.first], logits), 0)
-    if rules.never:
+        logits = _only(logits, [rules.first])
+    elif rules.never:
         logits = logits.index_fill(-1, _ids(rules.never, logits), float("-inf"))
+    if rules.last and any(at_end):
+        return torch.where(torch.tensor(at_end, device=logits.device)[:, None], _only(logits, rules.last), logits)
     return logits
+
+
+def _only(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Nothing but these ids, each as likely as the other."""
+    return torch.full_like(logits, float("-inf")).index_fill(-1, _ids(ids, logits), 0)
 
 
 def _ids(ids: Sequence[int], logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,25 +16,29 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from loraft.adapters.active import acting
+from loraft.adapters.beginning import Beginning, beginning
 from loraft.adapters.merge_in_memory import merged
-from loraft.adapters.resolve import AdapterTarget, Target, resolve_target
+from loraft.adapters.resolve import AdapterTarget, Sources, Target, resolve_target
 from loraft.adapters.store import load_adapters
 from loraft.config.schema import QuantizationSection
 from loraft.data.formats import Message
+from loraft.data.pairs import PairRenderer
 from loraft.data.tokenize import Renderer
-from loraft.errors import AdapterError, ConfigError, ModelError
+from loraft.errors import AdapterError, ConfigError, DataError, ModelError
 from loraft.generation.answer import stop_texts_of
-from loraft.generation.defaults import saved_defaults
+from loraft.generation.defaults import own_defaults, saved_defaults
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.rules import SamplingRules, unheeded_defaults
 from loraft.models.families import FAMILIES, Family, family_of
 from loraft.models.loading import LoadedModel, load_config, load_model, load_tokenizer
 from loraft.models.placement import place
 
-__all__ = ["BASE", "Session", "Settings", "Voice", "open_session"]
+__all__ = ["BASE", "OPTIONS", "Session", "Settings", "Voice", "open_session", "source_language"]
 
 BASE = "base"
 """The voice of the base without an adapter."""
+OPTIONS = {"data.source_lang": "--source-lang", "data.target_lang": "--target-lang"}
+"""What a key of a config is called on the command line of those who generate."""
 LARGEST_SEED = 2**32 - 1
 MAX_NEW_TOKENS = 256
 """The most tokens of an answer where neither the caller nor the model says."""
@@ -60,15 +64,20 @@ class Voice:
         tokenizer: The one that it was trained with.
         renderer: Makes prompts as they were in training.
         defaults: What was saved beside it, or what the base has; None where neither says anything.
-        reads_prompt: The model reads the prompt with an encoder, as plain text, to its end.
+        beginning: The rules by which an answer begins in the target's language; none where there is none.
     """
 
     name: str
     folder: Path
     tokenizer: PreTrainedTokenizerBase
-    renderer: Renderer
+    renderer: Renderer | PairRenderer
     defaults: GenerationConfig | None
-    reads_prompt: bool
+    beginning: Beginning = field(default_factory=Beginning)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the model reads the prompt with an encoder, as plain text, to its end."""
+        return isinstance(self.renderer, PairRenderer)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -100,7 +109,7 @@ class Voice:
         if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
             raise ConfigError(f"must be from 0 to {LARGEST_SEED:,}, not {options.seed}", key="seed")
         return Settings(
-            rules=SamplingRules.of(self.defaults, options),
+            rules=replace(SamplingRules.of(self.defaults, options), **self.beginning),
             max_new_tokens=self.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
             stop_ids=self.stop_ids,
             stop_texts=stop_texts_of(self.defaults, options),
@@ -113,7 +122,7 @@ class Voice:
         Raises:
             ModelError: Its tokenizer can end no turn, or the model reads texts and no conversations.
         """
-        if self.reads_prompt:
+        if isinstance(self.renderer, PairRenderer):
             message = "the model reads one text and writes another: it holds no conversation"
             raise ModelError(message, where=self.name, remedy="Give it each text alone, as a prompt.")
         if self.renderer.template is not None:
@@ -136,9 +145,6 @@ class Voice:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that an answer to `messages` follows; for an encoder, those that it reads."""
-        if self.reads_prompt:
-            ids: list[int] = list(self.tokenizer(messages[-1].content, verbose=False)["input_ids"])
-            return ids
         return self.renderer.prompt_ids(messages)
 
 
@@ -202,43 +208,93 @@ def open_session(choice: ModelChoice) -> Session:
     section = found.model_section
     if choice.dtype is not None:
         section = section.model_copy(update={"dtype": choice.dtype})
-    _refuse_encoder(load_config(section, FAMILIES).model_type)
+    _refuse_classifiers(found.adapters)
+    _refuse_no_writer(choice, load_config(section, FAMILIES).model_type)
     quantization = found.quantization if choice.quantize is None else choice.quantize
     loaded = load_model(section, place(section), quantization=quantization, among=FAMILIES)
     adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
-    voices = _voices(found, loaded)
+    voices = _voices(found, loaded, choice)
     stored = _storage_notes(found.adapters, quantization)
     rendering = next(iter(voices.values())).notes
     notes = (*found.notes, *loaded.notes, *stored, *(adapted.notes if adapted else ()), *rendering)
+    if (choice.source_lang or choice.target_lang) and not any(voice.beginning for voice in voices.values()):
+        notes += ("the tokenizer has no codes of languages: their names are those of the rows alone",)
     if choice.merge and adapted is not None:
         del voices[BASE]
         return Session(loaded, merged(adapted), voices, quantization, notes, merged=True)
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
 
 
-def _refuse_encoder(model_type: str) -> None:
-    if not family_of(model_type, FAMILIES).generates:
+def source_language(choice: ModelChoice) -> str | None:
+    """The language of what an encoder-decoder reads, as rows of translations call it; None where nobody says.
+
+    Raises:
+        Refused: The target cannot be found.
+    """
+    found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
+    return choice.source_lang or found.sources.source_lang
+
+
+def _refuse_classifiers(adapters: Sequence[AdapterTarget]) -> None:
+    for adapter in adapters:
+        if adapter.task == "seq_cls":
+            message = "the adapter was trained to classify: it gives labels, and generates no text"
+            raise ModelError(message, where=str(adapter.folder), remedy="loraft predict gives its labels.")
+
+
+def _refuse_no_writer(choice: ModelChoice, model_type: str) -> None:
+    family = family_of(model_type, FAMILIES)
+    if not family.generates:
         raise ModelError(
             f"model type {model_type!r} is an encoder: it fills in and classifies, and does not generate text",
             key="model.name_or_path",
             remedy="Name a decoder-only or an encoder-decoder model.",
         )
+    if family.kind == "decoder" and (choice.source_lang or choice.target_lang):
+        message = f"model type {model_type!r} goes on with its prompt: it has no source and no target language"
+        raise ModelError(message, key="--source-lang" if choice.source_lang else "--target-lang")
 
 
-def _voices(found: Target, loaded: LoadedModel) -> dict[str, Voice]:
+def _voices(found: Target, loaded: LoadedModel, choice: ModelChoice) -> dict[str, Voice]:
     """The voice of each adapter and of the base; one tokenizer for all that have the same."""
     section = found.model_section
     tokenizers = {section.tokenizer: loaded.tokenizer}
 
-    def voice(name: str, folder: Path, tokenizer: str | None, system_prompt: str | None) -> Voice:
+    def voice(name: str, folder: Path, tokenizer: str | None, system_prompt: str | None, sources: Sources) -> Voice:
         if tokenizer not in tokenizers:
             tokenizers[tokenizer] = load_tokenizer(section.model_copy(update={"tokenizer": tokenizer}), FAMILIES)
-        renderer = Renderer.for_tokenizer(tokenizers[tokenizer], system_prompt=system_prompt, conversations=False)
+        own = tokenizers[tokenizer]
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
-        return Voice(name, folder, tokenizers[tokenizer], renderer, defaults, loaded.family.kind == "encoder_decoder")
+        if loaded.family.kind == "decoder":
+            renderer = Renderer.for_tokenizer(own, system_prompt=system_prompt, conversations=False)
+            return Voice(name, folder, own, renderer, defaults)
+        pairs = _pair_renderer(own, sources, choice)
+        begins = beginning(loaded.model, pairs) if pairs.knows_languages else Beginning()
+        return Voice(name, folder, own, pairs, defaults or own_defaults(loaded.model, loaded.folder), begins)
 
-    voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.system_prompt) for each in found.adapters}
-    return {**voices, BASE: voice(BASE, loaded.folder, None, found.own_system_prompt)}
+    voices = {
+        each.name: voice(each.name, each.folder, each.tokenizer, each.system_prompt, each.sources)
+        for each in found.adapters
+    }
+    # The base beside adapters is asked as the first of them: a prefix names the task, and a language the answer's.
+    return {**voices, BASE: voice(BASE, loaded.folder, None, found.own_system_prompt, found.sources)}
+
+
+def _pair_renderer(tokenizer: PreTrainedTokenizerBase, sources: Sources, choice: ModelChoice) -> PairRenderer:
+    """Makes sources as they were in training, in the languages that are asked for.
+
+    Raises:
+        DataError: The tokenizer needs to know languages, and nobody says which.
+    """
+    try:
+        return PairRenderer.for_tokenizer(
+            tokenizer,
+            prefix=sources.prefix,
+            source_lang=choice.source_lang or sources.source_lang,
+            target_lang=choice.target_lang or sources.target_lang,
+        )
+    except DataError as error:
+        raise DataError.several([replace(each, key=OPTIONS.get(each.key or "")) for each in error.problems]) from error
 
 
 def _storage_notes(adapters: Sequence[AdapterTarget], used: QuantizationSection | None) -> tuple[str, ...]:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from loraft.data.pieces import Piece
 from loraft.generation.answer import Ending
-from loraft.generation.pieces import Piece
 
 __all__ = ["Attended", "Candidate", "Cut", "EncoderPass", "How", "LayerSays", "Step", "Trace"]
 
-Cut = Literal["temperature", "top_k", "top_p", "min_p", "never", "first"]
+Cut = Literal["temperature", "top_k", "top_p", "min_p", "never", "first", "last"]
 How = Literal["greedy", "sampled", "forced"]
 
 
@@ -80,7 +80,7 @@ class Step:
         index: Its place in the answer, from 0.
         fed: The tokens that the model was fed.
         taken: The token that was taken; the last one may be a stop id.
-        how: greedy (the likeliest), sampled, or forced (an answer must begin with it).
+        how: greedy (the likeliest), sampled, or forced (an answer must begin or end with it).
         probability: What the model gave it.
         probability_after: What the rules left it.
         candidates: The likeliest by the model, and what was taken where it is not among them.

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from loraft.data.pieces import Pieces
 from loraft.generation.answer import Ending
 from loraft.generation.context import Context, wrapped_model
 from loraft.generation.lens import Lens
-from loraft.generation.pieces import Pieces
 from loraft.generation.sampling import SamplingRules, probabilities, stages
 from loraft.generation.trace import Attended, Candidate, Cut, EncoderPass, LayerSays, Step, Trace
 
@@ -67,7 +67,15 @@ class Tracer:
         return self._trace
 
     def step(
-        self, context: Context, logits: Tensor, allowed: Tensor, rules: SamplingRules, token_id: int, seconds: float
+        self,
+        context: Context,
+        logits: Tensor,
+        allowed: Tensor,
+        rules: SamplingRules,
+        token_id: int,
+        seconds: float,
+        *,
+        is_cut: bool = False,
     ) -> None:
         """One token was taken.
 
@@ -78,13 +86,14 @@ class Tracer:
             rules: All of them.
             token_id: What was taken.
             seconds: How long it took.
+            is_cut: The limit forced what was taken.
         """
         index = len(self._steps)
         before = logits.softmax(-1)
         after = allowed.softmax(-1) if rules.greedy else probabilities(allowed, rules)
         if index == 0 and context.source is not None:
             seconds -= context.source.seconds
-        forced = index == 0 and rules.first is not None
+        forced: Cut | None = "last" if is_cut else "first" if index == 0 and rules.first is not None else None
         self._steps.append(
             Step(
                 index=index,
@@ -111,7 +120,7 @@ class Tracer:
             prompt=self._pieces.all(prompt_ids),
             encoder=EncoderPass(len(prompt_ids), source.seconds * 1000) if source is not None else None,
             use_cache=context.keeps,
-            rules={name: value for name, value in asdict(rules).items() if value != getattr(SamplingRules(), name)},
+            rules=_telling(rules),
             steps=tuple(replace(step, attended=looks) for step, looks in zip(self._steps, attended, strict=True)),
             ending=ending,
             ended_with=self._pieces.of(stop_id).text if stop_id is not None else None,
@@ -159,9 +168,15 @@ class Tracer:
         ]
 
 
-def _cuts(allowed: Tensor, rules: SamplingRules, *, forced: bool) -> dict[Cut, Tensor]:
+def _telling(rules: SamplingRules) -> dict[str, object]:
+    """The rules that differ from plain greedy choice; the start token is told by what is fed first."""
+    plain = asdict(SamplingRules())
+    return {name: value for name, value in asdict(rules).items() if value != plain[name] and name != "start"}
+
+
+def _cuts(allowed: Tensor, rules: SamplingRules, *, forced: Cut | None) -> dict[Cut, Tensor]:
     """Which tokens were out after each rule, `[vocab]`, in the order of the rules."""
-    cuts: dict[Cut, Tensor] = {"first" if forced else "never": allowed.isneginf()}
+    cuts: dict[Cut, Tensor] = {forced or "never": allowed.isneginf()}
     if not rules.greedy:
         cuts |= {rule: left.isneginf() for rule, left in stages(allowed, rules)}
     return cuts

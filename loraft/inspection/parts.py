@@ -24,7 +24,7 @@ PARTS = ("embeddings", "positions", "attention", "feed_forward", "norms", "head"
 def numbers_by_part(
     model: PreTrainedModel, family: Family, tables: frozenset[str], dtype_of: Callable[[str], str]
 ) -> Mapping[str, Mapping[str, int]]:
-    """How many numbers each part has, by dtype; a tied tensor counts where it comes first.
+    """How many numbers each part has, by dtype; a tensor that head and embedding share is the embedding's.
 
     Args:
         model: On the meta device.
@@ -46,8 +46,9 @@ def _parts(model: PreTrainedModel, family: Family, tables: frozenset[str]) -> di
     base = f"{model.base_model_prefix}."
     has_base = any(name.startswith(base) for name in modules)
     head = _top_of_head(model)
+    looked_up = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
     parts = {}
-    for name, _ in model.named_parameters():
+    for name, weight in model.named_parameters():
         owner = name.rpartition(".")[0]
         if name in tables:
             part = "positions"
@@ -55,7 +56,7 @@ def _parts(model: PreTrainedModel, family: Family, tables: frozenset[str]) -> di
             part = "norms"
         elif name.startswith(layers):
             part = "attention" if name.startswith(attention) else "feed_forward"
-        elif isinstance(modules.get(owner), nn.Embedding):
+        elif id(weight) in looked_up:
             part = "embeddings"
         else:
             around = (has_base and not name.startswith(base)) or name.partition(".")[0] == head

@@ -34,7 +34,7 @@ __all__ = ["PADDING", "PRODUCTS_UP_TO", "ROWS", "attend_rows", "rows_attention",
 ROWS = "loraft_rows"
 PADDING = 0.7
 """The share of products that a row may add for being computed together with a longer one: a call costs as much."""
-SHORT = 128
+SHORT = 64
 """Rows up to this many tokens are computed together whatever they add: a call costs more than all their products."""
 STEP = 16
 """Blocks are a multiple of this many tokens long: kernels are made anew for each shape, so few shapes cost less."""

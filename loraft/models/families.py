@@ -47,6 +47,8 @@ class Family:
         spare_positions: Positions of the learned table that no token takes, so that rows are that much shorter.
         stable_in_float16: Its trained models compute in float16 without overflow; those for which this is False
             vLLM refuses in float16 too.
+        same_input: Linear modules side by side that are given the same tensor, in the order of their calls. Training
+            takes their products together where this is so; a layer need not have them all.
     """
 
     model_type: str
@@ -65,6 +67,7 @@ class Family:
     logits_bias: str | None = None
     spare_positions: int = 0
     stable_in_float16: bool = True
+    same_input: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
     @property
     def stacks(self) -> Mapping[str, str]:

@@ -372,7 +372,8 @@ def _require_usable(written: Mapping[str, Any], family: Family, file: Path, amon
 def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokenizer, tuple[str, ...]]:
     name = section.tokenizer or section.name_or_path
     folder = resolve_tokenizer(name) if section.tokenizer else resolve(name, section.revision, weights=False)
-    return read_tokenizer(folder, name=name, embeddings=config.vocab_size)
+    offsets = FAMILIES[config.model_type].kind == "decoder"
+    return read_tokenizer(folder, name=name, embeddings=config.vocab_size, offsets=offsets)
 
 
 def _from_pretrained(

@@ -1,4 +1,4 @@
-"""A tokenizer that fits its model: with offsets, with padding, and with no token beyond the embeddings.
+"""A tokenizer that fits its model: with padding, with offsets where needed, with no token beyond the embeddings.
 
 This module knows what loraft asks of a tokenizer. It refuses to know templates and labels.
 """
@@ -18,7 +18,9 @@ FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece
 """Where a tokenizer's vocabulary is; without one of them transformers makes up an empty tokenizer."""
 
 
-def read_tokenizer(folder: Path, *, name: str, embeddings: int) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+def read_tokenizer(
+    folder: Path, *, name: str, embeddings: int, offsets: bool = True
+) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
     """The tokenizer in a folder, and what there is to say about it.
 
     Where it has no padding token its end-of-text token stands in: labels never derive from padding.
@@ -27,9 +29,11 @@ def read_tokenizer(folder: Path, *, name: str, embeddings: int) -> tuple[PreTrai
         folder: Its folder.
         name: What the config calls it, for errors.
         embeddings: The rows of the model's embeddings.
+        offsets: It must tell where in a text each token is: prompts and answers are one text. Marian's and M2M100's
+            tokenizers cannot, and sources and targets are tokenized apart.
 
     Raises:
-        ModelError: No tokenizer, one without offsets, or one with tokens beyond the embeddings.
+        ModelError: No tokenizer, one without offsets that are needed, or one with tokens beyond the embeddings.
     """
     if not any((folder / file).is_file() for file in FILES):
         raise ModelError("there is no tokenizer", where=name, remedy="Name the one to use in model.tokenizer.")
@@ -37,7 +41,7 @@ def read_tokenizer(folder: Path, *, name: str, embeddings: int) -> tuple[PreTrai
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    if not tokenizer.is_fast:
+    if offsets and not tokenizer.is_fast:
         raise ModelError("the tokenizer gives no offsets, and the loss mask needs them", where=name)
     last = max(tokenizer.get_vocab().values(), default=-1)
     if last >= embeddings:

@@ -6,7 +6,8 @@ It is light, so that the command line may import it before torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.events import Event, Note, Observer, Progress
@@ -100,6 +101,7 @@ class Evaluated(Event):
         tokens: The number of tokens the loss is a mean of.
         rows: The number of rows.
         best: Whether no evaluation before it was better.
+        figures: `accuracy` and `macro_f1` of a classifier; none of other models.
     """
 
     step: int
@@ -109,6 +111,7 @@ class Evaluated(Event):
     tokens: int
     rows: int
     best: bool
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

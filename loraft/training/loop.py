@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch.optim import Optimizer
 
 from loraft.adapters.attach import AdaptedModel
 from loraft.config.schema import TrainingSection
-from loraft.data.batches import AnyBatch, BatchPlan, Layout, collate_rows
+from loraft.data.batches import BatchPlan, Layout, collate_rows
 from loraft.data.examples import Example
 from loraft.errors import NonFiniteError, Stopped
 from loraft.training.checkpoint import prune, save_checkpoint
+from loraft.training.evaluation import Measured, evaluate_loss
 from loraft.training.events import Evaluated, Observer, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
 from loraft.training.loss import Loss
 from loraft.training.memory import peak_bytes
@@ -30,7 +31,7 @@ from loraft.training.optim import learning_rate, optimizer_state
 from loraft.training.run_folder import RunFolder
 from loraft.training.signals import StopSignals
 
-__all__ = ["Fit", "RunState", "evaluate_loss", "fit"]
+__all__ = ["Fit", "RunState", "fit"]
 
 
 @dataclass
@@ -46,7 +47,10 @@ class RunState:
         logged_weight: What that sum is divided by: the trained tokens since then, or the weights of the rows' classes.
         last_loss: The loss that was logged last.
         eval_loss: The newest evaluation's loss.
+        eval_figures: What else the newest evaluation measured.
         best_loss: The best evaluation's loss.
+        best_figures: What else the best evaluation measured.
+        best_score: What it is the best by: the higher, the better.
         best_step: The step of the best evaluation.
         worse: Evaluations since the best one.
         owes_evaluation: The evaluation due at this step has not been finished.
@@ -61,7 +65,10 @@ class RunState:
     logged_weight: float = 0.0
     last_loss: float | None = None
     eval_loss: float | None = None
+    eval_figures: dict[str, float] = field(default_factory=dict)
     best_loss: float | None = None
+    best_figures: dict[str, float] = field(default_factory=dict)
+    best_score: float | None = None
     best_step: int | None = None
     worse: int = 0
     owes_evaluation: bool = False
@@ -254,20 +261,19 @@ def _evaluate(run: Fit, state: RunState, signals: StopSignals) -> bool:
     run.adapted.model.train()
     if found is None:
         return False
-    loss, targets = found
-    if not math.isfinite(loss):
+    if not math.isfinite(found.loss):
         raise NonFiniteError(
-            f"the evaluation loss is {loss} at step {state.step}",
+            f"the evaluation loss is {found.loss} at step {state.step}",
             remedy="the checkpoints before it stand; look at the learning rate and at model.dtype",
         )
-    best = state.best_loss is None or loss < state.best_loss
-    state.eval_loss, state.owes_evaluation = loss, False
-    if best:
-        state.best_loss, state.best_step, state.worse = loss, state.step, 0
-    else:
-        state.worse += 1
-    event = Evaluated(state.step, _epochs(run, state.step), loss, _exp(loss), targets, len(run.evaluation), best)
-    record = {"step": state.step, "epoch": event.epoch, "eval_loss": loss, "eval_perplexity": event.perplexity}
+    best = _compared(state, found, run.settings.metric_for_best_model)
+    event = Evaluated(
+        state.step, _epochs(run, state.step), found.loss, _exp(found.loss), found.targets, len(run.evaluation), best,
+        found.figures,
+    )  # fmt: skip
+    of_tokens = {} if found.figures else {"eval_perplexity": event.perplexity}
+    figures = {f"eval_{name}": value for name, value in found.figures.items()}
+    record = {"step": state.step, "epoch": event.epoch, "eval_loss": found.loss, **of_tokens, **figures}
     run.folder.append(run.folder.metrics, record)
     run.observer(event)
     _answer_samples(run, state)
@@ -276,29 +282,17 @@ def _evaluate(run: Fit, state: RunState, signals: StopSignals) -> bool:
     return best
 
 
-def evaluate_loss(
-    loss: Loss,
-    examples: Sequence[Example],
-    layout: Layout,
-    batch_size: int,
-    device: str,
-    *,
-    stop: Callable[[], bool] = lambda: False,
-) -> tuple[float, int] | None:
-    """The summed loss over what it is divided by (the trained tokens, of a classifier its rows), and their number.
-
-    The model is used in the mode it is in. None when `stop` asked for the end.
-    """
-    total, weight, targets = 0.0, 0.0, 0
-    with torch.inference_mode():
-        for start in range(0, len(examples), batch_size):
-            if stop():
-                return None
-            batch: AnyBatch = collate_rows(examples[start : start + batch_size], layout).to(device)
-            total += loss(batch).item()
-            weight += loss.weight(batch)
-            targets += batch.targets
-    return total / weight, targets
+def _compared(state: RunState, found: Measured, metric: str) -> bool:
+    """Remember an evaluation; whether none before it was better."""
+    score = found.figures.get(metric, -found.loss)
+    best = state.best_score is None or score > state.best_score
+    state.eval_loss, state.eval_figures, state.owes_evaluation = found.loss, dict(found.figures), False
+    if best:
+        state.best_loss, state.best_figures, state.best_score = found.loss, dict(found.figures), score
+        state.best_step, state.worse = state.step, 0
+    else:
+        state.worse += 1
+    return best
 
 
 def _answer_samples(run: Fit, state: RunState) -> None:

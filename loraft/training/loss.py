@@ -8,7 +8,7 @@ what adds up exactly over batches and ranks, and the loop divides it by the trai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from loraft.data.batches import AnyBatch, Batch, LabelledBatch, PairBatch
 from loraft.data.examples import IGNORED
+from loraft.models.classifying import class_logits
 from loraft.models.families import Family
 
 __all__ = [
@@ -196,28 +197,37 @@ class TargetLoss(nn.Module):
 
     def forward(self, batch: Batch | PairBatch) -> Tensor:
         """The summed loss of the targets of `batch`, in nats: a float32 scalar."""
-        device = batch.input_ids.device.type
-        with torch.autocast(device, dtype=self._autocast, enabled=self._autocast is not None):
-            if isinstance(batch, PairBatch):
-                wanted, target_ids = self._decoded(batch)
-            else:
-                wanted, target_ids = self._read(batch), batch.target_ids
-            frozen = self._frozen_head(wanted.dtype)
-            if frozen is not None:
-                return frozen_head_loss(wanted, target_ids, frozen, self._chunk)
-            return chunked_loss(wanted, target_ids, self._logits, self._chunk)
+        with self._autocasting(batch):
+            return self._sum(*self._predicting(batch))
 
-    def _read(self, batch: Batch) -> Tensor:
-        """`[targets, hidden]`: what a decoder makes of the tokens before each target."""
+    def of_rows(self, batch: Batch | PairBatch, targets: Sequence[int]) -> Tensor:
+        """The summed loss of each row of `batch`, in nats: `[rows]`, float32.
+
+        Args:
+            batch: The rows.
+            targets: How many targets each row has, in the order of the rows.
+        """
+        with self._autocasting(batch):
+            parts = (torch.split(tensor, list(targets)) for tensor in self._predicting(batch))
+            return torch.stack([self._sum(hidden, ids) for hidden, ids in zip(*parts, strict=True)])
+
+    def _autocasting(self, batch: AnyBatch) -> torch.autocast:
+        device = batch.input_ids.device.type
+        return torch.autocast(device, dtype=self._autocast, enabled=self._autocast is not None)
+
+    def _predicting(self, batch: Batch | PairBatch) -> tuple[Tensor, Tensor]:
+        """`[targets, hidden]` and `[targets]`: the final hidden states, and what they predict."""
+        if isinstance(batch, PairBatch):
+            return self._decoded(batch)
         options: dict[str, Any] = {}
         if batch.row_lengths is not None:
             options = {"position_ids": batch.position_ids, "row_lengths": batch.row_lengths}
         stack = self.model.base_model
-        hidden = stack(input_ids=batch.input_ids, use_cache=False, **options).last_hidden_state
-        return hidden.flatten(0, 1).index_select(0, batch.target_positions)  # type: ignore[no-any-return]
+        hidden: Tensor = stack(input_ids=batch.input_ids, use_cache=False, **options).last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, batch.target_positions), batch.target_ids
 
     def _decoded(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """`[targets, hidden]` and `[targets]`: what the decoder makes of the source and the targets before each."""
+        """What the decoder makes of the source and the targets before each."""
         encoder, decoder = self.model.get_encoder(), self.model.get_decoder()  # type: ignore[no-untyped-call]
         source = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         hidden = decoder(
@@ -228,6 +238,12 @@ class TargetLoss(nn.Module):
         ).last_hidden_state
         real = batch.labels != IGNORED
         return hidden[real], batch.labels[real]
+
+    def _sum(self, hidden: Tensor, target_ids: Tensor) -> Tensor:
+        frozen = self._frozen_head(hidden.dtype)
+        if frozen is not None:
+            return frozen_head_loss(hidden, target_ids, frozen, self._chunk)
+        return chunked_loss(hidden, target_ids, self._logits, self._chunk)
 
     def _frozen_head(self, dtype: torch.dtype) -> HeadWeights | None:
         """The head's weights, unless something in it is trained or it is no plain linear layer."""
@@ -273,7 +289,7 @@ class LabelLoss(nn.Module):
 
         Args:
             model: The model itself, with adapters injected where there are any, not a wrapper around it.
-            family: Says whether it reads a row whole or token by token.
+            family: Says where it reads what it decides by.
             autocast: The dtype of products; None computes in the weights' own.
             class_weights: `[classes]`, what a row of each class counts; None counts each the same.
         """
@@ -290,23 +306,19 @@ class LabelLoss(nn.Module):
 
     def forward(self, batch: LabelledBatch) -> Tensor:
         """The summed, weighted loss of the rows of `batch`, in nats: a float32 scalar."""
-        return cross_entropy(self.logits(batch).float(), batch.labels, weight=self._class_weights, reduction="sum")
+        return self.summed(self.logits(batch), batch.labels)
+
+    def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The summed, weighted loss of rows with the scores `[rows, classes]` and the classes `[rows]`, in nats."""
+        return cross_entropy(logits.float(), labels, weight=self._class_weights, reduction="sum")
 
     def logits(self, batch: LabelledBatch) -> Tensor:
-        """`[rows, classes]`; a decoder's are read at the last real token of each row, whatever stands behind it."""
+        """`[rows, classes]`, the scores of the classes."""
         device = batch.input_ids.device.type
-        read: dict[str, Tensor] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if batch.token_type_ids is not None:
-            read["token_type_ids"] = batch.token_type_ids
         with torch.autocast(device, dtype=self._autocast, enabled=self._autocast is not None):
-            if not self._family.generates:
-                whole: Tensor = self.model(**read).logits
-                return whole
-            hidden = self.model.base_model(**read, use_cache=False).last_hidden_state
-            last = batch.attention_mask.sum(1) - 1
-            head: nn.Module = self.model.get_submodule(self._family.classifier[-1])
-            decided: Tensor = head(hidden[torch.arange(len(last), device=last.device), last])
-            return decided
+            return class_logits(
+                self.model, self._family, batch.input_ids, batch.attention_mask, batch.token_type_ids
+            )
 
 
 Loss = TargetLoss | LabelLoss

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from loraft.config.schema import RunConfig
 from loraft.data.batches import BatchPlan, Layout
 from loraft.data.labelled import LabelRenderer
+from loraft.data.laying import batch_plan, lies_end_to_end
 from loraft.data.prepare import PreparedData, prepare
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
 from loraft.models.families import TRAINED_FOR, family_of
@@ -100,12 +101,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     if placement is None or shape is None or tokenizer is None or data is None or problems:
         raise Refused.several(problems)
     config, notes = _resolved(config, placement)
-    packed = (
-        shape.family.packs
-        and config.task == "causal_lm"
-        and config.data.packing != "off"
-        and config.model.attn_implementation == "auto"
-    )
+    packed = lies_end_to_end(config, packs=shape.family.packs)
     if config.data.packing == "fill" and not packed and config.task == "causal_lm":
         raise ConfigError(
             f"rows of {shape.family.model_type} cannot be laid end to end"
@@ -114,7 +110,7 @@ def plan_run(config: RunConfig) -> RunPlan:
             key="data.packing",
             remedy="write packing: auto" if not shape.family.packs else "write model.attn_implementation: auto",
         )
-    batches = _batch_plan(config, data)
+    batches = batch_plan(config, data)
     steps = _steps(config, batches)
     pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
     config, memory, memory_notes = _memory(config, placement, shape, data, batches, packed=packed)
@@ -200,18 +196,6 @@ def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[
     ), notes
 
 
-def _batch_plan(config: RunConfig, data: PreparedData) -> BatchPlan:
-    return BatchPlan(
-        lengths=[example.tokens for example in data.train],
-        spans=data.train_sources,
-        batch_size=config.training.per_device_train_batch_size,
-        accumulation=config.training.gradient_accumulation_steps,
-        seed=config.seed,
-        group_by_length=config.training.group_by_length,
-        fill_to=config.data.max_length if config.data.packing == "fill" and config.task == "causal_lm" else None,
-    )
-
-
 def _steps(config: RunConfig, batches: BatchPlan) -> int:
     if config.training.max_steps is not None:
         return config.training.max_steps
@@ -275,7 +259,7 @@ def _packing_notes(config: RunConfig, shape: ModelShape, data: PreparedData, *, 
             [example.tokens for example in data.train], data.train_sources, config.training.per_device_train_batch_size,
             config.training.gradient_accumulation_steps, config.seed,
         )  # fmt: skip
-        filled = _batch_plan(config, data).steps(0)
+        filled = batch_plan(config, data).steps(0)
         return [f"data.packing fill: {filled} optimizer steps an epoch remain of {alone.steps(0)}"]
     if config.data.packing == "auto" and not packed and config.task == "causal_lm":
         return [f"rows are padded on the right: {shape.family.model_type} is not laid end to end with this attention"]

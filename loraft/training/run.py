@@ -11,7 +11,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from loraft.models.attention import ROWS
 from loraft.models.exhaustion import memory_errors
 from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import LoadedModel, load_model
+from loraft.models.norms import give_own_backward
 from loraft.training.checkpoint import load_checkpoint, newest_checkpoint, restore_rng
 from loraft.training.class_weights import class_weights
 from loraft.training.events import Note, Observer, Saved
@@ -59,7 +60,8 @@ class TrainResult:
         steps: Optimizer steps taken.
         loss: The last logged training loss, in nats a trained token.
         eval_loss: The last evaluation's loss.
-        perplexity: exp(eval_loss).
+        perplexity: exp(eval_loss); None for a classifier.
+        figures: What else the last evaluation measured: `accuracy` and `macro_f1` of a classifier.
         best_eval_loss: The best evaluation's loss.
         best_step: The step of the best evaluation.
         saved_step: The step whose weights `saved` holds.
@@ -74,6 +76,7 @@ class TrainResult:
     loss: float | None
     eval_loss: float | None
     perplexity: float | None
+    figures: Mapping[str, float]
     best_eval_loss: float | None
     best_step: int | None
     saved_step: int
@@ -83,7 +86,11 @@ class TrainResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON shows it."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        values: dict[str, Any] = asdict(self)
+        figures = values.pop("figures")
+        if figures:
+            del values["perplexity"]
+        return {key: str(value) if isinstance(value, Path) else value for key, value in (values | figures).items()}
 
 
 def run_plan(
@@ -121,7 +128,7 @@ def run_plan(
 
 
 def prepared_model(plan: RunPlan) -> AdaptedModel:
-    """The planned model: loaded, with its adapter, its attention and its checkpointing."""
+    """The planned model: loaded, with its adapter, its attention, its norms and its checkpointing."""
     method = plan.config.method
     # What is trained whole is loaded in float32, without rounding on the way.
     placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
@@ -137,6 +144,7 @@ def prepared_model(plan: RunPlan) -> AdaptedModel:
     if plan.layout.packed:
         loaded.model.set_attn_implementation(ROWS)
     adapted = attach(loaded, plan.config)
+    give_own_backward(loaded.model)
     if plan.config.training.gradient_checkpointing:
         _checkpoint_layers(loaded.model, plan)
     return adapted
@@ -301,7 +309,7 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
     if run.settings.early_stopping_patience is not None and state.best_step not in (None, step) and best.is_dir():
         restore(run.adapted, best / ("model" if run.adapted.method == "full" else "adapter"))
         step = state.best_step or step
-        state.eval_loss = state.best_loss
+        state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
     saved = _save_weights(run.adapted, run.folder.path, plan, state)
     run.observer(Saved(step, saved))
@@ -309,14 +317,14 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
 
 
 def _result(run: Fit, state: RunState, saved: Path, saved_step: int, seconds: float) -> TrainResult:
-
     return TrainResult(
         run_folder=run.folder.path,
         saved=saved,
         steps=state.step,
         loss=state.last_loss,
         eval_loss=state.eval_loss,
-        perplexity=None if state.eval_loss is None else math.exp(min(state.eval_loss, 700.0)),
+        perplexity=None if state.eval_loss is None or state.eval_figures else math.exp(min(state.eval_loss, 700.0)),
+        figures=dict(state.eval_figures),
         best_eval_loss=state.best_loss,
         best_step=state.best_step,
         saved_step=saved_step,

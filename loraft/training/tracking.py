@@ -68,7 +68,9 @@ def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Obs
             rates = {"epoch": event.epoch, "tokens_per_second": event.tokens_per_second}
             accelerator.log({f"train/{key}": value for key, value in (values | rates).items()}, step=event.step)
         elif isinstance(event, Evaluated):
-            accelerator.log({"eval/loss": event.loss, "eval/perplexity": event.perplexity}, step=event.step)
+            measured = event.figures or {"perplexity": event.perplexity}
+            values = {"loss": event.loss, **measured}
+            accelerator.log({f"eval/{key}": value for key, value in values.items()}, step=event.step)
         observer(event)
 
     try:

@@ -6,9 +6,12 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from loraft.adapters.update import update_in_place
+from loraft.models.families import FAMILIES
 from tests.tiny import tiny_model
 
 
@@ -22,7 +25,7 @@ def test_it_is_pefts_forward_and_backward(model_type: str, rslora: bool) -> None
     )  # fmt: skip
     plain = get_peft_model(tiny_model(model_type), config)
     ours = copy.deepcopy(plain)
-    update_in_place(ours, "default")
+    update_in_place(ours, "default", FAMILIES[model_type].same_input)
     ids = torch.randint(3, 300, (2, 9))
     results = []
     for model in (plain.train(), ours.train()):
@@ -47,3 +50,110 @@ def test_dora_and_dropout_keep_their_own_way() -> None:
     update_in_place(dropping, "default")
     ids = torch.randint(3, 300, (1, 9))
     assert not torch.equal(dropping(input_ids=ids).logits, dropping(input_ids=ids).logits)
+
+
+NAMES = ("q_proj", "k_proj", "v_proj")
+
+
+class Outer(nn.Module):
+    """A module with `Projections` in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Projections()
+
+    def forward(self, *inputs: Tensor, order: tuple[str, ...] = NAMES) -> Tensor:
+        out: Tensor = self.inner(*inputs, order=order)
+        return out
+
+
+class Projections(nn.Module):
+    """Three linear modules that may be given one input, in any order, or several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(6, 5), nn.Linear(6, 3, bias=False), nn.Linear(6, 4)
+
+    def forward(self, *inputs: Tensor, order: tuple[str, ...] = NAMES) -> Tensor:
+        outputs = {name: getattr(self, name)(inputs[place % len(inputs)]) for place, name in enumerate(order)}
+        return torch.cat([outputs[name] for name in NAMES], -1)
+
+
+def adapted_projections(dropout: float = 0.0) -> tuple[PeftModel, PeftModel]:
+    """The same in float64, as peft computes them and with the three together."""
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=2, lora_alpha=3, target_modules=list(NAMES), rank_pattern={"k_proj": 1}, lora_dropout=dropout,
+        init_lora_weights=False,
+    )  # fmt: skip
+    plain = get_peft_model(Outer(), config).double().train()
+    for module in plain.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+    ours = copy.deepcopy(plain)
+    update_in_place(ours, "default", [NAMES])
+    return plain, ours
+
+
+def gradients(model: nn.Module, out: Tensor, *inputs: Tensor) -> list[Tensor]:
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return list(torch.autograd.grad(out.sin().sum(), [*inputs, *trained]))
+
+
+@pytest.mark.parametrize("order", [NAMES, NAMES[::-1], ("k_proj", "q_proj", "v_proj")])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_layers_of_one_input_are_computed_together_and_others_by_themselves(order: tuple[str, ...], count: int) -> None:
+    plain, ours = adapted_projections()
+    inputs = [torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True) for _ in range(count)]
+    for _ in range(2):
+        expected, out = plain(*inputs, order=order), ours(*inputs, order=order)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(gradients(ours, out, *inputs), gradients(plain, expected, *inputs))
+
+
+def test_one_product_gives_the_outputs_of_all_and_none_is_kept() -> None:
+    _, ours = adapted_projections()
+    out = ours(torch.randn(2, 7, 6, dtype=torch.float64))
+    functions = {parent for parent, _ in out.grad_fn.next_functions}
+    assert len(functions) == 1
+    readers = ours.base_model.model.inner.q_proj._readers
+    assert readers is ours.base_model.model.inner.v_proj._readers
+    assert readers.read is None
+    assert not readers.ready
+
+
+def test_gradients_together_are_those_of_finite_differences() -> None:
+    _, ours = adapted_projections()
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    trained = {name: weight for name, weight in ours.named_parameters() if weight.requires_grad}
+
+    def outputs(given: Tensor, *weights: Tensor) -> Tensor:
+        values = dict(zip(trained, weights, strict=True))
+        result: Tensor = torch.func.functional_call(ours, values, (given,))
+        return result
+
+    assert torch.autograd.gradcheck(outputs, (x, *trained.values()))
+
+
+def test_recomputing_gives_the_same_bits() -> None:
+    _, ours = adapted_projections()
+    x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
+    kept = gradients(ours, ours(x), x)
+    anew = gradients(ours, checkpoint(ours, x, use_reentrant=False), x)
+    assert all(torch.equal(one, other) for one, other in zip(kept, anew, strict=True))
+
+
+@pytest.mark.parametrize("one", NAMES)
+def test_a_layer_that_is_not_plain_goes_pefts_way(one: str) -> None:
+    """Disabled, with dropout or in evaluation: the other two do not mind."""
+    plain, ours = adapted_projections()
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    for change in (
+        lambda layer: layer.eval(),
+        lambda layer: layer.enable_adapters(False),
+    ):
+        for model in (plain, ours):
+            change(getattr(model.base_model.model.inner, one))
+        torch.testing.assert_close(ours(x), plain(x))
+    dropping = adapted_projections(dropout=0.5)[1]
+    assert not torch.equal(dropping(x), dropping(x))

@@ -79,7 +79,8 @@ from tests.config.written_files import LEAST, only, problems, write
             "lora: {layers: frist:3}",
             "run.yaml:3:16",
             "lora.layers",
-            "must be all, first:N, last:N, middle:N, a range like 4-11, or a list like [0, 5, 31]; "
+            "must be all, first:N, last:N, middle:N, a range like 4-11, a list like [0, 5, 31], "
+            "or a mapping of encoder and decoder to one of these; "
             "found the text 'frist:3'",
             None,
         ),

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from loraft.config.files import load_config
-from loraft.config.schema import RunConfig, unused_sections
+from loraft.config.schema import RunConfig, StackLayers, unused_keys, unused_sections
 from tests.config.written_files import LEAST, write
 
 
@@ -44,3 +44,18 @@ def test_sections_that_the_method_does_not_use(tmp_path: Path) -> None:
     assert unused_sections(load_config(path)) == ("quantization",)
     assert unused_sections(load_config(path, ["method=full"])) == ("lora", "quantization")
     assert unused_sections(load_config(path, ["method=qlora"])) == ()
+
+
+def test_keys_that_the_task_does_not_use(tmp_path: Path) -> None:
+    path = write(tmp_path, LEAST + "training: {class_weights: balanced, sample_prompts: [Hi]}\ngeneration: {}\n")
+    assert unused_keys(load_config(path)) == ("training.class_weights",)
+    assert unused_keys(load_config(path, ["task=seq_cls"])) == ("training.sample_prompts",)
+    assert unused_keys(load_config(path, ["task=seq_cls", "generation.temperature=0"]))[-1] == "generation"
+    assert unused_keys(load_config(path, ["data.source_lang=en", "task=seq2seq_lm"])) == ("training.class_weights",)
+
+
+def test_layers_of_two_stacks(tmp_path: Path) -> None:
+    path = write(tmp_path, LEAST + "lora: {layers: {encoder: last:2, decoder: [0, 1]}}\n")
+    layers = load_config(path).lora.layers
+    assert layers == StackLayers(encoder="last:2", decoder=(0, 1))
+    assert load_config(path, ["lora.layers.encoder=all"]).lora.layers == StackLayers(encoder="all", decoder=(0, 1))

@@ -6,8 +6,20 @@ from typing import Any
 
 import pytest
 
-from loraft.config.schema import RowFormat
-from loraft.data.formats import Completion, Conversation, Message, Record, Text, detect_format, to_record
+from loraft.config.schema import RowFormat, Task
+from loraft.data.formats import (
+    Completion,
+    Conversation,
+    Labelled,
+    Languages,
+    Message,
+    Pair,
+    Record,
+    Text,
+    check_format,
+    detect_format,
+    to_record,
+)
 from loraft.data.records import Row
 from loraft.errors import DataError
 
@@ -120,3 +132,112 @@ def test_a_field_is_named_as_the_file_names_it() -> None:
     with pytest.raises(DataError) as caught:
         record({"chat": [TURNS[0], {"role": "assistant", "content": ""}]}, "messages", {"messages": "chat"})
     assert caught.value.problems[0].key == "chat[1].content"
+
+
+def pair(values: dict[str, Any], source: str | None = None, target: str | None = None) -> Record:
+    row_format: RowFormat = detect_format(list(values), task="seq2seq_lm")
+    return to_record(Row(values, "a.jsonl:7"), row_format, {}, "seq2seq_lm", Languages(source, target))
+
+
+def labelled(**values: Any) -> Record:
+    return to_record(Row(values, "a.jsonl:7"), "classification", {}, "seq_cls")
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "expected"),
+    [
+        ("seq2seq_lm", ["translation"], "translation"),
+        ("seq2seq_lm", ["source", "target"], "translation"),
+        ("seq2seq_lm", ["prompt", "completion"], "prompt_completion"),
+        ("seq2seq_lm", ["instruction", "output"], "alpaca"),
+        ("seq_cls", ["idx", "text", "label"], "classification"),
+        ("causal_lm", ["text", "label"], "text"),
+    ],
+)
+def test_each_task_recognises_its_formats(task: Task, columns: list[str], expected: str) -> None:
+    assert detect_format(columns, task=task) == expected
+
+
+def test_rows_of_another_task_are_told_which() -> None:
+    with pytest.raises(DataError, match="Rows with these columns fit task: seq_cls"):
+        detect_format(["text", "label"], task="seq2seq_lm")
+    with pytest.raises(DataError, match="takes no rows of format messages") as caught:
+        check_format("messages", "seq_cls")
+    assert (caught.value.problems[0].key, caught.value.problems[0].remedy) == (
+        "data.format",
+        "It takes classification.",
+    )
+
+
+def test_what_rows_of_pairs_say() -> None:
+    expected = Pair("yes", "oui")
+    assert pair({"translation": {"en": "yes", "fr": "oui", "de": None}}, "en", "fr") == expected
+    assert pair({"translation": {"en": "yes", "fr": "oui"}}, "en_XX", "fr_XX") == expected
+    assert pair({"source": "yes", "target": "oui"}) == expected
+    assert pair({"prompt": "yes", "completion": "oui"}) == expected
+    assert pair({"instruction": "Translate.", "input": "yes", "output": "oui"}) == Pair("Translate.\n\nyes", "oui")
+
+
+def test_what_labelled_rows_say() -> None:
+    assert labelled(text="fine", label=" pos ") == Labelled("fine", None, "pos")
+    assert labelled(text="fine", label=3) == Labelled("fine", None, 3)
+    assert labelled(text="fine", label=False) == Labelled("fine", None, "false")
+    assert labelled(text="a", text_pair="b", label=["only"]) == Labelled("a", "b", "only")
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "said"),
+    [
+        ({"translation": {"en": "yes"}}, "translation", "has no text in fr (data.target_lang); it has en"),
+        ({"translation": {"en": "yes", "fr": None}}, "translation", "has no text in fr"),
+        ({"translation": {"en": "yes", "fr": " "}}, "translation.fr", "is empty"),
+        ({"translation": {"en": "yes", "fr": ["oui"]}}, "translation.fr", "must be text; found a list"),
+        ({"translation": {"en": "\ud800", "fr": "oui"}}, "translation.en", "lone surrogate"),
+        ({"translation": "yes"}, "translation", "must be an object with a text for each language; found text"),
+        ({"translation": None}, "translation", "found nothing (null)"),
+        ({"source": "yes", "target": ""}, "target", "is empty"),
+        ({"source": "yes", "target": None}, "target", "must be text; found nothing (null)"),
+        ({"source": 7, "target": "oui"}, "source", "must be text; found a number"),
+        ({"prompt": "yes", "completion": "\n"}, "completion", "is empty"),
+    ],
+)
+def test_c46_a_bad_pair_is_named_with_its_place(values: dict[str, Any], field: str, said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        pair(values, "en", "fr")
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.key) == ("a.jsonl:7", field)
+    assert said in problem.message
+
+
+def test_languages_that_are_not_set_are_asked_for_by_key() -> None:
+    with pytest.raises(DataError) as caught:
+        pair({"translation": {"en": "yes", "fr": "oui"}}, "en")
+    (problem,) = caught.value.problems
+    assert problem.key == "data.target_lang"
+    assert "en, fr" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "said", "remedy"),
+    [
+        ({"text": "x", "label": 0.5}, "label", "is 0.5, and a class is text or a whole number", "regression"),
+        ({"text": "x", "label": "4.5"}, "label", "is 4.5", "regression"),
+        ({"text": "x", "label": ["a", "b"]}, "label", "has 2 labels, and a row belongs to one class", "Write one row"),
+        ({"text": "x", "label": []}, "label", "is an empty list", None),
+        ({"text": "x", "label": None}, "label", "found nothing (null)", None),
+        ({"text": "x", "label": ""}, "label", "is empty", None),
+        ({"text": "x", "label": {"a": 1}}, "label", "found an object", None),
+        ({"text": "x"}, "label", "is missing; the row has text", None),
+        ({"text": "", "label": "a"}, "text", "is empty", None),
+        ({"text": "x", "text_pair": 3, "label": "a"}, "text_pair", "must be text or absent; found a number", None),
+    ],
+)
+def test_c46_a_bad_labelled_row_is_named_with_its_place(
+    values: dict[str, Any], field: str, said: str, remedy: str | None
+) -> None:
+    with pytest.raises(DataError) as caught:
+        labelled(**values)
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.key) == ("a.jsonl:7", field)
+    assert said in problem.message
+    assert (remedy or "") in (problem.remedy or "")

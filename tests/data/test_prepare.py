@@ -254,3 +254,49 @@ def test_lone_surrogates_are_refused_by_field(tmp_path: Path) -> None:
     read = read_rows(DataSource(path=path))
     with pytest.raises(DataError, match="half a character"):
         to_record(read.rows[0], "text", {})
+
+
+BAD_ROWS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str, str]] = [
+    ("seq_cls", {"text": "x", "label": "a"}, {"text": "x", "label": ["a", "b"]}, {}, "label", "Write one row a label"),
+    ("seq_cls", {"text": "x", "label": "a"}, {"text": "x", "label": 0.5}, {}, "label", "regression"),
+    ("seq_cls", {"text": "x", "label": "a"}, {"text": "x", "label": "aa"}, {}, "label", "They are a, b."),
+    (
+        "seq2seq_lm", {"translation": {"en": "yes", "fr": "oui"}}, {"translation": {"en": "yes", "de": "ja"}},
+        {"source_lang": "en", "target_lang": "fr"}, "translation", "",
+    ),
+    ("seq2seq_lm", {"source": "yes", "target": "oui"}, {"source": "yes", "target": " "}, {}, "target", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "good", "bad", "options", "field", "remedy"), BAD_ROWS)
+def test_c46_bad_rows_of_each_task_have_line_field_and_remedy(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, task: str, good: dict[str, Any], bad: dict[str, Any],
+    options: dict[str, Any], field: str, remedy: str,
+) -> None:  # fmt: skip
+    """Of train and of eval alike; skipped, they are counted."""
+    others = [{**good, "label": "b"}] if "label" in good else [good]
+    train = write(tmp_path / "train.jsonl", [good, *others])
+    held = write(tmp_path / "eval.jsonl", [good, bad])
+
+    def run(**more: Any) -> PreparedData:
+        data = {"train": train, "eval": held, **options, **more}
+        config = {"task": task, "model": {"name_or_path": "x"}, "data": data}
+        return prepare(RunConfig.model_validate(config), tokenizer)
+
+    with pytest.raises(DataError) as caught:
+        run()
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.key) == (f"{held}:2", field)
+    assert remedy in (problem.remedy or "")
+    data = run(on_bad_row="skip")
+    assert (data.report.sources[1].bad, len(data.eval)) == (1, 1)
+
+
+def test_languages_that_are_not_set_are_asked_for_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"translation": {"en": "yes", "fr": "oui"}}] * 5)
+    data = {"train": path, "eval": None}
+    config = RunConfig.model_validate({"task": "seq2seq_lm", "model": {"name_or_path": "x"}, "data": data})
+    with pytest.raises(DataError) as caught:
+        prepare(config, tokenizer)
+    (problem,) = caught.value.problems
+    assert problem.key == "data.source_lang"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from loraft.data.pieces import Piece
 from loraft.generation.answer import Completion
 from loraft.generation.cache_comparison import Difference, Speed, compare_cache
-from loraft.generation.pieces import Piece
 
 
 def completion(*token_ids: int, speed: float | None = 30.0) -> Completion:

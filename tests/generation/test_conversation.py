@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from loraft.data.formats import Message, detect_format, to_record
+from loraft.data.pairs import PairRenderer
 from loraft.data.records import Row
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, NonFiniteError
 from loraft.generation.context import Context, wrapped_model
@@ -238,7 +239,7 @@ def test_a_base_without_a_template_says_that_it_converses_in_chatml(tmp_path: Pa
 def test_a_model_that_reads_texts_holds_no_conversation(session: Session) -> None:
     voice = session.voice()
     with pytest.raises(ModelError, match="holds no conversation"):
-        type(voice)(voice.name, voice.folder, voice.tokenizer, voice.renderer, None, reads_prompt=True).conversing()
+        type(voice)(voice.name, voice.folder, voice.tokenizer, PairRenderer(voice.tokenizer), None).conversing()
 
 
 def test_a_saved_conversation_is_a_row_that_loraft_trains_on(tmp_path: Path) -> None:

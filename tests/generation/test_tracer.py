@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from loraft.data.pieces import Pieces
 from loraft.errors import ConfigError
 from loraft.generation.context import Context
 from loraft.generation.engine import Completion, stream
-from loraft.generation.pieces import Pieces
 from loraft.generation.sampling import GREEDY, SamplingRules
 from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer

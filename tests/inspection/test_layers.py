@@ -20,7 +20,7 @@ from loraft.errors import AdapterError, ModelError
 from loraft.inspection.layers import ModelTable, model_table
 from loraft.inspection.report import look
 from loraft.models.families import FAMILIES
-from tests.tiny import save_tiny, tiny_model
+from tests.tiny import SIZES, VOCABULARY, save_tiny, tiny_model
 
 LLAMA_2_7B = {
     "architectures": ["LlamaForCausalLM"],
@@ -80,13 +80,20 @@ def test_parameters_are_those_of_the_model(tmp_path: Path, model_type: str) -> N
         assert rows[path].parameters == sum(weight.numel() for weight in module.parameters())
 
 
+WITH_POSITIONS = (
+    "gpt2", "gpt_bigcode", "opt", "bart", "mbart", "marian", "t5", "mt5", "bert", "roberta", "xlm-roberta",
+    "distilbert",
+)  # fmt: skip
+"""Those with a table of positions among their parameters."""
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_parts_are_named_for_what_they_are(tmp_path: Path, model_type: str) -> None:
     parts = table_of(saved(tmp_path, model_type)).anatomy.parameters_by_part
     assert {"embeddings", "attention", "feed_forward"} <= parts.keys()
     assert ("norms" in parts) == (model_type != "olmo"), "OLMo's norms have no parameters"
-    assert ("positions" in parts) == (model_type in ("gpt2", "gpt_bigcode", "opt", "bart", "bert", "distilbert", "t5",
-                                                     "marian"))  # fmt: skip
+    assert ("positions" in parts) == (model_type in WITH_POSITIONS)
+    assert parts["embeddings"] >= VOCABULARY * SIZES["hidden_size"], "a head that is tied counts here"
 
 
 def test_llama_2_7b_by_its_config_alone(tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ def test_names_match_all_linear_modules_of_every_layer(model_type: str) -> None:
         assert sorted(owner[0] for owner in owners) == sorted(suffixes)
 
 
+OF_OTHER_VARIANTS = {"t5": {"wi_0", "wi_1"}, "mt5": {"wi"}}
+"""A gated T5, as mT5 always is, has two matrices in place of wi."""
+
+
 @pytest.mark.parametrize("model_type", TINY_OTHERS)
 def test_names_match_all_linear_modules_of_every_layer_of_the_other_kinds(model_type: str) -> None:
     family = FAMILIES[model_type]
@@ -45,8 +49,7 @@ def test_names_match_all_linear_modules_of_every_layer_of_the_other_kinds(model_
                 owner = of_attention or of_mlp  # the attention's where both match
                 assert len(owner) == 1, name
                 matched |= set(owner)
-    variants = {"wi_0", "wi_1"} if model_type == "t5" else set()  # a gated T5 has these in place of wi
-    assert matched == {*family.attention, *family.mlp} - variants
+    assert matched == {*family.attention, *family.mlp} - OF_OTHER_VARIANTS.get(model_type, set())
 
 
 def test_a_gated_t5_has_its_matrices_in_the_table() -> None:

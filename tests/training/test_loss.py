@@ -45,6 +45,20 @@ def test_c47_the_loss_is_the_models_own(model_type: str) -> None:
         torch.testing.assert_close(ours, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [PACKED, PADDED], ids=["packed", "padded"])
+def test_c38_the_loss_of_rows_is_that_of_each_row_alone(layout: Layout) -> None:
+    """C38: rows that are read together, a loss for each; their sum is the batch's. 1e-5: float32."""
+    loss = of("llama")
+    if layout.packed:
+        loss.model.set_attn_implementation(ROWS)
+    batch = collate(ROWS_OF, layout)
+    with torch.no_grad():
+        each = loss.of_rows(batch, [row.trained for row in ROWS_OF])
+        alone = torch.stack([loss(collate([row], layout)) for row in ROWS_OF])
+        torch.testing.assert_close(each, alone, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(each.sum(), loss(batch), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_c15_padding_does_not_move_the_loss(model_type: str) -> None:
     """C15: a padded batch's loss is the token-weighted mean of the single losses."""

@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Piece", "Pieces"]
 
+MOST_IN_A_CHARACTER = 8
+"""An emoji of four bytes and what changes its colour, a token a byte."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -44,6 +47,28 @@ class Pieces:
     def all(self, token_ids: Sequence[int]) -> tuple[Piece, ...]:
         """These tokens."""
         return tuple(self.of(token_id) for token_id in token_ids)
+
+    def row(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token of a row spells in its place.
+
+        Where several tokens make one character it stands with the first of them, and the others spell nothing.
+        """
+        spelled: list[str] = []
+        at = 0
+        while at < len(token_ids):
+            together = self._character(token_ids[at : at + MOST_IN_A_CHARACTER])
+            spelled += [together[0], *[""] * (together[1] - 1)]
+            at += together[1]
+        return spelled
+
+    def _character(self, token_ids: Sequence[int]) -> tuple[str, int]:
+        """The text of the first token, or of the first few where fewer would be parts of a character; and how many."""
+        for count in range(1, len(token_ids) + 1):
+            both = self._decode([*self._before, *token_ids[:count]])
+            text = both.removeprefix(self._decode(self._before))
+            if text and "\N{REPLACEMENT CHARACTER}" not in text:
+                return (self.of(token_ids[0]).text, 1) if count == 1 else (text, count)
+        return self.of(token_ids[0]).text, 1
 
     def _text(self, token_id: int) -> str:
         before, both = self._decode(self._before), self._decode([*self._before, token_id])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraft.generation.pieces import Pieces
+from loraft.data.pieces import Pieces
 from tests.generation.test_engine import TOKENIZER
 
 

@@ -1,0 +1,186 @@
+"""`loraft evaluate`: loss, perplexity and the task's figures, of a model alone or beside its base."""
+
+from __future__ import annotations
+
+import math
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loraft.cli.options import (
+    AdaptersOption,
+    BaseModelOption,
+    DtypeOption,
+    JsonOption,
+    MaxNewTokensOption,
+    QuantizeOption,
+    TargetArgument,
+    quantization,
+)
+from loraft.cli.outcome import ends_well
+from loraft.config.schema import DataSource, RowFormat
+from loraft.generation.options import AnswerOptions, ModelChoice
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from loraft.evaluation.result import Evaluation
+
+__all__ = ["evaluate"]
+
+LABEL_WIDTH = 22
+OF_A_HUNDRED = ("bleu", "chrf")
+"""The figures that run from 0 to 100 by themselves."""
+
+
+@ends_well
+def evaluate(
+    target: TargetArgument = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            show_default=False,
+            help="Rows as in training: JSONL, JSON, CSV, Parquet, a Hub dataset, builtin:NAME [default: those that the "
+            "run held out].",
+        ),
+    ] = None,
+    row_format: Annotated[
+        RowFormat | None,
+        typer.Option("--format", show_default=False, help="The format of the rows [default: as the columns tell]."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="NAME", show_default=False, help="The split of a Hub dataset or a builtin."),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            metavar="A,B",
+            show_default=False,
+            help="Figures besides loss and perplexity: exact_match, valid_json, bleu, chrf, rouge; with loss alone "
+            "nothing is generated [default: the task's].",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            show_default=False,
+            help="Where each row is written with its loss and its answer, as JSONL.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the output holds.")] = False,
+    baseline: Annotated[
+        bool,
+        typer.Option("--baseline", help="Measure the base without the adapter too, and how sure the difference is."),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, show_default=False, help="At most so many rows.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="How many rows at a time: speed and memory alone.")
+    ] = 8,
+    max_new_tokens: MaxNewTokensOption = None,
+    adapter: AdaptersOption = None,
+    base_model: BaseModelOption = None,
+    quantize: QuantizeOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model on rows that it has not learned: loss, perplexity, and its answers by the right ones.
+
+    The loss is of the tokens that training would learn, each token counted once. Answers are greedy. Template, system
+    prompt and stop tokens are those that were saved with the adapter.
+    """
+    if target is None and not adapter:
+        raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
+    if overwrite and output is None:
+        raise typer.BadParameter("--overwrite is about --output, and there is none.")
+    if metrics is not None and not metrics.strip(" ,"):
+        raise typer.BadParameter("--metrics names at least one; loss alone generates nothing.")
+    if data is None and (split is not None or row_format is not None):
+        raise typer.BadParameter("--split and --format are about --data, and there is none.")
+
+    from loraft.cli.progress import view_on
+    from loraft.cli.render import console_on, print_json, print_result, waiting
+
+    with waiting("loading libraries"):
+        from loraft import api
+
+    with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
+        found = api.evaluate(
+            ModelChoice(target, adapter or (), base_model, quantization(quantize), dtype),
+            data=DataSource(path=data, split=split, format=row_format or "auto") if data else None,
+            metrics=[name for name in metrics.split(",") if name.strip()] if metrics is not None else None,
+            output=output,
+            overwrite=overwrite,
+            baseline=baseline,
+            limit=limit,
+            batch_size=batch_size,
+            options=AnswerOptions(temperature=0, num_beams=1, max_new_tokens=max_new_tokens),
+            observer=view,
+        )
+    if as_json:
+        print_json({"target": target, **found.as_dict()})
+    else:
+        print_result(*_drawn(found))
+
+
+def _drawn(found: Evaluation) -> list[RenderableType]:
+    """The figures, and the base's beside them where there is one."""
+    from loraft.cli.tables import facts
+
+    about: dict[str, object] = {"task": found.task, "data": found.data, "rows": found.rows, "tokens": found.tokens}
+    if found.measured.metrics and found.references != found.rows:
+        about["rows with an answer"] = found.references
+    if found.measured.cut:
+        about["cut answers"] = f"{found.measured.cut:,} ended at the limit (--max-new-tokens)"
+    if found.output is not None:
+        about["output"] = found.output
+    about["seconds"] = found.seconds
+    parts = [facts("evaluated", about, label_width=LABEL_WIDTH), _figures(found)]
+    if found.signatures:
+        parts.append(facts("computed as", dict(found.signatures), label_width=LABEL_WIDTH))
+    return parts
+
+
+def _figures(found: Evaluation) -> RenderableType:
+    from loraft.cli.tables import facts, sheet
+
+    measured, base = found.measured, found.baseline
+    if base is None:
+        shown = {name: _figure(name, value) for name, value in measured.figures.items()}
+        return facts("figures", shown, label_width=LABEL_WIDTH)
+    columns = [("", False), (base.name, True), (measured.name, True), ("difference", True), ("95 % interval", True)]
+    rows = []
+    for name, value in measured.figures.items():
+        apart = found.differences[name]
+        interval = f"{_figure(name, apart.low, signed=True)} to {_figure(name, apart.high, signed=True)}"
+        difference = _figure(name, apart.difference, signed=True)
+        rows.append([_label(name), _figure(name, base.figures[name]), _figure(name, value), difference, interval])
+    return sheet("figures", columns, rows)
+
+
+def _figure(name: str, value: float, *, signed: bool = False) -> str:
+    """A figure as the field writes it: a loss with four decimals, BLEU and chrF from 0 to 100, shares in per cent."""
+    from loraft.cli.figures import as_measure
+
+    if not math.isfinite(value):
+        return "–"
+    sign = "+" if signed and value > 0 else ""
+    if name in ("loss", "perplexity", "mcc"):
+        return f"{sign}{as_measure(value)}"
+    if name in OF_A_HUNDRED:
+        return f"{sign}{value:.2f}"
+    return f"{sign}{100 * value:.2f} %"
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")

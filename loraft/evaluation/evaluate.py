@@ -1,0 +1,233 @@
+"""The one loop of an evaluation: rows in, figures out, and nothing kept of a row but the few numbers that it adds.
+
+Rows are taken in windows: inside one they are sorted by length, so that little is padded. Each model reads a window
+and answers it, its rows go to the file, and the next window begins. The loss is the negative log-likelihood of all
+trained tokens over their number; how many rows are read at a time changes nothing but the speed.
+
+This module knows windows and sums. It refuses to know how a loss or an answer comes about: a `Subject` gives both.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from loraft.data.examples import Example
+from loraft.errors import DataError, NonFiniteError, Stopped
+from loraft.evaluation.bootstrap import Difference, paired_differences
+from loraft.evaluation.result import Evaluation, Measured
+from loraft.evaluation.rows import EvaluatedRows, Item, prompt_ids
+from loraft.evaluation.rows_file import RowsFile, open_rows_file
+from loraft.evaluation.tallies import RowTally, Tally, loss_sums
+from loraft.evaluation.text_metrics import TEXT_METRICS
+from loraft.events import Observer, Progress
+from loraft.models.exhaustion import memory_errors
+
+__all__ = ["Answer", "Subject", "evaluate"]
+
+BATCHES_A_WINDOW = 4
+ROWS = "rows evaluated"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        text: Its answer.
+        finish_reason: `stop`, or `length` where the limit cut it.
+    """
+
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is evaluated.
+
+    Attributes:
+        name: What it is called.
+        losses: The summed negative log-likelihood, in nats, of each of a few examples.
+        answers: Its answers to prompts of tokens.
+    """
+
+    name: str
+    losses: Callable[[Sequence[Example]], Sequence[float]]
+    answers: Callable[[Sequence[Sequence[int]]], Sequence[Answer]]
+
+
+class _Tallies:
+    """What one model's rows have added up to."""
+
+    def __init__(self, names: Sequence[str], *, keep: bool) -> None:
+        makers = dict.fromkeys(TEXT_METRICS[name] for name in names)
+        self.losses = loss_sums(keep=keep)
+        self.texts = [RowTally(maker(), keep=keep) for maker in makers]
+        self.names = names
+        self.cut = 0
+
+    @property
+    def all(self) -> list[Tally]:
+        return [self.losses, *self.texts]
+
+    def measured(self, name: str) -> Measured:
+        figures = {key: value for tally in self.texts for key, value in tally.figures().items()}
+        of_losses = self.losses.figures()
+        asked = {key: figures[key] for key in self.names}
+        return Measured(name, of_losses["loss"], of_losses["perplexity"], asked, self.cut)
+
+    def add(self, item: Item, loss: float, answer: Answer | None) -> None:
+        self.losses.add((loss, item.example.trained))
+        if answer is not None and item.question is not None:
+            self.cut += answer.finish_reason == "length"
+            for tally in self.texts:
+                tally.add(answer.text, item.question.reference)
+
+
+def evaluate(
+    rows: EvaluatedRows,
+    subject: Subject,
+    baseline: Subject | None,
+    *,
+    task: str,
+    data: str,
+    metrics: Sequence[str],
+    batch_size: int,
+    output: Path | None,
+    observer: Observer,
+) -> Evaluation:
+    """Measure a model on rows, and its base beside it.
+
+    Args:
+        rows: The rows.
+        subject: What is evaluated.
+        baseline: What it is compared with, on the same tokens; None compares with nothing.
+        task: As a config says it.
+        data: What the rows are, in a few words.
+        metrics: The figures besides the loss; where there are none, nothing is generated.
+        batch_size: How many rows at a time.
+        output: The file for the rows, in their order.
+        observer: Is told how far it is.
+
+    Raises:
+        DataError: There are no rows, or a row's prompt cannot be read.
+        NonFiniteError: A loss is not a number.
+        OutOfMemoryError: The device is too small for so many at a time.
+        DiskFullError: The disk filled up.
+        Stopped: By SIGINT or SIGTERM, with the rows so far in `output`.
+    """
+    items = rows.items
+    if not items:
+        raise DataError("no row is left to evaluate on", where=data)
+    references = sum(item.question is not None for item in items)
+    metrics = metrics if references else ()
+    subjects = [subject] if baseline is None else [subject, baseline]
+    tallies = [_Tallies(metrics, keep=baseline is not None) for _ in subjects]
+    begun = perf_counter()
+    out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
+    with (
+        open_rows_file(output) as file,
+        _told(file, len(items)),
+        memory_errors(out_of_memory, remedy="Give a smaller --batch-size, or a smaller --max-new-tokens."),
+    ):
+        for start in range(0, len(items), batch_size * BATCHES_A_WINDOW):
+            window = items[start : start + batch_size * BATCHES_A_WINDOW]
+            found = [_measure(each, window, rows, batch_size, answered=bool(metrics)) for each in subjects]
+            for tally, of_subject in zip(tallies, found, strict=True):
+                for item, (loss, answer) in zip(window, of_subject, strict=True):
+                    tally.add(item, loss, answer)
+            if file is not None:
+                file.append([_line(item, *each) for item, *each in zip(window, *found, strict=True)])
+            observer(Progress(ROWS, start + len(window), len(items)))
+    seconds = perf_counter() - begun
+    return Evaluation(
+        task=task,
+        data=data,
+        rows=len(items),
+        references=references,
+        tokens=sum(item.example.trained for item in items),
+        measured=tallies[0].measured(subject.name),
+        baseline=tallies[1].measured(baseline.name) if baseline is not None else None,
+        differences=_differences(*tallies, rows=len(items), references=references) if baseline is not None else {},
+        signatures=_signatures(tallies[0]),
+        output=output,
+        seconds=seconds,
+    )
+
+
+def _measure(
+    subject: Subject, window: Sequence[Item], rows: EvaluatedRows, batch_size: int, *, answered: bool
+) -> list[tuple[float, Answer | None]]:
+    """The loss of each row of a window and, where that is wanted, the answer to each that asks something.
+
+    Raises:
+        NonFiniteError: A loss is not a number.
+    """
+    losses = [0.0] * len(window)
+    by_length = sorted(range(len(window)), key=lambda place: -len(window[place].example.input_ids))
+    for start in range(0, len(window), batch_size):
+        places = by_length[start : start + batch_size]
+        for place, loss in zip(places, subject.losses([window[place].example for place in places]), strict=True):
+            if not math.isfinite(loss):
+                remedy = "Compute in another --dtype: float16 overflows in some models."
+                message = f"the loss of {subject.name} is {loss}"
+                raise NonFiniteError(message, where=window[place].example.where, remedy=remedy)
+            losses[place] = loss
+    answers: dict[int, Answer] = {}
+    asking = [place for place, item in enumerate(window) if item.question is not None] if answered else []
+    if asking:
+        prompts = [prompt_ids(window[place], rows.renderer) for place in asking]
+        answers = dict(zip(asking, subject.answers(prompts), strict=True))
+    return [(loss, answers.get(place)) for place, loss in enumerate(losses)]
+
+
+def _line(
+    item: Item, found: tuple[float, Answer | None], of_base: tuple[float, Answer | None] | None = None
+) -> dict[str, object]:
+    """A row as it is written."""
+    question, tokens = item.question, item.example.trained
+    row: dict[str, object] = {
+        "row": item.example.where,
+        "input": question.shown if question is not None else None,
+        "reference": question.reference if question is not None else None,
+        **_said(found, tokens),
+        "tokens": tokens,
+    }
+    return row if of_base is None else row | {"baseline": _said(of_base, tokens)}
+
+
+def _said(found: tuple[float, Answer | None], tokens: int) -> dict[str, object]:
+    loss, answer = found
+    text, reason = (answer.text, answer.finish_reason) if answer is not None else (None, None)
+    return {"prediction": text, "finish_reason": reason, "loss": loss / tokens}
+
+
+def _differences(measured: _Tallies, base: _Tallies, *, rows: int, references: int) -> dict[str, Difference]:
+    """What is measured minus its base, for every figure that is shown."""
+    found: dict[str, Difference] = {}
+    for tally, other in zip(measured.all, base.all, strict=True):
+        drawn = rows if tally is measured.losses else references
+        found |= paired_differences(other.figures, tally.figures, drawn)
+    return {name: found[name] for name in ("loss", "perplexity", *measured.names)}
+
+
+def _signatures(tallies: _Tallies) -> dict[str, str]:
+    found = {name: tally.metric.signature for tally in tallies.texts for name in tally.metric.names}
+    return {name: signature for name in tallies.names if (signature := found[name]) is not None}
+
+
+@contextmanager
+def _told(file: RowsFile | None, total: int) -> Iterator[None]:
+    """What ends the work early, with how far it came."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "signal_number", signal.SIGINT)
+        kept = f": {file.rows:,} of {total:,} rows are in {file.path}" if file is not None else ""
+        raise Stopped(f"stopped{kept}", signal_number=number) from None

@@ -1,0 +1,77 @@
+"""Measures of labels: accuracy, macro-F1, Matthews' correlation, and the confusion matrix that all are computed from.
+
+This module knows counts of pairs of labels. It refuses to know texts, models and what a label means.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraft.evaluation.tallies import Counts, Figures
+
+__all__ = ["LABEL_METRICS", "LabelTally"]
+
+LABEL_METRICS = ("accuracy", "macro_f1", "mcc")
+
+
+class LabelTally:
+    """The figures of predicted labels: a matrix is held, and no row."""
+
+    def __init__(self, labels: Sequence[str], *, keep: bool = False) -> None:
+        """Begin at nothing.
+
+        Args:
+            labels: The names of all labels, in their order.
+            keep: Keep each row's pair of labels, for `figures(counts)`.
+        """
+        self.labels = tuple(labels)
+        self._places = {label: place for place, label in enumerate(self.labels)}
+        self._cells = np.zeros(len(self.labels) ** 2, dtype=np.int64)
+        self._kept = array("q") if keep else None
+
+    def add(self, prediction: str, reference: str) -> None:
+        """Count one more row.
+
+        Raises:
+            KeyError: One of the two is none of the labels.
+        """
+        cell = self._places[reference] * len(self.labels) + self._places[prediction]
+        self._cells[cell] += 1
+        if self._kept is not None:
+            self._kept.append(cell)
+
+    @property
+    def confusion_matrix(self) -> list[list[int]]:
+        """`[right, predicted]`: how many rows of each label were given each label."""
+        return [list(map(int, row)) for row in self._cells.reshape(len(self.labels), -1)]
+
+    def figures(self, counts: Counts | None = None) -> Figures:
+        """`accuracy`, `macro_f1` and `mcc`; of each row once, or as often as `counts` says where rows were kept.
+
+        Source: scikit-learn's, over the cells of the confusion matrix, each weighted by its count. Macro-F1 is the mean
+        over the labels that are right or predicted in some row, as scikit-learn has it by default.
+        """
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+        cells = self._cells if counts is None else self._drawn(counts)
+        there = np.flatnonzero(cells)
+        right, given = np.divmod(there, len(self.labels))
+        weights = cells[there]
+        # Of one label alone it is not defined: 0 then, as scikit-learn has it, which warns besides.
+        several = len({*right, *given}) > 1
+        return {
+            "accuracy": float(accuracy_score(right, given, sample_weight=weights)),
+            "macro_f1": float(f1_score(right, given, sample_weight=weights, average="macro", zero_division=0)),
+            "mcc": float(matthews_corrcoef(right, given, sample_weight=weights)) if several else 0.0,
+        }
+
+    def _drawn(self, counts: Counts) -> NDArray[np.int64]:
+        """The cells of rows drawn anew."""
+        if self._kept is None:
+            raise ValueError("the rows were not kept")
+        pairs = np.frombuffer(self._kept, dtype=np.int64)
+        return np.bincount(pairs, weights=counts, minlength=len(self._cells)).astype(np.int64)

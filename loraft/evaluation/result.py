@@ -1,0 +1,79 @@
+"""What an evaluation found, as values.
+
+This module knows which figures there are and how JSON shows them. It refuses to know how they were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from loraft.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Difference
+
+__all__ = ["Evaluation", "Measured"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's figures.
+
+    Attributes:
+        name: What it is called.
+        loss: Negative log-likelihood a trained token, in nats.
+        perplexity: exp(loss).
+        metrics: The other figures by name.
+        cut: Of its answers, those that the limit ended.
+    """
+
+    name: str
+    loss: float
+    perplexity: float
+    metrics: Mapping[str, float]
+    cut: int
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """All figures by name."""
+        return {"loss": self.loss, "perplexity": self.perplexity, **self.metrics}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found.
+
+    Attributes:
+        task: As a config says it.
+        data: What the rows are.
+        rows: How many there are.
+        references: Those of them that have a right answer.
+        tokens: The trained tokens that the loss is of.
+        measured: The figures of what was evaluated.
+        baseline: Those of its base, where that was asked for.
+        differences: What was evaluated minus its base, with the interval of each difference.
+        signatures: How the figures were computed whose name does not say it.
+        output: Where the rows were written.
+        seconds: What it took, loading aside.
+    """
+
+    task: str
+    data: str
+    rows: int
+    references: int
+    tokens: int
+    measured: Measured
+    baseline: Measured | None
+    differences: Mapping[str, Difference]
+    signatures: Mapping[str, str]
+    output: Path | None
+    seconds: float
+
+    def as_dict(self) -> dict[str, object]:
+        """The result as JSON shows it: the figures of what was evaluated stand at the top."""
+        shown = asdict(self)
+        measured = shown.pop("measured")
+        del shown["differences"]
+        if self.baseline is not None:
+            differences = {name: asdict(each) for name, each in self.differences.items()}
+            shown["baseline"] |= {"differences": differences, "confidence": CONFIDENCE, "resamples": RESAMPLES}
+        return {**measured, **shown}

@@ -1,0 +1,84 @@
+"""Root-mean-square norms that train with a backward of their own.
+
+This module knows one formula, that of Llama's norm, and finds the modules that compute it, whatever their class is
+called: by what they hold, and by giving them numbers. One that answers otherwise, in a single bit, is left alone.
+What they compute does not change. Their gradient is written out: it takes a third fewer passes over the hidden
+states, and the backward keeps the 16-bit input instead of two tensors of float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["give_own_backward"]
+
+PROBED_SCALES = (1e-3, 1.0, 1e3)
+"""The sizes of the numbers that a module is tried on: with small ones its epsilon shows."""
+
+
+def give_own_backward(model: nn.Module) -> int:
+    """Let every frozen norm of `model` that computes Llama's formula train by it; the number of those found."""
+    found = [module for module in model.modules() if _is_llamas(module)]
+    for module in found:
+        module.__class__ = type(type(module).__name__, (_OwnBackward, type(module)), {})
+    return len(found)
+
+
+class _OwnBackward(nn.Module):
+    """Set before the class of a norm: in training the formula here, else what that class does."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[..., hidden]` to `[..., hidden]`."""
+        if self.training and hidden_states.dtype == self.weight.dtype and not self.weight.requires_grad:
+            return _normalised(hidden_states, self.weight, self.variance_epsilon)
+        plain: Tensor = super().forward(hidden_states)
+        return plain
+
+
+def _is_llamas(module: nn.Module) -> bool:
+    weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+    if not isinstance(weight, nn.Parameter) or not isinstance(epsilon, float) or len(list(module.parameters())) > 1:
+        return False
+    if weight.dim() != 1 or weight.requires_grad:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(len(PROBED_SCALES), len(weight), generator=generator)
+    probe = (numbers * torch.tensor(PROBED_SCALES)[:, None]).to(weight)
+    with torch.no_grad():
+        return torch.equal(module(probe), _normalised(probe, weight, epsilon))
+
+
+def _normalised(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    out: Tensor = _RootMeanSquareNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _RootMeanSquareNorm(torch.autograd.Function):
+    """w · n with n = x / √(mean(x²) + ε), in float32 up to n and in the dtype of x from there; w is frozen.
+
+    With G the output's gradient and g = w · G, dx = (g - n · mean(g · n)) / √(mean(x²) + ε).
+
+    Source: Zhang and Sennrich 2019, Root Mean Square Layer Normalization, equation 4
+    (https://arxiv.org/abs/1910.07467), differentiated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        inverse = wide.pow(2).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return wide.mul_(inverse).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        g = (grads[0] * weight).to(inverse.dtype)
+        n = x.to(inverse.dtype, copy=True).mul_(inverse)
+        along = torch.linalg.vecdot(g, n).unsqueeze_(-1).div_(n.shape[-1])
+        return g.addcmul_(n, along, value=-1).mul_(inverse).to(x.dtype), None, None
