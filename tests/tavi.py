@@ -21,8 +21,10 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerF
 __all__ = ["DIALECTS", "Sentence", "save_small_t5", "sentences", "write_pairs"]
 
 NOUNS = {
-    "cat": "miru", "dog": "belo", "bird": "sipa", "horse": "karo", "fish": "luni", "child": "tame", "king": "vode",
-    "baker": "pano", "sailor": "naxi", "teacher": "dela", "river": "owi", "tree": "huso", "lamp": "zeri", "boat": "fuma",
+    "cat": "miru", "dog": "belo",
+    "bird": "sipa", "horse": "karo", "fish": "luni", "child": "tame", "king": "vode",
+    "baker": "pano", "sailor": "naxi", "teacher": "dela", "river": "owi", "tree": "huso", "lamp": "zeri",
+    "boat": "fuma",
 }  # fmt: skip
 ADJECTIVES = {
     "red": "rosha", "small": "pitu", "old": "vami", "quick": "teki", "quiet": "shulo", "green": "yaru", "tall": "goma",

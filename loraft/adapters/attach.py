@@ -250,7 +250,7 @@ def _inside(name: str, stacks: Sequence[str]) -> str:
 
 
 def _layer_patterns(family: Family) -> list[str]:
-    """What `layers_pattern` can say: the layers of any stack, or those of one: `block`, `encoder.block`, …"""
+    """What `layers_pattern` can say: the layers of any stack, such as `block`, or of one, such as `encoder.block`."""
     split = [path.rpartition(".") for path in family.stacks.values()]
     either = list(dict.fromkeys(last for _, _, last in split))
     if len(split) == 1:

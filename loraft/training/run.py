@@ -161,7 +161,9 @@ def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
     for stack, path in shape.family.stacks.items():
         layers = list(model.get_submodule(path).children())
         for layer in layers[: len(layers) - shape.graph_layers(stack)]:
-            layer.gradient_checkpointing = False  # type: ignore[assignment]
+            for module in layer.modules():  # T5's attention has the switch too, and lets gradients into its bias by it
+                if hasattr(module, "gradient_checkpointing"):
+                    module.gradient_checkpointing = False  # type: ignore[assignment]
 
 
 def _labels(plan: RunPlan) -> tuple[str, ...]:

@@ -34,6 +34,34 @@ def rows(count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
+def pairs(count: int = 12) -> list[dict[str, Any]]:
+    """Sources and targets of uneven lengths."""
+    return [
+        {
+            "source": " ".join(WORDS[: 1 + number % 6]),
+            "target": " ".join(WORDS[number % 7 : number % 7 + 1 + 2 * (number % 5)]),
+        }
+        for number in range(count)
+    ]
+
+
+def labelled(count: int = 12) -> list[dict[str, Any]]:
+    """Texts of uneven lengths, of three classes of uneven sizes."""
+    return [
+        {
+            "text": " ".join(WORDS[number % 5 : number % 5 + 1 + number % 7]),
+            "label": ("late", "text", "late", "order")[number % 4],
+        }
+        for number in range(count)
+    ]
+
+
+ROWS_OF = {"causal_lm": rows, "seq2seq_lm": pairs, "seq_cls": labelled}
+"""Rows for each task."""
+MODEL_OF = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
+"""A family for each task."""
+
+
 def contrary() -> list[dict[str, Any]]:
     """Answers that training on `rows` makes less likely."""
     return [{"messages": [{"role": "user", "content": "the order"}, {"role": "assistant", "content": "zzq xxv 99"}]}]
@@ -47,9 +75,11 @@ def write_rows(path: Path, given: Sequence[Mapping[str, Any]]) -> Path:
 
 def tiny_config(folder: Path, **overrides: Any) -> RunConfig:
     """A config over a tiny model and a few rows in `folder`; overrides are dotted keys with `__` for the dot."""
+    task = overrides.get("task", "causal_lm")
+    model_type = overrides.pop("model_type", MODEL_OF[task])
     if not (folder / "model").exists():
-        save_tiny(folder / "model", overrides.pop("model_type", "llama"))
-        write_rows(folder / "train.jsonl", rows())
+        save_tiny(folder / "model", model_type)
+        write_rows(folder / "train.jsonl", ROWS_OF[task]())
     values: dict[str, Any] = {
         "model": {"name_or_path": str(folder / "model"), "dtype": "float32"},
         "lora": {"r": 4, "alpha": 8},
@@ -97,6 +127,14 @@ class Recorder(torch.optim.SGD):
         self.steps.append(kept)
 
 
+def without_dropout(module: torch.nn.Module) -> None:
+    """Families keep dropout as modules or as numbers."""
+    for part in module.modules():
+        for name in ("p", "dropout", "attention_dropout", "activation_dropout", "residual_dropout", "attn_dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+
+
 def recorded(config: RunConfig, *, prepare: Callable[[Fit], None] = lambda _: None) -> list[dict[str, torch.Tensor]]:
     """The gradients of each step of a run, nothing being learned; B is drawn so that every gradient is there."""
     from loraft.training.loop import fit
@@ -106,8 +144,23 @@ def recorded(config: RunConfig, *, prepare: Callable[[Fit], None] = lambda _: No
     for name, parameter in run.adapted.trainable.items():
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    without_dropout(run.adapted.loaded.model)
     recorder = Recorder(run)
     run = replace(run, optimizer=recorder, save_weights=lambda _: None)
     prepare(run)
     fit(run, state)
     return recorder.steps
+
+
+def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Equal relative to the largest gradient of each parameter.
+
+    A key's bias moves every score of a query alike, and softmax does not see it: its gradient is zero but for rounding,
+    a millionth of the largest gradient there is, and must be no more in both.
+    """
+    assert ours.keys() == theirs.keys()
+    rounding = 1e-6 * max(gradient.abs().max().item() for gradient in theirs.values())
+    for name, gradient in ours.items():
+        scale = theirs[name].abs().max().item()
+        allowed = rounding if name.endswith(("key.bias", "k_proj.bias")) else tolerance * scale
+        torch.testing.assert_close(gradient, theirs[name], rtol=0, atol=allowed, msg=name)

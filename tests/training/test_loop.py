@@ -18,17 +18,9 @@ from loraft.training.evaluation import evaluate_loss
 from loraft.training.events import Evaluated, StepLogged
 from loraft.training.loop import fit
 from loraft.training.run import prepared_model
-from tests.training.building import contrary, recorded, rows, tiny_config, tiny_fit, write_rows
+from tests.training.building import close, contrary, recorded, rows, tiny_config, tiny_fit, write_rows
 
 SETUPS = {"4x1": (4, 1), "2x2": (2, 2), "1x4": (1, 4)}
-
-
-def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Equal relative to the largest gradient of each parameter."""
-    assert ours.keys() == theirs.keys()
-    for name, gradient in ours.items():
-        scale = theirs[name].abs().max().item()
-        torch.testing.assert_close(gradient, theirs[name], rtol=0, atol=tolerance * scale, msg=name)
 
 
 @pytest.mark.parametrize("packing", ["auto", "off"])

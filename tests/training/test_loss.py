@@ -12,6 +12,7 @@ from loraft.models.families import TRAINED, family_of
 from loraft.training import loss as loss_module
 from loraft.training.loss import HeadWeights, TargetLoss, chunked_loss, frozen_head_loss, targets_in_chunk
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
+from tests.training.building import without_dropout
 
 PACKED, PADDED = Layout(packed=True, pad_id=0), Layout(packed=False, pad_id=0)
 PACKING_FAMILIES = [name for name, family in TRAINED.items() if family.packs]
@@ -21,14 +22,6 @@ def example(seed: int, length: int, prompt: int) -> Example:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 300, (length,), generator=generator).tolist()
     return Example(ids, [IGNORED] * prompt + ids[prompt:], f"row {seed}")
-
-
-def without_dropout(module: torch.nn.Module) -> None:
-    """Families keep dropout as modules or as numbers."""
-    for part in module.modules():
-        for name in ("p", "dropout", "attention_dropout", "activation_dropout", "residual_dropout", "attn_dropout"):
-            if isinstance(getattr(part, name, None), float):
-                setattr(part, name, 0.0)
 
 
 ROWS_OF = [example(1, 17, 5), example(2, 30, 20), example(3, 9, 1)]
