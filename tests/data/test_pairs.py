@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     T5Tokenizer,
 )
+from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
 
 from loraft.config.schema import DataSection
 from loraft.data.formats import Message, Pair
@@ -26,7 +27,7 @@ from tests.tiny import tiny_tokenizer
 
 WORDS = ("▁hello", "▁the", "▁cat", "▁bonjour", "▁le", "▁chat", "▁translate", ":")
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
-M2M_LANGUAGES = [f"__{code}__" for code in ("af", "de", "en", "fr")]
+M2M_LANGUAGES = [f"__{code}__" for code in FAIRSEQ_LANGUAGE_CODES["m2m100"]]
 
 
 def unigrams() -> list[tuple[str, float]]:
@@ -49,7 +50,7 @@ def m2m(folder: Path) -> PreTrainedTokenizerBase:
     """As M2M100 has it: SentencePiece pieces, a vocabulary beside them, and languages among the special tokens."""
     (folder / "text").write_text("hello the cat\nbonjour le chat\n" * 9)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "m"), vocab_size=26, minloglevel=2
+        input=str(folder / "text"), model_prefix=str(folder / "m"), vocab_size=20, minloglevel=2
     )
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "m.model"))
     names = [pieces.id_to_piece(number) for number in range(pieces.get_piece_size())]
