@@ -217,7 +217,8 @@ def _whole(number: float) -> float | int:
 def _portable_names(targets: Targets, everything: Sequence[str], family: Family) -> tuple[list[str], list[int] | None]:
     """The shortest `target_modules` and `layers_to_transform` that mean exactly the chosen modules.
 
-    Short names can be read, and fit a model of another depth; full names are the last resort.
+    Short names can be read, and fit a model of another depth; full names are the last resort. peft counts the layers of
+    every stack alike, so its indices mean nothing where an encoder and a decoder have layers of the same number.
     """
     stack = f"{family.layers_path}."
     last = sorted({name.rpartition(".")[2] for name in targets.modules})
@@ -228,7 +229,7 @@ def _portable_names(targets: Targets, everything: Sequence[str], family: Family)
         if meant == chosen:
             return names, None
         layers = tuple(f"{stack}{index}." for index in targets.layers)
-        if {name for name in meant if name.startswith(layers)} == chosen:
+        if len(family.stacks) == 1 and {name for name in meant if name.startswith(layers)} == chosen:
             return names, list(targets.layers)
     return list(targets.modules), None
 
