@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def init(
 
         check_place(Path(path), data, overwrite=overwrite)
         found = look(data, task or task_of_model(model), names, row_format)
-    if sys.stdin.isatty() and sys.stderr.isatty():
+    if _on_a_terminal():
         task = task or task_of_model(model) or _asked_task(found)
         method = method or _asked_method()
         model = model or _asked_model(task)
@@ -94,7 +95,12 @@ def init(
         return
     facts = {key: value for key, value in started.as_dict().items() if key != "notes" and value not in ({}, None)}
     print_result(*document(facts, rest="written"))
-    print_result(f"Next:  loraft preview {path}\n       loraft check {path}\n       loraft train {path}")
+    name = shlex.quote(path)
+    print_result(f"Next:  loraft preview {name}\n       loraft check {name}\n       loraft train {name}")
+
+
+def _on_a_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _names(text: str | None) -> dict[str, str] | None:

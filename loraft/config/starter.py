@@ -6,7 +6,7 @@ models: what was found in the data is told to it.
 
 from __future__ import annotations
 
-import json
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,7 +123,7 @@ def _nested(said: Sequence[Said]) -> dict[str, object]:
 
 
 def _heading(start: Start, path: Path) -> list[str]:
-    name = json.dumps(str(path), ensure_ascii=False) if " " in str(path) else str(path)
+    name = shlex.quote(str(path))
     return [
         f"# {TASKS[start.task]}",
         "#",
