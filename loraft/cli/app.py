@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from loraft import __version__
-from loraft.cli import chat, evaluation, generation, inspection, merging, previewing, setup, training
+from loraft.cli import chat, evaluation, generation, inspection, merging, previewing, setup, starting, training
 from loraft.cli.quiet import hush
 
 __all__ = ["app"]
@@ -50,6 +50,7 @@ def _general_options(
         hush()
 
 
+app.command()(starting.init)
 app.command()(training.check)
 app.command()(previewing.preview)
 app.command()(training.train)

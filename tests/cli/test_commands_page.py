@@ -16,6 +16,7 @@ from loraft.cli.app import app
 PAGE = Path(__file__).parents[2] / "docs/commands.md"
 COMMANDS = [
     "",
+    "init",
     "check",
     "preview",
     "train",
