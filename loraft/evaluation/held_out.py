@@ -15,6 +15,7 @@ from loraft.config.files import load_config
 from loraft.data.prepare import prepare
 from loraft.data.tickets import tickets
 from loraft.errors import LoraftError
+from loraft.models.sources import cache_folder
 
 __all__ = ["BUILT_IN", "Rows", "built_in_rows", "rows_for"]
 
@@ -68,7 +69,7 @@ def rows_for(adapter: Path, tokenizer: PreTrainedTokenizerBase) -> Rows:
     if config is None:
         return built_in
     try:
-        held_out = prepare(load_config(config), tokenizer).eval
+        held_out = prepare(load_config(config), tokenizer, cache_folder()).eval
     except (LoraftError, OSError) as error:
         reason = str(error).splitlines()[0]
         return Rows(

@@ -25,7 +25,7 @@ from loraft.models.families import Family, family_of
 from loraft.models.loading import check_dtype, linear_modules, load_config, load_tokenizer, meta_model, parameter_count
 from loraft.models.placement import Placement, place
 from loraft.models.quantization import quantized_modules
-from loraft.models.sources import resolve
+from loraft.models.sources import cache_folder, resolve
 from loraft.models.weights import check_weights, expected_tensors
 from loraft.training.loss import targets_in_chunk
 from loraft.training.memory import LayerSizes, MemoryPlan, TrainingSizes, predict
@@ -120,7 +120,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     if placement is not None and shape is not None:
         _collected(problems, lambda: check_dtype(shape.family, placement))
     tokenizer = _collected(problems, lambda: load_tokenizer(config.model))
-    data = _collected(problems, lambda: prepare(config, tokenizer)) if tokenizer is not None else None
+    data = _collected(problems, lambda: prepare(config, tokenizer, cache_folder())) if tokenizer is not None else None
     if shape is not None:
         problems += _beyond_context(config, shape)
     problems += tracker_problems(config.training.report_to)
