@@ -246,6 +246,8 @@ class DataSection(Section):
     """What happens to a row that cannot be read; skipped rows are counted."""
     train_on: Literal["completions", "last", "all"] = "completions"
     """Which tokens are trained: every assistant turn, the last one, or all."""
+    num_proc: Auto | PositiveInt = "auto"
+    """Processes that turn rows into tokens; auto is one for a few thousand rows and one a core for more."""
     packing: Literal["auto", "off", "fill"] = "auto"
     """auto lays the rows of a batch end to end, off pads them, fill fills rows up to max_length (fewer steps)."""
 

@@ -23,6 +23,7 @@ from loraft.errors import ConfigError, Problem, Refused, ResourceError
 from loraft.models.families import TRAINED_FOR, family_of
 from loraft.models.loading import check_dtype, load_config, load_tokenizer
 from loraft.models.placement import Placement, place
+from loraft.models.sources import cache_folder
 from loraft.training.class_weights import class_weight_problems
 from loraft.training.memory import MemoryPlan, predict
 from loraft.training.optim import resolve_optim, warmup_steps
@@ -91,7 +92,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         if placement is not None:
             _collected(problems, lambda: check_dtype(family, placement))
     tokenizer = _collected(problems, lambda: load_tokenizer(config.model, families))
-    data = _collected(problems, lambda: prepare(config, tokenizer)) if tokenizer is not None else None
+    data = _collected(problems, lambda: prepare(config, tokenizer, cache_folder())) if tokenizer is not None else None
     shape = _collected(problems, lambda: _shape(config, data)) if architecture is not None else None
     if shape is not None:
         problems += _beyond_context(config, shape)
