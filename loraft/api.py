@@ -1,16 +1,18 @@
 """The table of contents of the program: one short function a verb.
 
 `check` tells what `train` would do, and `train` does it. `generate` runs what came of it: for one prompt as it comes,
-`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. `merge`
-folds it into its base, and `inspect_layers` looks into it. Each takes plain values and gives plain values back; what
-there is to tell on the way goes to an observer, and nothing is printed.
+`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. `predict`
+and `predict_file` tell the classes of texts. `merge` folds it into its base, and `inspect_layers` looks into it. Each
+takes plain values and gives plain values back; what there is to tell on the way goes to an observer, and nothing is
+printed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -41,6 +43,10 @@ from loraft.generation.session import Session, open_session
 from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
 from loraft.inspection.report import LayersReport, look
+from loraft.prediction.classifier import Classifier, open_classifier
+from loraft.prediction.file import ADDED as PREDICTED
+from loraft.prediction.file import BATCH_SIZE as TEXTS_AT_ONCE
+from loraft.prediction.file import PredictedFile, predict_rows, read_texts
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
 from loraft.training.run import TrainResult, run_plan
@@ -48,7 +54,7 @@ from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder,
 
 __all__ = [
     "Answering", "answer_file", "check", "compare", "complete", "generate", "inspect_layers", "merge", "open_chat",
-    "train",
+    "predict", "predict_file", "train",
 ]  # fmt: skip
 
 AS_SAVED = AnswerOptions()
@@ -293,6 +299,70 @@ def answer_file(
         overwrite=overwrite,
         observer=observer,
     )
+
+
+def predict(
+    model: ModelChoice | str, *, texts: Sequence[tuple[str, str | None]], observer: Observer = _ignore
+) -> list[dict[str, float]]:
+    """Tell the probability of each class for a few texts.
+
+    Args:
+        model: The classifier; a name alone is a TARGET.
+        texts: Each a text and the second one of a pair, or None.
+        observer: Is told what was found.
+
+    Returns:
+        For each text the probabilities by the names of the classes.
+
+    Raises:
+        Refused: The target is no classifier, or cannot be used.
+    """
+    classifier = _classifier(model, observer)
+    tokens = classifier.tokens(texts)
+    if any(each.is_cut for each in tokens):
+        observer(Note(f"the text is longer than the model's {classifier.context} positions, and was cut to them"))
+    return classifier.probabilities(tokens)
+
+
+def predict_file(
+    model: ModelChoice | str,
+    *,
+    texts: Path,
+    output: Path,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    batch_size: int = TEXTS_AT_ONCE,
+    overwrite: bool = False,
+    observer: Observer = _ignore,
+) -> PredictedFile:
+    """Classify a file of texts into a file of rows with their classes.
+
+    Args:
+        model: The classifier; a name alone is a TARGET.
+        texts: The file of rows with `text`, and `text_pair` where there are two.
+        output: Where each row is written with its `prediction` and `probabilities`; one that was begun is gone on with.
+        columns: What `text` and `text_pair` are called in the file, where it calls them otherwise.
+        batch_size: How many rows at a time.
+        overwrite: Begin anew, whatever `output` holds.
+        observer: Is told how far it is.
+
+    Raises:
+        Refused: Before anything is classified, with every bad row.
+        Failed: While running; the rows so far are in `output`.
+        Stopped: By a signal; the rows so far are in `output`.
+    """
+    rows = read_texts(texts, columns)
+    check_answer_file(output, [each.row.values for each in rows], texts, PREDICTED, overwrite=overwrite)
+    classifier = _classifier(model, observer)
+    return predict_rows(classifier, rows, output, batch_size=batch_size, overwrite=overwrite, observer=observer)
+
+
+def _classifier(model: ModelChoice | str, observer: Observer) -> Classifier:
+    choice = ModelChoice(model) if isinstance(model, str) else model
+    opened = open_classifier(
+        choice.target, choice.adapters, base_model=choice.base_model, quantize=choice.quantize, dtype=choice.dtype
+    )
+    _tell(observer, *opened.notes)
+    return opened
 
 
 def merge(

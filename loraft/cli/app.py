@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from loraft import __version__
-from loraft.cli import chat, generation, inspection, merging, setup, training
+from loraft.cli import chat, generation, inspection, merging, prediction, setup, training
 from loraft.cli.quiet import hush
 
 __all__ = ["app"]
@@ -55,6 +55,7 @@ app.command()(training.train)
 app.command()(merging.merge)
 app.command()(generation.generate)
 app.command()(chat.chat)
+app.command()(prediction.predict)
 app.command()(inspection.inspect_layers)
 app.command()(setup.schema)
 app.command()(setup.doctor)

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from loraft.adapters.active import acting
+from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_in_memory import merged
 from loraft.adapters.resolve import AdapterTarget, Target, resolve_target
 from loraft.adapters.store import load_adapters
@@ -202,6 +203,7 @@ def open_session(choice: ModelChoice) -> Session:
     section = found.model_section
     if choice.dtype is not None:
         section = section.model_copy(update={"dtype": choice.dtype})
+    _refuse_classifier(found, choice)
     _refuse_encoder(load_config(section, FAMILIES).model_type)
     quantization = found.quantization if choice.quantize is None else choice.quantize
     loaded = load_model(section, place(section), quantization=quantization, among=FAMILIES)
@@ -214,6 +216,16 @@ def open_session(choice: ModelChoice) -> Session:
         del voices[BASE]
         return Session(loaded, merged(adapted), voices, quantization, notes, merged=True)
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
+
+
+def _refuse_classifier(found: Target, choice: ModelChoice) -> None:
+    if classes_of(found):
+        called = choice.target or (choice.adapters[0] if choice.adapters else found.base)
+        raise ModelError(
+            f"{called} is a classifier: it tells the class of a text, and writes none",
+            where="TARGET",
+            remedy=f"Let it classify: loraft predict {called} --text TEXT",
+        )
 
 
 def _refuse_encoder(model_type: str) -> None:

@@ -46,6 +46,8 @@ from loraft.models.weights import check_weights, expected_tensors, fingerprint, 
 __all__ = [
     "LoadedModel",
     "check_dtype",
+    "context_of",
+    "is_classifier",
     "linear_modules",
     "load_any_config",
     "load_config",
@@ -232,7 +234,7 @@ def _class_of(config: PreTrainedConfig) -> Any:
         return named_class if is_model else AutoModel
     named = " ".join(config.architectures or ())
     if family.kind == "decoder":
-        return AutoModelForSequenceClassification if CLASSIFIER in named else AutoModelForCausalLM
+        return AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
     if family.kind == "encoder_decoder":
         return AutoModelForSeq2SeqLM
     return next((made for head, made in ENCODER_HEADS.items() if head in named), AutoModel)
@@ -309,6 +311,17 @@ def _as_classifier(config: PreTrainedConfig, labels: Sequence[str]) -> PreTraine
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification"
     return config
+
+
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether a config is that of a classifier of texts."""
+    return any(CLASSIFIER in architecture for architecture in config.architectures or ())
+
+
+def context_of(config: PreTrainedConfig, family: Family) -> int | None:
+    """The longest row that a model's positions allow; None where nothing limits it."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions - family.spare_positions if isinstance(positions, int) else None
 
 
 def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple[str, ...]:
