@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.outcome import ends_well
+from loraft.cli.trying import try_it
 
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
@@ -62,7 +62,7 @@ def train(
         print_json(result.as_dict())
     else:
         print_result(*document(result.as_dict(), rest="run"))
-        print_result(f"Try it:  loraft generate {shlex.quote(str(result.run_folder))} --prompt TEXT")
+        print_result(f"Try it:  {try_it(run_config.task, str(result.run_folder))}")
 
 
 @ends_well

@@ -85,7 +85,8 @@ class LoadedModel:
         folder: Where its files are.
         name: What the config calls it.
         fingerprint: What tells it from another base of the same shape.
-        new_modules: The modules that begin at random: those of a classification head that the base lacks.
+        new_modules: The modules of a classification head that the base lacks. All their numbers are zero, so that each
+            class is as likely as another, until training begins them or an adapter brings them.
         notes: What the user should know, a sentence each.
     """
 
@@ -141,6 +142,8 @@ def load_model(
     model = _from_pretrained(_class_of(config), folder, options, new)
     keep_gradients_exact(model)
     model.requires_grad_(False)
+    for parameter in (each for module in new for each in model.get_submodule(module).parameters()):
+        parameter.zero_()
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -325,7 +328,7 @@ def context_of(config: PreTrainedConfig, family: Family) -> int | None:
 
 
 def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple[str, ...]:
-    """The modules of a classifier's head that begin at random: those that the files lack.
+    """The modules of a classifier's head that are new: those that the files lack.
 
     The one that decides between the classes is new too where the files have it for other classes, or do not say for
     which: it would begin with what is right for others.
