@@ -2,16 +2,17 @@
 
 `preview` shows rows as the model will see them, `check` tells what `train` would do, and `train` does it. `generate`
 runs what came of it: for one prompt as it comes, `complete` for several, `answer_file` for a file, `compare` beside its
-base, `open_chat` for a conversation. `evaluate` measures it, `merge` folds it into its base, and `inspect_layers` looks
-into it. Each takes plain values and gives plain values back; what there is to tell on the way goes to an observer, and
-nothing is printed.
+base, `open_chat` for a conversation. `predict` and `predict_file` tell the classes of texts. `evaluate` measures what
+was trained, `merge` folds it into its base, and `inspect_layers` looks into it. Each takes plain values and gives plain
+values back; what there is to tell on the way goes to an observer, and nothing is printed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -45,7 +46,7 @@ from loraft.generation.batch import ADDED, BATCH_SIZE, AnsweredFile, answer_ques
 from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.comparing import Compared
 from loraft.generation.comparing import compare as compare_voices
-from loraft.generation.context import Context, learned_positions, wrapped_model
+from loraft.generation.context import Context, learned_positions
 from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions, ModelChoice
@@ -55,6 +56,11 @@ from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
 from loraft.inspection.preview import Preview, Split, preview_rows
 from loraft.inspection.report import LayersReport, look
+from loraft.models.wrapped import wrapped_model
+from loraft.prediction.classifier import Classifier, open_classifier
+from loraft.prediction.file import ADDED as PREDICTED
+from loraft.prediction.file import BATCH_SIZE as TEXTS_AT_ONCE
+from loraft.prediction.file import PredictedFile, predict_rows, read_texts
 from loraft.training.loss import TargetLoss
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
@@ -63,7 +69,7 @@ from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder,
 
 __all__ = [
     "Answering", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "merge",
-    "open_chat", "preview", "train",
+    "open_chat", "predict", "predict_file", "preview", "train",
 ]  # fmt: skip
 
 AS_SAVED = AnswerOptions()
@@ -423,6 +429,70 @@ def _subject(session: Session, name: str, settings: Settings, batch_size: int) -
         return [Answer(each.completion, each.finish_reason) for each in completed]
 
     return Subject(name, losses, answers)
+
+
+def predict(
+    model: ModelChoice | str, *, texts: Sequence[tuple[str, str | None]], observer: Observer = _ignore
+) -> list[dict[str, float]]:
+    """Tell the probability of each class for a few texts.
+
+    Args:
+        model: The classifier; a name alone is a TARGET.
+        texts: Each a text and the second one of a pair, or None.
+        observer: Is told what was found.
+
+    Returns:
+        For each text the probabilities by the names of the classes.
+
+    Raises:
+        Refused: The target is no classifier, or cannot be used.
+    """
+    classifier = _classifier(model, observer)
+    tokens = classifier.tokens(texts)
+    if any(each.is_cut for each in tokens):
+        observer(Note(f"the text is longer than the model's {classifier.context} positions, and was cut to them"))
+    return classifier.probabilities(tokens)
+
+
+def predict_file(
+    model: ModelChoice | str,
+    *,
+    texts: Path,
+    output: Path,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    batch_size: int = TEXTS_AT_ONCE,
+    overwrite: bool = False,
+    observer: Observer = _ignore,
+) -> PredictedFile:
+    """Classify a file of texts into a file of rows with their classes.
+
+    Args:
+        model: The classifier; a name alone is a TARGET.
+        texts: The file of rows with `text`, and `text_pair` where there are two.
+        output: Where each row is written with its `prediction` and `probabilities`; one that was begun is gone on with.
+        columns: What `text` and `text_pair` are called in the file, where it calls them otherwise.
+        batch_size: How many rows at a time.
+        overwrite: Begin anew, whatever `output` holds.
+        observer: Is told how far it is.
+
+    Raises:
+        Refused: Before anything is classified, with every bad row.
+        Failed: While running; the rows so far are in `output`.
+        Stopped: By a signal; the rows so far are in `output`.
+    """
+    rows = read_texts(texts, columns)
+    check_answer_file(output, [each.row.values for each in rows], texts, PREDICTED, overwrite=overwrite)
+    classifier = _classifier(model, observer)
+    return predict_rows(classifier, rows, output, batch_size=batch_size, overwrite=overwrite, observer=observer)
+
+
+def _classifier(model: ModelChoice | str, observer: Observer) -> Classifier:
+    choice = ModelChoice(model) if isinstance(model, str) else model
+    opened = open_classifier(
+        choice.target, choice.adapters, base_model=choice.base_model, quantize=choice.quantize, dtype=choice.dtype
+    )
+    _tell(observer, *opened.notes)
+    return opened
 
 
 def merge(

@@ -117,8 +117,8 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
         _initialise(model, targets.modules, config)
     update_in_place(model, ADAPTER_NAME, loaded.family.same_input)
     recorded = model.peft_config[ADAPTER_NAME]
-    recorded.base_model_name_or_path = loaded.name
     assert isinstance(recorded, LoraConfig)
+    recorded.base_model_name_or_path = loaded.name
     recorded.modules_to_save = saved  # peft added all that it calls a classifier, what this model has not too
     recorded.revision = config.model.revision
     return AdaptedModel(loaded, model, targets, _trainable(model), config.method, notes)

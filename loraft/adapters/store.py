@@ -125,8 +125,18 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
 
 
 def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
-    """What to tell about an adapter on this base, once it is known to have been trained on it."""
+    """What to tell about an adapter on this base, once it is known to have been trained on it.
+
+    Raises:
+        AdapterError: The base's weights are others, or what the base lacks the adapter lacks too.
+    """
     notes = files.check_base(loaded.fingerprint)
+    inside = [f"{name}." for name in files.shape.saved]
+    if random := [name for name in loaded.new_modules if not any(part.startswith(f"{name}.") for part in inside)]:
+        raise AdapterError(
+            f"neither the adapter nor its base has {' and '.join(random)}, and random numbers would answer",
+            where=str(files.folder),
+        )
     untied = sorted(files.shape.saved.intersection(tied_modules(loaded.model)))
     if untied:
         notes += (f"The adapter has a {' and a '.join(untied)} of its own, which the base ties to another module.",)

@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from loraft import __version__
-from loraft.cli import chat, evaluation, generation, inspection, merging, previewing, setup, starting, training
+from loraft.cli import (
+    chat,
+    evaluation,
+    generation,
+    inspection,
+    merging,
+    prediction,
+    previewing,
+    setup,
+    starting,
+    training,
+)
 from loraft.cli.quiet import hush
 
 __all__ = ["app"]
@@ -58,6 +69,7 @@ app.command()(evaluation.evaluate)
 app.command()(merging.merge)
 app.command()(generation.generate)
 app.command()(chat.chat)
+app.command()(prediction.predict)
 app.command()(inspection.inspect_layers)
 app.command()(setup.schema)
 app.command()(setup.doctor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from loraft.cli.config_file import read_config
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.outcome import ends_well
+from loraft.cli.trying import try_it
 
 __all__ = ["check", "train"]
 
@@ -60,7 +60,7 @@ def train(
         print_json(result.as_dict())
     else:
         print_result(*document(result.as_dict(), rest="run"))
-        print_result(f"Try it:  loraft generate {shlex.quote(str(result.run_folder))} --prompt TEXT")
+        print_result(f"Try it:  {try_it(run_config.task, str(result.run_folder))}")
 
 
 @ends_well

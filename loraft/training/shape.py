@@ -15,7 +15,7 @@ from loraft.adapters.anatomy import depths, head_to_train, targets_in
 from loraft.adapters.targets import Targets
 from loraft.config.schema import RunConfig
 from loraft.models.families import TRAINED_FOR, Family, family_of
-from loraft.models.loading import linear_modules, meta_model, new_modules, parameter_count, without
+from loraft.models.loading import context_of, linear_modules, meta_model, new_modules, parameter_count, without
 from loraft.models.quantization import quantized_modules
 from loraft.models.sources import resolve
 from loraft.models.weights import check_weights, expected_tensors
@@ -73,12 +73,6 @@ class ModelShape:
         if first is None or trained_below:
             return self.depths[stack] if trained_below else 0
         return self.depths[stack] - first
-
-
-def context_of(config: PreTrainedConfig, family: Family) -> int | None:
-    """The longest row that a model's positions allow; None where nothing limits it."""
-    positions = getattr(config, "max_position_embeddings", None)
-    return positions - family.spare_positions if isinstance(positions, int) else None
 
 
 def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) -> ModelShape:

@@ -268,6 +268,7 @@ class MergeReport:
     untied: tuple[str, ...] = ()
     weights_bytes: int = 269_000_000
     merge_seconds: float = 1.25
+    labels: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The report as JSON shows it."""
