@@ -316,9 +316,7 @@ class LabelLoss(nn.Module):
         """`[rows, classes]`, the scores of the classes."""
         device = batch.input_ids.device.type
         with torch.autocast(device, dtype=self._autocast, enabled=self._autocast is not None):
-            return class_logits(
-                self.model, self._family, batch.input_ids, batch.attention_mask, batch.token_type_ids
-            )
+            return class_logits(self.model, self._family, batch.input_ids, batch.attention_mask, batch.token_type_ids)
 
 
 Loss = TargetLoss | LabelLoss

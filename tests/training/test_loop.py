@@ -14,8 +14,8 @@ from loraft.data.batches import Layout, collate
 from loraft.errors import NonFiniteError
 from loraft.generation.options import AnswerOptions
 from loraft.models.quantization import keep_gradients_exact
-from loraft.training.events import Evaluated, StepLogged
 from loraft.training.evaluation import evaluate_loss
+from loraft.training.events import Evaluated, StepLogged
 from loraft.training.loop import fit
 from loraft.training.run import prepared_model
 from tests.training.building import close, contrary, recorded, rows, tiny_config, tiny_fit, write_rows
