@@ -58,7 +58,7 @@ def train(place: Path, *words: str) -> Done:
 def test_an_adapter_of_chosen_stacks_means_the_same_in_plain_peft(
     place: Path, layers: str, names: str, indices: list[int] | None, pattern: str | None
 ) -> None:
-    """Plain peft finds the same modules by the names, layers and pattern that were written down, and the same logits."""
+    """Plain peft finds the same modules by the names, layers and pattern that were written down, and says the same."""
     trained = train(place, f"lora.layers={layers}")
     assert json.loads(trained.stdout)["saved"] == "run/adapter"
     written = json.loads((place / "run" / "adapter" / "adapter_config.json").read_text())
