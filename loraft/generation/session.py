@@ -31,8 +31,8 @@ from loraft.generation.defaults import own_defaults, saved_defaults
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.rules import SamplingRules, unheeded_defaults
 from loraft.models.families import FAMILIES, Family, family_of
-from loraft.models.loading import LoadedModel, load_config, load_model, load_tokenizer
-from loraft.models.placement import place
+from loraft.models.loading import LoadedModel, check_dtype, load_config, load_model, load_tokenizer
+from loraft.models.placement import DTYPES, place
 
 __all__ = ["BASE", "OPTIONS", "Session", "Settings", "Voice", "open_session", "source_language"]
 
@@ -210,7 +210,9 @@ def open_session(choice: ModelChoice) -> Session:
     if choice.dtype is not None:
         section = section.model_copy(update={"dtype": choice.dtype})
     _refuse_classifier(found, choice)
-    _refuse_no_writer(choice, load_config(section, FAMILIES).model_type)
+    model_type = load_config(section, FAMILIES).model_type
+    _refuse_no_writer(choice, model_type)
+    check_dtype(family_of(model_type, FAMILIES), DTYPES.get(section.dtype))
     quantization = found.quantization if choice.quantize is None else choice.quantize
     loaded = load_model(section, place(section), quantization=quantization, among=FAMILIES)
     adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None

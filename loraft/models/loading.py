@@ -127,7 +127,7 @@ def load_model(
     folder = resolve(section.name_or_path, section.revision)
     config = _read_config(folder, section.attn_implementation, among, labels)
     family = family_of(config.model_type, among)
-    check_dtype(family, placement)
+    check_dtype(family, placement.dtype)
     new = new_modules(folder, config, family) if labels else ()
     check_weights(folder, without(new, expected_tensors(meta_model(config))))
     tokenizer, notes = _tokenizer(section, config)
@@ -257,13 +257,13 @@ def read_gguf(file: Path) -> PreTrainedModel:
         return _from_pretrained(_class_of(config), file.parent, options)
 
 
-def check_dtype(family: Family, placement: Placement) -> None:
-    """Refuse float16 for the families that overflow in it.
+def check_dtype(family: Family, dtype: torch.dtype | None) -> None:
+    """Refuse float16 for the families that overflow in it; no dtype is not decided yet.
 
     Raises:
-        ModelError: The placement has float16, and the family is not stable in it.
+        ModelError: It is float16, and the family is not stable in it.
     """
-    if placement.dtype == torch.float16 and not family.stable_in_float16:
+    if dtype == torch.float16 and not family.stable_in_float16:
         raise ModelError(
             f"{family.model_type} is not stable in float16: its activations overflow",
             key="model.dtype",

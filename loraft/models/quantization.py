@@ -66,7 +66,8 @@ def quantization_config(section: QuantizationSection, placement: Placement) -> B
         bnb_4bit_use_double_quant=section.double_quant,
         bnb_4bit_compute_dtype=compute,
         bnb_4bit_quant_storage=torch.uint8,
-        llm_int8_skip_modules=list(NOT_QUANTIZED),
+        # transformers looks for these at the beginning or the end of a name, and BERT's pooler is neither
+        llm_int8_skip_modules=[rf"(.*\.)?{part}" for part in NOT_QUANTIZED],
     )
 
 

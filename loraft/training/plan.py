@@ -22,7 +22,7 @@ from loraft.data.prepare import PreparedData, prepare
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
 from loraft.models.families import TRAINED_FOR, family_of
 from loraft.models.loading import check_dtype, load_config, load_tokenizer
-from loraft.models.placement import Placement, place
+from loraft.models.placement import DTYPES, Placement, place
 from loraft.models.sources import cache_folder
 from loraft.training.class_weights import class_weight_problems
 from loraft.training.memory import MemoryPlan, predict
@@ -89,8 +89,8 @@ def plan_run(config: RunConfig) -> RunPlan:
     if architecture is not None:
         family = family_of(architecture.model_type, families)
         config, length_notes = _fitting_length(config, context_of(architecture, family))
-        if placement is not None:
-            _collected(problems, lambda: check_dtype(family, placement))
+        dtype = placement.dtype if placement is not None else DTYPES.get(config.model.dtype)
+        _collected(problems, lambda: check_dtype(family, dtype))
     tokenizer = _collected(problems, lambda: load_tokenizer(config.model, families))
     data = _collected(problems, lambda: prepare(config, tokenizer, cache_folder())) if tokenizer is not None else None
     shape = _collected(problems, lambda: _shape(config, data)) if architecture is not None else None

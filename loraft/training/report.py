@@ -98,11 +98,15 @@ def _adapter(plan: RunPlan) -> dict[str, Any]:
         "total_parameters": total,
         "trainable_share": trainable / total,
     }
-    return facts | (_targets(plan.shape.targets) if plan.shape.targets is not None else {})
+    return facts | (
+        _targets(plan.shape.targets, two_stacks=len(plan.shape.depths) > 1) if plan.shape.targets is not None else {}
+    )
 
 
-def _targets(targets: Targets) -> dict[str, Any]:
-    facts: dict[str, Any] = {"layers": list(targets.layers), "modules": len(targets.modules)}
+def _targets(targets: Targets, *, two_stacks: bool) -> dict[str, Any]:
+    by_stack = {stack: list(layers) for stack, layers in targets.layers_by_stack.items()}
+    layers = by_stack if two_stacks else list(targets.layers)
+    facts: dict[str, Any] = {"layers": layers, "modules": len(targets.modules)}
     patterns = {**targets.by_rank_pattern, **targets.by_alpha_pattern}
     if patterns:
         facts["modules_by_pattern"] = patterns

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError
+from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import load_config, load_model, meta_model
 from loraft.models.placement import Placement
 from loraft.models.quantization import dequantized, quantization_config, quantized_modules, unpacked
@@ -120,3 +121,42 @@ def test_c26_products_of_a_dtype_of_their_own_are_part_of_what_is_dequantized() 
 def test_c40_what_t5_keeps_in_float32_is_not_quantized() -> None:
     t5 = meta_model(AutoConfig.for_model("t5", d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4))
     assert {name.rpartition(".")[2] for name in quantized_modules(t5)} == {"q", "k", "v", "o", "wi"}
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("model_type", ["t5", "mt5"])
+def test_c40_a_t5_in_4_bits_is_what_the_meta_device_foretells_and_still_says_what_it_did(
+    tmp_path: Path, model_type: str, gated: bool
+) -> None:
+    """C40: `wo` keeps the model's dtype; the loss is within what 4 bits cost."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    folder = save_tiny(tmp_path, model_type, hidden_size=64, feed_forward_proj="gated-gelu" if gated else "relu")
+    task = TRAINED_FOR["seq2seq_lm"]
+    whole = load_model(section(folder), on_cpu(), among=task).model
+    packed = load_model(section(folder), on_cpu(torch.bfloat16), quantization=QuantizationSection(), among=task).model
+    quantized = {name for name, module in packed.named_modules() if isinstance(module, Linear4bit)}
+    assert quantized == set(quantized_modules(meta_model(load_config(section(folder), task))))
+    assert {name.rpartition(".")[2] for name in quantized} == {"q", "k", "v", "o"} | (
+        {"wi_0", "wi_1"} if gated else {"wi"}
+    )
+    kept = {module.weight.dtype for name, module in packed.named_modules() if name.endswith(".wo")}
+    assert kept == {torch.bfloat16}
+    ids, labels = torch.randint(3, 300, (2, 4, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        losses = [model(input_ids=ids, labels=labels).loss.float() for model in (whole, packed)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0)  # 4 bits of random weights: a few per cent
+
+
+def test_the_head_of_a_classifier_is_not_quantized(tmp_path: Path) -> None:
+    """BERT's pooler begins at random where the base is no classifier, and is trained whole."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    folder = save_tiny(tmp_path, "bert", hidden_size=64)
+    families, labels = TRAINED_FOR["seq_cls"], ("a", "b")
+    loaded = load_model(
+        section(folder), on_cpu(), quantization=QuantizationSection(), among=families, labels=labels
+    ).model
+    quantized = {name for name, module in loaded.named_modules() if isinstance(module, Linear4bit)}
+    assert quantized == set(quantized_modules(meta_model(load_config(section(folder), families, labels))))
+    assert not any("pooler" in name or "classifier" in name for name in quantized)

@@ -46,12 +46,18 @@ def config_of(tmp_path: Path, output: str, **overrides: Any) -> Any:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"method": "full"}, {"method": "qlora", "training__optim": "adamw_8bit", "model__dtype": "bfloat16"}],
-    ids=["lora", "full", "qlora-8bit"],
+    [
+        {},
+        {"method": "full"},
+        {"method": "qlora", "training__optim": "adamw_8bit", "model__dtype": "bfloat16"},
+        {"task": "seq2seq_lm"},
+        {"task": "seq_cls"},
+    ],
+    ids=["lora", "full", "qlora-8bit", "seq2seq", "classifier"],
 )
 def test_stopped_at_any_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
     """Adapter, optimizer and metrics of a resumed run are those of one that was never stopped."""
-    tiny_config(tmp_path)
+    tiny_config(tmp_path, task=options.get("task", "causal_lm"))
     whole = api.train(config_of(tmp_path, "whole", **options))
     for step in (1, 3, 4, 6) if not options else (3,):
         name = f"stopped-{step}"
