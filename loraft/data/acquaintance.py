@@ -32,9 +32,9 @@ ONLY_IF_ASKED: tuple[tuple[Task, RowFormat], ...] = (("seq2seq_lm", "prompt_comp
 """Readings that the columns alone never mean."""
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
-    "instruction": ("task",),
-    "output": ("response", "answer"),
-    "prompt": ("question", "query", "input", "ask", "problem"),
+    "instruction": ("question", "query", "task", "problem"),
+    "output": ("answer", "response", "reply", "solution"),
+    "prompt": ("question", "query", "input", "problem"),
     "completion": ("answer", "response", "output", "reply", "solution"),
     "source": ("src", "document", "article"),
     "target": ("tgt", "summary", "highlights"),
@@ -86,6 +86,7 @@ class Acquaintance:
         longest_tokens: About how many tokens the longest row has; of pairs the longer of its two texts.
         languages: The languages of `translation` rows, those first that most rows have.
         labels: The classes and their rows, in the order of their numbers.
+        run_together: Rows whose prompt and completion, which follow one another as they stand, have no space between.
     """
 
     path: str
@@ -96,6 +97,7 @@ class Acquaintance:
     longest_tokens: int
     languages: tuple[str, ...] = ()
     labels: Mapping[str, int] = field(default_factory=dict)
+    run_together: int = 0
 
 
 def look_at(
@@ -124,7 +126,6 @@ def look_at(
     except DataError as error:
         problem = error.problems[0]
         raise DataError(problem.message, where=path, key="--data", remedy=problem.remedy) from None
-    labels = _labels(read, fit)
     return Acquaintance(
         path=path,
         rows=len(read.rows),
@@ -133,7 +134,8 @@ def look_at(
         fit=fit,
         longest_tokens=max(_bytes(row.values, fit) for row in read.rows) // BYTES_A_TOKEN + 1,
         languages=_languages(read, fit),
-        labels=labels,
+        labels=_labels(read, fit),
+        run_together=_run_together(read, fit),
     )
 
 
@@ -235,6 +237,19 @@ def _languages(read: RowsRead, fit: Fit) -> tuple[str, ...]:
     texts = (row.values.get(fit.columns.get("translation", "translation")) for row in read.rows)
     counted = Counter(str(key) for text in texts if isinstance(text, Mapping) for key in text)
     return tuple(name for name, _ in counted.most_common()) if fit.format == "translation" else ()
+
+
+def _run_together(read: RowsRead, fit: Fit) -> int:
+    if (fit.task, fit.format) != ("causal_lm", "prompt_completion"):
+        return 0
+    names = [fit.columns.get(name, name) for name in OURS[fit.format]]
+    borders = ([row.values.get(name) for name in names] for row in read.rows)
+    return sum(
+        isinstance(prompt, str)
+        and isinstance(completion, str)
+        and not (prompt[-1:].isspace() or completion[:1].isspace())
+        for prompt, completion in borders
+    )
 
 
 def _labels(read: RowsRead, fit: Fit) -> Mapping[str, int]:

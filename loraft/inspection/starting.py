@@ -183,6 +183,11 @@ def _notes(found: Acquaintance | None, chosen: Start) -> tuple[str, ...]:
         notes.append(f"the columns of {found.path} are read by other names: {names}")
     if found.unreadable:
         notes.append(f"{found.unreadable} rows of {found.path} cannot be read: loraft check names them")
+    if found.run_together:
+        notes.append(
+            f"prompt and completion follow one another as they stand, and in {found.run_together} of {found.rows} rows "
+            "nothing is between them; read as instruction and output (--columns) a chat template keeps them apart"
+        )
     if len(found.languages) > 2:
         notes.append(f"the rows have {len(found.languages)} languages: data.source_lang and data.target_lang are two")
     return tuple(notes)

@@ -118,9 +118,9 @@ def test_columns_of_other_names_are_proposed(here: Path) -> None:
         csv.writer(file).writerows([["id", "Question", "Answer"], *([n, "who?", "me"] for n in range(12))])
     result = init("c.yaml", "--data", "faq.csv")
     assert result.exit_code == 0, result.stderr
-    assert "Question as prompt, Answer as completion" in result.stderr
+    assert "Question as instruction, Answer as output" in result.stderr
     config = load_config("c.yaml")
-    assert config.data.columns == {"prompt": "Question", "completion": "Answer"}
+    assert config.data.columns == {"instruction": "Question", "output": "Answer"}
     preview = CliRunner().invoke(app, ["preview", "c.yaml", "model.name_or_path=model"], prog_name="loraft")
     assert preview.exit_code == 2, "there is no model of that name"
     save_tiny(Path("model"))
@@ -129,8 +129,10 @@ def test_columns_of_other_names_are_proposed(here: Path) -> None:
 
 
 def test_columns_are_taken_as_they_are_given(here: Path) -> None:
-    write_rows(Path("rows.jsonl"), [{"Frage": "wer?", "Antwort": "ich"} for _ in range(3)])
-    assert init("c.yaml", "--data", "rows.jsonl", "--columns", "prompt=Frage,completion=Antwort").exit_code == 0
+    write_rows(Path("rows.jsonl"), [{"Frage": "wer?", "Antwort": " ich" if n else "du"} for n in range(3)])
+    result = init("c.yaml", "--data", "rows.jsonl", "--columns", "prompt=Frage,completion=Antwort")
+    assert result.exit_code == 0
+    assert "in 1 of 3 rows nothing is between them" in result.stderr
     assert load_config("c.yaml").data.columns == {"prompt": "Frage", "completion": "Antwort"}
 
 
