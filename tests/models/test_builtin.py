@@ -174,7 +174,8 @@ def test_minilm_knows_what_is_alike(minilm: Path) -> None:
     mask = read["attention_mask"][..., None]
     means = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
     alike = means @ means.T
-    assert alike[0, 1] > 0.5 > 0.2 > alike[0, 2]
+    assert alike[0, 1] > 0.5
+    assert alike[0, 2] < 0.2
 
 
 @pytest.mark.slow
