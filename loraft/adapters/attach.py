@@ -27,7 +27,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraft.adapters.anatomy import head_to_train, targets_in
+from loraft.adapters.anatomy import targets_in
 from loraft.adapters.continuing import refuse_another_adapter
 from loraft.adapters.names import matches
 from loraft.adapters.reading import insert, read_adapter
@@ -100,8 +100,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
         return _attach_nothing(loaded)
     base = loaded.model
     head = loaded.family.classifier if config.task == "seq_cls" else ()
-    trained_head = head_to_train(head, loaded.new_modules)
-    targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora", head=trained_head)
+    targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora", head=head)
     start = read_adapter(Path(config.lora.start_from)) if config.lora.start_from else None
     if start:
         refuse_another_adapter(start, targets, config.lora)

@@ -129,7 +129,8 @@ def load_model(
     family = family_of(config.model_type, among)
     check_dtype(family, placement.dtype)
     new = new_modules(folder, config, family) if labels else ()
-    check_weights(folder, without(new, expected_tensors(meta_model(config))))
+    skeleton = meta_model(config)
+    check_weights(folder, without(new, expected_tensors(skeleton)))
     tokenizer, notes = _tokenizer(section, config)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
@@ -137,7 +138,7 @@ def load_model(
         "config": config,
         "dtype": placement.dtype,
         "device_map": {"": placement.device} if placement.device != "cpu" else None,
-        "quantization_config": quantization_config(quantization, placement) if quantization else None,
+        "quantization_config": quantization_config(quantization, placement, skeleton) if quantization else None,
     }
     model = _from_pretrained(_class_of(config), folder, options, new)
     keep_gradients_exact(model)

@@ -129,7 +129,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         eval_every=_every(config.training.eval_steps, steps),
         save_every=_every(config.training.save_steps, steps),
         notes=(
-            *placement.notes, *length_notes, *data.renderer.notes, *notes,
+            *placement.notes, *shape.notes, *length_notes, *data.renderer.notes, *notes,
             *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes,
         ),
     )  # fmt: skip
