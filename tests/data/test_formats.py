@@ -274,5 +274,5 @@ def test_c46_a_source_that_cannot_be_asked_is_named(values: dict[str, object], s
 
 
 def test_the_language_of_a_translation_must_be_said() -> None:
-    with pytest.raises(DataError, match="data.source_lang: is not set, and the rows have the languages en, fr"):
+    with pytest.raises(DataError, match=r"data\.source_lang: is not set, and the rows have the languages en, fr"):
         to_question(Row({"translation": {"en": "hello", "fr": "bonjour"}}, "a.jsonl:7"))
