@@ -36,7 +36,7 @@ def decoder_inputs(model: nn.Module, target: Tensor) -> Tensor:
     if hasattr(inner, "prepare_decoder_input_ids_from_labels"):
         try:
             made: Tensor = inner.prepare_decoder_input_ids_from_labels(labels=target)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # each family says in its own way that there is none
             raise _no_start() from error
         return made
     return torch.cat([torch.full_like(target[:, :1], start_token(inner)), target[:, :-1]], dim=1)
