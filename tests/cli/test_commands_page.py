@@ -24,6 +24,7 @@ COMMANDS = [
     "merge",
     "generate",
     "chat",
+    "predict",
     "inspect-layers",
     "schema",
     "doctor",

@@ -159,14 +159,9 @@ def test_the_language_of_rows_is_that_of_training_or_the_one_that_is_said(tmp_pa
     assert any("no codes of languages" in note for note in session.notes)
 
 
-def test_a_decoder_has_no_source_language_and_a_classifier_no_voice(tmp_path: Path) -> None:
+def test_a_decoder_has_no_source_language(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--source-lang: model type 'llama' goes on with its prompt"):
         open_session(ModelChoice(str(base_in(tmp_path / "llama")), source_lang="en"))
-    adapter = pair_adapter_in(tmp_path / "adapter", base_in(tmp_path / "t5", "t5"))
-    record = json.loads((adapter / "loraft.json").read_text())
-    (adapter / "loraft.json").write_text(json.dumps(record | {"task": "seq_cls"}))
-    with pytest.raises(ModelError, match=r"trained to classify(.|\n)*loraft predict"):
-        open_session(ModelChoice(str(adapter)))
 
 
 def test_a_damaged_record_says_nothing(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_pair_is_what_the_encoder_reads_and_what_the_decoder_learns(tmp_path: 
     source, target = seen.rows[2].parts
     assert (source.name, target.name) == ("source", "target")
     assert text_of(seen.rows[2]) == "say: the order 2"
-    assert text_of(seen.rows[2], 1) == "la finla finla fin"
+    assert text_of(seen.rows[2], 1) == "la finla finla fin<|im_end|>"
     assert not any(token.trained for token in source.tokens)
     assert all(token.trained for token in target.tokens)
     assert seen.rows[2].trained == len(target.tokens)
