@@ -80,12 +80,13 @@ def _ignore(_: object) -> None:
     """The observer of a caller who has none."""
 
 
-def check(config: RunConfig, *, name: str = "run") -> CheckReport:
+def check(config: RunConfig, *, name: str = "run", verbose: bool = False) -> CheckReport:
     """Everything that can be known of a run before its first step, without loading a weight.
 
     Args:
         config: The run.
         name: What runs of this config are called where `training.output_dir` is not set.
+        verbose: Name each row that stands in the data twice.
 
     Raises:
         Refused: With every problem found; `train` refuses the same.
@@ -94,7 +95,7 @@ def check(config: RunConfig, *, name: str = "run") -> CheckReport:
     refuse_taken(folder, resume=False, overwrite=False)
     plan = plan_run(config)
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
-    return report(plan, folder.path)
+    return report(plan, folder.path, verbose=verbose)
 
 
 def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places: Sequence[str] = ()) -> Preview:

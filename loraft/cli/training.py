@@ -64,7 +64,14 @@ def train(
 
 
 @ends_well
-def check(config: ConfigArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+def check(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Name each row that stands in the data twice, with file and line.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Tell everything that can be known before training.
 
     Config, files, rows, model, adapter targets, memory and steps, without loading a weight. Exit code 2 with every
@@ -78,7 +85,7 @@ def check(config: ConfigArgument, overrides: OverridesArgument = None, as_json: 
     with waiting("loading libraries, then model and rows"):
         from loraft import api
 
-        report = api.check(run_config, name=_run_name(config))
+        report = api.check(run_config, name=_run_name(config), verbose=verbose)
     for note in report.notes:
         print_note(note)
     if as_json:

@@ -44,7 +44,8 @@ def identity_of(
         tokenizer: The model's.
     """
     try:
-        contents = [[content_of(source) for source in part] for part in sources]
+        streaming = config.data.streaming
+        contents = [[content_of(source, streaming=streaming) for source in part] for part in sources]
         template = _template(config.data.chat_template, tokenizer)
     except (DataError, OSError, UnicodeDecodeError):
         return None  # what is wrong is found, and told, on the way to tokens

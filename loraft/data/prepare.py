@@ -25,13 +25,24 @@ from loraft.data.outcomes import wanted_of
 from loraft.data.processes import processes_for, tokenized
 from loraft.data.records import RowsRead, read_rows
 from loraft.data.rendering import Learned, RowRenderer, learned_from, renderer_of
-from loraft.data.statistics import DataReport, SourceCounts, lengths_of
+from loraft.data.statistics import (
+    DataReport,
+    SourceCounts,
+    classes_of,
+    findings,
+    lengths_of,
+    repetitions,
+    unknown_tokens,
+)
+from loraft.data.stream import RowStream, streamed
 from loraft.errors import DataError, Problem, Refused
 
 __all__ = ["PreparedData", "SourceSpan", "format_of", "prepare", "shortened", "with_defaults"]
 
 SHOWN_PROBLEMS = 20
 SAMPLES = 3
+SAMPLED = 1000
+"""Rows of each source that are looked at before a stream begins."""
 DONE = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}
 EVAL_STREAM = 0x5EED
 """Keeps the draw of the held-out rows apart from the order of epochs, which has the same seed."""
@@ -56,7 +67,9 @@ class PreparedData:
         eval: The examples to evaluate on.
         report: All of it in numbers.
         renderer: What made the tokens, and makes prompts the same way.
-        fingerprint: sha256 over all tokens and labels.
+        fingerprint: sha256 over all tokens and labels; of a stream over what they depend on.
+        stream: The training rows as they come, where `data.streaming` asks for it; `train` and the report are then of
+            the first rows of each source alone.
     """
 
     train: list[Example]
@@ -65,6 +78,7 @@ class PreparedData:
     report: DataReport
     renderer: RowRenderer
     fingerprint: str
+    stream: RowStream | None = None
 
 
 @dataclass
@@ -107,6 +121,8 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
     data = config.data
     given = [with_defaults(source, data) for source in data.train]
     given_held = [with_defaults(source, data) for source in data.eval] if isinstance(data.eval, tuple) else []
+    if data.streaming:
+        return _streamed(config, given, given_held, tokenizer)
     name = identity_of(config, (given, given_held), tokenizer) if cache is not None else None
     keeper = Keeper(cache, name) if cache is not None and name is not None else None
     found = keeper.find() if keeper is not None else None
@@ -132,17 +148,55 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
     )
 
 
-def _made(
+def _streamed(
     config: RunConfig, given: Sequence[DataSource], given_held: Sequence[DataSource], tokenizer: PreTrainedTokenizerBase
+) -> PreparedData:
+    """What is known of training rows that come one after the other: the first of each source, and how many there are.
+
+    Raises:
+        DataError: As `prepare`, of the rows that were read; or the number of steps depends on rows that were not.
+    """
+    train, held_out, renderer, _ = _made(config, given, given_held, tokenizer, most=SAMPLED)
+    stream = streamed(config, [(source.given, source.counts.format) for source in train], renderer)
+    in_pieces = any(source.counts.done == "split" for source in train)
+    if config.training.max_steps is None and (stream.rows is None or in_pieces):
+        why = "rows are split into pieces" if in_pieces else "a source does not say how many rows it has"
+        raise DataError(
+            f"is needed, for {why}, and data.streaming reads rows as they come", key="training.max_steps",
+            remedy="write the number of optimizer steps",
+        )  # fmt: skip
+    examples = [example for source in train for example in source.examples]
+    evaluation = [example for source in held_out for example in source.examples]
+    report = _report(config.data, renderer, train, held_out, examples, evaluation)
+    sampled = sum(source.counts.read for source in train)
+    known = "not known" if stream.rows is None else f"{stream.rows:,}"
+    note = f"data.streaming: what is said of the training rows is of the first {sampled:,}; all of them are {known}"
+    return PreparedData(
+        train=examples,
+        train_sources=list(_spans(train)),
+        eval=evaluation,
+        report=replace(report, train_rows=stream.rows, sampled=sampled, notes=(note, *report.notes)),
+        renderer=renderer,
+        fingerprint=identity_of(config, (given, given_held), tokenizer) or "unknown",
+        stream=stream,
+    )
+
+
+def _made(
+    config: RunConfig,
+    given: Sequence[DataSource],
+    given_held: Sequence[DataSource],
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None = None,
 ) -> tuple[list[_Source], list[_Source], RowRenderer, Learned]:
-    """The sources read, rendered, tokenized and cut.
+    """The sources read, rendered, tokenized and cut; of those to train on the first `most` rows.
 
     Raises:
         DataError: With every problem found.
     """
     data = config.data
     problems: list[Problem] = []
-    train, held_out = _sources(given, config, problems), _sources(given_held, config, problems)
+    train, held_out = _sources(given, config, problems, most), _sources(given_held, config, problems)
     records = [record for source in train for record in source.records]
     if config.task == "causal_lm":  # what is learned otherwise, such as the classes, the training rows alone tell
         records += [record for source in held_out for record in source.records]
@@ -193,12 +247,14 @@ def _taken_up(
     return sources[: len(given)], sources[len(given) :], learned
 
 
-def _sources(sources: Sequence[DataSource], config: RunConfig, problems: list[Problem]) -> list[_Source]:
+def _sources(
+    sources: Sequence[DataSource], config: RunConfig, problems: list[Problem], most: int | None = None
+) -> list[_Source]:
     """Every source as records; what is wrong with whole sources, or with rows that may not be bad, joins `problems`."""
     found = []
     for given in sources:
         try:
-            source = _source(given, config)
+            source = _source(given, config, most)
         except Refused as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
@@ -220,8 +276,8 @@ def with_defaults(source: DataSource, data: DataSection) -> DataSource:
     )
 
 
-def _source(given: DataSource, config: RunConfig) -> _Source:
-    read = read_rows(given)
+def _source(given: DataSource, config: RunConfig, most: int | None) -> _Source:
+    read = read_rows(given) if most is None else read_rows(given, most)
     row_format = format_of(read, given, config.task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
     source = _Source(given, counts, problems=list(read.problems))
@@ -329,7 +385,11 @@ def _report(
     evaluation: Sequence[Example],
 ) -> DataReport:
     lengths = lengths_of([length for source in train for length in source.lengths])
-    return DataReport(
+    targets = [length for source in train for length in source.target_lengths]
+    repeated, seen = repetitions(examples, evaluation)
+    unknown = _unknown(renderer.tokenizer)
+    labels = renderer.recorded.get("labels")
+    report = DataReport(
         train_rows=len(examples),
         eval_rows=len(evaluation),
         tokens=sum(example.tokens for example in examples),
@@ -338,8 +398,18 @@ def _report(
         max_length=data.max_length,
         sources=[source.counts for source in (*train, *held_out)],
         samples=[{"row": e.where, "text": renderer.marked(e)} for e in examples[:SAMPLES]],
-        notes=(*_notes(data, lengths.keeps_99_percent, [*train, *held_out]), *_seen_rows(train, held_out)),
+        target_length=lengths_of(targets) if targets else None,
+        classes=classes_of(labels, examples, evaluation) if isinstance(labels, list) else (),
+        unknown_tokens=None if unknown is None else unknown_tokens(examples, unknown),
+        repeated=repeated,
+        seen=seen,
     )
+    notes = (
+        *_notes(data, lengths.keeps_99_percent, [*train, *held_out]),
+        *_seen_sources(train, held_out),
+        *findings(report),
+    )
+    return replace(report, notes=notes)
 
 
 def _notes(data: DataSection, keeps: int, sources: Sequence[_Source]) -> Iterable[str]:
@@ -357,7 +427,14 @@ def _notes(data: DataSection, keeps: int, sources: Sequence[_Source]) -> Iterabl
             yield f"{counts.source}: {counts.bad} bad rows are skipped, the first at {first.where}: {first.message}"
 
 
-def _seen_rows(train: Sequence[_Source], held_out: Sequence[_Source]) -> Iterable[str]:
+def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token for text that a tokenizer does not know; None where it has none, or lends its name to another one."""
+    unknown = tokenizer.unk_token_id
+    lent = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    return unknown if isinstance(unknown, int) and unknown not in lent else None
+
+
+def _seen_sources(train: Sequence[_Source], held_out: Sequence[_Source]) -> Iterable[str]:
     """A sentence for each source that is trained and evaluated on."""
     trained = {(s.given.path, s.given.split or "train", s.given.name) for s in train}
     for source in held_out:

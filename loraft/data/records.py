@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,14 @@ class RowsRead:
             self.problems.append(found)
 
 
-def read_rows(source: DataSource) -> RowsRead:
-    """Read every row of a source.
+def read_rows(source: DataSource, most: int | None = None) -> RowsRead:
+    """Read every row of a source, or the first `most` as they come.
 
     Raises:
         DataError: There is no such file, builtin or Hub dataset, it cannot be read, or it holds no row.
     """
     read = RowsRead()
-    for raw in raw_rows(source):
+    for raw in islice(raw_rows(source, streaming=most is not None), most):
         read.take(raw)
     if not read.rows and not read.problems:
         raise DataError("holds no rows", where=source.path, key="data")
@@ -95,10 +96,10 @@ def count_rows(source: DataSource) -> int | None:
     return int(found.num_examples) if found is not None and found.num_examples else None
 
 
-def content_of(source: DataSource) -> str | None:
+def content_of(source: DataSource, *, streaming: bool = False) -> str | None:
     """What tells whether the rows of a source are still the same: a sha256 of a file, a dataset's own fingerprint.
 
-    None where nothing tells.
+    None where nothing tells. A Hub dataset that is streamed is told by its name alone.
 
     Raises:
         DataError: As `raw_rows`.
@@ -109,7 +110,7 @@ def content_of(source: DataSource) -> str | None:
         next(rows_in(path), None)  # raises what is wrong with the file as a whole
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    return getattr(_hub(source, streaming=False), "_fingerprint", None)
+    return source.path if streaming else getattr(_hub(source, streaming=False), "_fingerprint", None)
 
 
 def _file(source: DataSource) -> Path | None:

@@ -19,6 +19,7 @@ from loraft.data.batches import BatchPlan, Layout
 from loraft.data.labelled import LabelRenderer
 from loraft.data.laying import batch_plan, lies_end_to_end
 from loraft.data.prepare import PreparedData, prepare
+from loraft.data.stream import StreamPlan
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
 from loraft.models.families import TRAINED_FOR, family_of
 from loraft.models.loading import check_dtype, load_config, load_tokenizer
@@ -65,7 +66,7 @@ class RunPlan:
     tokenizer: PreTrainedTokenizerBase
     data: PreparedData
     shape: ModelShape
-    batches: BatchPlan
+    batches: BatchPlan | StreamPlan
     layout: Layout
     memory: MemoryPlan
     steps: int
@@ -111,10 +112,11 @@ def plan_run(config: RunConfig) -> RunPlan:
             key="data.packing",
             remedy="write packing: auto" if not shape.family.packs else "write model.attn_implementation: auto",
         )
-    batches = batch_plan(config, data)
+    known = batch_plan(config, data)
+    batches = known if data.stream is None else StreamPlan(data.stream, known.batch_size, known.accumulation)
     steps = _steps(config, batches)
     pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-    config, memory, memory_notes = _memory(config, placement, shape, data, batches, packed=packed)
+    config, memory, memory_notes = _memory(config, placement, shape, data, known, packed=packed)
     return RunPlan(
         config=config,
         placement=placement,
@@ -197,7 +199,7 @@ def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[
     ), notes
 
 
-def _steps(config: RunConfig, batches: BatchPlan) -> int:
+def _steps(config: RunConfig, batches: BatchPlan | StreamPlan) -> int:
     if config.training.max_steps is not None:
         return config.training.max_steps
     whole, part = divmod(config.training.num_train_epochs, 1)
