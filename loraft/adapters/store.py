@@ -38,6 +38,7 @@ from loraft.adapters.reading import (
     read_adapter,
 )
 from loraft.config.schema import GenerationSection, RunConfig
+from loraft.data.labelled import LabelRenderer
 from loraft.data.rendering import RowRenderer
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.models.loading import LoadedModel
@@ -224,7 +225,8 @@ def _write_company(
         defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
         defaults |= {BEGINS[name]: token for name, token in beginning(loaded.model, renderer).items()}
         _write_json(folder / "generation_config.json", defaults)
-    (folder / "README.md").write_text(model_card(config, facts, loraft.__version__), encoding="utf-8")
+    labels = renderer.labels if isinstance(renderer, LabelRenderer) else ()
+    (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, labels), encoding="utf-8")
     _write_json(folder / RECORD, _record(adapted, config, renderer))
 
 

@@ -220,6 +220,7 @@ def _save_weights(adapted: AdaptedModel, into: Path, plan: RunPlan, state: RunSt
         train_loss=state.last_loss,
         eval_loss=state.eval_loss,
         eval_rows=len(plan.data.eval),
+        figures=state.eval_figures,
     )
     save = save_full if adapted.method == "full" else save_adapter
     place = into / ("model" if adapted.method == "full" else "adapter")
