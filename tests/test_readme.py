@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from loraft.cli.app import app
 from loraft.config.files import load_config
-from loraft.models.families import TRAINED
+from loraft.models.families import TRAINED_FOR
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,4 +71,6 @@ def test_what_is_linked_or_called_is_there(document: Path) -> None:
 
 def test_the_supported_types_are_named() -> None:
     limits = (ROOT / "README.md").read_text().split("## Limits")[1].split("Mixtures")[0]
-    assert set(re.findall(r"`(\w+)`", limits)) == set(TRAINED)
+    decoders, _, two_stacks = limits.partition("Encoder–decoders")
+    assert set(re.findall(r"`(\w+)`", decoders)) == set(TRAINED_FOR["causal_lm"])
+    assert set(re.findall(r"`(\w+)`", two_stacks)) == set(TRAINED_FOR["seq2seq_lm"])

@@ -37,11 +37,11 @@ lora: {r: 16, alpha: 32}
 data: {train: northern.jsonl, eval: held-northern.jsonl, source_lang: en, target_lang: northern, max_length: 64}
 training:
   output_dir: northern
-  max_steps: 400
+  max_steps: 1000
   per_device_train_batch_size: 64
   learning_rate: 2e-3
-  eval_steps: 200
-  save_steps: 400
+  eval_steps: 500
+  save_steps: 1000
 generation: {max_new_tokens: 40}
 """
 
