@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MBartTokenizer, NllbTokenizer
 
 from tests.cli.test_end_to_end import Done, loraft, refused
 from tests.tiny import save_tiny
@@ -73,8 +74,6 @@ def test_an_adapter_of_chosen_stacks_means_the_same_in_plain_peft(
         adapted = model(input_ids=ids, decoder_input_ids=ids).logits
     assert not torch.equal(adapted, alone)
     answer = json.loads(loraft("generate", "run", "-p", "the order", "--json", cwd=place).stdout)
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(place / "run" / "adapter")
     with torch.inference_mode():
         said = model.generate(**tokenizer("the order", return_tensors="pt"), max_new_tokens=8, do_sample=False)
@@ -156,3 +155,42 @@ def test_sample_prompts_are_answered_as_generate_answers(place: Path) -> None:
     samples = [json.loads(line) for line in (place / "run" / "samples.jsonl").read_text().splitlines()]
     answer = json.loads(loraft("generate", "run", "-p", "the order", "--json", cwd=place).stdout)
     assert samples[-1]["answer"] == answer["completion"]
+
+
+def nllb() -> NllbTokenizer:
+    """A tokenizer of letters that writes the language before each text."""
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    codes = ["eng_Latn", "fra_Latn"]
+    return NllbTokenizer({letter: i for i, letter in enumerate(letters)}, [], extra_special_tokens=codes)
+
+
+def mbart() -> MBartTokenizer:
+    """A tokenizer of letters that writes the language behind each text."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    return MBartTokenizer([(word, -1.0) for word in words])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "made_by", "codes"),
+    [("m2m_100", nllb, ("eng_Latn", "fra_Latn")), ("mbart", mbart, ("en_XX", "fr_XX"))],
+)
+def test_the_language_of_an_answer_is_the_one_that_was_trained(
+    tmp_path: Path, model_type: str, made_by: Callable[[], Any], codes: tuple[str, str]
+) -> None:
+    """NLLB's answers begin with their language, and mBART's decoder starts from it: saved, and used again."""
+    place, tokenizer = place_of(tmp_path, model_type), made_by()
+    for file in (place / "model").glob("*token*"):
+        file.unlink()
+    tokenizer.save_pretrained(place / "model")
+    languages = [f"data.source_lang={codes[0]}", f"data.target_lang={codes[1]}"]
+    told = refused(loraft("train", "c.yaml", cwd=place))
+    assert "data.source_lang" in told
+    told = refused(loraft("train", "c.yaml", languages[0], "data.target_lang=fr_La", cwd=place))
+    assert "'fr_La' is none of the" in told
+    assert codes[1] in told
+    train(place, *languages, "training.sample_prompts=[the order]")
+    saved = json.loads((place / "run" / "adapter" / "generation_config.json").read_text())
+    code = tokenizer.convert_tokens_to_ids(codes[1])
+    begins = {"m2m_100": "forced_bos_token_id", "mbart": "decoder_start_token_id"}[model_type]
+    assert saved[begins] == code
+    assert loraft("generate", "run", "-p", "the order", cwd=place).returncode == 0
