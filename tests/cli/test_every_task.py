@@ -105,7 +105,7 @@ def _answered(case: Case, place: Path, target: str) -> list[dict[str, Any]]:
     """What a model says of some rows of a file: answers, or classes (probabilities aside, which merging rounds)."""
     rows = [{"prompt" if case.generates else "text": text} for text in TEXTS[:6]]
     (place / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ask = ["--input", "ask.jsonl", "--output", f"{target}.answers.jsonl"]
+    ask = ["--input", "ask.jsonl", "--output", f"{target}.answers.jsonl", "--dtype", "float32"]
     limit = ["--max-new-tokens", "8", "--temperature", "0"] if case.generates else []
     done = loraft("generate" if case.generates else "predict", target, *ask, *limit, cwd=place)
     assert done.returncode == 0, done.stderr
