@@ -201,7 +201,10 @@ def rows_of(
         raise DataError.several(map(_as_ours, error.problems)) from None
     examples = prepared.eval if source.held_out else prepared.train
     items = [Item(example, source.questions.get(example.where)) for example in examples[:limit]]
-    return EvaluatedRows(items, prepared.renderer, (*source.notes, *prepared.renderer.notes, *prepared.report.notes))
+    told = prepared.report.notes
+    if not source.held_out:  # they were prepared as if they were to be learned
+        told = tuple(note.replace("training row", "row") for note in told)
+    return EvaluatedRows(items, prepared.renderer, (*source.notes, *prepared.renderer.notes, *told))
 
 
 def prompt_ids(item: Item, renderer: RowRenderer) -> list[int]:
