@@ -317,7 +317,10 @@ def _as_ours(problem: Problem) -> Problem:
     """A problem of rows as this command says it: by its options, and with what to do about a row."""
     key = OPTIONS.get(problem.key or "")
     remedy = problem.remedy or (None if key else MEND)
-    return replace(problem, key=key or problem.key, remedy=remedy)
+    message = problem.message
+    for name in ("data.source_lang", "data.target_lang"):  # a row that lacks a language names who asked for it
+        message = message.replace(name, OPTIONS[name])
+    return replace(problem, message=message, key=key or problem.key, remedy=remedy)
 
 
 def _shortened(problems: Sequence[Problem]) -> list[Problem]:
