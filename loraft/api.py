@@ -1,16 +1,18 @@
 """The table of contents of the program: one short function a verb.
 
-`check` tells what `train` would do, and `train` does it. `generate` runs what came of it: for one prompt as it comes,
-`complete` for several, `answer_file` for a file, `compare` beside its base, `open_chat` for a conversation. `evaluate`
-measures it, `merge` folds it into its base, and `inspect_layers` looks into it. Each takes plain values and gives plain
+`preview` shows rows as the model will see them, `check` tells what `train` would do, and `train` does it. `generate`
+runs what came of it: for one prompt as it comes, `complete` for several, `answer_file` for a file, `compare` beside its
+base, `open_chat` for a conversation. `predict` and `predict_file` tell the classes of texts. `evaluate` measures what
+was trained, `merge` folds it into its base, and `inspect_layers` looks into it. Each takes plain values and gives plain
 values back; what there is to tell on the way goes to an observer, and nothing is printed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -23,6 +25,7 @@ from loraft.adapters.resolve import Target, resolve_target
 from loraft.adapters.weighted import resolve_weighted, weighted
 from loraft.config.files import load_config
 from loraft.config.schema import DataSource, LoraSection, RunConfig
+from loraft.data.answer_file import check_answer_file
 from loraft.data.batches import Layout, collate
 from loraft.data.examples import Example
 from loraft.data.formats import Message
@@ -39,12 +42,11 @@ from loraft.evaluation.tasks import chosen_metrics, known_metrics
 from loraft.evaluation.verification import LEAST_POSITIONS
 from loraft.events import Note, Observer, Progress
 from loraft.generation.answer import Completion
-from loraft.generation.answer_file import check_answer_file
-from loraft.generation.batch import BATCH_SIZE, AnsweredFile, answer_questions, read_questions
+from loraft.generation.batch import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
 from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.comparing import Compared
 from loraft.generation.comparing import compare as compare_voices
-from loraft.generation.context import Context, learned_positions, wrapped_model
+from loraft.generation.context import Context, learned_positions
 from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions, ModelChoice
@@ -52,7 +54,13 @@ from loraft.generation.rules import SamplingRules
 from loraft.generation.session import BASE, Session, Settings, open_session, source_language
 from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
+from loraft.inspection.preview import Preview, Split, preview_rows
 from loraft.inspection.report import LayersReport, look
+from loraft.models.wrapped import wrapped_model
+from loraft.prediction.classifier import Classifier, open_classifier
+from loraft.prediction.file import ADDED as PREDICTED
+from loraft.prediction.file import BATCH_SIZE as TEXTS_AT_ONCE
+from loraft.prediction.file import PredictedFile, predict_rows, read_texts
 from loraft.training.loss import TargetLoss
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
@@ -61,7 +69,7 @@ from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder,
 
 __all__ = [
     "Answering", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "merge",
-    "open_chat", "train",
+    "open_chat", "predict", "predict_file", "preview", "train",
 ]  # fmt: skip
 
 AS_SAVED = AnswerOptions()
@@ -72,12 +80,13 @@ def _ignore(_: object) -> None:
     """The observer of a caller who has none."""
 
 
-def check(config: RunConfig, *, name: str = "run") -> CheckReport:
+def check(config: RunConfig, *, name: str = "run", verbose: bool = False) -> CheckReport:
     """Everything that can be known of a run before its first step, without loading a weight.
 
     Args:
         config: The run.
         name: What runs of this config are called where `training.output_dir` is not set.
+        verbose: Name each row that stands in the data twice.
 
     Raises:
         Refused: With every problem found; `train` refuses the same.
@@ -86,7 +95,22 @@ def check(config: RunConfig, *, name: str = "run") -> CheckReport:
     refuse_taken(folder, resume=False, overwrite=False)
     plan = plan_run(config)
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
-    return report(plan, folder.path)
+    return report(plan, folder.path, verbose=verbose)
+
+
+def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places: Sequence[str] = ()) -> Preview:
+    """Rows as the model will see them: tokens, what of them is learned, which rows share a batch.
+
+    Args:
+        config: The run.
+        count: How many rows, from the first.
+        split: Whose rows: those that are trained on, or those held out.
+        places: Show these rows instead: by line or number, or by place as loraft prints it.
+
+    Raises:
+        Refused: The tokenizer or the data cannot be used, or there is no such row.
+    """
+    return preview_rows(config, count=count, split=split, places=places)
 
 
 def train(
@@ -297,7 +321,7 @@ def answer_file(
     """
     choice = ModelChoice(model) if isinstance(model, str) else model
     questions = read_questions(prompts, lambda: source_language(choice))
-    check_answer_file(output, [question.row.values for question in questions], prompts, overwrite=overwrite)
+    check_answer_file(output, [question.row.values for question in questions], prompts, ADDED, overwrite=overwrite)
     session = _opened(choice)
     _tell(observer, *session.notes, *_to_be_told(session, options))
     return answer_questions(
@@ -406,6 +430,70 @@ def _subject(session: Session, name: str, settings: Settings, batch_size: int) -
         return [Answer(each.completion, each.finish_reason) for each in completed]
 
     return Subject(name, losses, answers)
+
+
+def predict(
+    model: ModelChoice | str, *, texts: Sequence[tuple[str, str | None]], observer: Observer = _ignore
+) -> list[dict[str, float]]:
+    """Tell the probability of each class for a few texts.
+
+    Args:
+        model: The classifier; a name alone is a TARGET.
+        texts: Each a text and the second one of a pair, or None.
+        observer: Is told what was found.
+
+    Returns:
+        For each text the probabilities by the names of the classes.
+
+    Raises:
+        Refused: The target is no classifier, or cannot be used.
+    """
+    classifier = _classifier(model, observer)
+    tokens = classifier.tokens(texts)
+    if any(each.is_cut for each in tokens):
+        observer(Note(f"the text is longer than the model's {classifier.context} positions, and was cut to them"))
+    return classifier.probabilities(tokens)
+
+
+def predict_file(
+    model: ModelChoice | str,
+    *,
+    texts: Path,
+    output: Path,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    batch_size: int = TEXTS_AT_ONCE,
+    overwrite: bool = False,
+    observer: Observer = _ignore,
+) -> PredictedFile:
+    """Classify a file of texts into a file of rows with their classes.
+
+    Args:
+        model: The classifier; a name alone is a TARGET.
+        texts: The file of rows with `text`, and `text_pair` where there are two.
+        output: Where each row is written with its `prediction` and `probabilities`; one that was begun is gone on with.
+        columns: What `text` and `text_pair` are called in the file, where it calls them otherwise.
+        batch_size: How many rows at a time.
+        overwrite: Begin anew, whatever `output` holds.
+        observer: Is told how far it is.
+
+    Raises:
+        Refused: Before anything is classified, with every bad row.
+        Failed: While running; the rows so far are in `output`.
+        Stopped: By a signal; the rows so far are in `output`.
+    """
+    rows = read_texts(texts, columns)
+    check_answer_file(output, [each.row.values for each in rows], texts, PREDICTED, overwrite=overwrite)
+    classifier = _classifier(model, observer)
+    return predict_rows(classifier, rows, output, batch_size=batch_size, overwrite=overwrite, observer=observer)
+
+
+def _classifier(model: ModelChoice | str, observer: Observer) -> Classifier:
+    choice = ModelChoice(model) if isinstance(model, str) else model
+    opened = open_classifier(
+        choice.target, choice.adapters, base_model=choice.base_model, quantize=choice.quantize, dtype=choice.dtype
+    )
+    _tell(observer, *opened.notes)
+    return opened
 
 
 def merge(

@@ -50,3 +50,11 @@ def smollm2() -> Path:
     from loraft.models.sources import resolve
 
     return resolve("builtin:smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2, fetched once into the cache of this machine."""
+    from loraft.models.sources import resolve
+
+    return resolve("builtin:all-minilm-l6-v2")

@@ -25,13 +25,14 @@ DOORS = {
     "transformers.AutoModel": ("models/loading.py",),
     "transformers.AutoModelForCausalLM": ("models/loading.py",),
     "transformers.AutoModelForSeq2SeqLM": ("models/loading.py",),
+    "transformers.AutoModelForSequenceClassification": ("models/loading.py",),
     "transformers.BitsAndBytesConfig": ("models/quantization.py",),
     "typer": ("cli/",),
     "yaml": (),
 }
 """What is imported: the only places that may."""
 
-OWED = [f"C{number}" for number in (*range(1, 29), 34, 35, 36, 37, 38, 40, 43, 47)]
+OWED = [f"C{number}" for number in (*range(1, 29), 34, 35, 36, 37, 38, 40, 43, 47, 50)]
 """The rows of the list of silent mistakes that what is built so far can make."""
 
 

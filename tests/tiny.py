@@ -86,6 +86,8 @@ WITHOUT_GROUPS = ("gpt2", "gpt_bigcode", "gpt_neox", "opt", "bloom", *OTHER_KIND
 """Their configs know none of num_key_value_heads and head_dim."""
 WITH_INTERMEDIATE = ("gpt_neox", "bert", "roberta", "xlm-roberta", "deberta-v2")
 """Those of them that know intermediate_size by that name."""
+BEGIN_WITH_THE_END = ("mbart", "m2m_100")
+"""Their decoders begin with the end-of-text token: M2M100 gives a padding token no position."""
 HEADS = {"decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM, "encoder": AutoModelForMaskedLM}
 
 
@@ -128,7 +130,8 @@ def tiny_sizes(model_type: str, **overrides: Any) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
     }
     if FAMILIES[model_type].kind == "encoder_decoder":
-        ids |= {"decoder_start_token_id": tokenizer.pad_token_id, "forced_eos_token_id": None}
+        begins = tokenizer.eos_token_id if model_type in BEGIN_WITH_THE_END else tokenizer.pad_token_id
+        ids |= {"decoder_start_token_id": begins, "forced_eos_token_id": None}
     return sizes | ids | overrides
 
 

@@ -20,7 +20,7 @@ from loraft.models.families import FAMILIES, Family, Kind
 from loraft.models.loading import linear_modules
 from loraft.models.quantization import quantized_modules
 
-__all__ = ["depths", "family_in", "head_to_train", "sized_modules", "targets_in", "tied_modules"]
+__all__ = ["depths", "family_in", "sized_modules", "targets_in", "tied_modules"]
 
 
 def family_in(model: PreTrainedModel) -> Family:
@@ -94,16 +94,6 @@ def tied_modules(model: nn.Module) -> tuple[str, ...]:
         for weight in module.parameters(recurse=False):
             owners[id(weight)].append(name)
     return tuple(name for names in owners.values() if len(names) > 1 for name in names)
-
-
-def head_to_train(classifier: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
-    """The modules of a classification head that are trained: what decides between the classes, and all that is new.
-
-    Args:
-        classifier: The modules of the family's head, the one that decides last.
-        new: Those of them that the base lacks.
-    """
-    return tuple(module for module in classifier if module in new or module == classifier[-1])
 
 
 def targets_in(

@@ -11,6 +11,7 @@ and so build a graph below the first adapted layer.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import warnings
@@ -21,11 +22,12 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraft.adapters.anatomy import head_to_train, targets_in
+from loraft.adapters.anatomy import targets_in
 from loraft.adapters.continuing import refuse_another_adapter
 from loraft.adapters.names import matches
 from loraft.adapters.reading import insert, read_adapter
@@ -98,12 +100,13 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
         return _attach_nothing(loaded)
     base = loaded.model
     head = loaded.family.classifier if config.task == "seq_cls" else ()
-    trained_head = head_to_train(head, loaded.new_modules)
-    targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora", head=trained_head)
+    targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora", head=head)
     start = read_adapter(Path(config.lora.start_from)) if config.lora.start_from else None
     if start:
         refuse_another_adapter(start, targets, config.lora)
-    model = wrap(base, _lora_config(base, loaded.family, targets, config))
+    lora = _lora_config(base, loaded.family, targets, config)
+    saved = copy.copy(lora.modules_to_save)
+    model = wrap(base, lora)
     _refuse_other_modules(model, targets)
     notes: tuple[str, ...] = ()
     if start:
@@ -113,7 +116,9 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
         _initialise(model, targets.modules, config)
     update_in_place(model, ADAPTER_NAME, loaded.family.same_input)
     recorded = model.peft_config[ADAPTER_NAME]
+    assert isinstance(recorded, LoraConfig)
     recorded.base_model_name_or_path = loaded.name
+    recorded.modules_to_save = saved  # peft added all that it calls a classifier, what this model has not too
     recorded.revision = config.model.revision
     return AdaptedModel(loaded, model, targets, _trainable(model), config.method, notes)
 
@@ -269,6 +274,8 @@ def _refuse_other_modules(model: PeftModel, targets: Targets) -> None:
     """Compare what peft adapted with what was chosen: it ignores names that match nothing when others match."""
     base = model.get_base_model()
     adapted = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    if adapted != set(targets.modules):
-        differing = ", ".join(sorted(adapted.symmetric_difference(targets.modules))[:5])
-        raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")
+    whole = {name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    for found, chosen in ((adapted, targets.modules), (whole, targets.saved)):
+        if found != set(chosen):
+            differing = ", ".join(sorted(found.symmetric_difference(chosen))[:5])
+            raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")

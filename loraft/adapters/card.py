@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraft.config.schema import Method, RunConfig
+from loraft.config.schema import Method, RunConfig, Task
 
 __all__ = ["TrainingFacts", "model_card", "shown"]
 
@@ -35,6 +35,7 @@ class TrainingFacts:
         train_loss: The last logged mean loss a trained token; None before the first.
         eval_loss: The mean loss a trained token of the held-out rows, of these very weights; None if not measured.
         eval_rows: How many rows that was measured on.
+        figures: What else was measured on them: `accuracy` and `macro_f1` of a classifier.
     """
 
     steps: int
@@ -44,6 +45,7 @@ class TrainingFacts:
     train_loss: float | None = None
     eval_loss: float | None = None
     eval_rows: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def shown(name: str) -> str:
@@ -51,20 +53,21 @@ def shown(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() or name.startswith("~") else name
 
 
-def model_card(config: RunConfig, facts: TrainingFacts, version: str) -> str:
+def model_card(config: RunConfig, facts: TrainingFacts, version: str, labels: Sequence[str] = ()) -> str:
     """The text of README.md.
 
     Args:
         config: The resolved config of the run.
         facts: What happened in it.
         version: loraft's.
+        labels: The classes of a classifier.
     """
     sections = (
         _front_matter(config),
         _title(config, version),
-        _usage(config),
+        _usage(config, labels),
         _training(config, facts),
-        _result(facts),
+        _result(facts, config.task),
     )
     return "\n".join("\n".join(section) + "\n" for section in sections)
 
@@ -74,7 +77,7 @@ def _front_matter(config: RunConfig) -> Iterator[str]:
     yield "---"
     yield f"base_model: {json.dumps(shown(config.model.name_or_path))}"
     yield f"library_name: {'transformers' if full else 'peft'}"
-    yield "pipeline_tag: text-generation"
+    yield f"pipeline_tag: {'text-classification' if config.task == 'seq_cls' else 'text-generation'}"
     yield "tags:"
     yield from (
         f"- {tag}"
@@ -94,32 +97,52 @@ def _title(config: RunConfig, version: str) -> Iterator[str]:
         yield f"{METHODS[config.method]} on `{base}`{revision}, trained with loraft {version}. It needs that base."
 
 
-def _usage(config: RunConfig) -> Iterator[str]:
-    base = shown(config.model.name_or_path)
+CLASSES: dict[Task, str] = {
+    "causal_lm": "AutoModelForCausalLM",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM",
+    "seq_cls": "AutoModelForSequenceClassification",
+}
+"""The class of transformers that loads what was trained for a task."""
+
+
+def _usage(config: RunConfig, labels: Sequence[str]) -> Iterator[str]:
+    base, made_by = shown(config.model.name_or_path), CLASSES[config.task]
     yield "## Use\n\n```python"
     if config.method == "full":
-        yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        yield f"from transformers import {made_by}, AutoTokenizer\n"
         yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
-        yield 'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")'
+        yield f'model = {made_by}.from_pretrained("path/to/this/folder")'
         yield "```"
+        yield from _classes(labels)
         return
     ours = base.startswith("builtin:") or base.endswith(".gguf")
     yield "from peft import PeftModel"
-    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    yield f"from transformers import {made_by}, AutoTokenizer"
     if ours:
         yield "from loraft.models.sources import resolve"
     yield ""
     yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/adapter")'
     source = f"resolve({json.dumps(base)})" if ours else json.dumps(base)
-    yield f"base_model = AutoModelForCausalLM.from_pretrained({source})"
+    count = f", num_labels={len(labels)}" if labels else ""
+    yield f"base_model = {made_by}.from_pretrained({source}{count})"
+    if labels:
+        yield "base_model.config.pad_token_id = tokenizer.pad_token_id"
     yield 'model = PeftModel.from_pretrained(base_model, "path/to/adapter")'
     yield "```\n"
-    yield "The chat template, the stop ids and the generation defaults that it was trained for lie beside it."
+    yield from _classes(labels)
+    if not labels:
+        yield "The chat template, the stop ids and the generation defaults that it was trained for lie beside it."
     if config.method == "qlora":
         stored = (
             f"{config.quantization.type.upper()}{', double quantization' if config.quantization.double_quant else ''}"
         )
         yield f"It was trained on the base in 4 bits ({stored}); on the unquantized base its answers differ."
+
+
+def _classes(labels: Sequence[str]) -> Iterator[str]:
+    """What the scores of a classifier are of."""
+    if labels:
+        yield f"Its {len(labels)} classes, in the order of their scores: {', '.join(labels)}."
 
 
 def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
@@ -130,7 +153,7 @@ def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
         "data": ", ".join(f"`{shown(source.path)}`" for source in data.train),
         "rows an epoch": f"{facts.rows:,}",
         "epochs, steps": f"{facts.epochs:.2f}, {facts.steps:,}",
-        "trained tokens": f"{facts.trained_tokens:,} (train_on: {data.train_on})",
+        **_learned(config, facts),
         "longest row": f"{data.max_length:,} tokens",
         "learning rate": f"{training.learning_rate}, {training.lr_scheduler_type}, warm-up {training.warmup_steps:g}",
         "batch": f"{training.per_device_train_batch_size} rows × {training.gradient_accumulation_steps} accumulated",
@@ -139,6 +162,13 @@ def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
         **({} if config.method == "full" else _adapter_rows(config)),
     }
     yield from (f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _learned(config: RunConfig, facts: TrainingFacts) -> dict[str, str]:
+    if config.task == "seq_cls":
+        return {"rows read": f"{facts.trained_tokens:,}"}
+    trained_on = f" (train_on: {config.data.train_on})" if config.task == "causal_lm" else ""
+    return {"trained tokens": f"{facts.trained_tokens:,}{trained_on}"}
 
 
 def _adapter_rows(config: RunConfig) -> dict[str, str]:
@@ -156,14 +186,16 @@ def _adapter_rows(config: RunConfig) -> dict[str, str]:
     return rows
 
 
-def _result(facts: TrainingFacts) -> Iterator[str]:
+def _result(facts: TrainingFacts, task: Task) -> Iterator[str]:
+    each = "row" if task == "seq_cls" else "trained token"
     yield "## Measured\n"
     if facts.train_loss is not None:
-        yield f"- last training loss: {facts.train_loss:.4f} a trained token"
+        yield f"- last training loss: {facts.train_loss:.4f} a {each}"
     if facts.eval_loss is None:
         yield "- held-out loss: not measured"
     else:
         perplexity = math.exp(min(facts.eval_loss, 700.0))
-        measured = f"{facts.eval_loss:.4f} a trained token (perplexity {perplexity:.4g})"
+        figures = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in facts.figures.items()]
+        measured = f"{facts.eval_loss:.4f} a {each} ({', '.join(figures) or f'perplexity {perplexity:.4g}'})"
         yield f"- held-out loss: {measured}, on {facts.eval_rows:,} rows"
     yield "\nNothing else was measured: neither other tasks, nor languages, nor safety."

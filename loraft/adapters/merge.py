@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from loraft.adapters.arithmetic import Run, cast_pieces, updated_pieces
 from loraft.adapters.card import shown
+from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.adapters.reading import read_adapter
 from loraft.adapters.resolve import Target
@@ -31,7 +32,7 @@ from loraft.adapters.working_ahead import working_ahead
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.families import FAMILIES, Family, family_of
-from loraft.models.loading import load_config, meta_model
+from loraft.models.loading import load_config, meta_model, new_modules, without
 from loraft.models.placement import DTYPES
 from loraft.models.quantization import dequantized, quantized_modules
 from loraft.models.shards import TORCH_DTYPES, Slot, in_order, write_index, write_shard
@@ -68,6 +69,8 @@ class Merge:
         headers: The base's tensors, by their names in its files.
         names: What the files call each tensor of the model.
         quantized: The tensors that 4-bit loading would replace.
+        labels: The classes that the result tells apart; none where it writes text.
+        new_modules: The modules of its head that the base lacks, and an adapter brings.
         notes: What a person should know, a sentence each.
     """
 
@@ -87,6 +90,8 @@ class Merge:
     headers: Mapping[str, TensorHeader]
     names: Mapping[str, str]
     quantized: frozenset[str]
+    labels: tuple[str, ...]
+    new_modules: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
@@ -134,12 +139,14 @@ def prepare_merge(
         for each, weight in zip(target.adapters, weights, strict=True)
     )
     section = target.model_section
-    config = load_config(section, FAMILIES)
+    labels = classes_of(target)
+    config = load_config(section, FAMILIES, labels)
     family = family_of(config.model_type, FAMILIES)
     _refuse_overflow(family, dtype)
     folder = resolve(section.name_or_path, section.revision)
     model = meta_model(config)
-    expected = expected_tensors(model)
+    new = new_modules(folder, config, family) if labels else ()
+    expected = without(new, expected_tensors(model))
     check_weights(folder, expected)
     own = fingerprint(folder)
     notes = (*target.notes, *(note for adapter in adapters for note in adapter.files.check_base(own)))
@@ -155,7 +162,7 @@ def prepare_merge(
         folder=folder,
         family=family,
         adapters=adapters,
-        plan=plan_merge(model, adapters),
+        plan=_complete(plan_merge(model, adapters), new, expected_tensors(model), adapters[0]),
         base=base,
         trained_storage=recorded or (None if tells else storage),
         storage=storage,
@@ -165,8 +172,24 @@ def prepare_merge(
         headers=headers,
         names=_names_in_files(model, expected, headers),
         quantized=frozenset(f"{name}.weight" for name in quantized_modules(model)),
+        labels=labels,
+        new_modules=new,
         notes=(*notes, *_storage_notes(recorded, base, tells=tells), *_mixed_notes(target)),
     )
+
+
+def _complete(
+    plan: MergePlan, new: Sequence[str], expected: Mapping[str, tuple[int, ...]], adapter: WeightedAdapter
+) -> MergePlan:
+    """The plan, if it writes every tensor that the base lacks.
+
+    Raises:
+        AdapterError: The adapter lacks some of them too.
+    """
+    wanted = expected.keys() - without(new, expected).keys()
+    if absent := sorted(wanted - plan.replaced.keys()):
+        raise AdapterError(f"neither it nor its base has {', '.join(absent)}", where=str(adapter.files.folder))
+    return plan
 
 
 def _shown(folder: Path) -> str:
@@ -235,10 +258,16 @@ def _names_in_files(
 
 
 def plan_files(merge: Merge) -> dict[str, list[Slot]]:
-    """What each file of the result holds: those of the base, under their names, with what is new in the last one."""
+    """What each file of the result holds: those of the base, under their names, with what is new in the last one.
+
+    A classifier's are under its own names, without what the base has besides: transformers tells by the names whether
+    a file holds a model with a head, and another head than the classifier's would stay unused.
+    """
     files: dict[str, list[Slot]] = {}
+    ours = {theirs: name for name, theirs in merge.names.items()} if merge.labels else dict.fromkeys(merge.headers)
     for name, header in sorted(merge.headers.items(), key=lambda item: (item[1].file.name, item[1].start)):
-        files.setdefault(header.file.name, []).append(Slot(name, _word(merge, header), header.shape))
+        if name in ours:
+            files.setdefault(header.file.name, []).append(Slot(ours[name] or name, _word(merge, header), header.shape))
     changed = dict.fromkeys([*merge.plan.untied, *merge.plan.replaced, *merge.plan.updates])
     for name in (name for name in changed if name not in merge.names):
         shape = merge.plan.replaced[name].shape if name in merge.plan.replaced else _source(merge, name).shape

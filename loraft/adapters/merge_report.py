@@ -41,6 +41,7 @@ class MergeReport:
         merge_seconds: The time that merging took, verification left out.
         verified: Whether the merged model was compared with the adapted one.
         warnings: What a person should know of the result, a sentence each.
+        labels: The classes that a merged classifier tells apart; none where the model writes text.
     """
 
     out: Path
@@ -63,10 +64,12 @@ class MergeReport:
     merge_seconds: float
     verified: bool
     warnings: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The report as JSON shows it; the folder itself is left out, since it can be moved."""
-        return {key: value for key, value in asdict(self).items() if key != "out"}
+        left_out = ("out",) if self.labels else ("out", "labels")
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
 
 def why(base: str, *, is_as_trained: bool) -> str:
@@ -115,7 +118,10 @@ def _usage(report: MergeReport) -> Iterator[str]:
     yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
     yield f'model = {report.architecture}.from_pretrained("path/to/this/folder", dtype="auto")'
     yield "```\n"
-    yield "The chat template, the stop ids and the generation defaults of the adapter lie beside the weights."
+    if report.labels:
+        yield f"It tells {len(report.labels)} classes apart: {', '.join(report.labels)}."
+    else:
+        yield "The chat template, the stop ids and the generation defaults of the adapter lie beside the weights."
 
 
 def _measured(report: MergeReport) -> Iterator[str]:
@@ -127,5 +133,5 @@ def _measured(report: MergeReport) -> Iterator[str]:
     yield f"- KL(adapted ‖ merged): {report.kl_adapted_merged:.3g} nats"
     yield f"- KL(adapted ‖ base), the adapter's whole effect: {report.kl_adapted_base:.3g} nats"
     yield f"- largest difference of the {report.compared}: {report.max_abs_logit_difference:.3g}"
-    yield f"- the same likeliest token: {100 * (report.top1_agreement or 0):.2f} %"
+    yield f"- the same likeliest {'class' if report.labels else 'token'}: {100 * (report.top1_agreement or 0):.2f} %"
     yield from (f"\n{warning}" for warning in report.warnings)

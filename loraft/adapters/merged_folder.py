@@ -22,6 +22,8 @@ from loraft.adapters.reading import RECORD
 from loraft.adapters.resolve import Target
 from loraft.errors import RunFolderError
 from loraft.models.cache import require_free_bytes
+from loraft.models.families import FAMILIES
+from loraft.models.loading import load_tokenizer
 
 __all__ = ["chosen_folder", "merged_folder", "write_company", "write_report"]
 
@@ -117,7 +119,8 @@ def write_company(merge: Merge, folder: Path) -> None:
     has_tokenizer = adapter.tokenizer is not None
     _copy(adapter.folder if has_tokenizer else merge.folder, TOKENIZER, folder)
     has_defaults = (adapter.folder / GENERATION[0]).is_file()
-    _copy(adapter.folder if has_defaults else merge.folder, GENERATION, folder)
+    if not merge.labels:
+        _copy(adapter.folder if has_defaults else merge.folder, GENERATION, folder)
     record = merge.adapters[0].files.record or {}
     _write_json(
         folder / RECORD,
@@ -127,6 +130,7 @@ def write_company(merge: Merge, folder: Path) -> None:
             "system_prompt": target.system_prompt,
             "task": record.get("task"),
             **{key: record[key] for key in OF_SOURCES if key in record},
+            **({"labels": list(merge.labels)} if merge.labels else {}),
             "versions": {"loraft": loraft.__version__},
         },
     )
@@ -147,6 +151,14 @@ def _config(merge: Merge) -> dict[str, object]:
     if "torch_dtype" in values:
         values["torch_dtype"] = merge.dtype_name
     values.setdefault("architectures", [merge.architecture])
+    if merge.labels:
+        values |= {
+            "architectures": [merge.architecture],
+            "id2label": dict(enumerate(merge.labels)),
+            "label2id": {label: number for number, label in enumerate(merge.labels)},
+            "pad_token_id": load_tokenizer(merge.section, FAMILIES).pad_token_id,
+            "problem_type": "single_label_classification",
+        }
     if merge.plan.untied:
         values["tie_word_embeddings"] = False
     return values

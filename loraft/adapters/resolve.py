@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import ValidationError
 
 from loraft.adapters.folders import read_json
 from loraft.adapters.hub import adapter_from_hub
 from loraft.adapters.names import check_adapter_name
-from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.config.schema import ModelSection, QuantizationSection, Task
 from loraft.errors import AdapterError
 
 __all__ = ["AdapterTarget", "Sources", "Target", "resolve_target", "resolve_to_look"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+PEFT_TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_2_SEQ_LM": "seq2seq_lm", "SEQ_CLS": "seq_cls"}
+"""Our names of the tasks by peft's."""
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
 
 
@@ -56,8 +58,9 @@ class AdapterTarget:
         quantization: How the base was stored while it was trained, for `method: qlora`.
         tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
         system_prompt: The system prompt that it was trained with.
-        task: What it was trained for, where that was recorded.
+        task: What it was trained for, where that is known.
         sources: How the sources were rendered that it was trained with.
+        labels: The classes that it tells apart, where they were recorded.
     """
 
     name: str
@@ -69,8 +72,9 @@ class AdapterTarget:
     quantization: QuantizationSection | None = None
     tokenizer: str | None = None
     system_prompt: str | None = None
-    task: str | None = None
+    task: Task | None = None
     sources: Sources = Sources()
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -316,8 +320,9 @@ def _from_adapter(folder: Path) -> Target:
         quantization=_quantization(record.get("quantization"), folder),
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
         system_prompt=_system_prompt(record),
-        task=_text(record, "task"),
+        task=_task(config, record),
         sources=_sources(record),
+        labels=_labels(record),
     )
     return Target(adapter.base, adapter.revision, (adapter,))
 
@@ -339,6 +344,17 @@ def _sources(record: dict[str, object]) -> Sources:
 def _text(record: dict[str, object], key: str) -> str | None:
     value = record.get(key)
     return value if isinstance(value, str) else None
+
+
+def _task(config: Mapping[str, object], record: Mapping[str, object]) -> Task | None:
+    """What an adapter was trained for, as loraft recorded it or as peft did."""
+    named = record.get("task") or PEFT_TASKS.get(str(config.get("task_type")))
+    return next((task for task in get_args(Task) if task == named), None)
+
+
+def _labels(record: Mapping[str, object]) -> tuple[str, ...]:
+    labels = record.get("labels")
+    return tuple(map(str, labels)) if isinstance(labels, list) else ()
 
 
 def _quantization(recorded: object, folder: Path) -> QuantizationSection | None:

@@ -38,6 +38,7 @@ from loraft.adapters.reading import (
     read_adapter,
 )
 from loraft.config.schema import GenerationSection, RunConfig
+from loraft.data.labelled import LabelRenderer
 from loraft.data.rendering import RowRenderer
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.models.loading import LoadedModel
@@ -125,8 +126,18 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
 
 
 def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
-    """What to tell about an adapter on this base, once it is known to have been trained on it."""
+    """What to tell about an adapter on this base, once it is known to have been trained on it.
+
+    Raises:
+        AdapterError: The base's weights are others, or what the base lacks the adapter lacks too.
+    """
     notes = files.check_base(loaded.fingerprint)
+    inside = [f"{name}." for name in files.shape.saved]
+    if random := [name for name in loaded.new_modules if not any(part.startswith(f"{name}.") for part in inside)]:
+        raise AdapterError(
+            f"neither the adapter nor its base has {' and '.join(random)}, and random numbers would answer",
+            where=str(files.folder),
+        )
     untied = sorted(files.shape.saved.intersection(tied_modules(loaded.model)))
     if untied:
         notes += (f"The adapter has a {' and a '.join(untied)} of its own, which the base ties to another module.",)
@@ -214,7 +225,8 @@ def _write_company(
         defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
         defaults |= {BEGINS[name]: token for name, token in beginning(loaded.model, renderer).items()}
         _write_json(folder / "generation_config.json", defaults)
-    (folder / "README.md").write_text(model_card(config, facts, loraft.__version__), encoding="utf-8")
+    labels = renderer.labels if isinstance(renderer, LabelRenderer) else ()
+    (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, labels), encoding="utf-8")
     _write_json(folder / RECORD, _record(adapted, config, renderer))
 
 

@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from loraft import __version__
-from loraft.cli import chat, evaluation, generation, inspection, merging, setup, training
+from loraft.cli import (
+    chat,
+    evaluation,
+    generation,
+    inspection,
+    merging,
+    prediction,
+    previewing,
+    setup,
+    starting,
+    training,
+)
 from loraft.cli.quiet import hush
 
 __all__ = ["app"]
@@ -50,12 +61,15 @@ def _general_options(
         hush()
 
 
+app.command()(starting.init)
 app.command()(training.check)
+app.command()(previewing.preview)
 app.command()(training.train)
 app.command()(evaluation.evaluate)
 app.command()(merging.merge)
 app.command()(generation.generate)
 app.command()(chat.chat)
+app.command()(prediction.predict)
 app.command()(inspection.inspect_layers)
 app.command()(setup.schema)
 app.command()(setup.doctor)

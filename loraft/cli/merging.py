@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +10,7 @@ import typer
 
 from loraft.cli.options import BaseModelOption, JsonOption
 from loraft.cli.outcome import ends_well
+from loraft.cli.trying import try_it
 
 if TYPE_CHECKING:
     from loraft.adapters.merge_report import MergeReport
@@ -132,7 +132,7 @@ def _show(report: MergeReport) -> None:
     )
     if report.verified:
         print_result(facts("verified", _measured(report), label_width=30))
-    print_result(f"Try it:  loraft generate {shlex.quote(str(report.out))} --prompt TEXT")
+    print_result(f"Try it:  {try_it('seq_cls' if report.labels else 'causal_lm', str(report.out))}")
 
 
 def _measured(report: MergeReport) -> dict[str, object]:
@@ -141,5 +141,5 @@ def _measured(report: MergeReport) -> dict[str, object]:
         f"largest difference of {report.compared}": f"{report.max_abs_logit_difference:.3g}",
         "KL(adapted ‖ merged)": f"{report.kl_adapted_merged:.3g}",
         "KL(adapted ‖ base)": f"{report.kl_adapted_base:.3g}",
-        "same likeliest token": f"{100 * (report.top1_agreement or 0):.2f} %",
+        f"same likeliest {'class' if report.labels else 'token'}": f"{100 * (report.top1_agreement or 0):.2f} %",
     }

@@ -95,7 +95,10 @@ def _steps(trace: Trace) -> RenderableType:
 
 def _legend(trace: Trace) -> RenderableType:
     """What the columns mean, and what is so."""
-    if trace.use_cache:
+    if trace.encoder is not None:
+        cached = "the newest token alone; the cache keeps keys and values of it and of the source"
+        read = f"fed: the decoder is fed {cached if trace.use_cache else 'all that it said again at each step'}"
+    elif trace.use_cache:
         read = "fed: the prompt is read once, then the newest token alone; the cache keeps keys and values"
     else:
         read = "fed: without a cache everything is read again at each step; only the last position counts"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from loraft.cli.config_file import read_config
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.outcome import ends_well
-
-if TYPE_CHECKING:
-    from loraft.config.schema import RunConfig
+from loraft.cli.trying import try_it
 
 __all__ = ["check", "train"]
 
@@ -39,7 +37,7 @@ def train(
     """
     if overwrite and (resume or resume_anyway):
         raise typer.BadParameter("--overwrite begins anew and --resume goes on: choose one.")
-    run_config = _read(config, overrides)
+    run_config = read_config(config, overrides)
 
     from loraft.cli.progress import view_on
     from loraft.cli.render import console_on, print_json, print_result, waiting
@@ -62,17 +60,24 @@ def train(
         print_json(result.as_dict())
     else:
         print_result(*document(result.as_dict(), rest="run"))
-        print_result(f"Try it:  loraft generate {shlex.quote(str(result.run_folder))} --prompt TEXT")
+        print_result(f"Try it:  {try_it(run_config.task, str(result.run_folder))}")
 
 
 @ends_well
-def check(config: ConfigArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+def check(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Name each row that stands in the data twice, with file and line.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Tell everything that can be known before training.
 
     Config, files, rows, model, adapter targets, memory and steps, without loading a weight. Exit code 2 with every
     problem found, where training would be refused.
     """
-    run_config = _read(config, overrides)
+    run_config = read_config(config, overrides)
 
     from loraft.cli.render import print_json, print_note, print_result, waiting
     from loraft.cli.tables import document
@@ -80,27 +85,13 @@ def check(config: ConfigArgument, overrides: OverridesArgument = None, as_json: 
     with waiting("loading libraries, then model and rows"):
         from loraft import api
 
-        report = api.check(run_config, name=_run_name(config))
+        report = api.check(run_config, name=_run_name(config), verbose=verbose)
     for note in report.notes:
         print_note(note)
     if as_json:
         print_json(report.as_dict())
     else:
         print_result(*document({key: part for key, part in report.as_dict().items() if key != "notes"}, rest="run"))
-
-
-def _read(path: str, overrides: list[str] | None) -> RunConfig:
-    """The config with its overrides; says which of its sections and keys method and task leave unused."""
-    from loraft.cli.render import print_note
-    from loraft.config.files import load_config
-    from loraft.config.schema import unused_keys, unused_sections
-
-    config = load_config(Path(path), overrides or [])
-    for section in unused_sections(config):
-        print_note(f"the section {section} is not used by method: {config.method}")
-    for key in unused_keys(config):
-        print_note(f"{key} is not used by task: {config.task}")
-    return config
 
 
 def _run_name(path: str) -> str:

@@ -7,7 +7,7 @@ that knows. Every description below is also what `loraft schema` shows in an edi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -246,6 +246,12 @@ class DataSection(Section):
     """What happens to a row that cannot be read; skipped rows are counted."""
     train_on: Literal["completions", "last", "all"] = "completions"
     """Which tokens are trained: every assistant turn, the last one, or all."""
+    streaming: bool = False
+    """Read the training rows as they are needed, never all at once: for more rows than memory holds."""
+    shuffle_buffer: PositiveInt = 10_000
+    """Rows that a stream holds to draw from: an order is as random as this is large."""
+    num_proc: Auto | PositiveInt = "auto"
+    """Processes that turn rows into tokens; auto is one for a few thousand rows and one a core for more."""
     packing: Literal["auto", "off", "fill"] = "auto"
     """auto lays the rows of a batch end to end, off pads them, fill fills rows up to max_length (fewer steps)."""
 
@@ -337,6 +343,19 @@ def _contradiction(message: str, *keys: str) -> PydanticCustomError:
     return PydanticCustomError("contradiction", "{message}", {"message": message, "keys": keys})
 
 
+def _beyond_a_stream(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
+    """What cannot be had without all rows at hand: the key, whether it is asked for, and why it cannot be had."""
+    data, training = config.data, config.training
+    share = isinstance(data.eval, float)
+    yield "data.eval", share, "a share of the rows cannot be held out (name a file, or write null)"
+    yield "data.train", any(source.weight != 1 for source in data.train), "weights need all rows of a source"
+    yield "data.packing", data.packing == "fill", "fill chooses among all rows"
+    yield "training.group_by_length", training.group_by_length, "rows are sorted among many"
+    balanced, unnamed = training.class_weights == "balanced", config.task == "seq_cls" and not data.labels
+    yield "training.class_weights", balanced, "balanced counts the rows of each class (write the weights)"
+    yield "data.labels", unnamed, "the classes are those of all rows (name them)"
+
+
 class RunConfig(Section):
     """One run of loraft, whole."""
 
@@ -370,6 +389,16 @@ class RunConfig(Section):
                 f"{metric} is measured of classifiers, and the task is {self.task}",
                 "training.metric_for_best_model", "task",
             )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _a_stream_is_not_known_beforehand(self) -> RunConfig:
+        if self.data.streaming:
+            for key, is_set, message in _beyond_a_stream(self):
+                if is_set:
+                    raise _contradiction(
+                        f"{message}, and data.streaming reads rows as they come", key, "data.streaming"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ import re
 from loraft.config.scalars import Value, scalar
 from loraft.config.schema import DataSource, RunConfig, StackLayers, idle_keys, unused_sections
 
-__all__ = ["written"]
+__all__ = ["inline", "written"]
 
 BARE = re.compile(r"[\w/.][\w/.@+-]*([: ][\w/.@+-]+)*", re.ASCII)
 OTHERS_MISREAD = re.compile(r"(?i)y|n|yes|no|on|off|[-+.]?\d[\d_:.]*|\d{4}-\d\d?-.*|\.+")
@@ -31,14 +31,14 @@ def written(config: RunConfig) -> str:
         if name in idle and value == field.default:
             continue
         if isinstance(value, str | int):
-            lines.append(f"{name}: {_inline(value)}")
+            lines.append(f"{name}: {inline(value)}")
             continue
         values = {
             key: getattr(value, key)
             for key, inner in type(value).model_fields.items()
             if f"{name}.{key}" not in idle or getattr(value, key) != inner.default
         }
-        lines += ["", f"{name}:", *(f"  {key}: {_inline(_short(inner))}" for key, inner in values.items())]
+        lines += ["", f"{name}:", *(f"  {key}: {inline(inner)}" for key, inner in values.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -63,6 +63,11 @@ def _short(value: object) -> Value:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a config holds no {type(value).__name__}")
+
+
+def inline(value: object) -> str:
+    """A value of a config on one line, as short as it can be said."""
+    return _inline(_short(value))
 
 
 def _inline(value: Value) -> str:

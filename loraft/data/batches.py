@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from loraft.data.examples import IGNORED, Example, LabelledExample, PairExample
 
 __all__ = [
-    "LENGTH_GROUP", "AnyBatch", "Batch", "BatchPlan", "LabelledBatch", "Layout", "PairBatch", "Span", "collate",
-    "collate_labelled", "collate_pairs", "collate_rows", "pack_rows",
+    "LENGTH_GROUP", "AnyBatch", "Batch", "BatchPlan", "LabelledBatch", "Layout", "PairBatch", "Span", "Window",
+    "collate", "collate_labelled", "collate_pairs", "collate_rows", "pack_rows",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -230,6 +230,23 @@ def collate(examples: Sequence[Example], layout: Layout) -> Batch:
 
 
 @dataclass(frozen=True)
+class Window:
+    """The batches of one optimizer step, and where the data stands behind them.
+
+    Attributes:
+        batches: Each the examples of a batch.
+        ends_epoch: No other window of the epoch follows.
+        place: The place in a stream behind these rows; (0, 0) where rows have numbers.
+        notes: What there is to say when the epoch ends, a sentence each.
+    """
+
+    batches: list[list[Example]]
+    ends_epoch: bool
+    place: tuple[int, int] = (0, 0)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class BatchPlan:
     """Which examples share a batch, epoch by epoch.
 
@@ -266,6 +283,20 @@ class BatchPlan:
         for chunk in _chunks(order, self.batch_size * LENGTH_GROUP):
             grouped += _chunks(sorted(chunk, key=lambda i: -self.lengths[i]), self.batch_size)
         return [grouped[i] for i in random.permutation(len(grouped))]
+
+    def windows(self, train: Sequence[Example], epoch: int, window: int, place: tuple[int, int]) -> Iterator[Window]:
+        """The windows of an epoch from number `window` on, each the batches of one optimizer step.
+
+        Args:
+            train: The examples that batches are of.
+            epoch: Its number, from 0.
+            window: The first window, from 0.
+            place: Of no use here: numbers tell where rows are.
+        """
+        batches, size = self.epoch(epoch), self.accumulation
+        for start in range(window * size, len(batches), size):
+            rows = [[train[index] for index in batch] for batch in batches[start : start + size]]
+            yield Window(rows, ends_epoch=start + size >= len(batches))
 
     def steps(self, number: int) -> int:
         """The optimizer steps of epoch `number`; the last one may have fewer batches."""

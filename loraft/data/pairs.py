@@ -171,7 +171,7 @@ def closed(ids: Sequence[int], most: int, tokenizer: PreTrainedTokenizerBase) ->
     """The first `most` tokens, those special ones that close the text kept at the end."""
     if len(ids) <= most:
         return list(ids)
-    special = set(tokenizer.all_special_ids)
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}  # an unknown word closes nothing
     end = len(ids)
     while end and ids[end - 1] in special:
         end -= 1
@@ -183,13 +183,13 @@ def _codes(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
     """The codes of languages that a multilingual tokenizer takes, with their tokens; none of another."""
     if not hasattr(tokenizer, "src_lang"):
         return {}
-    # M2M100 writes `fr` as `__fr__`; mBART lists its codes beside other tokens; NLLB has nothing but special tokens.
-    written: Any = getattr(tokenizer, "lang_code_to_token", None)
-    listed: Any = getattr(tokenizer, "lang_code_to_id", None) or tokenizer.extra_special_tokens
-    tokens = dict(written) if written else {str(code): str(code) for code in listed if not str(code).startswith("<")}
-    numbers: Any = tokenizer.convert_tokens_to_ids(list(tokens.values()))
-    codes = zip(tokens, numbers, strict=True)
-    return {str(code): int(number) for code, number in codes if number not in (None, tokenizer.unk_token_id)}
+    known: Any = getattr(tokenizer, "lang_code_to_id", None)
+    if isinstance(known, Mapping) and known:
+        return {str(code): int(number) for code, number in known.items()}
+    # NLLB's are its special tokens, those in angle brackets aside.
+    names = [name for name in map(str, tokenizer.extra_special_tokens) if not name.startswith("<")]
+    numbers: Any = tokenizer.convert_tokens_to_ids(names)
+    return {name: int(number) for name, number in zip(names, numbers, strict=True) if number != tokenizer.unk_token_id}
 
 
 def _no_language(key: str, code: str | None, codes: Mapping[str, int]) -> DataError:

@@ -7,27 +7,43 @@ without being counted, and every problem of every source is found before it ends
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, DataSource, RunConfig
+from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig, Task
 from loraft.data.examples import Example
 from loraft.data.formats import Languages, Record, check_format, detect_format, to_record
-from loraft.data.records import read_rows
-from loraft.data.rendering import RowRenderer, renderer_of
-from loraft.data.statistics import DataReport, SourceCounts, lengths_of
-from loraft.data.tokenize import Renderer
+from loraft.data.identity import identity_of
+from loraft.data.kept import Keeper
+from loraft.data.outcomes import wanted_of
+from loraft.data.processes import processes_for, tokenized
+from loraft.data.records import RowsRead, read_rows
+from loraft.data.rendering import Learned, RowRenderer, learned_from, renderer_of
+from loraft.data.statistics import (
+    DataReport,
+    SourceCounts,
+    classes_of,
+    findings,
+    lengths_of,
+    repetitions,
+    unknown_tokens,
+)
+from loraft.data.stream import RowStream, streamed
 from loraft.errors import DataError, Problem, Refused
 
-__all__ = ["PreparedData", "SourceSpan", "prepare", "with_defaults"]
+__all__ = ["PreparedData", "SourceSpan", "format_of", "prepare", "shortened", "with_defaults"]
 
 SHOWN_PROBLEMS = 20
 SAMPLES = 3
-CUTS = ("truncate", "split")
+SAMPLED = 1000
+"""Rows of each source that are looked at before a stream begins."""
+DONE = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}
 EVAL_STREAM = 0x5EED
 """Keeps the draw of the held-out rows apart from the order of epochs, which has the same seed."""
 
@@ -51,7 +67,9 @@ class PreparedData:
         eval: The examples to evaluate on.
         report: All of it in numbers.
         renderer: What made the tokens, and makes prompts the same way.
-        fingerprint: sha256 over all tokens and labels.
+        fingerprint: sha256 over all tokens and labels; of a stream over what they depend on.
+        stream: The training rows as they come, where `data.streaming` asks for it; `train` and the report are then of
+            the first rows of each source alone.
     """
 
     train: list[Example]
@@ -60,6 +78,7 @@ class PreparedData:
     report: DataReport
     renderer: RowRenderer
     fingerprint: str
+    stream: RowStream | None = None
 
 
 @dataclass
@@ -69,10 +88,11 @@ class _Source:
     Attributes:
         given: What the config says of it, the defaults of its section filled in.
         counts: What became of its rows.
-        records: What its good rows say.
+        records: What its good rows say, until they are tokens.
         places: Where each of these stands.
         examples: What is left of them as tokens.
-        lengths: The tokens of each record, before any is cut.
+        lengths: The tokens of each record, before any is cut; of its source where there is a target.
+        target_lengths: The tokens of each record's target.
         problems: What is wrong with its bad rows.
     """
 
@@ -82,51 +102,163 @@ class _Source:
     places: list[str] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    target_lengths: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
-def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
-    """Read and tokenize everything that `config.data` names.
+def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path | None = None) -> PreparedData:
+    """Read and tokenize everything that `config.data` names, or find it as it was tokenized before.
+
+    Args:
+        config: The run's.
+        tokenizer: The model's.
+        cache: Where tokens are kept for the next start; None keeps and finds none.
 
     Raises:
         DataError: With every problem found: files and rows that cannot be read or rendered, rows over `max_length`
             where that is an error, nothing left to train or to evaluate on.
     """
     data = config.data
-    problems: list[Problem] = []
-    train = _sources(data.train, config, problems)
-    held_out = _sources(data.eval, config, problems) if isinstance(data.eval, tuple) else []
-    renderer = _renderer(config, train, held_out, tokenizer, problems)
-    for source in (*train, *held_out):
-        problems += _tokenized(source, data, renderer)
-    if not problems:
-        problems += _nothing_left("data.train", train) + _nothing_left("data.eval", held_out)
-    if problems:
-        raise DataError.several(_shortened(problems))
+    given = [with_defaults(source, data) for source in data.train]
+    given_held = [with_defaults(source, data) for source in data.eval] if isinstance(data.eval, tuple) else []
+    if data.streaming:
+        return _streamed(config, given, given_held, tokenizer)
+    name = identity_of(config, (given, given_held), tokenizer) if cache is not None else None
+    keeper = Keeper(cache, name) if cache is not None and name is not None else None
+    found = keeper.find() if keeper is not None else None
+    if found is not None:
+        train, held_out, learned = _taken_up(*found, given, given_held)
+        renderer = renderer_of(config.task, data, tokenizer, learned)
+    else:
+        train, held_out, renderer, learned = _made(config, given, given_held, tokenizer)
+        if keeper is not None:
+            keeper.keep(*_put_down(train, held_out, learned))
     evaluation = [example for source in held_out for example in source.examples]
     if isinstance(data.eval, float):
         evaluation = _hold_out(train, data.eval, config.seed)
     examples = [example for source in train for example in source.examples]
+    report = _report(data, renderer, train, held_out, examples, evaluation)
     return PreparedData(
         train=examples,
         train_sources=list(_spans(train)),
         eval=evaluation,
-        report=_report(data, renderer, train, held_out, examples, evaluation),
+        report=replace(report, notes=(*(keeper.notes if keeper is not None else ()), *report.notes)),
         renderer=renderer,
         fingerprint=_fingerprint([*examples, *evaluation]),
     )
 
 
-def _sources(sources: Sequence[DataSource], config: RunConfig, problems: list[Problem]) -> list[_Source]:
+def _streamed(
+    config: RunConfig, given: Sequence[DataSource], given_held: Sequence[DataSource], tokenizer: PreTrainedTokenizerBase
+) -> PreparedData:
+    """What is known of training rows that come one after the other: the first of each source, and how many there are.
+
+    Raises:
+        DataError: As `prepare`, of the rows that were read; or the number of steps depends on rows that were not.
+    """
+    train, held_out, renderer, _ = _made(config, given, given_held, tokenizer, most=SAMPLED)
+    stream = streamed(config, [(source.given, source.counts.format) for source in train], renderer)
+    in_pieces = any(source.counts.done == "split" for source in train)
+    if config.training.max_steps is None and (stream.rows is None or in_pieces):
+        why = "rows are split into pieces" if in_pieces else "a source does not say how many rows it has"
+        raise DataError(
+            f"is needed, for {why}, and data.streaming reads rows as they come", key="training.max_steps",
+            remedy="write the number of optimizer steps",
+        )  # fmt: skip
+    examples = [example for source in train for example in source.examples]
+    evaluation = [example for source in held_out for example in source.examples]
+    report = _report(config.data, renderer, train, held_out, examples, evaluation)
+    sampled = sum(source.counts.read for source in train)
+    known = "not known" if stream.rows is None else f"{stream.rows:,}"
+    note = f"data.streaming: what is said of the training rows is of the first {sampled:,}; all of them are {known}"
+    return PreparedData(
+        train=examples,
+        train_sources=list(_spans(train)),
+        eval=evaluation,
+        report=replace(report, train_rows=stream.rows, sampled=sampled, notes=(note, *report.notes)),
+        renderer=renderer,
+        fingerprint=identity_of(config, (given, given_held), tokenizer) or "unknown",
+        stream=stream,
+    )
+
+
+def _made(
+    config: RunConfig,
+    given: Sequence[DataSource],
+    given_held: Sequence[DataSource],
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None = None,
+) -> tuple[list[_Source], list[_Source], RowRenderer, Learned]:
+    """The sources read, rendered, tokenized and cut; of those to train on the first `most` rows.
+
+    Raises:
+        DataError: With every problem found.
+    """
+    data = config.data
+    problems: list[Problem] = []
+    train, held_out = _sources(given, config, problems, most), _sources(given_held, config, problems)
+    records = [record for source in train for record in source.records]
+    if config.task == "causal_lm":  # what is learned otherwise, such as the classes, the training rows alone tell
+        records += [record for source in held_out for record in source.records]
+    learned = learned_from(config.task, data, records)
+    try:
+        renderer = renderer_of(config.task, data, tokenizer, learned)
+    except DataError as error:  # it may follow from the rows that are bad
+        raise DataError.several(shortened([*problems, *error.problems])) from None
+    for source in (*train, *held_out):
+        problems += _tokenized(source, data, renderer)
+    if not problems:
+        problems += _nothing_left("data.train", train) + _nothing_left("data.eval", held_out)
+    if problems:
+        raise DataError.several(shortened(problems))
+    return train, held_out, renderer, learned
+
+
+def _put_down(
+    train: Sequence[_Source], held_out: Sequence[_Source], learned: Learned
+) -> tuple[list[Example], dict[str, Any]]:
+    """All examples, and the rest as JSON holds it."""
+    sources = [
+        {
+            "counts": asdict(source.counts), "examples": len(source.examples), "lengths": source.lengths,
+            "target_lengths": source.target_lengths, "problems": [asdict(problem) for problem in source.problems[:1]],
+        }
+        for source in (*train, *held_out)
+    ]  # fmt: skip
+    examples = [example for source in (*train, *held_out) for example in source.examples]
+    return examples, {"sources": sources, "learned": asdict(learned)}
+
+
+def _taken_up(
+    examples: list[Example], facts: dict[str, Any], given: Sequence[DataSource], given_held: Sequence[DataSource]
+) -> tuple[list[_Source], list[_Source], Learned]:
+    """What `_put_down` gave, as it was."""
+    sources, start = [], 0
+    for source, kept in zip((*given, *given_held), facts["sources"], strict=True):
+        stop = start + kept["examples"]
+        sources.append(
+            _Source(
+                source, SourceCounts(**kept["counts"]), examples=examples[start:stop], lengths=kept["lengths"],
+                target_lengths=kept["target_lengths"], problems=[Problem(**problem) for problem in kept["problems"]],
+            )
+        )  # fmt: skip
+        start = stop
+    learned = Learned(**{**facts["learned"], "labels": tuple(facts["learned"]["labels"])})
+    return sources[: len(given)], sources[len(given) :], learned
+
+
+def _sources(
+    sources: Sequence[DataSource], config: RunConfig, problems: list[Problem], most: int | None = None
+) -> list[_Source]:
     """Every source as records; what is wrong with whole sources, or with rows that may not be bad, joins `problems`."""
-    found, data = [], config.data
+    found = []
     for given in sources:
         try:
-            source = _source(with_defaults(given, data), config)
+            source = _source(given, config, most)
         except Refused as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
-        if data.on_bad_row == "error":
+        if config.data.on_bad_row == "error":
             problems += source.problems
         found.append(source)
     return found
@@ -144,17 +276,9 @@ def with_defaults(source: DataSource, data: DataSection) -> DataSource:
     )
 
 
-def _source(given: DataSource, config: RunConfig) -> _Source:
-    read = read_rows(given)
-    try:
-        row_format = given.format
-        if row_format == "auto":
-            row_format = detect_format(read.columns, given.columns, config.task)
-        check_format(row_format, config.task)
-    except DataError as error:
-        if not read.rows:
-            raise DataError.several(_shortened(read.problems)) from None
-        raise DataError.several([replace(error.problems[0], where=given.path)]) from None
+def _source(given: DataSource, config: RunConfig, most: int | None) -> _Source:
+    read = read_rows(given) if most is None else read_rows(given, most)
+    row_format = format_of(read, given, config.task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
     source = _Source(given, counts, problems=list(read.problems))
     languages = Languages(config.data.source_lang, config.data.target_lang)
@@ -169,76 +293,44 @@ def _source(given: DataSource, config: RunConfig) -> _Source:
     return source
 
 
-def _renderer(
-    config: RunConfig,
-    train: Sequence[_Source],
-    held_out: Sequence[_Source],
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-) -> RowRenderer:
-    """The renderer of all sources; what is learned, such as the classes that there are, is told by the training rows.
+def format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
+    """The format of rows that were read.
 
     Raises:
-        DataError: There is none; with the problems of the rows, which it may follow from.
+        DataError: They are of none that the task takes.
     """
-    records = [record for source in train for record in source.records]
-    if config.task == "causal_lm":
-        records += [record for source in held_out for record in source.records]
     try:
-        return renderer_of(config.task, config.data, tokenizer, records)
+        row_format = given.format
+        if row_format == "auto":
+            row_format = detect_format(read.columns, given.columns, task)
+        check_format(row_format, task)
     except DataError as error:
-        raise DataError.several(_shortened([*problems, *error.problems])) from None
+        if not read.rows:
+            raise DataError.several(shortened(read.problems)) from None
+        raise DataError.several([replace(error.problems[0], where=given.path)]) from None
+    return row_format
 
 
 def _tokenized(source: _Source, data: DataSection, renderer: RowRenderer) -> list[Problem]:
     """Turn the records of `source` into examples that fit, and return what must not be."""
-    rendered, places, unrendered, columns = [], [], [], source.given.columns
-    for record, where in zip(source.records, source.places, strict=True):
-        try:
-            rendered.append(renderer.render(record))
-            places.append(where)
-        except DataError as error:
-            unrendered += [replace(p, where=where, key=columns.get(p.key or "", p.key)) for p in error.problems]
-    examples = renderer.examples(rendered, places)
+    wanted = wanted_of(source.given, data, source.counts.format)
+    processes = processes_for(data.num_proc, len(source.records))
+    found = tokenized(renderer, source.records, source.places, wanted, processes)
+    source.records, source.places = [], []
+    unrendered = [problem for outcome in found for problem in outcome.problems]
     source.problems += unrendered
     source.counts.bad = len(source.problems)
-    source.lengths = [len(example.input_ids) for example in examples]
-    long = {place: found for place, e in enumerate(examples) if (found := renderer.too_long(e, data)) is not None}
-    source.examples = list(_kept(examples, rendered, long, source.counts, data, renderer))
+    source.lengths = [outcome.length for outcome in found if outcome.length]
+    source.target_lengths = [outcome.target_length for outcome in found if outcome.target_length]
+    source.examples = [example for outcome in found for example in outcome.examples]
+    too_long = [outcome.too_long for outcome in found if outcome.too_long is not None]
+    if too_long:
+        source.counts.overlength = len(too_long)
+        source.counts.done = DONE[wanted.done]
+    source.counts.untrained = sum(outcome.untrained for outcome in found)
     source.counts.kept = len(source.examples)
-    too_long = []
-    if data.on_overlength == "error":
-        too_long = [_too_long(examples[place].where, found, renderer) for place, found in long.items()]
-    return [*(unrendered if data.on_bad_row == "error" else []), *too_long]
-
-
-def _kept(
-    examples: Sequence[Example],
-    rendered: Sequence[Any],
-    long: Collection[int],
-    counts: SourceCounts,
-    data: DataSection,
-    renderer: RowRenderer,
-) -> Iterable[Example]:
-    """The examples that fit, those that do not treated as `data.on_overlength` says; untrained ones left out."""
-    choice = data.on_overlength
-    if choice == "auto":
-        choice = "split" if counts.format == "text" else "drop"
-    for place, example in enumerate(examples):
-        pieces: Sequence[Example] = [example]
-        if place in long:
-            counts.overlength += 1
-            counts.done = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}[choice]
-            pieces = renderer.cut(rendered[place], example, data, choice) if choice in CUTS else []
-        trained = [piece for piece in pieces if piece.trained]
-        if pieces and not trained:
-            counts.untrained += 1
-        yield from trained
-
-
-def _too_long(where: str, found: str, renderer: RowRenderer) -> Problem:
-    ways = "drop, truncate or split" if isinstance(renderer, Renderer) else "drop or truncate"
-    return Problem(found, where=where, remedy=f"raise it, or write data.on_overlength: {ways}")
+    refused = unrendered if data.on_bad_row == "error" else []
+    return [*refused, *(too_long if wanted.done == "error" else [])]
 
 
 def _nothing_left(key: str, sources: Sequence[_Source]) -> list[Problem]:
@@ -293,7 +385,11 @@ def _report(
     evaluation: Sequence[Example],
 ) -> DataReport:
     lengths = lengths_of([length for source in train for length in source.lengths])
-    return DataReport(
+    targets = [length for source in train for length in source.target_lengths]
+    repeated, seen = repetitions(examples, evaluation)
+    unknown = _unknown(renderer.tokenizer)
+    labels = renderer.recorded.get("labels")
+    report = DataReport(
         train_rows=len(examples),
         eval_rows=len(evaluation),
         tokens=sum(example.tokens for example in examples),
@@ -302,8 +398,18 @@ def _report(
         max_length=data.max_length,
         sources=[source.counts for source in (*train, *held_out)],
         samples=[{"row": e.where, "text": renderer.marked(e)} for e in examples[:SAMPLES]],
-        notes=(*_notes(data, lengths.keeps_99_percent, [*train, *held_out]), *_seen_rows(train, held_out)),
+        target_length=lengths_of(targets) if targets else None,
+        classes=classes_of(labels, examples, evaluation) if isinstance(labels, list) else (),
+        unknown_tokens=None if unknown is None else unknown_tokens(examples, unknown),
+        repeated=repeated,
+        seen=seen,
     )
+    notes = (
+        *_notes(data, lengths.keeps_99_percent, [*train, *held_out]),
+        *_seen_sources(train, held_out),
+        *findings(report),
+    )
+    return replace(report, notes=notes)
 
 
 def _notes(data: DataSection, keeps: int, sources: Sequence[_Source]) -> Iterable[str]:
@@ -321,7 +427,14 @@ def _notes(data: DataSection, keeps: int, sources: Sequence[_Source]) -> Iterabl
             yield f"{counts.source}: {counts.bad} bad rows are skipped, the first at {first.where}: {first.message}"
 
 
-def _seen_rows(train: Sequence[_Source], held_out: Sequence[_Source]) -> Iterable[str]:
+def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token for text that a tokenizer does not know; None where it has none, or lends its name to another one."""
+    unknown = tokenizer.unk_token_id
+    lent = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    return unknown if isinstance(unknown, int) and unknown not in lent else None
+
+
+def _seen_sources(train: Sequence[_Source], held_out: Sequence[_Source]) -> Iterable[str]:
     """A sentence for each source that is trained and evaluated on."""
     trained = {(s.given.path, s.given.split or "train", s.given.name) for s in train}
     for source in held_out:
@@ -332,11 +445,12 @@ def _seen_rows(train: Sequence[_Source], held_out: Sequence[_Source]) -> Iterabl
 def _fingerprint(examples: Iterable[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(np.asarray([*example.input_ids, -1, *example.labels, -2], dtype=np.int64).tobytes())
+        digest.update(array("q", [*example.input_ids, -1, *example.labels, -2]).tobytes())
     return digest.hexdigest()
 
 
-def _shortened(problems: Sequence[Problem]) -> list[Problem]:
+def shortened(problems: Sequence[Problem]) -> list[Problem]:
+    """The first of many problems, and how many more there are."""
     more = len(problems) - SHOWN_PROBLEMS
     if more <= 0:
         return list(problems)

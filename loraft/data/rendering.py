@@ -7,6 +7,7 @@ This module knows which renderer a task has and what every renderer can do. It r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -14,11 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from loraft.config.schema import DataSection, Task
 from loraft.data.examples import Example
 from loraft.data.formats import Conversation, Message, Record
-from loraft.data.labelled import LabelRenderer
+from loraft.data.labelled import LabelRenderer, labels_of
 from loraft.data.pairs import PairRenderer
 from loraft.data.tokenize import Renderer
 
-__all__ = ["RowRenderer", "common_system_prompt", "renderer_of"]
+__all__ = ["Learned", "RowRenderer", "common_system_prompt", "learned_from", "renderer_of"]
 
 
 class RowRenderer(Protocol):
@@ -71,32 +72,53 @@ class RowRenderer(Protocol):
         """The tokens that an answer to `messages` follows, or that an encoder reads to give it."""
 
 
-def renderer_of(
-    task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
-) -> RowRenderer:
+@dataclass(frozen=True)
+class Learned:
+    """What a renderer takes from the training rows; a few words that stand for all of them.
+
+    Attributes:
+        system_prompt: The one that every conversation begins with; None when they differ or have none.
+        conversations: There are conversations to render.
+        labels: The classes, in their order.
+    """
+
+    system_prompt: str | None = None
+    conversations: bool = True
+    labels: tuple[str, ...] = ()
+
+
+def learned_from(task: Task, data: DataSection, records: Sequence[Record]) -> Learned:
+    """What a renderer takes from `records`, which are all that will be rendered: labels are theirs."""
+    if task == "seq_cls":
+        return Learned(labels=tuple(data.labels) or labels_of(records))
+    conversations = not records or any(isinstance(record, Conversation) for record in records)
+    return Learned(common_system_prompt(records), conversations)
+
+
+def renderer_of(task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBase, learned: Learned) -> RowRenderer:
     """The renderer of a run.
 
     Args:
         task: What is learned.
         data: The config's section.
         tokenizer: The model's tokenizer.
-        records: All that will be rendered: plain texts alone make no chat template up, and labels are theirs.
+        learned: What the training rows told.
 
     Raises:
-        DataError: The tokenizer or the template will not do, or the records have no classes to learn.
+        DataError: The tokenizer or the template will not do, or the rows have no classes to learn.
     """
     if task == "seq2seq_lm":
         return PairRenderer.for_tokenizer(
             tokenizer, prefix=data.source_prefix, source_lang=data.source_lang, target_lang=data.target_lang
         )
     if task == "seq_cls":
-        return LabelRenderer.for_records(tokenizer, records, data.labels)
+        return LabelRenderer.for_records(tokenizer, (), learned.labels)
     return Renderer.for_tokenizer(
         tokenizer,
         chat_template=data.chat_template,
         train_on=data.train_on,
-        system_prompt=common_system_prompt(records),
-        conversations=not records or any(isinstance(record, Conversation) for record in records),
+        system_prompt=learned.system_prompt,
+        conversations=learned.conversations,
     )
 
 

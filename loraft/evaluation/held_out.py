@@ -18,6 +18,7 @@ from loraft.data.pairs import PairRenderer
 from loraft.data.prepare import prepare
 from loraft.data.tickets import tickets
 from loraft.errors import DataError, LoraftError
+from loraft.models.sources import cache_folder
 
 __all__ = ["BUILT_IN", "Rows", "built_in_pairs", "built_in_rows", "config_of_run", "rows_for"]
 
@@ -74,7 +75,7 @@ def rows_for(adapter: Path, tokenizer: PreTrainedTokenizerBase, sources: Sources
     if config is None:
         return built_in
     try:
-        held_out = prepare(load_config(config), tokenizer).eval
+        held_out = prepare(load_config(config), tokenizer, cache_folder()).eval
     except (LoraftError, OSError) as error:
         reason = str(error).splitlines()[0]
         note = f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {reason}"

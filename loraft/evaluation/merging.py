@@ -87,4 +87,5 @@ def _report(
         merge_seconds=round(seconds, 3),
         verified=found is not None,
         warnings=warnings,
+        labels=merge.labels,
     )

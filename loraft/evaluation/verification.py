@@ -26,12 +26,14 @@ from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 from loraft.evaluation.fidelity import Difference, Fidelity, difference
 from loraft.evaluation.held_out import Rows, built_in_rows, rows_for
+from loraft.models.classifying import class_logits
 from loraft.models.exhaustion import memory_errors
 from loraft.models.families import FAMILIES
 from loraft.models.loading import LoadedModel, load_model
 from loraft.models.placement import DTYPES, Placement, place
 from loraft.models.quantization import compute_in
 from loraft.models.two_stacks import decoder_inputs
+from loraft.models.wrapped import wrapped_model
 
 __all__ = ["LEAST_POSITIONS", "Verified", "verify"]
 
@@ -46,7 +48,7 @@ class Verified:
     Attributes:
         fidelity: The figures.
         rows: The text that they were measured on.
-        compared: `logits`, or `hidden states` of a model without a head.
+        compared: `logits`, `class logits`, or `hidden states` of a model without a head.
         is_float32: Both models computed in float32.
     """
 
@@ -79,8 +81,9 @@ def verify(
         with memory_errors("memory ran out while the two models were compared", remedy=NOT_COMPARED):
             first = _adapted_and_base(merge, positions, told)
             gc.collect()  # models hold cycles: without it two would be in memory
-            merged = load_model(ModelSection(name_or_path=str(folder)), _placement(merge.dtype), among=FAMILIES)
-            outputs = _outputs(merged.model, first.rows, positions, lambda done: told(2, done))
+            section = ModelSection(name_or_path=str(folder))
+            merged = load_model(section, _placement(merge.dtype), among=FAMILIES, labels=merge.labels)
+            outputs = _outputs(merge, merged.model, first.rows, positions, lambda done: told(2, done))
     except ModelError as error:
         raise ModelError.several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
     fidelity = Fidelity(difference(first.adapted.texts, outputs.texts), first.base)
@@ -111,15 +114,15 @@ def _adapted_and_base(merge: Merge, positions: int, progress: Callable[[int, int
     adapted = load_adapters(loaded, {name: adapter.files.folder for name, adapter in names.items()})
     act_together(adapted.model, {name: adapter.weight for name, adapter in names.items()})
     rows = _rows(merge, loaded)
-    outputs = _outputs(adapted.model, rows, positions, lambda done: progress(0, done))
+    outputs = _outputs(merge, adapted.model, rows, positions, lambda done: progress(0, done))
     with acting(adapted.model, None) as model:
-        base = _outputs(model, rows, positions, lambda done: progress(1, done))
+        base = _outputs(merge, model, rows, positions, lambda done: progress(1, done))
     return _First(rows, outputs, difference(outputs.texts, base.texts), computes_in)
 
 
 def _rows(merge: Merge, loaded: LoadedModel) -> Rows:
     """What the two models read: the rows that were held out, where they generate, or the built-in ones."""
-    if not loaded.family.generates:
+    if not loaded.family.generates and not merge.labels:
         return built_in_rows(loaded.tokenizer)
     sources = merge.target.sources if loaded.family.kind == "encoder_decoder" else None
     return rows_for(merge.adapters[0].files.folder, loaded.tokenizer, sources)
@@ -129,7 +132,8 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
     """The base as the adapters met it, and the dtype that it computes in: the merge's, where that is left open."""
     stored = merge.trained_storage
     held_in = (merge.trained_dtype or merge.dtype) if stored else merge.dtype
-    loaded = load_model(merge.section, _placement(held_in), quantization=stored, among=FAMILIES)
+    placement, labels = _placement(held_in), merge.labels
+    loaded = load_model(merge.section, placement, quantization=stored, among=FAMILIES, labels=labels)
     if stored is None:
         return loaded, held_in
     products = DTYPES.get(stored.compute_dtype, held_in)
@@ -150,14 +154,14 @@ class _Outputs:
 
     Attributes:
         texts: `[positions, width]` for each row, in float32 and on the CPU.
-        kind: `logits` or `hidden states`.
+        kind: `logits`, `class logits` or `hidden states`.
     """
 
     texts: list[Tensor]
     kind: str
 
 
-def _outputs(model: nn.Module, rows: Rows, positions: int, progress: Callable[[int], None]) -> _Outputs:
+def _outputs(merge: Merge, model: nn.Module, rows: Rows, positions: int, progress: Callable[[int], None]) -> _Outputs:
     """Let a model read row after row, until there are enough positions."""
     device = next(model.parameters()).device
     dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
@@ -166,7 +170,7 @@ def _outputs(model: nn.Module, rows: Rows, positions: int, progress: Callable[[i
         read = torch.tensor([ids], device=device)
         said = torch.tensor([target], device=device) if target is not None else None
         with torch.no_grad(), _products_in(dtype, device.type):
-            found, kind = _output(model, read, said)
+            found, kind = _output(merge, model, read, said)
         texts.append(found.float().cpu()[: positions - done])
         done += len(texts[-1])
         progress(done)
@@ -180,11 +184,13 @@ def _products_in(dtype: torch.dtype, device: str) -> AbstractContextManager[obje
     return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype)
 
 
-def _output(model: nn.Module, ids: Tensor, target: Tensor | None) -> tuple[Tensor, str]:
+def _output(merge: Merge, model: nn.Module, ids: Tensor, target: Tensor | None) -> tuple[Tensor, str]:
     """`[1, time]` to `[positions, width]`: logits of each token or of the classes, or hidden states; and which.
 
     Of an encoder-decoder, which has a `target` `[1, time]`, those of the decoder's tokens.
     """
+    if merge.labels:
+        return class_logits(wrapped_model(model), merge.family, ids, torch.ones_like(ids)), "class logits"
     inputs = {"input_ids": ids}
     if target is not None:
         inputs["decoder_input_ids"] = decoder_inputs(model, target)

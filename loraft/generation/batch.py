@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,18 +22,20 @@ import torch
 
 from loraft.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from loraft.config.schema import DataSource
+from loraft.data.answer_file import lost_fields, open_answer_file, windows_left
 from loraft.data.formats import Languages, Message, to_question
 from loraft.data.records import READERS, Row, read_rows
-from loraft.errors import DataError, OutOfMemoryError, Problem, Stopped
+from loraft.errors import DataError, OutOfMemoryError, Problem
 from loraft.events import Note, Observer, Progress
-from loraft.generation.answer_file import ADDED, AnswerFile, open_answer_file
 from loraft.generation.context import learned_positions
 from loraft.generation.engine import complete_batch
 from loraft.generation.options import AnswerOptions
 from loraft.generation.session import BASE, OPTIONS, Session, Voice
 
-__all__ = ["BATCH_SIZE", "AnsweredFile", "Question", "answer_questions", "read_questions"]
+__all__ = ["ADDED", "BATCH_SIZE", "AnsweredFile", "Question", "answer_questions", "read_questions"]
 
+ADDED = ("completion", "finish_reason")
+"""What an answer adds to its row."""
 BATCH_SIZE = 8
 BATCHES_A_WINDOW = 8
 SOURCE = "--input"
@@ -110,11 +111,7 @@ def read_questions(path: Path, source_lang: Callable[[], str | None] | None = No
             questions.append(Question(row, to_question(row, languages)))
         except DataError as error:
             problems += [replace(each, key=OPTIONS.get(each.key or "", each.key)) for each in error.problems]
-        problems += [
-            Problem("an answer adds this field, and what the row has would be lost", row.where, name, "Rename it.")
-            for name in ADDED
-            if name in row.values
-        ]
+        problems += lost_fields(row.where, row.values, ADDED)
     if problems:
         raise DataError.several(dict.fromkeys(problems))
     return questions
@@ -159,10 +156,11 @@ def answer_questions(
     prompts = _prompts(session, voice, questions, options.system)
     rows = [question.row.values for question in questions]
     begun, answers = perf_counter(), []
-    with open_answer_file(output, rows, _answered_by(session, voice, options), overwrite=overwrite) as file:
+    answered_by = _answered_by(session, voice, options)
+    with open_answer_file(output, rows, ADDED, answered_by, overwrite=overwrite) as file:
         held = file.rows
-        with _told(file, len(rows), batch_size):
-            for window in _windows(held, len(rows), batch_size * BATCHES_A_WINDOW):
+        with _memory_told(output, batch_size):
+            for window in windows_left(held, len(rows), batch_size * BATCHES_A_WINDOW):
                 answered = complete_batch(
                     session.model,
                     voice.tokenizer,
@@ -173,7 +171,7 @@ def answer_questions(
                 )
                 new = answered[file.rows - window.start :]
                 each = zip(rows[file.rows : window.stop], new, strict=True)
-                file.append([(row, answer.completion, answer.finish_reason) for row, answer in each])
+                file.append([(row, (answer.completion, answer.finish_reason)) for row, answer in each])
                 answers += [(len(answer.token_ids), answer.finish_reason) for answer in new]
     cut = sum(reason == "length" for _, reason in answers)
     return AnsweredFile(output, len(rows), held, cut, sum(length for length, _ in answers), perf_counter() - begun)
@@ -189,25 +187,15 @@ def _progress(observer: Observer, start: int, held: int, total: int) -> Callable
     return lambda count: observer(Progress(ROWS, max(held, start + count), total))
 
 
-def _windows(held: int, total: int, size: int) -> Iterator[range]:
-    """The windows that are left; the first may begin before `held`, where a run was stopped inside it."""
-    for start in range(held // size * size if held < total else total, total, size):
-        yield range(start, min(start + size, total))
-
-
 @contextmanager
-def _told(file: AnswerFile, total: int, batch_size: int) -> Iterator[None]:
-    """What ends the work early, with how far it came."""
+def _memory_told(output: Path, batch_size: int) -> Iterator[None]:
+    """Memory that runs out, whoever says so, with what helps here."""
     try:
         yield
-    except KeyboardInterrupt as stop:
-        message = f"stopped: {file.rows:,} of {total:,} rows are in {file.path}"
-        number = getattr(stop, "signal_number", signal.SIGINT)
-        raise Stopped(message, signal_number=number, remedy="The same command goes on.") from None
     except (torch.OutOfMemoryError, OutOfMemoryError) as error:
         message = f"the device ran out of memory with {batch_size} rows at a time"
         remedy = "Give a smaller --batch-size; what is answered stays."
-        raise OutOfMemoryError(message, where=str(file.path), remedy=remedy) from error
+        raise OutOfMemoryError(message, where=str(output), remedy=remedy) from error
 
 
 def _prompts(session: Session, voice: Voice, questions: Sequence[Question], system: str | None) -> list[list[int]]:

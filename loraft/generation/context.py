@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from loraft.generation.products import fast_products
 from loraft.models.attention import ROWS
 from loraft.models.exhaustion import memory_errors
 from loraft.models.two_stacks import start_token
+from loraft.models.wrapped import wrapped_model
 
 __all__ = [
     "Context",
@@ -31,12 +32,7 @@ __all__ = [
     "ordinary_attention",
     "pad_left",
     "products_in_model_dtype",
-    "wrapped_model",
 ]
-
-
-class _Wrapper(Protocol):
-    def get_base_model(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,14 +303,6 @@ def learned_positions(model: nn.Module) -> int | None:
     # An encoder and a decoder each have an embedding of the vocabulary, and share its weight.
     tables = [module for module in embeddings if id(module.weight) not in vocabulary]
     return configured if any(0 <= table.num_embeddings - configured <= 2 for table in tables) else None
-
-
-def wrapped_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, with its adapters in place, whatever is wrapped around it."""
-    if isinstance(model, PreTrainedModel):
-        return model
-    # peft puts its layers into the model that it wraps, so the inner model alone is the adapted one.
-    return cast("PreTrainedModel", cast("_Wrapper", model).get_base_model())
 
 
 def products_in_model_dtype(model: PreTrainedModel) -> AbstractContextManager[object]:

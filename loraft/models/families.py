@@ -33,8 +33,9 @@ class Family:
             linear modules of a layer.
         kind: decoder (generates), encoder (does not), or encoder_decoder.
         encoder_path: The path of the list of the encoder's layers, of an encoder-decoder.
-        classifier: The modules of a classification head over the model; those that a base lacks begin at random. Empty
-            where transformers has no classifier of the family.
+        classifier: The modules of a classification head over the model, the one that gives the scores last: all that
+            stands behind the layers and their final norm. They are trained whole, and those that a base lacks begin at
+            random. Empty where transformers has no classifier of the family.
         experts: The feed-forward part's experts, as the suffix of their path inside a layer: one tensor for all of
             them, which LoRA on linear modules cannot adapt.
         packs: Rows can be laid end to end: attention goes through transformers' `AttentionInterface`, the forward's

@@ -46,6 +46,8 @@ from loraft.models.weights import check_weights, expected_tensors, fingerprint, 
 __all__ = [
     "LoadedModel",
     "check_dtype",
+    "context_of",
+    "is_classifier",
     "linear_modules",
     "load_any_config",
     "load_config",
@@ -83,7 +85,8 @@ class LoadedModel:
         folder: Where its files are.
         name: What the config calls it.
         fingerprint: What tells it from another base of the same shape.
-        new_modules: The modules that begin at random: those of a classification head that the base lacks.
+        new_modules: The modules of a classification head that the base lacks. All their numbers are zero, so that each
+            class is as likely as another, until training begins them or an adapter brings them.
         notes: What the user should know, a sentence each.
     """
 
@@ -126,7 +129,8 @@ def load_model(
     family = family_of(config.model_type, among)
     check_dtype(family, placement.dtype)
     new = new_modules(folder, config, family) if labels else ()
-    check_weights(folder, without(new, expected_tensors(meta_model(config))))
+    skeleton = meta_model(config)
+    check_weights(folder, without(new, expected_tensors(skeleton)))
     tokenizer, notes = _tokenizer(section, config)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
@@ -134,11 +138,13 @@ def load_model(
         "config": config,
         "dtype": placement.dtype,
         "device_map": {"": placement.device} if placement.device != "cpu" else None,
-        "quantization_config": quantization_config(quantization, placement) if quantization else None,
+        "quantization_config": quantization_config(quantization, placement, skeleton) if quantization else None,
     }
     model = _from_pretrained(_class_of(config), folder, options, new)
     keep_gradients_exact(model)
     model.requires_grad_(False)
+    for parameter in (each for module in new for each in model.get_submodule(module).parameters()):
+        parameter.zero_()
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -232,7 +238,7 @@ def _class_of(config: PreTrainedConfig) -> Any:
         return named_class if is_model else AutoModel
     named = " ".join(config.architectures or ())
     if family.kind == "decoder":
-        return AutoModelForSequenceClassification if CLASSIFIER in named else AutoModelForCausalLM
+        return AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
     if family.kind == "encoder_decoder":
         return AutoModelForSeq2SeqLM
     return next((made for head, made in ENCODER_HEADS.items() if head in named), AutoModel)
@@ -311,8 +317,19 @@ def _as_classifier(config: PreTrainedConfig, labels: Sequence[str]) -> PreTraine
     return config
 
 
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether a config is that of a classifier of texts."""
+    return any(CLASSIFIER in architecture for architecture in config.architectures or ())
+
+
+def context_of(config: PreTrainedConfig, family: Family) -> int | None:
+    """The longest row that a model's positions allow; None where nothing limits it."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions - family.spare_positions if isinstance(positions, int) else None
+
+
 def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple[str, ...]:
-    """The modules of a classifier's head that begin at random: those that the files lack.
+    """The modules of a classifier's head that are new: those that the files lack.
 
     The one that decides between the classes is new too where the files have it for other classes, or do not say for
     which: it would begin with what is right for others.

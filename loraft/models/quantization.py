@@ -45,10 +45,16 @@ PIECE = 1 << 18
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def quantization_config(section: QuantizationSection, placement: Placement) -> BitsAndBytesConfig:
+def quantization_config(section: QuantizationSection, placement: Placement, skeleton: nn.Module) -> BitsAndBytesConfig:
     """The config of bitsandbytes, by the names of transformers.
 
-    `compute_dtype: auto` is the model's dtype. Storage is uint8: two weights a byte.
+    `compute_dtype: auto` is the model's dtype. Storage is uint8: two weights a byte. What keeps its dtype is named in
+    full: transformers compares beginnings and ends of names, and would quantize the `dense` inside a pooler.
+
+    Args:
+        section: The config's section.
+        placement: Device and dtype of the model.
+        skeleton: The model on the meta device.
 
     Raises:
         ModelError: The compute dtype does not train on this device.
@@ -60,14 +66,16 @@ def quantization_config(section: QuantizationSection, placement: Placement) -> B
             key="quantization.compute_dtype",
             remedy="Use bfloat16 or auto.",
         )
+    quantized = set(quantized_modules(skeleton))
+    linear = (name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    kept = [name for name in linear if name not in quantized]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type=section.type,
         bnb_4bit_use_double_quant=section.double_quant,
         bnb_4bit_compute_dtype=compute,
         bnb_4bit_quant_storage=torch.uint8,
-        # transformers looks for these at the beginning or the end of a name, and BERT's pooler is neither
-        llm_int8_skip_modules=[rf"(.*\.)?{part}" for part in NOT_QUANTIZED],
+        llm_int8_skip_modules=kept,
     )
 
 

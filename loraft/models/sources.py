@@ -25,6 +25,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from platformdirs import user_cache_path
 
 from loraft.errors import ModelError
+from loraft.models.archive import unpack
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file
 from loraft.models.cache import build_once
 from loraft.models.gguf import convert, file_digest
@@ -117,7 +118,8 @@ def _converted_builtin(builtin: Builtin) -> Path:
     def build(folder: Path) -> None:
         fetched = folder / "fetched"
         fetched.mkdir()
-        convert(fetch_file(builtin, fetched), folder)
+        file = fetch_file(builtin, fetched)
+        (unpack if file.suffix == ".zip" else convert)(file, folder)
         shutil.rmtree(fetched)
 
     return build_once(cache_folder() / CONVERSION / f"{builtin.name}-{builtin.file_sha256[:16]}", build)

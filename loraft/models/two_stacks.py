@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraft.errors import ModelError
+from loraft.models.wrapped import wrapped_model
 
 __all__ = ["decoder_inputs", "start_token"]
 
@@ -23,7 +24,7 @@ def decoder_inputs(model: nn.Module, target: Tensor) -> Tensor:
 
     Args:
         model: An encoder-decoder of transformers, with or without adapters.
-        target: `[rows, time]`, without padding.
+        target: `[rows, time]`.
 
     Returns:
         `[rows, time]`.
@@ -31,11 +32,11 @@ def decoder_inputs(model: nn.Module, target: Tensor) -> Tensor:
     Raises:
         ModelError: The decoder has no start token.
     """
-    inner: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
+    inner: Any = wrapped_model(model)
     if hasattr(inner, "prepare_decoder_input_ids_from_labels"):
         try:
             made: Tensor = inner.prepare_decoder_input_ids_from_labels(labels=target)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # each family says in its own way that there is none
             raise _no_start() from error
         return made
     return torch.cat([torch.full_like(target[:, :1], start_token(inner)), target[:, :-1]], dim=1)

@@ -19,19 +19,20 @@ from torch.optim import Optimizer
 
 from loraft.adapters.attach import AdaptedModel
 from loraft.config.schema import TrainingSection
-from loraft.data.batches import BatchPlan, Layout, collate_rows
+from loraft.data.batches import BatchPlan, Layout, Window, collate_rows
 from loraft.data.examples import Example
+from loraft.data.stream import StreamPlan
 from loraft.errors import NonFiniteError, Stopped
 from loraft.training.checkpoint import prune, save_checkpoint
 from loraft.training.evaluation import Measured, evaluate_loss
-from loraft.training.events import Evaluated, Observer, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
+from loraft.training.events import Evaluated, Note, Observer, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
 from loraft.training.loss import Loss
 from loraft.training.memory import peak_bytes
 from loraft.training.optim import learning_rate, optimizer_state
 from loraft.training.run_folder import RunFolder
 from loraft.training.signals import StopSignals
 
-__all__ = ["Fit", "RunState", "fit"]
+__all__ = ["Fit", "RunState", "all_trained", "fit"]
 
 
 @dataclass
@@ -42,6 +43,8 @@ class RunState:
         step: Optimizer steps taken.
         epoch: The epoch that the next step is in, from 0.
         window: The steps taken in that epoch.
+        drawn: The rows of a stream that were drawn in that epoch.
+        pieces: The pieces of the next row that were used.
         tokens: Trained tokens so far.
         logged_loss: The loss summed since the last logged step, in nats.
         logged_weight: What that sum is divided by: the trained tokens since then, or the weights of the rows' classes.
@@ -60,6 +63,8 @@ class RunState:
     step: int = 0
     epoch: int = 0
     window: int = 0
+    drawn: int = 0
+    pieces: int = 0
     tokens: int = 0
     logged_loss: float = 0.0
     logged_weight: float = 0.0
@@ -105,7 +110,7 @@ class Fit:
     loss: Loss
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    plan: BatchPlan
+    plan: BatchPlan | StreamPlan
     layout: Layout
     train: Sequence[Example]
     evaluation: Sequence[Example]
@@ -151,17 +156,15 @@ def fit(run: Fit, state: RunState) -> None:
                     break
 
 
-def _windows(run: Fit, state: RunState) -> Iterator[list[list[int]]]:
-    """The windows of the state's epoch that are not yet trained on, each the batches of one optimizer step."""
-    batches = run.plan.epoch(state.epoch)
-    size = run.plan.accumulation
-    yield from [batches[start : start + size] for start in range(0, len(batches), size)][state.window :]
+def _windows(run: Fit, state: RunState) -> Iterator[Window]:
+    """The windows of the state's epoch that are not yet trained on."""
+    return run.plan.windows(run.train, state.epoch, state.window, (state.drawn, state.pieces))
 
 
-def _step(run: Fit, state: RunState, window: list[list[int]], clock: _Clock) -> None:
+def _step(run: Fit, state: RunState, window: Window, clock: _Clock) -> None:
     """One optimizer step: the gradient of the mean loss over all trained tokens of the window, then the update."""
     began = time.perf_counter()
-    rows = [[run.train[index] for index in batch] for batch in window]
+    rows = window.batches
     batches = [collate_rows(examples, run.layout).to(run.device) for examples in rows]
     weight = sum(run.loss.weight(batch) for batch in batches)
     loss = 0.0
@@ -180,20 +183,29 @@ def _step(run: Fit, state: RunState, window: list[list[int]], clock: _Clock) -> 
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    _count(state, run, loss, weight, sum(batch.targets for batch in batches))
+    _count(state, run, window, loss, weight, sum(batch.targets for batch in batches))
     clock.add(time.perf_counter() - began, sum(batch.tokens for batch in batches))
     clock.norm, clock.rate, clock.loss = norm, rate, loss / weight
 
 
-def _count(state: RunState, run: Fit, loss: float, weight: float, targets: int) -> None:
+def _count(state: RunState, run: Fit, window: Window, loss: float, weight: float, targets: int) -> None:
     state.step += 1
     state.window += 1
     state.tokens += targets
     state.logged_loss += loss
     state.logged_weight += weight
-    if state.window == run.plan.steps(state.epoch):
-        state.epoch, state.window = state.epoch + 1, 0
-    state.finished = state.step >= run.steps
+    state.drawn, state.pieces = window.place
+    if window.ends_epoch:
+        state.epoch, state.window, state.drawn, state.pieces = state.epoch + 1, 0, 0, 0
+    for note in window.notes:
+        run.observer(Note(note))
+    state.finished = all_trained(run, state)
+
+
+def all_trained(run: Fit, state: RunState) -> bool:
+    """Whether all steps are taken, or all epochs: a stream may have fewer rows to train on than it has rows."""
+    epochs = run.settings.num_train_epochs if run.settings.max_steps is None else math.inf
+    return state.step >= run.steps or state.epoch >= epochs
 
 
 def _after_step(run: Fit, state: RunState, clock: _Clock, signals: StopSignals) -> None:

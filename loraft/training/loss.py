@@ -22,6 +22,7 @@ from loraft.data.batches import AnyBatch, Batch, LabelledBatch, PairBatch
 from loraft.data.examples import IGNORED
 from loraft.models.classifying import class_logits
 from loraft.models.families import Family
+from loraft.models.two_stacks import decoder_inputs
 
 __all__ = [
     "CHUNK_BYTES",
@@ -31,7 +32,6 @@ __all__ = [
     "Loss",
     "TargetLoss",
     "chunked_loss",
-    "decoder_inputs",
     "frozen_head_loss",
     "targets_in_chunk",
 ]
@@ -229,9 +229,10 @@ class TargetLoss(nn.Module):
     def _decoded(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """What the decoder makes of the source and the targets before each."""
         encoder, decoder = self.model.get_encoder(), self.model.get_decoder()  # type: ignore[no-untyped-call]
+        read = decoder_inputs(self.model, batch.labels)
         source = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         hidden = decoder(
-            input_ids=decoder_inputs(self.model, batch.labels),
+            input_ids=read.masked_fill(read == IGNORED, 0),  # padding, which no real token looks at
             encoder_hidden_states=source,
             encoder_attention_mask=batch.attention_mask,
             use_cache=False,
@@ -260,19 +261,6 @@ class TargetLoss(nn.Module):
         if self._bias is not None:
             logits = logits + self._bias
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
-
-
-def decoder_inputs(model: PreTrainedModel, labels: Tensor) -> Tensor:
-    """The decoder's input `[rows, time]` for labels `[rows, time]`: moved on by one, the token it starts with first.
-
-    The model's own way where it has one: mBART starts with the language that stands behind the target.
-    """
-    own: Callable[..., Tensor] | None = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if own is not None:
-        return own(labels=labels)
-    moved = torch.roll(labels, 1, dims=1)
-    moved[:, 0] = model.config.decoder_start_token_id
-    return moved.masked_fill(moved == IGNORED, model.config.pad_token_id)
 
 
 class LabelLoss(nn.Module):

@@ -19,10 +19,12 @@ from loraft.data.batches import BatchPlan, Layout
 from loraft.data.labelled import LabelRenderer
 from loraft.data.laying import batch_plan, lies_end_to_end
 from loraft.data.prepare import PreparedData, prepare
+from loraft.data.stream import StreamPlan
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
 from loraft.models.families import TRAINED_FOR, family_of
 from loraft.models.loading import check_dtype, load_config, load_tokenizer
 from loraft.models.placement import DTYPES, Placement, place
+from loraft.models.sources import cache_folder
 from loraft.training.class_weights import class_weight_problems
 from loraft.training.memory import MemoryPlan, predict
 from loraft.training.optim import resolve_optim, warmup_steps
@@ -64,7 +66,7 @@ class RunPlan:
     tokenizer: PreTrainedTokenizerBase
     data: PreparedData
     shape: ModelShape
-    batches: BatchPlan
+    batches: BatchPlan | StreamPlan
     layout: Layout
     memory: MemoryPlan
     steps: int
@@ -91,7 +93,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         dtype = placement.dtype if placement is not None else DTYPES.get(config.model.dtype)
         _collected(problems, lambda: check_dtype(family, dtype))
     tokenizer = _collected(problems, lambda: load_tokenizer(config.model, families))
-    data = _collected(problems, lambda: prepare(config, tokenizer)) if tokenizer is not None else None
+    data = _collected(problems, lambda: prepare(config, tokenizer, cache_folder())) if tokenizer is not None else None
     shape = _collected(problems, lambda: _shape(config, data)) if architecture is not None else None
     if shape is not None:
         problems += _beyond_context(config, shape)
@@ -110,10 +112,11 @@ def plan_run(config: RunConfig) -> RunPlan:
             key="data.packing",
             remedy="write packing: auto" if not shape.family.packs else "write model.attn_implementation: auto",
         )
-    batches = batch_plan(config, data)
+    known = batch_plan(config, data)
+    batches = known if data.stream is None else StreamPlan(data.stream, known.batch_size, known.accumulation)
     steps = _steps(config, batches)
     pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-    config, memory, memory_notes = _memory(config, placement, shape, data, batches, packed=packed)
+    config, memory, memory_notes = _memory(config, placement, shape, data, known, packed=packed)
     return RunPlan(
         config=config,
         placement=placement,
@@ -128,7 +131,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         eval_every=_every(config.training.eval_steps, steps),
         save_every=_every(config.training.save_steps, steps),
         notes=(
-            *placement.notes, *length_notes, *data.renderer.notes, *notes,
+            *placement.notes, *shape.notes, *length_notes, *data.renderer.notes, *notes,
             *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes,
         ),
     )  # fmt: skip
@@ -196,7 +199,7 @@ def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[
     ), notes
 
 
-def _steps(config: RunConfig, batches: BatchPlan) -> int:
+def _steps(config: RunConfig, batches: BatchPlan | StreamPlan) -> int:
     if config.training.max_steps is not None:
         return config.training.max_steps
     whole, part = divmod(config.training.num_train_epochs, 1)

@@ -50,11 +50,17 @@ class CheckReport:
         }
 
 
-def report(plan: RunPlan, folder: Path) -> CheckReport:
-    """The report of a plan whose run would be written to `folder`."""
+def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport:
+    """The report of a plan whose run would be written to `folder`.
+
+    Args:
+        plan: The run.
+        folder: Where it would be written.
+        verbose: Name each row that is there twice.
+    """
     return CheckReport(
         model=_model(plan),
-        data=plan.data.report.as_dict(),
+        data=plan.data.report.as_dict(verbose=verbose),
         adapter=_adapter(plan),
         memory={**plan.memory.as_dict(), "available_bytes": plan.placement.available_bytes},
         training=_training(plan, folder),
@@ -133,7 +139,7 @@ def _training(plan: RunPlan, folder: Path) -> dict[str, Any]:
         "run_folder": shown(folder.as_posix()),
         "rows_a_step": settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
         "layout": "end to end" if plan.layout.packed else "padded",
-        "steps_an_epoch": plan.batches.steps(0),
+        "steps_an_epoch": plan.batches.steps(0) if plan.data.report.train_rows is not None else None,
         "warmup_steps": plan.warmup,
         "learning_rate": settings.learning_rate,
         "last_learning_rate": last,

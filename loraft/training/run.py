@@ -36,7 +36,7 @@ from loraft.models.norms import give_own_backward
 from loraft.training.checkpoint import load_checkpoint, newest_checkpoint, restore_rng
 from loraft.training.class_weights import class_weights
 from loraft.training.events import Note, Observer, Saved
-from loraft.training.loop import Fit, RunState, fit
+from loraft.training.loop import Fit, RunState, all_trained, fit
 from loraft.training.loss import LabelLoss, Loss, TargetLoss
 from loraft.training.memory import peak_bytes
 from loraft.training.optim import build_optimizer, restore_optimizer
@@ -215,11 +215,12 @@ def _save_weights(adapted: AdaptedModel, into: Path, plan: RunPlan, state: RunSt
     facts = TrainingFacts(
         steps=state.step,
         epochs=state.epoch + state.window / plan.batches.steps(state.epoch),
-        rows=len(plan.data.train),
+        rows=plan.data.report.train_rows or len(plan.data.train),
         trained_tokens=state.tokens,
         train_loss=state.last_loss,
         eval_loss=state.eval_loss,
         eval_rows=len(plan.data.eval),
+        figures=state.eval_figures,
     )
     save = save_full if adapted.method == "full" else save_adapter
     place = into / ("model" if adapted.method == "full" else "adapter")
@@ -293,9 +294,9 @@ def _resumed(run: Fit, state: RunState) -> bool:
     restore_optimizer(run.optimizer, checkpoint.optimizer, checkpoint.optimizer_numbers)
     run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
     for field in fields(RunState):
-        setattr(state, field.name, checkpoint.state[field.name])
+        setattr(state, field.name, checkpoint.state.get(field.name, getattr(state, field.name)))
     patience = run.settings.early_stopping_patience
-    state.finished = state.step >= run.steps or (patience is not None and state.worse >= patience)
+    state.finished = all_trained(run, state) or (patience is not None and state.worse >= patience)
     run.folder.cut_back(checkpoint.state["files"])
     restore_rng(checkpoint.rng)
     run.observer(Note(f"going on from {newest.name}"))

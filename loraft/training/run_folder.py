@@ -24,7 +24,7 @@ FREE_TO_CHANGE = frozenset(
     {
         "training.output_dir", "training.save_steps", "training.save_total_limit", "training.report_to",
         "training.project", "training.run_name", "training.sample_prompts", "training.per_device_eval_batch_size",
-        "training.gradient_checkpointing", "generation.max_new_tokens", "generation.temperature",
+        "training.gradient_checkpointing", "generation.max_new_tokens", "generation.temperature", "data.num_proc",
     }
 )  # fmt: skip
 """Keys that may differ on resuming: none of them changes what is trained."""

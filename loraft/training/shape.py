@@ -5,17 +5,26 @@ This module knows the meta device. It refuses to know data and memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraft.adapters.anatomy import depths, head_to_train, targets_in
+from loraft.adapters.anatomy import depths, targets_in
 from loraft.adapters.targets import Targets
 from loraft.config.schema import RunConfig
 from loraft.models.families import TRAINED_FOR, Family, family_of
-from loraft.models.loading import linear_modules, meta_model, new_modules, parameter_count, without
+from loraft.models.loading import (
+    context_of,
+    is_classifier,
+    linear_modules,
+    load_any_config,
+    meta_model,
+    new_modules,
+    parameter_count,
+    without,
+)
 from loraft.models.quantization import quantized_modules
 from loraft.models.sources import resolve
 from loraft.models.weights import check_weights, expected_tensors
@@ -37,8 +46,8 @@ class ModelShape:
         vocabulary: The entries of its vocabulary.
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
-        head: The modules of a classification head that are trained whole.
         linear: The linear modules: (in, out) by full name.
+        notes: What was found, a sentence each.
     """
 
     family: Family
@@ -49,8 +58,8 @@ class ModelShape:
     vocabulary: int
     context: int | None
     targets: Targets | None
-    head: tuple[str, ...]
     linear: dict[str, tuple[int, int]]
+    notes: tuple[str, ...]
 
     @property
     def trainable_parameters(self) -> int:
@@ -75,12 +84,6 @@ class ModelShape:
         return self.depths[stack] - first
 
 
-def context_of(config: PreTrainedConfig, family: Family) -> int | None:
-    """The longest row that a model's positions allow; None where nothing limits it."""
-    positions = getattr(config, "max_position_embeddings", None)
-    return positions - family.spare_positions if isinstance(positions, int) else None
-
-
 def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) -> ModelShape:
     """The shape of the model that a run trains.
 
@@ -102,7 +105,7 @@ def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) ->
         check_weights(folder, without(new, expected_tensors(skeleton)))
     linear = linear_modules(skeleton)
     quantized = quantized_modules(skeleton) if run.method == "qlora" else ()
-    head = head_to_train(family.classifier, new) if labels else ()
+    head = family.classifier if labels else ()
     adapts = run.method != "full"
     return ModelShape(
         family=family,
@@ -113,9 +116,21 @@ def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) ->
         vocabulary=config.vocab_size,
         context=context_of(config, family),
         targets=targets_in(skeleton, family, run.lora, quantized=run.method == "qlora", head=head) if adapts else None,
-        head=head,
         linear=linear,
+        notes=tuple(_head_notes(run, new)) if labels else (),
     )
+
+
+def _head_notes(run: RunConfig, new: Sequence[str]) -> Iterator[str]:
+    """What there is to say about where a classifier's head begins."""
+    base = load_any_config(run.model)
+    if not new:
+        yield "the base has a head for these classes, and training goes on with it"
+    elif is_classifier(base):
+        classes = ", ".join(map(str, (base.id2label or {}).values()))
+        yield f"the base has a head for other classes ({classes}): {' and '.join(new)} begins anew"
+    else:
+        yield f"the base has no head for classes: {' and '.join(new)} begins with random numbers, by the seed"
 
 
 def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: str) -> LayerSizes:

@@ -159,7 +159,7 @@ def test_a_weight_in_4_bits_is_not_trained_whole(tmp_path: Path) -> None:
 
 def in_4_bits(folder: Path) -> LoadedModel:
     loaded = tiny_loaded(folder, dtype=torch.bfloat16, tie_word_embeddings=False)
-    config = quantization_config(QuantizationSection(), loaded.placement)
+    config = quantization_config(QuantizationSection(), loaded.placement, loaded.model)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=config)
     keep_gradients_exact(model)
     return replace(loaded, model=model.eval().requires_grad_(False))

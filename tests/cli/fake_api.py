@@ -116,7 +116,7 @@ class Stream:
             yield Token(index + 1, text, -0.1, index)
 
 
-def check(config: RunConfig, *, name: str) -> Report:
+def check(config: RunConfig, *, name: str, verbose: bool = False) -> Report:
     """Finds nothing wrong, save with data that is called `bad.jsonl`."""
     CALLS.append({"name": name, "steps": config.training.max_steps})
     print("a library prints where it should not")
@@ -268,6 +268,7 @@ class MergeReport:
     untied: tuple[str, ...] = ()
     weights_bytes: int = 269_000_000
     merge_seconds: float = 1.25
+    labels: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The report as JSON shows it."""

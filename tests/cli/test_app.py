@@ -13,7 +13,10 @@ from loraft import __version__
 from tests.cli.conftest import Loraft
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["check", "train", "merge", "generate", "chat", "inspect-layers", "schema", "doctor"]
+COMMANDS = [
+    "init", "check", "preview", "train", "evaluate", "merge", "generate", "chat", "predict", "inspect-layers", "schema",
+    "doctor",
+]  # fmt: skip
 HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "numpy"]
 
 

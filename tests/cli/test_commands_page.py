@@ -14,7 +14,21 @@ from typer.testing import CliRunner
 from loraft.cli.app import app
 
 PAGE = Path(__file__).parents[2] / "docs/commands.md"
-COMMANDS = ["", "check", "train", "evaluate", "merge", "generate", "chat", "inspect-layers", "schema", "doctor"]
+COMMANDS = [
+    "",
+    "init",
+    "check",
+    "preview",
+    "train",
+    "evaluate",
+    "merge",
+    "generate",
+    "chat",
+    "predict",
+    "inspect-layers",
+    "schema",
+    "doctor",
+]
 INTRODUCTION = """\
 # The commands
 

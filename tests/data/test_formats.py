@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from loraft.data.formats import (
     Text,
     check_format,
     detect_format,
+    to_question,
     to_record,
 )
 from loraft.data.records import Row
@@ -241,3 +243,36 @@ def test_c46_a_bad_labelled_row_is_named_with_its_place(
     assert (problem.where, problem.key) == ("a.jsonl:7", field)
     assert said in problem.message
     assert (remedy or "") in (problem.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("values", "asked"),
+    [
+        ({"source": "hello", "target": "bonjour"}, "hello"),
+        ({"translation": {"en": "hello", "fr": "bonjour"}}, "hello"),
+        ({"prompt": "hello", "source": "a book", "translation": 7}, "hello"),
+    ],
+)
+def test_a_question_may_be_a_source(values: dict[str, object], asked: str) -> None:
+    """Beside a prompt, `source` is a column like any other."""
+    assert to_question(Row(values, "a.jsonl:7"), Languages("en_XX")) == (Message("user", asked),)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"source": "hello", "translation": {}}, "it has source and translation"),
+        ({"source": " "}, "a.jsonl:7 source: is empty"),
+        ({"translation": {"de": "hallo"}}, "has no text in en_XX"),
+        ({"translation": {"en": 7}}, "translation.en: must be text"),
+        ({"translation": ["hello"]}, "a.jsonl:7 translation"),
+    ],
+)
+def test_c46_a_source_that_cannot_be_asked_is_named(values: dict[str, object], said: str) -> None:
+    with pytest.raises(DataError, match=re.escape(said)):
+        to_question(Row(values, "a.jsonl:7"), Languages("en_XX"))
+
+
+def test_the_language_of_a_translation_must_be_said() -> None:
+    with pytest.raises(DataError, match=r"data\.source_lang: is not set, and the rows have the languages en, fr"):
+        to_question(Row({"translation": {"en": "hello", "fr": "bonjour"}}, "a.jsonl:7"))

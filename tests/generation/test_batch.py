@@ -181,7 +181,7 @@ def test_what_ends_it_early_is_told_and_the_windows_before_stand(
 BAD = [
     ('{"prompt": null}', "3 prompt: must be text; found nothing"),
     ('{"prompt": "  "}', "3 prompt: is empty"),
-    ('{"question": "x"}', "3: needs one of prompt, messages and conversations; it has question"),
+    ('{"question": "x"}', "3: needs one of prompt, messages, conversations, source and translation; it has question"),
     ('{"prompt": "x", "messages": []}', "3: needs one of .* it has prompt and messages"),
     ('{"messages": []}', "3 messages: is an empty list"),
     ('{"messages": [{"role": "bot", "content": "x"}]}', r"3 messages\[0\].role"),

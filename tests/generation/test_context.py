@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loraft.adapters.attach import wrap
-from loraft.generation.context import Context, learned_positions, ordinary_attention, pad_left, wrapped_model
+from loraft.generation.context import Context, learned_positions, ordinary_attention, pad_left
 from loraft.models.attention import ROWS
+from loraft.models.wrapped import wrapped_model
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
 
 ROW = [5, 9, 200, 31, 7, 40, 11, 8, 77, 300, 2, 19]

@@ -10,12 +10,27 @@ from loraft.errors import DataError, ModelError
 from loraft.generation.context import Context, learned_positions
 from loraft.generation.engine import Completion, complete_batch, stream
 from loraft.generation.sampling import GREEDY, SamplingRules
+from loraft.models.families import TRAINED_FOR
 from tests.generation.test_engine import TOKENIZER, prompts
 from tests.tiny import tiny_model
 
-TYPES = ("t5", "bart", "marian")
+TYPES = tuple(TRAINED_FOR["seq2seq_lm"])
 VARIED = SamplingRules(repetition_penalty=1.6)
 """Without a penalty tiny models say one token again and again."""
+
+
+STOPS = tuple(range(310, 320))
+"""Ids that tiny models happen to say, as ends of their answers."""
+
+
+def of_transformers(model: PreTrainedModel, prompt: list[int], **options: object) -> list[int]:
+    """What transformers generates behind the start token, padding and stop ids at the end left out."""
+    ids = torch.tensor([prompt])
+    settings: dict[str, object] = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), **(settings | options))[0, 1:].tolist()
+    while found and found[-1] in (0, 2, *STOPS):
+        found.pop()
+    return found  # type: ignore[no-any-return]
 
 
 def answer(model: PreTrainedModel, prompt: list[int], rules: SamplingRules = GREEDY, **options: object) -> Completion:
@@ -88,6 +103,53 @@ def test_what_the_encoder_read_takes_no_position_of_the_decoder() -> None:
     assert len(answer(model, [5] * 16).token_ids) == 16
     with pytest.raises(DataError, match="17 tokens"):
         answer(model, [5] * 17)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_an_answer_that_must_end_at_its_limit_is_that_of_transformers(model_type: str) -> None:
+    """BART's and Marian's forced_eos_token_id: the last token that the limit allows is the end, and no other."""
+    model = tiny_model(model_type)
+    rules = SamplingRules(repetition_penalty=1.6, last=(2,))
+    options = {"max_new_tokens": 9, "repetition_penalty": 1.6, "forced_eos_token_id": 2, "eos_token_id": [2, *STOPS]}
+    for prompt in prompts(8):
+        cut = answer(model, prompt, rules, max_new_tokens=9, stop_ids=(2, *STOPS))
+        expected = of_transformers(model, prompt, **options)
+        assert list(cut.token_ids) == expected
+        assert (cut.finish_reason == "length") == (len(cut.token_ids) == 8), "a limit is no word of the model's"
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("last", [(), (2,)], ids=["free", "forced end"])
+def test_beams_are_those_of_transformers(model_type: str, last: tuple[int, ...]) -> None:
+    model = tiny_model(model_type)
+    rules = SamplingRules(repetition_penalty=1.6, num_beams=3, last=last, first=7, length_penalty=0.8)
+    options = {"max_new_tokens": 9, "repetition_penalty": 1.6, "num_beams": 3, "length_penalty": 0.8}
+    forced = {"forced_bos_token_id": 7, "forced_eos_token_id": 2 if last else None, "eos_token_id": [2, *STOPS]}
+    for prompt in prompts(6):
+        found = answer(model, prompt, rules, max_new_tokens=9, stop_ids=(2, *STOPS))
+        expected = of_transformers(model, prompt, **options, **forced)
+        assert list(found.token_ids) == expected
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_sampled_answers_do_not_depend_on_their_neighbours(model_type: str) -> None:
+    """Row n of a batch draws from seed + n, from the distribution that it would have alone."""
+    model = tiny_model(model_type)
+    rules = SamplingRules(temperature=0.9, top_k=40, top_p=0.95)
+    options = {"rules": rules, "max_new_tokens": 12, "stop_ids": STOPS}
+    together = complete_batch(model, TOKENIZER, prompts(12), seed=5, batch_size=12, **options)  # type: ignore[arg-type]
+    for row, prompt in enumerate(prompts(12)):
+        alone = answer(model, prompt, **options, seed=5 + row)  # type: ignore[arg-type]
+        assert alone.token_ids == together[row].token_ids
+
+
+def test_the_start_token_may_be_another_than_the_models() -> None:
+    """mBART-25 begins from the code of the target's language."""
+    model = tiny_model("mbart")
+    for start in (11, 250):
+        rules = SamplingRules(repetition_penalty=1.6, start=start)
+        expected = of_transformers(model, [5, 6, 7], decoder_start_token_id=start, repetition_penalty=1.6)
+        assert list(answer(model, [5, 6, 7], rules).token_ids) == expected
 
 
 @pytest.mark.parametrize(("model_type", "expected"), [("t5", None), ("bart", 512), ("marian", 512)])

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from loraft.config.schema import QuantizationSection
 from loraft.data.formats import Message
 from loraft.errors import AdapterError, ModelError, OutOfMemoryError, Refused
-from loraft.generation.context import wrapped_model
 from loraft.generation.engine import stream
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.sampling import SamplingRules
 from loraft.generation.session import BASE, Session, open_session
+from loraft.models.wrapped import wrapped_model
 from tests.generation.voices import KINDS, adapter_in, base_in, logits
 from tests.tiny import save_tiny
 

@@ -11,6 +11,8 @@ from torch import nn
 from loraft.adapters.attach import attach
 from loraft.adapters.store import save_adapter
 from loraft.config.schema import ModelSection, RunConfig
+from loraft.data.pairs import PairRenderer
+from loraft.models.families import FAMILIES
 from loraft.models.loading import load_model
 from loraft.models.placement import place
 from tests.adapters.setting import FACTS, Rendering, disturb
@@ -63,6 +65,38 @@ def adapter_in(
     disturb(adapted.trainable, seed=seed + 10)
     rendering = Rendering(chat_template, system_prompt=system_prompt)
     save_adapter(adapted, folder, config=config, renderer=rendering, facts=FACTS)  # type: ignore[arg-type]
+    return folder
+
+
+def pair_adapter_in(
+    folder: Path,
+    base: Path | str,
+    *,
+    prefix: str = "",
+    languages: tuple[str, str] | None = None,
+    seed: int = 1,
+    amount: float = 0.1,
+    **lora: Any,
+) -> Path:
+    """An adapter of an encoder-decoder with an effect, saved as a run saves it."""
+    section = ModelSection(name_or_path=str(base), dtype="float32")
+    config = RunConfig.model_validate(
+        {
+            "task": "seq2seq_lm",
+            "model": section.model_dump(),
+            "lora": {"r": 4, "alpha": 8, **lora},
+            "data": {"train": "train.jsonl"},
+            "generation": {"max_new_tokens": 12},
+        }
+    )
+    loaded = load_model(section, place(section), among=FAMILIES)
+    source, target = languages or (None, None)
+    renderer = PairRenderer.for_tokenizer(loaded.tokenizer, prefix=prefix, source_lang=source, target_lang=target)
+    adapted = attach(loaded, config)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapted.trainable.values():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=amount)
+    save_adapter(adapted, folder, config=config, renderer=renderer, facts=FACTS)
     return folder
 
 

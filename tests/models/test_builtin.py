@@ -14,9 +14,11 @@ import torch
 
 from loraft.errors import ModelError
 from loraft.models import builtin, sources
+from loraft.models.archive import unpack
 from loraft.models.builtin import BUILTINS, Builtin, fetch_file
 from loraft.models.sources import resolve
 from tests.models.gguf_files import write_tiny_gguf
+from tests.tiny import save_tiny
 
 MEMBER = "tiny_carrier/tiny.gguf"
 
@@ -120,6 +122,60 @@ def test_what_is_known_is_pinned() -> None:
         assert name == known.name
         assert "==" in known.requirement
         assert len(known.wheel_sha256) == len(known.file_sha256) == 64
+
+
+def test_a_builtin_may_be_a_zip_of_a_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path, carried: Builtin
+) -> None:
+    """What a model is made of is unpacked, and neither code, nor pickles, nor what lies outside the folder."""
+    model = save_tiny(tmp_path / "model", "bert")
+    inner = tmp_path / "model.zip"
+    with zipfile.ZipFile(inner, "w") as archive:
+        for file in model.iterdir():
+            archive.write(file, file.name)
+        for name in ("1_Pooling/config.json", "modeling.py", "pytorch_model.bin", "../outside.json", "/outside.json"):
+            archive.writestr(name, "{}")
+    wheel = tmp_path / "zipped-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(inner, "zipped/model.zip")
+    digests = {f"{of}_sha256": hashlib.sha256(path.read_bytes()).hexdigest() for of, path in
+               (("wheel", wheel), ("file", inner))}  # fmt: skip
+    zipped = replace(carried, name="zipped", package="zipped", file="model.zip", **digests)
+    pip_gives(monkeypatch, wheel)
+    monkeypatch.setattr(sources, "builtin_named", lambda _: zipped)
+    folder = resolve("builtin:zipped")
+    assert {path.name for path in folder.iterdir()} == {path.name for path in model.iterdir()}
+    assert not list(tmp_path.rglob("outside.json"))
+    assert (folder / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"no zip", "cannot be read as a .zip"), (None, "no config.json")])
+def test_a_zip_without_a_model_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "model.zip"
+    if content is None:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("notes.json", "{}")
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        unpack(file, tmp_path)
+
+
+@pytest.mark.slow
+def test_minilm_knows_what_is_alike(minilm: Path) -> None:
+    """The mean of its last hidden states is nearer for sentences that mean the same."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer = AutoModel.from_pretrained(minilm), AutoTokenizer.from_pretrained(minilm)
+    texts = ["A cat sits on the mat.", "A kitten is on a rug.", "Interest rates rose again."]
+    read = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**read).last_hidden_state
+    mask = read["attention_mask"][..., None]
+    means = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+    alike = means @ means.T
+    assert alike[0, 1] > 0.5
+    assert alike[0, 2] < 0.2
 
 
 @pytest.mark.slow

@@ -30,12 +30,12 @@ def section(folder: Path) -> ModelSection:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_auto_computes_in_the_models_dtype(dtype: torch.dtype) -> None:
-    config = quantization_config(QuantizationSection(), on_cpu(dtype))
+    config = quantization_config(QuantizationSection(), on_cpu(dtype), torch.nn.Module())
     assert config.load_in_4bit
     assert config.bnb_4bit_compute_dtype == dtype
     assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == ("nf4", True)
     named = quantization_config(
-        QuantizationSection(type="fp4", double_quant=False, compute_dtype="float32"), on_cpu(dtype)
+        QuantizationSection(type="fp4", double_quant=False, compute_dtype="float32"), on_cpu(dtype), torch.nn.Module()
     )
     assert (named.bnb_4bit_quant_type, named.bnb_4bit_use_double_quant) == ("fp4", False)
     assert named.bnb_4bit_compute_dtype == torch.float32
@@ -43,7 +43,7 @@ def test_auto_computes_in_the_models_dtype(dtype: torch.dtype) -> None:
 
 def test_float16_is_for_cuda_alone() -> None:
     with pytest.raises(ModelError, match="float16 does not train on a CPU"):
-        quantization_config(QuantizationSection(compute_dtype="float16"), on_cpu())
+        quantization_config(QuantizationSection(compute_dtype="float16"), on_cpu(), torch.nn.Module())
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])

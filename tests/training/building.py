@@ -128,9 +128,10 @@ class Recorder(torch.optim.SGD):
 
 
 def without_dropout(module: torch.nn.Module) -> None:
-    """Families keep dropout as modules or as numbers."""
+    """Families keep dropout as modules or as numbers; some leave out whole layers."""
+    names = ("p", "dropout", "attention_dropout", "activation_dropout", "residual_dropout", "attn_dropout", "layerdrop")
     for part in module.modules():
-        for name in ("p", "dropout", "attention_dropout", "activation_dropout", "residual_dropout", "attn_dropout"):
+        for name in names:
             if isinstance(getattr(part, name, None), float):
                 setattr(part, name, 0.0)
 

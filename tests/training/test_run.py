@@ -74,6 +74,33 @@ def test_stopped_at_any_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, op
         assert metrics(again.run_folder) == metrics(whole.run_folder)
 
 
+def test_a_stream_stopped_at_any_step_and_resumed_is_the_same_bytes(tmp_path: Path) -> None:
+    """Two epochs of a stream, one row of which is bad and one too long: 5 steps are told, and 4 windows are there."""
+    tiny_config(tmp_path)
+    given = [*rows(16), {"messages": []}, {**rows(1)[0], "messages": [{"role": "assistant", "content": "late " * 90}]}]
+    path = write_rows(tmp_path / "stream.jsonl", given)
+
+    def config(output: str) -> Any:
+        return tiny_config(
+            tmp_path, training__output_dir=str(tmp_path / output), training__max_steps=None,
+            training__num_train_epochs=2, training__save_steps=3, lora__dropout=0.1, data__train=str(path),
+            data__streaming=True, data__shuffle_buffer=5, data__on_bad_row="skip", data__max_length=60,
+        )  # fmt: skip
+
+    notes: list[str] = []
+    whole = api.train(config("whole"), observer=lambda e: notes.append(e.text) if isinstance(e, Note) else None)
+    assert whole.steps == 8
+    assert "of 18 rows drawn since the start, 1 bad and 1 too long" in notes
+    assert api.check(config("other")).as_dict()["training"]["steps_an_epoch"] == 5
+    for step in (1, 3, 4, 6):
+        with pytest.raises(Stopped):
+            api.train(config(f"stopped-{step}"), observer=stop_at(step))
+        again = api.train(config(f"stopped-{step}"), resume=True)
+        name = "adapter_model.safetensors"
+        assert (again.saved / name).read_bytes() == (whole.saved / name).read_bytes(), step
+        assert metrics(again.run_folder) == metrics(whole.run_folder)
+
+
 def test_a_killed_run_forgets_what_was_logged_after_its_checkpoint(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     whole = api.train(config_of(tmp_path, "whole"))

@@ -1,10 +1,10 @@
 """The file that answers are written to: a row is there whole or not at all, none is lost, and none is written twice.
 
-A row is one line of JSON: the row that was asked, then `completion`, `finish_reason` and `answered_by`, which tells
-answers of this model with these settings from others. Rows come in the order of the questions, so that what is there
-already is a beginning; it is compared with the questions byte by byte, and a line that was cut short is written anew.
+A row is one line of JSON: the row that was asked, then what answers it, and `answered_by`, which tells answers of this
+model with these settings from others. Rows come in the order of the questions, so that what is there already is a
+beginning; it is compared with the questions byte by byte, and a line that was cut short is written anew.
 
-This module knows lines, locks and disks. It refuses to know models.
+This module knows lines, locks and disks. It refuses to know models and what an answer is: a text or a class.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import errno
 import fcntl
 import json
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from loraft.errors import DataError, DiskFullError
-from loraft.generation.answer import FinishReason
+from loraft.errors import DataError, DiskFullError, Problem, Stopped
 
-__all__ = ["ADDED", "AnswerFile", "check_answer_file", "open_answer_file"]
+__all__ = ["ANSWERED_BY", "AnswerFile", "check_answer_file", "lost_fields", "open_answer_file", "windows_left"]
 
-ADDED = ("completion", "finish_reason", "answered_by")
-"""What an answer adds to its row."""
+ANSWERED_BY = "answered_by"
+"""The field that tells answers of one model from those of others; the last one of a row."""
 KEY = "--output"
 ANOTHER = "Name another file, or replace it with --overwrite."
 
@@ -37,24 +37,26 @@ class AnswerFile:
     Attributes:
         path: Where it lies.
         file: It, open and locked.
+        added: The fields that an answer adds to its row, `answered_by` aside.
         answered_by: What tells these answers from those of another model or other settings.
         rows: How many rows it holds.
     """
 
     path: Path
     file: BinaryIO
+    added: Sequence[str]
     answered_by: str
     rows: int
 
-    def append(self, answers: Sequence[tuple[Mapping[str, object], str, FinishReason]]) -> None:
-        """Write the answers of the next rows, each with its row, and wait until they are on disk.
+    def append(self, answers: Sequence[tuple[Mapping[str, object], Sequence[object]]]) -> None:
+        """Write the next rows, each with the values of the fields that answer it, and wait until they are on disk.
 
         Raises:
             DiskFullError: The disk filled up; the rows before are whole.
         """
         lines = (
-            _serialized({**row, **dict(zip(ADDED, (text, reason, self.answered_by), strict=True))}) + b"\n"
-            for row, text, reason in answers
+            _serialized({**row, **dict(zip(self.added, values, strict=True)), ANSWERED_BY: self.answered_by}) + b"\n"
+            for row, values in answers
         )
         try:
             self.file.write(b"".join(lines))
@@ -69,31 +71,46 @@ class AnswerFile:
         self.rows += len(answers)
 
 
-def check_answer_file(path: Path, rows: Sequence[Mapping[str, object]], questions: Path, *, overwrite: bool) -> None:
+def lost_fields(where: str, row: Mapping[str, object], added: Sequence[str]) -> list[Problem]:
+    """What is wrong with a row that has a field of the name of one that an answer adds."""
+    message, remedy = "an answer adds this field, and what the row has would be lost", "Rename it."
+    return [Problem(message, where, name, remedy) for name in (*added, ANSWERED_BY) if name in row]
+
+
+def windows_left(held: int, total: int, size: int) -> Iterator[range]:
+    """The windows of `size` rows that are left; the first begins before `held` where a run was stopped inside it."""
+    for start in range(held // size * size if held < total else total, total, size):
+        yield range(start, min(start + size, total))
+
+
+def check_answer_file(
+    path: Path, rows: Sequence[Mapping[str, object]], questions: Path, added: Sequence[str], *, overwrite: bool
+) -> None:
     """Refuse, before anything is loaded, a file that answers to the `rows` of `questions` cannot be written to.
 
     Raises:
         DataError: It holds something else, is the file of the questions itself, or there is no folder for it.
     """
     if path.exists() and path.samefile(questions):
-        raise DataError("is the file of the prompts", where=str(path), key=KEY, remedy="Name another file.")
+        raise DataError("is the file of the rows themselves", where=str(path), key=KEY, remedy="Name another file.")
     if path.is_dir():
         raise DataError("is a folder", where=str(path), key=KEY, remedy="Name a file in it.")
     if not path.parent.is_dir():
         raise DataError(f"there is no folder {path.parent}", where=str(path), key=KEY, remedy="Make it first.")
     if path.exists() and not overwrite:
-        _held(path, _read(path), rows, None)
+        _held(path, _read(path), rows, added, None)
 
 
 @contextmanager
 def open_answer_file(
-    path: Path, rows: Sequence[Mapping[str, object]], answered_by: str, *, overwrite: bool
+    path: Path, rows: Sequence[Mapping[str, object]], added: Sequence[str], answered_by: str, *, overwrite: bool
 ) -> Iterator[AnswerFile]:
     """The file, opened to go on after the rows that it holds; nobody else writes to it meanwhile.
 
     Args:
         path: Where it lies, or will.
         rows: The rows that are asked, all of them.
+        added: The fields that an answer adds.
         answered_by: What tells these answers from others.
         overwrite: Begin anew, whatever it holds.
 
@@ -109,13 +126,21 @@ def open_answer_file(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DataError("another process is writing to it", where=str(path), key=KEY) from error
-        held, size = (0, 0) if overwrite else _held(path, file.read(), rows, answered_by)
+        held, size = (0, 0) if overwrite else _held(path, file.read(), rows, added, answered_by)
         file.truncate(size)
         file.seek(size)
-        yield AnswerFile(path, file, answered_by, held)
+        answers = AnswerFile(path, file, added, answered_by, held)
+        try:
+            yield answers
+        except KeyboardInterrupt as stop:
+            message = f"stopped: {answers.rows:,} of {len(rows):,} rows are in {path}"
+            number = getattr(stop, "signal_number", signal.SIGINT)
+            raise Stopped(message, signal_number=number, remedy="The same command goes on.") from None
 
 
-def _held(path: Path, content: bytes, rows: Sequence[Mapping[str, object]], answered_by: str | None) -> tuple[int, int]:
+def _held(
+    path: Path, content: bytes, rows: Sequence[Mapping[str, object]], added: Sequence[str], answered_by: str | None
+) -> tuple[int, int]:
     """How many whole answers to `rows` there are, and where they end; without `answered_by`, of whichever model.
 
     Raises:
@@ -127,32 +152,34 @@ def _held(path: Path, content: bytes, rows: Sequence[Mapping[str, object]], answ
         message = f"holds {len(whole):,} rows, and there are {len(rows):,} to answer"
         raise DataError(message, where=str(path), key=KEY, remedy=ANOTHER)
     for number, (line, row) in enumerate(zip(whole, rows, strict=False), start=1):
-        _refuse_another(f"{path}:{number}", line, row, answered_by)
+        _refuse_another(f"{path}:{number}", line, row, added, answered_by)
     if cut:
-        beginning = _beginning(rows[len(whole)]) if len(whole) < len(rows) else b""
+        beginning = _beginning(rows[len(whole)], added) if len(whole) < len(rows) else b""
         if not beginning or not (cut.startswith(beginning) or beginning.startswith(cut)):
             message = "is no answer to the row of its number"
             raise DataError(message, where=f"{path}:{len(whole) + 1}", key=KEY, remedy=ANOTHER)
     return len(whole), len(content) - len(cut)
 
 
-def _refuse_another(where: str, line: bytes, row: Mapping[str, object], answered_by: str | None) -> None:
+def _refuse_another(
+    where: str, line: bytes, row: Mapping[str, object], added: Sequence[str], answered_by: str | None
+) -> None:
     told: object = None
-    if line.startswith(_beginning(row)):
+    if line.startswith(_beginning(row, added)):
         try:
             told = json.loads(line)
         except ValueError:
             told = None
-    if not isinstance(told, dict) or not set(ADDED) <= told.keys():
+    if not isinstance(told, dict) or not {*added, ANSWERED_BY} <= told.keys():
         raise DataError("is no answer to the row of its number", where=where, key=KEY, remedy=ANOTHER)
-    if answered_by is not None and told["answered_by"] != answered_by:
+    if answered_by is not None and told[ANSWERED_BY] != answered_by:
         message = "was answered by another model, or with other settings"
         raise DataError(message, where=where, key=KEY, remedy=ANOTHER)
 
 
-def _beginning(row: Mapping[str, object]) -> bytes:
+def _beginning(row: Mapping[str, object], added: Sequence[str]) -> bytes:
     """How the answer to a row begins, up to what was answered."""
-    return _serialized(row)[:-1] + f', "{ADDED[0]}": "'.encode()
+    return _serialized(row)[:-1] + f', "{added[0]}": "'.encode()
 
 
 def _serialized(row: Mapping[str, object]) -> bytes:

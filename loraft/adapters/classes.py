@@ -1,0 +1,58 @@
+"""The classes that a classifier tells apart, wherever they are told: by loraft's record, a model's config, or a head.
+
+This module knows these three places. It refuses to know rows and their labels.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+from loraft.adapters.reading import read_adapter
+from loraft.adapters.resolve import AdapterTarget, Target
+from loraft.errors import AdapterError
+from loraft.models.families import TRAINED_FOR, family_of
+from loraft.models.loading import is_classifier, load_any_config
+
+__all__ = ["classes_of"]
+
+
+def classes_of(target: Target) -> tuple[str, ...]:
+    """The names of the classes in their order; none where the target is no classifier.
+
+    An adapter that another tool wrote tells only how many there are: their names are then those of its base, where it
+    has as many, or else `LABEL_0`, `LABEL_1` and so on, as transformers has it.
+
+    Raises:
+        Refused: The base's config cannot be read, or an adapter is damaged or lacks the head that it was trained with.
+    """
+    if not target.adapters:
+        config = load_any_config(target.model_section)
+        return _named(config) if is_classifier(config) else ()
+    adapter = target.adapters[0]
+    if adapter.task != "seq_cls":
+        return ()
+    return adapter.labels or _unnamed(adapter, target)
+
+
+def _unnamed(adapter: AdapterTarget, target: Target) -> tuple[str, ...]:
+    config = load_any_config(target.model_section)
+    decides = family_of(config.model_type, TRAINED_FOR["seq_cls"]).classifier[-1]
+    whole = (
+        tensor
+        for key, tensor in read_adapter(adapter.folder).tensors.items()
+        if key.startswith(f"base_model.model.{decides}.") and tensor.dim() > 1
+    )
+    count = min((len(tensor) for tensor in whole), default=0)
+    if not count:
+        raise AdapterError(
+            f"it was trained to classify, and holds no {decides}",
+            where=str(adapter.folder),
+            remedy="Save it with modules_to_save, or classify with the tool that wrote it.",
+        )
+    named = _named(config)
+    return named if len(named) == count else tuple(f"LABEL_{number}" for number in range(count))
+
+
+def _named(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The names that a config gives its classes."""
+    return tuple(map(str, (config.id2label or {}).values()))

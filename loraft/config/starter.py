@@ -1,0 +1,238 @@
+"""The config to start with: few keys, each with the reason why it stands there.
+
+This module knows which keys matter for a task and a method, and what to say of each. It refuses to know files and
+models: what was found in the data is told to it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loraft.config.schema import Method, RowFormat, RunConfig, Task
+from loraft.config.written import inline
+
+__all__ = ["MODELS", "Start", "starter"]
+
+MODELS: Mapping[Task, str] = {
+    "causal_lm": "builtin:smollm2-135m-instruct",
+    "seq2seq_lm": "google-t5/t5-small",
+    "seq_cls": "builtin:all-minilm-l6-v2",
+}
+"""Small models to begin with."""
+WIDTH = 100
+LENGTHS = (64, 128, 256, 512, 1024, 2048)
+MANY_CLASSES = 20
+UNEVEN = 3
+"""Classes are weighted where the largest has this many times the rows of the smallest."""
+LANGUAGES = {
+    "ar": "Arabic", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
+    "hi": "Hindi", "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish",
+    "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "tr": "Turkish", "uk": "Ukrainian",
+    "zh": "Chinese",
+}  # fmt: skip
+ROWS: Mapping[RowFormat, str] = {
+    "messages": '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
+    "sharegpt": '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}',
+    "alpaca": '{"instruction": "…", "input": "…", "output": "…"}',
+    "prompt_completion": '{"prompt": "…", "completion": "…"}',
+    "text": '{"text": "…"}',
+    "translation": '{"source": "…", "target": "…"}',
+    "classification": '{"text": "…", "label": "…"}',
+}
+"""A row of each format."""
+TASKS: Mapping[Task, str] = {
+    "causal_lm": "A decoder goes on with a text.",
+    "seq2seq_lm": "An encoder-decoder answers a source with a target.",
+    "seq_cls": "A text gets one of several classes.",
+}
+METHODS: Mapping[Method, str] = {
+    "lora": "Small updates beside frozen weights. qlora stores those in 4 bits, full trains every weight.",
+    "qlora": "Small updates beside frozen weights in 4 bits: a quarter of the memory, a little slower than lora.",
+    "full": "Every weight is trained: the most memory, and checkpoints as large as the model. lora needs a fraction.",
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a first config is made from.
+
+    Attributes:
+        task: What is to be learned.
+        method: How.
+        model: The base model.
+        train: The rows to learn from.
+        format: Their format.
+        columns: Our column names: theirs, where they differ.
+        rows: How many rows there are; None where nobody looked.
+        longest_tokens: About how many tokens the longest row has; None where nobody looked.
+        positions: The most tokens that the model can read; None where nothing is known of it.
+        languages: The languages of the rows.
+        labels: The classes and their rows.
+    """
+
+    task: Task
+    method: Method
+    model: str
+    train: str
+    format: RowFormat
+    columns: Mapping[str, str] = field(default_factory=dict)
+    rows: int | None = None
+    longest_tokens: int | None = None
+    positions: int | None = None
+    languages: Sequence[str] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+Said = tuple[str, object, str]
+"""A dotted key, its value, and why it stands there."""
+
+
+def starter(start: Start, path: Path) -> str:
+    """The text of a config that `load_config` accepts, with a comment above each key.
+
+    Args:
+        start: What it is made from.
+        path: Where it will lie, for the commands that its heading names.
+    """
+    said = [*_head(start), *_lora(start), *_data(start), *_training(start), *_generation(start)]
+    RunConfig.model_validate(_nested(said))  # what is not a config is never written
+    lines, section = _heading(start, path), ""
+    for key, value, why in said:
+        name, _, inner = key.rpartition(".")
+        if name != section:
+            lines += ["", f"{name}:"] if name else [""]
+            section = name
+        indent = "  " if name else ""
+        lines += [f"{indent}# {line}" for line in textwrap.wrap(why, WIDTH - len(indent) - 2, break_on_hyphens=False)]
+        lines.append(f"{indent}{inner}: {inline(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _nested(said: Sequence[Said]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for key, value, _ in said:
+        section, _, name = key.rpartition(".")
+        inner = values.setdefault(section, {}) if section else values
+        assert isinstance(inner, dict)
+        inner[name] = value
+    return values
+
+
+def _heading(start: Start, path: Path) -> list[str]:
+    name = shlex.quote(str(path))
+    return [
+        f"# {TASKS[start.task]}",
+        "#",
+        f"#   loraft preview {name}   the rows as the model will see them",
+        f"#   loraft check {name}     what can be known before the first step",
+        f"#   loraft train {name}     trains; --resume goes on after a stop",
+        "#",
+        "# What does not stand here has its default; `loraft schema` lists every key.",
+    ]
+
+
+def _head(start: Start) -> Iterator[Said]:
+    others = " or ".join(task for task in TASKS if task != start.task)
+    yield "task", start.task, f"What is learned; {others} is for other rows and other models."
+    yield "method", start.method, METHODS[start.method]
+    yield "seed", 0, "The same seed gives the same run."
+    yield "model.name_or_path", start.model, "A Hub id, a folder, a .gguf file, or builtin:NAME."
+    if start.method == "qlora":
+        yield "quantization.type", "nf4", "nf4 fits weights that are normally distributed; fp4 is the other type."
+
+
+def _lora(start: Start) -> Iterator[Said]:
+    if start.method == "full":
+        return
+    yield "lora.r", 16, "The rank of each update: what it can learn grows with it, and so does its size."
+    yield "lora.alpha", 32, "The update is scaled by alpha / r; keep it at twice r."
+    yield "lora.target_modules", "all-linear", "Every linear layer; attention or mlp train less, and faster."
+
+
+def _data(start: Start) -> Iterator[Said]:
+    found = "Rows look like" if start.rows is None else f"{start.rows:,} rows. They are read as"
+    yield "data.train", start.train, f"{found} {_row(start)}"
+    yield "data.format", start.format, "What the columns are; auto would recognise it again at every start."
+    if start.columns:
+        yield "data.columns", dict(start.columns), "Our column names: those of the file."
+    yield _evaluation(start)
+    yield from _pairs(start)
+    if start.task == "seq_cls" and 1 < len(start.labels) <= MANY_CLASSES:
+        why = "The classes, numbered in this order. A row of another class is then an error."
+        yield "data.labels", tuple(start.labels), why
+    if start.task == "causal_lm" and start.format != "text":
+        yield "data.train_on", "completions", "Only answers are learned, not the questions; all learns every token."
+    yield "data.max_length", _max_length(start), _why_length(start)
+
+
+def _row(start: Start) -> str:
+    """A row as it looks."""
+    if start.languages:
+        texts = ", ".join(f'"{name}": "…"' for name in start.languages[:2])
+        return f'{{"translation": {{{texts}}}}}'
+    return ROWS[start.format]
+
+
+def _evaluation(start: Start) -> Said:
+    if start.train == "builtin:tickets":
+        held_out = {"path": start.train, "split": "eval"}
+        return "data.eval", held_out, "Rows that are never trained on: their loss tells what was learned."
+    if start.rows is not None and start.rows < 10:
+        return "data.eval", None, "Nothing is evaluated: there are too few rows to hold some of them out."
+    share = 0.05 if start.rows is None or start.rows >= 200 else 0.1
+    return "data.eval", share, "This share is held out of train, by the seed; or name a file of other rows."
+
+
+def _pairs(start: Start) -> Iterator[Said]:
+    if start.task != "seq2seq_lm":
+        return
+    source, target = (*start.languages, None, None)[:2]
+    if source is not None and target is not None:
+        yield "data.source_lang", source, "The key of the source in `translation`; a model such as NLLB takes its code."
+        yield "data.target_lang", target, "The key of the target."
+    prefix = ""
+    if source in LANGUAGES and target in LANGUAGES:
+        prefix = f"translate {LANGUAGES[source]} to {LANGUAGES[target]}: "
+    yield "data.source_prefix", prefix, "Stands before every source. T5 was trained with such words, others were not."
+
+
+def _max_length(start: Start) -> int:
+    needed = LENGTHS[3] if start.longest_tokens is None else start.longest_tokens + (64 if _is_chat(start) else 8)
+    fitting = next((length for length in LENGTHS if length >= needed), LENGTHS[-1])
+    return min(fitting, start.positions or fitting)
+
+
+def _is_chat(start: Start) -> bool:
+    return start.task == "causal_lm" and start.format in ("messages", "sharegpt", "alpaca")
+
+
+def _why_length(start: Start) -> str:
+    rest = (
+        "longer ones are split" if start.format == "text" and start.task == "causal_lm" else "longer ones are dropped"
+    )
+    what = "sources" if start.task == "seq2seq_lm" else "rows"
+    found = "" if start.longest_tokens is None else f"The longest has about {start.longest_tokens:,}. "
+    return f"{found}The most tokens of {what}: {rest} and counted, and `loraft check` tells how many."
+
+
+def _training(start: Start) -> Iterator[Said]:
+    yield "training.num_train_epochs", 3, "How often each row is seen."
+    yield "training.per_device_train_batch_size", 8, "Rows in a step. Where memory is short, halve it …"
+    yield "training.gradient_accumulation_steps", 1, "… and double this: the same steps with less memory."
+    rate = "2e-5, for every weight moves" if start.method == "full" else "2e-4; small models and narrow tasks take more"
+    yield "training.learning_rate", "auto", f"auto is {rate}."
+    if start.labels and max(start.labels.values()) >= UNEVEN * min(start.labels.values()):
+        rare = min(start.labels, key=lambda name: start.labels[name])
+        why = f"The rows are uneven ({rare} has {start.labels[rare]:,}): each class counts the same in the loss."
+        yield "training.class_weights", "balanced", why
+    if start.method == "full":
+        yield "training.save_total_limit", 1, "Each checkpoint holds all weights and twice their size of moments."
+
+
+def _generation(start: Start) -> Iterator[Said]:
+    if start.task != "seq_cls":
+        yield "generation.max_new_tokens", 256, "The most tokens of an answer, saved with what was trained."

@@ -1,0 +1,270 @@
+"""What a file of rows holds, before there is a config: which tasks and formats its columns fit, and how long rows are.
+
+This module knows the names that columns have elsewhere. It refuses to know models and tokenizers, so lengths are
+estimated from bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from loraft.config.schema import DataSource, RowFormat, Task
+from loraft.data.formats import Labelled, check_format, detect_format, to_record
+from loraft.data.labelled import labels_of
+from loraft.data.records import RowsRead, read_rows
+from loraft.errors import DataError
+
+__all__ = ["Acquaintance", "Fit", "look_at"]
+
+LIKELIEST: tuple[tuple[Task, RowFormat], ...] = (
+    ("seq_cls", "classification"),
+    ("seq2seq_lm", "translation"),
+    ("causal_lm", "messages"),
+    ("causal_lm", "sharegpt"),
+    ("causal_lm", "alpaca"),
+    ("causal_lm", "prompt_completion"),
+    ("causal_lm", "text"),
+)
+"""What is meant where nobody says, the readings first that ask the most of the columns."""
+ONLY_IF_ASKED: tuple[tuple[Task, RowFormat], ...] = (("seq2seq_lm", "prompt_completion"), ("seq2seq_lm", "alpaca"))
+"""Readings that the columns alone never mean."""
+ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
+    "instruction": ("question", "query", "task", "problem"),
+    "output": ("answer", "response", "reply", "solution"),
+    "prompt": ("question", "query", "input", "problem"),
+    "completion": ("answer", "response", "output", "reply", "solution"),
+    "source": ("src", "document", "article"),
+    "target": ("tgt", "summary", "highlights"),
+    "text": (
+        "sentence",
+        "content",
+        "review",
+        "tweet",
+        "comment",
+        "message",
+        "body",
+        "document",
+        "premise",
+        "sentence1",
+    ),
+    "label": ("labels", "class", "category", "sentiment", "topic", "intent", "target", "emotion"),
+    "text_pair": ("hypothesis", "sentence2"),
+}
+"""Our columns, and what they are called in other people's files."""
+BYTES_A_TOKEN = 3
+"""Few enough that hardly a row is estimated too short: English has about four, Chinese three."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A reading of the rows.
+
+    Attributes:
+        task: The task that they are rows for.
+        format: Their format.
+        columns: Our column names: theirs, where they differ.
+    """
+
+    task: Task
+    format: RowFormat
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Acquaintance:
+    """What a source of rows holds.
+
+    Attributes:
+        path: The source.
+        rows: How many rows can be read.
+        unreadable: How many cannot.
+        columns: The columns that some row has.
+        fit: How they are read.
+        longest_tokens: About how many tokens the longest row has; of pairs the longer of its two texts.
+        languages: The languages of `translation` rows, those first that most rows have.
+        labels: The classes and their rows, in the order of their numbers.
+        run_together: Rows whose prompt and completion, which follow one another as they stand, have no space between.
+    """
+
+    path: str
+    rows: int
+    unreadable: int
+    columns: tuple[str, ...]
+    fit: Fit
+    longest_tokens: int
+    languages: tuple[str, ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
+    run_together: int = 0
+
+
+def look_at(
+    path: str,
+    *,
+    task: Task | None = None,
+    columns: Mapping[str, str] | None = None,
+    row_format: RowFormat | None = None,
+) -> Acquaintance:
+    """Read a source and tell what it holds.
+
+    Args:
+        path: A file, a Hub dataset, or builtin:NAME.
+        task: What is to be learned; None takes what the columns fit best.
+        columns: Our column names: theirs; None proposes them where the names are others.
+        row_format: The format of the rows; None recognises it.
+
+    Raises:
+        DataError: It cannot be read, it holds no row, or its columns fit nothing.
+    """
+    read = read_rows(DataSource(path=path))
+    if not read.rows:
+        raise DataError.several(read.problems[:5])
+    try:
+        fit = _fit(read.columns, task, columns, row_format)
+    except DataError as error:
+        problem = error.problems[0]
+        raise DataError(problem.message, where=path, key="--data", remedy=problem.remedy) from None
+    return Acquaintance(
+        path=path,
+        rows=len(read.rows),
+        unreadable=len(read.problems),
+        columns=read.columns,
+        fit=fit,
+        longest_tokens=max(_bytes(row.values, fit) for row in read.rows) // BYTES_A_TOKEN + 1,
+        languages=_languages(read, fit),
+        labels=_labels(read, fit),
+        run_together=_run_together(read, fit),
+    )
+
+
+def _fit(
+    columns: Collection[str], task: Task | None, renamed: Mapping[str, str] | None, row_format: RowFormat | None
+) -> Fit:
+    """How the columns are read: by their names, or else by those that they may stand for.
+
+    Raises:
+        DataError: They fit nothing.
+    """
+    _check_names(columns, renamed or {})
+    readings = [
+        (each, form)
+        for each, form in (LIKELIEST if task is None and row_format is None else (*LIKELIEST, *ONLY_IF_ASKED))
+        if task in (None, each) and row_format in (None, form)
+    ]
+    for guessed in (False, True):
+        for each, form in readings:
+            names = renamed or (_other_names(columns, form) if guessed else {})
+            if _fits(columns, each, form, names):
+                return Fit(each, form, names)
+    if not readings:
+        assert task is not None
+        assert row_format is not None
+        check_format(row_format, task)
+    raise _fit_nothing(columns, readings)
+
+
+def _fits(columns: Collection[str], task: Task, row_format: RowFormat, names: Mapping[str, str]) -> bool:
+    try:
+        return detect_format(columns, names, task) == row_format
+    except DataError:
+        return False
+
+
+def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
+    ours = sorted({name for names in OURS.values() for name in names} | {"input", "system"})
+    for name, theirs in renamed.items():
+        if name not in ours:
+            raise DataError(f"{name} is no column of ours", remedy=f"Ours are {', '.join(ours)}.")
+        if theirs not in columns:
+            raise DataError(f"there is no column {theirs!r}", remedy=f"The columns are {', '.join(columns)}.")
+
+
+def _fit_nothing(columns: Collection[str], readings: Sequence[tuple[Task, RowFormat]]) -> DataError:
+    needs = [f"{' and '.join(OURS[form][:2])} ({task}, {form})" for task, form in readings]
+    return DataError(
+        f"the columns are {', '.join(columns)}, and none of them is known to loraft by such a name",
+        remedy=f"Say which are which, as in --columns prompt=THEIRS,completion=THEIRS. Ours are {'; '.join(needs)}.",
+    )
+
+
+def _other_names(columns: Collection[str], row_format: RowFormat) -> dict[str, str]:
+    """Which of the columns may stand for those of a format, each for one."""
+    ours = OURS[row_format]
+    lowered = {column.lower(): column for column in columns}
+    found: dict[str, str] = {}
+    for name in ours:
+        if name in columns:
+            continue
+        taken = {*found.values(), *(column for column in ours if column in columns)}
+        near = (lowered[other] for other in (name, *ELSEWHERE.get(name, ())) if other in lowered)
+        if theirs := next((column for column in near if column not in taken), None):
+            found[name] = theirs
+    return found
+
+
+OURS: Mapping[RowFormat, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "alpaca": ("instruction", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+    "translation": ("source", "target"),
+    "classification": ("text", "label", "text_pair"),
+    "sharegpt": ("conversations",),
+}
+"""The columns of each format that may have other names."""
+
+
+def _bytes(values: Mapping[str, object], fit: Fit) -> int:
+    """The bytes of what is read of a row; of pairs those of the longer text."""
+    names = ("translation", "input", "system", *OURS[fit.format])
+    texts = [values.get(fit.columns.get(name, name)) for name in names]
+    if fit.format == "translation" and isinstance(texts[0], Mapping):
+        texts = list(texts[0].values())
+    sizes = [_size(text) for text in texts]
+    return max(sizes) if fit.task == "seq2seq_lm" else sum(sizes)
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str):
+        return len(value.encode("utf-8", errors="replace"))
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(_size(each) for each in inner)
+
+
+def _languages(read: RowsRead, fit: Fit) -> tuple[str, ...]:
+    texts = (row.values.get(fit.columns.get("translation", "translation")) for row in read.rows)
+    counted = Counter(str(key) for text in texts if isinstance(text, Mapping) for key in text)
+    return tuple(name for name, _ in counted.most_common()) if fit.format == "translation" else ()
+
+
+def _run_together(read: RowsRead, fit: Fit) -> int:
+    if (fit.task, fit.format) != ("causal_lm", "prompt_completion"):
+        return 0
+    names = [fit.columns.get(name, name) for name in OURS[fit.format]]
+    borders = ([row.values.get(name) for name in names] for row in read.rows)
+    return sum(
+        isinstance(prompt, str)
+        and isinstance(completion, str)
+        and not (prompt[-1:].isspace() or completion[:1].isspace())
+        for prompt, completion in borders
+    )
+
+
+def _labels(read: RowsRead, fit: Fit) -> Mapping[str, int]:
+    if fit.task != "seq_cls":
+        return {}
+    records = list(_labelled(read, fit))
+    counted = Counter(str(record.label) for record in records)
+    return {name: counted[name] for name in labels_of(records)}
+
+
+def _labelled(read: RowsRead, fit: Fit) -> Iterable[Labelled]:
+    for row in read.rows:
+        try:
+            record = to_record(row, fit.format, fit.columns, fit.task)
+        except DataError:
+            continue  # `check` tells, with every other bad row
+        if isinstance(record, Labelled):
+            yield record

@@ -1,0 +1,91 @@
+"""What the tokens of a run depend on, as one name: the same name, the same tokens.
+
+This module knows everything that has a say: the bytes of the files, the settings, the chat template's text, the
+tokenizer's content, the day where a template prints it, and the program itself. It refuses to know what is done with
+the name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from datetime import date
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+import loraft
+from loraft.config.schema import DataSource, RunConfig
+from loraft.data.records import content_of
+from loraft.errors import DataError
+
+__all__ = ["identity_of"]
+
+SETTINGS = {
+    "chat_template", "source_prefix", "source_lang", "target_lang", "labels", "max_length", "max_target_length",
+    "on_overlength", "on_bad_row", "train_on",
+}  # fmt: skip
+"""The keys of the data section that decide which tokens a row becomes; sources have their own."""
+LIBRARIES = ("transformers", "tokenizers", "jinja2")
+
+
+def identity_of(
+    config: RunConfig, sources: Sequence[Sequence[DataSource]], tokenizer: PreTrainedTokenizerBase
+) -> str | None:
+    """The name of the tokens that `sources` become; None where nothing tells whether they are still the same.
+
+    Args:
+        config: The run's.
+        sources: Those to train on and those to evaluate on, the defaults of their section filled in.
+        tokenizer: The model's.
+    """
+    try:
+        streaming = config.data.streaming
+        contents = [[content_of(source, streaming=streaming) for source in part] for part in sources]
+        template = _template(config.data.chat_template, tokenizer)
+    except (DataError, OSError, UnicodeDecodeError):
+        return None  # what is wrong is found, and told, on the way to tokens
+    if any(content is None for part in contents for content in part):
+        return None
+    described = {
+        "program": [loraft.__version__, _program(), *(version(name) for name in LIBRARIES)],
+        "task": config.task,
+        "settings": config.data.model_dump(mode="json", include=SETTINGS),
+        "sources": [[source.model_dump(mode="json", exclude={"weight"}) for source in part] for part in sources],
+        "contents": contents,
+        "template": template,
+        "tokenizer": list(_facts(tokenizer)),
+        "day": date.today().isoformat() if "strftime_now" in template else None,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    if setting.endswith((".jinja", ".jinja2")):
+        return Path(setting).read_text(encoding="utf-8")
+    return json.dumps(tokenizer.chat_template)
+
+
+def _facts(tokenizer: PreTrainedTokenizerBase) -> Iterator[object]:
+    """All that a fast tokenizer's answers depend on; of truncation and padding each call decides anew."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        yield hashlib.sha256(backend.to_str().encode()).hexdigest()
+    yield type(tokenizer).__name__
+    yield sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    yield list(tokenizer.model_input_names)
+
+
+@cache
+def _program() -> str:
+    """A sha256 over the code that makes tokens, so that a change of it is noticed between two versions too."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

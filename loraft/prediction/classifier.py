@@ -1,0 +1,153 @@
+"""A classifier, opened once and ready to tell the classes of texts.
+
+This module knows what belongs together when a text is classified: base, adapter, head, tokenizer, classes. It refuses
+to know rows, files and how anything is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loraft.adapters.classes import classes_of
+from loraft.adapters.resolve import Target, resolve_target
+from loraft.adapters.store import load_adapters
+from loraft.config.schema import DtypeName, QuantizationSection
+from loraft.data.batches import collate_labelled
+from loraft.data.examples import LabelledExample
+from loraft.data.labelled import LabelRenderer
+from loraft.errors import AdapterError, ModelError
+from loraft.models.classifying import class_logits
+from loraft.models.families import TRAINED_FOR
+from loraft.models.loading import LoadedModel, context_of, load_model
+from loraft.models.placement import place
+
+__all__ = ["Classifier", "TextTokens", "open_classifier"]
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """A text, or a pair of texts, as tokens.
+
+    Attributes:
+        ids: The tokens.
+        types: Which of two texts each is of, where the model tells them apart.
+        is_cut: The text is longer than the model's positions, and these are its beginning.
+    """
+
+    ids: list[int]
+    types: list[int] | None
+    is_cut: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """An open classifier.
+
+    Attributes:
+        loaded: The base, with the adapter's layers in it where there is one.
+        renderer: Makes tokens as they were made in training, and knows the classes.
+        adapter: The adapter's folder; None for a model that classifies by itself.
+        quantization: How the base is stored in 4 bits; None where it is not.
+        notes: What was decided and found, a sentence each.
+    """
+
+    loaded: LoadedModel
+    renderer: LabelRenderer
+    adapter: Path | None
+    quantization: QuantizationSection | None
+    notes: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes in their order."""
+        return self.renderer.labels
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that it reads; None where nothing limits it."""
+        return context_of(self.loaded.model.config, self.loaded.family)
+
+    def tokens(self, texts: Sequence[tuple[str, str | None]]) -> list[TextTokens]:
+        """Texts, or pairs of texts, as tokens: no more of each than the model has positions for."""
+        read = self.renderer.text_ids(texts)
+        most = self.context
+        long = [place for place, (ids, _) in enumerate(read) if most is not None and len(ids) > most]
+        cut = dict(zip(long, self.renderer.text_ids([texts[place] for place in long], most), strict=True))
+        return [TextTokens(*cut.get(place, whole), is_cut=place in cut) for place, whole in enumerate(read)]
+
+    def logits(self, texts: Sequence[TextTokens]) -> Tensor:
+        """The scores of the classes, float32 and on the CPU: `[texts, classes]`."""
+        placement, tokenizer = self.loaded.placement, self.loaded.tokenizer
+        pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+        rows = [LabelledExample(text.ids, [0], "", text.types) for text in texts]
+        batch = collate_labelled(rows, pad_id).to(placement.device)
+        mixed = placement.dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(placement.device, dtype=placement.dtype, enabled=mixed):
+            read = batch.input_ids, batch.attention_mask, batch.token_type_ids
+            return class_logits(self.loaded.model, self.loaded.family, *read).float().cpu()
+
+    def probabilities(self, texts: Sequence[TextTokens]) -> list[dict[str, float]]:
+        """The probability of each class for each text: softmax over the scores."""
+        shares = self.logits(texts).softmax(-1).tolist()
+        return [dict(zip(self.labels, each, strict=True)) for each in shares]
+
+
+def open_classifier(
+    target: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    base_model: str | None = None,
+    quantize: QuantizationSection | None = None,
+    dtype: DtypeName | None = None,
+) -> Classifier:
+    """Load a classifier.
+
+    Args:
+        target: An adapter, a run, a checkpoint or a config, or a model that classifies by itself.
+        adapters: An adapter beside its base, which is then `target` or the one that it names.
+        base_model: The base to use, whatever the adapter names.
+        quantize: Store the base in 4 bits; None stores it as it was in training.
+        dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
+
+    Raises:
+        Refused: Something cannot be found or does not fit, or is no classifier.
+    """
+    found = resolve_target(target, adapters, base_model=base_model)
+    if len(found.adapters) > 1:
+        raise AdapterError("one classifier tells classes, and there are several", where="--adapter")
+    labels = classes_of(found)
+    if not labels:
+        raise _no_classifier(found, target)
+    section = found.model_section
+    if dtype is not None:
+        section = section.model_copy(update={"dtype": dtype})
+    quantization = found.quantization if quantize is None else quantize
+    families = TRAINED_FOR["seq_cls"]
+    loaded = load_model(section, place(section), quantization=quantization, among=families, labels=labels)
+    notes = (*found.notes, *loaded.notes)
+    if found.adapters:
+        notes += load_adapters(loaded, {each.name: each.folder for each in found.adapters}).notes
+    elif loaded.new_modules:
+        lacks = " and ".join(loaded.new_modules)
+        raise ModelError(f"its files lack {lacks}, and random numbers would answer", where=section.name_or_path)
+    return Classifier(loaded, LabelRenderer(loaded.tokenizer, labels), found.adapter, quantization, notes)
+
+
+def _no_classifier(found: Target, target: str | None) -> ModelError:
+    called = target or (str(found.adapter) if found.adapter else found.base)
+    if found.adapters and found.adapters[0].task is not None:
+        return ModelError(
+            f"{called} was trained for {found.adapters[0].task}: it writes text, and tells no classes",
+            where="TARGET",
+            remedy=f"Let it answer: loraft generate {called} --prompt TEXT",
+        )
+    return ModelError(
+        f"{called} has no head that tells classes",
+        where="TARGET",
+        remedy="Train one first: task: seq_cls. What writes text answers by loraft generate.",
+    )

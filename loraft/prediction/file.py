@@ -1,0 +1,177 @@
+"""A file of texts classified into a file of rows with their classes, many at a time.
+
+Rows are taken in windows: inside one they are sorted by length, so that little is padded, and its rows are on disk
+before the next begins. A run that was stopped goes on with the window that was cut short: it is classified whole again,
+so that every row has the neighbours that it would have had.
+
+This module knows rows, windows and what makes two runs the same. It refuses to know how a class comes about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+from loraft.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from loraft.config.schema import DataSource
+from loraft.data.answer_file import lost_fields, open_answer_file, windows_left
+from loraft.data.fields import Fields
+from loraft.data.records import READERS, Row, read_rows
+from loraft.errors import DataError
+from loraft.events import Note, Observer, Progress
+from loraft.models.exhaustion import memory_errors
+from loraft.prediction.classifier import Classifier
+
+__all__ = ["ADDED", "BATCH_SIZE", "PredictedFile", "TextRow", "predict_rows", "read_texts"]
+
+ADDED = ("prediction", "probabilities")
+"""What a prediction adds to its row."""
+BATCH_SIZE = 32
+BATCHES_A_WINDOW = 8
+SOURCE = "--input"
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A row, and the text or the pair of texts to classify."""
+
+    row: Row
+    text: str
+    second: str | None
+
+
+@dataclass(frozen=True)
+class PredictedFile:
+    """What was done.
+
+    Attributes:
+        output: The file of predictions.
+        rows: The rows that it holds: all of them.
+        held: Those that it held before this run.
+        cut: Of the rows of this run, those whose text is longer than the model's positions.
+        predictions: How many rows of this run were given each class, the most frequent first.
+        seconds: What this run took, loading aside.
+    """
+
+    output: Path
+    rows: int
+    held: int
+    cut: int
+    predictions: Mapping[str, int]
+    seconds: float
+
+    def as_dict(self) -> dict[str, object]:
+        """The result as JSON shows it."""
+        done = self.rows - self.held
+        return {**asdict(self), "rows_per_second": done / self.seconds if done and self.seconds else None}
+
+
+def read_texts(path: Path, columns: Mapping[str, str]) -> list[TextRow]:
+    """Every row of a file of texts.
+
+    Args:
+        path: The file.
+        columns: What `text` and `text_pair` are called in it, where it calls them otherwise.
+
+    Raises:
+        DataError: There is no such file, or rows are not as they must be; every one is named.
+    """
+    if path.suffix not in READERS:
+        remedy = f"Write it as {', '.join(READERS)}."
+        raise DataError("is no file of rows", where=str(path), key=SOURCE, remedy=remedy)
+    try:
+        read = read_rows(DataSource(path=str(path)))
+    except DataError as error:
+        raise DataError.several([replace(problem, key=SOURCE) for problem in error.problems]) from error
+    problems, texts = list(read.problems), []
+    for row in read.rows:
+        fields = Fields(row, columns)
+        try:
+            second = fields.text("text_pair") if "text_pair" in columns else fields.optional_text("text_pair") or None
+            texts.append(TextRow(row, fields.text("text"), second))
+        except DataError as error:
+            problems += error.problems
+        problems += lost_fields(row.where, row.values, ADDED)
+    if problems:
+        raise DataError.several(problems)
+    return texts
+
+
+def predict_rows(
+    classifier: Classifier,
+    texts: Sequence[TextRow],
+    output: Path,
+    *,
+    batch_size: int = BATCH_SIZE,
+    overwrite: bool = False,
+    observer: Observer,
+) -> PredictedFile:
+    """Classify every text, and write its row with what was found to `output`.
+
+    Args:
+        classifier: The open classifier.
+        texts: The rows, in the order in which they are written.
+        output: The file; one that was begun is gone on with.
+        batch_size: How many at a time.
+        overwrite: Begin anew, whatever `output` holds.
+        observer: Is told how far it is.
+
+    Raises:
+        DataError: `output` holds something else.
+        OutOfMemoryError: The device is too small for so many at a time.
+        DiskFullError: The disk filled up.
+        Stopped: By SIGINT or SIGTERM; the rows so far are on disk.
+    """
+    rows = [text.row.values for text in texts]
+    out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
+    remedy = "Give a smaller --batch-size; what is classified stays."
+    begun, cut, given = perf_counter(), 0, Counter[str]()
+    with open_answer_file(output, rows, ADDED, _answered_by(classifier), overwrite=overwrite) as file:
+        held = file.rows
+        with memory_errors(out_of_memory, remedy=remedy, where=str(output)):
+            for window in windows_left(held, len(rows), batch_size * BATCHES_A_WINDOW):
+                found, is_cut = _window(classifier, texts[window.start : window.stop], batch_size)
+                new = slice(file.rows - window.start, None)
+                cut += sum(is_cut[new])
+                predicted = [(max(each, key=each.__getitem__), each) for each in found[new]]
+                given.update(label for label, _ in predicted)
+                file.append(list(zip(rows[file.rows : window.stop], predicted, strict=True)))
+                observer(Progress("rows classified", file.rows, len(rows)))
+    if cut:
+        observer(Note(f"{cut} texts are longer than the model's {classifier.context} positions, and were cut to them"))
+    return PredictedFile(output, len(rows), held, cut, dict(given.most_common()), perf_counter() - begun)
+
+
+def _window(
+    classifier: Classifier, texts: Sequence[TextRow], batch_size: int
+) -> tuple[list[dict[str, float]], list[bool]]:
+    """The probabilities of each class for each text in its order, and which texts were cut."""
+    tokens = classifier.tokens([(text.text, text.second) for text in texts])
+    by_length = sorted(range(len(tokens)), key=lambda place: -len(tokens[place].ids))
+    found: dict[int, dict[str, float]] = {}
+    for start in range(0, len(by_length), batch_size):
+        places = by_length[start : start + batch_size]
+        found |= zip(places, classifier.probabilities([tokens[place] for place in places]), strict=True)
+    return [found[place] for place in range(len(texts))], [each.is_cut for each in tokens]
+
+
+def _answered_by(classifier: Classifier) -> str:
+    """What tells predictions of this classifier from others: a hash over all that decides them."""
+    adapter = classifier.adapter
+    described = {
+        "adapter": [_digest(adapter / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)] if adapter else None,
+        "base": classifier.loaded.fingerprint,
+        "dtype": str(classifier.loaded.placement.dtype),
+        "labels": classifier.labels,
+        "quantization": classifier.quantization.model_dump() if classifier.quantization else None,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,263 @@
+"""`loraft init`: every task, method and format gives a config that loads, and one that `check` passes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from loraft.cli.app import app
+from loraft.config.files import load_config
+from loraft.config.schema import Method, RowFormat, Task, unused_keys, unused_sections
+from loraft.config.starter import MODELS
+from loraft.data.formats import FORMATS
+from tests.tiny import save_tiny
+from tests.training.building import write_rows
+
+METHODS = get_args(Method)
+KINDS: dict[Task, str] = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
+
+
+def row(row_format: RowFormat, number: int) -> dict[str, Any]:
+    question, answer = f"what of order {number}?", "it is late, it is " + "very " * (number % 5) + "late"
+    return {
+        "messages": {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]},
+        "sharegpt": {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]},
+        "alpaca": {"instruction": question, "output": answer},
+        "prompt_completion": {"prompt": question, "completion": answer},
+        "text": {"text": answer},
+        "translation": {"translation": {"en": question, "fr": answer}},
+        "classification": {"text": question, "label": ("late", "lost", "no")[number % 3]},
+    }[row_format]
+
+
+def init(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["init", *arguments], input=stdin, prog_name="loraft")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+CELLS = [(task, method, form) for task, method in product(get_args(Task), METHODS) for form in FORMATS[task]]
+
+
+@pytest.mark.parametrize(("task", "method", "row_format"), CELLS)
+def test_every_task_method_and_format_gives_a_config_that_loads(
+    here: Path, task: Task, method: Method, row_format: RowFormat
+) -> None:
+    write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(30)])
+    result = init("c.yaml", "--data", "rows.jsonl", "--task", task, "--method", method)
+    assert result.exit_code == 0, result.stderr
+    config = load_config("c.yaml")
+    assert (config.task, config.method, config.data.format) == (task, method, row_format)
+    assert config.model.name_or_path == MODELS[task]
+    assert unused_keys(config) == ()
+    assert unused_sections(config) == ()
+    lines = Path("c.yaml").read_text().splitlines()
+    keys = [number for number, line in enumerate(lines) if re.match(r" *[a-z_]+: ", line)]
+    assert len(keys) > 10
+    assert all(lines[number - 1].lstrip().startswith("# ") for number in keys), "each key says why it stands there"
+    assert max(map(len, lines)) <= 100
+
+
+CHECKED = [
+    pytest.param(task, method, form, id=f"{task}-{method}-{form}")
+    for task, method, form in CELLS
+    if method == "lora" or form == FORMATS[task][0]
+]
+
+
+@pytest.mark.parametrize(("task", "method", "row_format"), CHECKED)
+def test_check_passes_what_is_written(here: Path, task: Task, method: Method, row_format: RowFormat) -> None:
+    write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(30)])
+    save_tiny(Path("model"), KINDS[task])
+    given = ["--data", "rows.jsonl", "--task", task, "--method", method, "--model", "model"]
+    assert init("c.yaml", *given).exit_code == 0
+    checked = CliRunner().invoke(app, ["check", "c.yaml", "--json"], prog_name="loraft")
+    assert checked.exit_code == 0, checked.stderr
+    (source,) = json.loads(checked.stdout)["data"]["sources"]
+    assert (source["overlength"], source["kept"]) == (0, 30), "no row is too long for the length that was proposed"
+
+
+@pytest.mark.parametrize(("task", "row_format"), [(t, f) for t in get_args(Task) for f in FORMATS[t]])
+def test_the_task_follows_from_the_rows(here: Path, task: Task, row_format: RowFormat) -> None:
+    write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(3)])
+    assert init("c.yaml", "--data", "rows.jsonl").exit_code == 0
+    expected = "causal_lm" if row_format in FORMATS["causal_lm"] else task
+    assert load_config("c.yaml").task == expected
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_the_task_follows_from_a_model_that_is_here(here: Path, task: Task) -> None:
+    save_tiny(Path("model"), KINDS[task])
+    assert init("c.yaml", "--model", "model").exit_code == 0
+    assert load_config("c.yaml").task == task
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_without_rows_an_example_is_named(here: Path, task: Task) -> None:
+    result = init("c.yaml", "--task", task)
+    assert "no rows were named with --data" in result.stderr
+    assert load_config("c.yaml").data.train[0].path == {"causal_lm": "builtin:tickets"}.get(task, "data/train.jsonl")
+
+
+def test_columns_of_other_names_are_proposed(here: Path) -> None:
+    with Path("faq.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "Question", "Answer"], *([n, "who?", "me"] for n in range(12))])
+    result = init("c.yaml", "--data", "faq.csv")
+    assert result.exit_code == 0, result.stderr
+    assert "Question as instruction, Answer as output" in result.stderr
+    config = load_config("c.yaml")
+    assert config.data.columns == {"instruction": "Question", "output": "Answer"}
+    preview = CliRunner().invoke(app, ["preview", "c.yaml", "model.name_or_path=model"], prog_name="loraft")
+    assert preview.exit_code == 2, "there is no model of that name"
+    save_tiny(Path("model"))
+    preview = CliRunner().invoke(app, ["preview", "c.yaml", "model.name_or_path=model"], prog_name="loraft")
+    assert preview.exit_code == 0, preview.stderr
+
+
+def test_columns_are_taken_as_they_are_given(here: Path) -> None:
+    write_rows(Path("rows.jsonl"), [{"Frage": "wer?", "Antwort": " ich" if n else "du"} for n in range(3)])
+    result = init("c.yaml", "--data", "rows.jsonl", "--columns", "prompt=Frage,completion=Antwort")
+    assert result.exit_code == 0
+    assert "in 1 of 3 rows nothing is between them" in result.stderr
+    assert load_config("c.yaml").data.columns == {"prompt": "Frage", "completion": "Antwort"}
+
+
+def test_what_is_found_in_the_rows_stands_in_the_config(here: Path) -> None:
+    rows = [{"text": "late " * 100, "label": "yes" if n % 8 else "no"} for n in range(40)]
+    write_rows(Path("rows.jsonl"), rows)
+    init("c.yaml", "--data", "rows.jsonl")
+    config = load_config("c.yaml")
+    assert config.data.labels == ("no", "yes")
+    assert config.training.class_weights == "balanced"
+    assert config.data.max_length == 256
+    assert config.data.eval == 0.1
+    write_rows(Path("rows.jsonl"), [row("translation", n) for n in range(5)])
+    init("c.yaml", "--data", "rows.jsonl", "--overwrite")
+    config = load_config("c.yaml")
+    assert (config.data.source_lang, config.data.target_lang) == ("en", "fr")
+    assert config.data.source_prefix == "translate English to French: "
+    assert config.data.eval is None
+
+
+def test_a_path_that_yaml_would_misread_is_quoted(here: Path) -> None:
+    name = 'no: rows #1 \'of "mine".jsonl'
+    write_rows(Path(name), [row("text", n) for n in range(3)])
+    assert init("my run.yaml", "--data", name).exit_code == 0
+    assert load_config("my run.yaml").data.train[0].path == name
+
+
+BAD = [
+    ("nowhere.jsonl", "there is no such file"),
+    ("empty.jsonl", "is empty"),
+    ("blank.jsonl", "holds no rows"),
+    ("broken.jsonl", "is not JSON"),
+    ("unknown.jsonl", "the columns are a, b, and none of them is known"),
+    ("folder", "is a folder"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), BAD)
+def test_rows_that_cannot_be_used_are_refused_and_nothing_is_written(here: Path, data: str, message: str) -> None:
+    Path("empty.jsonl").touch()
+    Path("blank.jsonl").write_text("\n\n")
+    Path("broken.jsonl").write_text("{\n")
+    write_rows(Path("unknown.jsonl"), [{"a": 1, "b": 2}])
+    Path("folder").mkdir()
+    result = init("c.yaml", "--data", data)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not Path("c.yaml").exists()
+    if data == "unknown.jsonl":
+        assert "--columns prompt=THEIRS,completion=THEIRS" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [("promt=a", "promt is no column of ours"), ("text=c", "there is no column 'c'"), ("text", "is not of the form")],
+)
+def test_columns_that_are_not_there_are_refused(here: Path, columns: str, message: str) -> None:
+    write_rows(Path("rows.jsonl"), [{"a": "x", "b": "y"}])
+    result = init("c.yaml", "--data", "rows.jsonl", "--columns", columns)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_what_is_there_is_never_written_over_unasked(here: Path) -> None:
+    Path("c.yaml").write_text("mine")
+    refused = init("c.yaml", "--task", "causal_lm")
+    assert refused.exit_code == 2
+    assert "is there already" in refused.stderr
+    assert Path("c.yaml").read_text() == "mine"
+    assert init("c.yaml", "--task", "causal_lm", "--overwrite").exit_code == 0
+    assert load_config("c.yaml").task == "causal_lm"
+    assert [path.name for path in here.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("folder.yaml", "is a folder"), ("config", "does not end in .yaml"), ("no/c.yaml", "there is no folder no")],
+)
+def test_a_place_where_no_config_can_be_is_refused(here: Path, path: str, message: str) -> None:
+    Path("folder.yaml").mkdir()
+    result = init(path)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_model_of_another_kind_is_refused(here: Path) -> None:
+    save_tiny(Path("model"), "t5")
+    result = init("c.yaml", "--model", "model", "--task", "causal_lm")
+    assert result.exit_code == 2
+    assert "is of type t5, which is not trained for task causal_lm" in result.stderr
+    assert "--task seq2seq_lm" in result.stderr
+
+
+def test_nothing_is_asked_where_there_is_no_terminal(here: Path) -> None:
+    result = init("c.yaml", stdin="seq_cls\nfull\nmine\n")
+    assert result.exit_code == 0
+    assert load_config("c.yaml").method == "lora"
+
+
+def test_on_a_terminal_what_no_option_says_is_asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["seq2seq", "seq2seq_lm", "full", "my/model"])
+    asked: list[str] = []
+
+    def prompt(what: str, *, default: str, err: bool) -> str:
+        assert err, "questions are no result"
+        asked.append(f"{what}: {default}")
+        return next(answers)
+
+    monkeypatch.setattr(typer, "prompt", prompt)
+    monkeypatch.setattr("loraft.cli.starting._on_a_terminal", lambda: True)
+    write_rows(Path("rows.jsonl"), [row("prompt_completion", n) for n in range(3)])
+    assert init("c.yaml", "--data", "rows.jsonl").exit_code == 0
+    config = load_config("c.yaml")
+    assert (config.task, config.method, config.model.name_or_path) == ("seq2seq_lm", "full", "my/model")
+    assert [question.partition(" (")[0] for question in asked] == [
+        "task",
+        "task",
+        "method",
+        "model: google-t5/t5-small",
+    ]
+    assert asked[0].endswith("causal_lm")
+
+
+def test_json_is_one_document(here: Path) -> None:
+    document = json.loads(init("c.yaml", "--task", "seq_cls", "--json").stdout)
+    assert document["config"] == "c.yaml"
+    assert document["model"] == MODELS["seq_cls"]
+    refused = json.loads(init("c.yaml", "--json").stdout)
+    assert refused["exit_code"] == 2

@@ -1,0 +1,192 @@
+"""A classifier from its rows to its answers, through the command line alone: trained, asked, merged, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tests.cli.test_end_to_end import Done, loraft
+from tests.tiny import save_tiny
+from tests.training.building import write_rows
+from tests.training.classifiers import labelled_rows
+
+CONFIG = """\
+task: seq_cls
+method: {method}
+model: {{name_or_path: base, dtype: float32}}
+data: {{train: train.jsonl, eval: eval.jsonl, max_length: 64}}
+training: {{output_dir: run, num_train_epochs: 2, learning_rate: 1e-2, logging_steps: 1}}
+"""
+
+
+def setting(folder: Path, model_type: str = "bert", method: str = "lora") -> Path:
+    save_tiny(folder / "base", model_type)
+    write_rows(folder / "train.jsonl", labelled_rows(24))
+    write_rows(folder / "eval.jsonl", labelled_rows(7))
+    (folder / "c.yaml").write_text(CONFIG.format(method=method))
+    return folder
+
+
+def told(done: Done) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "method"),
+    [("bert", "lora"), ("roberta", "qlora"), ("distilbert", "full"), ("llama", "lora"), ("gpt2", "qlora")],
+)
+def test_a_classifier_is_trained_asked_merged_and_asked_again(tmp_path: Path, model_type: str, method: str) -> None:
+    """C22 and C27 for classifiers: what is merged tells the same classes, with its head in it."""
+    setting(tmp_path, model_type, method)
+    checked = told(loraft("check", "c.yaml", "--json", cwd=tmp_path))
+    assert checked["memory"]["peak_bytes"] > 0
+    trained = loraft("train", "c.yaml", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "Try it:  loraft predict run --text TEXT" in trained.stdout
+    assert "accuracy" in trained.stderr
+    if method != "full":
+        assert {"classifier", "score"}.intersection(checked["adapter"]["trained_whole"])
+    measured = [line for line in lines(tmp_path / "run/metrics.jsonl") if "eval_loss" in line]
+    assert 0 <= measured[-1]["eval_accuracy"] <= 1
+    assert "eval_perplexity" not in measured[-1]
+
+    done = told(loraft("predict", "run", "--input", "eval.jsonl", "--output", "o.jsonl", "--json", cwd=tmp_path))
+    rows, asked = lines(tmp_path / "o.jsonl"), lines(tmp_path / "eval.jsonl")
+    assert done["rows"] == len(asked)
+    for row, given in zip(rows, asked, strict=True):
+        assert {key: row[key] for key in given} == given
+        shares = row["probabilities"]
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-6)
+        assert list(shares) == ["fine", "late", "other"]
+        assert row["prediction"] == max(shares, key=shares.__getitem__)
+    right = sum(row["prediction"] == row["label"] for row in rows) / len(rows)
+    if method != "full":  # trained in float32; full computes in what the device likes best
+        assert right == pytest.approx(measured[-1]["eval_accuracy"])
+    one = told(loraft("predict", "run", "--text", asked[0]["text"], "--json", cwd=tmp_path))
+    assert one["probabilities"] == pytest.approx(rows[0]["probabilities"], abs=1e-2)
+    if method == "full":
+        return
+
+    report = told(loraft("merge", "run", "merged", "--json", cwd=tmp_path))
+    assert report["compared"] == "class logits"
+    assert report["labels"] == ["fine", "late", "other"]
+    assert report["max_abs_logit_difference"] < 1e-3
+    loraft("predict", "merged", "--input", "eval.jsonl", "--output", "m.jsonl", "--dtype", "float32", cwd=tmp_path)
+    for row, again in zip(rows, lines(tmp_path / "m.jsonl"), strict=True):
+        assert again["probabilities"] == pytest.approx(row["probabilities"], abs=1e-4)
+    theirs(tmp_path / "merged", asked, lines(tmp_path / "m.jsonl"))
+    layers = loraft("inspect-layers", "run", "--json", cwd=tmp_path)
+    assert layers.returncode == 0, layers.stderr
+
+
+def theirs(folder: Path, asked: list[dict[str, Any]], ours: list[dict[str, Any]]) -> None:
+    """C50: transformers' own forward over a padded batch of the merged model."""
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    read = tokenizer([row["text"] for row in asked], padding=True, padding_side="right", return_tensors="pt")
+    read.pop("token_type_ids", None)
+    with torch.no_grad():
+        shares = model.eval()(**read).logits.softmax(-1)
+    for row, found in zip(ours, shares, strict=True):
+        expected = {model.config.id2label[number]: share for number, share in enumerate(found.tolist())}
+        assert row["probabilities"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_file_that_was_begun_is_gone_on_with(tmp_path: Path) -> None:
+    setting(tmp_path)
+    assert loraft("train", "c.yaml", "training.max_steps=1", cwd=tmp_path).returncode == 0
+    words = ("predict", "run", "--input", "train.jsonl", "--output", "o.jsonl", "--batch-size", "2")
+    assert loraft(*words, cwd=tmp_path).returncode == 0
+    whole = (tmp_path / "o.jsonl").read_bytes()
+    (tmp_path / "o.jsonl").write_bytes(whole[: len(whole) * 3 // 4])
+    assert told(loraft(*words, "--json", cwd=tmp_path))["held"] > 10
+    assert (tmp_path / "o.jsonl").read_bytes() == whole
+    another = loraft(*words, "--dtype", "bfloat16", cwd=tmp_path)
+    assert another.returncode == 2
+    assert "another model, or with other settings" in another.stderr
+    assert (tmp_path / "o.jsonl").read_bytes() == whole
+
+
+def test_what_does_not_classify_and_what_does_not_write_name_each_others_command(tmp_path: Path) -> None:
+    setting(tmp_path, "llama")
+    loraft("train", "c.yaml", "training.max_steps=1", cwd=tmp_path)
+    for words in (("generate", "run", "--prompt", "x"), ("chat", "run")):
+        refused = loraft(*words, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert "loraft predict run --text TEXT" in refused.stderr
+    refused = loraft("predict", "base", "--text", "x", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "has no head that tells classes" in refused.stderr
+
+
+BAD_ROWS = [
+    ({"text": "a", "label": "lost"}, "eval.jsonl", r"eval.jsonl:8 label: 'lost' is none of the 3 classes"),
+    ({"text": "a", "label": ["late", "fine"]}, "train.jsonl", "train.jsonl:25 label: has 2 labels"),
+    ({"text": "a", "label": 0.5}, "train.jsonl", "train.jsonl:25 label: is 0.5, and a class is text or a whole number"),
+    ({"text": " ", "label": "late"}, "train.jsonl", "train.jsonl:25 text: is empty"),
+]
+
+
+@pytest.mark.parametrize(("row", "file", "message"), BAD_ROWS)
+def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], file: str, message: str) -> None:
+    setting(tmp_path)
+    with (tmp_path / file).open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+    refused = loraft("check", "c.yaml", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert message in " ".join(refused.stderr.split())
+
+
+OTHERS = [
+    (("training.class_weights={late: 1, gone: 2}",), "training.class_weights: there is no class gone"),
+    (("data.labels=[late]",), "there is nothing to tell apart"),
+    (("training.metric_for_best_model=accuracy", "task=causal_lm"), "accuracy is measured of classifiers"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), OTHERS)
+def test_bad_settings_are_named(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    setting(tmp_path)
+    refused = loraft("check", "c.yaml", *overrides, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert message in " ".join(refused.stderr.split())
+
+
+@pytest.mark.parametrize("model_type", ["granite", "t5"])
+def test_a_base_that_no_classifier_is_made_of_is_refused(tmp_path: Path, model_type: str) -> None:
+    setting(tmp_path, model_type)
+    refused = loraft("check", "c.yaml", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "needs a family that transformers has a classifier of" in " ".join(refused.stderr.split())
+
+
+BAD_INPUT = [
+    ('{"label": "late"}', "in.jsonl:1 text: is missing"),
+    ('{"text": ""}', "in.jsonl:1 text: is empty"),
+    ('{"text": "a", "prediction": "x"}', "in.jsonl:1 prediction: an answer adds this field"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_INPUT)
+def test_bad_rows_to_predict_are_refused_before_anything_is_written(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "in.jsonl").write_text(line + "\n")
+    refused = loraft("predict", "any", "--input", "in.jsonl", "--output", "o.jsonl", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert message in " ".join(refused.stderr.split())
+    assert not (tmp_path / "o.jsonl").exists()

@@ -1,0 +1,162 @@
+"""A classifier's loss and gradients are those of the rows, however they are batched and padded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from loraft.data.batches import Layout, collate_rows
+from loraft.models.classifying import class_logits
+from loraft.models.families import TRAINED_FOR
+from loraft.training.class_weights import class_weights
+from loraft.training.evaluation import class_figures
+from loraft.training.loss import LabelLoss
+from tests.tiny import tiny_sizes
+from tests.training.building import recorded, tiny_fit
+from tests.training.classifiers import LABELS, SOME, classifier_config
+
+CELLS = [(4, 1), (2, 2), (1, 4)]
+"""Rows in a batch × batches in a step: each is four rows a step."""
+
+
+def gradients(folder: Path, model_type: str, cell: tuple[int, int], **overrides: object) -> dict[str, torch.Tensor]:
+    rows, accumulated = cell
+    config = classifier_config(
+        folder, model_type, training__max_steps=1, training__per_device_train_batch_size=rows,
+        training__gradient_accumulation_steps=accumulated, **overrides,
+    )  # fmt: skip
+
+    def still(run: object) -> None:
+        for module in run.adapted.model.modules():  # type: ignore[attr-defined]
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+
+    (step,) = recorded(config, prepare=still)
+    return step
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_c9_gradients_do_not_depend_on_accumulation(tmp_path: Path, model_type: str, method: str) -> None:
+    """C9: {4×1, 2×2, 1×4} with uneven lengths and classes that weigh differently, equal to 1e-5 relative."""
+    for weights in (None, "balanced"):
+        found = [
+            gradients(tmp_path, model_type, cell, method=method, training__class_weights=weights) for cell in CELLS
+        ]
+        assert found[0]
+        assert any("classifier" in name or "score" in name for name in found[0])
+        whole = torch.stack([gradient.norm() for gradient in found[0].values()]).norm()
+        for other in found[1:]:
+            assert other.keys() == found[0].keys()
+            for name, gradient in found[0].items():
+                # The gradient of a key's bias is zero (softmax does not see it): rounding is all that there is.
+                size = gradient.norm() if gradient.norm() > 1e-5 * whole else whole
+                assert (other[name] - gradient).norm() < 1e-5 * size, name
+
+
+@pytest.mark.parametrize("model_type", SOME)
+def test_c15_padding_does_not_move_the_loss(tmp_path: Path, model_type: str) -> None:
+    """C15: a padded batch's loss is the sum of the single rows' losses."""
+    run, _ = tiny_fit(classifier_config(tmp_path, model_type))
+    run.adapted.model.eval()
+    with torch.no_grad():
+        singles = [run.loss(collate_rows([row], run.layout)).item() for row in run.train]
+        together = run.loss(collate_rows(run.train, run.layout)).item()
+        other_padding = run.loss(collate_rows(run.train, Layout(packed=False, pad_id=7))).item()
+    assert len({len(row.input_ids) for row in run.train}) > 3
+    assert together == pytest.approx(sum(singles), rel=1e-5)
+    assert other_padding == pytest.approx(together, rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", list(TRAINED_FOR["seq_cls"]))
+def test_c50_logits_are_those_of_transformers(model_type: str) -> None:
+    """C50: every family, uneven lengths, padded with a token of its own or with the one that ends a text."""
+    sizes = {**tiny_sizes(model_type), "num_labels": 3}
+    for pad_id in (sizes["pad_token_id"], sizes["eos_token_id"]):
+        config = AutoConfig.for_model(model_type, **{**sizes, "pad_token_id": pad_id})
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+        family = TRAINED_FOR["seq_cls"][model_type]
+        lengths = [3, 9, 1, 6]
+        ids, mask = torch.full((4, 9), pad_id), torch.zeros(4, 9, dtype=torch.long)
+        for row, length in enumerate(lengths):
+            ids[row, :length] = torch.arange(5, 5 + length) + 11 * row
+            mask[row, :length] = 1
+        with torch.no_grad():
+            ours = class_logits(model, family, ids, mask)
+            theirs = model(input_ids=ids, attention_mask=mask).logits
+            alone = torch.cat([class_logits(model, family, ids[i : i + 1, :n], mask[i : i + 1, :n])
+                               for i, n in enumerate(lengths)])  # fmt: skip
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", ["balanced", {"late": 0.5, "fine": 2.0, "other": 3.0}])
+def test_class_weights_are_those_of_torch(tmp_path: Path, given: str | dict[str, float]) -> None:
+    """Over a step of several batches the loss is torch's own weighted mean over all its rows."""
+    config = classifier_config(tmp_path, training__class_weights=given)
+    run, _ = tiny_fit(config)
+    run.adapted.model.eval()
+    assert isinstance(run.loss, LabelLoss)
+    labels = sorted(LABELS)
+    weights = class_weights(config, labels, run.train)
+    assert weights is not None
+    if given == "balanced":
+        counts = [sum(row.labels == [number] for row in run.train) for number in range(3)]
+        torch.testing.assert_close(weights, torch.tensor([len(run.train) / (3 * count) for count in counts]))
+    else:
+        assert weights.tolist() == [given[name] for name in labels]  # type: ignore[index]
+    batches = [collate_rows(run.train[start : start + 5], run.layout) for start in range(0, len(run.train), 5)]
+    with torch.no_grad():
+        ours = sum(run.loss(batch).item() for batch in batches) / sum(run.loss.weight(batch) for batch in batches)
+        logits = torch.cat([run.loss.logits(batch) for batch in batches])  # type: ignore[arg-type]
+    targets = torch.tensor([row.labels[0] for row in run.train])
+    assert ours == pytest.approx(cross_entropy(logits, targets, weight=weights).item(), rel=1e-5)
+
+
+def test_gradients_after_an_evaluation_are_the_same(tmp_path: Path) -> None:
+    """C12 for classifiers: their 4-bit base too."""
+    config = classifier_config(tmp_path, "llama", method="qlora", training__max_steps=1)
+    first = recorded(config)
+
+    def evaluate(run: object) -> None:
+        run.adapted.model.eval()  # type: ignore[attr-defined]
+        with torch.inference_mode():
+            run.loss(collate_rows(run.train, run.layout))  # type: ignore[attr-defined]
+
+    after = recorded(config, prepare=evaluate)
+    assert all(torch.equal(first[0][name], after[0][name]) for name in first[0])
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    generator = torch.Generator().manual_seed(0)
+    for classes, rows in ((2, 5), (4, 50), (30, 20)):
+        right, given = (torch.randint(classes, (rows,), generator=generator) for _ in range(2))
+        figures = class_figures(right, given)
+        assert figures["accuracy"] == pytest.approx(accuracy_score(right, given))
+        assert figures["macro_f1"] == pytest.approx(f1_score(right, given, average="macro", zero_division=0), rel=1e-5)
+
+
+def test_the_best_checkpoint_may_be_chosen_by_accuracy(tmp_path: Path) -> None:
+    from loraft.training.loop import fit
+
+    for metric in ("loss", "accuracy"):
+        run, state = tiny_fit(
+            classifier_config(
+                tmp_path, data__eval=str(tmp_path / "train.jsonl"), training__eval_steps=1, training__max_steps=3,
+                training__metric_for_best_model=metric, training__output_dir=str(tmp_path / metric),
+            )
+        )  # fmt: skip
+        told: list[object] = []
+        run = replace(run, observer=told.append)
+        fit(run, state)
+        scores = [(e.loss, e.figures["accuracy"], e.step) for e in told if type(e).__name__ == "Evaluated"]  # type: ignore[attr-defined]
+        best = min(scores, key=lambda s: (s[0] if metric == "loss" else -s[1], s[2]))
+        assert state.best_step == best[2]
