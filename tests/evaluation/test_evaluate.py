@@ -17,7 +17,7 @@ from loraft import api
 from loraft.config.schema import DataSource
 from loraft.data.prepare import prepare
 from loraft.errors import NonFiniteError, Stopped
-from loraft.evaluation.evaluate import Answer, Subject, evaluate
+from loraft.evaluation.evaluate import Answer, Reading, Subject, evaluate
 from loraft.evaluation.result import Evaluation
 from loraft.evaluation.rows import EvaluatedRows, read_source, rows_of
 from loraft.events import Event, Progress
@@ -155,7 +155,7 @@ def measured_by(place: Path, subject: Subject, **arguments: Any) -> Evaluation:
 
 
 def test_a_loss_that_is_no_number_names_its_row(place: Path) -> None:
-    subject = Subject("a", lambda examples: [math.nan] * len(examples), lambda prompts: [])
+    subject = Subject("a", lambda examples: [Reading(math.nan)] * len(examples))
     with pytest.raises(NonFiniteError, match=r"rows.jsonl:\d+: the loss of a is nan"):
         measured_by(place, subject)
 
@@ -164,12 +164,12 @@ def test_what_was_evaluated_before_a_signal_is_in_the_file(place: Path, tmp_path
     """Windows of 4 rows; Ctrl-C in the second one."""
     told: list[Event] = []
 
-    def losses(examples: Any) -> list[float]:
+    def read(examples: Any) -> list[Reading]:
         if told:
             raise KeyboardInterrupt
-        return [1.0 * example.trained for example in examples]
+        return [Reading(1.0 * example.trained) for example in examples]
 
-    subject = Subject("a", losses, lambda prompts: [Answer("", "stop") for _ in prompts])
+    subject = Subject("a", read, lambda prompts: [Answer("", "stop") for _ in prompts])
     with pytest.raises(Stopped, match="stopped: 4 of 20 rows are in") as stopped:
         measured_by(place, subject, output=tmp_path / "o.jsonl", observer=told.append)
     assert stopped.value.stopped_exit_code == 130
