@@ -20,7 +20,16 @@ from loraft.data.rendering import Learned, RowRenderer
 from loraft.data.statistics import SourceCounts
 from loraft.errors import DataError, Problem, Refused
 
-__all__ = ["SourceRows", "put_down", "shortened", "sources_read", "taken_up", "tokenize_source", "with_defaults"]
+__all__ = [
+    "SourceRows",
+    "format_of",
+    "put_down",
+    "shortened",
+    "sources_read",
+    "taken_up",
+    "tokenize_source",
+    "with_defaults",
+]
 
 SHOWN_PROBLEMS = 20
 DONE = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}
@@ -115,7 +124,7 @@ def with_defaults(source: DataSource, data: DataSection) -> DataSource:
 
 def _source(given: DataSource, config: RunConfig, most: int | None) -> SourceRows:
     read = read_rows(given) if most is None else read_rows(given, most)
-    row_format = _format_of(read, given, config.task)
+    row_format = format_of(read, given, config.task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
     source = SourceRows(given, counts, problems=list(read.problems))
     languages = Languages(config.data.source_lang, config.data.target_lang)
@@ -130,7 +139,7 @@ def _source(given: DataSource, config: RunConfig, most: int | None) -> SourceRow
     return source
 
 
-def _format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
+def format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
     """The format of rows that were read.
 
     Raises:
