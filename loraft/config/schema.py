@@ -251,7 +251,7 @@ class DataSection(Section):
     shuffle_buffer: PositiveInt = 10_000
     """Rows that a stream holds to draw from: an order is as random as this is large."""
     num_proc: Auto | PositiveInt = "auto"
-    """Processes that turn rows into tokens; auto is one for a few thousand rows and one a core for more."""
+    """Processes that turn rows into tokens; auto is one below 20,000 rows of a source and one a core from there."""
     packing: Literal["auto", "off", "fill"] = "auto"
     """auto lays the rows of a batch end to end, off pads them, fill fills rows up to max_length (fewer steps)."""
 

@@ -6,9 +6,10 @@ know files, tokenizers and templates. A row that does not fit is an error that n
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loraft.config.schema import RowFormat, Task
 from loraft.data.fields import Fields, clean, kind, shown
@@ -39,11 +40,15 @@ FORMATS: Mapping[Task, tuple[RowFormat, ...]] = {
 """The formats that each task takes, in the order in which they are recognised."""
 
 OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
+    "messages": ("tools",),
+    "sharegpt": ("tools",),
     "alpaca": ("input", "system"),
     "classification": ("text_pair",),
 }
 """What rows of a format may have besides."""
 
+MORE = ("tool_calls", "tool_call_id", "name")
+"""The keys of a turn that templates for tools print."""
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -65,18 +70,26 @@ class Message:
         role: system, user, assistant or tool.
         content: What is said.
         train: Whether an assistant's turn is trained; None leaves it to `data.train_on`.
+        more: What else the template gets: the assistant's `tool_calls`, and of a tool `name` and `tool_call_id`.
     """
 
     role: str
     content: str
     train: bool | None = None
+    more: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns that a chat template renders."""
+    """Turns that a chat template renders.
+
+    Attributes:
+        messages: The turns.
+        tools: The tools that the assistant may call, as JSON schemas.
+    """
 
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, object], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -332,7 +345,22 @@ def _conversation(
     messages = _messages(fields, column, role_key, content_key, roles)
     if not any(message.role == "assistant" for message in messages):
         raise fields.wrong(column, "no turn is the assistant's, so there is nothing to train on")
-    return Conversation(messages)
+    return Conversation(messages, _tools(fields))
+
+
+def _tools(fields: Fields) -> tuple[Mapping[str, object], ...]:
+    """The tools of a row, as a list or as JSON text, which is how files with columns of one type keep them."""
+    value = fields.row.values.get(fields.columns.get("tools", "tools"))
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise fields.wrong("tools", "is text that is no JSON") from None
+    if not value:
+        return ()
+    if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
+        raise fields.wrong("tools", f"must be a list of objects; found {kind(value)}")
+    return tuple(value)
 
 
 def _messages(
@@ -352,13 +380,19 @@ def _message(
     role = turn.get(role_key)
     if not isinstance(role, str) or role not in roles:
         raise fields.wrong(f"{place}.{role_key}", f"must be one of {', '.join(sorted(roles))}; found {shown(role)}")
+    more = {key: turn[key] for key in MORE if turn.get(key)}
+    calls = more.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list | tuple) and all(isinstance(call, Mapping) for call in calls)):
+        raise fields.wrong(f"{place}.tool_calls", f"must be a list of objects; found {kind(calls)}")
     content = turn.get(content_key)
+    if content is None and calls:
+        content = ""
     # Only an assistant's empty turn has nothing to teach; an empty system prompt is a choice.
     if not isinstance(content, str):
         raise fields.wrong(f"{place}.{content_key}", f"must be text; found {kind(content)}")
-    if not content.strip() and roles[role] == "assistant":
+    if not content.strip() and roles[role] == "assistant" and not calls:
         raise fields.wrong(f"{place}.{content_key}", "is empty")
     train = turn.get("train")
     if train is not None and not isinstance(train, bool):
         raise fields.wrong(f"{place}.train", f"must be true or false; found {kind(train)}")
-    return Message(roles[role], clean(fields, f"{place}.{content_key}", content), train)
+    return Message(roles[role], clean(fields, f"{place}.{content_key}", content), train, more)

@@ -26,7 +26,7 @@ __all__ = ["processes_for", "serve", "tokenized"]
 
 CHUNK = 500
 """Rows that a process is given at a time."""
-PAYS_FROM = 8_000
+PAYS_FROM = 20_000
 """Rows from which starting processes takes less time than it saves."""
 SERVE = "from loraft.data.processes import serve; serve()"
 

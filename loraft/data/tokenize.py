@@ -158,7 +158,7 @@ class Renderer:
             DataError: The template cannot render it, or renders it so that the answers cannot be told.
         """
         if isinstance(record, Conversation):
-            return self._conversation(record.messages)
+            return self._conversation(record)
         assert isinstance(record, Completion | Text), "a pair or a labelled text has a renderer of its own"
         if isinstance(record, Completion):
             text = record.prompt + record.completion
@@ -199,22 +199,23 @@ class Renderer:
                 at = place
         return text
 
-    def _conversation(self, messages: tuple[Message, ...]) -> Rendered:
+    def _conversation(self, conversation: Conversation) -> Rendered:
         if self.template is None:
             raise DataError(
                 "the tokenizer has neither a chat template nor an end-of-text token",
                 key="data.chat_template",
                 remedy="write a .jinja file that ends each answer with a token of the vocabulary",
             )
+        messages, template = conversation.messages, replace(self.template, tools=conversation.tools)
         if self.train_on == "all":
             kept_out = [index for index, message in enumerate(messages) if message.train is False]
-            text, spans = self.template.turns(messages, kept_out, heed_marks=False)
+            text, spans = template.turns(messages, kept_out, heed_marks=False)
             edges = [0, *(edge for span in spans for edge in span), len(text)]
             return Rendered(text, tuple(zip(edges[::2], edges[1::2], strict=True)), whole=True)
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         wanted = answers[-1:] if self.train_on == "last" else answers
         asked = [i for i in answers if (i in wanted if messages[i].train is None else messages[i].train)]
-        text, spans = self.template.turns(messages, asked)
+        text, spans = template.turns(messages, asked)
         return Rendered(text, spans, whole=True)
 
     def _together(self, rendered: Sequence[Rendered], where: Sequence[str]) -> Iterator[Example]:

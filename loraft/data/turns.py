@@ -14,7 +14,7 @@ A template with `{% generation %}` marks says itself what the assistant says, an
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,11 +42,13 @@ class ChatTemplate:
         tokenizer: It brings the special tokens that the template may print.
         text: The template.
         end_of_turn: The token that the template prints after the assistant's last content; None where it prints none.
+        tools: The tools of the conversation at hand, as JSON schemas.
     """
 
     tokenizer: PreTrainedTokenizerBase
     text: str
     end_of_turn: str | None = None
+    tools: tuple[Mapping[str, object], ...] = ()
 
     @classmethod
     def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str) -> ChatTemplate:
@@ -80,11 +82,12 @@ class ChatTemplate:
         Raises:
             DataError: The template fails; the message is the template's own.
         """
-        plain = [{"role": message.role, "content": message.content} for message in messages]
+        tools: Any = list(self.tools) or None
         try:
             rendered = self.tokenizer.apply_chat_template(
-                plain, chat_template=self.text, tokenize=False, add_generation_prompt=generation_prompt
-            )
+                _plain(messages), tools=tools, chat_template=self.text, tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )  # fmt: skip
         except Exception as error:  # a template is a program of somebody else's: anything can come out of it
             raise _failure(error) from None
         return str(rendered)
@@ -113,12 +116,16 @@ class ChatTemplate:
             heed_marks: Take the spans from the template's `{% generation %}` marks where it has them.
 
         Raises:
-            DataError: The template fails, or hides where a content ends.
+            DataError: The template fails, hides where a content ends, or leaves out what is said of tools.
         """
+        if self.tools or any(message.role == "tool" or message.more for message in messages):
+            self._require_tools(messages)
         if heed_marks and MARKS.search(self.text):
             return self._marked(messages, wanted)
         text = self.render(messages)
-        ends = self._contents(messages, wanted, text, after=True)
+        said = [turn for turn in wanted if "tool_calls" not in messages[turn].more]
+        content_ends = dict(zip(said, self._contents(messages, said, text, after=True), strict=True))
+        ends = [content_ends[t] if t in content_ends else self._call_end(messages, t, text) for t in wanted]
         starts = [self._prompt_end(messages, turn, text) for turn in wanted]
         if None in starts:
             contents = self._contents(messages, wanted, text, after=False)
@@ -126,6 +133,34 @@ class ChatTemplate:
             contents = [len(text[:content].rstrip(" ")) for content in contents]
             starts = [content if start is None else start for start, content in zip(starts, contents, strict=True)]
         return text, tuple((start or 0, self._turn_end(text, end)) for start, end in zip(starts, ends, strict=True))
+
+    def _require_tools(self, messages: Sequence[Message]) -> None:
+        """Refuse a conversation with tools where the template would leave them out without a word."""
+        text = self.render(messages)
+        unsaid = [replace(m, content="", more={}) if m.role == "tool" else m for m in messages]
+        uncalled = [replace(m, more={}) if "tool_calls" in m.more else m for m in messages]
+        for what, there, without in (
+            ("messages of tools", unsaid != list(messages), lambda: self.render(unsaid)),
+            ("calls of tools", uncalled != list(messages), lambda: self.render(uncalled)),
+            ("tools", bool(self.tools), lambda: replace(self, tools=()).render(messages)),
+        ):
+            if there and _or_nothing(without) == text:
+                raise DataError(
+                    f"the chat template prints no {what}, and the row has them",
+                    key="data.chat_template",
+                    remedy="name a template that prints them, or leave such rows out",
+                )
+
+    def _call_end(self, messages: Sequence[Message], turn: int, text: str) -> int:
+        """The end in `text` of a turn that calls tools, which the template prints behind its content."""
+        until = self.render(messages[: turn + 1]).rstrip()
+        if not text.startswith(until):
+            raise DataError(
+                "the chat template prints a call of tools otherwise where the conversation goes on",
+                key="data.chat_template",
+                remedy="mark the answers in the template with {% generation %} and {% endgeneration %}",
+            )
+        return len(until)
 
     def _prompt_end(self, messages: Sequence[Message], turn: int, text: str) -> int | None:
         """Where the prompt of `turn` ends in `text`; None where its rendering is no beginning of `text`."""
@@ -166,11 +201,13 @@ class ChatTemplate:
 
     def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
         """The spans that the template itself marks, each drawn to the end of its end-of-turn token."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         render: Any = chat_template_utils.render_jinja_template  # its annotation says str, it returns a pair
         tokens = self.tokenizer.special_tokens_map
         try:
-            (text,), (spans,) = render([turns], chat_template=self.text, return_assistant_tokens_mask=True, **tokens)
+            (text,), (spans,) = render(
+                [_plain(messages)], tools=list(self.tools) or None, chat_template=self.text,
+                return_assistant_tokens_mask=True, **tokens,
+            )  # fmt: skip
         except Exception as error:  # as above
             raise _failure(error) from None
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
@@ -189,6 +226,19 @@ class ChatTemplate:
         if self.end_of_turn is not None and inside.endswith(self.end_of_turn):
             return start + len(inside)
         return self._turn_end(text, stop)
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as templates take them."""
+    return [{"role": message.role, "content": message.content, **message.more} for message in messages]
+
+
+def _or_nothing(render: Callable[[], str]) -> str | None:
+    """What is rendered; None where the template refuses it."""
+    try:
+        return render()
+    except DataError:
+        return None
 
 
 def _unused(text: str) -> str:

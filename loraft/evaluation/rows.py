@@ -18,9 +18,10 @@ from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfi
 from loraft.data.examples import IGNORED, Example, PairExample
 from loraft.data.formats import Completion, Conversation, Labelled, Languages, Message, Pair, Record, to_record
 from loraft.data.labelled import class_number
-from loraft.data.prepare import format_of, prepare, with_defaults
+from loraft.data.prepare import prepare
 from loraft.data.records import read_rows
 from loraft.data.rendering import RowRenderer
+from loraft.data.sources import format_of, with_defaults
 from loraft.data.tokenize import Renderer
 from loraft.errors import DataError, Problem
 

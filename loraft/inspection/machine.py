@@ -187,12 +187,14 @@ def _try_step(kind: type[Optimizer], device: str) -> str:
 def _disk() -> Iterator[Fact]:
     from huggingface_hub import constants
 
+    from loraft.data.kept import KEPT
     from loraft.models.sources import cache_folder
 
     here = Path.cwd()
     for name, folder in (
         ("current_folder", here),
         ("cache", cache_folder()),
+        ("cache_of_rows", cache_folder() / KEPT),
         ("hub_cache", Path(constants.HF_HUB_CACHE)),
     ):
         facts: dict[str, str | int | bool] = {"folder": str(folder)}

@@ -82,8 +82,6 @@ def test_a_t5_of_random_weights_learns_a_language_and_then_its_dialect_by_lora(t
     learned = exact_match(tmp_path, "northern", held_out, "northern")
     assert before < 0.1
     assert learned >= 0.90
-    told = loraft(tmp_path, "evaluate", "northern", "--data", "held-northern.jsonl")
-    assert told["metrics"]["exact_match"] == pytest.approx(learned, abs=0.01)
 
 
 def test_the_languages_are_a_function_of_the_seed_and_differ() -> None:
