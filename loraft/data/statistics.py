@@ -186,7 +186,8 @@ def findings(report: DataReport) -> Iterator[str]:
         yield f"no training row is of the class {', '.join(absent)}"
     if report.repeated:
         first = report.repeated[0]
-        yield f"{len(report.repeated)} training rows repeat an earlier one, the first {first.row} ({first.same_as})"
+        many = "training rows repeat" if len(report.repeated) > 1 else "training row repeats"
+        yield f"{len(report.repeated)} {many} an earlier one, the first {first.row} ({first.same_as})"
     if report.seen:
         first = report.seen[0]
         yield (

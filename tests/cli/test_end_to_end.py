@@ -172,7 +172,7 @@ def test_check_counts_rows_that_are_there_twice_and_names_them_when_asked(place:
     found = json.loads(named.stdout)["data"]
     assert found["repeated"] == [{"row": "twice.jsonl:3", "same_as": "twice.jsonl:1"}]
     assert found["in_train_and_eval"] == [{"row": "seen.jsonl:1", "same_as": "twice.jsonl:1"}]
-    assert "1 training rows repeat an earlier one, the first twice.jsonl:3" in named.stderr
+    assert "1 training row repeats an earlier one, the first twice.jsonl:3" in named.stderr
 
 
 def test_a_stream_is_checked_and_trained_on(place: Path) -> None:
