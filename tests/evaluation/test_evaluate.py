@@ -25,7 +25,7 @@ from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.training.memory import peak_bytes
 from tests.generation.voices import adapter_in, base_in
 from tests.tiny import tiny_tokenizer
-from tests.training.building import rows, tiny_config, write_rows
+from tests.training.building import pairs, rows, tiny_config, write_rows
 
 SHORT = AnswerOptions(temperature=0, num_beams=1, max_new_tokens=6)
 
@@ -185,14 +185,17 @@ def _peak_growth(place: Path, sent: Any) -> None:
     sent.send((peak_bytes("cpu") - before, found.tokens))
 
 
-def test_c37_memory_does_not_grow_with_the_rows(place: Path) -> None:
+@pytest.mark.parametrize("model_type", ["llama", "t5"])
+def test_c37_memory_does_not_grow_with_the_rows(tmp_path: Path, model_type: str) -> None:
     """C37: 1,200 rows need what 16 need, but for their texts and tokens: 30 MB is room for those.
 
     With 20,000 entries in the vocabulary the logits of their trained tokens alone would take over 800 MB.
     """
-    base_in(place / "wide", vocab_size=20_000)
-    write_rows(place / "few.jsonl", rows(16))
-    write_rows(place / "many.jsonl", rows(1200))
+    place = tmp_path
+    base_in(place / "wide", model_type, vocab_size=20_000)
+    given = rows if model_type == "llama" else pairs
+    write_rows(place / "few.jsonl", given(16))
+    write_rows(place / "many.jsonl", given(1200))
     here, there = multiprocessing.Pipe()
     with warnings.catch_warnings():
         # From Python 3.12 on a fork of a process with threads warns; this child starts none of their work.
