@@ -15,31 +15,23 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from loraft.adapters.attach import AdaptedModel
 from loraft.adapters.beginning import beginning
-from loraft.adapters.classes import classes_of
 from loraft.adapters.merge import BaseChoice, MergedDtype, prepare_merge
 from loraft.adapters.merge_report import MergeReport
 from loraft.adapters.merged_folder import chosen_folder
-from loraft.adapters.resolve import Target, resolve_target
-from loraft.adapters.task import task_of
+from loraft.adapters.resolve import resolve_target
 from loraft.adapters.weighted import resolve_weighted, weighted
-from loraft.config.files import load_config
 from loraft.config.schema import DataSource, LoraSection, RunConfig
 from loraft.data.answer_file import check_answer_file
-from loraft.data.batches import LabelledBatch, Layout, collate_rows
-from loraft.data.examples import Example, LabelledExample
 from loraft.data.formats import Message
 from loraft.data.pieces import Pieces
-from loraft.errors import AdapterError, ConfigError, ModelError
-from loraft.evaluation.evaluate import Answer, Reading, Subject
+from loraft.errors import AdapterError, ConfigError
 from loraft.evaluation.evaluate import evaluate as measure
-from loraft.evaluation.held_out import config_of_run
 from loraft.evaluation.merging import merge_and_verify
 from loraft.evaluation.result import Evaluation
-from loraft.evaluation.rows import EvaluatedRows, Purpose, Source, read_source, rows_of, unasked_as_trained
+from loraft.evaluation.rows import read_source
 from loraft.evaluation.rows_file import check_rows_file
 from loraft.evaluation.tasks import chosen_metrics, known_metrics
 from loraft.evaluation.verification import LEAST_POSITIONS
@@ -49,22 +41,29 @@ from loraft.generation.batch import ADDED, BATCH_SIZE, AnsweredFile, answer_ques
 from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.comparing import Compared
 from loraft.generation.comparing import compare as compare_voices
-from loraft.generation.context import Context, learned_positions
+from loraft.generation.context import Context
 from loraft.generation.conversation import Conversation
 from loraft.generation.engine import Stream, Token, complete_batch, stream
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.rules import SamplingRules
-from loraft.generation.session import BASE, Session, Settings, open_session, source_language
+from loraft.generation.session import source_language
 from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
 from loraft.inspection.preview import Preview, Split, preview_rows
 from loraft.inspection.report import LayersReport, look
-from loraft.models.wrapped import wrapped_model
-from loraft.prediction.classifier import Classifier, open_classifier, refuse_no_classifier
+from loraft.opening import (
+    classifying,
+    generating,
+    opened,
+    opened_classifier,
+    purpose_of,
+    run_of,
+    tell,
+    to_be_told,
+)
 from loraft.prediction.file import ADDED as PREDICTED
 from loraft.prediction.file import BATCH_SIZE as TEXTS_AT_ONCE
 from loraft.prediction.file import PredictedFile, predict_rows, read_texts
-from loraft.training.loss import TargetLoss
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
 from loraft.training.run import TrainResult, run_plan
@@ -233,9 +232,9 @@ def generate(
     Raises:
         Refused: The target or the prompt cannot be used.
     """
-    session = _opened(model)
+    session = opened(model)
     voice = session.voice()
-    notes = [*session.notes, *_to_be_told(session, options)]
+    notes = [*session.notes, *to_be_told(session, options)]
     settings = voice.settings(options)
     if (trace or not use_cache) and settings["rules"].num_beams > 1:
         beams, what = settings["rules"].num_beams, "traced" if trace else "compared token by token"
@@ -270,8 +269,8 @@ def complete(
     Returns:
         One completion a prompt, in the order of the prompts.
     """
-    session = _opened(model)
-    _tell(observer, *session.notes, *_to_be_told(session, options))
+    session = opened(model)
+    tell(observer, *session.notes, *to_be_told(session, options))
     voice = session.voice()
     ids = [voice.prompt_ids(voice.conversation(prompt, options.system)) for prompt in prompts]
     settings = voice.settings(options)
@@ -291,8 +290,8 @@ def compare(
     Returns:
         One comparison a prompt, in the order of the prompts.
     """
-    session = _opened(model)
-    _tell(observer, *session.notes)
+    session = opened(model)
+    tell(observer, *session.notes)
     return compare_voices(session, prompts, options=options, batch_size=batch_size, observer=observer)
 
 
@@ -325,8 +324,8 @@ def answer_file(
     choice = ModelChoice(model) if isinstance(model, str) else model
     questions = read_questions(prompts, lambda: source_language(choice))
     check_answer_file(output, [question.row.values for question in questions], prompts, ADDED, overwrite=overwrite)
-    session = _opened(choice)
-    _tell(observer, *session.notes, *_to_be_told(session, options))
+    session = opened(choice)
+    tell(observer, *session.notes, *to_be_told(session, options))
     return answer_questions(
         session,
         questions,
@@ -379,10 +378,10 @@ def evaluate(
     if baseline and not found.adapters:
         message = "there is no adapter to compare with its base"
         raise AdapterError(message, where="--baseline", remedy="Name an adapter or a run that has one as TARGET.")
-    purpose = _purpose(found, choice, baseline=baseline)
-    source = read_source(_run_of(found), found.base, rows_from, purpose)
+    purpose = purpose_of(found, choice, baseline=baseline)
+    source = read_source(run_of(found), found.base, rows_from, purpose)
     names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
-    prepared = _classifying if purpose.labels else _generating
+    prepared = classifying if purpose.labels else generating
     rows, subjects = prepared(choice, source, options, batch_size, limit, observer, baseline=baseline)
     return measure(
         rows,
@@ -396,130 +395,6 @@ def evaluate(
         output=output,
         observer=observer,
     )
-
-
-def _purpose(found: Target, choice: ModelChoice, *, baseline: bool) -> Purpose:
-    """What a target is for, as far as its record and its config tell, before any weight is loaded.
-
-    Raises:
-        Refused: It is to classify and cannot, or what was asked for has no meaning for it.
-    """
-    task = task_of(found)
-    sources = replace(
-        found.sources,
-        source_lang=choice.source_lang or found.sources.source_lang,
-        target_lang=choice.target_lang or found.sources.target_lang,
-    )
-    labels = classes_of(found) if task == "seq_cls" else ()
-    if task == "seq_cls":
-        refuse_no_classifier(found, labels, choice.target)
-    if task != "seq2seq_lm" and (choice.source_lang or choice.target_lang):
-        message = f"its task is {task}, and only what translates has a source and a target language"
-        raise ModelError(message, where="--source-lang" if choice.source_lang else "--target-lang")
-    if labels and baseline and classes_of(replace(found, adapters=())) != labels:
-        raise _no_baseline(found.base)
-    return Purpose(task, sources, labels)
-
-
-def _no_baseline(base: str) -> AdapterError:
-    message = f"the head that tells the classes was trained with the adapter, and {base} has none: it would guess"
-    return AdapterError(message, where="--baseline", remedy="Leave it out.")
-
-
-def _generating(
-    choice: ModelChoice,
-    source: Source,
-    options: AnswerOptions,
-    batch_size: int,
-    limit: int | None,
-    observer: Observer,
-    *,
-    baseline: bool,
-) -> tuple[EvaluatedRows, list[Subject]]:
-    """The rows as what writes text reads them; it, and its base where that is wanted."""
-    session = open_session(choice)
-    _tell(observer, *session.notes, *_to_be_told(session, options))
-    voice = session.voice()
-    rows = rows_of(source, voice.tokenizer, positions=learned_positions(session.model), limit=limit)
-    _tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
-    settings = voice.settings(options)
-    names = (voice.name, BASE) if baseline else (voice.name,)
-    return rows, [_subject(session, name, settings, batch_size) for name in names]
-
-
-def _classifying(
-    choice: ModelChoice,
-    source: Source,
-    options: AnswerOptions,
-    _: int,
-    limit: int | None,
-    observer: Observer,
-    *,
-    baseline: bool,
-) -> tuple[EvaluatedRows, list[Subject]]:
-    """The same of a classifier.
-
-    Raises:
-        AdapterError: Its base is wanted, whose files lack the head.
-    """
-    classifier = _classifier(choice, observer)
-    if baseline and classifier.loaded.new_modules:
-        raise _no_baseline(classifier.loaded.name)
-    rows = rows_of(source, classifier.loaded.tokenizer, positions=classifier.context, limit=limit)
-    unused = ("a classifier generates nothing: --max-new-tokens is not used",) if options.max_new_tokens else ()
-    _tell(observer, *rows.notes, *unused)
-    named = [(classifier.name or BASE, False), *([(BASE, True)] if baseline else [])]
-    return rows, [_telling(classifier, name, base=base) for name, base in named]
-
-
-def _run_of(found: Target) -> RunConfig | None:
-    """The config that trained what a target means, where it lies in the folder of a run."""
-    path = config_of_run(found.adapter or Path(found.base).expanduser())
-    return load_config(path) if path is not None else None
-
-
-def _subject(session: Session, name: str, settings: Settings, batch_size: int) -> Subject:
-    """The model of a session with the adapter of that name active, or none for the base, as it is evaluated.
-
-    The base is asked as its adapter is: the same tokens, the same ends of an answer.
-    """
-    voice = session.voice(name)
-    dtype = session.loaded.placement.dtype
-    loss = TargetLoss(wrapped_model(session.model), session.family, None if dtype == torch.float32 else dtype)
-    # Padding is on the right, where no real token attends to it; 0 is a token that every vocabulary has.
-    layout = Layout(packed=False, pad_id=0)
-
-    def read(examples: Sequence[Example]) -> list[Reading]:
-        with session.speaking(voice), torch.inference_mode():
-            batch = collate_rows(examples, layout).to(session.loaded.placement.device)
-            assert not isinstance(batch, LabelledBatch), "a classifier opens no session"
-            losses = loss.of_rows(batch, [example.trained for example in examples]).tolist()
-        return [Reading(each) for each in losses]
-
-    def answers(prompts: Sequence[Sequence[int]]) -> list[Answer]:
-        with session.speaking(voice) as speaking:
-            completed = complete_batch(speaking, voice.tokenizer, prompts, **settings, batch_size=batch_size)
-        return [Answer(each.completion, each.finish_reason) for each in completed]
-
-    return Subject(name, read, answers)
-
-
-def _telling(classifier: Classifier, name: str, *, base: bool) -> Subject:
-    """A classifier, or its base without the adapter, as it is evaluated."""
-
-    def read(examples: Sequence[Example]) -> list[Reading]:
-        rows = [example for example in examples if isinstance(example, LabelledExample)]
-        with classifier.speaking(base=base):
-            scores = classifier.scores(rows)
-        losses = cross_entropy(scores, torch.tensor([row.labels[0] for row in rows]), reduction="none").tolist()
-        return [
-            Reading(
-                loss, Answer(classifier.labels[at], probabilities=dict(zip(classifier.labels, shares, strict=True)))
-            )
-            for loss, at, shares in zip(losses, scores.argmax(1).tolist(), scores.softmax(1).tolist(), strict=True)
-        ]
-
-    return Subject(name, read)
 
 
 def predict(
@@ -538,7 +413,7 @@ def predict(
     Raises:
         Refused: The target is no classifier, or cannot be used.
     """
-    classifier = _classifier(model, observer)
+    classifier = opened_classifier(model, observer)
     tokens = classifier.tokens(texts)
     if any(each.is_cut for each in tokens):
         observer(Note(f"the text is longer than the model's {classifier.context} positions, and was cut to them"))
@@ -573,17 +448,8 @@ def predict_file(
     """
     rows = read_texts(texts, columns)
     check_answer_file(output, [each.row.values for each in rows], texts, PREDICTED, overwrite=overwrite)
-    classifier = _classifier(model, observer)
+    classifier = opened_classifier(model, observer)
     return predict_rows(classifier, rows, output, batch_size=batch_size, overwrite=overwrite, observer=observer)
-
-
-def _classifier(model: ModelChoice | str, observer: Observer) -> Classifier:
-    choice = ModelChoice(model) if isinstance(model, str) else model
-    opened = open_classifier(
-        choice.target, choice.adapters, base_model=choice.base_model, quantize=choice.quantize, dtype=choice.dtype
-    )
-    _tell(observer, *opened.notes)
-    return opened
 
 
 def merge(
@@ -663,25 +529,5 @@ def open_chat(
     Raises:
         Refused: The target cannot be used, or the model holds no conversation.
     """
-    session = _opened(model)
+    session = opened(model)
     return Conversation(session, options)
-
-
-def _opened(model: ModelChoice | str) -> Session:
-    return open_session(ModelChoice(model) if isinstance(model, str) else model)
-
-
-def _to_be_told(session: Session, options: AnswerOptions) -> Iterator[str]:
-    """What of that which was asked for has no effect on the answer."""
-    if len(session.adapters) > 1:
-        first, *others = session.adapters
-        yield f"{first} answers; {' and '.join(others)} would with --compare, or in loraft chat"
-    if options.system and session.voice().reads_prompt:
-        yield "the model reads a source and no conversation: the system prompt is not used"
-    elif options.system and session.voice().renderer.chat_template is None:
-        yield "the tokenizer has no chat template, which alone can print a system prompt: it is not used"
-
-
-def _tell(observer: Observer, *notes: str) -> None:
-    for note in notes:
-        observer(Note(note))
