@@ -382,8 +382,10 @@ def evaluate(
     purpose = _purpose(found, choice, baseline=baseline)
     source = read_source(_run_of(found), found.base, rows_from, purpose)
     names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
-    prepared = _classifying if purpose.labels else _generating
-    rows, subjects = prepared(choice, source, options, batch_size, limit, observer, baseline=baseline)
+    if purpose.labels:
+        rows, subjects = _classifying(choice, source, options, limit, observer, baseline=baseline)
+    else:
+        rows, subjects = _generating(choice, source, options, batch_size, limit, observer, baseline=baseline)
     return measure(
         rows,
         subjects[0],
@@ -451,7 +453,6 @@ def _classifying(
     choice: ModelChoice,
     source: Source,
     options: AnswerOptions,
-    _: int,
     limit: int | None,
     observer: Observer,
     *,
