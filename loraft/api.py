@@ -381,8 +381,10 @@ def evaluate(
     purpose = purpose_of(found, choice, baseline=baseline)
     source = read_source(run_of(found), found.base, rows_from, purpose)
     names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
-    prepared = classifying if purpose.labels else generating
-    rows, subjects = prepared(choice, source, options, batch_size, limit, observer, baseline=baseline)
+    if purpose.labels:
+        rows, subjects = classifying(choice, source, options, limit, observer, baseline=baseline)
+    else:
+        rows, subjects = generating(choice, source, options, batch_size, limit, observer, baseline=baseline)
     return measure(
         rows,
         subjects[0],

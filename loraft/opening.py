@@ -91,7 +91,6 @@ def classifying(
     choice: ModelChoice,
     source: Source,
     options: AnswerOptions,
-    _: int,
     limit: int | None,
     observer: Observer,
     *,
