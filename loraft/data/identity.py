@@ -14,6 +14,7 @@ from datetime import date
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -47,7 +48,7 @@ def identity_of(
         streaming = config.data.streaming
         contents = [[content_of(source, streaming=streaming) for source in part] for part in sources]
         template = _template(config.data.chat_template, tokenizer)
-    except (DataError, OSError, UnicodeDecodeError):
+    except (DataError, NotImplementedError, OSError, UnicodeDecodeError):
         return None  # what is wrong is found, and told, on the way to tokens
     if any(content is None for part in contents for content in part):
         return None
@@ -71,15 +72,26 @@ def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _facts(tokenizer: PreTrainedTokenizerBase) -> Iterator[object]:
-    """All that a fast tokenizer's answers depend on; of truncation and padding each call decides anew."""
+    """All that a tokenizer's answers depend on; whether to cut and to pad each call decides anew."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
         yield hashlib.sha256(backend.to_str().encode()).hexdigest()
+    else:  # Marian's and M2M100's are Python over SentencePiece
+        yield _vocabulary(tokenizer)
+        yield sorted(tokenizer.get_added_vocab().items())
+    yield tokenizer.truncation_side
     yield type(tokenizer).__name__
     yield sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
     yield list(tokenizer.model_input_names)
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """A sha256 of each file that holds the vocabulary."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_vocabulary(folder)
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())}
 
 
 @cache

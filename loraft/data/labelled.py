@@ -159,7 +159,8 @@ def class_number(label: str | int, labels: Sequence[str]) -> int:
 def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
     """The classes of some records in their order: numbers by size, texts by the alphabet."""
     found = {str(record.label) for record in records if isinstance(record, Labelled)}
-    return tuple(sorted(found, key=int) if all(map(_is_number, found)) else sorted(found))
+    by_name = sorted(found)  # 1 and 01 are two classes of one size, and a set has no order
+    return tuple(sorted(by_name, key=int) if all(map(_is_number, found)) else by_name)
 
 
 def _is_number(name: str) -> bool:

@@ -7,6 +7,7 @@ without being counted, and every problem of every source is found before it ends
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -68,7 +69,7 @@ class PreparedData:
         eval: The examples to evaluate on.
         report: All of it in numbers.
         renderer: What made the tokens, and makes prompts the same way.
-        fingerprint: sha256 over all tokens and labels; of a stream over what they depend on.
+        fingerprint: sha256 over all tokens and labels, the names of classes too; of a stream over what they depend on.
         stream: The training rows as they come, where `data.streaming` asks for it; `train` and the report are then of
             the first rows of each source alone.
     """
@@ -120,7 +121,7 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
         eval=evaluation,
         report=replace(report, notes=(*(keeper.notes if keeper is not None else ()), *report.notes)),
         renderer=renderer,
-        fingerprint=_fingerprint([*examples, *evaluation]),
+        fingerprint=_fingerprint([*examples, *evaluation], learned.labels),
     )
 
 
@@ -299,8 +300,10 @@ def _seen_sources(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -
             yield f"{source.given.path} is trained and evaluated on: its loss says nothing about new rows"
 
 
-def _fingerprint(examples: Iterable[Example]) -> str:
+def _fingerprint(examples: Iterable[Example], labels: Sequence[str]) -> str:
     digest = hashlib.sha256()
+    if labels:  # rows have numbers, which mean other classes under other names
+        digest.update(json.dumps(labels).encode())
     for example in examples:
         digest.update(array("q", [*example.input_ids, -1, *example.labels, -2]).tobytes())
     return digest.hexdigest()

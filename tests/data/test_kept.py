@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+import sentencepiece
+from transformers import M2M100Tokenizer, PreTrainedTokenizerFast
 
 from loraft.config.schema import RunConfig
 from loraft.data import kept, prepare, sources
@@ -125,6 +126,32 @@ def test_a_change_of_anything_that_matters_is_noticed(place: Place, tmp_path: Pa
     seen.append(place.prepared().fingerprint)
     assert len(set(seen)) == 5
     assert place.reads == 6
+
+
+def in_python(folder: Path, *, turned: bool) -> M2M100Tokenizer:
+    """A tokenizer that is no fast one: of the same class and size, its vocabulary in another order or not."""
+    folder.mkdir()
+    (folder / "text").write_text("hello the cat\nbonjour le chat\n" * 9)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text"), model_prefix=str(folder / "m"), vocab_size=20, minloglevel=2
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "m.model"))
+    names = sorted(pieces.id_to_piece(number) for number in range(3, pieces.get_piece_size()))
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *(names[::-1] if turned else names)]
+    (folder / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(vocabulary)}))
+    return M2M100Tokenizer(str(folder / "vocab.json"), str(folder / "m.model"))
+
+
+def test_another_vocabulary_of_a_tokenizer_in_python_is_noticed(place: Place, tmp_path: Path) -> None:
+    place.write([{"source": "hello the cat", "target": "bonjour le chat"} for _ in range(4)])
+    one, other = (in_python(tmp_path / name, turned=name == "other") for name in ("one", "other"))
+    again = M2M100Tokenizer(str(tmp_path / "one" / "vocab.json"), str(tmp_path / "one" / "m.model"))
+    options = {"source_lang": "en", "target_lang": "fr"}
+    first = place.prepared("seq2seq_lm", one, **options)
+    assert place.prepared("seq2seq_lm", other, **options).train[0].input_ids != first.train[0].input_ids
+    assert place.reads == 2
+    same(first, place.prepared("seq2seq_lm", again, **options))
+    assert place.reads == 2
 
 
 def test_a_change_of_the_program_is_noticed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,14 @@ def test_classes_are_numbered_by_the_alphabet_and_numbers_by_size() -> None:
     assert labels_of([Labelled("x", None, name) for name in ("10", "9", "other")]) == ("10", "9", "other")
 
 
+def test_numbers_of_one_size_have_one_order() -> None:
+    """In every process: sets have another order in each."""
+    names = [f"{'0' * zeros}{number}" for zeros in range(9) for number in (2, 1)]
+    assert labels_of([Labelled("x", None, name) for name in names]) == tuple(
+        f"{'0' * zeros}{number}" for number in (1, 2) for zeros in reversed(range(9))
+    )
+
+
 def test_labels_of_text_and_of_numbers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     names = prepared(tokenizer, write(tmp_path / "a.jsonl", rows("pos", "neg", "pos")))
     assert names.renderer.recorded == {"labels": ["neg", "pos"]}

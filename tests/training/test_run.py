@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from loraft import api
 from loraft.errors import RunFolderError, Stopped
 from loraft.training.events import Event, Note, StepDone
-from tests.training.building import contrary, rows, tiny_config, write_rows
+from tests.training.building import contrary, labelled, rows, tiny_config, write_rows
 
 CLOCK = ("tokens_per_second", "peak_bytes")
 
@@ -186,6 +186,17 @@ def test_c33_changed_rows_are_noticed_and_can_be_taken_on(tmp_path: Path) -> Non
     with pytest.raises(RunFolderError, match="the rows are not the same"):
         api.train(config_of(tmp_path, "run"), resume=True)
     assert api.train(config_of(tmp_path, "run"), resume_anyway=True).steps == 7
+
+
+def test_c33_classes_of_another_name_are_noticed(tmp_path: Path) -> None:
+    """The rows have the same tokens and numbers; what the numbers mean is not the same."""
+    config = config_of(tmp_path, "run", task="seq_cls")
+    with pytest.raises(Stopped):
+        api.train(config, observer=stop_at(2))
+    renamed = [row | {"label": row["label"].replace("order", "ordered")} for row in labelled()]
+    write_rows(tmp_path / "train.jsonl", renamed)
+    with pytest.raises(RunFolderError, match="the rows are not the same"):
+        api.train(config, resume=True)
 
 
 def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
