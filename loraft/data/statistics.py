@@ -186,7 +186,9 @@ def findings(report: DataReport) -> Iterator[str]:
         yield f"no training row is of the class {', '.join(absent)}"
     if report.repeated:
         first = report.repeated[0]
-        yield f"{len(report.repeated)} training rows repeat an earlier one, the first {first.row} ({first.same_as})"
+        count = len(report.repeated)
+        rows = "1 training row repeats an earlier one:" if count == 1 else f"{count} training rows repeat earlier ones, the first"
+        yield f"{rows} {first.row} ({first.same_as})"
     if report.seen:
         first = report.seen[0]
         yield (
