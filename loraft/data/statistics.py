@@ -147,6 +147,8 @@ class DataReport:
         repeated, seen = values.pop("repeated"), values.pop("seen")
         first = {key: values.pop(key) for key in ("train_rows", "eval_rows", "tokens", "trained_tokens")}
         first |= {"trained_share": self.trained_share, "repeated_rows": len(repeated), "eval_rows_in_train": len(seen)}
+        if self.classes:  # of a text one class is learned, and no token
+            del first["trained_tokens"], first["trained_share"]
         unknown = values.pop("unknown_tokens")
         if unknown is not None:
             first |= {"unknown_tokens": unknown, "unknown_share": unknown / self.tokens}
@@ -187,8 +189,8 @@ def findings(report: DataReport) -> Iterator[str]:
     if report.repeated:
         first = report.repeated[0]
         count = len(report.repeated)
-        rows = "1 training row repeats an earlier one:" if count == 1 else f"{count} training rows repeat earlier ones, the first"
-        yield f"{rows} {first.row} ({first.same_as})"
+        one, many = "training row repeats an earlier one:", "training rows repeat earlier ones, the first"
+        yield f"{count} {one if count == 1 else many} {first.row} ({first.same_as})"
     if report.seen:
         first = report.seen[0]
         yield (
