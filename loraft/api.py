@@ -15,28 +15,31 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from loraft.adapters.attach import AdaptedModel
 from loraft.adapters.beginning import beginning
+from loraft.adapters.classes import classes_of
 from loraft.adapters.merge import BaseChoice, MergedDtype, prepare_merge
 from loraft.adapters.merge_report import MergeReport
 from loraft.adapters.merged_folder import chosen_folder
 from loraft.adapters.resolve import Target, resolve_target
+from loraft.adapters.task import task_of
 from loraft.adapters.weighted import resolve_weighted, weighted
 from loraft.config.files import load_config
 from loraft.config.schema import DataSource, LoraSection, RunConfig
 from loraft.data.answer_file import check_answer_file
-from loraft.data.batches import Layout, collate
-from loraft.data.examples import Example
+from loraft.data.batches import LabelledBatch, Layout, collate_rows
+from loraft.data.examples import Example, LabelledExample
 from loraft.data.formats import Message
 from loraft.data.pieces import Pieces
 from loraft.errors import AdapterError, ConfigError, ModelError
-from loraft.evaluation.evaluate import Answer, Subject
+from loraft.evaluation.evaluate import Answer, Reading, Subject
 from loraft.evaluation.evaluate import evaluate as measure
 from loraft.evaluation.held_out import config_of_run
 from loraft.evaluation.merging import merge_and_verify
 from loraft.evaluation.result import Evaluation
-from loraft.evaluation.rows import read_source, rows_of, unasked_as_trained
+from loraft.evaluation.rows import EvaluatedRows, Purpose, Source, read_source, rows_of, unasked_as_trained
 from loraft.evaluation.rows_file import check_rows_file
 from loraft.evaluation.tasks import chosen_metrics, known_metrics
 from loraft.evaluation.verification import LEAST_POSITIONS
@@ -57,7 +60,7 @@ from loraft.generation.tracer import Tracer
 from loraft.inspection.preview import Preview, Split, preview_rows
 from loraft.inspection.report import LayersReport, look
 from loraft.models.wrapped import wrapped_model
-from loraft.prediction.classifier import Classifier, open_classifier
+from loraft.prediction.classifier import Classifier, open_classifier, refuse_no_classifier
 from loraft.prediction.file import ADDED as PREDICTED
 from loraft.prediction.file import BATCH_SIZE as TEXTS_AT_ONCE
 from loraft.prediction.file import PredictedFile, predict_rows, read_texts
@@ -348,7 +351,7 @@ def evaluate(
     options: AnswerOptions = GREEDY,
     observer: Observer = _ignore,
 ) -> Evaluation:
-    """Measure a model on rows: its loss on their answers, and its own answers by theirs.
+    """Measure a model on rows: its loss on their answers or classes, and its own answers by theirs.
 
     Args:
         model: What is evaluated; a name alone is a TARGET.
@@ -376,29 +379,97 @@ def evaluate(
     if baseline and not found.adapters:
         message = "there is no adapter to compare with its base"
         raise AdapterError(message, where="--baseline", remedy="Name an adapter or a run that has one as TARGET.")
-    source = read_source(_run_of(found), found.base, rows_from)
-    task = source.config.task
-    names = chosen_metrics(asked, task, [question.reference for question in source.questions.values()])
-    session = open_session(choice)
-    _tell(observer, *session.notes, *_to_be_told(session, options))
-    voice = session.voice()
-    if voice.reads_prompt:
-        message = "the model reads one text and writes another: its loss and its answers are not measured yet"
-        raise ModelError(message, where=voice.name, remedy="Name a decoder-only model.")
-    rows = rows_of(source, voice.tokenizer, positions=learned_positions(session.model), limit=limit)
-    _tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
-    settings = voice.settings(options)
+    purpose = _purpose(found, choice, baseline=baseline)
+    source = read_source(_run_of(found), found.base, rows_from, purpose)
+    names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
+    prepared = _classifying if purpose.labels else _generating
+    rows, subjects = prepared(choice, source, options, batch_size, limit, observer, baseline=baseline)
     return measure(
         rows,
-        _subject(session, voice.name, settings, batch_size),
-        _subject(session, BASE, settings, batch_size) if baseline else None,
-        task=task,
+        subjects[0],
+        subjects[1] if baseline else None,
+        task=purpose.task,
         data=source.called,
         metrics=names,
+        labels=purpose.labels,
         batch_size=batch_size,
         output=output,
         observer=observer,
     )
+
+
+def _purpose(found: Target, choice: ModelChoice, *, baseline: bool) -> Purpose:
+    """What a target is for, as far as its record and its config tell, before any weight is loaded.
+
+    Raises:
+        Refused: It is to classify and cannot, or what was asked for has no meaning for it.
+    """
+    task = task_of(found)
+    sources = replace(
+        found.sources,
+        source_lang=choice.source_lang or found.sources.source_lang,
+        target_lang=choice.target_lang or found.sources.target_lang,
+    )
+    labels = classes_of(found) if task == "seq_cls" else ()
+    if task == "seq_cls":
+        refuse_no_classifier(found, labels, choice.target)
+    if task != "seq2seq_lm" and (choice.source_lang or choice.target_lang):
+        message = f"its task is {task}, and only what translates has a source and a target language"
+        raise ModelError(message, where="--source-lang" if choice.source_lang else "--target-lang")
+    if labels and baseline and classes_of(replace(found, adapters=())) != labels:
+        raise _no_baseline(found.base)
+    return Purpose(task, sources, labels)
+
+
+def _no_baseline(base: str) -> AdapterError:
+    message = f"the head that tells the classes was trained with the adapter, and {base} has none: it would guess"
+    return AdapterError(message, where="--baseline", remedy="Leave it out.")
+
+
+def _generating(
+    choice: ModelChoice,
+    source: Source,
+    options: AnswerOptions,
+    batch_size: int,
+    limit: int | None,
+    observer: Observer,
+    *,
+    baseline: bool,
+) -> tuple[EvaluatedRows, list[Subject]]:
+    """The rows as what writes text reads them; it, and its base where that is wanted."""
+    session = open_session(choice)
+    _tell(observer, *session.notes, *_to_be_told(session, options))
+    voice = session.voice()
+    rows = rows_of(source, voice.tokenizer, positions=learned_positions(session.model), limit=limit)
+    _tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
+    settings = voice.settings(options)
+    names = (voice.name, BASE) if baseline else (voice.name,)
+    return rows, [_subject(session, name, settings, batch_size) for name in names]
+
+
+def _classifying(
+    choice: ModelChoice,
+    source: Source,
+    options: AnswerOptions,
+    _: int,
+    limit: int | None,
+    observer: Observer,
+    *,
+    baseline: bool,
+) -> tuple[EvaluatedRows, list[Subject]]:
+    """The same of a classifier.
+
+    Raises:
+        AdapterError: Its base is wanted, whose files lack the head.
+    """
+    classifier = _classifier(choice, observer)
+    if baseline and classifier.loaded.new_modules:
+        raise _no_baseline(classifier.loaded.name)
+    rows = rows_of(source, classifier.loaded.tokenizer, positions=classifier.context, limit=limit)
+    unused = ("a classifier generates nothing: --max-new-tokens is not used",) if options.max_new_tokens else ()
+    _tell(observer, *rows.notes, *unused)
+    named = [(classifier.name or BASE, False), *([(BASE, True)] if baseline else [])]
+    return rows, [_telling(classifier, name, base=base) for name, base in named]
 
 
 def _run_of(found: Target) -> RunConfig | None:
@@ -418,18 +489,37 @@ def _subject(session: Session, name: str, settings: Settings, batch_size: int) -
     # Padding is on the right, where no real token attends to it; 0 is a token that every vocabulary has.
     layout = Layout(packed=False, pad_id=0)
 
-    def losses(examples: Sequence[Example]) -> list[float]:
+    def read(examples: Sequence[Example]) -> list[Reading]:
         with session.speaking(voice), torch.inference_mode():
-            batch = collate(examples, layout).to(session.loaded.placement.device)
-            found: list[float] = loss.of_rows(batch, [example.trained for example in examples]).tolist()
-        return found
+            batch = collate_rows(examples, layout).to(session.loaded.placement.device)
+            assert not isinstance(batch, LabelledBatch), "a classifier opens no session"
+            losses = loss.of_rows(batch, [example.trained for example in examples]).tolist()
+        return [Reading(each) for each in losses]
 
     def answers(prompts: Sequence[Sequence[int]]) -> list[Answer]:
         with session.speaking(voice) as speaking:
             completed = complete_batch(speaking, voice.tokenizer, prompts, **settings, batch_size=batch_size)
         return [Answer(each.completion, each.finish_reason) for each in completed]
 
-    return Subject(name, losses, answers)
+    return Subject(name, read, answers)
+
+
+def _telling(classifier: Classifier, name: str, *, base: bool) -> Subject:
+    """A classifier, or its base without the adapter, as it is evaluated."""
+
+    def read(examples: Sequence[Example]) -> list[Reading]:
+        rows = [example for example in examples if isinstance(example, LabelledExample)]
+        with classifier.speaking(base=base):
+            scores = classifier.scores(rows)
+        losses = cross_entropy(scores, torch.tensor([row.labels[0] for row in rows]), reduction="none").tolist()
+        return [
+            Reading(
+                loss, Answer(classifier.labels[at], probabilities=dict(zip(classifier.labels, shares, strict=True)))
+            )
+            for loss, at, shares in zip(losses, scores.argmax(1).tolist(), scores.softmax(1).tolist(), strict=True)
+        ]
+
+    return Subject(name, read)
 
 
 def predict(

@@ -6,10 +6,12 @@ soft caps, logit scales and sliding windows are small enough to bite.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -89,6 +91,15 @@ WITH_INTERMEDIATE = ("gpt_neox", "bert", "roberta", "xlm-roberta", "deberta-v2")
 BEGIN_WITH_THE_END = ("mbart", "m2m_100")
 """Their decoders begin with the end-of-text token: M2M100 gives a padding token no position."""
 HEADS = {"decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM, "encoder": AutoModelForMaskedLM}
+
+
+def mostly_slow(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """The values of a test, of which those that are not `quick` run with `--slow` alone; a tuple is several at once."""
+    return [value if value in quick else _slow(*(value if isinstance(value, tuple) else (value,))) for value in values]
+
+
+def _slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def tiny_model(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:

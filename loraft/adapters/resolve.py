@@ -87,6 +87,7 @@ class Target:
         adapters: What is put on it, the one that answers first.
         own_system_prompt: The system prompt that the model itself was trained with, for `method: full`.
         own_sources: How the sources were rendered that it was trained with.
+        own_task: What it was trained for, where that was recorded.
         notes: What a person should know, one sentence each.
     """
 
@@ -95,6 +96,7 @@ class Target:
     adapters: tuple[AdapterTarget, ...] = ()
     own_system_prompt: str | None = None
     own_sources: Sources = Sources()
+    own_task: Task | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -111,6 +113,11 @@ class Target:
     def system_prompt(self) -> str | None:
         """The system prompt that was trained with."""
         return self.adapters[0].system_prompt if self.adapters else self.own_system_prompt
+
+    @property
+    def task(self) -> Task | None:
+        """What it was trained for, where that was recorded."""
+        return self.adapters[0].task if self.adapters else self.own_task
 
     @property
     def sources(self) -> Sources:
@@ -292,7 +299,12 @@ def _from_folder(folder: Path, where: str) -> Target:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             record = _record(candidate)
-            return Target(str(candidate), own_system_prompt=_system_prompt(record), own_sources=_sources(record))
+            return Target(
+                str(candidate),
+                own_system_prompt=_system_prompt(record),
+                own_sources=_sources(record),
+                own_task=_task({}, record),
+            )
     checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
     if checkpoints:
         remedy = f"Its newest checkpoint is {checkpoints[-1]}."

@@ -1,4 +1,4 @@
-"""`loraft evaluate`: loss, perplexity and the task's figures, of a model alone or beside its base."""
+"""`loraft evaluate`: loss and the task's figures, of a model alone or beside its base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from loraft.cli.options import (
     JsonOption,
     MaxNewTokensOption,
     QuantizeOption,
+    SourceLanguageOption,
     TargetArgument,
+    TargetLanguageOption,
     quantization,
 )
 from loraft.cli.outcome import ends_well
@@ -27,11 +29,13 @@ from loraft.generation.options import AnswerOptions, ModelChoice
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from loraft.evaluation.result import Evaluation
+    from loraft.evaluation.result import Confusion, Evaluation
 
 __all__ = ["evaluate"]
 
 LABEL_WIDTH = 22
+MOST_CLASSES = 10
+"""The most classes whose whole matrix is shown, and the most mistakes that are listed of more."""
 OF_A_HUNDRED = ("bleu", "chrf")
 """The figures that run from 0 to 100 by themselves."""
 
@@ -63,8 +67,8 @@ def evaluate(
             "--metrics",
             metavar="A,B",
             show_default=False,
-            help="Figures besides loss and perplexity: exact_match, valid_json, bleu, chrf, rouge; with loss alone "
-            "nothing is generated [default: the task's].",
+            help="Figures besides loss and perplexity: exact_match, valid_json, bleu, chrf, rouge; of a classifier "
+            "accuracy, macro_f1, mcc; with loss alone nothing is generated [default: the task's].",
         ),
     ] = None,
     output: Annotated[
@@ -73,7 +77,7 @@ def evaluate(
             "--output",
             metavar="FILE",
             show_default=False,
-            help="Where each row is written with its loss and its answer, as JSONL.",
+            help="Where each row is written with its loss and its answer or class, as JSONL.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the output holds.")] = False,
@@ -92,12 +96,15 @@ def evaluate(
     base_model: BaseModelOption = None,
     quantize: QuantizeOption = None,
     dtype: DtypeOption = None,
+    source_lang: SourceLanguageOption = None,
+    target_lang: TargetLanguageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on rows that it has not learned: loss, perplexity, and its answers by the right ones.
 
     The loss is of the tokens that training would learn, each token counted once. Answers are greedy. Template, system
-    prompt and stop tokens are those that were saved with the adapter.
+    prompt, languages and stop tokens are those that were saved with the adapter. A classifier is measured by the
+    classes that it tells, with the matrix of which it took for which.
     """
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
@@ -116,7 +123,15 @@ def evaluate(
 
     with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
         found = api.evaluate(
-            ModelChoice(target, adapter or (), base_model, quantization(quantize), dtype),
+            ModelChoice(
+                target,
+                adapter or (),
+                base_model,
+                quantization(quantize),
+                dtype,
+                source_lang=source_lang,
+                target_lang=target_lang,
+            ),
             data=DataSource(path=data, split=split, format=row_format or "auto") if data else None,
             metrics=[name for name in metrics.split(",") if name.strip()] if metrics is not None else None,
             output=output,
@@ -137,7 +152,9 @@ def _drawn(found: Evaluation) -> list[RenderableType]:
     """The figures, and the base's beside them where there is one."""
     from loraft.cli.tables import facts
 
-    about: dict[str, object] = {"task": found.task, "data": found.data, "rows": found.rows, "tokens": found.tokens}
+    about: dict[str, object] = {"task": found.task, "data": found.data, "rows": found.rows}
+    if found.confusion_matrix is None:
+        about["tokens"] = found.tokens
     if found.measured.metrics and found.references != found.rows:
         about["rows with an answer"] = found.references
     if found.measured.cut:
@@ -146,6 +163,8 @@ def _drawn(found: Evaluation) -> list[RenderableType]:
         about["output"] = found.output
     about["seconds"] = found.seconds
     parts = [facts("evaluated", about, label_width=LABEL_WIDTH), _figures(found)]
+    if found.confusion_matrix is not None:
+        parts.append(_confusion(found.confusion_matrix))
     if found.signatures:
         parts.append(facts("computed as", dict(found.signatures), label_width=LABEL_WIDTH))
     return parts
@@ -166,6 +185,27 @@ def _figures(found: Evaluation) -> RenderableType:
         difference = _figure(name, apart.difference, signed=True)
         rows.append([_label(name), _figure(name, base.figures[name]), _figure(name, value), difference, interval])
     return sheet("figures", columns, rows)
+
+
+def _confusion(found: Confusion) -> RenderableType:
+    """The matrix where it fits a screen; else which classes were most often taken for which."""
+    from loraft.cli.tables import sheet
+
+    labels = found.labels
+    if len(labels) <= MOST_CLASSES:
+        rows = [[label, *(f"{count:,}" for count in row)] for label, row in zip(labels, found.matrix, strict=True)]
+        return sheet("rows by class", [("is ╲ told", False), *((label, True) for label in labels)], rows)
+    mistakes = sorted(
+        (
+            (count, labels[right], labels[told])
+            for right, row in enumerate(found.matrix)
+            for told, count in enumerate(row)
+            if count and told != right
+        ),
+        key=lambda each: -each[0],
+    )[:MOST_CLASSES]
+    columns = [("is", False), ("told", False), ("rows", True)]
+    return sheet("most frequent mistakes", columns, [[right, told, f"{count:,}"] for count, right, told in mistakes])
 
 
 def _figure(name: str, value: float, *, signed: bool = False) -> str:

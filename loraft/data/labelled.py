@@ -17,7 +17,7 @@ from loraft.data.examples import TOKENIZED_TOGETHER, Example, LabelledExample
 from loraft.data.formats import Labelled, Message, Record
 from loraft.errors import DataError
 
-__all__ = ["LabelRenderer", "labels_of"]
+__all__ = ["LabelRenderer", "class_number", "labels_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,23 +81,8 @@ class LabelRenderer:
         return Labelled(record.text, record.second, self.number(record.label))
 
     def number(self, label: str | int) -> int:
-        """The number of a class that a row names, or gives as its place where the names are no numbers themselves.
-
-        Raises:
-            DataError: There is no such class.
-        """
-        name = str(label)
-        if name in self.labels:
-            return self.labels.index(name)
-        if name.isdecimal() and int(name) < len(self.labels) and not any(map(_is_number, self.labels)):
-            return int(name)
-        shown = ", ".join(self.labels[:10]) + (", …" if len(self.labels) > 10 else "")
-        folded = {known.casefold(): known for known in self.labels}
-        near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
-        hint = f"Did you mean {folded[near[0]]}? " if near else ""
-        raise DataError(
-            f"{label!r} is none of the {len(self.labels)} classes", key="label", remedy=f"{hint}They are {shown}."
-        )
+        """The number of a class, as `class_number` has it."""
+        return class_number(label, self.labels)
 
     def examples(self, rendered: Sequence[Labelled], where: Sequence[str]) -> list[LabelledExample]:
         """Texts as the tokenizer reads them by itself, with the number of their class."""
@@ -147,6 +132,28 @@ class LabelRenderer:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a text."""
         return self.text_ids([(messages[-1].content, None)])[0][0]
+
+
+def class_number(label: str | int, labels: Sequence[str]) -> int:
+    """The number of a class that a row names, or gives as its place where the names are no numbers themselves.
+
+    Args:
+        label: What the row has.
+        labels: The names of all classes, in their order.
+
+    Raises:
+        DataError: There is no such class.
+    """
+    name = str(label)
+    if name in labels:
+        return labels.index(name)
+    if name.isdecimal() and int(name) < len(labels) and not any(map(_is_number, labels)):
+        return int(name)
+    shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+    folded = {known.casefold(): known for known in labels}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
+    hint = f"Did you mean {folded[near[0]]}? " if near else ""
+    raise DataError(f"{label!r} is none of the {len(labels)} classes", key="label", remedy=f"{hint}They are {shown}.")
 
 
 def labels_of(records: Iterable[Record]) -> tuple[str, ...]:

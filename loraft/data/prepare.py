@@ -9,25 +9,28 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig, Task
+from loraft.config.schema import DataSection, DataSource, RunConfig
 from loraft.data.examples import Example
-from loraft.data.formats import Languages, Record, check_format, detect_format, to_record
 from loraft.data.identity import identity_of
 from loraft.data.kept import Keeper
-from loraft.data.outcomes import wanted_of
-from loraft.data.processes import processes_for, tokenized
-from loraft.data.records import RowsRead, read_rows
 from loraft.data.rendering import Learned, RowRenderer, learned_from, renderer_of
+from loraft.data.sources import (
+    SourceRows,
+    put_down,
+    shortened,
+    sources_read,
+    taken_up,
+    tokenize_source,
+    with_defaults,
+)
 from loraft.data.statistics import (
     DataReport,
-    SourceCounts,
     classes_of,
     findings,
     lengths_of,
@@ -35,15 +38,13 @@ from loraft.data.statistics import (
     unknown_tokens,
 )
 from loraft.data.stream import RowStream, streamed
-from loraft.errors import DataError, Problem, Refused
+from loraft.errors import DataError, Problem
 
-__all__ = ["PreparedData", "SourceSpan", "format_of", "prepare", "shortened", "with_defaults"]
+__all__ = ["PreparedData", "SourceSpan", "prepare"]
 
-SHOWN_PROBLEMS = 20
 SAMPLES = 3
 SAMPLED = 1000
 """Rows of each source that are looked at before a stream begins."""
-DONE = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}
 EVAL_STREAM = 0x5EED
 """Keeps the draw of the held-out rows apart from the order of epochs, which has the same seed."""
 
@@ -81,31 +82,6 @@ class PreparedData:
     stream: RowStream | None = None
 
 
-@dataclass
-class _Source:
-    """A source on its way.
-
-    Attributes:
-        given: What the config says of it, the defaults of its section filled in.
-        counts: What became of its rows.
-        records: What its good rows say, until they are tokens.
-        places: Where each of these stands.
-        examples: What is left of them as tokens.
-        lengths: The tokens of each record, before any is cut; of its source where there is a target.
-        target_lengths: The tokens of each record's target.
-        problems: What is wrong with its bad rows.
-    """
-
-    given: DataSource
-    counts: SourceCounts
-    records: list[Record] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    target_lengths: list[int] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-
 def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path | None = None) -> PreparedData:
     """Read and tokenize everything that `config.data` names, or find it as it was tokenized before.
 
@@ -127,12 +103,12 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
     keeper = Keeper(cache, name) if cache is not None and name is not None else None
     found = keeper.find() if keeper is not None else None
     if found is not None:
-        train, held_out, learned = _taken_up(*found, given, given_held)
+        train, held_out, learned = taken_up(*found, given, given_held)
         renderer = renderer_of(config.task, data, tokenizer, learned)
     else:
         train, held_out, renderer, learned = _made(config, given, given_held, tokenizer)
         if keeper is not None:
-            keeper.keep(*_put_down(train, held_out, learned))
+            keeper.keep(*put_down(train, held_out, learned))
     evaluation = [example for source in held_out for example in source.examples]
     if isinstance(data.eval, float):
         evaluation = _hold_out(train, data.eval, config.seed)
@@ -188,7 +164,7 @@ def _made(
     given_held: Sequence[DataSource],
     tokenizer: PreTrainedTokenizerBase,
     most: int | None = None,
-) -> tuple[list[_Source], list[_Source], RowRenderer, Learned]:
+) -> tuple[list[SourceRows], list[SourceRows], RowRenderer, Learned]:
     """The sources read, rendered, tokenized and cut; of those to train on the first `most` rows.
 
     Raises:
@@ -196,7 +172,7 @@ def _made(
     """
     data = config.data
     problems: list[Problem] = []
-    train, held_out = _sources(given, config, problems, most), _sources(given_held, config, problems)
+    train, held_out = sources_read(given, config, problems, most), sources_read(given_held, config, problems)
     records = [record for source in train for record in source.records]
     if config.task == "causal_lm":  # what is learned otherwise, such as the classes, the training rows alone tell
         records += [record for source in held_out for record in source.records]
@@ -206,7 +182,7 @@ def _made(
     except DataError as error:  # it may follow from the rows that are bad
         raise DataError.several(shortened([*problems, *error.problems])) from None
     for source in (*train, *held_out):
-        problems += _tokenized(source, data, renderer)
+        problems += tokenize_source(source, data, renderer)
     if not problems:
         problems += _nothing_left("data.train", train) + _nothing_left("data.eval", held_out)
     if problems:
@@ -214,126 +190,7 @@ def _made(
     return train, held_out, renderer, learned
 
 
-def _put_down(
-    train: Sequence[_Source], held_out: Sequence[_Source], learned: Learned
-) -> tuple[list[Example], dict[str, Any]]:
-    """All examples, and the rest as JSON holds it."""
-    sources = [
-        {
-            "counts": asdict(source.counts), "examples": len(source.examples), "lengths": source.lengths,
-            "target_lengths": source.target_lengths, "problems": [asdict(problem) for problem in source.problems[:1]],
-        }
-        for source in (*train, *held_out)
-    ]  # fmt: skip
-    examples = [example for source in (*train, *held_out) for example in source.examples]
-    return examples, {"sources": sources, "learned": asdict(learned)}
-
-
-def _taken_up(
-    examples: list[Example], facts: dict[str, Any], given: Sequence[DataSource], given_held: Sequence[DataSource]
-) -> tuple[list[_Source], list[_Source], Learned]:
-    """What `_put_down` gave, as it was."""
-    sources, start = [], 0
-    for source, kept in zip((*given, *given_held), facts["sources"], strict=True):
-        stop = start + kept["examples"]
-        sources.append(
-            _Source(
-                source, SourceCounts(**kept["counts"]), examples=examples[start:stop], lengths=kept["lengths"],
-                target_lengths=kept["target_lengths"], problems=[Problem(**problem) for problem in kept["problems"]],
-            )
-        )  # fmt: skip
-        start = stop
-    learned = Learned(**{**facts["learned"], "labels": tuple(facts["learned"]["labels"])})
-    return sources[: len(given)], sources[len(given) :], learned
-
-
-def _sources(
-    sources: Sequence[DataSource], config: RunConfig, problems: list[Problem], most: int | None = None
-) -> list[_Source]:
-    """Every source as records; what is wrong with whole sources, or with rows that may not be bad, joins `problems`."""
-    found = []
-    for given in sources:
-        try:
-            source = _source(given, config, most)
-        except Refused as error:
-            problems += [problem for problem in error.problems if problem not in problems]
-            continue
-        if config.data.on_bad_row == "error":
-            problems += source.problems
-        found.append(source)
-    return found
-
-
-def with_defaults(source: DataSource, data: DataSection) -> DataSource:
-    """`source` with what the section says for every source that does not say its own."""
-    return source.model_copy(
-        update={
-            "split": source.split or data.split,
-            "name": source.name or data.name,
-            "columns": source.columns or data.columns,
-            "format": data.format if source.format == "auto" else source.format,
-        }
-    )
-
-
-def _source(given: DataSource, config: RunConfig, most: int | None) -> _Source:
-    read = read_rows(given) if most is None else read_rows(given, most)
-    row_format = format_of(read, given, config.task)
-    counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
-    source = _Source(given, counts, problems=list(read.problems))
-    languages = Languages(config.data.source_lang, config.data.target_lang)
-    for row in read.rows:
-        try:
-            source.records.append(to_record(row, row_format, given.columns, config.task, languages))
-            source.places.append(row.where)
-        except DataError as error:
-            if error.problems[0].where is None:  # it is the config's fault, and every row would say so
-                raise
-            source.problems += error.problems
-    return source
-
-
-def format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
-    """The format of rows that were read.
-
-    Raises:
-        DataError: They are of none that the task takes.
-    """
-    try:
-        row_format = given.format
-        if row_format == "auto":
-            row_format = detect_format(read.columns, given.columns, task)
-        check_format(row_format, task)
-    except DataError as error:
-        if not read.rows:
-            raise DataError.several(shortened(read.problems)) from None
-        raise DataError.several([replace(error.problems[0], where=given.path)]) from None
-    return row_format
-
-
-def _tokenized(source: _Source, data: DataSection, renderer: RowRenderer) -> list[Problem]:
-    """Turn the records of `source` into examples that fit, and return what must not be."""
-    wanted = wanted_of(source.given, data, source.counts.format)
-    processes = processes_for(data.num_proc, len(source.records))
-    found = tokenized(renderer, source.records, source.places, wanted, processes)
-    source.records, source.places = [], []
-    unrendered = [problem for outcome in found for problem in outcome.problems]
-    source.problems += unrendered
-    source.counts.bad = len(source.problems)
-    source.lengths = [outcome.length for outcome in found if outcome.length]
-    source.target_lengths = [outcome.target_length for outcome in found if outcome.target_length]
-    source.examples = [example for outcome in found for example in outcome.examples]
-    too_long = [outcome.too_long for outcome in found if outcome.too_long is not None]
-    if too_long:
-        source.counts.overlength = len(too_long)
-        source.counts.done = DONE[wanted.done]
-    source.counts.untrained = sum(outcome.untrained for outcome in found)
-    source.counts.kept = len(source.examples)
-    refused = unrendered if data.on_bad_row == "error" else []
-    return [*refused, *(too_long if wanted.done == "error" else [])]
-
-
-def _nothing_left(key: str, sources: Sequence[_Source]) -> list[Problem]:
+def _nothing_left(key: str, sources: Sequence[SourceRows]) -> list[Problem]:
     if not sources or any(source.examples for source in sources):
         return []
     total = {name: sum(getattr(s.counts, name) for s in sources) for name in ("read", "bad", "overlength", "untrained")}
@@ -348,7 +205,7 @@ def _nothing_left(key: str, sources: Sequence[_Source]) -> list[Problem]:
     ]
 
 
-def _hold_out(train: list[_Source], share: float, seed: int) -> list[Example]:
+def _hold_out(train: list[SourceRows], share: float, seed: int) -> list[Example]:
     """Take that share of the rows out of `train`, pieces of one row together; drawn by the seed.
 
     Raises:
@@ -368,7 +225,7 @@ def _hold_out(train: list[_Source], share: float, seed: int) -> list[Example]:
     return out
 
 
-def _spans(sources: Iterable[_Source]) -> Iterable[SourceSpan]:
+def _spans(sources: Iterable[SourceRows]) -> Iterable[SourceSpan]:
     start = 0
     for source in sources:
         stop = start + len(source.examples)
@@ -379,8 +236,8 @@ def _spans(sources: Iterable[_Source]) -> Iterable[SourceSpan]:
 def _report(
     data: DataSection,
     renderer: RowRenderer,
-    train: Sequence[_Source],
-    held_out: Sequence[_Source],
+    train: Sequence[SourceRows],
+    held_out: Sequence[SourceRows],
     examples: Sequence[Example],
     evaluation: Sequence[Example],
 ) -> DataReport:
@@ -412,7 +269,7 @@ def _report(
     return replace(report, notes=notes)
 
 
-def _notes(data: DataSection, keeps: int, sources: Sequence[_Source]) -> Iterable[str]:
+def _notes(data: DataSection, keeps: int, sources: Sequence[SourceRows]) -> Iterable[str]:
     for source in sources:
         counts = source.counts
         if counts.overlength:
@@ -434,7 +291,7 @@ def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return unknown if isinstance(unknown, int) and unknown not in lent else None
 
 
-def _seen_sources(train: Sequence[_Source], held_out: Sequence[_Source]) -> Iterable[str]:
+def _seen_sources(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -> Iterable[str]:
     """A sentence for each source that is trained and evaluated on."""
     trained = {(s.given.path, s.given.split or "train", s.given.name) for s in train}
     for source in held_out:
@@ -447,12 +304,3 @@ def _fingerprint(examples: Iterable[Example]) -> str:
     for example in examples:
         digest.update(array("q", [*example.input_ids, -1, *example.labels, -2]).tobytes())
     return digest.hexdigest()
-
-
-def shortened(problems: Sequence[Problem]) -> list[Problem]:
-    """The first of many problems, and how many more there are."""
-    more = len(problems) - SHOWN_PROBLEMS
-    if more <= 0:
-        return list(problems)
-    remedy = "data.on_bad_row: skip leaves bad rows out and counts them"
-    return [*problems[:SHOWN_PROBLEMS], Problem(f"and {more} more problems like these", remedy=remedy)]

@@ -188,9 +188,8 @@ def findings(report: DataReport) -> Iterator[str]:
         yield f"no training row is of the class {', '.join(absent)}"
     if report.repeated:
         first = report.repeated[0]
-        count = len(report.repeated)
-        one, many = "training row repeats an earlier one:", "training rows repeat earlier ones, the first"
-        yield f"{count} {one if count == 1 else many} {first.row} ({first.same_as})"
+        many = "training rows repeat" if len(report.repeated) > 1 else "training row repeats"
+        yield f"{len(report.repeated)} {many} an earlier one, the first {first.row} ({first.same_as})"
     if report.seen:
         first = report.seen[0]
         yield (

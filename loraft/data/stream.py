@@ -26,7 +26,7 @@ from loraft.data.records import count_rows, raw_rows
 from loraft.data.rendering import RowRenderer
 from loraft.errors import DataError
 
-__all__ = ["RowStream", "StreamPlan", "StreamedSource", "streamed"]
+__all__ = ["RowStream", "StreamPlan", "StreamedSource", "Tally", "streamed"]
 
 TOKENIZED_AT_ONCE = 64
 DRAWS_AT_ONCE = 4096

@@ -52,21 +52,22 @@ class LabelTally:
     def figures(self, counts: Counts | None = None) -> Figures:
         """`accuracy`, `macro_f1` and `mcc`; of each row once, or as often as `counts` says where rows were kept.
 
-        Source: scikit-learn's, over the cells of the confusion matrix, each weighted by its count. Macro-F1 is the mean
-        over the labels that are right or predicted in some row, as scikit-learn has it by default.
-        """
-        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+        Macro-F1 is the mean over the labels that are right or predicted in some row, and a correlation where one label
+        stands alone is 0: both as scikit-learn has it, whose functions are too slow for a bootstrap's thousand draws.
 
+        Source: F1 of a label is 2·hits / (right + predicted); Matthews' correlation of several labels is Gorodkin's,
+        2004.
+        """
         cells = self._cells if counts is None else self._drawn(counts)
-        there = np.flatnonzero(cells)
-        right, given = np.divmod(there, len(self.labels))
-        weights = cells[there]
-        # Of one label alone it is not defined: 0 then, as scikit-learn has it, which warns besides.
-        several = len({*right, *given}) > 1
+        matrix = cells.reshape(len(self.labels), -1).astype(np.float64)
+        rows, hits = matrix.sum(), matrix.diagonal()
+        right, given = matrix.sum(1), matrix.sum(0)
+        there = (right + given) > 0
+        spread = (rows**2 - given @ given) * (rows**2 - right @ right)
         return {
-            "accuracy": float(accuracy_score(right, given, sample_weight=weights)),
-            "macro_f1": float(f1_score(right, given, sample_weight=weights, average="macro", zero_division=0)),
-            "mcc": float(matthews_corrcoef(right, given, sample_weight=weights)) if several else 0.0,
+            "accuracy": float(hits.sum() / rows),
+            "macro_f1": float((2 * hits[there] / (right + given)[there]).mean()),
+            "mcc": float((hits.sum() * rows - right @ given) / np.sqrt(spread)) if spread > 0 else 0.0,
         }
 
     def _drawn(self, counts: Counts) -> NDArray[np.int64]:

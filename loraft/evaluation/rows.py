@@ -9,24 +9,54 @@ This module knows configs, records and examples. It refuses to know models and f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig
-from loraft.data.examples import IGNORED, Example
-from loraft.data.formats import Completion, Conversation, Message, Record, detect_format, to_record
-from loraft.data.prepare import prepare, with_defaults
+from loraft.adapters.resolve import Sources
+from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig, Task
+from loraft.data.examples import IGNORED, Example, PairExample
+from loraft.data.formats import Completion, Conversation, Labelled, Languages, Message, Pair, Record, to_record
+from loraft.data.labelled import class_number
+from loraft.data.prepare import prepare
 from loraft.data.records import read_rows
 from loraft.data.rendering import RowRenderer
+from loraft.data.sources import format_of, with_defaults
 from loraft.data.tokenize import Renderer
 from loraft.errors import DataError, Problem
 
-__all__ = ["EvaluatedRows", "Item", "Question", "Source", "prompt_ids", "read_source", "rows_of", "unasked_as_trained"]
+__all__ = [
+    "EvaluatedRows", "Item", "Purpose", "Question", "Source", "prompt_ids", "read_source", "rows_of",
+    "unasked_as_trained",
+]  # fmt: skip
 
 KEY = "--data"
+OPTIONS = {
+    "data": KEY, "data.train": KEY, "data.format": "--format", "data.split": "--split",
+    "data.source_lang": "--source-lang", "data.target_lang": "--target-lang",
+}  # fmt: skip
+"""What a key of a config is called on the command line of those who evaluate."""
 MEND = "Mend the row, or leave it out."
 SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What is evaluated is for this.
+
+    Attributes:
+        task: As a config says it.
+        sources: How sources were rendered that it was trained with, in the languages that are asked for.
+        labels: The classes that it tells apart; none where it writes text.
+    """
+
+    task: Task = "causal_lm"
+    sources: Sources = field(default_factory=Sources)
+    labels: tuple[str, ...] = ()
+
+
+GENERATES = Purpose()
+"""A decoder that writes text."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +64,20 @@ class Question:
     """What a row asks and what answers it.
 
     Attributes:
-        asked: The row's prompt, or the turns before its last answer.
-        reference: The right answer.
+        asked: The row's prompt, source or text, or the turns before its last answer.
+        reference: The right answer; of a text that is classified the name of its class.
+        second: The second text where two are classified together.
     """
 
     asked: str | tuple[Message, ...]
     reference: str
+    second: str | None = None
 
     @property
     def shown(self) -> object:
         """What is asked, as JSON shows it."""
         if isinstance(self.asked, str):
-            return self.asked
+            return self.asked if self.second is None else [self.asked, self.second]
         return [{"role": message.role, "content": message.content} for message in self.asked]
 
 
@@ -58,12 +90,14 @@ class Source:
         held_out: They are its held-out ones.
         called: What they are, in a few words.
         questions: What the rows that have a right answer ask, by their places.
+        notes: What a person should know, a sentence each.
     """
 
     config: RunConfig
     held_out: bool
     called: str
     questions: Mapping[str, Question]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,26 +128,27 @@ class EvaluatedRows:
     notes: tuple[str, ...]
 
 
-def read_source(run: RunConfig | None, base: str, data: DataSource | None) -> Source:
+def read_source(run: RunConfig | None, base: str, data: DataSource | None, purpose: Purpose = GENERATES) -> Source:
     """Read the rows and what they ask; nothing is tokenized yet.
 
     Args:
         run: The config that trained what is evaluated, where there is one: its `data` section says how rows are read.
         base: The base model's name.
         data: The file; None takes the rows that the run held out.
+        purpose: What is evaluated is for this.
 
     Raises:
         DataError: There are no rows, or rows are not as they must be; every one is named.
     """
     try:
-        return _read(run, base, data)
+        return _read(run, base, data, purpose)
     except DataError as error:
         if data is None:
             raise
         raise DataError.several(map(_as_ours, error.problems)) from None
 
 
-def _read(run: RunConfig | None, base: str, data: DataSource | None) -> Source:
+def _read(run: RunConfig | None, base: str, data: DataSource | None, purpose: Purpose) -> Source:
     if data is None:
         if run is None:
             message = "there are no rows to evaluate on: what is evaluated belongs to no run"
@@ -123,19 +158,23 @@ def _read(run: RunConfig | None, base: str, data: DataSource | None) -> Source:
             raise DataError(message, where=KEY, remedy="Name a file of rows.")
         sources = run.data.train if isinstance(run.data.eval, float) else run.data.eval
         skips = run.data.on_bad_row == "skip"
-        config, called = run, "the run's held-out rows"
+        config, called = _as_trained(run, purpose), "the run's held-out rows"
     else:
-        config = _config_for(run, base, data)
+        config = _config_for(run, base, data, purpose)
         sources, skips, called = config.data.train, False, data.path
     questions: dict[str, Question] = {}
     problems: list[Problem] = []
+    notes: list[str] = []
     for source in sources:
-        found, wrong = _questions(with_defaults(source, config.data))
+        found, wrong, told = _questions(with_defaults(source, config.data), config)
         questions |= found
         problems += [] if skips else wrong
+        notes += told
     if problems:
         raise DataError.several(_shortened(problems))
-    return Source(config, data is None, called, questions)
+    if config.task == "seq_cls" and config.training.class_weights is not None:
+        notes.append("the run weighted its classes in training (training.class_weights): here each row counts the same")
+    return Source(config, data is None, called, questions, tuple(notes))
 
 
 def rows_of(
@@ -163,7 +202,10 @@ def rows_of(
         raise DataError.several(map(_as_ours, error.problems)) from None
     examples = prepared.eval if source.held_out else prepared.train
     items = [Item(example, source.questions.get(example.where)) for example in examples[:limit]]
-    return EvaluatedRows(items, prepared.renderer, (*prepared.renderer.notes, *prepared.report.notes))
+    told = prepared.report.notes
+    if not source.held_out:  # they were prepared as if they were to be learned
+        told = tuple(note.replace("training row", "row") for note in told)
+    return EvaluatedRows(items, prepared.renderer, (*source.notes, *prepared.renderer.notes, *told))
 
 
 def prompt_ids(item: Item, renderer: RowRenderer) -> list[int]:
@@ -173,6 +215,8 @@ def prompt_ids(item: Item, renderer: RowRenderer) -> list[int]:
     is the answer's, as in training.
     """
     assert item.question is not None, "a row without a right answer asks nothing"
+    if isinstance(item.example, PairExample):
+        return item.example.input_ids
     asked = item.question.asked
     if not isinstance(asked, str):
         return renderer.prompt_ids(asked)
@@ -194,37 +238,76 @@ def unasked_as_trained(rows: EvaluatedRows, system_prompt: str | None) -> Iterat
         )
 
 
-def _config_for(run: RunConfig | None, base: str, data: DataSource) -> RunConfig:
+def _config_for(run: RunConfig | None, base: str, data: DataSource, purpose: Purpose) -> RunConfig:
     """A config that trains on the rows of `data` and holds none out; how they are read is as the run has it."""
-    section = DataSection(train=(data,), eval=None)
+    section = DataSection(train=(data,), eval=None, source_prefix=purpose.sources.prefix)
     if run is None:
-        return RunConfig(model=ModelSection(name_or_path=base), data=section)
+        run = RunConfig(task=purpose.task, model=ModelSection(name_or_path=base), data=section)
     kept = {"train": section.train, "eval": None, "on_bad_row": "error", "split": None, "name": None}
-    return run.model_copy(update={"data": run.data.model_copy(update=kept)})
+    return _as_trained(run.model_copy(update={"data": run.data.model_copy(update=kept)}), purpose)
 
 
-def _questions(source: DataSource) -> tuple[dict[str, Question], list[Problem]]:
-    """What the rows of a source ask, by their places; and what is wrong with those that are no such rows."""
+def _as_trained(config: RunConfig, purpose: Purpose) -> RunConfig:
+    """A config with the languages that are asked for, and the classes that there are."""
+    data = config.data
+    said = {
+        "labels": purpose.labels or data.labels,
+        "source_lang": purpose.sources.source_lang or data.source_lang,
+        "target_lang": purpose.sources.target_lang or data.target_lang,
+    }
+    return config.model_copy(update={"data": data.model_copy(update=said)})
+
+
+def _questions(source: DataSource, config: RunConfig) -> tuple[dict[str, Question], list[Problem], list[str]]:
+    """What the rows of a source ask, by their places; what is wrong with those that are no such rows; and notes."""
     read = read_rows(source)
     problems, questions = list(read.problems), {}
     if not read.rows:
-        return {}, problems
-    row_format = detect_format(read.columns, source.columns) if source.format == "auto" else source.format
+        return {}, problems, []
+    row_format = format_of(read, source, config.task)
+    languages = Languages(config.data.source_lang, config.data.target_lang)
     for row in read.rows:
         try:
-            question = _question(to_record(row, row_format, source.columns))
+            record = to_record(row, row_format, source.columns, config.task, languages)
+            question = _question(record, config.data.labels)
         except DataError as error:
-            problems += error.problems
+            if error.problems[0].key in ("data.source_lang", "data.target_lang"):  # every row would say so
+                raise
+            problems += [_at(row.where, each, source.columns) for each in error.problems]
             continue
         if question is not None:
             questions[row.where] = question
-    return questions, problems
+    label = source.columns.get("label", "label")
+    notes = (
+        [
+            f"the rows of {source.path} have a {label} besides their text, and are read as text alone: "
+            "task seq_cls takes them with it"
+        ]
+        if row_format == "text" and source.format == "auto" and label in read.columns
+        else []
+    )
+    return questions, problems, notes
 
 
-def _question(record: Record) -> Question | None:
-    """What a record asks, and its answer: the assistant's last turn, or the completion; plain text asks nothing."""
+def _at(where: str, problem: Problem, columns: Mapping[str, str]) -> Problem:
+    """A problem of a row with its place, by the name that the file gives the field."""
+    if problem.where is not None:
+        return problem
+    return replace(problem, where=where, key=columns.get(problem.key or "", problem.key))
+
+
+def _question(record: Record, labels: Sequence[str]) -> Question | None:
+    """What a record asks, and its answer: the assistant's last turn, or the completion; plain text asks nothing.
+
+    Raises:
+        DataError: Its class is none of the labels.
+    """
     if isinstance(record, Completion):
         return Question(record.prompt, record.completion)
+    if isinstance(record, Pair):
+        return Question(record.source, record.target)
+    if isinstance(record, Labelled):
+        return Question(record.text, labels[class_number(record.label, labels)], record.second)
     if not isinstance(record, Conversation):
         return None
     last = max(place for place, message in enumerate(record.messages) if message.role == "assistant")
@@ -233,9 +316,12 @@ def _question(record: Record) -> Question | None:
 
 def _as_ours(problem: Problem) -> Problem:
     """A problem of rows as this command says it: by its options, and with what to do about a row."""
-    key = {"data": KEY, "data.train": KEY, "data.format": "--format", "data.split": "--split"}.get(problem.key or "")
+    key = OPTIONS.get(problem.key or "")
     remedy = problem.remedy or (None if key else MEND)
-    return replace(problem, key=key or problem.key, remedy=remedy)
+    message = problem.message
+    for name in ("data.source_lang", "data.target_lang"):  # a row that lacks a language names who asked for it
+        message = message.replace(name, OPTIONS[name])
+    return replace(problem, message=message, key=key or problem.key, remedy=remedy)
 
 
 def _shortened(problems: Sequence[Problem]) -> list[Problem]:

@@ -100,14 +100,22 @@ class RowTally:
         return self._sums.figures(counts)
 
 
-def loss_sums(*, keep: bool = False) -> Sums:
+def loss_sums(*, keep: bool = False, of_text: bool = True) -> Sums:
     """`loss` and `perplexity` of rows that add their negative log-likelihood, in nats, and their trained tokens.
+
+    Args:
+        keep: Keep what each row adds.
+        of_text: The rows are texts; False of classes, each a row's one decision, of which there is no perplexity.
 
     Source: total negative log-likelihood / total tokens; a mean of means would weigh the tokens of short rows more.
     """
-    return Sums(2, _of_losses, keep=keep)
+    return Sums(2, _of_losses if of_text else _of_decisions, keep=keep)
 
 
 def _of_losses(sums: NDArray[np.float64]) -> Figures:
     total, tokens = float(sums[0]), int(sums[1])
     return {"loss": total / tokens, "perplexity": perplexity(total, tokens)}
+
+
+def _of_decisions(sums: NDArray[np.float64]) -> Figures:
+    return {"loss": float(sums[0] / sums[1])}

@@ -76,22 +76,27 @@ def chosen_metrics(asked: Sequence[str] | None, task: str, references: Collectio
     Raises:
         DataError: One that was asked for is not of this task, or has nothing to compare answers with.
     """
-    offered = TASKS[task]
+    offered, always = TASKS[task], _always(task)
     if asked is None:
         if not references:
             return ()
         all_json = bool(offered.where_json) and all(map(_is_json_structure, references))
         return offered.default + (offered.where_json if all_json else ())
-    wanted = tuple(name for name in asked if name not in ALWAYS)
+    wanted = tuple(name for name in asked if name not in always)
     if unfit := [name for name in wanted if name not in offered.offered]:
-        others = [other for other, metrics in TASKS.items() if unfit[0] in metrics.offered]
+        others = [other for other, metrics in TASKS.items() if unfit[0] in (*metrics.offered, *_always(other))]
         message = f"{unfit[0]} measures {' and '.join(others)}, and this is {task}"
-        raise DataError(message, where=KEY, remedy=f"There are {', '.join((*ALWAYS, *offered.offered))}.")
+        raise DataError(message, where=KEY, remedy=f"There are {', '.join((*always, *offered.offered))}.")
     if wanted and not references:
         message = f"{wanted[0]} compares answers with references, and no row has one"
         remedy = "Plain text has only a loss; rows of messages or of prompt and completion have references."
         raise DataError(message, where=KEY, remedy=remedy)
     return wanted
+
+
+def _always(task: str) -> tuple[str, ...]:
+    """What every evaluation of a task gives: a class has no perplexity."""
+    return tuple(name for name in ALWAYS if task != "seq_cls" or name != "perplexity")
 
 
 def _is_json_structure(text: str) -> bool:

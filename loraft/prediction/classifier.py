@@ -7,12 +7,14 @@ to know rows, files and how anything is shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from loraft.adapters.active import acting
 from loraft.adapters.classes import classes_of
 from loraft.adapters.resolve import Target, resolve_target
 from loraft.adapters.store import load_adapters
@@ -26,7 +28,7 @@ from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import LoadedModel, context_of, load_model
 from loraft.models.placement import place
 
-__all__ = ["Classifier", "TextTokens", "open_classifier"]
+__all__ = ["Classifier", "TextTokens", "open_classifier", "refuse_no_classifier"]
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,19 @@ class Classifier:
 
     Attributes:
         loaded: The base, with the adapter's layers in it where there is one.
+        model: What is run: the base, or peft's wrapper around it.
         renderer: Makes tokens as they were made in training, and knows the classes.
         adapter: The adapter's folder; None for a model that classifies by itself.
+        name: What the adapter is called; None where there is none.
         quantization: How the base is stored in 4 bits; None where it is not.
         notes: What was decided and found, a sentence each.
     """
 
     loaded: LoadedModel
+    model: nn.Module
     renderer: LabelRenderer
     adapter: Path | None
+    name: str | None
     quantization: QuantizationSection | None
     notes: tuple[str, ...]
 
@@ -82,14 +88,21 @@ class Classifier:
 
     def logits(self, texts: Sequence[TextTokens]) -> Tensor:
         """The scores of the classes, float32 and on the CPU: `[texts, classes]`."""
+        return self.scores([LabelledExample(text.ids, [0], "", text.types) for text in texts])
+
+    def scores(self, rows: Sequence[LabelledExample]) -> Tensor:
+        """The scores of the classes for rows of tokens, whatever their labels are; as `logits` gives them."""
         placement, tokenizer = self.loaded.placement, self.loaded.tokenizer
         pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-        rows = [LabelledExample(text.ids, [0], "", text.types) for text in texts]
         batch = collate_labelled(rows, pad_id).to(placement.device)
         mixed = placement.dtype != torch.float32
         with torch.inference_mode(), torch.autocast(placement.device, dtype=placement.dtype, enabled=mixed):
             read = batch.input_ids, batch.attention_mask, batch.token_type_ids
             return class_logits(self.loaded.model, self.loaded.family, *read).float().cpu()
+
+    def speaking(self, *, base: bool = False) -> AbstractContextManager[nn.Module]:
+        """The model with its adapter, or for a while without; afterwards as it was."""
+        return acting(self.model, None if base else self.name)
 
     def probabilities(self, texts: Sequence[TextTokens]) -> list[dict[str, float]]:
         """The probability of each class for each text: softmax over the scores."""
@@ -121,8 +134,7 @@ def open_classifier(
     if len(found.adapters) > 1:
         raise AdapterError("one classifier tells classes, and there are several", where="--adapter")
     labels = classes_of(found)
-    if not labels:
-        raise _no_classifier(found, target)
+    refuse_no_classifier(found, labels, target)
     section = found.model_section
     if dtype is not None:
         section = section.model_copy(update={"dtype": dtype})
@@ -130,23 +142,38 @@ def open_classifier(
     families = TRAINED_FOR["seq_cls"]
     loaded = load_model(section, place(section), quantization=quantization, among=families, labels=labels)
     notes = (*found.notes, *loaded.notes)
+    model: nn.Module = loaded.model
     if found.adapters:
-        notes += load_adapters(loaded, {each.name: each.folder for each in found.adapters}).notes
+        adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters})
+        model, notes = adapted.model, (*notes, *adapted.notes)
     elif loaded.new_modules:
         lacks = " and ".join(loaded.new_modules)
         raise ModelError(f"its files lack {lacks}, and random numbers would answer", where=section.name_or_path)
-    return Classifier(loaded, LabelRenderer(loaded.tokenizer, labels), found.adapter, quantization, notes)
+    renderer, name = LabelRenderer(loaded.tokenizer, labels), found.adapters[0].name if found.adapters else None
+    return Classifier(loaded, model, renderer, found.adapter, name, quantization, notes)
 
 
-def _no_classifier(found: Target, target: str | None) -> ModelError:
+def refuse_no_classifier(found: Target, labels: Sequence[str], target: str | None) -> None:
+    """Refuse what tells no classes.
+
+    Args:
+        found: What TARGET means.
+        labels: Its classes, as `classes_of` gives them.
+        target: TARGET, as it was given.
+
+    Raises:
+        ModelError: There are none.
+    """
+    if labels:
+        return
     called = target or (str(found.adapter) if found.adapter else found.base)
     if found.adapters and found.adapters[0].task is not None:
-        return ModelError(
+        raise ModelError(
             f"{called} was trained for {found.adapters[0].task}: it writes text, and tells no classes",
             where="TARGET",
             remedy=f"Let it answer: loraft generate {called} --prompt TEXT",
         )
-    return ModelError(
+    raise ModelError(
         f"{called} has no head that tells classes",
         where="TARGET",
         remedy="Train one first: task: seq_cls. What writes text answers by loraft generate.",

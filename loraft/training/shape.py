@@ -130,7 +130,8 @@ def _head_notes(run: RunConfig, new: Sequence[str]) -> Iterator[str]:
         classes = ", ".join(map(str, (base.id2label or {}).values()))
         yield f"the base has a head for other classes ({classes}): {' and '.join(new)} begins anew"
     else:
-        yield f"the base has no head for classes: {' and '.join(new)} begins with random numbers, by the seed"
+        begin = "begin" if len(new) > 1 else "begins"
+        yield f"the base has no head for classes: {' and '.join(new)} {begin} with random numbers, by the seed"
 
 
 def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: str) -> LayerSizes:

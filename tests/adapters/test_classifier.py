@@ -39,7 +39,7 @@ def trained(config: RunConfig, folder: Path) -> AdaptedModel:
 
 def scores(adapted: AdaptedModel, opened: Classifier) -> torch.Tensor:
     """The scores of the model that was trained, for the rows as `opened` makes them."""
-    return Classifier(adapted.loaded, opened.renderer, None, None, ()).logits(opened.tokens(TEXTS))
+    return Classifier(adapted.loaded, adapted.model, opened.renderer, None, None, None, ()).logits(opened.tokens(TEXTS))
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])

@@ -160,6 +160,33 @@ def test_a_sigterm_saves_and_resume_ends_the_run(place: Path) -> None:
     assert json.loads(more.stdout)["steps"] == step + 2
 
 
+def test_check_counts_rows_that_are_there_twice_and_names_them_when_asked(place: Path) -> None:
+    first = (place / "train.jsonl").read_text().splitlines()[0]
+    (place / "twice.jsonl").write_text(f"{first}\n\n{first}\n")
+    (place / "seen.jsonl").write_text(first)
+    data = ("data.train=twice.jsonl", "data.eval=seen.jsonl")
+    counted = json.loads(loraft("check", "c.yaml", *data, "--json", cwd=place).stdout)["data"]
+    assert (counted["repeated_rows"], counted["eval_rows_in_train"]) == (1, 1)
+    assert "repeated" not in counted
+    named = loraft("check", "c.yaml", *data, "--verbose", "--json", cwd=place)
+    found = json.loads(named.stdout)["data"]
+    assert found["repeated"] == [{"row": "twice.jsonl:3", "same_as": "twice.jsonl:1"}]
+    assert found["in_train_and_eval"] == [{"row": "seen.jsonl:1", "same_as": "twice.jsonl:1"}]
+    assert "1 training row repeats an earlier one, the first twice.jsonl:3" in named.stderr
+
+
+def test_a_stream_is_checked_and_trained_on(place: Path) -> None:
+    streaming = ("data.streaming=true", "data.eval=null", "training.output_dir=streamed")
+    told = loraft("check", "c.yaml", *streaming, "--json", cwd=place)
+    assert "what is said of the training rows is of the first" in told.stderr
+    assert (
+        json.loads(told.stdout)["steps"]
+        == json.loads(loraft("train", "c.yaml", *streaming, "--json", cwd=place).stdout)["steps"]
+    )
+    refusal = refused(loraft("check", "c.yaml", "data.streaming=true", "data.eval=0.5", cwd=place))
+    assert "a share of the rows cannot be held out" in refusal
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -13,7 +13,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from loraft.config.schema import RunConfig
-from loraft.data import kept, prepare
+from loraft.data import kept, prepare, sources
 from loraft.data.kept import KEPT, Keeper
 from loraft.data.prepare import PreparedData
 from tests.tiny import tiny_tokenizer
@@ -25,13 +25,13 @@ class Place:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cache, self.rows, self.reads = folder / "cache", folder / "a.jsonl", 0
         self.write([row(f"q{number}", "a") for number in range(6)])
-        read = prepare.read_rows
+        read = sources.read_rows
 
         def counted(source: Any) -> Any:
             self.reads += 1
             return read(source)
 
-        monkeypatch.setattr(prepare, "read_rows", counted)
+        monkeypatch.setattr(sources, "read_rows", counted)
 
     def write(self, rows: list[Any]) -> None:
         self.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))

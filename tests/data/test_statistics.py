@@ -76,7 +76,7 @@ def test_what_a_person_should_know() -> None:
     unknown, absent, repeated, seen = findings(report)
     assert unknown.startswith("2.0% of the tokens")
     assert absent == "no training row is of the class y"
-    assert repeated == "1 training row repeats an earlier one: a:3 (a:1)"
+    assert repeated == "1 training row repeats an earlier one, the first a:3 (a:1)"
     assert seen.startswith("1 of 1 rows to evaluate on stand among the training rows, the first c:1 (a:2)")
     shown = report.as_dict()
     assert "trained_tokens" not in shown

@@ -17,7 +17,7 @@ from loraft import api
 from loraft.config.schema import DataSource
 from loraft.data.prepare import prepare
 from loraft.errors import NonFiniteError, Stopped
-from loraft.evaluation.evaluate import Answer, Subject, evaluate
+from loraft.evaluation.evaluate import Answer, Reading, Subject, evaluate
 from loraft.evaluation.result import Evaluation
 from loraft.evaluation.rows import EvaluatedRows, read_source, rows_of
 from loraft.events import Event, Progress
@@ -25,7 +25,7 @@ from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.training.memory import peak_bytes
 from tests.generation.voices import adapter_in, base_in
 from tests.tiny import tiny_tokenizer
-from tests.training.building import rows, tiny_config, write_rows
+from tests.training.building import pairs, rows, tiny_config, write_rows
 
 SHORT = AnswerOptions(temperature=0, num_beams=1, max_new_tokens=6)
 
@@ -155,7 +155,7 @@ def measured_by(place: Path, subject: Subject, **arguments: Any) -> Evaluation:
 
 
 def test_a_loss_that_is_no_number_names_its_row(place: Path) -> None:
-    subject = Subject("a", lambda examples: [math.nan] * len(examples), lambda prompts: [])
+    subject = Subject("a", lambda examples: [Reading(math.nan)] * len(examples))
     with pytest.raises(NonFiniteError, match=r"rows.jsonl:\d+: the loss of a is nan"):
         measured_by(place, subject)
 
@@ -164,12 +164,12 @@ def test_what_was_evaluated_before_a_signal_is_in_the_file(place: Path, tmp_path
     """Windows of 4 rows; Ctrl-C in the second one."""
     told: list[Event] = []
 
-    def losses(examples: Any) -> list[float]:
+    def read(examples: Any) -> list[Reading]:
         if told:
             raise KeyboardInterrupt
-        return [1.0 * example.trained for example in examples]
+        return [Reading(1.0 * example.trained) for example in examples]
 
-    subject = Subject("a", losses, lambda prompts: [Answer("", "stop") for _ in prompts])
+    subject = Subject("a", read, lambda prompts: [Answer("", "stop") for _ in prompts])
     with pytest.raises(Stopped, match="stopped: 4 of 20 rows are in") as stopped:
         measured_by(place, subject, output=tmp_path / "o.jsonl", observer=told.append)
     assert stopped.value.stopped_exit_code == 130
@@ -185,14 +185,17 @@ def _peak_growth(place: Path, sent: Any) -> None:
     sent.send((peak_bytes("cpu") - before, found.tokens))
 
 
-def test_c37_memory_does_not_grow_with_the_rows(place: Path) -> None:
+@pytest.mark.parametrize("model_type", ["llama", "t5"])
+def test_c37_memory_does_not_grow_with_the_rows(tmp_path: Path, model_type: str) -> None:
     """C37: 1,200 rows need what 16 need, but for their texts and tokens: 30 MB is room for those.
 
     With 20,000 entries in the vocabulary the logits of their trained tokens alone would take over 800 MB.
     """
-    base_in(place / "wide", vocab_size=20_000)
-    write_rows(place / "few.jsonl", rows(16))
-    write_rows(place / "many.jsonl", rows(1200))
+    place = tmp_path
+    base_in(place / "wide", model_type, vocab_size=20_000)
+    given = rows if model_type == "llama" else pairs
+    write_rows(place / "few.jsonl", given(16))
+    write_rows(place / "many.jsonl", given(1200))
     here, there = multiprocessing.Pipe()
     with warnings.catch_warnings():
         # From Python 3.12 on a fork of a process with threads warns; this child starts none of their work.

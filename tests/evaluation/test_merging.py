@@ -32,7 +32,7 @@ from tests.adapters.merging import (
     save_base,
 )
 from tests.adapters.setting import IDS, disturb, logits
-from tests.tiny import tiny_tokenizer
+from tests.tiny import mostly_slow, tiny_tokenizer
 
 CONTRACT = [
     "base",
@@ -109,7 +109,7 @@ def in_4_bits(base: Path, adapter: Path, stored: QuantizationSection, dtype: tor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("stored", STORAGES, ids=str)
+@pytest.mark.parametrize("stored", mostly_slow(STORAGES, STORAGES[0]), ids=str)
 def test_c26_a_4_bit_adapter_is_merged_into_the_base_that_it_knows(
     tmp_path: Path, stored: QuantizationSection, dtype: torch.dtype
 ) -> None:

@@ -12,7 +12,7 @@ from loraft.generation.engine import Completion, complete_batch, stream
 from loraft.generation.sampling import GREEDY, SamplingRules
 from loraft.models.families import TRAINED_FOR
 from tests.generation.test_engine import TOKENIZER, prompts
-from tests.tiny import tiny_model
+from tests.tiny import mostly_slow, tiny_model
 
 TYPES = tuple(TRAINED_FOR["seq2seq_lm"])
 VARIED = SamplingRules(repetition_penalty=1.6)
@@ -51,7 +51,7 @@ def test_greedy_is_transformers_generate(model_type: str, rules: SamplingRules) 
         assert list(answer(model, prompt, rules).token_ids) == expected[0, 1:].tolist()
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", mostly_slow(TYPES, "t5", "bart"))
 def test_c35_batched_is_one_by_one(model_type: str) -> None:
     """64 prompts of different lengths, greedy, float32, token for token; the encoder's padding is hidden."""
     model = tiny_model(model_type)
@@ -63,7 +63,7 @@ def test_c35_batched_is_one_by_one(model_type: str) -> None:
     assert len({a.token_ids for a in alone}) > 32, "the answers differ, so the source is read"
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", mostly_slow(TYPES, "t5", "bart"))
 def test_c36_cached_is_uncached(model_type: str) -> None:
     """64 prompts × 64 tokens, float32: identical."""
     model, chosen = tiny_model(model_type), []

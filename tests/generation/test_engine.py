@@ -16,7 +16,7 @@ from loraft.generation.engine import Completion, complete_batch, stream
 from loraft.generation.options import AnswerOptions
 from loraft.generation.sampling import GREEDY, SamplingRules
 from tests.generation.test_context import adapted
-from tests.tiny import TINY_MODEL_TYPES, tiny_model, tiny_tokenizer
+from tests.tiny import TINY_MODEL_TYPES, mostly_slow, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 DRAWN = SamplingRules(temperature=0.9, top_k=40, top_p=0.95)
@@ -51,7 +51,7 @@ def test_greedy_is_transformers_generate(model_type: str) -> None:
         assert list(answer(model, prompt, max_new_tokens=24).token_ids) == of_transformers(model, prompt, 24)
 
 
-@pytest.mark.parametrize("model_type", SIX)
+@pytest.mark.parametrize("model_type", mostly_slow(SIX, "llama", "gpt2"))
 def test_c35_batched_is_one_by_one(model_type: str) -> None:
     """64 prompts of different lengths, greedy, float32, token for token; stop ids make rows end at different steps."""
     model = tiny_model(model_type)
@@ -63,9 +63,7 @@ def test_c35_batched_is_one_by_one(model_type: str) -> None:
     assert {a.finish_reason for a in alone} == {"stop", "length"}
 
 
-@pytest.mark.parametrize(
-    "model_type", [*SIX, *(pytest.param(name, marks=pytest.mark.slow) for name in TINY_MODEL_TYPES if name not in SIX)]
-)
+@pytest.mark.parametrize("model_type", mostly_slow(TINY_MODEL_TYPES, "llama", "gpt2"))
 def test_c36_cached_is_uncached(model_type: str) -> None:
     """64 prompts × 64 tokens, float32: identical."""
     model, chosen = tiny_model(model_type), []

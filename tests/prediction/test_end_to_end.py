@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.cli.test_end_to_end import Done, loraft
-from tests.tiny import save_tiny
+from tests.tiny import mostly_slow, save_tiny
 from tests.training.building import write_rows
 from tests.training.classifiers import labelled_rows
 
@@ -44,7 +44,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("model_type", "method"),
-    [("bert", "lora"), ("roberta", "qlora"), ("distilbert", "full"), ("llama", "lora"), ("gpt2", "qlora")],
+    mostly_slow(
+        [("bert", "lora"), ("roberta", "qlora"), ("distilbert", "full"), ("llama", "lora"), ("gpt2", "qlora")],
+        ("bert", "lora"),
+    ),
 )
 def test_a_classifier_is_trained_asked_merged_and_asked_again(tmp_path: Path, model_type: str, method: str) -> None:
     """C22 and C27 for classifiers: what is merged tells the same classes, with its head in it."""

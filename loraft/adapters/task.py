@@ -1,0 +1,31 @@
+"""What a model is for: as it was recorded when it was trained, or as its architecture tells.
+
+This module knows which task goes with which kind of model. It refuses to know rows and weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loraft.adapters.resolve import Target
+from loraft.config.schema import Task
+from loraft.models.families import FAMILIES, Kind, family_of
+from loraft.models.loading import is_classifier, load_any_config
+
+__all__ = ["task_of"]
+
+OF_KIND: Mapping[Kind, Task] = {"decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "encoder": "seq_cls"}
+
+
+def task_of(target: Target) -> Task:
+    """The task that a target was trained for, or that a base which nobody recorded anything of can do.
+
+    Raises:
+        Refused: Nothing is recorded, and the base's config cannot be read or is of no kind that loraft knows.
+    """
+    if target.task is not None:
+        return target.task
+    config = load_any_config(target.model_section)
+    if is_classifier(config):
+        return "seq_cls"
+    return OF_KIND[family_of(config.model_type, FAMILIES).kind]

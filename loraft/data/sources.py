@@ -1,0 +1,188 @@
+"""The sources of a run: their rows read, recognised, turned into tokens, and put down to be taken up again.
+
+This module knows one source at a time and what became of each of its rows. It refuses to know which rows are trained
+on and which are held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig, Task
+from loraft.data.examples import Example
+from loraft.data.formats import Languages, Record, check_format, detect_format, to_record
+from loraft.data.outcomes import wanted_of
+from loraft.data.processes import processes_for, tokenized
+from loraft.data.records import RowsRead, read_rows
+from loraft.data.rendering import Learned, RowRenderer
+from loraft.data.statistics import SourceCounts
+from loraft.errors import DataError, Problem, Refused
+
+__all__ = [
+    "SourceRows",
+    "format_of",
+    "put_down",
+    "shortened",
+    "sources_read",
+    "taken_up",
+    "tokenize_source",
+    "with_defaults",
+]
+
+SHOWN_PROBLEMS = 20
+DONE = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}
+
+
+@dataclass
+class SourceRows:
+    """A source on its way.
+
+    Attributes:
+        given: What the config says of it, the defaults of its section filled in.
+        counts: What became of its rows.
+        records: What its good rows say, until they are tokens.
+        places: Where each of these stands.
+        examples: What is left of them as tokens.
+        lengths: The tokens of each record, before any is cut; of its source where there is a target.
+        target_lengths: The tokens of each record's target.
+        problems: What is wrong with its bad rows.
+    """
+
+    given: DataSource
+    counts: SourceCounts
+    records: list[Record] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    target_lengths: list[int] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def put_down(
+    train: Sequence[SourceRows], held_out: Sequence[SourceRows], learned: Learned
+) -> tuple[list[Example], dict[str, Any]]:
+    """All examples, and the rest as JSON holds it."""
+    sources = [
+        {
+            "counts": asdict(source.counts), "examples": len(source.examples), "lengths": source.lengths,
+            "target_lengths": source.target_lengths, "problems": [asdict(problem) for problem in source.problems[:1]],
+        }
+        for source in (*train, *held_out)
+    ]  # fmt: skip
+    examples = [example for source in (*train, *held_out) for example in source.examples]
+    return examples, {"sources": sources, "learned": asdict(learned)}
+
+
+def taken_up(
+    examples: list[Example], facts: dict[str, Any], given: Sequence[DataSource], given_held: Sequence[DataSource]
+) -> tuple[list[SourceRows], list[SourceRows], Learned]:
+    """What `put_down` gave, as it was."""
+    sources, start = [], 0
+    for source, kept in zip((*given, *given_held), facts["sources"], strict=True):
+        stop = start + kept["examples"]
+        sources.append(
+            SourceRows(
+                source, SourceCounts(**kept["counts"]), examples=examples[start:stop], lengths=kept["lengths"],
+                target_lengths=kept["target_lengths"], problems=[Problem(**problem) for problem in kept["problems"]],
+            )
+        )  # fmt: skip
+        start = stop
+    learned = Learned(**{**facts["learned"], "labels": tuple(facts["learned"]["labels"])})
+    return sources[: len(given)], sources[len(given) :], learned
+
+
+def sources_read(
+    sources: Sequence[DataSource], config: RunConfig, problems: list[Problem], most: int | None = None
+) -> list[SourceRows]:
+    """Every source as records; what is wrong with whole sources, or with rows that may not be bad, joins `problems`."""
+    found = []
+    for given in sources:
+        try:
+            source = _source(given, config, most)
+        except Refused as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+            continue
+        if config.data.on_bad_row == "error":
+            problems += source.problems
+        found.append(source)
+    return found
+
+
+def with_defaults(source: DataSource, data: DataSection) -> DataSource:
+    """`source` with what the section says for every source that does not say its own."""
+    return source.model_copy(
+        update={
+            "split": source.split or data.split,
+            "name": source.name or data.name,
+            "columns": source.columns or data.columns,
+            "format": data.format if source.format == "auto" else source.format,
+        }
+    )
+
+
+def _source(given: DataSource, config: RunConfig, most: int | None) -> SourceRows:
+    read = read_rows(given) if most is None else read_rows(given, most)
+    row_format = format_of(read, given, config.task)
+    counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
+    source = SourceRows(given, counts, problems=list(read.problems))
+    languages = Languages(config.data.source_lang, config.data.target_lang)
+    for row in read.rows:
+        try:
+            source.records.append(to_record(row, row_format, given.columns, config.task, languages))
+            source.places.append(row.where)
+        except DataError as error:
+            if error.problems[0].where is None:  # it is the config's fault, and every row would say so
+                raise
+            source.problems += error.problems
+    return source
+
+
+def format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
+    """The format of rows that were read.
+
+    Raises:
+        DataError: They are of none that the task takes.
+    """
+    try:
+        row_format = given.format
+        if row_format == "auto":
+            row_format = detect_format(read.columns, given.columns, task)
+        check_format(row_format, task)
+    except DataError as error:
+        if not read.rows:
+            raise DataError.several(shortened(read.problems)) from None
+        raise DataError.several([replace(error.problems[0], where=given.path)]) from None
+    return row_format
+
+
+def tokenize_source(source: SourceRows, data: DataSection, renderer: RowRenderer) -> list[Problem]:
+    """Turn the records of `source` into examples that fit, and return what must not be."""
+    wanted = wanted_of(source.given, data, source.counts.format)
+    processes = processes_for(data.num_proc, len(source.records))
+    found = tokenized(renderer, source.records, source.places, wanted, processes)
+    source.records, source.places = [], []
+    unrendered = [problem for outcome in found for problem in outcome.problems]
+    source.problems += unrendered
+    source.counts.bad = len(source.problems)
+    source.lengths = [outcome.length for outcome in found if outcome.length]
+    source.target_lengths = [outcome.target_length for outcome in found if outcome.target_length]
+    source.examples = [example for outcome in found for example in outcome.examples]
+    too_long = [outcome.too_long for outcome in found if outcome.too_long is not None]
+    if too_long:
+        source.counts.overlength = len(too_long)
+        source.counts.done = DONE[wanted.done]
+    source.counts.untrained = sum(outcome.untrained for outcome in found)
+    source.counts.kept = len(source.examples)
+    refused = unrendered if data.on_bad_row == "error" else []
+    return [*refused, *(too_long if wanted.done == "error" else [])]
+
+
+def shortened(problems: Sequence[Problem]) -> list[Problem]:
+    """The first of many problems, and how many more there are."""
+    more = len(problems) - SHOWN_PROBLEMS
+    if more <= 0:
+        return list(problems)
+    remedy = "data.on_bad_row: skip leaves bad rows out and counts them"
+    return [*problems[:SHOWN_PROBLEMS], Problem(f"and {more} more problems like these", remedy=remedy)]

@@ -1,0 +1,96 @@
+"""`api.evaluate` on encoder-decoders: the loss is transformers' own, whatever the batch, and answers are generated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM
+
+from loraft import api
+from loraft.errors import DataError
+from loraft.evaluation.result import Evaluation
+from loraft.generation.options import AnswerOptions, ModelChoice
+from tests.generation.voices import pair_adapter_in
+from tests.tiny import save_tiny, tiny_tokenizer
+from tests.training.building import pairs, write_rows
+
+SHORT = AnswerOptions(temperature=0, num_beams=1, max_new_tokens=6)
+PREFIX = "turn: "
+
+
+@pytest.fixture(scope="module", params=["t5", "bart"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, an adapter with a prefix that lies in no run, and rows."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_tiny(folder / "base", request.param)
+    pair_adapter_in(folder / "a", folder / "base", prefix=PREFIX, languages=("en", "xx"))
+    rows = [{"source": each["source"], "target": each["target"]} for each in pairs(11)]
+    write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "turned.jsonl", [{"translation": {"xx": row["target"], "en": row["source"]}} for row in rows])
+    return folder
+
+
+def evaluated(place: Path, target: str = "a", **arguments: Any) -> Evaluation:
+    choice = ModelChoice(str(place / target), dtype="float32")
+    return api.evaluate(choice, **{"data": place / "rows.jsonl", "metrics": ["loss"], "options": SHORT} | arguments)
+
+
+def reference_loss(place: Path) -> tuple[float, int]:
+    """Summed losses of transformers' own forward, row by row, of peft's own loading.
+
+    The source stands after the adapter's prefix, and the target before the end of text, which this tokenizer adds to
+    nothing by itself.
+    """
+    model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(place / "base"), str(place / "a")).eval()
+    tokenizer = tiny_tokenizer()
+    total, tokens = 0.0, 0
+    for row in map(json.loads, (place / "rows.jsonl").read_text().splitlines()):
+        source = tokenizer(PREFIX + row["source"])["input_ids"]
+        target = [*tokenizer(row["target"])["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor([source]), labels=torch.tensor([target])).loss
+        total += loss.double().item() * len(target)
+        tokens += len(target)
+    return total / tokens, tokens
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_c38_the_loss_is_that_of_transformers_for_every_batch_size(place: Path, batch_size: int) -> None:
+    """C38: total negative log-likelihood / tokens of the targets. 1e-6: float32 sums in another order."""
+    found = evaluated(place, batch_size=batch_size)
+    loss, tokens = reference_loss(place)
+    assert found.measured.loss == pytest.approx(loss, rel=1e-6)
+    assert (found.task, found.tokens, found.rows, found.references) == ("seq2seq_lm", tokens, 11, 11)
+
+
+def test_answers_are_those_of_generate_and_measured_as_translations(place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.jsonl"
+    found = evaluated(place, metrics=None, output=output, limit=4, baseline=True)
+    assert list(found.measured.metrics) == ["bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match"]
+    assert found.differences.keys() == found.measured.figures.keys()
+    for line in map(json.loads, output.read_text().splitlines()):
+        for target, said in (("a", line), ("base", line["baseline"])):
+            choice = ModelChoice(str(place / target), dtype="float32")
+            # The base beside its adapter is asked as its adapter is, by itself as nobody trained it.
+            prompt = line["input"] if target == "a" else PREFIX + line["input"]
+            assert said["prediction"] == api.generate(choice, prompt=prompt, options=SHORT).completion.completion
+
+
+def test_languages_are_those_of_the_adapter_and_may_be_said(place: Path) -> None:
+    plain, turned = evaluated(place), evaluated(place, data=place / "turned.jsonl")
+    assert plain.measured.loss == turned.measured.loss
+    choice = ModelChoice(str(place / "a"), dtype="float32", source_lang="xx", target_lang="en")
+    back = api.evaluate(choice, data=place / "turned.jsonl", metrics=["loss"])
+    assert back.measured.loss != plain.measured.loss
+    with pytest.raises(DataError, match=r"turned.jsonl:1 translation: has no text in fr .*it has en, xx"):
+        api.evaluate(ModelChoice(str(place / "a"), source_lang="fr"), data=place / "turned.jsonl", metrics=["loss"])
+
+
+def test_a_base_that_nobody_trained_must_be_told_the_languages(place: Path) -> None:
+    with pytest.raises(DataError, match="--source-lang: is not set, and the rows have the languages en, xx"):
+        evaluated(place, "base", data=place / "turned.jsonl")
