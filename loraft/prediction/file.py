@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from loraft.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from loraft.adapters.reading import digests
 from loraft.config.schema import DataSource
 from loraft.data.answer_file import lost_fields, open_answer_file, windows_left
 from loraft.data.fields import Fields
@@ -116,7 +116,7 @@ def _require_columns(path: Path, rows: Sequence[Row], columns: Mapping[str, str]
             f"Name the one that holds the texts: {options[ours]} NAME.",
         )
         for ours, theirs in wanted.items()
-        if rows and theirs not in there
+        if len(rows) > 1 and theirs not in there
     ]
     if problems:
         raise DataError.several(problems)
@@ -184,14 +184,10 @@ def _answered_by(classifier: Classifier) -> str:
     """What tells predictions of this classifier from others: a hash over all that decides them."""
     adapter = classifier.adapter
     described = {
-        "adapter": [_digest(adapter / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)] if adapter else None,
+        "adapter": digests(adapter) if adapter else None,
         "base": classifier.loaded.fingerprint,
         "dtype": str(classifier.loaded.placement.dtype),
         "labels": classifier.labels,
         "quantization": classifier.quantization.model_dump() if classifier.quantization else None,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
