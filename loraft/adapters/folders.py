@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from loraft.errors import AdapterError, DiskFullError
+from loraft.models.cache import flush
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "RECORD", "read_json", "written_whole"]
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "RECORD", "read_json", "write_json", "written_whole"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -82,8 +82,8 @@ def _settle(staging: Path) -> None:
     for path in sorted(staging.rglob("*")):
         if path.is_file():
             path.chmod(mode)
-        _synchronise(path)
-    _synchronise(staging)
+        flush(path)
+    flush(staging)
 
 
 def _swap(staging: Path, folder: Path, previous: Path) -> None:
@@ -91,16 +91,13 @@ def _swap(staging: Path, folder: Path, previous: Path) -> None:
     if folder.exists():
         folder.rename(previous)
     staging.rename(folder)
-    _synchronise(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write a file that people read too: indented, with every letter as it is."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _disk_is_full(error: OSError | SafetensorError) -> bool:

@@ -6,16 +6,15 @@ appears whole or not at all. It refuses to know the arithmetic (`merge`).
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import loraft
 from loraft.adapters.card import shown
-from loraft.adapters.folders import read_json, written_whole
+from loraft.adapters.folders import read_json, write_json, written_whole
 from loraft.adapters.merge import Merge, plan_files
 from loraft.adapters.merge_report import REPORT, MergeReport, merged_card
 from loraft.adapters.reading import RECORD
@@ -113,7 +112,7 @@ def _refuse_taken(out: Path, *, overwrite: bool) -> None:
 
 def write_company(merge: Merge, folder: Path) -> None:
     """Write what using the weights needs: config, tokenizer with its template, generation defaults, system prompt."""
-    _write_json(folder / "config.json", _config(merge))
+    write_json(folder / "config.json", _config(merge))
     target = merge.target
     adapter = target.adapters[0]
     has_tokenizer = adapter.tokenizer is not None
@@ -122,7 +121,7 @@ def write_company(merge: Merge, folder: Path) -> None:
     if not merge.labels:
         _copy(adapter.folder if has_defaults else merge.folder, GENERATION, folder)
     record = merge.adapters[0].files.record or {}
-    _write_json(
+    write_json(
         folder / RECORD,
         {
             "base": {"name": shown(target.base), "revision": target.revision},
@@ -138,7 +137,7 @@ def write_company(merge: Merge, folder: Path) -> None:
 
 def write_report(folder: Path, report: MergeReport) -> None:
     """Write the report, and the model card that says the same to people."""
-    _write_json(folder / REPORT, report.as_dict())
+    write_json(folder / REPORT, report.as_dict())
     (folder / "README.md").write_text(merged_card(report, loraft.__version__), encoding="utf-8")
 
 
@@ -169,7 +168,3 @@ def _copy(source: Path, patterns: tuple[str, ...], folder: Path) -> None:
         for file in sorted(source.glob(pattern)):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-
-
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ reads safetensors and JSON only, and refuses to know how an adapter is trained o
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ __all__ = [
     "AdapterFiles",
     "AdapterShape",
     "adapter_tensors",
+    "digests",
     "insert",
     "non_finite",
     "read_adapter",
@@ -206,3 +208,8 @@ def _refuse_other_ranks(files: AdapterFiles) -> None:
                 where=str(files.folder / ADAPTER_CONFIG),
                 key="r",
             )
+
+
+def digests(folder: Path) -> list[str]:
+    """What tells an adapter from every other: the sha256 of its config and that of its weights."""
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]

@@ -8,7 +8,6 @@ these folders where they belong.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +24,7 @@ from loraft.adapters.attach import ADAPTER_NAME, AdaptedModel, wrap
 from loraft.adapters.beginning import beginning
 from loraft.adapters.card import TrainingFacts, model_card, shown
 from loraft.adapters.declared import recorded_lora
-from loraft.adapters.folders import written_whole
+from loraft.adapters.folders import write_json, written_whole
 from loraft.adapters.names import check_adapter_name, in_peft
 from loraft.adapters.reading import (
     ADAPTER_CONFIG,
@@ -66,7 +65,7 @@ def save_adapter(
     _refuse_non_finite(tensors, folder)
     with written_whole(folder) as staging:
         save_file(tensors, staging / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        _write_json(staging / ADAPTER_CONFIG, _adapter_config(model))
+        write_json(staging / ADAPTER_CONFIG, _adapter_config(model))
         _write_company(adapted, staging, config, renderer, facts)
 
 
@@ -224,10 +223,10 @@ def _write_company(
         base = loaded.model.generation_config
         defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
         defaults |= {BEGINS[name]: token for name, token in beginning(loaded.model, renderer).items()}
-        _write_json(folder / "generation_config.json", defaults)
+        write_json(folder / "generation_config.json", defaults)
     labels = renderer.labels if isinstance(renderer, LabelRenderer) else ()
     (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, labels), encoding="utf-8")
-    _write_json(folder / RECORD, _record(adapted, config, renderer))
+    write_json(folder / RECORD, _record(adapted, config, renderer))
 
 
 def _tokenizer_as_trained(loaded: LoadedModel, renderer: RowRenderer) -> PreTrainedTokenizerBase:
@@ -260,7 +259,3 @@ def _refuse_non_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     bad = list(non_finite(tensors))
     if bad:
         raise NonFiniteError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}; not saved", where=str(folder))
-
-
-def _write_json(path: Path, value: dict[str, object]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -29,10 +29,10 @@ __all__ = ["predict"]
 def predict(
     target: TargetArgument = None,
     text: Annotated[
-        str | None, typer.Option("--text", metavar="TEXT", show_default=False, help="A text to classify.")
+        list[str] | None, typer.Option("--text", metavar="TEXT", show_default=False, help="A text to classify.")
     ] = None,
     text_pair: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option("--text-pair", metavar="TEXT", show_default=False, help="The second text of a pair."),
     ] = None,
     texts: Annotated[
@@ -76,7 +76,8 @@ def predict(
     """
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
-    _refuse_contradictions(text, text_pair, texts, output, overwrite=overwrite)
+    first, second = _one("--text", text), _one("--text-pair", text_pair)
+    _refuse_contradictions(first, second, texts, output, overwrite=overwrite)
     if texts is None and (text_column or pair_column):
         raise typer.BadParameter("--text-column and --pair-column are about --input, and there is none.")
     model = ModelChoice(target, adapter or (), base_model, quantization(quantize), dtype)
@@ -84,8 +85,15 @@ def predict(
         given = {"text": text_column, "text_pair": pair_column}
         columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
         _predict_file(model, texts, output, columns, batch_size=batch_size, overwrite=overwrite, as_json=as_json)
-    elif text is not None:
-        _predict_text(model, text, text_pair, as_json=as_json)
+    elif first is not None:
+        _predict_text(model, first, second, as_json=as_json)
+
+
+def _one(option: str, values: list[str] | None) -> str | None:
+    """The one value of an option; of several the last would win, and the others be lost without a word."""
+    if values is not None and len(values) > 1:
+        raise typer.BadParameter(f"{option} is one text; many go into a file, with --input and --output.")
+    return values[0] if values else None
 
 
 def _refuse_contradictions(
@@ -129,10 +137,11 @@ def _predict_file(
             overwrite=overwrite,
             observer=view,
         )
+    told = result.as_dict()
     if as_json:
-        print_json(result.as_dict())
+        print_json(told)
     else:
-        print_result(*document(result.as_dict(), rest="rows"))
+        print_result(*document({key: value for key, value in told.items() if value not in ({}, None)}, rest="rows"))
 
 
 def _predict_text(model: ModelChoice, text: str, second: str | None, *, as_json: bool) -> None:

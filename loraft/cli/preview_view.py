@@ -115,7 +115,7 @@ def special_words(preview: Preview) -> Iterator[str]:
     """The special tokens that are shown, by name."""
     for token in preview.special_tokens:
         roles = ", ".join(ROLES.get(role, role.replace("_", " ")) for role in token.roles)
-        yield f"{legible(token.text)} is id {token.id}" + (f" ({roles})" if roles else "")
+        yield f"{legible(token.text.strip() or token.text)} is id {token.id}" + (f" ({roles})" if roles else "")
 
 
 def place_words(where: str, preview: Preview) -> str:

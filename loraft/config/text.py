@@ -28,7 +28,7 @@ def read_text(path: Path | str) -> str:
         with Path(path).open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError("there is no such file", where=name) from None
+        raise ConfigError("there is no such file", where=name, remedy=f"loraft init {name} writes one.") from None
     except IsADirectoryError:
         raise ConfigError("is a folder; a config is a YAML file", where=name) from None
     except (OSError, ValueError) as error:

@@ -73,7 +73,7 @@ def rows_in(path: Path) -> Iterator[RawRow]:
         )  # fmt: skip
     try:
         if path.stat().st_size == 0:
-            raise DataError("is empty", where=str(path), key="data")
+            raise DataError("is empty", where=str(path), key="data", remedy="Write rows into it, or name another file.")
         yield from READERS[path.suffix](path)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=str(path), key="data") from None
@@ -187,7 +187,7 @@ def _text(raw: bytes, *, first: bool) -> str:
 
 
 def _object(raw: bytes, *, first: bool) -> Mapping[str, object]:
-    return _checked(_loads(_text(raw, first=first)))
+    return _checked(_loads(_text(raw, first=first).rstrip("\r\n")))
 
 
 def _loads(text: str) -> Any:

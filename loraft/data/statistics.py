@@ -147,6 +147,8 @@ class DataReport:
         repeated, seen = values.pop("repeated"), values.pop("seen")
         first = {key: values.pop(key) for key in ("train_rows", "eval_rows", "tokens", "trained_tokens")}
         first |= {"trained_share": self.trained_share, "repeated_rows": len(repeated), "eval_rows_in_train": len(seen)}
+        if self.classes:  # of a text one class is learned, and no token
+            del first["trained_tokens"], first["trained_share"]
         unknown = values.pop("unknown_tokens")
         if unknown is not None:
             first |= {"unknown_tokens": unknown, "unknown_share": unknown / self.tokens}

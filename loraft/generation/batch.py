@@ -20,7 +20,7 @@ from time import perf_counter
 
 import torch
 
-from loraft.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from loraft.adapters.reading import digests
 from loraft.config.schema import DataSource
 from loraft.data.answer_file import lost_fields, open_answer_file, windows_left
 from loraft.data.formats import Languages, Message, to_question
@@ -230,7 +230,7 @@ def _answered_by(session: Session, voice: Voice, options: AnswerOptions) -> str:
     """
     adapted = voice.name != BASE
     described = {
-        "adapter": [_digest(voice.folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)] if adapted else None,
+        "adapter": digests(voice.folder) if adapted else None,
         "base": session.loaded.fingerprint,
         "merged": session.merged,
         "dtype": str(session.loaded.placement.dtype),
@@ -241,7 +241,3 @@ def _answered_by(session: Session, voice: Voice, options: AnswerOptions) -> str:
         "template": voice.renderer.chat_template,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

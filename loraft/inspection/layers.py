@@ -7,7 +7,7 @@ people and machines alike. It reads no weights, and it never prints.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -20,7 +20,7 @@ from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.storage import DTYPE_BYTES, Storage, read_storage
 from loraft.models.families import FAMILIES, Family
-from loraft.models.loading import linear_modules, load_any_config, meta_model
+from loraft.models.loading import linear_modules, load_any_config, load_config, meta_model
 from loraft.models.sources import resolve
 
 __all__ = ["Adapted", "LayerRow", "LoraCount", "ModelTable", "ModuleRow", "model_table"]
@@ -135,19 +135,26 @@ class Adapted:
     magnitudes: bool
 
 
-def model_table(section: ModelSection, lora: LoraSection | None = None, adapted: Adapted | None = None) -> ModelTable:
+def model_table(
+    section: ModelSection,
+    lora: LoraSection | None = None,
+    adapted: Adapted | None = None,
+    labels: Sequence[str] = (),
+) -> ModelTable:
     """Look at a model without loading its weights.
 
     Args:
         section: Which model.
         lora: What LoRA is to be counted for; None counts `adapted`, or what a config with nothing in it would train.
         adapted: An adapter that is there already.
+        labels: The classes that it tells apart: the model is looked at with the head that tells them, whose names the
+            adapter's are, whether or not the files have it.
 
     Raises:
         ModelError: No such model, or one that cannot be looked into.
         AdapterError: `lora` fits nothing.
     """
-    config = load_any_config(section)
+    config = load_config(section, FAMILIES, labels) if labels else load_any_config(section)
     folder = resolve(section.name_or_path, section.revision, weights=False)
     storage = read_storage(folder, config)
     model = meta_model(config)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from loraft.adapters.classes import classes_of
 from loraft.adapters.factors import OpenedAdapter, opened_adapter
 from loraft.adapters.resolve import AdapterTarget, Target, resolve_to_look
 from loraft.config.schema import LoraSection
@@ -94,7 +95,7 @@ def _table(
         adapted = Adapted(each.name, file.ranks, file.saved, bool(file.declared.get("use_dora")))
     section = replace(found, adapters=()).model_section
     try:
-        table = model_table(section, lora, adapted)
+        table = model_table(section, lora, adapted, classes_of(found) if opened else ())
     except ModelError as error:
         if not opened or insists:
             raise

@@ -182,7 +182,8 @@ def _notes(found: Acquaintance | None, chosen: Start) -> tuple[str, ...]:
         names = ", ".join(f"{theirs} as {ours}" for ours, theirs in found.fit.columns.items())
         notes.append(f"the columns of {found.path} are read by other names: {names}")
     if found.unreadable:
-        notes.append(f"{found.unreadable} rows of {found.path} cannot be read: loraft check names them")
+        rows = "1 row" if found.unreadable == 1 else f"{found.unreadable} rows"
+        notes.append(f"{rows} of {found.path} cannot be read: loraft check says why")
     if found.run_together:
         notes.append(
             f"prompt and completion follow one another as they stand, and in {found.run_together} of {found.rows} rows "

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from loraft.errors import DiskFullError, ModelError, ResourceError
 
-__all__ = ["build_once", "require_free_bytes"]
+__all__ = ["build_once", "flush", "require_free_bytes"]
 
 ELSEWHERE = "Set LORAFT_CACHE to a folder that can be written and has room."
 
@@ -56,14 +56,14 @@ def _build_beside(folder: Path, build: Callable[[Path], None]) -> None:
     try:
         build(beside)
         for path in (*beside.rglob("*"), beside):
-            _flush(path)
+            flush(path)
         beside.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from loraft.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from loraft.adapters.reading import digests
 from loraft.config.schema import DataSource
 from loraft.data.answer_file import lost_fields, open_answer_file, windows_left
 from loraft.data.fields import Fields
 from loraft.data.records import READERS, Row, read_rows
-from loraft.errors import DataError
+from loraft.errors import DataError, Problem
 from loraft.events import Note, Observer, Progress
 from loraft.models.exhaustion import memory_errors
 from loraft.prediction.classifier import Classifier
@@ -88,6 +88,7 @@ def read_texts(path: Path, columns: Mapping[str, str]) -> list[TextRow]:
         read = read_rows(DataSource(path=str(path)))
     except DataError as error:
         raise DataError.several([replace(problem, key=SOURCE) for problem in error.problems]) from error
+    _require_columns(path, read.rows, columns)
     problems, texts = list(read.problems), []
     for row in read.rows:
         fields = Fields(row, columns)
@@ -100,6 +101,25 @@ def read_texts(path: Path, columns: Mapping[str, str]) -> list[TextRow]:
     if problems:
         raise DataError.several(problems)
     return texts
+
+
+def _require_columns(path: Path, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
+    """A column that no row has is one mistake, not one a row."""
+    there = list(dict.fromkeys(name for row in rows for name in row.values))
+    options = {"text": "--text-column", "text_pair": "--pair-column"}
+    wanted = {"text": "text", **columns}
+    problems = [
+        Problem(
+            f"there is no column {theirs!r}; the columns are {', '.join(there)}",
+            str(path),
+            SOURCE,
+            f"Name the one that holds the texts: {options[ours]} NAME.",
+        )
+        for ours, theirs in wanted.items()
+        if len(rows) > 1 and theirs not in there
+    ]
+    if problems:
+        raise DataError.several(problems)
 
 
 def predict_rows(
@@ -164,14 +184,10 @@ def _answered_by(classifier: Classifier) -> str:
     """What tells predictions of this classifier from others: a hash over all that decides them."""
     adapter = classifier.adapter
     described = {
-        "adapter": [_digest(adapter / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)] if adapter else None,
+        "adapter": digests(adapter) if adapter else None,
         "base": classifier.loaded.fingerprint,
         "dtype": str(classifier.loaded.placement.dtype),
         "labels": classifier.labels,
         "quantization": classifier.quantization.model_dump() if classifier.quantization else None,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -30,6 +30,7 @@ def test_help_lists_every_command(loraft: Loraft) -> None:
     assert result.exit_code == 0
     listed = result.stdout.split("Commands:")[1]
     assert [line.split()[0] for line in listed.strip().splitlines()] == COMMANDS
+    assert "..." not in listed, "a summary is cut in the middle"
 
 
 @pytest.mark.parametrize(

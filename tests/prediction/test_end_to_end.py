@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.cli.test_end_to_end import Done, loraft
 from tests.tiny import mostly_slow, save_tiny
@@ -124,6 +124,39 @@ def test_a_file_that_was_begun_is_gone_on_with(tmp_path: Path) -> None:
     assert another.returncode == 2
     assert "another model, or with other settings" in another.stderr
     assert (tmp_path / "o.jsonl").read_bytes() == whole
+
+
+def test_nothing_is_asked_for_and_left_out_without_a_word(tmp_path: Path) -> None:
+    """Of two --text the last would win; a column that no row has is one mistake, and a finished file no empty table."""
+    setting(tmp_path)
+    assert loraft("train", "c.yaml", "training.max_steps=1", cwd=tmp_path).returncode == 0
+    refused = loraft("predict", "run", "--text", "a", "--text", "b", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--text is one text" in refused.stderr
+    file = ("predict", "run", "--input", "eval.jsonl", "--output", "o.jsonl")
+    refused = loraft(*file, "--text-column", "message", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("error:") == 1
+    assert "eval.jsonl --input: there is no column 'message'; the columns are" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "o.jsonl").exists()
+    assert "predictions" in loraft(*file, cwd=tmp_path).stdout
+    again = loraft(*file, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "predictions" not in again.stdout
+
+
+def test_the_layers_of_a_classifier_on_a_bare_encoder_are_counted(tmp_path: Path) -> None:
+    """The adapter's names are those of the model with its head; a bare encoder's lack their first part."""
+    setting(tmp_path)
+    AutoModel.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "base")
+    checked = told(loraft("check", "c.yaml", "--json", cwd=tmp_path))["adapter"]
+    assert loraft("train", "c.yaml", "training.max_steps=1", cwd=tmp_path).returncode == 0
+    looked = told(loraft("inspect-layers", "run", "--json", cwd=tmp_path))
+    assert looked["architecture"] == "BertForSequenceClassification"
+    assert looked["lora"]["layers"] == {"encoder": checked["layers"]}
+    assert looked["lora"]["parameters"] + looked["lora"]["saved_parameters"] == checked["trainable_parameters"]
+    assert [len(layer["modules"]) for layer in looked["layers"]] == [6] * len(checked["layers"])
+    assert all(module["lora_parameters"] for layer in looked["layers"] for module in layer["modules"])
 
 
 def test_what_does_not_classify_and_what_does_not_write_name_each_others_command(tmp_path: Path) -> None:
