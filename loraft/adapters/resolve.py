@@ -58,6 +58,7 @@ class AdapterTarget:
         quantization: How the base was stored while it was trained, for `method: qlora`.
         tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
         system_prompt: The system prompt that it was trained with.
+        plain: It learned plain text, and no conversation: its prompts are plain.
         task: What it was trained for, where that is known.
         sources: How the sources were rendered that it was trained with.
         labels: The classes that it tells apart, where they were recorded.
@@ -72,6 +73,7 @@ class AdapterTarget:
     quantization: QuantizationSection | None = None
     tokenizer: str | None = None
     system_prompt: str | None = None
+    plain: bool = False
     task: Task | None = None
     sources: Sources = Sources()
     labels: tuple[str, ...] = ()
@@ -86,6 +88,7 @@ class Target:
         revision: Its revision on the Hub.
         adapters: What is put on it, the one that answers first.
         own_system_prompt: The system prompt that the model itself was trained with, for `method: full`.
+        own_plain: The model itself learned plain text.
         own_sources: How the sources were rendered that it was trained with.
         own_task: What it was trained for, where that was recorded.
         notes: What a person should know, one sentence each.
@@ -95,6 +98,7 @@ class Target:
     revision: str | None = None
     adapters: tuple[AdapterTarget, ...] = ()
     own_system_prompt: str | None = None
+    own_plain: bool = False
     own_sources: Sources = Sources()
     own_task: Task | None = None
     notes: tuple[str, ...] = ()
@@ -113,6 +117,11 @@ class Target:
     def system_prompt(self) -> str | None:
         """The system prompt that was trained with."""
         return self.adapters[0].system_prompt if self.adapters else self.own_system_prompt
+
+    @property
+    def plain(self) -> bool:
+        """Whether plain text was learned, and no conversation."""
+        return self.adapters[0].plain if self.adapters else self.own_plain
 
     @property
     def task(self) -> Task | None:
@@ -302,6 +311,7 @@ def _from_folder(folder: Path, where: str) -> Target:
             return Target(
                 str(candidate),
                 own_system_prompt=_system_prompt(record),
+                own_plain=record.get("plain") is True,
                 own_sources=_sources(record),
                 own_task=_task({}, record),
             )
@@ -332,6 +342,7 @@ def _from_adapter(folder: Path) -> Target:
         quantization=_quantization(record.get("quantization"), folder),
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
         system_prompt=_system_prompt(record),
+        plain=record.get("plain") is True,
         task=_task(config, record),
         sources=_sources(record),
         labels=_labels(record),

@@ -7,7 +7,7 @@ This module knows which renderer a task has and what every renderer can do. It r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -113,13 +113,14 @@ def renderer_of(task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBas
         )
     if task == "seq_cls":
         return LabelRenderer.for_records(tokenizer, (), learned.labels)
-    return Renderer.for_tokenizer(
+    renderer = Renderer.for_tokenizer(
         tokenizer,
         chat_template=data.chat_template,
         train_on=data.train_on,
         system_prompt=learned.system_prompt,
         conversations=learned.conversations,
     )
+    return replace(renderer, plain=not learned.conversations)
 
 
 def common_system_prompt(records: Sequence[Record]) -> str | None:

@@ -62,6 +62,7 @@ class Renderer:
         train_on: Which tokens are trained.
         system_prompt: The system prompt that every training conversation had; generation uses it by default.
         notes: What was decided, a sentence each.
+        plain: A prompt is plain text, whatever template there is: that is what was learned.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -69,6 +70,7 @@ class Renderer:
     train_on: TrainOn = "completions"
     system_prompt: str | None = None
     notes: tuple[str, ...] = ()
+    plain: bool = False
 
     @classmethod
     def for_tokenizer(
@@ -142,9 +144,10 @@ class Renderer:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that an answer to `messages` follows: what a conversation was trained with up to the answer.
 
-        Without a chat template this is the last message's text as the tokenizer reads it.
+        Without a chat template, or where plain text was learned, this is the last message's text as the tokenizer
+        reads it.
         """
-        if self.template is None:
+        if self.template is None or self.plain:
             read: Any = self.tokenizer(messages[-1].content, return_offsets_mapping=True, verbose=False)
             ids = list(read["input_ids"])
             return ids[:-1] if _is_closed(ids, read["offset_mapping"], self.tokenizer.eos_token_id) else ids
@@ -169,7 +172,7 @@ class Renderer:
     @property
     def recorded(self) -> Mapping[str, object]:
         """What is saved beside the weights, so that prompts are made the same way."""
-        return {"system_prompt": self.system_prompt}
+        return {"system_prompt": self.system_prompt, "plain": self.plain}
 
     def too_long(self, example: Example, limits: DataSection) -> str | None:
         """How an example exceeds `data.max_length`; None where it does not."""

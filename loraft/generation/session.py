@@ -127,7 +127,10 @@ class Voice:
             message = "the model reads one text and writes another: it holds no conversation"
             raise ModelError(message, where=self.name, remedy="Give it each text alone, as a prompt.")
         if self.renderer.template is not None:
-            return self
+            if not self.renderer.plain:
+                return self
+            note = "it learned plain text, and conversations are printed with a chat template that it has not learned"
+            return replace(self, renderer=replace(self.renderer, plain=False, notes=(note,)))
         renderer = Renderer.for_tokenizer(self.tokenizer, system_prompt=self.renderer.system_prompt)
         if renderer.template is None:
             message = "the tokenizer has neither a chat template nor an end-of-text token: it prints no conversation"
@@ -266,24 +269,32 @@ def _voices(found: Target, loaded: LoadedModel, choice: ModelChoice) -> dict[str
     section = found.model_section
     tokenizers = {section.tokenizer: loaded.tokenizer}
 
-    def voice(name: str, folder: Path, tokenizer: str | None, system_prompt: str | None, sources: Sources) -> Voice:
+    def voice(
+        name: str, folder: Path, tokenizer: str | None, system_prompt: str | None, sources: Sources, *, plain: bool
+    ) -> Voice:
         if tokenizer not in tokenizers:
             tokenizers[tokenizer] = load_tokenizer(section.model_copy(update={"tokenizer": tokenizer}), FAMILIES)
         own = tokenizers[tokenizer]
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
         if loaded.family.kind == "decoder":
             renderer = Renderer.for_tokenizer(own, system_prompt=system_prompt, conversations=False)
+            if plain and renderer.template is not None:
+                note = "it learned plain text: a prompt is given as it is, without the chat template"
+                renderer = replace(renderer, plain=True, notes=(note,))
             return Voice(name, folder, own, renderer, defaults)
         pairs = _pair_renderer(own, sources, choice)
         begins = beginning(loaded.model, pairs) if pairs.knows_languages else Beginning()
         return Voice(name, folder, own, pairs, defaults or own_defaults(loaded.model, loaded.folder), begins)
 
     voices = {
-        each.name: voice(each.name, each.folder, each.tokenizer, each.system_prompt, each.sources)
+        each.name: voice(each.name, each.folder, each.tokenizer, each.system_prompt, each.sources, plain=each.plain)
         for each in found.adapters
     }
     # The base beside adapters is asked as the first of them: a prefix names the task, and a language the answer's.
-    return {**voices, BASE: voice(BASE, loaded.folder, None, found.own_system_prompt, found.sources)}
+    return {
+        **voices,
+        BASE: voice(BASE, loaded.folder, None, found.own_system_prompt, found.sources, plain=found.own_plain),
+    }
 
 
 def _pair_renderer(tokenizer: PreTrainedTokenizerBase, sources: Sources, choice: ModelChoice) -> PairRenderer:

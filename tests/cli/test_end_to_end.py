@@ -282,3 +282,19 @@ def test_full_fine_tuning_gives_a_model_that_is_a_target(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["saved"] == "run/model"
     assert loraft("generate", "run", "-p", "hi", cwd=place).returncode == 0
+
+
+@pytest.mark.parametrize("rows", [{"prompt": "the customer", "completion": " said"}, {"text": "the customer said"}])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_c7_what_learned_plain_text_is_asked_with_plain_text(place: Path, rows: dict[str, str], method: str) -> None:
+    """The tokenizer has a chat template, and no row had one around it: neither has a prompt."""
+    (place / "plain.jsonl").write_text((json.dumps(rows) + "\n") * 8)
+    trained = loraft("train", "c.yaml", f"method={method}", "data.train=plain.jsonl", "data.eval=null", cwd=place)
+    assert trained.returncode == 0, trained.stderr
+    ask = ["--prompt", "the customer", "--max-new-tokens", "2", "--json"]
+    asked = loraft("generate", "run", *ask, cwd=place)
+    assert json.loads(asked.stdout)["prompt"] == "the customer"
+    assert "it learned plain text" in asked.stderr
+    if method == "lora":
+        assert loraft("merge", "run", "merged", cwd=place).returncode == 0
+        assert json.loads(loraft("generate", "merged", *ask, cwd=place).stdout)["prompt"] == "the customer"
