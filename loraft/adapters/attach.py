@@ -103,7 +103,8 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora", head=head)
     start = read_adapter(Path(config.lora.start_from)) if config.lora.start_from else None
     if start:
-        refuse_another_adapter(start, targets, config.lora)
+        classes = (base.config.id2label or {}).values() if head else ()
+        refuse_another_adapter(start, targets, config.lora, tuple(map(str, classes)))
     lora = _lora_config(base, loaded.family, targets, config)
     saved = copy.copy(lora.modules_to_save)
     model = wrap(base, lora)

@@ -16,8 +16,16 @@ from loraft.errors import AdapterError, Problem
 __all__ = ["refuse_another_adapter"]
 
 
-def refuse_another_adapter(start: AdapterFiles, targets: Targets, lora: LoraSection) -> None:
+def refuse_another_adapter(
+    start: AdapterFiles, targets: Targets, lora: LoraSection, labels: Sequence[str] = ()
+) -> None:
     """Compare the adapter of `lora.start_from` with what the config describes.
+
+    Args:
+        start: The adapter.
+        targets: What the config adapts.
+        lora: The config's section.
+        labels: The classes of a classifier in their order; none for other tasks.
 
     Raises:
         AdapterError: If they differ, with every difference.
@@ -30,6 +38,7 @@ def refuse_another_adapter(start: AdapterFiles, targets: Targets, lora: LoraSect
         *_switch("lora.use_rslora", shape.use_rslora, lora.use_rslora),
         *_switch("lora.use_dora", shape.use_dora, lora.use_dora),
         *_whole(shape.saved, targets.saved),
+        *_classes((start.record or {}).get("labels"), labels),
     ]
     if problems:
         message = "it is not the adapter that the config describes"
@@ -58,6 +67,13 @@ def _whole(there: Collection[str], here: Collection[str]) -> Iterable[Problem]:
         yield Problem(f"the adapter has no {_listed(sorted(absent))}", key="lora.modules_to_save")
     if extra:
         yield Problem(f"only the adapter has {_listed(sorted(extra))}", key="lora.modules_to_save")
+
+
+def _classes(there: object, here: Sequence[str]) -> Iterable[Problem]:
+    """What another tool wrote does not say which classes it knows."""
+    if isinstance(there, list) and here and there != list(here):
+        message = f"the adapter's classes are {_listed(list(map(str, there)))}; here they are {_listed(here)}"
+        yield Problem(message, key="data.labels")
 
 
 def _switch(key: str, there: bool, here: bool) -> Iterable[Problem]:

@@ -147,12 +147,17 @@ def _streamed(
     report = _report(config.data, renderer, train, held_out, examples, evaluation)
     sampled = sum(source.counts.read for source in train)
     known = "not known" if stream.rows is None else f"{stream.rows:,}"
-    note = f"data.streaming: what is said of the training rows is of the first {sampled:,}; all of them are {known}"
+    notes = [f"data.streaming: what is said of the training rows is of the first {sampled:,}; all of them are {known}"]
+    if config.training.max_steps is None and any(source.wanted.done == "split" for source in stream.sources):
+        notes.append(
+            "data.streaming: steps are counted as if no row were split; where later ones are, training ends before "
+            "the last of them (write training.max_steps)"
+        )
     return PreparedData(
         train=examples,
         train_sources=list(_spans(train)),
         eval=evaluation,
-        report=replace(report, train_rows=stream.rows, sampled=sampled, notes=(note, *report.notes)),
+        report=replace(report, train_rows=stream.rows, sampled=sampled, notes=(*notes, *report.notes)),
         renderer=renderer,
         fingerprint=identity_of(config, (given, given_held), tokenizer) or "unknown",
         stream=stream,

@@ -149,11 +149,15 @@ def fit(run: Fit, state: RunState) -> None:
             _save(run, state)
         while not state.finished:
             run.adapted.model.train()
+            before = state.step
             for window in _windows(run, state):
                 _step(run, state, window, clock)
                 _after_step(run, state, clock, signals)
                 if state.finished:
                     break
+            if state.step == before:  # it was resumed anyway, and the epoch has fewer rows than were trained on
+                _begin_epoch(state)
+                state.finished = all_trained(run, state)
 
 
 def _windows(run: Fit, state: RunState) -> Iterator[Window]:
@@ -196,10 +200,14 @@ def _count(state: RunState, run: Fit, window: Window, loss: float, weight: float
     state.logged_weight += weight
     state.drawn, state.pieces = window.place
     if window.ends_epoch:
-        state.epoch, state.window, state.drawn, state.pieces = state.epoch + 1, 0, 0, 0
+        _begin_epoch(state)
     for note in window.notes:
         run.observer(Note(note))
     state.finished = all_trained(run, state)
+
+
+def _begin_epoch(state: RunState) -> None:
+    state.epoch, state.window, state.drawn, state.pieces = state.epoch + 1, 0, 0, 0
 
 
 def all_trained(run: Fit, state: RunState) -> bool:

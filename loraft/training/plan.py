@@ -113,6 +113,12 @@ def plan_run(config: RunConfig) -> RunPlan:
             remedy="write packing: auto" if not shape.family.packs else "write model.attn_implementation: auto",
         )
     known = batch_plan(config, data)
+    if not known.epoch(0):
+        raise ConfigError(
+            "an epoch draws no row: each source's rows times its weight are less than half a row",
+            key="data.train",
+            remedy="write greater weights",
+        )
     batches = known if data.stream is None else StreamPlan(data.stream, known.batch_size, known.accumulation)
     steps = _steps(config, batches)
     pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
@@ -168,14 +174,17 @@ def _collected(problems: list[Problem], decide: Callable[[], Result]) -> Result 
 
 
 def _beyond_context(config: RunConfig, shape: ModelShape) -> list[Problem]:
-    if shape.context is None or config.data.max_length <= shape.context:
-        return []
+    limits = {"data.max_length": config.data.max_length}
+    if config.task == "seq2seq_lm":
+        limits["data.max_target_length"] = config.data.max_target_length or 0
     return [
         Problem(
-            f"{config.data.max_length} tokens are more than the {shape.context} positions of the model",
-            key="data.max_length",
+            f"{most} tokens are more than the {shape.context} positions of the model",
+            key=key,
             remedy=f"write {shape.context} or less",
         )
+        for key, most in limits.items()
+        if shape.context is not None and most > shape.context
     ]
 
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedConfig, PreTrainedModel
+import torch
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.adapters.anatomy import depths, targets_in
 from loraft.adapters.targets import Targets
@@ -26,7 +28,9 @@ from loraft.models.loading import (
     without,
 )
 from loraft.models.quantization import quantized_modules
+from loraft.models.quiet import quietly_reading
 from loraft.models.sources import resolve
+from loraft.models.two_stacks import decoder_inputs
 from loraft.models.weights import check_weights, expected_tensors
 from loraft.training.memory import LayerSizes
 
@@ -93,12 +97,14 @@ def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) ->
         config: The model's config; for a classifier one that knows the classes.
 
     Raises:
-        ModelError: Its files lack tensors or have others.
+        ModelError: Its files lack tensors or have others, or its decoder has no start token.
         AdapterError: The `lora` section names what the model does not have.
     """
     family = family_of(config.model_type, TRAINED_FOR[run.task])
     skeleton = meta_model(config)
     folder = resolve(run.model.name_or_path, run.model.revision, weights=False)
+    if family.encoder_path is not None:
+        _require_start(skeleton, folder)
     new = family.classifier if labels else ()
     if any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir():
         new = new_modules(folder, config, family) if labels else ()
@@ -119,6 +125,13 @@ def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) ->
         linear=linear,
         notes=tuple(_head_notes(run, new)) if labels else (),
     )
+
+
+def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        with quietly_reading(folder / GENERATION_CONFIG_NAME):
+            skeleton.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    decoder_inputs(skeleton, torch.zeros((1, 1), dtype=torch.long))
 
 
 def _head_notes(run: RunConfig, new: Sequence[str]) -> Iterator[str]:

@@ -102,6 +102,17 @@ def test_a_head_for_the_same_classes_stays_and_one_for_others_is_new(tmp_path: P
     assert any("begins anew" in note for note in plan.notes)
 
 
+def test_start_from_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
+    """As many classes under other names: the head would begin with what is right for others."""
+    trained(classifier_config(tmp_path), tmp_path / "saved")
+    start = {"lora__start_from": str(tmp_path / "saved")}
+    prepared_model(plan_run(classifier_config(tmp_path, **start)))
+    turned = plan_run(classifier_config(tmp_path, **start, data__labels=LABELS[::-1]))
+    with pytest.raises(AdapterError) as error:
+        prepared_model(turned)
+    assert "data.labels" in [problem.key for problem in error.value.problems]
+
+
 def test_the_head_begins_as_a_function_of_the_seed(tmp_path: Path) -> None:
     starts = []
     for seed in (0, 0, 1):

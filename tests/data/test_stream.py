@@ -215,3 +215,17 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         assert int(told[0]) == count
         peaks[count] = int(told[1])
     assert peaks[300_000] < 1.05 * peaks[30_000]
+
+
+def test_that_later_rows_may_be_split_is_said(tmp_path: Path) -> None:
+    """Steps follow from the number of rows, and which of them become several is seen only as they come."""
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(3)))
+
+    def notes(**training: int) -> str:
+        values = {"model": {"name_or_path": "x"}, "training": training,
+                  "data": {"train": str(file), "eval": None, "streaming": True}}  # fmt: skip
+        return " ".join(prepare(RunConfig.model_validate(values), tiny_tokenizer()).report.notes)
+
+    assert "as if no row were split" in notes()
+    assert "as if no row were split" not in notes(max_steps=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,33 @@ def test_problems_of_model_and_data_are_found_together(tmp_path: Path) -> None:
 def test_rows_longer_than_the_models_positions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="more than the 512 positions"):
         plan_run(tiny_config(tmp_path, data__max_length=4096))
+
+
+def test_targets_longer_than_the_models_positions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="more than the 512 positions") as error:
+        plan_run(tiny_config(tmp_path, task="seq2seq_lm", model_type="bart", data__max_target_length=4096))
+    assert [problem.key for problem in error.value.problems] == ["data.max_target_length"]
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart", "m2m_100"])
+def test_a_decoder_without_a_start_token_is_refused_before_its_weights_are_read(
+    tmp_path: Path, model_type: str
+) -> None:
+    data = {"data__source_lang": "en", "data__target_lang": "fr"}
+    config = tiny_config(tmp_path, task="seq2seq_lm", model_type=model_type, **data)
+    api.check(config)
+    for name in ("config.json", "generation_config.json"):
+        file = tmp_path / "model" / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"decoder_start_token_id": None}))
+    with pytest.raises(Refused, match="no start token"):
+        api.check(config)
+
+
+def test_weights_that_draw_no_row_are_refused(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    light = [{"path": config.data.train[0].path, "weight": 0.001}]
+    with pytest.raises(Refused, match="draws no row"):
+        api.check(tiny_config(tmp_path, data__train=light))
 
 
 def test_fill_says_how_many_steps_remain(tmp_path: Path) -> None:

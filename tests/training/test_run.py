@@ -199,6 +199,20 @@ def test_c33_classes_of_another_name_are_noticed(tmp_path: Path) -> None:
         api.train(config, resume=True)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_fewer_rows_than_were_trained_on_are_taken_on_with_the_next_epoch(tmp_path: Path, streaming: bool) -> None:
+    """A place behind the end of an epoch gives no step: looking for one there would never end."""
+    tiny_config(tmp_path)
+    changes: dict[str, Any] = {"data__streaming": True, "data__eval": None} if streaming else {"data__eval": None}
+    config = tiny_config(
+        tmp_path, training__per_device_train_batch_size=1, training__save_steps=4, training__max_steps=9, **changes
+    )
+    with pytest.raises(Stopped):
+        api.train(config, observer=stop_at(6))
+    write_rows(tmp_path / "train.jsonl", rows(3))
+    assert api.train(config, resume_anyway=True).steps == 9
+
+
 def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     config = tiny_config(
