@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 
 from loraft.data.formats import Record
@@ -100,7 +100,8 @@ def _started(count: int, setting: bytes) -> Iterator[SimpleQueue[Process]]:
     try:
         for process in started:
             assert process.stdin is not None
-            process.stdin.write(setting)
+            with suppress(OSError):  # one that died already is found out when it is given work
+                process.stdin.write(setting)
             free.put(process)
         yield free
     finally:

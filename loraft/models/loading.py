@@ -52,6 +52,7 @@ __all__ = [
     "load_any_config",
     "load_config",
     "load_model",
+    "load_noted_tokenizer",
     "load_tokenizer",
     "meta_model",
     "new_modules",
@@ -192,7 +193,18 @@ def load_tokenizer(section: ModelSection, among: Mapping[str, Family] = TRAINED)
     Raises:
         ModelError: No tokenizer, one without offsets, or one with tokens beyond the model's embeddings.
     """
-    return _tokenizer(section, load_config(section, among))[0]
+    return load_noted_tokenizer(section, among)[0]
+
+
+def load_noted_tokenizer(
+    section: ModelSection, among: Mapping[str, Family] = TRAINED
+) -> tuple[Tokenizer, tuple[str, ...]]:
+    """`load_tokenizer`, and what there is to say about it: a token that stands in for padding, say.
+
+    Raises:
+        ModelError: As `load_tokenizer` does.
+    """
+    return _tokenizer(section, load_config(section, among))
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:

@@ -22,7 +22,7 @@ from loraft.data.prepare import PreparedData, prepare
 from loraft.data.stream import StreamPlan
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
 from loraft.models.families import TRAINED_FOR, family_of
-from loraft.models.loading import check_dtype, load_config, load_tokenizer
+from loraft.models.loading import check_dtype, load_config, load_noted_tokenizer
 from loraft.models.placement import DTYPES, Placement, place
 from loraft.models.sources import cache_folder
 from loraft.training.class_weights import class_weight_problems
@@ -92,7 +92,8 @@ def plan_run(config: RunConfig) -> RunPlan:
         config, length_notes = _fitting_length(config, context_of(architecture, family))
         dtype = placement.dtype if placement is not None else DTYPES.get(config.model.dtype)
         _collected(problems, lambda: check_dtype(family, dtype))
-    tokenizer = _collected(problems, lambda: load_tokenizer(config.model, families))
+    read = _collected(problems, lambda: load_noted_tokenizer(config.model, families))
+    tokenizer, tokenizer_notes = read if read is not None else (None, ())
     data = _collected(problems, lambda: prepare(config, tokenizer, cache_folder())) if tokenizer is not None else None
     shape = _collected(problems, lambda: _shape(config, data)) if architecture is not None else None
     if shape is not None:
@@ -137,7 +138,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         eval_every=_every(config.training.eval_steps, steps),
         save_every=_every(config.training.save_steps, steps),
         notes=(
-            *placement.notes, *shape.notes, *length_notes, *data.renderer.notes, *notes,
+            *placement.notes, *tokenizer_notes, *shape.notes, *length_notes, *data.renderer.notes, *notes,
             *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes,
         ),
     )  # fmt: skip
@@ -266,7 +267,7 @@ def _less_memory(config: RunConfig, memory: MemoryPlan) -> str:
 
 
 def _packing_notes(config: RunConfig, shape: ModelShape, data: PreparedData, *, packed: bool) -> list[str]:
-    if config.data.packing == "fill":
+    if config.data.packing == "fill" and config.task == "causal_lm":
         alone = BatchPlan(
             [example.tokens for example in data.train], data.train_sources, config.training.per_device_train_batch_size,
             config.training.gradient_accumulation_steps, config.seed,

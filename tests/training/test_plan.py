@@ -12,6 +12,7 @@ from loraft import api
 from loraft.errors import Refused, ResourceError
 from loraft.models import placement
 from loraft.training.plan import plan_run
+from tests.tiny import tiny_tokenizer
 from tests.training.building import rows, tiny_config, write_rows
 
 
@@ -146,3 +147,12 @@ def test_the_report_has_the_keys_that_others_rely_on(tmp_path: Path) -> None:
     assert report["memory"]["peak_bytes"] > 0
     assert report["model"]["quantized_parameters"] > 0
     assert len(report["data"]["samples"]) == 3
+
+
+def test_a_token_that_stands_in_for_padding_is_said(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    assert not any("no padding token" in note for note in plan_run(config).notes)
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(config.model.name_or_path)
+    assert any("the tokenizer has no padding token" in note for note in plan_run(config).notes)
