@@ -100,7 +100,10 @@ def _encoder(model_type: str, path: str, names: Names, classifier: tuple[str, ..
 
 
 def _two_stacks(model_type: str, encoder: str, decoder: str, names: Names, **columns: Any) -> Family:
-    return Family(model_type, decoder, *names, "encoder_decoder", encoder, classifier=(), packs=False, **columns)
+    # In cross-attention k and v read another tensor than q: computed together, two of three products would be lost.
+    return Family(
+        model_type, decoder, *names, "encoder_decoder", encoder, classifier=(), packs=False, same_input=(), **columns
+    )
 
 
 TABLE = (
