@@ -15,6 +15,8 @@ from loraft.evaluation.tallies import Counts, Figures
 
 __all__ = ["LABEL_METRICS", "LabelTally"]
 
+Margin = NDArray[np.float64]
+"""A number for each label: `[label]`."""
 LABEL_METRICS = ("accuracy", "macro_f1", "mcc")
 
 
@@ -58,10 +60,8 @@ class LabelTally:
         Source: F1 of a label is 2·hits / (right + predicted); Matthews' correlation of several labels is Gorodkin's,
         2004.
         """
-        cells = self._cells if counts is None else self._drawn(counts)
-        matrix = cells.reshape(len(self.labels), -1).astype(np.float64)
-        rows, hits = matrix.sum(), matrix.diagonal()
-        right, given = matrix.sum(1), matrix.sum(0)
+        right, given, hits = self._margins() if counts is None else self._drawn(counts)
+        rows = right.sum()
         there = (right + given) > 0
         spread = (rows**2 - given @ given) * (rows**2 - right @ right)
         return {
@@ -70,9 +70,19 @@ class LabelTally:
             "mcc": float((hits.sum() * rows - right @ given) / np.sqrt(spread)) if spread > 0 else 0.0,
         }
 
-    def _drawn(self, counts: Counts) -> NDArray[np.int64]:
-        """The cells of rows drawn anew."""
+    def _margins(self) -> tuple[Margin, Margin, Margin]:
+        """`[label]`: how many rows are of each label, were given it, and both."""
+        matrix = self._cells.reshape(len(self.labels), -1).astype(np.float64)
+        return matrix.sum(1), matrix.sum(0), matrix.diagonal()
+
+    def _drawn(self, counts: Counts) -> tuple[Margin, Margin, Margin]:
+        """The same of rows drawn anew, without their matrix: a thousand classes have a million cells in each draw."""
         if self._kept is None:
             raise ValueError("the rows were not kept")
-        pairs = np.frombuffer(self._kept, dtype=np.int64)
-        return np.bincount(pairs, weights=counts, minlength=len(self._cells)).astype(np.int64)
+        right, given = np.divmod(np.frombuffer(self._kept, dtype=np.int64), len(self.labels))
+        sums = (counts, counts, counts * (right == given))
+        of_rows, of_answers, hits = (
+            np.bincount(labels, weights=weights, minlength=len(self.labels))
+            for labels, weights in zip((right, given, right), sums, strict=True)
+        )
+        return of_rows, of_answers, hits
