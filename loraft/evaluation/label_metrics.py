@@ -82,7 +82,7 @@ class LabelTally:
         right, given = np.divmod(np.frombuffer(self._kept, dtype=np.int64), len(self.labels))
         sums = (counts, counts, counts * (right == given))
         of_rows, of_answers, hits = (
-            np.bincount(labels, weights=weights, minlength=len(self.labels))
+            np.bincount(labels, weights=weights, minlength=len(self.labels)).astype(np.float64)
             for labels, weights in zip((right, given, right), sums, strict=True)
         )
         return of_rows, of_answers, hits

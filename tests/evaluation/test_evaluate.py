@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from loraft import api
 from loraft.config.schema import DataSource
@@ -24,8 +24,9 @@ from loraft.events import Event, Progress
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.training.memory import peak_bytes
 from tests.generation.voices import adapter_in, base_in
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import pairs, rows, tiny_config, write_rows
+from tests.training.classifiers import labelled_rows
 
 SHORT = AnswerOptions(temperature=0, num_beams=1, max_new_tokens=6)
 
@@ -185,6 +186,24 @@ def _peak_growth(place: Path, sent: Any) -> None:
     sent.send((peak_bytes("cpu") - before, found.tokens))
 
 
+def peak_growth(place: Path) -> tuple[int, int]:
+    """In a process of its own: the bytes by which many rows raise the peak of a few, and the tokens of the many.
+
+    Args:
+        place: A folder with a model `wide` and rows `few.jsonl` and `many.jsonl`.
+    """
+    here, there = multiprocessing.Pipe()
+    with warnings.catch_warnings():
+        # From Python 3.12 on a fork of a process with threads warns; this child starts none of their work.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = multiprocessing.get_context("fork").Process(target=_peak_growth, args=(place, there))
+        process.start()
+    there.close()
+    growth, tokens = here.recv()
+    process.join()
+    return growth, tokens
+
+
 @pytest.mark.parametrize("model_type", ["llama", "t5"])
 def test_c37_memory_does_not_grow_with_the_rows(tmp_path: Path, model_type: str) -> None:
     """C37: 1,200 rows need what 16 need, but for their texts and tokens: 30 MB is room for those.
@@ -196,14 +215,26 @@ def test_c37_memory_does_not_grow_with_the_rows(tmp_path: Path, model_type: str)
     given = rows if model_type == "llama" else pairs
     write_rows(place / "few.jsonl", given(16))
     write_rows(place / "many.jsonl", given(1200))
-    here, there = multiprocessing.Pipe()
-    with warnings.catch_warnings():
-        # From Python 3.12 on a fork of a process with threads warns; this child starts none of their work.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process = multiprocessing.get_context("fork").Process(target=_peak_growth, args=(place, there))
-        process.start()
-    there.close()
-    growth, tokens = here.recv()
-    process.join()
+    growth, tokens = peak_growth(place)
     assert 4 * 20_000 * tokens > 800e6
+    assert growth < 30e6
+
+
+def test_c37_memory_of_a_classifier_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """C37 of classes: of a row with 1,000 of them stay two numbers, not its probabilities.
+
+    Those of 1,200 rows, each a float of 24 bytes and the two words of its place in a dictionary, would take over 45 MB;
+    where every reading was kept on purpose, the peak rose by 80 MB, and by 12 MB where none is.
+    """
+    names = [f"class-{number}" for number in range(1000)]
+    sizes = tiny_sizes("bert", num_labels=len(names), id2label=dict(enumerate(names)))
+    config = AutoConfig.for_model("bert", **sizes, label2id={name: at for at, name in enumerate(names)})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "wide")
+    tiny_tokenizer().save_pretrained(tmp_path / "wide")
+    for called, count in (("few", 16), ("many", 1200)):
+        given = [{"text": row["text"], "label": names[at % 1000]} for at, row in enumerate(labelled_rows(count))]
+        write_rows(tmp_path / f"{called}.jsonl", given)
+    growth, decisions = peak_growth(tmp_path)
+    assert decisions == 1200
+    assert (24 + 16) * 1000 * decisions > 45e6
     assert growth < 30e6

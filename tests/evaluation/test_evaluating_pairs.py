@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from loraft import api
 from loraft.errors import DataError
 from loraft.evaluation.result import Evaluation
 from loraft.generation.options import AnswerOptions, ModelChoice
+from tests.generation.test_pair_voices import multilingual_base, of_peft
 from tests.generation.voices import pair_adapter_in
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.building import pairs, write_rows
@@ -94,3 +95,38 @@ def test_languages_are_those_of_the_adapter_and_may_be_said(place: Path) -> None
 def test_a_base_that_nobody_trained_must_be_told_the_languages(place: Path) -> None:
     with pytest.raises(DataError, match="--source-lang: is not set, and the rows have the languages en, xx"):
         evaluated(place, "base", data=place / "turned.jsonl")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own use of it
+@pytest.mark.parametrize(("kind", "seed"), [("nllb", 6), ("mbart25", 1), ("m2m", 6)])
+def test_what_knows_languages_is_asked_and_read_in_those_of_the_rows(tmp_path: Path, kind: str, seed: int) -> None:
+    """Answers begin as transformers' do, in the target's language, and targets are tokens as its tokenizer makes them.
+
+    Each is seeded so that it says words, which are others where its first token is free or its start token another.
+    C38: its loss is total negative log-likelihood / tokens. 1e-6: float32 sums in another order.
+    """
+    base, source, target = multilingual_base(tmp_path / "base", kind)
+    adapter = pair_adapter_in(tmp_path / "a", base, languages=(source, target), seed=seed, amount=1.0)
+    texts = [("hello", "the cat"), ("the cat", "hello"), ("cat hello", "hello the cat")]
+    write_rows(tmp_path / "rows.jsonl", [{"translation": {source: one, target: other}} for one, other in texts])
+    options, output = AnswerOptions(temperature=0, num_beams=1, max_new_tokens=12), tmp_path / "o.jsonl"
+    found = evaluated(tmp_path, metrics=["exact_match"], options=options, output=output, batch_size=2)
+    tokenizer: Any = AutoTokenizer.from_pretrained(adapter)
+    said = of_peft(base, adapter, tuple(one for one, _ in texts))
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    spoken = [tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
+    assert [line["prediction"] for line in lines] == spoken
+    assert any(spoken), "of no words at all it would not show how they begin"
+    tokenizer.src_lang, tokenizer.tgt_lang = source, target
+    model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(base), str(adapter)).eval()
+    total, tokens = 0.0, 0
+    for one, other in texts:
+        batch = tokenizer(one, text_target=other, return_tensors="pt")
+        with torch.no_grad():
+            total += model(**batch).loss.double().item() * batch["labels"].numel()
+        tokens += batch["labels"].numel()
+    assert (found.tokens, found.measured.loss) == (tokens, pytest.approx(total / tokens, rel=1e-6))
+    choice = ModelChoice(str(base), dtype="float32", source_lang=source, target_lang=target)
+    alone = api.evaluate(choice, data=tmp_path / "rows.jsonl", metrics=["loss"])
+    assert alone.tokens == tokens
+    assert alone.measured.loss != found.measured.loss
