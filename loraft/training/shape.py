@@ -131,7 +131,8 @@ def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
     if (folder / GENERATION_CONFIG_NAME).is_file():
         with quietly_reading(folder / GENERATION_CONFIG_NAME):
             skeleton.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    decoder_inputs(skeleton, torch.zeros((1, 1), dtype=torch.long))
+    some_token = (skeleton.config.pad_token_id or 0) + 1  # mBART looks for the last one that is no padding
+    decoder_inputs(skeleton, torch.full((1, 1), some_token))
 
 
 def _head_notes(run: RunConfig, new: Sequence[str]) -> Iterator[str]:
