@@ -1,7 +1,7 @@
 """What a verb works on, opened: sessions that answer, classifiers, and what is evaluated of either.
 
 Generation, prediction, evaluation and training know nothing of one another; here they are put together for `api`, whose
-functions then read as a table of contents. This module computes nothing itself.
+functions then read as a table of contents.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -28,9 +27,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.anatomy import targets_in
-from loraft.adapters.continuing import refuse_another_adapter
+from loraft.adapters.continuing import start_of
 from loraft.adapters.names import matches
-from loraft.adapters.reading import insert, read_adapter
+from loraft.adapters.reading import insert
 from loraft.adapters.targets import Targets
 from loraft.adapters.update import update_in_place
 from loraft.config.schema import Method, RunConfig, Task
@@ -43,7 +42,6 @@ ADAPTER_NAME = "default"
 """The name that peft loads an adapter under when nobody names it."""
 
 HARMLESS = (
-    "The PEFT config's `base_model_name_or_path` was renamed",  # of a copy that is in memory, to where the base lies
     "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
     "Model has `tie_word_embeddings=True`",  # training such an adapter is refused; loading one is told in a note
     "The PEFT config's `base_model_name_or_path` was renamed",  # resolving TARGET tells which base is used, and why
@@ -101,10 +99,8 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     base = loaded.model
     head = loaded.family.classifier if config.task == "seq_cls" else ()
     targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora", head=head)
-    start = read_adapter(Path(config.lora.start_from)) if config.lora.start_from else None
-    if start:
-        classes = (base.config.id2label or {}).values() if head else ()
-        refuse_another_adapter(start, targets, config.lora, tuple(map(str, classes)))
+    classes = (base.config.id2label or {}).values() if head else ()
+    start = start_of(config.lora, targets, tuple(map(str, classes)))
     lora = _lora_config(base, loaded.family, targets, config)
     saved = copy.copy(lora.modules_to_save)
     model = wrap(base, lora)

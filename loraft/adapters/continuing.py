@@ -6,30 +6,36 @@ This module compares and tells every difference. It refuses to know tensors beyo
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from pathlib import Path
 
 from loraft.adapters.names import is_within
-from loraft.adapters.reading import AdapterFiles
+from loraft.adapters.reading import AdapterFiles, read_adapter
 from loraft.adapters.targets import Targets
 from loraft.config.schema import LoraSection
 from loraft.errors import AdapterError, Problem
 
-__all__ = ["refuse_another_adapter"]
+__all__ = ["start_of"]
 
 
-def refuse_another_adapter(
-    start: AdapterFiles, targets: Targets, lora: LoraSection, labels: Sequence[str] = ()
-) -> None:
-    """Compare the adapter of `lora.start_from` with what the config describes.
+def start_of(lora: LoraSection, targets: Targets, labels: Sequence[str] = ()) -> AdapterFiles | None:
+    """The adapter of `lora.start_from`; None where an adapter begins anew.
 
     Args:
-        start: The adapter.
-        targets: What the config adapts.
         lora: The config's section.
+        targets: What the config adapts.
         labels: The classes of a classifier in their order; none for other tasks.
 
     Raises:
-        AdapterError: If they differ, with every difference.
+        AdapterError: It is damaged, or differs from what the config describes; every difference is told.
     """
+    if lora.start_from is None:
+        return None
+    start = read_adapter(Path(lora.start_from))
+    _refuse_another(start, targets, lora, labels)
+    return start
+
+
+def _refuse_another(start: AdapterFiles, targets: Targets, lora: LoraSection, labels: Sequence[str]) -> None:
     shape = start.shape
     problems = [
         *_modules(shape.ranks.keys(), targets.ranks.keys()),

@@ -5,16 +5,12 @@ This module knows which task goes with which kind of model. It refuses to know r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from loraft.adapters.resolve import Target
 from loraft.config.schema import Task
-from loraft.models.families import FAMILIES, Kind, family_of
+from loraft.models.families import FAMILIES, TASK_OF_KIND, family_of
 from loraft.models.loading import is_classifier, load_any_config
 
 __all__ = ["task_of"]
-
-OF_KIND: Mapping[Kind, Task] = {"decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "encoder": "seq_cls"}
 
 
 def task_of(target: Target) -> Task:
@@ -28,4 +24,4 @@ def task_of(target: Target) -> Task:
     config = load_any_config(target.model_section)
     if is_classifier(config):
         return "seq_cls"
-    return OF_KIND[family_of(config.model_type, FAMILIES).kind]
+    return TASK_OF_KIND[family_of(config.model_type, FAMILIES).kind]

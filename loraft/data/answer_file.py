@@ -1,4 +1,4 @@
-"""The file that answers are written to: a row is there whole or not at all, none is lost, and none is written twice.
+"""Rows that are asked, and the file that answers are written to: a row is there whole or not at all, none twice.
 
 A row is one line of JSON: the row that was asked, then what answers it, and `answered_by`, which tells answers of this
 model with these settings from others. Rows come in the order of the questions, so that what is there already is a
@@ -16,17 +16,23 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from loraft.config.schema import DataSource
+from loraft.data.records import READERS, RowsRead, read_rows
 from loraft.errors import DataError, DiskFullError, Problem, Stopped
 
-__all__ = ["ANSWERED_BY", "AnswerFile", "check_answer_file", "lost_fields", "open_answer_file", "windows_left"]
+__all__ = [
+    "ANSWERED_BY", "SOURCE", "AnswerFile", "check_answer_file", "lost_fields", "open_answer_file", "rows_to_answer",
+    "windows_left",
+]  # fmt: skip
 
 ANSWERED_BY = "answered_by"
 """The field that tells answers of one model from those of others; the last one of a row."""
 KEY = "--output"
+SOURCE = "--input"
 ANOTHER = "Name another file, or replace it with --overwrite."
 
 
@@ -69,6 +75,21 @@ class AnswerFile:
             remedy = "Free some space; the same command goes on."
             raise DiskFullError(message, where=str(self.path), remedy=remedy) from error
         self.rows += len(answers)
+
+
+def rows_to_answer(path: Path) -> RowsRead:
+    """The rows of a file that each get an answer.
+
+    Raises:
+        DataError: There is no such file, or it is no file of rows.
+    """
+    if path.suffix not in READERS:
+        remedy = f"Write it as {', '.join(READERS)}."
+        raise DataError("is no file of rows", where=str(path), key=SOURCE, remedy=remedy)
+    try:
+        return read_rows(DataSource(path=str(path)))
+    except DataError as error:
+        raise DataError.several([replace(problem, key=SOURCE) for problem in error.problems]) from error
 
 
 def lost_fields(where: str, row: Mapping[str, object], added: Sequence[str]) -> list[Problem]:

@@ -35,7 +35,11 @@ LIBRARIES = ("transformers", "tokenizers", "jinja2")
 
 
 def identity_of(
-    config: RunConfig, sources: Sequence[Sequence[DataSource]], tokenizer: PreTrainedTokenizerBase
+    config: RunConfig,
+    sources: Sequence[Sequence[DataSource]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    program: bool = True,
 ) -> str | None:
     """The name of the tokens that `sources` become; None where nothing tells whether they are still the same.
 
@@ -43,6 +47,7 @@ def identity_of(
         config: The run's.
         sources: Those to train on and those to evaluate on, the defaults of their section filled in.
         tokenizer: The model's.
+        program: The code has a say too; without it the name is that of what the tokens are made from.
     """
     try:
         streaming = config.data.streaming
@@ -53,7 +58,7 @@ def identity_of(
     if any(content is None for part in contents for content in part):
         return None
     described = {
-        "program": [loraft.__version__, _program(), *(version(name) for name in LIBRARIES)],
+        "program": [loraft.__version__, _program(), *(version(name) for name in LIBRARIES)] if program else None,
         "task": config.task,
         "settings": config.data.model_dump(mode="json", include=SETTINGS),
         "sources": [[source.model_dump(mode="json", exclude={"weight"}) for source in part] for part in sources],

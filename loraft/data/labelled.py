@@ -35,15 +35,12 @@ class LabelRenderer:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def for_records(
-        cls, tokenizer: PreTrainedTokenizerBase, records: Iterable[Record], named: Sequence[str] = ()
-    ) -> LabelRenderer:
-        """The renderer for a tokenizer and the classes that training rows have, or those that are named.
+    def to_train(cls, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]) -> LabelRenderer:
+        """The renderer for a tokenizer and the classes that are to be learned.
 
         Raises:
             DataError: There are fewer than two classes, or names that stand twice.
         """
-        labels = tuple(named) or labels_of(records)
         if twice := sorted({name for name in labels if labels.count(name) > 1}):
             raise DataError(f"{', '.join(twice)} stands twice", key="data.labels")
         if len(labels) < 2:
@@ -78,11 +75,7 @@ class LabelRenderer:
             DataError: It is a class that there is not.
         """
         assert isinstance(record, Labelled), "formats give labelled texts for seq_cls"
-        return Labelled(record.text, record.second, self.number(record.label))
-
-    def number(self, label: str | int) -> int:
-        """The number of a class, as `class_number` has it."""
-        return class_number(label, self.labels)
+        return Labelled(record.text, record.second, class_number(record.label, self.labels))
 
     def examples(self, rendered: Sequence[Labelled], where: Sequence[str]) -> list[LabelledExample]:
         """Texts as the tokenizer reads them by itself, with the number of their class."""

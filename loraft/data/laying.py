@@ -10,7 +10,7 @@ from loraft.config.schema import RunConfig
 from loraft.data.batches import BatchPlan
 from loraft.data.prepare import PreparedData
 
-__all__ = ["batch_plan", "lies_end_to_end"]
+__all__ = ["batch_plan", "fills", "lies_end_to_end"]
 
 
 def lies_end_to_end(config: RunConfig, *, packs: bool) -> bool:
@@ -24,9 +24,13 @@ def lies_end_to_end(config: RunConfig, *, packs: bool) -> bool:
     return packs and wanted and config.task == "causal_lm"
 
 
+def fills(config: RunConfig) -> bool:
+    """Whether rows are filled up to `data.max_length` with one another."""
+    return config.data.packing == "fill" and config.task == "causal_lm"
+
+
 def batch_plan(config: RunConfig, data: PreparedData) -> BatchPlan:
     """The batches of a run."""
-    fills = config.data.packing == "fill" and config.task == "causal_lm"
     return BatchPlan(
         lengths=[example.tokens for example in data.train],
         spans=data.train_sources,
@@ -34,5 +38,5 @@ def batch_plan(config: RunConfig, data: PreparedData) -> BatchPlan:
         accumulation=config.training.gradient_accumulation_steps,
         seed=config.seed,
         group_by_length=config.training.group_by_length,
-        fill_to=config.data.max_length if fills else None,
+        fill_to=config.data.max_length if fills(config) else None,
     )

@@ -121,7 +121,7 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
         eval=evaluation,
         report=replace(report, notes=(*(keeper.notes if keeper is not None else ()), *report.notes)),
         renderer=renderer,
-        fingerprint=_fingerprint([*examples, *evaluation], learned.labels),
+        fingerprint=_fingerprint((examples, evaluation), learned.labels),
     )
 
 
@@ -159,7 +159,7 @@ def _streamed(
         eval=evaluation,
         report=replace(report, train_rows=stream.rows, sampled=sampled, notes=(*notes, *report.notes)),
         renderer=renderer,
-        fingerprint=identity_of(config, (given, given_held), tokenizer) or "unknown",
+        fingerprint=identity_of(config, (given, given_held), tokenizer, program=False) or "unknown",
         stream=stream,
     )
 
@@ -305,10 +305,12 @@ def _seen_sources(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -
             yield f"{source.given.path} is trained and evaluated on: its loss says nothing about new rows"
 
 
-def _fingerprint(examples: Iterable[Example], labels: Sequence[str]) -> str:
+def _fingerprint(parts: Iterable[Sequence[Example]], labels: Sequence[str]) -> str:
     digest = hashlib.sha256()
     if labels:  # rows have numbers, which mean other classes under other names
         digest.update(json.dumps(labels).encode())
-    for example in examples:
-        digest.update(array("q", [*example.input_ids, -1, *example.labels, -2]).tobytes())
+    for examples in parts:  # the same row means another thing in training than in evaluation
+        digest.update(array("q", [len(examples)]).tobytes())
+        for example in examples:
+            digest.update(array("q", [*example.input_ids, -1, *example.labels, -2]).tobytes())
     return digest.hexdigest()

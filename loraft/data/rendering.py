@@ -112,7 +112,7 @@ def renderer_of(task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBas
             tokenizer, prefix=data.source_prefix, source_lang=data.source_lang, target_lang=data.target_lang
         )
     if task == "seq_cls":
-        return LabelRenderer.for_records(tokenizer, (), learned.labels)
+        return LabelRenderer.to_train(tokenizer, learned.labels)
     renderer = Renderer.for_tokenizer(
         tokenizer,
         chat_template=data.chat_template,

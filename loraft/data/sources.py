@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 SHOWN_PROBLEMS = 20
+LEAVE_OUT = "data.on_bad_row: skip leaves bad rows out and counts them"
 DONE = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}
 
 
@@ -179,10 +180,9 @@ def tokenize_source(source: SourceRows, data: DataSection, renderer: RowRenderer
     return [*refused, *(too_long if wanted.done == "error" else [])]
 
 
-def shortened(problems: Sequence[Problem]) -> list[Problem]:
-    """The first of many problems, and how many more there are."""
+def shortened(problems: Sequence[Problem], remedy: str | None = LEAVE_OUT) -> list[Problem]:
+    """The first of many problems, and how many more there are, with what can be done about all of them."""
     more = len(problems) - SHOWN_PROBLEMS
     if more <= 0:
         return list(problems)
-    remedy = "data.on_bad_row: skip leaves bad rows out and counts them"
     return [*problems[:SHOWN_PROBLEMS], Problem(f"and {more} more problems like these", remedy=remedy)]

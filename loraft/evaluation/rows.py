@@ -21,7 +21,7 @@ from loraft.data.labelled import class_number
 from loraft.data.prepare import prepare
 from loraft.data.records import read_rows
 from loraft.data.rendering import RowRenderer
-from loraft.data.sources import format_of, with_defaults
+from loraft.data.sources import format_of, shortened, with_defaults
 from loraft.data.tokenize import Renderer
 from loraft.errors import DataError, Problem
 
@@ -37,7 +37,6 @@ OPTIONS = {
 }  # fmt: skip
 """What a key of a config is called on the command line of those who evaluate."""
 MEND = "Mend the row, or leave it out."
-SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def _read(run: RunConfig | None, base: str, data: DataSource | None, purpose: Pu
         problems += [] if skips else wrong
         notes += told
     if problems:
-        raise DataError.several(_shortened(problems))
+        raise DataError.several(shortened(problems, remedy=None))
     if config.task == "seq_cls" and config.training.class_weights is not None:
         notes.append("the run weighted its classes in training (training.class_weights): here each row counts the same")
     return Source(config, data is None, called, questions, tuple(notes))
@@ -223,7 +222,7 @@ def prompt_ids(item: Item, renderer: RowRenderer) -> list[int]:
     labels = item.example.labels
     start = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
     if start == 0 and isinstance(renderer, Renderer):  # every token is trained
-        return replace(renderer, template=None).prompt_ids([Message("user", asked)])
+        return replace(renderer, plain=True).prompt_ids([Message("user", asked)])
     return item.example.input_ids[:start]
 
 
@@ -243,7 +242,9 @@ def _config_for(run: RunConfig | None, base: str, data: DataSource, purpose: Pur
     section = DataSection(train=(data,), eval=None, source_prefix=purpose.sources.prefix)
     if run is None:
         run = RunConfig(task=purpose.task, model=ModelSection(name_or_path=base), data=section)
-    kept = {"train": section.train, "eval": None, "on_bad_row": "error", "split": None, "name": None}
+    kept = {
+        "train": section.train, "eval": None, "on_bad_row": "error", "split": None, "name": None, "streaming": False,
+    }  # fmt: skip
     return _as_trained(run.model_copy(update={"data": run.data.model_copy(update=kept)}), purpose)
 
 
@@ -322,8 +323,3 @@ def _as_ours(problem: Problem) -> Problem:
     for name in ("data.source_lang", "data.target_lang"):  # a row that lacks a language names who asked for it
         message = message.replace(name, OPTIONS[name])
     return replace(problem, message=message, key=key or problem.key, remedy=remedy)
-
-
-def _shortened(problems: Sequence[Problem]) -> list[Problem]:
-    more = len(problems) - SHOWN_PROBLEMS
-    return [*problems[:SHOWN_PROBLEMS], *([Problem(f"and {more} more problems like these")] if more > 0 else [])]

@@ -21,10 +21,9 @@ from time import perf_counter
 import torch
 
 from loraft.adapters.reading import digests
-from loraft.config.schema import DataSource
-from loraft.data.answer_file import lost_fields, open_answer_file, windows_left
+from loraft.data.answer_file import lost_fields, open_answer_file, rows_to_answer, windows_left
 from loraft.data.formats import Languages, Message, to_question
-from loraft.data.records import READERS, Row, read_rows
+from loraft.data.records import Row
 from loraft.errors import DataError, OutOfMemoryError, Problem
 from loraft.events import Note, Observer, Progress
 from loraft.generation.context import learned_positions
@@ -38,7 +37,6 @@ ADDED = ("completion", "finish_reason")
 """What an answer adds to its row."""
 BATCH_SIZE = 8
 BATCHES_A_WINDOW = 8
-SOURCE = "--input"
 ROWS = "rows answered"
 
 
@@ -97,13 +95,7 @@ def read_questions(path: Path, source_lang: Callable[[], str | None] | None = No
     Raises:
         DataError: There is no such file, or rows are not as they must be; every one is named.
     """
-    if path.suffix not in READERS:
-        remedy = f"Write it as {', '.join(READERS)}."
-        raise DataError("is no file of rows", where=str(path), key=SOURCE, remedy=remedy)
-    try:
-        read = read_rows(DataSource(path=str(path)))
-    except DataError as error:
-        raise DataError.several([replace(problem, key=SOURCE) for problem in error.problems]) from error
+    read = rows_to_answer(path)
     problems, questions = list(read.problems), []
     languages = Languages(source_lang()) if source_lang and any(map(_is_translation, read.rows)) else Languages()
     for row in read.rows:

@@ -30,6 +30,7 @@ from loraft.generation.answer import stop_texts_of
 from loraft.generation.defaults import own_defaults, saved_defaults
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.rules import SamplingRules, unheeded_defaults
+from loraft.models.exhaustion import memory_errors
 from loraft.models.families import FAMILIES, Family, family_of
 from loraft.models.loading import LoadedModel, check_dtype, load_config, load_model, load_tokenizer
 from loraft.models.placement import DTYPES, place
@@ -227,7 +228,9 @@ def open_session(choice: ModelChoice) -> Session:
         notes += ("the tokenizer has no codes of languages: their names are those of the rows alone",)
     if choice.merge and adapted is not None:
         del voices[BASE]
-        return Session(loaded, merged(adapted), voices, quantization, notes, merged=True)
+        remedy = "Answer without --merge, or fold the adapter in file by file with loraft merge."
+        with memory_errors("memory ran out while the adapter was merged", where="--merge", remedy=remedy):
+            return Session(loaded, merged(adapted), voices, quantization, notes, merged=True)
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
 
 

@@ -25,6 +25,7 @@ from loraft.data.statistics import SourceCounts
 from loraft.errors import ConfigError, DataError
 from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import load_config, load_tokenizer
+from loraft.models.sources import cache_folder
 
 __all__ = [
     "BatchRow", "Part", "Preview", "SeenBatch", "SeenRow", "SeenToken", "SpecialToken", "Split", "preview_rows",
@@ -200,7 +201,7 @@ def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", p
     families = TRAINED_FOR[config.task]
     family = families[load_config(config.model, families).model_type]
     tokenizer = load_tokenizer(config.model, families)
-    data = prepare(config, tokenizer)
+    data = prepare(config, tokenizer, cache_folder())
     sight = _Sight(tokenizer, data)
     examples = data.eval if split == "eval" else data.train
     rows = [row for place in places for row in _at(place, config, split, data, sight)]

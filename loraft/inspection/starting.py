@@ -17,11 +17,10 @@ from loraft.config.schema import Method, RowFormat, Task
 from loraft.config.starter import MODELS, Start, starter
 from loraft.data.acquaintance import Acquaintance, look_at
 from loraft.errors import ConfigError, DataError
-from loraft.models.families import FAMILIES, TRAINED_FOR, Kind
+from loraft.models.families import FAMILIES, TASK_OF_KIND, TRAINED_FOR
 
 __all__ = ["Started", "check_place", "look", "start", "task_of_model"]
 
-TASK_OF_KIND: Mapping[Kind, Task] = {"decoder": "causal_lm", "encoder": "seq_cls", "encoder_decoder": "seq2seq_lm"}
 EXAMPLES: Mapping[Task, tuple[str, RowFormat]] = {
     "causal_lm": ("builtin:tickets", "messages"),
     "seq2seq_lm": ("data/train.jsonl", "translation"),

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from loraft.config.schema import Task
 from loraft.errors import ModelError
 
-__all__ = ["FAMILIES", "TRAINED", "TRAINED_FOR", "Family", "Kind", "family_of"]
+__all__ = ["FAMILIES", "TASK_OF_KIND", "TRAINED", "TRAINED_FOR", "Family", "Kind", "family_of"]
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 
@@ -166,6 +166,8 @@ ENCODER_DECODERS = (
     "bart", "bigbird_pegasus", "blenderbot", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus",
     "plbart", "prophetnet", "t5", "t5gemma", "udop", "umt5", "whisper",
 )  # fmt: skip
+TASK_OF_KIND: Mapping[Kind, Task] = {"decoder": "causal_lm", "encoder": "seq_cls", "encoder_decoder": "seq2seq_lm"}
+"""What a model of a kind is for where nothing else is said."""
 KINDS: Mapping[Kind, str] = {"decoder": "a decoder", "encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}
 NEEDS: Mapping[Task, str] = {
     "causal_lm": "needs a decoder",

@@ -13,15 +13,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
 from loraft.adapters.reading import digests
-from loraft.config.schema import DataSource
-from loraft.data.answer_file import lost_fields, open_answer_file, windows_left
+from loraft.data.answer_file import SOURCE, lost_fields, open_answer_file, rows_to_answer, windows_left
 from loraft.data.fields import Fields
-from loraft.data.records import READERS, Row, read_rows
+from loraft.data.records import Row
 from loraft.errors import DataError, Problem
 from loraft.events import Note, Observer, Progress
 from loraft.models.exhaustion import memory_errors
@@ -33,7 +32,6 @@ ADDED = ("prediction", "probabilities")
 """What a prediction adds to its row."""
 BATCH_SIZE = 32
 BATCHES_A_WINDOW = 8
-SOURCE = "--input"
 
 
 @dataclass(frozen=True)
@@ -81,13 +79,7 @@ def read_texts(path: Path, columns: Mapping[str, str]) -> list[TextRow]:
     Raises:
         DataError: There is no such file, or rows are not as they must be; every one is named.
     """
-    if path.suffix not in READERS:
-        remedy = f"Write it as {', '.join(READERS)}."
-        raise DataError("is no file of rows", where=str(path), key=SOURCE, remedy=remedy)
-    try:
-        read = read_rows(DataSource(path=str(path)))
-    except DataError as error:
-        raise DataError.several([replace(problem, key=SOURCE) for problem in error.problems]) from error
+    read = rows_to_answer(path)
     _require_columns(path, read.rows, columns)
     problems, texts = list(read.problems), []
     for row in read.rows:

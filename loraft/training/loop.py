@@ -22,7 +22,7 @@ from loraft.config.schema import TrainingSection
 from loraft.data.batches import BatchPlan, Layout, Window, collate_rows
 from loraft.data.examples import Example
 from loraft.data.stream import StreamPlan
-from loraft.errors import NonFiniteError, Stopped
+from loraft.errors import DataError, NonFiniteError, Stopped
 from loraft.training.checkpoint import prune, save_checkpoint
 from loraft.training.evaluation import Measured, evaluate_loss
 from loraft.training.events import Evaluated, Note, Observer, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
@@ -150,7 +150,7 @@ def fit(run: Fit, state: RunState) -> None:
         while not state.finished:
             run.adapted.model.train()
             before = state.step
-            for window in _windows(run, state):
+            for window in _windows_or_save(run, state):
                 _step(run, state, window, clock)
                 _after_step(run, state, clock, signals)
                 if state.finished:
@@ -158,6 +158,20 @@ def fit(run: Fit, state: RunState) -> None:
             if state.step == before:  # it was resumed anyway, and the epoch has fewer rows than were trained on
                 _begin_epoch(state)
                 state.finished = all_trained(run, state)
+
+
+def _windows_or_save(run: Fit, state: RunState) -> Iterator[Window]:
+    """`_windows`; what was trained is saved where a stream comes to a row that may not be bad.
+
+    Raises:
+        DataError: It did.
+    """
+    try:
+        yield from _windows(run, state)
+    except DataError:
+        if state.step:
+            _save(run, state)
+        raise
 
 
 def _windows(run: Fit, state: RunState) -> Iterator[Window]:

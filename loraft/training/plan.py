@@ -17,18 +17,18 @@ from transformers import PreTrainedTokenizerBase
 from loraft.config.schema import RunConfig
 from loraft.data.batches import BatchPlan, Layout
 from loraft.data.labelled import LabelRenderer
-from loraft.data.laying import batch_plan, lies_end_to_end
+from loraft.data.laying import batch_plan, fills, lies_end_to_end
 from loraft.data.prepare import PreparedData, prepare
 from loraft.data.stream import StreamPlan
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
 from loraft.models.families import TRAINED_FOR, family_of
-from loraft.models.loading import check_dtype, load_config, load_noted_tokenizer
+from loraft.models.loading import check_dtype, context_of, load_config, load_noted_tokenizer
 from loraft.models.placement import DTYPES, Placement, place
 from loraft.models.sources import cache_folder
 from loraft.training.class_weights import class_weight_problems
 from loraft.training.memory import MemoryPlan, predict
 from loraft.training.optim import resolve_optim, warmup_steps
-from loraft.training.shape import ModelShape, context_of, shape_of
+from loraft.training.shape import ModelShape, shape_of
 from loraft.training.sizes import training_sizes
 from loraft.training.tracking import tracker_problems
 
@@ -105,7 +105,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         raise Refused.several(problems)
     config, notes = _resolved(config, placement)
     packed = lies_end_to_end(config, packs=shape.family.packs)
-    if config.data.packing == "fill" and not packed and config.task == "causal_lm":
+    if fills(config) and not packed:
         raise ConfigError(
             f"rows of {shape.family.model_type} cannot be laid end to end"
             if not shape.family.packs
@@ -267,7 +267,7 @@ def _less_memory(config: RunConfig, memory: MemoryPlan) -> str:
 
 
 def _packing_notes(config: RunConfig, shape: ModelShape, data: PreparedData, *, packed: bool) -> list[str]:
-    if config.data.packing == "fill" and config.task == "causal_lm":
+    if fills(config):
         alone = BatchPlan(
             [example.tokens for example in data.train], data.train_sources, config.training.per_device_train_batch_size,
             config.training.gradient_accumulation_steps, config.seed,

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.adapters.anatomy import depths, targets_in
+from loraft.adapters.continuing import start_of
 from loraft.adapters.targets import Targets
 from loraft.config.schema import RunConfig
 from loraft.models.families import TRAINED_FOR, Family, family_of
@@ -31,10 +32,10 @@ from loraft.models.quantization import quantized_modules
 from loraft.models.quiet import quietly_reading
 from loraft.models.sources import resolve
 from loraft.models.two_stacks import decoder_inputs
-from loraft.models.weights import check_weights, expected_tensors
+from loraft.models.weights import check_weights, expected_tensors, fingerprint
 from loraft.training.memory import LayerSizes
 
-__all__ = ["ModelShape", "context_of", "shape_of"]
+__all__ = ["ModelShape", "shape_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) ->
 
     Raises:
         ModelError: Its files lack tensors or have others, or its decoder has no start token.
-        AdapterError: The `lora` section names what the model does not have.
+        AdapterError: The `lora` section names what the model does not have, or goes on from another adapter.
     """
     family = family_of(config.model_type, TRAINED_FOR[run.task])
     skeleton = meta_model(config)
@@ -106,13 +107,18 @@ def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) ->
     if family.encoder_path is not None:
         _require_start(skeleton, folder)
     new = family.classifier if labels else ()
-    if any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir():
+    has_weights = any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir()
+    if has_weights:
         new = new_modules(folder, config, family) if labels else ()
         check_weights(folder, without(new, expected_tensors(skeleton)))
     linear = linear_modules(skeleton)
     quantized = quantized_modules(skeleton) if run.method == "qlora" else ()
     head = family.classifier if labels else ()
-    adapts = run.method != "full"
+    targets, start = None, None
+    if run.method != "full":
+        targets = targets_in(skeleton, family, run.lora, quantized=run.method == "qlora", head=head)
+        start = start_of(run.lora, targets, labels)
+    told = start.check_base(fingerprint(folder)) if start is not None and has_weights else ()
     return ModelShape(
         family=family,
         total_parameters=parameter_count(skeleton),
@@ -121,9 +127,9 @@ def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) ->
         layers={stack: _layer(skeleton, linear, path) for stack, path in family.stacks.items()},
         vocabulary=config.vocab_size,
         context=context_of(config, family),
-        targets=targets_in(skeleton, family, run.lora, quantized=run.method == "qlora", head=head) if adapts else None,
+        targets=targets,
         linear=linear,
-        notes=tuple(_head_notes(run, new)) if labels else (),
+        notes=(*told, *(_head_notes(run, new) if labels else ())),
     )
 
 

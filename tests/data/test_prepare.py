@@ -300,3 +300,17 @@ def test_languages_that_are_not_set_are_asked_for_once(tokenizer: PreTrainedToke
         prepare(config, tokenizer)
     (problem,) = caught.value.problems
     assert problem.key == "data.source_lang"
+
+
+def test_a_row_that_moves_from_training_to_evaluation_makes_another_fingerprint(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    given = [row(f"question {n}", f"answer {n}") for n in range(4)]
+    marks = [
+        prepared(tokenizer, write(tmp_path / f"{n}.jsonl", given[:n]), eval=write(tmp_path / f"e{n}.jsonl", given[n:]))
+        for n in (2, 3)
+    ]
+    assert [[e.input_ids for e in (*each.train, *each.eval)] for each in marks[:1]] == [
+        [e.input_ids for e in (*marks[1].train, *marks[1].eval)]
+    ]
+    assert marks[0].fingerprint != marks[1].fingerprint

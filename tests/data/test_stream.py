@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from loraft.config.schema import RunConfig
 from loraft.data.batches import Window
+from loraft.data.identity import identity_of
 from loraft.data.prepare import PreparedData, prepare
 from loraft.data.stream import StreamPlan
 from loraft.errors import DataError
@@ -229,3 +230,16 @@ def test_that_later_rows_may_be_split_is_said(tmp_path: Path) -> None:
 
     assert "as if no row were split" in notes()
     assert "as if no row were split" not in notes(max_steps=3)
+
+
+def test_the_fingerprint_of_a_stream_outlives_a_change_of_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on after an update: what its rows are made from is the same. Kept tokens are made anew."""
+    path = write(tmp_path / "a.jsonl", rows(5))
+    config = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": {"train": path, "eval": None}})
+    sources = (config.data.train, ())
+    before = prepared(path).fingerprint, identity_of(config, sources, tiny_tokenizer())
+    monkeypatch.setattr("loraft.data.identity._program", lambda: "another")
+    assert prepared(path).fingerprint == before[0]
+    assert identity_of(config, sources, tiny_tokenizer()) != before[1]

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from loraft import api
-from loraft.config.schema import DataSource
+from loraft.config.schema import DataSource, RunConfig
 from loraft.data.prepare import prepare
 from loraft.errors import NonFiniteError, Stopped
 from loraft.evaluation.evaluate import Answer, Reading, Subject, evaluate
@@ -238,3 +238,13 @@ def test_c37_memory_of_a_classifier_does_not_grow_with_the_rows(tmp_path: Path) 
     assert decisions == 1200
     assert (24 + 16) * 1000 * decisions > 45e6
     assert growth < 30e6
+
+
+def test_every_row_of_a_file_is_evaluated_of_a_run_that_streamed_its_own(tmp_path: Path) -> None:
+    """More rows than a stream is looked into before it begins."""
+    write_rows(tmp_path / "rows.jsonl", rows(1100))
+    run = RunConfig.model_validate(
+        {"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", "eval": None, "streaming": True}}
+    )
+    source = read_source(run, "x", DataSource(path=str(tmp_path / "rows.jsonl")))
+    assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 1100

@@ -280,3 +280,16 @@ def test_memory_that_runs_out_while_answering_is_told(place: Path, monkeypatch: 
     ids = voice.prompt_ids(voice.conversation("Hi"))
     with pytest.raises(OutOfMemoryError, match="--max-new-tokens"):
         _ = stream(session.model, voice.tokenizer, ids, **voice.settings(AnswerOptions())).completion
+
+
+def test_memory_that_runs_out_while_merging_is_told(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter_in(tmp_path / "a", place / "base")
+
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("loraft.generation.session.merged", fail)
+    with pytest.raises(OutOfMemoryError, match="--merge: memory ran out"):
+        open_session(ModelChoice(str(tmp_path / "a"), merge=True))

@@ -12,7 +12,7 @@ from loraft import api
 from loraft.errors import Refused, ResourceError
 from loraft.models import placement
 from loraft.training.plan import plan_run
-from tests.tiny import tiny_tokenizer
+from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.building import rows, tiny_config, write_rows
 
 
@@ -156,3 +156,15 @@ def test_a_token_that_stands_in_for_padding_is_said(tmp_path: Path) -> None:
     tokenizer.pad_token = None
     tokenizer.save_pretrained(config.model.name_or_path)
     assert any("the tokenizer has no padding token" in note for note in plan_run(config).notes)
+
+
+def test_another_adapter_to_start_from_is_refused_before_a_weight_is_loaded(tmp_path: Path) -> None:
+    saved = api.train(tiny_config(tmp_path, training__max_steps=1)).saved
+    start = {"lora__start_from": str(saved)}
+    assert plan_run(tiny_config(tmp_path, **start)).steps > 0
+    with pytest.raises(Refused) as caught:
+        plan_run(tiny_config(tmp_path, **start, lora__r=8))
+    assert {"lora.r", "lora.start_from"} <= {problem.key for problem in caught.value.problems}
+    save_tiny(tmp_path / "model", seed=3)
+    with pytest.raises(Refused, match="other base weights"):
+        plan_run(tiny_config(tmp_path, **start))

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from loraft import api
-from loraft.errors import RunFolderError, Stopped
+from loraft.errors import DataError, RunFolderError, Stopped
 from loraft.training.events import Event, Note, StepDone
 from tests.training.building import contrary, labelled, rows, tiny_config, write_rows
 
@@ -211,6 +211,21 @@ def test_fewer_rows_than_were_trained_on_are_taken_on_with_the_next_epoch(tmp_pa
         api.train(config, observer=stop_at(6))
     write_rows(tmp_path / "train.jsonl", rows(3))
     assert api.train(config, resume_anyway=True).steps == 9
+
+
+def test_a_bad_row_late_in_a_stream_loses_no_step(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    path = write_rows(tmp_path / "stream.jsonl", [*rows(1100), {"messages": []}])
+    streamed = {
+        "data__train": str(path), "data__streaming": True, "data__shuffle_buffer": 1, "training__max_steps": 400,
+        "training__save_steps": 1000,
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"stream\.jsonl:1101"):
+        api.train(tiny_config(tmp_path, **streamed))
+    (saved,) = (tmp_path / "run/checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step-")) > 200
+    taken_on = tiny_config(tmp_path, **streamed | {"training__max_steps": 276}, data__on_bad_row="skip")
+    assert api.train(taken_on, resume_anyway=True).steps == 276
 
 
 def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
