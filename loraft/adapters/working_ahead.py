@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -28,7 +29,8 @@ def working_ahead() -> Iterator[Run]:
     """Give a `map` that has several threads work on what is next; two results a thread wait at most."""
     threads = torch.get_num_threads()
     workers = min(threads, MOST_WORKERS)
-    pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
+    # Setting makes a pool of torch's own, which a fork of this process could not use: only where there is need.
+    pool = ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1) if threads > 1 else None)
 
     def run(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         waiting: deque[Future[Result]] = deque()
@@ -43,4 +45,5 @@ def working_ahead() -> Iterator[Run]:
         yield run
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # a worker's choice is also that of threads that begin later
+        if threads > 1:
+            torch.set_num_threads(threads)  # a worker's choice is also that of threads that begin later
