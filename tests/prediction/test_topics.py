@@ -56,7 +56,6 @@ def accuracy_of_tf_idf(train: list[dict[str, str]], held_out: list[dict[str, str
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [ENCODER, DECODER], ids=["all-minilm-l6-v2", "smollm2"])
 def test_a_real_classifier_is_at_least_as_good_as_tf_idf(tmp_path: Path, settings: dict[str, Any]) -> None:
-    pytest.importorskip("chatterbot_corpus", reason="pip install chatterbot-corpus")
     train, held_out = topics(0)
     names = sorted({row["label"] for row in train})
     for name, rows in (("train", train), ("test", [row for row in held_out if row["label"] in names])):
