@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from loraft.adapters.classes import classes_of
-from loraft.adapters.resolve import Target
+from loraft.adapters.recorded import Target
 from loraft.adapters.task import task_of
 from loraft.config.files import load_config
 from loraft.config.schema import RunConfig

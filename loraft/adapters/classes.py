@@ -8,10 +8,10 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from loraft.adapters.reading import read_adapter
-from loraft.adapters.resolve import AdapterTarget, Target
+from loraft.adapters.recorded import AdapterTarget, Target
 from loraft.errors import AdapterError
+from loraft.models.configs import is_classifier, load_any_config
 from loraft.models.families import TRAINED_FOR, family_of
-from loraft.models.loading import is_classifier, load_any_config
 
 __all__ = ["classes_of"]
 

@@ -27,12 +27,13 @@ from loraft.adapters.card import shown
 from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.adapters.reading import read_adapter
-from loraft.adapters.resolve import Target
+from loraft.adapters.recorded import Target
 from loraft.adapters.working_ahead import working_ahead
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
+from loraft.models.configs import load_config
 from loraft.models.families import FAMILIES, Family, family_of
-from loraft.models.loading import load_config, meta_model, new_modules, without
+from loraft.models.loading import meta_model, new_modules, without
 from loraft.models.placement import DTYPES
 from loraft.models.quantization import dequantized, quantized_modules
 from loraft.models.shards import TORCH_DTYPES, Slot, in_order, write_index, write_shard

@@ -18,7 +18,7 @@ from loraft.adapters.folders import read_json, write_json, written_whole
 from loraft.adapters.merge import Merge, plan_files
 from loraft.adapters.merge_report import REPORT, MergeReport, merged_card
 from loraft.adapters.reading import RECORD
-from loraft.adapters.resolve import Target
+from loraft.adapters.recorded import Target
 from loraft.errors import RunFolderError
 from loraft.models.cache import require_free_bytes
 from loraft.models.families import FAMILIES

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraft.adapters.merge_report import REPORT
-from loraft.adapters.resolve import Target, resolve_target
+from loraft.adapters.recorded import Target
+from loraft.adapters.resolve import resolve_target
 from loraft.errors import AdapterError
 
 __all__ = ["means_a_base", "resolve_weighted", "weighted"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.adapters.resolve import Sources
+from loraft.adapters.recorded import Sources
 from loraft.config.files import load_config
 from loraft.data.formats import Pair
 from loraft.data.pairs import PairRenderer

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.adapters.resolve import Sources
+from loraft.adapters.recorded import Sources
 from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig, Task
 from loraft.data.examples import IGNORED, Example, PairExample
 from loraft.data.formats import Completion, Conversation, Labelled, Languages, Message, Pair, Record, to_record

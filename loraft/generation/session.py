@@ -19,7 +19,8 @@ from loraft.adapters.active import acting
 from loraft.adapters.beginning import Beginning, beginning
 from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_in_memory import merged
-from loraft.adapters.resolve import AdapterTarget, Sources, Target, resolve_target
+from loraft.adapters.recorded import AdapterTarget, Sources, Target
+from loraft.adapters.resolve import resolve_target
 from loraft.adapters.store import load_adapters
 from loraft.config.schema import QuantizationSection
 from loraft.data.formats import Message
@@ -30,9 +31,10 @@ from loraft.generation.answer import stop_texts_of
 from loraft.generation.defaults import own_defaults, saved_defaults
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.rules import SamplingRules, unheeded_defaults
+from loraft.models.configs import check_dtype, load_config
 from loraft.models.exhaustion import memory_errors
 from loraft.models.families import FAMILIES, Family, family_of
-from loraft.models.loading import LoadedModel, check_dtype, load_config, load_model, load_tokenizer
+from loraft.models.loading import LoadedModel, load_model, load_tokenizer
 from loraft.models.placement import DTYPES, place
 
 __all__ = ["BASE", "OPTIONS", "Session", "Settings", "Voice", "open_session", "source_language"]

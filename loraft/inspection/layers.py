@@ -19,8 +19,9 @@ from loraft.config.schema import LoraSection, ModelSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.storage import DTYPE_BYTES, Storage, read_storage
+from loraft.models.configs import load_any_config, load_config
 from loraft.models.families import FAMILIES, Family
-from loraft.models.loading import linear_modules, load_any_config, load_config, meta_model
+from loraft.models.loading import linear_modules, meta_model
 from loraft.models.sources import resolve
 
 __all__ = ["Adapted", "LayerRow", "LoraCount", "ModelTable", "ModuleRow", "model_table"]

@@ -23,8 +23,9 @@ from loraft.data.pieces import Pieces
 from loraft.data.prepare import PreparedData, prepare
 from loraft.data.statistics import SourceCounts
 from loraft.errors import ConfigError, DataError
+from loraft.models.configs import load_config
 from loraft.models.families import TRAINED_FOR
-from loraft.models.loading import load_config, load_tokenizer
+from loraft.models.loading import load_tokenizer
 from loraft.models.sources import cache_folder
 
 __all__ = [

@@ -14,7 +14,8 @@ from typing import Any
 
 from loraft.adapters.classes import classes_of
 from loraft.adapters.factors import OpenedAdapter, opened_adapter
-from loraft.adapters.resolve import AdapterTarget, Target, resolve_to_look
+from loraft.adapters.recorded import AdapterTarget, Target
+from loraft.adapters.resolve import resolve_to_look
 from loraft.config.schema import LoraSection
 from loraft.errors import ModelError
 from loraft.inspection.layers import Adapted, ModelTable, model_table

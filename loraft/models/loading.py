@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError, OutOfMemoryError
+from loraft.models.configs import check_dtype, is_classifier, load_config, read_config, written_config
 from loraft.models.families import FAMILIES, TRAINED, Family, family_of
 from loraft.models.placement import Placement
 from loraft.models.quantization import keep_gradients_exact, quantization_config
@@ -45,12 +45,7 @@ from loraft.models.weights import check_weights, expected_tensors, fingerprint, 
 
 __all__ = [
     "LoadedModel",
-    "check_dtype",
-    "context_of",
-    "is_classifier",
     "linear_modules",
-    "load_any_config",
-    "load_config",
     "load_model",
     "load_noted_tokenizer",
     "load_tokenizer",
@@ -62,10 +57,6 @@ __all__ = [
     "without",
 ]
 
-OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
-"""Parts of the names of architectures that share a model_type with a language model and are none."""
-CLASSIFIER = "ForSequenceClassification"
-"""What the architectures of classifiers are called, behind the family's name."""
 ENCODER_HEADS = {
     "SequenceClassification": AutoModelForSequenceClassification,
     "MaskedLM": AutoModelForMaskedLM,
@@ -126,7 +117,7 @@ def load_model(
         OutOfMemoryError: The device is too small for the weights.
     """
     folder = resolve(section.name_or_path, section.revision)
-    config = _read_config(folder, section.attn_implementation, among, labels)
+    config = read_config(folder, section.attn_implementation, among, labels)
     family = family_of(config.model_type, among)
     check_dtype(family, placement.dtype)
     new = new_modules(folder, config, family) if labels else ()
@@ -157,34 +148,6 @@ def load_model(
         notes=(*placement.notes, *notes),
         new_modules=new,
     )
-
-
-def load_config(
-    section: ModelSection, among: Mapping[str, Family] = TRAINED, labels: Sequence[str] = ()
-) -> PreTrainedConfig:
-    """The model's config, of a family that will do, with the attention that is asked for; no weights are fetched.
-
-    With `labels` it is the config of a classifier of these classes.
-
-    Raises:
-        ModelError: No such model, or a kind that will not do.
-    """
-    folder = resolve(section.name_or_path, section.revision, weights=False)
-    return _read_config(folder, section.attn_implementation, among, labels)
-
-
-def load_any_config(section: ModelSection) -> PreTrainedConfig:
-    """The config of any model that transformers knows, to be looked at: whatever its family, its head and its storage.
-
-    Raises:
-        ModelError: No such model, or a config that transformers cannot read.
-    """
-    folder = resolve(section.name_or_path, section.revision, weights=False)
-    file = folder / "config.json"
-    _written(file)
-    with quietly_reading(file):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return cast("PreTrainedConfig", config)
 
 
 def load_tokenizer(section: ModelSection, among: Mapping[str, Family] = TRAINED) -> Tokenizer:
@@ -270,20 +233,6 @@ def read_gguf(file: Path) -> PreTrainedModel:
         return _from_pretrained(_class_of(config), file.parent, options)
 
 
-def check_dtype(family: Family, dtype: torch.dtype | None) -> None:
-    """Refuse float16 for the families that overflow in it; no dtype is not decided yet.
-
-    Raises:
-        ModelError: It is float16, and the family is not stable in it.
-    """
-    if dtype == torch.float16 and not family.stable_in_float16:
-        raise ModelError(
-            f"{family.model_type} is not stable in float16: its activations overflow",
-            key="model.dtype",
-            remedy="Write bfloat16, or float32 where the device has no bfloat16.",
-        )
-
-
 def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Every linear module, the head too: (inputs, outputs) by full name; a 4-bit one has the sizes it stands for."""
     return {name: _sizes(part) for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
@@ -306,40 +255,6 @@ def parameter_count(model: nn.Module) -> int:
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
 
 
-def _read_config(
-    folder: Path, attention: str, among: Mapping[str, Family], labels: Sequence[str] = ()
-) -> PreTrainedConfig:
-    file = folder / "config.json"
-    written = _written(file)
-    family = family_of(str(written["model_type"]), among)
-    _require_usable(written, family, file, among)
-    chosen = {} if attention == "auto" else {"attn_implementation": attention}
-    with quietly_reading(file):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **chosen)
-    return cast("PreTrainedConfig", _as_classifier(config, labels) if labels else config)
-
-
-def _as_classifier(config: PreTrainedConfig, labels: Sequence[str]) -> PreTrainedConfig:
-    """The config of a classifier of these classes over the model of `config`."""
-    config.architectures = [CLASSIFIER]
-    config.num_labels = len(labels)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: number for number, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
-    return config
-
-
-def is_classifier(config: PreTrainedConfig) -> bool:
-    """Whether a config is that of a classifier of texts."""
-    return any(CLASSIFIER in architecture for architecture in config.architectures or ())
-
-
-def context_of(config: PreTrainedConfig, family: Family) -> int | None:
-    """The longest row that a model's positions allow; None where nothing limits it."""
-    positions = getattr(config, "max_position_embeddings", None)
-    return positions - family.spare_positions if isinstance(positions, int) else None
-
-
 def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple[str, ...]:
     """The modules of a classifier's head that are new: those that the files lack.
 
@@ -353,7 +268,7 @@ def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple
     """
     headers = read_headers(folder)
     expected = expected_tensors(meta_model(config))
-    named = _written(folder / "config.json").get("id2label")
+    named = written_config(folder / "config.json").get("id2label")
     other_classes = not isinstance(named, Mapping) or list(named.values()) != list((config.id2label or {}).values())
     return tuple(
         module
@@ -371,31 +286,6 @@ def _is_inside(name: str, module: str) -> bool:
 def without(modules: Sequence[str], tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The tensors that are in none of `modules`."""
     return {name: shape for name, shape in tensors.items() if not any(_is_inside(name, m) for m in modules)}
-
-
-def _written(file: Path) -> Mapping[str, Any]:
-    """The contents of a config.json, which has a model_type."""
-    try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-        written["model_type"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
-    return cast("Mapping[str, Any]", written)
-
-
-def _require_usable(written: Mapping[str, Any], family: Family, file: Path, among: Mapping[str, Family]) -> None:
-    for architecture in written.get("architectures") or ():
-        if among is TRAINED and any(head in architecture for head in OTHER_HEADS):
-            raise ModelError(
-                f"the model is a {architecture}, and loraft trains causal language models", where=str(file)
-            )
-    if quantized := written.get("quantization_config"):
-        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
-        raise ModelError(
-            f"the weights are already quantized ({method})",
-            where=str(file),
-            remedy="Name the unquantized model; method: qlora quantizes it while loading.",
-        )
 
 
 def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokenizer, tuple[str, ...]]:

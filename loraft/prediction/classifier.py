@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from loraft.adapters.active import acting
 from loraft.adapters.classes import classes_of
-from loraft.adapters.resolve import Target, resolve_target
+from loraft.adapters.recorded import Target
+from loraft.adapters.resolve import resolve_target
 from loraft.adapters.store import load_adapters
 from loraft.config.schema import DtypeName, QuantizationSection
 from loraft.data.batches import collate_labelled
@@ -24,8 +25,9 @@ from loraft.data.examples import LabelledExample
 from loraft.data.labelled import LabelRenderer
 from loraft.errors import AdapterError, ModelError
 from loraft.models.classifying import class_logits
+from loraft.models.configs import context_of
 from loraft.models.families import TRAINED_FOR
-from loraft.models.loading import LoadedModel, context_of, load_model
+from loraft.models.loading import LoadedModel, load_model
 from loraft.models.placement import place
 
 __all__ = ["Classifier", "TextTokens", "open_classifier", "refuse_no_classifier"]

@@ -21,8 +21,9 @@ from loraft.data.laying import batch_plan, fills, lies_end_to_end
 from loraft.data.prepare import PreparedData, prepare
 from loraft.data.stream import StreamPlan
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
+from loraft.models.configs import check_dtype, context_of, load_config
 from loraft.models.families import TRAINED_FOR, family_of
-from loraft.models.loading import check_dtype, context_of, load_config, load_noted_tokenizer
+from loraft.models.loading import load_noted_tokenizer
 from loraft.models.placement import DTYPES, Placement, place
 from loraft.models.sources import cache_folder
 from loraft.training.class_weights import class_weight_problems

@@ -17,17 +17,9 @@ from loraft.adapters.anatomy import depths, targets_in
 from loraft.adapters.continuing import start_of
 from loraft.adapters.targets import Targets
 from loraft.config.schema import RunConfig
+from loraft.models.configs import context_of, is_classifier, load_any_config
 from loraft.models.families import TRAINED_FOR, Family, family_of
-from loraft.models.loading import (
-    context_of,
-    is_classifier,
-    linear_modules,
-    load_any_config,
-    meta_model,
-    new_modules,
-    parameter_count,
-    without,
-)
+from loraft.models.loading import linear_modules, meta_model, new_modules, parameter_count, without
 from loraft.models.quantization import quantized_modules
 from loraft.models.quiet import quietly_reading
 from loraft.models.sources import resolve

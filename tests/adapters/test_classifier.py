@@ -14,8 +14,9 @@ from loraft.adapters.attach import AdaptedModel
 from loraft.adapters.store import save_adapter, save_full
 from loraft.config.schema import RunConfig
 from loraft.errors import AdapterError, ModelError, Refused
+from loraft.models.configs import load_config
 from loraft.models.families import TRAINED_FOR
-from loraft.models.loading import load_config, new_modules
+from loraft.models.loading import new_modules
 from loraft.models.quantization import quantized_modules
 from loraft.prediction.classifier import Classifier, open_classifier
 from loraft.training.plan import plan_run

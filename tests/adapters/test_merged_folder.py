@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loraft.adapters.merge import Merge
 from loraft.adapters.merged_folder import chosen_folder, merged_folder, write_company
-from loraft.adapters.resolve import AdapterTarget, Target, resolve_target
+from loraft.adapters.recorded import AdapterTarget, Target
+from loraft.adapters.resolve import resolve_target
 from loraft.errors import LoraftError, ResourceError, RunFolderError
 from tests.adapters.merging import own_adapter, peft_adapter, prepared, save_base, written
 from tests.tiny import CHATML

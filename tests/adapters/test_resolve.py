@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loraft.adapters.resolve import Target, resolve_target, resolve_to_look
-from loraft.config.schema import QuantizationSection
+from loraft.adapters.recorded import Target
+from loraft.adapters.resolve import resolve_target, resolve_to_look
 from loraft.errors import AdapterError
 
 
@@ -72,14 +72,6 @@ def test_a_run_that_trained_every_weight(here: Path) -> None:
     assert resolve_target("runs/full") == Target("runs/full/model")
 
 
-def test_the_base_is_stored_as_it_was_in_training(here: Path) -> None:
-    make_adapter(
-        here / "a", record={"quantization": {"type": "fp4", "double_quant": False, "compute_dtype": "bfloat16"}}
-    )
-    expected = QuantizationSection(type="fp4", double_quant=False, compute_dtype="bfloat16")
-    assert resolve_target("a").quantization == expected
-
-
 def recorded(fingerprint: str = "sha256:1") -> dict[str, object]:
     return {"base": {"fingerprint": fingerprint}}
 
@@ -138,12 +130,6 @@ def test_an_unnamed_folder_that_is_called_as_the_base_is_must_be_named(here: Pat
         resolve_target(None, ["base", "b"])
     assert [each.name for each in resolve_target(None, ["one=base", "b"]).adapters] == ["one", "b"]
     assert resolve_target(None, ["base"]).adapters[0].name == "default"
-
-
-def test_what_was_trained_in_float32_runs_in_it(here: Path) -> None:
-    for dtype, expected in (("float32", "float32"), ("bfloat16", "auto"), ("float16", "auto"), (3, "auto")):
-        make_adapter(here / f"a-{dtype}", record={"base": {"dtype": dtype}})
-        assert resolve_target(f"a-{dtype}").model_section.dtype == expected
 
 
 def test_several_adapters_of_different_bases(here: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from loraft import api
-from loraft.adapters.resolve import Sources, resolve_target
+from loraft.adapters.recorded import Sources
+from loraft.adapters.resolve import resolve_target
 from loraft.data.formats import Pair
 from loraft.data.pairs import PairRenderer
 from loraft.evaluation.fidelity import kl_divergence

@@ -15,16 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError
+from loraft.models.configs import load_config
 from loraft.models.families import FAMILIES
-from loraft.models.loading import (
-    check_dtype,
-    linear_modules,
-    load_config,
-    load_model,
-    load_tokenizer,
-    meta_model,
-    parameter_count,
-)
+from loraft.models.loading import linear_modules, load_model, load_tokenizer, meta_model, parameter_count
 from loraft.models.placement import Placement
 from tests.tiny import TINY_MODEL_TYPES, save_tiny, tiny_model, tiny_tokenizer
 
@@ -141,35 +134,19 @@ def test_c42_code_that_comes_with_a_model_never_runs(folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        ({"model_type": "mixtral"}, "mixture of experts"),
-        ({"model_type": "t5"}, "encoder-decoder"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "trains causal language models"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"already quantized \(gptq\)"),
-        ({"hidden_size": "many"}, "cannot read it"),
         ({"num_hidden_layers": 5}, r"tensors are missing: model\.layers\.3"),
         ({"intermediate_size": 64}, r"config\.json makes it \[64, 32\]"),
     ],
 )
-def test_what_is_not_trained_is_refused_with_the_reason(folder: Path, edit: dict[str, Any], said: str) -> None:
+def test_weights_that_do_not_fit_the_config_are_refused(folder: Path, edit: dict[str, Any], said: str) -> None:
     edit_config(folder, lambda config: config.update(edit))
     with pytest.raises(ModelError, match=said):
         load_model(section(folder), placed())
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "null", "{", '{"model_type": null}', "[" * 100_000, "\x00"])
-def test_a_config_that_is_none_is_refused(folder: Path, content: str) -> None:
-    (folder / "config.json").write_text(content)
-    with pytest.raises(ModelError):
-        load_config(section(folder))
-
-
 def test_c40_float16_is_refused_where_activations_overflow_in_it(tmp_path: Path) -> None:
-    on_old_gpu = Placement("cuda", torch.float16, "test", 1, 1, ())
-    folder = save_tiny(tmp_path, "gemma2")
     with pytest.raises(ModelError, match="not stable in float16"):
-        load_model(section(folder), on_old_gpu)
-    check_dtype(FAMILIES["gemma2"], torch.bfloat16)
-    check_dtype(FAMILIES["llama"], on_old_gpu.dtype)
+        load_model(section(save_tiny(tmp_path, "gemma2")), Placement("cuda", torch.float16, "test", 1, 1, ()))
 
 
 def test_attention_is_as_asked_or_refused(folder: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from transformers import AutoConfig
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError
+from loraft.models.configs import load_config
 from loraft.models.families import TRAINED_FOR
-from loraft.models.loading import load_config, load_model, meta_model
+from loraft.models.loading import load_model, meta_model
 from loraft.models.placement import Placement
 from loraft.models.quantization import dequantized, quantization_config, quantized_modules, unpacked
 from tests.tiny import save_tiny
