@@ -46,6 +46,7 @@ from loraft.models.weights import check_weights, expected_tensors, fingerprint, 
 __all__ = [
     "LoadedModel",
     "check_dtype",
+    "class_names",
     "context_of",
     "is_classifier",
     "linear_modules",
@@ -334,6 +335,16 @@ def is_classifier(config: PreTrainedConfig) -> bool:
     return any(CLASSIFIER in architecture for architecture in config.architectures or ())
 
 
+def class_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The names of the classes of a classifier's config, in the order of its scores."""
+    return _in_order(config.id2label or {})
+
+
+def _in_order(id2label: Mapping[Any, object]) -> tuple[str, ...]:
+    """By number: many a config.json has its numbers as texts in alphabetical order, 10 before 2."""
+    return tuple(str(id2label[number]) for number in sorted(id2label, key=int))
+
+
 def context_of(config: PreTrainedConfig, family: Family) -> int | None:
     """The longest row that a model's positions allow; None where nothing limits it."""
     positions = getattr(config, "max_position_embeddings", None)
@@ -354,7 +365,7 @@ def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple
     headers = read_headers(folder)
     expected = expected_tensors(meta_model(config))
     named = _written(folder / "config.json").get("id2label")
-    other_classes = not isinstance(named, Mapping) or list(named.values()) != list((config.id2label or {}).values())
+    other_classes = not isinstance(named, Mapping) or _in_order(named) != class_names(config)
     return tuple(
         module
         for module in family.classifier

@@ -19,6 +19,7 @@ from loraft.adapters.targets import Targets
 from loraft.config.schema import RunConfig
 from loraft.models.families import TRAINED_FOR, Family, family_of
 from loraft.models.loading import (
+    class_names,
     context_of,
     is_classifier,
     linear_modules,
@@ -147,7 +148,7 @@ def _head_notes(run: RunConfig, new: Sequence[str]) -> Iterator[str]:
     if not new:
         yield "the base has a head for these classes, and training goes on with it"
     elif is_classifier(base):
-        classes = ", ".join(map(str, (base.id2label or {}).values()))
+        classes = ", ".join(class_names(base))
         yield f"the base has a head for other classes ({classes}): {' and '.join(new)} begins anew"
     else:
         begin = "begin" if len(new) > 1 else "begins"
