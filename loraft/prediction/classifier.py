@@ -22,7 +22,7 @@ from loraft.config.schema import DtypeName, QuantizationSection
 from loraft.data.batches import collate_labelled
 from loraft.data.examples import LabelledExample
 from loraft.data.labelled import LabelRenderer
-from loraft.errors import AdapterError, ModelError
+from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.classifying import class_logits
 from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import LoadedModel, context_of, load_any_config, load_model
@@ -105,8 +105,16 @@ class Classifier:
         return acting(self.model, None if base else self.name)
 
     def probabilities(self, texts: Sequence[TextTokens]) -> list[dict[str, float]]:
-        """The probability of each class for each text: softmax over the scores."""
-        shares = self.logits(texts).softmax(-1).tolist()
+        """The probability of each class for each text: softmax over the scores.
+
+        Raises:
+            NonFiniteError: A score is not a number.
+        """
+        scores = self.logits(texts)
+        if not scores.isfinite().all():
+            remedy = "Compute in another --dtype: float16 overflows in some models."
+            raise NonFiniteError("the scores of the classes are not finite", where="TARGET", remedy=remedy)
+        shares = scores.softmax(-1).tolist()
         return [dict(zip(self.labels, each, strict=True)) for each in shares]
 
 
