@@ -186,8 +186,9 @@ def _made(
     learned = learned_from(config.task, data, records)
     try:
         renderer = renderer_of(config.task, data, tokenizer, learned)
-    except DataError as error:  # it may follow from the rows that are bad
-        raise DataError.several(shortened([*problems, *error.problems])) from None
+    except DataError as error:  # without a row it follows from what is wrong with all of them, and else it may
+        follows = () if problems and not records else error.problems
+        raise DataError.several(shortened([*problems, *follows])) from None
     for source in (*train, *held_out):
         problems += tokenize_source(source, data, renderer)
     if not problems:

@@ -71,6 +71,23 @@ def test_c20_pefts_three_lines_give_the_same_logits(tmp_path: Path, model_type: 
     assert written["task_type"] == "SEQ_CLS"
 
 
+def test_c20_the_cards_code_loads_an_adapter_on_a_base_with_another_head(tmp_path: Path) -> None:
+    """C20: a base that was a classifier of two classes; as the card had it, transformers refused to load it."""
+    config = classifier_config(tmp_path)
+    classifier_of(tmp_path / "model", num_labels=2)
+    adapted = trained(config, tmp_path / "saved")
+    code = (tmp_path / "saved/README.md").read_text().split("```python\n")[1].split("```")[0]
+    found: dict[str, Any] = {}
+    exec(
+        code.replace("path/to/adapter", str(tmp_path / "saved")).replace('("model"', f'("{tmp_path / "model"}"'), found
+    )
+    opened = open_classifier(str(tmp_path / "saved"))
+    with torch.no_grad():
+        rows = (torch.tensor([row.ids]) for row in opened.tokens(TEXTS))
+        theirs = torch.cat([found["model"](input_ids=ids).logits for ids in rows])
+    torch.testing.assert_close(scores(adapted, opened), theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("model_type", list(TRAINED_FOR["seq_cls"]))
 def test_c20_new_modules_are_those_that_transformers_reports(tmp_path: Path, model_type: str) -> None:
     """C20: what transformers says that it made up is what is trained as new, for every family."""

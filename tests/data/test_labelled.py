@@ -143,6 +143,13 @@ def test_one_class_alone_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path
         prepared(tokenizer, write(tmp_path / "a.jsonl", rows("pos", "pos")))
 
 
+def test_a_file_that_cannot_be_read_is_the_one_mistake(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """That there are no classes without rows follows, and was a second error."""
+    with pytest.raises(DataError) as error:
+        prepared(tokenizer, str(tmp_path / "gone.jsonl"))
+    assert [problem.message for problem in error.value.problems] == ["there is no such file"]
+
+
 def test_a_name_that_stands_twice_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepared(tokenizer, write(tmp_path / "a.jsonl", rows("a", "b")), labels=["a", "b", "a"])
