@@ -51,6 +51,7 @@ from loraft.generation.trace import Trace
 from loraft.generation.tracer import Tracer
 from loraft.inspection.preview import Preview, Split, preview_rows
 from loraft.inspection.report import LayersReport, look
+from loraft.models.exhaustion import memory_errors
 from loraft.opening import (
     classifying,
     generating,
@@ -414,12 +415,16 @@ def predict(
 
     Raises:
         Refused: The target is no classifier, or cannot be used.
+        NonFiniteError: A score is not a number.
+        OutOfMemoryError: The device is too small for the texts together.
     """
     classifier = opened_classifier(model, observer)
     tokens = classifier.tokens(texts)
     if any(each.is_cut for each in tokens):
         observer(Note(f"the text is longer than the model's {classifier.context} positions, and was cut to them"))
-    return classifier.probabilities(tokens)
+    longest = max((len(each.ids) for each in tokens), default=0)
+    with memory_errors(f"the device ran out of memory with {longest:,} tokens", remedy="Give a shorter text."):
+        return classifier.probabilities(tokens)
 
 
 def predict_file(

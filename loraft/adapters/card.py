@@ -123,7 +123,8 @@ def _usage(config: RunConfig, labels: Sequence[str]) -> Iterator[str]:
     yield ""
     yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/adapter")'
     source = f"resolve({json.dumps(base)})" if ours else json.dumps(base)
-    count = f", num_labels={len(labels)}" if labels else ""
+    # A base may have a head already, for another number of classes: the adapter brings its own.
+    count = f", num_labels={len(labels)}, ignore_mismatched_sizes=True" if labels else ""
     yield f"base_model = {made_by}.from_pretrained({source}{count})"
     if labels:
         yield "base_model.config.pad_token_id = tokenizer.pad_token_id"

@@ -5,12 +5,10 @@ This module knows these three places. It refuses to know rows and their labels.
 
 from __future__ import annotations
 
-from transformers import PreTrainedConfig
-
 from loraft.adapters.reading import read_adapter
 from loraft.adapters.recorded import AdapterTarget, Target
 from loraft.errors import AdapterError
-from loraft.models.configs import is_classifier, load_any_config
+from loraft.models.configs import class_names, is_classifier, load_any_config
 from loraft.models.families import TRAINED_FOR, family_of
 
 __all__ = ["classes_of"]
@@ -27,7 +25,7 @@ def classes_of(target: Target) -> tuple[str, ...]:
     """
     if not target.adapters:
         config = load_any_config(target.model_section)
-        return _named(config) if is_classifier(config) else ()
+        return class_names(config) if is_classifier(config) else ()
     adapter = target.adapters[0]
     if adapter.task != "seq_cls":
         return ()
@@ -49,10 +47,5 @@ def _unnamed(adapter: AdapterTarget, target: Target) -> tuple[str, ...]:
             where=str(adapter.folder),
             remedy="Save it with modules_to_save, or classify with the tool that wrote it.",
         )
-    named = _named(config)
+    named = class_names(config)
     return named if len(named) == count else tuple(f"LABEL_{number}" for number in range(count))
-
-
-def _named(config: PreTrainedConfig) -> tuple[str, ...]:
-    """The names that a config gives its classes."""
-    return tuple(map(str, (config.id2label or {}).values()))

@@ -59,7 +59,10 @@ def train(
     if as_json:
         print_json(result.as_dict())
     else:
-        print_result(*document(result.as_dict(), rest="run"))
+        # Of a text a classifier learns one decision, and no token.
+        called = {"trained_tokens": "rows_read"} if run_config.task == "seq_cls" else {}
+        shown = {called.get(key, key): value for key, value in result.as_dict().items()}
+        print_result(*document(shown, rest="run"))
         print_result(f"Try it:  {try_it(run_config.task, str(result.run_folder))}")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from loraft.config.schema import DataSource, RowFormat, Task
 from loraft.data.formats import Labelled, check_format, detect_format, to_record
-from loraft.data.labelled import labels_of
+from loraft.data.labelled import class_number, labels_of
 from loraft.data.records import RowsRead, read_rows
 from loraft.errors import DataError
 
@@ -256,8 +256,9 @@ def _labels(read: RowsRead, fit: Fit) -> Mapping[str, int]:
     if fit.task != "seq_cls":
         return {}
     records = list(_labelled(read, fit))
-    counted = Counter(str(record.label) for record in records)
-    return {name: counted[name] for name in labels_of(records)}
+    names = labels_of(records)
+    counted = Counter(class_number(record.label, names) for record in records)
+    return {name: counted[number] for number, name in enumerate(names)}
 
 
 def _labelled(read: RowsRead, fit: Fit) -> Iterable[Labelled]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraft.config.schema import RowFormat, Task
@@ -18,7 +18,7 @@ from loraft.errors import DataError
 
 __all__ = [
     "FORMATS", "Completion", "Conversation", "Labelled", "Languages", "Message", "Pair", "Record", "Text",
-    "check_format", "detect_format", "to_question", "to_record",
+    "check_format", "detect_format", "to_question", "to_record", "unread_columns",
 ]  # fmt: skip
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
@@ -186,6 +186,13 @@ def detect_format(
 
 def _fits(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> bool:
     return any(all(theirs.get(name, name) in columns for name in needed) for needed in COLUMNS[row_format])
+
+
+def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str]) -> tuple[str, ...]:
+    """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs."""
+    ours = {*(name for needed in COLUMNS[row_format] for name in needed), *OPTIONAL_COLUMNS.get(row_format, ())}
+    read = {renamed.get(name, name) for name in ours}
+    return tuple(column for column in columns if column not in read)
 
 
 def check_format(row_format: RowFormat, task: Task) -> None:

@@ -130,6 +130,8 @@ class LabelRenderer:
 def class_number(label: str | int, labels: Sequence[str]) -> int:
     """The number of a class that a row names, or gives as its place where the names are no numbers themselves.
 
+    True and true are one class, unless there are two.
+
     Args:
         label: What the row has.
         labels: The names of all classes, in their order.
@@ -140,6 +142,9 @@ def class_number(label: str | int, labels: Sequence[str]) -> int:
     name = str(label)
     if name in labels:
         return labels.index(name)
+    alike = [number for number, known in enumerate(labels) if _is_truth(name) and known.lower() == name.lower()]
+    if len(alike) == 1:
+        return alike[0]
     if name.isdecimal() and int(name) < len(labels) and not any(map(_is_number, labels)):
         return int(name)
     shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
@@ -152,8 +157,19 @@ def class_number(label: str | int, labels: Sequence[str]) -> int:
 def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
     """The classes of some records in their order: numbers by size, texts by the alphabet."""
     found = {str(record.label) for record in records if isinstance(record, Labelled)}
+    for truth in TRUTHS:
+        if len(alike := {name for name in found if name.lower() == truth}) > 1:
+            found = found - alike | {truth}
     by_name = sorted(found)  # 1 and 01 are two classes of one size, and a set has no order
     return tuple(sorted(by_name, key=int) if all(map(_is_number, found)) else by_name)
+
+
+TRUTHS = ("true", "false")
+"""One class each, however a file spells it: JSON writes true, Python's CSV True and R's TRUE."""
+
+
+def _is_truth(name: str) -> bool:
+    return name.lower() in TRUTHS
 
 
 def _is_number(name: str) -> bool:

@@ -44,6 +44,7 @@ from loraft.errors import DataError, Problem
 __all__ = ["PreparedData", "SourceSpan", "prepare"]
 
 SAMPLES = 3
+SHOWN_COLUMNS = 8
 SAMPLED = 1000
 """Rows of each source that are looked at before a stream begins."""
 EVAL_STREAM = 0x5EED
@@ -185,8 +186,9 @@ def _made(
     learned = learned_from(config.task, data, records)
     try:
         renderer = renderer_of(config.task, data, tokenizer, learned)
-    except DataError as error:  # it may follow from the rows that are bad
-        raise DataError.several(shortened([*problems, *error.problems])) from None
+    except DataError as error:  # without a row it follows from what is wrong with all of them, and else it may
+        follows = () if problems and not records else error.problems
+        raise DataError.several(shortened([*problems, *follows])) from None
     for source in (*train, *held_out):
         problems += tokenize_source(source, data, renderer)
     if not problems:
@@ -269,6 +271,7 @@ def _report(
     )
     notes = (
         *_notes(data, lengths.keeps_99_percent, [*train, *held_out]),
+        *_unread(train, held_out),
         *_seen_sources(train, held_out),
         *findings(report),
     )
@@ -288,6 +291,20 @@ def _notes(data: DataSection, keeps: int, sources: Sequence[SourceRows]) -> Iter
         if counts.bad:
             first = source.problems[0]
             yield f"{counts.source}: {counts.bad} bad rows are skipped, the first at {first.where}: {first.message}"
+
+
+def _unread(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -> Iterable[str]:
+    """A sentence where rows say more than is read of them: a label beside plain text, say."""
+    sources = [source for source in (*train, *held_out) if source.unread]
+    if not sources:
+        return
+    columns = list(dict.fromkeys(column for source in sources for column in source.unread))
+    paths = " and ".join(dict.fromkeys(source.counts.source for source in sources))
+    formats = " and ".join(dict.fromkeys(source.counts.format for source in sources))
+    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+    labelled = any(source.counts.format == "text" and "label" in source.unread for source in sources)
+    hint = "; task seq_cls reads a text with its label" if labelled else ""
+    yield f"not read in {paths}, as rows of {formats}: {', '.join(columns[:SHOWN_COLUMNS])}{more}{hint}"
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig, Task
 from loraft.data.examples import Example
-from loraft.data.formats import Languages, Record, check_format, detect_format, to_record
+from loraft.data.formats import Languages, Record, check_format, detect_format, to_record, unread_columns
 from loraft.data.outcomes import wanted_of
 from loraft.data.processes import processes_for, tokenized
 from loraft.data.records import RowsRead, read_rows
@@ -49,6 +49,7 @@ class SourceRows:
         lengths: The tokens of each record, before any is cut; of its source where there is a target.
         target_lengths: The tokens of each record's target.
         problems: What is wrong with its bad rows.
+        unread: The columns that nothing is read from.
     """
 
     given: DataSource
@@ -59,6 +60,7 @@ class SourceRows:
     lengths: list[int] = field(default_factory=list)
     target_lengths: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    unread: tuple[str, ...] = ()
 
 
 def put_down(
@@ -69,6 +71,7 @@ def put_down(
         {
             "counts": asdict(source.counts), "examples": len(source.examples), "lengths": source.lengths,
             "target_lengths": source.target_lengths, "problems": [asdict(problem) for problem in source.problems[:1]],
+            "unread": source.unread,
         }
         for source in (*train, *held_out)
     ]  # fmt: skip
@@ -87,6 +90,7 @@ def taken_up(
             SourceRows(
                 source, SourceCounts(**kept["counts"]), examples=examples[start:stop], lengths=kept["lengths"],
                 target_lengths=kept["target_lengths"], problems=[Problem(**problem) for problem in kept["problems"]],
+                unread=tuple(kept["unread"]),
             )
         )  # fmt: skip
         start = stop
@@ -127,7 +131,8 @@ def _source(given: DataSource, config: RunConfig, most: int | None) -> SourceRow
     read = read_rows(given) if most is None else read_rows(given, most)
     row_format = format_of(read, given, config.task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
-    source = SourceRows(given, counts, problems=list(read.problems))
+    unread = unread_columns(read.columns, row_format, given.columns)
+    source = SourceRows(given, counts, problems=list(read.problems), unread=unread)
     languages = Languages(config.data.source_lang, config.data.target_lang)
     for row in read.rows:
         try:

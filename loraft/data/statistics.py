@@ -186,6 +186,11 @@ def findings(report: DataReport) -> Iterator[str]:
         yield f"{share:.1%} of the tokens stand for text that the tokenizer does not know: is it the right one?"
     if absent := [each.label for each in report.classes if not each.train_rows]:
         yield f"no training row is of the class {', '.join(absent)}"
+    spellings: dict[str, list[str]] = {}
+    for each in report.classes:
+        spellings.setdefault(each.label.casefold(), []).append(each.label)
+    for alike in (names for names in spellings.values() if len(names) > 1):
+        yield f"{' and '.join(alike)} are {len(alike)} classes, and differ in upper and lower case alone"
     if report.repeated:
         first = report.repeated[0]
         many = "training rows repeat" if len(report.repeated) > 1 else "training row repeats"

@@ -150,10 +150,11 @@ def evaluate(
     tallies = [_Tallies(metrics, labels, keep=baseline is not None) for _ in subjects]
     begun = perf_counter()
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
+    remedy = "Give a smaller --batch-size" + (", or a smaller --max-new-tokens." if metrics and not labels else ".")
     with (
         open_rows_file(output) as file,
         _told(file, len(items)),
-        memory_errors(out_of_memory, remedy="Give a smaller --batch-size, or a smaller --max-new-tokens."),
+        memory_errors(out_of_memory, remedy=remedy),
     ):
         for start in range(0, len(items), batch_size * BATCHES_A_WINDOW):
             window = items[start : start + batch_size * BATCHES_A_WINDOW]

@@ -165,10 +165,9 @@ def _read(run: RunConfig | None, base: str, data: DataSource | None, purpose: Pu
     problems: list[Problem] = []
     notes: list[str] = []
     for source in sources:
-        found, wrong, told = _questions(with_defaults(source, config.data), config)
+        found, wrong = _questions(with_defaults(source, config.data), config)
         questions |= found
         problems += [] if skips else wrong
-        notes += told
     if problems:
         raise DataError.several(shortened(problems, remedy=None))
     if config.task == "seq_cls" and config.training.class_weights is not None:
@@ -259,12 +258,12 @@ def _as_trained(config: RunConfig, purpose: Purpose) -> RunConfig:
     return config.model_copy(update={"data": data.model_copy(update=said)})
 
 
-def _questions(source: DataSource, config: RunConfig) -> tuple[dict[str, Question], list[Problem], list[str]]:
-    """What the rows of a source ask, by their places; what is wrong with those that are no such rows; and notes."""
+def _questions(source: DataSource, config: RunConfig) -> tuple[dict[str, Question], list[Problem]]:
+    """What the rows of a source ask, by their places, and what is wrong with those that are no such rows."""
     read = read_rows(source)
     problems, questions = list(read.problems), {}
     if not read.rows:
-        return {}, problems, []
+        return {}, problems
     row_format = format_of(read, source, config.task)
     languages = Languages(config.data.source_lang, config.data.target_lang)
     for row in read.rows:
@@ -278,16 +277,7 @@ def _questions(source: DataSource, config: RunConfig) -> tuple[dict[str, Questio
             continue
         if question is not None:
             questions[row.where] = question
-    label = source.columns.get("label", "label")
-    notes = (
-        [
-            f"the rows of {source.path} have a {label} besides their text, and are read as text alone: "
-            "task seq_cls takes them with it"
-        ]
-        if row_format == "text" and source.format == "auto" and label in read.columns
-        else []
-    )
-    return questions, problems, notes
+    return questions, problems
 
 
 def _at(where: str, problem: Problem, columns: Mapping[str, str]) -> Problem:

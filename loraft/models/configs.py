@@ -21,7 +21,9 @@ from loraft.models.sources import resolve
 
 __all__ = [
     "check_dtype",
+    "class_names",
     "context_of",
+    "in_order",
     "is_classifier",
     "load_any_config",
     "load_config",
@@ -108,6 +110,16 @@ def _as_classifier(config: PreTrainedConfig, labels: Sequence[str]) -> PreTraine
 def is_classifier(config: PreTrainedConfig) -> bool:
     """Whether a config is that of a classifier of texts."""
     return any(CLASSIFIER in architecture for architecture in config.architectures or ())
+
+
+def class_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The names of the classes of a classifier's config, in the order of its scores."""
+    return in_order(config.id2label or {})
+
+
+def in_order(id2label: Mapping[Any, object]) -> tuple[str, ...]:
+    """The names by number: many a config.json has its numbers as texts in alphabetical order, 10 before 2."""
+    return tuple(str(id2label[number]) for number in sorted(id2label, key=int))
 
 
 def context_of(config: PreTrainedConfig, family: Family) -> int | None:

@@ -34,7 +34,15 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError, OutOfMemoryError
-from loraft.models.configs import check_dtype, is_classifier, load_config, read_config, written_config
+from loraft.models.configs import (
+    check_dtype,
+    class_names,
+    in_order,
+    is_classifier,
+    load_config,
+    read_config,
+    written_config,
+)
 from loraft.models.families import FAMILIES, TRAINED, Family, family_of
 from loraft.models.placement import Placement
 from loraft.models.quantization import keep_gradients_exact, quantization_config
@@ -269,7 +277,7 @@ def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple
     headers = read_headers(folder)
     expected = expected_tensors(meta_model(config))
     named = written_config(folder / "config.json").get("id2label")
-    other_classes = not isinstance(named, Mapping) or list(named.values()) != list((config.id2label or {}).values())
+    other_classes = not isinstance(named, Mapping) or in_order(named) != class_names(config)
     return tuple(
         module
         for module in family.classifier

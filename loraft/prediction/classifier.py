@@ -23,9 +23,9 @@ from loraft.config.schema import DtypeName, QuantizationSection
 from loraft.data.batches import collate_labelled
 from loraft.data.examples import LabelledExample
 from loraft.data.labelled import LabelRenderer
-from loraft.errors import AdapterError, ModelError
+from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.classifying import class_logits
-from loraft.models.configs import context_of
+from loraft.models.configs import context_of, load_any_config
 from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import LoadedModel, load_model
 from loraft.models.placement import place
@@ -107,8 +107,16 @@ class Classifier:
         return acting(self.model, None if base else self.name)
 
     def probabilities(self, texts: Sequence[TextTokens]) -> list[dict[str, float]]:
-        """The probability of each class for each text: softmax over the scores."""
-        shares = self.logits(texts).softmax(-1).tolist()
+        """The probability of each class for each text: softmax over the scores.
+
+        Raises:
+            NonFiniteError: A score is not a number.
+        """
+        scores = self.logits(texts)
+        if not scores.isfinite().all():
+            remedy = "Compute in another --dtype: float16 overflows in some models."
+            raise NonFiniteError("the scores of the classes are not finite", where="TARGET", remedy=remedy)
+        shares = scores.softmax(-1).tolist()
         return [dict(zip(self.labels, each, strict=True)) for each in shares]
 
 
@@ -156,7 +164,7 @@ def open_classifier(
 
 
 def refuse_no_classifier(found: Target, labels: Sequence[str], target: str | None) -> None:
-    """Refuse what tells no classes.
+    """Refuse what does not tell one of several classes.
 
     Args:
         found: What TARGET means.
@@ -164,11 +172,12 @@ def refuse_no_classifier(found: Target, labels: Sequence[str], target: str | Non
         target: TARGET, as it was given.
 
     Raises:
-        ModelError: There are none.
+        ModelError: It has no head for classes, or one whose scores are no choice between them.
     """
-    if labels:
-        return
     called = target or (str(found.adapter) if found.adapter else found.base)
+    if labels:
+        _refuse_no_choice(found, labels, called)
+        return
     if found.adapters and found.adapters[0].task is not None:
         raise ModelError(
             f"{called} was trained for {found.adapters[0].task}: it writes text, and tells no classes",
@@ -180,3 +189,15 @@ def refuse_no_classifier(found: Target, labels: Sequence[str], target: str | Non
         where="TARGET",
         remedy="Train one first: task: seq_cls. What writes text answers by loraft generate.",
     )
+
+
+def _refuse_no_choice(found: Target, labels: Sequence[str], called: str) -> None:
+    """Softmax would make 100 % of the one number of a regression, and share one text among classes that all hold."""
+    problem_type = None if found.adapters else load_any_config(found.model_section).problem_type
+    if len(labels) == 1 or problem_type == "regression":
+        message = f"{called} gives a text a number, not one of several classes"
+    elif problem_type == "multi_label_classification":
+        message = f"several classes of {called} may hold of one text, and loraft tells one"
+    else:
+        return
+    raise ModelError(message, where="TARGET", remedy="Use it with transformers, or train a head: task: seq_cls.")

@@ -135,6 +135,7 @@ def predict_rows(
 
     Raises:
         DataError: `output` holds something else.
+        NonFiniteError: A score is not a number; the rows before are on disk.
         OutOfMemoryError: The device is too small for so many at a time.
         DiskFullError: The disk filled up.
         Stopped: By SIGINT or SIGTERM; the rows so far are on disk.

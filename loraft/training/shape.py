@@ -17,7 +17,7 @@ from loraft.adapters.anatomy import depths, targets_in
 from loraft.adapters.continuing import start_of
 from loraft.adapters.targets import Targets
 from loraft.config.schema import RunConfig
-from loraft.models.configs import context_of, is_classifier, load_any_config
+from loraft.models.configs import class_names, context_of, is_classifier, load_any_config
 from loraft.models.families import TRAINED_FOR, Family, family_of
 from loraft.models.loading import linear_modules, meta_model, new_modules, parameter_count, without
 from loraft.models.quantization import quantized_modules
@@ -139,7 +139,7 @@ def _head_notes(run: RunConfig, new: Sequence[str]) -> Iterator[str]:
     if not new:
         yield "the base has a head for these classes, and training goes on with it"
     elif is_classifier(base):
-        classes = ", ".join(map(str, (base.id2label or {}).values()))
+        classes = ", ".join(class_names(base))
         yield f"the base has a head for other classes ({classes}): {' and '.join(new)} begins anew"
     else:
         begin = "begin" if len(new) > 1 else "begins"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from loraft.adapters.attach import AdaptedModel
 from loraft.adapters.store import save_adapter, save_full
-from loraft.config.schema import RunConfig
+from loraft.config.schema import ModelSection, RunConfig
 from loraft.errors import AdapterError, ModelError, Refused
 from loraft.models.configs import load_config
 from loraft.models.families import TRAINED_FOR
@@ -22,6 +23,7 @@ from loraft.prediction.classifier import Classifier, open_classifier
 from loraft.training.plan import plan_run
 from loraft.training.run import prepared_model
 from tests.adapters.setting import FACTS, disturb
+from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.classifiers import LABELS, SOME, classifier_config, labelled_rows
 
 TEXTS = [(row["text"], None) for row in labelled_rows(9)]
@@ -68,6 +70,23 @@ def test_c20_pefts_three_lines_give_the_same_logits(tmp_path: Path, model_type: 
     head = [module.rpartition(".")[2] for module in adapted.loaded.family.classifier]
     assert written["modules_to_save"] == sorted(head)
     assert written["task_type"] == "SEQ_CLS"
+
+
+def test_c20_the_cards_code_loads_an_adapter_on_a_base_with_another_head(tmp_path: Path) -> None:
+    """C20: a base that was a classifier of two classes; as the card had it, transformers refused to load it."""
+    config = classifier_config(tmp_path)
+    classifier_of(tmp_path / "model", num_labels=2)
+    adapted = trained(config, tmp_path / "saved")
+    code = (tmp_path / "saved/README.md").read_text().split("```python\n")[1].split("```")[0]
+    found: dict[str, Any] = {}
+    exec(
+        code.replace("path/to/adapter", str(tmp_path / "saved")).replace('("model"', f'("{tmp_path / "model"}"'), found
+    )
+    opened = open_classifier(str(tmp_path / "saved"))
+    with torch.no_grad():
+        rows = (torch.tensor([row.ids]) for row in opened.tokens(TEXTS))
+        theirs = torch.cat([found["model"](input_ids=ids).logits for ids in rows])
+    torch.testing.assert_close(scores(adapted, opened), theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", list(TRAINED_FOR["seq_cls"]))
@@ -164,3 +183,38 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
     classifier_config(tmp_path, "llama")
     with pytest.raises(ModelError, match="has no head that tells classes"):
         open_classifier(str(tmp_path / "model"))
+
+
+def classifier_of(folder: Path, **sizes: Any) -> Path:
+    """A model that classifies by itself."""
+    config = AutoConfig.for_model("bert", **tiny_sizes("bert", **sizes))
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_names_of_classes_follow_their_numbers_not_the_file(tmp_path: Path) -> None:
+    """Many a config.json on the Hub has 10 before 2: the eleventh score would get the third one's name."""
+    names = [f"class {number}" for number in range(12)]
+    folder = classifier_of(tmp_path, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = dict(sorted(config["id2label"].items()))
+    assert list(config["id2label"])[2] == "10"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_classifier(str(folder)).labels == tuple(names)
+    section = ModelSection(name_or_path=str(folder))
+    as_classifier = load_config(section, TRAINED_FOR["seq_cls"], names)
+    assert new_modules(folder, as_classifier, TRAINED_FOR["seq_cls"]["bert"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_labels": 1}, "gives a text a number"),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, "may hold of one text"),
+    ],
+)
+def test_a_head_that_chooses_no_class_is_refused(tmp_path: Path, sizes: dict[str, Any], message: str) -> None:
+    """Softmax would call the one number of a regression 100 %, and share a text among classes that all hold."""
+    with pytest.raises(ModelError, match=message):
+        open_classifier(str(classifier_of(tmp_path, **sizes)))

@@ -57,6 +57,24 @@ def test_classes_are_numbered_by_the_alphabet_and_numbers_by_size() -> None:
     assert labels_of([Labelled("x", None, name) for name in ("10", "9", "other")]) == ("10", "9", "other")
 
 
+def test_true_is_one_class_however_a_file_spells_it(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """JSON's true and the True that Python writes into a CSV: they were four classes of train, and unknown in eval."""
+    mixed = write(tmp_path / "t.jsonl", rows(True, "False", False, "TRUE", "true"))
+    data = prepared(tokenizer, mixed)
+    assert data.renderer.recorded["labels"] == ["false", "true"]
+    assert classes(data) == [1, 0, 0, 1, 1]
+    of_csv = prepared(tokenizer, write(tmp_path / "c.jsonl", rows("True", "False")), eval=mixed)
+    assert of_csv.renderer.recorded["labels"] == ["False", "True"]  # what the rows say stays comparable with answers
+    assert [example.labels[0] for example in of_csv.eval] == [1, 0, 0, 1, 1]
+    apart = prepared(tokenizer, write(tmp_path / "a.jsonl", rows("True", "true")), labels=["True", "true"])
+    assert classes(apart) == [0, 1]
+
+
+def test_classes_that_differ_in_case_alone_are_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    notes = prepared(tokenizer, write(tmp_path / "t.jsonl", rows("Late", "late", "fine"))).report.notes
+    assert "Late and late are 2 classes, and differ in upper and lower case alone" in notes
+
+
 def test_numbers_of_one_size_have_one_order() -> None:
     """In every process: sets have another order in each."""
     names = [f"{'0' * zeros}{number}" for zeros in range(9) for number in (2, 1)]
@@ -123,6 +141,13 @@ def test_an_unknown_label_is_named_as_the_file_names_it(tokenizer: PreTrainedTok
 def test_one_class_alone_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="only the class 'pos', and there is nothing to tell apart"):
         prepared(tokenizer, write(tmp_path / "a.jsonl", rows("pos", "pos")))
+
+
+def test_a_file_that_cannot_be_read_is_the_one_mistake(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """That there are no classes without rows follows, and was a second error."""
+    with pytest.raises(DataError) as error:
+        prepared(tokenizer, str(tmp_path / "gone.jsonl"))
+    assert [problem.message for problem in error.value.problems] == ["there is no such file"]
 
 
 def test_a_name_that_stands_twice_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -45,6 +45,20 @@ def test_every_row_is_kept(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -
     assert "⟦world<|im_end|>⟧" in data.report.samples[0]["text"]
 
 
+def test_columns_that_nothing_is_read_from_are_told_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Rows of a classifier under a config that learns text: their labels would be lost without a word."""
+    labelled = write(tmp_path / "a.jsonl", [{"text": f"{n} late", "label": "fine", "id": n} for n in range(4)])
+    held = write(tmp_path / "b.jsonl", [{"text": "late", "label": "fine"}])
+    notes = [note for note in prepared(tokenizer, labelled, eval=held).report.notes if "not read" in note]
+    assert notes == [
+        f"not read in {labelled} and {held}, as rows of text: label, id; task seq_cls reads a text with its label"
+    ]
+    chats = write(tmp_path / "c.jsonl", [{**row(), "system": "Be kind.", "tools": None}])
+    assert f"not read in {chats}, as rows of messages: system" in prepared(tokenizer, chats).report.notes
+    renamed = write(tmp_path / "d.jsonl", [{"body": "late"}])
+    assert not prepared(tokenizer, renamed, columns={"text": "body"}).report.notes
+
+
 def test_c4_rows_whose_answer_was_cut_off_are_counted_and_left_out(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

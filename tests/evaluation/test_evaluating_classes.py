@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 from transformers import AutoModelForSequenceClassification
 
 from loraft import api
-from loraft.errors import AdapterError, DataError
+from loraft.errors import AdapterError, DataError, NonFiniteError, OutOfMemoryError
 from loraft.evaluation.result import Evaluation
 from loraft.events import Event, Note
 from loraft.generation.options import ModelChoice
@@ -121,3 +121,21 @@ def test_an_adapter_on_a_classifier_is_compared_with_it(tmp_path: Path) -> None:
     assert both.baseline.loss == pytest.approx(alone.measured.loss, rel=1e-6)
     assert both.baseline.loss != both.measured.loss
     assert both.differences.keys() == {"loss", "accuracy", "macro_f1", "mcc"}
+
+
+def test_memory_that_runs_out_is_told_without_words_about_answers(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("loraft.prediction.classifier.class_logits", full)
+    with pytest.raises(OutOfMemoryError, match=r"Give a smaller --batch-size\.$"):
+        evaluated(place)
+    with pytest.raises(OutOfMemoryError, match="shorter text"):
+        api.predict(str(place / "run"), texts=[("late", None)])
+
+
+def test_scores_that_are_no_numbers_are_no_probabilities(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 overflows in some models: NaN stood in the file for every class, and the first one was told."""
+    monkeypatch.setattr("loraft.prediction.classifier.class_logits", lambda *_: torch.full((1, 3), math.nan))
+    with pytest.raises(NonFiniteError, match="--dtype"):
+        api.predict(str(place / "run"), texts=[("late", None)])
