@@ -7,6 +7,7 @@ how rows became tokens, which model it trains, where an adapter is stored, or wh
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -246,7 +247,7 @@ def _after_step(run: Fit, state: RunState, clock: _Clock, signals: StopSignals) 
         raise Stopped(
             f"stopped at step {state.step} of {run.steps}; everything is saved",
             signal_number=signals.received,
-            remedy="go on with --resume",
+            remedy=f"go on: loraft train {shlex.quote(str(run.folder.config))} --resume",
         )
 
 

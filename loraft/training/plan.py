@@ -195,7 +195,9 @@ def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[
     training, dtype = config.training, str(placement.dtype).removeprefix("torch.")
     rate = LEARNING_RATES[config.method] if training.learning_rate == "auto" else training.learning_rate
     optim, note = resolve_optim(training, method=config.method, device=placement.device)
-    compute = dtype if config.quantization.compute_dtype == "auto" else config.quantization.compute_dtype
+    compute = config.quantization.compute_dtype
+    if config.method == "qlora" and compute == "auto":
+        compute = dtype
     notes = [note] if note else []
     if training.learning_rate == "auto":
         notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}")
