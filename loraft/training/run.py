@@ -25,15 +25,16 @@ import loraft
 from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
-from loraft.config.files import load_config, write_config
+from loraft.config.files import load_config
 from loraft.data.labelled import LabelRenderer
 from loraft.errors import Problem, RunFolderError
 from loraft.models.attention import ROWS
+from loraft.models.disk import disk_errors
 from loraft.models.exhaustion import memory_errors
 from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import LoadedModel, load_model
 from loraft.models.norms import give_own_backward
-from loraft.training.checkpoint import load_checkpoint, newest_checkpoint, restore_rng
+from loraft.training.checkpoint import clear_up, load_checkpoint, newest_checkpoint, restore_rng, verified
 from loraft.training.class_weights import class_weights
 from loraft.training.events import Note, Observer, Saved
 from loraft.training.loop import Fit, RunState, all_trained, fit
@@ -99,11 +100,14 @@ def run_plan(
     *,
     resume: bool,
     resume_anyway: bool,
+    overwrite: bool,
     observer: Observer,
     answerer: Answerer,
     command: Sequence[str],
 ) -> TrainResult:
     """Train as planned in a folder that was opened, from its newest checkpoint if `resume` is set.
+
+    A run that it is to replace is removed once the model is loaded: what fails before that leaves it as it is.
 
     Raises:
         RunFolderError: The run that is to be resumed was begun with other settings, data or weights.
@@ -114,16 +118,19 @@ def run_plan(
         observer(Note(note))
     if resume and not resume_anyway:
         _refuse_another_run(plan, folder)
-    with _memory_errors(plan), tracked(observer, plan.config, folder.path) as told:
+    with _memory_errors(plan), disk_errors(folder.path, remedy="free some space and go on with --resume"):
         adapted = prepared_model(plan)
         if resume and not resume_anyway:
             _refuse_another_base(folder, adapted.loaded)
-        state = RunState()
-        run = fit_of(plan, folder, adapted, told, answerer, state)
-        if not (resume and _resumed(run, state)):
-            _begin(plan, folder, adapted.loaded, command)
-        fit(run, state)
-        saved, saved_step = _finish(run, state, plan)
+        if overwrite:
+            folder.empty()
+        with tracked(observer, plan.config, folder.path) as told:
+            state = RunState()
+            run = fit_of(plan, folder, adapted, told, answerer, state)
+            if not (resume and _resumed(run, state)):
+                _begin(plan, folder, adapted.loaded, command)
+            fit(run, state)
+            saved, saved_step = _finish(run, state, plan)
     return _result(run, state, saved, saved_step, time.monotonic() - began)
 
 
@@ -230,9 +237,7 @@ def _save_weights(adapted: AdaptedModel, into: Path, plan: RunPlan, state: RunSt
 
 def _begin(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Sequence[str]) -> None:
     """Write what a run's folder holds from the start."""
-    folder.cut_back({})
     named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
-    write_config(plan.config.model_copy(update={"training": named}), folder.config)
     manifest = {
         "versions": {"loraft": loraft.__version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
@@ -246,7 +251,7 @@ def _begin(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Seque
         "command": [shown(word) for word in command],
         "platform": sys.platform,
     }
-    folder.manifest.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    folder.begin(plan.config.model_copy(update={"training": named}), manifest)
 
 
 def _refuse_another_run(plan: RunPlan, folder: RunFolder) -> None:
@@ -283,6 +288,7 @@ def _recorded(folder: RunFolder, part: str) -> str | None:
 
 def _resumed(run: Fit, state: RunState) -> bool:
     """Put everything back as the newest good checkpoint has it; False when there is none."""
+    clear_up(run.folder.checkpoints)
     newest, damaged = newest_checkpoint(run.folder.checkpoints)
     for text in damaged:
         run.observer(Note(text))
@@ -307,11 +313,14 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
     """Save the result: the last weights, or with early stopping the best ones."""
     step = state.step
     best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
-    if run.settings.early_stopping_patience is not None and state.best_step not in (None, step) and best.is_dir():
+    wanted = run.settings.early_stopping_patience is not None and state.best_step not in (None, step)
+    if wanted and verified(best):
         restore(run.adapted, best / ("model" if run.adapted.method == "full" else "adapter"))
         step = state.best_step or step
         state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
+    elif wanted:
+        run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
     saved = _save_weights(run.adapted, run.folder.path, plan, state)
     run.observer(Saved(step, saved))
     return saved, step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,8 +14,11 @@ import pytest
 from safetensors.torch import load_file
 
 from loraft import api
-from loraft.errors import DataError, RunFolderError, Stopped
+from loraft.errors import DataError, DiskFullError, RunFolderError, Stopped
+from loraft.training import loop
+from loraft.training.evaluation import evaluate_loss
 from loraft.training.events import Event, Note, StepDone
+from loraft.training.run_folder import RunFolder
 from tests.training.building import contrary, labelled, rows, tiny_config, write_rows
 
 CLOCK = ("tokens_per_second", "peak_bytes")
@@ -141,25 +145,50 @@ def test_resume_without_a_checkpoint_begins_at_step_0_and_says_so(tmp_path: Path
     assert "there is no checkpoint to go on from: the run begins at step 0" in notes
 
 
-def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_wherever_it_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "append", full)
     tiny_config(tmp_path)
-    first = api.train(config_of(tmp_path, "run"))
-    before = (first.saved / "adapter_model.safetensors").read_bytes()
-    for verb in (api.train, api.check):
-        with pytest.raises(RunFolderError, match="holds a run already"):
-            verb(config_of(tmp_path, "run", seed=1))
-    assert (first.saved / "adapter_model.safetensors").read_bytes() == before
-    second = api.train(config_of(tmp_path, "run", seed=1), overwrite=True)
-    assert (second.saved / "adapter_model.safetensors").read_bytes() != before
+    with pytest.raises(DiskFullError, match="bytes are free") as told:
+        api.train(config_of(tmp_path, "run"))
+    assert "--resume" in str(told.value)
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+def stopped_in_evaluation(number: int) -> Any:
+    """`evaluate_loss`, in whose call of that number a SIGTERM comes after the first batch."""
+    calls = iter(range(1, 10))
+
+    def evaluate(*args: Any, stop: Any) -> Any:
+        asked = iter([False] if next(calls) == number else [False] * 100)
+
+        def signalled() -> bool:
+            if next(asked, True):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return bool(stop())
+
+        return evaluate_loss(*args, stop=signalled)
+
+    return evaluate
+
+
+@pytest.mark.parametrize(("step", "number"), [(3, 1), (7, 3)])
+def test_an_evaluation_that_is_stopped_is_made_up_for_even_at_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: int
+) -> None:
+    """Stopped in it again on resuming, no step is taken before it is finished."""
     tiny_config(tmp_path)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunFolderError, match="not a run's"):
-        api.train(config_of(tmp_path, "run"), overwrite=True)
-    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+    many = {"training__per_device_eval_batch_size": 1, "training__sample_prompts": ["the order"]}
+    whole = api.train(config_of(tmp_path, "whole", **many))
+    for resume, evaluation in ((False, number), (True, 1)):
+        monkeypatch.setattr(loop, "evaluate_loss", stopped_in_evaluation(evaluation))
+        with pytest.raises(Stopped, match=f"stopped at step {step} of 7"):
+            api.train(config_of(tmp_path, "stopped", **many), resume=resume)
+    monkeypatch.undo()
+    again = api.train(config_of(tmp_path, "stopped", **many), resume=True)
+    assert metrics(again.run_folder) == metrics(whole.run_folder)
+    assert again.eval_loss == whole.eval_loss
 
 
 @pytest.mark.parametrize(
