@@ -353,7 +353,9 @@ def _answers(run: Fit, signals: StopSignals) -> list[tuple[str, str]] | None:
 
 
 def _save(run: Fit, state: RunState) -> None:
-    remembered: dict[str, Any] = {**asdict(state), "files": run.folder.sizes(), "scaler": run.scaler.state_dict()}
+    remembered: dict[str, Any] = asdict(state) | {
+        "files": run.folder.sizes(), "scaler": run.scaler.state_dict(), "optim": run.settings.optim,
+    }  # fmt: skip
     place = save_checkpoint(
         run.folder.checkpoints, state.step, run.save_weights, remembered, optimizer_state(run.optimizer)
     )

@@ -27,14 +27,14 @@ from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
 from loraft.config.files import load_config
 from loraft.data.labelled import LabelRenderer
-from loraft.errors import Problem, RunFolderError
+from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
 from loraft.models.attention import ROWS
 from loraft.models.disk import disk_errors
 from loraft.models.exhaustion import memory_errors
 from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import LoadedModel, load_model
 from loraft.models.norms import give_own_backward
-from loraft.training.checkpoint import clear_up, load_checkpoint, newest_checkpoint, restore_rng, verified
+from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, restore_rng, verified
 from loraft.training.class_weights import class_weights
 from loraft.training.events import Note, Observer, Saved
 from loraft.training.loop import Fit, RunState, all_trained, fit
@@ -128,7 +128,10 @@ def run_plan(
             state = RunState()
             run = fit_of(plan, folder, adapted, told, answerer, state)
             if not (resume and _resumed(run, state)):
-                _begin(plan, folder, adapted.loaded, command)
+                folder.cut_back({})
+                _describe(plan, folder, adapted.loaded, command)
+            elif resume_anyway:
+                _describe(plan, folder, adapted.loaded, command)
             fit(run, state)
             saved, saved_step = _finish(run, state, plan)
     return _result(run, state, saved, saved_step, time.monotonic() - began)
@@ -235,8 +238,8 @@ def _save_weights(adapted: AdaptedModel, into: Path, plan: RunPlan, state: RunSt
     return place
 
 
-def _begin(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Sequence[str]) -> None:
-    """Write what a run's folder holds from the start."""
+def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Sequence[str]) -> None:
+    """Write what a run is, by which it will be known again: when it begins, and when a change is taken on."""
     named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
     manifest = {
         "versions": {"loraft": loraft.__version__, "python": platform.python_version()}
@@ -251,16 +254,27 @@ def _begin(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Seque
         "command": [shown(word) for word in command],
         "platform": sys.platform,
     }
-    folder.begin(plan.config.model_copy(update={"training": named}), manifest)
+    folder.describe(plan.config.model_copy(update={"training": named}), manifest)
 
 
 def _refuse_another_run(plan: RunPlan, folder: RunFolder) -> None:
-    """Compare config and data with those that the run in the folder was begun with."""
-    if not folder.config.exists():
-        return
-    before = load_config(folder.config).model_dump(mode="json")
-    found = differences(before, plan.config.model_dump(mode="json"))
-    if _recorded(folder, "data") not in (None, plan.data.fingerprint):
+    """Compare config and data with those that the run in the folder was begun with, where it has come to a checkpoint.
+
+    Before the first checkpoint there may be no manifest yet, and nothing was trained on its rows.
+    """
+    found, begun = [], bool(checkpoints(folder.checkpoints))
+    if folder.config.exists():
+        try:
+            before = load_config(folder.config).model_dump(mode="json")
+            found = differences(before, plan.config.model_dump(mode="json"))
+        except ConfigError:
+            found = ["its config.yaml was damaged"]
+    elif begun:
+        found = ["its config.yaml was lost"]
+    recorded = _recorded(folder, "data")
+    if recorded is None and begun:
+        found.append("its manifest.json was lost or damaged, which tells rows and base")
+    elif recorded not in (None, plan.data.fingerprint):
         found.append("the rows are not the same, or do not become the same tokens")
     _refuse(found, folder)
 
@@ -296,8 +310,11 @@ def _resumed(run: Fit, state: RunState) -> bool:
         run.observer(Note("there is no checkpoint to go on from: the run begins at step 0"))
         return False
     checkpoint = load_checkpoint(newest)
-    restore(run.adapted, newest / ("model" if run.adapted.method == "full" else "adapter"))
-    restore_optimizer(run.optimizer, checkpoint.optimizer, checkpoint.optimizer_numbers)
+    _restore_weights(run, newest)
+    if checkpoint.state.get("optim", run.settings.optim) == run.settings.optim:
+        restore_optimizer(run.optimizer, checkpoint.optimizer, checkpoint.optimizer_numbers)
+    else:
+        run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
     run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
     for field in fields(RunState):
         setattr(state, field.name, checkpoint.state.get(field.name, getattr(state, field.name)))
@@ -309,13 +326,39 @@ def _resumed(run: Fit, state: RunState) -> bool:
     return True
 
 
+def _restore_weights(run: Fit, folder: Path) -> None:
+    """Put the weights of a checkpoint back.
+
+    Raises:
+        RunFolderError: What is trained now has another form.
+    """
+    place = _weights_in(run, folder)
+    try:
+        if not place.is_dir():
+            raise AdapterError("it was trained by another method")
+        restore(run.adapted, place)
+    except AdapterError as error:
+        first, *others = error.problems
+        more = f", and {len(others)} more of the kind" if others else ""
+        raise RunFolderError(
+            f"{folder.name} has not what is trained now: {first.message}{more}",
+            where=str(run.folder.path),
+            remedy="undo the change, or begin anew with another training.output_dir",
+        ) from error
+
+
+def _weights_in(run: Fit, folder: Path) -> Path:
+    """Where the weights of a checkpoint or a run lie."""
+    return folder / ("model" if run.adapted.method == "full" else "adapter")
+
+
 def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
     """Save the result: the last weights, or with early stopping the best ones."""
     step = state.step
     best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
     wanted = run.settings.early_stopping_patience is not None and state.best_step not in (None, step)
     if wanted and verified(best):
-        restore(run.adapted, best / ("model" if run.adapted.method == "full" else "adapter"))
+        restore(run.adapted, _weights_in(run, best))
         step = state.best_step or step
         state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))

@@ -104,9 +104,8 @@ class RunFolder:
             if path.exists():
                 os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
 
-    def begin(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
-        """Write what a run's folder holds from the start, each file whole or not at all."""
-        self.cut_back({})
+    def describe(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
+        """Write what the run is, each file whole or not at all."""
         self._replace(self.config, dump_config(config))
         self._replace(self.manifest, json.dumps(manifest, indent=1) + "\n")
 

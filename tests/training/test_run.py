@@ -207,6 +207,67 @@ def test_c33_what_changed_since_the_checkpoint_is_listed(tmp_path: Path, change:
         api.train(config_of(tmp_path, "run", **change), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lora__r": 8}, r"step-000002 has not what is trained now: the tensor .* is \[4, \d+\].*, and \d+ more"),
+        ({"method": "full"}, "step-000002 has not what is trained now: it was trained by another method"),
+    ],
+)
+def test_what_no_checkpoint_has_cannot_be_taken_on(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    tiny_config(tmp_path)
+    with pytest.raises(Stopped):
+        api.train(config_of(tmp_path, "run"), observer=stop_at(2))
+    with pytest.raises(RunFolderError, match=named) as refused:
+        api.train(config_of(tmp_path, "run", **change), resume_anyway=True)
+    assert len(refused.value.problems) == 1
+
+
+@pytest.mark.parametrize("optims", [("adamw", "adamw_8bit"), ("adamw_8bit", "adamw")])
+def test_another_optimizer_begins_anew_and_what_was_taken_on_is_the_run(
+    tmp_path: Path, optims: tuple[str, str]
+) -> None:
+    tiny_config(tmp_path)
+    first, second = (config_of(tmp_path, "run", training__optim=optim) for optim in optims)
+    for config, options in ((first, {}), (second, {"resume_anyway": True}), (second, {"resume": True})):
+        notes: list[str] = []
+        watch = stop_at(2 if config is first else 4)
+
+        def observer(event: Event, watch: Any = watch, notes: list[str] = notes) -> None:
+            watch(event)
+            notes.extend([event.text] if isinstance(event, Note) else [])
+
+        if "resume" in options:
+            assert api.train(config, observer=observer, **options).steps == 7
+        else:
+            with pytest.raises(Stopped):
+                api.train(config, observer=observer, **options)
+        begins = [note for note in notes if "begins anew" in note]
+        assert bool(begins) == ("resume_anyway" in options)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("config.yaml", None, "its config.yaml was lost"),
+        ("config.yaml", "\0\0", "its config.yaml was damaged"),
+        ("manifest.json", None, "its manifest.json was lost or damaged"),
+        ("manifest.json", "{", "its manifest.json was lost or damaged"),
+    ],
+)
+def test_c33_what_cannot_be_compared_any_more_is_told(tmp_path: Path, name: str, text: str | None, told: str) -> None:
+    tiny_config(tmp_path)
+    with pytest.raises(Stopped):
+        api.train(config_of(tmp_path, "run"), observer=stop_at(2))
+    if text is None:
+        (tmp_path / "run" / name).unlink()
+    else:
+        (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(RunFolderError, match=told):
+        api.train(config_of(tmp_path, "run"), resume=True)
+    assert api.train(config_of(tmp_path, "run"), resume_anyway=True).steps == 7
+
+
 def test_c33_changed_rows_are_noticed_and_can_be_taken_on(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     with pytest.raises(Stopped):
