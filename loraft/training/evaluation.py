@@ -85,5 +85,5 @@ def class_figures(right: Tensor, given: Tensor) -> Mapping[str, float]:
     seen = both > 0
     return {
         "accuracy": hits.sum().item() / len(right),
-        "macro_f1": (2 * hits[seen] / both[seen]).mean().item(),
+        "macro_f1": (2 * hits[seen].double() / both[seen]).mean().item(),
     }

@@ -26,6 +26,7 @@ from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
 from loraft.config.files import load_config
+from loraft.config.schema import idle_keys
 from loraft.data.labelled import LabelRenderer
 from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
 from loraft.models.attention import ROWS
@@ -197,6 +198,8 @@ def fit_of(
     """What the loop needs for a plan and its model; `state` is what it will leave its place in."""
     dtype = plan.placement.dtype
     settings = plan.config.training
+    if "training.sample_prompts" in idle_keys(plan.config):  # a classifier has nothing to answer with
+        settings = settings.model_copy(update={"sample_prompts": ()})
     assert settings.learning_rate != "auto", "the plan resolves it"
     return Fit(
         adapted=adapted,

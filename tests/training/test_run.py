@@ -343,6 +343,13 @@ def test_sample_prompts_are_answered_and_change_nothing(tmp_path: Path) -> None:
     ).read_bytes()
 
 
+def test_sample_prompts_of_a_classifier_are_passed_over(tmp_path: Path) -> None:
+    tiny_config(tmp_path, task="seq_cls")
+    config = config_of(tmp_path, "run", task="seq_cls", training__sample_prompts=["the order"])
+    assert api.train(config).steps == 7
+    assert not (tmp_path / "run/samples.jsonl").exists()
+
+
 def test_the_resolved_config_repeats_the_run(tmp_path: Path) -> None:
     from loraft.config.files import load_config
 
