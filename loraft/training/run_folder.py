@@ -180,6 +180,8 @@ def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
 def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
     """Refuse to start where the checkpoints will not fit on the disk.
 
+    What the run's folder holds already takes no more: it is gone on with, and older checkpoints make room for new ones.
+
     Raises:
         ResourceError: Less is free than the checkpoints and the adapter need.
     """
@@ -187,7 +189,8 @@ def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
     a_checkpoint = memory.adapter + memory.optimizer + 16 * 2**20
     there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
     free = shutil.disk_usage(there).free
-    if free < kept * a_checkpoint + memory.adapter:
+    held = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    if free + held < kept * a_checkpoint + memory.adapter:
         raise ResourceError(
             f"{free / 1e9:.2f} GB are free on the disk, and {kept} checkpoints of {a_checkpoint / 1e9:.2f} GB "
             "are to be kept",
@@ -198,14 +201,14 @@ def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
 
 
 def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Path:
-    """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N (with `resume`, the newest one)."""
+    """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N; to `resume`, the newest with a run."""
     if output_dir is not None:
         return Path(output_dir)
     numbers = [
         int(path.name.rsplit("-", 1)[1]) for path in RUNS.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()
     ]
-    newest = max(numbers, default=0)
-    return RUNS / f"{name}-{newest if resume and newest else newest + 1}"
+    begun = [number for number in numbers if RunFolder(RUNS / f"{name}-{number}").holds_run]
+    return RUNS / f"{name}-{max(begun) if resume and begun else max(numbers, default=0) + 1}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -318,16 +318,35 @@ def test_a_bad_row_late_in_a_stream_loses_no_step(tmp_path: Path) -> None:
     assert api.train(taken_on, resume_anyway=True).steps == 276
 
 
-def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
-    tiny_config(tmp_path)
-    config = tiny_config(
+def stopped_early(tmp_path: Path) -> Any:
+    """A config whose run becomes worse at once."""
+    return tiny_config(
         tmp_path, training__eval_steps=1, training__early_stopping_patience=2, training__max_steps=40,
         training__learning_rate=0.05, data__eval=str(write_rows(tmp_path / "eval.jsonl", contrary())),
     )  # fmt: skip
-    result = api.train(config)
+
+
+def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    result = api.train(stopped_early(tmp_path))
     assert result.saved_step == result.best_step < result.steps
     best = result.run_folder / "checkpoints" / f"step-{result.best_step:06d}" / "adapter" / "adapter_model.safetensors"
     assert (result.saved / "adapter_model.safetensors").read_bytes() == best.read_bytes()
+
+
+def test_c30_best_weights_that_were_damaged_meanwhile_are_not_saved(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    notes: list[str] = []
+
+    def flip(event: Event) -> None:
+        notes.extend([event.text] if isinstance(event, Note) else [])
+        weights = tmp_path / "run/checkpoints/step-000002/adapter/adapter_model.safetensors"
+        if isinstance(event, StepDone) and event.step == 3:
+            weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+
+    result = api.train(stopped_early(tmp_path), observer=flip)
+    assert (result.best_step, result.saved_step) == (2, 4)
+    assert "the weights of step 4 are saved: the checkpoint of the best evaluation is damaged" in notes
 
 
 def test_sample_prompts_are_answered_and_change_nothing(tmp_path: Path) -> None:

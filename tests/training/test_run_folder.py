@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from loraft import api
-from loraft.errors import OutOfMemoryError, RunFolderError
+from loraft.errors import OutOfMemoryError, ResourceError, RunFolderError
 from loraft.training import run
+from loraft.training.memory import MemoryPlan
+from loraft.training.run_folder import check_disk, choose_run_folder
 from tests.training.building import tiny_config
 
 
@@ -81,3 +84,31 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="not a run's"):
         api.train(config_of(tmp_path, "run"), overwrite=True)
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_start_that_came_to_nothing_is_not_the_run_to_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine-1/checkpoints", "mine-2", "mine-3/checkpoints", "mine-4"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert choose_run_folder(None, "mine", resume=True) == Path("runs/mine-3")
+    assert choose_run_folder(None, "mine", resume=False) == Path("runs/mine-5")
+    assert choose_run_folder(None, "other", resume=True) == Path("runs/other-1")
+
+
+def test_checkpoints_that_are_there_already_need_no_room_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of 3 checkpoints of 116 MiB, and the best and the next one: 5 in all, and the adapter."""
+    size = 2**20
+    memory = MemoryPlan(
+        weights=0, adapter=50 * size, gradients=0, optimizer=50 * size, activations=0, logits=0, runtime=0
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=300 * size))
+    with pytest.raises(ResourceError, match=r"5 checkpoints of 0\.12 GB are to be kept"):
+        check_disk(tmp_path, memory, keep=3)
+    (tmp_path / "checkpoints/step-000004").mkdir(parents=True)
+    with (tmp_path / "checkpoints/step-000004/model.safetensors").open("wb") as file:
+        file.truncate(350 * size)
+    check_disk(tmp_path, memory, keep=3)
