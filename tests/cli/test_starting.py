@@ -140,7 +140,9 @@ def test_columns_of_other_names_are_proposed(here: Path) -> None:
 def test_columns_that_rows_may_have_besides_are_not_lost(
     here: Path, columns: tuple[str, ...], expected: dict[str, str]
 ) -> None:
-    write_rows(Path("rows.jsonl"), [{**{name: f"{name} {n % 2}" for name in columns}, "category": "qa"} for n in (1, 2)])
+    write_rows(
+        Path("rows.jsonl"), [{**{name: f"{name} {n % 2}" for name in columns}, "category": "qa"} for n in (1, 2)]
+    )
     result = init("c.yaml", "--data", "rows.jsonl")
     assert load_config("c.yaml").data.columns == expected
     assert "nothing is read from category" in result.stderr
