@@ -17,7 +17,7 @@ from loraft.data.records import Row
 from loraft.errors import DataError
 
 __all__ = [
-    "FORMATS", "Completion", "Conversation", "Labelled", "Languages", "Message", "Pair", "Record", "Text",
+    "FORMATS", "THOUGHTS", "Completion", "Conversation", "Labelled", "Languages", "Message", "Pair", "Record", "Text",
     "check_format", "columns_of", "detect_format", "has_columns", "to_question", "to_record",
 ]  # fmt: skip
 
@@ -47,8 +47,10 @@ OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
 }
 """What rows of a format may have besides."""
 
-MORE = ("tool_calls", "tool_call_id", "name")
-"""The keys of a turn that templates for tools print."""
+THOUGHTS = ("reasoning_content", "thinking")
+"""The keys of a turn that hold what was thought before it was said."""
+MORE = ("tool_calls", "tool_call_id", "name", *THOUGHTS)
+"""The keys of a turn that templates print besides; those for tools first."""
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -73,7 +75,8 @@ class Message:
         role: system, user, assistant or tool.
         content: What is said.
         train: Whether an assistant's turn is trained; None leaves it to `data.train_on`.
-        more: What else the template gets: the assistant's `tool_calls`, and of a tool `name` and `tool_call_id`.
+        more: What else the template gets: the assistant's `tool_calls` and what it thought, and of a tool `name` and
+            `tool_call_id`.
     """
 
     role: str
