@@ -44,11 +44,11 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             with _terminable():
                 command(*args, **kwargs)
             sys.stdout.flush()
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.BadParameter):
             raise
         except LoraftError as error:
             raise typer.Exit(_tell(error, as_json=bool(kwargs.get("as_json")))) from None
-        except KeyboardInterrupt as stop:
+        except (KeyboardInterrupt, typer.Abort) as stop:  # typer's is a question that was answered by Ctrl-C
             print("stopped.", file=sys.stderr)
             raise typer.Exit(128 + getattr(stop, "signal_number", signal.SIGINT)) from None
         except BrokenPipeError:
