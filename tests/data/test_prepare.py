@@ -314,3 +314,24 @@ def test_a_row_that_moves_from_training_to_evaluation_makes_another_fingerprint(
         [e.input_ids for e in (*marks[1].train, *marks[1].eval)]
     ]
     assert marks[0].fingerprint != marks[1].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"max_target_length": 6}, "1 of 5 rows are dropped, for their target is longer than data.max_target_length 6 "
+                                   "(10 would keep 99 % of the training rows)"),
+        ({"max_length": 8}, "1 of 5 rows are dropped, for their target is longer than data.max_length 8 (10 would"),
+        ({"max_length": 3, "max_target_length": 99}, "for their source is longer than data.max_length 3 (4 would"),
+        ({"max_length": 3}, "for their source is longer than data.max_length 3 (4 would keep 99 % of the training rows)"
+                            " or their target is longer than data.max_length 3 (10 would"),
+    ],
+)  # fmt: skip
+def test_pairs_that_are_too_long_are_told_by_what_is_too_long(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, settings: dict[str, int], reason: str
+) -> None:
+    pairs = [{"source": "a" * count, "target": "b" * (9 if count == 4 else count)} for count in (1, 2, 3, 4, 2)]
+    data = {"train": write(tmp_path / "a.jsonl", pairs), "eval": None, **settings}
+    config = RunConfig.model_validate({"task": "seq2seq_lm", "model": {"name_or_path": "x"}, "data": data})
+    (note,) = (note for note in prepare(config, tokenizer).report.notes if "99 %" in note)
+    assert reason in note
