@@ -335,3 +335,17 @@ def test_pairs_that_are_too_long_are_told_by_what_is_too_long(
     config = RunConfig.model_validate({"task": "seq2seq_lm", "model": {"name_or_path": "x"}, "data": data})
     (note,) = (note for note in prepare(config, tokenizer).report.notes if "99 %" in note)
     assert reason in note
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_what_is_wrong_in_every_row_is_told_once(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, on_bad_row: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", [{"translation": {"en": "yes", "fr": "oui"}}] * 50)
+    data = {"train": path, "eval": None, "source_lang": "de", "target_lang": "fr", "on_bad_row": on_bad_row}
+    config = RunConfig.model_validate({"task": "seq2seq_lm", "model": {"name_or_path": "x"}, "data": data})
+    with pytest.raises(DataError) as caught:
+        prepare(config, tokenizer)
+    (problem,) = caught.value.problems
+    assert problem.where == f"{path}:1"
+    assert problem.message.endswith("it has en, fr (as in all 50 rows)")
