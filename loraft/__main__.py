@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 
 __all__ = ["main"]
@@ -14,9 +15,13 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
-    from loraft.cli.app import app
+    try:
+        from loraft.cli.app import app
 
-    app(prog_name="loraft")
+        app(prog_name="loraft")
+    except KeyboardInterrupt:  # before a command has begun, which ends in its own way
+        print("stopped.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ from loraft.prediction.file import PredictedFile, predict_rows, read_texts
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
 from loraft.training.run import TrainResult, run_plan
-from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder, refuse_taken
+from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder, refuse_own_inputs, refuse_taken
 
 __all__ = [
     "Answering", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "merge",
@@ -145,15 +145,18 @@ def train(
     resume = resume or resume_anyway
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=resume))
     refuse_taken(folder, resume=resume, overwrite=overwrite)
+    if overwrite:
+        refuse_own_inputs(folder, config)
     plan = plan_run(config)
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
-    folder.open(overwrite=overwrite)
+    folder.open()
     try:
         return run_plan(
             plan,
             folder,
             resume=resume,
             resume_anyway=resume_anyway,
+            overwrite=overwrite,
             observer=observer,
             answerer=lambda adapted: _answerer(adapted, plan),
             command=command,

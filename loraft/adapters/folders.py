@@ -6,19 +6,17 @@ It refuses to know what they mean, and loads without torch.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from loraft.errors import AdapterError, DiskFullError
+from loraft.errors import AdapterError
 from loraft.models.cache import flush
+from loraft.models.disk import disk_errors
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "RECORD", "read_json", "write_json", "written_whole"]
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "RECORD", "read_json", "take_back", "write_json", "written_whole"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -51,27 +49,26 @@ def written_whole(folder: Path) -> Iterator[Path]:
     Raises:
         DiskFullError: If the disk fills up while the files are written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     staging, previous = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "previous"))
+    with disk_errors(folder, remedy="Free some space."):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            take_back(folder)
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            yield staging
+            _settle(staging)
+            _swap(staging, folder, previous)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def take_back(folder: Path) -> None:
+    """Put back a folder that a kill between the two renames of its replacement has left beside its place."""
+    previous = folder.with_name(f".{folder.name}.previous")
     if previous.exists() and not folder.exists():
         previous.rename(folder)
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        yield staging
-        _settle(staging)
-        _swap(staging, folder, previous)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if _disk_is_full(error):
-            free = shutil.disk_usage(folder.parent).free
-            raise DiskFullError(
-                f"the disk filled up; {free:,} bytes are free", where=str(folder), remedy="Free some space."
-            ) from error
-        raise
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _settle(staging: Path) -> None:
@@ -98,9 +95,3 @@ def _swap(staging: Path, folder: Path, previous: Path) -> None:
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write a file that people read too: indented, with every letter as it is."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _disk_is_full(error: OSError | SafetensorError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"os error {errno.ENOSPC}" in str(error)

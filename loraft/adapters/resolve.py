@@ -207,7 +207,7 @@ def _from_folder(folder: Path, where: str) -> Target:
             return model_in(candidate)
     checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
     if checkpoints:
-        remedy = f"Its newest checkpoint is {checkpoints[-1]}."
+        remedy = f"Name a checkpoint ({checkpoints[-1]}), or go on: loraft train {folder}/config.yaml --resume"
         raise AdapterError("the run has not saved its result", where=str(folder), remedy=remedy)
     looked_for = "adapter_config.json, adapter/adapter_config.json, config.json, model/config.json"
     raise AdapterError(

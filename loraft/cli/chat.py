@@ -65,7 +65,8 @@ def chat(
     """Talk with a base model, or with what was trained.
 
     The history stays in the cache: each turn only what is new is read. /help lists the commands: /system, /reset,
-    /undo, /adapter, /set, /save, /quit. Ctrl-C stops an answer, Ctrl-D ends. From a pipe each line is a message.
+    /undo, /adapter, /set, /save, /quit. Ctrl-C stops an answer, Ctrl-D ends. From a pipe each line is a message, and
+    the exit code is 2 where one was refused.
     """
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
@@ -81,7 +82,7 @@ def chat(
         )
     for note in conversation.notes:
         print_note(note)
-    (_OnTerminal if sys.stdin.isatty() else _FromPipe)(conversation).run()
+    raise typer.Exit((_OnTerminal if sys.stdin.isatty() else _FromPipe)(conversation).run())
 
 
 class _FromPipe:
@@ -91,10 +92,11 @@ class _FromPipe:
         self.conversation = conversation
         self._long_told = False
 
-    def run(self) -> None:
-        """Takes lines until there are no more, or one says so."""
+    def run(self) -> int:
+        """Takes lines until there are no more, or one says so; the exit code tells the worst that came of one."""
         from loraft.cli.render import print_message, print_problems
 
+        exit_code = 0
         while (line := self._line()) is not None:
             if not line.strip():
                 continue
@@ -103,13 +105,15 @@ class _FromPipe:
                 if isinstance(meant, str):
                     self._answer(meant)
                 elif meant.name == "/quit":
-                    return
+                    return exit_code
                 else:
                     self._do(meant)
             except (Refused, OutOfMemoryError) as error:
+                exit_code = max(exit_code, error.exit_code)
                 print_problems(error.problems)
                 if isinstance(error, OutOfMemoryError):
                     print_message(BEGIN_ANEW)
+        return exit_code
 
     def _line(self) -> str | None:
         raw = sys.stdin.buffer.readline()
@@ -171,8 +175,8 @@ class _FromPipe:
 class _OnTerminal(_FromPipe):
     """A conversation with a person: lines are edited, Ctrl-C stops an answer, twice at the prompt it ends."""
 
-    def run(self) -> None:
-        """Greets, and takes lines until the person ends it."""
+    def run(self) -> int:
+        """Greets, and takes lines until the person ends it, who has seen what was refused."""
         from loraft.cli.chat_terminal import line_editing
         from loraft.cli.render import say
 
@@ -182,6 +186,7 @@ class _OnTerminal(_FromPipe):
         with line_editing([*COMMANDS, *voices, *settings]):
             say((f"{session.loaded.name} · /help lists the commands, Ctrl-D ends", "dim"))
             super().run()
+        return 0
 
     def _line(self) -> str | None:
         from loraft.cli.chat_terminal import read_line

@@ -13,6 +13,7 @@ import typer
 from loraft.cli.options import (
     AdaptersOption,
     BaseModelOption,
+    ColumnsOption,
     DtypeOption,
     JsonOption,
     MaxNewTokensOption,
@@ -20,6 +21,7 @@ from loraft.cli.options import (
     SourceLanguageOption,
     TargetArgument,
     TargetLanguageOption,
+    column_names,
     quantization,
 )
 from loraft.cli.outcome import ends_well
@@ -57,6 +59,7 @@ def evaluate(
         RowFormat | None,
         typer.Option("--format", show_default=False, help="The format of the rows [default: as the columns tell]."),
     ] = None,
+    columns: ColumnsOption = None,
     split: Annotated[
         str | None,
         typer.Option("--split", metavar="NAME", show_default=False, help="The split of a Hub dataset or a builtin."),
@@ -112,8 +115,9 @@ def evaluate(
         raise typer.BadParameter("--overwrite is about --output, and there is none.")
     if metrics is not None and not metrics.strip(" ,"):
         raise typer.BadParameter("--metrics names at least one; loss alone generates nothing.")
-    if data is None and (split is not None or row_format is not None):
-        raise typer.BadParameter("--split and --format are about --data, and there is none.")
+    if data is None and (split, row_format, columns) != (None, None, None):
+        raise typer.BadParameter("--columns, --split and --format are about --data, and there is none.")
+    names = column_names(columns) or {}
 
     from loraft.cli.progress import view_on
     from loraft.cli.render import console_on, print_json, print_result, waiting
@@ -132,7 +136,7 @@ def evaluate(
                 source_lang=source_lang,
                 target_lang=target_lang,
             ),
-            data=DataSource(path=data, split=split, format=row_format or "auto") if data else None,
+            data=DataSource(path=data, split=split, format=row_format or "auto", columns=names) if data else None,
             metrics=[name for name in metrics.split(",") if name.strip()] if metrics is not None else None,
             output=output,
             overwrite=overwrite,

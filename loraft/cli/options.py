@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaptersOption",
     "BaseModelOption",
+    "ColumnsOption",
     "ConfigArgument",
     "DtypeOption",
     "JsonOption",
@@ -38,6 +39,7 @@ __all__ = [
     "TopKOption",
     "TopPOption",
     "TraceOption",
+    "column_names",
     "quantization",
 ]
 
@@ -99,6 +101,15 @@ BaseModelOption = Annotated[
     str | None,
     typer.Option(
         "--base-model", metavar="MODEL", show_default=False, help="The base to use, whatever the adapter names."
+    ),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="OURS=THEIRS,…",
+        show_default=False,
+        help="What the columns are, where they have names of their own, such as prompt=Frage,completion=Antwort.",
     ),
 ]
 QuantizeOption = Annotated[
@@ -239,3 +250,13 @@ def quantization(kind: Literal["nf4", "fp4"] | None) -> QuantizationSection | No
     from loraft.config.schema import QuantizationSection
 
     return QuantizationSection(type=kind) if kind else None
+
+
+def column_names(text: str | None) -> dict[str, str] | None:
+    """What `--columns` means, as `data.columns` would say it."""
+    if text is None:
+        return None
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(ours.strip() and theirs.strip() for ours, _, theirs in parts):
+        raise typer.BadParameter(f"{text!r} is not of the form OURS=THEIRS,OURS=THEIRS.", param_hint="--columns")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in parts}

@@ -45,12 +45,12 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             with _terminable():
                 command(*args, **kwargs)
             sys.stdout.flush()
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.BadParameter):
             raise
         except LoraftError as error:
             problems = in_words_of(kwargs, error)
             raise typer.Exit(_tell(error, problems, as_json=bool(kwargs.get("as_json")))) from None
-        except KeyboardInterrupt as stop:
+        except (KeyboardInterrupt, typer.Abort) as stop:  # typer's is a question that was answered by Ctrl-C
             print("stopped.", file=sys.stderr)
             raise typer.Exit(128 + getattr(stop, "signal_number", signal.SIGINT)) from None
         except BrokenPipeError:

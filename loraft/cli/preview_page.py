@@ -134,7 +134,9 @@ def _batches(preview: Preview) -> Iterator[str]:
     if not preview.batches:
         return
     yield "<h2>The first batches</h2>"
-    yield f"<p>Of {preview.batches_an_epoch} in an epoch; rows {laid_words(preview)}. Tokens of each row.</p>"
+    total = preview.batches_an_epoch
+    which = "Of a stream" if total is None else f"Of {total} in an epoch"
+    yield f"<p>{which}; rows {laid_words(preview)}. Tokens of each row.</p>"
     for batch in preview.batches:
         yield f'<p class="laid">{_laid(batch, preview)}</p>'
 

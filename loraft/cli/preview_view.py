@@ -199,7 +199,10 @@ def _style(token: SeenToken, place: int, marks: Marks) -> str:
 
 def _batches(preview: Preview, marks: Marks) -> Iterator[RenderableType]:
     shown, total = len(preview.batches), preview.batches_an_epoch
-    which = f"the first {shown} of {as_count(total)}" if shown < total else "all" if total > 1 else "the only one"
+    if total is None:
+        which = f"the first {shown} of a stream"
+    else:
+        which = f"the first {shown} of {as_count(total)}" if shown < total else "all" if total > 1 else "the only one"
     yield Text.assemble(("batches of the first epoch", "bold"), (f"  {which} · rows {laid_words(preview)}", "dim"))
     for number, batch in enumerate(preview.batches, start=1):
         yield Text.assemble((f"  {number}  ", "bold"), (_batch_words(batch, preview), "dim"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from loraft.cli.options import JsonOption
+from loraft.cli.options import ColumnsOption, JsonOption, column_names
 from loraft.cli.outcome import ends_well
 from loraft.config.schema import Method, RowFormat, Task
 
@@ -42,15 +42,7 @@ def init(
         str | None,
         typer.Option("--model", metavar="MODEL", show_default=False, help="The base model [default: a small one]."),
     ] = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            "--columns",
-            metavar="OURS=THEIRS,…",
-            show_default=False,
-            help="What the columns are, where they have names of their own, such as prompt=Frage,completion=Antwort.",
-        ),
-    ] = None,
+    columns: ColumnsOption = None,
     row_format: Annotated[
         RowFormat | None,
         typer.Option("--format", show_default=False, help="The format of the rows [default: by their columns]."),
@@ -63,7 +55,7 @@ def init(
     Looks at the rows, and proposes task, format, lengths and classes by what they hold. What no option says is asked
     on a terminal; elsewhere the proposal is taken. `loraft check` passes what is written.
     """
-    names = _names(columns)
+    names = column_names(columns)
 
     from loraft.cli.render import print_json, print_note, print_result, waiting
     from loraft.cli.tables import document
@@ -101,15 +93,6 @@ def init(
 
 def _on_a_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def _names(text: str | None) -> dict[str, str] | None:
-    if text is None:
-        return None
-    parts = [part.partition("=") for part in text.split(",")]
-    if not all(ours.strip() and theirs.strip() for ours, _, theirs in parts):
-        raise typer.BadParameter(f"{text!r} is not of the form OURS=THEIRS,OURS=THEIRS.", param_hint="--columns")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in parts}
 
 
 def _asked_task(found: Acquaintance | None) -> Task:

@@ -35,7 +35,7 @@ from loraft.config.text import checked_text, read_text
 from loraft.config.written import written
 from loraft.errors import ConfigError, Problem
 
-__all__ = ["MOST_DEPTH", "dump_config", "load_config", "load_lora", "write_config"]
+__all__ = ["MOST_DEPTH", "dump_config", "load_config", "load_lora"]
 
 MOST_DEPTH = 20
 SYNTAX_REMEDIES = {
@@ -93,11 +93,6 @@ def load_lora(text: str) -> LoraSection:
 def dump_config(config: RunConfig) -> str:
     """The config as YAML that `load_config` reads back equal."""
     return written(config)
-
-
-def write_config(config: RunConfig, path: Path | str) -> None:
-    """Write `dump_config(config)` to a file."""
-    Path(path).write_text(dump_config(config), encoding="utf-8")
 
 
 def _read_value(text: str, name: str) -> Value:

@@ -111,7 +111,7 @@ REMEDIES: Mapping[str, Callable[[Value], str]] = {
     "logging_strategy": lambda value: "Write training.logging_steps: the number of steps between two lines.",
     "evals_per_epoch": lambda value: "Write training.eval_steps: null (once an epoch) or a number of steps.",
     "saves_per_epoch": lambda value: "Write training.save_steps: null (once an epoch) or a number of steps.",
-    "load_best_model_at_end": lambda value: "Leave it out: the best checkpoint is always kept.",
+    "load_best_model_at_end": lambda value: "Leave it out: the best checkpoint is always kept, and is a TARGET.",
     "do_train": lambda value: "Leave it out: `loraft train` trains.",
     "do_eval": lambda value: "Leave it out: data.eval says what is evaluated; null evaluates nothing.",
     "overwrite_output_dir": lambda value: "It is an option of the command: `loraft train CONFIG --overwrite`.",

@@ -7,14 +7,23 @@ estimated from bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraft.config.schema import DataSource, RowFormat, Task
-from loraft.data.formats import Labelled, check_format, detect_format, to_record
+from loraft.data.formats import (
+    Labelled,
+    Languages,
+    Record,
+    check_format,
+    columns_of,
+    detect_format,
+    to_record,
+    unread_columns,
+)
 from loraft.data.labelled import class_number, labels_of
 from loraft.data.records import RowsRead, read_rows
-from loraft.errors import DataError
+from loraft.errors import DataError, Problem
 
 __all__ = ["Acquaintance", "Fit", "look_at"]
 
@@ -34,6 +43,8 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
     "instruction": ("question", "query", "task", "problem"),
     "output": ("answer", "response", "reply", "solution"),
+    "input": ("context",),
+    "system": ("system_prompt",),
     "prompt": ("question", "query", "input", "problem"),
     "completion": ("answer", "response", "output", "reply", "solution"),
     "source": ("src", "document", "article"),
@@ -54,6 +65,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "text_pair": ("hypothesis", "sentence2"),
 }
 """Our columns, and what they are called in other people's files."""
+SHOWN_PROBLEMS = 5
 BYTES_A_TOKEN = 3
 """Few enough that hardly a row is estimated too short: English has about four, Chinese three."""
 
@@ -79,9 +91,10 @@ class Acquaintance:
 
     Attributes:
         path: The source.
-        rows: How many rows can be read.
-        unreadable: How many cannot.
+        rows: How many rows can be used.
+        unusable: How many cannot be read, or do not say what such rows must.
         columns: The columns that some row has.
+        unread: Those of them that nothing is read from.
         fit: How they are read.
         longest_tokens: About how many tokens the longest row has; of pairs the longer of its two texts.
         languages: The languages of `translation` rows, those first that most rows have.
@@ -91,8 +104,9 @@ class Acquaintance:
 
     path: str
     rows: int
-    unreadable: int
+    unusable: int
     columns: tuple[str, ...]
+    unread: tuple[str, ...]
     fit: Fit
     longest_tokens: int
     languages: tuple[str, ...] = ()
@@ -116,25 +130,34 @@ def look_at(
         row_format: The format of the rows; None recognises it.
 
     Raises:
-        DataError: It cannot be read, it holds no row, or its columns fit nothing.
+        DataError: It cannot be read, it holds no row that can be used, or its columns fit nothing.
     """
     read = read_rows(DataSource(path=path))
     if not read.rows:
-        raise DataError.several(read.problems[:5])
+        raise DataError.several(read.problems[:SHOWN_PROBLEMS])
     try:
         fit = _fit(read.columns, task, columns, row_format)
     except DataError as error:
         problem = error.problems[0]
         raise DataError(problem.message, where=path, key="--data", remedy=problem.remedy) from None
+    languages = _languages(read, fit)
+    records, problems = _records(read, fit, languages)
+    if not records:
+        raise DataError.several(problems[:SHOWN_PROBLEMS])
+    labels = _labels(records)
+    if fit.task == "seq_cls" and len(labels) < 2:
+        only = f"the rows have only the class {next(iter(labels))!r}, and there is nothing to tell apart"
+        raise DataError.several([*[*read.problems, *problems][:SHOWN_PROBLEMS], Problem(only, path, "--data")])
     return Acquaintance(
         path=path,
-        rows=len(read.rows),
-        unreadable=len(read.problems),
+        rows=len(records),
+        unusable=len(read.problems) + len(problems),
         columns=read.columns,
+        unread=tuple(filter(None, unread_columns(read.columns, fit.format, fit.columns))),
         fit=fit,
         longest_tokens=max(_bytes(row.values, fit) for row in read.rows) // BYTES_A_TOKEN + 1,
-        languages=_languages(read, fit),
-        labels=_labels(read, fit),
+        languages=languages,
+        labels=labels,
         run_together=_run_together(read, fit),
     )
 
@@ -155,7 +178,7 @@ def _fit(
     ]
     for guessed in (False, True):
         for each, form in readings:
-            names = renamed or (_other_names(columns, form) if guessed else {})
+            names = renamed or _other_names(columns, form, optional_only=not guessed)
             if _fits(columns, each, form, names):
                 return Fit(each, form, names)
     if not readings:
@@ -173,7 +196,7 @@ def _fits(columns: Collection[str], task: Task, row_format: RowFormat, names: Ma
 
 
 def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
-    ours = sorted({name for names in OURS.values() for name in names} | {"input", "system"})
+    ours = sorted({name for names in OURS.values() for name in names})
     for name, theirs in renamed.items():
         if name not in ours:
             raise DataError(f"{name} is no column of ours", remedy=f"Ours are {', '.join(ours)}.")
@@ -189,13 +212,14 @@ def _fit_nothing(columns: Collection[str], readings: Sequence[tuple[Task, RowFor
     )
 
 
-def _other_names(columns: Collection[str], row_format: RowFormat) -> dict[str, str]:
-    """Which of the columns may stand for those of a format, each for one."""
+def _other_names(columns: Collection[str], row_format: RowFormat, *, optional_only: bool) -> dict[str, str]:
+    """Which of the columns may stand for those of a format, or for those that rows of it may have besides, one each."""
     ours = OURS[row_format]
+    needed = columns_of(row_format, optional=False)
     lowered = {column.lower(): column for column in columns}
     found: dict[str, str] = {}
     for name in ours:
-        if name in columns:
+        if name in columns or (optional_only and name in needed):
             continue
         taken = {*found.values(), *(column for column in ours if column in columns)}
         near = (lowered[other] for other in (name, *ELSEWHERE.get(name, ())) if other in lowered)
@@ -206,7 +230,7 @@ def _other_names(columns: Collection[str], row_format: RowFormat) -> dict[str, s
 
 OURS: Mapping[RowFormat, tuple[str, ...]] = {
     "messages": ("messages",),
-    "alpaca": ("instruction", "output"),
+    "alpaca": ("instruction", "output", "input", "system"),
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
     "translation": ("source", "target"),
@@ -218,7 +242,7 @@ OURS: Mapping[RowFormat, tuple[str, ...]] = {
 
 def _bytes(values: Mapping[str, object], fit: Fit) -> int:
     """The bytes of what is read of a row; of pairs those of the longer text."""
-    names = ("translation", "input", "system", *OURS[fit.format])
+    names = ("translation", *OURS[fit.format])
     texts = [values.get(fit.columns.get(name, name)) for name in names]
     if fit.format == "translation" and isinstance(texts[0], Mapping):
         texts = list(texts[0].values())
@@ -252,20 +276,19 @@ def _run_together(read: RowsRead, fit: Fit) -> int:
     )
 
 
-def _labels(read: RowsRead, fit: Fit) -> Mapping[str, int]:
-    if fit.task != "seq_cls":
-        return {}
-    records = list(_labelled(read, fit))
-    names = labels_of(records)
-    counted = Counter(class_number(record.label, names) for record in records)
-    return {name: counted[number] for number, name in enumerate(names)}
-
-
-def _labelled(read: RowsRead, fit: Fit) -> Iterable[Labelled]:
+def _records(read: RowsRead, fit: Fit, languages: Sequence[str]) -> tuple[list[Record], list[Problem]]:
+    """What the rows say when they are read so, and what is wrong with those that say nothing."""
+    records: list[Record] = []
+    problems: list[Problem] = []
     for row in read.rows:
         try:
-            record = to_record(row, fit.format, fit.columns, fit.task)
-        except DataError:
-            continue  # `check` tells, with every other bad row
-        if isinstance(record, Labelled):
-            yield record
+            records.append(to_record(row, fit.format, fit.columns, fit.task, Languages(*languages[:2])))
+        except DataError as error:
+            problems += error.problems
+    return records, problems
+
+
+def _labels(records: Sequence[Record]) -> Mapping[str, int]:
+    names = labels_of(records)
+    counted = Counter(class_number(record.label, names) for record in records if isinstance(record, Labelled))
+    return {name: counted[number] for number, name in enumerate(names)}

@@ -137,6 +137,12 @@ def _header(cells: Sequence[str], where: str) -> list[str]:
         raise DataError(f"the header names {', '.join(twice)} twice", where=where, key="data")
     if not all(_is_utf8(cell) for cell in cells):
         raise DataError("is not UTF-8", where=where, key="data")
+    if len(cells) == 1 and (other := next((mark for mark in (";", "\t") if mark in cells[0]), None)):
+        name = {";": "semicolons", "\t": "tabs"}[other]
+        raise DataError(
+            f"the header has {name} between its columns, and cells are parted by commas", where=where, key="data",
+            remedy="write the file with commas, or as .jsonl",
+        )  # fmt: skip
     return list(cells)
 
 

@@ -12,13 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraft.config.schema import RowFormat, Task
-from loraft.data.fields import Fields, clean, kind, shown
+from loraft.data.fields import Fields, clean, column_of, kind, shown
 from loraft.data.records import Row
 from loraft.errors import DataError
 
 __all__ = [
-    "FORMATS", "Completion", "Conversation", "Labelled", "Languages", "Message", "Pair", "Record", "Text",
-    "check_format", "detect_format", "to_question", "to_record", "unread_columns",
+    "FORMATS", "THOUGHTS", "Completion", "Conversation", "Labelled", "Languages", "Message", "Pair", "Record", "Text",
+    "check_format", "columns_of", "detect_format", "has_columns", "to_question", "to_record", "unread_columns",
 ]  # fmt: skip
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
@@ -47,8 +47,10 @@ OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
 }
 """What rows of a format may have besides."""
 
-MORE = ("tool_calls", "tool_call_id", "name")
-"""The keys of a turn that templates for tools print."""
+THOUGHTS = ("reasoning_content", "thinking")
+"""The keys of a turn that hold what was thought before it was said."""
+MORE = ("tool_calls", "tool_call_id", "name", *THOUGHTS)
+"""The keys of a turn that templates print besides; those for tools first."""
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -59,7 +61,10 @@ CHATS: Mapping[str, tuple[str, str, str, Mapping[str, str]]] = {
     "messages": ("messages", "role", "content", {role: role for role in ROLES}),
     "sharegpt": ("conversations", "from", "value", SHAREGPT_ROLES),
 }
-"""The formats that hold conversations: column, keys of a turn, and what their roles are called here."""
+"""The formats that hold conversations: column, keys of a turn, and what their roles are called here.
+
+Files have the turns of one in the column of the other too, so each turn tells by its keys which it is of.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ class Message:
         role: system, user, assistant or tool.
         content: What is said.
         train: Whether an assistant's turn is trained; None leaves it to `data.train_on`.
-        more: What else the template gets: the assistant's `tool_calls`, and of a tool `name` and `tool_call_id`.
+        more: What else the template gets: the assistant's `tool_calls` and what it thought, and of a tool `name` and
+            `tool_call_id`.
     """
 
     role: str
@@ -160,8 +166,7 @@ def detect_format(
     """
     theirs = renamed or {}
     formats = {name: COLUMNS[name] for name in FORMATS[task]}
-    known = {column for name in formats for needed in formats[name] for column in needed}
-    known |= {column for name in formats for column in OPTIONAL_COLUMNS.get(name, ())}
+    known = {column for name in formats for column in columns_of(name)}
     if unknown := [name for name in theirs if name not in known]:
         raise DataError(
             f"{', '.join(unknown)} is no column of ours",
@@ -169,12 +174,15 @@ def detect_format(
             remedy=f"ours are {', '.join(sorted(known))}",
         )
     for name in formats:
-        if _fits(columns, name, theirs):
+        if has_columns(columns, name, theirs):
             return name
     found = ", ".join(sorted(columns)) or "none"
     needs = "; ".join(f"{name}: {' or '.join(map(', '.join, needed))}" for name, needed in formats.items())
     tasks = [
-        (len(COLUMNS[each][0]), other) for other, of in FORMATS.items() for each in of if _fits(columns, each, theirs)
+        (len(COLUMNS[each][0]), other)
+        for other, of in FORMATS.items()
+        for each in of
+        if has_columns(columns, each, theirs)
     ]
     hint = f" Rows with these columns fit task: {max(tasks)[1]}." if tasks else ""
     raise DataError(
@@ -184,14 +192,22 @@ def detect_format(
     )
 
 
-def _fits(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> bool:
-    return any(all(theirs.get(name, name) in columns for name in needed) for needed in COLUMNS[row_format])
+def has_columns(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> bool:
+    """Whether `columns` are all that a format needs, under the names that `theirs` gives them."""
+    return any(
+        all(column_of(theirs.get(name, name), columns) in columns for name in needed) for needed in COLUMNS[row_format]
+    )
+
+
+def columns_of(row_format: RowFormat, *, optional: bool = True) -> tuple[str, ...]:
+    """The columns that rows of a format are read from, those that they need first."""
+    needed = tuple(column for columns in COLUMNS[row_format] for column in columns)
+    return (*needed, *OPTIONAL_COLUMNS.get(row_format, ())) if optional else needed
 
 
 def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str]) -> tuple[str, ...]:
     """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs."""
-    ours = {*(name for needed in COLUMNS[row_format] for name in needed), *OPTIONAL_COLUMNS.get(row_format, ())}
-    read = {renamed.get(name, name) for name in ours}
+    read = {column_of(renamed.get(name, name), columns) for name in columns_of(row_format)}
     return tuple(column for column in columns if column not in read)
 
 
@@ -253,11 +269,18 @@ def _pair(fields: Fields, row_format: RowFormat, languages: Languages) -> Pair:
         return Pair(_instruction(fields), fields.text("output"))
     if row_format == "prompt_completion":
         return Pair(fields.text("prompt"), fields.text("completion"))
-    if not fields.has("translation"):
+    if fields.renames("source", "target") or not fields.has("translation"):
         return Pair(fields.text("source"), fields.text("target"))
     texts = fields.mapping("translation")
     return Pair(*(_in_language(fields, texts, key, code) for key, code in
                   (("data.source_lang", languages.source), ("data.target_lang", languages.target))))  # fmt: skip
+
+
+OTHERWISE = (
+    "Where rows call a language otherwise than the tokenizer, a config names the texts, "
+    "data.columns: {source: translation.en, target: translation.fr}; or call them source and target in the rows."
+)
+"""What helps where rows say `en` and a tokenizer `eng_Latn`."""
 
 
 def _in_language(fields: Fields, texts: Mapping[str, object], key: str, code: str | None) -> str:
@@ -267,7 +290,9 @@ def _in_language(fields: Fields, texts: Mapping[str, object], key: str, code: st
         raise DataError(f"is not set, and the rows have the languages {found}", key=key, remedy="Name one of them.")
     name = next((name for name in (code, code.split("_")[0]) if name in texts), None)
     if name is None:
-        raise fields.wrong("translation", f"has no text in {code} ({key}); it has {found}")
+        raise fields.wrong(
+            "translation", f"has no text in {code} ({key}); it has {found}", OTHERWISE if "_" in code else None
+        )
     text = texts[name]
     if not isinstance(text, str):
         raise fields.wrong(f"translation.{name}", f"must be text; found {kind(text)}")
@@ -294,11 +319,9 @@ def _label(fields: Fields) -> str | int:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
-        raise fields.wrong(
-            "label",
-            f"is {value}, and a class is text or a whole number",
-            "Scores are for regression, which loraft has not.",
-        )
+        whole = f"Write it as {float(value):.0f}." if float(value).is_integer() else None
+        remedy = whole or "Scores are for regression, which loraft has not."
+        raise fields.wrong("label", f"is {value}, and a class is text or a whole number", remedy)
     if isinstance(value, int):
         return value
     if not isinstance(value, str):
@@ -384,6 +407,9 @@ def _message(
 ) -> Message:
     if not isinstance(turn, Mapping):
         raise fields.wrong(place, f"must be an object with {role_key} and {content_key}; found {kind(turn)}")
+    if role_key not in turn:
+        others = ((key, said, called) for _, key, said, called in CHATS.values() if key in turn)
+        role_key, content_key, roles = next(others, (role_key, content_key, roles))
     role = turn.get(role_key)
     if not isinstance(role, str) or role not in roles:
         raise fields.wrong(f"{place}.{role_key}", f"must be one of {', '.join(sorted(roles))}; found {shown(role)}")

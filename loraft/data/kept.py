@@ -86,6 +86,7 @@ class Keeper:
         try:
             save_file(arrays, beside / ARRAYS)
             (beside / FACTS).write_text(json.dumps(described), encoding="utf-8")
+            shutil.copymode(beside / FACTS, beside / ARRAYS)  # safetensors writes 0600 whatever the umask
             sums = {name: _sha256(beside / name) for name in (ARRAYS, FACTS)}
             (beside / MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
             for name in (ARRAYS, FACTS, MANIFEST):

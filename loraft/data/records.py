@@ -78,7 +78,9 @@ def raw_rows(source: DataSource, *, streaming: bool = False) -> Iterator[RawRow]
         return _plain(_builtin(source), f"{source.path} {source.split or 'train'}")
     if (path := _file(source)) is not None:
         return rows_in(path)
-    return _plain(_hub(source, streaming=streaming), source.path)
+    # Of one dataset several parts may be named, and a place is a row's name.
+    name = " ".join(filter(None, (source.path, source.name, source.split)))
+    return _plain(_hub(source, streaming=streaming), name)
 
 
 def count_rows(source: DataSource) -> int | None:

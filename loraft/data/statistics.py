@@ -21,6 +21,8 @@ __all__ = [
 
 UNKNOWN_SHARE = 0.01
 """More unknown tokens than this are told."""
+SHOWN = 10
+"""So many classes are named in a sentence."""
 
 
 @dataclass
@@ -185,7 +187,9 @@ def findings(report: DataReport) -> Iterator[str]:
     if share > UNKNOWN_SHARE:
         yield f"{share:.1%} of the tokens stand for text that the tokenizer does not know: is it the right one?"
     if absent := [each.label for each in report.classes if not each.train_rows]:
-        yield f"no training row is of the class {', '.join(absent)}"
+        yield f"no training row is of the class {_named(absent)}"
+    if report.eval_rows and (unmeasured := [each.label for each in report.classes if not each.eval_rows]):
+        yield f"no row to evaluate on is of the class {_named(unmeasured)}: its figures will say nothing of it"
     spellings: dict[str, list[str]] = {}
     for each in report.classes:
         spellings.setdefault(each.label.casefold(), []).append(each.label)
@@ -201,6 +205,10 @@ def findings(report: DataReport) -> Iterator[str]:
             f"{len(report.seen)} of {report.eval_rows} rows to evaluate on stand among the training rows, the first "
             f"{first.row} ({first.same_as}): they say nothing about new rows"
         )
+
+
+def _named(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
 
 
 def repetitions(train: Sequence[Example], evaluation: Sequence[Example]) -> tuple[list[Repetition], list[Repetition]]:

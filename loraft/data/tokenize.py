@@ -215,6 +215,14 @@ class Renderer:
             text, spans = template.turns(messages, kept_out, heed_marks=False)
             edges = [0, *(edge for span in spans for edge in span), len(text)]
             return Rendered(text, tuple(zip(edges[::2], edges[1::2], strict=True)), whole=True)
+        if asking := next(
+            (message.role for message in messages if message.train and message.role != "assistant"), None
+        ):
+            raise DataError(
+                f"{self.train_on} trains turns of the assistant, and train: true stands at one of the {asking}",
+                key="data.train_on",
+                remedy="write data.train_on: all, and train: false at the turns that are not to be learned",
+            )
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         wanted = answers[-1:] if self.train_on == "last" else answers
         asked = [i for i in answers if (i in wanted if messages[i].train is None else messages[i].train)]

@@ -13,15 +13,18 @@ A template with `{% generation %}` marks says itself what the assistant says, an
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
-from loraft.data.formats import Message
+from loraft.data.formats import THOUGHTS, Message
 from loraft.errors import DataError
 
 __all__ = ["ChatTemplate", "Span"]
@@ -43,16 +46,18 @@ class ChatTemplate:
         text: The template.
         end_of_turn: The token that the template prints after the assistant's last content; None where it prints none.
         tools: The tools of the conversation at hand, as JSON schemas.
+        arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
     """
 
     tokenizer: PreTrainedTokenizerBase
     text: str
     end_of_turn: str | None = None
     tools: tuple[Mapping[str, object], ...] = ()
+    arguments_as_text: bool = False
 
     @classmethod
     def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str) -> ChatTemplate:
-        """The template, its end of turn found by rendering a conversation of two messages.
+        """The template; its end of turn, and how it takes arguments, found by rendering a few messages.
 
         Raises:
             DataError: The template cannot render that conversation.
@@ -64,7 +69,11 @@ class ChatTemplate:
         tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
         longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
         found = re.match(rf"\s*({'|'.join(map(re.escape, longest_first))})", after) if longest_first else None
-        return replace(template, end_of_turn=found[1] if found else None)
+        call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {}}}
+        calls = [asked, Message("assistant", "", more={"tool_calls": [call]})]
+        takes_text = replace(template, arguments_as_text=True)
+        as_text = _or_nothing(lambda: template.render(calls)) is None and _or_nothing(lambda: takes_text.render(calls))
+        return replace(template, end_of_turn=found[1] if found else None, arguments_as_text=bool(as_text))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -85,7 +94,7 @@ class ChatTemplate:
         tools: Any = list(self.tools) or None
         try:
             rendered = self.tokenizer.apply_chat_template(
-                _plain(messages), tools=tools, chat_template=self.text, tokenize=False,
+                self._plain(messages), tools=tools, chat_template=self.text, tokenize=False,
                 add_generation_prompt=generation_prompt,
             )  # fmt: skip
         except Exception as error:  # a template is a program of somebody else's: anything can come out of it
@@ -116,9 +125,10 @@ class ChatTemplate:
             heed_marks: Take the spans from the template's `{% generation %}` marks where it has them.
 
         Raises:
-            DataError: The template fails, hides where a content ends, or leaves out what is said of tools.
+            DataError: The template fails, hides where a content ends, or leaves out what is said of tools or thought.
         """
         if self.tools or any(message.role == "tool" or message.more for message in messages):
+            self._require_thoughts(messages)
             self._require_tools(messages)
         if heed_marks and MARKS.search(self.text):
             return self._marked(messages, wanted)
@@ -133,6 +143,16 @@ class ChatTemplate:
             contents = [len(text[:content].rstrip(" ")) for content in contents]
             starts = [content if start is None else start for start, content in zip(starts, contents, strict=True)]
         return text, tuple((start or 0, self._turn_end(text, end)) for start, end in zip(starts, ends, strict=True))
+
+    def _require_thoughts(self, messages: Sequence[Message]) -> None:
+        """Refuse what was thought where the template never prints it; one that prints it decides of which turns."""
+        for thought in THOUGHTS:
+            if any(thought in message.more for message in messages) and not re.search(rf"\b{thought}\b", self.text):
+                raise DataError(
+                    f"the chat template prints no {thought}, and the row has it",
+                    key="data.chat_template",
+                    remedy="name a template that prints it, or leave it out of the rows",
+                )
 
     def _require_tools(self, messages: Sequence[Message]) -> None:
         """Refuse a conversation with tools where the template would leave them out without a word."""
@@ -189,7 +209,7 @@ class ChatTemplate:
                 key="data.chat_template",
                 remedy="mark them in the template with {% generation %} and {% endgeneration %}, or name another one",
             )
-        places = [place for place, character in enumerate(rendered) if character == mark]
+        places = [found.start() for found in re.finditer(mark, rendered)]
         return [place - before for before, place in enumerate(places)]
 
     def _turn_end(self, text: str, content_end: int) -> int:
@@ -205,7 +225,7 @@ class ChatTemplate:
         tokens = self.tokenizer.special_tokens_map
         try:
             (text,), (spans,) = render(
-                [_plain(messages)], tools=list(self.tools) or None, chat_template=self.text,
+                [self._plain(messages)], tools=list(self.tools) or None, chat_template=self.text,
                 return_assistant_tokens_mask=True, **tokens,
             )  # fmt: skip
         except Exception as error:  # as above
@@ -220,6 +240,15 @@ class ChatTemplate:
         chosen = [span for index, span in zip(answers, spans, strict=True) if index in wanted]
         return text, tuple((start, self._marked_end(text, start, stop)) for start, stop in chosen)
 
+    def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the template takes them."""
+        plain: list[dict[str, Any]] = [{"role": m.role, "content": m.content, **m.more} for m in messages]
+        for message in plain:
+            if "tool_calls" in message:
+                as_text = self.arguments_as_text
+                message["tool_calls"] = [_with_arguments(call, as_text=as_text) for call in message["tool_calls"]]
+        return plain
+
     def _marked_end(self, text: str, start: int, stop: int) -> int:
         """`stop` without white space behind an end-of-turn token, or with the token where it stands behind the mark."""
         inside = text[start:stop].rstrip()
@@ -228,9 +257,19 @@ class ChatTemplate:
         return self._turn_end(text, stop)
 
 
-def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as templates take them."""
-    return [{"role": message.role, "content": message.content, **message.more} for message in messages]
+def _with_arguments(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
+    """A call of a tool with its arguments as text or as an object, whichever of both they are in the row."""
+    function = call.get("function")
+    if not isinstance(function, Mapping):
+        return dict(call)
+    arguments: Any = function.get("arguments")
+    if as_text and isinstance(arguments, Mapping):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not as_text and isinstance(arguments, str):
+        with suppress(ValueError):  # text that is no JSON stays what it is
+            read = json.loads(arguments)
+            arguments = read if isinstance(read, Mapping) else arguments
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _or_nothing(render: Callable[[], str]) -> str | None:
@@ -247,8 +286,9 @@ def _unused(text: str) -> str:
 
 def _failure(error: Exception) -> DataError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
     return DataError(
-        f"the chat template cannot render it: {reason}",
+        f"the chat template cannot render it: {reason}{line}",
         key="data.chat_template",
         remedy="change the row, or name another template",
     )

@@ -253,4 +253,5 @@ def _told(file: RowsFile | None, total: int) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         number = getattr(stop, "signal_number", signal.SIGINT)
         kept = f": {file.rows:,} of {total:,} rows are in {file.path}" if file is not None else ""
-        raise Stopped(f"stopped{kept}", signal_number=number) from None
+        remedy = "An evaluation begins anew: --overwrite replaces the file." if file is not None else None
+        raise Stopped(f"stopped{kept}", signal_number=number, remedy=remedy) from None

@@ -16,7 +16,18 @@ from transformers import PreTrainedTokenizerBase
 from loraft.adapters.recorded import Sources
 from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig, Task
 from loraft.data.examples import IGNORED, Example, PairExample
-from loraft.data.formats import Completion, Conversation, Labelled, Languages, Message, Pair, Record, to_record
+from loraft.data.formats import (
+    FORMATS,
+    Completion,
+    Conversation,
+    Labelled,
+    Languages,
+    Message,
+    Pair,
+    Record,
+    has_columns,
+    to_record,
+)
 from loraft.data.labelled import class_number
 from loraft.data.prepare import prepare
 from loraft.data.records import read_rows
@@ -32,11 +43,13 @@ __all__ = [
 
 KEY = "--data"
 OPTIONS = {
-    "data": KEY, "data.train": KEY, "data.format": "--format", "data.split": "--split",
+    "data": KEY, "data.train": KEY, "data.format": "--format", "data.split": "--split", "data.columns": "--columns",
     "data.source_lang": "--source-lang", "data.target_lang": "--target-lang",
 }  # fmt: skip
 """What a key of a config is called on the command line of those who evaluate."""
 MEND = "Mend the row, or leave it out."
+PEEKED = 100
+"""Rows whose columns are looked at before the run's names are taken for theirs."""
 
 
 @dataclass(frozen=True)
@@ -243,8 +256,21 @@ def _config_for(run: RunConfig | None, base: str, data: DataSource, purpose: Pur
         run = RunConfig(task=purpose.task, model=ModelSection(name_or_path=base), data=section)
     kept = {
         "train": section.train, "eval": None, "on_bad_row": "error", "split": None, "name": None, "streaming": False,
+        **_own_names(data, run),
     }  # fmt: skip
     return _as_trained(run.model_copy(update={"data": run.data.model_copy(update=kept)}), purpose)
+
+
+def _own_names(data: DataSource, run: RunConfig) -> dict[str, object]:
+    """Takes back the run's columns and format where the file has no such columns: its own names tell then."""
+    names = data.columns or run.data.columns
+    row_format = run.data.format if data.format == "auto" else data.format
+    if not names and row_format == "auto":
+        return {}
+    there = read_rows(data, PEEKED).columns
+    formats = FORMATS[run.task] if row_format == "auto" else (row_format,)
+    fits = any(has_columns(there, each, names) for each in formats)
+    return {} if fits else {"columns": {}, "format": "auto"}
 
 
 def _as_trained(config: RunConfig, purpose: Purpose) -> RunConfig:
@@ -312,4 +338,6 @@ def _as_ours(problem: Problem) -> Problem:
     message = problem.message
     for name in ("data.source_lang", "data.target_lang"):  # a row that lacks a language names who asked for it
         message = message.replace(name, OPTIONS[name])
+    if remedy is not None:
+        remedy = remedy.replace("data.columns", OPTIONS["data.columns"])
     return replace(problem, message=message, key=key or problem.key, remedy=remedy)

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from loraft.errors import DataError, DiskFullError
 
@@ -31,7 +31,7 @@ class RowsFile:
     """
 
     path: Path
-    file: TextIO
+    file: FileIO
     rows: int = 0
 
     def append(self, rows: Sequence[Mapping[str, object]]) -> None:
@@ -40,12 +40,16 @@ class RowsFile:
         Raises:
             DiskFullError: The disk filled up.
         """
+        left = memoryview("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode())
+        whole = self.file.tell() if self.file.seekable() else None
         try:
-            self.file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-            self.file.flush()
+            while left:  # one call writes all, unless the disk is nearly full: a kill leaves whole lines
+                left = left[self.file.write(left) or 0 :]
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
+            with suppress(OSError):
+                self.file.truncate(whole)
             message = f"the disk filled up after {self.rows:,} rows"
             remedy = "Free some space, or evaluate without --output."
             raise DiskFullError(message, where=str(self.path), remedy=remedy) from error
@@ -88,11 +92,8 @@ def open_rows_file(path: Path | None) -> Iterator[RowsFile | None]:
         yield None
         return
     try:
-        file = path.open("w", encoding="utf-8")
+        file = path.open("wb", buffering=0)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path), key=KEY) from error
-    try:
+    with file:
         yield RowsFile(path, file)
-    finally:
-        with suppress(OSError):  # everything was flushed, or could not be, which has been told
-            file.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from torch import Tensor
@@ -22,6 +23,7 @@ from loraft.data.laying import batch_plan, lies_end_to_end
 from loraft.data.pieces import Pieces
 from loraft.data.prepare import PreparedData, prepare
 from loraft.data.statistics import SourceCounts
+from loraft.data.stream import StreamPlan
 from loraft.errors import ConfigError, DataError
 from loraft.models.configs import load_config
 from loraft.models.families import TRAINED_FOR
@@ -158,7 +160,7 @@ class Preview:
         rows: Those that are shown.
         end_to_end: The rows of a batch lie end to end, without padding.
         batches: The first batches of the first epoch; none of eval.
-        batches_an_epoch: How many there are.
+        batches_an_epoch: How many there are; None of a stream, which tells at its end.
         sources: What became of the rows of each source.
         special_tokens: Those in the rows that are shown.
         classes: The names of the classes in their order, of a classifier.
@@ -173,7 +175,7 @@ class Preview:
     rows: tuple[SeenRow, ...]
     end_to_end: bool
     batches: tuple[SeenBatch, ...]
-    batches_an_epoch: int
+    batches_an_epoch: int | None
     sources: tuple[SourceCounts, ...]
     special_tokens: tuple[SpecialToken, ...]
     classes: tuple[str, ...]
@@ -209,7 +211,7 @@ def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", p
     if not places:
         rows = list(sight.rows(examples, count))
     end_to_end = lies_end_to_end(config, packs=family.packs)
-    epoch = batch_plan(config, data).epoch(0) if split == "train" else []
+    batches, an_epoch = _first_batches(config, data) if split == "train" else ([], 0)
     layout = Layout(end_to_end, tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0)
     return Preview(
         task=config.task,
@@ -219,8 +221,8 @@ def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", p
         trained=sum(example.trained for example in examples),
         rows=tuple(rows),
         end_to_end=end_to_end,
-        batches=tuple(_batch([data.train[i] for i in chosen], layout) for chosen in epoch[:BATCHES]),
-        batches_an_epoch=len(epoch),
+        batches=tuple(_batch(examples, layout) for examples in batches),
+        batches_an_epoch=an_epoch,
         sources=tuple(data.report.sources),
         special_tokens=tuple(_special_in(rows, tokenizer)),
         classes=data.renderer.labels if isinstance(data.renderer, LabelRenderer) else (),
@@ -297,6 +299,21 @@ def _special_in(rows: Sequence[SeenRow], tokenizer: PreTrainedTokenizerBase) -> 
         yield SpecialToken(number, text or name, tuple(roles.get(name, ())))
 
 
+def _first_batches(config: RunConfig, data: PreparedData) -> tuple[list[list[Example]], int | None]:
+    """The first batches of the first epoch, and how many it has.
+
+    Raises:
+        DataError: A row of a stream, beyond those that were looked at before, is bad where that is an error.
+    """
+    if data.stream is None:
+        epoch = batch_plan(config, data).epoch(0)
+        return [[data.train[i] for i in chosen] for chosen in epoch[:BATCHES]], len(epoch)
+    training = config.training
+    plan = StreamPlan(data.stream, training.per_device_train_batch_size, training.gradient_accumulation_steps)
+    windows = plan.windows([], epoch=0, window=0, place=(0, 0))
+    return list(islice((batch for window in windows for batch in window.batches), BATCHES)), None
+
+
 def _batch(examples: Sequence[Example], layout: Layout) -> SeenBatch:
     """A batch as it is laid for the model."""
     laid = collate_rows(examples, layout)
@@ -357,5 +374,7 @@ def _no_row(place: str, examples: Sequence[Example], data: PreparedData) -> Data
     untrained = sum(source.untrained for source in data.report.sources)
     skipped = [f"{bad} bad rows"] * bool(bad) + [f"{untrained} rows without a trained token"] * bool(untrained)
     besides = f"; {' and '.join(skipped)} were left out" if skipped else ""
+    if data.report.sampled is not None:
+        besides = f" among the first {data.report.sampled:,} rows, all that are looked at of a stream{besides}"
     example = f" Rows are named like {examples[0].where}." if examples else ""
     return DataError(f"no row is at {place!r}{besides}", key="--row", remedy=f"Name its line or its number.{example}")

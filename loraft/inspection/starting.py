@@ -180,9 +180,11 @@ def _notes(found: Acquaintance | None, chosen: Start) -> tuple[str, ...]:
     if found.fit.columns:
         names = ", ".join(f"{theirs} as {ours}" for ours, theirs in found.fit.columns.items())
         notes.append(f"the columns of {found.path} are read by other names: {names}")
-    if found.unreadable:
-        rows = "1 row" if found.unreadable == 1 else f"{found.unreadable} rows"
-        notes.append(f"{rows} of {found.path} cannot be read: loraft check says why")
+    if found.unread:
+        notes.append(f"nothing is read from {', '.join(found.unread)} (--columns says which are which)")
+    if found.unusable:
+        rows = "1 row" if found.unusable == 1 else f"{found.unusable} rows"
+        notes.append(f"{rows} of {found.path} cannot be used: loraft check says why")
     if found.run_together:
         notes.append(
             f"prompt and completion follow one another as they stand, and in {found.run_together} of {found.rows} rows "

@@ -13,7 +13,8 @@ from pathlib import Path
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from loraft.errors import DiskFullError, ModelError, ResourceError
+from loraft.errors import ModelError, ResourceError
+from loraft.models.disk import disk_errors
 
 __all__ = ["build_once", "flush", "require_free_bytes"]
 
@@ -33,13 +34,12 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f"{folder.name}.lock"):
-            if not folder.is_dir():
-                _build_beside(folder, build)
+        with disk_errors(folder.parent, remedy=ELSEWHERE):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.parent / f"{folder.name}.lock"):
+                if not folder.is_dir():
+                    _build_beside(folder, build)
     except (OSError, SafetensorError) as error:
-        if "No space left" in str(error):
-            raise DiskFullError("the disk filled up", where=str(folder.parent), remedy=ELSEWHERE) from error
         raise ModelError(
             f"the cache cannot be written: {getattr(error, 'strerror', None) or error}",
             where=str(folder.parent),

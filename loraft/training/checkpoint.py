@@ -7,10 +7,8 @@ It refuses to know what is in the tensors, and it holds nothing but safetensors 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,17 +20,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from loraft.adapters.folders import take_back, write_json, written_whole
 from loraft.errors import DiskFullError
 
 __all__ = [
     "Checkpoint",
     "checkpoints",
+    "clear_up",
     "load_checkpoint",
     "newest_checkpoint",
     "prune",
     "restore_rng",
     "rng_state",
     "save_checkpoint",
+    "verified",
 ]
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
@@ -91,35 +92,28 @@ def save_checkpoint(
     Raises:
         DiskFullError: The disk is full; nothing of the unfinished checkpoint is left.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    folder, partial = root / f"step-{step:06d}", root / f".step-{step:06d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    folder = root / f"step-{step:06d}"
     try:
-        partial.mkdir()
-        write_weights(partial)
-        save_file(dict(optimizer[0]), partial / "optimizer.safetensors")
-        save_file(rng_state(), partial / "rng.safetensors")
-        _write_json(partial / "state.json", {"state": dict(state), "optimizer_numbers": dict(optimizer[1])})
-        _open_to_umask(partial)
-        _write_json(partial / MANIFEST, {"files": {name: _seal(partial / name) for name in _files(partial)}})
-        _replace(partial, folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(root).free
-            raise DiskFullError(
-                f"the disk filled up while the checkpoint of step {step} was written ({free:,} bytes are free)",
-                where=str(root),
-                remedy="free some space and go on with --resume: the checkpoints before it are whole",
-            ) from error
-        raise
+        with written_whole(folder) as partial:
+            write_weights(partial)
+            save_file(dict(optimizer[0]), partial / "optimizer.safetensors")
+            save_file(rng_state(), partial / "rng.safetensors")
+            write_json(partial / "state.json", {"state": dict(state), "optimizer_numbers": dict(optimizer[1])})
+            write_json(partial / MANIFEST, {"files": {name: _seal(partial / name) for name in _files(partial)}})
+    except DiskFullError as error:
+        raise DiskFullError(
+            f"the disk filled up while the checkpoint of step {step} was written: {_needed(root)}"
+            f"{shutil.disk_usage(root.parent).free:,} bytes are free",
+            where=str(root),
+            remedy="free some space and go on with --resume: the checkpoints before it are whole",
+        ) from error
     return folder
 
 
 def checkpoints(root: Path) -> list[Path]:
     """The checkpoint folders under `root`, the newest first, verified or not."""
-    found = [(int(match[1]), path) for path in root.glob("step-*") if (match := STEP_FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    found = (path for path in root.glob("step-*") if STEP_FOLDER.fullmatch(path.name))
+    return sorted(found, key=_step, reverse=True)
 
 
 def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
@@ -144,13 +138,30 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
-def prune(root: Path, *, keep: int | None, best_step: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and that of `best_step`."""
+def verified(folder: Path) -> bool:
+    """Whether a checkpoint is there, with every file as its manifest says."""
+    return _fault(folder) is None
+
+
+def prune(root: Path, *, step: int, keep: int | None, best_step: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints up to that of `step`, and that of `best_step`.
+
+    Later ones are damaged: the run has gone on from one before them, and comes to their steps again.
+    """
     if keep is None:
         return
-    for folder in checkpoints(root)[keep:]:
-        if best_step is None or folder.name != f"step-{best_step:06d}":
+    taken = [folder for folder in checkpoints(root) if _step(folder) <= step]
+    for folder in taken[keep:]:
+        if _step(folder) != best_step:
             shutil.rmtree(folder)
+
+
+def clear_up(root: Path) -> None:
+    """Remove what a kill left unfinished; of a checkpoint that was to be replaced, the old one is put back."""
+    for previous in root.glob(".step-*.previous"):
+        take_back(root / previous.name.removeprefix(".").removesuffix(".previous"))
+    for left in (*root.glob(".step-*.partial"), *root.glob(".step-*.previous")):
+        shutil.rmtree(left)
 
 
 def _fault(folder: Path) -> str | None:
@@ -172,47 +183,26 @@ def _fault(folder: Path) -> str | None:
     return None
 
 
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+def _needed(root: Path) -> str:
+    """How much a checkpoint takes, as the newest one tells."""
+    newest = next(iter(checkpoints(root)), None)
+    if newest is None:
+        return ""
+    return f"one takes about {sum((newest / name).stat().st_size for name in _files(newest)):,} bytes, and "
+
+
 def _seal(path: Path) -> dict[str, int | str]:
-    """Flush a file to the disk and describe it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _open_to_umask(folder: Path) -> None:
-    """Give every file the mode that the umask allows; safetensors writes 0600 whatever it is."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for name in _files(folder):
-        (folder / name).chmod(0o666 & ~umask)
-
-
-def _replace(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder`, which it replaces, and flush the parent."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    parent = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-    shutil.rmtree(old, ignore_errors=True)

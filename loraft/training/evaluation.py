@@ -5,6 +5,7 @@ This module knows sums over batches. It refuses to know when an evaluation is du
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -28,11 +29,13 @@ class Measured(NamedTuple):
         loss: The summed loss over what it is divided by: the trained tokens, or the weights of the rows' classes.
         targets: The number of trained tokens, or of rows.
         figures: `accuracy` and `macro_f1` of a classifier; none of other models.
+        not_finite: The first batch of rows whose loss is not finite, where the reading ended; none is the rule.
     """
 
     loss: float
     targets: int
     figures: Mapping[str, float]
+    not_finite: Sequence[Example] = ()
 
 
 def evaluate_loss(
@@ -51,7 +54,8 @@ def evaluate_loss(
         for start in range(0, len(examples), batch_size):
             if stop():
                 return None
-            batch: AnyBatch = collate_rows(examples[start : start + batch_size], layout).to(device)
+            rows = examples[start : start + batch_size]
+            batch: AnyBatch = collate_rows(rows, layout).to(device)
             if isinstance(loss, LabelLoss):
                 assert isinstance(batch, LabelledBatch), "a classifier takes labelled rows"
                 logits = loss.logits(batch)
@@ -59,6 +63,8 @@ def evaluate_loss(
                 cells.append(torch.stack([batch.labels, logits.argmax(1)]).cpu())
             else:
                 total += loss(batch).item()
+            if not math.isfinite(total):
+                return Measured(total, targets, NO_FIGURES, rows)
             weight += loss.weight(batch)
             targets += batch.targets
     return Measured(total / weight, targets, class_figures(*torch.cat(cells, 1)) if cells else NO_FIGURES)
@@ -79,5 +85,5 @@ def class_figures(right: Tensor, given: Tensor) -> Mapping[str, float]:
     seen = both > 0
     return {
         "accuracy": hits.sum().item() / len(right),
-        "macro_f1": (2 * hits[seen] / both[seen]).mean().item(),
+        "macro_f1": (2 * hits[seen].double() / both[seen]).mean().item(),
     }

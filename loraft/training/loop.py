@@ -7,6 +7,7 @@ how rows became tokens, which model it trains, where an adapter is stored, or wh
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -145,8 +146,10 @@ def fit(run: Fit, state: RunState) -> None:
     )
     clock = _Clock(state.step)
     with StopSignals() as signals:
-        if state.owes_evaluation and _evaluate(run, state, signals):
-            _save(run, state)
+        if state.owes_evaluation:
+            if _evaluate(run, state, signals):
+                _save(run, state)
+            _grant_a_stop(run, state, signals)
         while not state.finished:
             run.adapted.model.train()
             before = state.step
@@ -242,11 +245,20 @@ def _after_step(run: Fit, state: RunState, clock: _Clock, signals: StopSignals) 
         improved = False
     if _due(run.save_every, state) or improved or signals.received is not None:
         _save(run, state)
-    if signals.received is not None and not state.finished:
+    _grant_a_stop(run, state, signals)
+
+
+def _grant_a_stop(run: Fit, state: RunState, signals: StopSignals) -> None:
+    """End where a signal asked for it, unless nothing is left to do; the state was saved.
+
+    Raises:
+        Stopped: It did.
+    """
+    if signals.received is not None and (state.owes_evaluation or not state.finished):
         raise Stopped(
             f"stopped at step {state.step} of {run.steps}; everything is saved",
             signal_number=signals.received,
-            remedy="go on with --resume",
+            remedy=f"go on: loraft train {shlex.quote(str(run.folder.config))} --resume",
         )
 
 
@@ -283,7 +295,7 @@ def _log(run: Fit, state: RunState, clock: _Clock) -> None:
 
 
 def _evaluate(run: Fit, state: RunState, signals: StopSignals) -> bool:
-    """Read the evaluation rows once; True when the model is better than at any evaluation before.
+    """Read the evaluation rows once and answer the samples; True when the model is better than at any one before.
 
     When a signal comes in the middle the evaluation stays owed, and is made up for on resuming.
     """
@@ -295,11 +307,10 @@ def _evaluate(run: Fit, state: RunState, signals: StopSignals) -> bool:
     run.adapted.model.train()
     if found is None:
         return False
-    if not math.isfinite(found.loss):
-        raise NonFiniteError(
-            f"the evaluation loss is {found.loss} at step {state.step}",
-            remedy="the checkpoints before it stand; look at the learning rate and at model.dtype",
-        )
+    _finite(found.loss, "the evaluation loss", state.step, found.not_finite, run)
+    answers = _answers(run, signals)
+    if answers is None:
+        return False
     best = _compared(state, found, run.settings.metric_for_best_model)
     event = Evaluated(
         state.step, _epochs(run, state.step), found.loss, _exp(found.loss), found.targets, len(run.evaluation), best,
@@ -310,7 +321,10 @@ def _evaluate(run: Fit, state: RunState, signals: StopSignals) -> bool:
     record = {"step": state.step, "epoch": event.epoch, "eval_loss": found.loss, **of_tokens, **figures}
     run.folder.append(run.folder.metrics, record)
     run.observer(event)
-    _answer_samples(run, state)
+    for prompt, answer in answers:
+        sample = SampleAnswered(state.step, prompt, answer)
+        run.folder.append(run.folder.samples, asdict(sample))
+        run.observer(sample)
     patience = run.settings.early_stopping_patience
     state.finished = state.finished or (patience is not None and state.worse >= patience)
     return best
@@ -329,19 +343,25 @@ def _compared(state: RunState, found: Measured, metric: str) -> bool:
     return best
 
 
-def _answer_samples(run: Fit, state: RunState) -> None:
+def _answers(run: Fit, signals: StopSignals) -> list[tuple[str, str]] | None:
+    """Each sample prompt with the answer of the model as it is now; None when a signal came in the middle."""
+    answers: list[tuple[str, str]] = []
     for prompt in run.settings.sample_prompts:
-        event = SampleAnswered(state.step, prompt, run.answer(prompt))
-        run.folder.append(run.folder.samples, asdict(event))
-        run.observer(event)
+        if signals.received is not None:
+            return None
+        answers.append((prompt, run.answer(prompt)))
+    return answers
 
 
 def _save(run: Fit, state: RunState) -> None:
-    remembered: dict[str, Any] = {**asdict(state), "files": run.folder.sizes(), "scaler": run.scaler.state_dict()}
+    remembered: dict[str, Any] = asdict(state) | {
+        "files": run.folder.sizes(), "scaler": run.scaler.state_dict(), "optim": run.settings.optim,
+    }  # fmt: skip
     place = save_checkpoint(
         run.folder.checkpoints, state.step, run.save_weights, remembered, optimizer_state(run.optimizer)
     )
-    prune(run.folder.checkpoints, keep=run.settings.save_total_limit, best_step=state.best_step)
+    keep = run.settings.save_total_limit
+    prune(run.folder.checkpoints, step=state.step, keep=keep, best_step=state.best_step)
     run.observer(Saved(state.step, place))
 
 
@@ -367,7 +387,7 @@ def _finite(value: float, what: str, step: int, examples: Sequence[Example], run
         f"{what} is {value} at step {step}, on the rows {named}",
         where=str(run.folder.path),
         remedy="a lower training.learning_rate, or model.dtype bfloat16 or float32 instead of float16, is the usual "
-        "cure; the last checkpoint stands and --resume goes on from it",
+        "cure; --resume-anyway goes on with it from the last checkpoint, if there is one",
     )
 
 

@@ -195,7 +195,8 @@ def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[
     training, dtype = config.training, str(placement.dtype).removeprefix("torch.")
     rate = LEARNING_RATES[config.method] if training.learning_rate == "auto" else training.learning_rate
     optim, note = resolve_optim(training, method=config.method, device=placement.device)
-    compute = dtype if config.quantization.compute_dtype == "auto" else config.quantization.compute_dtype
+    asks = config.method == "qlora" and config.quantization.compute_dtype == "auto"
+    compute = dtype if asks else config.quantization.compute_dtype
     notes = [note] if note else []
     if training.learning_rate == "auto":
         notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}")

@@ -25,15 +25,17 @@ import loraft
 from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
-from loraft.config.files import load_config, write_config
+from loraft.config.files import load_config
+from loraft.config.schema import idle_keys
 from loraft.data.labelled import LabelRenderer
-from loraft.errors import Problem, RunFolderError
+from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
 from loraft.models.attention import ROWS
+from loraft.models.disk import disk_errors
 from loraft.models.exhaustion import memory_errors
 from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import LoadedModel, load_model
 from loraft.models.norms import give_own_backward
-from loraft.training.checkpoint import load_checkpoint, newest_checkpoint, restore_rng
+from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, restore_rng, verified
 from loraft.training.class_weights import class_weights
 from loraft.training.events import Note, Observer, Saved
 from loraft.training.loop import Fit, RunState, all_trained, fit
@@ -99,11 +101,14 @@ def run_plan(
     *,
     resume: bool,
     resume_anyway: bool,
+    overwrite: bool,
     observer: Observer,
     answerer: Answerer,
     command: Sequence[str],
 ) -> TrainResult:
     """Train as planned in a folder that was opened, from its newest checkpoint if `resume` is set.
+
+    A run that it is to replace is removed once the model is loaded: what fails before that leaves it as it is.
 
     Raises:
         RunFolderError: The run that is to be resumed was begun with other settings, data or weights.
@@ -114,16 +119,22 @@ def run_plan(
         observer(Note(note))
     if resume and not resume_anyway:
         _refuse_another_run(plan, folder)
-    with _memory_errors(plan), tracked(observer, plan.config, folder.path) as told:
+    with _memory_errors(plan), disk_errors(folder.path, remedy="free some space and go on with --resume"):
         adapted = prepared_model(plan)
         if resume and not resume_anyway:
             _refuse_another_base(folder, adapted.loaded)
-        state = RunState()
-        run = fit_of(plan, folder, adapted, told, answerer, state)
-        if not (resume and _resumed(run, state)):
-            _begin(plan, folder, adapted.loaded, command)
-        fit(run, state)
-        saved, saved_step = _finish(run, state, plan)
+        if overwrite:
+            folder.empty()
+        with tracked(observer, plan.config, folder.path) as told:
+            state = RunState()
+            run = fit_of(plan, folder, adapted, told, answerer, state)
+            if not (resume and _resumed(run, state)):
+                folder.cut_back({})
+                _describe(plan, folder, adapted.loaded, command)
+            elif resume_anyway:
+                _describe(plan, folder, adapted.loaded, command)
+            fit(run, state)
+            saved, saved_step = _finish(run, state, plan)
     return _result(run, state, saved, saved_step, time.monotonic() - began)
 
 
@@ -187,6 +198,8 @@ def fit_of(
     """What the loop needs for a plan and its model; `state` is what it will leave its place in."""
     dtype = plan.placement.dtype
     settings = plan.config.training
+    if "training.sample_prompts" in idle_keys(plan.config):  # a classifier has nothing to answer with
+        settings = settings.model_copy(update={"sample_prompts": ()})
     assert settings.learning_rate != "auto", "the plan resolves it"
     return Fit(
         adapted=adapted,
@@ -228,11 +241,9 @@ def _save_weights(adapted: AdaptedModel, into: Path, plan: RunPlan, state: RunSt
     return place
 
 
-def _begin(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Sequence[str]) -> None:
-    """Write what a run's folder holds from the start."""
-    folder.cut_back({})
+def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Sequence[str]) -> None:
+    """Write what a run is, by which it will be known again: when it begins, and when a change is taken on."""
     named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
-    write_config(plan.config.model_copy(update={"training": named}), folder.config)
     manifest = {
         "versions": {"loraft": loraft.__version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
@@ -246,16 +257,27 @@ def _begin(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Seque
         "command": [shown(word) for word in command],
         "platform": sys.platform,
     }
-    folder.manifest.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    folder.describe(plan.config.model_copy(update={"training": named}), manifest)
 
 
 def _refuse_another_run(plan: RunPlan, folder: RunFolder) -> None:
-    """Compare config and data with those that the run in the folder was begun with."""
-    if not folder.config.exists():
-        return
-    before = load_config(folder.config).model_dump(mode="json")
-    found = differences(before, plan.config.model_dump(mode="json"))
-    if _recorded(folder, "data") not in (None, plan.data.fingerprint):
+    """Compare config and data with those that the run in the folder was begun with, where it has come to a checkpoint.
+
+    Before the first checkpoint there may be no manifest yet, and nothing was trained on its rows.
+    """
+    found, begun = [], bool(checkpoints(folder.checkpoints))
+    if folder.config.exists():
+        try:
+            before = load_config(folder.config).model_dump(mode="json")
+            found = differences(before, plan.config.model_dump(mode="json"))
+        except ConfigError:
+            found = ["its config.yaml was damaged"]
+    elif begun:
+        found = ["its config.yaml was lost"]
+    recorded = _recorded(folder, "data")
+    if recorded is None and begun:
+        found.append("its manifest.json was lost or damaged, which tells rows and base")
+    elif recorded not in (None, plan.data.fingerprint):
         found.append("the rows are not the same, or do not become the same tokens")
     _refuse(found, folder)
 
@@ -283,6 +305,7 @@ def _recorded(folder: RunFolder, part: str) -> str | None:
 
 def _resumed(run: Fit, state: RunState) -> bool:
     """Put everything back as the newest good checkpoint has it; False when there is none."""
+    clear_up(run.folder.checkpoints)
     newest, damaged = newest_checkpoint(run.folder.checkpoints)
     for text in damaged:
         run.observer(Note(text))
@@ -290,8 +313,11 @@ def _resumed(run: Fit, state: RunState) -> bool:
         run.observer(Note("there is no checkpoint to go on from: the run begins at step 0"))
         return False
     checkpoint = load_checkpoint(newest)
-    restore(run.adapted, newest / ("model" if run.adapted.method == "full" else "adapter"))
-    restore_optimizer(run.optimizer, checkpoint.optimizer, checkpoint.optimizer_numbers)
+    _restore_weights(run, newest)
+    if checkpoint.state.get("optim", run.settings.optim) == run.settings.optim:
+        restore_optimizer(run.optimizer, checkpoint.optimizer, checkpoint.optimizer_numbers)
+    else:
+        run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
     run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
     for field in fields(RunState):
         setattr(state, field.name, checkpoint.state.get(field.name, getattr(state, field.name)))
@@ -303,15 +329,44 @@ def _resumed(run: Fit, state: RunState) -> bool:
     return True
 
 
+def _restore_weights(run: Fit, folder: Path) -> None:
+    """Put the weights of a checkpoint back.
+
+    Raises:
+        RunFolderError: What is trained now has another form.
+    """
+    place = _weights_in(run, folder)
+    try:
+        if not place.is_dir():
+            raise AdapterError("it was trained by another method")
+        restore(run.adapted, place)
+    except AdapterError as error:
+        first, *others = error.problems
+        more = f", and {len(others)} more of the kind" if others else ""
+        raise RunFolderError(
+            f"{folder.name} has not what is trained now: {first.message}{more}",
+            where=str(run.folder.path),
+            remedy="undo the change, or begin anew with another training.output_dir",
+        ) from error
+
+
+def _weights_in(run: Fit, folder: Path) -> Path:
+    """Where the weights of a checkpoint or a run lie."""
+    return folder / ("model" if run.adapted.method == "full" else "adapter")
+
+
 def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
     """Save the result: the last weights, or with early stopping the best ones."""
     step = state.step
     best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
-    if run.settings.early_stopping_patience is not None and state.best_step not in (None, step) and best.is_dir():
-        restore(run.adapted, best / ("model" if run.adapted.method == "full" else "adapter"))
+    wanted = run.settings.early_stopping_patience is not None and state.best_step not in (None, step)
+    if wanted and verified(best):
+        restore(run.adapted, _weights_in(run, best))
         step = state.best_step or step
         state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
+    elif wanted:
+        run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
     saved = _save_weights(run.adapted, run.folder.path, plan, state)
     run.observer(Saved(step, saved))
     return saved, step

@@ -9,17 +9,31 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from loraft.errors import ResourceError, RunFolderError
+from loraft.config.files import dump_config
+from loraft.config.schema import RunConfig
+from loraft.errors import Problem, ResourceError, RunFolderError
 from loraft.training.memory import MemoryPlan
 
-__all__ = ["RunFolder", "check_disk", "choose_run_folder", "differences", "refuse_taken"]
+__all__ = [
+    "TRACKERS",
+    "RunFolder",
+    "check_disk",
+    "choose_run_folder",
+    "differences",
+    "refuse_own_inputs",
+    "refuse_taken",
+]
 
 RUNS = Path("runs")
+LOCK, BESIDE, TRACKERS = ".lock", ".beside", "trackers"
+OURS = frozenset({LOCK, BESIDE, TRACKERS})
+"""What a run that was stopped before it began may have left."""
 FREE_TO_CHANGE = frozenset(
     {
         "training.output_dir", "training.save_steps", "training.save_total_limit", "training.report_to",
@@ -42,15 +56,15 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.model = path / "model"
-        self._lock = FileLock(path / ".lock")
+        self._lock = FileLock(path / LOCK)
 
     @property
     def holds_run(self) -> bool:
         """Whether a run was begun here."""
         return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
 
-    def open(self, *, overwrite: bool) -> None:
-        """Make the folder this process's own, and empty it if it is to be written over.
+    def open(self) -> None:
+        """Make the folder this process's own.
 
         Raises:
             RunFolderError: Another process is writing to it, or it cannot be written.
@@ -64,8 +78,6 @@ class RunFolder:
             raise RunFolderError(
                 f"cannot be written: {error.strerror}", where=str(self.path), key="training.output_dir"
             ) from None
-        if overwrite:
-            self._empty()
 
     def close(self) -> None:
         """Let others have the folder."""
@@ -92,9 +104,23 @@ class RunFolder:
             if path.exists():
                 os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
 
-    def _empty(self) -> None:
-        for entry in self.path.iterdir():
-            if entry.name == ".lock":
+    def describe(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
+        """Write what the run is, each file whole or not at all."""
+        self._replace(self.config, dump_config(config))
+        self._replace(self.manifest, json.dumps(manifest, indent=1) + "\n")
+
+    def _replace(self, path: Path, text: str) -> None:
+        beside = self.path / BESIDE
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+    def empty(self) -> None:
+        """Remove all but the lock; the config, by which the folder is known as a run's, goes last."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.config):
+            if entry.name == LOCK:
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -119,14 +145,42 @@ def refuse_taken(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
             key=key,
             remedy="go on with it by --resume, replace it by --overwrite, or name another training.output_dir",
         )
-    if not folder.holds_run and folder.path.exists() and any(p.name != ".lock" for p in folder.path.iterdir()):
+    if not folder.holds_run and folder.path.exists() and any(p.name not in OURS for p in folder.path.iterdir()):
         raise RunFolderError(
             "holds files that are not a run's", where=where, key=key, remedy="name a new or empty folder"
         )
 
 
+def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
+    """Refuse to replace a folder that what the run begins with lies in.
+
+    Raises:
+        RunFolderError: The model, the tokenizer, the adapter to go on from, or rows lie there.
+    """
+    held_out = config.data.eval if isinstance(config.data.eval, tuple) else ()
+    sources: dict[str, list[str | None]] = {
+        "model.name_or_path": [config.model.name_or_path],
+        "model.tokenizer": [config.model.tokenizer],
+        "lora.start_from": [config.lora.start_from],
+        "data.train": [source.path for source in config.data.train],
+        "data.eval": [source.path for source in held_out],
+        "data.chat_template": [config.data.chat_template],
+    }
+    inside = [
+        Problem(f"lies in {folder.path}, which --overwrite would replace", where=path, key=key)
+        for key, paths in sources.items()
+        for path in paths
+        if path is not None and Path(path).exists() and Path(path).resolve().is_relative_to(folder.path.resolve())
+    ]
+    if inside:
+        remedy = "name another training.output_dir"
+        raise RunFolderError.several([*inside[:-1], replace(inside[-1], remedy=remedy)])
+
+
 def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
     """Refuse to start where the checkpoints will not fit on the disk.
+
+    What the run's folder holds already takes no more: it is gone on with, and older checkpoints make room for new ones.
 
     Raises:
         ResourceError: Less is free than the checkpoints and the adapter need.
@@ -135,7 +189,8 @@ def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
     a_checkpoint = memory.adapter + memory.optimizer + 16 * 2**20
     there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
     free = shutil.disk_usage(there).free
-    if free < kept * a_checkpoint + memory.adapter:
+    held = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    if free + held < kept * a_checkpoint + memory.adapter:
         raise ResourceError(
             f"{free / 1e9:.2f} GB are free on the disk, and {kept} checkpoints of {a_checkpoint / 1e9:.2f} GB "
             "are to be kept",
@@ -146,14 +201,14 @@ def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
 
 
 def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Path:
-    """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N (with `resume`, the newest one)."""
+    """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N; to `resume`, the newest with a run."""
     if output_dir is not None:
         return Path(output_dir)
     numbers = [
         int(path.name.rsplit("-", 1)[1]) for path in RUNS.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()
     ]
-    newest = max(numbers, default=0)
-    return RUNS / f"{name}-{newest if resume and newest else newest + 1}"
+    begun = [number for number in numbers if RunFolder(RUNS / f"{name}-{number}").holds_run]
+    return RUNS / f"{name}-{max(begun) if resume and begun else max(numbers, default=0) + 1}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -17,6 +17,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from loraft.config.schema import RunConfig
 from loraft.errors import Problem
 from loraft.training.events import Evaluated, Event, Observer, StepLogged
+from loraft.training.run_folder import TRACKERS
 
 __all__ = ["tracked", "tracker_problems"]
 
@@ -52,7 +53,7 @@ def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Obs
     if not settings.report_to:
         yield observer
         return
-    accelerator = Accelerator(cpu=True, log_with=list(settings.report_to), project_dir=str(folder / "trackers"))
+    accelerator = Accelerator(cpu=True, log_with=list(settings.report_to), project_dir=str(folder / TRACKERS))
     name = settings.run_name or folder.name
     accelerator.init_trackers(
         settings.project or "loraft",

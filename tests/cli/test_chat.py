@@ -32,11 +32,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def talk(place: Path, *lines: str, words: tuple[str, ...] = ("base",)) -> tuple[str, str]:
-    """What a chat from a pipe says on its two streams; it ends well, whatever it was told."""
+def talk(place: Path, *lines: str, words: tuple[str, ...] = ("base",), refused: bool = False) -> tuple[str, str]:
+    """What a chat from a pipe says on its two streams; its exit code is 2 where a line was refused."""
     stdin = "".join(f"{line}\n" for line in lines)
     done = loraft("chat", *words, "--dtype", "float32", "--max-new-tokens", "4", cwd=place, stdin=stdin)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (2 if refused else 0), done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
 
@@ -68,7 +68,7 @@ def test_the_history_is_not_read_again(place: Path) -> None:
 def test_an_adapter_answers_as_generate_does_and_voices_change(place: Path) -> None:
     adapters = ("--adapter", "a=a", "--adapter", "b=b")
     lines = ("hi", "/reset", "/adapter b", "hi", "/reset", "/adapter none", "hi", "/adapter", "/adapter c")
-    stdout, stderr = talk(place, *lines, words=adapters)
+    stdout, stderr = talk(place, *lines, words=adapters, refused=True)
     expected = [generated(place, "hi", *words) for words in (("a",), ("b",), ("base",))]
     assert stdout == "".join(expected)
     assert len(set(expected)) == 3
@@ -116,7 +116,7 @@ def test_commands_say_what_they_did(place: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_told_and_the_conversation_goes_on(place: Path, line: str, told: str) -> None:
-    stdout, stderr = talk(place, line, "the order")
+    stdout, stderr = talk(place, line, "the order", refused=True)
     assert told in stderr
     assert stdout
 
@@ -128,7 +128,7 @@ def test_a_message_that_is_no_text_is_told(place: Path) -> None:
     done = subprocess.run(
         command, cwd=place, env=environment, input=b"\xff\xfe\nthe order\n", capture_output=True, check=False
     )
-    assert done.returncode == 0
+    assert done.returncode == 2
     assert b"error: the message is not UTF-8 text" in done.stderr
     assert done.stdout.count(b"\n") >= 1
 
@@ -139,7 +139,9 @@ def test_two_slashes_say_one(place: Path) -> None:
 
 def test_a_saved_conversation_is_trained_on_and_never_written_over(place: Path, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
-    _, stderr = talk(place, "/system Be kind.", "the order", "so?", f"/save {file}", "more", f"/save {file}")
+    _, stderr = talk(
+        place, "/system Be kind.", "the order", "so?", f"/save {file}", "more", f"/save {file}", refused=True
+    )
     assert f"2 answers saved in {file}" in stderr
     assert "is there already, and is left as it is" in stderr
     (row,) = map(json.loads, file.read_text().splitlines())
@@ -152,7 +154,7 @@ def test_a_saved_conversation_is_trained_on_and_never_written_over(place: Path, 
 def test_a_full_context_is_told_with_what_helps(place: Path) -> None:
     words = ("gpt2", "--system", "")
     stdout, stderr = talk(
-        place, "the order is late", "the customer said that the order is late", "so " * 60, words=words
+        place, "the order is late", "the customer said that the order is late", "so " * 60, words=words, refused=True
     )
     assert stdout.count("\n") >= 1
     assert "this model has learned 48 positions" in stderr

@@ -153,10 +153,12 @@ def test_a_sigterm_saves_and_resume_ends_the_run(place: Path) -> None:
     _, told = process.communicate(timeout=120)
     assert process.returncode == 143, told
     assert "everything is saved" in told
+    assert "loraft train run/config.yaml --resume" in told
     assert "Traceback" not in told
     step = max(int(path.name[5:]) for path in (place / "run" / "checkpoints").glob("step-*"))
-    more = loraft("train", "c.yaml", f"training.max_steps={step + 2}", "--resume-anyway", "--json", cwd=place)
+    more = loraft("train", "run/config.yaml", f"training.max_steps={step + 2}", "--resume-anyway", "--json", cwd=place)
     assert more.returncode == 0, more.stderr
+    assert "section quantization" not in more.stderr
     assert json.loads(more.stdout)["steps"] == step + 2
 
 

@@ -127,6 +127,39 @@ def test_columns_of_other_names_are_proposed(here: Path) -> None:
     assert preview.exit_code == 0, preview.stderr
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("instruction", "context", "response"), {"output": "response", "input": "context"}),
+        (("instruction", "context", "output"), {"input": "context"}),
+        (("system_prompt", "question", "response"),
+         {"instruction": "question", "output": "response", "system": "system_prompt"}),
+        (("text", "hypothesis", "label"), {"text_pair": "hypothesis"}),
+    ],
+)  # fmt: skip
+def test_columns_that_rows_may_have_besides_are_not_lost(
+    here: Path, columns: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    write_rows(
+        Path("rows.jsonl"), [{**{name: f"{name} {n % 2}" for name in columns}, "category": "qa"} for n in (1, 2)]
+    )
+    result = init("c.yaml", "--data", "rows.jsonl")
+    assert load_config("c.yaml").data.columns == expected
+    assert "nothing is read from category" in result.stderr
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations", "conversation"])
+@pytest.mark.parametrize("keys", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
+def test_turns_of_either_kind_pass_check_in_any_column(here: Path, column: str, keys: tuple[str, ...]) -> None:
+    role, said, asks, answers = keys
+    turns = [{role: asks, said: "where?"}, {role: answers, said: "here"}]
+    write_rows(Path("rows.jsonl"), [{column: turns}] * 3)
+    save_tiny(Path("model"))
+    assert init("c.yaml", "--data", "rows.jsonl", "--model", "model").exit_code == 0
+    checked = CliRunner().invoke(app, ["check", "c.yaml"], prog_name="loraft")
+    assert checked.exit_code == 0, checked.stderr
+
+
 def test_columns_are_taken_as_they_are_given(here: Path) -> None:
     write_rows(Path("rows.jsonl"), [{"Frage": "wer?", "Antwort": " ich" if n else "du"} for n in range(3)])
     result = init("c.yaml", "--data", "rows.jsonl", "--columns", "prompt=Frage,completion=Antwort")
@@ -166,6 +199,9 @@ BAD = [
     ("broken.jsonl", "is not JSON"),
     ("unknown.jsonl", "the columns are a, b, and none of them is known"),
     ("folder", "is a folder"),
+    ("scores.jsonl", "scores.jsonl:1 label: is 0.5, and a class is text or a whole number"),
+    ("one.jsonl", "the rows have only the class 'x', and there is nothing to tell apart"),
+    ("semicolons.csv", "the header has semicolons between its columns"),
 ]
 
 
@@ -176,6 +212,9 @@ def test_rows_that_cannot_be_used_are_refused_and_nothing_is_written(here: Path,
     Path("broken.jsonl").write_text("{\n")
     write_rows(Path("unknown.jsonl"), [{"a": 1, "b": 2}])
     Path("folder").mkdir()
+    write_rows(Path("scores.jsonl"), [{"text": "good", "label": 0.5}] * 9)
+    write_rows(Path("one.jsonl"), [{"text": "good", "label": "x"}] * 9)
+    Path("semicolons.csv").write_text("text;label\ngood;x\n")
     result = init("c.yaml", "--data", data)
     assert result.exit_code == 2
     assert message in result.stderr
@@ -253,6 +292,16 @@ def test_on_a_terminal_what_no_option_says_is_asked(here: Path, monkeypatch: pyt
         "model: google-t5/t5-small",
     ]
     assert asked[0].endswith("causal_lm")
+
+
+def test_ctrl_c_at_a_question_is_a_stop(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> str:
+        raise typer.Abort
+
+    monkeypatch.setattr(typer, "prompt", interrupted)
+    monkeypatch.setattr("loraft.cli.starting._on_a_terminal", lambda: True)
+    result = init("c.yaml")
+    assert (result.exit_code, result.stderr) == (130, "stopped.\n")
 
 
 def test_json_is_one_document(here: Path) -> None:

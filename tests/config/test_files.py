@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.files import MOST_DEPTH, load_config, load_lora, write_config
+from loraft.config.files import MOST_DEPTH, dump_config, load_config, load_lora
 from loraft.config.schema import LoraSection, RunConfig
 from loraft.errors import ConfigError
 from tests.config.written_files import LEAST, only, problems, write
@@ -199,7 +199,7 @@ def test_c44_no_key_takes_a_secret() -> None:
 
 def test_writing_makes_a_file_that_loads_equal(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, LEAST), ["lora.layers=last:4", "data.eval=null"])
-    write_config(config, tmp_path / "resolved.yaml")
+    (tmp_path / "resolved.yaml").write_text(dump_config(config), encoding="utf-8")
     assert load_config(tmp_path / "resolved.yaml") == config
 
 

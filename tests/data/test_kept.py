@@ -64,6 +64,12 @@ def same(first: PreparedData, second: PreparedData) -> None:
     assert first.train_sources == second.train_sources
 
 
+def test_c34_what_is_kept_follows_the_umask(place: Place) -> None:
+    place.prepared()
+    (entry,) = place.entries
+    assert len({file.stat().st_mode for file in (*entry.iterdir(), place.rows)}) == 1
+
+
 def test_a_second_start_reads_no_row_and_gives_the_same(place: Place) -> None:
     first = place.prepared()
     second = place.prepared()

@@ -164,7 +164,9 @@ def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     module.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
     assert len(read_rows(DataSource(path="some/set", name="main", split="validation")).rows) == 1
-    assert asked == [("some/set", "main", "validation")]
+    assert asked.pop() == ("some/set", "main", "validation")
+    places = [read_rows(DataSource(path="some/set", split=split)).rows[0].where for split in (None, "test")]
+    assert places == ["some/set: row 1", "some/set test: row 1"], "a place is a row's name, and both may be named"
     with pytest.raises(DataError, match="Unknown split") as caught:
         read("some/missing")
     assert "and more lines" not in str(caught.value)

@@ -73,9 +73,10 @@ def test_what_a_person_should_know() -> None:
         4, 1, 100, 4, lengths_of([4]), 8, [counts], [], classes=[ClassCount("y", 0, 0.0, 0)], unknown_tokens=2,
         repeated=[Repetition("a:3", "a:1")], seen=[Repetition("c:1", "a:2")],
     )  # fmt: skip
-    unknown, absent, repeated, seen = findings(report)
+    unknown, absent, unmeasured, repeated, seen = findings(report)
     assert unknown.startswith("2.0% of the tokens")
     assert absent == "no training row is of the class y"
+    assert unmeasured == "no row to evaluate on is of the class y: its figures will say nothing of it"
     assert repeated == "1 training row repeats an earlier one, the first a:3 (a:1)"
     assert seen.startswith("1 of 1 rows to evaluate on stand among the training rows, the first c:1 (a:2)")
     shown = report.as_dict()

@@ -120,3 +120,48 @@ def test_chatml_prints_what_a_tool_says() -> None:
     example = renderer.example(said, "here")
     assert "<|im_start|>tool\nrain<|im_end|>" in renderer.tokenizer.decode(example.input_ids)
     assert trained_parts(renderer, example) == ["Yes.<|im_end|>", "Yes.<|im_end|>"]
+
+
+AS_TEXT = HERMES.replace("(call.function | tojson)", "call.function.name + call.function.arguments")
+"""As DeepSeek has it: arguments are text, and an object is a TypeError."""
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Oslo"}, '{"city": "Oslo"}'])
+@pytest.mark.parametrize(
+    ("template", "called"), [(HERMES, CALLED), (AS_TEXT, '<tool_call>weather{"city": "Oslo"}</tool_call><|im_end|>')]
+)
+def test_arguments_are_an_object_or_text_as_the_template_takes_them(
+    template: str, called: str, arguments: object
+) -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=template))
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
+    assert trained_parts(renderer, renderer.example(said, "here"))[0] == called
+
+
+def test_arguments_that_are_no_json_stay_as_they_are() -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=AS_TEXT))
+    call = {"type": "function", "function": {"name": "weather", "arguments": "Oslo"}}
+    said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
+    assert "<tool_call>weatherOslo</tool_call>" in trained_parts(renderer, renderer.example(said, "here"))[0]
+
+
+THINKS = HERMES.replace(
+    "{%- if message.content %}",
+    "{%- if message.reasoning_content %}{{- '<think>' + message.reasoning_content + '</think>' }}{%- endif %}"
+    "{%- if message.content %}",
+)
+
+
+def test_what_was_thought_is_trained_or_refused_where_the_template_never_prints_it() -> None:
+    rows = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "Yes.", "reasoning_content": "wet"}]
+    said = conversation(messages=rows, tools=None)
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=THINKS))
+    assert trained_parts(renderer, renderer.example(said, "here")) == ["<think>wet</think>Yes.<|im_end|>"]
+    forgets = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    with pytest.raises(DataError, match="the chat template prints no reasoning_content, and the row has it"):
+        forgets.example(said, "here")
+    other = conversation(messages=[rows[0], {"role": "assistant", "content": "Yes.", "thinking": "wet"}], tools=None)
+    named = HERMES + "{#- enable_thinking #}"
+    with pytest.raises(DataError, match="prints no thinking"):
+        Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=named)).example(other, "here")

@@ -12,6 +12,7 @@ import pytest
 from loraft.data.examples import IGNORED, Example
 from loraft.data.formats import Completion, Conversation, Message, Text
 from loraft.data.tokenize import Renderer
+from loraft.data.turns import ChatTemplate
 from loraft.errors import DataError
 from tests.data.chats import CHATS, MISTRAL_WITH_SYSTEM, ONE_TURN, THREE_TURNS, Chat, tokenizer_for, tokenizer_of
 
@@ -239,3 +240,19 @@ def test_a_renderer_can_be_pickled() -> None:
     renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["phi-3"]))
     again = pickle.loads(pickle.dumps(renderer))
     assert again.example(Conversation(ONE_TURN), "here") == renderer.example(Conversation(ONE_TURN), "here")
+
+
+def test_train_true_at_a_turn_that_is_never_trained_is_refused() -> None:
+    turns = Conversation((Message("user", "two?", train=True), Message("assistant", "four")))
+    renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
+    with pytest.raises(
+        DataError, match="completions trains turns of the assistant, and train: true stands at one of the user"
+    ):
+        renderer.example(turns, "here")
+    whole = Renderer.for_tokenizer(tokenizer_for(CHATS["chatml"]), train_on="all")
+    assert "two?" in trained_parts(whole, whole.example(turns, "here"))[0]
+
+
+def test_a_broken_template_names_its_line() -> None:
+    with pytest.raises(DataError, match=r"expected 'end of print statement'\. \(line 2\)"):
+        ChatTemplate.probed(tokenizer_for(CHATS["chatml"]), "{% for m in messages %}\n{{ m.content ")

@@ -248,3 +248,28 @@ def test_every_row_of_a_file_is_evaluated_of_a_run_that_streamed_its_own(tmp_pat
     )
     source = read_source(run, "x", DataSource(path=str(tmp_path / "rows.jsonl")))
     assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 1100
+
+
+NAMED = {"columns": {"instruction": "Frage", "output": "Antwort"}, "format": "alpaca"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "names"),
+    [
+        ({}, {}, ("instruction", "output")),
+        ({}, NAMED, ("Frage", "Antwort")),
+        (NAMED, {}, ("Frage", "Antwort")),
+        (NAMED, {}, ("instruction", "output")),
+        (NAMED, {}, ("prompt", "completion")),
+        (NAMED, {"columns": {"prompt": "Frage", "completion": "Antwort"}}, ("Frage", "Antwort")),
+    ],
+)
+def test_a_file_is_read_by_the_names_that_are_given_those_of_the_run_or_its_own(
+    tmp_path: Path, trained: dict[str, Any], given: dict[str, Any], names: tuple[str, str]
+) -> None:
+    path = str(tmp_path / "rows.jsonl")
+    write_rows(tmp_path / "rows.jsonl", [{names[0]: "who?", names[1]: "me"}] * 3)
+    run = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", **trained}})
+    source = read_source(run, "x", DataSource(path=path, **given))
+    assert [question.reference for question in source.questions.values()] == ["me"] * 3
+    assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 3

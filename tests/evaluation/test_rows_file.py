@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +54,31 @@ def test_a_full_disk_is_told() -> None:
         assert file is not None
         with pytest.raises(DiskFullError, match="the disk filled up after 0 rows"):
             file.append([{"a": 1}])
+
+
+def test_a_disk_that_fills_up_in_a_row_leaves_whole_rows(tmp_path: Path) -> None:
+    with open_rows_file(tmp_path / "o.jsonl") as file:
+        assert file is not None
+        file.append([{"a": 1}])
+        file.file = NearlyFull(file.file)  # type: ignore[assignment]
+        with pytest.raises(DiskFullError, match="the disk filled up after 1 rows"):
+            file.append([{"a": 2}, {"a": 3}])
+    assert (tmp_path / "o.jsonl").read_text() == '{"a": 1}\n'
+
+
+class NearlyFull:
+    """A file on a disk that takes five more bytes."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file, self._room = file, 5
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: memoryview) -> int:
+        """Writes what there is room for."""
+        if not self._room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self._file.write(data[: self._room])
+        self._room -= written
+        return written

@@ -67,6 +67,19 @@ def test_c11_batches_are_those_of_training(tmp_path: Path, data: dict[str, str])
         assert batch.trained == sum(plan.data.train[i].trained for i in chosen)
 
 
+def test_the_first_batches_of_a_stream_are_those_of_training(tmp_path: Path) -> None:
+    streamed = {"data__streaming": True, "data__shuffle_buffer": 5, "data__eval": None}
+    sizes = {"training__per_device_train_batch_size": 2, "training__gradient_accumulation_steps": 3}
+    config = tiny_config(tmp_path, **streamed, **sizes)
+    seen, plan = preview_rows(config), plan_run(config)
+    window = next(plan.batches.windows([], 0, 0, (0, 0)))
+    drawn = [[example.where for example in batch] for batch in window.batches]
+    assert [[row.where for row in batch.rows] for batch in seen.batches] == drawn[:2]
+    assert seen.batches_an_epoch is None
+    with pytest.raises(Refused, match=r"no row is at '999' among the first \d+ rows, all that are looked at"):
+        preview_rows(config, places=["999"])
+
+
 def test_a_pair_is_what_the_encoder_reads_and_what_the_decoder_learns(tmp_path: Path) -> None:
     rows = [{"translation": {"en": f"the order {n}", "fr": "la fin" * (n + 1)}} for n in range(3)]
     config = config_of(

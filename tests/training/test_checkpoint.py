@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from loraft.errors import DiskFullError
+from loraft.errors import DiskFullError, NonFiniteError
 from loraft.training import checkpoint
-from loraft.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, prune, save_checkpoint
+from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, prune, save_checkpoint
 
 FILES = ("weights/adapter.bin", "optimizer.safetensors", "rng.safetensors", "state.json")
 
@@ -73,24 +74,59 @@ def test_a_step_saved_twice_is_the_second(tmp_path: Path) -> None:
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 1_000_000):
         save(tmp_path, step)
-    prune(tmp_path, keep=2, best_step=20)
+    prune(tmp_path, step=1_000_000, keep=2, best_step=20)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-1000000", "step-000040", "step-000020"]
-    prune(tmp_path, keep=None, best_step=None)
+    prune(tmp_path, step=1_000_000, keep=None, best_step=None)
     assert len(checkpoints(tmp_path)) == 3
 
 
+def test_a_later_checkpoint_that_was_passed_over_takes_no_place_of_a_good_one(tmp_path: Path) -> None:
+    (save(tmp_path, 7) / "state.json").unlink()
+    save(tmp_path, 4)  # a run that went on from a step before 7
+    prune(tmp_path, step=4, keep=1, best_step=None)
+    assert newest_checkpoint(tmp_path)[0] == tmp_path / "step-000004"
+
+
+def test_what_a_kill_left_unfinished_is_cleared_up(tmp_path: Path) -> None:
+    """A kill between the two renames of a checkpoint that is saved twice leaves the first beside."""
+    save(tmp_path, 3).rename(tmp_path / ".step-000003.previous")
+    for name in (".step-000003.partial", ".step-000002.previous", ".step-000005.partial"):
+        (tmp_path / name).mkdir()
+    save(tmp_path, 2)
+    clear_up(tmp_path)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000002", "step-000003"]
+    assert newest_checkpoint(tmp_path) == (tmp_path / "step-000003", [])
+
+
+FULL = {
+    "the system": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "tokenizers": Exception("No space left on device (os error 28)"),
+}
+
+
+@pytest.mark.parametrize("said_by", FULL)
 def test_c31_a_full_disk_is_said_and_leaves_the_checkpoints_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said_by: str
 ) -> None:
     good = save(tmp_path, 1)
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise FULL[said_by]
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(DiskFullError, match="bytes are free"):
+    with pytest.raises(DiskFullError, match=r"one takes about [\d,]+ bytes, and [\d,]+ bytes are free"):
         save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == [good.name]
+
+
+def test_weights_that_cannot_be_saved_leave_nothing_behind(tmp_path: Path) -> None:
+    def refuse(_: Path) -> None:
+        raise NonFiniteError("2 tensors hold NaN")
+
+    with pytest.raises(NonFiniteError):
+        save_checkpoint(tmp_path, 1, refuse, {}, ({}, {}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_c34_files_follow_the_umask(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,8 +14,11 @@ import pytest
 from safetensors.torch import load_file
 
 from loraft import api
-from loraft.errors import DataError, RunFolderError, Stopped
+from loraft.errors import DataError, DiskFullError, RunFolderError, Stopped
+from loraft.training import loop
+from loraft.training.evaluation import evaluate_loss
 from loraft.training.events import Event, Note, StepDone
+from loraft.training.run_folder import RunFolder
 from tests.training.building import contrary, labelled, rows, tiny_config, write_rows
 
 CLOCK = ("tokens_per_second", "peak_bytes")
@@ -141,25 +145,50 @@ def test_resume_without_a_checkpoint_begins_at_step_0_and_says_so(tmp_path: Path
     assert "there is no checkpoint to go on from: the run begins at step 0" in notes
 
 
-def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_wherever_it_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "append", full)
     tiny_config(tmp_path)
-    first = api.train(config_of(tmp_path, "run"))
-    before = (first.saved / "adapter_model.safetensors").read_bytes()
-    for verb in (api.train, api.check):
-        with pytest.raises(RunFolderError, match="holds a run already"):
-            verb(config_of(tmp_path, "run", seed=1))
-    assert (first.saved / "adapter_model.safetensors").read_bytes() == before
-    second = api.train(config_of(tmp_path, "run", seed=1), overwrite=True)
-    assert (second.saved / "adapter_model.safetensors").read_bytes() != before
+    with pytest.raises(DiskFullError, match="bytes are free") as told:
+        api.train(config_of(tmp_path, "run"))
+    assert "--resume" in str(told.value)
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+def stopped_in_evaluation(number: int) -> Any:
+    """`evaluate_loss`, in whose call of that number a SIGTERM comes after the first batch."""
+    calls = iter(range(1, 10))
+
+    def evaluate(*args: Any, stop: Any) -> Any:
+        asked = iter([False] if next(calls) == number else [False] * 100)
+
+        def signalled() -> bool:
+            if next(asked, True):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return bool(stop())
+
+        return evaluate_loss(*args, stop=signalled)
+
+    return evaluate
+
+
+@pytest.mark.parametrize(("step", "number"), [(3, 1), (7, 3)])
+def test_an_evaluation_that_is_stopped_is_made_up_for_even_at_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: int
+) -> None:
+    """Stopped in it again on resuming, no step is taken before it is finished."""
     tiny_config(tmp_path)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunFolderError, match="not a run's"):
-        api.train(config_of(tmp_path, "run"), overwrite=True)
-    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+    many = {"training__per_device_eval_batch_size": 1, "training__sample_prompts": ["the order"]}
+    whole = api.train(config_of(tmp_path, "whole", **many))
+    for resume, evaluation in ((False, number), (True, 1)):
+        monkeypatch.setattr(loop, "evaluate_loss", stopped_in_evaluation(evaluation))
+        with pytest.raises(Stopped, match=f"stopped at step {step} of 7"):
+            api.train(config_of(tmp_path, "stopped", **many), resume=resume)
+    monkeypatch.undo()
+    again = api.train(config_of(tmp_path, "stopped", **many), resume=True)
+    assert metrics(again.run_folder) == metrics(whole.run_folder)
+    assert again.eval_loss == whole.eval_loss
 
 
 @pytest.mark.parametrize(
@@ -176,6 +205,67 @@ def test_c33_what_changed_since_the_checkpoint_is_listed(tmp_path: Path, change:
         api.train(config_of(tmp_path, "run"), observer=stop_at(2))
     with pytest.raises(RunFolderError, match=named):
         api.train(config_of(tmp_path, "run", **change), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lora__r": 8}, r"step-000002 has not what is trained now: the tensor .* is \[4, \d+\].*, and \d+ more"),
+        ({"method": "full"}, "step-000002 has not what is trained now: it was trained by another method"),
+    ],
+)
+def test_what_no_checkpoint_has_cannot_be_taken_on(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    tiny_config(tmp_path)
+    with pytest.raises(Stopped):
+        api.train(config_of(tmp_path, "run"), observer=stop_at(2))
+    with pytest.raises(RunFolderError, match=named) as refused:
+        api.train(config_of(tmp_path, "run", **change), resume_anyway=True)
+    assert len(refused.value.problems) == 1
+
+
+@pytest.mark.parametrize("optims", [("adamw", "adamw_8bit"), ("adamw_8bit", "adamw")])
+def test_another_optimizer_begins_anew_and_what_was_taken_on_is_the_run(
+    tmp_path: Path, optims: tuple[str, str]
+) -> None:
+    tiny_config(tmp_path)
+    first, second = (config_of(tmp_path, "run", training__optim=optim) for optim in optims)
+    for config, options in ((first, {}), (second, {"resume_anyway": True}), (second, {"resume": True})):
+        notes: list[str] = []
+        watch = stop_at(2 if config is first else 4)
+
+        def observer(event: Event, watch: Any = watch, notes: list[str] = notes) -> None:
+            watch(event)
+            notes.extend([event.text] if isinstance(event, Note) else [])
+
+        if "resume" in options:
+            assert api.train(config, observer=observer, **options).steps == 7
+        else:
+            with pytest.raises(Stopped):
+                api.train(config, observer=observer, **options)
+        begins = [note for note in notes if "begins anew" in note]
+        assert bool(begins) == ("resume_anyway" in options)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("config.yaml", None, "its config.yaml was lost"),
+        ("config.yaml", "\0\0", "its config.yaml was damaged"),
+        ("manifest.json", None, "its manifest.json was lost or damaged"),
+        ("manifest.json", "{", "its manifest.json was lost or damaged"),
+    ],
+)
+def test_c33_what_cannot_be_compared_any_more_is_told(tmp_path: Path, name: str, text: str | None, told: str) -> None:
+    tiny_config(tmp_path)
+    with pytest.raises(Stopped):
+        api.train(config_of(tmp_path, "run"), observer=stop_at(2))
+    if text is None:
+        (tmp_path / "run" / name).unlink()
+    else:
+        (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(RunFolderError, match=told):
+        api.train(config_of(tmp_path, "run"), resume=True)
+    assert api.train(config_of(tmp_path, "run"), resume_anyway=True).steps == 7
 
 
 def test_c33_changed_rows_are_noticed_and_can_be_taken_on(tmp_path: Path) -> None:
@@ -228,16 +318,35 @@ def test_a_bad_row_late_in_a_stream_loses_no_step(tmp_path: Path) -> None:
     assert api.train(taken_on, resume_anyway=True).steps == 276
 
 
-def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
-    tiny_config(tmp_path)
-    config = tiny_config(
+def stopped_early(tmp_path: Path) -> Any:
+    """A config whose run becomes worse at once."""
+    return tiny_config(
         tmp_path, training__eval_steps=1, training__early_stopping_patience=2, training__max_steps=40,
         training__learning_rate=0.05, data__eval=str(write_rows(tmp_path / "eval.jsonl", contrary())),
     )  # fmt: skip
-    result = api.train(config)
+
+
+def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    result = api.train(stopped_early(tmp_path))
     assert result.saved_step == result.best_step < result.steps
     best = result.run_folder / "checkpoints" / f"step-{result.best_step:06d}" / "adapter" / "adapter_model.safetensors"
     assert (result.saved / "adapter_model.safetensors").read_bytes() == best.read_bytes()
+
+
+def test_c30_best_weights_that_were_damaged_meanwhile_are_not_saved(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    notes: list[str] = []
+
+    def flip(event: Event) -> None:
+        notes.extend([event.text] if isinstance(event, Note) else [])
+        weights = tmp_path / "run/checkpoints/step-000002/adapter/adapter_model.safetensors"
+        if isinstance(event, StepDone) and event.step == 3:
+            weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+
+    result = api.train(stopped_early(tmp_path), observer=flip)
+    assert (result.best_step, result.saved_step) == (2, 4)
+    assert "the weights of step 4 are saved: the checkpoint of the best evaluation is damaged" in notes
 
 
 def test_sample_prompts_are_answered_and_change_nothing(tmp_path: Path) -> None:
@@ -251,6 +360,13 @@ def test_sample_prompts_are_answered_and_change_nothing(tmp_path: Path) -> None:
     assert (asked.saved / "adapter_model.safetensors").read_bytes() == (
         plain.saved / "adapter_model.safetensors"
     ).read_bytes()
+
+
+def test_sample_prompts_of_a_classifier_are_passed_over(tmp_path: Path) -> None:
+    tiny_config(tmp_path, task="seq_cls")
+    config = config_of(tmp_path, "run", task="seq_cls", training__sample_prompts=["the order"])
+    assert api.train(config).steps == 7
+    assert not (tmp_path / "run/samples.jsonl").exists()
 
 
 def test_the_resolved_config_repeats_the_run(tmp_path: Path) -> None:
