@@ -27,9 +27,10 @@ from loraft.errors import ModelError
 from loraft.evaluation.fidelity import Difference, Fidelity, difference
 from loraft.evaluation.held_out import LONGEST, Rows, built_in_rows, rows_for
 from loraft.models.classifying import class_logits
+from loraft.models.configs import context_of
 from loraft.models.exhaustion import memory_errors
 from loraft.models.families import FAMILIES
-from loraft.models.loading import LoadedModel, context_of, load_model
+from loraft.models.loading import LoadedModel, load_model
 from loraft.models.placement import DTYPES, Placement, place
 from loraft.models.quantization import compute_in
 from loraft.models.two_stacks import decoder_inputs
