@@ -304,6 +304,7 @@ def answer_file(
     *,
     prompts: Path,
     output: Path,
+    prompt_column: str | None = None,
     options: AnswerOptions = AS_SAVED,
     batch_size: int = BATCH_SIZE,
     overwrite: bool = False,
@@ -314,6 +315,7 @@ def answer_file(
     Args:
         model: What answers; a name alone is a TARGET.
         prompts: The file of rows with `prompt`, `messages`, `source` or `translation`.
+        prompt_column: What `prompt` is called in it, where it calls it otherwise.
         output: Where each row is written with its `completion`; one that was begun is gone on with.
         options: How they are answered.
         batch_size: How many rows at a time.
@@ -321,12 +323,12 @@ def answer_file(
         observer: Is told how far it is.
 
     Raises:
-        Refused: Before anything is answered, with every bad row.
+        Refused: Before anything is answered, with the first bad rows.
         Failed: While answering; the rows so far are in `output`.
         Stopped: By a signal; the rows so far are in `output`.
     """
     choice = ModelChoice(model) if isinstance(model, str) else model
-    questions = read_questions(prompts, lambda: source_language(choice))
+    questions = read_questions(prompts, lambda: source_language(choice), column=prompt_column)
     check_answer_file(output, [question.row.values for question in questions], prompts, ADDED, overwrite=overwrite)
     session = opened(choice)
     tell(observer, *session.notes, *to_be_told(session, options))

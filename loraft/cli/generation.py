@@ -85,6 +85,10 @@ def generate(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever the output holds.")] = False,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option("--prompt-column", metavar="NAME", show_default=False, help="What --input calls prompt."),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="How many prompts at a time, where there are many.")
     ] = 8,
@@ -121,6 +125,8 @@ def generate(
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     _refuse_contradictions(prompt or [], prompts, output, compare=compare, overwrite=overwrite)
+    if prompt_column and prompts is None:
+        raise typer.BadParameter("--prompt-column is about --input, and there is none.")
     if compare and merge:
         raise typer.BadParameter("--compare needs the base without its adapter, and --merge leaves none.")
     many = compare or prompts is not None
@@ -150,7 +156,15 @@ def generate(
         ),
     )
     if prompts is not None and output is not None:
-        answer_file(asked, prompts, output, batch_size=batch_size, overwrite=overwrite, as_json=as_json)
+        answer_file(
+            asked,
+            prompts,
+            output,
+            prompt_column=prompt_column,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            as_json=as_json,
+        )
         return
     texts = _prompt_texts(prompt or [])
     if compare:

@@ -50,7 +50,16 @@ def answer_several(asked: Asked, prompts: Sequence[str], *, batch_size: int, as_
     sys.stdout.write(shown("\n".join(texts)))
 
 
-def answer_file(asked: Asked, prompts: Path, output: Path, *, batch_size: int, overwrite: bool, as_json: bool) -> None:
+def answer_file(
+    asked: Asked,
+    prompts: Path,
+    output: Path,
+    *,
+    prompt_column: str | None,
+    batch_size: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """The answers in a file, and on standard output what was done."""
     from loraft.cli.progress import view_on
     from loraft.cli.render import console_on, print_json, print_result, waiting
@@ -64,6 +73,7 @@ def answer_file(asked: Asked, prompts: Path, output: Path, *, batch_size: int, o
             asked.model,
             prompts=prompts,
             output=output,
+            prompt_column=prompt_column,
             options=asked.options,
             batch_size=batch_size,
             overwrite=overwrite,

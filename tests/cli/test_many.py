@@ -34,6 +34,7 @@ def test_a_file_of_prompts(loraft: Loraft) -> None:
     assert fake_api.CALLS[-1] == {
         "model": ModelChoice("any"),
         "prompts": Path("p.jsonl"),
+        "prompt_column": None,
         "output": Path("o.jsonl"),
         "options": AnswerOptions(temperature=0.0, seed=0),
         "batch_size": 8,
