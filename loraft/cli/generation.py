@@ -124,6 +124,8 @@ def generate(
     """
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
+    if target is not None and not prompt and prompts is None:
+        raise typer.BadParameter(f"{target!r} is TARGET, the model: give what it answers by --prompt or --input.")
     _refuse_contradictions(prompt or [], prompts, output, compare=compare, overwrite=overwrite)
     if prompt_column and prompts is None:
         raise typer.BadParameter("--prompt-column is about --input, and there is none.")

@@ -77,6 +77,8 @@ def predict(
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     first, second = _one("--text", text), _one("--text-pair", text_pair)
+    if target is not None and first is None and texts is None:
+        raise typer.BadParameter(f"{target!r} is TARGET, the model: give what it classifies by --text or --input.")
     _refuse_contradictions(first, second, texts, output, overwrite=overwrite)
     if texts is None and (text_column or pair_column):
         raise typer.BadParameter("--text-column and --pair-column are about --input, and there is none.")
