@@ -377,7 +377,6 @@ def evaluate(
     """
     choice = ModelChoice(model) if isinstance(model, str) else model
     rows_from = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
-    asked = None if metrics is None else known_metrics(metrics)
     if output is not None:
         check_rows_file(output, rows_from.path if rows_from is not None else None, overwrite=overwrite)
     found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
@@ -385,6 +384,7 @@ def evaluate(
         message = "there is no adapter to compare with its base"
         raise AdapterError(message, where="--baseline", remedy="Name an adapter or a run that has one as TARGET.")
     purpose = purpose_of(found, choice, baseline=baseline)
+    asked = None if metrics is None else known_metrics(metrics, purpose.task)
     source = read_source(run_of(found), found.base, rows_from, purpose)
     names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
     if purpose.labels:

@@ -100,8 +100,8 @@ def print_note(note: str) -> None:
 def print_problems(problems: Iterable[Problem]) -> None:
     """Every problem on standard error: where, key and message in a line, and below it what to do."""
     for problem in problems:
-        place = " ".join(part for part in (problem.where, problem.key) if part)
-        say(("error: ", "bold red"), (f"{printable(place)}: " if place else "", "bold"), printable(problem.message))
+        place = f"{printable(problem.place)}: " if problem.place else ""
+        say(("error: ", "bold red"), (place, "bold"), printable(problem.message))
         for line in (problem.remedy or "").splitlines():
             say((f"  {printable(line)}", "dim"))
 
