@@ -36,7 +36,7 @@ from loraft.evaluation.rows_file import check_rows_file
 from loraft.evaluation.tasks import chosen_metrics, known_metrics
 from loraft.evaluation.verification import LEAST_POSITIONS
 from loraft.events import Note, Observer, Progress
-from loraft.generation.answer import Completion
+from loraft.generation.answer import Completion, Ending
 from loraft.generation.batch import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
 from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.comparing import Compared
@@ -206,6 +206,11 @@ class Answering(Iterator[Token]):
     def completion(self) -> Completion:
         """The whole answer."""
         return self.stream.completion
+
+    @property
+    def ending(self) -> Ending | None:
+        """Why the answer ended; None until it has."""
+        return self.stream.ending
 
     @property
     def trace(self) -> Trace | None:

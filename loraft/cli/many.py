@@ -6,7 +6,7 @@ This module knows what goes to which stream. It refuses to know how anything is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,7 +82,21 @@ def answer_file(
     if as_json:
         print_json(result.as_dict())
     else:
-        print_result(*document(result.as_dict(), rest="answers"))
+        print_result(*document(_summary(result.as_dict()), rest="answers"))
+
+
+def _summary(done: Mapping[str, object]) -> dict[str, object]:
+    """What was done with a file, in words that need no legend."""
+    told: dict[str, object] = {}
+    for key, value in done.items():
+        if key == "held":
+            if value:
+                told["there before"] = value
+        elif key == "cut":
+            told["answers cut"] = f"{value} at the limit (--max-new-tokens)" if value else value
+        else:
+            told["tokens of answers" if key == "tokens" else key] = value
+    return told
 
 
 def answer_compared(asked: Asked, prompts: Sequence[str], *, batch_size: int, as_json: bool) -> None:

@@ -143,7 +143,11 @@ def _predict_file(
     if as_json:
         print_json(told)
     else:
-        print_result(*document({key: value for key, value in told.items() if value not in ({}, None)}, rest="rows"))
+        names = {"held": "there before", "cut": "texts cut to the model's positions"}
+        shown = {names.get(key, key): value for key, value in told.items() if value not in ({}, None)}
+        print_result(
+            *document({key: value for key, value in shown.items() if key == "rows" or value != 0}, rest="rows")
+        )
 
 
 def _predict_text(model: ModelChoice, text: str, second: str | None, *, as_json: bool) -> None:
