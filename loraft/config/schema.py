@@ -215,7 +215,7 @@ class DataSection(Section):
     ] = 0.05
     """Like train, or the fraction held out of train; null evaluates nothing."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our column names: theirs, for every source that does not say its own."""
+    """Our column names: theirs (or translation.en, inside a column of objects), for every source without its own."""
     split: str | None = None
     """The split of a Hub dataset, for every source that does not say its own."""
     name: str | None = None

@@ -11,7 +11,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraft.config.schema import DataSource, RowFormat, Task
-from loraft.data.formats import Labelled, Languages, Record, check_format, columns_of, detect_format, to_record
+from loraft.data.formats import (
+    Labelled,
+    Languages,
+    Record,
+    check_format,
+    columns_of,
+    detect_format,
+    to_record,
+    unread_columns,
+)
 from loraft.data.labelled import class_number, labels_of
 from loraft.data.records import RowsRead, read_rows
 from loraft.errors import DataError, Problem
@@ -139,13 +148,12 @@ def look_at(
     if fit.task == "seq_cls" and len(labels) < 2:
         only = f"the rows have only the class {next(iter(labels))!r}, and there is nothing to tell apart"
         raise DataError.several([*[*read.problems, *problems][:SHOWN_PROBLEMS], Problem(only, path, "--data")])
-    taken = {fit.columns.get(name, name) for name in columns_of(fit.format)}
     return Acquaintance(
         path=path,
         rows=len(records),
         unusable=len(read.problems) + len(problems),
         columns=read.columns,
-        unread=tuple(column for column in read.columns if column and column not in taken),
+        unread=tuple(filter(None, unread_columns(read.columns, fit.format, fit.columns))),
         fit=fit,
         longest_tokens=max(_bytes(row.values, fit) for row in read.rows) // BYTES_A_TOKEN + 1,
         languages=languages,

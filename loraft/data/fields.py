@@ -6,13 +6,15 @@ has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from loraft.data.records import Row
 from loraft.errors import DataError
 
-__all__ = ["Fields", "clean", "kind", "shown"]
+__all__ = ["Fields", "clean", "column_of", "kind", "shown"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Fields:
 
     Attributes:
         row: The row, with its place.
-        columns: Our column names: theirs.
+        columns: Our column names: theirs; `translation.en` is the field `en` of a column that holds objects.
     """
 
     row: Row
@@ -38,8 +40,8 @@ class Fields:
 
     def optional_text(self, name: str) -> str:
         """The text of a field that may be absent."""
-        value = self.row.values.get(self.columns.get(name, name))
-        if value is None:
+        value = _found(self.row.values, self.columns.get(name, name))
+        if value is None or value is ABSENT:
             return ""
         if not isinstance(value, str):
             raise self.wrong(name, f"must be text or absent; found {kind(value)}")
@@ -55,15 +57,22 @@ class Fields:
         return value
 
     def mapping(self, name: str) -> Mapping[str, object]:
-        """The texts of a field that must be an object."""
+        """The texts of a field that must be an object, or JSON text of one, which is how CSV files keep them."""
         value = self.value(name)
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            with suppress(ValueError, RecursionError):
+                value = json.loads(value)
         if not isinstance(value, Mapping):
             raise self.wrong(name, f"must be an object with a text for each language; found {kind(value)}")
         return {str(key): text for key, text in value.items() if text is not None}
 
     def has(self, name: str) -> bool:
-        """Whether the row has a field of that name."""
-        return self.columns.get(name, name) in self.row.values
+        """Whether the row has a column for a field of that name."""
+        return column_of(self.columns.get(name, name), self.row.values) in self.row.values
+
+    def renames(self, *names: str) -> bool:
+        """Whether the config gives a column of this row to one of these fields."""
+        return any(name in self.columns and self.has(name) for name in names)
 
     def wrong(self, field: str, message: str, remedy: str | None = None) -> DataError:
         """What is wrong with a field, as an error that names it as the file does."""
@@ -75,10 +84,29 @@ class Fields:
     def value(self, name: str) -> object:
         """The field's value, whatever it is; it must be there."""
         theirs = self.columns.get(name, name)
-        if theirs not in self.row.values:
+        value = _found(self.row.values, theirs)
+        if value is ABSENT:
             found = ", ".join(sorted(self.row.values)) or "none"
             raise DataError(f"is missing; the row has {found}", where=self.row.where, key=theirs)
-        return self.row.values[theirs]
+        return value
+
+
+ABSENT = object()
+"""The value of a field that is not there."""
+
+
+def column_of(name: str, columns: Container[str]) -> str:
+    """The column that a name means: itself, or the one before the dot that holds objects."""
+    return name if name in columns else name.partition(".")[0]
+
+
+def _found(values: Mapping[str, object], name: str) -> object:
+    """What a row has under a name: in a column so called, or inside the object before the dot."""
+    if name in values:
+        return values[name]
+    head, dot, rest = name.partition(".")
+    inner = values.get(head)
+    return _found(inner, rest) if dot and isinstance(inner, Mapping) else ABSENT
 
 
 def clean(fields: Fields, name: str, text: str) -> str:

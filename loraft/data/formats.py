@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraft.config.schema import RowFormat, Task
-from loraft.data.fields import Fields, clean, kind, shown
+from loraft.data.fields import Fields, clean, column_of, kind, shown
 from loraft.data.records import Row
 from loraft.errors import DataError
 
@@ -194,7 +194,9 @@ def detect_format(
 
 def has_columns(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> bool:
     """Whether `columns` are all that a format needs, under the names that `theirs` gives them."""
-    return any(all(theirs.get(name, name) in columns for name in needed) for needed in COLUMNS[row_format])
+    return any(
+        all(column_of(theirs.get(name, name), columns) in columns for name in needed) for needed in COLUMNS[row_format]
+    )
 
 
 def columns_of(row_format: RowFormat, *, optional: bool = True) -> tuple[str, ...]:
@@ -205,7 +207,7 @@ def columns_of(row_format: RowFormat, *, optional: bool = True) -> tuple[str, ..
 
 def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str]) -> tuple[str, ...]:
     """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs."""
-    read = {renamed.get(name, name) for name in columns_of(row_format)}
+    read = {column_of(renamed.get(name, name), columns) for name in columns_of(row_format)}
     return tuple(column for column in columns if column not in read)
 
 
@@ -267,11 +269,18 @@ def _pair(fields: Fields, row_format: RowFormat, languages: Languages) -> Pair:
         return Pair(_instruction(fields), fields.text("output"))
     if row_format == "prompt_completion":
         return Pair(fields.text("prompt"), fields.text("completion"))
-    if not fields.has("translation"):
+    if fields.renames("source", "target") or not fields.has("translation"):
         return Pair(fields.text("source"), fields.text("target"))
     texts = fields.mapping("translation")
     return Pair(*(_in_language(fields, texts, key, code) for key, code in
                   (("data.source_lang", languages.source), ("data.target_lang", languages.target))))  # fmt: skip
+
+
+OTHERWISE = (
+    "Where rows call a language otherwise than the tokenizer, a config names the texts, "
+    "data.columns: {source: translation.en, target: translation.fr}; or call them source and target in the rows."
+)
+"""What helps where rows say `en` and a tokenizer `eng_Latn`."""
 
 
 def _in_language(fields: Fields, texts: Mapping[str, object], key: str, code: str | None) -> str:
@@ -281,7 +290,9 @@ def _in_language(fields: Fields, texts: Mapping[str, object], key: str, code: st
         raise DataError(f"is not set, and the rows have the languages {found}", key=key, remedy="Name one of them.")
     name = next((name for name in (code, code.split("_")[0]) if name in texts), None)
     if name is None:
-        raise fields.wrong("translation", f"has no text in {code} ({key}); it has {found}")
+        raise fields.wrong(
+            "translation", f"has no text in {code} ({key}); it has {found}", OTHERWISE if "_" in code else None
+        )
     text = texts[name]
     if not isinstance(text, str):
         raise fields.wrong(f"translation.{name}", f"must be text; found {kind(text)}")

@@ -285,7 +285,7 @@ def _report(
         seen=seen,
     )
     notes = (
-        *_notes(data, lengths.keeps_99_percent, [*train, *held_out]),
+        *_notes(data, report, [*train, *held_out]),
         *_unread(train, held_out),
         *_seen_sources(train, held_out),
         *findings(report),
@@ -293,14 +293,11 @@ def _report(
     return replace(report, notes=notes)
 
 
-def _notes(data: DataSection, keeps: int, sources: Sequence[SourceRows]) -> Iterable[str]:
+def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows]) -> Iterable[str]:
     for source in sources:
         counts = source.counts
         if counts.overlength:
-            yield (
-                f"{counts.source}: {counts.overlength} of {counts.read} rows are longer than data.max_length "
-                f"{data.max_length} and are {counts.done}; {keeps} would keep 99 % of the training rows"
-            )
+            yield f"{counts.source}: {counts.overlength} of {counts.read} rows are {_too_long(data, report, source)}"
         if counts.untrained:
             yield f"{counts.source}: {counts.untrained} rows have no trained token and are left out"
         if counts.bad:
@@ -320,6 +317,22 @@ def _unread(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -> Iter
     labelled = any(source.counts.format == "text" and "label" in source.unread for source in sources)
     hint = "; task seq_cls reads a text with its label" if labelled else ""
     yield f"not read in {paths}, as rows of {formats}: {', '.join(columns[:SHOWN_COLUMNS])}{more}{hint}"
+
+
+def _too_long(data: DataSection, report: DataReport, source: SourceRows) -> str:
+    """What rows of a source are longer than, and what would keep most of the training rows, by the keys that say so."""
+    enough = "would keep 99 % of the training rows"
+    longer, keeps = f"longer than data.max_length {data.max_length}", report.length.keeps_99_percent
+    if report.target_length is None:
+        return f"{longer} and are {source.counts.done}; {keeps} {enough}"
+    most = data.max_target_length or data.max_length
+    key = "data.max_target_length" if data.max_target_length else "data.max_length"
+    said = f"longer than {key} {most} ({report.target_length.keeps_99_percent} {enough})"
+    reasons = {
+        f"their source is {longer} ({keeps} {enough})": any(length > data.max_length for length in source.lengths),
+        f"their target is {said}": any(length > most for length in source.target_lengths),
+    }
+    return f"{source.counts.done}, for {' or '.join(reason for reason, is_so in reasons.items() if is_so)}"
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:

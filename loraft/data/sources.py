@@ -142,6 +142,9 @@ def _source(given: DataSource, config: RunConfig, most: int | None) -> SourceRow
             if error.problems[0].where is None:  # it is the config's fault, and every row would say so
                 raise
             source.problems += error.problems
+    if not source.records and len({(each.message, each.key) for each in source.problems}) == 1 < len(source.problems):
+        first = source.problems[0]
+        raise DataError.several([replace(first, message=f"{first.message} (as in all {len(source.problems)} rows)")])
     return source
 
 

@@ -20,10 +20,10 @@ from loraft.data.tickets import tickets
 from loraft.errors import DataError, LoraftError
 from loraft.models.sources import cache_folder
 
-__all__ = ["BUILT_IN", "Rows", "built_in_pairs", "built_in_rows", "config_of_run", "rows_for"]
+__all__ = ["BUILT_IN", "LONGEST", "Rows", "built_in_pairs", "built_in_rows", "config_of_run", "rows_for"]
 
 LONGEST = 256
-"""The most tokens of a row: all models have as many positions."""
+"""The most tokens of a row; fewer where a model has fewer positions."""
 BUILT_IN = "built-in text"
 PASSAGES = (
     "The river had been rising for three days before anyone thought to look at the bridge. By then the water was brown "
@@ -62,15 +62,18 @@ class Rows:
     targets: tuple[list[int], ...] = ()
 
 
-def rows_for(adapter: Path, tokenizer: PreTrainedTokenizerBase, sources: Sources | None = None) -> Rows:
+def rows_for(
+    adapter: Path, tokenizer: PreTrainedTokenizerBase, sources: Sources | None = None, longest: int = LONGEST
+) -> Rows:
     """The rows that the run of an adapter held out, followed by the built-in ones, should there be too few.
 
     Args:
         adapter: The adapter's folder; where it lies in a run or in one of its checkpoints, the run tells its data.
         tokenizer: The one that was trained with.
         sources: How an encoder-decoder's sources were rendered; None for a model that reads one text.
+        longest: The most tokens of a row, and of a target.
     """
-    built_in = built_in_rows(tokenizer) if sources is None else built_in_pairs(tokenizer, sources)
+    built_in = built_in_rows(tokenizer, longest) if sources is None else built_in_pairs(tokenizer, sources, longest)
     config = config_of_run(adapter)
     if config is None:
         return built_in
@@ -82,8 +85,8 @@ def rows_for(adapter: Path, tokenizer: PreTrainedTokenizerBase, sources: Sources
         return replace(built_in, notes=(note,))
     if not held_out:
         return built_in
-    ids = tuple(list(example.input_ids[:LONGEST]) for example in held_out)
-    targets = () if sources is None else tuple(list(example.labels[:LONGEST]) for example in held_out)
+    ids = tuple(list(example.input_ids[:longest]) for example in held_out)
+    targets = () if sources is None else tuple(list(example.labels[:longest]) for example in held_out)
     own = "the run's held-out rows"
     return Rows((*ids, *built_in.ids), own, targets=(*targets, *built_in.targets))
 
@@ -93,13 +96,13 @@ def config_of_run(trained: Path) -> Path | None:
     return next((path for run in _runs(trained) if (path := run / "config.yaml").is_file()), None)
 
 
-def built_in_rows(tokenizer: PreTrainedTokenizerBase) -> Rows:
+def built_in_rows(tokenizer: PreTrainedTokenizerBase, longest: int = LONGEST) -> Rows:
     """Prose, code and data in several languages, then customers' messages; over 10,000 tokens."""
-    made = (list(tokenizer(text, verbose=False)["input_ids"])[:LONGEST] for text in _texts())
+    made = (list(tokenizer(text, verbose=False)["input_ids"])[:longest] for text in _texts())
     return Rows(tuple(ids for ids in made if ids), BUILT_IN)
 
 
-def built_in_pairs(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> Rows:
+def built_in_pairs(tokenizer: PreTrainedTokenizerBase, sources: Sources, longest: int = LONGEST) -> Rows:
     """The built-in texts for an encoder-decoder: each is read, and said again.
 
     A tokenizer that needs to know languages, of which nobody says any, is left in those that it begins with.
@@ -109,11 +112,11 @@ def built_in_pairs(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> Rows
             tokenizer, prefix=sources.prefix, source_lang=sources.source_lang, target_lang=sources.target_lang
         )
     except DataError:
-        rows = built_in_rows(tokenizer)
+        rows = built_in_rows(tokenizer, longest)
         return replace(rows, targets=rows.ids)
     pairs = [renderer.render(Pair(text, text)) for text in _texts()]
     made = renderer.examples(pairs, [BUILT_IN] * len(pairs))
-    kept = [(pair.input_ids[:LONGEST], pair.labels[:LONGEST]) for pair in made if pair.input_ids]
+    kept = [(pair.input_ids[:longest], pair.labels[:longest]) for pair in made if pair.input_ids]
     return Rows(tuple(ids for ids, _ in kept), BUILT_IN, targets=tuple(labels for _, labels in kept))
 
 

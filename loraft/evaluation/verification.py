@@ -25,8 +25,9 @@ from loraft.adapters.store import load_adapters
 from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 from loraft.evaluation.fidelity import Difference, Fidelity, difference
-from loraft.evaluation.held_out import Rows, built_in_rows, rows_for
+from loraft.evaluation.held_out import LONGEST, Rows, built_in_rows, rows_for
 from loraft.models.classifying import class_logits
+from loraft.models.configs import context_of
 from loraft.models.exhaustion import memory_errors
 from loraft.models.families import FAMILIES
 from loraft.models.loading import LoadedModel, load_model
@@ -122,10 +123,11 @@ def _adapted_and_base(merge: Merge, positions: int, progress: Callable[[int, int
 
 def _rows(merge: Merge, loaded: LoadedModel) -> Rows:
     """What the two models read: the rows that were held out, where they generate, or the built-in ones."""
+    longest = min(LONGEST, context_of(loaded.model.config, loaded.family) or LONGEST)
     if not loaded.family.generates and not merge.labels:
-        return built_in_rows(loaded.tokenizer)
+        return built_in_rows(loaded.tokenizer, longest)
     sources = merge.target.sources if loaded.family.kind == "encoder_decoder" else None
-    return rows_for(merge.adapters[0].files.folder, loaded.tokenizer, sources)
+    return rows_for(merge.adapters[0].files.folder, loaded.tokenizer, sources, longest)
 
 
 def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:

@@ -102,11 +102,19 @@ def read_questions(path: Path, source_lang: Callable[[], str | None] | None = No
         try:
             questions.append(Question(row, to_question(row, languages)))
         except DataError as error:
-            problems += [replace(each, key=OPTIONS.get(each.key or "", each.key)) for each in error.problems]
+            problems += map(_as_ours, error.problems)
         problems += lost_fields(row.where, row.values, ADDED)
     if problems:
         raise DataError.several(dict.fromkeys(problems))
     return questions
+
+
+def _as_ours(problem: Problem) -> Problem:
+    """A problem of a row by the options of those who generate."""
+    message = problem.message
+    for key, option in OPTIONS.items():
+        message = message.replace(f"({key})", f"({option})")
+    return replace(problem, message=message, key=OPTIONS.get(problem.key or "", problem.key))
 
 
 def _is_translation(row: Row) -> bool:

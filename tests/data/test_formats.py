@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -178,6 +179,37 @@ def test_what_rows_of_pairs_say() -> None:
     assert pair({"source": "yes", "target": "oui"}) == expected
     assert pair({"prompt": "yes", "completion": "oui"}) == expected
     assert pair({"instruction": "Translate.", "input": "yes", "output": "oui"}) == Pair("Translate.\n\nyes", "oui")
+
+
+NESTED = {"translation": {"en": "yes", "fr": "oui"}}
+
+
+def test_columns_name_what_lies_inside_a_column() -> None:
+    """NLLB's codes are no keys of the rows: the texts are named, and win over the translation that they are in."""
+    columns = {"source": "translation.fr", "target": "translation.en"}
+    assert detect_format({"translation"}, columns, "seq2seq_lm") == "translation"
+    row = Row(NESTED, "a.jsonl:7")
+    assert to_record(row, "translation", columns, "seq2seq_lm", Languages("eng_Latn", "fra_Latn")) == Pair("oui", "yes")
+    assert detect_format({"t.en", "t.fr"}, {"source": "t.en", "target": "t.fr"}, "seq2seq_lm") == "translation"
+    flat = Row({"t.en": "yes", "t.fr": "oui"}, "a.csv:2")
+    assert to_record(flat, "translation", {"source": "t.en", "target": "t.fr"}, "seq2seq_lm") == Pair("yes", "oui")
+    with pytest.raises(DataError, match=r"a.jsonl:7 translation.de: is missing"):
+        to_record(row, "translation", columns | {"target": "translation.de"}, "seq2seq_lm", Languages("en", "fr"))
+    with pytest.raises(DataError, match="none of the formats"):
+        detect_format({"translation"}, {"source": "texts.en", "target": "texts.fr", "translation": "x"}, "seq2seq_lm")
+
+
+def test_a_translation_may_be_the_text_of_an_object() -> None:
+    """A CSV file has no other way to keep one."""
+    assert pair({"translation": json.dumps(NESTED["translation"])}, "en", "fr") == Pair("yes", "oui")
+    with pytest.raises(DataError, match="found text"):
+        pair({"translation": "{'en': 'yes'}"}, "en", "fr")
+
+
+def test_codes_that_no_row_has_are_told_what_to_do() -> None:
+    with pytest.raises(DataError) as caught:
+        pair(NESTED, "eng_Latn", "fra_Latn")
+    assert "data.columns: {source: translation.en" in (caught.value.problems[0].remedy or "")
 
 
 def test_what_labelled_rows_say() -> None:

@@ -338,3 +338,38 @@ def test_a_row_that_moves_from_training_to_evaluation_makes_another_fingerprint(
         [e.input_ids for e in (*marks[1].train, *marks[1].eval)]
     ]
     assert marks[0].fingerprint != marks[1].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"max_target_length": 6}, "1 of 5 rows are dropped, for their target is longer than data.max_target_length 6 "
+                                   "(10 would keep 99 % of the training rows)"),
+        ({"max_length": 8}, "1 of 5 rows are dropped, for their target is longer than data.max_length 8 (10 would"),
+        ({"max_length": 3, "max_target_length": 99}, "for their source is longer than data.max_length 3 (4 would"),
+        ({"max_length": 3}, "for their source is longer than data.max_length 3 (4 would keep 99 % of the training rows)"
+                            " or their target is longer than data.max_length 3 (10 would"),
+    ],
+)  # fmt: skip
+def test_pairs_that_are_too_long_are_told_by_what_is_too_long(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, settings: dict[str, int], reason: str
+) -> None:
+    pairs = [{"source": "a" * count, "target": "b" * (9 if count == 4 else count)} for count in (1, 2, 3, 4, 2)]
+    data = {"train": write(tmp_path / "a.jsonl", pairs), "eval": None, **settings}
+    config = RunConfig.model_validate({"task": "seq2seq_lm", "model": {"name_or_path": "x"}, "data": data})
+    (note,) = (note for note in prepare(config, tokenizer).report.notes if "99 %" in note)
+    assert reason in note
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_what_is_wrong_in_every_row_is_told_once(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, on_bad_row: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", [{"translation": {"en": "yes", "fr": "oui"}}] * 50)
+    data = {"train": path, "eval": None, "source_lang": "de", "target_lang": "fr", "on_bad_row": on_bad_row}
+    config = RunConfig.model_validate({"task": "seq2seq_lm", "model": {"name_or_path": "x"}, "data": data})
+    with pytest.raises(DataError) as caught:
+        prepare(config, tokenizer)
+    (problem,) = caught.value.problems
+    assert problem.where == f"{path}:1"
+    assert problem.message.endswith("it has en, fr (as in all 50 rows)")

@@ -94,6 +94,15 @@ def test_the_figures_are_those_of_the_rows_that_were_held_out(tmp_path: Path) ->
     assert report.kl_adapted_base == pytest.approx(float(torch.cat(apart).mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("model_type", ["bart", "marian"])
+def test_a_model_of_few_positions_is_compared_on_rows_that_fit(tmp_path: Path, model_type: str) -> None:
+    """The built-in texts are longer than its table of positions."""
+    base = base_in(tmp_path / "base", model_type, max_position_embeddings=64)
+    pair_adapter_in(tmp_path / "run/adapter", base)
+    report = api.merge(str(tmp_path / "run"))
+    assert (report.verified, report.positions) == (True, 256)
+
+
 def test_built_in_texts_are_read_in_the_languages_of_training(tmp_path: Path) -> None:
     tokenizer = nllb(tmp_path)
     rows = built_in_pairs(tokenizer, Sources("", "deu_Latn", "fra_Latn"))
