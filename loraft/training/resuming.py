@@ -97,7 +97,8 @@ def resumed(run: Fit, state: RunState) -> bool:
     state.finished = all_trained(run, state) or (patience is not None and state.worse >= patience)
     run.folder.cut_back(checkpoint.state["files"])
     restore_rng(checkpoint.rng)
-    run.observer(Note(f"going on from {newest.name}"))
+    done = "the run is finished: its result is saved again from" if state.finished else "going on from"
+    run.observer(Note(f"{done} {newest.name}"))
     return True
 
 

@@ -24,8 +24,10 @@ import loraft
 from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
-from loraft.config.schema import idle_keys
+from loraft.config.schema import DataSection, idle_keys
+from loraft.data.identity import contents_of
 from loraft.data.labelled import LabelRenderer
+from loraft.data.sources import sources_of
 from loraft.models.attention import ROWS
 from loraft.models.disk import disk_errors
 from loraft.models.exhaustion import memory_errors
@@ -251,11 +253,17 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
             "revision": plan.config.model.revision,
             "fingerprint": loaded.fingerprint,
         },
-        "data": {"fingerprint": plan.data.fingerprint},
+        "data": {"fingerprint": plan.data.fingerprint} | _contents(plan.config.data),
         "command": [shown(word) for word in command],
         "platform": sys.platform,
     }
     folder.describe(plan.config.model_copy(update={"training": named}), manifest)
+
+
+def _contents(data: DataSection) -> dict[str, Sequence[str | None]]:
+    """What the sources are, by which a later evaluation knows whether they are still the same."""
+    train, held_out = (contents_of(part, streaming=data.streaming) for part in sources_of(data))
+    return {"train": train, "eval": held_out}
 
 
 def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
@@ -270,6 +278,8 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
     elif wanted:
         run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
+    elif state.best_step not in (None, step) and best.is_dir():
+        run.observer(Note(f"the weights of step {step} are saved; those of the best evaluation are {best}"))
     saved = _save_weights(run.adapted, run.folder.path, plan, state)
     run.observer(Saved(step, saved))
     return saved, step

@@ -392,6 +392,7 @@ def test_the_manifest_tells_versions_and_fingerprints_and_no_absolute_path(tmp_p
     result = api.train(config_of(tmp_path, "run"), command=["loraft", "train", str(tmp_path / "config.yaml")])
     manifest = json.loads((result.run_folder / "manifest.json").read_text())
     assert manifest["base"]["fingerprint"].startswith("sha256:")
+    assert [len(content) for content in manifest["data"]["train"]] == [64]
     assert manifest["command"] == ["loraft", "train", "config.yaml"]
     assert str(tmp_path) not in (result.run_folder / "manifest.json").read_text()
     assert str(tmp_path) not in (result.saved / "README.md").read_text()
