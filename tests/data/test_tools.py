@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from loraft.config.schema import RunConfig
+from loraft.config.schema import DataSource, RunConfig
 from loraft.data.formats import Conversation, Message, to_record
 from loraft.data.prepare import PreparedData, prepare
-from loraft.data.records import Row
+from loraft.data.records import Row, read_rows
 from loraft.data.tokenize import Renderer
 from loraft.errors import DataError
 from tests.data.chats import CHATS, IM, tokenizer_for, tokenizer_of
@@ -120,6 +122,19 @@ def test_chatml_prints_what_a_tool_says() -> None:
     example = renderer.example(said, "here")
     assert "<|im_start|>tool\nrain<|im_end|>" in renderer.tokenizer.decode(example.input_ids)
     assert trained_parts(renderer, example) == ["Yes.<|im_end|>", "Yes.<|im_end|>"]
+
+
+def test_calls_in_parquet_have_the_arguments_that_they_were_given(tmp_path: Path) -> None:
+    """Arrow gives the arguments of each call the names of all of them; a null would be learned as an argument."""
+    path = tmp_path / "a.parquet"
+    other = {"type": "function", "function": {"name": "time", "arguments": {"zone": "CET"}}}
+    turns = [TURNS[0], {**TURNS[1], "tool_calls": [CALL, other]}, *TURNS[2:]]
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns, "tools": json.dumps([TOOL])}]), path)
+    (row,) = read_rows(DataSource(path=str(path))).rows
+    record = to_record(row, "messages", {})
+    assert isinstance(record, Conversation)
+    assert record.messages[1].more == {"tool_calls": [CALL, other]}
+    assert record.tools == (TOOL,)
 
 
 AS_TEXT = HERMES.replace("(call.function | tojson)", "call.function.name + call.function.arguments")
