@@ -154,6 +154,14 @@ def test_arguments_are_an_object_or_text_as_the_template_takes_them(
     assert trained_parts(renderer, renderer.example(said, "here"))[0] == called
 
 
+def test_a_call_without_arguments_gets_none() -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    call = {"type": "function", "function": {"name": "weather"}}
+    said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
+    trained = trained_parts(renderer, renderer.example(said, "here"))[0]
+    assert trained == '<tool_call>{"name": "weather"}</tool_call><|im_end|>'
+
+
 def test_arguments_that_are_no_json_stay_as_they_are() -> None:
     renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=AS_TEXT))
     call = {"type": "function", "function": {"name": "weather", "arguments": "Oslo"}}
@@ -173,6 +181,10 @@ def test_what_was_thought_is_trained_or_refused_where_the_template_never_prints_
     said = conversation(messages=rows, tools=None)
     renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=THINKS))
     assert trained_parts(renderer, renderer.example(said, "here")) == ["<think>wet</think>Yes.<|im_end|>"]
+    called = conversation(messages=[rows[0], {**rows[1], "tool_calls": [CALL]}], tools=None)
+    thinks_alone = THINKS.partition("{%- for call in")[0] + "{%- endif %}{%- endfor %}"
+    with pytest.raises(DataError, match="prints no calls of tools"):
+        Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=thinks_alone)).example(called, "here")
     forgets = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
     with pytest.raises(DataError, match="the chat template prints no reasoning_content, and the row has it"):
         forgets.example(said, "here")
