@@ -125,7 +125,12 @@ def test_start_from_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> 
     """As many classes under other names: the head would begin with what is right for others."""
     trained(classifier_config(tmp_path), tmp_path / "saved")
     start = {"lora__start_from": str(tmp_path / "saved")}
-    prepared_model(plan_run(classifier_config(tmp_path, **start)))
+    plan = plan_run(classifier_config(tmp_path, **start))
+    prepared_model(plan)
+    told = [
+        note for note in plan.notes if "head for classes" in note
+    ]  # it said that the head begins with random numbers
+    assert told == ["the head for classes is that of lora.start_from, and training goes on with it"]
     with pytest.raises(Refused) as error:  # by check too
         plan_run(classifier_config(tmp_path, **start, data__labels=LABELS[::-1]))
     assert "data.labels" in [problem.key for problem in error.value.problems]
