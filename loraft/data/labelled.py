@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,12 @@ from loraft.data.formats import Labelled, Message, Record
 from loraft.errors import DataError
 
 __all__ = ["LabelRenderer", "class_number", "labels_of"]
+
+
+TOGETHER = (
+    "the tokenizer puts nothing between the two texts of a pair: where they are to be told apart, begin text_pair "
+    "with a line end or a word of yours, in training and in what is predicted"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +41,15 @@ class LabelRenderer:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def to_train(cls, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]) -> LabelRenderer:
+    def to_train(
+        cls, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], *, pairs: bool = False
+    ) -> LabelRenderer:
         """The renderer for a tokenizer and the classes that are to be learned.
+
+        Args:
+            tokenizer: The model's.
+            labels: The names of the classes.
+            pairs: Some rows have two texts.
 
         Raises:
             DataError: There are fewer than two classes, or names that stand twice.
@@ -46,7 +59,14 @@ class LabelRenderer:
         if len(labels) < 2:
             found = f"only the class {labels[0]!r}" if labels else "no class"
             raise DataError(f"the training rows have {found}, and there is nothing to tell apart", key="data.train")
-        return cls(tokenizer, labels)
+        renderer = cls(tokenizer, labels)
+        return replace(renderer, notes=(TOGETHER,)) if pairs and renderer.runs_together else renderer
+
+    @property
+    def runs_together(self) -> bool:
+        """Whether the tokenizer puts nothing between the two texts of a pair, as those of most decoders do."""
+        ((ids, types),) = self.text_ids([("a", "b")])
+        return not set(ids[1:-1]).intersection(self.tokenizer.all_special_ids) and len(set(types or [0])) == 1
 
     @property
     def chat_template(self) -> str | None:

@@ -184,6 +184,16 @@ def test_a_pair_is_cut_from_the_longer_text_and_stays_closed(
     assert example.labels == [1]
 
 
+def test_pairs_that_run_together_are_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Most decoders' tokenizers put nothing between two texts: "late" and "fine" become "latefine"."""
+    pairs = write(tmp_path / "p.jsonl", [{**row, "text_pair": "b"} for row in rows("late", "fine")])
+    singles = write(tmp_path / "s.jsonl", rows("late", "fine"))
+    plain = tiny_tokenizer()
+    assert "puts nothing between" in "".join(prepared(plain, pairs).renderer.notes)
+    assert not prepared(plain, singles).renderer.notes
+    assert not prepared(tokenizer, pairs).renderer.notes
+
+
 def test_the_renderer_marks_the_class(tokenizer: PreTrainedTokenizerFast) -> None:
     renderer = LabelRenderer(tokenizer, ("neg", "pos"))
     example = renderer.examples([renderer.render(Labelled("late", None, "pos"))], ["a:1"])[0]
