@@ -70,6 +70,14 @@ def test_true_is_one_class_however_a_file_spells_it(tokenizer: PreTrainedTokeniz
     assert classes(apart) == [0, 1]
 
 
+def test_a_whole_number_that_pandas_made_decimal_is_told_with_what_to_write(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    for label, remedy in ((1.0, "Write 1: pandas"), ("2.0", "Write 2: pandas"), (0.5, "regression")):
+        with pytest.raises(DataError, match=remedy):
+            prepared(tokenizer, write(tmp_path / "t.jsonl", rows(label, "late", "fine")))
+
+
 def test_classes_that_differ_in_case_alone_are_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     notes = prepared(tokenizer, write(tmp_path / "t.jsonl", rows("Late", "late", "fine"))).report.notes
     assert "Late and late are 2 classes, and differ in upper and lower case alone" in notes
