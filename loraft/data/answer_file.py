@@ -117,6 +117,8 @@ def check_answer_file(
         raise DataError("is the file of the rows themselves", where=str(path), key=KEY, remedy="Name another file.")
     if path.is_dir():
         raise DataError("is a folder", where=str(path), key=KEY, remedy="Name a file in it.")
+    if path.exists() and not path.is_file():  # a pipe or a device: what it holds cannot be read, or has no end
+        raise DataError("is no ordinary file", where=str(path), key=KEY, remedy="Name a file to go on with.")
     if not path.parent.is_dir():
         raise DataError(f"there is no folder {path.parent}", where=str(path), key=KEY, remedy="Make it first.")
     refuse_another_type(path)
