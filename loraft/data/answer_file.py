@@ -26,7 +26,7 @@ from loraft.errors import DataError, DiskFullError, Problem, Stopped
 
 __all__ = [
     "ANSWERED_BY", "SOURCE", "AnswerFile", "append_whole", "check_answer_file", "lost_fields", "open_answer_file",
-    "rows_to_answer", "windows_left",
+    "refuse_another_type", "rows_to_answer", "windows_left",
 ]  # fmt: skip
 
 ANSWERED_BY = "answered_by"
@@ -125,16 +125,32 @@ def check_answer_file(
     """Refuse, before anything is loaded, a file that answers to the `rows` of `questions` cannot be written to.
 
     Raises:
-        DataError: It holds something else, is the file of the questions itself, or there is no folder for it.
+        DataError: It holds something else, is the file of the questions itself, has the name of another type of file,
+            or there is no folder for it.
     """
     if path.exists() and path.samefile(questions):
         raise DataError("is the file of the rows themselves", where=str(path), key=KEY, remedy="Name another file.")
     if path.is_dir():
         raise DataError("is a folder", where=str(path), key=KEY, remedy="Name a file in it.")
+    if path.exists() and not path.is_file():  # a pipe or a device: what it holds cannot be read, or has no end
+        raise DataError("is no ordinary file", where=str(path), key=KEY, remedy="Name a file to go on with.")
     if not path.parent.is_dir():
         raise DataError(f"there is no folder {path.parent}", where=str(path), key=KEY, remedy="Make it first.")
+    refuse_another_type(path)
     if path.exists() and not overwrite:
         _held(path, _read(path), rows, added, None)
+
+
+def refuse_another_type(path: Path) -> None:
+    """Refuse a file for rows whose name says that it is no JSON Lines, and who opens it would find that.
+
+    Raises:
+        DataError: It is called .csv or .parquet.
+    """
+    if path.suffix in (".csv", ".parquet"):
+        message = f"rows are written as JSON Lines, not as {path.suffix}"
+        remedy = f"Name it {path.with_suffix('.jsonl').name}."
+        raise DataError(message, where=str(path), key=KEY, remedy=remedy)
 
 
 @contextmanager

@@ -309,7 +309,7 @@ def _unread(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -> Iter
     sources = [source for source in (*train, *held_out) if source.unread]
     if not sources:
         return
-    columns = list(dict.fromkeys(column for source in sources for column in source.unread))
+    columns = list(dict.fromkeys(column.strip() or "(no name)" for source in sources for column in source.unread))
     paths = " and ".join(dict.fromkeys(source.counts.source for source in sources))
     formats = " and ".join(dict.fromkeys(source.counts.format for source in sources))
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from loraft.data.answer_file import append_whole
+from loraft.data.answer_file import append_whole, refuse_another_type
 from loraft.errors import DataError, DiskFullError
 
 __all__ = ["RowsFile", "check_rows_file", "open_rows_file"]
@@ -69,6 +69,7 @@ def check_rows_file(path: Path, data: str | None, *, overwrite: bool) -> None:
         raise DataError("is a folder", where=where, key=KEY, remedy="Name a file in it.")
     if not path.parent.is_dir():
         raise DataError(f"there is no folder {path.parent}", where=where, key=KEY, remedy="Make it first.")
+    refuse_another_type(path)
     if not path.exists():
         return
     if data is not None and (read := Path(data).expanduser()).exists() and path.samefile(read):

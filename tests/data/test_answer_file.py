@@ -89,6 +89,8 @@ def test_a_file_that_cannot_be_is_refused(tmp_path: Path) -> None:
     questions = tmp_path / "q"
     questions.write_text("{}")
     for path, message in (
+        (tmp_path / "o.csv", r"as JSON Lines, not as .csv(.|\n)*Name it o.jsonl"),
+        (Path("/dev/null"), "is no ordinary file"),
         (tmp_path, "is a folder"),
         (tmp_path / "no/o", "there is no folder"),
         (questions, "is the file of the rows themselves"),
