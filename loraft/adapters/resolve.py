@@ -141,7 +141,7 @@ def _on_base(adapters: Sequence[AdapterTarget], given: Target | None, base_model
             message = f"{other.name} names the base {other.base or '(none)'}, and {first.name} names {first.base}"
             raise AdapterError(message, where="--adapter", remedy="Say with --base-model which one to use.")
         return Target(first.base, first.revision, tuple(adapters))
-    differing = [adapter for adapter in adapters if adapter.base != base]
+    differing = [adapter for adapter in adapters if not _is_called(adapter.base, base)]
     if base_model is None and (unknown := [adapter for adapter in differing if adapter.fingerprint is None]):
         message = f"the adapter names {unknown[0].base or 'no model'} as its base, and not {base}"
         remedy = f"Where it is to be used on {base} all the same: --base-model {base}"
@@ -152,6 +152,14 @@ def _on_base(adapters: Sequence[AdapterTarget], given: Target | None, base_model
         for adapter in differing
     )
     return Target(base, revision, tuple(adapters), notes=tuple(notes))
+
+
+def _is_called(named: str | None, base: str) -> bool:
+    """Whether two names of a base are one, or two paths of one folder: peft writes the whole path."""
+    if named is None or named == base:
+        return named == base
+    paths = [os.path.expanduser(name) for name in (named, base)]
+    return all(map(os.path.exists, paths)) and os.path.samefile(*paths)
 
 
 def _same_base(one: AdapterTarget, other: AdapterTarget) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from loraft.cli.config_file import read_config
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.outcome import ends_well
 from loraft.cli.trying import try_it
+from loraft.config.schema import Task
 
 __all__ = ["check", "train"]
 
@@ -59,10 +61,7 @@ def train(
     if as_json:
         print_json(result.as_dict())
     else:
-        # Of a text a classifier learns one decision, and no token.
-        called = {"trained_tokens": "rows_read"} if run_config.task == "seq_cls" else {}
-        shown = {called.get(key, key): value for key, value in result.as_dict().items()}
-        print_result(*document(shown, rest="run"))
+        print_result(*document(_shown(result.as_dict(), run_config.task), rest="run"))
         print_result(f"Try it:  {try_it(run_config.task, str(result.run_folder))}")
 
 
@@ -102,6 +101,14 @@ def _of_all_weights(report: dict[str, Any]) -> dict[str, Any]:
     """A report of a run without an adapter, which has no part of that name."""
     named = {"trained" if part == "adapter" else part: facts for part, facts in report.items()}
     return {**named, "memory": {part: size for part, size in report["memory"].items() if part != "adapter"}}
+
+
+def _shown(result: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """A result in the words of its task: of a text a classifier learns one decision, and no token."""
+    if task != "seq_cls":
+        return dict(result)
+    called = {"trained_tokens": "rows_read"}
+    return {called.get(key, key): value for key, value in result.items() if key != "perplexity"}
 
 
 def _run_name(path: str) -> str:

@@ -76,24 +76,28 @@ class ModelSection(Section):
     """The base model."""
 
     name_or_path: Annotated[str, Field(min_length=1)]
-    """A Hub id, a local folder, a .gguf file, or builtin:NAME."""
+    """A Hub id, a local folder in transformers' format, a .gguf file, or builtin:NAME, such as
+    builtin:smollm2-135m-instruct, which needs no model hub."""
     revision: str | None = None
-    """A branch, tag or commit of a Hub model."""
+    """A branch, tag or commit of a Hub model; null is its main branch."""
     dtype: Auto | DtypeName = "auto"
-    """The dtype of frozen weights and of computing; auto is the fastest that the device has."""
+    """The dtype of frozen weights and of computing; what is trained is float32 whatever this says. auto is bfloat16
+    where the device multiplies it natively, else float16 on a GPU and float32 on a CPU. float16 is refused on a CPU,
+    and for families that overflow in it, such as T5 and Gemma 2."""
     attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
-    """The attention kernel; auto runs packed rows one by one, without a mask."""
+    """How attention is computed: sdpa by torch's scaled-dot-product kernels, eager by plain products. auto is sdpa
+    where the family has it, and the only one with which rows lie end to end (data.packing): the others pad them."""
     tokenizer: str | None = None
-    """Another tokenizer (Hub id or folder); null is the model's own."""
+    """Another tokenizer: a Hub id, a folder, a .gguf file or builtin:NAME; null is the model's own."""
 
 
 class QuantizationSection(Section):
     """How `method: qlora` stores the frozen weights."""
 
     type: Literal["nf4", "fp4"] = "nf4"
-    """The 4-bit data type."""
+    """The 4-bit data type: nf4 fits weights that are normally distributed, fp4 is a float of 4 bits."""
     double_quant: bool = True
-    """Quantize the block constants too."""
+    """Quantize the constants of the blocks too: 0.127 bits a weight in place of 0.5."""
     compute_dtype: Auto | DtypeName = "auto"
     """The dtype that blocks are dequantized to for each product; auto is the model's dtype."""
 
@@ -115,26 +119,28 @@ class StackLayers(Section):
     """The layers of an encoder-decoder, each stack by itself; a stack that is not named has no adapter."""
 
     encoder: Annotated[LayerChoice | None, OF_A_STACK] = None
-    """The encoder's layers."""
+    """The encoder's layers; null leaves it without an adapter."""
     decoder: Annotated[LayerChoice | None, OF_A_STACK] = None
-    """The decoder's layers."""
+    """The decoder's layers; null leaves it without an adapter."""
 
 
 class LoraSection(Section):
     """The adapter of `method: lora` and `method: qlora`."""
 
     r: PositiveInt = 16
-    """The rank of each update."""
+    """The rank of each update: its size grows with r, and so does what it can learn."""
     alpha: PositiveFloat = 32
     """The update is scaled by alpha / r (alpha / √r with use_rslora)."""
     dropout: Share = 0.0
-    """The dropout on the adapter's input while training."""
+    """The share of the adapter's inputs that is set to zero while training, drawn anew each time."""
     target_modules: Annotated[
         TargetGroup | Annotated[tuple[str, ...], Field(min_length=1)],
         BeforeValidator(_as_tuple, json_schema_input_type=TargetGroup | Annotated[list[str], Field(min_length=1)]),
         Allowed("all-linear, attention, mlp, or a list of module names like [q_proj, v_proj]"),
     ] = "all-linear"
-    """Which linear layers are adapted: all-linear, attention, mlp, or a list of module names."""
+    """Which linear modules inside the layers are adapted: all-linear is every one, attention and mlp (feed-forward) are
+    those of that part; a list names them, in full or by the last parts of their paths. A name that matches nothing is
+    an error."""
     layers: Annotated[
         LayerWords | Annotated[tuple[LayerIndex, ...], Field(min_length=1)] | StackLayers,
         BeforeValidator(
@@ -146,22 +152,27 @@ class LoraSection(Section):
             "or a mapping of encoder and decoder to one of these"
         ),
     ] = "all"
-    """Which transformer layers: all, first:N, last:N, middle:N, a range like 4-11 (both ends in), a list, or a mapping
-    of encoder and decoder to one of these."""
+    """Which transformer layers, numbered from 0: all, first:N, last:N, middle:N, a range like 4-11 (both ends in), or a
+    list. Of an encoder-decoder that is said of each stack; a mapping of encoder and decoder says it of each by
+    itself."""
     modules_to_save: Names = ()
-    """Modules trained in full and saved beside the adapter, such as lm_head."""
+    """Modules trained whole and saved beside the adapter, such as lm_head, named in full or by the last parts of their
+    paths. None of them may be stored in 4 bits or tied to another. A classifier's head is one without being named."""
     use_rslora: bool = False
-    """Scale by alpha / √r."""
+    """Scale by alpha / √r in place of alpha / r: steadier at high ranks."""
     use_dora: bool = False
-    """Learn a magnitude for each output besides."""
+    """Learn a magnitude for each output besides (DoRA): slower, sometimes better at low ranks."""
     rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
-    """Another rank for the modules whose name matches a pattern."""
+    """Another rank for some modules, such as {down_proj: 32}: regular expressions for the last parts of their paths, of
+    which the first that matches counts."""
     alpha_pattern: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Another alpha for the modules whose name matches a pattern."""
+    """Another alpha for some modules, likewise."""
     init: Literal["default", "gaussian"] = "default"
-    """How A starts (B starts at zero): default is Kaiming uniform."""
+    """How A starts (B starts at zero, so that training begins at the base): default is Kaiming uniform, in ±1/√inputs,
+    gaussian is normal with a deviation of 1/r."""
     start_from: str | None = None
-    """The folder of an adapter to go on from."""
+    """The folder of an adapter whose weights training goes on from; this section must describe that adapter. null
+    begins anew."""
 
 
 class DataSource(Section):
@@ -170,15 +181,17 @@ class DataSource(Section):
     path: Annotated[str, Field(min_length=1)]
     """A file (.jsonl, .json, .csv, .parquet), a Hub dataset, or builtin:NAME."""
     split: str | None = None
-    """The split of a Hub dataset or of a builtin; null is train."""
+    """The split of a Hub dataset or of a builtin; null is that of the data section, and train where that is null."""
     name: str | None = None
-    """The configuration of a Hub dataset."""
+    """The configuration of a Hub dataset; null is that of the data section."""
     weight: PositiveFloat = 1.0
-    """How often an epoch sees each row: 2 is twice, 0.5 is half of the rows, drawn by the seed."""
+    """How often an epoch sees each row: 2 is twice, 0.5 is half of the rows, drawn anew in each epoch by the seed. Not
+    used in eval."""
     format: Auto | RowFormat = "auto"
-    """The format of the rows; auto recognises it by the columns."""
+    """The format of the rows; auto is that of the data section."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our column names: theirs."""
+    """Our column names: theirs, where the file has others, such as {prompt: question, completion: answer}; empty is
+    those of the data section."""
 
 
 NO_NULL = ("none", "nul", "nil", "no", "off", "false")
@@ -211,55 +224,70 @@ class DataSection(Section):
     train: Annotated[
         Sources,
         BeforeValidator(_sources, json_schema_input_type=SourcesAsWritten),
-        Allowed("a path, a Hub id, builtin:NAME, or a list of {path, split, weight, format, columns}"),
+        Allowed(
+            "a path, a Hub id, builtin:NAME, a mapping of path, split, name, weight, format and columns, or a list"
+        ),
     ]
-    """A path, a Hub id, builtin:NAME, or a list of {path, split, weight, format, columns}."""
+    """The rows to learn from: a path, a Hub id, builtin:NAME, a mapping with the keys of a source, or a list of
+    these."""
     eval: Annotated[
         HeldOut | Sources | None,
         BeforeValidator(_sources_or_share, json_schema_input_type=HeldOut | SourcesAsWritten | None),
         Allowed("like data.train, a fraction above 0 and below 1, or null"),
     ] = 0.05
-    """Like train, or the fraction held out of train; null evaluates nothing."""
+    """Rows that are not trained on: like train, or the fraction held out of train, drawn by the seed; null evaluates
+    nothing."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our column names: theirs (or translation.en, inside a column of objects), for every source without its own."""
+    """Our column names: theirs (or translation.en, inside a column of objects), for every source, of train and eval,
+    that does not say its own."""
     split: str | None = None
-    """The split of a Hub dataset, for every source that does not say its own."""
+    """The split of a Hub dataset or of a builtin, for every source that does not say its own; null is train."""
     name: str | None = None
-    """The configuration of a Hub dataset, for every source that does not say its own."""
+    """The configuration of a Hub dataset, for every source that does not say its own; null is the dataset's default."""
     format: Auto | RowFormat = "auto"
-    """The format of the rows, for every source that does not say its own."""
+    """The format of the rows, for every source that does not say its own; auto recognises it by the columns."""
     chat_template: Annotated[
         str,
         Field(pattern=r"^(auto|chatml|alpaca|.+\.jinja2?)$"),
         Allowed("auto, chatml, alpaca, or the path of a .jinja file"),
     ] = "auto"
-    """auto (the tokenizer's; chatml where it has none), chatml, alpaca, or a .jinja file."""
+    """How conversations are printed: auto (as the tokenizer's template has it; chatml where it has none), chatml,
+    alpaca, or a .jinja file. It is saved with what is trained."""
     source_prefix: str = ""
-    """What stands before every source of seq2seq_lm, such as "translate English to French: "."""
+    """Text before every source, such as "translate English to French: "; T5 was trained with such words."""
     source_lang: str | None = None
-    """The language of the sources: the key in `translation` rows, and the code of a multilingual tokenizer."""
+    """The language of the sources: their key in `translation` rows, and the code that a multilingual tokenizer has for
+    it, such as en_XX or eng_Latn (which find the keys en and eng too). null where there are neither."""
     target_lang: str | None = None
     """The language of the targets, likewise; models such as NLLB and mBART begin every answer with it."""
     labels: Names = ()
-    """The names of the classes of seq_cls in their order; empty takes those that the training rows have, sorted."""
+    """The names of the classes in their order, which is their numbers; empty takes those that the training rows have,
+    sorted."""
     max_length: Annotated[int, Field(ge=2)] = 2048
-    """The longest row, in tokens; of seq2seq_lm the longest source."""
+    """The longest row, in tokens; of seq2seq_lm the longest source. Where it is not set it is no more than the
+    positions of the model."""
     max_target_length: Annotated[int, Field(ge=2)] | None = None
-    """The longest target of seq2seq_lm, in tokens; null is max_length."""
+    """The longest target, in tokens; null is max_length."""
     on_overlength: Literal["auto", "drop", "truncate", "split", "error"] = "auto"
-    """What happens to a longer row; auto splits plain text and drops the rest. Always counted."""
+    """What happens to a longer row: drop leaves it out, truncate keeps its beginning, split makes pieces of it
+    (causal_lm alone), error refuses the run. auto splits plain text and drops the rest. Always counted."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What happens to a row that cannot be read; skipped rows are counted."""
+    """What happens to a row that cannot be read: error refuses the run, skip leaves it out and counts it."""
     train_on: Literal["completions", "last", "all"] = "completions"
-    """Which tokens are trained: every assistant turn, the last one, or all."""
+    """Which tokens are trained: completions is every assistant turn and the completion of a prompt, last is the last
+    turn alone, all is every token. Plain text is trained whole, and a turn's own `train: true` or `train: false` goes
+    before this."""
     streaming: bool = False
-    """Read the training rows as they are needed, never all at once: for more rows than memory holds."""
+    """Read the training rows as they are needed, never all at once: for more rows than memory holds. Then eval is a
+    source or null, labels are named, no source is a .json file or has a weight, and packing fill, group_by_length and
+    balanced class_weights cannot be had."""
     shuffle_buffer: PositiveInt = 10_000
-    """Rows that a stream holds to draw from: an order is as random as this is large."""
+    """Rows that a stream (data.streaming) holds to draw from: an order is as random as this is large."""
     num_proc: Auto | PositiveInt = "auto"
     """Processes that turn rows into tokens; auto is one below 20,000 rows of a source and one a core from there."""
     packing: Literal["auto", "off", "fill"] = "auto"
-    """auto lays the rows of a batch end to end, off pads them, fill fills rows up to max_length (fewer steps)."""
+    """How the rows of a batch lie: auto end to end, without padding and without seeing one another (padded where the
+    family cannot); off pads them; fill fills rows up to max_length with others (fewer steps)."""
 
 
 STEPS_OR_SHARE = Allowed("a whole number of steps, or a share of all steps below 1")
@@ -272,60 +300,69 @@ class TrainingSection(Section):
     output_dir: Annotated[str, Field(min_length=1)] | None = None
     """The folder of the run; null is runs/CONFIGNAME-N with the next free N."""
     num_train_epochs: PositiveFloat = 3
-    """How often each row is seen."""
+    """How often each row is seen; a part of an epoch, such as 0.5, will do. Not used where max_steps is set."""
     max_steps: PositiveInt | None = None
-    """The number of optimizer steps, whatever num_train_epochs says."""
+    """The number of optimizer steps, whatever num_train_epochs says; null leaves it to that."""
     per_device_train_batch_size: PositiveInt = 8
-    """Rows in a batch, packed or not."""
+    """Rows in a batch, packed or not; with packing fill, filled rows."""
     per_device_eval_batch_size: PositiveInt = 8
     """Rows in a batch of an evaluation."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Batches in an optimizer step."""
+    """Batches in an optimizer step: its gradient is that of one batch with all their rows."""
     learning_rate: Auto | PositiveFloat = "auto"
-    """The peak rate; auto is 2e-4 for lora and qlora, 2e-5 for full."""
+    """The peak rate, after the warm-up; auto is 2e-4 for lora and qlora, 2e-5 for full."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
-    """How the rate falls after the warm-up."""
+    """How the rate falls after the warm-up: along a line or half a cosine towards 0 at the end, or not at all."""
     warmup_steps: Annotated[NonNegativeFloat, STEPS_OR_SHARE] = 0.03
-    """Steps of linear warm-up; below 1 it is a share of all steps."""
+    """Steps in which the rate rises to its peak, linearly; below 1 it is a share of all steps, rounded up."""
     weight_decay: NonNegativeFloat = 0.0
-    """AdamW's decoupled weight decay."""
+    """AdamW's decoupled weight decay; vectors, such as norms and biases, do not decay."""
     max_grad_norm: PositiveFloat | None = 1.0
-    """The norm that gradients are clipped to; null does not clip."""
+    """The norm that the gradient of a step is clipped to; null does not clip."""
     adam_beta1: Share = 0.9
     """AdamW's first beta."""
     adam_beta2: Share = 0.999
     """AdamW's second beta."""
     group_by_length: bool = False
-    """Put rows of like length into one batch (fewer padded positions, a less random order)."""
+    """Put rows of like length into one batch (fewer padded positions, a less random order). Not used by packing
+    fill."""
     optim: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = "auto"
-    """The optimizer; auto is paged_adamw_32bit for qlora on CUDA and adamw otherwise."""
+    """AdamW with its state in 32 bits or, in a quarter of the memory, in 8; paged_ moves that state to main memory
+    while the GPU is short of its own, and is unpaged on a CPU. auto is paged_adamw_32bit for qlora on CUDA and adamw
+    otherwise."""
     gradient_checkpointing: Auto | bool = "auto"
-    """Recompute activations in the backward pass; auto does so only where memory asks for it."""
+    """Recompute activations in the backward pass: less memory, more time. auto does so only where the run would
+    otherwise be predicted to need more than 90 % of the memory that is free."""
     logging_steps: PositiveInt = 10
-    """Steps between two lines of metrics."""
+    """Optimizer steps between two lines of metrics."""
     eval_steps: Annotated[PositiveFloat | None, STEPS_OR_SHARE_OR_NULL] = None
-    """Steps between evaluations; below 1 a share of all steps; null is once an epoch."""
+    """Optimizer steps between evaluations; below 1 a share of all steps; null is once an epoch. The last step is
+    evaluated in any case."""
     save_steps: Annotated[PositiveFloat | None, STEPS_OR_SHARE_OR_NULL] = None
-    """Steps between checkpoints; below 1 a share of all steps; null is once an epoch."""
+    """Optimizer steps between checkpoints; below 1 a share of all steps; null is once an epoch. The best evaluation,
+    the last step and a stop are saved in any case."""
     save_total_limit: PositiveInt | None = 3
-    """How many checkpoints are kept; the best one is kept besides. null keeps all."""
+    """How many checkpoints are kept, the newest ones; the best one is kept besides. null keeps all."""
     metric_for_best_model: Literal["loss", "accuracy", "macro_f1"] = "loss"
     """The evaluation metric by which the best checkpoint is chosen: loss, or for seq_cls accuracy or macro_f1."""
     class_weights: Annotated[
         Literal["balanced"] | dict[str, PositiveFloat] | None,
         Allowed("balanced, a mapping of every label to its weight, or null"),
     ] = None
-    """What a row of each class counts in the loss of seq_cls: balanced is rows / (classes · rows of the class)."""
+    """What a row of each class counts in the loss: balanced is rows / (classes · rows of the class), so that classes
+    count alike; null lets rows count alike."""
     early_stopping_patience: PositiveInt | None = None
-    """Stop after this many evaluations without a better one."""
+    """Stop after this many evaluations in a row without a better one. With it the best weights are the result; null
+    trains to the end, and the last ones are."""
     sample_prompts: Names = ()
-    """Prompts answered at every evaluation, shown and stored."""
+    """Prompts answered greedily at every evaluation, shown and stored in samples.jsonl."""
     report_to: Names = ()
-    """Trackers of accelerate: tensorboard, wandb, mlflow, trackio, …"""
+    """Trackers to report to, besides metrics.jsonl: tensorboard, wandb, mlflow, trackio and others that accelerate
+    knows. Their packages have to be installed."""
     project: str | None = None
-    """The project's name in a tracker."""
+    """The project's name in a tracker; null is loraft."""
     run_name: str | None = None
-    """The run's name in a tracker."""
+    """The run's name in wandb, mlflow, trackio and swanlab; null is the name of the run's folder."""
 
     @field_validator("warmup_steps", "eval_steps", "save_steps")
     @classmethod
@@ -336,12 +373,12 @@ class TrainingSection(Section):
 
 
 class GenerationSection(Section):
-    """The defaults that are saved with the adapter."""
+    """The defaults of answers, saved with what was trained."""
 
     max_new_tokens: PositiveInt = 256
-    """The most tokens that an answer may have."""
+    """The most tokens that an answer may have, those to sample_prompts included."""
     temperature: NonNegativeFloat | None = None
-    """0 is greedy; null is the base's own."""
+    """0 is greedy, above 0 draws, the more freely the higher it is; null is the base's own."""
 
 
 def _contradiction(message: str, *keys: str) -> PydanticCustomError:
@@ -369,9 +406,9 @@ class RunConfig(Section):
     """What is learned: causal_lm (decoders go on with a text), seq2seq_lm (encoder-decoders answer a source), or
     seq_cls (a text gets a label)."""
     method: Method = "lora"
-    """lora, qlora (4-bit base) or full (every weight)."""
+    """lora (small updates beside frozen weights), qlora (the same beside weights in 4 bits) or full (every weight)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """The seed of every random choice."""
+    """The seed of every random choice: rows held out, their order, the start of an adapter or a head, dropout."""
     model: ModelSection
     quantization: QuantizationSection = QuantizationSection()
     lora: LoraSection = LoraSection()
@@ -433,6 +470,11 @@ OF_TASKS: Mapping[str, frozenset[Task]] = MappingProxyType(
 )
 """The sections and keys that not every task uses, and the tasks that do."""
 
+OF_METHODS: Mapping[str, frozenset[Method]] = MappingProxyType(
+    {"lora": frozenset({"lora", "qlora"}), "quantization": frozenset({"qlora"})}
+)
+"""The sections that not every method uses, and the methods that do."""
+
 
 def idle_keys(config: RunConfig) -> frozenset[str]:
     """The dotted keys and sections that the chosen task does not use, whatever they say."""
@@ -441,9 +483,8 @@ def idle_keys(config: RunConfig) -> frozenset[str]:
 
 def unused_sections(config: RunConfig) -> tuple[str, ...]:
     """The sections that the file sets and the chosen method does not use."""
-    used = {"lora": {"lora", "qlora"}, "quantization": {"qlora"}}
     return tuple(
-        name for name, methods in used.items() if name in config.model_fields_set and config.method not in methods
+        name for name, methods in OF_METHODS.items() if name in config.model_fields_set and config.method not in methods
     )
 
 

@@ -72,6 +72,7 @@ class Start:
         positions: The most tokens that the model can read; None where nothing is known of it.
         languages: The languages of the rows.
         labels: The classes and their rows.
+        prefixed: The model was trained with words before each source that say what to do.
     """
 
     task: Task
@@ -85,6 +86,7 @@ class Start:
     positions: int | None = None
     languages: Sequence[str] = ()
     labels: Mapping[str, int] = field(default_factory=dict)
+    prefixed: bool = False
 
 
 Said = tuple[str, object, str]
@@ -195,7 +197,7 @@ def _pairs(start: Start) -> Iterator[Said]:
         yield "data.source_lang", source, "The key of the source in `translation`; a model such as NLLB takes its code."
         yield "data.target_lang", target, "The key of the target."
     prefix = ""
-    if source in LANGUAGES and target in LANGUAGES:
+    if start.prefixed and source in LANGUAGES and target in LANGUAGES:
         prefix = f"translate {LANGUAGES[source]} to {LANGUAGES[target]}: "
     yield "data.source_prefix", prefix, "Stands before every source. T5 was trained with such words, others were not."
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraft.config.schema import DataSource, RowFormat, Task
+from loraft.data.fields import column_of
 from loraft.data.formats import (
     Labelled,
     Languages,
@@ -200,7 +201,7 @@ def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
     for name, theirs in renamed.items():
         if name not in ours:
             raise DataError(f"{name} is no column of ours", remedy=f"Ours are {', '.join(ours)}.")
-        if theirs not in columns:
+        if column_of(theirs, columns) not in columns:
             raise DataError(f"there is no column {theirs!r}", remedy=f"The columns are {', '.join(columns)}.")
 
 

@@ -15,18 +15,18 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from loraft.config.schema import DataSource
 from loraft.data.records import READERS, RowsRead, read_rows
 from loraft.errors import DataError, DiskFullError, Problem, Stopped
 
 __all__ = [
-    "ANSWERED_BY", "SOURCE", "AnswerFile", "check_answer_file", "lost_fields", "open_answer_file", "rows_to_answer",
-    "windows_left",
+    "ANSWERED_BY", "SOURCE", "AnswerFile", "append_whole", "check_answer_file", "lost_fields", "open_answer_file",
+    "refuse_another_type", "rows_to_answer", "windows_left",
 ]  # fmt: skip
 
 ANSWERED_BY = "answered_by"
@@ -49,7 +49,7 @@ class AnswerFile:
     """
 
     path: Path
-    file: BinaryIO
+    file: FileIO
     added: Sequence[str]
     answered_by: str
     rows: int
@@ -65,8 +65,7 @@ class AnswerFile:
             for row, values in answers
         )
         try:
-            self.file.write(b"".join(lines))
-            self.file.flush()
+            append_whole(self.file, b"".join(lines))
             os.fsync(self.file.fileno())
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -75,6 +74,22 @@ class AnswerFile:
             remedy = "Free some space; the same command goes on."
             raise DiskFullError(message, where=str(self.path), remedy=remedy) from error
         self.rows += len(answers)
+
+
+def append_whole(file: FileIO, content: bytes) -> None:
+    """Write to the end of a file without a buffer, in one call but where a disk is nearly full: all of it or nothing.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    left, end = memoryview(content), file.tell() if file.seekable() else None
+    try:
+        while left:
+            left = left[file.write(left) or 0 :]
+    except OSError:
+        with suppress(OSError):
+            file.truncate(end)
+        raise
 
 
 def rows_to_answer(path: Path) -> RowsRead:
@@ -110,16 +125,32 @@ def check_answer_file(
     """Refuse, before anything is loaded, a file that answers to the `rows` of `questions` cannot be written to.
 
     Raises:
-        DataError: It holds something else, is the file of the questions itself, or there is no folder for it.
+        DataError: It holds something else, is the file of the questions itself, has the name of another type of file,
+            or there is no folder for it.
     """
     if path.exists() and path.samefile(questions):
         raise DataError("is the file of the rows themselves", where=str(path), key=KEY, remedy="Name another file.")
     if path.is_dir():
         raise DataError("is a folder", where=str(path), key=KEY, remedy="Name a file in it.")
+    if path.exists() and not path.is_file():  # a pipe or a device: what it holds cannot be read, or has no end
+        raise DataError("is no ordinary file", where=str(path), key=KEY, remedy="Name a file to go on with.")
     if not path.parent.is_dir():
         raise DataError(f"there is no folder {path.parent}", where=str(path), key=KEY, remedy="Make it first.")
+    refuse_another_type(path)
     if path.exists() and not overwrite:
         _held(path, _read(path), rows, added, None)
+
+
+def refuse_another_type(path: Path) -> None:
+    """Refuse a file for rows whose name says that it is no JSON Lines, and who opens it would find that.
+
+    Raises:
+        DataError: It is called .csv or .parquet.
+    """
+    if path.suffix in (".csv", ".parquet"):
+        message = f"rows are written as JSON Lines, not as {path.suffix}"
+        remedy = f"Name it {path.with_suffix('.jsonl').name}."
+        raise DataError(message, where=str(path), key=KEY, remedy=remedy)
 
 
 @contextmanager
@@ -142,7 +173,7 @@ def open_answer_file(
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path), key=KEY) from error
-    with os.fdopen(descriptor, "r+b") as file:
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

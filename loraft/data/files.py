@@ -17,7 +17,7 @@ from typing import Any
 
 from loraft.errors import DataError, Problem
 
-__all__ = ["READERS", "RawRow", "Row", "rows_in"]
+__all__ = ["READERS", "RawRow", "Row", "from_arrow", "rows_in"]
 
 ROWS_OF_PARQUET = 1000
 """Rows of a Parquet file that are decoded together."""
@@ -171,7 +171,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
         for batch in parquet.ParquetFile(path).iter_batches(ROWS_OF_PARQUET):
             for values in batch.to_pylist():
                 number += 1
-                yield RawRow(f"{path}: row {number}", partial(dict, values))
+                yield RawRow(f"{path}: row {number}", partial(from_arrow, values))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"is no Parquet file: {str(error).splitlines()[0]}", where=str(path), key="data") from None
 
@@ -186,6 +186,17 @@ REMEDIES: Mapping[str, str] = {
 
 def _remedy(why: str) -> str | None:
     return next((remedy for sign, remedy in REMEDIES.items() if why.startswith(sign)), None)
+
+
+def from_arrow(values: Mapping[str, object]) -> Mapping[str, object]:
+    """A row without the nulls inside its objects: Arrow gives every object of a column the keys of all of them."""
+    return {column: _present(value) for column, value in values.items()}
+
+
+def _present(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _present(inner) for key, inner in value.items() if inner is not None}
+    return [_present(inner) for inner in value] if isinstance(value, list) else value
 
 
 class _UnreadableError(Exception):

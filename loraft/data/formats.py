@@ -340,8 +340,9 @@ def _label(fields: Fields) -> str | int:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
-        whole = f"Write it as {float(value):.0f}." if float(value).is_integer() else None
-        remedy = whole or "Scores are for regression, which loraft has not."
+        remedy = "Scores are for regression, which loraft has not."
+        if float(value).is_integer():
+            remedy = f"Write {float(value):.0f}: pandas makes a column of whole numbers decimal where one is missing."
         raise fields.wrong("label", f"is {value}, and a class is text or a whole number", remedy)
     if isinstance(value, int):
         return value

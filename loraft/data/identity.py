@@ -24,8 +24,10 @@ from loraft.config.schema import DataSource, RunConfig
 from loraft.data.records import content_of
 from loraft.errors import DataError
 
-__all__ = ["identity_of"]
+__all__ = ["contents_of", "identity_of"]
 
+UNTOLD = (DataError, NotImplementedError, OSError, UnicodeDecodeError)
+"""What is raised where a source cannot be read: it is found, and told, on the way to tokens."""
 SETTINGS = {
     "chat_template", "source_prefix", "source_lang", "target_lang", "labels", "max_length", "max_target_length",
     "on_overlength", "on_bad_row", "train_on",
@@ -53,8 +55,8 @@ def identity_of(
         streaming = config.data.streaming
         contents = [[content_of(source, streaming=streaming) for source in part] for part in sources]
         template = _template(config.data.chat_template, tokenizer)
-    except (DataError, NotImplementedError, OSError, UnicodeDecodeError):
-        return None  # what is wrong is found, and told, on the way to tokens
+    except UNTOLD:
+        return None
     if any(content is None for part in contents for content in part):
         return None
     described = {
@@ -68,6 +70,23 @@ def identity_of(
         "day": date.today().isoformat() if "strftime_now" in template else None,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def contents_of(sources: Sequence[DataSource], *, streaming: bool = False) -> tuple[str | None, ...]:
+    """What tells whether the rows of each source are still the same; None where nothing does.
+
+    Args:
+        sources: The sources, the defaults of their section filled in.
+        streaming: They are read as they come: a Hub dataset is told by its name alone.
+    """
+    return tuple(_content(source, streaming) for source in sources)
+
+
+def _content(source: DataSource, streaming: bool) -> str | None:
+    try:
+        return content_of(source, streaming=streaming)
+    except UNTOLD:
+        return None
 
 
 def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:

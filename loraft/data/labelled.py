@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +17,13 @@ from loraft.data.examples import TOKENIZED_TOGETHER, Example, LabelledExample
 from loraft.data.formats import Labelled, Message, Record
 from loraft.errors import DataError
 
-__all__ = ["LabelRenderer", "class_number", "labels_of"]
+__all__ = ["LabelRenderer", "class_called", "class_number", "labels_of"]
+
+
+TOGETHER = (
+    "the tokenizer puts nothing between the two texts of a pair: where they are to be told apart, begin text_pair "
+    "with a line end or a word of yours, in training and in what is predicted"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +41,15 @@ class LabelRenderer:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def to_train(cls, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]) -> LabelRenderer:
+    def to_train(
+        cls, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], *, pairs: bool = False
+    ) -> LabelRenderer:
         """The renderer for a tokenizer and the classes that are to be learned.
+
+        Args:
+            tokenizer: The model's.
+            labels: The names of the classes.
+            pairs: Some rows have two texts.
 
         Raises:
             DataError: There are fewer than two classes, or names that stand twice.
@@ -46,7 +59,14 @@ class LabelRenderer:
         if len(labels) < 2:
             found = f"only the class {labels[0]!r}" if labels else "no class"
             raise DataError(f"the training rows have {found}, and there is nothing to tell apart", key="data.train")
-        return cls(tokenizer, labels)
+        renderer = cls(tokenizer, labels)
+        return replace(renderer, notes=(TOGETHER,)) if pairs and renderer.runs_together else renderer
+
+    @property
+    def runs_together(self) -> bool:
+        """Whether the tokenizer puts nothing between the two texts of a pair, as those of most decoders do."""
+        ((ids, types),) = self.text_ids([("a", "b")])
+        return not set(ids[1:-1]).intersection(self.tokenizer.all_special_ids) and len(set(types or [0])) == 1
 
     @property
     def chat_template(self) -> str | None:
@@ -130,8 +150,6 @@ class LabelRenderer:
 def class_number(label: str | int, labels: Sequence[str]) -> int:
     """The number of a class that a row names, or gives as its place where the names are no numbers themselves.
 
-    True and true are one class, unless there are two.
-
     Args:
         label: What the row has.
         labels: The names of all classes, in their order.
@@ -140,11 +158,8 @@ def class_number(label: str | int, labels: Sequence[str]) -> int:
         DataError: There is no such class.
     """
     name = str(label)
-    if name in labels:
-        return labels.index(name)
-    alike = [number for number, known in enumerate(labels) if _is_truth(name) and known.lower() == name.lower()]
-    if len(alike) == 1:
-        return alike[0]
+    if (called := class_called(name, labels)) is not None:
+        return called
     if name.isdecimal() and int(name) < len(labels) and not any(map(_is_number, labels)):
         return int(name)
     shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
@@ -152,6 +167,14 @@ def class_number(label: str | int, labels: Sequence[str]) -> int:
     near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
     hint = f"Did you mean {folded[near[0]]}? " if near else ""
     raise DataError(f"{label!r} is none of the {len(labels)} classes", key="label", remedy=f"{hint}They are {shown}.")
+
+
+def class_called(name: str, labels: Sequence[str]) -> int | None:
+    """The number of the class of a name; None where there is none. True and true are one, unless there are two."""
+    if name in labels:
+        return labels.index(name)
+    alike = [number for number, known in enumerate(labels) if known.lower() == name.lower() in TRUTHS]
+    return alike[0] if len(alike) == 1 else None
 
 
 def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
@@ -166,10 +189,6 @@ def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
 
 TRUTHS = ("true", "false")
 """One class each, however a file spells it: JSON writes true, Python's CSV True and R's TRUE."""
-
-
-def _is_truth(name: str) -> bool:
-    return name.lower() in TRUTHS
 
 
 def _is_number(name: str) -> bool:

@@ -197,5 +197,7 @@ def _no_language(key: str, code: str | None, codes: Mapping[str, int]) -> DataEr
         message = "is not set, and the tokenizer begins every text with the code of its language"
     else:
         message = f"{code!r} is none of the {len(codes)} languages of the tokenizer"
-    near = difflib.get_close_matches(code or "", codes, n=3, cutoff=0.4) or sorted(codes)[:5]
+    # Rows say `en` where tokenizers say `en_XX` and `eng_Latn`.
+    longer = [each for each in sorted(codes) if code and each.startswith(code)][:3]
+    near = longer or difflib.get_close_matches(code or "", codes, n=3, cutoff=0.4) or sorted(codes)[:5]
     return DataError(message, key=key, remedy=f"Codes look like {', '.join(near)}.")

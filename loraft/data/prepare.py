@@ -27,10 +27,10 @@ from loraft.data.sources import (
     SourceRows,
     put_down,
     shortened,
+    sources_of,
     sources_read,
     taken_up,
     tokenize_source,
-    with_defaults,
 )
 from loraft.data.statistics import (
     DataReport,
@@ -112,8 +112,7 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
             where that is an error, nothing left to train or to evaluate on.
     """
     data = config.data
-    given = [with_defaults(source, data) for source in data.train]
-    given_held = [with_defaults(source, data) for source in data.eval] if isinstance(data.eval, tuple) else []
+    given, given_held = sources_of(data)
     if data.streaming:
         return _streamed(config, given, given_held, tokenizer)
     name = identity_of(config, (given, given_held), tokenizer) if cache is not None else None
@@ -312,7 +311,7 @@ def _unread(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -> Iter
     sources = [source for source in (*train, *held_out) if source.unread]
     if not sources:
         return
-    columns = list(dict.fromkeys(column for source in sources for column in source.unread))
+    columns = list(dict.fromkeys(column.strip() or "(no name)" for source in sources for column in source.unread))
     paths = " and ".join(dict.fromkeys(source.counts.source for source in sources))
     formats = " and ".join(dict.fromkeys(source.counts.format for source in sources))
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""

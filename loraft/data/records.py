@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loraft.config.schema import DataSource
-from loraft.data.files import READERS, RawRow, Row, rows_in
+from loraft.data.files import READERS, RawRow, Row, from_arrow, rows_in
 from loraft.errors import DataError, Problem
 
 __all__ = ["READERS", "RawRow", "Row", "RowsRead", "content_of", "count_rows", "raw_rows", "read_rows"]
@@ -130,7 +130,7 @@ def _rows_of_parquet(path: Path) -> int:
 
 
 def _plain(values: Iterable[Mapping[str, object]], name: str) -> Iterator[RawRow]:
-    return (RawRow(f"{name}: row {number}", partial(dict, row)) for number, row in enumerate(values, start=1))
+    return (RawRow(f"{name}: row {number}", partial(from_arrow, row)) for number, row in enumerate(values, start=1))
 
 
 def _hub(source: DataSource, *, streaming: bool) -> Any:

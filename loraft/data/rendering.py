@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, Task
 from loraft.data.examples import Example
-from loraft.data.formats import Conversation, Message, Record
+from loraft.data.formats import Conversation, Labelled, Message, Record
 from loraft.data.labelled import LabelRenderer, labels_of
 from loraft.data.pairs import PairRenderer
 from loraft.data.tokenize import Renderer
@@ -80,17 +80,20 @@ class Learned:
         system_prompt: The one that every conversation begins with; None when they differ or have none.
         conversations: There are conversations to render.
         labels: The classes, in their order.
+        pairs: Some rows have two texts to classify together.
     """
 
     system_prompt: str | None = None
     conversations: bool = True
     labels: tuple[str, ...] = ()
+    pairs: bool = False
 
 
 def learned_from(task: Task, data: DataSection, records: Sequence[Record]) -> Learned:
     """What a renderer takes from `records`, which are all that will be rendered: labels are theirs."""
     if task == "seq_cls":
-        return Learned(labels=tuple(data.labels) or labels_of(records))
+        pairs = any(isinstance(record, Labelled) and record.second is not None for record in records)
+        return Learned(labels=tuple(data.labels) or labels_of(records), pairs=pairs)
     conversations = not records or any(isinstance(record, Conversation) for record in records)
     return Learned(common_system_prompt(records), conversations)
 
@@ -112,7 +115,7 @@ def renderer_of(task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBas
             tokenizer, prefix=data.source_prefix, source_lang=data.source_lang, target_lang=data.target_lang
         )
     if task == "seq_cls":
-        return LabelRenderer.to_train(tokenizer, learned.labels)
+        return LabelRenderer.to_train(tokenizer, learned.labels, pairs=learned.pairs)
     renderer = Renderer.for_tokenizer(
         tokenizer,
         chat_template=data.chat_template,

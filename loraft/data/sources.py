@@ -25,6 +25,7 @@ __all__ = [
     "format_of",
     "put_down",
     "shortened",
+    "sources_of",
     "sources_read",
     "taken_up",
     "tokenize_source",
@@ -132,6 +133,13 @@ def with_defaults(source: DataSource, data: DataSection) -> DataSource:
             "format": data.format if source.format == "auto" else source.format,
         }
     )
+
+
+def sources_of(data: DataSection) -> tuple[list[DataSource], list[DataSource]]:
+    """The sources to train on and those to evaluate on, `with_defaults`; of a share held out there are none."""
+    held_out = data.eval if isinstance(data.eval, tuple) else ()
+    train, evaluation = ([with_defaults(source, data) for source in part] for part in (data.train, held_out))
+    return train, evaluation
 
 
 def _source(given: DataSource, config: RunConfig, most: int | None) -> SourceRows:

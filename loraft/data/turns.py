@@ -158,7 +158,7 @@ class ChatTemplate:
         """Refuse a conversation with tools where the template would leave them out without a word."""
         text = self.render(messages)
         unsaid = [replace(m, content="", more={}) if m.role == "tool" else m for m in messages]
-        uncalled = [replace(m, more={}) if "tool_calls" in m.more else m for m in messages]
+        uncalled = [replace(m, more={key: m.more[key] for key in m.more if key != "tool_calls"}) for m in messages]
         for what, there, without in (
             ("messages of tools", unsaid != list(messages), lambda: self.render(unsaid)),
             ("calls of tools", uncalled != list(messages), lambda: self.render(uncalled)),
@@ -260,9 +260,9 @@ class ChatTemplate:
 def _with_arguments(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
     """A call of a tool with its arguments as text or as an object, whichever of both they are in the row."""
     function = call.get("function")
-    if not isinstance(function, Mapping):
+    if not isinstance(function, Mapping) or "arguments" not in function:
         return dict(call)
-    arguments: Any = function.get("arguments")
+    arguments: Any = function["arguments"]
     if as_text and isinstance(arguments, Mapping):
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif not as_text and isinstance(arguments, str):

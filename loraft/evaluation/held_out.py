@@ -18,6 +18,7 @@ from loraft.data.pairs import PairRenderer
 from loraft.data.prepare import prepare
 from loraft.data.tickets import tickets
 from loraft.errors import DataError, LoraftError
+from loraft.evaluation.trained_on import about_held_out
 from loraft.models.sources import cache_folder
 
 __all__ = ["BUILT_IN", "LONGEST", "Rows", "built_in_pairs", "built_in_rows", "config_of_run", "rows_for"]
@@ -78,7 +79,9 @@ def rows_for(
     if config is None:
         return built_in
     try:
-        held_out = prepare(load_config(config), tokenizer, cache_folder()).eval
+        run = load_config(config)
+        notes = tuple(about_held_out(config.parent, run)) if run.data.eval is not None else ()
+        held_out = prepare(run, tokenizer, cache_folder()).eval
     except (LoraftError, OSError) as error:
         reason = str(error).splitlines()[0]
         note = f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {reason}"
@@ -88,7 +91,7 @@ def rows_for(
     ids = tuple(list(example.input_ids[:longest]) for example in held_out)
     targets = () if sources is None else tuple(list(example.labels[:longest]) for example in held_out)
     own = "the run's held-out rows"
-    return Rows((*ids, *built_in.ids), own, targets=(*targets, *built_in.targets))
+    return Rows((*ids, *built_in.ids), own, notes, (*targets, *built_in.targets))
 
 
 def config_of_run(trained: Path) -> Path | None:

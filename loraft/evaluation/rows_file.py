@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from loraft.data.answer_file import append_whole, refuse_another_type
 from loraft.errors import DataError, DiskFullError
 
 __all__ = ["RowsFile", "check_rows_file", "open_rows_file"]
@@ -40,16 +41,12 @@ class RowsFile:
         Raises:
             DiskFullError: The disk filled up.
         """
-        left = memoryview("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode())
-        whole = self.file.tell() if self.file.seekable() else None
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         try:
-            while left:  # one call writes all, unless the disk is nearly full: a kill leaves whole lines
-                left = left[self.file.write(left) or 0 :]
+            append_whole(self.file, "".join(lines).encode())
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            with suppress(OSError):
-                self.file.truncate(whole)
             message = f"the disk filled up after {self.rows:,} rows"
             remedy = "Free some space, or evaluate without --output."
             raise DiskFullError(message, where=str(self.path), remedy=remedy) from error
@@ -72,6 +69,7 @@ def check_rows_file(path: Path, data: str | None, *, overwrite: bool) -> None:
         raise DataError("is a folder", where=where, key=KEY, remedy="Name a file in it.")
     if not path.parent.is_dir():
         raise DataError(f"there is no folder {path.parent}", where=where, key=KEY, remedy="Make it first.")
+    refuse_another_type(path)
     if not path.exists():
         return
     if data is not None and (read := Path(data).expanduser()).exists() and path.samefile(read):

@@ -145,8 +145,14 @@ def _chosen(task: Task, method: Method, model: str, found: Acquaintance | None) 
         return Start(task, method, model, train, row_format, positions=most)
     return Start(
         task, method, model, found.path, found.fit.format, found.fit.columns, found.rows, found.longest_tokens, most,
-        found.languages, found.labels,
+        found.languages, found.labels, _is_prefixed(model),
     )  # fmt: skip
+
+
+def _is_prefixed(model: str) -> bool:
+    """Whether a model was trained with words before each source; one that is elsewhere is told by its name."""
+    family = FAMILIES.get(str(_architecture(model).get("model_type")))
+    return "t5" in model.lower() if family is None else family.prefixed
 
 
 def _check_model(model: str, task: Task) -> None:

@@ -46,6 +46,7 @@ class Family:
         scales_if: The config's flag that scales the decoder's last hidden states by 1 / √hidden_size.
         logits_bias: The model's attribute `[1, vocab]` that is added to the logits.
         spare_positions: Positions of the learned table that no token takes, so that rows are that much shorter.
+        prefixed: Its models were trained with words before each source that say what to do.
         stable_in_float16: Its trained models compute in float16 without overflow; those for which this is False
             vLLM refuses in float16 too.
         same_input: Linear modules side by side that are given the same tensor, in the order of their calls. Training
@@ -67,6 +68,7 @@ class Family:
     scales_if: str | None = None
     logits_bias: str | None = None
     spare_positions: int = 0
+    prefixed: bool = False
     stable_in_float16: bool = True
     same_input: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
@@ -136,7 +138,10 @@ TABLE = (
     Family("seed_oss"),
     Family("arcee", mlp=("up_proj", "down_proj")),
     Family("mixtral", mlp=(), experts="mlp.experts", packs=False),
-    _two_stacks("t5", "encoder.block", "decoder.block", T5, scales_if="scale_decoder_outputs", stable_in_float16=False),
+    _two_stacks(
+        "t5", "encoder.block", "decoder.block", T5,
+        scales_if="scale_decoder_outputs", prefixed=True, stable_in_float16=False,
+    ),
     _two_stacks("mt5", "encoder.block", "decoder.block", T5, stable_in_float16=False),
     _two_stacks("bart", "model.encoder.layers", "model.decoder.layers", BART, logits_bias="final_logits_bias"),
     _two_stacks("mbart", "model.encoder.layers", "model.decoder.layers", BART, logits_bias="final_logits_bias"),

@@ -266,8 +266,9 @@ def parameter_count(model: nn.Module) -> int:
 def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple[str, ...]:
     """The modules of a classifier's head that are new: those that the files lack.
 
-    The one that decides between the classes is new too where the files have it for other classes, or do not say for
-    which: it would begin with what is right for others.
+    The one that decides between the classes is new too where the files have it for other classes: it would begin with
+    what is right for others. Of two classes that have transformers' own names, `LABEL_0` and `LABEL_1`, a config.json
+    says nothing.
 
     Args:
         folder: The base's files.
@@ -277,7 +278,8 @@ def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple
     headers = read_headers(folder)
     expected = expected_tensors(meta_model(config))
     named = written_config(folder / "config.json").get("id2label")
-    other_classes = not isinstance(named, Mapping) or in_order(named) != class_names(config)
+    known = in_order(named) if isinstance(named, Mapping) else class_names(PreTrainedConfig())
+    other_classes = known != class_names(config)
     return tuple(
         module
         for module in family.classifier

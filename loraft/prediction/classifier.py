@@ -194,7 +194,13 @@ def refuse_no_classifier(found: Target, labels: Sequence[str], target: str | Non
 
 
 def _refuse_no_choice(found: Target, labels: Sequence[str], called: str) -> None:
-    """Softmax would make 100 % of the one number of a regression, and share one text among classes that all hold."""
+    """Softmax would make 100 % of the one number of a regression, and share one text among classes that all hold.
+
+    Of two classes of one name one would get lost.
+    """
+    if twice := sorted({name for name in labels if labels.count(name) > 1}):
+        message = f"{called} has several classes of the name {', '.join(twice)}"
+        raise ModelError(message, where="TARGET", remedy="Give them names of their own: id2label in its config.json.")
     problem_type = None if found.adapters else load_any_config(found.model_section).problem_type
     if len(labels) == 1 or problem_type == "regression":
         message = f"{called} gives a text a number, not one of several classes"

@@ -157,7 +157,8 @@ def predict_rows(
                 file.append(list(zip(rows[file.rows : window.stop], predicted, strict=True)))
                 observer(Progress("rows classified", file.rows, len(rows)))
     if cut:
-        observer(Note(f"{cut} texts are longer than the model's {classifier.context} positions, and were cut to them"))
+        many = "1 text is" if cut == 1 else f"{cut:,} texts are"
+        observer(Note(f"{many} longer than the model's {classifier.context} positions, and cut to them"))
     return PredictedFile(output, len(rows), held, cut, dict(given.most_common()), perf_counter() - begun)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraft.config.schema import RunConfig
 from loraft.data.examples import Example
-from loraft.data.labelled import LabelRenderer
+from loraft.data.labelled import LabelRenderer, class_called
 from loraft.data.rendering import RowRenderer
 from loraft.errors import Problem
 
@@ -28,12 +28,13 @@ def class_weight_problems(config: RunConfig, renderer: RowRenderer) -> list[Prob
     if not isinstance(given, dict) or not isinstance(renderer, LabelRenderer):
         return []
     problems = []
-    if unknown := [name for name in given if name not in renderer.labels]:
+    called = {name: class_called(name, renderer.labels) for name in given}
+    if unknown := [name for name, number in called.items() if number is None]:
         classes = ", ".join(renderer.labels)
         problems.append(
             Problem(f"there is no class {', '.join(unknown)}", key=KEY, remedy=f"The classes are {classes}.")
         )
-    if missing := [name for name in renderer.labels if name not in given]:
+    if missing := [name for number, name in enumerate(renderer.labels) if number not in called.values()]:
         problems.append(
             Problem(f"{', '.join(missing)} has no weight", key=KEY, remedy="Give each class one; 1 is plain.")
         )
@@ -49,7 +50,8 @@ def class_weights(config: RunConfig, labels: Sequence[str], examples: Sequence[E
     if given is None:
         return None
     if isinstance(given, dict):
-        return torch.tensor([given[name] for name in labels])
+        weights = {class_called(name, labels): weight for name, weight in given.items()}
+        return torch.tensor([weights[number] for number in range(len(labels))])
     counts = Counter(example.labels[0] for example in examples)
     total = sum(counts.values())
     return torch.tensor([total / (len(labels) * counts[i]) if counts[i] else 1.0 for i in range(len(labels))])

@@ -6,14 +6,13 @@ It refuses to know what a step is (`loop`) and what was decided before (`plan`).
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,25 +24,26 @@ import loraft
 from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
-from loraft.config.files import load_config
-from loraft.config.schema import idle_keys
+from loraft.config.schema import DataSection, idle_keys
+from loraft.data.identity import contents_of
 from loraft.data.labelled import LabelRenderer
-from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
+from loraft.data.sources import sources_of
 from loraft.models.attention import ROWS
 from loraft.models.disk import disk_errors
 from loraft.models.exhaustion import memory_errors
 from loraft.models.families import TRAINED_FOR
 from loraft.models.loading import LoadedModel, load_model
 from loraft.models.norms import give_own_backward
-from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, restore_rng, verified
+from loraft.training.checkpoint import verified
 from loraft.training.class_weights import class_weights
 from loraft.training.events import Note, Observer, Saved
-from loraft.training.loop import Fit, RunState, all_trained, fit
+from loraft.training.loop import Fit, RunState, fit
 from loraft.training.loss import LabelLoss, Loss, TargetLoss
 from loraft.training.memory import peak_bytes
-from loraft.training.optim import build_optimizer, restore_optimizer
+from loraft.training.optim import build_optimizer
 from loraft.training.plan import RunPlan
-from loraft.training.run_folder import RunFolder, differences
+from loraft.training.resuming import refuse_another_base, refuse_another_run, resumed, weights_in
+from loraft.training.run_folder import RunFolder
 from loraft.training.tracking import tracked
 
 __all__ = ["TrainResult", "fit_of", "prepared_model", "run_plan"]
@@ -118,17 +118,17 @@ def run_plan(
     for note in plan.notes:
         observer(Note(note))
     if resume and not resume_anyway:
-        _refuse_another_run(plan, folder)
+        refuse_another_run(plan, folder)
     with _memory_errors(plan), disk_errors(folder.path, remedy="free some space and go on with --resume"):
         adapted = prepared_model(plan)
         if resume and not resume_anyway:
-            _refuse_another_base(folder, adapted.loaded)
+            refuse_another_base(folder, adapted.loaded)
         if overwrite:
             folder.empty()
         with tracked(observer, plan.config, folder.path) as told:
             state = RunState()
             run = fit_of(plan, folder, adapted, told, answerer, state)
-            if not (resume and _resumed(run, state)):
+            if not (resume and resumed(run, state)):
                 folder.cut_back({})
                 _describe(plan, folder, adapted.loaded, command)
             elif resume_anyway:
@@ -253,106 +253,17 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
             "revision": plan.config.model.revision,
             "fingerprint": loaded.fingerprint,
         },
-        "data": {"fingerprint": plan.data.fingerprint},
+        "data": {"fingerprint": plan.data.fingerprint} | _contents(plan.config.data),
         "command": [shown(word) for word in command],
         "platform": sys.platform,
     }
     folder.describe(plan.config.model_copy(update={"training": named}), manifest)
 
 
-def _refuse_another_run(plan: RunPlan, folder: RunFolder) -> None:
-    """Compare config and data with those that the run in the folder was begun with, where it has come to a checkpoint.
-
-    Before the first checkpoint there may be no manifest yet, and nothing was trained on its rows.
-    """
-    found, begun = [], bool(checkpoints(folder.checkpoints))
-    if folder.config.exists():
-        try:
-            before = load_config(folder.config).model_dump(mode="json")
-            found = differences(before, plan.config.model_dump(mode="json"))
-        except ConfigError:
-            found = ["its config.yaml was damaged"]
-    elif begun:
-        found = ["its config.yaml was lost"]
-    recorded = _recorded(folder, "data")
-    if recorded is None and begun:
-        found.append("its manifest.json was lost or damaged, which tells rows and base")
-    elif recorded not in (None, plan.data.fingerprint):
-        found.append("the rows are not the same, or do not become the same tokens")
-    _refuse(found, folder)
-
-
-def _refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:
-    if _recorded(folder, "base") not in (None, loaded.fingerprint):
-        _refuse(["the base's weights are not the same"], folder)
-
-
-def _refuse(found: Sequence[str], folder: RunFolder) -> None:
-    if found:
-        remedy = "undo the change, take it on with --resume-anyway, or begin anew with another training.output_dir"
-        problems = [Problem(f"since the run was begun, {text}", where=str(folder.path)) for text in found]
-        raise RunFolderError.several([*problems[:-1], replace(problems[-1], remedy=remedy)])
-
-
-def _recorded(folder: RunFolder, part: str) -> str | None:
-    """The fingerprint of `part` in the run's manifest; None where there is none to compare with."""
-    try:
-        fingerprint: str = json.loads(folder.manifest.read_text(encoding="utf-8"))[part]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return fingerprint
-
-
-def _resumed(run: Fit, state: RunState) -> bool:
-    """Put everything back as the newest good checkpoint has it; False when there is none."""
-    clear_up(run.folder.checkpoints)
-    newest, damaged = newest_checkpoint(run.folder.checkpoints)
-    for text in damaged:
-        run.observer(Note(text))
-    if newest is None:
-        run.observer(Note("there is no checkpoint to go on from: the run begins at step 0"))
-        return False
-    checkpoint = load_checkpoint(newest)
-    _restore_weights(run, newest)
-    if checkpoint.state.get("optim", run.settings.optim) == run.settings.optim:
-        restore_optimizer(run.optimizer, checkpoint.optimizer, checkpoint.optimizer_numbers)
-    else:
-        run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
-    run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
-    for field in fields(RunState):
-        setattr(state, field.name, checkpoint.state.get(field.name, getattr(state, field.name)))
-    patience = run.settings.early_stopping_patience
-    state.finished = all_trained(run, state) or (patience is not None and state.worse >= patience)
-    run.folder.cut_back(checkpoint.state["files"])
-    restore_rng(checkpoint.rng)
-    run.observer(Note(f"going on from {newest.name}"))
-    return True
-
-
-def _restore_weights(run: Fit, folder: Path) -> None:
-    """Put the weights of a checkpoint back.
-
-    Raises:
-        RunFolderError: What is trained now has another form.
-    """
-    place = _weights_in(run, folder)
-    try:
-        if not place.is_dir():
-            raise AdapterError("it was trained by another method")
-        restore(run.adapted, place)
-    except AdapterError as error:
-        first, *others = error.problems
-        more = f", and {len(others)} more of the kind" if others else ""
-        raise RunFolderError(
-            f"{folder.name} has not what is trained now: {first.message}{more}",
-            where=str(run.folder.path),
-            remedy="undo the change, or begin anew with another training.output_dir",
-        ) from error
-
-
-def _weights_in(run: Fit, folder: Path) -> Path:
-    """Where the weights of a checkpoint or a run lie."""
-    return folder / ("model" if run.adapted.method == "full" else "adapter")
+def _contents(data: DataSection) -> dict[str, Sequence[str | None]]:
+    """What the sources are, by which a later evaluation knows whether they are still the same."""
+    train, held_out = (contents_of(part, streaming=data.streaming) for part in sources_of(data))
+    return {"train": train, "eval": held_out}
 
 
 def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
@@ -361,12 +272,14 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
     best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
     wanted = run.settings.early_stopping_patience is not None and state.best_step not in (None, step)
     if wanted and verified(best):
-        restore(run.adapted, _weights_in(run, best))
+        restore(run.adapted, weights_in(run, best))
         step = state.best_step or step
         state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
     elif wanted:
         run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
+    elif state.best_step not in (None, step) and best.is_dir():
+        run.observer(Note(f"the weights of step {step} are saved; those of the best evaluation are {best}"))
     saved = _save_weights(run.adapted, run.folder.path, plan, state)
     run.observer(Saved(step, saved))
     return saved, step

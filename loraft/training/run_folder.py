@@ -31,7 +31,10 @@ __all__ = [
 ]
 
 RUNS = Path("runs")
-LOCK, BESIDE, TRACKERS = ".lock", ".beside", "trackers"
+LOCK = ".lock"
+BESIDE = ".beside"
+"""What a file is written as before it gets its name."""
+TRACKERS = "trackers"
 OURS = frozenset({LOCK, BESIDE, TRACKERS})
 """What a run that was stopped before it began may have left."""
 FREE_TO_CHANGE = frozenset(

@@ -136,7 +136,9 @@ def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
 def _head_notes(run: RunConfig, new: Sequence[str]) -> Iterator[str]:
     """What there is to say about where a classifier's head begins."""
     base = load_any_config(run.model)
-    if not new:
+    if run.method != "full" and run.lora.start_from is not None:
+        yield "the head for classes is that of lora.start_from, and training goes on with it"
+    elif not new:
         yield "the base has a head for these classes, and training goes on with it"
     elif is_classifier(base):
         classes = ", ".join(class_names(base))

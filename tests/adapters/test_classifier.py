@@ -126,7 +126,12 @@ def test_start_from_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> 
     """As many classes under other names: the head would begin with what is right for others."""
     trained(classifier_config(tmp_path), tmp_path / "saved")
     start = {"lora__start_from": str(tmp_path / "saved")}
-    prepared_model(plan_run(classifier_config(tmp_path, **start)))
+    plan = plan_run(classifier_config(tmp_path, **start))
+    prepared_model(plan)
+    told = [
+        note for note in plan.notes if "head for classes" in note
+    ]  # it said that the head begins with random numbers
+    assert told == ["the head for classes is that of lora.start_from, and training goes on with it"]
     with pytest.raises(Refused) as error:  # by check too
         plan_run(classifier_config(tmp_path, **start, data__labels=LABELS[::-1]))
     assert "data.labels" in [problem.key for problem in error.value.problems]
@@ -207,11 +212,25 @@ def test_the_names_of_classes_follow_their_numbers_not_the_file(tmp_path: Path) 
     assert new_modules(folder, as_classifier, TRAINED_FOR["seq_cls"]["bert"]) == ()
 
 
+def test_two_classes_without_names_are_told_apart(tmp_path: Path) -> None:
+    """Transformers writes no id2label where it has its own names; the head was said to be lacking."""
+    folder = classifier_of(tmp_path)
+    assert "id2label" not in json.loads((folder / "config.json").read_text())
+    opened = open_classifier(str(folder), dtype="float32")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    (row,) = opened.tokens(TEXTS[:1])
+    with torch.no_grad():
+        theirs = model(input_ids=torch.tensor([row.ids])).logits
+    assert opened.labels == ("LABEL_0", "LABEL_1")
+    torch.testing.assert_close(opened.logits([row]), theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
         ({"num_labels": 1}, "gives a text a number"),
         ({"num_labels": 3, "problem_type": "multi_label_classification"}, "may hold of one text"),
+        ({"id2label": {0: "x", 1: "x"}}, "several classes of the name x"),
     ],
 )
 def test_a_head_that_chooses_no_class_is_refused(tmp_path: Path, sizes: dict[str, Any], message: str) -> None:

@@ -103,6 +103,17 @@ def test_c43_an_absolute_path_in_an_adapter_of_somebody_else_is_looked_at_as_a_p
         resolve_target("a")
 
 
+def test_c43_two_paths_of_one_folder_are_one_base(here: Path) -> None:
+    """An adapter of peft's has the whole path of its base; to give that base by a shorter one was refused."""
+    make_model(here / "models/base")
+    make_adapter(here / "a", str(here / "models/base"))
+    found = resolve_target("models/base", ["a"])
+    assert (found.base, found.notes) == ("models/base", ())
+    make_model(here / "models/other")
+    with pytest.raises(AdapterError, match="--base-model models/other"):
+        resolve_target("models/other", ["a"])
+
+
 def test_c23_a_base_that_is_gone_is_told_with_what_to_do(here: Path) -> None:
     make_adapter(here / "a", base="/nowhere/base")
     with pytest.raises(AdapterError, match=r"names the base /nowhere/base(.|\n)*--base-model"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loraft import __version__
+from loraft.__main__ import main
 from tests.cli.conftest import Loraft
 
 ROOT = Path(__file__).parents[2]
@@ -96,3 +97,16 @@ def test_help_and_errors_are_instant(arguments: list[str], limit: float) -> None
         subprocess.run([sys.executable, "-m", "loraft", *arguments], cwd=ROOT, capture_output=True, check=False)
         seconds.append(time.perf_counter() - began)
     assert min(seconds) < limit
+
+
+def test_ctrl_c_before_a_command_has_begun_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loraft.cli.app.app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "stopped.\n"

@@ -123,7 +123,7 @@ def test_a_writer_of_rows_with_a_label_says_which_task_takes_it(place: Path) -> 
     save_tiny(place / "llama")
     done = loraft("evaluate", "llama", "--data", "topics.jsonl", "--metrics", "loss", cwd=place)
     assert done.returncode == 0, done.stderr
-    assert "read as text alone: task seq_cls takes them" in " ".join(done.stderr.split())
+    assert "as rows of text: label; task seq_cls reads a text with its label" in " ".join(done.stderr.split())
 
 
 def test_more_classes_than_a_screen_holds_are_told_by_their_mistakes(place: Path) -> None:

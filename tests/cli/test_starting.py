@@ -185,6 +185,27 @@ def test_what_is_found_in_the_rows_stands_in_the_config(here: Path) -> None:
     assert config.data.eval is None
 
 
+@pytest.mark.parametrize(
+    ("model", "prefix"),
+    [("tiny-t5", True), ("marian", False), ("google/flan-t5-base", True), ("facebook/nllb-200-distilled-600M", False)],
+)
+def test_only_t5_gets_words_before_each_source(here: Path, model: str, prefix: bool) -> None:
+    """A folder tells what it is by its config.json, a model that is elsewhere by its name."""
+    if "/" not in model:
+        Path(model).mkdir()
+        (Path(model) / "config.json").write_text(json.dumps({"model_type": model.removeprefix("tiny-")}))
+    write_rows(Path("rows.jsonl"), [row("translation", n) for n in range(5)])
+    assert init("c.yaml", "--data", "rows.jsonl", "--task", "seq2seq_lm", "--model", model).exit_code == 0
+    assert load_config("c.yaml").data.source_prefix == ("translate English to French: " if prefix else "")
+
+
+def test_columns_may_name_what_lies_inside_a_column(here: Path) -> None:
+    write_rows(Path("rows.jsonl"), [row("translation", n) for n in range(5)])
+    columns = ("--columns", "source=translation.fr,target=translation.en")
+    assert init("c.yaml", "--data", "rows.jsonl", "--task", "seq2seq_lm", *columns).exit_code == 0
+    assert load_config("c.yaml").data.columns == {"source": "translation.fr", "target": "translation.en"}
+
+
 def test_a_path_that_yaml_would_misread_is_quoted(here: Path) -> None:
     name = 'no: rows #1 \'of "mine".jsonl'
     write_rows(Path(name), [row("text", n) for n in range(3)])

@@ -11,6 +11,7 @@ import pytest
 
 from loraft.data.answer_file import check_answer_file, open_answer_file
 from loraft.errors import DataError, DiskFullError
+from tests.data.nearly_full import NearlyFull
 
 ADDED = ("completion", "finish_reason")
 ROWS: list[dict[str, object]] = [{"id": n, "prompt": f"é {n}\n{{}}\u2028"} for n in range(5)]
@@ -88,6 +89,8 @@ def test_a_file_that_cannot_be_is_refused(tmp_path: Path) -> None:
     questions = tmp_path / "q"
     questions.write_text("{}")
     for path, message in (
+        (tmp_path / "o.csv", r"as JSON Lines, not as .csv(.|\n)*Name it o.jsonl"),
+        (Path("/dev/null"), "is no ordinary file"),
         (tmp_path, "is a folder"),
         (tmp_path / "no/o", "there is no folder"),
         (questions, "is the file of the rows themselves"),
@@ -118,6 +121,17 @@ def test_a_full_disk_is_told_with_what_is_there(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr("os.fsync", full)
         with pytest.raises(DiskFullError, match=r"after 1 rows(.|\n)*the same command goes on"):
             file.append([(ROWS[1], ("b", "stop"))])
+
+
+def test_a_disk_that_fills_up_in_a_row_leaves_whole_rows(tmp_path: Path) -> None:
+    with open_answer_file(tmp_path / "o", ROWS, ADDED, "model", overwrite=False) as file:
+        file.append([(ROWS[0], ("a", "stop"))])
+        file.file = NearlyFull(file.file)  # type: ignore[assignment]
+        with pytest.raises(DiskFullError, match="after 1 rows"):
+            file.append([(ROWS[1], ("b", "stop"))])
+    assert (tmp_path / "o").read_bytes() == written(tmp_path / "one", 1).replace("answer 0 ü".encode(), b"a")
+    with open_answer_file(tmp_path / "o", ROWS, ADDED, "model", overwrite=False) as file:
+        assert file.rows == 1
 
 
 def test_what_json_does_not_know_is_its_text(tmp_path: Path) -> None:

@@ -70,6 +70,14 @@ def test_true_is_one_class_however_a_file_spells_it(tokenizer: PreTrainedTokeniz
     assert classes(apart) == [0, 1]
 
 
+def test_a_whole_number_that_pandas_made_decimal_is_told_with_what_to_write(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    for label, remedy in ((1.0, "Write 1: pandas"), ("2.0", "Write 2: pandas"), (0.5, "regression")):
+        with pytest.raises(DataError, match=remedy):
+            prepared(tokenizer, write(tmp_path / "t.jsonl", rows(label, "late", "fine")))
+
+
 def test_classes_that_differ_in_case_alone_are_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     notes = prepared(tokenizer, write(tmp_path / "t.jsonl", rows("Late", "late", "fine"))).report.notes
     assert "Late and late are 2 classes, and differ in upper and lower case alone" in notes
@@ -182,6 +190,16 @@ def test_a_pair_is_cut_from_the_longer_text_and_stays_closed(
     assert len(example.input_ids) == 16
     assert example.input_ids[-len(late) - 2 :] == [end, *late, end]
     assert example.labels == [1]
+
+
+def test_pairs_that_run_together_are_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Most decoders' tokenizers put nothing between two texts: "late" and "fine" become "latefine"."""
+    pairs = write(tmp_path / "p.jsonl", [{**row, "text_pair": "b"} for row in rows("late", "fine")])
+    singles = write(tmp_path / "s.jsonl", rows("late", "fine"))
+    plain = tiny_tokenizer()
+    assert "puts nothing between" in "".join(prepared(plain, pairs).renderer.notes)
+    assert not prepared(plain, singles).renderer.notes
+    assert not prepared(tokenizer, pairs).renderer.notes
 
 
 def test_the_renderer_marks_the_class(tokenizer: PreTrainedTokenizerFast) -> None:

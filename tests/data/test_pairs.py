@@ -130,6 +130,13 @@ def test_a_language_that_is_not_there_names_near_ones(
     assert source in (caught.value.problems[0].remedy or "")
 
 
+@pytest.mark.parametrize(("name", "near"), [("nllb", "eng_Latn"), ("mbart50", "en_XX"), ("mbart25", "en_XX")])
+def test_a_language_by_its_short_name_is_told_its_code(name: str, near: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        PairRenderer.for_tokenizer(MULTILINGUAL[name][0](tmp_path), source_lang="en", target_lang="fr")
+    assert caught.value.problems[0].remedy == f"Codes look like {near}."
+
+
 def t5() -> PreTrainedTokenizerBase:
     return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *unigrams()[4:]], extra_ids=0)
 

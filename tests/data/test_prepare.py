@@ -56,6 +56,9 @@ def test_columns_that_nothing_is_read_from_are_told_once(tokenizer: PreTrainedTo
     ]
     chats = write(tmp_path / "c.jsonl", [{**row(), "system": "Be kind.", "tools": None}])
     assert f"not read in {chats}, as rows of messages: system" in prepared(tokenizer, chats).report.notes
+    (tmp_path / "pandas.csv").write_text(",text\n0,late\n")
+    of_pandas = str(tmp_path / "pandas.csv")  # its index has no name
+    assert prepared(tokenizer, of_pandas).report.notes == (f"not read in {of_pandas}, as rows of text: (no name)",)
     renamed = write(tmp_path / "d.jsonl", [{"body": "late"}])
     assert not prepared(tokenizer, renamed, columns={"text": "body"}).report.notes
 

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from loraft.config.schema import RunConfig
+from loraft.config.schema import DataSource, RunConfig
 from loraft.data.formats import Conversation, Message, to_record
 from loraft.data.prepare import PreparedData, prepare
-from loraft.data.records import Row
+from loraft.data.records import Row, read_rows
 from loraft.data.tokenize import Renderer
 from loraft.errors import DataError
 from tests.data.chats import CHATS, IM, tokenizer_for, tokenizer_of
@@ -122,6 +124,19 @@ def test_chatml_prints_what_a_tool_says() -> None:
     assert trained_parts(renderer, example) == ["Yes.<|im_end|>", "Yes.<|im_end|>"]
 
 
+def test_calls_in_parquet_have_the_arguments_that_they_were_given(tmp_path: Path) -> None:
+    """Arrow gives the arguments of each call the names of all of them; a null would be learned as an argument."""
+    path = tmp_path / "a.parquet"
+    other = {"type": "function", "function": {"name": "time", "arguments": {"zone": "CET"}}}
+    turns = [TURNS[0], {**TURNS[1], "tool_calls": [CALL, other]}, *TURNS[2:]]
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns, "tools": json.dumps([TOOL])}]), path)
+    (row,) = read_rows(DataSource(path=str(path))).rows
+    record = to_record(row, "messages", {})
+    assert isinstance(record, Conversation)
+    assert record.messages[1].more == {"tool_calls": [CALL, other]}
+    assert record.tools == (TOOL,)
+
+
 AS_TEXT = HERMES.replace("(call.function | tojson)", "call.function.name + call.function.arguments")
 """As DeepSeek has it: arguments are text, and an object is a TypeError."""
 
@@ -137,6 +152,14 @@ def test_arguments_are_an_object_or_text_as_the_template_takes_them(
     call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
     said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
     assert trained_parts(renderer, renderer.example(said, "here"))[0] == called
+
+
+def test_a_call_without_arguments_gets_none() -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    call = {"type": "function", "function": {"name": "weather"}}
+    said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
+    trained = trained_parts(renderer, renderer.example(said, "here"))[0]
+    assert trained == '<tool_call>{"name": "weather"}</tool_call><|im_end|>'
 
 
 def test_arguments_that_are_no_json_stay_as_they_are() -> None:
@@ -158,6 +181,10 @@ def test_what_was_thought_is_trained_or_refused_where_the_template_never_prints_
     said = conversation(messages=rows, tools=None)
     renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=THINKS))
     assert trained_parts(renderer, renderer.example(said, "here")) == ["<think>wet</think>Yes.<|im_end|>"]
+    called = conversation(messages=[rows[0], {**rows[1], "tool_calls": [CALL]}], tools=None)
+    thinks_alone = THINKS.partition("{%- for call in")[0] + "{%- endif %}{%- endfor %}"
+    with pytest.raises(DataError, match="prints no calls of tools"):
+        Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=thinks_alone)).example(called, "here")
     forgets = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
     with pytest.raises(DataError, match="the chat template prints no reasoning_content, and the row has it"):
         forgets.example(said, "here")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
-from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from loraft.errors import DataError, DiskFullError
 from loraft.evaluation.rows_file import check_rows_file, open_rows_file
+from tests.data.nearly_full import NearlyFull
 
 
 def test_rows_are_there_before_the_file_is_closed(tmp_path: Path) -> None:
@@ -64,21 +62,3 @@ def test_a_disk_that_fills_up_in_a_row_leaves_whole_rows(tmp_path: Path) -> None
         with pytest.raises(DiskFullError, match="the disk filled up after 1 rows"):
             file.append([{"a": 2}, {"a": 3}])
     assert (tmp_path / "o.jsonl").read_text() == '{"a": 1}\n'
-
-
-class NearlyFull:
-    """A file on a disk that takes five more bytes."""
-
-    def __init__(self, file: FileIO) -> None:
-        self._file, self._room = file, 5
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def write(self, data: memoryview) -> int:
-        """Writes what there is room for."""
-        if not self._room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written = self._file.write(data[: self._room])
-        self._room -= written
-        return written

@@ -267,3 +267,10 @@ def test_a_row_that_the_template_refuses_is_named(place: Path, tmp_path: Path) -
             options=OPTIONS,
             observer=lambda _: None,
         )
+
+
+def test_a_language_that_a_row_lacks_is_told_by_the_option_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"translation": {"de": "hallo"}}\n')
+    with pytest.raises(DataError, match=r"has no text in en \(--source-lang\); it has de"):
+        read_questions(path, lambda: "en")

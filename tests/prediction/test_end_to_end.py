@@ -60,6 +60,7 @@ def test_a_classifier_is_trained_asked_merged_and_asked_again(tmp_path: Path, mo
     assert "accuracy" in trained.stderr
     assert "rows read" in trained.stdout
     assert "trained tokens" not in trained.stdout
+    assert "perplexity" not in trained.stdout
     if method != "full":
         assert {"classifier", "score"}.intersection(checked["adapter"]["trained_whole"])
     measured = [line for line in lines(tmp_path / "run/metrics.jsonl") if "eval_loss" in line]

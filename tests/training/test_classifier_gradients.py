@@ -10,13 +10,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from loraft.config.schema import RunConfig
 from loraft.data.batches import Layout, collate_rows
+from loraft.data.labelled import LabelRenderer
 from loraft.models.classifying import class_logits
 from loraft.models.families import TRAINED_FOR
-from loraft.training.class_weights import class_weights
+from loraft.training.class_weights import class_weight_problems, class_weights
 from loraft.training.evaluation import class_figures
 from loraft.training.loss import LabelLoss
-from tests.tiny import tiny_sizes
+from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import recorded, tiny_fit
 from tests.training.classifiers import LABELS, SOME, classifier_config
 
@@ -160,3 +162,16 @@ def test_the_best_checkpoint_may_be_chosen_by_accuracy(tmp_path: Path) -> None:
         scores = [(e.loss, e.figures["accuracy"], e.step) for e in told if type(e).__name__ == "Evaluated"]  # type: ignore[attr-defined]
         best = min(scores, key=lambda s: (s[0] if metric == "loss" else -s[1], s[2]))
         assert state.best_step == best[2]
+
+
+def test_the_weight_of_true_is_that_of_the_class_however_it_is_spelled() -> None:
+    """YAML reads True as the boolean true, and a CSV of Python's has True."""
+    given = {"true": 3.0, "False": 1.0}
+    data = {"train": "x", "eval": None}
+    values = {"task": "seq_cls", "model": {"name_or_path": "x"}, "data": data, "training": {"class_weights": given}}
+    config = RunConfig.model_validate(values)
+    renderer = LabelRenderer(tiny_tokenizer(), ("False", "True"))
+    assert class_weight_problems(config, renderer) == []
+    weights = class_weights(config, renderer.labels, [])
+    assert weights is not None
+    assert weights.tolist() == [1, 3]

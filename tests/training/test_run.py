@@ -120,6 +120,15 @@ def test_a_killed_run_forgets_what_was_logged_after_its_checkpoint(tmp_path: Pat
     ).read_bytes()
 
 
+def test_a_kill_before_older_checkpoints_are_removed_leaves_none_too_many(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    done = api.train(config_of(tmp_path, "run", training__save_total_limit=1)).run_folder / "checkpoints"
+    kept = sorted(path.name for path in done.iterdir())
+    shutil.copytree(done / "step-000007", done / "step-000002")
+    api.train(config_of(tmp_path, "run", training__save_total_limit=1), resume=True)
+    assert sorted(path.name for path in done.iterdir()) == kept
+
+
 def test_c30_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     done = api.train(config_of(tmp_path, "run"))
@@ -268,6 +277,26 @@ def test_c33_what_cannot_be_compared_any_more_is_told(tmp_path: Path, name: str,
     assert api.train(config_of(tmp_path, "run"), resume_anyway=True).steps == 7
 
 
+def test_a_signal_between_sample_prompts_leaves_the_evaluation_owed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_config(tmp_path)
+    prompts = {"training__sample_prompts": ["the order", "is late"], "generation": {"max_new_tokens": 2}}
+    whole = api.train(config_of(tmp_path, "whole", **prompts))
+
+    def stopping(*_: object) -> Any:
+        return lambda _: os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(api, "_answerer", stopping)
+        with pytest.raises(Stopped, match="stopped at step 3 of 7"):
+            api.train(config_of(tmp_path, "stopped", **prompts))
+    again = api.train(config_of(tmp_path, "stopped", **prompts), resume=True)
+    assert metrics(again.run_folder) == metrics(whole.run_folder)
+    name = "samples.jsonl"
+    assert (again.run_folder / name).read_text() == (whole.run_folder / name).read_text()
+
+
 def test_c33_changed_rows_are_noticed_and_can_be_taken_on(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     with pytest.raises(Stopped):
@@ -392,6 +421,7 @@ def test_the_manifest_tells_versions_and_fingerprints_and_no_absolute_path(tmp_p
     result = api.train(config_of(tmp_path, "run"), command=["loraft", "train", str(tmp_path / "config.yaml")])
     manifest = json.loads((result.run_folder / "manifest.json").read_text())
     assert manifest["base"]["fingerprint"].startswith("sha256:")
+    assert [len(content) for content in manifest["data"]["train"]] == [64]
     assert manifest["command"] == ["loraft", "train", "config.yaml"]
     assert str(tmp_path) not in (result.run_folder / "manifest.json").read_text()
     assert str(tmp_path) not in (result.saved / "README.md").read_text()

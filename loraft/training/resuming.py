@@ -1,0 +1,130 @@
+"""Going on with a run: whether it is still the same one, and everything put back as its newest checkpoint has it.
+
+This module knows what a run's folder tells of what it was begun with. It refuses to know how a run begins and ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+from loraft.adapters.store import restore
+from loraft.config.files import load_config
+from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
+from loraft.models.loading import LoadedModel
+from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, prune, restore_rng
+from loraft.training.events import Note
+from loraft.training.loop import Fit, RunState, all_trained
+from loraft.training.optim import restore_optimizer
+from loraft.training.plan import RunPlan
+from loraft.training.run_folder import RunFolder, differences
+
+__all__ = ["refuse_another_base", "refuse_another_run", "resumed", "weights_in"]
+
+
+def refuse_another_run(plan: RunPlan, folder: RunFolder) -> None:
+    """Compare config and data with those that the run in the folder was begun with, where it has come to a checkpoint.
+
+    Before the first checkpoint there may be no manifest yet, and nothing was trained on its rows.
+
+    Raises:
+        RunFolderError: They differ, or can no longer be compared.
+    """
+    found, begun = [], bool(checkpoints(folder.checkpoints))
+    if folder.config.exists():
+        try:
+            before = load_config(folder.config).model_dump(mode="json")
+            found = differences(before, plan.config.model_dump(mode="json"))
+        except ConfigError:
+            found = ["its config.yaml was damaged"]
+    elif begun:
+        found = ["its config.yaml was lost"]
+    recorded = _recorded(folder, "data")
+    if recorded is None and begun:
+        found.append("its manifest.json was lost or damaged, which tells rows and base")
+    elif recorded not in (None, plan.data.fingerprint):
+        found.append("the rows are not the same, or do not become the same tokens")
+    _refuse(found, folder)
+
+
+def refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:
+    """Compare the base's weights with those that the run was begun with.
+
+    Raises:
+        RunFolderError: They are others.
+    """
+    if _recorded(folder, "base") not in (None, loaded.fingerprint):
+        _refuse(["the base's weights are not the same"], folder)
+
+
+def _refuse(found: Sequence[str], folder: RunFolder) -> None:
+    if found:
+        remedy = "undo the change, take it on with --resume-anyway, or begin anew with another training.output_dir"
+        problems = [Problem(f"since the run was begun, {text}", where=str(folder.path)) for text in found]
+        raise RunFolderError.several([*problems[:-1], replace(problems[-1], remedy=remedy)])
+
+
+def _recorded(folder: RunFolder, part: str) -> str | None:
+    """The fingerprint of `part` in the run's manifest; None where there is none to compare with."""
+    try:
+        fingerprint: str = json.loads(folder.manifest.read_text(encoding="utf-8"))[part]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return fingerprint
+
+
+def resumed(run: Fit, state: RunState) -> bool:
+    """Put everything back as the newest good checkpoint has it; False when there is none."""
+    clear_up(run.folder.checkpoints)
+    newest, damaged = newest_checkpoint(run.folder.checkpoints)
+    for text in damaged:
+        run.observer(Note(text))
+    if newest is None:
+        run.observer(Note("there is no checkpoint to go on from: the run begins at step 0"))
+        return False
+    checkpoint = load_checkpoint(newest)
+    _restore_weights(run, newest)
+    if checkpoint.state.get("optim", run.settings.optim) == run.settings.optim:
+        restore_optimizer(run.optimizer, checkpoint.optimizer, checkpoint.optimizer_numbers)
+    else:
+        run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
+    run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
+    for field in fields(RunState):
+        setattr(state, field.name, checkpoint.state.get(field.name, getattr(state, field.name)))
+    patience = run.settings.early_stopping_patience
+    state.finished = all_trained(run, state) or (patience is not None and state.worse >= patience)
+    run.folder.cut_back(checkpoint.state["files"])
+    restore_rng(checkpoint.rng)
+    keep = run.settings.save_total_limit  # a kill may have come between a checkpoint and the removal of older ones
+    prune(run.folder.checkpoints, step=state.step, keep=keep, best_step=state.best_step)
+    done = "the run is finished: its result is saved again from" if state.finished else "going on from"
+    run.observer(Note(f"{done} {newest.name}"))
+    return True
+
+
+def _restore_weights(run: Fit, folder: Path) -> None:
+    """Put the weights of a checkpoint back.
+
+    Raises:
+        RunFolderError: What is trained now has another form.
+    """
+    place = weights_in(run, folder)
+    try:
+        if not place.is_dir():
+            raise AdapterError("it was trained by another method")
+        restore(run.adapted, place)
+    except AdapterError as error:
+        first, *others = error.problems
+        more = f", and {len(others)} more of the kind" if others else ""
+        raise RunFolderError(
+            f"{folder.name} has not what is trained now: {first.message}{more}",
+            where=str(run.folder.path),
+            remedy="undo the change, or begin anew with another training.output_dir",
+        ) from error
+
+
+def weights_in(run: Fit, folder: Path) -> Path:
+    """Where the weights of a checkpoint or a run lie."""
+    return folder / ("model" if run.adapted.method == "full" else "adapter")
