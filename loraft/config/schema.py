@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 __all__ = [
+    "NO_NULL",
     "Allowed",
     "DataSection",
     "DataSource",

@@ -118,8 +118,8 @@ class MemoryPlan:
 
     @property
     def trained_bytes(self) -> int:
-        """The bytes of the trained weights, which a checkpoint holds: as many as their gradients'."""
-        return self.gradients
+        """The bytes of the trained weights, which a checkpoint holds: the adapter's, or as many as the gradients'."""
+        return self.adapter or self.gradients
 
     @property
     def peak_bytes(self) -> int:

@@ -104,7 +104,7 @@ def test_c40_float16_is_refused_with_the_reason(place: Path) -> None:
         (["lora.layers={middle: all}"], ["lora.layers", "encoder"]),
         (["data.on_overlength=split"], ["rows of task seq2seq_lm cannot be split"]),
         (["data.packing=fill", "data.on_overlength=error", "data.max_target_length=2"], ["has a target of"]),
-        (["task=causal_lm"], ["'t5' is an encoder-decoder", "needs a decoder", "seq2seq_lm takes it"]),
+        (["task=causal_lm"], ["'t5' is an encoder-decoder", "needs a decoder", "Write task: seq2seq_lm"]),
     ],
 )
 def test_what_does_not_go_is_refused_and_nothing_is_written(place: Path, words: list[str], messages: list[str]) -> None:
@@ -117,7 +117,7 @@ def test_what_does_not_go_is_refused_and_nothing_is_written(place: Path, words: 
 def test_a_decoder_learns_no_pairs_and_has_no_encoder(tmp_path: Path) -> None:
     place_of(tmp_path, "llama")
     told = refused(loraft("train", "c.yaml", cwd=tmp_path))
-    assert "'llama' is a decoder: task seq2seq_lm needs an encoder-decoder, and causal_lm takes it" in told
+    assert "'llama' is a decoder, and task: seq2seq_lm needs an encoder-decoder Write task: causal_lm" in told
     told = refused(loraft("train", "c.yaml", "task=causal_lm", "lora.layers={encoder: all}", cwd=tmp_path))
     assert "llama has no such stack" in told
 
