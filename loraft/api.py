@@ -36,7 +36,7 @@ from loraft.evaluation.rows_file import check_rows_file
 from loraft.evaluation.tasks import chosen_metrics, known_metrics
 from loraft.evaluation.verification import LEAST_POSITIONS
 from loraft.events import Note, Observer, Progress
-from loraft.generation.answer import Completion
+from loraft.generation.answer import Completion, Ending
 from loraft.generation.batch import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
 from loraft.generation.cache_comparison import CacheComparison, compare_cache
 from loraft.generation.comparing import Compared
@@ -218,6 +218,11 @@ class Answering(Iterator[Token]):
         return self.stream.completion
 
     @property
+    def ending(self) -> Ending | None:
+        """Why the answer ended; None until it has."""
+        return self.stream.ending
+
+    @property
     def trace(self) -> Trace | None:
         """How the answer came about, where that was asked for."""
         _ = self.completion
@@ -314,6 +319,7 @@ def answer_file(
     *,
     prompts: Path,
     output: Path,
+    prompt_column: str | None = None,
     options: AnswerOptions = AS_SAVED,
     batch_size: int = BATCH_SIZE,
     overwrite: bool = False,
@@ -324,6 +330,7 @@ def answer_file(
     Args:
         model: What answers; a name alone is a TARGET.
         prompts: The file of rows with `prompt`, `messages`, `source` or `translation`.
+        prompt_column: What `prompt` is called in it, where it calls it otherwise.
         output: Where each row is written with its `completion`; one that was begun is gone on with.
         options: How they are answered.
         batch_size: How many rows at a time.
@@ -331,12 +338,12 @@ def answer_file(
         observer: Is told how far it is.
 
     Raises:
-        Refused: Before anything is answered, with every bad row.
+        Refused: Before anything is answered, with the first bad rows.
         Failed: While answering; the rows so far are in `output`.
         Stopped: By a signal; the rows so far are in `output`.
     """
     choice = ModelChoice(model) if isinstance(model, str) else model
-    questions = read_questions(prompts, lambda: source_language(choice))
+    questions = read_questions(prompts, lambda: source_language(choice), column=prompt_column)
     check_answer_file(output, [question.row.values for question in questions], prompts, ADDED, overwrite=overwrite)
     session = opened(choice)
     tell(observer, *session.notes, *to_be_told(session, options))
@@ -385,7 +392,6 @@ def evaluate(
     """
     choice = ModelChoice(model) if isinstance(model, str) else model
     rows_from = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
-    asked = None if metrics is None else known_metrics(metrics)
     if output is not None:
         check_rows_file(output, rows_from.path if rows_from is not None else None, overwrite=overwrite)
     found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
@@ -393,6 +399,7 @@ def evaluate(
         message = "there is no adapter to compare with its base"
         raise AdapterError(message, where="--baseline", remedy="Name an adapter or a run that has one as TARGET.")
     purpose = purpose_of(found, choice, baseline=baseline)
+    asked = None if metrics is None else known_metrics(metrics, purpose.task)
     run = run_of(found)
     tell(observer, *about_data(found, run, rows_from))
     source = read_source(run, found.base, rows_from, purpose)

@@ -60,9 +60,14 @@ class Problem:
     key: str | None = None
     remedy: str | None = None
 
+    @property
+    def place(self) -> str:
+        """Where it is and the key, which an override has in its name already."""
+        in_name = self.where is not None and self.where == f"override {self.key}=…"
+        return " ".join(part for part in (self.where, None if in_name else self.key) if part)
+
     def __str__(self) -> str:
-        place = " ".join(part for part in (self.where, self.key) if part)
-        text = f"{place}: {self.message}" if place else self.message
+        text = f"{self.place}: {self.message}" if self.place else self.message
         return f"{text}\n  {self.remedy}" if self.remedy else text
 
     def as_dict(self) -> dict[str, str | None]:

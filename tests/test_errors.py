@@ -63,3 +63,8 @@ def test_one_problem_is_the_errors_text() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_what_a_signal_stopped_exits_with_its_number(number: int, code: int) -> None:
     assert Stopped("stopped", signal_number=number).stopped_exit_code == code
+
+
+def test_an_override_has_its_key_in_its_name_already() -> None:
+    assert str(Problem("must be above 0", "override lora.r=…", "lora.r")) == "override lora.r=…: must be above 0"
+    assert Problem("x", "override data.eval=…", "data.eval[1]").place == "override data.eval=… data.eval[1]"

@@ -28,6 +28,7 @@ from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.adapters.reading import read_adapter
 from loraft.adapters.recorded import Target
+from loraft.adapters.resolve import base_named_by
 from loraft.adapters.working_ahead import working_ahead
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
@@ -140,8 +141,9 @@ def prepare_merge(
         for each, weight in zip(target.adapters, weights, strict=True)
     )
     section = target.model_section
-    labels = classes_of(target)
-    config = load_config(section, FAMILIES, labels)
+    with base_named_by(target):
+        labels = classes_of(target)
+        config = load_config(section, FAMILIES, labels)
     family = family_of(config.model_type, FAMILIES)
     _refuse_overflow(family, dtype)
     folder = resolve(section.name_or_path, section.revision)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from loraft.adapters.names import check_adapter_name
 from loraft.adapters.recorded import AdapterTarget, Target, adapter_in, model_in
 from loraft.errors import AdapterError
 
-__all__ = ["adapter_named", "resolve_target", "resolve_to_look"]
+__all__ = ["adapter_named", "base_named_by", "resolve_target", "resolve_to_look"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
@@ -77,6 +78,24 @@ def resolve_to_look(target: str | None, adapters: Sequence[str] = (), *, base_mo
         alone = _found(target, "TARGET").adapters if target is not None else ()
         found = alone or tuple(_only_adapter(*_named(given, adapters)) for given in adapters)
         return Target("", adapters=found, notes=(error.problems[0].message,))
+
+
+@contextmanager
+def base_named_by(found: Target) -> Iterator[None]:
+    """What is read of a base meanwhile: where the adapter alone names it and it is nowhere, that is said.
+
+    Raises:
+        AdapterError: The Hub does not give the base either.
+    """
+    from loraft.models.sources import NoSuchModelError
+
+    try:
+        yield
+    except NoSuchModelError as error:
+        names_it = [adapter for adapter in found.adapters if adapter.base == found.base]
+        if not names_it:
+            raise
+        raise _no_base(names_it[0], f"names the base {found.base}: {error.problems[0].message}") from error
 
 
 class _NoBaseError(AdapterError):
@@ -171,7 +190,7 @@ def _found(given: str, where: str) -> Target:
         return _from_folder(path, where)
     if os.path.isfile(path) or given.startswith("builtin:"):
         return Target(given)
-    if _is_path(given) or not HUB_ID.fullmatch(given):
+    if _is_no_hub_id(given):
         raise AdapterError(f"there is no file or folder {given}, and it is no Hub id", where=where, remedy=REMEDY)
     fetched = adapter_from_hub(given)
     return adapter_in(fetched) if fetched is not None else Target(given)
@@ -219,13 +238,21 @@ def _from_folder(folder: Path, where: str) -> Target:
 
 def _with_a_base(found: AdapterTarget) -> AdapterTarget:
     """Refuse an adapter whose own base cannot be found; with another base given it does not matter."""
-    gone = _is_path(found.base) and not os.path.exists(os.path.expanduser(found.base))
+    gone = bool(found.base) and _is_no_hub_id(found.base) and not os.path.exists(os.path.expanduser(found.base))
     if found.base and not gone:
         return found
-    what = f"names the base {found.base}, which is not there" if gone else "does not name a base model"
-    raise _NoBaseError(
-        f"adapter_config.json {what}", where=str(found.folder), remedy="Say which one to use: --base-model MODEL."
-    )
+    raise _no_base(found, f"names the base {found.base}, which is not there" if gone else "does not name a base model")
+
+
+def _no_base(adapter: AdapterTarget, what: str) -> _NoBaseError:
+    remedy = "Say which one to use: --base-model MODEL."
+    if adapter.base and not adapter.base.startswith(("/", "~", "builtin:")):
+        remedy += " A relative path is that of the folder where it was trained."
+    return _NoBaseError(f"adapter_config.json {what}", where=str(adapter.folder), remedy=remedy)
+
+
+def _is_no_hub_id(name: str) -> bool:
+    return not name.startswith("builtin:") and (_is_path(name) or not HUB_ID.fullmatch(name))
 
 
 def _is_path(name: str) -> bool:

@@ -24,6 +24,7 @@ from loraft.cli import (
     training,
 )
 from loraft.cli.quiet import hush
+from loraft.cli.slips import Command
 
 __all__ = ["app"]
 
@@ -61,15 +62,17 @@ def _general_options(
         hush()
 
 
-app.command()(starting.init)
-app.command()(training.check)
-app.command()(previewing.preview)
-app.command()(training.train)
-app.command(short_help="Measure a model on rows that it has not learned.")(evaluation.evaluate)
-app.command(short_help="Fold an adapter into its base, and prove the result.")(merging.merge)
-app.command(short_help="Answer prompts with a base, or with what was trained.")(generation.generate)
-app.command()(chat.chat)
-app.command(short_help="Tell the classes of texts, by a trained classifier.")(prediction.predict)
-app.command(short_help="Tell how a model is built, and what an adapter changed.")(inspection.inspect_layers)
-app.command()(setup.schema)
-app.command()(setup.doctor)
+app.command(cls=Command)(starting.init)
+app.command(cls=Command)(training.check)
+app.command(cls=Command)(previewing.preview)
+app.command(cls=Command)(training.train)
+app.command(cls=Command, short_help="Measure a model on rows that it has not learned.")(evaluation.evaluate)
+app.command(cls=Command, short_help="Fold an adapter into its base, and prove the result.")(merging.merge)
+app.command(cls=Command, short_help="Answer prompts with a base, or with what was trained.")(generation.generate)
+app.command(cls=Command)(chat.chat)
+app.command(cls=Command, short_help="Tell the classes of texts, by a trained classifier.")(prediction.predict)
+app.command(cls=Command, short_help="Tell how a model is built, and what an adapter changed.")(
+    inspection.inspect_layers
+)
+app.command(cls=Command)(setup.schema)
+app.command(cls=Command)(setup.doctor)

@@ -44,13 +44,13 @@ from loraft.generation.options import AnswerOptions, ModelChoice
 
 if TYPE_CHECKING:
     from loraft.api import Answering
+    from loraft.generation.answer import Ending
     from loraft.generation.cache_comparison import CacheComparison, Speed
     from loraft.generation.engine import Completion
 
 __all__ = ["generate"]
 
-ENDS = {"stop": "the model ended its answer", "length": "cut at the limit (--max-new-tokens)"}
-ENDS_WITH_STOP_TEXTS = {**ENDS, "stop": "ended by the model or at a stop text"}
+ENDS = {"stop_id": "the model ended its answer", "limit": "cut at the limit (--max-new-tokens)"}
 
 
 @ends_well
@@ -85,6 +85,10 @@ def generate(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever the output holds.")] = False,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option("--prompt-column", metavar="NAME", show_default=False, help="What --input calls prompt."),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="How many prompts at a time, where there are many.")
     ] = 8,
@@ -120,7 +124,11 @@ def generate(
     """
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
+    if target is not None and not prompt and prompts is None:
+        raise typer.BadParameter(f"{target!r} is TARGET, the model: give what it answers by --prompt or --input.")
     _refuse_contradictions(prompt or [], prompts, output, compare=compare, overwrite=overwrite)
+    if prompt_column and prompts is None:
+        raise typer.BadParameter("--prompt-column is about --input, and there is none.")
     if compare and merge:
         raise typer.BadParameter("--compare needs the base without its adapter, and --merge leaves none.")
     many = compare or prompts is not None
@@ -150,7 +158,15 @@ def generate(
         ),
     )
     if prompts is not None and output is not None:
-        answer_file(asked, prompts, output, batch_size=batch_size, overwrite=overwrite, as_json=as_json)
+        answer_file(
+            asked,
+            prompts,
+            output,
+            prompt_column=prompt_column,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            as_json=as_json,
+        )
         return
     texts = _prompt_texts(prompt or [])
     if compare:
@@ -219,7 +235,7 @@ def _stream(asked: Asked, prompt: str, *, trace: bool, layers: bool, use_cache: 
         from loraft.cli.tracing import drawn_trace
 
         print_result(*drawn_trace(stream.trace, stream.completion))
-    _tell_speed(stream.completion, may_be_cut_at_text=bool(asked.options.stop))
+    _tell_end(stream.completion, stream.ending)
     if compared is not None:
         _tell_comparison(compared)
 
@@ -276,13 +292,15 @@ def _write(pieces: Iterable[str], answers: TextIO) -> None:
     answers.flush()
 
 
-def _tell_speed(completion: Completion, *, may_be_cut_at_text: bool) -> None:
+def _tell_end(completion: Completion, ending: Ending | None) -> None:
+    """How many tokens, how fast, and why there are no more."""
     from loraft.cli.figures import as_count
-    from loraft.cli.render import say
+    from loraft.cli.render import printable, say
 
-    speed = _speed(completion)
-    ends = (ENDS_WITH_STOP_TEXTS if may_be_cut_at_text else ENDS)[completion.finish_reason]
-    say((f"{as_count(len(completion.token_ids))} tokens · {speed} · {ends}", "dim"))
+    told = [f"{as_count(len(completion.token_ids))} tokens", _speed(completion)]
+    if ending is not None:
+        told.append(ENDS.get(ending.by) or f"ended at the stop text {printable(repr(ending.text))}")
+    say((" · ".join(told), "dim"), prose=True)
 
 
 def _tell_comparison(compared: CacheComparison) -> None:

@@ -6,7 +6,7 @@ This module knows what goes to which stream. It refuses to know how anything is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +50,16 @@ def answer_several(asked: Asked, prompts: Sequence[str], *, batch_size: int, as_
     sys.stdout.write(shown("\n".join(texts)))
 
 
-def answer_file(asked: Asked, prompts: Path, output: Path, *, batch_size: int, overwrite: bool, as_json: bool) -> None:
+def answer_file(
+    asked: Asked,
+    prompts: Path,
+    output: Path,
+    *,
+    prompt_column: str | None,
+    batch_size: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """The answers in a file, and on standard output what was done."""
     from loraft.cli.progress import view_on
     from loraft.cli.render import console_on, print_json, print_result, waiting
@@ -64,6 +73,7 @@ def answer_file(asked: Asked, prompts: Path, output: Path, *, batch_size: int, o
             asked.model,
             prompts=prompts,
             output=output,
+            prompt_column=prompt_column,
             options=asked.options,
             batch_size=batch_size,
             overwrite=overwrite,
@@ -72,7 +82,21 @@ def answer_file(asked: Asked, prompts: Path, output: Path, *, batch_size: int, o
     if as_json:
         print_json(result.as_dict())
     else:
-        print_result(*document(result.as_dict(), rest="answers"))
+        print_result(*document(_summary(result.as_dict()), rest="answers"))
+
+
+def _summary(done: Mapping[str, object]) -> dict[str, object]:
+    """What was done with a file, in words that need no legend."""
+    told: dict[str, object] = {}
+    for key, value in done.items():
+        if key == "held":
+            if value:
+                told["there before"] = value
+        elif key == "cut":
+            told["answers cut"] = f"{value} at the limit (--max-new-tokens)" if value else value
+        else:
+            told["tokens of answers" if key == "tokens" else key] = value
+    return told
 
 
 def answer_compared(asked: Asked, prompts: Sequence[str], *, batch_size: int, as_json: bool) -> None:

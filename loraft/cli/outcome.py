@@ -17,13 +17,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ParamSpec
 
 import typer
 
-from loraft.errors import LoraftError, Stopped
+from loraft.cli.wording import in_words_of
+from loraft.errors import LoraftError, Problem, Stopped
 
 __all__ = ["ends_well"]
 
@@ -47,7 +48,8 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         except (typer.Exit, typer.BadParameter):
             raise
         except LoraftError as error:
-            raise typer.Exit(_tell(error, as_json=bool(kwargs.get("as_json")))) from None
+            problems = in_words_of(kwargs, error)
+            raise typer.Exit(_tell(error, problems, as_json=bool(kwargs.get("as_json")))) from None
         except (KeyboardInterrupt, typer.Abort) as stop:  # typer's is a question that was answered by Ctrl-C
             print("stopped.", file=sys.stderr)
             raise typer.Exit(128 + getattr(stop, "signal_number", signal.SIGINT)) from None
@@ -87,17 +89,17 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _tell(error: LoraftError, *, as_json: bool) -> int:
+def _tell(error: LoraftError, problems: Sequence[Problem], *, as_json: bool) -> int:
     from loraft.cli.render import print_json, print_message, print_problems
 
     exit_code = error.stopped_exit_code if isinstance(error, Stopped) else error.exit_code
     if isinstance(error, Stopped):
-        problem = error.problems[0]
+        (problem, *_) = problems
         print_message(problem.message)
         if problem.remedy:
             print_message(problem.remedy)
     else:
-        print_problems(error.problems)
+        print_problems(problems)
     if as_json:
-        print_json({"problems": [problem.as_dict() for problem in error.problems], "exit_code": exit_code})
+        print_json({"problems": [problem.as_dict() for problem in problems], "exit_code": exit_code})
     return exit_code

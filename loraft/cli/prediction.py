@@ -77,6 +77,8 @@ def predict(
     if target is None and not adapter:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     first, second = _one("--text", text), _one("--text-pair", text_pair)
+    if target is not None and first is None and texts is None:
+        raise typer.BadParameter(f"{target!r} is TARGET, the model: give what it classifies by --text or --input.")
     _refuse_contradictions(first, second, texts, output, overwrite=overwrite)
     if texts is None and (text_column or pair_column):
         raise typer.BadParameter("--text-column and --pair-column are about --input, and there is none.")
@@ -141,7 +143,11 @@ def _predict_file(
     if as_json:
         print_json(told)
     else:
-        print_result(*document({key: value for key, value in told.items() if value not in ({}, None)}, rest="rows"))
+        names = {"held": "there before", "cut": "texts cut to the model's positions"}
+        shown = {names.get(key, key): value for key, value in told.items() if value not in ({}, None)}
+        print_result(
+            *document({key: value for key, value in shown.items() if key == "rows" or value != 0}, rest="rows")
+        )
 
 
 def _predict_text(model: ModelChoice, text: str, second: str | None, *, as_json: bool) -> None:

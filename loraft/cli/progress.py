@@ -151,7 +151,7 @@ class LiveView:
             style = "green" if event.best else ""
             self._console.print(Text.assemble((start, "bold"), ("  eval · " + _verdict(event, " · "), style)))
         elif (text := _told(event)) is not None:
-            self._console.print(text, soft_wrap=True)
+            self._console.print(text, soft_wrap=not isinstance(event, Note))
 
 
 def live_line(event: StepDone | Progress, width: int) -> Text:

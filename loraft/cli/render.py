@@ -62,10 +62,15 @@ def console_on(stream: TextIO) -> Console:
     return console
 
 
-def say(*pieces: str | tuple[str, str]) -> None:
-    """Prints one line on standard error, of plain strings and of (string, style) pairs; nobody need read it."""
+def say(*pieces: str | tuple[str, str], prose: bool = False) -> None:
+    """Prints one line on standard error, of plain strings and of (string, style) pairs; nobody need read it.
+
+    What is too long for a terminal goes on where it would break, so that commands and paths can be copied whole;
+    `prose` is broken between words.
+    """
+    console = console_on(sys.stderr)
     try:
-        console_on(sys.stderr).print(Text.assemble(*pieces), soft_wrap=True)
+        console.print(Text.assemble(*pieces), soft_wrap=not (prose and console.is_terminal))
     except OSError:
         forget(sys.stderr)
 
@@ -94,14 +99,20 @@ def print_message(message: str) -> None:
 
 def print_note(note: str) -> None:
     """Something that was decided or found, on standard error."""
-    say(("note: ", "cyan"), printable(note))
+    say(("note: ", "cyan"), printable(note), prose=True)
 
 
 def print_problems(problems: Iterable[Problem]) -> None:
-    """Every problem on standard error: where, key and message in a line, and below it what to do."""
-    for problem in problems:
-        place = " ".join(part for part in (problem.where, problem.key) if part)
-        say(("error: ", "bold red"), (f"{printable(place)}: " if place else "", "bold"), printable(problem.message))
+    """Every problem on standard error: where, key and message in a line, and below it what to do.
+
+    What to do about several in a row stands once, below the last of them.
+    """
+    listed = list(problems)
+    for problem, following in zip(listed, [*listed[1:], None], strict=True):
+        place = f"{printable(problem.place)}: " if problem.place else ""
+        say(("error: ", "bold red"), (place, "bold"), printable(problem.message))
+        if following is not None and following.remedy == problem.remedy:
+            continue
         for line in (problem.remedy or "").splitlines():
             say((f"  {printable(line)}", "dim"))
 

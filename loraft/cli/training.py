@@ -93,7 +93,14 @@ def check(
     if as_json:
         print_json(report.as_dict())
     else:
-        print_result(*document({key: part for key, part in report.as_dict().items() if key != "notes"}, rest="run"))
+        shown = {key: part for key, part in report.as_dict().items() if key != "notes"}
+        print_result(*document(_of_all_weights(shown) if run_config.method == "full" else shown, rest="run"))
+
+
+def _of_all_weights(report: dict[str, Any]) -> dict[str, Any]:
+    """A report of a run without an adapter, which has no part of that name."""
+    named = {"trained" if part == "adapter" else part: facts for part, facts in report.items()}
+    return {**named, "memory": {part: size for part, size in report["memory"].items() if part != "adapter"}}
 
 
 def _shown(result: Mapping[str, Any], task: Task) -> dict[str, Any]:

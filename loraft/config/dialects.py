@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from loraft.config.scalars import Value
 from loraft.config.translations import REMEDIES, bare
 
-__all__ = ["answer_to_key", "answer_to_value"]
+__all__ = ["SAME_VALUE", "answer_to_key", "answer_to_value"]
 
 SAME_VALUE: Mapping[str, str] = {
     # peft
@@ -121,6 +121,7 @@ SAME_VALUE: Mapping[str, str] = {
     "train_seed": "seed",
     "max_tokens": "generation.max_new_tokens",
 }
+"""Keys of other tools that take the values of a key here."""
 SECTIONS: Mapping[str, str] = {
     **dict.fromkeys(("peft", "peft_config", "lora_config", "lora_args", "adapter_config"), "lora"),
     **dict.fromkeys(("bnb_config", "quantization_config", "bitsandbytes", "bnb"), "quantization"),

@@ -8,6 +8,7 @@ become values by YAML 1.2, and each value's place is at hand. It refuses to know
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from loraft.errors import ConfigError, Problem
 __all__ = ["MOST_DEPTH", "dump_config", "load_config", "load_lora"]
 
 MOST_DEPTH = 20
+DATA = (".csv", ".jsonl", ".parquet")
+"""How files of rows end, and no config does."""
 SYNTAX_REMEDIES = {
     r"'\t'": "Indent with spaces: YAML takes no tabs.",
     "mapping values are not allowed here": "Put text that holds ': ' in quotes, and look at the indentation.",
@@ -62,7 +65,9 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     name = str(path)
     builder = _Builder(name)
+    _refuse_data(name, Path(path).suffix in DATA)
     top = builder.build(read_text(path))
+    _refuse_data(name, Path(path).suffix == ".json" and isinstance(top, list))
     if top is None:
         raise ConfigError("is empty: a config needs at least model.name_or_path and data.train", where=name)
     if not isinstance(top, dict):
@@ -70,6 +75,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     document = Document(name, top, builder.entries)
     found = builder.found + apply_overrides(document, overrides, _read_value)
     return validated(document, found)
+
+
+def _refuse_data(name: str, is_data: bool) -> None:
+    if is_data:
+        remedy = f"loraft init CONFIG.yaml --data {shlex.quote(name)}"
+        raise ConfigError("is data, not a config", where=name, remedy=remedy)
 
 
 def load_lora(text: str) -> LoraSection:

@@ -17,7 +17,7 @@ from loraft.config.document import Document, Found, KeyPath, dotted
 from loraft.config.expectations import Expected, expected, keys_of
 from loraft.config.keys import advice_for_key
 from loraft.config.scalars import Value, in_words, scalar
-from loraft.config.schema import RunConfig
+from loraft.config.schema import NO_NULL, RunConfig
 from loraft.errors import ConfigError, Problem
 
 __all__ = ["MOST_PROBLEMS", "STAND_INS", "in_order", "validated"]
@@ -66,11 +66,20 @@ def _problems(errors: list[ErrorDetails], document: Document) -> list[Found]:
     outer = {path[:length] for path in located for length in range(1, len(path))}
     innermost = [(path, error) for path, error in located.items() if path not in outer]
     wrong = [path for path, _ in innermost]
-    found = [_problem(path, error, document) for path, error in innermost[:MOST_PROBLEMS]]
+    missing = [path for path, error in innermost if error["type"] == "missing"]
+    told = {path: _problem(path, error, document) for path, error in innermost[:MOST_PROBLEMS]}
+    found = [one for path, one in told.items() if path not in missing or not _is_told(path, told.values())]
     contradictions = [error for error in errors if error["type"] == "contradiction"]
     if wrong and not contradictions:
         contradictions = _contradictions_beside(wrong, document)
     return found + [_contradiction(error, document) for error in contradictions]
+
+
+def _is_told(missing: KeyPath, told: Iterable[Found]) -> bool:
+    """Whether the remedy for a key of another tool says how to write what is missing."""
+    section = str(missing[0])
+    keys = [f"Write {section}.{key}: " for key in STAND_INS.get(section, ())]
+    return any((problem.remedy or "").startswith(key) for _, problem in told for key in keys)
 
 
 def _path(error: ErrorDetails, document: Document) -> KeyPath:
@@ -127,13 +136,28 @@ def _missing(path: KeyPath, where: str) -> Problem:
 def _remedy(value: Value, wanted: Expected, key: str) -> str | None:
     """What to write instead, where the value found tells what was meant."""
     takes_text = wanted.takes(str)
+    if meant := _meant_null(value, wanted, key):
+        return meant
     if isinstance(value, str) and wanted.takes(tuple) and not wanted.choices and not takes_text:
         return "Write a list, even of one, in brackets."
     if isinstance(value, str):
         return _meant_number(value, wanted) or _meant_bool(value, wanted) or _meant_word(value, wanted, key)
-    if isinstance(value, bool) and "off" in wanted.choices and not value:
+    if isinstance(value, int | float):
+        return _meant_otherwise(value, wanted, key)
+    return None
+
+
+def _meant_null(value: Value, wanted: Expected, key: str) -> str | None:
+    if isinstance(value, str) and wanted.takes(type(None)) and value.lower() in NO_NULL:
+        return "Did you mean null?"
+    return "Write null for no evaluation." if key == "data.eval" and value in (0, False) else None
+
+
+def _meant_otherwise(value: float, wanted: Expected, key: str) -> str | None:
+    """What a number or a truth value stands for, where it is neither that is wanted."""
+    if value is False and "off" in wanted.choices:
         return f"Write {key}: off."
-    if isinstance(value, int | float) and takes_text:
+    if wanted.takes(str):
         return "Put it in quotes if it is meant as text."
     if isinstance(value, float) and value.is_integer() and not wanted.takes(float):
         return f"Write {int(value)}."

@@ -194,6 +194,10 @@ class DataSource(Section):
     those of the data section."""
 
 
+NO_NULL = ("none", "nul", "nil", "no", "off", "false")
+"""Words that mean null to a person and are text in YAML 1.2; a file of that name is ./none."""
+
+
 def _sources(value: Any) -> Any:
     """One path, one mapping or a list of both, as a list of mappings."""
     entries = value if isinstance(value, list | tuple) else [value]
@@ -201,6 +205,8 @@ def _sources(value: Any) -> Any:
 
 
 def _sources_or_share(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() in NO_NULL:
+        raise PydanticCustomError("no_null", "a word for null is meant")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if value is None or is_number else _sources(value)
 

@@ -53,7 +53,7 @@ class RawRow:
         try:
             return Row(self.values(), self.where)
         except _UnreadableError as error:
-            return Problem(str(error), self.where)
+            return Problem(str(error), self.where, remedy=_remedy(str(error)))
 
 
 def rows_in(path: Path) -> Iterator[RawRow]:
@@ -100,7 +100,8 @@ def _json(path: Path) -> Iterator[RawRow]:
     try:
         loaded = _loads(_text(path.read_bytes(), first=True))
     except _UnreadableError as error:
-        remedy = "one object a line is JSON Lines: name the file .jsonl" if "Extra data" in str(error) else None
+        lines = "one object a line is JSON Lines: name the file .jsonl" if "Extra data" in str(error) else None
+        remedy = lines or _remedy(str(error))
         raise DataError(str(error), where=str(path), key="data", remedy=remedy) from None
     if not isinstance(loaded, list):
         lists = [key for key, value in loaded.items() if isinstance(value, list)] if isinstance(loaded, dict) else []
@@ -136,7 +137,7 @@ def _header(cells: Sequence[str], where: str) -> list[str]:
     if twice:
         raise DataError(f"the header names {', '.join(twice)} twice", where=where, key="data")
     if not all(_is_utf8(cell) for cell in cells):
-        raise DataError("is not UTF-8", where=where, key="data")
+        raise DataError("is not UTF-8", where=where, key="data", remedy=_remedy("is not UTF-8"))
     if len(cells) == 1 and (other := next((mark for mark in (";", "\t") if mark in cells[0]), None)):
         name = {";": "semicolons", "\t": "tabs"}[other]
         raise DataError(
@@ -173,6 +174,18 @@ def _parquet(path: Path) -> Iterator[RawRow]:
                 yield RawRow(f"{path}: row {number}", partial(from_arrow, values))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"is no Parquet file: {str(error).splitlines()[0]}", where=str(path), key="data") from None
+
+
+REMEDIES: Mapping[str, str] = {
+    "is not UTF-8": "Save the file as UTF-8.",
+    "is not JSON:": 'Write objects such as {"prompt": "…", "completion": "…"}, with double quotes.',
+    "has more cells": "Put texts with commas or line ends in double quotes.",
+}
+"""What to do about rows that cannot be read, by how the reason begins."""
+
+
+def _remedy(why: str) -> str | None:
+    return next((remedy for sign, remedy in REMEDIES.items() if why.startswith(sign)), None)
 
 
 def from_arrow(values: Mapping[str, object]) -> Mapping[str, object]:

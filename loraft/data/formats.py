@@ -17,8 +17,25 @@ from loraft.data.records import Row
 from loraft.errors import DataError
 
 __all__ = [
-    "FORMATS", "THOUGHTS", "Completion", "Conversation", "Labelled", "Languages", "Message", "Pair", "Record", "Text",
-    "check_format", "columns_of", "detect_format", "has_columns", "to_question", "to_record", "unread_columns",
+    "ASKED",
+    "ASKED_FOR_A_TEXT",
+    "FORMATS",
+    "THOUGHTS",
+    "Completion",
+    "Conversation",
+    "Labelled",
+    "Languages",
+    "Message",
+    "Pair",
+    "Record",
+    "Text",
+    "check_format",
+    "columns_of",
+    "detect_format",
+    "has_columns",
+    "to_question",
+    "to_record",
+    "unread_columns",
 ]  # fmt: skip
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
@@ -65,6 +82,10 @@ CHATS: Mapping[str, tuple[str, str, str, Mapping[str, str]]] = {
 
 Files have the turns of one in the column of the other too, so each turn tells by its keys which it is of.
 """
+ASKED = ("prompt", *(column for column, *_ in CHATS.values()))
+"""The columns that may hold what a row asks, one of them in a row."""
+ASKED_FOR_A_TEXT = ("source", "translation")
+"""Those of an encoder-decoder, where there is none of `ASKED`."""
 
 
 @dataclass(frozen=True)
@@ -332,7 +353,7 @@ def _label(fields: Fields) -> str | int:
     return clean(fields, "label", value).strip()
 
 
-def to_question(row: Row, languages: Languages = NO_LANGUAGES) -> tuple[Message, ...]:
+def to_question(row: Row, languages: Languages = NO_LANGUAGES, prompt: str | None = None) -> tuple[Message, ...]:
     """What a row asks: its prompt, its source, or its conversation up to where an answer is due; its `system` before.
 
     An empty `system` says that there is none; a row without one leaves it to whoever asks.
@@ -340,17 +361,18 @@ def to_question(row: Row, languages: Languages = NO_LANGUAGES) -> tuple[Message,
     Args:
         row: The row, with its place.
         languages: Which language of a `translation` row is the source.
+        prompt: The column with the prompts, whatever others there are.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
     """
-    fields = Fields(row, {})
-    there = [name for name in ("prompt", *(column for column, *_ in CHATS.values())) if name in row.values]
+    fields = Fields(row, {"prompt": prompt} if prompt else {})
+    there = [name for name in ASKED if name in row.values] if prompt is None else ["prompt"]
     # Beside a prompt, `source` is a column like any other: where a row comes from, say.
-    there = there or [name for name in ("source", "translation") if name in row.values]
+    there = there or [name for name in ASKED_FOR_A_TEXT if name in row.values]
     if len(there) != 1:
         found = " and ".join(there) or ", ".join(sorted(row.values)) or "nothing"
-        needed = "prompt, messages, conversations, source and translation"
+        needed = f"{', '.join((*ASKED, *ASKED_FOR_A_TEXT)[:-1])} and {ASKED_FOR_A_TEXT[-1]}"
         raise DataError(f"needs one of {needed}; it has {found}", where=row.where)
     if there[0] in ("prompt", "source"):
         asked: tuple[Message, ...] = (Message("user", fields.text(there[0])),)

@@ -298,10 +298,12 @@ def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows])
         if counts.overlength:
             yield f"{counts.source}: {counts.overlength} of {counts.read} rows are {_too_long(data, report, source)}"
         if counts.untrained:
-            yield f"{counts.source}: {counts.untrained} rows have no trained token and are left out"
+            rows = "1 row has" if counts.untrained == 1 else f"{counts.untrained} rows have"
+            yield f"{counts.source}: {rows} no trained token: left out"
         if counts.bad:
             first = source.problems[0]
-            yield f"{counts.source}: {counts.bad} bad rows are skipped, the first at {first.where}: {first.message}"
+            rows = "1 bad row is skipped," if counts.bad == 1 else f"{counts.bad} bad rows are skipped, the first"
+            yield f"{counts.source}: {rows} at {first.where}: {first.message}"
 
 
 def _unread(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -> Iterable[str]:

@@ -60,7 +60,8 @@ def read_rows(source: DataSource, most: int | None = None) -> RowsRead:
     for raw in islice(raw_rows(source, streaming=most is not None), most):
         read.take(raw)
     if not read.rows and not read.problems:
-        raise DataError("holds no rows", where=source.path, key="data")
+        remedy = "Write rows into it, or name another file."
+        raise DataError("holds no rows", where=source.path, key="data", remedy=remedy)
     return read
 
 

@@ -111,9 +111,16 @@ def sources_read(
             problems += [problem for problem in error.problems if problem not in problems]
             continue
         if config.data.on_bad_row == "error":
-            problems += source.problems
+            problems += _with_a_way_out(source.problems)
         found.append(source)
     return found
+
+
+def _with_a_way_out(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems of bad rows; the last one says what can be done about all of them, where nothing else is."""
+    if not problems or problems[-1].remedy is not None:
+        return list(problems)
+    return [*problems[:-1], replace(problems[-1], remedy=f"Mend it; or {LEAVE_OUT}.")]
 
 
 def with_defaults(source: DataSource, data: DataSection) -> DataSource:

@@ -45,8 +45,12 @@ TASKS: Mapping[str, TaskMetrics] = {
 }
 
 
-def known_metrics(names: Sequence[str]) -> tuple[str, ...]:
+def known_metrics(names: Sequence[str], task: str | None = None) -> tuple[str, ...]:
     """The figures that are meant, each once, groups taken apart.
+
+    Args:
+        names: As they were given.
+        task: Whose figures alone are proposed where a name is wrong.
 
     Raises:
         DataError: A name is none that any task knows; the nearest one is named.
@@ -57,12 +61,18 @@ def known_metrics(names: Sequence[str]) -> tuple[str, ...]:
     for given in names:
         name = by_lower_case.get(given.strip().lower().replace("-", "_"))
         if name is None:
-            close = difflib.get_close_matches(given.strip().lower(), by_lower_case, n=1)
-            nearest = f"Did you mean {by_lower_case[close[0]]}? " if close else ""
-            remedy = f"{nearest}The metrics are {', '.join(every)}."
+            offered = every if task is None else (*_always(task), *TASKS[task].offered)
+            nearest = _nearest(given.strip(), offered)
+            remedy = f"{f'Did you mean {nearest}? ' if nearest else ''}The metrics are {', '.join(offered)}."
             raise DataError(f"there is no metric {given.strip()!r}", where=KEY, remedy=remedy)
         found += GROUPS.get(name, (name,))
     return tuple(dict.fromkeys(found))
+
+
+def _nearest(given: str, offered: Sequence[str]) -> str | None:
+    """The metric that begins as what was given does, or else is spelt alike."""
+    begin = [name for name in offered if name.lower().startswith(given.lower())]
+    return next(iter(begin or difflib.get_close_matches(given.lower(), offered, n=1)), None)
 
 
 def chosen_metrics(asked: Sequence[str] | None, task: str, references: Collection[str]) -> tuple[str, ...]:

@@ -21,9 +21,10 @@ from time import perf_counter
 import torch
 
 from loraft.adapters.reading import digests
-from loraft.data.answer_file import lost_fields, open_answer_file, rows_to_answer, windows_left
-from loraft.data.formats import Languages, Message, to_question
-from loraft.data.records import Row
+from loraft.data.answer_file import SOURCE, lost_fields, open_answer_file, rows_to_answer, windows_left
+from loraft.data.formats import ASKED, ASKED_FOR_A_TEXT, Languages, Message, to_question
+from loraft.data.records import Row, RowsRead
+from loraft.data.sources import shortened
 from loraft.errors import DataError, OutOfMemoryError, Problem
 from loraft.events import Note, Observer, Progress
 from loraft.generation.context import learned_positions
@@ -85,28 +86,42 @@ class AnsweredFile:
         return {**asdict(self), "tokens_per_second": rate}
 
 
-def read_questions(path: Path, source_lang: Callable[[], str | None] | None = None) -> list[Question]:
+def read_questions(
+    path: Path, source_lang: Callable[[], str | None] | None = None, *, column: str | None = None
+) -> list[Question]:
     """Every row of a file of prompts.
 
     Args:
         path: The file.
         source_lang: Tells which text of a `translation` row is asked; called where there are such rows.
+        column: What the column of prompts is called, where it is called otherwise.
 
     Raises:
-        DataError: There is no such file, or rows are not as they must be; every one is named.
+        DataError: There is no such file, or rows are not as they must be; the first ones are named.
     """
     read = rows_to_answer(path)
+    _require_column(path, read, column)
     problems, questions = list(read.problems), []
     languages = Languages(source_lang()) if source_lang and any(map(_is_translation, read.rows)) else Languages()
     for row in read.rows:
         try:
-            questions.append(Question(row, to_question(row, languages)))
+            questions.append(Question(row, to_question(row, languages, column)))
         except DataError as error:
             problems += map(_as_ours, error.problems)
         problems += lost_fields(row.where, row.values, ADDED)
     if problems:
-        raise DataError.several(dict.fromkeys(problems))
+        raise DataError.several(shortened(list(dict.fromkeys(problems)), remedy=None))
     return questions
+
+
+def _require_column(path: Path, read: RowsRead, column: str | None) -> None:
+    """A column that no row has is one mistake, not one a row."""
+    if not read.rows or any(name in read.columns for name in ((column,) if column else (*ASKED, *ASKED_FOR_A_TEXT))):
+        return
+    missing = f"{column!r}" if column else f"{', '.join((*ASKED, *ASKED_FOR_A_TEXT)[:-1])} or {ASKED_FOR_A_TEXT[-1]}"
+    message = f"there is no column {missing}; the columns are {', '.join(read.columns)}"
+    remedy = "Name the one that holds the prompts: --prompt-column NAME."
+    raise DataError(message, where=str(path), key=SOURCE, remedy=remedy)
 
 
 def _as_ours(problem: Problem) -> Problem:
@@ -219,7 +234,7 @@ def _prompts(session: Session, voice: Voice, questions: Sequence[Question], syst
             message = f"has {len(ids):,} tokens, and this model has learned {positions:,} positions"
             problems.append(Problem(message, question.row.where))
     if problems:
-        raise DataError.several(problems)
+        raise DataError.several(shortened(problems, remedy=None))
     return prompts
 
 

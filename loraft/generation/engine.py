@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import ConfigError, DataError, Problem
-from loraft.generation.answer import Completion, FinishReason, GrowingAnswer
+from loraft.generation.answer import Completion, Ending, FinishReason, GrowingAnswer
 from loraft.generation.beams import search
 from loraft.generation.context import Context, learned_positions, ordinary_attention
 from loraft.generation.detokenize import Detokenizer, TextEnd
@@ -60,8 +60,8 @@ class Stream(Iterator[Token]):
     Until it is exhausted or closed, the model stays in `ordinary_attention`.
     """
 
-    def __init__(self, tokens: Generator[Token, None, Completion]) -> None:
-        self._tokens = tokens
+    def __init__(self, answer: GrowingAnswer, tokens: Generator[Token, None, Completion]) -> None:
+        self._answer, self._tokens = answer, tokens
         self._completion: Completion | None = None
 
     def __next__(self) -> Token:
@@ -74,6 +74,11 @@ class Stream(Iterator[Token]):
     def close(self) -> None:
         """End the answer here and give the model back."""
         self._tokens.close()
+
+    @property
+    def ending(self) -> Ending | None:
+        """Why the answer ended; None until it has."""
+        return self._answer.ending
 
     @property
     def completion(self) -> Completion:
@@ -124,8 +129,10 @@ def stream(
     if rules.num_beams > 1:
         if tracer is not None:
             raise ConfigError("beams cannot be traced", key="num_beams", remedy="Trace an answer without beams.")
-        return Stream(_tokens(model, tokenizer, answers[0], search(context, answers[0], rules, stops)))
-    return Stream(_tokens(model, tokenizer, answers[0], _decode(context, answers, rules, stops, tracer), tracer))
+        steps = search(context, answers[0], rules, stops)
+    else:
+        steps = _decode(context, answers, rules, stops, tracer)
+    return Stream(answers[0], _tokens(model, tokenizer, answers[0], steps, tracer))
 
 
 def complete_batch(

@@ -20,7 +20,7 @@ from loraft.adapters.beginning import Beginning, beginning
 from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_in_memory import merged
 from loraft.adapters.recorded import AdapterTarget, Sources, Target
-from loraft.adapters.resolve import resolve_target
+from loraft.adapters.resolve import base_named_by, resolve_target
 from loraft.adapters.store import load_adapters
 from loraft.config.schema import QuantizationSection
 from loraft.data.formats import Message
@@ -216,7 +216,8 @@ def open_session(choice: ModelChoice) -> Session:
     if choice.dtype is not None:
         section = section.model_copy(update={"dtype": choice.dtype})
     _refuse_classifier(found, choice)
-    model_type = load_config(section, FAMILIES).model_type
+    with base_named_by(found):
+        model_type = load_config(section, FAMILIES).model_type
     _refuse_no_writer(choice, model_type)
     check_dtype(family_of(model_type, FAMILIES), DTYPES.get(section.dtype))
     quantization = found.quantization if choice.quantize is None else choice.quantize

@@ -195,6 +195,11 @@ def family_of(model_type: str, among: Mapping[str, Family] = TRAINED) -> Family:
     """
     if model_type in among:
         return among[model_type]
+    task = next((task for task, families in TRAINED_FOR.items() if families is among), None)
+    other = next((task for task, families in TRAINED_FOR.items() if model_type in families), None)
+    if task is not None and other is not None:
+        message = f"model type {model_type!r} is {KINDS[FAMILIES[model_type].kind]}, and task: {task} {NEEDS[task]}"
+        raise ModelError(message, key="model.name_or_path", remedy=f"Write task: {other}, which takes it.")
     supported = f"Supported model types: {', '.join(sorted(among))}."
     near = difflib.get_close_matches(model_type, among, n=1, cutoff=0.75)
     if model_type.endswith("_vision") or f"{model_type}_text" in among:
@@ -208,11 +213,6 @@ def _text_only(model_type: str) -> str:
 
 
 def _why_not(model_type: str, among: Mapping[str, Family]) -> str:
-    task = next((task for task, families in TRAINED_FOR.items() if families is among), None)
-    for other, families in TRAINED_FOR.items():
-        if task is not None and model_type in families:
-            kind = KINDS[families[model_type].kind]
-            return f"model type {model_type!r} is {kind}: task {task} {NEEDS[task]}, and {other} takes it"
     if among is TRAINED:
         if model_type in ENCODER_DECODERS:
             return f"model type {model_type!r} is an encoder-decoder that loraft does not know"

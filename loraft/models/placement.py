@@ -68,7 +68,7 @@ def _on_cuda(asked: str) -> Placement:
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     chosen = asked if asked != "auto" else "bfloat16" if native else "float16"
     if asked != "auto":
-        reason = "as model.dtype says"
+        reason = "as asked for"
     elif native:
         reason = "which this GPU multiplies natively"
     else:
@@ -88,7 +88,7 @@ def _on_cpu(asked: str) -> Placement:
     native = next((name for name in NATIVE_BF16 if capabilities.get(name)), None)
     chosen = asked if asked != "auto" else "bfloat16" if native else "float32"
     if asked != "auto":
-        reason = "as model.dtype says"
+        reason = "as asked for"
     elif native:
         reason = f"which this CPU multiplies natively ({native})"
     else:

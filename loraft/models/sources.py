@@ -31,7 +31,7 @@ from loraft.models.cache import build_once
 from loraft.models.gguf import convert, file_digest
 from loraft.models.weights import read_headers
 
-__all__ = ["cache_folder", "resolve", "resolve_tokenizer"]
+__all__ = ["NoSuchModelError", "cache_folder", "resolve", "resolve_tokenizer"]
 
 CONVERSION = "converted-1"
 """The folder of converted models in the cache; the number changes when what conversion writes does."""
@@ -41,6 +41,15 @@ SMALL_FILES = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """Config and tokenizer files; indexes of shards too."""
 BELOW_THE_ROOT = "*/*"
 """Not fetched: a repository's folders hold the same model for other programs."""
+INSIDE_A_RUN = {
+    "adapter/adapter_config.json": "Name its base here, and its adapter in lora.start_from: {}",
+    "model/config.json": "Name the model that it trained: {}",
+}
+"""What tells that a folder is a run, and what to name instead."""
+
+
+class NoSuchModelError(ModelError):
+    """There is nothing of a model's name: no folder, and nothing that the Hub gives."""
 
 
 def cache_folder() -> Path:
@@ -99,6 +108,14 @@ def _require_config(folder: Path, name: str) -> None:
             key="model.name_or_path",
             remedy="Name its base here, and the adapter in lora.start_from.",
         )
+    for inside, remedy in INSIDE_A_RUN.items():
+        if (folder / inside).is_file():
+            raise ModelError(
+                "is a run, not a base model",
+                where=name,
+                key="model.name_or_path",
+                remedy=remedy.format((Path(name) / inside).parent),
+            )
     raise ModelError("the folder has no config.json, so it holds no model", where=name, key="model.name_or_path")
 
 
@@ -127,7 +144,8 @@ def _converted_builtin(builtin: Builtin) -> Path:
 
 def _from_hub(name: str, revision: str | None, *, weights: bool, key: str = "model.name_or_path") -> Path:
     if not HUB_ID.fullmatch(name):
-        raise ModelError(f"there is no file or folder {name!r}, and it is no Hub id", key=key, remedy=_OTHERWISE)
+        message = f"there is no file or folder {name!r}, and it is no Hub id"
+        raise NoSuchModelError(message, key=key, remedy=_OTHERWISE)
     patterns = [*SMALL_FILES, "*.safetensors"] if weights else list(SMALL_FILES)
     noisy = not are_progress_bars_disabled()
     disable_progress_bars()
@@ -162,7 +180,7 @@ def _not_at_hub(name: str, revision: str | None, key: str, error: Exception) -> 
         message = f"{no_folder} the Hub is off (HF_HUB_OFFLINE) with no copy of {at} in its cache"
     else:
         message = f"{no_folder} the Hub cannot be reached for {at} ({type(error).__name__})"
-    return ModelError(message, key=key, remedy=_OTHERWISE)
+    return NoSuchModelError(message, key=key, remedy=_OTHERWISE)
 
 
 def _refuse_pickles_at_hub(name: str, revision: str | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from loraft.adapters.active import acting
 from loraft.adapters.classes import classes_of
 from loraft.adapters.recorded import Target
-from loraft.adapters.resolve import resolve_target
+from loraft.adapters.resolve import base_named_by, resolve_target
 from loraft.adapters.store import load_adapters
 from loraft.config.schema import DtypeName, QuantizationSection
 from loraft.data.batches import collate_labelled
@@ -143,14 +143,16 @@ def open_classifier(
     found = resolve_target(target, adapters, base_model=base_model)
     if len(found.adapters) > 1:
         raise AdapterError("one classifier tells classes, and there are several", where="--adapter")
-    labels = classes_of(found)
+    with base_named_by(found):
+        labels = classes_of(found)
     refuse_no_classifier(found, labels, target)
     section = found.model_section
     if dtype is not None:
         section = section.model_copy(update={"dtype": dtype})
     quantization = found.quantization if quantize is None else quantize
     families = TRAINED_FOR["seq_cls"]
-    loaded = load_model(section, place(section), quantization=quantization, among=families, labels=labels)
+    with base_named_by(found):
+        loaded = load_model(section, place(section), quantization=quantization, among=families, labels=labels)
     notes = (*found.notes, *loaded.notes)
     model: nn.Module = loaded.model
     if found.adapters:

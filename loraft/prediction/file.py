@@ -21,6 +21,7 @@ from loraft.adapters.reading import digests
 from loraft.data.answer_file import SOURCE, lost_fields, open_answer_file, rows_to_answer, windows_left
 from loraft.data.fields import Fields
 from loraft.data.records import Row
+from loraft.data.sources import shortened
 from loraft.errors import DataError, Problem
 from loraft.events import Note, Observer, Progress
 from loraft.models.exhaustion import memory_errors
@@ -77,7 +78,7 @@ def read_texts(path: Path, columns: Mapping[str, str]) -> list[TextRow]:
         columns: What `text` and `text_pair` are called in it, where it calls them otherwise.
 
     Raises:
-        DataError: There is no such file, or rows are not as they must be; every one is named.
+        DataError: There is no such file, or rows are not as they must be; the first ones are named.
     """
     read = rows_to_answer(path)
     _require_columns(path, read.rows, columns)
@@ -91,7 +92,7 @@ def read_texts(path: Path, columns: Mapping[str, str]) -> list[TextRow]:
             problems += error.problems
         problems += lost_fields(row.where, row.values, ADDED)
     if problems:
-        raise DataError.several(problems)
+        raise DataError.several(shortened(problems, remedy=None))
     return texts
 
 

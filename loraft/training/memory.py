@@ -99,8 +99,8 @@ class MemoryPlan:
     """Bytes by part at the peak of a training step.
 
     Attributes:
-        weights: The frozen weights.
-        adapter: The trained weights.
+        weights: The frozen weights, or all of them where all are trained.
+        adapter: The trained weights beside them.
         gradients: Their gradients.
         optimizer: The optimizer's moments.
         activations: What the forward pass keeps for the backward pass.
@@ -115,6 +115,11 @@ class MemoryPlan:
     activations: int
     logits: int
     runtime: int
+
+    @property
+    def trained_bytes(self) -> int:
+        """The bytes of the trained weights, which a checkpoint holds: as many as their gradients'."""
+        return self.gradients
 
     @property
     def peak_bytes(self) -> int:
@@ -146,11 +151,12 @@ def predict(
     weights = sizes.frozen_parameters * sizes.dtype_bytes
     if quantization is not None:
         weights += quantized_bytes(sizes.quantized_parameters, double_quant=quantization.double_quant)
+    trained = 4 * sizes.trainable_parameters
     logits = min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * (8 + 2 * sizes.dtype_bytes)
     return MemoryPlan(
-        weights=weights,
-        adapter=4 * sizes.trainable_parameters,
-        gradients=4 * sizes.trainable_parameters,
+        weights=weights + trained if sizes.whole_model else weights,
+        adapter=0 if sizes.whole_model else trained,
+        gradients=trained,
         optimizer=int(OPTIMIZER_BYTES[optimizer] * sizes.trainable_parameters),
         activations=sum(
             _activations(stack, sizes, checkpointing=checkpointing, device=device) for stack in sizes.stacks

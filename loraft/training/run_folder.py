@@ -195,11 +195,11 @@ def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
         ResourceError: Less is free than the checkpoints and the adapter need.
     """
     kept = (keep or 3) + 2  # the best one, and the one being written
-    a_checkpoint = memory.adapter + memory.optimizer + 16 * 2**20
+    a_checkpoint = memory.trained_bytes + memory.optimizer + 16 * 2**20
     there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
     free = shutil.disk_usage(there).free
     held = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
-    if free + held < kept * a_checkpoint + memory.adapter:
+    if free + held < kept * a_checkpoint + memory.trained_bytes:
         raise ResourceError(
             f"{free / 1e9:.2f} GB are free on the disk, and {kept} checkpoints of {a_checkpoint / 1e9:.2f} GB "
             "are to be kept",

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from loraft.adapters.recorded import Target
-from loraft.adapters.resolve import resolve_target, resolve_to_look
-from loraft.errors import AdapterError
+from loraft.adapters.resolve import base_named_by, resolve_target, resolve_to_look
+from loraft.errors import AdapterError, ModelError
+from loraft.models.sources import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +120,25 @@ def test_c23_a_base_that_is_gone_is_told_with_what_to_do(here: Path) -> None:
         resolve_target("a")
     make_model(here / "moved")
     assert resolve_target("a", base_model="moved").base == "moved"
+
+
+@pytest.mark.parametrize("base", ["runs/t5-1/model", "models/my tiny"])
+def test_a_relative_path_from_another_folder_is_no_hub_id(here: Path, base: str) -> None:
+    make_adapter(here / "a", base=base)
+    with pytest.raises(AdapterError, match=rf"names the base {base}, which is not there") as caught:
+        resolve_target("a")
+    assert "--base-model MODEL. A relative path is that of the folder where" in str(caught.value)
+
+
+def test_a_base_that_is_neither_here_nor_at_the_hub_is_told_of_the_adapter(here: Path) -> None:
+    make_adapter(here / "a", base="org/base")
+    message = r"names the base org/base: there is no folder"
+    with pytest.raises(AdapterError, match=message) as caught, base_named_by(resolve_target("a")):
+        resolve("org/base")
+    assert caught.value.problems[0].where == "a"
+    assert "--base-model MODEL. A relative path" in str(caught.value)
+    with pytest.raises(ModelError), base_named_by(resolve_target("a", base_model="org/other")):
+        resolve("org/other")
 
 
 def test_several_adapters_on_one_base(here: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from loraft.config.schema import RunConfig
 from loraft.errors import DataError, NonFiniteError, Problem, Stopped, VerificationError
@@ -106,6 +107,7 @@ class Stream:
     notes = ("the adapter was trained on another revision of its base",)
     trace = None
     with_cache = None
+    ending = SimpleNamespace(by="stop_id", text=None)
 
     def __init__(self, prompt: str) -> None:
         self.completion = Completion(prompt, "Paris.\x1b[2J", (1, 2, 3), (-0.1, -0.2, -0.3), "stop", 41.5, 22.25)
@@ -197,7 +199,7 @@ class AnsweredFile:
 
     def as_dict(self) -> dict[str, object]:
         """The result as JSON shows it."""
-        return {"output": self.output, "rows": 300, "held": 100}
+        return {"output": self.output, "rows": 300, "held": 100, "cut": 20}
 
 
 def complete(

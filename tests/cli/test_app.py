@@ -36,13 +36,27 @@ def test_help_lists_every_command(loraft: Loraft) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
-    [(["trian", "x.yaml"], "train"), (["train", "x.yaml", "--resme"], "--resume"), (["train"], "CONFIG")],
+    [
+        (["trian", "x.yaml"], "train"),
+        (["train", "x.yaml", "--resme"], "--resume"),
+        (["train"], "CONFIG"),
+        (["generate", "x", "--temp", "0.5"], "(Possible options: --temperature)"),
+        (["generate", "x", "--tokens", "9"], "(Possible options: --max-new-tokens)"),
+        (["generate", "x", "--max_new_tokens", "9"], "(Possible options: --max-new-tokens)"),
+        (["train", "x.yaml", "--max_steps", "5"], "Write training.max_steps=5 after the config."),
+        (["check", "x.yaml", "--learning-rate=1e-4"], "Write training.learning_rate=1e-4 after the config."),
+        (["preview", "x.yaml", "--data.train", "rows.jsonl"], "Write data.train=rows.jsonl after the config."),
+        (["train", "x.yaml", "--lora_r", "8"], "Write lora.r=8 after the config."),
+        (["train", "x.yaml", "--use_dora"], "Write lora.use_dora=… after the config."),
+        (["generate", "What is up?"], "'What is up?' is TARGET, the model: give what it answers by --prompt"),
+        (["predict", "Well done"], "'Well done' is TARGET, the model: give what it classifies by --text"),
+    ],
 )
 def test_a_slip_of_the_hand_is_refused_with_a_hint(loraft: Loraft, arguments: list[str], hint: str) -> None:
     result = loraft(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert hint in result.stderr
+    assert hint in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_a_bad_row_is_named_with_line_and_field(place: Path) -> None:
     assert "messages[1].role" in told
     skipped = loraft("train", "c.yaml", "data.on_bad_row=skip", cwd=place)
     assert skipped.returncode == 0
-    assert "1 bad rows are skipped" in skipped.stderr
+    assert "1 bad row is skipped" in skipped.stderr
 
 
 def test_a_folder_without_weights_and_a_truncated_file(place: Path) -> None:

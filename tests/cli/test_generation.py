@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +23,17 @@ def test_the_answer_and_nothing_else_is_on_standard_output(loraft: Loraft) -> No
     assert result.stdout == "Paris.\x1b[2J\n", "into a pipe the text goes as it is"
     assert "note: the adapter was trained on another revision of its base" in result.stderr
     assert "3 tokens · prompt read in 42 ms · 22.2 tokens/s · the model ended its answer" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("by", "text", "said"),
+    [("limit", None, "cut at the limit (--max-new-tokens)"), ("stop_text", "\n\n", r"ended at the stop text '\n\n'")],
+)
+def test_what_ended_an_answer_is_said(
+    loraft: Loraft, monkeypatch: pytest.MonkeyPatch, by: str, text: str | None, said: str
+) -> None:
+    monkeypatch.setattr(fake_api.Stream, "ending", SimpleNamespace(by=by, text=text))
+    assert said in loraft("generate", "builtin:any", "-p", "Capital?").stderr
 
 
 def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:

@@ -29,11 +29,13 @@ def test_a_file_of_prompts(loraft: Loraft) -> None:
     words = ["generate", "any", "--input", "p.jsonl", "--output", "o.jsonl", "--overwrite", "--temperature", "0"]
     result = loraft(*words)
     assert result.exit_code == 0
-    assert "300" in result.stdout
-    assert json.loads(loraft(*words, "--json").stdout) == {"output": "o.jsonl", "rows": 300, "held": 100}
+    rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert {"rows 300", "there before 100", "answers cut 20 at the limit (--max-new-tokens)"} <= set(rows)
+    assert json.loads(loraft(*words, "--json").stdout) == {"output": "o.jsonl", "rows": 300, "held": 100, "cut": 20}
     assert fake_api.CALLS[-1] == {
         "model": ModelChoice("any"),
         "prompts": Path("p.jsonl"),
+        "prompt_column": None,
         "output": Path("o.jsonl"),
         "options": AnswerOptions(temperature=0.0, seed=0),
         "batch_size": 8,

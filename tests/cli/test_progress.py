@@ -11,7 +11,7 @@ from rich.console import Console
 
 from loraft.cli.progress import LiveView, PlainView, live_line, view_on
 from loraft.cli.render import LenientConsole
-from loraft.training.events import Progress, SampleAnswered, Saved, StepDone
+from loraft.training.events import Note, Progress, SampleAnswered, Saved, StepDone
 from tests.cli import fake_api
 
 
@@ -58,6 +58,17 @@ def test_columns_stand_under_their_titles_in_eighty_characters() -> None:
     assert len(rows) == fake_api.STEPS / 10
     assert {len(row) for row in rows} == {len(title)}
     assert all(len(line) <= 80 for line in lines)
+
+
+def test_a_note_is_broken_between_words_on_a_terminal_and_nowhere_else() -> None:
+    note = "device cpu (Intel Xeon), dtype bfloat16, which this CPU multiplies natively"
+    console = terminal()
+    with LiveView(console) as view:
+        view(Note(note))
+    assert [line.strip() for line in lines_of(console) if line.strip()] == [f"note: {note[:-9]}".strip(), "natively"]
+    console = Console(file=io.StringIO(), width=80)
+    PlainView(console)(Note(note))
+    assert lines_of(console) == [f"note: {note}"]
 
 
 @pytest.mark.parametrize("view_of", [PlainView, LiveView])

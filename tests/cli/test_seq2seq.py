@@ -140,7 +140,7 @@ def test_a_bad_pair_is_named_with_line_and_field(place: Path, bad: str) -> None:
     assert all(message in told for message in messages), told
     skipped = loraft("train", *words, "data.on_bad_row=skip", cwd=place)
     assert skipped.returncode == 0, skipped.stderr
-    assert "1 bad rows are skipped" in skipped.stderr
+    assert "1 bad row is skipped" in skipped.stderr
 
 
 def test_long_targets_are_cut_where_that_is_asked_for(place: Path) -> None:

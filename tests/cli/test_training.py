@@ -114,6 +114,13 @@ def test_check_draws_whatever_the_report_holds(loraft: Loraft, config: WriteConf
     assert "note: device cpu, dtype bfloat16, which this CPU multiplies natively" in result.stderr
 
 
+def test_what_trains_every_weight_has_no_part_called_adapter(loraft: Loraft, config: WriteConfig) -> None:
+    shown = loraft("check", str(config(method="full"))).stdout
+    assert "adapter" not in shown
+    assert "trained\n  trainable parameters" in shown
+    assert "adapter" in json.loads(loraft("check", str(config(method="full")), "--json").stdout)
+
+
 def test_check_json_is_one_document_whatever_libraries_print(loraft: Loraft, config: WriteConfig) -> None:
     result = loraft("check", str(config()), "--json")
     assert {"model", "data", "adapter", "memory", "steps"} <= set(json.loads(result.stdout))

@@ -91,6 +91,15 @@ def test_an_axolotl_file_is_answered_key_by_key(tmp_path: Path) -> None:
     ]
 
 
+def test_what_another_tools_key_says_is_not_missing(tmp_path: Path) -> None:
+    axolotl = "base_model: a/b\ndatasets: [{path: rows.jsonl, type: alpaca}]\n"
+    assert [problem.key for problem in problems(write(tmp_path, axolotl))] == ["base_model", "datasets"]
+    assert [problem.key for problem in problems(write(tmp_path, "base_model: a/b\nmodel: {dtype: auto}\n"))] == [
+        "data",
+        "base_model",
+    ]
+
+
 def test_a_foreign_word_counts_only_where_ours_is_allowed() -> None:
     assert answer_to_value("bf16", ("auto", "bfloat16")) == "bfloat16"
     assert answer_to_value("bf16", ("lora", "qlora")) is None

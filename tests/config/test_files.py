@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -60,6 +61,16 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = write(tmp_path, LEAST)
     path.chmod(0)
     assert "cannot be read: Permission denied" in only(path).message
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("faq.csv", "a,b\n1,2\n"), ("a b.jsonl", '{"a": 1}\n'), ("c.json", '[{"a": 1}]')]
+)
+def test_a_file_of_rows_is_no_config(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert only(path).message == "is data, not a config"
+    assert only(path).remedy == f"loraft init CONFIG.yaml --data {shlex.quote(str(path))}"
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:

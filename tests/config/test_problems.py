@@ -106,6 +106,13 @@ from tests.config.written_files import LEAST, only, problems, write
             None,
         ),
         (
+            "training: {max_steps: none}",
+            "run.yaml:3:23",
+            "training.max_steps",
+            "must be a whole number of at least 1 or null; found the text 'none'",
+            "Did you mean null?",
+        ),
+        (
             "training: {run_name: 2024}",
             "run.yaml:3:22",
             "training.run_name",
@@ -195,3 +202,18 @@ def test_values_that_do_not_go_together_are_found_beside_wrong_ones(tmp_path: Pa
 def test_a_wrong_value_does_not_contradict_besides(tmp_path: Path) -> None:
     text = "model: {name_or_path: a/b}\ndata: {train: x, eval: null}\ntraining: {early_stopping_patience: 0}\n"
     assert "at least 1" in only(write(tmp_path, text)).message
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [
+        ("0", "Write null for no evaluation."),
+        ("false", "Write null for no evaluation."),
+        ("nul", "Did you mean null?"),
+        ("None", "Did you mean null?"),
+    ],
+)
+def test_no_evaluation_is_null(tmp_path: Path, value: str, remedy: str) -> None:
+    problem = only(write(tmp_path, LEAST), [f"data.eval={value}"])
+    assert problem.message.startswith("must be like data.train, a fraction above 0 and below 1, or null; found ")
+    assert (problem.key, problem.remedy) == ("data.eval", remedy)

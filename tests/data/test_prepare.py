@@ -71,7 +71,7 @@ def test_c4_rows_whose_answer_was_cut_off_are_counted_and_left_out(
     data = prepared(tokenizer, path, max_length=40, on_overlength="truncate")
     counts = data.report.sources[0]
     assert (counts.read, counts.overlength, counts.untrained, counts.kept) == (2, 1, 1, 1)
-    assert any("1 rows have no trained token" in note for note in data.report.notes)
+    assert any("1 row has no trained token: left out" in note for note in data.report.notes)
 
 
 def test_c4_when_no_row_is_left_it_is_an_error_before_the_first_step(
@@ -117,6 +117,9 @@ def test_a_bad_row_is_an_error_with_its_line_and_field(tokenizer: PreTrainedToke
         prepared(tokenizer, path)
     found = [(problem.where, problem.key) for problem in error.value.problems]
     assert found == [(f"{path}:2", None), (f"{path}:3", "messages[0].content")]
+    unread, wrong = (str(problem.remedy) for problem in error.value.problems)
+    assert "with double quotes" in unread
+    assert wrong == "Mend it; or data.on_bad_row: skip leaves bad rows out and counts them."
 
 
 def test_bad_rows_are_skipped_and_counted_when_asked(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -176,3 +176,18 @@ def test_rows_of_jsonl_survive_the_round_trip(tmp_path: Path) -> None:
     values = [{"text": text} for text in ("plain", "日本語", 'quote " and \\', "tab\t", "🙂")]
     path = written(tmp_path, "a.jsonl", "\n".join(json.dumps(value, ensure_ascii=False) for value in values))
     assert [row.values for row in read(path).rows] == values
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("a.jsonl", b'{"prompt": "\xff"}', "Save the file as UTF-8."),
+        ("a.csv", b"prompt\n\xff\n", "Save the file as UTF-8."),
+        ("a.jsonl", b"{'prompt': 1}", 'Write objects such as {"prompt": "…", "completion": "…"}, with double quotes.'),
+        ("a.csv", b"prompt\na,b\n", "Put texts with commas or line ends in double quotes."),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_told_what_to_do(tmp_path: Path, name: str, content: bytes, remedy: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    (problem,) = read_rows(DataSource(path=str(tmp_path / name))).problems
+    assert problem.remedy == remedy

@@ -48,3 +48,12 @@ def test_a_metric_of_another_task() -> None:
 def test_a_metric_with_nothing_to_compare() -> None:
     with pytest.raises(DataError, match="bleu compares answers with references, and no row has one"):
         chosen_metrics(("bleu",), "causal_lm", [])
+
+
+def test_what_is_proposed_belongs_to_the_task() -> None:
+    with pytest.raises(DataError, match=r"Did you mean accuracy\? The metrics are loss, accuracy"):
+        known_metrics(["loss", "acc"], "seq_cls")
+    with pytest.raises(DataError, match="there is no metric 'acc'") as caught:
+        known_metrics(["acc"], "causal_lm")
+    assert "accuracy" not in str(caught.value)
+    assert "mcc" not in str(caught.value)

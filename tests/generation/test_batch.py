@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loraft.data.formats import Message
 from loraft.errors import DataError, OutOfMemoryError, Stopped
 from loraft.events import Event, Progress
 from loraft.generation import batch
@@ -213,6 +214,26 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, message: str)
     (tmp_path / "p.txt").write_text("x")
     with pytest.raises(DataError, match=f"--input: {message}"):
         read_questions(tmp_path / name)
+
+
+def test_columns_at_fault_are_one_mistake_and_an_option_names_the_right_one(tmp_path: Path) -> None:
+    path = tmp_path / "faq.csv"
+    path.write_text("id,question,system\n1,Why?,Be kind.\n2,How?,Be kind.\n")
+    for column, missing in ((None, "prompt, messages, conversations, source or translation"), ("Frage", "'Frage'")):
+        with pytest.raises(DataError, match=f"no column {missing}; the columns are id, question, system") as caught:
+            read_questions(path, column=column)
+        assert [problem.key for problem in caught.value.problems] == ["--input"]
+        assert "--prompt-column NAME" in str(caught.value)
+    questions = read_questions(path, column="question")
+    assert questions[1].messages == (Message("system", "Be kind."), Message("user", "How?"))
+
+
+def test_of_many_bad_rows_the_first_are_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": 3}\n' * 500)
+    with pytest.raises(DataError) as caught:
+        read_questions(tmp_path / "p.jsonl")
+    assert len(caught.value.problems) == 21
+    assert "480 more" in caught.value.problems[-1].message
 
 
 def test_sharegpt_and_csv_are_read_too(tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_a_stop_text_ends_the_answer_and_is_not_in_its_text(stops: list[str]) ->
         assert "".join(token.text for token in tokens) == whole.completion
         assert whole.token_ids == free.token_ids[: len(whole.token_ids)]
         assert whole.finish_reason == ("stop" if cuts else free.finish_reason)
+        assert answered.ending is not None
+        assert (answered.ending.by == "stop_text") == bool(cuts)
 
 
 def test_a_special_token_is_a_stop_text_too() -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from loraft.config.schema import Task
 from loraft.errors import ModelError
 from loraft.models.attention import ROWS
-from loraft.models.families import FAMILIES, TRAINED, family_of
+from loraft.models.families import FAMILIES, TRAINED, TRAINED_FOR, family_of
 from tests.tiny import TINY_MODEL_TYPES, TINY_OTHERS, tiny_model
 
 
@@ -94,8 +95,8 @@ def test_c11_rows_laid_end_to_end_equal_rows_alone_where_the_family_packs(model_
     [
         ("mixtral", "mixture of experts"),
         ("qwen3_moe", "mixture of experts"),
-        ("t5", "encoder-decoder"),
-        ("bert", "an encoder"),
+        ("whisper", "encoder-decoder"),
+        ("electra", "an encoder"),
         ("gemma3", "images"),
         ("lama", "not one that loraft knows"),
     ],
@@ -104,3 +105,15 @@ def test_other_types_are_refused_with_the_reason(model_type: str, reason: str) -
     with pytest.raises(ModelError, match=reason) as caught:
         family_of(model_type)
     assert "llama" in (caught.value.problems[0].remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("task", "model_type", "takes_it"),
+    [("causal_lm", "t5", "seq2seq_lm"), ("causal_lm", "bert", "seq_cls"), ("seq2seq_lm", "llama", "causal_lm")],
+)
+def test_a_type_for_another_task_is_answered_with_the_task_and_no_list(
+    task: Task, model_type: str, takes_it: str
+) -> None:
+    with pytest.raises(ModelError, match=f"and task: {task} needs") as caught:
+        family_of(model_type, TRAINED_FOR[task])
+    assert caught.value.problems[0].remedy == f"Write task: {takes_it}, which takes it."

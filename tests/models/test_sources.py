@@ -35,6 +35,17 @@ def test_an_adapter_is_not_a_base(tmp_path: Path) -> None:
         resolve(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("inside", "remedy"), [("adapter/adapter_config.json", "lora.start_from: "), ("model/config.json", "trained: ")]
+)
+def test_a_run_is_not_a_base_and_what_it_trained_is_named(tmp_path: Path, inside: str, remedy: str) -> None:
+    (tmp_path / inside).parent.mkdir()
+    (tmp_path / inside).write_text("{}")
+    with pytest.raises(ModelError, match="is a run, not a base model") as caught:
+        resolve(str(tmp_path))
+    assert str(caught.value.problems[0].remedy).endswith(f"{remedy}{(tmp_path / inside).parent}")
+
+
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model")
     with pytest.raises(ModelError, match="is a file") as caught:

@@ -47,6 +47,12 @@ def test_the_parts_by_hand() -> None:
     assert plan.peak_bytes == sum(value for key, value in plan.as_dict().items() if key != "peak_bytes")
 
 
+def test_where_every_weight_is_trained_the_weights_are_weights_and_no_adapters() -> None:
+    sizes = replace(SIZES, frozen_parameters=0, whole_model=True)
+    plan = predict(sizes, optimizer="adamw", quantization=None, checkpointing=False, device="cuda")
+    assert (plan.weights, plan.adapter, plan.gradients, plan.trained_bytes) == (400, 0, 400, 400)
+
+
 def test_checkpointing_keeps_the_layers_borders_and_one_layer() -> None:
     with_it, without = (
         predict(SIZES, optimizer="adamw", quantization=None, checkpointing=on, device="cuda") for on in (True, False)
