@@ -69,7 +69,14 @@ from loraft.prediction.file import PredictedFile, predict_rows, read_texts
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
 from loraft.training.run import TrainResult, run_plan
-from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder, refuse_own_inputs, refuse_taken
+from loraft.training.run_folder import (
+    RunFolder,
+    check_disk,
+    choose_run_folder,
+    left_unfinished,
+    refuse_own_inputs,
+    refuse_taken,
+)
 
 __all__ = [
     "Answering", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "merge",
@@ -148,6 +155,8 @@ def train(
     refuse_taken(folder, resume=resume, overwrite=overwrite)
     if overwrite:
         refuse_own_inputs(folder, config)
+    if config.training.output_dir is None and not resume:
+        tell(observer, *left_unfinished(folder.path, name))
     plan = plan_run(config)
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
     folder.open()

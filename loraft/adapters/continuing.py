@@ -6,10 +6,10 @@ This module compares and tells every difference. It refuses to know tensors beyo
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from pathlib import Path
 
 from loraft.adapters.names import is_within
 from loraft.adapters.reading import AdapterFiles, read_adapter
+from loraft.adapters.resolve import adapter_named
 from loraft.adapters.targets import Targets
 from loraft.config.schema import LoraSection
 from loraft.errors import AdapterError, Problem
@@ -30,7 +30,8 @@ def start_of(lora: LoraSection, targets: Targets, labels: Sequence[str] = ()) ->
     """
     if lora.start_from is None:
         return None
-    start = read_adapter(Path(lora.start_from))
+    key = "lora.start_from"
+    start = read_adapter(adapter_named(lora.start_from, key, remedy="Name the adapter, run or checkpoint.").folder)
     _refuse_another(start, targets, lora, labels)
     return start
 

@@ -18,7 +18,7 @@ from loraft.adapters.names import check_adapter_name
 from loraft.adapters.recorded import AdapterTarget, Target, adapter_in, model_in
 from loraft.errors import AdapterError
 
-__all__ = ["base_named_by", "resolve_target", "resolve_to_look"]
+__all__ = ["adapter_named", "base_named_by", "resolve_target", "resolve_to_look"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
@@ -124,12 +124,25 @@ def _refuse_twice(names: Sequence[str]) -> None:
 
 
 def _only_adapter(name: str, given: str) -> AdapterTarget:
-    found = _found(given, "--adapter")
+    return replace(adapter_named(given, "--adapter", remedy="Give a base model as TARGET alone."), name=name)
+
+
+def adapter_named(given: str, where: str, *, remedy: str) -> AdapterTarget:
+    """The adapter that a folder, run, checkpoint, config or Hub id means.
+
+    Args:
+        given: Its name.
+        where: Where it was named.
+        remedy: What to do where that is no adapter.
+
+    Raises:
+        AdapterError: It is none.
+    """
+    found = _found(given, where)
     if not found.adapters:
         unseen = "" if os.path.exists(given) or given.startswith("builtin:") else ", or the Hub cannot be reached"
-        remedy = "Give a base model as TARGET alone."
-        raise AdapterError(f"{given} is no adapter{unseen}", where="--adapter", remedy=remedy)
-    return replace(found.adapters[0], name=name)
+        raise AdapterError(f"{given} is no adapter{unseen}", where=where, remedy=remedy)
+    return found.adapters[0]
 
 
 def _on_base(adapters: Sequence[AdapterTarget], given: Target | None, base_model: str | None) -> Target:
@@ -187,7 +200,7 @@ def _from_config(path: Path, where: str) -> Target:
     from loraft.config.files import load_config
 
     output = load_config(path).training.output_dir
-    folder = Path(output) if output else _newest_run(path.stem)
+    folder = Path(output).expanduser() if output else _newest_run(path.stem)
     if folder is None or not folder.is_dir():
         missing = output or f"runs/{path.stem}-N"
         raise AdapterError(f"{path} has no run yet: there is no {missing}", where=where, remedy="Train it first.")

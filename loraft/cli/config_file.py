@@ -27,6 +27,6 @@ def read_config(path: str, overrides: list[str] | None) -> RunConfig:
     config = load_config(Path(path), overrides or [])
     for section in unused_sections(config):
         print_note(f"the section {section} is not used by method: {config.method}")
-    for key in unused_keys(config):
-        print_note(f"{key} is not used by task: {config.task}")
+    for key, by in unused_keys(config):
+        print_note(f"{key} is not used by {by}")
     return config

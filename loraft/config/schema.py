@@ -172,8 +172,8 @@ class LoraSection(Section):
     """How A starts (B starts at zero, so that training begins at the base): default is Kaiming uniform, in ±1/√inputs,
     gaussian is normal with a deviation of 1/r."""
     start_from: str | None = None
-    """The folder of an adapter whose weights training goes on from; this section must describe that adapter. null
-    begins anew."""
+    """The adapter whose weights training goes on from, by its folder, run, checkpoint or Hub id; this section must
+    describe that adapter. null begins anew."""
 
 
 class DataSource(Section):
@@ -489,9 +489,23 @@ def unused_sections(config: RunConfig) -> tuple[str, ...]:
     )
 
 
-def unused_keys(config: RunConfig) -> tuple[str, ...]:
-    """The dotted keys and sections that the chosen task does not use and that say something of their own."""
-    return tuple(key for key, tasks in OF_TASKS.items() if config.task not in tasks and not _is_default(config, key))
+def unused_keys(config: RunConfig) -> tuple[tuple[str, str], ...]:
+    """The dotted keys and sections that say something of their own and are not used, each with what does not use it."""
+    by_task = (
+        (key, f"task: {config.task}")
+        for key, tasks in OF_TASKS.items()
+        if config.task not in tasks and not _is_default(config, key)
+    )
+    data, training = config.data, config.training
+    held_out = data.eval if isinstance(data.eval, tuple) else ()
+    others = {
+        ("training.group_by_length", "data.packing: fill"): training.group_by_length and data.packing == "fill",
+        ("the weight of a source", "data.eval"): any(source.weight != 1 for source in held_out),
+        ("training.metric_for_best_model", "data.eval: null"): training.metric_for_best_model != "loss"
+        and data.eval is None,
+        ("training.sample_prompts", "data.eval: null"): bool(training.sample_prompts) and data.eval is None,
+    }
+    return (*by_task, *(unused for unused, is_so in others.items() if is_so))
 
 
 def _is_default(config: RunConfig, key: str) -> bool:

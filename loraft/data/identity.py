@@ -91,7 +91,7 @@ def _content(source: DataSource, streaming: bool) -> str | None:
 
 def _template(setting: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if setting.endswith((".jinja", ".jinja2")):
-        return Path(setting).read_text(encoding="utf-8")
+        return Path(setting).expanduser().read_text(encoding="utf-8")
     return json.dumps(tokenizer.chat_template)
 
 

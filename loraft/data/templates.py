@@ -77,7 +77,7 @@ def _end_mark(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise DataError(f"cannot be read: {reason}", where=str(path), key="data.chat_template") from None

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "check_disk",
     "choose_run_folder",
     "differences",
+    "left_unfinished",
     "refuse_own_inputs",
     "refuse_taken",
 ]
@@ -173,11 +175,15 @@ def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
         Problem(f"lies in {folder.path}, which --overwrite would replace", where=path, key=key)
         for key, paths in sources.items()
         for path in paths
-        if path is not None and Path(path).exists() and Path(path).resolve().is_relative_to(folder.path.resolve())
+        if path is not None and _lies_in(Path(path).expanduser(), folder.path)
     ]
     if inside:
         remedy = "name another training.output_dir"
         raise RunFolderError.several([*inside[:-1], replace(inside[-1], remedy=remedy)])
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.exists() and path.resolve().is_relative_to(folder.resolve())
 
 
 def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
@@ -206,12 +212,23 @@ def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
 def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Path:
     """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N; to `resume`, the newest with a run."""
     if output_dir is not None:
-        return Path(output_dir)
+        return Path(output_dir).expanduser()
     numbers = [
         int(path.name.rsplit("-", 1)[1]) for path in RUNS.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()
     ]
     begun = [number for number in numbers if RunFolder(RUNS / f"{name}-{number}").holds_run]
     return RUNS / f"{name}-{max(begun) if resume and begun else max(numbers, default=0) + 1}"
+
+
+def left_unfinished(chosen: Path, name: str) -> Iterator[str]:
+    """A sentence where a new run begins beside one of the same config that has checkpoints and no result yet."""
+    before = choose_run_folder(None, name, resume=True)
+    folder = RunFolder(before)
+    if before != chosen and folder.checkpoints.exists() and not (folder.adapter.exists() or folder.model.exists()):
+        yield (
+            f"{before} has not ended, and {chosen} begins anew; that one goes on by "
+            f"loraft train {shlex.quote(str(folder.config))} --resume"
+        )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -211,6 +211,18 @@ def test_start_from_goes_on_from_an_adapter(tmp_path: Path) -> None:
     assert all(weight.requires_grad for weight in second.trainable.values())
 
 
+def test_start_from_a_run_is_from_its_adapter(tmp_path: Path) -> None:
+    first, folder = saved_start(tmp_path)
+    (tmp_path / "run").mkdir()
+    folder.rename(tmp_path / "run/adapter")
+    chosen = {"target_modules": ["q_proj", "v_proj"]}
+    second = attach(tiny_loaded(tmp_path / "base"), run_config(**chosen, start_from=str(tmp_path / "run")))
+    assert all(torch.equal(second.trainable[name], first.trainable[name]) for name in first.trainable)
+    for start, said in (("base", "is no adapter"), ("absent", "no file or folder")):
+        with pytest.raises(AdapterError, match=rf"lora\.start_from: .*{said}"):
+            attach(tiny_loaded(tmp_path / "base"), run_config(**chosen, start_from=str(tmp_path / start)))
+
+
 def test_start_from_another_adapter_is_refused_with_what_differs(tmp_path: Path) -> None:
     _, folder = saved_start(tmp_path)
     config = run_config(

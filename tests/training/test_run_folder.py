@@ -13,7 +13,7 @@ from loraft import api
 from loraft.errors import OutOfMemoryError, ResourceError, RunFolderError
 from loraft.training import run
 from loraft.training.memory import MemoryPlan
-from loraft.training.run_folder import check_disk, choose_run_folder
+from loraft.training.run_folder import check_disk, choose_run_folder, left_unfinished
 from tests.training.building import tiny_config
 
 
@@ -95,6 +95,16 @@ def test_a_start_that_came_to_nothing_is_not_the_run_to_go_on_with(
     assert choose_run_folder(None, "mine", resume=True) == Path("runs/mine-3")
     assert choose_run_folder(None, "mine", resume=False) == Path("runs/mine-5")
     assert choose_run_folder(None, "other", resume=True) == Path("runs/other-1")
+
+
+def test_a_run_left_unfinished_is_told_when_another_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/mine-1/checkpoints/step-000002").mkdir(parents=True)
+    (told,) = left_unfinished(Path("runs/mine-2"), "mine")
+    assert told.endswith("that one goes on by loraft train runs/mine-1/config.yaml --resume")
+    (tmp_path / "runs/mine-1/adapter").mkdir()
+    assert not list(left_unfinished(Path("runs/mine-2"), "mine"))
+    assert not list(left_unfinished(Path("runs/other-1"), "other"))
 
 
 def test_checkpoints_that_are_there_already_need_no_room_of_their_own(
