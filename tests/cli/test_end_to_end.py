@@ -258,7 +258,7 @@ def test_runs_without_a_name_are_numbered(place: Path) -> None:
         assert loraft("train", "c.yaml", "training.output_dir=null", cwd=place).returncode == 0
     assert sorted(os.listdir(place / "runs")) == ["c-1", "c-2"]
     again = loraft("train", "c.yaml", "training.output_dir=null", "--resume", cwd=place)
-    assert "going on from step-000004" in again.stderr
+    assert "the run is finished: its result is saved again from step-000004" in again.stderr
     assert sorted(os.listdir(place / "runs")) == ["c-1", "c-2"]
 
 
