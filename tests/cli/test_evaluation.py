@@ -203,7 +203,8 @@ def test_a_run_without_held_out_rows_asks_for_a_file(place: Path) -> None:
 
 def test_held_out_rows_that_are_gone_are_named(place: Path) -> None:
     (place / "train.jsonl").unlink()
-    assert "train.jsonl: the rows that the run held out cannot be read from here" in refused(loraft("evaluate", "run", cwd=place))
+    told = refused(loraft("evaluate", "run", cwd=place))
+    assert "train.jsonl: the rows that the run held out cannot be read from here" in told
 
 
 @pytest.mark.slow
