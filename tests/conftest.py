@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# What is started in the background of a script ignores Ctrl-C, and so would every command that a test starts and stops.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Libraries read these when they are imported, so they are set before anything else is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
