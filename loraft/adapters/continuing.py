@@ -30,8 +30,8 @@ def start_of(lora: LoraSection, targets: Targets, labels: Sequence[str] = ()) ->
     """
     if lora.start_from is None:
         return None
-    key = "lora.start_from"
-    start = read_adapter(adapter_named(lora.start_from, key, remedy="Name the adapter, run or checkpoint.").folder)
+    remedy = "Name an adapter, a run or a checkpoint."
+    start = read_adapter(adapter_named(lora.start_from, "lora.start_from", remedy=remedy).folder)
     _refuse_another(start, targets, lora, labels)
     return start
 

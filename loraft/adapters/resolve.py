@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -167,12 +168,10 @@ def _on_base(adapters: Sequence[AdapterTarget], given: Target | None, base_model
     return Target(base, revision, tuple(adapters), notes=tuple(notes))
 
 
-def _is_called(named: str | None, base: str) -> bool:
+def _is_called(named: str, base: str) -> bool:
     """Whether two names of a base are one, or two paths of one folder: peft writes the whole path."""
-    if named is None or named == base:
-        return named == base
     paths = [os.path.expanduser(name) for name in (named, base)]
-    return all(map(os.path.exists, paths)) and os.path.samefile(*paths)
+    return named == base or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
 
 
 def _same_base(one: AdapterTarget, other: AdapterTarget) -> bool:
@@ -228,7 +227,8 @@ def _from_folder(folder: Path, where: str) -> Target:
             return model_in(candidate)
     checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
     if checkpoints:
-        remedy = f"Name a checkpoint ({checkpoints[-1]}), or go on: loraft train {folder}/config.yaml --resume"
+        config = shlex.quote(str(folder / "config.yaml"))
+        remedy = f"Name a checkpoint ({checkpoints[-1]}), or go on: loraft train {config} --resume"
         raise AdapterError("the run has not saved its result", where=str(folder), remedy=remedy)
     looked_for = "adapter_config.json, adapter/adapter_config.json, config.json, model/config.json"
     raise AdapterError(

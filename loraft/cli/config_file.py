@@ -22,7 +22,7 @@ def read_config(path: str, overrides: list[str] | None) -> RunConfig:
     """
     from loraft.cli.render import print_note
     from loraft.config.files import load_config
-    from loraft.config.schema import unused_keys, unused_sections
+    from loraft.config.usage import unused_keys, unused_sections
 
     config = load_config(Path(path), overrides or [])
     for section in unused_sections(config):

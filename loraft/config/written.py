@@ -9,7 +9,8 @@ import json
 import re
 
 from loraft.config.scalars import Value, scalar
-from loraft.config.schema import DataSource, RunConfig, StackLayers, idle_keys, unused_sections
+from loraft.config.schema import DataSource, RunConfig, StackLayers
+from loraft.config.usage import idle_keys, unused_sections
 
 __all__ = ["inline", "written"]
 

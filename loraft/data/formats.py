@@ -17,25 +17,9 @@ from loraft.data.records import Row
 from loraft.errors import DataError
 
 __all__ = [
-    "ASKED",
-    "ASKED_FOR_A_TEXT",
-    "FORMATS",
-    "THOUGHTS",
-    "Completion",
-    "Conversation",
-    "Labelled",
-    "Languages",
-    "Message",
-    "Pair",
-    "Record",
-    "Text",
-    "check_format",
-    "columns_of",
-    "detect_format",
-    "has_columns",
-    "to_question",
-    "to_record",
-    "unread_columns",
+    "ASKED", "ASKED_FOR_A_TEXT", "FORMATS", "THOUGHTS", "Completion", "Conversation", "Labelled", "Languages",
+    "Message", "Pair", "Record", "Text", "check_format", "columns_of", "detect_format", "has_columns", "to_question",
+    "to_record", "unread_columns",
 ]  # fmt: skip
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {

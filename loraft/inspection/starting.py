@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ EXAMPLES: Mapping[Task, tuple[str, RowFormat]] = {
     "seq_cls": ("data/train.jsonl", "classification"),
 }
 """Rows where nobody named any."""
+T5 = re.compile(r"(?<![a-z])t5", re.IGNORECASE)
+"""T5 in the name of a model, and neither mT5 nor ByT5."""
 ANOTHER = "Name another file, or replace it with --overwrite."
 
 
@@ -152,7 +155,7 @@ def _chosen(task: Task, method: Method, model: str, found: Acquaintance | None) 
 def _is_prefixed(model: str) -> bool:
     """Whether a model was trained with words before each source; one that is elsewhere is told by its name."""
     family = FAMILIES.get(str(_architecture(model).get("model_type")))
-    return "t5" in model.lower() if family is None else family.prefixed
+    return T5.search(model) is not None if family is None else family.prefixed
 
 
 def _check_model(model: str, task: Task) -> None:

@@ -143,15 +143,14 @@ def open_classifier(
     found = resolve_target(target, adapters, base_model=base_model)
     if len(found.adapters) > 1:
         raise AdapterError("one classifier tells classes, and there are several", where="--adapter")
-    with base_named_by(found):
-        labels = classes_of(found)
-    refuse_no_classifier(found, labels, target)
     section = found.model_section
     if dtype is not None:
         section = section.model_copy(update={"dtype": dtype})
     quantization = found.quantization if quantize is None else quantize
     families = TRAINED_FOR["seq_cls"]
     with base_named_by(found):
+        labels = classes_of(found)
+        refuse_no_classifier(found, labels, target)
         loaded = load_model(section, place(section), quantization=quantization, among=families, labels=labels)
     notes = (*found.notes, *loaded.notes)
     model: nn.Module = loaded.model

@@ -24,7 +24,8 @@ import loraft
 from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
-from loraft.config.schema import DataSection, idle_keys
+from loraft.config.schema import DataSection
+from loraft.config.usage import idle_keys
 from loraft.data.identity import contents_of
 from loraft.data.labelled import LabelRenderer
 from loraft.data.sources import sources_of
@@ -128,10 +129,10 @@ def run_plan(
         with tracked(observer, plan.config, folder.path) as told:
             state = RunState()
             run = fit_of(plan, folder, adapted, told, answerer, state)
-            if not (resume and resumed(run, state)):
+            goes_on = resume and resumed(run, state)
+            if not goes_on:
                 folder.cut_back({})
-                _describe(plan, folder, adapted.loaded, command)
-            elif resume_anyway:
+            if resume_anyway or not goes_on:
                 _describe(plan, folder, adapted.loaded, command)
             fit(run, state)
             saved, saved_step = _finish(run, state, plan)
@@ -270,7 +271,8 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
     """Save the result: the last weights, or with early stopping the best ones."""
     step = state.step
     best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
-    wanted = run.settings.early_stopping_patience is not None and state.best_step not in (None, step)
+    is_better = state.best_step not in (None, step)
+    wanted = is_better and run.settings.early_stopping_patience is not None
     if wanted and verified(best):
         restore(run.adapted, weights_in(run, best))
         step = state.best_step or step
@@ -278,7 +280,7 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
     elif wanted:
         run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
-    elif state.best_step not in (None, step) and best.is_dir():
+    elif is_better and best.is_dir():
         run.observer(Note(f"the weights of step {step} are saved; those of the best evaluation are {best}"))
     saved = _save_weights(run.adapted, run.folder.path, plan, state)
     run.observer(Saved(step, saved))

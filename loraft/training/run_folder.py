@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from loraft.config.files import dump_config
 from loraft.config.schema import RunConfig
+from loraft.config.written import inline
 from loraft.errors import Problem, ResourceError, RunFolderError
 from loraft.training.memory import MemoryPlan
 
@@ -240,5 +241,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{dotted}.")
         elif old != new and dotted not in FREE_TO_CHANGE:
-            found.append(f"{dotted} was {old!r} and is {new!r}")
+            found.append(f"{dotted} was {_written(old)} and is {_written(new)}")
     return found
+
+
+def _written(value: object) -> str:
+    """A value of a dumped config as a config says it."""
+    return inline(tuple(value) if isinstance(value, list) else value)

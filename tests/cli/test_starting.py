@@ -15,8 +15,9 @@ from typer.testing import CliRunner, Result
 
 from loraft.cli.app import app
 from loraft.config.files import load_config
-from loraft.config.schema import Method, RowFormat, Task, unused_keys, unused_sections
+from loraft.config.schema import Method, RowFormat, Task
 from loraft.config.starter import MODELS
+from loraft.config.usage import unused_keys, unused_sections
 from loraft.data.formats import FORMATS
 from tests.tiny import save_tiny
 from tests.training.building import write_rows
@@ -187,7 +188,13 @@ def test_what_is_found_in_the_rows_stands_in_the_config(here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "prefix"),
-    [("tiny-t5", True), ("marian", False), ("google/flan-t5-base", True), ("facebook/nllb-200-distilled-600M", False)],
+    [
+        ("tiny-t5", True),
+        ("marian", False),
+        ("google/flan-t5-base", True),
+        ("google/mt5-small", False),
+        ("facebook/nllb-200-distilled-600M", False),
+    ],
 )
 def test_only_t5_gets_words_before_each_source(here: Path, model: str, prefix: bool) -> None:
     """A folder tells what it is by its config.json, a model that is elsewhere by its name."""

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from loraft.config.expectations import expected, path_of
 from loraft.config.files import load_config
-from loraft.config.schema import OF_METHODS, OF_TASKS, DataSource, RunConfig, Section, StackLayers
+from loraft.config.schema import DataSource, RunConfig, Section, StackLayers
 from loraft.config.starter import ROWS
+from loraft.config.usage import OF_METHODS, OF_TASKS
 from loraft.config.written import inline
 from loraft.data.formats import FORMATS, OPTIONAL_COLUMNS
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from loraft.config.files import load_config
-from loraft.config.schema import Method, RunConfig, Task, unused_keys, unused_sections
+from loraft.config.schema import Method, RunConfig, Task
+from loraft.config.usage import unused_keys, unused_sections
 from loraft.errors import ResourceError
 from loraft.models.placement import Placement
 from loraft.training.memory import quantized_bytes
