@@ -53,7 +53,6 @@ from loraft.inspection.preview import Preview, Split, preview_rows
 from loraft.inspection.report import LayersReport, look
 from loraft.models.exhaustion import memory_errors
 from loraft.opening import (
-    about_data,
     classifying,
     generating,
     opened,
@@ -400,9 +399,7 @@ def evaluate(
         raise AdapterError(message, where="--baseline", remedy="Name an adapter or a run that has one as TARGET.")
     purpose = purpose_of(found, choice, baseline=baseline)
     asked = None if metrics is None else known_metrics(metrics, purpose.task)
-    run = run_of(found)
-    tell(observer, *about_data(found, run, rows_from))
-    source = read_source(run, found.base, rows_from, purpose)
+    source = read_source(run_of(found), found.base, rows_from, purpose)
     names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
     if purpose.labels:
         rows, subjects = classifying(choice, source, options, limit, observer, baseline=baseline)

@@ -16,15 +16,12 @@ from torch.nn.functional import cross_entropy
 from loraft.adapters.classes import classes_of
 from loraft.adapters.recorded import Target
 from loraft.adapters.task import task_of
-from loraft.config.files import load_config
-from loraft.config.schema import DataSource, RunConfig
 from loraft.data.batches import LabelledBatch, Layout, collate_rows
 from loraft.data.examples import Example, LabelledExample
 from loraft.errors import AdapterError, ModelError
 from loraft.evaluation.evaluate import Answer, Reading, Subject
-from loraft.evaluation.held_out import config_of_run
+from loraft.evaluation.past_run import PastRun, past_run
 from loraft.evaluation.rows import EvaluatedRows, Purpose, Source, rows_of, unasked_as_trained
-from loraft.evaluation.trained_on import about_held_out, about_rows
 from loraft.events import Note, Observer
 from loraft.generation.context import learned_positions
 from loraft.generation.engine import complete_batch
@@ -35,8 +32,7 @@ from loraft.prediction.classifier import Classifier, open_classifier, refuse_no_
 from loraft.training.loss import TargetLoss
 
 __all__ = [
-    "about_data", "classifying", "generating", "opened", "opened_classifier", "purpose_of", "run_of", "tell",
-    "to_be_told",
+    "classifying", "generating", "opened", "opened_classifier", "purpose_of", "run_of", "tell", "to_be_told",
 ]  # fmt: skip
 
 
@@ -113,22 +109,9 @@ def classifying(
     return rows, [_telling(classifier, name, base=base) for name, base in named]
 
 
-def run_of(found: Target) -> RunConfig | None:
-    """The config that trained what a target means, where it lies in the folder of a run."""
-    path = config_of_run(found.adapter or Path(found.base).expanduser())
-    return load_config(path) if path is not None else None
-
-
-def about_data(found: Target, run: RunConfig | None, rows: DataSource | None) -> tuple[str, ...]:
-    """What there is to say about the rows of an evaluation, as far as the run of what is evaluated knew them.
-
-    Raises:
-        DataError: The rows that the run held out can no longer be told from those that it learned.
-    """
-    path = config_of_run(found.adapter or Path(found.base).expanduser())
-    if path is None or run is None or (rows is None and run.data.eval is None):
-        return ()
-    return tuple(about_held_out(path.parent, run) if rows is None else about_rows(path.parent, run, rows))
+def run_of(found: Target) -> PastRun | None:
+    """The run that trained what a target means, where it lies in the folder of one."""
+    return past_run(found.adapter or Path(found.base).expanduser())
 
 
 def _subject(session: Session, name: str, settings: Settings, batch_size: int) -> Subject:

@@ -1,6 +1,6 @@
 """Text to compare models on: the rows that a run held out, or else text that comes with loraft.
 
-This module knows where a run keeps its config, and turns rows into tokens. It refuses to know what is compared.
+This module turns rows into tokens. It refuses to know what is compared.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from loraft.adapters.recorded import Sources
-from loraft.config.files import load_config
 from loraft.data.formats import Pair
 from loraft.data.pairs import PairRenderer
 from loraft.data.prepare import prepare
 from loraft.data.tickets import tickets
 from loraft.errors import DataError, LoraftError
-from loraft.evaluation.trained_on import about_held_out
+from loraft.evaluation.past_run import past_run
 from loraft.models.sources import cache_folder
 
-__all__ = ["BUILT_IN", "LONGEST", "Rows", "built_in_pairs", "built_in_rows", "config_of_run", "rows_for"]
+__all__ = ["BUILT_IN", "LONGEST", "Rows", "built_in_pairs", "built_in_rows", "rows_for"]
 
 LONGEST = 256
 """The most tokens of a row; fewer where a model has fewer positions."""
@@ -75,28 +74,20 @@ def rows_for(
         longest: The most tokens of a row, and of a target.
     """
     built_in = built_in_rows(tokenizer, longest) if sources is None else built_in_pairs(tokenizer, sources, longest)
-    config = config_of_run(adapter)
-    if config is None:
-        return built_in
     try:
-        run = load_config(config)
-        notes = tuple(about_held_out(config.parent, run)) if run.data.eval is not None else ()
-        held_out = prepare(run, tokenizer, cache_folder()).eval
+        run = past_run(adapter)
+        if run is None or run.config.data.eval is None:
+            return built_in
+        notes = tuple(run.about_held_out())
+        held_out = prepare(run.config, tokenizer, cache_folder()).eval
     except (LoraftError, OSError) as error:
         reason = str(error).splitlines()[0]
         note = f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {reason}"
         return replace(built_in, notes=(note,))
-    if not held_out:
-        return built_in
     ids = tuple(list(example.input_ids[:longest]) for example in held_out)
     targets = () if sources is None else tuple(list(example.labels[:longest]) for example in held_out)
     own = "the run's held-out rows"
     return Rows((*ids, *built_in.ids), own, notes, (*targets, *built_in.targets))
-
-
-def config_of_run(trained: Path) -> Path | None:
-    """The config of the run that what lies in a folder belongs to: its result, or that of one of its checkpoints."""
-    return next((path for run in _runs(trained) if (path := run / "config.yaml").is_file()), None)
 
 
 def built_in_rows(tokenizer: PreTrainedTokenizerBase, longest: int = LONGEST) -> Rows:
@@ -129,11 +120,3 @@ def _texts() -> Iterator[str]:
         messages = row["messages"]
         assert isinstance(messages, list)
         yield "\n".join(message["content"] for message in messages[1:])
-
-
-def _runs(trained: Path) -> Iterator[Path]:
-    """The folders that would be the run's, of its adapter or model and of a checkpoint's."""
-    if trained.name in ("adapter", "model"):
-        yield trained.parent
-        if trained.parent.parent.name == "checkpoints":
-            yield trained.parents[2]

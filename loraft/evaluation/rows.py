@@ -16,28 +16,18 @@ from transformers import PreTrainedTokenizerBase
 from loraft.adapters.recorded import Sources
 from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig, Task
 from loraft.data.examples import IGNORED, Example, PairExample
-from loraft.data.formats import (
-    FORMATS,
-    Completion,
-    Conversation,
-    Labelled,
-    Languages,
-    Message,
-    Pair,
-    Record,
-    has_columns,
-    to_record,
-)
-from loraft.data.labelled import class_number
+from loraft.data.formats import FORMATS, Message, has_columns
 from loraft.data.prepare import prepare
 from loraft.data.records import read_rows
 from loraft.data.rendering import RowRenderer
-from loraft.data.sources import format_of, shortened, with_defaults
+from loraft.data.sources import shortened, with_defaults
 from loraft.data.tokenize import Renderer
 from loraft.errors import DataError, Problem
+from loraft.evaluation.past_run import PastRun
+from loraft.evaluation.questions import Question, questions_of
 
 __all__ = [
-    "EvaluatedRows", "Item", "Purpose", "Question", "Source", "prompt_ids", "read_source", "rows_of",
+    "EvaluatedRows", "Item", "Purpose", "Source", "prompt_ids", "read_source", "rows_of",
     "unasked_as_trained",
 ]  # fmt: skip
 
@@ -69,28 +59,6 @@ class Purpose:
 
 GENERATES = Purpose()
 """A decoder that writes text."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a row asks and what answers it.
-
-    Attributes:
-        asked: The row's prompt, source or text, or the turns before its last answer.
-        reference: The right answer; of a text that is classified the name of its class.
-        second: The second text where two are classified together.
-    """
-
-    asked: str | tuple[Message, ...]
-    reference: str
-    second: str | None = None
-
-    @property
-    def shown(self) -> object:
-        """What is asked, as JSON shows it."""
-        if isinstance(self.asked, str):
-            return self.asked if self.second is None else [self.asked, self.second]
-        return [{"role": message.role, "content": message.content} for message in self.asked]
 
 
 @dataclass(frozen=True)
@@ -140,17 +108,17 @@ class EvaluatedRows:
     notes: tuple[str, ...]
 
 
-def read_source(run: RunConfig | None, base: str, data: DataSource | None, purpose: Purpose = GENERATES) -> Source:
+def read_source(run: PastRun | None, base: str, data: DataSource | None, purpose: Purpose = GENERATES) -> Source:
     """Read the rows and what they ask; nothing is tokenized yet.
 
     Args:
-        run: The config that trained what is evaluated, where there is one: its `data` section says how rows are read.
+        run: The run that trained what is evaluated, where there is one: its `data` section says how rows are read.
         base: The base model's name.
         data: The file; None takes the rows that the run held out.
         purpose: What is evaluated is for this.
 
     Raises:
-        DataError: There are no rows, or rows are not as they must be; every one is named.
+        DataError: There are no rows, rows are not as they must be, or those that were held out can no longer be told.
     """
     try:
         return _read(run, base, data, purpose)
@@ -160,25 +128,26 @@ def read_source(run: RunConfig | None, base: str, data: DataSource | None, purpo
         raise DataError.several(map(_as_ours, error.problems)) from None
 
 
-def _read(run: RunConfig | None, base: str, data: DataSource | None, purpose: Purpose) -> Source:
+def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Purpose) -> Source:
     if data is None:
         if run is None:
             message = "there are no rows to evaluate on: what is evaluated belongs to no run"
             raise DataError(message, where=KEY, remedy="Name a file of rows, or evaluate a run, which holds some out.")
-        if run.data.eval is None:
+        if run.config.data.eval is None:
             message = "there are no rows to evaluate on: the run held none out (data.eval is null)"
             raise DataError(message, where=KEY, remedy="Name a file of rows.")
-        sources = run.data.train if isinstance(run.data.eval, float) else run.data.eval
-        skips = run.data.on_bad_row == "skip"
-        config, called = _as_trained(run, purpose), "the run's held-out rows"
+        notes = [*run.about_held_out()]
+        config, called = _as_trained(run.config, purpose), "the run's held-out rows"
+        sources = config.data.train if isinstance(config.data.eval, float) else config.data.eval or ()
+        skips = config.data.on_bad_row == "skip"
     else:
-        config = _config_for(run, base, data, purpose)
+        notes = [*run.about_rows(data)] if run is not None else []
+        config = _config_for(run.config if run is not None else None, base, data, purpose)
         sources, skips, called = config.data.train, False, data.path
     questions: dict[str, Question] = {}
     problems: list[Problem] = []
-    notes: list[str] = []
     for source in sources:
-        found, wrong = _questions(with_defaults(source, config.data), config)
+        found, wrong = questions_of(with_defaults(source, config.data), config)
         questions |= found
         problems += [] if skips else wrong
     if problems:
@@ -282,53 +251,6 @@ def _as_trained(config: RunConfig, purpose: Purpose) -> RunConfig:
         "target_lang": purpose.sources.target_lang or data.target_lang,
     }
     return config.model_copy(update={"data": data.model_copy(update=said)})
-
-
-def _questions(source: DataSource, config: RunConfig) -> tuple[dict[str, Question], list[Problem]]:
-    """What the rows of a source ask, by their places, and what is wrong with those that are no such rows."""
-    read = read_rows(source)
-    problems, questions = list(read.problems), {}
-    if not read.rows:
-        return {}, problems
-    row_format = format_of(read, source, config.task)
-    languages = Languages(config.data.source_lang, config.data.target_lang)
-    for row in read.rows:
-        try:
-            record = to_record(row, row_format, source.columns, config.task, languages)
-            question = _question(record, config.data.labels)
-        except DataError as error:
-            if error.problems[0].key in ("data.source_lang", "data.target_lang"):  # every row would say so
-                raise
-            problems += [_at(row.where, each, source.columns) for each in error.problems]
-            continue
-        if question is not None:
-            questions[row.where] = question
-    return questions, problems
-
-
-def _at(where: str, problem: Problem, columns: Mapping[str, str]) -> Problem:
-    """A problem of a row with its place, by the name that the file gives the field."""
-    if problem.where is not None:
-        return problem
-    return replace(problem, where=where, key=columns.get(problem.key or "", problem.key))
-
-
-def _question(record: Record, labels: Sequence[str]) -> Question | None:
-    """What a record asks, and its answer: the assistant's last turn, or the completion; plain text asks nothing.
-
-    Raises:
-        DataError: Its class is none of the labels.
-    """
-    if isinstance(record, Completion):
-        return Question(record.prompt, record.completion)
-    if isinstance(record, Pair):
-        return Question(record.source, record.target)
-    if isinstance(record, Labelled):
-        return Question(record.text, labels[class_number(record.label, labels)], record.second)
-    if not isinstance(record, Conversation):
-        return None
-    last = max(place for place, message in enumerate(record.messages) if message.role == "assistant")
-    return Question(record.messages[:last], record.messages[last].content) if last else None
 
 
 def _as_ours(problem: Problem) -> Problem:

@@ -18,6 +18,7 @@ from loraft.config.schema import DataSource, RunConfig
 from loraft.data.prepare import prepare
 from loraft.errors import NonFiniteError, Stopped
 from loraft.evaluation.evaluate import Answer, Reading, Subject, evaluate
+from loraft.evaluation.past_run import PastRun
 from loraft.evaluation.result import Evaluation
 from loraft.evaluation.rows import EvaluatedRows, read_source, rows_of
 from loraft.events import Event, Progress
@@ -246,7 +247,7 @@ def test_every_row_of_a_file_is_evaluated_of_a_run_that_streamed_its_own(tmp_pat
     run = RunConfig.model_validate(
         {"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", "eval": None, "streaming": True}}
     )
-    source = read_source(run, "x", DataSource(path=str(tmp_path / "rows.jsonl")))
+    source = read_source(PastRun(tmp_path, run), "x", DataSource(path=str(tmp_path / "rows.jsonl")))
     assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 1100
 
 
@@ -270,6 +271,6 @@ def test_a_file_is_read_by_the_names_that_are_given_those_of_the_run_or_its_own(
     path = str(tmp_path / "rows.jsonl")
     write_rows(tmp_path / "rows.jsonl", [{names[0]: "who?", names[1]: "me"}] * 3)
     run = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", **trained}})
-    source = read_source(run, "x", DataSource(path=path, **given))
+    source = read_source(PastRun(tmp_path, run), "x", DataSource(path=path, **given))
     assert [question.reference for question in source.questions.values()] == ["me"] * 3
     assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 3
