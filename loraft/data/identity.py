@@ -26,8 +26,6 @@ from loraft.errors import DataError
 
 __all__ = ["contents_of", "identity_of"]
 
-UNTOLD = (DataError, NotImplementedError, OSError, UnicodeDecodeError)
-"""What is raised where a source cannot be read: it is found, and told, on the way to tokens."""
 SETTINGS = {
     "chat_template", "source_prefix", "source_lang", "target_lang", "labels", "max_length", "max_target_length",
     "on_overlength", "on_bad_row", "train_on",
@@ -39,6 +37,7 @@ LIBRARIES = ("transformers", "tokenizers", "jinja2")
 def identity_of(
     config: RunConfig,
     sources: Sequence[Sequence[DataSource]],
+    contents: Sequence[Sequence[str | None]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     program: bool = True,
@@ -48,23 +47,22 @@ def identity_of(
     Args:
         config: The run's.
         sources: Those to train on and those to evaluate on, the defaults of their section filled in.
+        contents: Their `contents_of`.
         tokenizer: The model's.
         program: The code has a say too; without it the name is that of what the tokens are made from.
     """
-    try:
-        streaming = config.data.streaming
-        contents = [[content_of(source, streaming=streaming) for source in part] for part in sources]
-        template = _template(config.data.chat_template, tokenizer)
-    except UNTOLD:
-        return None
     if any(content is None for part in contents for content in part):
+        return None
+    try:
+        template = _template(config.data.chat_template, tokenizer)
+    except (OSError, UnicodeDecodeError):  # it is found, and told, on the way to tokens
         return None
     described = {
         "program": [loraft.__version__, _program(), *(version(name) for name in LIBRARIES)] if program else None,
         "task": config.task,
         "settings": config.data.model_dump(mode="json", include=SETTINGS),
         "sources": [[source.model_dump(mode="json", exclude={"weight"}) for source in part] for part in sources],
-        "contents": contents,
+        "contents": [list(part) for part in contents],
         "template": template,
         "tokenizer": list(_facts(tokenizer)),
         "day": date.today().isoformat() if "strftime_now" in template else None,
@@ -85,7 +83,7 @@ def contents_of(sources: Sequence[DataSource], *, streaming: bool = False) -> tu
 def _content(source: DataSource, streaming: bool) -> str | None:
     try:
         return content_of(source, streaming=streaming)
-    except UNTOLD:
+    except (DataError, NotImplementedError, OSError, UnicodeDecodeError):  # as above
         return None
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, DataSource, RunConfig
 from loraft.data.examples import Example
-from loraft.data.identity import identity_of
+from loraft.data.identity import contents_of, identity_of
 from loraft.data.kept import Keeper
 from loraft.data.rendering import Learned, RowRenderer, learned_from, renderer_of
 from loraft.data.sources import (
@@ -62,6 +62,10 @@ class SourceSpan:
     weight: float
 
 
+Contents = tuple[tuple[str | None, ...], tuple[str | None, ...]]
+"""What the sources to train on are, and those to evaluate on; None where nothing tells."""
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedData:
     """The rows of a run as tokens.
@@ -73,6 +77,7 @@ class PreparedData:
         report: All of it in numbers.
         renderer: What made the tokens, and makes prompts the same way.
         fingerprint: sha256 over all tokens and labels, the names of classes too; of a stream over what they depend on.
+        contents: What the sources are, by which a later evaluation knows whether they are still the same.
         stream: The training rows as they come, where `data.streaming` asks for it; `train` and the report are then of
             the first rows of each source alone.
     """
@@ -83,6 +88,7 @@ class PreparedData:
     report: DataReport
     renderer: RowRenderer
     fingerprint: str
+    contents: Contents
     stream: RowStream | None = None
 
 
@@ -113,9 +119,12 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
     """
     data = config.data
     given, given_held = sources_of(data)
+    contents: Contents = (
+        contents_of(given, streaming=data.streaming), contents_of(given_held, streaming=data.streaming)
+    )  # fmt: skip
     if data.streaming:
-        return _streamed(config, given, given_held, tokenizer)
-    name = identity_of(config, (given, given_held), tokenizer) if cache is not None else None
+        return _streamed(config, given, given_held, contents, tokenizer)
+    name = identity_of(config, (given, given_held), contents, tokenizer) if cache is not None else None
     keeper = Keeper(cache, name) if cache is not None and name is not None else None
     found = keeper.find() if keeper is not None else None
     if found is not None:
@@ -137,11 +146,16 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
         report=replace(report, notes=(*(keeper.notes if keeper is not None else ()), *report.notes)),
         renderer=renderer,
         fingerprint=_fingerprint((examples, evaluation), learned.labels),
+        contents=contents,
     )
 
 
 def _streamed(
-    config: RunConfig, given: Sequence[DataSource], given_held: Sequence[DataSource], tokenizer: PreTrainedTokenizerBase
+    config: RunConfig,
+    given: Sequence[DataSource],
+    given_held: Sequence[DataSource],
+    contents: Contents,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> PreparedData:
     """What is known of training rows that come one after the other: the first of each source, and how many there are.
 
@@ -174,7 +188,8 @@ def _streamed(
         eval=evaluation,
         report=replace(report, train_rows=stream.rows, sampled=sampled, notes=(*notes, *report.notes)),
         renderer=renderer,
-        fingerprint=identity_of(config, (given, given_held), tokenizer, program=False) or "unknown",
+        fingerprint=identity_of(config, (given, given_held), contents, tokenizer, program=False) or "unknown",
+        contents=contents,
         stream=stream,
     )
 

@@ -24,11 +24,8 @@ import loraft
 from loraft.adapters.attach import AdaptedModel, attach
 from loraft.adapters.card import TrainingFacts, shown
 from loraft.adapters.store import restore, save_adapter, save_full
-from loraft.config.schema import DataSection
 from loraft.config.usage import idle_keys
-from loraft.data.identity import contents_of
 from loraft.data.labelled import LabelRenderer
-from loraft.data.sources import sources_of
 from loraft.models.attention import ROWS
 from loraft.models.disk import disk_errors
 from loraft.models.exhaustion import memory_errors
@@ -244,6 +241,7 @@ def _save_weights(adapted: AdaptedModel, into: Path, plan: RunPlan, state: RunSt
 
 def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Sequence[str]) -> None:
     """Write what a run is, by which it will be known again: when it begins, and when a change is taken on."""
+    train, held_out = plan.data.contents
     named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
     manifest = {
         "versions": {"loraft": loraft.__version__, "python": platform.python_version()}
@@ -254,17 +252,11 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
             "revision": plan.config.model.revision,
             "fingerprint": loaded.fingerprint,
         },
-        "data": {"fingerprint": plan.data.fingerprint} | _contents(plan.config.data),
+        "data": {"fingerprint": plan.data.fingerprint, "train": train, "eval": held_out},
         "command": [shown(word) for word in command],
         "platform": sys.platform,
     }
     folder.describe(plan.config.model_copy(update={"training": named}), manifest)
-
-
-def _contents(data: DataSection) -> dict[str, Sequence[str | None]]:
-    """What the sources are, by which a later evaluation knows whether they are still the same."""
-    train, held_out = (contents_of(part, streaming=data.streaming) for part in sources_of(data))
-    return {"train": train, "eval": held_out}
 
 
 def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:

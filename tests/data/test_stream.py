@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from loraft.config.schema import RunConfig
 from loraft.data.batches import Window
-from loraft.data.identity import identity_of
+from loraft.data.identity import contents_of, identity_of
 from loraft.data.prepare import PreparedData, prepare
 from loraft.data.stream import StreamPlan
 from loraft.errors import DataError
@@ -239,7 +239,8 @@ def test_the_fingerprint_of_a_stream_outlives_a_change_of_the_program(
     path = write(tmp_path / "a.jsonl", rows(5))
     config = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": {"train": path, "eval": None}})
     sources = (config.data.train, ())
-    before = prepared(path).fingerprint, identity_of(config, sources, tiny_tokenizer())
+    contents = [contents_of(part) for part in sources]
+    before = prepared(path).fingerprint, identity_of(config, sources, contents, tiny_tokenizer())
     monkeypatch.setattr("loraft.data.identity._program", lambda: "another")
     assert prepared(path).fingerprint == before[0]
-    assert identity_of(config, sources, tiny_tokenizer()) != before[1]
+    assert identity_of(config, sources, contents, tiny_tokenizer()) != before[1]
