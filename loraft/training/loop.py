@@ -9,128 +9,25 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
 
-from loraft.adapters.attach import AdaptedModel
-from loraft.config.schema import TrainingSection
-from loraft.data.batches import BatchPlan, Layout, Window, collate_rows
+from loraft.data.batches import Window, collate_rows
 from loraft.data.examples import Example
-from loraft.data.stream import StreamPlan
 from loraft.errors import DataError, NonFiniteError, Stopped
 from loraft.training.checkpoint import prune, save_checkpoint
+from loraft.training.clock import Clock
 from loraft.training.evaluation import Measured, evaluate_loss
-from loraft.training.events import Evaluated, Note, Observer, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
-from loraft.training.loss import Loss
+from loraft.training.events import Evaluated, Note, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
 from loraft.training.memory import peak_bytes
 from loraft.training.optim import learning_rate, optimizer_state
-from loraft.training.run_folder import RunFolder
 from loraft.training.signals import StopSignals
+from loraft.training.state import Fit, RunState
 
-__all__ = ["Fit", "RunState", "all_trained", "fit"]
-
-
-@dataclass
-class RunState:
-    """Where a run is: all that changes from step to step besides tensors. A checkpoint holds it as JSON.
-
-    Attributes:
-        step: Optimizer steps taken.
-        epoch: The epoch that the next step is in, from 0.
-        window: The steps taken in that epoch.
-        drawn: The rows of a stream that were drawn in that epoch.
-        pieces: The pieces of the next row that were used.
-        tokens: Trained tokens so far.
-        logged_loss: The loss summed since the last logged step, in nats.
-        logged_weight: What that sum is divided by: the trained tokens since then, or the weights of the rows' classes.
-        last_loss: The loss that was logged last.
-        eval_loss: The newest evaluation's loss.
-        eval_figures: What else the newest evaluation measured.
-        best_loss: The best evaluation's loss.
-        best_figures: What else the best evaluation measured.
-        best_score: What it is the best by: the higher, the better.
-        best_step: The step of the best evaluation.
-        worse: Evaluations since the best one.
-        owes_evaluation: The evaluation due at this step has not been finished.
-        finished: All steps are taken, or early stopping has ended the run.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    window: int = 0
-    drawn: int = 0
-    pieces: int = 0
-    tokens: int = 0
-    logged_loss: float = 0.0
-    logged_weight: float = 0.0
-    last_loss: float | None = None
-    eval_loss: float | None = None
-    eval_figures: dict[str, float] = field(default_factory=dict)
-    best_loss: float | None = None
-    best_figures: dict[str, float] = field(default_factory=dict)
-    best_score: float | None = None
-    best_step: int | None = None
-    worse: int = 0
-    owes_evaluation: bool = False
-    finished: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """Everything that a run needs and that does not change while it goes on.
-
-    Attributes:
-        adapted: The model and its trained parameters.
-        loss: The same model, giving the summed loss of a batch.
-        optimizer: The optimizer over the trained parameters.
-        scaler: Loss scaling; enabled for float16 only.
-        plan: Which rows share a batch.
-        layout: How they are laid.
-        train: The training examples.
-        evaluation: The examples of an evaluation; empty evaluates nothing.
-        settings: The resolved training section.
-        steps: All optimizer steps.
-        warmup: The steps of warm-up.
-        peak_rate: The learning rate after the warm-up.
-        eval_every: Steps between evaluations; None is the end of each epoch.
-        save_every: Steps between checkpoints; None is the end of each epoch.
-        folder: The run's folder.
-        total_parameters: All parameters of the model, for the first event.
-        save_weights: Writes the trained weights into a folder it is given.
-        answer: The model's answer to a prompt, as it is now.
-        observer: Who is told.
-    """
-
-    adapted: AdaptedModel
-    loss: Loss
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler
-    plan: BatchPlan | StreamPlan
-    layout: Layout
-    train: Sequence[Example]
-    evaluation: Sequence[Example]
-    settings: TrainingSection
-    steps: int
-    warmup: int
-    peak_rate: float
-    eval_every: int | None
-    save_every: int | None
-    folder: RunFolder
-    total_parameters: int
-    save_weights: Callable[[Path], object]
-    answer: Callable[[str], str]
-    observer: Observer
-
-    @property
-    def device(self) -> str:
-        """The device that batches go to."""
-        return self.adapted.loaded.placement.device
+__all__ = ["all_trained", "fit", "remove_older"]
 
 
 def fit(run: Fit, state: RunState) -> None:
@@ -144,7 +41,7 @@ def fit(run: Fit, state: RunState) -> None:
     run.observer(
         RunStarted(run.folder.path, state.step, run.steps, _epochs(run, run.steps), trained, run.total_parameters)
     )
-    clock = _Clock(state.step)
+    clock = Clock(state.step)
     with StopSignals() as signals:
         if state.owes_evaluation:
             if _evaluate(run, state, signals):
@@ -182,7 +79,7 @@ def _windows(run: Fit, state: RunState) -> Iterator[Window]:
     return run.plan.windows(run.train, state.epoch, state.window, (state.drawn, state.pieces))
 
 
-def _step(run: Fit, state: RunState, window: Window, clock: _Clock) -> None:
+def _step(run: Fit, state: RunState, window: Window, clock: Clock) -> None:
     """One optimizer step: the gradient of the mean loss over all trained tokens of the window, then the update."""
     began = time.perf_counter()
     rows = window.batches
@@ -233,7 +130,7 @@ def all_trained(run: Fit, state: RunState) -> bool:
     return state.step >= run.steps or state.epoch >= epochs
 
 
-def _after_step(run: Fit, state: RunState, clock: _Clock, signals: StopSignals) -> None:
+def _after_step(run: Fit, state: RunState, clock: Clock, signals: StopSignals) -> None:
     """Tell, log, evaluate and save what is due at this step, in this order; then grant a wish to stop."""
     _tell_step(run, state, clock)
     if state.step % run.settings.logging_steps == 0 or state.finished:
@@ -266,7 +163,7 @@ def _due(every: int | None, state: RunState) -> bool:
     return state.finished or (state.window == 0 if every is None else state.step % every == 0)
 
 
-def _tell_step(run: Fit, state: RunState, clock: _Clock) -> None:
+def _tell_step(run: Fit, state: RunState, clock: Clock) -> None:
     run.observer(
         StepDone(
             state.step, run.steps, _epochs(run, state.step), clock.loss, clock.rate,
@@ -275,7 +172,7 @@ def _tell_step(run: Fit, state: RunState, clock: _Clock) -> None:
     )  # fmt: skip
 
 
-def _log(run: Fit, state: RunState, clock: _Clock) -> None:
+def _log(run: Fit, state: RunState, clock: Clock) -> None:
     state.last_loss = state.logged_loss / state.logged_weight
     state.logged_loss, state.logged_weight = 0.0, 0.0
     event = StepLogged(
@@ -360,9 +257,14 @@ def _save(run: Fit, state: RunState) -> None:
     place = save_checkpoint(
         run.folder.checkpoints, state.step, run.save_weights, remembered, optimizer_state(run.optimizer)
     )
+    remove_older(run, state)
+    run.observer(Saved(state.step, place))
+
+
+def remove_older(run: Fit, state: RunState) -> None:
+    """Remove the checkpoints that `training.save_total_limit` leaves no room for; the best one stays."""
     keep = run.settings.save_total_limit
     prune(run.folder.checkpoints, step=state.step, keep=keep, best_step=state.best_step)
-    run.observer(Saved(state.step, place))
 
 
 def _rate(run: Fit, step: int) -> float:
@@ -397,24 +299,3 @@ def _exp(loss: float) -> float:
 
 def _record(event: StepLogged, leave_out: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in asdict(event).items() if key not in leave_out}
-
-
-class _Clock:
-    """The rate of this process's steps, evaluations and saving left out."""
-
-    def __init__(self, first_step: int) -> None:
-        self._first_step = first_step
-        self._seconds = 0.0
-        self._tokens = 0
-        self.norm = self.rate = self.loss = 0.0
-
-    def add(self, seconds: float, tokens: int) -> None:
-        self._seconds += seconds
-        self._tokens += tokens
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self._tokens / self._seconds
-
-    def seconds_left(self, step: int, steps: int) -> float:
-        return self._seconds / (step - self._first_step) * (steps - step)

@@ -14,12 +14,13 @@ from loraft.adapters.store import restore
 from loraft.config.files import load_config
 from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
 from loraft.models.loading import LoadedModel
-from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, prune, restore_rng
+from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, restore_rng
 from loraft.training.events import Note
-from loraft.training.loop import Fit, RunState, all_trained
+from loraft.training.loop import all_trained, remove_older
 from loraft.training.optim import restore_optimizer
 from loraft.training.plan import RunPlan
 from loraft.training.run_folder import RunFolder, differences
+from loraft.training.state import Fit, RunState
 
 __all__ = ["refuse_another_base", "refuse_another_run", "resumed", "weights_in"]
 
@@ -97,8 +98,7 @@ def resumed(run: Fit, state: RunState) -> bool:
     state.finished = all_trained(run, state) or (patience is not None and state.worse >= patience)
     run.folder.cut_back(checkpoint.state["files"])
     restore_rng(checkpoint.rng)
-    keep = run.settings.save_total_limit  # a kill may have come between a checkpoint and the removal of older ones
-    prune(run.folder.checkpoints, step=state.step, keep=keep, best_step=state.best_step)
+    remove_older(run, state)  # a kill may have come between a checkpoint and this
     done = "the run is finished: its result is saved again from" if state.finished else "going on from"
     run.observer(Note(f"{done} {newest.name}"))
     return True

@@ -35,13 +35,14 @@ from loraft.models.norms import give_own_backward
 from loraft.training.checkpoint import verified
 from loraft.training.class_weights import class_weights
 from loraft.training.events import Note, Observer, Saved
-from loraft.training.loop import Fit, RunState, fit
+from loraft.training.loop import fit
 from loraft.training.loss import LabelLoss, Loss, TargetLoss
 from loraft.training.memory import peak_bytes
 from loraft.training.optim import build_optimizer
 from loraft.training.plan import RunPlan
 from loraft.training.resuming import refuse_another_base, refuse_another_run, resumed, weights_in
 from loraft.training.run_folder import RunFolder
+from loraft.training.state import Fit, RunState
 from loraft.training.tracking import tracked
 
 __all__ = ["TrainResult", "fit_of", "prepared_model", "run_plan"]

@@ -13,7 +13,8 @@ from loraft.data.examples import PairExample
 from loraft.errors import NonFiniteError
 from loraft.training.checkpoint import newest_checkpoint
 from loraft.training.events import StepDone, StepLogged
-from loraft.training.loop import Fit, fit
+from loraft.training.loop import fit
+from loraft.training.state import Fit
 from tests.training.building import ROWS_OF, close, recorded, tiny_config, tiny_fit, without_dropout, write_rows
 
 SETUPS = {"2x2": (2, 2), "1x4": (1, 4)}
