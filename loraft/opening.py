@@ -43,10 +43,11 @@ def purpose_of(found: Target, choice: ModelChoice, *, baseline: bool) -> Purpose
         Refused: It is to classify and cannot, or what was asked for has no meaning for it.
     """
     task = task_of(found)
+    trained = found.manner.sources
     sources = replace(
-        found.sources,
-        source_lang=choice.source_lang or found.sources.source_lang,
-        target_lang=choice.target_lang or found.sources.target_lang,
+        trained,
+        source_lang=choice.source_lang or trained.source_lang,
+        target_lang=choice.target_lang or trained.target_lang,
     )
     labels = classes_of(found) if task == "seq_cls" else ()
     if task == "seq_cls":

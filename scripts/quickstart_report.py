@@ -55,7 +55,7 @@ def main() -> None:
         raise SystemExit(f"{options.run} holds no adapter; the report compares a base with its adapter")
     section = target.model_section
     loaded = load_model(section, place(section), quantization=target.quantization)
-    renderer = Renderer.for_tokenizer(loaded.tokenizer, system_prompt=target.system_prompt)
+    renderer = Renderer.for_tokenizer(loaded.tokenizer, system_prompt=target.manner.system_prompt)
     tickets = held_out(options.tickets)
     before = answers(loaded.model, loaded, renderer, tickets, options.max_new_tokens)
     after = answers(load_adapter(loaded, target.adapter).model, loaded, renderer, tickets, options.max_new_tokens)

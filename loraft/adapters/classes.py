@@ -27,7 +27,7 @@ def classes_of(target: Target) -> tuple[str, ...]:
         config = load_any_config(target.model_section)
         return class_names(config) if is_classifier(config) else ()
     adapter = target.adapters[0]
-    if adapter.task != "seq_cls":
+    if adapter.manner.task != "seq_cls":
         return ()
     return adapter.labels or _unnamed(adapter, target)
 

@@ -17,7 +17,7 @@ from loraft.adapters.folders import read_json
 from loraft.config.schema import ModelSection, QuantizationSection, Task
 from loraft.errors import AdapterError
 
-__all__ = ["AdapterTarget", "Sources", "Target", "adapter_in", "model_in"]
+__all__ = ["AdapterTarget", "Manner", "Sources", "Target", "adapter_in", "model_in"]
 
 PEFT_TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_2_SEQ_LM": "seq2seq_lm", "SEQ_CLS": "seq_cls"}
 """Our names of the tasks by peft's."""
@@ -39,6 +39,23 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How something was trained, as far as its answers follow from it.
+
+    Attributes:
+        task: What it was trained for; None where that was not recorded.
+        system_prompt: The system prompt that it was trained with.
+        plain: It learned plain text, and no conversation: its prompts are plain.
+        sources: How the sources were rendered.
+    """
+
+    task: Task | None = None
+    system_prompt: str | None = None
+    plain: bool = False
+    sources: Sources = Sources()
+
+
+@dataclass(frozen=True)
 class AdapterTarget:
     """An adapter, as its folder tells.
 
@@ -51,10 +68,7 @@ class AdapterTarget:
         dtype: The dtype that the base had while it was trained, where that was recorded.
         quantization: How the base was stored while it was trained, for `method: qlora`.
         tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
-        system_prompt: The system prompt that it was trained with.
-        plain: It learned plain text, and no conversation: its prompts are plain.
-        task: What it was trained for, where that is known.
-        sources: How the sources were rendered that it was trained with.
+        manner: How it was trained.
         labels: The classes that it tells apart, where they were recorded.
     """
 
@@ -66,10 +80,7 @@ class AdapterTarget:
     dtype: str | None = None
     quantization: QuantizationSection | None = None
     tokenizer: str | None = None
-    system_prompt: str | None = None
-    plain: bool = False
-    task: Task | None = None
-    sources: Sources = Sources()
+    manner: Manner = Manner()
     labels: tuple[str, ...] = ()
 
 
@@ -81,20 +92,14 @@ class Target:
         base: The base model, as a config would name it.
         revision: Its revision on the Hub.
         adapters: What is put on it, the one that answers first.
-        own_system_prompt: The system prompt that the model itself was trained with, for `method: full`.
-        own_plain: The model itself learned plain text.
-        own_sources: How the sources were rendered that it was trained with.
-        own_task: What it was trained for, where that was recorded.
+        own: How the model itself was trained, for `method: full` and what was merged.
         notes: What a person should know, one sentence each.
     """
 
     base: str
     revision: str | None = None
     adapters: tuple[AdapterTarget, ...] = ()
-    own_system_prompt: str | None = None
-    own_plain: bool = False
-    own_sources: Sources = Sources()
-    own_task: Task | None = None
+    own: Manner = Manner()
     notes: tuple[str, ...] = ()
 
     @property
@@ -108,24 +113,9 @@ class Target:
         return self.adapters[0].quantization if self.adapters else None
 
     @property
-    def system_prompt(self) -> str | None:
-        """The system prompt that was trained with."""
-        return self.adapters[0].system_prompt if self.adapters else self.own_system_prompt
-
-    @property
-    def plain(self) -> bool:
-        """Whether plain text was learned, and no conversation."""
-        return self.adapters[0].plain if self.adapters else self.own_plain
-
-    @property
-    def task(self) -> Task | None:
-        """What it was trained for, where that was recorded."""
-        return self.adapters[0].task if self.adapters else self.own_task
-
-    @property
-    def sources(self) -> Sources:
-        """How sources are rendered: as in training."""
-        return self.adapters[0].sources if self.adapters else self.own_sources
+    def manner(self) -> Manner:
+        """How what answers was trained."""
+        return self.adapters[0].manner if self.adapters else self.own
 
     @property
     def model_section(self) -> ModelSection:
@@ -160,10 +150,7 @@ def adapter_in(folder: Path) -> Target:
         dtype=dtype if isinstance(dtype, str) else None,
         quantization=_quantization(record.get("quantization"), folder),
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
-        system_prompt=_system_prompt(record),
-        plain=record.get("plain") is True,
-        task=_task(config, record),
-        sources=_sources(record),
+        manner=_manner(config, record),
         labels=_labels(record),
     )
     return Target(adapter.base, adapter.revision, (adapter,))
@@ -175,14 +162,7 @@ def model_in(folder: Path) -> Target:
     Raises:
         AdapterError: What is written there cannot be read.
     """
-    record = _record(folder)
-    return Target(
-        str(folder),
-        own_system_prompt=_system_prompt(record),
-        own_plain=record.get("plain") is True,
-        own_sources=_sources(record),
-        own_task=_task({}, record),
-    )
+    return Target(str(folder), own=_manner({}, _record(folder)))
 
 
 def _record(folder: Path) -> dict[str, object]:
@@ -190,24 +170,22 @@ def _record(folder: Path) -> dict[str, object]:
     return read_json(folder / "loraft.json") if (folder / "loraft.json").is_file() else {}
 
 
-def _system_prompt(record: dict[str, object]) -> str | None:
-    return _text(record, "system_prompt")
+def _manner(config: Mapping[str, object], record: Mapping[str, object]) -> Manner:
+    """How something was trained, as loraft recorded it; its task also as peft did."""
+    named = record.get("task") or PEFT_TASKS.get(str(config.get("task_type")))
+    return Manner(
+        task=next((task for task in get_args(Task) if task == named), None),
+        system_prompt=_text(record, "system_prompt"),
+        plain=record.get("plain") is True,
+        sources=Sources(
+            _text(record, "source_prefix") or "", _text(record, "source_lang"), _text(record, "target_lang")
+        ),
+    )
 
 
-def _sources(record: dict[str, object]) -> Sources:
-    prefix = _text(record, "source_prefix") or ""
-    return Sources(prefix, _text(record, "source_lang"), _text(record, "target_lang"))
-
-
-def _text(record: dict[str, object], key: str) -> str | None:
+def _text(record: Mapping[str, object], key: str) -> str | None:
     value = record.get(key)
     return value if isinstance(value, str) else None
-
-
-def _task(config: Mapping[str, object], record: Mapping[str, object]) -> Task | None:
-    """What an adapter was trained for, as loraft recorded it or as peft did."""
-    named = record.get("task") or PEFT_TASKS.get(str(config.get("task_type")))
-    return next((task for task in get_args(Task) if task == named), None)
 
 
 def _labels(record: Mapping[str, object]) -> tuple[str, ...]:

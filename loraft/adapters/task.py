@@ -19,8 +19,8 @@ def task_of(target: Target) -> Task:
     Raises:
         Refused: Nothing is recorded, and the base's config cannot be read or is of no kind that loraft knows.
     """
-    if target.task is not None:
-        return target.task
+    if target.manner.task is not None:
+        return target.manner.task
     config = load_any_config(target.model_section)
     if is_classifier(config):
         return "seq_cls"

@@ -19,7 +19,7 @@ from loraft.adapters.active import acting
 from loraft.adapters.beginning import Beginning, beginning
 from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_in_memory import merged
-from loraft.adapters.recorded import AdapterTarget, Sources, Target
+from loraft.adapters.recorded import AdapterTarget, Manner, Sources, Target
 from loraft.adapters.resolve import base_named_by, resolve_target
 from loraft.adapters.store import load_adapters
 from loraft.config.schema import QuantizationSection
@@ -244,7 +244,7 @@ def source_language(choice: ModelChoice) -> str | None:
         Refused: The target cannot be found.
     """
     found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
-    return choice.source_lang or found.sources.source_lang
+    return choice.source_lang or found.manner.sources.source_lang
 
 
 def _refuse_classifier(found: Target, choice: ModelChoice) -> None:
@@ -275,32 +275,25 @@ def _voices(found: Target, loaded: LoadedModel, choice: ModelChoice) -> dict[str
     section = found.model_section
     tokenizers = {section.tokenizer: loaded.tokenizer}
 
-    def voice(
-        name: str, folder: Path, tokenizer: str | None, system_prompt: str | None, sources: Sources, *, plain: bool
-    ) -> Voice:
+    def voice(name: str, folder: Path, tokenizer: str | None, manner: Manner) -> Voice:
         if tokenizer not in tokenizers:
             tokenizers[tokenizer] = load_tokenizer(section.model_copy(update={"tokenizer": tokenizer}), FAMILIES)
         own = tokenizers[tokenizer]
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
         if loaded.family.kind == "decoder":
-            renderer = Renderer.for_tokenizer(own, system_prompt=system_prompt, conversations=False)
-            if plain and renderer.template is not None:
+            renderer = Renderer.for_tokenizer(own, system_prompt=manner.system_prompt, conversations=False)
+            if manner.plain and renderer.template is not None:
                 note = "it learned plain text: a prompt is given as it is, without the chat template"
                 renderer = replace(renderer, plain=True, notes=(note,))
             return Voice(name, folder, own, renderer, defaults)
-        pairs = _pair_renderer(own, sources, choice)
+        pairs = _pair_renderer(own, manner.sources, choice)
         begins = beginning(loaded.model, pairs) if pairs.knows_languages else Beginning()
         return Voice(name, folder, own, pairs, defaults or own_defaults(loaded.model, loaded.folder), begins)
 
-    voices = {
-        each.name: voice(each.name, each.folder, each.tokenizer, each.system_prompt, each.sources, plain=each.plain)
-        for each in found.adapters
-    }
+    voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.manner) for each in found.adapters}
     # The base beside adapters is asked as the first of them: a prefix names the task, and a language the answer's.
-    return {
-        **voices,
-        BASE: voice(BASE, loaded.folder, None, found.own_system_prompt, found.sources, plain=found.own_plain),
-    }
+    base = replace(found.own, sources=found.manner.sources)
+    return {**voices, BASE: voice(BASE, loaded.folder, None, base)}
 
 
 def _pair_renderer(tokenizer: PreTrainedTokenizerBase, sources: Sources, choice: ModelChoice) -> PairRenderer:

@@ -179,9 +179,9 @@ def refuse_no_classifier(found: Target, labels: Sequence[str], target: str | Non
     if labels:
         _refuse_no_choice(found, labels, called)
         return
-    if found.adapters and found.adapters[0].task is not None:
+    if found.adapters and found.manner.task is not None:
         raise ModelError(
-            f"{called} was trained for {found.adapters[0].task}: it writes text, and tells no classes",
+            f"{called} was trained for {found.manner.task}: it writes text, and tells no classes",
             where="TARGET",
             remedy=f"Let it answer: loraft generate {called} --prompt TEXT",
         )

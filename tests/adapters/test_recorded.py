@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.adapters.recorded import Sources, Target, adapter_in, model_in
+from loraft.adapters.recorded import Manner, Sources, Target, adapter_in, model_in
 from loraft.config.schema import QuantizationSection
 from loraft.errors import AdapterError
 
@@ -21,9 +21,9 @@ def write(folder: Path, record: dict[str, object] | None = None, **config: objec
 
 def test_an_adapter_of_another_tool_says_what_peft_writes(tmp_path: Path) -> None:
     found = adapter_in(write(tmp_path, revision="v1", task_type="SEQ_2_SEQ_LM"))
-    assert (found.base, found.revision, found.adapter, found.task) == ("org/base", "v1", tmp_path, "seq2seq_lm")
+    assert (found.base, found.revision, found.adapter, found.manner.task) == ("org/base", "v1", tmp_path, "seq2seq_lm")
     assert found.adapters[0].fingerprint is None
-    assert found.sources == Sources()
+    assert found.manner.sources == Sources()
 
 
 def test_what_loraft_recorded_beside_the_weights_is_known(tmp_path: Path) -> None:
@@ -33,16 +33,9 @@ def test_what_loraft_recorded_beside_the_weights_is_known(tmp_path: Path) -> Non
     }  # fmt: skip
     found = adapter_in(write(tmp_path, record))
     adapter = found.adapters[0]
-    assert (found.task, adapter.labels, found.plain, found.system_prompt) == (
-        "seq_cls",
-        ("no", "yes"),
-        True,
-        "Be brief.",
-    )
-    assert (found.sources, adapter.fingerprint, adapter.dtype) == (Sources(source_lang="de"), "sha256:1", "float32")
-    assert model_in(tmp_path) == Target(
-        str(tmp_path), own_system_prompt="Be brief.", own_plain=True, own_sources=found.sources, own_task="seq_cls"
-    )
+    assert found.manner == Manner("seq_cls", "Be brief.", plain=True, sources=Sources(source_lang="de"))
+    assert (adapter.labels, adapter.fingerprint, adapter.dtype) == (("no", "yes"), "sha256:1", "float32")
+    assert model_in(tmp_path) == Target(str(tmp_path), own=found.manner)
 
 
 @pytest.mark.parametrize("odd", [3, None, [], {"a": 1}])
