@@ -274,6 +274,12 @@ class DataSection(Section):
     """Which tokens are trained: completions is every assistant turn and the completion of a prompt, last is the last
     turn alone, all is every token. Plain text is trained whole, and a turn's own `train: true` or `train: false` goes
     before this."""
+    split_turns: bool = False
+    """Make each trained answer of a conversation a row of its own, behind the prompt that generation feeds: for chat
+    templates that leave out earlier thoughts, or print a conversation otherwise once it is answered."""
+    special_tokens_in_text: Literal["error", "text", "keep"] = "text"
+    """What happens to control tokens, such as <|im_end|>, that are written in the text of a row or a prompt: text reads
+    them as plain text, keep as the tokens that they name, error refuses the row. Always counted."""
     streaming: bool = False
     """Read the training rows as they are needed, never all at once: for more rows than memory holds. Then eval is a
     source or null, labels are named, no source is a .json file or has a weight, and packing fill, group_by_length and
@@ -419,6 +425,15 @@ class RunConfig(Section):
             raise _contradiction(
                 f"rows of task {self.task} cannot be split: drop or truncate them", "data.on_overlength", "task"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _split_turns_train_answers(self) -> RunConfig:
+        if self.data.split_turns and self.data.train_on == "all":
+            raise _contradiction(
+                "makes a row of each answer, and data.train_on: all trains every token",
+                "data.split_turns", "data.train_on",
+            )  # fmt: skip
         return self
 
     @model_validator(mode="after")

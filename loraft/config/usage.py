@@ -21,6 +21,7 @@ OF_TASKS: Mapping[str, frozenset[Task]] = MappingProxyType(
         "data.labels": frozenset({"seq_cls"}),
         "data.chat_template": frozenset({"causal_lm"}),
         "data.train_on": frozenset({"causal_lm"}),
+        "data.split_turns": frozenset({"causal_lm"}),
         "data.packing": frozenset({"causal_lm"}),
         "training.class_weights": frozenset({"seq_cls"}),
         "training.sample_prompts": frozenset({"causal_lm", "seq2seq_lm"}),

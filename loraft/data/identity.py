@@ -28,7 +28,7 @@ __all__ = ["contents_of", "identity_of"]
 
 SETTINGS = {
     "chat_template", "source_prefix", "source_lang", "target_lang", "labels", "max_length", "max_target_length",
-    "on_overlength", "on_bad_row", "train_on",
+    "on_overlength", "on_bad_row", "train_on", "split_turns", "special_tokens_in_text",
 }  # fmt: skip
 """The keys of the data section that decide which tokens a row becomes; sources have their own."""
 LIBRARIES = ("transformers", "tokenizers", "jinja2")

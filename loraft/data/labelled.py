@@ -8,11 +8,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection
+from loraft.data.control_tokens import ControlTokens, SpecialTokensInText
 from loraft.data.examples import TOKENIZED_TOGETHER, Example, LabelledExample
 from loraft.data.formats import Labelled, Message, Record
 from loraft.errors import DataError
@@ -34,11 +36,13 @@ class LabelRenderer:
         tokenizer: The model's.
         labels: The names of the classes; a class's number is its place.
         notes: What was decided, a sentence each.
+        special_tokens_in_text: What is done with control tokens that are written in a text.
     """
 
     tokenizer: PreTrainedTokenizerBase
     labels: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    special_tokens_in_text: SpecialTokensInText = "text"
 
     @classmethod
     def to_train(
@@ -86,15 +90,28 @@ class LabelRenderer:
     @property
     def recorded(self) -> Mapping[str, object]:
         """What is saved beside the weights: the names of the classes in their order."""
-        return {"labels": list(self.labels)}
+        return {"labels": list(self.labels), **self._control_tokens.recorded}
+
+    def parts(self, record: Record) -> Sequence[Record]:
+        """The record: a labelled text is one row."""
+        return [record]
+
+    def findings(self, rendered: Labelled) -> tuple[str, ...]:
+        """What a person should know of a labelled text, each with what can be done."""
+        return self._control_tokens.findings(_texts(rendered))
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer, self.special_tokens_in_text)
 
     def render(self, record: Record) -> Labelled:
         """The record with its class as a number.
 
         Raises:
-            DataError: It is a class that there is not.
+            DataError: It is a class that there is not, or has a control token, and the config refuses these.
         """
         assert isinstance(record, Labelled), "formats give labelled texts for seq_cls"
+        self._control_tokens.refuse(_texts(record))
         return Labelled(record.text, record.second, class_number(record.label, self.labels))
 
     def examples(self, rendered: Sequence[Labelled], where: Sequence[str]) -> list[LabelledExample]:
@@ -117,6 +134,7 @@ class LabelRenderer:
             most: Cut to this many tokens, the longer of two texts first; None cuts nothing.
         """
         options: dict[str, Any] = {} if most is None else {"truncation": "longest_first", "max_length": most}
+        options["split_special_tokens"] = self._control_tokens.as_text
         found: dict[int, tuple[list[int], list[int] | None]] = {}
         for paired in (False, True):
             chosen = [index for index, (_, second) in enumerate(texts) if (second is not None) is paired]
@@ -145,6 +163,10 @@ class LabelRenderer:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a text."""
         return self.text_ids([(messages[-1].content, None)])[0][0]
+
+
+def _texts(row: Labelled) -> list[str]:
+    return [row.text, *([row.second] if row.second is not None else [])]
 
 
 def class_number(label: str | int, labels: Sequence[str]) -> int:

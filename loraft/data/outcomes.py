@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from loraft.config.schema import DataSection, DataSource
 from loraft.data.examples import Example, PairExample
@@ -39,19 +40,21 @@ class Outcome:
 
     Attributes:
         examples: The examples that it gives, those without a trained token left out.
-        length: Its tokens before any is cut, of a source where there is a target; 0 where it was not rendered.
-        target_length: The tokens of its target; 0 where there is none.
-        too_long: How it exceeds the limits; None where it does not.
+        lengths: The tokens of each part of it before any is cut, of its sources where there are targets.
+        target_lengths: The tokens of their targets.
+        too_long: How one exceeds the limits; None where none does.
         untrained: It was kept, or cut, and no token is left to train.
         problems: Why it could not be rendered.
+        findings: What a person should know of it, each with what can be done.
     """
 
     examples: tuple[Example, ...] = ()
-    length: int = 0
-    target_length: int = 0
+    lengths: tuple[int, ...] = ()
+    target_lengths: tuple[int, ...] = ()
     too_long: Problem | None = None
     untrained: bool = False
     problems: tuple[Problem, ...] = ()
+    findings: tuple[str, ...] = ()
 
 
 def wanted_of(source: DataSource, data: DataSection, row_format: str) -> Wanted:
@@ -69,33 +72,48 @@ def outcomes(renderer: RowRenderer, records: Sequence[Record], places: Sequence[
         places: Where each of them stands.
         wanted: What the config says of them.
     """
-    found: list[Outcome | None] = []
-    rendered, where = [], []
-    for record, place in zip(records, places, strict=True):
+    problems: dict[int, tuple[Problem, ...]] = {}
+    rendered: list[object] = []
+    counts: list[int] = []
+    for index, (record, place) in enumerate(zip(records, places, strict=True)):
+        parts: list[object] = []
         try:
-            rendered.append(renderer.render(record))
-            where.append(place)
-            found.append(None)
+            parts = [renderer.render(part) for part in renderer.parts(record)]
         except DataError as error:
-            named = (replace(p, where=place, key=wanted.columns.get(p.key or "", p.key)) for p in error.problems)
-            found.append(Outcome(problems=tuple(named)))
-    examples = iter(zip(renderer.examples(rendered, where), rendered, strict=True))
-    return [_outcome(renderer, *next(examples), wanted) if outcome is None else outcome for outcome in found]
+            problems[index] = tuple(
+                replace(p, where=place, key=wanted.columns.get(p.key or "", p.key)) for p in error.problems
+            )
+        rendered += parts
+        counts.append(len(parts))
+    where = [place for place, count in zip(places, counts, strict=True) for _ in range(count)]
+    rows = zip(renderer.examples(rendered, where), rendered, strict=True)
+    each = [list(islice(rows, count)) for count in counts]
+    return [
+        Outcome(problems=problems[index]) if index in problems else _outcome(renderer, parts, wanted)
+        for index, parts in enumerate(each)
+    ]
 
 
-def _outcome(renderer: RowRenderer, example: Example, rendered: object, wanted: Wanted) -> Outcome:
-    too_long = renderer.too_long(example, wanted.limits)
-    pieces: Sequence[Example] = [example]
-    if too_long is not None:
-        cuts = wanted.done in ("truncate", "split")
-        pieces = renderer.cut(rendered, example, wanted.limits, wanted.done) if cuts else []
+def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, object]], wanted: Wanted) -> Outcome:
+    pieces: list[Example] = []
+    too_long: Problem | None = None
+    for example, rendered in parts:
+        exceeds = renderer.too_long(example, wanted.limits)
+        if exceeds is None:
+            pieces.append(example)
+            continue
+        too_long = too_long or Problem(exceeds, where=example.where, remedy=_remedy(example))
+        if wanted.done in ("truncate", "split"):
+            pieces += renderer.cut(rendered, example, wanted.limits, wanted.done)
     trained = tuple(piece for piece in pieces if piece.trained)
+    found = (finding for _, rendered in parts for finding in renderer.findings(rendered))
     return Outcome(
         examples=trained,
-        length=len(example.input_ids),
-        target_length=len(example.labels) if isinstance(example, PairExample) else 0,
-        too_long=None if too_long is None else Problem(too_long, where=example.where, remedy=_remedy(example)),
+        lengths=tuple(len(example.input_ids) for example, _ in parts),
+        target_lengths=tuple(len(example.labels) for example, _ in parts if isinstance(example, PairExample)),
+        too_long=too_long,
         untrained=bool(pieces) and not trained,
+        findings=tuple(dict.fromkeys(found)),
     )
 
 

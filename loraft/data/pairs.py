@@ -11,11 +11,13 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection
+from loraft.data.control_tokens import ControlTokens, SpecialTokensInText
 from loraft.data.examples import TOKENIZED_TOGETHER, Example, PairExample
 from loraft.data.formats import Message, Pair, Record
 from loraft.errors import DataError
@@ -33,6 +35,7 @@ class PairRenderer:
         source_lang: The language of the sources: the tokenizer's code of it where it has codes.
         target_lang: That of the targets.
         notes: What was decided, a sentence each.
+        special_tokens_in_text: What is done with control tokens that are written in a text.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -40,6 +43,7 @@ class PairRenderer:
     source_lang: str | None = None
     target_lang: str | None = None
     notes: tuple[str, ...] = ()
+    special_tokens_in_text: SpecialTokensInText = "text"
 
     @classmethod
     def for_tokenizer(
@@ -49,6 +53,7 @@ class PairRenderer:
         prefix: str = "",
         source_lang: str | None = None,
         target_lang: str | None = None,
+        special_tokens_in_text: SpecialTokensInText = "text",
     ) -> PairRenderer:
         """The renderer for a tokenizer and the settings of a `data` section.
 
@@ -59,7 +64,7 @@ class PairRenderer:
         for key, code in (("data.source_lang", source_lang), ("data.target_lang", target_lang)):
             if codes and code not in codes:
                 raise _no_language(key, code, codes)
-        return cls(tokenizer, prefix, source_lang, target_lang)
+        return cls(tokenizer, prefix, source_lang, target_lang, special_tokens_in_text=special_tokens_in_text)
 
     @property
     def chat_template(self) -> str | None:
@@ -94,11 +99,37 @@ class PairRenderer:
     @property
     def recorded(self) -> Mapping[str, object]:
         """What is saved beside the weights, so that sources are rendered the same way later."""
-        return {"source_prefix": self.prefix, "source_lang": self.source_lang, "target_lang": self.target_lang}
+        return {
+            "source_prefix": self.prefix,
+            "source_lang": self.source_lang,
+            "target_lang": self.target_lang,
+            **self._control_tokens.recorded,
+        }
+
+    def parts(self, record: Record) -> Sequence[Record]:
+        """The record: a pair is one row."""
+        return [record]
+
+    def findings(self, rendered: Pair) -> tuple[str, ...]:
+        """What a person should know of a pair, each with what can be done."""
+        return self._control_tokens.findings([rendered.source, rendered.target])
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer, self.special_tokens_in_text)
+
+    @property
+    def _reading(self) -> Mapping[str, bool]:
+        return {"split_special_tokens": self._control_tokens.as_text, "verbose": False}
 
     def render(self, record: Record) -> Pair:
-        """The record with the prefix before its source."""
+        """The record with the prefix before its source.
+
+        Raises:
+            DataError: It has a control token, and the config refuses these.
+        """
         assert isinstance(record, Pair), "formats give pairs for seq2seq_lm"
+        self._control_tokens.refuse([record.source, record.target])
         return Pair(self.prefix + record.source, record.target)
 
     def examples(self, rendered: Sequence[Pair], where: Sequence[str]) -> list[PairExample]:
@@ -107,7 +138,7 @@ class PairRenderer:
         for start in range(0, len(rendered), TOKENIZED_TOGETHER):
             pairs, places = rendered[start : start + TOKENIZED_TOGETHER], where[start : start + TOKENIZED_TOGETHER]
             with self._languages():
-                sources: Any = self.tokenizer([pair.source for pair in pairs], verbose=False)
+                sources: Any = self.tokenizer([pair.source for pair in pairs], **self._reading)
             targets = self._targets([pair.target for pair in pairs])
             each = zip(sources["input_ids"], targets, places, strict=True)
             found += [PairExample(list(source), target, place) for source, target, place in each]
@@ -119,7 +150,7 @@ class PairRenderer:
 
     def _targets(self, texts: Sequence[str]) -> list[list[int]]:
         with self._languages():
-            tokens: Any = self.tokenizer(text_target=list(texts), verbose=False)
+            tokens: Any = self.tokenizer(text_target=list(texts), **self._reading)
         end = self.stop_ids
         # mBART-25 puts the language behind the end-of-text token.
         return [[*ids] if set(end) <= set(ids[-2:]) else [*ids, *end] for ids in tokens["input_ids"]]
@@ -146,7 +177,7 @@ class PairRenderer:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a source, which is the last message's text behind the prefix."""
         with self._languages():
-            return list(self.tokenizer(self.prefix + messages[-1].content, verbose=False)["input_ids"])
+            return list(self.tokenizer(self.prefix + messages[-1].content, **self._reading)["input_ids"])
 
     def marked(self, example: Example) -> str:
         """The source, and the target in ⟦ ⟧."""

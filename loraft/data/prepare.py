@@ -319,6 +319,9 @@ def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows])
             first = source.problems[0]
             rows = "1 bad row is skipped," if counts.bad == 1 else f"{counts.bad} bad rows are skipped, the first"
             yield f"{counts.source}: {rows} at {first.where}: {first.message}"
+        for found in counts.findings:
+            rows = "1 row" if found.rows == 1 else f"{found.rows:,} rows"
+            yield f"{counts.source}: in {rows} of {counts.read:,}, the first {found.first}, {found.what}"
 
 
 def _unread(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -> Iterable[str]:

@@ -49,12 +49,18 @@ class RowRenderer(Protocol):
     def recorded(self) -> Mapping[str, object]:
         """What is saved beside the weights, so that rows and prompts are rendered the same way later."""
 
+    def parts(self, record: Record) -> Sequence[Record]:
+        """The rows that a record becomes: itself, unless the config splits it."""
+
     def render(self, record: Record) -> Any:
         """The text of a record.
 
         Raises:
             DataError: It cannot be rendered.
         """
+
+    def findings(self, rendered: Any) -> tuple[str, ...]:
+        """What a person should know of a row that became tokens, each with what can be done."""
 
     def examples(self, rendered: Sequence[Any], where: Sequence[str]) -> Sequence[Example]:
         """Rendered records as tokens and labels, not yet cut to any length."""
@@ -112,18 +118,28 @@ def renderer_of(task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBas
     """
     if task == "seq2seq_lm":
         return PairRenderer.for_tokenizer(
-            tokenizer, prefix=data.source_prefix, source_lang=data.source_lang, target_lang=data.target_lang
+            tokenizer,
+            prefix=data.source_prefix,
+            source_lang=data.source_lang,
+            target_lang=data.target_lang,
+            special_tokens_in_text=data.special_tokens_in_text,
         )
     if task == "seq_cls":
-        return LabelRenderer.to_train(tokenizer, learned.labels, pairs=learned.pairs)
-    renderer = Renderer.for_tokenizer(
+        renderer = LabelRenderer.to_train(tokenizer, learned.labels, pairs=learned.pairs)
+        return replace(renderer, special_tokens_in_text=data.special_tokens_in_text)
+    made = Renderer.for_tokenizer(
         tokenizer,
         chat_template=data.chat_template,
         train_on=data.train_on,
         system_prompt=learned.system_prompt,
         conversations=learned.conversations,
     )
-    return replace(renderer, plain=not learned.conversations)
+    return replace(
+        made,
+        plain=not learned.conversations,
+        split_turns=data.split_turns,
+        special_tokens_in_text=data.special_tokens_in_text,
+    )
 
 
 def common_system_prompt(records: Sequence[Record]) -> str | None:

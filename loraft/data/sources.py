@@ -13,15 +13,16 @@ from typing import Any
 from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig, Task
 from loraft.data.examples import Example
 from loraft.data.formats import Languages, Record, check_format, detect_format, to_record, unread_columns
-from loraft.data.outcomes import wanted_of
+from loraft.data.outcomes import Outcome, wanted_of
 from loraft.data.processes import processes_for, tokenized
 from loraft.data.records import RowsRead, read_rows
 from loraft.data.rendering import Learned, RowRenderer
-from loraft.data.statistics import SourceCounts
+from loraft.data.statistics import Finding, SourceCounts
 from loraft.errors import DataError, Problem, Refused
 
 __all__ = [
     "SourceRows",
+    "findings_of",
     "format_of",
     "put_down",
     "shortened",
@@ -89,7 +90,7 @@ def taken_up(
         stop = start + kept["examples"]
         sources.append(
             SourceRows(
-                source, SourceCounts(**kept["counts"]), examples=examples[start:stop], lengths=kept["lengths"],
+                source, SourceCounts.from_dict(kept["counts"]), examples=examples[start:stop], lengths=kept["lengths"],
                 target_lengths=kept["target_lengths"], problems=[Problem(**problem) for problem in kept["problems"]],
                 unread=tuple(kept["unread"]),
             )
@@ -186,12 +187,13 @@ def tokenize_source(source: SourceRows, data: DataSection, renderer: RowRenderer
     wanted = wanted_of(source.given, data, source.counts.format)
     processes = processes_for(data.num_proc, len(source.records))
     found = tokenized(renderer, source.records, source.places, wanted, processes)
-    source.records, source.places = [], []
+    places, source.records, source.places = source.places, [], []
     unrendered = [problem for outcome in found for problem in outcome.problems]
     source.problems += unrendered
     source.counts.bad = len(source.problems)
-    source.lengths = [outcome.length for outcome in found if outcome.length]
-    source.target_lengths = [outcome.target_length for outcome in found if outcome.target_length]
+    source.lengths = [length for outcome in found for length in outcome.lengths]
+    source.target_lengths = [length for outcome in found for length in outcome.target_lengths]
+    source.counts.findings = findings_of(found, places)
     source.examples = [example for outcome in found for example in outcome.examples]
     too_long = [outcome.too_long for outcome in found if outcome.too_long is not None]
     if too_long:
@@ -201,6 +203,15 @@ def tokenize_source(source: SourceRows, data: DataSection, renderer: RowRenderer
     source.counts.kept = len(source.examples)
     refused = unrendered if data.on_bad_row == "error" else []
     return [*refused, *(too_long if wanted.done == "error" else [])]
+
+
+def findings_of(found: Sequence[Outcome], places: Sequence[str]) -> list[Finding]:
+    """What was found, with how many rows it is so of and the first of them."""
+    rows: dict[str, list[str]] = {}
+    for outcome, place in zip(found, places, strict=True):
+        for finding in outcome.findings:
+            rows.setdefault(finding, []).append(place)
+    return [Finding(what, len(where), where[0]) for what, where in rows.items()]
 
 
 def shortened(problems: Sequence[Problem], remedy: str | None = LEAVE_OUT) -> list[Problem]:

@@ -15,14 +15,29 @@ from loraft.config.schema import RowFormat
 from loraft.data.examples import Example, PairExample
 
 __all__ = [
-    "ClassCount", "DataReport", "Lengths", "Repetition", "SourceCounts", "classes_of", "findings", "lengths_of",
-    "repetitions", "unknown_tokens",
+    "ClassCount", "DataReport", "Finding", "Lengths", "Repetition", "SourceCounts", "classes_of", "findings",
+    "lengths_of", "repetitions", "unknown_tokens",
 ]  # fmt: skip
 
 UNKNOWN_SHARE = 0.01
 """More unknown tokens than this are told."""
 SHOWN = 10
 """So many classes are named in a sentence."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a person should know of some rows.
+
+    Attributes:
+        what: What it is, and what can be done.
+        rows: How many rows it is so of.
+        first: The place of the first.
+    """
+
+    what: str
+    rows: int
+    first: str
 
 
 @dataclass
@@ -38,6 +53,7 @@ class SourceCounts:
         done: What was done with those: dropped, truncated or split.
         untrained: Rows left out because no token of theirs is trained.
         kept: Rows, or pieces of split ones, that can be used.
+        findings: What a person should know of some of them.
     """
 
     source: str
@@ -48,6 +64,12 @@ class SourceCounts:
     done: str = "–"
     untrained: int = 0
     kept: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SourceCounts:
+        """The counts that `asdict` gave."""
+        return cls(**{**values, "findings": [Finding(**each) for each in values["findings"]]})
 
 
 @dataclass(frozen=True)

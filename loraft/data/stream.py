@@ -9,6 +9,7 @@ there the rows before are drawn again, which looks into none of them. It refuses
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -59,12 +60,15 @@ class Tally:
     bad: int = 0
     overlength: int = 0
     untrained: int = 0
+    findings: Counter[str] = field(default_factory=Counter)
 
     def notes(self) -> tuple[str, ...]:
-        """A sentence, where a row was left out or cut."""
+        """A sentence, where a row was left out or cut, and one for each finding."""
         counts = {"bad": self.bad, "too long": self.overlength, "without a trained token": self.untrained}
         found = [f"{count:,} {what}" for what, count in counts.items() if count]
-        return (f"of {self.drawn:,} rows drawn since the start, {' and '.join(found)}",) if found else ()
+        drawn = f"of {self.drawn:,} rows drawn since the start"
+        left_out = [f"{drawn}, {' and '.join(found)}"] if found else []
+        return (*left_out, *(f"{drawn}, in {rows:,}: {what}" for what, rows in self.findings.items()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +149,7 @@ class RowStream:
         self.tally.bad += bool(outcome.problems)
         self.tally.overlength += outcome.too_long is not None
         self.tally.untrained += outcome.untrained
+        self.tally.findings.update(outcome.findings)
         return outcome
 
 

@@ -1,55 +1,63 @@
 """Tokens and the loss mask: made here and only here, for training, evaluation and generation alike.
 
-This module knows one way from a record to tokens. A conversation is rendered whole and tokenized once; which
-characters are trained is found in the text (`turns.py`), and offsets tell which tokens those are. No token is ever
+This module knows one way from a record to tokens. A conversation is rendered whole; which characters are trained, and
+where prompts end, is found in the text (`turns.py`), and offsets tell which tokens those are. No token is ever
 found by comparing ids, so a padding token that is also the end of a turn stays trained.
 
 - In a conversation an answer is trained from where the prompt of a generation would end to the end of its
   end-of-turn token.
-- Plain text and completions are tokenized as the tokenizer does it by itself, prompt and completion in one piece,
-  and end with the tokenizer's end-of-text token.
-- A token with any trained character in it is trained: one that lies across the border between a prompt and its
-  completion too, for it may be the whole answer (`"Answer: "` and `"yes"` end in the one token `" yes"`).
+- Plain text and completions are tokenized as the tokenizer does it by itself, and end with the tokenizer's end-of-text
+  token.
+- The tokens before an answer are those that generation feeds, whatever the tokenizer would join (`borders.py`).
+- A token with any trained character in it is trained.
 - The template prints what a conversation begins with: the tokenizer adds nothing to it, as transformers'
   `apply_chat_template` has it.
+- Control tokens that are written in the text of a row are text, unless the config says otherwise (`control_tokens.py`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection
+from loraft.data.borders import BorderedText, Encoded, Span, TextEncoder
+from loraft.data.control_tokens import ControlTokens, Protected, SpecialTokensInText
 from loraft.data.examples import IGNORED, TOKENIZED_TOGETHER, Example
 from loraft.data.formats import Completion, Conversation, Message, Record, Text
 from loraft.data.templates import choose_template
-from loraft.data.turns import ChatTemplate, Span
+from loraft.data.turns import ChatTemplate, RenderedTurns
 from loraft.errors import DataError
 
 __all__ = ["Rendered", "Renderer"]
 
 TrainOn = Literal["completions", "last", "all"]
+SPACED = (
+    "the tokenizer puts a space before the answer, which follows its prompt without one: "
+    "end the header of an answer in the chat template with a line end or a control token"
+)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rendered:
     """A record as text.
 
     Attributes:
-        text: What is tokenized.
+        source: What is tokenized. Where a template did not print it, the tokenizer adds its own beginning and the
+            end-of-text token follows.
         trained: Which of its characters are trained.
-        whole: A template printed it all; otherwise the tokenizer adds its own beginning, and the end-of-text token
-            follows.
+        findings: What a person should know of it, each with what can be done; tokenizing may add to it.
     """
 
-    text: str
+    source: BorderedText
     trained: tuple[Span, ...]
-    whole: bool
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +71,8 @@ class Renderer:
         system_prompt: The system prompt that every training conversation had; generation uses it by default.
         notes: What was decided, a sentence each.
         plain: A prompt is plain text, whatever template there is: that is what was learned.
+        split_turns: Each answer of a conversation is a row of its own, behind the prompt that generation feeds.
+        special_tokens_in_text: What is done with control tokens that are written in the text of rows.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -71,6 +81,8 @@ class Renderer:
     system_prompt: str | None = None
     notes: tuple[str, ...] = ()
     plain: bool = False
+    split_turns: bool = False
+    special_tokens_in_text: SpecialTokensInText = "text"
 
     @classmethod
     def for_tokenizer(
@@ -137,8 +149,9 @@ class Renderer:
         """Rendered records as tokens and labels; tokenized together, which is many times as fast as one by one."""
         found: list[Example] = []
         for start in range(0, len(rendered), TOKENIZED_TOGETHER):
-            stop = start + TOKENIZED_TOGETHER
-            found += self._together(rendered[start:stop], where[start:stop])
+            chosen = rendered[start : start + TOKENIZED_TOGETHER]
+            encoded = self._encoder.encode([each.source for each in chosen])
+            found += map(self._example, chosen, encoded, where[start : start + TOKENIZED_TOGETHER])
         return found
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -148,11 +161,28 @@ class Renderer:
         reads it.
         """
         if self.template is None or self.plain:
-            read: Any = self.tokenizer(messages[-1].content, return_offsets_mapping=True, verbose=False)
-            ids = list(read["input_ids"])
-            return ids[:-1] if _is_closed(ids, read["offset_mapping"], self.tokenizer.eos_token_id) else ids
-        text = self.template.prompt(messages)
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            return self._ids(self._plain_text(messages[-1].content))
+        protected = self._control_tokens.protected(messages, ())
+        text, borders = self.template.asked(protected.messages)
+        text, borders, literal = protected.unmarked(text, borders)
+        return self._ids(BorderedText(text, tuple(borders), literal))
+
+    def parts(self, record: Record) -> Sequence[Record]:
+        """The rows that a record becomes: where turns are split, one for each answer that is trained."""
+        if not self.split_turns or not isinstance(record, Conversation):
+            return [record]
+        trained = self._trained_turns(record)
+        return [
+            replace(record, messages=tuple(
+                replace(message, train=place == turn if message.role == "assistant" else None)
+                for place, message in enumerate(record.messages[: turn + 1])
+            ))
+            for turn in trained
+        ] or [record]  # fmt: skip
+
+    def findings(self, rendered: Rendered) -> tuple[str, ...]:
+        """What a person should know of a row that became tokens, each with what can be done."""
+        return rendered.findings
 
     def render(self, record: Record) -> Rendered:
         """The text of a record and its trained characters.
@@ -163,16 +193,39 @@ class Renderer:
         if isinstance(record, Conversation):
             return self._conversation(record)
         assert isinstance(record, Completion | Text), "a pair or a labelled text has a renderer of its own"
-        if isinstance(record, Completion):
-            text = record.prompt + record.completion
-            start = 0 if self.train_on == "all" else len(record.prompt)
-            return Rendered(text, ((start, len(text)),), whole=False)
-        return Rendered(record.text, ((0, len(record.text)),), whole=False)
+        if isinstance(record, Text):
+            text, border, trained_from = record.text, 0, 0
+        else:
+            text, border = record.prompt + record.completion, len(record.prompt)
+            trained_from = 0 if self.train_on == "all" else border
+        self._control_tokens.refuse([text])
+        source = self._plain_text(text, border)
+        return Rendered(source, ((trained_from, len(text)),), self._control_tokens.findings([text]))
+
+    def _plain_text(self, text: str, border: int = 0) -> BorderedText:
+        """Text that no template printed, as the tokenizer takes it."""
+        literal = ((0, len(text)),) if self._control_tokens.as_text else ()
+        return BorderedText(text, (border,) if border else (), literal, opens=True)
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer)
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer, self.special_tokens_in_text)
+
+    def _ids(self, text: BorderedText) -> list[int]:
+        return self._encoder.encode([text])[0].ids
 
     @property
     def recorded(self) -> Mapping[str, object]:
         """What is saved beside the weights, so that prompts are made the same way."""
-        return {"system_prompt": self.system_prompt, "plain": self.plain}
+        return {
+            "system_prompt": self.system_prompt,
+            "plain": self.plain,
+            **self._control_tokens.recorded,
+        }
 
     def too_long(self, example: Example, limits: DataSection) -> str | None:
         """How an example exceeds `data.max_length`; None where it does not."""
@@ -209,12 +262,26 @@ class Renderer:
                 key="data.chat_template",
                 remedy="write a .jinja file that ends each answer with a token of the vocabulary",
             )
-        messages, template = conversation.messages, replace(self.template, tools=conversation.tools)
+        protected = self._control_tokens.protected(conversation.messages, conversation.tools)
+        template = replace(self.template, tools=protected.tools)
         if self.train_on == "all":
-            kept_out = [index for index, message in enumerate(messages) if message.train is False]
-            text, spans = template.turns(messages, kept_out, heed_marks=False)
-            edges = [0, *(edge for span in spans for edge in span), len(text)]
-            return Rendered(text, tuple(zip(edges[::2], edges[1::2], strict=True)), whole=True)
+            kept_out = [index for index, message in enumerate(protected.messages) if message.train is False]
+            found = template.turns(protected.messages, kept_out, heed_marks=False)
+            edges = [0, *(edge for span in found.spans for edge in span), len(found.text)]
+            found = replace(found, spans=tuple(zip(edges[::2], edges[1::2], strict=True)))
+        elif self.split_turns:
+            found = template.answer(protected.messages)
+        else:
+            found = template.turns(protected.messages, self._trained_turns(conversation))
+        return _rendered(found, protected)
+
+    def _trained_turns(self, conversation: Conversation) -> list[int]:
+        """The turns of a conversation that are trained.
+
+        Raises:
+            DataError: One that is not the assistant's asks to be.
+        """
+        messages = conversation.messages
         if asking := next(
             (message.role for message in messages if message.train and message.role != "assistant"), None
         ):
@@ -225,43 +292,33 @@ class Renderer:
             )
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         wanted = answers[-1:] if self.train_on == "last" else answers
-        asked = [i for i in answers if (i in wanted if messages[i].train is None else messages[i].train)]
-        text, spans = template.turns(messages, asked)
-        return Rendered(text, spans, whole=True)
+        return [i for i in answers if (i in wanted if messages[i].train is None else messages[i].train)]
 
-    def _together(self, rendered: Sequence[Rendered], where: Sequence[str]) -> Iterator[Example]:
-        """One call of the tokenizer for the conversations, one for plain texts: their special tokens differ."""
-        found: dict[int, Example] = {}
-        for whole in (True, False):
-            chosen = [index for index, each in enumerate(rendered) if each.whole is whole]
-            if chosen:
-                read: Any = self.tokenizer(
-                    [rendered[index].text for index in chosen],
-                    add_special_tokens=not whole,
-                    return_offsets_mapping=True,
-                    verbose=False,
-                )
-                for index, ids, offsets in zip(chosen, read["input_ids"], read["offset_mapping"], strict=True):
-                    found[index] = self._example(rendered[index], ids, offsets, where[index])
-        return (found[index] for index in range(len(rendered)))
-
-    def _example(self, rendered: Rendered, ids: list[int], offsets: Sequence[Span], where: str) -> Example:
-        eos = self.tokenizer.eos_token_id
-        own = len(ids) - (not rendered.whole and _is_closed(ids, offsets, eos))
-        labels = [IGNORED] * own
+    def _example(self, rendered: Rendered, encoded: Encoded, where: str) -> Example:
+        if encoded.spaced:
+            rendered.findings = (*rendered.findings, SPACED)
+        ids, offsets = encoded.ids, encoded.offsets
+        labels = [IGNORED] * len(ids)
         for start, stop in rendered.trained:
-            first = bisect_right(offsets, start, hi=own, key=lambda offset: offset[1])
+            first = encoded.starts.get(start)
+            if first is None:
+                first = bisect_right(offsets, start, key=lambda offset: offset[1])
             # White space at the very end may be cut from a token's offsets: what ends with the text is open there.
-            to_the_end = stop == len(rendered.text)
-            last = own if to_the_end else bisect_left(offsets, stop, hi=own, key=lambda offset: offset[0])
+            to_the_end = stop == len(rendered.source.text)
+            last = len(ids) if to_the_end else bisect_left(offsets, stop, key=lambda offset: offset[0])
             labels[first:last] = ids[first:last]
-        if not rendered.whole and isinstance(eos, int):
-            if ids[-1:] != [eos]:
+        eos = self.tokenizer.eos_token_id
+        if rendered.source.opens and isinstance(eos, int):
+            if encoded.closed or ids[-1:] != [eos]:
                 ids = [*ids, eos]
             labels = [*labels, eos][: len(ids)]
         return Example(list(ids), labels, where)
 
 
-def _is_closed(ids: Sequence[int], offsets: Sequence[Span], eos: int | None) -> bool:
-    """Whether the tokenizer itself put its end-of-text token behind the text."""
-    return len(ids) > 0 and ids[-1] == eos and tuple(offsets[-1]) == (0, 0)
+def _rendered(found: RenderedTurns, protected: Protected) -> Rendered:
+    """What a template printed, without the marks of control tokens."""
+    edges = [edge for span in found.spans for edge in span]
+    text, places, literal = protected.unmarked(found.text, [*edges, *found.borders])
+    edges, borders = places[: len(edges)], places[len(edges) :]
+    spans = tuple(zip(edges[::2], edges[1::2], strict=True))
+    return Rendered(BorderedText(text, tuple(borders), literal), spans, (*found.findings, *protected.findings))

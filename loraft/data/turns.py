@@ -6,9 +6,10 @@ the place where the prompt of a generation would end to the end of the end-of-tu
 A template is a program, so nothing is assumed about how it prints. A turn begins where the rendering of the messages
 before it, with the generation prompt, ends: by construction what is trained is what follows the prompt at
 inference. Where that rendering is no beginning of the whole (a template that moves the system prompt into the last
-question, say), a turn begins with its content. The end of a content is found by rendering again with one private
-character behind it; without that character the rendering must be the same, or the template is refused.
-A template with `{% generation %}` marks says itself what the assistant says, and is believed.
+question, say), a turn begins with the first character that depends on what it says. It ends behind the last of its
+parts (`content_marks`) and the end-of-turn token that follows. A template with `{% generation %}` marks says itself
+what the assistant says, and is believed. What a conversation says and its rendering does not hold is refused, or is a
+finding.
 """
 
 from __future__ import annotations
@@ -24,17 +25,37 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
+from loraft.data.borders import Span, shared_beginning
+from loraft.data.content_marks import Part, find_parts, parts_of, unused_characters
 from loraft.data.formats import THOUGHTS, Message
 from loraft.errors import DataError
 
-__all__ = ["ChatTemplate", "Span"]
+__all__ = ["ChatTemplate", "RenderedTurns"]
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-PRIVATE = range(0xE000, 0xF900)
-"""Unicode's private use area: characters that mean nothing, of which one that a row does not use marks a place."""
+APART = "data.split_turns: true makes each answer a row of its own, behind the prompt that generation feeds"
+FORGOTTEN = (
+    "the chat template leaves out what is thought in earlier turns, which then teach answers without thinking: "
+    f"data.train_on: last trains the last turn alone, and {APART}"
+)
+THINKS = ("thought", *THOUGHTS)
 
-Span = tuple[int, int]
-"""Characters `start … stop - 1` of a text."""
+
+@dataclass(frozen=True)
+class RenderedTurns:
+    """A conversation as a template prints it.
+
+    Attributes:
+        text: The text.
+        spans: Where in it the turns that were asked for are said, ends of turn included.
+        borders: Where the prompts of the assistant's turns end.
+        findings: What a person should know of it, each with what can be done.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    borders: tuple[int, ...]
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,7 @@ class ChatTemplate:
             DataError: The template cannot render that conversation.
         """
         template = cls(tokenizer, text)
-        mark = chr(PRIVATE[0])
+        (mark,) = unused_characters(text)
         asked, answered = Message("user", "Question"), Message("assistant", f"Answer{mark}")
         after = template.render([asked, answered]).rpartition(mark)[2]
         tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
@@ -85,38 +106,40 @@ class ChatTemplate:
             notes.append("the chat template prints the date of the day: rows prepared on another day differ")
         return tuple(notes)
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+    def render(self, messages: Sequence[Message]) -> str:
         """The text of `messages`.
 
         Raises:
             DataError: The template fails; the message is the template's own.
         """
-        tools: Any = list(self.tools) or None
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                self._plain(messages), tools=tools, chat_template=self.text, tokenize=False,
-                add_generation_prompt=generation_prompt,
-            )  # fmt: skip
-        except Exception as error:  # a template is a program of somebody else's: anything can come out of it
-            raise _failure(error) from None
-        return str(rendered)
+        return self._print(self._plain(messages), self.tools)
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text of `messages` up to where the assistant's next content begins.
 
-        A template that knows no `add_generation_prompt` prints the header of an answer only together with the
-        answer: the header is then taken from there, without spaces at its end, which tokenizers join to the answer.
-        """
-        if "add_generation_prompt" in self.text:
-            return self.render(messages, generation_prompt=True)
-        alone = self.render(messages)
-        mark = _unused(alone)
-        header = self.render([*messages, Message("assistant", f"{mark}.")]).partition(mark)[0]
-        return alone if header.rstrip() == alone.rstrip() else header.rstrip(" ")
+        This is what transformers' `apply_chat_template` gives with `add_generation_prompt`. A template that does not
+        know it may print the header of an answer only together with the answer: it is then taken from there, without
+        spaces at its end, which belong to the answer.
 
-    def turns(
-        self, messages: Sequence[Message], wanted: Sequence[int], *, heed_marks: bool = True
-    ) -> tuple[str, tuple[Span, ...]]:
+        Raises:
+            DataError: The template fails.
+        """
+        return self._print_prompt(self._plain(messages), self.tools)
+
+    def asked(self, messages: Sequence[Message]) -> tuple[str, tuple[int, ...]]:
+        """The prompt that an answer to `messages` follows, and where the prompts of the answers in it end.
+
+        Raises:
+            DataError: The template fails.
+        """
+        text = self.prompt(messages)
+        starts = self._prompt_ends(messages, text)
+        for turn in (turn for turn, start in starts.items() if start is None):
+            with suppress(DataError):
+                starts[turn] = self._says_from(messages, turn, text, self.prompt)
+        return text, tuple(start for start in starts.values() if start)
+
+    def turns(self, messages: Sequence[Message], wanted: Sequence[int], *, heed_marks: bool = True) -> RenderedTurns:
         """The text of `messages`, and where in it the messages `wanted` are said, ends of turn included.
 
         Args:
@@ -125,92 +148,128 @@ class ChatTemplate:
             heed_marks: Take the spans from the template's `{% generation %}` marks where it has them.
 
         Raises:
-            DataError: The template fails, hides where a content ends, or leaves out what is said of tools or thought.
+            DataError: The template fails, hides where a content ends, or leaves out what is said.
         """
-        if self.tools or any(message.role == "tool" or message.more for message in messages):
-            self._require_thoughts(messages)
-            self._require_tools(messages)
+        plain = self._plain(messages)
+        text = self._print(plain, self.tools)
+        places = find_parts(parts_of(plain, self.tools), plain, self.tools, text, self._print)
+        lost = [part for part, found in places.items() if not found]
+        findings = _left_out(messages, lost, f"{APART}; or name another template")
+        starts = self._prompt_ends(messages, text)
         if heed_marks and MARKS.search(self.text):
-            return self._marked(messages, wanted)
-        text = self.render(messages)
-        said = [turn for turn in wanted if "tool_calls" not in messages[turn].more]
-        content_ends = dict(zip(said, self._contents(messages, said, text, after=True), strict=True))
-        ends = [content_ends[t] if t in content_ends else self._call_end(messages, t, text) for t in wanted]
-        starts = [self._prompt_end(messages, turn, text) for turn in wanted]
-        if None in starts:
-            contents = self._contents(messages, wanted, text, after=False)
-            # Tokenizers join spaces to the word that follows, so those before a content belong to it.
-            contents = [len(text[:content].rstrip(" ")) for content in contents]
-            starts = [content if start is None else start for start, content in zip(starts, contents, strict=True)]
-        return text, tuple((start or 0, self._turn_end(text, end)) for start, end in zip(starts, ends, strict=True))
+            spans = self._marked(messages, wanted)
+            found = dict(zip(wanted, (start for start, _ in spans), strict=True))
+        else:
+            found = {turn: self._start(messages, turn, text, starts) for turn in wanted}
+            spans = tuple((found[turn], self._end(messages, turn, text, places)) for turn in wanted)
+        borders = {**{turn: start for turn, start in starts.items() if start is not None}, **found}
+        for turn in (turn for turn in wanted if turn in starts and starts[turn] is None):
+            findings += self._other_prompt(messages[:turn], text, found[turn])
+        order = sorted({borders[turn] for turn in borders if messages[turn].role == "assistant" and borders[turn]})
+        return RenderedTurns(text, spans, tuple(order), tuple(dict.fromkeys(findings)))
 
-    def _require_thoughts(self, messages: Sequence[Message]) -> None:
-        """Refuse what was thought where the template never prints it; one that prints it decides of which turns."""
-        for thought in THOUGHTS:
-            if any(thought in message.more for message in messages) and not re.search(rf"\b{thought}\b", self.text):
-                raise DataError(
-                    f"the chat template prints no {thought}, and the row has it",
-                    key="data.chat_template",
-                    remedy="name a template that prints it, or leave it out of the rows",
-                )
+    def answer(self, messages: Sequence[Message]) -> RenderedTurns:
+        """The last message behind the prompt that generation feeds, whatever the template prints of both together.
 
-    def _require_tools(self, messages: Sequence[Message]) -> None:
-        """Refuse a conversation with tools where the template would leave them out without a word."""
-        text = self.render(messages)
-        unsaid = [replace(m, content="", more={}) if m.role == "tool" else m for m in messages]
-        uncalled = [replace(m, more={key: m.more[key] for key in m.more if key != "tool_calls"}) for m in messages]
-        for what, there, without in (
-            ("messages of tools", unsaid != list(messages), lambda: self.render(unsaid)),
-            ("calls of tools", uncalled != list(messages), lambda: self.render(uncalled)),
-            ("tools", bool(self.tools), lambda: replace(self, tools=()).render(messages)),
-        ):
-            if there and _or_nothing(without) == text:
-                raise DataError(
-                    f"the chat template prints no {what}, and the row has them",
-                    key="data.chat_template",
-                    remedy="name a template that prints them, or leave such rows out",
-                )
+        Raises:
+            DataError: As `turns`.
+        """
+        asked, last = messages[:-1], len(messages) - 1
+        prompt, borders = self.asked(asked)
+        plain = self._plain(messages)
+        text = self._print(plain, self.tools)
+        parts = parts_of(plain, self.tools)
+        said = find_parts([part for part in parts if part.turn == last], plain, self.tools, text, self._print)
+        before = [part for part in parts if part.turn != last]
+        heard = find_parts(before, plain[:-1], self.tools, prompt, self._print_prompt)
+        lost = [part for part, found in (heard | said).items() if not found]
+        # What was thought before is left out by design: it is learned in the row of its own turn.
+        lost = [part for part in lost if part.turn == last or part.kind not in THINKS]
+        findings = _left_out(messages, lost, "name another template, or leave such rows out")
+        if MARKS.search(self.text):
+            ((start, stop),) = self._marked(messages, [last])
+        else:
+            start = self._start(messages, last, text, self._prompt_ends(messages, text))
+            stop = self._end(messages, last, text, said)
+        moved = len(prompt) - start
+        return RenderedTurns(
+            prompt + text[start:], ((len(prompt), stop + moved),), (*borders, len(prompt)), tuple(findings)
+        )
 
-    def _call_end(self, messages: Sequence[Message], turn: int, text: str) -> int:
-        """The end in `text` of a turn that calls tools, which the template prints behind its content."""
-        until = self.render(messages[: turn + 1]).rstrip()
+    def _print(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], **more: Any) -> str:
+        """What the template prints of messages and tools as it takes them."""
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, chat_template=self.text, tokenize=False, **more
+            )  # type: ignore[arg-type]
+        except Exception as error:  # a template is a program of somebody else's: anything can come out of it
+            raise _failure(error) from None
+        return str(rendered)
+
+    def _print_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        if "add_generation_prompt" in self.text:
+            return self._print(messages, tools, add_generation_prompt=True)
+        alone = self._print(messages, tools)
+        (mark,) = unused_characters(alone)
+        answered = self._print([*messages, {"role": "assistant", "content": f"{mark}."}], tools)
+        header = answered.partition(mark)[0].rstrip(" ")
+        return header if header.startswith(alone) else alone
+
+    def _prompt_ends(self, messages: Sequence[Message], text: str) -> dict[int, int | None]:
+        """Where the prompt of each assistant's turn ends in `text`; None where it is no beginning of it."""
+        ends: dict[int, int | None] = {}
+        for turn in (turn for turn, message in enumerate(messages) if turn and message.role == "assistant"):
+            prompt = _or_nothing(lambda before=messages[:turn]: self.prompt(before))
+            ends[turn] = len(prompt) if prompt is not None and text.startswith(prompt) else None
+        return ends
+
+    def _start(self, messages: Sequence[Message], turn: int, text: str, prompt_ends: Mapping[int, int | None]) -> int:
+        start = prompt_ends.get(turn)
+        return self._says_from(messages, turn, text, self.render) if start is None else start
+
+    def _says_from(
+        self, messages: Sequence[Message], turn: int, text: str, render: Callable[[Sequence[Message]], str]
+    ) -> int:
+        """The first character of `text` that depends on what is said at `turn`.
+
+        Tokenizers join spaces to the word that follows, so those before it belong to it.
+        """
+        (mark,) = unused_characters(text)
+        says_other = [*messages[:turn], Message(messages[turn].role, mark), *messages[turn + 1 :]]
+        try:
+            other = render(says_other)
+        except DataError:
+            raise _not_found() from None
+        return len(text[: shared_beginning(text, other)].rstrip(" "))
+
+    def _end(self, messages: Sequence[Message], turn: int, text: str, places: Mapping[Part, Sequence[int]]) -> int:
+        """The end of a turn in `text`: behind its last part and the end-of-turn token that follows."""
+        if "tool_calls" not in messages[turn].more:
+            contents = [part for part in places if part.turn == turn and part.path == ("content",)]
+            found = places[max(contents, key=lambda part: part.end)] if contents else ()
+            if len(found) != 1:
+                raise _not_found()
+            return self._turn_end(text, found[0])
+        own = [place for part, found in places.items() if part.turn == turn for place in found]
+        later = [place for part, found in places.items() if (part.turn or 0) > turn for place in found]
+        if own and self.end_of_turn is not None:
+            end = text.find(self.end_of_turn, max(own), min(later, default=len(text)))
+            if end >= 0:
+                return end + len(self.end_of_turn)
+        until = self.render(messages[: turn + 1]).rstrip()  # where no token ends a turn, the text does
         if not text.startswith(until):
-            raise DataError(
-                "the chat template prints a call of tools otherwise where the conversation goes on",
-                key="data.chat_template",
-                remedy="mark the answers in the template with {% generation %} and {% endgeneration %}",
-            )
+            raise _not_found()
         return len(until)
 
-    def _prompt_end(self, messages: Sequence[Message], turn: int, text: str) -> int | None:
-        """Where the prompt of `turn` ends in `text`; None where its rendering is no beginning of `text`."""
-        if turn == 0:
-            return None
-        try:
-            prompt = self.prompt(messages[:turn])
-        except DataError:
-            return None  # a template may refuse a conversation that ends there
-        return len(prompt) if text.startswith(prompt) else None
-
-    def _contents(self, messages: Sequence[Message], turns: Sequence[int], text: str, *, after: bool) -> list[int]:
-        """Where the contents of `turns` begin in `text`, or end (`after`), white space around them left out."""
-        if not turns:
+    def _other_prompt(self, asked: Sequence[Message], text: str, start: int) -> list[str]:
+        """A finding where generation feeds another prompt than the one that an answer is trained behind."""
+        prompt = _or_nothing(lambda: self.prompt(asked))
+        if prompt is None:
             return []
-        mark = _unused(text)
-        marked = list(messages)
-        for turn in turns:
-            content = messages[turn].content
-            place = len(content.rstrip()) if after else len(content) - len(content.lstrip())
-            marked[turn] = replace(messages[turn], content=content[:place] + mark + content[place:])
-        rendered = self.render(marked)
-        if rendered.count(mark) != len(turns) or rendered.replace(mark, "") != text:
-            raise DataError(
-                "the chat template changes or leaves out what is said, so the answers cannot be found in the text",
-                key="data.chat_template",
-                remedy="mark them in the template with {% generation %} and {% endgeneration %}, or name another one",
-            )
-        places = [found.start() for found in re.finditer(mark, rendered)]
-        return [place - before for before, place in enumerate(places)]
+        common = shared_beginning(prompt, text)
+        if common >= start:  # all that rows differ in stands before it
+            return [f"generation feeds {prompt[common:]!r} before the answer, and the row has it not: {APART}"]
+        return [f"generation feeds another prompt than the row begins with: {APART}"]
 
     def _turn_end(self, text: str, content_end: int) -> int:
         """The end of the end-of-turn token behind `content_end`, or `content_end` where there is none."""
@@ -219,7 +278,7 @@ class ChatTemplate:
         found = re.compile(rf"\s*{re.escape(self.end_of_turn)}").match(text, content_end)
         return found.end() if found else content_end
 
-    def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
+    def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[Span, ...]:
         """The spans that the template itself marks, each drawn to the end of its end-of-turn token."""
         render: Any = chat_template_utils.render_jinja_template  # its annotation says str, it returns a pair
         tokens = self.tokenizer.special_tokens_map
@@ -238,7 +297,7 @@ class ChatTemplate:
                 remedy="mark each of the assistant's turns once",
             )
         chosen = [span for index, span in zip(answers, spans, strict=True) if index in wanted]
-        return text, tuple((start, self._marked_end(text, start, stop)) for start, stop in chosen)
+        return tuple((start, self._marked_end(text, start, stop)) for start, stop in chosen)
 
     def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages as the template takes them."""
@@ -280,8 +339,50 @@ def _or_nothing(render: Callable[[], str]) -> str | None:
         return None
 
 
-def _unused(text: str) -> str:
-    return next(chr(code) for code in PRIVATE if chr(code) not in text)
+def _left_out(messages: Sequence[Message], parts: Sequence[Part], remedy: str) -> list[str]:
+    """What there is to say of parts that the rendering does not hold; `remedy` helps where one may not be missing.
+
+    Raises:
+        DataError: They may not be missing.
+    """
+    findings = []
+    last = max((turn for turn, message in enumerate(messages) if message.role == "assistant"), default=None)
+    for part in parts:
+        role = "" if part.turn is None else messages[part.turn].role
+        if part.kind == "name":
+            findings.append(f"the chat template does not print the name of a message of role {role}")
+        elif part.kind in THINKS and part.turn != last:
+            findings.append(FORGOTTEN)
+        elif part.kind == "thought":
+            findings.append("the chat template leaves out what is thought in an answer: name a template that prints it")
+        elif part.kind in THOUGHTS:
+            raise DataError(
+                f"the chat template prints no {part.kind}, and the row has it",
+                key="data.chat_template",
+                remedy="name a template that prints it, or leave it out of the rows",
+            )
+        elif part.kind == "content" and role != "tool":
+            raise DataError(
+                f"the chat template leaves out what the {role} says",
+                key="data.chat_template",
+                remedy=remedy,
+            )
+        else:
+            what = {"content": "messages of tools", "tool_calls": "calls of tools"}.get(part.kind, part.kind)
+            raise DataError(
+                f"the chat template prints no {what}, and the row has them",
+                key="data.chat_template",
+                remedy="name a template that prints them, or leave such rows out",
+            )
+    return findings
+
+
+def _not_found() -> DataError:
+    return DataError(
+        "the chat template changes or leaves out what is said, so the answers cannot be found in the text",
+        key="data.chat_template",
+        remedy="mark them in the template with {% generation %} and {% endgeneration %}, or name another one",
+    )
 
 
 def _failure(error: Exception) -> DataError:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from loraft.data.borders import shared_beginning
 from loraft.data.formats import Message
 from loraft.errors import DataError, OutOfMemoryError
 from loraft.generation.answer import Completion
@@ -29,7 +30,7 @@ from loraft.generation.options import AnswerOptions
 from loraft.generation.session import BASE, Session, Voice
 from loraft.models.wrapped import wrapped_model
 
-__all__ = ["Conversation", "Reply", "save_conversation", "shared_beginning"]
+__all__ = ["Conversation", "Reply", "save_conversation"]
 
 
 class Reply(Iterator[Token]):
@@ -195,12 +196,6 @@ class Conversation:
         """
         self.voice.settings(options)
         self.options = options
-
-
-def shared_beginning(one: Sequence[int], other: Sequence[int]) -> int:
-    """The length of the longest beginning that two sequences share."""
-    differing = (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
-    return next(differing, min(len(one), len(other)))
 
 
 def save_conversation(path: Path, messages: Sequence[Message]) -> int:

@@ -109,8 +109,8 @@ def test_an_answer_that_repeats_the_question_is_found_where_it_stands() -> None:
     assert trained(renderer, example) == ["assistant<|im_end|>", "user<|im_end|>"]
 
 
-def test_c5_prompt_and_completion_are_tokenized_in_one_piece() -> None:
-    """C5: for 10,000 rows the ids are those of the joined text, and the border is found with offsets."""
+def test_c5_prompt_and_completion_are_tokenized_in_one_piece_unless_they_would_merge() -> None:
+    """C5: of 10,000 rows each begins with the tokens that generation feeds, and is one text wherever that is so."""
     tokenizer = tiny_tokenizer()
     renderer = Renderer.for_tokenizer(tokenizer)
     generator = random.Random(0)
@@ -123,13 +123,16 @@ def test_c5_prompt_and_completion_are_tokenized_in_one_piece() -> None:
         for _ in range(10_000)
     ]
     examples = renderer.examples([renderer.render(record) for record in records], ["a:1"] * len(records))
-    joined = tokenizer([r.prompt + r.completion for r in records], return_offsets_mapping=True)
-    rows = zip(records, examples, joined["input_ids"], joined["offset_mapping"], strict=True)
-    for record, example, ids, offsets in rows:
-        assert example.input_ids == [*ids, tokenizer.eos_token_id]
-        border = len(record.prompt)
-        expected = [token if stop > border else IGNORED for token, (_, stop) in zip(ids, offsets, strict=True)]
-        assert example.labels == [*expected, tokenizer.eos_token_id]
+    joined = tokenizer([r.prompt + r.completion for r in records])["input_ids"]
+    prompts = tokenizer([r.prompt for r in records])["input_ids"]
+    completions = tokenizer([r.completion for r in records])["input_ids"]
+    merged = 0
+    for example, ids, prompt, completion in zip(examples, joined, prompts, completions, strict=True):
+        merges = ids[: len(prompt)] != prompt
+        merged += merges
+        assert example.input_ids == [*(prompt + completion if merges else ids), tokenizer.eos_token_id]
+        assert example.labels == [IGNORED] * len(prompt) + example.input_ids[len(prompt) :]
+    assert 500 < merged < 5000
 
 
 def test_plain_text_is_trained_whole_and_ends() -> None:
@@ -177,5 +180,5 @@ def test_c3_a_template_that_hides_earlier_turns_is_refused_rather_than_guessed()
     tokenizer.chat_template = (
         "{% for m in messages[-2:] %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
     )
-    with pytest.raises(DataError, match="cannot be found in the text"):
+    with pytest.raises(DataError, match="leaves out what the user says"):
         Renderer.for_tokenizer(tokenizer).example(conversation("a", "b", "c", "d"), "a:1")

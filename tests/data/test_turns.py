@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from random import Random
@@ -173,28 +174,35 @@ def _cut(random: Random) -> Completion:
 
 @pytest.mark.parametrize("trim_offsets", [False, True])
 @pytest.mark.parametrize("bos", [None, "<s>"])
-def test_c5_prompt_and_completion_are_tokenized_as_one_text(bos: str | None, trim_offsets: bool) -> None:
+def test_c5_a_completion_is_learned_behind_the_tokens_of_its_prompt(bos: str | None, trim_offsets: bool) -> None:
+    """Prompt and completion are one text, cut only where the tokenizer would join them."""
     tokenizer = tokenizer_of(("<s>", "</s>"), eos="</s>", bos=bos, trim_offsets=trim_offsets)
-    plain = tokenizer_of(("<s>", "</s>"), eos="</s>", bos=bos)
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = replace(Renderer.for_tokenizer(tokenizer), plain=True)
     random = Random(5)
     rows = [_cut(random) for _ in range(2500)]
     examples = renderer.examples([renderer.render(row) for row in rows], ["here"] * len(rows))
+    as_one = 0
     for row, example in zip(rows, examples, strict=True):
-        joint = plain(row.prompt + row.completion, return_offsets_mapping=True)
-        assert example.input_ids == [*joint["input_ids"], tokenizer.eos_token_id]
-        border = len(row.prompt)
-        carries = [end > border and end > start for start, end in joint["offset_mapping"]]
-        trained = [label != IGNORED for label in example.labels]
-        if not trim_offsets:
-            assert trained == [*carries, True]
+        prompt = tokenizer(row.prompt)["input_ids"]
+        assert prompt == renderer.prompt_ids([Message("user", row.prompt)])
+        assert example.input_ids[: len(prompt)] == prompt
+        assert example.labels == [IGNORED] * len(prompt) + example.input_ids[len(prompt) :]
+        ids = [each for each in example.input_ids if each != tokenizer.bos_token_id]
+        assert tokenizer.decode(ids) == row.prompt + row.completion + "</s>"
+        joint = tokenizer(row.prompt + row.completion)["input_ids"]
+        if joint[: len(prompt)] == prompt:
+            as_one += 1
+            assert example.input_ids == [*joint, tokenizer.eos_token_id]
+    assert 500 < as_one < 2000  # both kinds are among them
 
 
-def test_c5_a_token_across_the_border_is_trained_for_it_may_be_the_whole_answer() -> None:
-    tokenizer = tokenizer_of()
-    assert tokenizer.tokenize("two and")[-1] == "Ġand"
-    renderer = Renderer.for_tokenizer(tokenizer)
-    assert trained_parts(renderer, renderer.example(Completion("two ", "and"), "here")) == [" and<|endoftext|>"]
+@pytest.mark.parametrize(
+    ("prompt", "completion"), [("two ", "and"), ("a", "b"), ("a b", "ok yes"), ("two", "\n\nand"), ("two\n", "\nand")]
+)
+def test_c5_the_whole_completion_is_trained_and_nothing_before_it(prompt: str, completion: str) -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_of())
+    example = renderer.example(Completion(prompt, completion), "here")
+    assert trained_parts(renderer, example) == [f"{completion}<|endoftext|>"]
 
 
 @pytest.mark.parametrize("appends_eos", [False, True])

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from loraft.data.borders import shared_beginning
 from loraft.data.formats import Message, detect_format, to_record
 from loraft.data.pairs import PairRenderer
 from loraft.data.records import Row
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, NonFiniteError
 from loraft.generation.context import Context
-from loraft.generation.conversation import Conversation, save_conversation, shared_beginning
+from loraft.generation.conversation import Conversation, save_conversation
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.session import Session, open_session
 from loraft.models.wrapped import wrapped_model
