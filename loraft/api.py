@@ -262,7 +262,9 @@ def generate(
         settings["rules"] = replace(settings["rules"], num_beams=1)
     if settings["seed"] is None:
         settings["seed"] = torch.Generator().seed() % 2**32  # drawn once, for an answer that may be given twice
-    ids = voice.prompt_ids(voice.conversation(prompt, options.system))
+    asked = voice.conversation(prompt, options.system)
+    ids = voice.prompt_ids(asked)
+    notes += voice.about_prompts([asked])
     tracer = Tracer(session.model, voice.tokenizer, layers=layers) if trace else None
     context = Context(session.model, use_cache=use_cache)
     answered = stream(session.model, voice.tokenizer, ids, **settings, context=context, tracer=tracer)
@@ -290,7 +292,9 @@ def complete(
     session = opened(model)
     tell(observer, *session.notes, *to_be_told(session, options))
     voice = session.voice()
-    ids = [voice.prompt_ids(voice.conversation(prompt, options.system)) for prompt in prompts]
+    asked = [voice.conversation(prompt, options.system) for prompt in prompts]
+    ids = [voice.prompt_ids(messages) for messages in asked]
+    tell(observer, *voice.about_prompts(asked))
     settings = voice.settings(options)
     return complete_batch(session.model, voice.tokenizer, ids, **settings, batch_size=batch_size)
 

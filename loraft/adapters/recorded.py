@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from pydantic import ValidationError
 
 from loraft.adapters.folders import read_json
-from loraft.config.schema import ModelSection, QuantizationSection, Task
+from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, Task
 from loraft.errors import AdapterError
 
 __all__ = ["AdapterTarget", "Manner", "Sources", "Target", "adapter_in", "model_in"]
@@ -47,12 +47,14 @@ class Manner:
         system_prompt: The system prompt that it was trained with.
         plain: It learned plain text, and no conversation: its prompts are plain.
         sources: How the sources were rendered.
+        special_tokens_in_text: What was done with control tokens that were written in the text of rows.
     """
 
     task: Task | None = None
     system_prompt: str | None = None
     plain: bool = False
     sources: Sources = Sources()
+    special_tokens_in_text: SpecialTokensInText = "text"
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,9 @@ def _manner(config: Mapping[str, object], record: Mapping[str, object]) -> Manne
         task=next((task for task in get_args(Task) if task == named), None),
         system_prompt=_text(record, "system_prompt"),
         plain=record.get("plain") is True,
+        special_tokens_in_text=next(
+            (each for each in get_args(SpecialTokensInText) if each == record.get("special_tokens_in_text")), "text"
+        ),
         sources=Sources(
             _text(record, "source_prefix") or "", _text(record, "source_lang"), _text(record, "target_lang")
         ),

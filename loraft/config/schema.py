@@ -28,6 +28,7 @@ __all__ = [
     "RowFormat",
     "RunConfig",
     "Section",
+    "SpecialTokensInText",
     "StackLayers",
     "Task",
     "TrainingSection",
@@ -36,6 +37,7 @@ __all__ = [
 Auto = Literal["auto"]
 Task = Literal["causal_lm", "seq2seq_lm", "seq_cls"]
 Method = Literal["lora", "qlora", "full"]
+SpecialTokensInText = Literal["error", "text", "keep"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "translation", "classification"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -277,7 +279,7 @@ class DataSection(Section):
     split_turns: bool = False
     """Make each trained answer of a conversation a row of its own, behind the prompt that generation feeds: for chat
     templates that leave out earlier thoughts, or print a conversation otherwise once it is answered."""
-    special_tokens_in_text: Literal["error", "text", "keep"] = "text"
+    special_tokens_in_text: SpecialTokensInText = "text"
     """What happens to control tokens, such as <|im_end|>, that are written in the text of a row or a prompt: text reads
     them as plain text, keep as the tokens that they name, error refuses the row. Always counted."""
     streaming: bool = False

@@ -15,13 +15,20 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from loraft.data.formats import THOUGHTS
+from loraft.data.formats import THOUGHTS, Message
 from loraft.errors import DataError
 
-__all__ = ["Part", "find_parts", "parts_of", "unused_characters"]
+__all__ = ["APART", "THINKS", "Part", "find_parts", "left_out", "parts_of", "unused_characters"]
 
 PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Unicode's private use areas: characters that mean nothing."""
+APART = "data.split_turns: true makes each answer a row of its own, behind the prompt that generation feeds"
+FORGOTTEN = (
+    "the chat template leaves out what is thought in earlier turns, which then teach answers without thinking: "
+    f"data.train_on: last trains the last turn alone, and {APART}"
+)
+THINKS = ("thought", *THOUGHTS)
+"""The kinds of parts that hold what was thought."""
 THINKING = re.compile(r"</?think(?:ing)?>")
 
 
@@ -119,6 +126,44 @@ def unused_characters(text: str, count: int = 1) -> list[str]:
             remedy="leave such rows out",
         )
     return found
+
+
+def left_out(messages: Sequence[Message], parts: Sequence[Part], remedy: str) -> list[str]:
+    """What there is to say of parts that the rendering does not hold; `remedy` helps where one may not be missing.
+
+    Raises:
+        DataError: They may not be missing.
+    """
+    findings = []
+    last = max((turn for turn, message in enumerate(messages) if message.role == "assistant"), default=None)
+    for part in parts:
+        role = "" if part.turn is None else messages[part.turn].role
+        if part.kind == "name":
+            findings.append(f"the chat template does not print the name of a message of role {role}")
+        elif part.kind in THINKS and part.turn != last:
+            findings.append(FORGOTTEN)
+        elif part.kind == "thought":
+            findings.append("the chat template leaves out what is thought in an answer: name a template that prints it")
+        elif part.kind in THOUGHTS:
+            raise DataError(
+                f"the chat template prints no {part.kind}, and the row has it",
+                key="data.chat_template",
+                remedy="name a template that prints it, or leave it out of the rows",
+            )
+        elif part.kind == "content" and role != "tool":
+            raise DataError(
+                f"the chat template leaves out what the {role} says",
+                key="data.chat_template",
+                remedy=remedy,
+            )
+        else:
+            what = {"content": "messages of tools", "tool_calls": "calls of tools"}.get(part.kind, part.kind)
+            raise DataError(
+                f"the chat template prints no {what}, and the row has them",
+                key="data.chat_template",
+                remedy="name a template that prints them, or leave such rows out",
+            )
+    return findings
 
 
 def _thoughts_and_content(content: str) -> Iterator[tuple[bool, int]]:

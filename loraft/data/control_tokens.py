@@ -9,18 +9,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from loraft.config.schema import SpecialTokensInText
 from loraft.data.borders import Span
 from loraft.data.content_marks import unused_characters
 from loraft.data.formats import Message
 from loraft.errors import DataError
 
-__all__ = ["ControlTokens", "Protected", "SpecialTokensInText"]
+__all__ = ["ControlTokens", "Protected"]
 
-SpecialTokensInText = Literal["error", "text", "keep"]
 KEY = "data.special_tokens_in_text"
 
 

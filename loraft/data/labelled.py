@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection
-from loraft.data.control_tokens import ControlTokens, SpecialTokensInText
+from loraft.config.schema import DataSection, SpecialTokensInText
+from loraft.data.control_tokens import ControlTokens
 from loraft.data.examples import TOKENIZED_TOGETHER, Example, LabelledExample
 from loraft.data.formats import Labelled, Message, Record
 from loraft.errors import DataError
@@ -90,7 +90,7 @@ class LabelRenderer:
     @property
     def recorded(self) -> Mapping[str, object]:
         """What is saved beside the weights: the names of the classes in their order."""
-        return {"labels": list(self.labels), **self._control_tokens.recorded}
+        return {"labels": list(self.labels), **self.control_tokens.recorded}
 
     def parts(self, record: Record) -> Sequence[Record]:
         """The record: a labelled text is one row."""
@@ -98,10 +98,11 @@ class LabelRenderer:
 
     def findings(self, rendered: Labelled) -> tuple[str, ...]:
         """What a person should know of a labelled text, each with what can be done."""
-        return self._control_tokens.findings(_texts(rendered))
+        return self.control_tokens.findings(_texts(rendered))
 
     @cached_property
-    def _control_tokens(self) -> ControlTokens:
+    def control_tokens(self) -> ControlTokens:
+        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
         return ControlTokens(self.tokenizer, self.special_tokens_in_text)
 
     def render(self, record: Record) -> Labelled:
@@ -111,7 +112,7 @@ class LabelRenderer:
             DataError: It is a class that there is not, or has a control token, and the config refuses these.
         """
         assert isinstance(record, Labelled), "formats give labelled texts for seq_cls"
-        self._control_tokens.refuse(_texts(record))
+        self.control_tokens.refuse(_texts(record))
         return Labelled(record.text, record.second, class_number(record.label, self.labels))
 
     def examples(self, rendered: Sequence[Labelled], where: Sequence[str]) -> list[LabelledExample]:
@@ -134,7 +135,7 @@ class LabelRenderer:
             most: Cut to this many tokens, the longer of two texts first; None cuts nothing.
         """
         options: dict[str, Any] = {} if most is None else {"truncation": "longest_first", "max_length": most}
-        options["split_special_tokens"] = self._control_tokens.as_text
+        options["split_special_tokens"] = self.control_tokens.as_text
         found: dict[int, tuple[list[int], list[int] | None]] = {}
         for paired in (False, True):
             chosen = [index for index, (_, second) in enumerate(texts) if (second is not None) is paired]

@@ -16,8 +16,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection
-from loraft.data.control_tokens import ControlTokens, SpecialTokensInText
+from loraft.config.schema import DataSection, SpecialTokensInText
+from loraft.data.control_tokens import ControlTokens
 from loraft.data.examples import TOKENIZED_TOGETHER, Example, PairExample
 from loraft.data.formats import Message, Pair, Record
 from loraft.errors import DataError
@@ -103,7 +103,7 @@ class PairRenderer:
             "source_prefix": self.prefix,
             "source_lang": self.source_lang,
             "target_lang": self.target_lang,
-            **self._control_tokens.recorded,
+            **self.control_tokens.recorded,
         }
 
     def parts(self, record: Record) -> Sequence[Record]:
@@ -112,15 +112,16 @@ class PairRenderer:
 
     def findings(self, rendered: Pair) -> tuple[str, ...]:
         """What a person should know of a pair, each with what can be done."""
-        return self._control_tokens.findings([rendered.source, rendered.target])
+        return self.control_tokens.findings([rendered.source, rendered.target])
 
     @cached_property
-    def _control_tokens(self) -> ControlTokens:
+    def control_tokens(self) -> ControlTokens:
+        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
         return ControlTokens(self.tokenizer, self.special_tokens_in_text)
 
     @property
     def _reading(self) -> Mapping[str, bool]:
-        return {"split_special_tokens": self._control_tokens.as_text, "verbose": False}
+        return {"split_special_tokens": self.control_tokens.as_text, "verbose": False}
 
     def render(self, record: Record) -> Pair:
         """The record with the prefix before its source.
@@ -129,7 +130,7 @@ class PairRenderer:
             DataError: It has a control token, and the config refuses these.
         """
         assert isinstance(record, Pair), "formats give pairs for seq2seq_lm"
-        self._control_tokens.refuse([record.source, record.target])
+        self.control_tokens.refuse([record.source, record.target])
         return Pair(self.prefix + record.source, record.target)
 
     def examples(self, rendered: Sequence[Pair], where: Sequence[str]) -> list[PairExample]:
@@ -176,6 +177,7 @@ class PairRenderer:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a source, which is the last message's text behind the prefix."""
+        self.control_tokens.refuse([messages[-1].content])
         with self._languages():
             return list(self.tokenizer(self.prefix + messages[-1].content, **self._reading)["input_ids"])
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, Task
+from loraft.data.control_tokens import ControlTokens
 from loraft.data.examples import Example
 from loraft.data.formats import Conversation, Labelled, Message, Record
 from loraft.data.labelled import LabelRenderer, labels_of
@@ -44,6 +45,10 @@ class RowRenderer(Protocol):
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer; none where none is given."""
+
+    @property
+    def control_tokens(self) -> ControlTokens:
+        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
 
     @property
     def recorded(self) -> Mapping[str, object]:

@@ -26,9 +26,9 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection
+from loraft.config.schema import DataSection, SpecialTokensInText
 from loraft.data.borders import BorderedText, Encoded, Span, TextEncoder
-from loraft.data.control_tokens import ControlTokens, Protected, SpecialTokensInText
+from loraft.data.control_tokens import ControlTokens, Protected
 from loraft.data.examples import IGNORED, TOKENIZED_TOGETHER, Example
 from loraft.data.formats import Completion, Conversation, Message, Record, Text
 from loraft.data.templates import choose_template
@@ -161,11 +161,12 @@ class Renderer:
         reads it.
         """
         if self.template is None or self.plain:
+            self.control_tokens.refuse([messages[-1].content])
             return self._ids(self._plain_text(messages[-1].content))
-        protected = self._control_tokens.protected(messages, ())
-        text, borders = self.template.asked(protected.messages)
-        text, borders, literal = protected.unmarked(text, borders)
-        return self._ids(BorderedText(text, tuple(borders), literal))
+        protected = self.control_tokens.protected(messages, ())
+        printed, borders = self.template.asked(protected.messages)
+        text, places, literal = protected.unmarked(printed, borders)
+        return self._ids(BorderedText(text, tuple(places), literal))
 
     def parts(self, record: Record) -> Sequence[Record]:
         """The rows that a record becomes: where turns are split, one for each answer that is trained."""
@@ -198,13 +199,13 @@ class Renderer:
         else:
             text, border = record.prompt + record.completion, len(record.prompt)
             trained_from = 0 if self.train_on == "all" else border
-        self._control_tokens.refuse([text])
+        self.control_tokens.refuse([text])
         source = self._plain_text(text, border)
-        return Rendered(source, ((trained_from, len(text)),), self._control_tokens.findings([text]))
+        return Rendered(source, ((trained_from, len(text)),), self.control_tokens.findings([text]))
 
     def _plain_text(self, text: str, border: int = 0) -> BorderedText:
         """Text that no template printed, as the tokenizer takes it."""
-        literal = ((0, len(text)),) if self._control_tokens.as_text else ()
+        literal = ((0, len(text)),) if self.control_tokens.as_text else ()
         return BorderedText(text, (border,) if border else (), literal, opens=True)
 
     @cached_property
@@ -212,7 +213,8 @@ class Renderer:
         return TextEncoder(self.tokenizer)
 
     @cached_property
-    def _control_tokens(self) -> ControlTokens:
+    def control_tokens(self) -> ControlTokens:
+        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
         return ControlTokens(self.tokenizer, self.special_tokens_in_text)
 
     def _ids(self, text: BorderedText) -> list[int]:
@@ -224,7 +226,7 @@ class Renderer:
         return {
             "system_prompt": self.system_prompt,
             "plain": self.plain,
-            **self._control_tokens.recorded,
+            **self.control_tokens.recorded,
         }
 
     def too_long(self, example: Example, limits: DataSection) -> str | None:
@@ -262,7 +264,7 @@ class Renderer:
                 key="data.chat_template",
                 remedy="write a .jinja file that ends each answer with a token of the vocabulary",
             )
-        protected = self._control_tokens.protected(conversation.messages, conversation.tools)
+        protected = self.control_tokens.protected(conversation.messages, conversation.tools)
         template = replace(self.template, tools=protected.tools)
         if self.train_on == "all":
             kept_out = [index for index, message in enumerate(protected.messages) if message.train is False]

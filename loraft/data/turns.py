@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
@@ -26,19 +27,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from loraft.data.borders import Span, shared_beginning
-from loraft.data.content_marks import Part, find_parts, parts_of, unused_characters
-from loraft.data.formats import THOUGHTS, Message
+from loraft.data.content_marks import APART, THINKS, Part, find_parts, left_out, parts_of, unused_characters
+from loraft.data.formats import Message
 from loraft.errors import DataError
 
 __all__ = ["ChatTemplate", "RenderedTurns"]
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-APART = "data.split_turns: true makes each answer a row of its own, behind the prompt that generation feeds"
-FORGOTTEN = (
-    "the chat template leaves out what is thought in earlier turns, which then teach answers without thinking: "
-    f"data.train_on: last trains the last turn alone, and {APART}"
-)
-THINKS = ("thought", *THOUGHTS)
 
 
 @dataclass(frozen=True)
@@ -129,10 +124,16 @@ class ChatTemplate:
     def asked(self, messages: Sequence[Message]) -> tuple[str, tuple[int, ...]]:
         """The prompt that an answer to `messages` follows, and where the prompts of the answers in it end.
 
+        What was thought before may be left out of it.
+
         Raises:
-            DataError: The template fails.
+            DataError: The template fails, or leaves out what is said.
         """
-        text = self.prompt(messages)
+        plain = self._plain(messages)
+        text = self._print_prompt(plain, self.tools)
+        places = find_parts(parts_of(plain, self.tools), plain, self.tools, text, self._print_prompt)
+        lost = [part for part, found in places.items() if not found and part.kind not in (*THINKS, "name")]
+        left_out(messages, lost, "name a template that prints it, or say it in the user's turn")
         starts = self._prompt_ends(messages, text)
         for turn in (turn for turn, start in starts.items() if start is None):
             with suppress(DataError):
@@ -154,7 +155,7 @@ class ChatTemplate:
         text = self._print(plain, self.tools)
         places = find_parts(parts_of(plain, self.tools), plain, self.tools, text, self._print)
         lost = [part for part, found in places.items() if not found]
-        findings = _left_out(messages, lost, f"{APART}; or name another template")
+        findings = left_out(messages, lost, f"{APART}; or name another template")
         starts = self._prompt_ends(messages, text)
         if heed_marks and MARKS.search(self.text):
             spans = self._marked(messages, wanted)
@@ -178,19 +179,15 @@ class ChatTemplate:
         prompt, borders = self.asked(asked)
         plain = self._plain(messages)
         text = self._print(plain, self.tools)
-        parts = parts_of(plain, self.tools)
-        said = find_parts([part for part in parts if part.turn == last], plain, self.tools, text, self._print)
-        before = [part for part in parts if part.turn != last]
-        heard = find_parts(before, plain[:-1], self.tools, prompt, self._print_prompt)
-        lost = [part for part, found in (heard | said).items() if not found]
-        # What was thought before is left out by design: it is learned in the row of its own turn.
-        lost = [part for part in lost if part.turn == last or part.kind not in THINKS]
-        findings = _left_out(messages, lost, "name another template, or leave such rows out")
+        parts = [part for part in parts_of(plain, self.tools) if part.turn == last]
+        places = find_parts(parts, plain, self.tools, text, self._print)
+        lost = [part for part, found in places.items() if not found]
+        findings = left_out(messages, lost, "name another template, or leave such rows out")
         if MARKS.search(self.text):
             ((start, stop),) = self._marked(messages, [last])
         else:
             start = self._start(messages, last, text, self._prompt_ends(messages, text))
-            stop = self._end(messages, last, text, said)
+            stop = self._end(messages, last, text, places)
         moved = len(prompt) - start
         return RenderedTurns(
             prompt + text[start:], ((len(prompt), stop + moved),), (*borders, len(prompt)), tuple(findings)
@@ -198,10 +195,12 @@ class ChatTemplate:
 
     def _print(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], **more: Any) -> str:
         """What the template prints of messages and tools as it takes them."""
+        given: Any = list(messages)
+        given_tools: Any = list(tools) or None
         try:
             rendered = self.tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, chat_template=self.text, tokenize=False, **more
-            )  # type: ignore[arg-type]
+                given, tools=given_tools, chat_template=self.text, tokenize=False, **more
+            )
         except Exception as error:  # a template is a program of somebody else's: anything can come out of it
             raise _failure(error) from None
         return str(rendered)
@@ -219,7 +218,7 @@ class ChatTemplate:
         """Where the prompt of each assistant's turn ends in `text`; None where it is no beginning of it."""
         ends: dict[int, int | None] = {}
         for turn in (turn for turn, message in enumerate(messages) if turn and message.role == "assistant"):
-            prompt = _or_nothing(lambda before=messages[:turn]: self.prompt(before))
+            prompt = _or_nothing(partial(self.prompt, messages[:turn]))
             ends[turn] = len(prompt) if prompt is not None and text.startswith(prompt) else None
         return ends
 
@@ -337,44 +336,6 @@ def _or_nothing(render: Callable[[], str]) -> str | None:
         return render()
     except DataError:
         return None
-
-
-def _left_out(messages: Sequence[Message], parts: Sequence[Part], remedy: str) -> list[str]:
-    """What there is to say of parts that the rendering does not hold; `remedy` helps where one may not be missing.
-
-    Raises:
-        DataError: They may not be missing.
-    """
-    findings = []
-    last = max((turn for turn, message in enumerate(messages) if message.role == "assistant"), default=None)
-    for part in parts:
-        role = "" if part.turn is None else messages[part.turn].role
-        if part.kind == "name":
-            findings.append(f"the chat template does not print the name of a message of role {role}")
-        elif part.kind in THINKS and part.turn != last:
-            findings.append(FORGOTTEN)
-        elif part.kind == "thought":
-            findings.append("the chat template leaves out what is thought in an answer: name a template that prints it")
-        elif part.kind in THOUGHTS:
-            raise DataError(
-                f"the chat template prints no {part.kind}, and the row has it",
-                key="data.chat_template",
-                remedy="name a template that prints it, or leave it out of the rows",
-            )
-        elif part.kind == "content" and role != "tool":
-            raise DataError(
-                f"the chat template leaves out what the {role} says",
-                key="data.chat_template",
-                remedy=remedy,
-            )
-        else:
-            what = {"content": "messages of tools", "tool_calls": "calls of tools"}.get(part.kind, part.kind)
-            raise DataError(
-                f"the chat template prints no {what}, and the row has them",
-                key="data.chat_template",
-                remedy="name a template that prints them, or leave such rows out",
-            )
-    return findings
 
 
 def _not_found() -> DataError:

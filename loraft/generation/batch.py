@@ -169,6 +169,8 @@ def answer_questions(
         for note in voice.renderer.notes:
             observer(Note(note))
     prompts = _prompts(session, voice, questions, options.system)
+    for note in voice.about_prompts(question.to(voice, options.system) for question in questions):
+        observer(Note(note))
     rows = [question.row.values for question in questions]
     begun, answers = perf_counter(), []
     answered_by = _answered_by(session, voice, options)

@@ -58,7 +58,10 @@ def compare(
         voice = session.voice(name)
         for note in voice.notes if name != session.voice().name else ():  # those of the first were told already
             observer(Note(f"{name}: {note}"))
-        ids = [voice.prompt_ids(voice.conversation(prompt, options.system)) for prompt in prompts]
+        asked = [voice.conversation(prompt, options.system) for prompt in prompts]
+        ids = [voice.prompt_ids(messages) for messages in asked]
+        for note in voice.about_prompts(asked):
+            observer(Note(f"{name}: {note}"))
         with session.speaking(voice) as model:
             answers[name] = complete_batch(
                 model, voice.tokenizer, ids, **voice.settings(options), batch_size=batch_size

@@ -6,7 +6,7 @@ defaults. It refuses to know how tokens are computed (`engine`) and how anything
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from loraft.adapters.active import acting
 from loraft.adapters.beginning import Beginning, beginning
 from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_in_memory import merged
-from loraft.adapters.recorded import AdapterTarget, Manner, Sources, Target
+from loraft.adapters.recorded import AdapterTarget, Manner, Target
 from loraft.adapters.resolve import base_named_by, resolve_target
 from loraft.adapters.store import load_adapters
 from loraft.config.schema import QuantizationSection
@@ -135,6 +135,7 @@ class Voice:
             note = "it learned plain text, and conversations are printed with a chat template that it has not learned"
             return replace(self, renderer=replace(self.renderer, plain=False, notes=(note,)))
         renderer = Renderer.for_tokenizer(self.tokenizer, system_prompt=self.renderer.system_prompt)
+        renderer = replace(renderer, special_tokens_in_text=self.renderer.special_tokens_in_text)
         if renderer.template is None:
             message = "the tokenizer has neither a chat template nor an end-of-text token: it prints no conversation"
             raise ModelError(message, where=self.name, remedy="Give it a prompt alone.")
@@ -149,6 +150,10 @@ class Voice:
         """The messages after the system prompt that is given, or that of training; an empty one is none."""
         system = self.renderer.system_prompt if system is None else system
         return [Message("system", system), *messages] if system else list(messages)
+
+    def about_prompts(self, prompts: Iterable[Sequence[Message]]) -> tuple[str, ...]:
+        """What there is to say about what is asked, a sentence each."""
+        return self.renderer.control_tokens.findings(each.content for messages in prompts for each in messages)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that an answer to `messages` follows; for an encoder, those that it reads."""
@@ -282,11 +287,12 @@ def _voices(found: Target, loaded: LoadedModel, choice: ModelChoice) -> dict[str
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
         if loaded.family.kind == "decoder":
             renderer = Renderer.for_tokenizer(own, system_prompt=manner.system_prompt, conversations=False)
+            renderer = replace(renderer, special_tokens_in_text=manner.special_tokens_in_text)
             if manner.plain and renderer.template is not None:
                 note = "it learned plain text: a prompt is given as it is, without the chat template"
                 renderer = replace(renderer, plain=True, notes=(note,))
             return Voice(name, folder, own, renderer, defaults)
-        pairs = _pair_renderer(own, manner.sources, choice)
+        pairs = _pair_renderer(own, manner, choice)
         begins = beginning(loaded.model, pairs) if pairs.knows_languages else Beginning()
         return Voice(name, folder, own, pairs, defaults or own_defaults(loaded.model, loaded.folder), begins)
 
@@ -296,18 +302,20 @@ def _voices(found: Target, loaded: LoadedModel, choice: ModelChoice) -> dict[str
     return {**voices, BASE: voice(BASE, loaded.folder, None, base)}
 
 
-def _pair_renderer(tokenizer: PreTrainedTokenizerBase, sources: Sources, choice: ModelChoice) -> PairRenderer:
+def _pair_renderer(tokenizer: PreTrainedTokenizerBase, manner: Manner, choice: ModelChoice) -> PairRenderer:
     """Makes sources as they were in training, in the languages that are asked for.
 
     Raises:
         DataError: The tokenizer needs to know languages, and nobody says which.
     """
+    sources = manner.sources
     try:
         return PairRenderer.for_tokenizer(
             tokenizer,
             prefix=sources.prefix,
             source_lang=choice.source_lang or sources.source_lang,
             target_lang=choice.target_lang or sources.target_lang,
+            special_tokens_in_text=manner.special_tokens_in_text,
         )
     except DataError as error:
         raise DataError.several([replace(each, key=OPTIONS.get(each.key or "")) for each in error.problems]) from error

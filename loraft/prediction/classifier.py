@@ -160,7 +160,8 @@ def open_classifier(
     elif loaded.new_modules:
         lacks = " and ".join(loaded.new_modules)
         raise ModelError(f"its files lack {lacks}, and random numbers would answer", where=section.name_or_path)
-    renderer, name = LabelRenderer(loaded.tokenizer, labels), found.adapters[0].name if found.adapters else None
+    renderer = LabelRenderer(loaded.tokenizer, labels, special_tokens_in_text=found.manner.special_tokens_in_text)
+    name = found.adapters[0].name if found.adapters else None
     return Classifier(loaded, model, renderer, found.adapter, name, quantization, notes)
 
 

@@ -132,7 +132,7 @@ def test_c5_prompt_and_completion_are_tokenized_in_one_piece_unless_they_would_m
         merged += merges
         assert example.input_ids == [*(prompt + completion if merges else ids), tokenizer.eos_token_id]
         assert example.labels == [IGNORED] * len(prompt) + example.input_ids[len(prompt) :]
-    assert 500 < merged < 5000
+    assert 100 < merged < 5000  # both kinds are among them
 
 
 def test_plain_text_is_trained_whole_and_ends() -> None:
