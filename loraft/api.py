@@ -442,6 +442,7 @@ def predict(
         OutOfMemoryError: The device is too small for the texts together.
     """
     classifier = opened_classifier(model, observer)
+    tell(observer, *classifier.about(texts))
     tokens = classifier.tokens(texts)
     if any(each.is_cut for each in tokens):
         observer(Note(f"the text is longer than the model's {classifier.context} positions, and was cut to them"))
@@ -479,6 +480,7 @@ def predict_file(
     rows = read_texts(texts, columns)
     check_answer_file(output, [each.row.values for each in rows], texts, PREDICTED, overwrite=overwrite)
     classifier = opened_classifier(model, observer)
+    tell(observer, *classifier.about((row.text, row.second) for row in rows))
     return predict_rows(classifier, rows, output, batch_size=batch_size, overwrite=overwrite, observer=observer)
 
 

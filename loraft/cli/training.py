@@ -93,8 +93,16 @@ def check(
     if as_json:
         print_json(report.as_dict())
     else:
-        shown = {key: part for key, part in report.as_dict().items() if key != "notes"}
+        shown = _without_notes(report.as_dict())
         print_result(*document(_of_all_weights(shown) if run_config.method == "full" else shown, rest="run"))
+
+
+def _without_notes(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without what was told before it."""
+    shown = {key: part for key, part in report.items() if key != "notes"}
+    for source in shown.get("data", {}).get("sources", ()):
+        source.pop("findings", None)
+    return shown
 
 
 def _of_all_weights(report: dict[str, Any]) -> dict[str, Any]:

@@ -175,6 +175,8 @@ def _thoughts_and_content(content: str) -> Iterator[tuple[bool, int]]:
     for start, stop, thought in zip(starts, stops, closing, strict=True):
         if said := content[start:stop].rstrip():
             yield thought, start + len(said)
+    if tags and not said:  # a thought alone, which ends with its tag
+        yield True, len(content.rstrip())
 
 
 def _texts(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], int]]:

@@ -106,7 +106,7 @@ class ControlTokens:
                 f"the control token {token} is written in the text, and the tokenizer cannot read it as plain text: "
                 f"it stays that token; {KEY}: error refuses such rows"
             )
-        return f"the control token {token} is written in the text, and is read as plain text ({KEY})"
+        return f"the control token {token} is written in the text, and is read as plain text; {KEY}: keep keeps it"
 
 
 @dataclass(frozen=True)

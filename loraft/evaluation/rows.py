@@ -181,7 +181,11 @@ def rows_of(
             raise
         raise DataError.several(map(_as_ours, error.problems)) from None
     examples = prepared.eval if source.held_out else prepared.train
-    items = [Item(example, source.questions.get(example.where)) for example in examples[:limit]]
+    last = {example.where: place for place, example in enumerate(examples)}  # of a conversation in one row a turn
+    items = [
+        Item(example, source.questions.get(example.where) if last[example.where] == place else None)
+        for place, example in enumerate(examples[:limit])
+    ]
     told = prepared.report.notes
     if not source.held_out:  # they were prepared as if they were to be learned
         told = tuple(note.replace("training row", "row") for note in told)
@@ -189,11 +193,7 @@ def rows_of(
 
 
 def prompt_ids(item: Item, renderer: RowRenderer) -> list[int]:
-    """The tokens that an answer to a row follows: those that its loss was not of, up to its answer.
-
-    Plain text is cut before its first trained token, so that a token across the border between prompt and completion
-    is the answer's, as in training.
-    """
+    """The tokens that an answer to a row follows: those that its loss was not of, up to its answer."""
     assert item.question is not None, "a row without a right answer asks nothing"
     if isinstance(item.example, PairExample):
         return item.example.input_ids

@@ -6,7 +6,7 @@ to know rows, files and how anything is shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,16 @@ class Classifier:
     def context(self) -> int | None:
         """The most tokens that it reads; None where nothing limits it."""
         return context_of(self.loaded.model.config, self.loaded.family)
+
+    def about(self, texts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
+        """What there is to say about what is to be classified, a sentence each.
+
+        Raises:
+            DataError: There is a control token in it, and the model was trained on texts without.
+        """
+        control, each = self.renderer.control_tokens, [text for pair in texts for text in pair if text is not None]
+        control.refuse(each)
+        return control.findings(each)
 
     def tokens(self, texts: Sequence[tuple[str, str | None]]) -> list[TextTokens]:
         """Texts, or pairs of texts, as tokens: no more of each than the model has positions for."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from loraft.data.formats import Message
@@ -204,3 +205,99 @@ def tokenizer_of(
 def tokenizer_for(chat: Chat) -> PreTrainedTokenizerFast:
     """The tokenizer of a chat template."""
     return tokenizer_of(chat.special, eos=chat.eos, bos=chat.bos, template=chat.template)
+
+
+HEADER_ENDS_IN_SPACE = (
+    "{% for message in messages %}{{ '### ' + message['role'] + ': ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### assistant: ' }}{% endif %}"
+)
+"""The space at the end of a header is joined to the answer by most tokenizers."""
+MISTRAL_V3 = (
+    "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}"
+    "{%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}{%- endif %}{{- bos_token }}"
+    "{%- for message in loop_messages %}{%- if message['role'] == 'user' %}{%- if tools and loop.last %}"
+    "{{- '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{%- endif %}"
+    "{%- if loop.last and system_message is defined %}{{- '[INST] ' + system_message + '\n\n' + message['content'] + "
+    "'[/INST]' }}{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}"
+    "{%- elif message.tool_calls is defined %}{{- '[TOOL_CALLS] [' }}{%- for call in message.tool_calls %}"
+    "{{- call.function | tojson }}{%- endfor %}{{- ']' + eos_token }}"
+    "{%- elif message['role'] == 'tool' %}{{- '[TOOL_RESULTS] ' + message['content'] + '[/TOOL_RESULTS]' }}"
+    "{%- else %}{{- ' ' + message['content'] + eos_token}}{%- endif %}{%- endfor %}"
+)
+"""A system prompt is printed where the last message is a user's, and nowhere else; there is no generation prompt."""
+QWEN3_WITH_TOOLS = (
+    "{%- if tools %}{{- '<|im_start|>system\n# Tools\n' + (tools | tojson) + '<|im_end|>\n' }}{%- endif %}"
+    "{%- set ns = namespace(last_query_index=0) %}{%- for message in messages %}{%- if message.role == 'user' %}"
+    "{%- set ns.last_query_index = loop.index0 %}{%- endif %}{%- endfor %}{%- for message in messages %}"
+    "{%- if message.role == 'assistant' %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if loop.index0 > ns.last_query_index and (loop.last or message.reasoning_content) %}"
+    "{{- '<think>\n' + (message.reasoning_content or '') + '\n</think>\n\n' }}{%- endif %}{{- message.content }}"
+    "{%- for call in message.tool_calls or [] %}{{- '<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}"
+    "{%- endfor %}{{- '<|im_end|>\n' }}{%- elif message.role == 'tool' %}"
+    "{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}"
+    "{%- else %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+"""An empty thought is printed in the last message alone, whatever it calls."""
+R1_DISTILL = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '<|User|>' + message['content'] }}{% elif message['role'] == 'assistant' %}"
+    "{{ '<|Assistant|>' + message['content'].split('</think>')[-1] + eos_token }}"
+    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+"""Its generation prompt opens a thought, which no trained row has."""
+
+
+def metaspace_tokenizer(scheme: str, template: str | None = None) -> PreTrainedTokenizerFast:
+    """A BPE over `▁` for spaces with byte fallback, as Llama 2 and Mistral have it.
+
+    Args:
+        scheme: `always` puts a space before each stretch between control tokens, `first` before the text alone.
+        template: Its chat template.
+    """
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False, max_token_length=8
+    )
+    words = ["two and two", "What is two and two? It is four.", "### assistant: ok yes", "a b c d"]
+    backend.train_from_iterator(words * 4, trainer)
+    # Byte tokens are part of the vocabulary, and no control tokens.
+    described = json.loads(backend.to_str())
+    described["added_tokens"] = [token for token in described["added_tokens"] if token["content"] not in bytes_]
+    backend = Tokenizer.from_str(json.dumps(described))
+    begins = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    backend.post_processor = begins
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", bos_token="<s>", unk_token="<unk>", pad_token="</s>"
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def qwen_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that splits words as Qwen's does: line ends stay together, whatever is before them."""
+    backend = Tokenizer(models.BPE())
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    words += r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    backend.train_from_iterator(["What is two and two?\n\nIt is four.\n\n\n"] * 4, trainer)
+    backend.add_special_tokens(list(IM))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.chat_template = template
+    return tokenizer

@@ -160,6 +160,13 @@ def test_a_bad_row_stops_the_stream_with_its_line_or_is_counted(tmp_path: Path) 
     assert not any(window.notes for window in skipping[:-1])
 
 
+def test_what_is_found_in_the_rows_of_a_stream_is_counted(tmp_path: Path) -> None:
+    given = [{"prompt": f"{number}<|im_end|>", "completion": "x"} for number in range(3)]
+    notes = windows(prepared(write(tmp_path / "a.jsonl", given)))[-1].notes
+    assert len(notes) == 1
+    assert notes[0].startswith("of 3 rows drawn since the start, in 3: the control token <|im_end|>")
+
+
 def test_a_stream_with_nothing_to_train_on_ends(tmp_path: Path) -> None:
     data = prepared(write(tmp_path / "a.jsonl", rows(1001)), max_length=40)
     assert data.stream is not None

@@ -197,5 +197,6 @@ def test_values_do_not_turn_and_every_layer_reads_one_vector() -> None:
     seen = watching.watched(model, {"decoder": layers}, {"decoder": 11}).attention["decoder", 1]
     assert seen.query is not None
     assert seen.value is not None
-    assert (seen.value - seen.value[..., :1, :]).abs().max() == 0
+    # One vector a token, but for a unit in the last place: a product's rows are summed in blocks of other sizes.
+    assert (seen.value - seen.value[..., :1, :]).abs().max() < 1e-15
     assert (seen.query - seen.query[..., :1, :]).abs().max() > 0.1
