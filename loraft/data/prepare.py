@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, DataSource, RunConfig
@@ -32,9 +31,11 @@ from loraft.data.sources import (
     taken_up,
     tokenize_source,
 )
+from loraft.data.split import digest_of_draw, held_out_rows
 from loraft.data.statistics import (
     DataReport,
     classes_of,
+    contradictions,
     findings,
     lengths_of,
     repetitions,
@@ -49,8 +50,6 @@ SAMPLES = 3
 SHOWN_COLUMNS = 8
 SAMPLED = 1000
 """Rows of each source that are looked at before a stream begins."""
-EVAL_STREAM = 0x5EED
-"""Keeps the draw of the held-out rows apart from the order of epochs, which has the same seed."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ class PreparedData:
         renderer: What made the tokens, and makes prompts the same way.
         fingerprint: sha256 over all tokens and labels, the names of classes too; of a stream over what they depend on.
         contents: What the sources are, by which a later evaluation knows whether they are still the same.
+        held_out: What tells which rows were held out of those to train on; None where a source of their own is named.
         stream: The training rows as they come, where `data.streaming` asks for it; `train` and the report are then of
             the first rows of each source alone.
     """
@@ -89,6 +89,7 @@ class PreparedData:
     renderer: RowRenderer
     fingerprint: str
     contents: Contents
+    held_out: str | None = None
     stream: RowStream | None = None
 
 
@@ -147,6 +148,7 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
         renderer=renderer,
         fingerprint=_fingerprint((examples, evaluation), learned.labels),
         contents=contents,
+        held_out=digest_of_draw(evaluation) if isinstance(data.eval, float) else None,
     )
 
 
@@ -243,19 +245,12 @@ def _nothing_left(key: str, sources: Sequence[SourceRows]) -> list[Problem]:
 
 
 def _hold_out(train: list[SourceRows], share: float, seed: int) -> list[Example]:
-    """Take that share of the rows out of `train`, pieces of one row together; drawn by the seed.
+    """Take that share of the rows out of `train`.
 
     Raises:
         DataError: There are fewer than two rows.
     """
-    rows = sorted({example.where for source in train for example in source.examples})
-    if len(rows) < 2:
-        raise DataError(
-            "one row cannot be shared between training and evaluation", key="data.eval", remedy="write data.eval: null"
-        )
-    random = np.random.Generator(np.random.PCG64([seed, EVAL_STREAM]))
-    count = min(max(1, round(share * len(rows))), len(rows) - 1)
-    taken = {rows[i] for i in random.permutation(len(rows))[:count]}
+    taken = held_out_rows([example for source in train for example in source.examples], share, seed)
     out = [example for source in train for example in source.examples if example.where in taken]
     for source in train:
         source.examples = [example for example in source.examples if example.where not in taken]
@@ -297,6 +292,7 @@ def _report(
         unknown_tokens=None if unknown is None else unknown_tokens(examples, unknown),
         repeated=repeated,
         seen=seen,
+        contradicting=contradictions(examples),
     )
     notes = (
         *_notes(data, report, [*train, *held_out]),

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from loraft.config.schema import RowFormat
-from loraft.data.examples import Example, PairExample
+from loraft.data.examples import Example, LabelledExample, PairExample
 
 __all__ = [
-    "ClassCount", "DataReport", "Finding", "Lengths", "Repetition", "SourceCounts", "classes_of", "findings",
-    "lengths_of", "repetitions", "unknown_tokens",
+    "ClassCount", "DataReport", "Finding", "Lengths", "Repetition", "SourceCounts", "classes_of", "contradictions",
+    "findings", "lengths_of", "repetitions", "unknown_tokens",
 ]  # fmt: skip
 
 UNKNOWN_SHARE = 0.01
@@ -137,6 +137,7 @@ class DataReport:
             has tokens of its own.
         repeated: Training rows that repeat an earlier one.
         seen: Rows to evaluate on that stand among the training rows too.
+        contradicting: Training rows with the text of an earlier one and another class.
         sampled: How many rows these numbers are of, where not all were read; None where they were.
     """
 
@@ -154,6 +155,7 @@ class DataReport:
     unknown_tokens: int | None = None
     repeated: Sequence[Repetition] = ()
     seen: Sequence[Repetition] = ()
+    contradicting: Sequence[Repetition] = ()
     sampled: int | None = None
 
     @property
@@ -168,18 +170,22 @@ class DataReport:
             verbose: Name each repeated row instead of counting them alone.
         """
         values = {key: value for key, value in asdict(self).items() if key != "notes"}
-        repeated, seen = values.pop("repeated"), values.pop("seen")
+        repeated, seen, contradicting = (values.pop(key) for key in ("repeated", "seen", "contradicting"))
         first = {key: values.pop(key) for key in ("train_rows", "eval_rows", "tokens", "trained_tokens")}
         first |= {"trained_share": self.trained_share, "repeated_rows": len(repeated), "eval_rows_in_train": len(seen)}
         if self.classes:  # of a text one class is learned, and no token
             del first["trained_tokens"], first["trained_share"]
+            first["contradicting_rows"] = len(contradicting)
         unknown = values.pop("unknown_tokens")
         if unknown is not None:
             first |= {"unknown_tokens": unknown, "unknown_share": unknown / self.tokens}
         for key in ("target_length", "classes", "sampled"):
             if not values[key]:
                 del values[key]
-        return first | values | ({"repeated": repeated, "in_train_and_eval": seen} if verbose else {})
+        if not verbose:
+            return first | values
+        named = {"repeated": repeated, "in_train_and_eval": seen}
+        return first | values | named | ({"contradicting": contradicting} if self.classes else {})
 
 
 def lengths_of(lengths: Sequence[int]) -> Lengths:
@@ -221,6 +227,13 @@ def findings(report: DataReport) -> Iterator[str]:
         first = report.repeated[0]
         many = "training rows repeat" if len(report.repeated) > 1 else "training row repeats"
         yield f"{len(report.repeated)} {many} an earlier one, the first {first.row} ({first.same_as})"
+    if report.contradicting:
+        first = report.contradicting[0]
+        many = "rows have" if len(report.contradicting) > 1 else "row has"
+        yield (
+            f"{len(report.contradicting)} training {many} the text of an earlier one and another label, the first "
+            f"{first.row} ({first.same_as})"
+        )
     if report.seen:
         first = report.seen[0]
         yield (
@@ -249,6 +262,18 @@ def repetitions(train: Sequence[Example], evaluation: Sequence[Example]) -> tupl
         if digest in first:
             seen.setdefault(example.where, first[digest])
     return [Repetition(*pair) for pair in repeated.items()], [Repetition(*pair) for pair in seen.items()]
+
+
+def contradictions(examples: Sequence[Example]) -> list[Repetition]:
+    """Rows with the text of an earlier one and another class."""
+    first: dict[bytes, LabelledExample] = {}
+    found = []
+    for example in examples:
+        if isinstance(example, LabelledExample):
+            known = first.setdefault(array("q", example.input_ids).tobytes(), example)
+            if known.labels != example.labels:
+                found.append(Repetition(example.where, known.where))
+    return found
 
 
 def _digests(examples: Sequence[Example]) -> Iterator[tuple[Example, bytes]]:

@@ -79,7 +79,9 @@ def rows_for(
         if run is None or run.config.data.eval is None:
             return built_in
         notes = tuple(run.about_held_out())
-        held_out = prepare(run.config, tokenizer, cache_folder()).eval
+        prepared = prepare(run.config, tokenizer, cache_folder())
+        run.check_held_out(prepared.held_out)
+        held_out = prepared.eval
     except (LoraftError, OSError) as error:
         reason = str(error).splitlines()[0]
         note = f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {reason}"

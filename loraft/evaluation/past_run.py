@@ -7,9 +7,10 @@ know what rows say.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loraft.config.files import load_config
 from loraft.config.schema import DataSource, RunConfig
@@ -61,6 +62,23 @@ class PastRun:
         if changed:
             yield f"{', '.join(changed)} has changed since the run began: its own evaluations were of other rows"
 
+    def check_held_out(self, drawn: str | None) -> None:
+        """Refuse rows that are not those which the run held out: it may have learned them.
+
+        Args:
+            drawn: What tells which rows were drawn now.
+
+        Raises:
+            DataError: Others were drawn when it began.
+        """
+        if self._recorded("train") and self._written().get("held_out") != drawn:
+            raise DataError(
+                "the run drew the rows that it held out in another way than this version of loraft does: which they "
+                "were can no longer be told",
+                where=str(self.folder),
+                remedy="Name a file of rows that were not learned: --data FILE.",
+            )
+
     def about_rows(self, rows: DataSource) -> Iterator[str]:
         """A sentence where rows to evaluate on are what it was trained on, under whatever name."""
         learned = self._recorded("train")
@@ -71,11 +89,15 @@ class PastRun:
 
     def _recorded(self, part: str) -> Sequence[str | None]:
         """What the sources of a part were when it began; nothing where nobody wrote it down."""
+        found = self._written().get(part)
+        return found if isinstance(found, list) else []
+
+    def _written(self) -> Mapping[str, Any]:
         try:
-            written = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-            return list(written["data"][part])
+            data = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["data"]
         except (OSError, ValueError, KeyError, TypeError):
-            return []
+            return {}
+        return data if isinstance(data, dict) else {}
 
 
 def past_run(trained: Path) -> PastRun | None:

@@ -71,6 +71,7 @@ class Source:
         called: What they are, in a few words.
         questions: What the rows that have a right answer ask, by their places.
         notes: What a person should know, a sentence each.
+        run: The run that trained what is evaluated, where there is one.
     """
 
     config: RunConfig
@@ -78,6 +79,7 @@ class Source:
     called: str
     questions: Mapping[str, Question]
     notes: tuple[str, ...] = ()
+    run: PastRun | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Purp
         raise DataError.several(shortened(problems, remedy=None))
     if config.task == "seq_cls" and config.training.class_weights is not None:
         notes.append("the run weighted its classes in training (training.class_weights): here each row counts the same")
-    return Source(config, data is None, called, questions, tuple(notes))
+    return Source(config, data is None, called, questions, tuple(notes), run)
 
 
 def rows_of(
@@ -180,6 +182,8 @@ def rows_of(
         if source.held_out:
             raise
         raise DataError.several(map(_as_ours, error.problems)) from None
+    if source.held_out and source.run is not None:
+        source.run.check_held_out(prepared.held_out)
     examples = prepared.eval if source.held_out else prepared.train
     last = {example.where: place for place, example in enumerate(examples)}  # of a conversation in one row a turn
     items = [

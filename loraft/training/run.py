@@ -253,7 +253,12 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
             "revision": plan.config.model.revision,
             "fingerprint": loaded.fingerprint,
         },
-        "data": {"fingerprint": plan.data.fingerprint, "train": train, "eval": held_out},
+        "data": {
+            "fingerprint": plan.data.fingerprint,
+            "train": train,
+            "eval": held_out,
+            "held_out": plan.data.held_out,
+        },
         "command": [shown(word) for word in command],
         "platform": sys.platform,
     }

@@ -83,3 +83,17 @@ def test_where_nobody_wrote_down_what_the_files_were_nothing_is_said(files: Path
     manifest = files / "run/manifest.json"
     manifest.unlink() if written is None else manifest.write_text(written)
     assert list(run.about_held_out()) == []
+
+
+def test_rows_that_were_drawn_otherwise_are_not_measured_as_held_out(files: Path) -> None:
+    """An earlier version drew others: it wrote nothing down of its draw, or something else."""
+    run = begun(files, eval=0.5)
+    manifest = files / "run/manifest.json"
+    with pytest.raises(DataError, match=r"can no longer be told(.|\n)*--data FILE"):
+        run.check_held_out("now")
+    written = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({"data": {**written["data"], "held_out": "now"}}))
+    run.check_held_out("now")
+    with pytest.raises(DataError, match="can no longer be told"):
+        run.check_held_out("otherwise")
+    begun(files, eval="held.jsonl").check_held_out(None)
