@@ -24,6 +24,7 @@ from loraft.data.formats import (
 )
 from loraft.data.labelled import class_number, labels_of
 from loraft.data.records import RowsRead, read_rows
+from loraft.data.sources import shortened
 from loraft.errors import DataError, Problem
 
 __all__ = ["Acquaintance", "Fit", "look_at"]
@@ -66,7 +67,6 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "text_pair": ("hypothesis", "sentence2"),
 }
 """Our columns, and what they are called in other people's files."""
-SHOWN_PROBLEMS = 5
 BYTES_A_TOKEN = 3
 """Few enough that hardly a row is estimated too short: English has about four, Chinese three."""
 
@@ -135,7 +135,7 @@ def look_at(
     """
     read = read_rows(DataSource(path=path))
     if not read.rows:
-        raise DataError.several(read.problems[:SHOWN_PROBLEMS])
+        raise DataError.several(shortened(read.problems, remedy=None))
     try:
         fit = _fit(read.columns, task, columns, row_format)
     except DataError as error:
@@ -144,11 +144,12 @@ def look_at(
     languages = _languages(read, fit)
     records, problems = _records(read, fit, languages)
     if not records:
-        raise DataError.several(problems[:SHOWN_PROBLEMS])
+        raise DataError.several(shortened(problems, remedy=None))
     labels = _labels(records)
     if fit.task == "seq_cls" and len(labels) < 2:
         only = f"the rows have only the class {next(iter(labels))!r}, and there is nothing to tell apart"
-        raise DataError.several([*[*read.problems, *problems][:SHOWN_PROBLEMS], Problem(only, path, "--data")])
+        wrong = shortened([*read.problems, *problems], remedy=None)
+        raise DataError.several([*wrong, Problem(only, path, "--data")])
     return Acquaintance(
         path=path,
         rows=len(records),

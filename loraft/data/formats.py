@@ -41,13 +41,17 @@ FORMATS: Mapping[Task, tuple[RowFormat, ...]] = {
 """The formats that each task takes, in the order in which they are recognised."""
 
 OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
-    "messages": ("tools",),
-    "sharegpt": ("tools",),
+    "messages": ("tools", "system"),
+    "sharegpt": ("tools", "system"),
     "alpaca": ("input", "system"),
     "classification": ("text_pair",),
 }
 """What rows of a format may have besides."""
 
+PREFERENCES = ("chosen", "rejected", "rejected_response")
+"""Columns of rows with a better and a worse answer."""
+IMAGES = ("images", "image")
+"""Columns of rows with pictures."""
 THOUGHTS = ("reasoning_content", "thinking")
 """The keys of a turn that hold what was thought before it was said."""
 MORE = ("tool_calls", "tool_call_id", "name", *THOUGHTS)
@@ -55,8 +59,10 @@ MORE = ("tool_calls", "tool_call_id", "name", *THOUGHTS)
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
-    "system": "system", "tool": "tool", "observation": "tool",
+    "system": "system", "tool": "tool", "observation": "tool", "function_call": "assistant",
 }  # fmt: skip
+CALLS = "function_call"
+"""The role of an assistant's turn whose text is a call of a tool, or a list of calls, as JSON."""
 
 CHATS: Mapping[str, tuple[str, str, str, Mapping[str, str]]] = {
     "messages": ("messages", "role", "content", {role: role for role in ROLES}),
@@ -178,6 +184,7 @@ def detect_format(
             key="data.columns",
             remedy=f"ours are {', '.join(sorted(known))}",
         )
+    _refuse_preferences(columns, theirs)
     for name in formats:
         if has_columns(columns, name, theirs):
             return name
@@ -190,10 +197,36 @@ def detect_format(
         if has_columns(columns, each, theirs)
     ]
     hint = f" Rows with these columns fit task: {max(tasks)[1]}." if tasks else ""
+    cased = {name: each for name in sorted(known) for each in columns if each.lower() == name != each}
+    if cased:
+        hint += f" Write data.columns: {{{', '.join(f'{ours}: {each}' for ours, each in cased.items())}}}."
     raise DataError(
         f"the columns are {found}, which is none of the formats that task {task} takes",
         key="data.format",
         remedy=f"The formats need these columns: {needs}. data.columns says what ours are called in the file.{hint}",
+    )
+
+
+def _refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> None:
+    """Refuse pairs of a better and a worse answer, unless `renamed` says what is to be learned of them.
+
+    Raises:
+        DataError: The columns are of such pairs.
+    """
+    found = [column for column in PREFERENCES if column in columns]
+    if not found or renamed:
+        return
+    chosen = "chosen" if "chosen" in columns else None
+    remedy = "name the format that is to be learned, as in data.format: messages"
+    if chosen is not None:
+        ours = "{prompt: prompt, completion: chosen}" if "prompt" in columns else "{messages: chosen}"
+        remedy = f"to learn the better answers alone, write data.columns: {ours}"
+    raise DataError(
+        f"{' and '.join(found)} are of preference pairs, which loraft does not train (yet)"
+        if len(found) > 1
+        else f"{found[0]} is of preference pairs, which loraft does not train (yet)",
+        key="data.format",
+        remedy=remedy,
     )
 
 
@@ -249,6 +282,9 @@ def to_record(
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
     """
     fields = Fields(row, columns)
+    for name in IMAGES:
+        if row.values.get(name) and name not in columns.values():
+            raise fields.wrong(name, "there are images in the row, and loraft trains text alone (yet)")
     if row_format == "classification":
         return Labelled(fields.text("text"), fields.optional_text("text_pair") or None, _label(fields))
     if task == "seq2seq_lm":
@@ -369,11 +405,7 @@ def to_question(row: Row, languages: Languages = NO_LANGUAGES, prompt: str | Non
         raise fields.wrong(
             f"{there[0]}[{len(asked) - 1}]", f"is the {asked[-1].role}'s, and an answer follows a user's"
         )
-    if row.values.get("system") is None:
-        return asked
-    if asked[0].role == "system":
-        raise fields.wrong("system", f"there is a system prompt in {there[0]} besides")
-    return (Message("system", fields.optional_text("system")), *asked)
+    return _after_system(fields, asked) if row.values.get("system") is not None else asked
 
 
 def _conversation(
@@ -382,7 +414,24 @@ def _conversation(
     messages = _messages(fields, column, role_key, content_key, roles)
     if not any(message.role == "assistant" for message in messages):
         raise fields.wrong(column, "no turn is the assistant's, so there is nothing to train on")
-    return Conversation(messages, _tools(fields))
+    tools = _tools(fields)
+    if column == "conversations":
+        # There a tool is what it is called and takes; templates take it as a function, as transformers says it.
+        tools = tuple(
+            {"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
+            for tool in tools
+        )
+    return Conversation(_after_system(fields, messages) if fields.optional_text("system") else messages, tools)
+
+
+def _after_system(fields: Fields, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages after the system prompt of the column `system`, which may stand among them once more."""
+    system = fields.optional_text("system")
+    if messages[0].role != "system":
+        return (Message("system", system), *messages)
+    if messages[0].content.strip() != system.strip():
+        raise fields.wrong("system", "is another system prompt than the one that the turns begin with")
+    return messages
 
 
 def _tools(fields: Fields) -> tuple[Mapping[str, object], ...]:
@@ -409,6 +458,34 @@ def _messages(
     )
 
 
+def _texts_of_parts(fields: Fields, place: str, parts: Sequence[object]) -> str:
+    """A content that is a list of parts, as those of multimodal models are: all must be text."""
+    texts = []
+    for index, part in enumerate(parts):
+        kind_of = part.get("type") if isinstance(part, Mapping) else None
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if kind_of != "text" or not isinstance(text, str):
+            what = f"is {shown(kind_of)}, and loraft trains text alone (yet)" if isinstance(kind_of, str) else None
+            raise fields.wrong(f"{place}[{index}]", what or "must be an object with type: text and a text")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _calls(fields: Fields, place: str, text: str) -> list[dict[str, object]]:
+    """The calls that a turn of the role `function_call` makes, as `messages` have them."""
+    try:
+        read = json.loads(text)
+    except ValueError:
+        raise fields.wrong(place, "must be a call as JSON, with name and arguments") from None
+    called = read if isinstance(read, list) else [read]
+    if not called or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in called):
+        raise fields.wrong(place, "must be a call as JSON, with name and arguments, or a list of such calls")
+    return [
+        {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
+        for call in called
+    ]
+
+
 def _message(
     fields: Fields, place: str, turn: object, role_key: str, content_key: str, roles: Mapping[str, str]
 ) -> Message:
@@ -427,6 +504,11 @@ def _message(
     content = turn.get(content_key)
     if content is None and calls:
         content = ""
+    if role == CALLS and isinstance(content, str):
+        more["tool_calls"], content = _calls(fields, f"{place}.{content_key}", content), ""
+        calls = more["tool_calls"]
+    if isinstance(content, list | tuple):
+        content = _texts_of_parts(fields, f"{place}.{content_key}", content)
     # Only an assistant's empty turn has nothing to teach; an empty system prompt is a choice.
     if not isinstance(content, str):
         raise fields.wrong(f"{place}.{content_key}", f"must be text; found {kind(content)}")

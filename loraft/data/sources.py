@@ -6,6 +6,7 @@ on and which are held out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -34,6 +35,10 @@ __all__ = [
 ]
 
 SHOWN_PROBLEMS = 20
+NAMED_EACH = 3
+"""So many problems of one kind are named one by one."""
+OF_A_ROW = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,]*")
+FILE_OF_PLACE = re.compile(r"(:\d+|: row \d+)$")
 LEAVE_OUT = "data.on_bad_row: skip leaves bad rows out and counts them"
 DONE = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}
 
@@ -215,8 +220,29 @@ def findings_of(found: Sequence[Outcome], places: Sequence[str]) -> list[Finding
 
 
 def shortened(problems: Sequence[Problem], remedy: str | None = LEAVE_OUT) -> list[Problem]:
-    """The first of many problems, and how many more there are, with what can be done about all of them."""
-    more = len(problems) - SHOWN_PROBLEMS
-    if more <= 0:
-        return list(problems)
-    return [*problems[:SHOWN_PROBLEMS], Problem(f"and {more} more problems like these", remedy=remedy)]
+    """Problems of rows, those of one kind as the first of them with their count, and no more than a screen of kinds.
+
+    Args:
+        problems: What is wrong, row after row.
+        remedy: What can be done about those that are not shown.
+    """
+    kinds: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(_kind(problem), []).append(problem)
+    found = [each for kind in kinds.values() for each in ([_all_of(kind)] if len(kind) > NAMED_EACH else kind)]
+    if len(found) <= SHOWN_PROBLEMS:
+        return found
+    more = len(found) - SHOWN_PROBLEMS
+    return [*found[:SHOWN_PROBLEMS], Problem(f"and {more} more problems like these", remedy=remedy)]
+
+
+def _all_of(kind: Sequence[Problem]) -> Problem:
+    """The first problem of a kind, with how many there are."""
+    remedy = next((each.remedy for each in kind if each.remedy), None)
+    return replace(kind[0], message=f"{kind[0].message} (so in {len(kind):,} rows, this the first)", remedy=remedy)
+
+
+def _kind(problem: Problem) -> tuple[str, ...]:
+    """What problems of one kind have in common: all but places, numbers and what a row says."""
+    said = (problem.message, problem.key or "", FILE_OF_PLACE.sub("", problem.where or ""))
+    return tuple(OF_A_ROW.sub("", each) for each in said[:2]) + said[2:]

@@ -112,7 +112,7 @@ def test_a_message_may_say_whether_it_is_trained() -> None:
         ({"messages": [*TURNS, {"role": "assistant", "content": " \n"}]}, "messages", "messages[2].content"),
         ({"messages": [*TURNS, {"role": "assistant", "content": "\ud800"}]}, "messages", "messages[2].content"),
         ({"messages": [*TURNS, {"role": "assistant", "content": "a\0"}]}, "messages", "messages[2].content"),
-        ({"messages": [*TURNS, {"role": "assistant", "content": [1]}]}, "messages", "messages[2].content"),
+        ({"messages": [*TURNS, {"role": "assistant", "content": [1]}]}, "messages", "messages[2].content[0]"),
         ({"messages": [TURNS[0], TURNS[1] | {"train": 1}]}, "messages", "messages[1].train"),
         ({"conversations": [{"from": "gpt", "value": 1}]}, "sharegpt", "conversations[0].value"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "sharegpt", "conversations[0].from"),
@@ -308,3 +308,100 @@ def test_c46_a_source_that_cannot_be_asked_is_named(values: dict[str, object], s
 def test_the_language_of_a_translation_must_be_said() -> None:
     with pytest.raises(DataError, match=r"data\.source_lang: is not set, and the rows have the languages en, fr"):
         to_question(Row({"translation": {"en": "hello", "fr": "bonjour"}}, "a.jsonl:7"))
+
+
+TURNS_OF_SHAREGPT = [{"from": "human", "value": "Rain?"}, {"from": "gpt", "value": "Yes."}]
+
+
+@pytest.mark.parametrize("column", ["conversations", "messages"])
+def test_a_system_prompt_in_a_column_of_its_own_opens_the_conversation(column: str) -> None:
+    turns: list[dict[str, str]] = TURNS_OF_SHAREGPT if column == "conversations" else [
+        {"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "Yes."}
+    ]  # fmt: skip
+    row_format = "sharegpt" if column == "conversations" else "messages"
+    found = record({column: turns, "system": "Be brief."}, row_format)
+    assert isinstance(found, Conversation)
+    assert found.messages == (Message("system", "Be brief."), Message("user", "Rain?"), Message("assistant", "Yes."))
+    for empty in ("", None):
+        assert record({column: turns, "system": empty}, row_format) == Conversation(found.messages[1:])
+    role, content = ("from", "value") if column == "conversations" else ("role", "content")
+    twice = [{role: "system", content: "Be brief."}, *turns]
+    assert record({column: twice, "system": "Be brief."}, row_format) == found
+    with pytest.raises(DataError) as caught:
+        record({column: twice, "system": "Be long."}, row_format)
+    assert (caught.value.problems[0].where, caught.value.problems[0].key) == ("a.jsonl:7", "system")
+
+
+def test_calls_of_sharegpt_are_calls_of_tools() -> None:
+    calls = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+    turns = [
+        TURNS_OF_SHAREGPT[0],
+        {"from": "function_call", "value": calls},
+        {"from": "observation", "value": "rain"},
+        TURNS_OF_SHAREGPT[1],
+    ]
+    tool = {"name": "weather", "parameters": {}}
+    found = record({"conversations": turns, "tools": json.dumps([tool])}, "sharegpt")
+    assert isinstance(found, Conversation)
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    assert found.messages[1] == Message("assistant", "", more={"tool_calls": [call]})
+    assert found.messages[2] == Message("tool", "rain")
+    assert found.tools == ({"type": "function", "function": tool},)
+    both = record({"conversations": [turns[0], {**turns[1], "value": f"[{calls}, {calls}]"}, *turns[2:]]}, "sharegpt")
+    assert isinstance(both, Conversation)
+    assert both.messages[1].more == {"tool_calls": [call, call]}
+
+
+@pytest.mark.parametrize("value", ["weather()", "{}", "[]", '[{"arguments": {}}]', "3"])
+def test_a_call_of_sharegpt_that_is_none_is_named_with_its_place(value: str) -> None:
+    with pytest.raises(DataError) as caught:
+        record({"conversations": [TURNS_OF_SHAREGPT[0], {"from": "function_call", "value": value}]}, "sharegpt")
+    assert caught.value.problems[0].key == "conversations[1].value"
+
+
+@pytest.mark.parametrize(
+    ("columns", "told", "remedy"),
+    [
+        (["prompt", "chosen", "rejected"], "chosen and rejected are of preference pairs", "completion: chosen"),
+        (["chosen", "rejected"], "chosen and rejected are of preference pairs", "messages: chosen"),
+        (["messages", "rejected_response"], "rejected_response is of preference pairs", "data.format: messages"),
+    ],
+)
+def test_preference_rows_are_told_to_be_none_that_are_trained(columns: list[str], told: str, remedy: str) -> None:
+    with pytest.raises(DataError, match=told) as caught:
+        detect_format(columns)
+    assert remedy in str(caught.value.problems[0].remedy)
+
+
+def test_preference_rows_are_read_as_the_config_says() -> None:
+    assert detect_format(["prompt", "chosen", "rejected"], {"completion": "chosen"}) == "prompt_completion"
+    assert detect_format(["chosen", "rejected"], {"messages": "chosen"}) == "messages"
+
+
+def test_columns_that_differ_in_case_alone_are_named() -> None:
+    with pytest.raises(DataError) as caught:
+        detect_format(["Prompt", "Completion"])
+    assert "data.columns: {completion: Completion, prompt: Prompt}" in str(caught.value.problems[0].remedy)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"messages": [], "images": ["a.png"]}, "images"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]},
+         "messages[0].content[1]"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "messages[0].content[0]"),
+    ],
+)  # fmt: skip
+def test_images_are_told_to_be_none_that_are_trained(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(DataError) as caught:
+        record(values, "messages")
+    assert caught.value.problems[0].key == field
+
+
+def test_parts_that_are_all_text_are_one_text() -> None:
+    parts = [{"type": "text", "text": "Ra"}, {"type": "text", "text": "in?"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Yes."}]
+    found = record({"messages": turns, "images": []}, "messages")
+    assert isinstance(found, Conversation)
+    assert found.messages[0] == Message("user", "Rain?")

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from loraft.config.schema import RunConfig
 from loraft.data.prepare import PreparedData, prepare
 from loraft.data.records import read_rows
-from loraft.errors import DataError
+from loraft.data.sources import shortened
+from loraft.errors import DataError, Problem
 from tests.tiny import tiny_tokenizer
 
 
@@ -54,8 +55,8 @@ def test_columns_that_nothing_is_read_from_are_told_once(tokenizer: PreTrainedTo
     assert notes == [
         f"not read in {labelled} and {held}, as rows of text: label, id; task seq_cls reads a text with its label"
     ]
-    chats = write(tmp_path / "c.jsonl", [{**row(), "system": "Be kind.", "tools": None}])
-    assert f"not read in {chats}, as rows of messages: system" in prepared(tokenizer, chats).report.notes
+    chats = write(tmp_path / "c.jsonl", [{**row(), "topic": "Kindness.", "tools": None}])
+    assert f"not read in {chats}, as rows of messages: topic" in prepared(tokenizer, chats).report.notes
     (tmp_path / "pandas.csv").write_text(",text\n0,late\n")
     of_pandas = str(tmp_path / "pandas.csv")  # its index has no name
     assert prepared(tokenizer, of_pandas).report.notes == (f"not read in {of_pandas}, as rows of text: (no name)",)
@@ -259,11 +260,13 @@ def test_several_sources_keep_their_weights(tokenizer: PreTrainedTokenizerFast, 
 
 
 def test_problems_of_all_sources_are_found_at_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    bad = write(tmp_path / "bad.jsonl", ["{"] * 30)
+    bad = write(tmp_path / "bad.jsonl", [row() | {"messages": [{"role": name}]} for name in map(chr, range(97, 119))])
     with pytest.raises(DataError) as error:
         prepared(tokenizer, [str(tmp_path / "absent.jsonl"), bad])
-    assert len(error.value.problems) == 21
-    assert "more problems like these" in error.value.problems[-1].message
+    missing, bad_rows = error.value.problems
+    assert missing.where == str(tmp_path / "absent.jsonl")
+    assert bad_rows.where == f"{bad}:1"
+    assert "so in 22 rows" in bad_rows.message
 
 
 def test_a_system_prompt_that_all_rows_share_is_kept(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -379,3 +382,18 @@ def test_what_is_wrong_in_every_row_is_told_once(
     (problem,) = caught.value.problems
     assert problem.where == f"{path}:1"
     assert problem.message.endswith("it has en, fr (as in all 50 rows)")
+
+
+def test_one_failure_of_many_rows_is_one_problem_with_its_count() -> None:
+    missing = [Problem("is missing", f"a.jsonl:{line}", "text", "Mend it.") for line in range(1, 5001)]
+    long = [Problem(f"has {900 + line:,} tokens", f"a.jsonl:{line}") for line in range(10)]
+    other = [Problem("is missing", "b.jsonl:1", "text", "Mend it.")]
+    turns = [Problem("is empty", f"a.jsonl:{line}", f"messages[{line}].content") for line in range(4)]
+    found = shortened([*missing, *long, *other, *turns])
+    assert [(each.where, each.key, each.message) for each in found] == [
+        ("a.jsonl:1", "text", "is missing (so in 5,000 rows, this the first)"),
+        ("a.jsonl:0", None, "has 900 tokens (so in 10 rows, this the first)"),
+        ("b.jsonl:1", "text", "is missing"),
+        ("a.jsonl:0", "messages[0].content", "is empty (so in 4 rows, this the first)"),
+    ]
+    assert shortened(missing[:3]) == missing[:3]

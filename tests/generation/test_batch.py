@@ -191,7 +191,10 @@ BAD = [
         r"3 messages\[1\]: is the",
     ),
     ('{"prompt": "x", "system": 3}', "3 system: must be text or absent"),
-    ('{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}], "system": "t"}', "besides"),
+    (
+        '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}], "system": "t"}',
+        "another system prompt",
+    ),
     ('{"prompt": "x", "completion": "y"}', "3 completion: an answer adds this field"),
     ('{"prompt": "\\ud800"}', "3 prompt: holds half a character"),
     ('{"prompt": ', "3: is not JSON"),
@@ -228,12 +231,13 @@ def test_columns_at_fault_are_one_mistake_and_an_option_names_the_right_one(tmp_
     assert questions[1].messages == (Message("system", "Be kind."), Message("user", "How?"))
 
 
-def test_of_many_bad_rows_the_first_are_named(tmp_path: Path) -> None:
+def test_many_rows_that_are_bad_in_one_way_are_one_problem(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": 3}\n' * 500)
     with pytest.raises(DataError) as caught:
         read_questions(tmp_path / "p.jsonl")
-    assert len(caught.value.problems) == 21
-    assert "480 more" in caught.value.problems[-1].message
+    (problem,) = caught.value.problems
+    assert problem.where == f"{tmp_path}/p.jsonl:1"
+    assert "so in 500 rows" in problem.message
 
 
 def test_sharegpt_and_csv_are_read_too(tmp_path: Path) -> None:
