@@ -15,7 +15,7 @@ from pathlib import Path
 from loraft.config.schema import Method, RowFormat, RunConfig, Task
 from loraft.config.written import inline
 
-__all__ = ["MODELS", "Start", "starter"]
+__all__ = ["MODELS", "Start", "starter", "starter_config"]
 
 MODELS: Mapping[Task, str] = {
     "causal_lm": "builtin:smollm2-135m-instruct",
@@ -24,7 +24,9 @@ MODELS: Mapping[Task, str] = {
 }
 """Small models to begin with."""
 WIDTH = 100
-LENGTHS = (64, 128, 256, 512, 1024, 2048)
+LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SURELY = 512
+"""Nearly every model reads so many tokens; of one that is elsewhere a longer bound is left to its positions."""
 MANY_CLASSES = 20
 UNEVEN = 3
 """Classes are weighted where the largest has this many times the rows of the smallest."""
@@ -68,11 +70,13 @@ class Start:
         format: Their format.
         columns: Our column names: theirs, where they differ.
         rows: How many rows there are; None where nobody looked.
-        longest_tokens: About how many tokens the longest row has; None where nobody looked.
+        longest_tokens: How many tokens the longest row has, at most; None where nobody looked.
         positions: The most tokens that the model can read; None where nothing is known of it.
         languages: The languages of the rows.
         labels: The classes and their rows.
         prefixed: The model was trained with words before each source that say what to do.
+        counted: The longest row was counted with the model's tokenizer and template; otherwise its bytes bound it.
+        bad: How many rows cannot be used.
     """
 
     task: Task
@@ -87,6 +91,8 @@ class Start:
     languages: Sequence[str] = ()
     labels: Mapping[str, int] = field(default_factory=dict)
     prefixed: bool = False
+    counted: bool = False
+    bad: int = 0
 
 
 Said = tuple[str, object, str]
@@ -100,8 +106,8 @@ def starter(start: Start, path: Path) -> str:
         start: What it is made from.
         path: Where it will lie, for the commands that its heading names.
     """
-    said = [*_head(start), *_lora(start), *_data(start), *_training(start), *_generation(start)]
-    RunConfig.model_validate(_nested(said))  # what is not a config is never written
+    said = _said(start)
+    starter_config(start)  # what is not a config is never written
     lines, section = _heading(start, path), ""
     for key, value, why in said:
         name, _, inner = key.rpartition(".")
@@ -112,6 +118,15 @@ def starter(start: Start, path: Path) -> str:
         lines += [f"{indent}# {line}" for line in textwrap.wrap(why, WIDTH - len(indent) - 2, break_on_hyphens=False)]
         lines.append(f"{indent}{inner}: {inline(value)}")
     return "\n".join(lines) + "\n"
+
+
+def starter_config(start: Start) -> RunConfig:
+    """The config that `starter` writes down."""
+    return RunConfig.model_validate(_nested(_said(start)))
+
+
+def _said(start: Start) -> list[Said]:
+    return [*_head(start), *_lora(start), *_data(start), *_training(start), *_generation(start)]
 
 
 def _nested(said: Sequence[Said]) -> dict[str, object]:
@@ -168,7 +183,11 @@ def _data(start: Start) -> Iterator[Said]:
         yield "data.labels", tuple(start.labels), why
     if start.task == "causal_lm" and start.format != "text":
         yield "data.train_on", "completions", "Only answers are learned, not the questions; all learns every token."
-    yield "data.max_length", _max_length(start), _why_length(start)
+    if start.bad:
+        rows = "1 row" if start.bad == 1 else f"{start.bad:,} rows"
+        yield "data.on_bad_row", "skip", f"{rows} cannot be used, and are left out and counted; error says why of each."
+    if start.counted or start.longest_tokens is None or start.longest_tokens <= SURELY:
+        yield "data.max_length", _max_length(start), _why_length(start)
 
 
 def _row(start: Start) -> str:
@@ -203,13 +222,9 @@ def _pairs(start: Start) -> Iterator[Said]:
 
 
 def _max_length(start: Start) -> int:
-    needed = LENGTHS[3] if start.longest_tokens is None else start.longest_tokens + (64 if _is_chat(start) else 8)
+    needed = LENGTHS[3] if start.longest_tokens is None else start.longest_tokens
     fitting = next((length for length in LENGTHS if length >= needed), LENGTHS[-1])
     return min(fitting, start.positions or fitting)
-
-
-def _is_chat(start: Start) -> bool:
-    return start.task == "causal_lm" and start.format in ("messages", "sharegpt", "alpaca")
 
 
 def _why_length(start: Start) -> str:
@@ -217,7 +232,8 @@ def _why_length(start: Start) -> str:
         "longer ones are split" if start.format == "text" and start.task == "causal_lm" else "longer ones are dropped"
     )
     what = "sources" if start.task == "seq2seq_lm" else "rows"
-    found = "" if start.longest_tokens is None else f"The longest has about {start.longest_tokens:,}. "
+    about = "" if start.counted else "no more than "
+    found = "" if start.longest_tokens is None else f"The longest has {about}{start.longest_tokens:,}. "
     return f"{found}The most tokens of {what}: {rest} and counted, and `loraft check` tells how many."
 
 

@@ -1,7 +1,7 @@
 """What a file of rows holds, before there is a config: which tasks and formats its columns fit, and how long rows are.
 
 This module knows the names that columns have elsewhere. It refuses to know models and tokenizers, so lengths are
-estimated from bytes.
+bounded by bytes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from loraft.data.formats import (
     check_format,
     columns_of,
     detect_format,
+    refuse_preferences,
     to_record,
     unread_columns,
 )
@@ -63,12 +64,12 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "premise",
         "sentence1",
     ),
-    "label": ("labels", "class", "category", "sentiment", "topic", "intent", "target", "emotion"),
+    "label": ("labels", "class", "category", "sentiment", "topic", "intent", "target", "emotion", "stars", "rating"),
     "text_pair": ("hypothesis", "sentence2"),
 }
 """Our columns, and what they are called in other people's files."""
-BYTES_A_TOKEN = 3
-"""Few enough that hardly a row is estimated too short: English has about four, Chinese three."""
+AROUND_A_TURN = 16
+"""Tokens that a chat template puts around a turn, or around all of them; a token of text has at least a byte."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Acquaintance:
         columns: The columns that some row has.
         unread: Those of them that nothing is read from.
         fit: How they are read.
-        longest_tokens: About how many tokens the longest row has; of pairs the longer of its two texts.
+        longest_tokens: How many tokens the longest row has at most.
         languages: The languages of `translation` rows, those first that most rows have.
         labels: The classes and their rows, in the order of their numbers.
         run_together: Rows whose prompt and completion, which follow one another as they stand, have no space between.
@@ -157,7 +158,7 @@ def look_at(
         columns=read.columns,
         unread=tuple(filter(None, unread_columns(read.columns, fit.format, fit.columns))),
         fit=fit,
-        longest_tokens=max(_bytes(row.values, fit) for row in read.rows) // BYTES_A_TOKEN + 1,
+        longest_tokens=max(_most_tokens(row.values, fit) for row in read.rows),
         languages=languages,
         labels=labels,
         run_together=_run_together(read, fit),
@@ -173,6 +174,8 @@ def _fit(
         DataError: They fit nothing.
     """
     _check_names(columns, renamed or {})
+    if row_format is None:
+        refuse_preferences(columns, renamed or {})
     readings = [
         (each, form)
         for each, form in (LIKELIEST if task is None and row_format is None else (*LIKELIEST, *ONLY_IF_ASKED))
@@ -242,21 +245,18 @@ OURS: Mapping[RowFormat, tuple[str, ...]] = {
 """The columns of each format that may have other names."""
 
 
-def _bytes(values: Mapping[str, object], fit: Fit) -> int:
-    """The bytes of what is read of a row; of pairs those of the longer text."""
-    names = ("translation", *OURS[fit.format])
-    texts = [values.get(fit.columns.get(name, name)) for name in names]
-    if fit.format == "translation" and isinstance(texts[0], Mapping):
-        texts = list(texts[0].values())
-    sizes = [_size(text) for text in texts]
-    return max(sizes) if fit.task == "seq2seq_lm" else sum(sizes)
+def _most_tokens(values: Mapping[str, object], fit: Fit) -> int:
+    """A bound for the tokens of what is read of a row: a byte of text is one at most."""
+    names = dict.fromkeys([*OURS[fit.format], *columns_of(fit.format)])
+    return sum(_size(values.get(fit.columns.get(name, name))) for name in names) + 2 * AROUND_A_TURN
 
 
 def _size(value: object) -> int:
-    if isinstance(value, str):
-        return len(value.encode("utf-8", errors="replace"))
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return sum(_size(each) for each in inner)
+    if isinstance(value, Mapping):
+        return sum(_size(each) for pair in value.items() for each in pair)
+    if isinstance(value, list | tuple):
+        return sum(map(_size, value))
+    return 0 if value is None else len(str(value).encode("utf-8", errors="replace")) + AROUND_A_TURN
 
 
 def _languages(read: RowsRead, fit: Fit) -> tuple[str, ...]:

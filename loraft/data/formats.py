@@ -18,8 +18,8 @@ from loraft.errors import DataError
 
 __all__ = [
     "ASKED", "ASKED_FOR_A_TEXT", "FORMATS", "THOUGHTS", "Completion", "Conversation", "Labelled", "Languages",
-    "Message", "Pair", "Record", "Text", "check_format", "columns_of", "detect_format", "has_columns", "to_question",
-    "to_record", "unread_columns",
+    "Message", "Pair", "Record", "Text", "check_format", "columns_of", "detect_format", "has_columns",
+    "refuse_preferences", "to_question", "to_record", "unread_columns",
 ]  # fmt: skip
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
@@ -184,7 +184,7 @@ def detect_format(
             key="data.columns",
             remedy=f"ours are {', '.join(sorted(known))}",
         )
-    _refuse_preferences(columns, theirs)
+    refuse_preferences(columns, theirs)
     for name in formats:
         if has_columns(columns, name, theirs):
             return name
@@ -207,7 +207,7 @@ def detect_format(
     )
 
 
-def _refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> None:
+def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> None:
     """Refuse pairs of a better and a worse answer, unless `renamed` says what is to be learned of them.
 
     Raises:

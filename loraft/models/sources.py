@@ -31,7 +31,7 @@ from loraft.models.cache import build_once
 from loraft.models.gguf import convert, file_digest
 from loraft.models.weights import read_headers
 
-__all__ = ["NoSuchModelError", "cache_folder", "resolve", "resolve_tokenizer"]
+__all__ = ["NoSuchModelError", "at_hand", "cache_folder", "resolve", "resolve_tokenizer"]
 
 CONVERSION = "converted-1"
 """The folder of converted models in the cache; the number changes when what conversion writes does."""
@@ -139,7 +139,18 @@ def _converted_builtin(builtin: Builtin) -> Path:
         (unpack if file.suffix == ".zip" else convert)(file, folder)
         shutil.rmtree(fetched)
 
-    return build_once(cache_folder() / CONVERSION / f"{builtin.name}-{builtin.file_sha256[:16]}", build)
+    return build_once(_place_of(builtin), build)
+
+
+def _place_of(builtin: Builtin) -> Path:
+    return cache_folder() / CONVERSION / f"{builtin.name}-{builtin.file_sha256[:16]}"
+
+
+def at_hand(name_or_path: str) -> Path | None:
+    """The folder of a model that is on this machine already; None where it would have to be fetched or converted."""
+    builtin = BUILTINS.get(name_or_path.removeprefix("builtin:")) if name_or_path.startswith("builtin:") else None
+    folder = Path(os.path.expanduser(name_or_path)) if builtin is None else _place_of(builtin)
+    return folder if os.path.isfile(folder / "config.json") else None
 
 
 def _from_hub(name: str, revision: str | None, *, weights: bool, key: str = "model.name_or_path") -> Path:

@@ -45,8 +45,9 @@ def init(*arguments: str, stdin: str | None = None) -> Result:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one."""
+    """An empty folder, which is the current one; no builtin is on this machine."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORAFT_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -176,8 +177,10 @@ def test_what_is_found_in_the_rows_stands_in_the_config(here: Path) -> None:
     config = load_config("c.yaml")
     assert config.data.labels == ("no", "yes")
     assert config.training.class_weights == "balanced"
-    assert config.data.max_length == 256
     assert config.data.eval == 0.1
+    save_tiny(Path("model"), "bert")
+    init("c.yaml", "--data", "rows.jsonl", "--model", "model", "--overwrite")
+    assert load_config("c.yaml").data.max_length == 256
     write_rows(Path("rows.jsonl"), [row("translation", n) for n in range(5)])
     init("c.yaml", "--data", "rows.jsonl", "--overwrite")
     config = load_config("c.yaml")
@@ -338,3 +341,69 @@ def test_json_is_one_document(here: Path) -> None:
     assert document["model"] == MODELS["seq_cls"]
     refused = json.loads(init("c.yaml", "--json").stdout)
     assert refused["exit_code"] == 2
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOOL_TURNS = [
+    {"role": "user", "content": "Rain?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "rain"},
+    {"role": "assistant", "content": "Yes."},
+]
+HARD: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "chinese": ("llama", [{"instruction": "天气" * 70, "output": "下雨" * 9}] * 12),
+    "thai": ("llama", [{"prompt": "ฝนตก" * 40, "completion": " ใช่"}] * 12),
+    "german": ("llama", [{"question": "Übermäßig größer? " * 4, "answer": "Äußerst."}] * 12),
+    "a pair in chinese": ("t5", [{"source": "天气" * 70, "target": "下雨" * 60}] * 12),
+    "a class in stars": ("bert", [{"id": n, "review": f"good {n} " * 40, "stars": 1 + n % 5} for n in range(20)]),
+    "long text": ("llama", [{"text": "late " * 900}] * 12),
+    "a system column": ("llama", [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+                                   "system": "Be brief. " * 20}] * 12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_check_passes_what_is_written_for_a_model_that_is_here(here: Path, name: str) -> None:
+    kind, rows = HARD[name]
+    save_tiny(Path("model"), kind)
+    write_rows(Path("rows.jsonl"), rows)
+    result = init(
+        "c.yaml", "--data", "rows.jsonl", "--model", "model", *(["--task", "seq2seq_lm"] if kind == "t5" else [])
+    )
+    assert result.exit_code == 0, result.stderr
+    checked = CliRunner().invoke(app, ["check", "c.yaml", "--json"], prog_name="loraft")
+    assert checked.exit_code == 0, checked.stderr
+    (source,) = json.loads(checked.stdout)["data"]["sources"]
+    assert source["kept"] >= len(rows)
+    assert source["overlength"] == 0 or source["done"] == "split"
+
+
+def test_rows_of_which_the_template_leaves_something_out_are_refused_with_the_reason(here: Path) -> None:
+    save_tiny(Path("model"), "llama")
+    write_rows(Path("rows.jsonl"), [{"messages": TOOL_TURNS}] * 12)
+    result = init("c.yaml", "--data", "rows.jsonl", "--model", "model")
+    assert result.exit_code == 2
+    assert "prints no calls of tools" in result.stderr
+    assert not Path("c.yaml").exists()
+
+
+def test_a_builtin_encoder_is_known_before_it_is_fetched(here: Path) -> None:
+    write_rows(Path("rows.jsonl"), [{"id": n, "review": f"good {n}", "stars": n % 5} for n in range(20)])
+    assert init("c.yaml", "--data", "rows.jsonl", "--model", "builtin:all-minilm-l6-v2").exit_code == 0
+    config = load_config("c.yaml")
+    assert (config.task, config.data.columns) == ("seq_cls", {"text": "review", "label": "stars"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "preference pairs"),
+        ([{"messages": TOOL_TURNS[:1] + TOOL_TURNS[3:], "images": ["a.png"]}], "loraft trains text alone"),
+    ],
+)
+def test_rows_that_are_not_trained_yet_are_told(here: Path, rows: list[dict[str, Any]], told: str) -> None:
+    write_rows(Path("rows.jsonl"), rows * 9)
+    result = init("c.yaml", "--data", "rows.jsonl")
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert len(result.stderr.splitlines()) < 6

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loraft.config.files import dump_config, load_config
-from loraft.config.schema import RunConfig
+from loraft.config.schema import NO_NULL, RunConfig
 from tests.config.written_files import LEAST, write
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
@@ -46,12 +46,23 @@ SOURCE = WORD | st.fixed_dictionaries(
     {"path": WORD}, optional={"split": st.none() | WORD, "weight": POSITIVE, "columns": COLUMNS}
 )
 SOURCES = SOURCE | st.lists(SOURCE, min_size=1, max_size=3)
+
+
+def _means_null(value: object) -> bool:
+    """Whether it is a word that nobody means as the name of a file, and that is refused."""
+    return isinstance(value, str) and value.lower() in NO_NULL
+
+
 VALUES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "model": st.fixed_dictionaries({"name_or_path": WORD}, optional={"tokenizer": st.none() | WORD}),
         "data": st.fixed_dictionaries(
             {"train": SOURCES},
-            optional={"eval": st.none() | st.floats(1e-9, 0.99) | SOURCES, "columns": COLUMNS, "split": WORD},
+            optional={
+                "eval": st.none() | st.floats(1e-9, 0.99) | SOURCES.filter(lambda value: not _means_null(value)),
+                "columns": COLUMNS,
+                "split": WORD,
+            },
         ),
     },
     optional={

@@ -47,6 +47,8 @@ def carried(wheel: Path, tmp_path: Path) -> Builtin:
         package="tiny_carrier",
         file="tiny.gguf",
         file_sha256=digest(tmp_path / "tiny.gguf"),
+        model_type="llama",
+        positions=512,
     )
 
 
