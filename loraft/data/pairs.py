@@ -16,8 +16,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection
-from loraft.data.examples import TOKENIZED_TOGETHER, Example, PairExample
+from loraft.data.examples import Example, PairExample
 from loraft.data.formats import Message, Pair, Record
+from loraft.data.long_texts import LongTexts
 from loraft.errors import DataError
 
 __all__ = ["PairRenderer", "closed"]
@@ -103,15 +104,20 @@ class PairRenderer:
 
     def examples(self, rendered: Sequence[Pair], where: Sequence[str]) -> list[PairExample]:
         """Pairs as tokens, every target with the end-of-text token: without it no answer would learn to end."""
-        found: list[PairExample] = []
-        for start in range(0, len(rendered), TOKENIZED_TOGETHER):
-            pairs, places = rendered[start : start + TOKENIZED_TOGETHER], where[start : start + TOKENIZED_TOGETHER]
-            with self._languages():
-                sources: Any = self.tokenizer([pair.source for pair in pairs], verbose=False)
-            targets = self._targets([pair.target for pair in pairs])
-            each = zip(sources["input_ids"], targets, places, strict=True)
-            found += [PairExample(list(source), target, place) for source, target, place in each]
-        return found
+        with self._languages():
+            sources = LongTexts(self.tokenizer).read([pair.source for pair in rendered])
+        targets = self._targets([pair.target for pair in rendered])
+        each = zip(sources, targets, where, strict=True)
+        return [PairExample(source.ids, target, place) for source, target, place in each]
+
+    def beginning(self, rendered: Pair, limits: DataSection) -> Pair:
+        """A pair with the beginning of a text that is itself too long; where none is that long, the pair."""
+        with self._languages():
+            source = LongTexts(self.tokenizer).beginning(rendered.source, limits.max_length)
+            most = limits.max_target_length or limits.max_length
+            target = LongTexts(self.tokenizer, target=True).beginning(rendered.target, most)
+        whole = (len(source), len(target)) == (len(rendered.source), len(rendered.target))
+        return rendered if whole else Pair(source, target)
 
     def target_ids(self, text: str) -> list[int]:
         """The tokens of a target."""
@@ -119,19 +125,20 @@ class PairRenderer:
 
     def _targets(self, texts: Sequence[str]) -> list[list[int]]:
         with self._languages():
-            tokens: Any = self.tokenizer(text_target=list(texts), verbose=False)
+            read = LongTexts(self.tokenizer, target=True).read(texts)
         end = self.stop_ids
         # mBART-25 puts the language behind the end-of-text token.
-        return [[*ids] if set(end) <= set(ids[-2:]) else [*ids, *end] for ids in tokens["input_ids"]]
+        return [tokens.ids if set(end) <= set(tokens.ids[-2:]) else [*tokens.ids, *end] for tokens in read]
 
-    def too_long(self, example: Example, limits: DataSection) -> str | None:
+    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
         """How an example exceeds `data.max_length` or `data.max_target_length`; None where it does not."""
         if len(example.input_ids) > limits.max_length:
-            return f"has a source of {len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+            length = f"{least}{len(example.input_ids):,}"
+            return f"has a source of {length} tokens, more than data.max_length {limits.max_length:,}"
         most = limits.max_target_length or limits.max_length
         if len(example.labels) > most:
             key = "data.max_target_length" if limits.max_target_length else "data.max_length"
-            return f"has a target of {len(example.labels):,} tokens, more than {key} {most:,}"
+            return f"has a target of {least}{len(example.labels):,} tokens, more than {key} {most:,}"
         return None
 
     def cut(self, rendered: Pair, example: Example, limits: DataSection, choice: str) -> list[PairExample]:
@@ -146,7 +153,7 @@ class PairRenderer:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a source, which is the last message's text behind the prefix."""
         with self._languages():
-            return list(self.tokenizer(self.prefix + messages[-1].content, verbose=False)["input_ids"])
+            return LongTexts(self.tokenizer).read([self.prefix + messages[-1].content])[0].ids
 
     def marked(self, example: Example) -> str:
         """The source, and the target in ⟦ ⟧."""

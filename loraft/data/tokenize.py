@@ -20,13 +20,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection
-from loraft.data.examples import IGNORED, TOKENIZED_TOGETHER, Example
+from loraft.data.examples import IGNORED, Example
 from loraft.data.formats import Completion, Conversation, Message, Record, Text
+from loraft.data.long_texts import LONG, LongTexts
 from loraft.data.templates import choose_template
 from loraft.data.turns import ChatTemplate, Span
 from loraft.errors import DataError
@@ -135,11 +136,15 @@ class Renderer:
 
     def examples(self, rendered: Sequence[Rendered], where: Sequence[str]) -> list[Example]:
         """Rendered records as tokens and labels; tokenized together, which is many times as fast as one by one."""
-        found: list[Example] = []
-        for start in range(0, len(rendered), TOKENIZED_TOGETHER):
-            stop = start + TOKENIZED_TOGETHER
-            found += self._together(rendered[start:stop], where[start:stop])
-        return found
+        return list(self._together(rendered, where))
+
+    def beginning(self, rendered: Rendered, limits: DataSection) -> Rendered:
+        """A beginning that is itself too long, where a text is long enough for that to matter; else the record."""
+        text = LongTexts(self.tokenizer).beginning(rendered.text, limits.max_length)
+        if len(text) == len(rendered.text):
+            return rendered
+        spans = tuple((start, min(stop, len(text))) for start, stop in rendered.trained if start < len(text))
+        return replace(rendered, text=text, trained=spans)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that an answer to `messages` follows: what a conversation was trained with up to the answer.
@@ -148,11 +153,11 @@ class Renderer:
         reads it.
         """
         if self.template is None or self.plain:
-            read: Any = self.tokenizer(messages[-1].content, return_offsets_mapping=True, verbose=False)
-            ids = list(read["input_ids"])
-            return ids[:-1] if _is_closed(ids, read["offset_mapping"], self.tokenizer.eos_token_id) else ids
+            (read,) = LongTexts(self.tokenizer, offsets=True).read([messages[-1].content])
+            ids = read.ids
+            return ids[:-1] if _is_closed(ids, read.offsets, self.tokenizer.eos_token_id) else ids
         text = self.template.prompt(messages)
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return LongTexts(self.tokenizer, special=False).read([text])[0].ids
 
     def render(self, record: Record) -> Rendered:
         """The text of a record and its trained characters.
@@ -174,11 +179,11 @@ class Renderer:
         """What is saved beside the weights, so that prompts are made the same way."""
         return {"system_prompt": self.system_prompt, "plain": self.plain}
 
-    def too_long(self, example: Example, limits: DataSection) -> str | None:
+    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
         """How an example exceeds `data.max_length`; None where it does not."""
         if len(example.input_ids) <= limits.max_length:
             return None
-        return f"has {len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+        return f"has {least}{len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
 
     def cut(self, rendered: Rendered, example: Example, limits: DataSection, choice: str) -> list[Example]:
         """What is kept of an example that is too long: its beginning, or all of it in pieces; no token is invented."""
@@ -230,19 +235,14 @@ class Renderer:
         return Rendered(text, spans, whole=True)
 
     def _together(self, rendered: Sequence[Rendered], where: Sequence[str]) -> Iterator[Example]:
-        """One call of the tokenizer for the conversations, one for plain texts: their special tokens differ."""
+        """Conversations and plain texts apart, whose special tokens differ; and long ones that are learned whole."""
         found: dict[int, Example] = {}
-        for whole in (True, False):
-            chosen = [index for index, each in enumerate(rendered) if each.whole is whole]
-            if chosen:
-                read: Any = self.tokenizer(
-                    [rendered[index].text for index in chosen],
-                    add_special_tokens=not whole,
-                    return_offsets_mapping=True,
-                    verbose=False,
-                )
-                for index, ids, offsets in zip(chosen, read["input_ids"], read["offset_mapping"], strict=True):
-                    found[index] = self._example(rendered[index], ids, offsets, where[index])
+        all_of_it = [len(each.text) > LONG and each.trained == ((0, len(each.text)),) for each in rendered]
+        for whole, rough in ((True, False), (True, True), (False, False), (False, True)):
+            chosen = [i for i, each in enumerate(rendered) if (each.whole, all_of_it[i]) == (whole, rough)]
+            texts = LongTexts(self.tokenizer, special=not whole, offsets=True, rough=rough)
+            for index, read in zip(chosen, texts.read([rendered[index].text for index in chosen]), strict=True):
+                found[index] = self._example(rendered[index], read.ids, read.offsets, where[index])
         return (found[index] for index in range(len(rendered)))
 
     def _example(self, rendered: Rendered, ids: list[int], offsets: Sequence[Span], where: str) -> Example:
@@ -257,9 +257,9 @@ class Renderer:
             labels[first:last] = ids[first:last]
         if not rendered.whole and isinstance(eos, int):
             if ids[-1:] != [eos]:
-                ids = [*ids, eos]
-            labels = [*labels, eos][: len(ids)]
-        return Example(list(ids), labels, where)
+                ids.append(eos)
+            labels += [eos][: len(ids) - own]
+        return Example(ids, labels, where)
 
 
 def _is_closed(ids: Sequence[int], offsets: Sequence[Span], eos: int | None) -> bool:
