@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.anatomy import targets_in
 from loraft.adapters.continuing import start_of
+from loraft.adapters.declared import resolved
 from loraft.adapters.names import matches
 from loraft.adapters.reading import insert
 from loraft.adapters.targets import Targets
@@ -117,14 +118,28 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     recorded.base_model_name_or_path = loaded.name
     recorded.modules_to_save = saved  # peft added all that it calls a classifier, what this model has not too
     recorded.revision = config.model.revision
+    recorded.rank_pattern, recorded.alpha_pattern = lora.rank_pattern, lora.alpha_pattern  # as they were written
     return AdaptedModel(loaded, model, targets, _trainable(model), config.method, notes)
 
 
-def wrap(base: PreTrainedModel | PeftModel, config: LoraConfig, name: str = ADAPTER_NAME) -> PeftModel:
+def wrap(
+    base: PreTrainedModel | PeftModel, config: LoraConfig, name: str = ADAPTER_NAME, *, where: str | None = None
+) -> PeftModel:
     """The base with adapter layers in it, beside those it has: parameters float32, peft's casting of inputs off.
 
     The values of the adapter are not yet decided; the global random state is left as it was.
+
+    Args:
+        base: The base, or what holds adapters already.
+        config: What the adapter declares.
+        name: What peft is to call it.
+        where: The file that declares it, for errors.
+
+    Raises:
+        AdapterError: An expression of the config cannot be used.
     """
+    inner = base.get_base_model() if isinstance(base, PeftModel) else base
+    config = resolved(config, [module for module, _ in inner.named_modules()], where)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         for message in HARMLESS:
             warnings.filterwarnings("ignore", message=message)

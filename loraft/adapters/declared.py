@@ -5,8 +5,9 @@ This module knows peft's LoraConfig. It refuses to know tensors and folders.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Literal
 
@@ -14,9 +15,11 @@ from peft import LoraConfig
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from pydantic_core import ErrorDetails
 
+from loraft.adapters.expressions import PLAIN, matching
+from loraft.adapters.patterns import values_for
 from loraft.errors import AdapterError, Problem
 
-__all__ = ["Json", "honoured_config", "recorded_lora", "refuse_changes"]
+__all__ = ["Json", "honoured_config", "recorded_lora", "refuse_changes", "resolved"]
 
 Json = Mapping[str, object]
 
@@ -79,12 +82,9 @@ def honoured_config(declared: Json, where: str) -> LoraConfig:
     """
     try:
         honoured = _Declared.model_validate(declared)
-        for pattern in (*honoured.rank_pattern, *honoured.alpha_pattern):
-            re.compile(pattern)
     except ValidationError as error:
         raise AdapterError.several(_problem(detail, where) for detail in error.errors()) from error
-    except re.error as error:
-        raise AdapterError(f"a pattern is not a regular expression: {error}", where=where) from error
+    _refuse_expressions(honoured, where)
     if honoured.init_lora_weights not in (*PLAIN_STARTS, None):
         remedy = "Let peft convert it to plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)."
         message = f"an adapter that started as {honoured.init_lora_weights} changes its base"
@@ -94,6 +94,50 @@ def honoured_config(declared: Json, where: str) -> LoraConfig:
         if declared[key] and declared[key] != defaults.get(key):
             raise AdapterError("loraft does not load adapters that use this", where=where, key=key)
     return LoraConfig(**{**honoured.model_dump(), "init_lora_weights": True})
+
+
+def _refuse_expressions(honoured: _Declared, where: str) -> None:
+    """Peft reads expressions where others write names alone: in `modules_to_save` and `layers_pattern`."""
+    given = honoured.layers_pattern or []
+    layers = [given] if isinstance(given, str) else given
+    for key, names in (("modules_to_save", honoured.modules_to_save or []), ("layers_pattern", layers)):
+        for name in names:
+            if not PLAIN.fullmatch(name):
+                raise AdapterError(f"{name!r} is no name of modules", where=where, key=key)
+    for key, patterns in (("rank_pattern", honoured.rank_pattern), ("alpha_pattern", honoured.alpha_pattern)):
+        values_for((), patterns, None, where=where, key=key)
+
+
+def resolved(config: LoraConfig, modules: Sequence[str], where: str | None) -> LoraConfig:
+    """The config with the modules that its expressions match in the place of these, which peft matches without a bound.
+
+    Args:
+        config: What an adapter declares.
+        modules: The names of all modules of its base.
+        where: The file that declares it, for errors.
+
+    Raises:
+        AdapterError: An expression cannot be used, or that of the targets matches nothing.
+    """
+    found = copy.copy(config)
+    keys = ("target_modules", "exclude_modules")
+    hard = {key: value for key in keys if isinstance(value := getattr(config, key), str) and not PLAIN.fullmatch(value)}
+    for key, names in zip(hard, matching(list(hard.values()), modules, "fullmatch"), strict=True):
+        if isinstance(names, str) or not (names or key == "exclude_modules"):
+            raise AdapterError(f"{hard[key]!r} {names or 'matches no module of the base'}", where=where, key=key)
+        setattr(found, key, _any_of(names) if names else None)
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns: Mapping[str, float | None] = getattr(config, key) or {}
+        if not all(map(PLAIN.fullmatch, patterns)):
+            by_value: dict[float | None, list[str]] = {}
+            for name, value in values_for(modules, patterns, None, where=where, key=key).items():
+                by_value.setdefault(value, []).append(name)
+            setattr(found, key, {_any_of(names): value for value, names in by_value.items() if value is not None})
+    return found
+
+
+def _any_of(names: Iterable[str]) -> str:
+    return "|".join(map(re.escape, sorted(names)))
 
 
 def _problem(detail: ErrorDetails, where: str) -> Problem:

@@ -7,7 +7,7 @@ behind: each of its tensors ends in a tensor of the result, or is an error.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.arithmetic import Update, scale_of
 from loraft.adapters.attach import ADAPTER_NAME, wrap
-from loraft.adapters.patterns import value_for
-from loraft.adapters.reading import ADAPTER_WEIGHTS, AdapterFiles, refuse_misfit
+from loraft.adapters.patterns import values_for
+from loraft.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFiles, refuse_misfit
 from loraft.errors import AdapterError
 from loraft.models.loading import meta_model
 from loraft.models.weights import expected_tensors
@@ -82,8 +82,10 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter]) -> M
     for adapter in adapters:
         _refuse_what_does_not_fit(model, adapter.files)
         parts = _parts(adapter.files.tensors)
+        alphas = _alphas(parts, adapter.files)
         for name, found in parts.items():
-            updates.setdefault(f"{name}.weight", []).append(_update(name, found, modules[name], adapter))
+            update = _update(name, found, modules[name], adapter, alphas[name])
+            updates.setdefault(f"{name}.weight", []).append(update)
         whole = {key for key in adapter.files.tensors if not key.endswith(ENDS)}
         replaced |= {key.removeprefix(PREFIX): adapter.files.tensors[key] for key in whole}
     transposed = {f"{name}.weight" for name, part in modules.items() if isinstance(part, Conv1D | nn.Embedding)}
@@ -119,7 +121,7 @@ def _refuse_what_does_not_fit(model: PreTrainedModel, files: AdapterFiles) -> No
     config.base_model_name_or_path = None
     with torch.device("meta"):
         try:
-            wrapped = wrap(copy.deepcopy(model), config, ADAPTER_NAME)
+            wrapped = wrap(copy.deepcopy(model), config, ADAPTER_NAME, where=str(files.folder / ADAPTER_CONFIG))
         except ValueError as error:  # peft's word for targets that match nothing
             raise AdapterError(f"it does not fit the base: {error}", where=str(files.folder)) from error
     refuse_misfit(wrapped, files, ADAPTER_NAME)
@@ -135,14 +137,20 @@ def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def _update(name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: WeightedAdapter) -> Update:
+def _alphas(modules: Collection[str], files: AdapterFiles) -> Mapping[str, float]:
+    config, where = files.config, str(files.folder / ADAPTER_CONFIG)
+    return values_for(modules, config.alpha_pattern or {}, config.lora_alpha, where=where, key="alpha_pattern")
+
+
+def _update(
+    name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: WeightedAdapter, alpha: float
+) -> Update:
     config, where = adapter.files.config, str(adapter.files.folder / ADAPTER_WEIGHTS)
     is_embedding = isinstance(module, nn.Embedding)
     if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or (is_embedding and MAGNITUDE in parts):
         what = f"DoRA on {name}" if is_embedding else f"an update of {name}, a {type(module).__name__},"
         raise AdapterError(f"{what} cannot be merged", where=where)
     a, b = (parts[EMBEDDING_A], parts[EMBEDDING_B]) if is_embedding else (parts[A], parts[B])
-    alpha = value_for(name, config.alpha_pattern or {}, config.lora_alpha)
     scale = adapter.weight * scale_of(alpha, a.shape[0], use_rslora=config.use_rslora)
     return Update(a, b, scale, parts.get(MAGNITUDE))
 

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 
 from loraft.adapters.declared import Json, honoured_config, refuse_changes
 from loraft.adapters.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, read_json
-from loraft.adapters.patterns import value_for
+from loraft.adapters.patterns import values_for
 from loraft.errors import AdapterError, Problem
 
 __all__ = [
@@ -75,9 +76,13 @@ class AdapterFiles:
     tensors: dict[str, torch.Tensor]
     record: Json | None
 
-    @property
+    @cached_property
     def shape(self) -> AdapterShape:
-        """What the tensors and the config say together."""
+        """What the tensors and the config say together.
+
+        Raises:
+            AdapterError: A pattern cannot be used.
+        """
         config = self.config
         found = {key: LORA_KEY.fullmatch(key) for key in self.tensors}
         ranks = {
@@ -85,7 +90,8 @@ class AdapterFiles:
             for key, match in found.items()
             if match and match["part"] == "A.weight"
         }
-        alphas = {name: value_for(name, config.alpha_pattern or {}, config.lora_alpha) for name in ranks}
+        where = str(self.folder / ADAPTER_CONFIG)
+        alphas = values_for(ranks, config.alpha_pattern or {}, config.lora_alpha, where=where, key="alpha_pattern")
         whole = (key for key, match in found.items() if not match)
         saved = frozenset(key.removeprefix("base_model.model.").rpartition(".")[0] for key in whole)
         return AdapterShape(ranks, alphas, saved, config.use_rslora, config.use_dora)
@@ -199,15 +205,12 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _refuse_other_ranks(files: AdapterFiles) -> None:
-    config = files.config
-    for name, rank in files.shape.ranks.items():
-        said = value_for(name, config.rank_pattern or {}, config.r)
-        if said != rank:
-            raise AdapterError(
-                f"it says rank {said} for {name}, and the tensors have rank {rank}",
-                where=str(files.folder / ADAPTER_CONFIG),
-                key="r",
-            )
+    config, ranks, where = files.config, files.shape.ranks, str(files.folder / ADAPTER_CONFIG)
+    said = values_for(ranks, config.rank_pattern or {}, config.r, where=where, key="rank_pattern")
+    for name, rank in ranks.items():
+        if said[name] != rank:
+            message = f"it says rank {said[name]} for {name}, and the tensors have rank {rank}"
+            raise AdapterError(message, where=where, key="r")
 
 
 def digests(folder: Path) -> list[str]:

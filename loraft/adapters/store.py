@@ -145,7 +145,7 @@ def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
 
 def _with_layers(model: PeftModel | PreTrainedModel, files: AdapterFiles, name: str) -> PeftModel:
     try:
-        return wrap(model, files.config, name)
+        return wrap(model, files.config, name, where=str(files.folder / ADAPTER_CONFIG))
     except ValueError as error:  # peft's word for targets that match nothing
         raise AdapterError(f"it does not fit the base: {error}", where=str(files.folder)) from error
 

@@ -11,10 +11,13 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
+
+from loraft.data.long_texts import LongTexts
 
 __all__ = ["BorderedText", "Encoded", "Span", "TextEncoder", "shared_beginning"]
 
@@ -36,12 +39,20 @@ class BorderedText:
         borders: Where the prompt of an answer ends, in order.
         literal: Where control tokens are written that are to be read as plain text.
         opens: The tokenizer puts its own special tokens before the text; otherwise a template has printed them.
+        whole: Nobody asks which characters a token stands for; telling that takes time of a long text.
     """
 
     text: str
     borders: tuple[int, ...] = ()
     literal: tuple[Span, ...] = ()
     opens: bool = False
+    whole: bool = False
+
+    def beginning(self, characters: int) -> BorderedText:
+        """The first so many characters."""
+        borders = tuple(border for border in self.borders if border < characters)
+        literal = tuple((start, min(stop, characters)) for start, stop in self.literal if start < characters)
+        return replace(self, text=self.text[:characters], borders=borders, literal=literal)
 
 
 @dataclass
@@ -50,14 +61,15 @@ class Encoded:
 
     Attributes:
         ids: The tokens; what the tokenizer itself puts behind a text is left out.
-        offsets: The characters that each stands for; white space may be missing at their edges.
+        offsets: The characters that each stands for, pairs or an array `[tokens, 2]`; white space may be missing at
+            their edges.
         starts: The first token behind each border.
         closed: The tokenizer itself put an end-of-text token behind the text.
         spaced: It put a space of its own before an answer that is tokenized apart, and cannot do without.
     """
 
     ids: list[int] = field(default_factory=list)
-    offsets: list[Span] = field(default_factory=list)
+    offsets: Any = field(default_factory=list)
     starts: dict[int, int] = field(default_factory=dict)
     closed: bool = False
     spaced: bool = False
@@ -71,6 +83,7 @@ class _Piece:
     opens: bool = False
     inner: bool = False
     literal: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,29 +161,27 @@ class TextEncoder:
     def _tokenized(self, pieces: Sequence[_Piece]) -> list[Encoded]:
         """The pieces, in one call of the tokenizer for those of a kind."""
         found: dict[int, Encoded] = {}
-        kinds: dict[tuple[bool, bool, bool], list[int]] = {}
+        kinds: dict[_Piece, list[int]] = {}
         for index, piece in enumerate(pieces):
-            kinds.setdefault((piece.opens, piece.inner, piece.literal), []).append(index)
-        for (opens, inner, literal), chosen in kinds.items():
+            kinds.setdefault(replace(piece, text=""), []).append(index)
+        for kind, chosen in kinds.items():
             texts = [pieces[index].text for index in chosen]
-            if inner:
-                found |= zip(chosen, self._apart(texts, literal=literal), strict=True)
-            else:
-                found |= zip(chosen, self._read(texts, opens=opens, literal=literal), strict=True)
+            read = self._apart(texts, kind) if kind.inner else self._read(texts, kind)
+            found |= zip(chosen, read, strict=True)
         return [found[index] for index in range(len(pieces))]
 
-    def _apart(self, texts: Sequence[str], *, literal: bool) -> list[Encoded]:
+    def _apart(self, texts: Sequence[str], kind: _Piece) -> list[Encoded]:
         """Texts as they are tokenized inside another one."""
         found: dict[int, Encoded] = {}
         for guard in self._guards:
             left = [index for index in range(len(texts)) if index not in found]
-            (before,) = self._read([guard], opens=False, literal=False)
-            read = self._read([guard + texts[index] for index in left], opens=False, literal=literal)
+            (before,) = self._read([guard], _Piece(""))
+            read = self._read([guard + texts[index] for index in left], kind)
             for index, encoded in zip(left, read, strict=True):
                 if encoded.ids[: len(before.ids)] == before.ids:
                     found[index] = _without(encoded, len(before.ids), len(guard))
         left = [index for index in range(len(texts)) if index not in found]
-        spaced = self._read([texts[index] for index in left], opens=False, literal=literal)
+        spaced = self._read([texts[index] for index in left], kind)
         found |= zip(left, (replace(encoded, spaced=True) for encoded in spaced), strict=True)
         return [found[index] for index in range(len(texts))]
 
@@ -180,19 +191,13 @@ class TextEncoder:
         twice = str(self._tokenizer.decode([*ids, *ids], clean_up_tokenization_spaces=False))
         return ("",) if twice == "aa" else GUARDS
 
-    def _read(self, texts: Sequence[str], *, opens: bool, literal: bool) -> list[Encoded]:
-        if not texts:
-            return []
-        read: Any = self._tokenizer(
-            list(texts),
-            add_special_tokens=opens,
-            split_special_tokens=literal,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
+    def _read(self, texts: Sequence[str], kind: _Piece) -> list[Encoded]:
+        read = LongTexts(self._tokenizer, special=kind.opens, offsets=True, rough=kind.whole, literal=kind.literal)
         eos = self._tokenizer.eos_token_id
-        each = zip(read["input_ids"], read["offset_mapping"], strict=True)
-        return [_unclosed(ids, offsets, eos) if opens else Encoded(ids, offsets) for ids, offsets in each]
+        return [
+            _unclosed(tokens.ids, tokens.offsets, eos) if kind.opens else Encoded(tokens.ids, tokens.offsets)
+            for tokens in read.read(texts)
+        ]
 
 
 def shared_beginning(one: Sequence[object], other: Sequence[object]) -> int:
@@ -212,23 +217,28 @@ def _pieces(text: BorderedText, cuts: Sequence[int]) -> Iterable[tuple[int, _Pie
     for start, stop in pairwise([0, *cuts, len(text.text)]):
         first = start == 0
         literal = any(begin <= start < end for begin, end in text.literal)
-        yield start, _Piece(text.text[start:stop], text.opens and first, not first, literal)
+        yield start, _Piece(text.text[start:stop], text.opens and first, not first, literal, text.whole)
 
 
 def _together(pieces: Sequence[tuple[int, _Piece, Encoded]], checks: Sequence[_Check]) -> Encoded:
     """The pieces as one text, and where its borders are."""
-    whole = Encoded(closed=pieces[0][2].closed, spaced=any(encoded.spaced for *_, encoded in pieces))
-    first = []
-    for at, _, encoded in pieces:
-        first.append(len(whole.ids))
-        whole.starts[at] = len(whole.ids)
-        whole.ids += encoded.ids
-        whole.offsets += [(start + at, stop + at) for start, stop in encoded.offsets] if at else encoded.offsets
+    first = [0, *accumulate(len(encoded.ids) for *_, encoded in pieces)]
+    whole = pieces[0][2]
+    if len(pieces) > 1:
+        moved = [np.asarray(encoded.offsets, np.int64).reshape(-1, 2) + at for at, _, encoded in pieces]
+        whole = replace(
+            whole,
+            ids=[token for *_, encoded in pieces for token in encoded.ids],
+            offsets=np.concatenate(moved),
+            spaced=any(encoded.spaced for *_, encoded in pieces),
+        )
+    own = next((place for place, span in enumerate(whole.offsets) if tuple(span) != (0, 0)), len(whole.ids))
+    whole.starts = {at: start for (at, *_), start in zip(pieces, first, strict=False)} | {0: own}
     whole.starts |= {check.border: first[check.place] + check.stop for check in checks}
     return whole
 
 
-def _unclosed(ids: list[int], offsets: list[Span], eos: int | None) -> Encoded:
+def _unclosed(ids: list[int], offsets: Any, eos: int | None) -> Encoded:
     """Tokens without the end-of-text token that the tokenizer itself puts behind a text."""
     closed = bool(ids) and ids[-1] == eos and tuple(offsets[-1]) == (0, 0)
     return Encoded(ids[:-1], offsets[:-1], closed=True) if closed else Encoded(ids, offsets)

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, SpecialTokensInText
 from loraft.data.control_tokens import ControlTokens
-from loraft.data.examples import TOKENIZED_TOGETHER, Example, LabelledExample
+from loraft.data.examples import Example, LabelledExample
 from loraft.data.formats import Labelled, Message, Record
+from loraft.data.long_texts import LongTexts, calls, require_readable
 from loraft.errors import DataError
 
 __all__ = ["LabelRenderer", "class_called", "class_number", "labels_of"]
@@ -117,13 +118,40 @@ class LabelRenderer:
 
     def examples(self, rendered: Sequence[Labelled], where: Sequence[str]) -> list[LabelledExample]:
         """Texts as the tokenizer reads them by itself, with the number of their class."""
-        found: list[LabelledExample] = []
-        for start in range(0, len(rendered), TOKENIZED_TOGETHER):
-            rows, places = rendered[start : start + TOKENIZED_TOGETHER], where[start : start + TOKENIZED_TOGETHER]
-            read = self.text_ids([(row.text, row.second) for row in rows])
-            each = zip(rows, places, read, strict=True)
-            found += [LabelledExample(ids, [int(row.label)], place, types) for row, place, (ids, types) in each]
-        return found
+        read = self.text_ids([(row.text, row.second) for row in rendered])
+        each = zip(rendered, where, read, strict=True)
+        return [LabelledExample(ids, [int(row.label)], place, types) for row, place, (ids, types) in each]
+
+    def beginning(self, rendered: Labelled, limits: DataSection) -> Labelled:
+        """The row with the beginning of each text that is itself too long; where none is that long, the row."""
+        text, second = self.beginnings(rendered.text, rendered.second, limits.max_length)
+        whole = (text, second) == (rendered.text, rendered.second)
+        return rendered if whole else replace(rendered, text=text, second=second)
+
+    def beginnings(self, text: str, second: str | None, most: int) -> tuple[str, str | None]:
+        """Texts of which long ones are beginnings, and which give the same tokens where they are cut to `most`.
+
+        Raises:
+            ManyTokensError: A text cannot be cut, and is certain to have more tokens.
+            DataError: A text is too long to be read whole, and cannot be cut.
+        """
+        if self.tokenizer.truncation_side != "right":  # the ends of texts are kept
+            return text, second
+        texts = LongTexts(self.tokenizer, special=False, literal=self.control_tokens.as_text)
+        first = texts.beginning(text, most)
+        if second is None:
+            return first, None
+        other = texts.beginning(second, most)
+        if len(first) < len(text) and len(other) < len(second):  # which is longer decides which keeps an odd token
+
+            def count(read: str) -> int:
+                return len(texts.read([read])[0].ids)
+
+            if count(text) > count(second):
+                first = texts.beginning(text, max(most, count(other)))
+            else:
+                other = texts.beginning(second, max(most, count(first) - 1))
+        return first, other
 
     def text_ids(
         self, texts: Sequence[tuple[str, str | None]], most: int | None = None
@@ -133,24 +161,28 @@ class LabelRenderer:
         Args:
             texts: Each a text and the second one, or None.
             most: Cut to this many tokens, the longer of two texts first; None cuts nothing.
+
+        Raises:
+            DataError: A text is too long to be read.
         """
         options: dict[str, Any] = {} if most is None else {"truncation": "longest_first", "max_length": most}
         options["split_special_tokens"] = self.control_tokens.as_text
         found: dict[int, tuple[list[int], list[int] | None]] = {}
         for paired in (False, True):
             chosen = [index for index, (_, second) in enumerate(texts) if (second is not None) is paired]
-            if chosen:
-                columns = [[texts[index][part] for index in chosen] for part in range(1 + paired)]
+            for start, stop in calls([len(texts[index][0]) + len(texts[index][1] or "") for index in chosen]):
+                columns = [[texts[index][part] or "" for index in chosen[start:stop]] for part in range(1 + paired)]
+                require_readable(columns)
                 read: Any = self.tokenizer(*columns, verbose=False, **options)
-                types = read.get("token_type_ids") or [None] * len(chosen)
-                found |= dict(zip(chosen, zip(read["input_ids"], types, strict=True), strict=True))
+                types = read.get("token_type_ids") or [None] * (stop - start)
+                found |= dict(zip(chosen[start:stop], zip(read["input_ids"], types, strict=True), strict=True))
         return [found[index] for index in range(len(texts))]
 
-    def too_long(self, example: Example, limits: DataSection) -> str | None:
+    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
         """How an example exceeds `data.max_length`; None where it does not."""
         if len(example.input_ids) <= limits.max_length:
             return None
-        return f"has {len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+        return f"has {least}{len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
 
     def cut(self, rendered: Labelled, example: Example, limits: DataSection, choice: str) -> list[LabelledExample]:
         """The text cut to `data.max_length` by the tokenizer, the longer of two texts first."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, SpecialTokensInText
 from loraft.data.control_tokens import ControlTokens
-from loraft.data.examples import TOKENIZED_TOGETHER, Example, PairExample
+from loraft.data.examples import Example, PairExample
 from loraft.data.formats import Message, Pair, Record
+from loraft.data.long_texts import LongTexts
 from loraft.errors import DataError
 
 __all__ = ["PairRenderer", "closed"]
@@ -120,8 +121,8 @@ class PairRenderer:
         return ControlTokens(self.tokenizer, self.special_tokens_in_text)
 
     @property
-    def _reading(self) -> Mapping[str, bool]:
-        return {"split_special_tokens": self.control_tokens.as_text, "verbose": False}
+    def _texts(self) -> LongTexts:
+        return LongTexts(self.tokenizer, literal=self.control_tokens.as_text)
 
     def render(self, record: Record) -> Pair:
         """The record with the prefix before its source.
@@ -135,35 +136,41 @@ class PairRenderer:
 
     def examples(self, rendered: Sequence[Pair], where: Sequence[str]) -> list[PairExample]:
         """Pairs as tokens, every target with the end-of-text token: without it no answer would learn to end."""
-        found: list[PairExample] = []
-        for start in range(0, len(rendered), TOKENIZED_TOGETHER):
-            pairs, places = rendered[start : start + TOKENIZED_TOGETHER], where[start : start + TOKENIZED_TOGETHER]
-            with self._languages():
-                sources: Any = self.tokenizer([pair.source for pair in pairs], **self._reading)
-            targets = self._targets([pair.target for pair in pairs])
-            each = zip(sources["input_ids"], targets, places, strict=True)
-            found += [PairExample(list(source), target, place) for source, target, place in each]
-        return found
+        with self._languages():
+            sources = self._texts.read([pair.source for pair in rendered])
+        targets = self._target_ids([pair.target for pair in rendered])
+        each = zip(sources, targets, where, strict=True)
+        return [PairExample(source.ids, target, place) for source, target, place in each]
+
+    def beginning(self, rendered: Pair, limits: DataSection) -> Pair:
+        """A pair with the beginning of a text that is itself too long; where none is that long, the pair."""
+        with self._languages():
+            source = self._texts.beginning(rendered.source, limits.max_length)
+            most = limits.max_target_length or limits.max_length
+            target = replace(self._texts, target=True).beginning(rendered.target, most)
+        whole = (len(source), len(target)) == (len(rendered.source), len(rendered.target))
+        return rendered if whole else Pair(source, target)
 
     def target_ids(self, text: str) -> list[int]:
         """The tokens of a target."""
-        return self._targets([text])[0]
+        return self._target_ids([text])[0]
 
-    def _targets(self, texts: Sequence[str]) -> list[list[int]]:
+    def _target_ids(self, texts: Sequence[str]) -> list[list[int]]:
         with self._languages():
-            tokens: Any = self.tokenizer(text_target=list(texts), **self._reading)
+            read = replace(self._texts, target=True).read(texts)
         end = self.stop_ids
         # mBART-25 puts the language behind the end-of-text token.
-        return [[*ids] if set(end) <= set(ids[-2:]) else [*ids, *end] for ids in tokens["input_ids"]]
+        return [tokens.ids if set(end) <= set(tokens.ids[-2:]) else [*tokens.ids, *end] for tokens in read]
 
-    def too_long(self, example: Example, limits: DataSection) -> str | None:
+    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
         """How an example exceeds `data.max_length` or `data.max_target_length`; None where it does not."""
         if len(example.input_ids) > limits.max_length:
-            return f"has a source of {len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+            length = f"{least}{len(example.input_ids):,}"
+            return f"has a source of {length} tokens, more than data.max_length {limits.max_length:,}"
         most = limits.max_target_length or limits.max_length
         if len(example.labels) > most:
             key = "data.max_target_length" if limits.max_target_length else "data.max_length"
-            return f"has a target of {len(example.labels):,} tokens, more than {key} {most:,}"
+            return f"has a target of {least}{len(example.labels):,} tokens, more than {key} {most:,}"
         return None
 
     def cut(self, rendered: Pair, example: Example, limits: DataSection, choice: str) -> list[PairExample]:
@@ -179,7 +186,7 @@ class PairRenderer:
         """The tokens of a source, which is the last message's text behind the prefix."""
         self.control_tokens.refuse([messages[-1].content])
         with self._languages():
-            return list(self.tokenizer(self.prefix + messages[-1].content, **self._reading)["input_ids"])
+            return self._texts.read([self.prefix + messages[-1].content])[0].ids
 
     def marked(self, example: Example) -> str:
         """The source, and the target in ⟦ ⟧."""

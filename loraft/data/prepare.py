@@ -308,6 +308,9 @@ def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows])
         counts = source.counts
         if counts.overlength:
             yield f"{counts.source}: {counts.overlength} of {counts.read} rows are {_too_long(data, report, source)}"
+        if counts.in_part:
+            many = "1 row has" if counts.in_part == 1 else f"{counts.in_part} rows have"
+            yield f"{counts.source}: {many} more tokens than its length says: so long a row is not counted to its end"
         if counts.untrained:
             rows = "1 row has" if counts.untrained == 1 else f"{counts.untrained} rows have"
             yield f"{counts.source}: {rows} no trained token: left out"

@@ -68,10 +68,24 @@ class RowRenderer(Protocol):
         """What a person should know of a row that became tokens, each with what can be done."""
 
     def examples(self, rendered: Sequence[Any], where: Sequence[str]) -> Sequence[Example]:
-        """Rendered records as tokens and labels, not yet cut to any length."""
+        """Rendered records as tokens and labels, not yet cut to any length.
 
-    def too_long(self, example: Example, limits: DataSection) -> str | None:
-        """How an example exceeds the limits; None where it does not."""
+        Raises:
+            DataError: A text is too long to be read whole, and cannot be cut.
+        """
+
+    def beginning(self, rendered: Any, limits: DataSection) -> Any:
+        """The record; of one with a long text that exceeds the limits a beginning that exceeds them too.
+
+        The beginning has the first tokens of the whole, so that what is cut to the limits is the same.
+
+        Raises:
+            ManyTokensError: A text cannot be cut, and is certain to exceed the limits.
+            DataError: A text is too long to be read whole, and cannot be cut.
+        """
+
+    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
+        """How an example exceeds the limits, its length after `least`; None where it does not."""
 
     def cut(self, rendered: Any, example: Example, limits: DataSection, choice: str) -> Sequence[Example]:
         """What is kept of an example that is too long."""

@@ -203,6 +203,7 @@ def tokenize_source(source: SourceRows, data: DataSection, renderer: RowRenderer
     too_long = [outcome.too_long for outcome in found if outcome.too_long is not None]
     if too_long:
         source.counts.overlength = len(too_long)
+        source.counts.in_part = sum(outcome.in_part for outcome in found)
         source.counts.done = DONE[wanted.done]
     source.counts.untrained = sum(outcome.untrained for outcome in found)
     source.counts.kept = len(source.examples)

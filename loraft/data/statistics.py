@@ -50,6 +50,7 @@ class SourceCounts:
         read: Rows in it.
         bad: Rows that cannot be used and were skipped (`data.on_bad_row: skip`).
         overlength: Rows longer than `data.max_length`.
+        in_part: Those of them whose tokens were not counted to the end, so that their lengths are lower bounds.
         done: What was done with those: dropped, truncated or split.
         untrained: Rows left out because no token of theirs is trained.
         kept: Rows, or pieces of split ones, that can be used.
@@ -61,6 +62,7 @@ class SourceCounts:
     read: int = 0
     bad: int = 0
     overlength: int = 0
+    in_part: int = 0
     done: str = "–"
     untrained: int = 0
     kept: int = 0

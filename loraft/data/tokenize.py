@@ -31,6 +31,7 @@ from loraft.data.borders import BorderedText, Encoded, Span, TextEncoder
 from loraft.data.control_tokens import ControlTokens, Protected
 from loraft.data.examples import IGNORED, TOKENIZED_TOGETHER, Example
 from loraft.data.formats import Completion, Conversation, Message, Record, Text
+from loraft.data.long_texts import LongTexts
 from loraft.data.templates import choose_template
 from loraft.data.turns import ChatTemplate, RenderedTurns
 from loraft.errors import DataError
@@ -154,6 +155,15 @@ class Renderer:
             found += map(self._example, chosen, encoded, where[start : start + TOKENIZED_TOGETHER])
         return found
 
+    def beginning(self, rendered: Rendered, limits: DataSection) -> Rendered:
+        """A beginning that is itself too long, where a text is long enough for that to matter; else the record."""
+        source = rendered.source
+        text = LongTexts(self.tokenizer).beginning(source.text, limits.max_length)
+        if len(text) == len(source.text):
+            return rendered
+        spans = tuple((start, min(stop, len(text))) for start, stop in rendered.trained if start < len(text))
+        return replace(rendered, source=source.beginning(len(text)), trained=spans)
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that an answer to `messages` follows: what a conversation was trained with up to the answer.
 
@@ -201,6 +211,8 @@ class Renderer:
             trained_from = 0 if self.train_on == "all" else border
         self.control_tokens.refuse([text])
         source = self._plain_text(text, border)
+        if isinstance(record, Text):
+            source = replace(source, whole=True)
         return Rendered(source, ((trained_from, len(text)),), self.control_tokens.findings([text]))
 
     def _plain_text(self, text: str, border: int = 0) -> BorderedText:
@@ -229,11 +241,11 @@ class Renderer:
             **self.control_tokens.recorded,
         }
 
-    def too_long(self, example: Example, limits: DataSection) -> str | None:
+    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
         """How an example exceeds `data.max_length`; None where it does not."""
         if len(example.input_ids) <= limits.max_length:
             return None
-        return f"has {len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+        return f"has {least}{len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
 
     def cut(self, rendered: Rendered, example: Example, limits: DataSection, choice: str) -> list[Example]:
         """What is kept of an example that is too long: its beginning, or all of it in pieces; no token is invented."""

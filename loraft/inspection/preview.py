@@ -38,7 +38,8 @@ Split = Literal["train", "eval"]
 BATCHES = 2
 NUMBER = re.compile(r"(?::|: row )(\d+)$")
 """The line or the number of a row at the end of its place."""
-NO_LIMIT = 2**31 - 1
+SHOWN_TOKENS = 100_000
+"""Of a row that is left out, no more tokens are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,14 +358,16 @@ def _is_at(where: str, place: str) -> bool:
 
 
 def _without_limits(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Every row that has a trained token, however long it is."""
-    limits = {"max_length": NO_LIMIT, "max_target_length": None}
+    """Every row that has a trained token, however long it is; of a very long one the beginning."""
+    most = max(SHOWN_TOKENS, config.data.max_length, config.data.max_target_length or 0)
+    limits = {"max_length": most, "max_target_length": None, "on_overlength": "truncate"}
     whole = prepare(config.model_copy(update={"data": config.data.model_copy(update=limits)}), tokenizer)
     return [*whole.train, *whole.eval]
 
 
 def _too_long(example: Example, config: RunConfig, data: PreparedData) -> str:
-    found = data.renderer.too_long(example, config.data)
+    least = "at least " if max(len(example.input_ids), len(example.labels)) >= SHOWN_TOKENS else ""
+    found = data.renderer.too_long(example, config.data, least=least)
     return f"{found}, and is dropped (data.on_overlength)" if found else "has no token that is learned"
 
 

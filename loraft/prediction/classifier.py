@@ -23,6 +23,7 @@ from loraft.config.schema import DtypeName, QuantizationSection
 from loraft.data.batches import collate_labelled
 from loraft.data.examples import LabelledExample
 from loraft.data.labelled import LabelRenderer
+from loraft.data.long_texts import ManyTokensError
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.classifying import class_logits
 from loraft.models.configs import context_of, load_any_config
@@ -91,12 +92,24 @@ class Classifier:
         return control.findings(each)
 
     def tokens(self, texts: Sequence[tuple[str, str | None]]) -> list[TextTokens]:
-        """Texts, or pairs of texts, as tokens: no more of each than the model has positions for."""
-        read = self.renderer.text_ids(texts)
+        """Texts, or pairs of texts, as tokens: no more of each than the model has positions for.
+
+        Raises:
+            DataError: A text is too long to be read.
+        """
         most = self.context
+        if most is not None:
+            texts = [self._beginnings(*text, most) for text in texts]
+        read = self.renderer.text_ids(texts)
         long = [place for place, (ids, _) in enumerate(read) if most is not None and len(ids) > most]
         cut = dict(zip(long, self.renderer.text_ids([texts[place] for place in long], most), strict=True))
         return [TextTokens(*cut.get(place, whole), is_cut=place in cut) for place, whole in enumerate(read)]
+
+    def _beginnings(self, text: str, second: str | None, most: int) -> tuple[str, str | None]:
+        try:
+            return self.renderer.beginnings(text, second, most)
+        except ManyTokensError as error:
+            raise error.refusal from None
 
     def logits(self, texts: Sequence[TextTokens]) -> Tensor:
         """The scores of the classes, float32 and on the CPU: `[texts, classes]`."""
