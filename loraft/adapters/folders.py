@@ -15,12 +15,21 @@ from pathlib import Path
 from loraft.errors import AdapterError
 from loraft.models.cache import flush
 from loraft.models.disk import disk_errors
+from loraft.models.seals import NOT_SEALED, RECORD, seal
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "RECORD", "read_json", "take_back", "write_json", "written_whole"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "RECORD",
+    "read_json",
+    "take_back",
+    "write_json",
+    "write_record",
+    "written_whole",
+]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-RECORD = "loraft.json"
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -90,6 +99,11 @@ def _swap(staging: Path, folder: Path, previous: Path) -> None:
     staging.rename(folder)
     flush(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def write_record(folder: Path, record: Mapping[str, object]) -> None:
+    """Write `loraft.json`, with the sizes and sha256 of the other files, when these are all there."""
+    write_json(folder / RECORD, {**record, "files": seal(folder, NOT_SEALED)})
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:

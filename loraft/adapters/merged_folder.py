@@ -14,7 +14,7 @@ from pathlib import Path
 
 import loraft
 from loraft.adapters.card import shown
-from loraft.adapters.folders import read_json, write_json, written_whole
+from loraft.adapters.folders import read_json, write_json, write_record, written_whole
 from loraft.adapters.merge import Merge, plan_files
 from loraft.adapters.merge_report import REPORT, MergeReport, merged_card
 from loraft.adapters.reading import RECORD
@@ -137,8 +137,9 @@ def write_company(merge: Merge, folder: Path) -> None:
 
 
 def write_report(folder: Path, report: MergeReport) -> None:
-    """Write the report, and the model card that says the same to people."""
+    """Write the report, and the model card that says the same to people; what there is now is what was merged."""
     write_json(folder / REPORT, report.as_dict())
+    write_record(folder, read_json(folder / RECORD))
     (folder / "README.md").write_text(merged_card(report, loraft.__version__), encoding="utf-8")
 
 

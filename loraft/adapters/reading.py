@@ -23,6 +23,7 @@ from loraft.adapters.declared import Json, honoured_config, refuse_changes
 from loraft.adapters.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, read_json
 from loraft.adapters.patterns import values_for
 from loraft.errors import AdapterError, Problem
+from loraft.models.seals import refuse_altered
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -38,6 +39,8 @@ __all__ = [
     "refuse_misfit",
 ]
 
+OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
 
 
@@ -153,8 +156,10 @@ def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
 def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
     """Compare the tensors of a folder with those of the adapter layers of `model`, on the meta device too.
 
+    What fits is then compared with what was written, byte for byte.
+
     Raises:
-        AdapterError: If a key is missing or left over, or a shape differs.
+        AdapterError: If a key is missing or left over, a shape differs, or a file is not what was written.
     """
     expected = adapter_tensors(model, name)
     problems = [
@@ -170,6 +175,7 @@ def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
         where = str(files.folder / ADAPTER_WEIGHTS)
         unsaid = [f"and {len(problems) - 10} more like these"] if len(problems) > 10 else []
         raise AdapterError.several(Problem(message, where) for message in [*problems[:10], *unsaid])
+    refuse_altered(files.folder, lambda name: name in OWN_FILES, AdapterError)
 
 
 def adapter_tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
@@ -198,6 +204,13 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
+    if strange := {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in FLOATING}:
+        name, dtype = next(iter(strange.items()))
+        raise AdapterError(
+            f"the tensor {name} holds {str(dtype).removeprefix('torch.')} numbers, and adapters have floating ones",
+            where=str(path),
+            remedy="Save the adapter in float32, float16 or bfloat16.",
+        )
     bad = list(non_finite(tensors))
     if bad:
         raise AdapterError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", where=str(path))

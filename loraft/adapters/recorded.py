@@ -13,9 +13,10 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
-from loraft.adapters.folders import read_json
+from loraft.adapters.folders import ADAPTER_CONFIG, RECORD, read_json
 from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, Task
 from loraft.errors import AdapterError
+from loraft.models.seals import is_weights, refuse_altered
 
 __all__ = ["AdapterTarget", "Manner", "Sources", "Target", "adapter_in", "model_in"]
 
@@ -95,6 +96,7 @@ class Target:
         revision: Its revision on the Hub.
         adapters: What is put on it, the one that answers first.
         own: How the model itself was trained, for `method: full` and what was merged.
+        dtype: The dtype that it was trained in, for `method: full`.
         notes: What a person should know, one sentence each.
     """
 
@@ -102,6 +104,7 @@ class Target:
     revision: str | None = None
     adapters: tuple[AdapterTarget, ...] = ()
     own: Manner = Manner()
+    dtype: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -126,7 +129,8 @@ class Target:
         What was trained in 16 bits runs in those that the device has.
         """
         first = self.adapters[0] if self.adapters else None
-        dtype: Literal["float32", "auto"] = "float32" if first and first.dtype == "float32" else "auto"
+        trained_in = first.dtype if first else self.dtype
+        dtype: Literal["float32", "auto"] = "float32" if trained_in == "float32" else "auto"
         tokenizer = first.tokenizer if first else None
         return ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=tokenizer, dtype=dtype)
 
@@ -140,8 +144,7 @@ def adapter_in(folder: Path) -> Target:
     config = read_json(folder / "adapter_config.json")
     record = _record(folder)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    trained_on = record.get("base")
-    known = trained_on if isinstance(trained_on, dict) else {}
+    known = _trained_on(record)
     fingerprint, dtype = known.get("fingerprint"), known.get("dtype")
     adapter = AdapterTarget(
         name="default",
@@ -164,12 +167,30 @@ def model_in(folder: Path) -> Target:
     Raises:
         AdapterError: What is written there cannot be read.
     """
-    return Target(str(folder), own=_manner({}, _record(folder)))
+    record = _record(folder)
+    dtype = _trained_on(record).get("dtype") if record.get("method") == "full" else None
+    return Target(str(folder), own=_manner({}, record), dtype=dtype if isinstance(dtype, str) else None)
 
 
 def _record(folder: Path) -> dict[str, object]:
-    """What loraft wrote beside the weights; nothing for a folder of another tool."""
-    return read_json(folder / "loraft.json") if (folder / "loraft.json").is_file() else {}
+    """What loraft wrote beside the weights; nothing for a folder of another tool.
+
+    Raises:
+        AdapterError: It cannot be read, or a file that decides an answer is not what was written; weights are looked
+            at when they are read.
+    """
+    if not (folder / RECORD).is_file():
+        return {}
+    record = read_json(folder / RECORD)
+    # An adapter's own config is compared with what it was, value by value, when its weights are read.
+    refuse_altered(folder, lambda name: name != ADAPTER_CONFIG and not is_weights(name), AdapterError)
+    return record
+
+
+def _trained_on(record: Mapping[str, object]) -> Mapping[str, object]:
+    """What loraft recorded of the base."""
+    base = record.get("base")
+    return base if isinstance(base, dict) else {}
 
 
 def _manner(config: Mapping[str, object], record: Mapping[str, object]) -> Manner:
@@ -203,4 +224,4 @@ def _quantization(recorded: object, folder: Path) -> QuantizationSection | None:
         return QuantizationSection.model_validate(recorded) if recorded else None
     except ValidationError as error:
         detail = error.errors()[0]["msg"]
-        raise AdapterError(detail, where=str(folder / "loraft.json"), key="quantization") from error
+        raise AdapterError(detail, where=str(folder / RECORD), key="quantization") from error

@@ -24,12 +24,11 @@ from loraft.adapters.attach import ADAPTER_NAME, AdaptedModel, wrap
 from loraft.adapters.beginning import beginning
 from loraft.adapters.card import TrainingFacts, model_card, shown
 from loraft.adapters.declared import recorded_lora
-from loraft.adapters.folders import write_json, written_whole
+from loraft.adapters.folders import write_json, write_record, written_whole
 from loraft.adapters.names import check_adapter_name, in_peft
 from loraft.adapters.reading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    RECORD,
     AdapterFiles,
     adapter_tensors,
     insert,
@@ -226,7 +225,7 @@ def _write_company(
         write_json(folder / "generation_config.json", defaults)
     labels = renderer.labels if isinstance(renderer, LabelRenderer) else ()
     (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, labels), encoding="utf-8")
-    write_json(folder / RECORD, _record(adapted, config, renderer))
+    write_record(folder, _record(adapted, config, renderer))
 
 
 def _tokenizer_as_trained(loaded: LoadedModel, renderer: RowRenderer) -> PreTrainedTokenizerBase:

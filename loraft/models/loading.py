@@ -34,6 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError, OutOfMemoryError
+from loraft.models.cache import remade
 from loraft.models.configs import (
     check_dtype,
     class_names,
@@ -47,6 +48,7 @@ from loraft.models.families import FAMILIES, TRAINED, Family, family_of
 from loraft.models.placement import Placement
 from loraft.models.quantization import keep_gradients_exact, quantization_config
 from loraft.models.quiet import quietly_reading
+from loraft.models.seals import is_weights, refuse_altered
 from loraft.models.sources import resolve, resolve_tokenizer
 from loraft.models.tokenizer import read_tokenizer
 from loraft.models.weights import check_weights, expected_tensors, fingerprint, header_of, read_headers
@@ -131,6 +133,7 @@ def load_model(
     new = new_modules(folder, config, family) if labels else ()
     skeleton = meta_model(config)
     check_weights(folder, without(new, expected_tensors(skeleton)))
+    refuse_altered(folder, is_weights, ModelError)
     tokenizer, notes = _tokenizer(section, config)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
@@ -302,7 +305,8 @@ def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokeniz
     name = section.tokenizer or section.name_or_path
     folder = resolve_tokenizer(name) if section.tokenizer else resolve(name, section.revision, weights=False)
     offsets = FAMILIES[config.model_type].kind == "decoder"
-    return read_tokenizer(folder, name=name, embeddings=config.vocab_size, offsets=offsets)
+    tokenizer, notes = read_tokenizer(folder, name=name, embeddings=config.vocab_size, offsets=offsets)
+    return tokenizer, (*remade(), *notes)
 
 
 def _from_pretrained(

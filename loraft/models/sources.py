@@ -22,12 +22,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from platformdirs import user_cache_path
 
 from loraft.errors import ModelError
 from loraft.models.archive import unpack
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file
 from loraft.models.cache import build_once
+from loraft.models.cache_dir import cache_folder
 from loraft.models.gguf import convert, file_digest
 from loraft.models.weights import read_headers
 
@@ -50,12 +50,6 @@ INSIDE_A_RUN = {
 
 class NoSuchModelError(ModelError):
     """There is nothing of a model's name: no folder, and nothing that the Hub gives."""
-
-
-def cache_folder() -> Path:
-    """Where loraft keeps what it converted: `LORAFT_CACHE`, or the platform's cache folder."""
-    chosen = os.environ.get("LORAFT_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("loraft")
 
 
 def resolve(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> Path:

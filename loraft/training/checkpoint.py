@@ -7,7 +7,6 @@ It refuses to know what is in the tensors, and it holds nothing but safetensors 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from loraft.adapters.folders import take_back, write_json, written_whole
 from loraft.errors import DiskFullError
+from loraft.models.seals import fault, seal
 
 __all__ = [
     "Checkpoint",
@@ -99,7 +99,7 @@ def save_checkpoint(
             save_file(dict(optimizer[0]), partial / "optimizer.safetensors")
             save_file(rng_state(), partial / "rng.safetensors")
             write_json(partial / "state.json", {"state": dict(state), "optimizer_numbers": dict(optimizer[1])})
-            write_json(partial / MANIFEST, {"files": {name: _seal(partial / name) for name in _files(partial)}})
+            write_json(partial / MANIFEST, {"files": seal(partial)})
     except DiskFullError as error:
         raise DiskFullError(
             f"the disk filled up while the checkpoint of step {step} was written: {_needed(root)}"
@@ -167,20 +167,12 @@ def clear_up(root: Path) -> None:
 def _fault(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint; None when each is as its manifest says."""
     try:
-        sealed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, seal in sealed.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != seal["bytes"]:
-                return f"{name} has {path.stat().st_size:,} bytes instead of {seal['bytes']:,}"
-            if _sha256(path) != seal["sha256"]:
-                return f"{name} has other contents than were written"
+        found = fault(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
-    return None
+    return None if found is None else str(found)
 
 
 def _step(folder: Path) -> int:
@@ -197,12 +189,3 @@ def _needed(root: Path) -> str:
     if newest is None:
         return ""
     return f"one takes about {sum((newest / name).stat().st_size for name in _files(newest)):,} bytes, and "
-
-
-def _seal(path: Path) -> dict[str, int | str]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
