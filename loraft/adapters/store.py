@@ -243,7 +243,8 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
             "name": shown(loaded.name),
             "revision": config.model.revision,
             "fingerprint": loaded.fingerprint,
-            "dtype": str(loaded.placement.dtype).removeprefix("torch."),
+            # What is trained whole is stored in float32, whatever is computed in.
+            "dtype": computed_in if (computed_in := config.model.dtype) != "auto" else _name(loaded.placement.dtype),
         },
         "lora": recorded_lora(_lora_config(model)) if isinstance(model, PeftModel) else None,
         "method": adapted.method,
@@ -252,6 +253,10 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
         **renderer.recorded,
         "versions": {"loraft": loraft.__version__, **{name: version(name) for name in LIBRARIES}},
     }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _refuse_non_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:

@@ -96,7 +96,8 @@ def resumed(run: Fit, state: RunState) -> bool:
         setattr(state, field.name, checkpoint.state.get(field.name, getattr(state, field.name)))
     patience = run.settings.early_stopping_patience
     state.finished = all_trained(run, state) or (patience is not None and state.worse >= patience)
-    run.folder.cut_back(checkpoint.state["files"])
+    for note in run.folder.cut_back(checkpoint.state["files"]):
+        run.observer(Note(note))
     restore_rng(checkpoint.rng)
     remove_older(run, state)  # a kill may have come between a checkpoint and this
     done = "the run is finished: its result is saved again from" if state.finished else "going on from"

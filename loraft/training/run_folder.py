@@ -104,11 +104,34 @@ class RunFolder:
             sizes[path.name] = path.stat().st_size if path.exists() else 0
         return sizes
 
-    def cut_back(self, sizes: Mapping[str, int]) -> None:
-        """Forget what was written to the growing files after the checkpoint that remembered `sizes`."""
+    def cut_back(self, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Forget what was written to the growing files after the checkpoint that remembered `sizes`.
+
+        Returns:
+            A sentence for each file that has lost lines, or holds some that are no JSON: these are left out.
+        """
+        notes = []
         for path in (self.metrics, self.samples):
-            if path.exists():
-                os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
+            size = sizes.get(path.name, 0)
+            if not path.exists():
+                notes += (
+                    [f"{path.name} is missing: what was logged before is lost, and new lines follow"] if size else []
+                )
+                continue
+            held = path.read_bytes()[:size]
+            lines = held.split(b"\n")
+            whole = [line for line in lines[:-1] if _is_object(line)]
+            kept = b"".join(line + b"\n" for line in whole)
+            if len(kept) < size:
+                notes.append(
+                    f"{path.name} has lost lines since the checkpoint, or holds some that are no JSON: the "
+                    f"{len(whole):,} that can be read are kept"
+                )
+            if kept == held:
+                os.truncate(path, len(kept))
+            else:
+                self._replace(path, kept.decode())
+        return tuple(notes)
 
     def describe(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
         """Write what the run is, each file whole or not at all."""
@@ -132,6 +155,13 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def refuse_taken(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:

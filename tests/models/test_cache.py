@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loraft.errors import DiskFullError, ModelError
-from loraft.models.cache import build_once
+from loraft.models.cache import build_once, remade
 
 BUILDER = """
 import os, sys, time
@@ -35,7 +35,9 @@ print(sorted(os.listdir(build_once(target, build))))
 
 def start(target: Path, log: Path, *, hangs: bool = False) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", BUILDER, str(target), str(log), "hangs" if hangs else "goes on"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=Path(__file__).parents[2]
+    )
 
 
 def test_two_processes_at_once_build_one_folder(tmp_path: Path) -> None:
@@ -92,3 +94,43 @@ def test_a_disk_that_fills_up_meanwhile_is_a_failure_not_a_refusal(tmp_path: Pat
 
     with pytest.raises(DiskFullError):
         build_once(tmp_path / "model", fills)
+
+
+@pytest.mark.parametrize("harm", ["missing", "emptied", "one bit"])
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_damaged_folder_is_made_anew_and_it_is_said(tmp_path: Path, name: str, harm: str, cache: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "first").write_text("first")
+        (folder / "second").write_text("second")
+
+    target = build_once(tmp_path / "model", build)
+    assert remade() == ()
+    if harm == "missing":
+        (target / name).unlink()
+    else:
+        (target / name).write_bytes(b"" if harm == "emptied" else bytes([name.encode()[0] ^ 1]) + name[1:].encode())
+    assert build_once(target, build) == target
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"first": "first", "second": "second"}
+    (said,) = remade()
+    assert said.startswith(f"the cached model model was damaged ({name} ")
+    assert remade() == ()
+
+
+def test_a_manifest_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
+    target = build_once(tmp_path / "model", lambda folder: (folder / "file").touch())
+    (tmp_path / "model.manifest.json").write_text("{")
+    build_once(target, lambda folder: (folder / "other").touch())
+    assert [path.name for path in target.iterdir()] == ["other"]
+    assert len(remade()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_process_that_is_stopped_half_way_leaves_nothing(tmp_path: Path, number: int) -> None:
+    target = tmp_path / "model"
+    stopped = start(target, tmp_path / "log", hangs=True)
+    assert stopped.stdout is not None
+    assert stopped.stdout.readline() == "half-way\n"
+    os.kill(stopped.pid, number)
+    assert stopped.wait(timeout=60) != 0
+    stopped.stdout.close()
+    assert {path.name for path in tmp_path.iterdir()} <= {"log", "model.lock"}

@@ -13,7 +13,7 @@ from loraft import api
 from loraft.errors import OutOfMemoryError, ResourceError, RunFolderError
 from loraft.training import run
 from loraft.training.memory import MemoryPlan
-from loraft.training.run_folder import check_disk, choose_run_folder, left_unfinished
+from loraft.training.run_folder import RunFolder, check_disk, choose_run_folder, left_unfinished
 from tests.training.building import tiny_config
 
 
@@ -122,3 +122,35 @@ def test_checkpoints_that_are_there_already_need_no_room_of_their_own(
     with (tmp_path / "checkpoints/step-000004/model.safetensors").open("wb") as file:
         file.truncate(350 * size)
     check_disk(tmp_path, memory, keep=3)
+
+
+LINES = b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+@pytest.mark.parametrize(
+    ("held", "kept", "told"),
+    [
+        (LINES, LINES, False),
+        (LINES + b'{"step": 4}\n{"st', LINES, False),
+        (None, None, True),
+        (b"", b"", True),
+        (LINES[:18], b'{"step": 1}\n', True),
+        (b'{"step": 1}\n{"stop: 2}\n{"step": 3}\n{"step": 4}\n', b'{"step": 1}\n{"step": 3}\n', True),
+        (b"\xff" + LINES, b'{"step": 2}\n', True),
+    ],
+    ids=["whole", "written on", "missing", "emptied", "halved", "altered", "no text"],
+)
+def test_metrics_that_were_lost_are_told_and_what_is_left_is_json(
+    tmp_path: Path, held: bytes | None, kept: bytes | None, told: bool
+) -> None:
+    folder = RunFolder(tmp_path)
+    if held is not None:
+        folder.metrics.write_bytes(held)
+    notes = folder.cut_back({"metrics.jsonl": len(LINES), "samples.jsonl": 0})
+    assert bool(notes) is told
+    assert all("metrics.jsonl" in note for note in notes)
+    if kept is None:
+        assert not folder.metrics.exists()
+    else:
+        assert folder.metrics.read_bytes() == kept
+    assert folder.cut_back({"metrics.jsonl": len(kept or b""), "samples.jsonl": 0}) == ()
