@@ -22,9 +22,9 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import chat_template_utils
 
 from loraft.data.formats import THOUGHTS, Message
+from loraft.data.template_sandbox import TemplateBoundError, render_bounded
 from loraft.errors import DataError
 
 __all__ = ["ChatTemplate", "Span"]
@@ -44,6 +44,7 @@ class ChatTemplate:
     Attributes:
         tokenizer: It brings the special tokens that the template may print.
         text: The template.
+        origin: Where it comes from, in a few words.
         end_of_turn: The token that the template prints after the assistant's last content; None where it prints none.
         tools: The tools of the conversation at hand, as JSON schemas.
         arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
@@ -51,18 +52,19 @@ class ChatTemplate:
 
     tokenizer: PreTrainedTokenizerBase
     text: str
+    origin: str = "the tokenizer"
     end_of_turn: str | None = None
     tools: tuple[Mapping[str, object], ...] = ()
     arguments_as_text: bool = False
 
     @classmethod
-    def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str) -> ChatTemplate:
+    def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str, origin: str = "the tokenizer") -> ChatTemplate:
         """The template; its end of turn, and how it takes arguments, found by rendering a few messages.
 
         Raises:
             DataError: The template cannot render that conversation.
         """
-        template = cls(tokenizer, text)
+        template = cls(tokenizer, text, origin)
         mark = chr(PRIVATE[0])
         asked, answered = Message("user", "Question"), Message("assistant", f"Answer{mark}")
         after = template.render([asked, answered]).rpartition(mark)[2]
@@ -91,15 +93,22 @@ class ChatTemplate:
         Raises:
             DataError: The template fails; the message is the template's own.
         """
-        tools: Any = list(self.tools) or None
+        return self._rendered(messages, generation_prompt=generation_prompt)[0]
+
+    def _rendered(
+        self, messages: Sequence[Message], *, generation_prompt: bool = False, marks: bool = False
+    ) -> tuple[str, list[Span]]:
+        """The text of `messages`, and the spans that the template marks, where they are wanted."""
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                self._plain(messages), tools=tools, chat_template=self.text, tokenize=False,
-                add_generation_prompt=generation_prompt,
+            return render_bounded(
+                self._plain(messages), self.text, tools=self.tools, special_tokens=self.tokenizer.special_tokens_map,
+                generation_prompt=generation_prompt, marks=marks,
             )  # fmt: skip
+        except TemplateBoundError as error:
+            message, remedy = f"the chat template of {self.origin} cannot be used: {error}", "name another template"
+            raise DataError(message, key="data.chat_template", remedy=remedy) from None
         except Exception as error:  # a template is a program of somebody else's: anything can come out of it
             raise _failure(error) from None
-        return str(rendered)
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text of `messages` up to where the assistant's next content begins.
@@ -221,15 +230,7 @@ class ChatTemplate:
 
     def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
         """The spans that the template itself marks, each drawn to the end of its end-of-turn token."""
-        render: Any = chat_template_utils.render_jinja_template  # its annotation says str, it returns a pair
-        tokens = self.tokenizer.special_tokens_map
-        try:
-            (text,), (spans,) = render(
-                [self._plain(messages)], tools=list(self.tools) or None, chat_template=self.text,
-                return_assistant_tokens_mask=True, **tokens,
-            )  # fmt: skip
-        except Exception as error:  # as above
-            raise _failure(error) from None
+        text, spans = self._rendered(messages, marks=True)
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if len(spans) != len(answers):
             raise DataError(
