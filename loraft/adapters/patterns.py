@@ -81,7 +81,7 @@ def _at_the_end(pattern: str) -> str:
 def _winners(modules: Collection[str], matched: Mapping[str, set[str] | str]) -> dict[str, str | None]:
     """The first pattern that matches each module."""
     of: dict[str, str | None] = dict.fromkeys(modules)
-    for pattern, found in reversed(matched.items()):
+    for pattern, found in reversed(list(matched.items())):
         of |= dict.fromkeys(found, pattern)
     return of
 

@@ -152,7 +152,7 @@ class LabelRenderer:
         for paired in (False, True):
             chosen = [index for index, (_, second) in enumerate(texts) if (second is not None) is paired]
             for start, stop in calls([len(texts[index][0]) + len(texts[index][1] or "") for index in chosen]):
-                columns = [[texts[index][part] for index in chosen[start:stop]] for part in range(1 + paired)]
+                columns = [[texts[index][part] or "" for index in chosen[start:stop]] for part in range(1 + paired)]
                 require_readable(columns)
                 read: Any = self.tokenizer(*columns, verbose=False, **options)
                 types = read.get("token_type_ids") or [None] * (stop - start)

@@ -26,8 +26,8 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from loraft.data.examples import TOKENIZED_TOGETHER
 from loraft.errors import DataError
@@ -207,7 +207,8 @@ class LongTexts:
         """
         cut = _cut_of(self.tokenizer)
         cuts = self._cuts(text, *cut, min(at_once, AT_ONCE)) if cut is not None else iter(())
-        start, held, characters = 0, [], 0
+        held: list[Span] = []
+        start, characters = 0, 0
         for stop in chain(cuts, [len(text)]):
             if stop - start > UNBROKEN:
                 raise _cannot_be_cut(text, start)
@@ -223,7 +224,7 @@ class LongTexts:
         """Where the text is cut, in order: at places far enough apart that pass the experiment."""
         at: int | None = 0
         while at is not None:
-            tried = []
+            tried: list[int] = []
             while at is not None and len(tried) < at_once:
                 found = places.search(text, at + PIECE)
                 at = None if found is None else found.start()
@@ -341,6 +342,7 @@ def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     kinds = {part["type"] for part in _parts(json.loads(backend.pre_tokenizer.__getstate__()))}
     known, added = tokenizer.get_vocab(), backend.get_added_tokens_decoder().values()
-    if "ByteLevel" not in kinds or not set(bytes_to_unicode().values()) <= known.keys():
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if "ByteLevel" not in kinds or not known.keys() >= set(alphabet):
         return None
     return None if any(token.lstrip or token.rstrip for token in added) else max(len(token.encode()) for token in known)

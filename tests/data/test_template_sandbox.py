@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loraft.data import template_sandbox
+from loraft.data import template_budget
 from loraft.data.template_sandbox import TemplateBoundError, render_bounded
 from loraft.data.tokenize import Renderer
 from loraft.errors import DataError
@@ -71,6 +71,9 @@ HOSTILE = {
     "translating": "{{ ('a' * 100000).translate({97: 'b' * 100000}) }}",
     "bytes": "{{ (1).to_bytes(10**9, 'big') }}",
     "keeping": "{% set n = namespace(l=[]) %}{% for i in range(9999) %}{% set n.l = n.l + ['a' * 9000] %}{% endfor %}",
+    "cutting": "{% set x = 'a' * 1000000 %}{% set n = namespace(l=[]) %}{% for i in range(9999) %}"
+    "{% set n.l = n.l + [x[i:]] %}{% endfor %}",
+    "digits": "{{ 1.5 | round(10**9, 'ceil') }}",
     "an odd filter": "{{ ('a.' * 5000000) | urlize }}",
 }  # fmt: skip
 
@@ -110,11 +113,25 @@ def test_all_that_a_template_can_say_is_said_as_in_transformers() -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_is_ended_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_sandbox, "MOST_SECONDS", 0.1)
+    monkeypatch.setattr(template_budget, "MOST_SECONDS", 0.1)
     begun = time.thread_time()
     with pytest.raises(TemplateBoundError):
         render_bounded(ASKED, HOSTILE[name], tools=(), special_tokens={})
     assert time.thread_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ '%d of %s' % (170000000, 5) }} {{ '{} {:,}'.format(1700000000, 999999) }} {{ '1000000 %s' | format(1) }}",
+        "{% set n = namespace(l=[]) %}{% for m in messages * 99 %}{% set n.l = n.l + [m] %}{% endfor %}{{ n.l|count }}",
+        "{{ messages[0].content.find('x', 200000) }} {{ nothing | default(1700000000) }} {{ '5' | int(1700000000) }}",
+    ],
+)
+def test_large_numbers_and_long_lists_are_no_fault(template: str) -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "word " * 50_000}] * 2
+    expected = tokenizer_of().apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert render_bounded(messages, template, tools=(), special_tokens={})[0] == expected
 
 
 def test_a_long_conversation_may_be_rendered_however_it_is_put_together() -> None:
