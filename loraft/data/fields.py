@@ -6,11 +6,10 @@ has.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
+from loraft.data.json_text import RepeatedKeyError, loads
 from loraft.data.records import Row
 from loraft.errors import DataError
 
@@ -60,8 +59,12 @@ class Fields:
         """The texts of a field that must be an object, or JSON text of one, which is how CSV files keep them."""
         value = self.value(name)
         if isinstance(value, str) and value.lstrip().startswith("{"):
-            with suppress(ValueError, RecursionError):
-                value = json.loads(value)
+            try:
+                value = loads(value)
+            except RepeatedKeyError as error:
+                raise self.wrong(name, str(error)) from None
+            except (ValueError, RecursionError):
+                pass  # text that is no JSON stays what it is
         if not isinstance(value, Mapping):
             raise self.wrong(name, f"must be an object with a text for each language; found {kind(value)}")
         return {str(key): text for key, text in value.items() if text is not None}

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loraft.data.json_text import RepeatedKeyError, loads, loads_marked, repeated_in
 from loraft.errors import DataError, Problem
 
 __all__ = ["READERS", "RawRow", "Row", "from_arrow", "rows_in"]
@@ -97,8 +98,13 @@ def _jsonl(path: Path) -> Iterator[RawRow]:
 
 
 def _json(path: Path) -> Iterator[RawRow]:
+    marked = False
     try:
-        loaded = _loads(_text(path.read_bytes(), first=True))
+        text = _text(path.read_bytes(), first=True)
+        try:
+            loaded = _loads(text)
+        except RepeatedKeyError:
+            loaded, marked = _loads(text, loads_marked), True
     except _UnreadableError as error:
         lines = "one object a line is JSON Lines: name the file .jsonl" if "Extra data" in str(error) else None
         remedy = lines or _remedy(str(error))
@@ -111,7 +117,7 @@ def _json(path: Path) -> Iterator[RawRow]:
             remedy="write the list alone, or one object a line as .jsonl",
         )  # fmt: skip
     for number, value in enumerate(loaded, start=1):
-        yield RawRow(f"{path}: row {number}", partial(_checked, value))
+        yield RawRow(f"{path}: row {number}", partial(_unrepeated if marked else _checked, value))
 
 
 def _csv(path: Path) -> Iterator[RawRow]:
@@ -179,6 +185,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
 REMEDIES: Mapping[str, str] = {
     "is not UTF-8": "Save the file as UTF-8.",
     "is not JSON:": 'Write objects such as {"prompt": "…", "completion": "…"}, with double quotes.',
+    "has the key": "Keep one of them: which is meant, nobody can tell.",
     "has more cells": "Put texts with commas or line ends in double quotes.",
 }
 """What to do about rows that cannot be read, by how the reason begins."""
@@ -217,12 +224,23 @@ def _text(raw: bytes, *, first: bool) -> str:
 
 
 def _object(raw: bytes, *, first: bool) -> Mapping[str, object]:
-    return _checked(_loads(_text(raw, first=first).rstrip("\r\n")))
-
-
-def _loads(text: str) -> Any:
     try:
-        return json.loads(text)
+        return _checked(_loads(_text(raw, first=first).rstrip("\r\n")))
+    except RepeatedKeyError as error:
+        raise _UnreadableError(str(error)) from None
+
+
+def _unrepeated(value: object) -> Mapping[str, object]:
+    if (key := repeated_in(value)) is not None:
+        raise _UnreadableError(str(RepeatedKeyError(key)))
+    return _checked(value)
+
+
+def _loads(text: str, read: Callable[[str], Any] = loads) -> Any:
+    try:
+        return read(text)
+    except RepeatedKeyError:
+        raise
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise _UnreadableError(f"is not JSON: {error.msg} ({place})") from None

@@ -6,13 +6,13 @@ know files, tokenizers and templates. A row that does not fit is an error that n
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraft.config.schema import RowFormat, Task
 from loraft.data.fields import Fields, clean, column_of, kind, shown
+from loraft.data.json_text import RepeatedKeyError, loads
 from loraft.data.records import Row
 from loraft.errors import DataError
 
@@ -439,7 +439,9 @@ def _tools(fields: Fields) -> tuple[Mapping[str, object], ...]:
     value = fields.row.values.get(fields.columns.get("tools", "tools"))
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
+            value = loads(value)
+        except RepeatedKeyError as error:
+            raise fields.wrong("tools", str(error)) from None
         except ValueError:
             raise fields.wrong("tools", "is text that is no JSON") from None
     if not value:
@@ -474,8 +476,10 @@ def _texts_of_parts(fields: Fields, place: str, parts: Sequence[object]) -> str:
 def _calls(fields: Fields, place: str, text: str) -> list[dict[str, object]]:
     """The calls that a turn of the role `function_call` makes, as `messages` have them."""
     try:
-        read = json.loads(text)
-    except ValueError:
+        read = loads(text)
+    except RepeatedKeyError as error:
+        raise fields.wrong(place, str(error)) from None
+    except (ValueError, RecursionError):
         raise fields.wrong(place, "must be a call as JSON, with name and arguments") from None
     called = read if isinstance(read, list) else [read]
     if not called or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in called):

@@ -214,8 +214,8 @@ class LongTexts:
         """
         cut = _cut_of(self.tokenizer)
         cuts = self._cuts(text, *cut, min(at_once, AT_ONCE)) if cut is not None else iter(())
-        start, characters = 0, 0
         held: list[Span] = []
+        start, characters = 0, 0
         for stop in chain(cuts, [len(text)]):
             if stop - start > UNBROKEN:
                 raise _cannot_be_cut(text, start)
@@ -349,6 +349,7 @@ def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     kinds = {part["type"] for part in _parts(json.loads(backend.pre_tokenizer.__getstate__()))}
     known, added = tokenizer.get_vocab(), backend.get_added_tokens_decoder().values()
-    if "ByteLevel" not in kinds or not set(pre_tokenizers.ByteLevel.alphabet()) <= known.keys():
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if "ByteLevel" not in kinds or not known.keys() >= set(alphabet):
         return None
     return None if any(token.lstrip or token.rstrip for token in added) else max(len(token.encode()) for token in known)

@@ -119,7 +119,8 @@ class Renderer:
         text, notes = choose_template(tokenizer, chat_template)
         if text is None:
             return cls(tokenizer, None, train_on, system_prompt, notes)
-        template = ChatTemplate.probed(tokenizer, text)
+        origin = tokenizer.name_or_path if chat_template == "auto" else chat_template
+        template = ChatTemplate.probed(tokenizer, text, origin or "the tokenizer")
         return cls(tokenizer, template, train_on, system_prompt, (*notes, *template.notes))
 
     @property

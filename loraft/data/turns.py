@@ -24,11 +24,11 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import chat_template_utils
 
 from loraft.data.borders import Span, shared_beginning
 from loraft.data.content_marks import APART, THINKS, Part, find_parts, left_out, parts_of, unused_characters
 from loraft.data.formats import Message
+from loraft.data.template_sandbox import TemplateBoundError, render_bounded
 from loraft.errors import DataError
 
 __all__ = ["ChatTemplate", "RenderedTurns"]
@@ -60,6 +60,7 @@ class ChatTemplate:
     Attributes:
         tokenizer: It brings the special tokens that the template may print.
         text: The template.
+        origin: Where it comes from, in a few words.
         end_of_turn: The token that the template prints after the assistant's last content; None where it prints none.
         tools: The tools of the conversation at hand, as JSON schemas.
         arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
@@ -67,18 +68,19 @@ class ChatTemplate:
 
     tokenizer: PreTrainedTokenizerBase
     text: str
+    origin: str = "the tokenizer"
     end_of_turn: str | None = None
     tools: tuple[Mapping[str, object], ...] = ()
     arguments_as_text: bool = False
 
     @classmethod
-    def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str) -> ChatTemplate:
+    def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str, origin: str = "the tokenizer") -> ChatTemplate:
         """The template; its end of turn, and how it takes arguments, found by rendering a few messages.
 
         Raises:
             DataError: The template cannot render that conversation.
         """
-        template = cls(tokenizer, text)
+        template = cls(tokenizer, text, origin)
         (mark,) = unused_characters(text)
         asked, answered = Message("user", "Question"), Message("assistant", f"Answer{mark}")
         after = template.render([asked, answered]).rpartition(mark)[2]
@@ -193,21 +195,39 @@ class ChatTemplate:
             prompt + text[start:], ((len(prompt), stop + moved),), (*borders, len(prompt)), tuple(findings)
         )
 
-    def _print(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], **more: Any) -> str:
+    def _print(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        generation_prompt: bool = False,
+    ) -> str:
         """What the template prints of messages and tools as it takes them."""
-        given: Any = list(messages)
-        given_tools: Any = list(tools) or None
+        return self._printed(messages, tools, generation_prompt=generation_prompt)[0]
+
+    def _printed(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        generation_prompt: bool = False,
+        marks: bool = False,
+    ) -> tuple[str, list[Span]]:
+        """The same, and the spans that the template marks, where they are wanted."""
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                given, tools=given_tools, chat_template=self.text, tokenize=False, **more
-            )
+            return render_bounded(
+                messages, self.text, tools=tools, special_tokens=self.tokenizer.special_tokens_map,
+                generation_prompt=generation_prompt, marks=marks,
+            )  # fmt: skip
+        except TemplateBoundError as error:
+            message, remedy = f"the chat template of {self.origin} cannot be used: {error}", "name another template"
+            raise DataError(message, key="data.chat_template", remedy=remedy) from None
         except Exception as error:  # a template is a program of somebody else's: anything can come out of it
             raise _failure(error) from None
-        return str(rendered)
 
     def _print_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
         if "add_generation_prompt" in self.text:
-            return self._print(messages, tools, add_generation_prompt=True)
+            return self._print(messages, tools, generation_prompt=True)
         alone = self._print(messages, tools)
         (mark,) = unused_characters(alone)
         answered = self._print([*messages, {"role": "assistant", "content": f"{mark}."}], tools)
@@ -279,15 +299,7 @@ class ChatTemplate:
 
     def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[Span, ...]:
         """The spans that the template itself marks, each drawn to the end of its end-of-turn token."""
-        render: Any = chat_template_utils.render_jinja_template  # its annotation says str, it returns a pair
-        tokens = self.tokenizer.special_tokens_map
-        try:
-            (text,), (spans,) = render(
-                [self._plain(messages)], tools=list(self.tools) or None, chat_template=self.text,
-                return_assistant_tokens_mask=True, **tokens,
-            )  # fmt: skip
-        except Exception as error:  # as above
-            raise _failure(error) from None
+        text, spans = self._printed(self._plain(messages), self.tools, marks=True)
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if len(spans) != len(answers):
             raise DataError(

@@ -204,6 +204,8 @@ def test_a_translation_may_be_the_text_of_an_object() -> None:
     assert pair({"translation": json.dumps(NESTED["translation"])}, "en", "fr") == Pair("yes", "oui")
     with pytest.raises(DataError, match="found text"):
         pair({"translation": "{'en': 'yes'}"}, "en", "fr")
+    with pytest.raises(DataError, match="'en' twice"):
+        pair({"translation": '{"en": "yes", "fr": "oui", "en": "no"}'}, "en", "fr")
 
 
 def test_codes_that_no_row_has_are_told_what_to_do() -> None:

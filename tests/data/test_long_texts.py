@@ -14,10 +14,12 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from loraft.config.schema import RunConfig
+from loraft.config.schema import DataSection, RunConfig
 from loraft.data import long_texts
+from loraft.data.formats import Pair
 from loraft.data.labelled import LabelRenderer
 from loraft.data.long_texts import LongTexts, ManyTokensError
+from loraft.data.pairs import PairRenderer
 from loraft.data.prepare import prepare
 from loraft.errors import DataError
 from tests.data.chats import CHATS, tokenizer_for
@@ -214,9 +216,24 @@ def test_pairs_of_long_texts_are_cut_as_when_read_whole(most: int, small: None) 
         assert renderer.text_ids([(text, second)], most) == [(whole["input_ids"], whole["token_type_ids"])]
 
 
+def test_long_sources_and_targets_are_cut_as_when_read_whole(small: None) -> None:
+    renderer = PairRenderer.for_tokenizer(PreTrainedTokenizerFast(tokenizer_object=t5(), eos_token="</s>"))
+    limits = DataSection.model_validate({"train": "x", "max_length": 60, "max_target_length": 40})
+    text = long_text(500)
+    for pair in (Pair(text, "short"), Pair("short", text), Pair(text, text)):
+        (whole,) = renderer.examples([pair], ["here"])
+        beginning = renderer.beginning(pair, limits)
+        (part,) = renderer.examples([beginning], ["here"])
+        assert part.tokens < whole.tokens
+        assert (renderer.too_long(part, limits) is None) is (renderer.too_long(whole, limits) is None) is False
+        assert renderer.cut(beginning, part, limits, "truncate") == renderer.cut(pair, whole, limits, "truncate")
+    assert renderer.beginning(Pair("short", "short"), limits) == Pair("short", "short")
+
+
 GIANT = """
 import resource, sys
 from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig
+from loraft.data.pairs import PairRenderer
 from loraft.data.prepare import prepare
 from tests.tiny import tiny_tokenizer
 path, choice = sys.argv[1:]

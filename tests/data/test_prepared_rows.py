@@ -89,6 +89,14 @@ def test_every_problem_of_every_source_is_told(prepared: Prepare, tmp_path: Path
     assert {problem.where for problem in caught.value.problems} == {f"{bad}:2", f"{bad}:3", missing}
 
 
+def test_a_row_with_a_key_twice_is_a_bad_row(prepared: Prepare, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": "good text"}, '{"text": "a", "text": "b"}', {"text": "good"}])
+    with pytest.raises(DataError, match=r"a\.jsonl:2: has the key 'text' twice"):
+        prepared(path)
+    data = prepared(path, on_bad_row="skip")
+    assert (data.report.sources[0].bad, data.report.sources[0].kept) == (1, 2)
+
+
 def test_a_row_that_the_template_refuses_is_a_bad_row(prepared: Prepare, tmp_path: Path) -> None:
     template = tmp_path / "own.jinja"
     template.write_text(

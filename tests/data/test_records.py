@@ -50,6 +50,32 @@ def test_json_rows_are_numbered(tmp_path: Path) -> None:
     assert found.columns == ("text", "more")
 
 
+REPEATED = [
+    ('{"text": "a", "text": "b"}', "'text'"),
+    ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "'content'"),
+    ('{"a": 1, "b": {"c": [[{"d": 1, "e": 2, "d": 1}]]}}', "'d'"),
+]
+
+
+@pytest.mark.parametrize(("row", "key"), REPEATED)
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_a_key_that_stands_twice_spoils_its_row_by_name(row: str, key: str, ending: str, tmp_path: Path) -> None:
+    rows = ['{"text": "good", "more": {"text": "x"}}', row, '{"text": "good"}']
+    content = "\n".join(rows) if ending == "jsonl" else f"[{', '.join(rows)}]"
+    path = written(tmp_path, f"a.{ending}", content)
+    found = read(path)
+    assert [row.values["text"] for row in found.rows] == ["good", "good"]
+    (problem,) = found.problems
+    assert problem.where == (f"{path}:2" if ending == "jsonl" else f"{path}: row 2")
+    assert key in problem.message
+    assert problem.remedy
+
+
+def test_what_is_no_json_behind_a_key_that_stands_twice_is_an_error_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not JSON"):
+        read(written(tmp_path, "a.json", '[{"a": 1, "a": 2}, {]'))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -1,0 +1,76 @@
+"""JSON that a person wrote: an object that has a key twice is an error, where Python would keep the last of them.
+
+This module knows JSON. It refuses to know rows and files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+__all__ = ["RepeatedKeyError", "loads", "loads_marked", "repeated_in"]
+
+
+class RepeatedKeyError(ValueError):
+    """An object has a key twice."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"has the key {key!r} twice in one object")
+
+
+class _Repeated(dict[str, Any]):
+    """An object that had a key twice; the last value stands."""
+
+    key = ""
+
+
+def loads(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        RepeatedKeyError: An object has a key twice.
+        json.JSONDecodeError: It is no JSON.
+        RecursionError: It is nested too deeply.
+        ValueError: A number is too long.
+    """
+    return READER.decode(text)
+
+
+def loads_marked(text: str) -> Any:
+    """As `loads`, but an object that has a key twice is there, for `repeated_in` to find."""
+    return json.loads(text, object_pairs_hook=_marked)
+
+
+def repeated_in(value: object) -> str | None:
+    """A key that an object in `value`, which `loads_marked` gave, has twice; None where there is none."""
+    stack = [value]
+    while stack:
+        inner = stack.pop()
+        if isinstance(inner, _Repeated):
+            return inner.key
+        if isinstance(inner, dict | list):
+            stack += inner.values() if isinstance(inner, dict) else inner
+    return None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise RepeatedKeyError(_twice(pairs))
+    return found
+
+
+def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        found = _Repeated(pairs)
+        found.key = _twice(pairs)
+    return found
+
+
+def _twice(pairs: list[tuple[str, Any]]) -> str:
+    return Counter(name for name, _ in pairs).most_common(1)[0][0]
+
+
+READER = json.JSONDecoder(object_pairs_hook=_object)

@@ -1,0 +1,257 @@
+"""What one rendering of a chat template may cost: processor time, and characters that it makes.
+
+What multiplies text is measured before it is made: products, widths, formats, replacements, joined and nested lists.
+This module knows texts and lists. It refuses to know jinja2's environment (`template_sandbox`).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from jinja2 import TemplateRuntimeError
+from jinja2.utils import Namespace
+
+__all__ = [
+    "BUDGET", "Budget", "Counted", "TemplateBoundError", "as_text", "before_filter", "before_format", "before_method",
+    "before_operator", "parts_of", "weight_of",
+]  # fmt: skip
+
+MOST_SECONDS = 1.0
+"""Processor time of a rendering, which usually takes less than a thousandth of it."""
+MOST_CHARACTERS = 30_000_000
+PER_CHARACTER = 20
+SECONDS_PER_CHARACTER = 1e-7
+"""A rendering may make and take so much, and so much more for each character that it is given."""
+MOST_NUMBER = 100_000
+"""The largest width, and the most digits of a number."""
+LOOKS = 64
+"""Passes of a loop between two looks at the clock."""
+SHORT = 100_000
+"""The most characters for a filter of which it is not known that its time grows no faster than its input."""
+WIDE = {"batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice", "to_bytes", "tojson", "zfill"}
+"""Methods and filters that take a width, a count or a number of digits."""
+LINEAR = WIDE | {
+    "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last",
+    "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "safe", "select", "selectattr",
+    "sort", "string", "sum", "trim", "truncate", "unique", "upper",
+}  # fmt: skip
+WHOLE = {"batch", "dictsort", "list", "slice", "sort", "string", "sum", "tojson", "unique"}
+"""Filters that go through all of their input."""
+PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*([0-9]*)\.?([0-9]*)")
+BRACES = re.compile(r"\{[^{}]*:[^{}0-9]*([0-9]*)[^{}0-9]*([0-9]*)")
+GIVEN_WIDTH = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
+"""A format that takes a width from its values."""
+
+
+class TemplateBoundError(TemplateRuntimeError):
+    """A template takes more than a rendering may take."""
+
+
+class Budget:
+    """What is left to one rendering; what it was given is measured only where that decides."""
+
+    def __init__(self, given: object) -> None:
+        self._until = time.thread_time() + MOST_SECONDS
+        self._left = MOST_CHARACTERS
+        self._given: object = given
+        self._passes = 0
+
+    def look(self) -> None:
+        """Look at the clock.
+
+        Raises:
+            TemplateBoundError: The time is over.
+        """
+        if time.thread_time() > self._until:
+            self._extend()
+            if time.thread_time() > self._until:
+                raise TemplateBoundError(f"it takes more than {MOST_SECONDS:.0f} s of processor time")
+
+    def step(self) -> None:
+        """One pass of a loop."""
+        self._passes += 1
+        if self._passes % LOOKS == 0:
+            self.look()
+
+    def make(self, characters: int) -> None:
+        """So many characters, or parts of lists, are about to be made.
+
+        Raises:
+            TemplateBoundError: They are more than are left.
+        """
+        self._left -= characters
+        if self._left < 0:
+            self._extend()
+            if self._left < 0:
+                raise TemplateBoundError(f"it makes more than {MOST_CHARACTERS:,} characters, or parts of lists")
+
+    def _extend(self) -> None:
+        given, self._given = self._given, None
+        size = weight_of(given)
+        self._left += PER_CHARACTER * size
+        self._until += SECONDS_PER_CHARACTER * size
+
+
+BUDGET: ContextVar[Budget] = ContextVar("BUDGET")
+
+
+class Counted:
+    """What a loop goes through, each pass counted."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        step = BUDGET.get().step
+        for value in self._values:
+            step()
+            yield value
+
+
+def weight_of(value: object, *, characters: bool = True) -> int:
+    """About the characters of a value as text: of what lies in it several times, as often as it lies there."""
+    total, parts, stack = 0, 0, [value]
+    while stack:
+        top = stack.pop()
+        parts += 1
+        if isinstance(top, str | bytes):
+            total += len(top) if characters else 0
+        elif isinstance(top, int):
+            total += top.bit_length() // 3
+        elif isinstance(top, range):
+            total += len(top)
+        elif isinstance(top, Mapping):
+            stack += [*top.keys(), *top.values()]
+        elif isinstance(top, list | tuple | set | frozenset):
+            stack += top
+        elif isinstance(top, Namespace):
+            stack.append(object.__getattribute__(top, "_Namespace__attrs"))
+        if parts % 1024 == 0:
+            BUDGET.get().look()
+    return total + parts
+
+
+def parts_of(value: object) -> int:
+    """How many values there are in a value: it holds its texts, and does not make them."""
+    return weight_of(value, characters=False)
+
+
+def before_operator(operator: str, left: Any, right: Any) -> None:
+    """Measure what an operator makes.
+
+    Raises:
+        TemplateBoundError: It is too much.
+    """
+    budget = BUDGET.get()
+    if isinstance(left, int) and isinstance(right, int):
+        bits = {"**": left.bit_length() * abs(right), "*": left.bit_length() + right.bit_length()}
+        if bits.get(operator, 0) > MOST_NUMBER:
+            raise TemplateBoundError(f"it computes a number of more than {MOST_NUMBER:,} binary digits")
+    elif operator == "*":
+        value, count = (right, left) if isinstance(left, int) else (left, right)
+        size = len(value) if isinstance(value, str | bytes) else parts_of(value)
+        budget.make(size * max(count, 0) if isinstance(count, int) else 0)
+    elif operator == "+":
+        budget.make(parts_of((left, right)))
+    elif operator == "%" and isinstance(left, str | bytes):
+        before_format(left, [right])
+
+
+def before_method(owner: str | bytes | int, name: str, args: tuple[Any, ...], values: Sequence[Any]) -> tuple[Any, ...]:
+    """Measure what a method of a text or a number makes, and give its arguments.
+
+    Raises:
+        TemplateBoundError: It is too much.
+    """
+    budget = BUDGET.get()
+    if name in WIDE:
+        _refuse_wide(values)
+    if isinstance(owner, int):
+        return args
+    if name == "replace":
+        _before_replace(owner, values)
+    elif name == "join" and args:
+        return (_before_join(owner, args[0]), *args[1:])
+    elif name == "expandtabs":
+        budget.make(len(owner) * max([8, *(value for value in values if isinstance(value, int))]))
+    elif name == "translate":
+        table = values[0].values() if values and isinstance(values[0], Mapping) else ()
+        budget.make(len(owner) * max([1, *(len(value) for value in table if isinstance(value, str))]))
+    else:
+        budget.make(len(owner))
+    return args
+
+
+def before_filter(name: str, value: Any, values: Sequence[Any]) -> Any:
+    """Measure what a filter makes of a value, and give the value.
+
+    Raises:
+        TemplateBoundError: It is too much.
+    """
+    budget = BUDGET.get()
+    budget.look()
+    if name in WIDE:
+        _refuse_wide(values)
+    widest = max([1, *(number for number in values if isinstance(number, int))])
+    if name == "join":
+        return _before_join(values[0] if values and isinstance(values[0], str) else "", value)
+    if name == "replace":
+        _before_replace(as_text(value), [as_text(each) for each in values])
+    elif name == "format":
+        before_format(as_text(value), values)
+    elif name == "indent":
+        widths = [len(each) for each in values if isinstance(each, str)]
+        budget.make(as_text(value).count("\n") * max([4, widest, *widths]))
+    elif name in WHOLE:
+        if name == "tojson" and weight_of(list(values)) > 200:
+            raise TemplateBoundError("it writes JSON with long texts between its parts")
+        budget.make(weight_of(value) * (widest if name == "tojson" else 1) + (widest if name != "sum" else 0))
+    elif name not in LINEAR and weight_of([value, *values]) > SHORT:
+        raise TemplateBoundError(f"it gives the filter {name} more than {SHORT:,} characters")
+    return value
+
+
+def as_text(value: object) -> str:
+    """A value as text, measured before it is one."""
+    if isinstance(value, str):
+        return value
+    BUDGET.get().make(weight_of(value))
+    return str(value)
+
+
+def before_format(form: str | bytes, values: Sequence[Any]) -> None:
+    """A format gives each field as often as it names it, in a width that it says or is given."""
+    text = form if isinstance(form, str) else form.decode("latin-1")
+    widths = [width for found in (PERCENT, BRACES) for pair in found.findall(text) for width in pair if width]
+    if any(len(width) > 6 or int(width) > MOST_NUMBER for width in widths):
+        raise TemplateBoundError(f"it formats in a width of more than {MOST_NUMBER:,}")
+    if GIVEN_WIDTH.search(text):
+        _refuse_wide(values)
+    made = sum(min(int(width), MOST_NUMBER) for width in widths)
+    BUDGET.get().make(len(text) + made + (text.count("%") + text.count("{")) * weight_of(list(values)))
+
+
+def _before_replace(text: Any, values: Sequence[Any]) -> None:
+    if len(values) >= 2 and isinstance(values[0], type(text)) and isinstance(values[1], type(text)):
+        BUDGET.get().make(len(text) + text.count(values[0]) * len(values[1]))
+
+
+def _before_join(between: str | bytes, values: Any) -> list[Any]:
+    listed = list(Counted(values))
+    BUDGET.get().make(weight_of(listed) + len(listed) * len(between))
+    return listed
+
+
+def _refuse_wide(values: Iterable[Any]) -> None:
+    for value in values:
+        if isinstance(value, int) and abs(value) > MOST_NUMBER:
+            raise TemplateBoundError(f"it asks for a width or a count of more than {MOST_NUMBER:,}")
+        if isinstance(value, list | tuple | dict):
+            _refuse_wide(value.values() if isinstance(value, dict) else value)
