@@ -165,8 +165,10 @@ def restore(adapted: AdaptedModel, folder: Path) -> None:
             tensors.update(load_file(path))
         except (SafetensorError, OSError) as error:
             raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
-    if tensors.keys() != adapted.trainable.keys():
-        differing = ", ".join(sorted(tensors.keys() ^ adapted.trainable.keys())[:5])
+    # BART's files have a buffer too, which is not trained.
+    strange = (tensors.keys() - adapted.model.state_dict().keys()) | (adapted.trainable.keys() - tensors.keys())
+    if strange:
+        differing = ", ".join(sorted(strange)[:5])
         raise AdapterError(f"it holds other tensors than the model: {differing}", where=str(folder))
     for name, weight in adapted.trainable.items():
         weight.data.copy_(tensors[name])

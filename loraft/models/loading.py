@@ -45,7 +45,7 @@ from loraft.models.configs import (
 )
 from loraft.models.families import FAMILIES, TRAINED, Family, family_of
 from loraft.models.placement import Placement
-from loraft.models.quantization import keep_gradients_exact, quantization_config
+from loraft.models.quantization import compute_as_autocast_says, keep_gradients_exact, quantization_config
 from loraft.models.quiet import quietly_reading
 from loraft.models.sources import resolve, resolve_tokenizer
 from loraft.models.tokenizer import read_tokenizer
@@ -142,6 +142,7 @@ def load_model(
     }
     model = _from_pretrained(_class_of(config), folder, options, new)
     keep_gradients_exact(model)
+    compute_as_autocast_says(model)
     model.requires_grad_(False)
     for parameter in (each for module in new for each in model.get_submodule(module).parameters()):
         parameter.zero_()

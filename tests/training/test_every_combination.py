@@ -1,4 +1,4 @@
-"""Every method, dtype, task and layout trains: two steps on a tiny model, a finite loss, and every trained tensor moves."""
+"""Every method, dtype, task and layout trains: two steps, a finite loss, and every trained tensor moves."""
 
 from __future__ import annotations
 

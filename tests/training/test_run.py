@@ -56,12 +56,13 @@ def config_of(tmp_path: Path, output: str, **overrides: Any) -> Any:
         {"method": "qlora", "training__optim": "adamw_8bit", "model__dtype": "bfloat16"},
         {"task": "seq2seq_lm"},
         {"task": "seq_cls"},
+        {"task": "seq2seq_lm", "method": "full", "model_type": "marian"},  # its positions are not trained, nor saved
     ],
-    ids=["lora", "full", "qlora-8bit", "seq2seq", "classifier"],
+    ids=["lora", "full", "qlora-8bit", "seq2seq", "classifier", "marian-full"],
 )
 def test_stopped_at_any_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
     """Adapter, optimizer and metrics of a resumed run are those of one that was never stopped."""
-    tiny_config(tmp_path, task=options.get("task", "causal_lm"))
+    tiny_config(tmp_path, **{key: options[key] for key in ("task", "model_type") if key in options})
     whole = api.train(config_of(tmp_path, "whole", **options))
     for step in (1, 3, 4, 6) if not options else (3,):
         name = f"stopped-{step}"
