@@ -30,6 +30,7 @@ from loraft.cli.options import (
     quantization,
 )
 from loraft.cli.outcome import ends_well
+from loraft.cli.signals import pass_on_unless_ctrl_c
 from loraft.errors import OutOfMemoryError, Refused
 from loraft.generation.options import AnswerOptions, ModelChoice
 
@@ -211,7 +212,8 @@ class _OnTerminal(_FromPipe):
                     if interrupts:
                         reply.stop()
                         break
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            pass_on_unless_ctrl_c(stop)
             _write("\n")
             print_message("stopped; the question is taken back.")
             return

@@ -17,8 +17,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from loraft.data.batches import Window, collate_rows
 from loraft.data.examples import Example
-from loraft.errors import DataError, NonFiniteError, Stopped
-from loraft.training.checkpoint import prune, save_checkpoint
+from loraft.errors import DataError, LoraftError, NonFiniteError, Stopped
+from loraft.training.checkpoint import newest_checkpoint, prune, save_checkpoint
 from loraft.training.clock import Clock
 from loraft.training.evaluation import Measured, evaluate_loss
 from loraft.training.events import Evaluated, Note, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
@@ -35,29 +35,38 @@ def fit(run: Fit, state: RunState) -> None:
 
     Raises:
         NonFiniteError: A loss or a gradient is not finite; the checkpoints before it stand.
-        Stopped: SIGINT or SIGTERM came; the state was saved first.
+        Stopped: SIGINT, SIGTERM or SIGHUP came; the state was saved first, unless something else went wrong meanwhile.
     """
     trained = sum(parameter.numel() for parameter in run.adapted.trainable.values())
     run.observer(
         RunStarted(run.folder.path, state.step, run.steps, _epochs(run, run.steps), trained, run.total_parameters)
     )
-    clock = Clock(state.step)
     with StopSignals() as signals:
-        if state.owes_evaluation:
-            if _evaluate(run, state, signals):
-                _save(run, state)
-            _grant_a_stop(run, state, signals)
-        while not state.finished:
-            run.adapted.model.train()
-            before = state.step
-            for window in _windows_or_save(run, state):
-                _step(run, state, window, clock)
-                _after_step(run, state, clock, signals)
-                if state.finished:
-                    break
-            if state.step == before:  # it was resumed anyway, and the epoch has fewer rows than were trained on
-                _begin_epoch(state)
-                state.finished = all_trained(run, state)
+        try:
+            _train(run, state, signals)
+        except Exception as error:
+            if signals.received is None or isinstance(error, Stopped):
+                raise
+            raise _stopped(run, state, signals.received, meanwhile=error) from error
+
+
+def _train(run: Fit, state: RunState, signals: StopSignals) -> None:
+    clock = Clock(state.step)
+    if state.owes_evaluation:
+        if _evaluate(run, state, signals):
+            _save(run, state)
+        _grant_a_stop(run, state, signals)
+    while not state.finished:
+        run.adapted.model.train()
+        before = state.step
+        for window in _windows_or_save(run, state):
+            _step(run, state, window, clock)
+            _after_step(run, state, clock, signals)
+            if state.finished:
+                break
+        if state.step == before:  # it was resumed anyway, and the epoch has fewer rows than were trained on
+            _begin_epoch(state)
+            state.finished = all_trained(run, state)
 
 
 def _windows_or_save(run: Fit, state: RunState) -> Iterator[Window]:
@@ -140,7 +149,8 @@ def _after_step(run: Fit, state: RunState, clock: Clock, signals: StopSignals) -
         improved = _evaluate(run, state, signals)
     else:
         improved = False
-    if _due(run.save_every, state) or improved or signals.received is not None:
+    asked = run.save_requests.take()
+    if _due(run.save_every, state) or improved or asked or signals.received is not None:
         _save(run, state)
     _grant_a_stop(run, state, signals)
 
@@ -152,11 +162,21 @@ def _grant_a_stop(run: Fit, state: RunState, signals: StopSignals) -> None:
         Stopped: It did.
     """
     if signals.received is not None and (state.owes_evaluation or not state.finished):
-        raise Stopped(
-            f"stopped at step {state.step} of {run.steps}; everything is saved",
-            signal_number=signals.received,
-            remedy=f"go on: loraft train {shlex.quote(str(run.folder.config))} --resume",
-        )
+        raise _stopped(run, state, signals.received)
+
+
+def _stopped(run: Fit, state: RunState, signal_number: int, *, meanwhile: Exception | None = None) -> Stopped:
+    """The end that a signal asked for, with what became of the state."""
+    kept = "everything is saved"
+    if meanwhile is not None:
+        newest, _ = newest_checkpoint(run.folder.checkpoints)
+        reason = meanwhile.problems[0].message if isinstance(meanwhile, LoraftError) else str(meanwhile)
+        kept = f"{newest.name if newest else 'nothing'} is saved, for meanwhile {reason}"
+    return Stopped(
+        f"stopped at step {state.step} of {run.steps}; {kept}",
+        signal_number=signal_number,
+        remedy=f"go on: loraft train {shlex.quote(str(run.folder.config))} --resume",
+    )
 
 
 def _due(every: int | None, state: RunState) -> bool:

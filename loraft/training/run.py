@@ -42,6 +42,7 @@ from loraft.training.optim import build_optimizer
 from loraft.training.plan import RunPlan
 from loraft.training.resuming import refuse_another_base, refuse_another_run, resumed, weights_in
 from loraft.training.run_folder import RunFolder
+from loraft.training.signals import SaveRequests
 from loraft.training.state import Fit, RunState
 from loraft.training.tracking import tracked
 
@@ -102,6 +103,7 @@ def run_plan(
     resume_anyway: bool,
     overwrite: bool,
     observer: Observer,
+    save_requests: SaveRequests,
     answerer: Answerer,
     command: Sequence[str],
 ) -> TrainResult:
@@ -126,7 +128,7 @@ def run_plan(
             folder.empty()
         with tracked(observer, plan.config, folder.path) as told:
             state = RunState()
-            run = fit_of(plan, folder, adapted, told, answerer, state)
+            run = replace(fit_of(plan, folder, adapted, told, answerer, state), save_requests=save_requests)
             goes_on = resume and resumed(run, state)
             if not goes_on:
                 folder.cut_back({})

@@ -20,6 +20,7 @@ from loraft.data.stream import StreamPlan
 from loraft.training.events import Observer
 from loraft.training.loss import Loss
 from loraft.training.run_folder import RunFolder
+from loraft.training.signals import SaveRequests
 
 __all__ = ["Fit", "RunState"]
 
@@ -93,6 +94,7 @@ class Fit:
         save_weights: Writes the trained weights into a folder it is given.
         answer: The model's answer to a prompt, as it is now.
         observer: Who is told.
+        save_requests: Who asks for a checkpoint out of turn.
     """
 
     adapted: AdaptedModel
@@ -114,6 +116,7 @@ class Fit:
     save_weights: Callable[[Path], object]
     answer: Callable[[str], str]
     observer: Observer
+    save_requests: SaveRequests = field(default_factory=SaveRequests)
 
     @property
     def device(self) -> str:

@@ -427,3 +427,20 @@ def test_the_manifest_tells_versions_and_fingerprints_and_no_absolute_path(tmp_p
     assert manifest["command"] == ["loraft", "train", "config.yaml"]
     assert str(tmp_path) not in (result.run_folder / "manifest.json").read_text()
     assert str(tmp_path) not in (result.saved / "README.md").read_text()
+
+
+def test_a_signal_wins_over_what_goes_wrong_after_it(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    stop = stop_at(5)
+
+    def observer(event: Event) -> None:
+        stop(event)
+        if isinstance(event, StepDone) and event.step == 5:
+            raise DataError("a row is gone")
+
+    with pytest.raises(
+        Stopped, match=r"stopped at step 5 of 7; step-000004 is saved, for meanwhile a row is gone"
+    ) as told:
+        api.train(config_of(tmp_path, "run"), observer=observer)
+    assert told.value.stopped_exit_code == 143
+    assert api.train(config_of(tmp_path, "run"), resume=True).steps == 7
