@@ -27,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class SignalWatch:
-    """While it is armed, a signal is noted in `received` and raised; the next one ends the process, as is its default."""
+    """While it is armed, a signal is noted in `received` and raised; the next one ends the process at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -46,6 +46,7 @@ class RunState:
         best_score: What it is the best by: the higher, the better.
         best_step: The step of the best evaluation.
         worse: Evaluations since the best one.
+        without_gradient: Logged steps in a row, up to the newest, whose gradient was as good as zero.
         owes_evaluation: The evaluation due at this step has not been finished.
         finished: All steps are taken, or early stopping has ended the run.
     """
@@ -66,6 +67,7 @@ class RunState:
     best_score: float | None = None
     best_step: int | None = None
     worse: int = 0
+    without_gradient: int = 0
     owes_evaluation: bool = False
     finished: bool = False
 
@@ -122,3 +124,11 @@ class Fit:
     def device(self) -> str:
         """The device that batches go to."""
         return self.adapted.loaded.placement.device
+
+    def epochs(self, step: int) -> float:
+        """How many epochs `step` optimizer steps are."""
+        epoch = 0
+        while step > (steps := self.plan.steps(epoch)):
+            step -= steps
+            epoch += 1
+        return round(epoch + step / steps, 6)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from loraft import api
 from loraft.errors import DataError, DiskFullError, RunFolderError, Stopped
-from loraft.training import loop
+from loraft.training import evaluating
 from loraft.training.evaluation import evaluate_loss
 from loraft.training.events import Event, Note, StepDone
 from loraft.training.run_folder import RunFolder
@@ -192,7 +192,7 @@ def test_an_evaluation_that_is_stopped_is_made_up_for_even_at_the_last_step(
     many = {"training__per_device_eval_batch_size": 1, "training__sample_prompts": ["the order"]}
     whole = api.train(config_of(tmp_path, "whole", **many))
     for resume, evaluation in ((False, number), (True, 1)):
-        monkeypatch.setattr(loop, "evaluate_loss", stopped_in_evaluation(evaluation))
+        monkeypatch.setattr(evaluating, "evaluate_loss", stopped_in_evaluation(evaluation))
         with pytest.raises(Stopped, match=f"stopped at step {step} of 7"):
             api.train(config_of(tmp_path, "stopped", **many), resume=resume)
     monkeypatch.undo()
