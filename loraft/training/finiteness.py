@@ -22,6 +22,9 @@ __all__ = ["first_output", "first_weight", "require_finite"]
 
 NAMED = 8
 """The most rows that an error names."""
+LOWER_RATE = "a lower training.learning_rate is the usual cure"
+GO_ON = "; --resume-anyway goes on with it from the last checkpoint, if there is one"
+DAMAGED = "the files that the run begins with are damaged: copy or download them again"
 
 
 def require_finite(value: float, what: str, step: int, examples: Sequence[Example], run: Fit) -> float:
@@ -44,29 +47,25 @@ def require_finite(value: float, what: str, step: int, examples: Sequence[Exampl
     raise NonFiniteError(
         f"{what} is {value} at step {step}, on the rows {named}{cause}",
         where=str(run.folder.path),
-        remedy=f"{remedy}; --resume-anyway goes on with it from the last checkpoint, if there is one",
+        remedy=remedy,
     )
 
 
 def _cause(run: Fit, step: int, examples: Sequence[Example]) -> tuple[str, str]:
     """Where it begins, as the end of a sentence, and the remedy."""
     model, dtype = run.adapted.loaded.model, run.adapted.loaded.placement.dtype
-    rate = "a lower training.learning_rate is the usual cure"
     weight = first_weight(model)
     if weight is not None:
         name, parameter = weight
-        cause = f": {name} holds NaN or infinity"
-        if parameter.requires_grad and step > 1:
-            return cause, rate
-        return cause, "the files that the run begins with are damaged: copy or download them again"
+        spoilt = parameter.requires_grad and step > 1
+        return f": {name} holds NaN or infinity", LOWER_RATE + GO_ON if spoilt else DAMAGED
     size = run.settings.per_device_train_batch_size
     rows = (examples[start : start + size] for start in range(0, len(examples), size))
     output = first_output(run.loss, (collate_rows(part, run.layout).to(run.device) for part in rows))
     cause = f": the weights are finite, and {output} is the first module to give NaN or infinity" if output else ""
-    wider = "model.dtype bfloat16 or float32" if dtype == torch.float16 else "model.dtype float32"
     if dtype == torch.float16:
-        return cause, f"{wider} instead of float16 is the usual cure, or a lower training.learning_rate"
-    return cause, rate if step > 1 or dtype == torch.float32 else f"{wider} holds larger numbers"
+        return cause, f"model.dtype bfloat16 or float32 holds larger numbers, or {LOWER_RATE}{GO_ON}"
+    return cause, LOWER_RATE + GO_ON if step > 1 else "no step was taken yet: look at the base and at these rows"
 
 
 def first_weight(model: nn.Module) -> tuple[str, nn.Parameter] | None:

@@ -73,7 +73,7 @@ def test_eval_steps_that_decide_where_a_run_ends_may_not_change(tmp_path: Path) 
     stopping = {"training__early_stopping_patience": 2}
     begin(config_of(tmp_path, "run", **stopping))
     changed = _changed(config_of(tmp_path, "run", **stopping), {"training__eval_steps": 2})
-    with pytest.raises(RunFolderError, match="training.eval_steps was 3 and is 2"):
+    with pytest.raises(RunFolderError, match=r"training\.eval_steps was 3 and is 2"):
         resume(RunConfig.model_validate(changed))
 
 
@@ -123,7 +123,7 @@ def test_a_longer_run_is_compared_all_the_same(tmp_path: Path) -> None:
 def test_a_shorter_run_is_another(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     begin(longer(tmp_path, 6))
-    with pytest.raises(RunFolderError, match="training.max_steps was 6 and is 5"):
+    with pytest.raises(RunFolderError, match=r"training\.max_steps was 6 and is 5"):
         resume(longer(tmp_path, 5))
     result, notes = resume(longer(tmp_path, 5), resume_anyway=True)
     assert result.steps == 5

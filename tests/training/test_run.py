@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from loraft import api
-from loraft.errors import DataError, DiskFullError, RunFolderError, Stopped
+from loraft.errors import DataError, DiskFullError, Failed, RunFolderError, Stopped
 from loraft.training import evaluating
 from loraft.training.evaluation import evaluate_loss
 from loraft.training.events import Event, Note, StepDone
@@ -444,3 +444,46 @@ def test_a_signal_wins_over_what_goes_wrong_after_it(tmp_path: Path) -> None:
         api.train(config_of(tmp_path, "run"), observer=observer)
     assert told.value.stopped_exit_code == 143
     assert api.train(config_of(tmp_path, "run"), resume=True).steps == 7
+
+
+REMOVED = {
+    "metrics": {"training__logging_steps": 1},
+    "checkpoints": {"training__logging_steps": 100, "training__eval_steps": 100, "training__save_steps": 4},
+    "samples": {
+        "training__logging_steps": 100, "training__sample_prompts": ["the order"],
+        "generation": {"max_new_tokens": 2}, "training__save_steps": 100,
+    },
+    "trackers": {"training__logging_steps": 2, "training__report_to": ["tensorboard"]},
+    "result": {"training__logging_steps": 100, "training__eval_steps": 100, "training__save_steps": 100},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", REMOVED.values(), ids=REMOVED)
+def test_a_folder_that_is_removed_while_the_run_goes_on_is_told(tmp_path: Path, changes: dict[str, Any]) -> None:
+    tiny_config(tmp_path)
+    config = config_of(tmp_path, "run")
+    values = config.model_dump(exclude_unset=True)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values[section] = values.get(section, {}) | ({name: value} if name else value)
+
+    def remove(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 2:
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(Failed, match="the run's folder was removed while the run went on") as told:
+        api.train(type(config).model_validate(values), observer=remove)
+    assert told.value.problems[0].where == str(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+
+    def block(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 1:
+            (tmp_path / "run/metrics.jsonl").mkdir()
+
+    with pytest.raises(Failed, match="cannot be written: Is a directory") as told:
+        api.train(config_of(tmp_path, "run"), observer=block)
+    assert told.value.problems[0].where == str(tmp_path / "run/metrics.jsonl")
