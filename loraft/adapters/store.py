@@ -40,6 +40,7 @@ from loraft.config.schema import GenerationSection, RunConfig
 from loraft.data.labelled import LabelRenderer
 from loraft.data.rendering import RowRenderer
 from loraft.errors import AdapterError, NonFiniteError
+from loraft.grammar import counted
 from loraft.models.loading import LoadedModel
 
 __all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
@@ -260,4 +261,5 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
 def _refuse_non_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     bad = list(non_finite(tensors))
     if bad:
-        raise NonFiniteError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}; not saved", where=str(folder))
+        hold = counted(len(bad), "tensor holds", "tensors hold")
+        raise NonFiniteError(f"{hold} NaN or infinity, first {bad[0]}; not saved", where=str(folder))

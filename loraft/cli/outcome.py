@@ -60,7 +60,7 @@ def _ended(error: BaseException, parameters: Mapping[str, object], received: int
     if received is not None or isinstance(error, KeyboardInterrupt | typer.Abort):  # that is Ctrl-C at a question
         with suppress(OSError):  # the terminal may have gone away, which is what SIGHUP tells
             print("stopped.", file=sys.stderr, flush=True)
-        return 128 + (received or getattr(error, "signal_number", signal.SIGINT))
+        return 128 + (getattr(error, "signal_number", signal.SIGINT) if received is None else received)
     if isinstance(error, BrokenPipeError):
         from loraft.cli.render import forget
 

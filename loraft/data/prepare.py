@@ -42,6 +42,7 @@ from loraft.data.statistics import (
 )
 from loraft.data.stream import RowStream, streamed
 from loraft.errors import DataError, Problem
+from loraft.grammar import counted
 
 __all__ = ["PreparedData", "SourceSpan", "prepare"]
 
@@ -313,14 +314,14 @@ def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows])
         if counts.overlength:
             yield f"{counts.source}: {counts.overlength} of {counts.read} rows are {_too_long(data, report, source)}"
         if counts.untrained:
-            rows = "1 row has" if counts.untrained == 1 else f"{counts.untrained} rows have"
+            rows = counted(counts.untrained, "row has", "rows have")
             yield f"{counts.source}: {rows} no trained token: left out"
         if counts.bad:
             first = source.problems[0]
             rows = "1 bad row is skipped," if counts.bad == 1 else f"{counts.bad} bad rows are skipped, the first"
             yield f"{counts.source}: {rows} at {first.where}: {first.message}"
         for found in counts.findings:
-            rows = "1 row" if found.rows == 1 else f"{found.rows:,} rows"
+            rows = counted(found.rows, "row")
             yield f"{counts.source}: in {rows} of {counts.read:,}, the first {found.first}, {found.what}"
 
 

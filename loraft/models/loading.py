@@ -34,6 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError, OutOfMemoryError
+from loraft.grammar import counted
 from loraft.models.configs import (
     check_dtype,
     class_names,
@@ -324,5 +325,6 @@ def _from_pretrained(
             raise OutOfMemoryError("the weights do not fit into the memory of the device", where=str(folder)) from error
     absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
     if lost := sorted(name for name in absent if not any(_is_inside(name, module) for module in new)):
-        raise ModelError(f"{len(lost)} tensors were not loaded: {', '.join(lost[:8])}", where=str(folder))
+        were = counted(len(lost), "tensor was", "tensors were")
+        raise ModelError(f"{were} not loaded: {', '.join(lost[:8])}", where=str(folder))
     return cast("PreTrainedModel", model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
+from loraft.grammar import counted
 from loraft.training.evaluation import Measured, evaluate_loss
 from loraft.training.events import Evaluated, Note, SampleAnswered
 from loraft.training.finiteness import require_finite
@@ -64,7 +65,7 @@ def stops_early(run: Fit, state: RunState) -> bool:
 def _why_early(run: Fit, state: RunState) -> str:
     metric, figures = run.settings.metric_for_best_model, state.best_figures
     best = figures.get(metric, state.best_loss)
-    since = "in an evaluation" if state.worse == 1 else f"in {state.worse} evaluations in a row"
+    since = "in " + counted(state.worse, "evaluation", "evaluations in a row")
     return (
         f"stopped early at step {state.step} of {run.steps}: the {metric.replace('_', ' ')} of the evaluation rows has "
         f"not become better than {best:.4f} at step {state.best_step} {since} (training.early_stopping_patience)"

@@ -21,6 +21,7 @@ from loraft.data.laying import batch_plan, fills, lies_end_to_end
 from loraft.data.prepare import PreparedData, prepare
 from loraft.data.stream import StreamPlan
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
+from loraft.grammar import counted
 from loraft.models.configs import check_dtype, context_of, load_config
 from loraft.models.families import TRAINED_FOR, family_of
 from loraft.models.loading import load_noted_tokenizer
@@ -278,8 +279,8 @@ def _packing_notes(config: RunConfig, shape: ModelShape, data: PreparedData, *, 
         before, filled = alone.steps(0), batch_plan(config, data).steps(0)
         if filled == before:
             return []
-        remain = "1 optimizer step an epoch remains" if filled == 1 else f"{filled} optimizer steps an epoch remain"
-        return [f"data.packing fill: {remain} of {before}"]
+        remain = counted(filled, "optimizer step an epoch remains", "optimizer steps an epoch remain")
+        return [f"data.packing fill: {remain} of {before:,}"]
     if config.data.packing == "auto" and not packed and config.task == "causal_lm":
         return [f"rows are padded on the right: {shape.family.model_type} is not laid end to end with this attention"]
     return []
