@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from loraft.training import loop
 from tests.cli.test_end_to_end import loraft, place, started
@@ -144,3 +145,21 @@ def test_a_run_begun_by_nohup_outlives_its_terminal(place: Path) -> None:
             assert run.end() == 143
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_wins_over_what_a_library_makes_of_it_while_weights_load(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(*_: object, **__: object) -> NoReturn:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(SECONDS)
+        except KeyboardInterrupt:
+            raise RuntimeError("a worker went away") from None
+        raise AssertionError("the signal comes first")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", torn)
+    done = loraft("train", "c.yaml", cwd=place)
+    assert done.returncode == 143
+    assert "cannot read" not in done.stderr
+    assert done.stderr.rstrip().endswith("stopped.")
