@@ -76,6 +76,7 @@ from loraft.training.run_folder import (
     refuse_own_inputs,
     refuse_taken,
 )
+from loraft.training.signals import SaveRequests
 
 __all__ = [
     "Answering", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "merge",
@@ -147,7 +148,7 @@ def train(
     Raises:
         Refused: Before the first step, with every problem found.
         Failed: While running; the checkpoints before it stand.
-        Stopped: By a signal; the state was saved.
+        Stopped: By a signal; the state was saved. SIGUSR1 stops nothing: a checkpoint is saved after the next step.
     """
     resume = resume or resume_anyway
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=resume))
@@ -156,22 +157,24 @@ def train(
         refuse_own_inputs(folder, config)
     if config.training.output_dir is None and not resume:
         tell(observer, *left_unfinished(folder.path, name))
-    plan = plan_run(config)
-    check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
-    folder.open()
-    try:
-        return run_plan(
-            plan,
-            folder,
-            resume=resume,
-            resume_anyway=resume_anyway,
-            overwrite=overwrite,
-            observer=observer,
-            answerer=lambda adapted: _answerer(adapted, plan),
-            command=command,
-        )
-    finally:
-        folder.close()
+    with SaveRequests() as save_requests:
+        plan = plan_run(config)
+        check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
+        folder.open()
+        try:
+            return run_plan(
+                plan,
+                folder,
+                resume=resume,
+                resume_anyway=resume_anyway,
+                overwrite=overwrite,
+                observer=observer,
+                save_requests=save_requests,
+                answerer=lambda adapted: _answerer(adapted, plan),
+                command=command,
+            )
+        finally:
+            folder.close()
 
 
 def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:

@@ -13,7 +13,7 @@
     │   ├── OutOfMemoryError    the device ran out of memory
     │   ├── DiskFullError       the disk filled up
     │   └── VerificationError   a merged model that is not the adapted one
-    └── Stopped                 exit 130 or 143: SIGINT or SIGTERM, state saved
+    └── Stopped                 exit 130, 143 or 129: SIGINT, SIGTERM or SIGHUP, state saved
 
 An error holds one problem or several. A problem says where, what, and what to do.
 """
@@ -160,5 +160,5 @@ class Stopped(LoraftError):
 
     @property
     def stopped_exit_code(self) -> int:
-        """128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM."""
+        """128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + int(signal.Signals(self.signal_number))

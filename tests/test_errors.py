@@ -60,7 +60,7 @@ def test_one_problem_is_the_errors_text() -> None:
     assert issubclass(DiskFullError, Failed)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_what_a_signal_stopped_exits_with_its_number(number: int, code: int) -> None:
     assert Stopped("stopped", signal_number=number).stopped_exit_code == code
 

@@ -35,7 +35,7 @@ from loraft.adapters.targets import Targets
 from loraft.adapters.update import update_in_place
 from loraft.config.schema import Method, RunConfig, Task
 from loraft.models.families import Family
-from loraft.models.loading import LoadedModel
+from loraft.models.loading import LoadedModel, meta_model
 
 __all__ = ["ADAPTER_NAME", "AdaptedModel", "attach", "wrap"]
 
@@ -159,9 +159,11 @@ def wrap(
 
 
 def _attach_nothing(loaded: LoadedModel) -> AdaptedModel:
-    """Every weight of the base is trained, in float32."""
+    """Every weight of the base is trained, in float32; positions that are sines and cosines are no weights."""
     model: PreTrainedModel = loaded.model.float()  # type: ignore[no-untyped-call]
-    model.requires_grad_(True)
+    as_made = dict(meta_model(model.config).named_parameters())
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(as_made[name].requires_grad)
     return AdaptedModel(loaded, model, None, _trainable(model), "full")
 
 

@@ -23,6 +23,7 @@ from loraft.adapters.declared import Json, honoured_config, refuse_changes
 from loraft.adapters.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, read_json
 from loraft.adapters.patterns import values_for
 from loraft.errors import AdapterError, Problem
+from loraft.grammar import counted
 from loraft.models.seals import refuse_altered
 
 __all__ = [
@@ -213,7 +214,8 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         )
     bad = list(non_finite(tensors))
     if bad:
-        raise AdapterError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", where=str(path))
+        hold = counted(len(bad), "tensor holds", "tensors hold")
+        raise AdapterError(f"{hold} NaN or infinity, first {bad[0]}", where=str(path))
     return tensors
 
 

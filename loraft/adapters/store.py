@@ -39,6 +39,7 @@ from loraft.config.schema import GenerationSection, RunConfig
 from loraft.data.labelled import LabelRenderer
 from loraft.data.rendering import RowRenderer
 from loraft.errors import AdapterError, NonFiniteError
+from loraft.grammar import counted
 from loraft.models.loading import LoadedModel
 
 __all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
@@ -164,8 +165,10 @@ def restore(adapted: AdaptedModel, folder: Path) -> None:
             tensors.update(load_file(path))
         except (SafetensorError, OSError) as error:
             raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
-    if tensors.keys() != adapted.trainable.keys():
-        differing = ", ".join(sorted(tensors.keys() ^ adapted.trainable.keys())[:5])
+    # BART's files have a buffer too, which is not trained.
+    strange = (tensors.keys() - adapted.model.state_dict().keys()) | (adapted.trainable.keys() - tensors.keys())
+    if strange:
+        differing = ", ".join(sorted(strange)[:5])
         raise AdapterError(f"it holds other tensors than the model: {differing}", where=str(folder))
     for name, weight in adapted.trainable.items():
         weight.data.copy_(tensors[name])
@@ -262,4 +265,5 @@ def _name(dtype: torch.dtype) -> str:
 def _refuse_non_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     bad = list(non_finite(tensors))
     if bad:
-        raise NonFiniteError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}; not saved", where=str(folder))
+        hold = counted(len(bad), "tensor holds", "tensors hold")
+        raise NonFiniteError(f"{hold} NaN or infinity, first {bad[0]}; not saved", where=str(folder))

@@ -19,6 +19,8 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from loraft.models.autocast import product_dtype
+
 __all__ = ["AdaptedLinear", "InPlaceUpdate", "update_in_place"]
 
 
@@ -136,7 +138,7 @@ class InPlaceUpdate(LoraVariant):
 
 
 class _Adapted(torch.autograd.Function):
-    """x Wᵀ + bias + scale · x Aᵀ Bᵀ for one or more layers of the same x, with W frozen, in W's dtype.
+    """x Wᵀ + bias + scale · x Aᵀ Bᵀ for one or more layers of the same x, with W frozen, in W's dtype or autocast's.
 
     With U = x Aᵀ and G the output's gradient: dB = scale · Gᵀ U, V = scale · G B, dA = Vᵀ x and dx = G W + V A. The
     A of all layers are one matrix, and so are their U and V; dx is summed over the layers in place.
@@ -147,7 +149,7 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: Sequence[float], *tensors: Tensor) -> tuple[Tensor, ...]:
         weights, biases, all_a, all_b = (tensors[kind::4] for kind in range(4))
-        dtype = weights[0].dtype
+        dtype = product_dtype(weights[0])
         rows, a = x.reshape(-1, x.shape[-1]).to(dtype), torch.cat(all_a).to(dtype)
         b_cast = [b.to(dtype) for b in all_b]
         u = rows @ a.T
@@ -169,34 +171,42 @@ class _Adapted(torch.autograd.Function):
         d_b = [(gradient.T @ u).to(ctx.trained_dtype).mul_(scale) for gradient, _, u, scale in parts]
         d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = gradients[0] @ weights[0]
+            d_x = gradients[0] @ weights[0].to(rows.dtype)
             for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
-                d_x.addmm_(gradient, weight)
+                d_x.addmm_(gradient, weight.to(rows.dtype))
             d_x = d_x.addmm_(v, a).view(ctx.shape).to(ctx.dtype)
         of_layers = ((None, None, *trained) for trained in zip(d_a, d_b, strict=True))
         return d_x, None, *itertools.chain.from_iterable(of_layers)
 
 
 class _Update(torch.autograd.Function):
-    """result + scale · x Aᵀ Bᵀ, in the result's dtype; gradients as in `_Adapted`, that of the result passed on."""
+    """result + scale · x Aᵀ Bᵀ, in the result's dtype; gradients as in `_Adapted`, that of the result passed on.
+
+    The products are computed in autocast's dtype where it is on: a 4-bit layer gives float32 for float32 inputs.
+    """
 
     @staticmethod
     def forward(ctx: Any, result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        dtype = result.dtype
+        dtype = product_dtype(result)
         rows, a_cast, b_cast = x.reshape(-1, x.shape[-1]).to(dtype), a.to(dtype), b.to(dtype)
         u = rows @ a_cast.T
         ctx.save_for_backward(rows, u, a_cast, b_cast)
         ctx.scale, ctx.shape, ctx.dtype, ctx.trained_dtype = scale, x.shape, x.dtype, a.dtype
         if result._is_view():  # GPT-2's Conv1D gives a view, and autograd would copy what is changed in place in one
-            return torch.addmm(result.reshape(-1, result.shape[-1]), u, b_cast.T, alpha=scale).view_as(result)
-        ctx.mark_dirty(result)
-        result.view(-1, result.shape[-1]).addmm_(u, b_cast.T, alpha=scale)
+            result = result.clone(memory_format=torch.contiguous_format)
+        else:
+            ctx.mark_dirty(result)
+        updated = result.view(-1, result.shape[-1])
+        if result.dtype == dtype:
+            updated.addmm_(u, b_cast.T, alpha=scale)
+        else:
+            updated.add_(u @ b_cast.T, alpha=scale)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, u, a, b = ctx.saved_tensors
-        gradient = grads[0].reshape(-1, grads[0].shape[-1])
+        gradient = grads[0].reshape(-1, grads[0].shape[-1]).to(rows.dtype)
         v = (gradient @ b).mul_(ctx.scale)
         d_a, d_b = (v.T @ rows).to(ctx.trained_dtype), (gradient.T @ u).to(ctx.trained_dtype).mul_(ctx.scale)
         d_x = (v @ a).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None

@@ -30,8 +30,10 @@ from loraft.cli.options import (
     quantization,
 )
 from loraft.cli.outcome import ends_well
+from loraft.cli.signals import pass_on_unless_ctrl_c
 from loraft.errors import OutOfMemoryError, Refused
 from loraft.generation.options import AnswerOptions, ModelChoice
+from loraft.grammar import counted
 
 if TYPE_CHECKING:
     from loraft.generation.conversation import Conversation, Reply
@@ -146,7 +148,7 @@ class _FromPipe:
             return
         tokens = len(whole.token_ids)
         read = reply.prompt_tokens - reply.held
-        figures = [f"{as_count(tokens)} tokens", f"{as_count(read)} of {as_count(reply.prompt_tokens)} read"]
+        figures = [counted(tokens, "token"), f"{as_count(read)} of {as_count(reply.prompt_tokens)} read"]
         if whole.decode_tokens_per_second is not None:
             figures.append(f"{whole.decode_tokens_per_second:.1f} tokens/s")
         if not tokens:
@@ -211,7 +213,8 @@ class _OnTerminal(_FromPipe):
                     if interrupts:
                         reply.stop()
                         break
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            pass_on_unless_ctrl_c(stop)
             _write("\n")
             print_message("stopped; the question is taken back.")
             return

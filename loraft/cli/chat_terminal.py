@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from loraft.cli.render import print_message
+from loraft.cli.signals import pass_on_unless_ctrl_c
 
 __all__ = ["first_interrupt_noted", "line_editing", "read_line"]
 
@@ -29,10 +30,11 @@ def read_line(prompt: str) -> str | None:
         except EOFError:
             sys.stderr.write("\n")
             return None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             sys.stderr.write("\n")
             if last:
                 raise
+            pass_on_unless_ctrl_c(stop)
             print_message("Ctrl-C once more ends, as Ctrl-D does.")
     return None
 

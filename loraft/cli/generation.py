@@ -41,6 +41,7 @@ from loraft.cli.options import (
 from loraft.cli.outcome import ends_well
 from loraft.errors import Refused
 from loraft.generation.options import AnswerOptions, ModelChoice
+from loraft.grammar import counted
 
 if TYPE_CHECKING:
     from loraft.api import Answering
@@ -294,10 +295,9 @@ def _write(pieces: Iterable[str], answers: TextIO) -> None:
 
 def _tell_end(completion: Completion, ending: Ending | None) -> None:
     """How many tokens, how fast, and why there are no more."""
-    from loraft.cli.figures import as_count
     from loraft.cli.render import printable, say
 
-    told = [f"{as_count(len(completion.token_ids))} tokens", _speed(completion)]
+    told = [counted(len(completion.token_ids), "token"), _speed(completion)]
     if ending is not None:
         told.append(ENDS.get(ending.by) or f"ended at the stop text {printable(repr(ending.text))}")
     say((" · ".join(told), "dim"), prose=True)

@@ -3,7 +3,7 @@
     0     done
     2     refused: the input is wrong or foreseen not to work
     3     failed while running
-    130   stopped by SIGINT      143  stopped by SIGTERM
+    130   stopped by SIGINT      143  stopped by SIGTERM      129  stopped by SIGHUP
     141   whoever read standard output went away
     1     a bug in loraft, with its traceback
 
@@ -15,14 +15,14 @@ from __future__ import annotations
 import functools
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import ParamSpec
 
 import typer
 
+from loraft.cli.signals import interruptible
 from loraft.cli.wording import in_words_of
 from loraft.errors import LoraftError, Problem, Stopped
 
@@ -41,52 +41,34 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
     @functools.wraps(command)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        try:
-            with _terminable():
+        with interruptible() as signals:
+            try:
                 command(*args, **kwargs)
-            sys.stdout.flush()
-        except (typer.Exit, typer.BadParameter):
-            raise
-        except LoraftError as error:
-            problems = in_words_of(kwargs, error)
-            raise typer.Exit(_tell(error, problems, as_json=bool(kwargs.get("as_json")))) from None
-        except (KeyboardInterrupt, typer.Abort) as stop:  # typer's is a question that was answered by Ctrl-C
-            print("stopped.", file=sys.stderr)
-            raise typer.Exit(128 + getattr(stop, "signal_number", signal.SIGINT)) from None
-        except BrokenPipeError:
-            from loraft.cli.render import forget
-
-            forget(sys.stdout)
-            raise typer.Exit(128 + signal.SIGPIPE) from None
-        except Exception:
-            traceback.print_exc()
-            print(BUG, file=sys.stderr)
-            raise typer.Exit(1) from None
+                sys.stdout.flush()
+            except (typer.Exit, typer.BadParameter):
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                raise typer.Exit(_ended(error, kwargs, signals.received)) from None
 
     return run
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does: what it holds is put away first."""
+def _ended(error: BaseException, parameters: Mapping[str, object], received: int | None) -> int:
+    """Tell how a command ended, and give its exit code; a signal wins over what a library made of it."""
+    if isinstance(error, LoraftError) and (received is None or isinstance(error, Stopped)):
+        return _tell(error, in_words_of(parameters, error), as_json=bool(parameters.get("as_json")))
+    if received is not None or isinstance(error, KeyboardInterrupt | typer.Abort):  # that is Ctrl-C at a question
+        with suppress(OSError):  # the terminal may have gone away, which is what SIGHUP tells
+            print("stopped.", file=sys.stderr, flush=True)
+        return 128 + (getattr(error, "signal_number", signal.SIGINT) if received is None else received)
+    if isinstance(error, BrokenPipeError):
+        from loraft.cli.render import forget
 
-    signal_number = signal.SIGTERM
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM as an exception; training has a way of its own, that saves the state first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(*_: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        forget(sys.stdout)
+        return 128 + signal.SIGPIPE
+    traceback.print_exception(error)
+    print(BUG, file=sys.stderr)
+    return 1
 
 
 def _tell(error: LoraftError, problems: Sequence[Problem], *, as_json: bool) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from loraft.cli.preview_view import heading_of, laid_words, legible, place_words, row_words, special_words
 from loraft.errors import DataError
+from loraft.grammar import counted
 
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
@@ -119,7 +120,7 @@ def _row(row: SeenRow) -> Iterator[str]:
 def _part(part: Part) -> Iterator[str]:
     if part.name != "text":
         what = "the encoder reads" if part.name == "source" else "the decoder learns"
-        yield f"<p>{what}, {len(part.tokens)} tokens</p>"
+        yield f"<p>{what}, {counted(len(part.tokens), 'token')}</p>"
     yield f"<pre>{''.join(_token(token) for token in part.tokens)}</pre>"
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from loraft.cli.figures import as_count, as_share
 from loraft.cli.render import printable
+from loraft.grammar import counted
 
 if TYPE_CHECKING:
     from loraft.inspection.preview import Part, Preview, SeenBatch, SeenRow, SeenToken
@@ -92,7 +93,7 @@ def drawn_preview(preview: Preview, marks: Marks, *, whole: bool = False) -> lis
 
 def heading_of(preview: Preview) -> str:
     """The split in a line."""
-    rows = f"{preview.split}: {as_count(preview.rows_in_split)} rows for {preview.task}"
+    rows = f"{preview.split}: {counted(preview.rows_in_split, 'row')} for {preview.task}"
     if preview.task == "seq_cls":
         return f"{rows} · {as_count(preview.tokens)} tokens · {len(preview.classes)} classes"
     share = as_share(preview.trained, preview.tokens)
@@ -101,7 +102,7 @@ def heading_of(preview: Preview) -> str:
 
 def row_words(row: SeenRow) -> str:
     """A row's counts, and what became of it."""
-    words = [f"{as_count(row.tokens)} tokens"]
+    words = [counted(row.tokens, "token")]
     if row.label is None:
         words.append(f"{as_count(row.trained)} learned")
     else:
@@ -154,7 +155,7 @@ def _row(row: SeenRow, preview: Preview, marks: Marks, *, whole: bool) -> Iterat
     for part in row.parts:
         if part.name not in UNTITLED:
             what = "the encoder reads" if part.name == "source" else "the decoder learns"
-            yield Text(f"  {what}, {as_count(len(part.tokens))} tokens", style="dim")
+            yield Text(f"  {what}, {counted(len(part.tokens), 'token')}", style="dim")
         tokens = _tokens(part, marks, whole=whole)
         tokens.rstrip()  # the line end of the last token, whose sign stands before it
         yield Padding(tokens, (0, 0, 0, 2))
@@ -217,7 +218,7 @@ def _batch_words(batch: SeenBatch, preview: Preview) -> str:
     if batch.target_shape is not None:
         size += f", targets of {as_count(batch.target_shape[1])}"
     padding = f" · {as_count(batch.padding)} of padding" if batch.padding else ""
-    return f"{len(batch.rows)} rows · {size}{padding} · {as_count(batch.trained)} {what} learned"
+    return f"{counted(len(batch.rows), 'row')} · {size}{padding} · {as_count(batch.trained)} {what} learned"
 
 
 def _laid(batch: SeenBatch, preview: Preview, marks: Marks) -> RenderableType:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from loraft.cli.figures import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
 from loraft.cli.render import forget, printable
+from loraft.grammar import counted
 from loraft.training.events import (
     Evaluated,
     Event,
@@ -211,7 +212,7 @@ def _plain_step(event: StepLogged) -> Text:
 def _verdict(event: Evaluated, separator: str) -> str:
     figures = event.figures or {"perplexity": event.perplexity}
     words = [f"{name.replace('_', ' ')} {as_measure(value)}" for name, value in figures.items()]
-    words.append(f"{as_count(event.rows)} rows")
+    words.append(counted(event.rows, "row"))
     return separator.join([*words, "best so far"] if event.best else words)
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from loraft.config.schema import DataSource
 from loraft.data.records import READERS, RowsRead, read_rows
 from loraft.errors import DataError, DiskFullError, Problem, Stopped
+from loraft.grammar import counted
 
 __all__ = [
     "ANSWERED_BY", "SOURCE", "AnswerFile", "append_whole", "check_answer_file", "lost_fields", "open_answer_file",
@@ -70,7 +71,7 @@ class AnswerFile:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            message = f"the disk filled up after {self.rows:,} rows"
+            message = f"the disk filled up after {counted(self.rows, 'row')}"
             remedy = "Free some space; the same command goes on."
             raise DiskFullError(message, where=str(self.path), remedy=remedy) from error
         self.rows += len(answers)

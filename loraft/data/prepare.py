@@ -43,6 +43,7 @@ from loraft.data.statistics import (
 )
 from loraft.data.stream import RowStream, streamed
 from loraft.errors import DataError, Problem
+from loraft.grammar import counted
 
 __all__ = ["PreparedData", "SourceSpan", "prepare"]
 
@@ -312,14 +313,14 @@ def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows])
             many = "1 row has" if counts.in_part == 1 else f"{counts.in_part} rows have"
             yield f"{counts.source}: {many} more tokens than its length says: so long a row is not counted to its end"
         if counts.untrained:
-            rows = "1 row has" if counts.untrained == 1 else f"{counts.untrained} rows have"
+            rows = counted(counts.untrained, "row has", "rows have")
             yield f"{counts.source}: {rows} no trained token: left out"
         if counts.bad:
             first = source.problems[0]
             rows = "1 bad row is skipped," if counts.bad == 1 else f"{counts.bad} bad rows are skipped, the first"
             yield f"{counts.source}: {rows} at {first.where}: {first.message}"
         for found in counts.findings:
-            rows = "1 row" if found.rows == 1 else f"{found.rows:,} rows"
+            rows = counted(found.rows, "row")
             yield f"{counts.source}: in {rows} of {counts.read:,}, the first {found.first}, {found.what}"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from loraft.config.schema import RowFormat
 from loraft.data.examples import Example, LabelledExample, PairExample
+from loraft.grammar import counted
 
 __all__ = [
     "ClassCount", "DataReport", "Finding", "Lengths", "Repetition", "SourceCounts", "classes_of", "contradictions",
@@ -238,9 +239,10 @@ def findings(report: DataReport) -> Iterator[str]:
         )
     if report.seen:
         first = report.seen[0]
+        stand = "stands" if len(report.seen) == 1 else "stand"
         yield (
-            f"{len(report.seen)} of {report.eval_rows} rows to evaluate on stand among the training rows, the first "
-            f"{first.row} ({first.same_as}): they say nothing about new rows"
+            f"{len(report.seen)} of {counted(report.eval_rows, 'row')} to evaluate on {stand} among the training rows, "
+            f"the first {first.row} ({first.same_as}): they say nothing about new rows"
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from loraft.data.answer_file import append_whole, refuse_another_type
 from loraft.errors import DataError, DiskFullError
+from loraft.grammar import counted
 
 __all__ = ["RowsFile", "check_rows_file", "open_rows_file"]
 
@@ -47,7 +48,7 @@ class RowsFile:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            message = f"the disk filled up after {self.rows:,} rows"
+            message = f"the disk filled up after {counted(self.rows, 'row')}"
             remedy = "Free some space, or evaluate without --output."
             raise DiskFullError(message, where=str(self.path), remedy=remedy) from error
         self.rows += len(rows)

@@ -29,6 +29,8 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from loraft.models.autocast import product_dtype
+
 __all__ = ["PADDING", "PRODUCTS_UP_TO", "ROWS", "attend_rows", "rows_attention", "varlen_takes"]
 
 ROWS = "loraft_rows"
@@ -104,8 +106,11 @@ def attend_rows(
         window: A token sees itself and the `window - 1` before it.
 
     Returns:
-        `[time, heads, head_size]`.
+        `[time, heads, head_size]`, in the dtype of autocast, or of `value` where it is off.
     """
+    # Rotary positions and norms leave float32 queries and keys beside values in 16 bits.
+    dtype = product_dtype(value)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     longest = max(lengths)
     window = window if window is not None and window < longest else None
     written_out = softcap is not None or window is not None

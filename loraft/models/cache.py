@@ -8,20 +8,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from loraft.errors import ModelError, ResourceError, Stopped
+from loraft.errors import ModelError, ResourceError
 from loraft.models.disk import disk_errors
 from loraft.models.seals import fault, seal
 
-__all__ = ["build_once", "flush", "remade", "require_free_bytes", "stopping_raises"]
+__all__ = ["build_once", "flush", "remade", "require_free_bytes"]
 
 REMADE: list[str] = []
 ELSEWHERE = "Set LORAFT_CACHE to a folder that can be written and has room."
@@ -63,8 +60,7 @@ def _build_beside(folder: Path, build: Callable[[Path], None]) -> None:
     beside = folder.parent / f".{folder.name}.{os.getpid()}"
     beside.mkdir()
     try:
-        with stopping_raises("a model was made ready"):
-            build(beside)
+        build(beside)
         for path in (*beside.rglob("*"), beside):
             flush(path)
         _write_manifest(folder, beside)
@@ -107,27 +103,6 @@ def remade() -> tuple[str, ...]:
     found = tuple(REMADE)
     REMADE.clear()
     return found
-
-
-@contextmanager
-def stopping_raises(what: str) -> Iterator[None]:
-    """Make SIGTERM and SIGHUP an error for a while, so that what is unfinished is cleared up; SIGINT is one already."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Stopped(f"stopped while {what}: nothing of it is left", signal_number=number)
-
-    before = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, stop)
-    except ValueError:  # signals belong to the main thread
-        before = {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def flush(path: Path) -> None:

@@ -34,6 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError, OutOfMemoryError
+from loraft.grammar import counted
 from loraft.models.cache import remade
 from loraft.models.configs import (
     check_dtype,
@@ -46,7 +47,7 @@ from loraft.models.configs import (
 )
 from loraft.models.families import FAMILIES, TRAINED, Family, family_of
 from loraft.models.placement import Placement
-from loraft.models.quantization import keep_gradients_exact, quantization_config
+from loraft.models.quantization import compute_as_autocast_says, keep_gradients_exact, quantization_config
 from loraft.models.quiet import quietly_reading
 from loraft.models.seals import is_weights, refuse_altered
 from loraft.models.sources import resolve, resolve_tokenizer
@@ -145,6 +146,7 @@ def load_model(
     }
     model = _from_pretrained(_class_of(config), folder, options, new)
     keep_gradients_exact(model)
+    compute_as_autocast_says(model)
     model.requires_grad_(False)
     for parameter in (each for module in new for each in model.get_submodule(module).parameters()):
         parameter.zero_()
@@ -327,5 +329,6 @@ def _from_pretrained(
             raise OutOfMemoryError("the weights do not fit into the memory of the device", where=str(folder)) from error
     absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
     if lost := sorted(name for name in absent if not any(_is_inside(name, module) for module in new)):
-        raise ModelError(f"{len(lost)} tensors were not loaded: {', '.join(lost[:8])}", where=str(folder))
+        were = counted(len(lost), "tensor was", "tensors were")
+        raise ModelError(f"{were} not loaded: {', '.join(lost[:8])}", where=str(folder))
     return cast("PreTrainedModel", model)

@@ -20,10 +20,12 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.config.schema import QuantizationSection
 from loraft.errors import ModelError
+from loraft.models.autocast import product_dtype
 from loraft.models.placement import DTYPES, Placement
 
 __all__ = [
     "NOT_QUANTIZED",
+    "compute_as_autocast_says",
     "compute_in",
     "dequantized",
     "keep_gradients_exact",
@@ -103,6 +105,23 @@ def keep_gradients_exact(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def compute_as_autocast_says(model: nn.Module) -> None:
+    """Have 4-bit modules compute in the dtype of autocast where it is on, as every other linear module does.
+
+    bitsandbytes gives the dtype that it was given. On CUDA autocast lets norms give float32, and so what comes out
+    would be float32 too, which models do not expect beside products in 16 bits.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    def cast_input(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        (x,) = inputs
+        return (x.to(product_dtype(x)),)
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.register_forward_pre_hook(cast_input)
 
 
 def dequantized(

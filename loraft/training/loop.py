@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from torch.nn.utils import clip_grad_norm_
 
 from loraft.data.batches import Window, collate_rows
-from loraft.data.examples import Example
-from loraft.errors import DataError, NonFiniteError, Stopped
-from loraft.training.checkpoint import prune, save_checkpoint
+from loraft.errors import DataError, LoraftError, Stopped
+from loraft.training.checkpoint import newest_checkpoint, prune, save_checkpoint
 from loraft.training.clock import Clock
-from loraft.training.evaluation import Measured, evaluate_loss
-from loraft.training.events import Evaluated, Note, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
+from loraft.training.evaluating import evaluate_run
+from loraft.training.events import Note, RunStarted, Saved, StepDone, StepLogged
+from loraft.training.finiteness import require_finite
 from loraft.training.memory import peak_bytes
 from loraft.training.optim import learning_rate, optimizer_state
 from loraft.training.signals import StopSignals
@@ -29,35 +29,49 @@ from loraft.training.state import Fit, RunState
 
 __all__ = ["all_trained", "fit", "remove_older"]
 
+LOGGED_WITHOUT_GRADIENT = 10
+"""So many logged steps in a row with a gradient of zero are told."""
+NO_GRADIENT = 5e-5
+"""A norm below it is 0.0000 in four decimals."""
+
 
 def fit(run: Fit, state: RunState) -> None:
     """Train from `state` to the end, and leave in `state` where it ended.
 
     Raises:
         NonFiniteError: A loss or a gradient is not finite; the checkpoints before it stand.
-        Stopped: SIGINT or SIGTERM came; the state was saved first.
+        Stopped: SIGINT, SIGTERM or SIGHUP came; the state was saved first, unless something else went wrong meanwhile.
     """
     trained = sum(parameter.numel() for parameter in run.adapted.trainable.values())
     run.observer(
-        RunStarted(run.folder.path, state.step, run.steps, _epochs(run, run.steps), trained, run.total_parameters)
+        RunStarted(run.folder.path, state.step, run.steps, run.epochs(run.steps), trained, run.total_parameters)
     )
-    clock = Clock(state.step)
     with StopSignals() as signals:
-        if state.owes_evaluation:
-            if _evaluate(run, state, signals):
-                _save(run, state)
-            _grant_a_stop(run, state, signals)
-        while not state.finished:
-            run.adapted.model.train()
-            before = state.step
-            for window in _windows_or_save(run, state):
-                _step(run, state, window, clock)
-                _after_step(run, state, clock, signals)
-                if state.finished:
-                    break
-            if state.step == before:  # it was resumed anyway, and the epoch has fewer rows than were trained on
-                _begin_epoch(state)
-                state.finished = all_trained(run, state)
+        try:
+            _train(run, state, signals)
+        except Exception as error:
+            if signals.received is None or isinstance(error, Stopped):
+                raise
+            raise _stopped(run, state, signals.received, meanwhile=error) from error
+
+
+def _train(run: Fit, state: RunState, signals: StopSignals) -> None:
+    clock = Clock(state.step)
+    if state.owes_evaluation:
+        if evaluate_run(run, state, signals):
+            _save(run, state)
+        _grant_a_stop(run, state, signals)
+    while not state.finished:
+        run.adapted.model.train()
+        before = state.step
+        for window in _windows_or_save(run, state):
+            _step(run, state, window, clock)
+            _after_step(run, state, clock, signals)
+            if state.finished:
+                break
+        if state.step == before:  # it was resumed anyway, and the epoch has fewer rows than were trained on
+            _begin_epoch(state)
+            state.finished = all_trained(run, state)
 
 
 def _windows_or_save(run: Fit, state: RunState) -> Iterator[Window]:
@@ -89,12 +103,12 @@ def _step(run: Fit, state: RunState, window: Window, clock: Clock) -> None:
     for batch, examples in zip(batches, rows, strict=True):
         part = run.loss(batch)
         run.scaler.scale(part / weight).backward()
-        loss += _finite(part.item(), "the loss", state.step + 1, examples, run)
+        loss += require_finite(part.item(), "the loss", state.step + 1, examples, run)
     run.scaler.unscale_(run.optimizer)
     limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
     norm = clip_grad_norm_(list(run.adapted.trainable.values()), limit).item()
     if not run.scaler.is_enabled():
-        _finite(norm, "the gradient", state.step + 1, [example for part in rows for example in part], run)
+        require_finite(norm, "the gradient", state.step + 1, [example for part in rows for example in part], run)
     rate = _rate(run, state.step + 1)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
@@ -137,10 +151,11 @@ def _after_step(run: Fit, state: RunState, clock: Clock, signals: StopSignals) -
         _log(run, state, clock)
     if run.evaluation and _due(run.eval_every, state):
         state.owes_evaluation = True
-        improved = _evaluate(run, state, signals)
+        improved = evaluate_run(run, state, signals)
     else:
         improved = False
-    if _due(run.save_every, state) or improved or signals.received is not None:
+    asked = run.save_requests.take()
+    if _due(run.save_every, state) or improved or asked or signals.received is not None:
         _save(run, state)
     _grant_a_stop(run, state, signals)
 
@@ -152,11 +167,21 @@ def _grant_a_stop(run: Fit, state: RunState, signals: StopSignals) -> None:
         Stopped: It did.
     """
     if signals.received is not None and (state.owes_evaluation or not state.finished):
-        raise Stopped(
-            f"stopped at step {state.step} of {run.steps}; everything is saved",
-            signal_number=signals.received,
-            remedy=f"go on: loraft train {shlex.quote(str(run.folder.config))} --resume",
-        )
+        raise _stopped(run, state, signals.received)
+
+
+def _stopped(run: Fit, state: RunState, signal_number: int, *, meanwhile: Exception | None = None) -> Stopped:
+    """The end that a signal asked for, with what became of the state."""
+    kept = "everything is saved"
+    if meanwhile is not None:
+        newest, _ = newest_checkpoint(run.folder.checkpoints)
+        reason = meanwhile.problems[0].message if isinstance(meanwhile, LoraftError) else str(meanwhile)
+        kept = f"{newest.name if newest else 'nothing'} is saved, for meanwhile {reason}"
+    return Stopped(
+        f"stopped at step {state.step} of {run.steps}; {kept}",
+        signal_number=signal_number,
+        remedy=f"go on: loraft train {shlex.quote(str(run.folder.config))} --resume",
+    )
 
 
 def _due(every: int | None, state: RunState) -> bool:
@@ -166,7 +191,7 @@ def _due(every: int | None, state: RunState) -> bool:
 def _tell_step(run: Fit, state: RunState, clock: Clock) -> None:
     run.observer(
         StepDone(
-            state.step, run.steps, _epochs(run, state.step), clock.loss, clock.rate,
+            state.step, run.steps, run.epochs(state.step), clock.loss, clock.rate,
             clock.tokens_per_second, peak_bytes(run.device), clock.seconds_left(state.step, run.steps),
         )
     )  # fmt: skip
@@ -178,7 +203,7 @@ def _log(run: Fit, state: RunState, clock: Clock) -> None:
     event = StepLogged(
         step=state.step,
         steps=run.steps,
-        epoch=_epochs(run, state.step),
+        epoch=run.epochs(state.step),
         loss=state.last_loss,
         grad_norm=clock.norm,
         learning_rate=clock.rate,
@@ -189,68 +214,25 @@ def _log(run: Fit, state: RunState, clock: Clock) -> None:
     )
     run.folder.append(run.folder.metrics, _record(event, leave_out=("steps", "seconds_left")))
     run.observer(event)
+    _look_for_movement(run, state, clock.norm)
 
 
-def _evaluate(run: Fit, state: RunState, signals: StopSignals) -> bool:
-    """Read the evaluation rows once and answer the samples; True when the model is better than at any one before.
-
-    When a signal comes in the middle the evaluation stays owed, and is made up for on resuming.
-    """
-    run.adapted.model.eval()
-    found = evaluate_loss(
-        run.loss, run.evaluation, run.layout, run.settings.per_device_eval_batch_size, run.device,
-        stop=lambda: signals.received is not None,
-    )  # fmt: skip
-    run.adapted.model.train()
-    if found is None:
-        return False
-    _finite(found.loss, "the evaluation loss", state.step, found.not_finite, run)
-    answers = _answers(run, signals)
-    if answers is None:
-        return False
-    best = _compared(state, found, run.settings.metric_for_best_model)
-    event = Evaluated(
-        state.step, _epochs(run, state.step), found.loss, _exp(found.loss), found.targets, len(run.evaluation), best,
-        found.figures,
-    )  # fmt: skip
-    of_tokens = {} if found.figures else {"eval_perplexity": event.perplexity}
-    figures = {f"eval_{name}": value for name, value in found.figures.items()}
-    record = {"step": state.step, "epoch": event.epoch, "eval_loss": found.loss, **of_tokens, **figures}
-    run.folder.append(run.folder.metrics, record)
-    run.observer(event)
-    for prompt, answer in answers:
-        sample = SampleAnswered(state.step, prompt, answer)
-        run.folder.append(run.folder.samples, asdict(sample))
-        run.observer(sample)
-    patience = run.settings.early_stopping_patience
-    state.finished = state.finished or (patience is not None and state.worse >= patience)
-    return best
-
-
-def _compared(state: RunState, found: Measured, metric: str) -> bool:
-    """Remember an evaluation; whether none before it was better."""
-    score = found.figures.get(metric, -found.loss)
-    best = state.best_score is None or score > state.best_score
-    state.eval_loss, state.eval_figures, state.owes_evaluation = found.loss, dict(found.figures), False
-    if best:
-        state.best_loss, state.best_figures, state.best_score = found.loss, dict(found.figures), score
-        state.best_step, state.worse = state.step, 0
-    else:
-        state.worse += 1
-    return best
-
-
-def _answers(run: Fit, signals: StopSignals) -> list[tuple[str, str]] | None:
-    """Each sample prompt with the answer of the model as it is now; None when a signal came in the middle."""
-    answers: list[tuple[str, str]] = []
-    for prompt in run.settings.sample_prompts:
-        if signals.received is not None:
-            return None
-        answers.append((prompt, run.answer(prompt)))
-    return answers
+def _look_for_movement(run: Fit, state: RunState, norm: float) -> None:
+    """Say once that nothing is being learned, where the gradient has been as good as zero for long."""
+    if state.without_gradient == LOGGED_WITHOUT_GRADIENT:
+        return
+    state.without_gradient = state.without_gradient + 1 if norm < NO_GRADIENT else 0
+    if state.without_gradient == LOGGED_WITHOUT_GRADIENT:
+        text = (
+            f"the gradient norm has been {norm:.4f} for {LOGGED_WITHOUT_GRADIENT} logged steps in a row, up to step "
+            f"{state.step}: nothing is being learned; at a loss near 0 the rows are known by heart, else the loss does "
+            "not depend on what is trained"
+        )
+        run.observer(Note(text))
 
 
 def _save(run: Fit, state: RunState) -> None:
+    run.folder.require()
     remembered: dict[str, Any] = asdict(state) | {
         "files": run.folder.sizes(), "scaler": run.scaler.state_dict(), "optim": run.settings.optim,
     }  # fmt: skip
@@ -270,31 +252,6 @@ def remove_older(run: Fit, state: RunState) -> None:
 def _rate(run: Fit, step: int) -> float:
     schedule = run.settings.lr_scheduler_type
     return learning_rate(step, steps=run.steps, warmup=run.warmup, peak=run.peak_rate, schedule=schedule)
-
-
-def _epochs(run: Fit, step: int) -> float:
-    """How many epochs `step` optimizer steps are."""
-    epoch = 0
-    while step > (steps := run.plan.steps(epoch)):
-        step -= steps
-        epoch += 1
-    return round(epoch + step / steps, 6)
-
-
-def _finite(value: float, what: str, step: int, examples: Sequence[Example], run: Fit) -> float:
-    if math.isfinite(value):
-        return value
-    named = ", ".join(example.where for example in examples[:8]) + (", …" if len(examples) > 8 else "")
-    raise NonFiniteError(
-        f"{what} is {value} at step {step}, on the rows {named}",
-        where=str(run.folder.path),
-        remedy="a lower training.learning_rate, or model.dtype bfloat16 or float32 instead of float16, is the usual "
-        "cure; --resume-anyway goes on with it from the last checkpoint, if there is one",
-    )
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _record(event: StepLogged, leave_out: tuple[str, ...]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from loraft.data.laying import batch_plan, fills, lies_end_to_end
 from loraft.data.prepare import PreparedData, prepare
 from loraft.data.stream import StreamPlan
 from loraft.errors import ConfigError, Problem, Refused, ResourceError
+from loraft.grammar import counted
 from loraft.models.configs import check_dtype, context_of, load_config
 from loraft.models.families import TRAINED_FOR, family_of
 from loraft.models.loading import load_noted_tokenizer
@@ -33,7 +34,7 @@ from loraft.training.shape import ModelShape, shape_of
 from loraft.training.sizes import training_sizes
 from loraft.training.tracking import tracker_problems
 
-__all__ = ["RunPlan", "plan_run"]
+__all__ = ["RunPlan", "plan_run", "steps_of"]
 
 Result = TypeVar("Result")
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
@@ -122,7 +123,7 @@ def plan_run(config: RunConfig) -> RunPlan:
             remedy="write greater weights",
         )
     batches = known if data.stream is None else StreamPlan(data.stream, known.batch_size, known.accumulation)
-    steps = _steps(config, batches)
+    steps = steps_of(config, batches)
     pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
     config, memory, memory_notes = _memory(config, placement, shape, data, known, packed=packed)
     return RunPlan(
@@ -211,7 +212,8 @@ def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[
     ), notes
 
 
-def _steps(config: RunConfig, batches: BatchPlan | StreamPlan) -> int:
+def steps_of(config: RunConfig, batches: BatchPlan | StreamPlan) -> int:
+    """All optimizer steps of a run."""
     if config.training.max_steps is not None:
         return config.training.max_steps
     whole, part = divmod(config.training.num_train_epochs, 1)
@@ -274,8 +276,11 @@ def _packing_notes(config: RunConfig, shape: ModelShape, data: PreparedData, *, 
             [example.tokens for example in data.train], data.train_sources, config.training.per_device_train_batch_size,
             config.training.gradient_accumulation_steps, config.seed,
         )  # fmt: skip
-        filled = batch_plan(config, data).steps(0)
-        return [f"data.packing fill: {filled} optimizer steps an epoch remain of {alone.steps(0)}"]
+        before, filled = alone.steps(0), batch_plan(config, data).steps(0)
+        if filled == before:
+            return []
+        remain = counted(filled, "optimizer step an epoch remains", "optimizer steps an epoch remain")
+        return [f"data.packing fill: {remain} of {before:,}"]
     if config.data.packing == "auto" and not packed and config.task == "causal_lm":
         return [f"rows are padded on the right: {shape.family.model_type} is not laid end to end with this attention"]
     return []

@@ -7,47 +7,71 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from loraft.adapters.store import restore
 from loraft.config.files import load_config
 from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
 from loraft.models.loading import LoadedModel
+from loraft.training.changes import changes, is_harmless, rate_note
 from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, restore_rng
+from loraft.training.evaluating import stops_early
 from loraft.training.events import Note
 from loraft.training.loop import all_trained, remove_older
 from loraft.training.optim import restore_optimizer
-from loraft.training.plan import RunPlan
-from loraft.training.run_folder import RunFolder, differences
+from loraft.training.plan import RunPlan, steps_of
+from loraft.training.run_folder import RunFolder
 from loraft.training.state import Fit, RunState
 
-__all__ = ["refuse_another_base", "refuse_another_run", "resumed", "weights_in"]
+__all__ = ["Begun", "compare_with_begun", "refuse_another_base", "resumed", "weights_in"]
 
 
-def refuse_another_run(plan: RunPlan, folder: RunFolder) -> None:
+@dataclass(frozen=True)
+class Begun:
+    """How a run was begun that is gone on with.
+
+    Attributes:
+        taken_on: What differs now and is taken on, a clause each.
+        steps: All its steps, as it was begun; None where that is not known any more.
+    """
+
+    taken_on: tuple[str, ...] = ()
+    steps: int | None = None
+
+
+def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> Begun:
     """Compare config and data with those that the run in the folder was begun with, where it has come to a checkpoint.
 
-    Before the first checkpoint there may be no manifest yet, and nothing was trained on its rows.
+    What changes no step that was taken is taken on, a longer run among it; with `anyway` all is. Before the first
+    checkpoint there may be no manifest yet, and nothing was trained on its rows.
 
     Raises:
-        RunFolderError: They differ, or can no longer be compared.
+        RunFolderError: They differ in more than that, or can no longer be compared.
     """
-    found, begun = [], bool(checkpoints(folder.checkpoints))
+    refused: list[str] = []
+    taken_on: list[str] = []
+    steps, has_checkpoints = None, bool(checkpoints(folder.checkpoints))
     if folder.config.exists():
         try:
-            before = load_config(folder.config).model_dump(mode="json")
-            found = differences(before, plan.config.model_dump(mode="json"))
+            before = load_config(folder.config)
         except ConfigError:
-            found = ["its config.yaml was damaged"]
-    elif begun:
-        found = ["its config.yaml was lost"]
+            refused = ["its config.yaml was damaged"]
+        else:
+            steps = steps_of(before, plan.batches)
+            for change in changes(before, plan.config):
+                harmless = is_harmless(change, before, plan.config, longer=plan.steps >= steps)
+                (taken_on if harmless else refused).append(str(change))
+    elif has_checkpoints:
+        refused = ["its config.yaml was lost"]
     recorded = _recorded(folder, "data")
-    if recorded is None and begun:
-        found.append("its manifest.json was lost or damaged, which tells rows and base")
+    if recorded is None and has_checkpoints:
+        refused.append("its manifest.json was lost or damaged, which tells rows and base")
     elif recorded not in (None, plan.data.fingerprint):
-        found.append("the rows are not the same, or do not become the same tokens")
-    _refuse(found, folder)
+        refused.append("the rows are not the same, or do not become the same tokens")
+    if not anyway:
+        _refuse(refused, folder)
+    return Begun((*refused, *taken_on), steps)
 
 
 def refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:
@@ -76,8 +100,8 @@ def _recorded(folder: RunFolder, part: str) -> str | None:
     return fingerprint
 
 
-def resumed(run: Fit, state: RunState) -> bool:
-    """Put everything back as the newest good checkpoint has it; False when there is none."""
+def resumed(run: Fit, state: RunState, begun: Begun) -> bool:
+    """Put everything back as the newest good checkpoint has it, and say so; False when there is none."""
     clear_up(run.folder.checkpoints)
     newest, damaged = newest_checkpoint(run.folder.checkpoints)
     for text in damaged:
@@ -94,15 +118,28 @@ def resumed(run: Fit, state: RunState) -> bool:
     run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
     for field in fields(RunState):
         setattr(state, field.name, checkpoint.state.get(field.name, getattr(state, field.name)))
-    patience = run.settings.early_stopping_patience
-    state.finished = all_trained(run, state) or (patience is not None and state.worse >= patience)
+    state.finished = all_trained(run, state) or stops_early(run, state)
     for note in run.folder.cut_back(checkpoint.state["files"]):
         run.observer(Note(note))
     restore_rng(checkpoint.rng)
     remove_older(run, state)  # a kill may have come between a checkpoint and this
-    done = "the run is finished: its result is saved again from" if state.finished else "going on from"
-    run.observer(Note(f"{done} {newest.name}"))
+    if state.finished:
+        text = f"the run is finished: its result is saved again from {newest.name}; {_how_to_train_on(run, state)}"
+    else:
+        text = f"going on from {newest.name}"
+    run.observer(Note(text))
+    if begun.taken_on:
+        run.observer(Note(f"since the run was begun, {'; '.join(begun.taken_on)}: taken on"))
+    if begun.steps is not None and begun.steps != run.steps and not state.finished:
+        run.observer(Note(rate_note(run.settings, step=state.step, before=begun.steps, now=run.steps)))
     return True
+
+
+def _how_to_train_on(run: Fit, state: RunState) -> str:
+    if not all_trained(run, state):
+        return "to train on, --resume with a greater training.early_stopping_patience, or with null"
+    key = "num_train_epochs" if run.settings.max_steps is None else "max_steps"
+    return f"to train on, --resume with a greater training.{key}"
 
 
 def _restore_weights(run: Fit, folder: Path) -> None:

@@ -40,8 +40,9 @@ from loraft.training.loss import LabelLoss, Loss, TargetLoss
 from loraft.training.memory import peak_bytes
 from loraft.training.optim import build_optimizer
 from loraft.training.plan import RunPlan
-from loraft.training.resuming import refuse_another_base, refuse_another_run, resumed, weights_in
+from loraft.training.resuming import Begun, compare_with_begun, refuse_another_base, resumed, weights_in
 from loraft.training.run_folder import RunFolder
+from loraft.training.signals import SaveRequests
 from loraft.training.state import Fit, RunState
 from loraft.training.tracking import tracked
 
@@ -102,6 +103,7 @@ def run_plan(
     resume_anyway: bool,
     overwrite: bool,
     observer: Observer,
+    save_requests: SaveRequests,
     answerer: Answerer,
     command: Sequence[str],
 ) -> TrainResult:
@@ -116,9 +118,9 @@ def run_plan(
     began = time.monotonic()
     for note in plan.notes:
         observer(Note(note))
-    if resume and not resume_anyway:
-        refuse_another_run(plan, folder)
-    with _memory_errors(plan), disk_errors(folder.path, remedy="free some space and go on with --resume"):
+    begun = compare_with_begun(plan, folder, anyway=resume_anyway) if resume else Begun()
+    full_disk = disk_errors(folder.path, remedy="free some space and go on with --resume")
+    with _memory_errors(plan), folder.kept(), full_disk:
         adapted = prepared_model(plan)
         if resume and not resume_anyway:
             refuse_another_base(folder, adapted.loaded)
@@ -126,11 +128,11 @@ def run_plan(
             folder.empty()
         with tracked(observer, plan.config, folder.path) as told:
             state = RunState()
-            run = fit_of(plan, folder, adapted, told, answerer, state)
-            goes_on = resume and resumed(run, state)
+            run = replace(fit_of(plan, folder, adapted, told, answerer, state), save_requests=save_requests)
+            goes_on = resume and resumed(run, state, begun)
             if not goes_on:
                 folder.cut_back({})
-            if resume_anyway or not goes_on:
+            if begun.taken_on or resume_anyway or not goes_on:
                 _describe(plan, folder, adapted.loaded, command)
             fit(run, state)
             saved, saved_step = _finish(run, state, plan)
@@ -267,6 +269,7 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
 
 def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
     """Save the result: the last weights, or with early stopping the best ones."""
+    run.folder.require()
     step = state.step
     best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
     is_better = state.best_step not in (None, step)

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ from filelock import FileLock, Timeout
 
 from loraft.config.files import dump_config
 from loraft.config.schema import RunConfig
-from loraft.config.written import inline
-from loraft.errors import Problem, ResourceError, RunFolderError
+from loraft.errors import Failed, LoraftError, Problem, ResourceError, RunFolderError
 from loraft.training.memory import MemoryPlan
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "RunFolder",
     "check_disk",
     "choose_run_folder",
-    "differences",
     "left_unfinished",
     "refuse_own_inputs",
     "refuse_taken",
@@ -40,14 +39,6 @@ BESIDE = ".beside"
 TRACKERS = "trackers"
 OURS = frozenset({LOCK, BESIDE, TRACKERS})
 """What a run that was stopped before it began may have left."""
-FREE_TO_CHANGE = frozenset(
-    {
-        "training.output_dir", "training.save_steps", "training.save_total_limit", "training.report_to",
-        "training.project", "training.run_name", "training.sample_prompts", "training.per_device_eval_batch_size",
-        "training.gradient_checkpointing", "generation.max_new_tokens", "generation.temperature", "data.num_proc",
-    }
-)  # fmt: skip
-"""Keys that may differ on resuming: none of them changes what is trained."""
 
 
 class RunFolder:
@@ -88,6 +79,40 @@ class RunFolder:
     def close(self) -> None:
         """Let others have the folder."""
         self._lock.release()
+
+    def require(self) -> None:
+        """Make sure that the folder is there still, before something is written that would make it anew.
+
+        Raises:
+            Failed: It was removed.
+        """
+        if not self.path.is_dir():
+            raise Failed(
+                "the run's folder was removed while the run went on, and what was trained with it",
+                where=str(self.path),
+                remedy="begin anew, and remove the folder of a run only once the run has ended",
+            )
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Turn what is raised where the folder is gone, or where a file in it cannot be written, into an error.
+
+        Raises:
+            Failed: It was.
+        """
+        try:
+            yield
+        except LoraftError:
+            raise
+        except Exception as error:
+            self.require()
+            name = getattr(error, "filename", None)
+            if not isinstance(error, OSError) or not self._holds(name):
+                raise
+            raise Failed(f"cannot be written: {error.strerror}", where=name, remedy="go on with --resume") from error
+
+    def _holds(self, name: object) -> bool:
+        return isinstance(name, str) and Path(name).absolute().is_relative_to(self.path.absolute())
 
     def append(self, path: Path, record: Mapping[str, Any]) -> None:
         """Add one JSON line to `metrics` or `samples`; it is in the file when this returns."""
@@ -260,21 +285,3 @@ def left_unfinished(chosen: Path, name: str) -> Iterator[str]:
             f"{before} has not ended, and {chosen} begins anew; that one goes on by "
             f"loraft train {shlex.quote(str(folder.config))} --resume"
         )
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys in which two resolved configs differ, but for those that change nothing of the training."""
-    found = []
-    for key in sorted({*before, *now}):
-        dotted = f"{prefix}{key}"
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{dotted}.")
-        elif old != new and dotted not in FREE_TO_CHANGE:
-            found.append(f"{dotted} was {_written(old)} and is {_written(new)}")
-    return found
-
-
-def _written(value: object) -> str:
-    """A value of a dumped config as a config says it."""
-    return inline(tuple(value) if isinstance(value, list) else value)

@@ -20,6 +20,7 @@ from loraft.data.stream import StreamPlan
 from loraft.training.events import Observer
 from loraft.training.loss import Loss
 from loraft.training.run_folder import RunFolder
+from loraft.training.signals import SaveRequests
 
 __all__ = ["Fit", "RunState"]
 
@@ -45,6 +46,7 @@ class RunState:
         best_score: What it is the best by: the higher, the better.
         best_step: The step of the best evaluation.
         worse: Evaluations since the best one.
+        without_gradient: Logged steps in a row, up to the newest, whose gradient was as good as zero.
         owes_evaluation: The evaluation due at this step has not been finished.
         finished: All steps are taken, or early stopping has ended the run.
     """
@@ -65,6 +67,7 @@ class RunState:
     best_score: float | None = None
     best_step: int | None = None
     worse: int = 0
+    without_gradient: int = 0
     owes_evaluation: bool = False
     finished: bool = False
 
@@ -93,6 +96,7 @@ class Fit:
         save_weights: Writes the trained weights into a folder it is given.
         answer: The model's answer to a prompt, as it is now.
         observer: Who is told.
+        save_requests: Who asks for a checkpoint out of turn.
     """
 
     adapted: AdaptedModel
@@ -114,8 +118,17 @@ class Fit:
     save_weights: Callable[[Path], object]
     answer: Callable[[str], str]
     observer: Observer
+    save_requests: SaveRequests = field(default_factory=SaveRequests)
 
     @property
     def device(self) -> str:
         """The device that batches go to."""
         return self.adapted.loaded.placement.device
+
+    def epochs(self, step: int) -> float:
+        """How many epochs `step` optimizer steps are."""
+        epoch = 0
+        while step > (steps := self.plan.steps(epoch)):
+            step -= steps
+            epoch += 1
+        return round(epoch + step / steps, 6)

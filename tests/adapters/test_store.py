@@ -190,7 +190,7 @@ def test_c17_a_tensor_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     before = (folder / "adapter_model.safetensors").read_bytes()
     name, weight = next(iter(adapted.trainable.items()))
     weight.data[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"1 tensors hold NaN.*not saved"):
+    with pytest.raises(NonFiniteError, match=r"1 tensor holds NaN.*not saved"):
         save_adapter(adapted, folder, config=run_config(), renderer=Rendering(), facts=FACTS)
     assert (folder / "adapter_model.safetensors").read_bytes() == before, name
 

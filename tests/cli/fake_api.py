@@ -156,6 +156,11 @@ def train(
             raise KeyboardInterrupt
         case "terminated.jsonl":
             os.kill(os.getpid(), signal.SIGTERM)
+        case "terminated-in-a-library.jsonl" | "interrupted-in-a-library.jsonl" as path:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM if path.startswith("terminated") else signal.SIGINT)
+            except KeyboardInterrupt:
+                raise DataError("transformers cannot read it") from None
         case "bug.jsonl":
             raise RuntimeError("a bug")
     return Result(Path("runs/tickets-1"))

@@ -42,8 +42,11 @@ error. `--json` prints one JSON document instead of tables; when a command is re
 | 1 | a bug in loraft, with its traceback |
 | 2 | refused: config, data, paths or arguments are wrong, or a batch or a disk is foreseen to be too small |
 | 3 | failed while running: a non-finite loss, memory or disk ran out |
-| 130, 143 | stopped by SIGINT (Ctrl-C) or SIGTERM; a run's state is saved, `--resume` goes on |
+| 130, 143, 129 | stopped by SIGINT (Ctrl-C), SIGTERM or SIGHUP; a run's state is saved, `--resume` goes on |
 | 141 | whoever read standard output went away |
+
+A second signal ends `loraft train` at once, with nothing saved; SIGUSR1 has it save a checkpoint after the step that it
+is at, and go on.
 """
 
 

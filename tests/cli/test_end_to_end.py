@@ -36,19 +36,28 @@ class Done:
 
 def loraft(*words: str, cwd: Path, stdin: str | None = None) -> Done:
     """Run loraft in a folder, in a process of its own: a fork of this one, which has imported the libraries already."""
-    files = [cwd / f".{name}" for name in ("stdin", "stdout", "stderr")]
-    files[0].write_text(stdin or "")
+    _, status = os.waitpid(started(*words, cwd=cwd, stdin=stdin), 0)
+    files = _files(cwd)
+    done = Done(os.waitstatus_to_exitcode(status), files[1].read_text(), files[2].read_text())
+    for file in files:
+        file.unlink()
+    return done
+
+
+def started(*words: str, cwd: Path, stdin: str | None = None) -> int:
+    """Begin what `loraft` waits for, and give the number of its process."""
+    _files(cwd)[0].write_text(stdin or "")
     with warnings.catch_warnings():
         # From Python 3.12 on a fork of a process with threads warns; this child starts none of their work.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        _become(words, cwd, files)
-    _, status = os.waitpid(child, 0)
-    done = Done(os.waitstatus_to_exitcode(status), files[1].read_text(), files[2].read_text())
-    for file in files:
-        file.unlink()
-    return done
+        _become(words, cwd, _files(cwd))
+    return child
+
+
+def _files(cwd: Path) -> list[Path]:
+    return [cwd / f".{name}" for name in ("stdin", "stdout", "stderr")]
 
 
 def _become(words: Sequence[str], cwd: Path, files: Sequence[Path]) -> NoReturn:

@@ -75,6 +75,8 @@ def test_resume_and_overwrite_exclude_each_other(loraft: Loraft, config: WriteCo
         ("sigterm.jsonl", 143, "stopped at step 137"),
         ("ctrl-c.jsonl", 130, "stopped."),
         ("terminated.jsonl", 143, "stopped."),
+        ("terminated-in-a-library.jsonl", 143, "stopped."),
+        ("interrupted-in-a-library.jsonl", 130, "stopped."),
         ("bug.jsonl", 1, "This is a bug in loraft"),
     ],
 )

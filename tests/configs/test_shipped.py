@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -11,15 +12,16 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from loraft import api
 from loraft.config.files import load_config
-from loraft.config.schema import Method, RunConfig, Task
+from loraft.config.schema import DataSource, Method, RunConfig, Task
 from loraft.config.usage import unused_keys, unused_sections
 from loraft.errors import ResourceError
 from loraft.models.placement import Placement
 from loraft.training.memory import quantized_bytes
 from loraft.training.plan import RunPlan, plan_run
 from tests.inspection.test_layers import LLAMA_2_7B, LLAMA_2_70B, config_alone
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.tiny import mostly_slow, save_tiny, tiny_tokenizer
 from tests.training.building import write_rows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,36 +56,83 @@ def test_every_task_and_method_has_one() -> None:
     assert cells == {(task, method) for task in get_args(Task) for method in methods}
 
 
-def rows_for(config: RunConfig, count: int = 24) -> list[dict[str, Any]]:
+def rows_for(config: RunConfig, source: DataSource, count: int = 24) -> list[dict[str, Any]]:
     """Rows as the comments of the config describe them, under the names that it maps."""
-    names = config.data.columns
+    names = {**config.data.columns, **source.columns}
     if config.task == "seq2seq_lm":
         return [{"translation": {"en": f"the order {n}", "fr": f"la fin {n}"}} for n in range(count)]
     if config.task == "seq_cls":
         labels = config.data.labels or ("late", "lost", "no")
         text, label = names.get("text", "text"), names.get("label", "label")
         return [{text: f"the order {n}", label: labels[n % len(labels)]} for n in range(count)]
+    if source.format == "prompt_completion":
+        return [{names["prompt"]: f"the order {n}", names["completion"]: "is late"} for n in range(count)]
+    if source.format == "alpaca":
+        return [{"instruction": f"the order {n}", "input": "", "output": "is late"} for n in range(count)]
     turns = [{"role": "user", "content": "the order"}, {"role": "assistant", "content": "is late"}]
     return [{"messages": turns} for _ in range(count)]
+
+
+def with_made_up_rows(config: RunConfig, folder: Path) -> RunConfig:
+    """The config with a few rows of our own in place of each file and each data set of the Hub."""
+
+    def made_up(source: DataSource) -> DataSource:
+        if source.path.startswith("builtin:"):
+            return source
+        path = folder / f"{source.path.replace('/', '-').removesuffix('.csv')}.jsonl"
+        return source.model_copy(update={"path": str(write_rows(path, rows_for(config, source))), "split": None})
+
+    held_out = config.data.eval
+    changed: dict[str, Any] = {"train": tuple(made_up(source) for source in config.data.train)}
+    if isinstance(held_out, tuple):
+        changed["eval"] = tuple(made_up(source) for source in held_out)
+    elif held_out is not None:
+        changed["eval"] = 0.1  # a twentieth of so few rows is none
+    return config.model_copy(update={"data": config.data.model_copy(update=changed)})
 
 
 def tiny_stand_in(config: RunConfig, folder: Path) -> RunConfig:
     """The config on a tiny model of its family and on a few rows, everything else as it is shipped."""
     part = next((part for part in FAMILIES if part in config.model.name_or_path.lower()), None)
     save_tiny(folder / "model", FAMILIES.get(part or "", "llama"), num_hidden_layers=30, max_position_embeddings=2048)
-    path = str(write_rows(folder / "rows.jsonl", rows_for(config)))
-    source = config.data.train[0].model_copy(update={"path": path, "split": None, "format": "auto"})
-    data = config.data.model_copy(update={"train": (source,), "eval": 0.1})
+    config = with_made_up_rows(config, folder)
     model = config.model.model_copy(update={"name_or_path": str(folder / "model")})
+    # The tiny tokenizer has a token a letter, and rows that come with loraft are long by it.
+    length = 2048 if config.data.train[0].path.startswith("builtin:") else config.data.max_length
+    data = config.data.model_copy(update={"max_length": length})
     return config.model_copy(update={"model": model, "data": data})
 
 
 @pytest.mark.parametrize("name", list(LOADED))
 def test_check_passes_it_on_a_tiny_model_of_its_family(name: str, tmp_path: Path) -> None:
-    config = tiny_stand_in(LOADED[name], tmp_path)
-    if name == "data-sources":
-        config = config.model_copy(update={"data": config.data.model_copy(update={"columns": {}})})
-    assert plan_run(config).steps > 0
+    assert plan_run(tiny_stand_in(LOADED[name], tmp_path)).steps > 0
+
+
+def one_step(config: RunConfig, folder: Path) -> RunConfig:
+    """The config with a single step; rows that come with loraft are many, and are not evaluated on after it."""
+    training = config.training.model_copy(update={"output_dir": str(folder / "run"), "max_steps": 1})
+    data = config.data
+    if data.train[0].path.startswith("builtin:"):
+        data = data.model_copy(update={"eval": None})
+    return config.model_copy(update={"training": training, "data": data})
+
+
+@pytest.mark.parametrize("name", mostly_slow(LOADED, *(name for name in LOADED if name != "qlora-llama2-70b")))
+def test_it_trains_a_step_on_a_tiny_model_of_its_family(name: str, tmp_path: Path, cache: Path) -> None:
+    run = api.train(one_step(tiny_stand_in(LOADED[name], tmp_path), tmp_path))
+    assert run.steps == 1
+    assert run.loss is not None
+    assert math.isfinite(run.loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [path.stem for path in BUILTIN])
+def test_it_trains_a_step_as_it_is_shipped(name: str, tmp_path: Path) -> None:
+    """On the real model: all but the rows of a file, which are the user's."""
+    run = api.train(one_step(with_made_up_rows(LOADED[name], tmp_path), tmp_path))
+    assert run.steps == 1
+    assert run.loss is not None
+    assert math.isfinite(run.loss)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

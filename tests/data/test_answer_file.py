@@ -119,7 +119,7 @@ def test_a_full_disk_is_told_with_what_is_there(tmp_path: Path, monkeypatch: pyt
     with open_answer_file(tmp_path / "o", ROWS, ADDED, "model", overwrite=False) as file:
         file.append([(ROWS[0], ("a", "stop"))])
         monkeypatch.setattr("os.fsync", full)
-        with pytest.raises(DiskFullError, match=r"after 1 rows(.|\n)*the same command goes on"):
+        with pytest.raises(DiskFullError, match=r"after 1 row(.|\n)*the same command goes on"):
             file.append([(ROWS[1], ("b", "stop"))])
 
 
@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up_in_a_row_leaves_whole_rows(tmp_path: Path) -> None
     with open_answer_file(tmp_path / "o", ROWS, ADDED, "model", overwrite=False) as file:
         file.append([(ROWS[0], ("a", "stop"))])
         file.file = NearlyFull(file.file)  # type: ignore[assignment]
-        with pytest.raises(DiskFullError, match="after 1 rows"):
+        with pytest.raises(DiskFullError, match="after 1 row"):
             file.append([(ROWS[1], ("b", "stop"))])
     assert (tmp_path / "o").read_bytes() == written(tmp_path / "one", 1).replace("answer 0 ü".encode(), b"a")
     with open_answer_file(tmp_path / "o", ROWS, ADDED, "model", overwrite=False) as file:

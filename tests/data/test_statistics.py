@@ -78,7 +78,7 @@ def test_what_a_person_should_know() -> None:
     assert absent == "no training row is of the class y"
     assert unmeasured == "no row to evaluate on is of the class y: its figures will say nothing of it"
     assert repeated == "1 training row repeats an earlier one, the first a:3 (a:1)"
-    assert seen.startswith("1 of 1 rows to evaluate on stand among the training rows, the first c:1 (a:2)")
+    assert seen.startswith("1 of 1 row to evaluate on stands among the training rows, the first c:1 (a:2)")
     shown = report.as_dict()
     assert "trained_tokens" not in shown
     assert (shown["repeated_rows"], shown["eval_rows_in_train"], shown["unknown_share"]) == (1, 1, 0.02)

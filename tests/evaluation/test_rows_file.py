@@ -59,6 +59,6 @@ def test_a_disk_that_fills_up_in_a_row_leaves_whole_rows(tmp_path: Path) -> None
         assert file is not None
         file.append([{"a": 1}])
         file.file = NearlyFull(file.file)  # type: ignore[assignment]
-        with pytest.raises(DiskFullError, match="the disk filled up after 1 rows"):
+        with pytest.raises(DiskFullError, match="the disk filled up after 1 row"):
             file.append([{"a": 2}, {"a": 3}])
     assert (tmp_path / "o.jsonl").read_text() == '{"a": 1}\n'

@@ -9,7 +9,7 @@ import pytest
 
 from loraft import api
 from loraft.generation.options import AnswerOptions
-from tests.training.building import tiny_config
+from tests.training.wide import wide_config
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def test_an_encoder_decoder_trains_evaluates_and_answers(
     tmp_path: Path, model_type: str, options: dict[str, Any]
 ) -> None:
-    run = api.train(tiny_config(tmp_path, task="seq2seq_lm", model_type=model_type, data__eval=0.2, **options))
+    run = api.train(wide_config(tmp_path, task="seq2seq_lm", model_type=model_type, data__eval=0.2, **options))
     assert run.eval_loss is not None
     answer = api.generate(str(run.run_folder), prompt="the order", options=AnswerOptions(max_new_tokens=8)).completion
     assert len(answer.token_ids) <= 8
@@ -35,7 +35,7 @@ def test_an_encoder_decoder_trains_evaluates_and_answers(
 @pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_a_classifier_trains_and_tells_classes(tmp_path: Path, model_type: str, options: dict[str, Any]) -> None:
-    run = api.train(tiny_config(tmp_path, task="seq_cls", model_type=model_type, data__eval=0.2, **options))
+    run = api.train(wide_config(tmp_path, task="seq_cls", model_type=model_type, data__eval=0.2, **options))
     assert run.eval_loss is not None
     (shares,) = api.predict(str(run.run_folder), texts=[("the order is late", None)])
     assert sum(shares.values()) == pytest.approx(1.0, abs=1e-3)

@@ -16,8 +16,10 @@ from loraft.generation.options import AnswerOptions
 from loraft.models.attention import attend_rows
 from loraft.training.plan import plan_run
 from loraft.training.run import prepared_model
-from tests.training.building import tiny_config, tiny_fit
+from tests.training.building import tiny_fit
+from tests.training.test_every_combination import AS_ON_CUDA, task_of, train_two_steps
 from tests.training.test_run import stop_at
+from tests.training.wide import wide_config
 
 pytestmark = pytest.mark.gpu
 
@@ -30,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def config_of(tmp_path: Path, output: str, **options: Any) -> Any:
-    return tiny_config(
+    return wide_config(
         tmp_path, training__output_dir=str(tmp_path / output), training__eval_steps=3, training__save_steps=2,
         data__eval=0.2, training__max_steps=6, **options,
     )  # fmt: skip
@@ -38,7 +40,7 @@ def config_of(tmp_path: Path, output: str, **options: Any) -> Any:
 
 @pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 def test_a_run_trains_evaluates_resumes_and_generates(tmp_path: Path, options: dict[str, Any]) -> None:
-    tiny_config(tmp_path)
+    wide_config(tmp_path)
     whole = api.train(config_of(tmp_path, "whole", **options))
     assert whole.eval_loss is not None
     with pytest.raises(Stopped):
@@ -53,7 +55,7 @@ def test_a_run_trains_evaluates_resumes_and_generates(tmp_path: Path, options: d
 
 
 def test_the_base_is_in_4_bits_with_double_quantization(tmp_path: Path) -> None:
-    adapted = prepared_model(plan_run(tiny_config(tmp_path, **METHODS["qlora"])))
+    adapted = prepared_model(plan_run(wide_config(tmp_path, **METHODS["qlora"])))
     layers = [m for m in adapted.loaded.model.modules() if type(m).__name__ == "Linear4bit"]
     assert layers
     for layer in layers:
@@ -86,10 +88,17 @@ def test_c11_the_variable_length_kernel_is_attention_row_by_row(heads: int, kv_h
 
 
 def test_c11_packed_and_padded_losses_agree(tmp_path: Path) -> None:
-    run, _ = tiny_fit(tiny_config(tmp_path, model__dtype="bfloat16"))
+    run, _ = tiny_fit(wide_config(tmp_path, model__dtype="bfloat16"))
     with torch.no_grad():
         losses = [
             run.loss(collate(run.train[:6], Layout(packed, run.layout.pad_id)).to("cuda")).item()
             for packed in (True, False)
         ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("model_type", AS_ON_CUDA)
+def test_every_family_trains_in_16_bits(tmp_path: Path, model_type: str, method: str) -> None:
+    options: dict[str, Any] = {"model_type": model_type, "method": method, "model__dtype": "bfloat16"}
+    train_two_steps(wide_config(tmp_path, task=task_of(model_type), training__max_steps=2, **options))

@@ -76,3 +76,27 @@ def test_dropout_drops_and_keeps_the_mean() -> None:
     # The mean of 400 draws lies within four standard errors of the exact value nearly everywhere.
     error = (dropped.mean(0) - exact).abs() / (dropped.std(0) / 20 + 1e-6)
     assert (error < 4).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("products", [True, False])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("wide", [(0, 1), (0, 1, 2)])
+def test_float32_beside_bfloat16_comes_to_one_dtype_under_autocast(
+    products: bool, window: int | None, wide: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotary positions give float32 queries and keys where weights are float32: the same as all in 16 bits."""
+    if not products:
+        monkeypatch.setattr(attention, "PRODUCTS_UP_TO", {})
+    given = [t.detach().float() if i in wide else t.detach() for i, t in enumerate(tensors(6, 2, torch.bfloat16))]
+    given = [tensor.requires_grad_() for tensor in given]
+    narrow = tensors(6, 2, torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, expected = (attend_rows(*each, LENGTHS, 0.3, window=window) for each in (given, narrow))
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, expected)
+    for out in (ours, expected):
+        out.float().sin().sum().backward()
+    for mine, theirs in zip(given, narrow, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert torch.equal(mine.grad.to(torch.bfloat16), theirs.grad)

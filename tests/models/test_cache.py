@@ -16,6 +16,7 @@ from loraft.models.cache import build_once, remade
 BUILDER = """
 import os, sys, time
 from pathlib import Path
+from loraft.cli.signals import interruptible
 from loraft.models.cache import build_once
 
 target, log, hangs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "hangs"
@@ -29,7 +30,8 @@ def build(folder):
         time.sleep(600)
     (folder / "second").write_text("second")
 
-print(sorted(os.listdir(build_once(target, build))))
+with interruptible():  # as every command is
+    print(sorted(os.listdir(build_once(target, build))))
 """
 
 

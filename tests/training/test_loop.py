@@ -15,7 +15,7 @@ from loraft.errors import NonFiniteError
 from loraft.generation.options import AnswerOptions
 from loraft.models.quantization import keep_gradients_exact
 from loraft.training.evaluation import evaluate_loss
-from loraft.training.events import Evaluated, StepLogged
+from loraft.training.events import Evaluated, Event, Note, StepLogged
 from loraft.training.loop import fit
 from loraft.training.run import prepared_model
 from tests.training.building import close, contrary, recorded, rows, tiny_config, tiny_fit, write_rows
@@ -218,3 +218,21 @@ def test_every_frozen_4bit_module_is_kept_exact(tmp_path: Path) -> None:
     keep_gradients_exact(adapted.loaded.model)
     assert kept
     assert not any(module.support_avx512bf16_for_cpu for module in kept)
+
+
+@pytest.mark.parametrize("zeros", [9, 10, 25])
+def test_a_gradient_of_zero_for_ten_logged_steps_is_said_once(tmp_path: Path, zeros: int) -> None:
+    """A frozen head, say, or rows that are known by heart: the loss does not depend on what is trained."""
+    notes: list[str] = []
+
+    def observer(event: Event) -> None:
+        notes.extend([event.text] if isinstance(event, Note) else [])
+
+    run, state = tiny_fit(tiny_config(tmp_path, training__max_steps=zeros), observer)
+    for name, parameter in run.adapted.trainable.items():
+        if "lora_A" in name:
+            parameter.data.zero_()  # B is zero too, so that no gradient comes through
+    fit(run, state)
+    assert len(notes) == (zeros >= 10)
+    if notes:
+        assert "the gradient norm has been 0.0000 for 10 logged steps in a row, up to step 10" in notes[0]

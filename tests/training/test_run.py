@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from loraft import api
-from loraft.errors import DataError, DiskFullError, RunFolderError, Stopped
-from loraft.training import loop
+from loraft.errors import DataError, DiskFullError, Failed, RunFolderError, Stopped
+from loraft.training import evaluating
 from loraft.training.evaluation import evaluate_loss
 from loraft.training.events import Event, Note, StepDone
 from loraft.training.run_folder import RunFolder
@@ -56,12 +56,13 @@ def config_of(tmp_path: Path, output: str, **overrides: Any) -> Any:
         {"method": "qlora", "training__optim": "adamw_8bit", "model__dtype": "bfloat16"},
         {"task": "seq2seq_lm"},
         {"task": "seq_cls"},
+        {"task": "seq2seq_lm", "method": "full", "model_type": "marian"},  # its positions are not trained, nor saved
     ],
-    ids=["lora", "full", "qlora-8bit", "seq2seq", "classifier"],
+    ids=["lora", "full", "qlora-8bit", "seq2seq", "classifier", "marian-full"],
 )
 def test_stopped_at_any_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
     """Adapter, optimizer and metrics of a resumed run are those of one that was never stopped."""
-    tiny_config(tmp_path, task=options.get("task", "causal_lm"))
+    tiny_config(tmp_path, **{key: options[key] for key in ("task", "model_type") if key in options})
     whole = api.train(config_of(tmp_path, "whole", **options))
     for step in (1, 3, 4, 6) if not options else (3,):
         name = f"stopped-{step}"
@@ -191,7 +192,7 @@ def test_an_evaluation_that_is_stopped_is_made_up_for_even_at_the_last_step(
     many = {"training__per_device_eval_batch_size": 1, "training__sample_prompts": ["the order"]}
     whole = api.train(config_of(tmp_path, "whole", **many))
     for resume, evaluation in ((False, number), (True, 1)):
-        monkeypatch.setattr(loop, "evaluate_loss", stopped_in_evaluation(evaluation))
+        monkeypatch.setattr(evaluating, "evaluate_loss", stopped_in_evaluation(evaluation))
         with pytest.raises(Stopped, match=f"stopped at step {step} of 7"):
             api.train(config_of(tmp_path, "stopped", **many), resume=resume)
     monkeypatch.undo()
@@ -426,3 +427,63 @@ def test_the_manifest_tells_versions_and_fingerprints_and_no_absolute_path(tmp_p
     assert manifest["command"] == ["loraft", "train", "config.yaml"]
     assert str(tmp_path) not in (result.run_folder / "manifest.json").read_text()
     assert str(tmp_path) not in (result.saved / "README.md").read_text()
+
+
+def test_a_signal_wins_over_what_goes_wrong_after_it(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    stop = stop_at(5)
+
+    def observer(event: Event) -> None:
+        stop(event)
+        if isinstance(event, StepDone) and event.step == 5:
+            raise DataError("a row is gone")
+
+    with pytest.raises(
+        Stopped, match=r"stopped at step 5 of 7; step-000004 is saved, for meanwhile a row is gone"
+    ) as told:
+        api.train(config_of(tmp_path, "run"), observer=observer)
+    assert told.value.stopped_exit_code == 143
+    assert api.train(config_of(tmp_path, "run"), resume=True).steps == 7
+
+
+REMOVED = {
+    "metrics": {"training__logging_steps": 1},
+    "checkpoints": {"training__logging_steps": 100, "training__eval_steps": 100, "training__save_steps": 4},
+    "samples": {
+        "training__logging_steps": 100, "training__sample_prompts": ["the order"],
+        "generation": {"max_new_tokens": 2}, "training__save_steps": 100,
+    },
+    "trackers": {"training__logging_steps": 2, "training__report_to": ["tensorboard"]},
+    "result": {"training__logging_steps": 100, "training__eval_steps": 100, "training__save_steps": 100},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", REMOVED.values(), ids=REMOVED)
+def test_a_folder_that_is_removed_while_the_run_goes_on_is_told(tmp_path: Path, changes: dict[str, Any]) -> None:
+    tiny_config(tmp_path)
+    config = config_of(tmp_path, "run")
+    values = config.model_dump(exclude_unset=True)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values[section] = values.get(section, {}) | ({name: value} if name else value)
+
+    def remove(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 2:
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(Failed, match="the run's folder was removed while the run went on") as told:
+        api.train(type(config).model_validate(values), observer=remove)
+    assert told.value.problems[0].where == str(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+
+    def block(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 1:
+            (tmp_path / "run/metrics.jsonl").mkdir()
+
+    with pytest.raises(Failed, match="cannot be written: Is a directory") as told:
+        api.train(config_of(tmp_path, "run"), observer=block)
+    assert told.value.problems[0].where == str(tmp_path / "run/metrics.jsonl")
