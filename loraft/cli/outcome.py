@@ -12,7 +12,9 @@ This module knows the codes and the wording. It refuses to know what any command
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import signal
 import sys
 import threading
@@ -24,13 +26,21 @@ from typing import ParamSpec
 import typer
 
 from loraft.cli.wording import in_words_of
-from loraft.errors import LoraftError, Problem, Stopped
+from loraft.errors import Failed, LoraftError, Problem, Stopped
 
-__all__ = ["ends_well"]
+__all__ = ["end_with", "ends_well"]
 
 Arguments = ParamSpec("Arguments")
 
 BUG = "This is a bug in loraft: nothing you typed should end in a traceback. Please report it with the lines above."
+
+OF_THE_MACHINE = frozenset(
+    {
+        errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE,
+        errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EROFS, errno.ESTALE,
+    }
+)  # fmt: skip
+"""What a system refuses for reasons of its own: no bug of ours, wherever it comes up."""
 
 
 def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
@@ -49,16 +59,14 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             raise
         except LoraftError as error:
             problems = in_words_of(kwargs, error)
-            raise typer.Exit(_tell(error, problems, as_json=bool(kwargs.get("as_json")))) from None
+            raise typer.Exit(end_with(error, problems, as_json=bool(kwargs.get("as_json")))) from None
         except (KeyboardInterrupt, typer.Abort) as stop:  # typer's is a question that was answered by Ctrl-C
             print("stopped.", file=sys.stderr)
             raise typer.Exit(128 + getattr(stop, "signal_number", signal.SIGINT)) from None
-        except BrokenPipeError:
-            from loraft.cli.render import forget
-
-            forget(sys.stdout)
-            raise typer.Exit(128 + signal.SIGPIPE) from None
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+                failed = Failed(error.strerror, where=error.filename and os.fsdecode(error.filename))
+                raise typer.Exit(end_with(failed, failed.problems, as_json=bool(kwargs.get("as_json")))) from None
             traceback.print_exc()
             print(BUG, file=sys.stderr)
             raise typer.Exit(1) from None
@@ -89,7 +97,8 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _tell(error: LoraftError, problems: Sequence[Problem], *, as_json: bool) -> int:
+def end_with(error: LoraftError, problems: Sequence[Problem], *, as_json: bool = False) -> int:
+    """Tells what is wrong, and returns the exit code that says of what kind it is."""
     from loraft.cli.render import print_json, print_message, print_problems
 
     exit_code = error.stopped_exit_code if isinstance(error, Stopped) else error.exit_code

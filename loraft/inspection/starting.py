@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from loraft.config.schema import Method, RowFormat, Task
 from loraft.config.starter import MODELS, Start, starter
 from loraft.data.acquaintance import Acquaintance, look_at
-from loraft.errors import ConfigError, DataError
+from loraft.errors import ConfigError
 from loraft.models.families import FAMILIES, TASK_OF_KIND, TRAINED_FOR
 
 __all__ = ["Started", "check_place", "look", "start", "task_of_model"]
@@ -210,5 +211,8 @@ def _write(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from error
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            beside.unlink(missing_ok=True)
+        raise ConfigError(
+            f"cannot be written: {error.strerror}", where=str(path), remedy="Name a file in another folder."
+        ) from error
