@@ -34,6 +34,7 @@ from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.configs import load_config
 from loraft.models.families import FAMILIES, Family, family_of
+from loraft.models.foreign_code import code_notes
 from loraft.models.loading import meta_model, new_modules, without
 from loraft.models.placement import DTYPES
 from loraft.models.quantization import dequantized, quantized_modules
@@ -152,7 +153,8 @@ def prepare_merge(
     expected = without(new, expected_tensors(model))
     check_weights(folder, expected)
     own = fingerprint(folder)
-    notes = (*target.notes, *(note for adapter in adapters for note in adapter.files.check_base(own)))
+    code = code_notes(folder, *(adapter.files.folder for adapter in adapters))
+    notes = (*target.notes, *code, *(note for adapter in adapters for note in adapter.files.check_base(own)))
     recorded = _common_storage(target, base)
     base = base or ("dequantized" if recorded else "original")
     storage = (recorded or QuantizationSection()) if base == "dequantized" else None

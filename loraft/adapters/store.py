@@ -40,6 +40,7 @@ from loraft.config.schema import GenerationSection, RunConfig
 from loraft.data.labelled import LabelRenderer
 from loraft.data.rendering import RowRenderer
 from loraft.errors import AdapterError, NonFiniteError
+from loraft.models.foreign_code import drop_code
 from loraft.models.loading import LoadedModel
 
 __all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
@@ -227,6 +228,7 @@ def _write_company(
     labels = renderer.labels if isinstance(renderer, LabelRenderer) else ()
     (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, labels), encoding="utf-8")
     write_json(folder / RECORD, _record(adapted, config, renderer))
+    drop_code(folder)
 
 
 def _tokenizer_as_trained(loaded: LoadedModel, renderer: RowRenderer) -> PreTrainedTokenizerBase:

@@ -44,6 +44,7 @@ from loraft.models.configs import (
     written_config,
 )
 from loraft.models.families import FAMILIES, TRAINED, Family, family_of
+from loraft.models.foreign_code import code_notes
 from loraft.models.placement import Placement
 from loraft.models.quantization import keep_gradients_exact, quantization_config
 from loraft.models.quiet import quietly_reading
@@ -302,7 +303,8 @@ def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokeniz
     name = section.tokenizer or section.name_or_path
     folder = resolve_tokenizer(name) if section.tokenizer else resolve(name, section.revision, weights=False)
     offsets = FAMILIES[config.model_type].kind == "decoder"
-    return read_tokenizer(folder, name=name, embeddings=config.vocab_size, offsets=offsets)
+    tokenizer, notes = read_tokenizer(folder, name=name, embeddings=config.vocab_size, offsets=offsets)
+    return tokenizer, (*notes, *code_notes(resolve(section.name_or_path, section.revision, weights=False), folder))
 
 
 def _from_pretrained(
