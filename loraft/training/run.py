@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 import loraft
 from loraft.adapters.attach import AdaptedModel, attach
-from loraft.adapters.card import TrainingFacts, shown
+from loraft.adapters.card import TrainingFacts, shown, shown_word
 from loraft.adapters.store import restore, save_adapter, save_full
 from loraft.config.usage import idle_keys
 from loraft.data.labelled import LabelRenderer
@@ -254,7 +254,7 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
             "fingerprint": loaded.fingerprint,
         },
         "data": {"fingerprint": plan.data.fingerprint, "train": train, "eval": held_out},
-        "command": [shown(word) for word in command],
+        "command": [shown_word(word) for word in command],
         "platform": sys.platform,
     }
     folder.describe(plan.config.model_copy(update={"training": named}), manifest)

@@ -23,9 +23,8 @@ def test_every_file_is_freed_of_code_and_keeps_the_rest(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"kept": "ü", "text_config": EVIL}))
     name_code(tmp_path / "config.json")
     name_code(tmp_path / "tokenizer_config.json")
-    assert code_notes(tmp_path, tmp_path) == (
-        "the model brings code of its own (auto_map in config.json, tokenizer_config.json): it is neither run nor saved",
-    )
+    (note,) = code_notes(tmp_path, tmp_path)
+    assert "(auto_map in config.json, tokenizer_config.json)" in note
     drop_code(tmp_path)
     assert code_notes(tmp_path) == ()
     assert json.loads((tmp_path / "config.json").read_text()) == {"kept": "ü", "text_config": {}}
