@@ -141,7 +141,8 @@ def plan_run(config: RunConfig) -> RunPlan:
         save_every=_every(config.training.save_steps, steps),
         notes=(
             *placement.notes, *tokenizer_notes, *shape.notes, *length_notes, *data.renderer.notes, *notes,
-            *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes, *_base_notes(config),
+            *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes,
+            *_base_notes(config),
         ),
     )  # fmt: skip
 

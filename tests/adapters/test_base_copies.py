@@ -24,7 +24,7 @@ HEAD, EMBEDDING = "lm_head", "embed_tokens"
 
 
 def adapter_of_peft(folder: Path, *targets: str, tied: bool = False, grown: int = 0) -> PeftModel:
-    """A base in `folder`/base, and an adapter as peft saves it by default; `grown` gives it more words than its base."""
+    """A base in `folder`/base, and an adapter as peft saves it by default; `grown` words are new."""
     base = AutoModelForCausalLM.from_pretrained(save_tiny(folder / "base", tie_word_embeddings=tied))
     if grown:
         base.resize_token_embeddings(base.config.vocab_size + grown)
