@@ -11,14 +11,23 @@ __all__ = ["main"]
 
 def main() -> None:
     """Runs the command line and ends the process with its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="replace")
     try:
         from loraft.cli.app import app
+        from loraft.cli.outcome import end_with
+        from loraft.cli.standard_output import StandardOutput
+        from loraft.errors import LoraftError
 
-        app(prog_name="loraft")
+        if sys.stdout is None:
+            print("error: standard output is closed: send it somewhere, to /dev/null too", file=sys.stderr)
+            sys.exit(2)
+        if type(sys.stdout) is io.TextIOWrapper:  # Python's own, which nobody else has taken
+            sys.stdout = StandardOutput.over(sys.stdout)
+        try:
+            app(prog_name="loraft")
+        except LoraftError as error:  # of what belongs to no command: help, and the version
+            sys.exit(end_with(error, error.problems))
     except KeyboardInterrupt:  # before a command has begun, which ends in its own way
         print("stopped.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

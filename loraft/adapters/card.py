@@ -6,15 +6,16 @@ refuses to know torch, and to claim what was not measured.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loraft.adapters.markdown import cell, code, quoted
 from loraft.config.schema import Method, RunConfig, Task
 
-__all__ = ["TrainingFacts", "model_card", "shown"]
+__all__ = ["TrainingFacts", "model_card", "shown", "shown_word", "without_paths"]
 
 METHODS: dict[Method, str] = {
     "lora": "LoRA",
@@ -53,6 +54,21 @@ def shown(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() or name.startswith("~") else name
 
 
+ABSOLUTE = re.compile(r"""(?:(?<=[\s=,\[{("'`])|^)(?:~[\w.-]*)?/[^\s,\]})"'`]*[^\s,\]})"'`.:]""")
+"""An absolute path inside a text, as far as it surely goes."""
+
+
+def without_paths(text: str) -> str:
+    """A text with the absolute paths in it as a card may show them."""
+    return ABSOLUTE.sub(lambda found: shown(found.group()), text)
+
+
+def shown_word(word: str) -> str:
+    """A word of a command line without absolute paths: `DIR`, `--option=DIR`, `key=DIR`, `NAME=DIR=WEIGHT`, `[DIR]`."""
+    parts = (part if shown(part) == part else shown(part) for part in word.split("="))
+    return "=".join(without_paths(part) for part in parts)
+
+
 def model_card(config: RunConfig, facts: TrainingFacts, version: str, labels: Sequence[str] = ()) -> str:
     """The text of README.md.
 
@@ -75,7 +91,7 @@ def model_card(config: RunConfig, facts: TrainingFacts, version: str, labels: Se
 def _front_matter(config: RunConfig) -> Iterator[str]:
     full = config.method == "full"
     yield "---"
-    yield f"base_model: {json.dumps(shown(config.model.name_or_path))}"
+    yield f"base_model: {quoted(shown(config.model.name_or_path))}"
     yield f"library_name: {'transformers' if full else 'peft'}"
     yield f"pipeline_tag: {'text-classification' if config.task == 'seq_cls' else 'text-generation'}"
     yield "tags:"
@@ -87,14 +103,14 @@ def _front_matter(config: RunConfig) -> Iterator[str]:
 
 
 def _title(config: RunConfig, version: str) -> Iterator[str]:
-    base = shown(config.model.name_or_path)
-    revision = f" (revision `{config.model.revision}`)" if config.model.revision else ""
+    base = code(shown(config.model.name_or_path))
+    revision = f" (revision {code(config.model.revision)})" if config.model.revision else ""
     if config.method == "full":
-        yield f"# A fine-tuned `{base}`\n"
-        yield f"Every weight of `{base}`{revision} was trained with loraft {version}; the weights here are float32."
+        yield f"# A fine-tuned {base}\n"
+        yield f"Every weight of {base}{revision} was trained with loraft {version}; the weights here are float32."
     else:
-        yield f"# An adapter for `{base}`\n"
-        yield f"{METHODS[config.method]} on `{base}`{revision}, trained with loraft {version}. It needs that base."
+        yield f"# An adapter for {base}\n"
+        yield f"{METHODS[config.method]} on {base}{revision}, trained with loraft {version}. It needs that base."
 
 
 CLASSES: dict[Task, str] = {
@@ -122,7 +138,7 @@ def _usage(config: RunConfig, labels: Sequence[str]) -> Iterator[str]:
         yield "from loraft.models.sources import resolve"
     yield ""
     yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/adapter")'
-    source = f"resolve({json.dumps(base)})" if ours else json.dumps(base)
+    source = f"resolve({quoted(base)})" if ours else quoted(base)
     # A base may have a head already, for another number of classes: the adapter brings its own.
     count = f", num_labels={len(labels)}, ignore_mismatched_sizes=True" if labels else ""
     yield f"base_model = {made_by}.from_pretrained({source}{count})"
@@ -143,7 +159,7 @@ def _usage(config: RunConfig, labels: Sequence[str]) -> Iterator[str]:
 def _classes(labels: Sequence[str]) -> Iterator[str]:
     """What the scores of a classifier are of."""
     if labels:
-        yield f"Its {len(labels)} classes, in the order of their scores: {', '.join(labels)}."
+        yield f"Its {len(labels)} classes, in the order of their scores: {', '.join(map(code, labels))}."
 
 
 def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
@@ -151,7 +167,7 @@ def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
     yield "## Training\n\n| | |\n|---|---|"
     rows = {
         "method": METHODS[config.method],
-        "data": ", ".join(f"`{shown(source.path)}`" for source in data.train),
+        "data": ", ".join(code(shown(source.path)) for source in data.train),
         "rows an epoch": f"{facts.rows:,}",
         "epochs, steps": f"{facts.epochs:.2f}, {facts.steps:,}",
         **_learned(config, facts),
@@ -162,7 +178,7 @@ def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
         "seed": str(config.seed),
         **({} if config.method == "full" else _adapter_rows(config)),
     }
-    yield from (f"| {name} | {value} |" for name, value in rows.items())
+    yield from (f"| {name} | {cell(value)} |" for name, value in rows.items())
 
 
 def _learned(config: RunConfig, facts: TrainingFacts) -> dict[str, str]:
@@ -174,7 +190,7 @@ def _learned(config: RunConfig, facts: TrainingFacts) -> dict[str, str]:
 
 def _adapter_rows(config: RunConfig) -> dict[str, str]:
     lora = config.lora
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(map(code, lora.target_modules))
     layers = lora.layers if isinstance(lora.layers, str) else ", ".join(map(str, lora.layers))
     extras = [word for word, used in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if used]
     rows = {
@@ -183,7 +199,7 @@ def _adapter_rows(config: RunConfig) -> dict[str, str]:
         "layers": layers,
     }
     if lora.modules_to_save:
-        rows["trained whole"] = ", ".join(lora.modules_to_save)
+        rows["trained whole"] = ", ".join(map(code, lora.modules_to_save))
     return rows
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from loraft.adapters.base_copies import is_copy
 from loraft.adapters.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from loraft.adapters.patterns import values_for
 from loraft.errors import AdapterError
@@ -156,7 +157,7 @@ def _listed(folder: Path, declared: Mapping[str, Any], file: Any, path: Path) ->
             keys.setdefault(match["module"], {})[PARTS[match["part"]]] = key
         elif match:
             unread.append(key)
-        else:
+        elif not is_copy(key):
             saved[_plain(key)] = shape
     halves = sorted(name for name, parts in keys.items() if not {"a", "b"} <= parts.keys())
     if halves:

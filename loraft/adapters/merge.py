@@ -23,10 +23,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraft.adapters.arithmetic import Run, cast_pieces, updated_pieces
+from loraft.adapters.base_copies import name_of, refuse_others
 from loraft.adapters.card import shown
 from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_plan import MergePlan, WeightedAdapter, plan_merge
-from loraft.adapters.reading import read_adapter
+from loraft.adapters.reading import ADAPTER_WEIGHTS, read_adapter
 from loraft.adapters.recorded import Target
 from loraft.adapters.resolve import base_named_by
 from loraft.adapters.working_ahead import working_ahead
@@ -34,6 +35,7 @@ from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.configs import load_config
 from loraft.models.families import FAMILIES, Family, family_of
+from loraft.models.foreign_code import code_notes
 from loraft.models.loading import meta_model, new_modules, without
 from loraft.models.placement import DTYPES
 from loraft.models.quantization import dequantized, quantized_modules
@@ -152,12 +154,16 @@ def prepare_merge(
     expected = without(new, expected_tensors(model))
     check_weights(folder, expected)
     own = fingerprint(folder)
-    notes = (*target.notes, *(note for adapter in adapters for note in adapter.files.check_base(own)))
+    headers = read_headers(folder)
+    names = _names_in_files(model, expected, headers)
+    for adapter in adapters:
+        _refuse_another_base(adapter, model, names, headers)
+    code = code_notes(folder, *(adapter.files.folder for adapter in adapters))
+    notes = (*target.notes, *code, *(note for adapter in adapters for note in adapter.files.check_base(own)))
     recorded = _common_storage(target, base)
     base = base or ("dequantized" if recorded else "original")
     storage = (recorded or QuantizationSection()) if base == "dequantized" else None
     tells = any(each.fingerprint for each in target.adapters)
-    headers = read_headers(folder)
     return Merge(
         target=target,
         section=section,
@@ -173,12 +179,28 @@ def prepare_merge(
         trained_dtype=_trained_dtype(adapters),
         asked_dtype=None if dtype == "auto" else DTYPES[dtype],
         headers=headers,
-        names=_names_in_files(model, expected, headers),
+        names=names,
         quantized=frozenset(f"{name}.weight" for name in quantized_modules(model)),
         labels=labels,
         new_modules=new,
         notes=(*notes, *_storage_notes(recorded, base, tells=tells), *_mixed_notes(target)),
     )
+
+
+def _refuse_another_base(
+    adapter: WeightedAdapter, model: PreTrainedModel, names: Mapping[str, str], headers: Mapping[str, TensorHeader]
+) -> None:
+    """Compare the base's weights that lie beside an adapter's with those in the base's files.
+
+    Raises:
+        AdapterError: They are others.
+    """
+
+    def weight(key: str) -> Tensor:
+        name = name_of(key)
+        return _mapped(headers[names[name] if name in names else names[model.all_tied_weights_keys[name]]])
+
+    refuse_others(adapter.files.base_copies, weight, str(adapter.files.folder / ADAPTER_WEIGHTS))
 
 
 def _complete(

@@ -5,10 +5,12 @@ This module turns facts into words. It refuses to know torch, and to claim what 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from loraft.adapters.card import without_paths
+from loraft.adapters.markdown import code, prose, quoted
 
 __all__ = ["REPORT", "MergeReport", "merged_card", "why"]
 
@@ -67,9 +69,10 @@ class MergeReport:
     labels: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """The report as JSON shows it; the folder itself is left out, since it can be moved."""
+        """The report as JSON shows it; the folder itself is left out, since it can be moved, and other places."""
         left_out = ("out",) if self.labels else ("out", "labels")
-        return {key: value for key, value in asdict(self).items() if key not in left_out}
+        values = {**asdict(self), "warnings": [without_paths(warning) for warning in self.warnings]}
+        return {key: value for key, value in values.items() if key not in left_out}
 
 
 def why(base: str, *, is_as_trained: bool) -> str:
@@ -99,15 +102,15 @@ def merged_card(report: MergeReport, version: str) -> str:
 
 def _front_matter(report: MergeReport) -> Iterator[str]:
     yield "---"
-    yield f"base_model: {json.dumps(report.base_model)}"
+    yield f"base_model: {quoted(report.base_model)}"
     yield "library_name: transformers"
     yield "tags:\n- loraft\n- lora\n- merged"
     yield "---"
 
 
 def _title(report: MergeReport, version: str) -> Iterator[str]:
-    yield f"# `{report.base_model}` with an adapter merged into it\n"
-    merged = ", ".join(f"`{each['name']}` (weight {each['weight']:g})" for each in report.adapters)
+    yield f"# {code(report.base_model)} with an adapter merged into it\n"
+    merged = ", ".join(f"{code(str(each['name']))} (weight {each['weight']:g})" for each in report.adapters)
     yield f"Merged with loraft {version}: {merged}. Weights are {report.dtype}.\n"
     yield f"Merged into the {report.base} base: {report.why_this_base}."
 
@@ -119,7 +122,7 @@ def _usage(report: MergeReport) -> Iterator[str]:
     yield f'model = {report.architecture}.from_pretrained("path/to/this/folder", dtype="auto")'
     yield "```\n"
     if report.labels:
-        yield f"It tells {len(report.labels)} classes apart: {', '.join(report.labels)}."
+        yield f"It tells {len(report.labels)} classes apart: {', '.join(map(code, report.labels))}."
     else:
         yield "The chat template, the stop ids and the generation defaults of the adapter lie beside the weights."
 
@@ -134,4 +137,4 @@ def _measured(report: MergeReport) -> Iterator[str]:
     yield f"- KL(adapted ‖ base), the adapter's whole effect: {report.kl_adapted_base:.3g} nats"
     yield f"- largest difference of the {report.compared}: {report.max_abs_logit_difference:.3g}"
     yield f"- the same likeliest {'class' if report.labels else 'token'}: {100 * (report.top1_agreement or 0):.2f} %"
-    yield from (f"\n{warning}" for warning in report.warnings)
+    yield from (f"\n{prose(without_paths(warning))}" for warning in report.warnings)

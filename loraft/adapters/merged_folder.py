@@ -22,6 +22,7 @@ from loraft.adapters.recorded import Target
 from loraft.errors import RunFolderError
 from loraft.models.cache import require_free_bytes
 from loraft.models.families import FAMILIES
+from loraft.models.foreign_code import drop_code
 from loraft.models.loading import load_tokenizer
 
 __all__ = ["chosen_folder", "merged_folder", "write_company", "write_report"]
@@ -31,8 +32,8 @@ TOKENIZER = (
     "added_tokens.json", "chat_template.*",
 )  # fmt: skip
 GENERATION = ("generation_config.json",)
-OF_ITS_OWN_TOOLS = ("_name_or_path", "auto_map", "quantization_config")
-"""Keys of config.json that do not hold for a merged model: where the base lay, its code, how it was stored."""
+OF_ITS_OWN_TOOLS = ("_name_or_path", "quantization_config")
+"""Keys of config.json that do not hold for a merged model: where the base lay, how it was stored."""
 OF_SOURCES = ("source_prefix", "source_lang", "target_lang")
 """What an adapter's record says of the sources that it was trained with."""
 SMALL_FILES_BYTES = 32 << 20
@@ -134,6 +135,7 @@ def write_company(merge: Merge, folder: Path) -> None:
             "versions": {"loraft": loraft.__version__},
         },
     )
+    drop_code(folder)
 
 
 def write_report(folder: Path, report: MergeReport) -> None:

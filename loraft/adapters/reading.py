@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from loraft.adapters.base_copies import is_copy, refuse_others
 from loraft.adapters.declared import Json, honoured_config, refuse_changes
 from loraft.adapters.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, read_json
 from loraft.adapters.patterns import values_for
@@ -42,7 +43,9 @@ __all__ = [
 
 OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
+LORA_KEY = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|embedding_A|embedding_B|magnitude_vector)"
+)
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,14 @@ class AdapterFiles:
         config: `adapter_config.json`, in peft's type.
         tensors: `adapter_model.safetensors`; every value is finite.
         record: `loraft.json`, or None for an adapter that loraft did not write.
+        base_copies: The base's own weights that peft saved with them, by their keys in the file.
     """
 
     folder: Path
     config: LoraConfig
     tensors: dict[str, torch.Tensor]
     record: Json | None
+    base_copies: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def shape(self) -> AdapterShape:
@@ -92,7 +97,7 @@ class AdapterFiles:
         ranks = {
             match["module"]: self.tensors[key].shape[0]
             for key, match in found.items()
-            if match and match["part"] == "A.weight"
+            if match and match["part"] in ("A.weight", "embedding_A")
         }
         where = str(self.folder / ADAPTER_CONFIG)
         alphas = values_for(ranks, config.alpha_pattern or {}, config.lora_alpha, where=where, key="alpha_pattern")
@@ -136,7 +141,9 @@ def read_adapter(folder: Path) -> AdapterFiles:
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
     config = honoured_config(declared, str(folder / ADAPTER_CONFIG))
     refuse_changes(declared, record, str(folder / ADAPTER_CONFIG))
-    files = AdapterFiles(folder, config, _tensors(folder), record)
+    tensors = _tensors(folder)
+    copies = {key: tensors.pop(key) for key in [*tensors] if is_copy(key)}
+    files = AdapterFiles(folder, config, tensors, record, copies)
     _refuse_other_ranks(files)
     return files
 
@@ -145,9 +152,10 @@ def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
     """Put the tensors of a folder into the adapter layers of `model`, which must take exactly these.
 
     Raises:
-        AdapterError: If a key is missing or left over, or a shape differs.
+        AdapterError: If a key is missing or left over, a shape differs, or weights of another base lie beside them.
     """
     refuse_misfit(model, files, name)
+    refuse_others(files.base_copies, model.get_parameter, str(files.folder / ADAPTER_WEIGHTS))
     # peft annotates its result with the function `namedtuple`
     unplaced = set_peft_model_state_dict(model, files.tensors, adapter_name=name).unexpected_keys  # type: ignore[attr-defined]
     if unplaced:
@@ -162,6 +170,8 @@ def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
     Raises:
         AdapterError: If a key is missing or left over, a shape differs, or a file is not what was written.
     """
+    where = str(files.folder / ADAPTER_WEIGHTS)
+    refuse_others(files.base_copies, lambda key: model.get_parameter(key).to("meta"), where)
     expected = adapter_tensors(model, name)
     problems = [
         *(f"the tensor {key} is missing" for key in sorted(expected.keys() - files.tensors.keys())),
@@ -173,7 +183,6 @@ def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
         ),
     ]
     if problems:
-        where = str(files.folder / ADAPTER_WEIGHTS)
         unsaid = [f"and {len(problems) - 10} more like these"] if len(problems) > 10 else []
         raise AdapterError.several(Problem(message, where) for message in [*problems[:10], *unsaid])
     refuse_altered(files.folder, lambda name: name in OWN_FILES, AdapterError)

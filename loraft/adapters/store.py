@@ -40,6 +40,7 @@ from loraft.data.labelled import LabelRenderer
 from loraft.data.rendering import RowRenderer
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.grammar import counted
+from loraft.models.foreign_code import drop_code
 from loraft.models.loading import LoadedModel
 
 __all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
@@ -228,6 +229,7 @@ def _write_company(
         write_json(folder / "generation_config.json", defaults)
     labels = renderer.labels if isinstance(renderer, LabelRenderer) else ()
     (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, labels), encoding="utf-8")
+    drop_code(folder)
     write_record(folder, _record(adapted, config, renderer))
 
 

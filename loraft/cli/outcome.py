@@ -12,7 +12,9 @@ This module knows the codes and the wording. It refuses to know what any command
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import signal
 import sys
 import traceback
@@ -24,13 +26,21 @@ import typer
 
 from loraft.cli.signals import interruptible
 from loraft.cli.wording import in_words_of
-from loraft.errors import LoraftError, Problem, Stopped
+from loraft.errors import Failed, LoraftError, Problem, Stopped
 
-__all__ = ["ends_well"]
+__all__ = ["end_with", "ends_well"]
 
 Arguments = ParamSpec("Arguments")
 
 BUG = "This is a bug in loraft: nothing you typed should end in a traceback. Please report it with the lines above."
+
+OF_THE_MACHINE = frozenset(
+    {
+        errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE,
+        errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EROFS, errno.ESTALE,
+    }
+)  # fmt: skip
+"""What a system refuses for reasons of its own: no bug of ours, wherever it comes up."""
 
 
 def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
@@ -56,22 +66,21 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
 def _ended(error: BaseException, parameters: Mapping[str, object], received: int | None) -> int:
     """Tell how a command ended, and give its exit code; a signal wins over what a library made of it."""
     if isinstance(error, LoraftError) and (received is None or isinstance(error, Stopped)):
-        return _tell(error, in_words_of(parameters, error), as_json=bool(parameters.get("as_json")))
+        return end_with(error, in_words_of(parameters, error), as_json=bool(parameters.get("as_json")))
     if received is not None or isinstance(error, KeyboardInterrupt | typer.Abort):  # that is Ctrl-C at a question
         with suppress(OSError):  # the terminal may have gone away, which is what SIGHUP tells
             print("stopped.", file=sys.stderr, flush=True)
         return 128 + (getattr(error, "signal_number", signal.SIGINT) if received is None else received)
-    if isinstance(error, BrokenPipeError):
-        from loraft.cli.render import forget
-
-        forget(sys.stdout)
-        return 128 + signal.SIGPIPE
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        failed = Failed(error.strerror, where=error.filename and os.fsdecode(error.filename))
+        return end_with(failed, failed.problems, as_json=bool(parameters.get("as_json")))
     traceback.print_exception(error)
     print(BUG, file=sys.stderr)
     return 1
 
 
-def _tell(error: LoraftError, problems: Sequence[Problem], *, as_json: bool) -> int:
+def end_with(error: LoraftError, problems: Sequence[Problem], *, as_json: bool = False) -> int:
+    """Tells what is wrong, and returns the exit code that says of what kind it is."""
     from loraft.cli.render import print_json, print_message, print_problems
 
     exit_code = error.stopped_exit_code if isinstance(error, Stopped) else error.exit_code

@@ -65,9 +65,9 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     name = str(path)
     builder = _Builder(name)
-    _refuse_data(name, Path(path).suffix in DATA)
+    _refuse_data(name, Path(path).suffix.lower() in DATA)
     top = builder.build(read_text(path))
-    _refuse_data(name, Path(path).suffix == ".json" and isinstance(top, list))
+    _refuse_data(name, Path(path).suffix.lower() == ".json" and isinstance(top, list))
     if top is None:
         raise ConfigError("is empty: a config needs at least model.name_or_path and data.train", where=name)
     if not isinstance(top, dict):

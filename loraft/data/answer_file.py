@@ -21,7 +21,7 @@ from io import FileIO
 from pathlib import Path
 
 from loraft.config.schema import DataSource
-from loraft.data.records import READERS, RowsRead, read_rows
+from loraft.data.records import READERS, RowsRead, kind_of, read_rows
 from loraft.errors import DataError, DiskFullError, Problem, Stopped
 from loraft.grammar import counted
 
@@ -99,7 +99,7 @@ def rows_to_answer(path: Path) -> RowsRead:
     Raises:
         DataError: There is no such file, or it is no file of rows.
     """
-    if path.suffix not in READERS:
+    if kind_of(path) not in READERS:
         remedy = f"Write it as {', '.join(READERS)}."
         raise DataError("is no file of rows", where=str(path), key=SOURCE, remedy=remedy)
     try:
@@ -148,7 +148,7 @@ def refuse_another_type(path: Path) -> None:
     Raises:
         DataError: It is called .csv or .parquet.
     """
-    if path.suffix in (".csv", ".parquet"):
+    if kind_of(path) in (".csv", ".parquet"):
         message = f"rows are written as JSON Lines, not as {path.suffix}"
         remedy = f"Name it {path.with_suffix('.jsonl').name}."
         raise DataError(message, where=str(path), key=KEY, remedy=remedy)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 from loraft.data.json_text import RepeatedKeyError, loads, loads_marked, repeated_in
 from loraft.errors import DataError, Problem
 
-__all__ = ["READERS", "RawRow", "Row", "from_arrow", "rows_in"]
+__all__ = ["READERS", "RawRow", "Row", "from_arrow", "kind_of", "rows_in"]
 
 ROWS_OF_PARQUET = 1000
 """Rows of a Parquet file that are decoded together."""
@@ -57,6 +58,11 @@ class RawRow:
             return Problem(str(error), self.where, remedy=_remedy(str(error)))
 
 
+def kind_of(path: Path) -> str:
+    """The type of a file, by the end of its name in small letters."""
+    return path.suffix.lower()
+
+
 def rows_in(path: Path) -> Iterator[RawRow]:
     """The rows of a file as they come.
 
@@ -64,10 +70,12 @@ def rows_in(path: Path) -> Iterator[RawRow]:
         DataError: At the first row: there is no such file, it cannot be read, or its type is not known.
     """
     if path.is_dir():
-        raise DataError("is a folder, not a file", where=str(path), key="data", remedy="name a file in it")
+        inside = sorted(str(entry) for entry in path.iterdir() if kind_of(entry) in READERS)
+        several = f", such as {inside[0]}" if inside else ""
+        raise DataError("is a folder, not a file", where=str(path), key="data", remedy=f"name a file in it{several}")
     if not path.exists():
         raise DataError("there is no such file", where=str(path), key="data", remedy=_nearest(path))
-    if path.suffix not in READERS:
+    if kind_of(path) not in READERS:
         raise DataError(
             f"files of type {path.suffix or '(none)'} are not read", where=str(path), key="data",
             remedy=f"write it as {', '.join(READERS)}",
@@ -75,7 +83,7 @@ def rows_in(path: Path) -> Iterator[RawRow]:
     try:
         if path.stat().st_size == 0:
             raise DataError("is empty", where=str(path), key="data", remedy="Write rows into it, or name another file.")
-        yield from READERS[path.suffix](path)
+        yield from READERS[kind_of(path)](path)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=str(path), key="data") from None
 
@@ -83,18 +91,39 @@ def rows_in(path: Path) -> Iterator[RawRow]:
 def _nearest(path: Path) -> str:
     import difflib
 
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, beside, n=1)
+    beside = {entry.name.lower(): entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else {}
+    close = difflib.get_close_matches(path.name.lower(), beside, n=1)
     if close:
-        return f"Did you mean {path.parent / close[0]}?"
+        return f"Did you mean {path.parent / beside[close[0]]}?"
     return "Paths are relative to the current folder; a Hub dataset has no file ending."
 
 
 def _jsonl(path: Path) -> Iterator[RawRow]:
+    is_first = True
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            if raw.strip():
-                yield RawRow(f"{path}:{number}", partial(_object, raw, first=number == 1))
+            if not raw.strip():
+                continue
+            if is_first:
+                _refuse_other_json(raw, file.peek(), path)
+            is_first = False
+            yield RawRow(f"{path}:{number}", partial(_object, raw, first=number == 1))
+
+
+def _refuse_other_json(first: bytes, following: bytes, path: Path) -> None:
+    """A list of rows, or rows of several lines each: every line would be wrong, and none would say why."""
+    text = first.removeprefix(b"\xef\xbb\xbf").strip()
+    if text == b"{" and following.lstrip().startswith(b'"'):
+        raise DataError("has objects of several lines each, and .jsonl is one object a line", where=str(path),
+                        key="data", remedy=f"Write each in one line: jq -c . {path.name}")  # fmt: skip
+    if text.startswith(b"["):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = [{}]  # it goes on in the next line
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            raise DataError("holds a list, and .jsonl is one object a line", where=str(path), key="data",
+                            remedy=f"Name the file {path.stem}.json.")  # fmt: skip
 
 
 def _json(path: Path) -> Iterator[RawRow]:
@@ -106,24 +135,37 @@ def _json(path: Path) -> Iterator[RawRow]:
         except RepeatedKeyError:
             loaded, marked = _loads(text, loads_marked), True
     except _UnreadableError as error:
-        lines = "one object a line is JSON Lines: name the file .jsonl" if "Extra data" in str(error) else None
-        remedy = lines or _remedy(str(error))
+        remedy = _of_several_objects(path) if "Extra data" in str(error) else _remedy(str(error))
         raise DataError(str(error), where=str(path), key="data", remedy=remedy) from None
     if not isinstance(loaded, list):
         lists = [key for key, value in loaded.items() if isinstance(value, list)] if isinstance(loaded, dict) else []
-        inside = f"; the rows seem to be in {lists[0]!r}" if lists else ""
-        raise DataError(
-            f"must hold a list of objects{inside}", where=str(path), key="data",
-            remedy="write the list alone, or one object a line as .jsonl",
-        )  # fmt: skip
+        remedy = "write the list alone, or one object a line as .jsonl"
+        if isinstance(loaded, dict) and not lists:
+            inside, remedy = "; it holds one object", "Write [ before the object and ] after it, where it is a row."
+        else:
+            inside = f"; the rows seem to be in {lists[0]!r}" if lists else ""
+        raise DataError(f"must hold a list of objects{inside}", where=str(path), key="data", remedy=remedy)
     for number, value in enumerate(loaded, start=1):
         yield RawRow(f"{path}: row {number}", partial(_unrepeated if marked else _checked, value))
+
+
+def _of_several_objects(path: Path) -> str:
+    """What to do about objects that follow one another without being a list."""
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    try:
+        json.loads(first)
+    except ValueError:
+        return "Write one list: [ before the first object, commas between them and ] after the last."
+    return "one object a line is JSON Lines: name the file .jsonl"
 
 
 def _csv(path: Path) -> Iterator[RawRow]:
     """Bytes that are not UTF-8 are escaped while reading, so that they spoil their row and not the file."""
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        _refuse_other_marks(next((line for line in file if line.strip()), ""), path)
+        file.seek(0)
         reader = csv.reader(file, strict=True)
         header: list[str] | None = None
         line = 1
@@ -144,13 +186,19 @@ def _header(cells: Sequence[str], where: str) -> list[str]:
         raise DataError(f"the header names {', '.join(twice)} twice", where=where, key="data")
     if not all(_is_utf8(cell) for cell in cells):
         raise DataError("is not UTF-8", where=where, key="data", remedy=_remedy("is not UTF-8"))
-    if len(cells) == 1 and (other := next((mark for mark in (";", "\t") if mark in cells[0]), None)):
-        name = {";": "semicolons", "\t": "tabs"}[other]
-        raise DataError(
-            f"the header has {name} between its columns, and cells are parted by commas", where=where, key="data",
-            remedy="write the file with commas, or as .jsonl",
-        )  # fmt: skip
     return list(cells)
+
+
+def _refuse_other_marks(header: str, path: Path) -> None:
+    """A file whose cells something else parts than commas, as spreadsheets write it in many countries."""
+    plain = re.sub(r'"[^"]*"', "", header)
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if plain.count(mark) > plain.count(","):
+            raise DataError(
+                f"the header has {name} between its columns: it is separated by {mark if mark == ';' else name}, and "
+                "cells are parted by commas",
+                where=f"{path}:1", key="data", remedy="write the file with commas, or as .jsonl",
+            )  # fmt: skip
 
 
 def _cells(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, object]:

@@ -8,8 +8,10 @@ counts or skips them pays for nothing else.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,10 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from loraft.config.schema import DataSource
-from loraft.data.files import READERS, RawRow, Row, from_arrow, rows_in
+from loraft.data.files import READERS, RawRow, Row, from_arrow, kind_of, rows_in
 from loraft.errors import DataError, Problem
 
-__all__ = ["READERS", "RawRow", "Row", "RowsRead", "content_of", "count_rows", "raw_rows", "read_rows"]
+__all__ = ["READERS", "RawRow", "Row", "RowsRead", "content_of", "count_rows", "kind_of", "raw_rows", "read_rows"]
+
+URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/")
+"""A path that was read from a command line has one of its slashes left."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass
@@ -93,7 +99,7 @@ def count_rows(source: DataSource) -> int | None:
     if source.path.startswith("builtin:"):
         return len(_builtin(source))
     if (path := _file(source)) is not None:
-        return _rows_of_parquet(path) if path.suffix == ".parquet" else sum(1 for _ in rows_in(path))
+        return _rows_of_parquet(path) if kind_of(path) == ".parquet" else sum(1 for _ in rows_in(path))
     splits = getattr(_hub(source, streaming=True).info, "splits", None) or {}
     found = splits.get(source.split or "train")
     return int(found.num_examples) if found is not None and found.num_examples else None
@@ -117,9 +123,31 @@ def content_of(source: DataSource, *, streaming: bool = False) -> str | None:
 
 
 def _file(source: DataSource) -> Path | None:
-    """The path of a source that is a file, or is meant to be one."""
+    """The path of a source that is a file, or is meant to be one.
+
+    Raises:
+        DataError: It is a URL, or a pattern.
+    """
     path = Path(source.path).expanduser()
-    return path if path.exists() or path.suffix in READERS else None
+    if path.exists():
+        return path
+    _refuse_other_places(source.path)
+    return path if kind_of(path) in READERS or not HUB_ID.fullmatch(source.path) else None
+
+
+def _refuse_other_places(name: str) -> None:
+    taken = "rows are read from a file, from a dataset of the Hub, or from builtin:tickets"
+    if url := URL.match(name):
+        remedy = {
+            "file": f"Name the path alone: /{name[url.end() :].lstrip('/')}",
+            "hf": f"Name the dataset alone: {name[url.end() :].lstrip('/').removeprefix('datasets/')}",
+        }.get(url["scheme"], "Fetch the file first, and name it.")
+        raise DataError(f"is a URL, and {taken}", where=name, key="data", remedy=remedy)
+    if any(sign in name for sign in "*?["):
+        found = sorted(glob.glob(str(Path(name).expanduser())))
+        listed = f" (a config takes a list of them: [{', '.join(found[:3])}{', …' * (len(found) > 3)}])" * bool(found)
+        remedy = f"Name each file by itself{listed}."
+        raise DataError(f"is a pattern, and {taken}", where=name, key="data", remedy=remedy)
 
 
 def _rows_of_parquet(path: Path) -> int:

@@ -110,6 +110,12 @@ def judge(fidelity: Fidelity, *, is_float32: bool, is_as_trained: bool) -> tuple
             f"the adapter's whole effect, is {base.kl:.3g}; nothing was written",
             remedy=f"{remedy} --no-verify writes it all the same.",
         )
+    if base.kl <= NOISE and base.max_abs > 0:
+        return (
+            f"the adapter changes very little on this text: no output by more than {base.max_abs:.3g}, KL(adapted ‖ "
+            f"base) is {base.kl:.3g}; the merged model's outputs differ from the adapted one's by up to "
+            f"{merged.max_abs:.3g}",
+        )
     if base.kl <= NOISE:
         return ("the adapter changes nothing: with it and without it the base gives the same answers on this text",)
     if merged.kl > WORTH_A_WARNING * base.kl:

@@ -209,7 +209,7 @@ def save_conversation(path: Path, messages: Sequence[Message]) -> int:
     Raises:
         DataError: There is no answer, the file is there already, or it cannot be written.
     """
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         raise DataError(
             "is not named as a file of rows", where=str(path), remedy=f"Name it {path.stem or 'chat'}.jsonl."
         )

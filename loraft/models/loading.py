@@ -46,6 +46,7 @@ from loraft.models.configs import (
     written_config,
 )
 from loraft.models.families import FAMILIES, TRAINED, Family, family_of
+from loraft.models.foreign_code import code_notes
 from loraft.models.placement import Placement
 from loraft.models.quantization import compute_as_autocast_says, keep_gradients_exact, quantization_config
 from loraft.models.quiet import quietly_reading
@@ -308,7 +309,8 @@ def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokeniz
     folder = resolve_tokenizer(name) if section.tokenizer else resolve(name, section.revision, weights=False)
     offsets = FAMILIES[config.model_type].kind == "decoder"
     tokenizer, notes = read_tokenizer(folder, name=name, embeddings=config.vocab_size, offsets=offsets)
-    return tokenizer, (*remade(), *notes)
+    notes = (*remade(), *notes, *code_notes(resolve(section.name_or_path, section.revision, weights=False), folder))
+    return tokenizer, notes
 
 
 def _from_pretrained(

@@ -7,13 +7,14 @@ and `train` carries out: what one refuses, the other refuses. It loads no weight
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from loraft.adapters.card import shown
 from loraft.config.schema import RunConfig
 from loraft.data.batches import BatchPlan, Layout
 from loraft.data.labelled import LabelRenderer
@@ -142,6 +143,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         notes=(
             *placement.notes, *tokenizer_notes, *shape.notes, *length_notes, *data.renderer.notes, *notes,
             *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes,
+            *_base_notes(config),
         ),
     )  # fmt: skip
 
@@ -160,6 +162,16 @@ def _shape(config: RunConfig, data: PreparedData | None) -> ModelShape:
     labels = renderer.labels if isinstance(renderer, LabelRenderer) else ("0", "1") * (config.task == "seq_cls")
     architecture = load_config(config.model, TRAINED_FOR[config.task], labels)
     return shape_of(config, labels, architecture)
+
+
+def _base_notes(config: RunConfig) -> Iterator[str]:
+    """An adapter names its base as the config does, and a path of this machine means nothing on another."""
+    name = config.model.name_or_path
+    if config.method != "full" and shown(name) != name:
+        yield (
+            f"the adapter names its base by a path of this machine, {name}: where that is not, --base-model MODEL says "
+            "where the base is"
+        )
 
 
 def _line_step(placement: Placement) -> int:

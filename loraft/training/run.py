@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 import loraft
 from loraft.adapters.attach import AdaptedModel, attach
-from loraft.adapters.card import TrainingFacts, shown
+from loraft.adapters.card import TrainingFacts, shown, shown_word
 from loraft.adapters.store import restore, save_adapter, save_full
 from loraft.config.usage import idle_keys
 from loraft.data.labelled import LabelRenderer
@@ -261,7 +261,7 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
             "eval": held_out,
             "held_out": plan.data.held_out,
         },
-        "command": [shown(word) for word in command],
+        "command": [shown_word(word) for word in command],
         "platform": sys.platform,
     }
     folder.describe(plan.config.model_copy(update={"training": named}), manifest)

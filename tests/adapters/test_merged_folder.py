@@ -21,6 +21,7 @@ from loraft.adapters.recorded import AdapterTarget, Target
 from loraft.adapters.resolve import resolve_target
 from loraft.errors import LoraftError, ResourceError, RunFolderError
 from tests.adapters.merging import own_adapter, peft_adapter, prepared, save_base, written
+from tests.models.test_foreign_code import name_code
 from tests.tiny import CHATML
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,9 @@ def test_transformers_loads_it_with_its_tokenizer(tmp_path: Path, merge: Merge) 
     config = json.loads((tmp_path / "base/config.json").read_text())
     kept = {"quantization_config": None, "auto_map": {"AutoConfig": "evil.C"}, "torch_dtype": "float16"}
     (tmp_path / "base/config.json").write_text(json.dumps({**config, **kept}))
+    name_code(tmp_path / "run/adapter/tokenizer_config.json")
+    (note,) = [note for note in prepared(target=str(tmp_path / "run")).notes if "code" in note]
+    assert "auto_map in config.json, tokenizer_config.json" in note
     out = written(merge, tmp_path / "out")
     assert {path.name for path in out.iterdir()} >= {
         "config.json",
@@ -53,6 +57,7 @@ def test_transformers_loads_it_with_its_tokenizer(tmp_path: Path, merge: Merge) 
     assert GenerationConfig.from_pretrained(out).eos_token_id == [2, 1]
     written_config = json.loads((out / "config.json").read_text())
     assert written_config.keys().isdisjoint({"quantization_config", "auto_map", "_name_or_path"})
+    assert "auto_map" not in (out / "tokenizer_config.json").read_text()
     assert (written_config["dtype"], written_config["torch_dtype"]) == ("float32", "float32")
     target = resolve_target(str(out))
     assert target.adapters == ()

@@ -21,6 +21,7 @@ from loraft.adapters.store import generation_defaults, load_adapter, restore, sa
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from tests.adapters.setting import FACTS, Rendering, disturb, logits, run_config, tiny_loaded
+from tests.models.test_foreign_code import name_code
 from tests.tiny import CHATML
 
 SHAPES: dict[str, tuple[str, dict[str, object]]] = {
@@ -211,6 +212,19 @@ def test_a_model_trained_whole_is_saved_and_put_back(tmp_path: Path) -> None:
     disturb(adapted.trainable, seed=5)
     restore(adapted, tmp_path / "model")
     assert torch.equal(logits(adapted.model), before)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_code_that_a_base_names_is_not_saved(tmp_path: Path, method: str) -> None:
+    tiny_loaded(tmp_path / "base")
+    name_code(tmp_path / "base/config.json")
+    name_code(tmp_path / "base/tokenizer_config.json")
+    config = run_config(method, model="org/base")
+    adapted = attach(tiny_loaded(tmp_path / "base"), config)
+    save = save_full if method == "full" else save_adapter
+    save(adapted, tmp_path / "out", config=config, renderer=Rendering(), facts=FACTS)
+    naming = [path.name for path in (tmp_path / "out").iterdir() if b'"auto_map"' in path.read_bytes()]
+    assert naming == []
 
 
 def edit_json(name: str, **values: object) -> Callable[[Path], None]:

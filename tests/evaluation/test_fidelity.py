@@ -86,6 +86,14 @@ def test_an_adapter_without_an_effect_is_said_and_does_not_fail() -> None:
     assert "changes nothing" in judge(nothing, is_float32=True, is_as_trained=True)[0]
 
 
+def test_an_adapter_that_moves_outputs_is_never_said_to_change_nothing() -> None:
+    little = Fidelity(replace(GOOD.merged, max_abs=2e-5, kl=1e-9), replace(EFFECT, kl=5e-7, max_abs=0.00321))
+    (warning,) = judge(little, is_float32=True, is_as_trained=True)
+    assert "changes nothing" not in warning
+    for measured in ("0.00321", "5e-07", "2e-05"):
+        assert measured in warning
+
+
 def test_outputs_that_are_not_finite_fail() -> None:
     with pytest.raises(VerificationError, match="NaN or infinity"):
         judge(merged(max_abs=math.nan, kl=math.nan), is_float32=True, is_as_trained=True)

@@ -124,7 +124,7 @@ def test_c42_code_that_comes_with_a_model_never_runs(folder: Path, tmp_path: Pat
     code = f"open({str(tmp_path / 'exploded')!r}, 'w')\nclass C: pass\n"
     (folder / "evil.py").write_text(code)
     edit_config(folder, lambda c: c.update(auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.C"}))
-    load_model(section(folder), placed())
+    assert [note for note in load_model(section(folder), placed()).notes if "auto_map in config.json" in note]
     edit_config(folder, lambda c: c.update(model_type="evil"))
     with pytest.raises(ModelError, match="not one that loraft knows"):
         load_model(section(folder), placed())

@@ -63,6 +63,16 @@ def test_targets_longer_than_the_models_positions_are_refused(tmp_path: Path) ->
     assert [problem.key for problem in error.value.problems] == ["data.max_target_length"]
 
 
+def test_a_base_that_is_named_by_a_path_of_this_machine_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = tiny_config(tmp_path).model.name_or_path
+    for name, method, told in ((here, "lora", 1), ("model", "lora", 0), (here, "full", 0)):
+        notes = plan_run(tiny_config(tmp_path, method=method, model__name_or_path=name)).notes
+        assert sum("--base-model" in note and here in note for note in notes) == told
+
+
 @pytest.mark.parametrize("model_type", ["t5", "bart", "m2m_100"])
 def test_a_decoder_without_a_start_token_is_refused_before_its_weights_are_read(
     tmp_path: Path, model_type: str

@@ -420,11 +420,21 @@ def test_a_tensorboard_tracker_gets_the_metrics(tmp_path: Path) -> None:
 
 def test_the_manifest_tells_versions_and_fingerprints_and_no_absolute_path(tmp_path: Path) -> None:
     tiny_config(tmp_path)
-    result = api.train(config_of(tmp_path, "run"), command=["loraft", "train", str(tmp_path / "config.yaml")])
+    place = str(tmp_path)
+    words = [
+        "loraft", "train", f"{place}/config.yaml", f"model.name_or_path={place}/base model", f"--option={place}/x",
+        f"data.train=[{place}/a.jsonl, {{path: '{place}/b.jsonl', weight: 0.5}}]", f"--adapter=mine={place}/c=0.5",
+        "lora.start_from=~/runs/a", "data.eval=org/data", "model.name_or_path=../base", "training.learning_rate=1e-4",
+    ]  # fmt: skip
+    result = api.train(config_of(tmp_path, "run"), command=words)
     manifest = json.loads((result.run_folder / "manifest.json").read_text())
     assert manifest["base"]["fingerprint"].startswith("sha256:")
     assert [len(content) for content in manifest["data"]["train"]] == [64]
-    assert manifest["command"] == ["loraft", "train", "config.yaml"]
+    assert manifest["command"] == [
+        "loraft", "train", "config.yaml", "model.name_or_path=base model", "--option=x",
+        "data.train=[a.jsonl, {path: 'b.jsonl', weight: 0.5}]", "--adapter=mine=c=0.5", "lora.start_from=a",
+        "data.eval=org/data", "model.name_or_path=../base", "training.learning_rate=1e-4",
+    ]  # fmt: skip
     assert str(tmp_path) not in (result.run_folder / "manifest.json").read_text()
     assert str(tmp_path) not in (result.saved / "README.md").read_text()
 
