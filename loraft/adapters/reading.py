@@ -25,7 +25,7 @@ from loraft.adapters.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, rea
 from loraft.adapters.patterns import values_for
 from loraft.errors import AdapterError, Problem
 from loraft.grammar import counted
-from loraft.models.seals import refuse_altered
+from loraft.models.seals import altered_settings, refuse_altered
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -109,7 +109,8 @@ class AdapterFiles:
         """Compare the base that the adapter was trained on with the one that is loaded.
 
         Returns:
-            What to tell the user: an adapter without `loraft.json` cannot be compared.
+            What to tell the user: an adapter without `loraft.json` cannot be compared, and settings may have been
+            changed.
 
         Raises:
             AdapterError: If they differ.
@@ -117,16 +118,17 @@ class AdapterFiles:
         name = self.config.base_model_name_or_path
         base = self.record.get("base") if self.record else None
         recorded = base.get("fingerprint") if isinstance(base, Mapping) else None
+        altered = altered_settings(self.folder)
         if not isinstance(recorded, str):
             said = f"{self.folder} names {name or 'no model'} as its base, and not which weights it was trained on"
-            return (f"{said}: the base was not compared.",)
+            return (f"{said}: the base was not compared.", *altered)
         if recorded != fingerprint:
             raise AdapterError(
                 "the adapter was trained on other base weights than these",
                 where=str(self.folder),
                 remedy=f"Load it onto {name}, in the revision that it was trained on.",
             )
-        return ()
+        return altered
 
 
 def read_adapter(folder: Path) -> AdapterFiles:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
-from loraft.adapters.folders import ADAPTER_CONFIG, RECORD, read_json
+from loraft.adapters.folders import RECORD, read_json
 from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, Task
 from loraft.errors import AdapterError
 from loraft.models.seals import is_weights, refuse_altered
@@ -182,8 +182,7 @@ def _record(folder: Path) -> dict[str, object]:
     if not (folder / RECORD).is_file():
         return {}
     record = read_json(folder / RECORD)
-    # An adapter's own config is compared with what it was, value by value, when its weights are read.
-    refuse_altered(folder, lambda name: name != ADAPTER_CONFIG and not is_weights(name), AdapterError)
+    refuse_altered(folder, lambda name: not is_weights(name), AdapterError)
     return record
 
 

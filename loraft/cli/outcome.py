@@ -72,7 +72,7 @@ def _ended(error: BaseException, parameters: Mapping[str, object], received: int
             print("stopped.", file=sys.stderr, flush=True)
         return 128 + (getattr(error, "signal_number", signal.SIGINT) if received is None else received)
     if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-        failed = Failed(error.strerror, where=error.filename and os.fsdecode(error.filename))
+        failed = Failed(error.strerror or str(error), where=error.filename and os.fsdecode(error.filename))
         return end_with(failed, failed.problems, as_json=bool(parameters.get("as_json")))
     traceback.print_exception(error)
     print(BUG, file=sys.stderr)

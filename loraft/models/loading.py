@@ -50,7 +50,7 @@ from loraft.models.foreign_code import code_notes
 from loraft.models.placement import Placement
 from loraft.models.quantization import compute_as_autocast_says, keep_gradients_exact, quantization_config
 from loraft.models.quiet import quietly_reading
-from loraft.models.seals import is_weights, refuse_altered
+from loraft.models.seals import altered_settings, is_weights, refuse_altered
 from loraft.models.sources import resolve, resolve_tokenizer
 from loraft.models.tokenizer import read_tokenizer
 from loraft.models.weights import check_weights, expected_tensors, fingerprint, header_of, read_headers
@@ -309,8 +309,8 @@ def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokeniz
     folder = resolve_tokenizer(name) if section.tokenizer else resolve(name, section.revision, weights=False)
     offsets = FAMILIES[config.model_type].kind == "decoder"
     tokenizer, notes = read_tokenizer(folder, name=name, embeddings=config.vocab_size, offsets=offsets)
-    notes = (*remade(), *notes, *code_notes(resolve(section.name_or_path, section.revision, weights=False), folder))
-    return tokenizer, notes
+    model = resolve(section.name_or_path, section.revision, weights=False)
+    return tokenizer, (*remade(), *altered_settings(model), *notes, *code_notes(model, folder))
 
 
 def _from_pretrained(

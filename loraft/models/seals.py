@@ -17,8 +17,24 @@ from pathlib import Path
 from loraft.errors import Refused
 from loraft.models.cache_dir import cache_folder
 
-__all__ = ["NOT_SEALED", "RECORD", "Fault", "Seals", "fault", "is_weights", "refuse_altered", "seal", "sha256_of"]
+__all__ = [
+    "NOT_SEALED", "RECORD", "Fault", "Seals", "altered_settings", "fault", "is_config", "is_weights", "refuse_altered",
+    "seal", "sha256_of",
+]  # fmt: skip
+    "NOT_SEALED",
+    "RECORD",
+    "Fault",
+    "Seals",
+    "altered_settings",
+    "fault",
+    "is_config",
+    "is_weights",
+    "refuse_altered",
+    "seal",
+    "sha256_of",
+]
 
+NOT_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 PUT_BACK = "Put it back as it was, or train or merge again."
 VERIFIED = "verified-1"
 """The folder of remembered hashes in the cache."""
@@ -92,24 +108,53 @@ def fault(folder: Path, seals: Seals, wanted: Callable[[str], bool] = lambda _: 
     return None
 
 
+def is_config(name: str) -> bool:
+    """Whether a file holds settings, which people change by hand: a change is told, and only a loss is refused."""
+    return name.endswith("config.json")
+
+
 def refuse_altered(folder: Path, wanted: Callable[[str], bool], error: type[Refused]) -> None:
-    """Refuse a folder that loraft wrote, where one of the `wanted` files is not as it was written.
+    """Refuse a folder that loraft wrote, where one of the `wanted` files is lost, or altered and holds no settings.
 
     Raises:
-        Refused: Of the class `error`: a file is missing or altered, or what it was cannot be read.
+        Refused: Of the class `error`; or what the files were cannot be read.
     """
     try:
-        files = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("files", {})
-        found = fault(folder, files, wanted)
-    except FileNotFoundError:
-        return  # another tool's
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = _recorded(folder)
+        lost = (Fault(name, "is missing or empty") for name in files if wanted(name) and _is_lost(folder / name))
+        found = next(lost, None) or fault(folder, files, lambda name: wanted(name) and not is_config(name))
+    except NOT_READ:
         raise error("what its files were cannot be read", where=str(folder / RECORD), remedy=PUT_BACK) from None
     if found is not None:
         remedy = f"{PUT_BACK} To use it as it is, take {found.name} out of `files` in {folder / RECORD}."
         raise error(
             f"{found.what}: it is not what training or merging wrote", where=str(folder / found.name), remedy=remedy
         )
+
+
+def altered_settings(folder: Path) -> tuple[str, ...]:
+    """A sentence for each file of settings that is not as loraft wrote it."""
+    try:
+        files = _recorded(folder)
+        altered = [name for name in files if is_config(name) and fault(folder, {name: files[name]}) is not None]
+    except NOT_READ:
+        return ()
+    return tuple(f"{folder / name} was changed since loraft wrote it: what it says now is used" for name in altered)
+
+
+def _recorded(folder: Path) -> Seals:
+    """What a folder's files were; nothing of another tool's."""
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("files", {})
+    except FileNotFoundError:
+        return {}
+    if not isinstance(files, dict):
+        raise TypeError("the seals are no object")
+    return files
+
+
+def _is_lost(path: Path) -> bool:
+    return not path.is_file() or path.stat().st_size == 0
 
 
 def sha256_of(path: Path) -> str:

@@ -56,23 +56,37 @@ def test_every_file_that_decides_an_answer_is_verified(
     shutil.copytree(runs / what / "run" / what, trained)
     assert set(json.loads((trained / "loraft.json").read_text())["files"]) == set(FILES[what])
     HARMS[harm](trained / name)
-    with pytest.raises(Refused) as caught:
-        api.generate(str(trained), prompt="the order", options=OPTIONS)
-    assert caught.value.exit_code == 2
-    assert any(name in str(problem) or str(trained) in str(problem) for problem in caught.value.problems)
+    said, used = "", False
+    try:
+        said = "\n".join(api.generate(str(trained), prompt="the order", options=OPTIONS).notes)
+        used = True
+    except Refused as refused:
+        said = str(refused)
+    assert name in said or f"{trained}" in said
+    assert not used or (name.endswith("config.json") and harm == "one bit"), "only settings are used when altered"
+
+
+def test_settings_that_were_changed_by_hand_are_used_and_told(runs: Path, tmp_path: Path) -> None:
+    trained = tmp_path / "adapter"
+    shutil.copytree(runs / "adapter/run/adapter", trained)
+    defaults = trained / "generation_config.json"
+    defaults.write_text(json.dumps({**json.loads(defaults.read_text()), "max_new_tokens": 2}))
+    answering = api.generate(str(trained), prompt="the order")
+    assert len(answering.completion.token_ids) <= 2
+    assert any(f"{defaults} was changed since loraft wrote it" in note for note in answering.notes)
 
 
 def test_a_change_that_is_meant_is_accepted_by_taking_the_file_out_of_the_record(runs: Path, tmp_path: Path) -> None:
     trained = tmp_path / "adapter"
     shutil.copytree(runs / "adapter/run/adapter", trained)
-    defaults = trained / "generation_config.json"
-    defaults.write_text(json.dumps({**json.loads(defaults.read_text()), "max_new_tokens": 2}))
-    with pytest.raises(AdapterError, match=r"take generation_config\.json out of `files`"):
+    template = trained / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "model"))
+    with pytest.raises(AdapterError, match=r"take chat_template\.jinja out of `files`"):
         api.generate(str(trained), prompt="the order")
     record = json.loads((trained / "loraft.json").read_text())
-    del record["files"]["generation_config.json"]
+    del record["files"]["chat_template.jinja"]
     (trained / "loraft.json").write_text(json.dumps(record))
-    assert len(api.generate(str(trained), prompt="the order").completion.token_ids) <= 2
+    assert api.generate(str(trained), prompt="the order", options=OPTIONS).completion.token_ids
 
 
 def test_an_adapter_of_an_earlier_version_is_taken(runs: Path, tmp_path: Path) -> None:

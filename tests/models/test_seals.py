@@ -10,7 +10,7 @@ import pytest
 
 from loraft.errors import AdapterError, ModelError
 from loraft.models import seals
-from loraft.models.seals import Fault, fault, is_weights, refuse_altered, seal
+from loraft.models.seals import Fault, altered_settings, fault, is_weights, refuse_altered, seal
 
 
 @pytest.fixture
@@ -75,9 +75,20 @@ def test_a_folder_that_another_tool_wrote_is_taken(folder: Path) -> None:
     refuse_altered(folder, lambda _: True, ModelError)
 
 
-def test_an_altered_file_is_refused_with_what_can_be_done(folder: Path) -> None:
+def test_an_altered_file_is_refused_with_what_can_be_done_and_altered_settings_are_told(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": 1}')
     (folder / "loraft.json").write_text(json.dumps({"files": seal(folder)}))
     refuse_altered(folder, lambda _: True, AdapterError)
+    assert altered_settings(folder) == ()
+    (folder / "config.json").write_text('{"a": 2}')
+    refuse_altered(folder, lambda _: True, AdapterError)
+    (said,) = altered_settings(folder)
+    assert said.startswith(f"{folder / 'config.json'} was changed")
+    for lost in ("emptied", "missing"):
+        (folder / "config.json").write_text("") if lost == "emptied" else (folder / "config.json").unlink()
+        with pytest.raises(AdapterError, match=r"config\.json: is missing or empty"):
+            refuse_altered(folder, lambda _: True, AdapterError)
+    (folder / "config.json").write_text('{"a": 1}')
     (folder / "a.json").write_text("[]")
     with pytest.raises(AdapterError) as caught:
         refuse_altered(folder, lambda _: True, AdapterError)
