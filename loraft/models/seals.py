@@ -21,18 +21,6 @@ __all__ = [
     "NOT_SEALED", "RECORD", "Fault", "Seals", "altered_settings", "fault", "is_config", "is_weights", "refuse_altered",
     "seal", "sha256_of",
 ]  # fmt: skip
-    "NOT_SEALED",
-    "RECORD",
-    "Fault",
-    "Seals",
-    "altered_settings",
-    "fault",
-    "is_config",
-    "is_weights",
-    "refuse_altered",
-    "seal",
-    "sha256_of",
-]
 
 NOT_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 PUT_BACK = "Put it back as it was, or train or merge again."
