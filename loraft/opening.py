@@ -23,7 +23,7 @@ from loraft.evaluation.evaluate import Answer, Reading, Subject
 from loraft.evaluation.past_run import PastRun, past_run
 from loraft.evaluation.rows import EvaluatedRows, Purpose, Source, rows_of, unasked_as_trained
 from loraft.events import Note, Observer
-from loraft.generation.context import learned_positions
+from loraft.generation.context import prompt_limit
 from loraft.generation.engine import complete_batch
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.session import BASE, Session, Settings, open_session
@@ -79,7 +79,7 @@ def generating(
     session = open_session(choice)
     tell(observer, *session.notes, *to_be_told(session, options))
     voice = session.voice()
-    rows = rows_of(source, voice.tokenizer, positions=learned_positions(session.model), limit=limit)
+    rows = rows_of(source, voice.tokenizer, positions=prompt_limit(session.model), limit=limit)
     tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
     settings = voice.settings(options)
     names = (voice.name, BASE) if baseline else (voice.name,)
