@@ -158,7 +158,7 @@ def complete_batch(
 
     Raises:
         ConfigError: If `max_new_tokens` is below 1.
-        DataError: If any prompt is empty, or longer than the positions that the model was trained with; every such one is named.
+        DataError: If any prompt is empty, or longer than the positions of training; every such one is named.
         NonFiniteError: If the model's logits are not numbers.
     """
     answers = _open_answers(model, tokenizer, prompts, max_new_tokens, seed, stop_texts)
