@@ -55,6 +55,7 @@ from loraft.models.exhaustion import memory_errors
 from loraft.opening import (
     classifying,
     generating,
+    learned_columns,
     opened,
     opened_classifier,
     purpose_of,
@@ -83,6 +84,7 @@ __all__ = [
     "open_chat", "predict", "predict_file", "preview", "train",
 ]  # fmt: skip
 
+TAKEN = "{} holds a run already: loraft train goes on with it by --resume, and replaces it by --overwrite"
 AS_SAVED = AnswerOptions()
 GREEDY = AnswerOptions(temperature=0, num_beams=1)
 
@@ -100,13 +102,14 @@ def check(config: RunConfig, *, name: str = "run", verbose: bool = False) -> Che
         verbose: Name each row that stands in the data twice.
 
     Raises:
-        Refused: With every problem found; `train` refuses the same.
+        Refused: With every problem found; `train` refuses the same, and a folder that holds a run, which is told here.
     """
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=False))
-    refuse_taken(folder, resume=False, overwrite=False)
+    refuse_taken(folder, resume=folder.holds_run, overwrite=False)
     plan = plan_run(config)
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
-    return report(plan, folder.path, verbose=verbose)
+    found = report(plan, folder.path, verbose=verbose)
+    return replace(found, notes=(*found.notes, TAKEN.format(folder.path))) if folder.holds_run else found
 
 
 def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places: Sequence[str] = ()) -> Preview:
@@ -470,7 +473,8 @@ def predict_file(
         model: The classifier; a name alone is a TARGET.
         texts: The file of rows with `text`, and `text_pair` where there are two.
         output: Where each row is written with its `prediction` and `probabilities`; one that was begun is gone on with.
-        columns: What `text` and `text_pair` are called in the file, where it calls them otherwise.
+        columns: What `text` and `text_pair` are called in the file, where it calls them otherwise than the
+            rows of training did.
         batch_size: How many rows at a time.
         overwrite: Begin anew, whatever `output` holds.
         observer: Is told how far it is.
@@ -480,7 +484,7 @@ def predict_file(
         Failed: While running; the rows so far are in `output`.
         Stopped: By a signal; the rows so far are in `output`.
     """
-    rows = read_texts(texts, columns)
+    rows = read_texts(texts, columns, learned_columns(model))
     check_answer_file(output, [each.row.values for each in rows], texts, PREDICTED, overwrite=overwrite)
     classifier = opened_classifier(model, observer)
     tell(observer, *classifier.about((row.text, row.second) for row in rows))

@@ -6,7 +6,7 @@ functions then read as a table of contents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +15,17 @@ from torch.nn.functional import cross_entropy
 
 from loraft.adapters.classes import classes_of
 from loraft.adapters.recorded import Target
+from loraft.adapters.resolve import resolve_target
 from loraft.adapters.task import task_of
 from loraft.data.batches import LabelledBatch, Layout, collate_rows
 from loraft.data.examples import Example, LabelledExample
+from loraft.data.sources import sources_of
 from loraft.errors import AdapterError, ModelError
 from loraft.evaluation.evaluate import Answer, Reading, Subject
 from loraft.evaluation.past_run import PastRun, past_run
 from loraft.evaluation.rows import EvaluatedRows, Purpose, Source, rows_of, unasked_as_trained
 from loraft.events import Note, Observer
-from loraft.generation.context import learned_positions
+from loraft.generation.context import prompt_limit
 from loraft.generation.engine import complete_batch
 from loraft.generation.options import AnswerOptions, ModelChoice
 from loraft.generation.session import BASE, Session, Settings, open_session
@@ -32,8 +34,13 @@ from loraft.prediction.classifier import Classifier, open_classifier, refuse_no_
 from loraft.training.loss import TargetLoss
 
 __all__ = [
-    "classifying", "generating", "opened", "opened_classifier", "purpose_of", "run_of", "tell", "to_be_told",
+    "classifying", "generating", "learned_columns", "opened", "opened_classifier", "purpose_of", "run_of", "tell",
+    "to_be_told",
 ]  # fmt: skip
+
+
+ANSWERS = "{} answers; {} would with --compare, or in loraft chat"
+MEASURED = "{} is measured, and {} not: give each alone as --adapter"
 
 
 def purpose_of(found: Target, choice: ModelChoice, *, baseline: bool) -> Purpose:
@@ -77,9 +84,9 @@ def generating(
 ) -> tuple[EvaluatedRows, list[Subject]]:
     """The rows as what writes text reads them; it, and its base where that is wanted."""
     session = open_session(choice)
-    tell(observer, *session.notes, *to_be_told(session, options))
+    tell(observer, *session.notes, *to_be_told(session, options, MEASURED))
     voice = session.voice()
-    rows = rows_of(source, voice.tokenizer, positions=learned_positions(session.model), limit=limit)
+    rows = rows_of(source, voice.tokenizer, positions=prompt_limit(session.model), limit=limit)
     tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
     settings = voice.settings(options)
     names = (voice.name, BASE) if baseline else (voice.name,)
@@ -113,6 +120,13 @@ def classifying(
 def run_of(found: Target) -> PastRun | None:
     """The run that trained what a target means, where it lies in the folder of one."""
     return past_run(found.adapter or Path(found.base).expanduser())
+
+
+def learned_columns(model: ModelChoice | str) -> Mapping[str, str]:
+    """What the rows called our columns that the run of what is meant was trained on; nothing where no run is near."""
+    choice = ModelChoice(model) if isinstance(model, str) else model
+    run = run_of(resolve_target(choice.target, choice.adapters, base_model=choice.base_model))
+    return sources_of(run.config.data)[0][0].columns if run is not None else {}
 
 
 def _subject(session: Session, name: str, settings: Settings, batch_size: int) -> Subject:
@@ -182,11 +196,11 @@ def opened(model: ModelChoice | str) -> Session:
     return open_session(ModelChoice(model) if isinstance(model, str) else model)
 
 
-def to_be_told(session: Session, options: AnswerOptions) -> Iterator[str]:
-    """What of that which was asked for has no effect on the answer."""
+def to_be_told(session: Session, options: AnswerOptions, of_several: str = ANSWERS) -> Iterator[str]:
+    """What of that which was asked for has no effect; `of_several` says which adapter is used, and which are not."""
     if len(session.adapters) > 1:
-        first, *others = session.adapters
-        yield f"{first} answers; {' and '.join(others)} would with --compare, or in loraft chat"
+        first, *silent = session.adapters
+        yield of_several.format(first, " and ".join(silent))
     if options.system and session.voice().reads_prompt:
         yield "the model reads a source and no conversation: the system prompt is not used"
     elif options.system and session.voice().renderer.chat_template is None:

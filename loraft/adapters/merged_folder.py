@@ -93,6 +93,12 @@ def _refuse_among_what_is_read(merge: Merge, out: Path) -> None:
 
 
 def _refuse_taken(out: Path, *, overwrite: bool) -> None:
+    if out.suffix.lower() in (".gguf", ".safetensors", ".bin"):
+        raise RunFolderError(
+            f"would be a folder: a merged model is written in transformers' format, and not as a {out.suffix} file",
+            where=str(out),
+            remedy=f"Name a folder as OUT, such as {out.stem}; llama.cpp's convert_hf_to_gguf.py makes a .gguf of it.",
+        )
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir():

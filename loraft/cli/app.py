@@ -24,12 +24,13 @@ from loraft.cli import (
     training,
 )
 from loraft.cli.quiet import hush
-from loraft.cli.slips import Command
+from loraft.cli.slips import Command, Commands
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="loraft",
+    cls=Commands,
     rich_markup_mode=None,
     add_completion=False,
     no_args_is_help=True,

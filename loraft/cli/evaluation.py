@@ -149,14 +149,15 @@ def evaluate(
     if as_json:
         print_json({"target": target, **found.as_dict()})
     else:
-        print_result(*_drawn(found))
+        named = found.measured.name if len(adapter or ()) > 1 else target or (adapter or ("",))[0]
+        print_result(*_drawn(found, named))
 
 
-def _drawn(found: Evaluation) -> list[RenderableType]:
-    """The figures, and the base's beside them where there is one."""
+def _drawn(found: Evaluation, named: str) -> list[RenderableType]:
+    """The figures with whose they are, and the base's beside them where there is one."""
     from loraft.cli.tables import facts
 
-    about: dict[str, object] = {"task": found.task, "data": found.data, "rows": found.rows}
+    about: dict[str, object] = {"figures of": named, "task": found.task, "data": found.data, "rows": found.rows}
     if found.confusion_matrix is None:
         about["tokens"] = found.tokens
     if found.measured.metrics and found.references != found.rows:

@@ -1,20 +1,49 @@
-"""Options that no command has, answered with what was meant: an option that begins so, or a key of the config.
+"""Commands and options that there are not, answered with what was meant: ours by another name, or a key of the config.
 
-This module knows near misses of options. It refuses to know what an option does.
+This module knows near misses, and other tools' words for our commands. It refuses to know what any of them does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["Command"]
+__all__ = ["COMMANDS_ELSEWHERE", "Command", "Commands"]
+
+COMMANDS_ELSEWHERE: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("sft", "finetune", "fine-tune", "fine_tune", "fit", "tune", "lora", "qlora", "full", "resume", "run"), "train"
+    ),
+    **dict.fromkeys(("infer", "inference", "ask", "complete", "completion", "answer", "prompt"), "generate"),
+    **dict.fromkeys(("eval", "test", "benchmark", "bench", "score", "measure"), "evaluate"),
+    **dict.fromkeys(("classify", "label"), "predict"),
+    **dict.fromkeys(("export", "fuse", "save"), "merge"),
+    **dict.fromkeys(("validate", "verify", "lint", "dry-run", "estimate", "plan"), "check"),
+    **dict.fromkeys(("new", "create", "config", "configure", "start", "setup"), "init"),
+    **dict.fromkeys(("inspect", "layers", "info", "show"), "inspect-layers"),
+    **dict.fromkeys(("env", "diagnose", "system"), "doctor"),
+    **dict.fromkeys(("repl", "talk"), "chat"),
+    **dict.fromkeys(("view", "rows", "preprocess", "tokenize"), "preview"),
+}
+"""What other tools call our commands."""
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for a command line that is wrong, wherever it keeps the class."""
+
+
+class Commands(TyperGroup):
+    """The commands, of which one that there is not is answered with ours."""
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[Any, Any, list[str]]:  # type: ignore[override]
+        """As typer does it, with other tools' words known."""
+        ours = COMMANDS_ELSEWHERE.get(args[0].lower()) if args else None
+        if ours is not None and args[0] not in self.commands:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{ours}'?")
+        return super().resolve_command(ctx, args)
 
 
 class Command(TyperCommand):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from loraft.config.scalars import Value
 from loraft.config.translations import REMEDIES, bare
 
-__all__ = ["SAME_VALUE", "answer_to_key", "answer_to_value"]
+__all__ = ["ONLY_NEAR", "SAME_VALUE", "answer_to_key", "answer_to_value", "no_such_value"]
 
 SAME_VALUE: Mapping[str, str] = {
     # peft
@@ -136,11 +136,10 @@ VALUES: Mapping[str, str] = {
     **dict.fromkeys(("fp32", "f32", "float", "torch.float32"), "float32"),
     **dict.fromkeys(("bf16", "torch.bfloat16", "bf16-true", "bf16-mixed"), "bfloat16"),
     **dict.fromkeys(("fp16", "f16", "half", "torch.float16", "16-true"), "float16"),
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adam"), "adamw"),
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"), "adamw"),
     **dict.fromkeys(("adamw_bnb_8bit", "adamw8bit"), "adamw_8bit"),
     **dict.fromkeys(("paged_adamw", "paged_adamw_32"), "paged_adamw_32bit"),
     **dict.fromkeys(("constant_with_warmup",), "constant"),
-    **dict.fromkeys(("cosine_with_restarts", "cosine_with_min_lr"), "cosine"),
     **dict.fromkeys(("flash_attention_2", "flash_attention_3", "flash_attn", "fa2"), "auto"),
     **dict.fromkeys(("all", "all_linear", "linear"), "all-linear"),
     **dict.fromkeys(("chat", "chat_template", "openai", "chatml_messages", "conversational"), "messages"),
@@ -150,15 +149,26 @@ VALUES: Mapping[str, str] = {
     **dict.fromkeys(("none", "no", "false"), "off"),
     **dict.fromkeys(("full_finetuning", "sft_full"), "full"),
 }
+"""Words of other tools for the same thing."""
+ONLY_NEAR: Mapping[str, tuple[str, str]] = {
+    "adam": ("adamw", "its weight decay is apart from the gradient"),
+    "cosine_with_restarts": ("cosine", "it falls once and does not restart"),
+    "cosine_with_min_lr": ("cosine", "it falls to 0"),
+    "constant_with_cooldown": ("constant", "it does not fall at the end"),
+}
+"""Words of other tools for what is not here, with what stands nearest and in what it differs."""
 
 
-def answer_to_key(key: str, value: Value, choices: Callable[[str], tuple[str, ...]]) -> str | None:
+def answer_to_key(
+    key: str, value: Value, choices: Callable[[str], tuple[str, ...]], is_open: Callable[[str], bool]
+) -> str | None:
     """What to write instead of another tool's `key: value`; None where no tool that we know has the key.
 
     Args:
         key: The key as it was found.
         value: What was found under it.
         choices: The words that a dotted key of ours takes.
+        is_open: Whether it takes other texts too.
     """
     name = key.replace("-", "_").lower()
     if name in REMEDIES:
@@ -170,10 +180,26 @@ def answer_to_key(key: str, value: Value, choices: Callable[[str], tuple[str, ..
         return None
     if isinstance(value, dict | list):
         return f"Write {ours}."
-    return f"Write {ours}: {answer_to_value(str(value), choices(ours)) or bare(value)}."
+    return _renamed(ours, value, choices(ours), is_open=is_open(ours))
+
+
+def _renamed(ours: str, value: Value, words: tuple[str, ...], *, is_open: bool) -> str:
+    if same := answer_to_value(str(value), words):
+        return f"Write {ours}: {same}."
+    if isinstance(value, str) and words and value not in words and not is_open:
+        return no_such_value(value, words, f"{ours} is ")
+    return f"Write {ours}: {bare(value)}."
 
 
 def answer_to_value(value: str, choices: tuple[str, ...]) -> str | None:
     """Which of `choices` another tool calls `value`; None where it is no name that we know."""
     ours = VALUES.get(value.lower())
     return ours if ours in choices else None
+
+
+def no_such_value(value: str, choices: tuple[str, ...], ours: str = "") -> str:
+    """What to say of a value that is nothing here; what stands nearest makes another run, and is told with that."""
+    near, difference = ONLY_NEAR.get(value.lower(), ("", ""))
+    if near not in choices:
+        return f"There is no {value} here: {ours}{', '.join(choices[:-1])} or {choices[-1]}."
+    return f"There is no {value} here: {ours}{near} at the nearest, and {difference}."

@@ -42,12 +42,17 @@ def _written_with_dots(section: KeyPath, key: str) -> str | None:
 def _of_another_tool(section: KeyPath, key: str, value: Value) -> str | None:
     if len(section) > 1 and key in KEYS_IN_A_SOURCE:
         return f"Write {KEYS_IN_A_SOURCE[key]}."
-    return answer_to_key(key, value, _choices)
+    return answer_to_key(key, value, _choices, _is_open)
 
 
 def _choices(key: str) -> tuple[str, ...]:
     wanted = expected(path_of(key))
     return wanted.choices if wanted is not None else ()
+
+
+def _is_open(key: str) -> bool:
+    wanted = expected(path_of(key))
+    return wanted is not None and wanted.takes(str)
 
 
 def _near_miss_here(section: KeyPath, key: str) -> str | None:

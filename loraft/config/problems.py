@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from loraft.config.dialects import answer_to_value
+from loraft.config.dialects import ONLY_NEAR, answer_to_value, no_such_value
 from loraft.config.document import Document, Found, KeyPath, dotted
 from loraft.config.expectations import Expected, expected, keys_of
 from loraft.config.keys import advice_for_key
@@ -187,6 +187,8 @@ def _meant_word(text: str, wanted: Expected, key: str) -> str | None:
     ours = answer_to_value(text, wanted.choices)
     if ours is not None:
         return f"Here it is called {ours}."
+    if text.lower() in ONLY_NEAR:
+        return no_such_value(text, wanted.choices)
     near = get_close_matches(text.lower(), wanted.choices, n=1)
     return f"Did you mean {near[0]}?" if near else None
 

@@ -27,7 +27,7 @@ from loraft.data.records import Row, RowsRead
 from loraft.data.sources import shortened
 from loraft.errors import DataError, OutOfMemoryError, Problem
 from loraft.events import Note, Observer, Progress
-from loraft.generation.context import learned_positions
+from loraft.generation.context import prompt_limit
 from loraft.generation.engine import complete_batch
 from loraft.generation.options import AnswerOptions
 from loraft.generation.session import BASE, OPTIONS, Session, Voice
@@ -221,7 +221,7 @@ def _prompts(session: Session, voice: Voice, questions: Sequence[Question], syst
     Raises:
         DataError: The template cannot render a question, or the model has no position for its tokens.
     """
-    positions = learned_positions(session.model)
+    positions = prompt_limit(session.model)
     problems, prompts = [], []
     for question in questions:
         try:

@@ -32,6 +32,7 @@ __all__ = [
     "ordinary_attention",
     "pad_left",
     "products_in_model_dtype",
+    "prompt_limit",
 ]
 
 
@@ -303,6 +304,21 @@ def learned_positions(model: nn.Module) -> int | None:
     # An encoder and a decoder each have an embedding of the vocabulary, and share its weight.
     tables = [module for module in embeddings if id(module.weight) not in vocabulary]
     return configured if any(0 <= table.num_embeddings - configured <= 2 for table in tables) else None
+
+
+def prompt_limit(model: nn.Module) -> int | None:
+    """The most tokens that a prompt may have: the positions that a model was trained with; None where they do not end.
+
+    Rotary positions go on, and beyond those that were trained the answers are noise. Scaled ones (linear and dynamic)
+    reach as many times farther; what other kinds scale to is in the configured number.
+    """
+    config = wrapped_model(model).config.get_text_config()
+    rotary = getattr(config, "rope_parameters", None)
+    configured = getattr(config, "max_position_embeddings", None)
+    if not rotary or not isinstance(configured, int):
+        return learned_positions(model)
+    factor = rotary.get("factor") if rotary.get("rope_type") in ("linear", "dynamic") else None
+    return int(configured * factor) if isinstance(factor, int | float) and factor > 1 else configured
 
 
 def products_in_model_dtype(model: PreTrainedModel) -> AbstractContextManager[object]:

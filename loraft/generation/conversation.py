@@ -24,7 +24,7 @@ from loraft.data.borders import shared_beginning
 from loraft.data.formats import Message
 from loraft.errors import DataError, OutOfMemoryError
 from loraft.generation.answer import Completion
-from loraft.generation.context import Context, learned_positions
+from loraft.generation.context import Context, learned_positions, prompt_limit
 from loraft.generation.engine import Stream, Token, stream
 from loraft.generation.options import AnswerOptions
 from loraft.generation.session import BASE, Session, Voice
@@ -104,7 +104,7 @@ class Conversation:
 
     @property
     def trained_length(self) -> int | None:
-        """The length up to which the model was trained, as its config says, where that is no bound."""
+        """The length up to which the model was trained, as its config says, where an answer may go beyond it."""
         configured = getattr(wrapped_model(self.session.model).config, "max_position_embeddings", None)
         return configured if isinstance(configured, int) and self.positions is None else None
 
@@ -119,10 +119,9 @@ class Conversation:
         """
         asked = [*self._messages, Message("user", text)]
         ids = self.voice.prompt_ids(self.voice.with_system(asked, self.options.system))
-        if self.positions is not None and len(ids) > self.positions:
-            message = (
-                f"the conversation has {len(ids):,} tokens, and this model has learned {self.positions:,} positions"
-            )
+        most = prompt_limit(self.session.model)
+        if most is not None and len(ids) > most:
+            message = f"the conversation has {len(ids):,} tokens, and this model has learned {most:,} positions"
             raise DataError(message, remedy="Begin anew, or take turns back.")
         settings = self.voice.settings(self.options)
         if settings["rules"].num_beams > 1:  # several answers are followed at once, so nothing of one can be kept

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from loraft.errors import ConfigError, DataError, Problem
 from loraft.generation.answer import Completion, Ending, FinishReason, GrowingAnswer
 from loraft.generation.beams import search
-from loraft.generation.context import Context, learned_positions, ordinary_attention
+from loraft.generation.context import Context, learned_positions, ordinary_attention, prompt_limit
 from loraft.generation.detokenize import Detokenizer, TextEnd
 from loraft.generation.sampling import SamplingRules, allow, choose, normalizers, probabilities
 from loraft.generation.tracer import Tracer
@@ -120,7 +120,7 @@ def stream(
 
     Raises:
         ConfigError: If `max_new_tokens` is below 1, or beams are to be traced.
-        DataError: If the prompt is empty, or longer than the model's position table.
+        DataError: If the prompt is empty, or longer than the positions that the model was trained with.
         NonFiniteError: While iterating, if the model's logits are not numbers.
     """
     answers = _open_answers(model, tokenizer, [prompt_ids], max_new_tokens, seed, stop_texts)
@@ -158,7 +158,7 @@ def complete_batch(
 
     Raises:
         ConfigError: If `max_new_tokens` is below 1.
-        DataError: If any prompt is empty, or longer than the model's position table; every such one is named.
+        DataError: If any prompt is empty, or longer than the positions of training; every such one is named.
         NonFiniteError: If the model's logits are not numbers.
     """
     answers = _open_answers(model, tokenizer, prompts, max_new_tokens, seed, stop_texts)
@@ -187,8 +187,8 @@ def _open_answers(
 ) -> list[GrowingAnswer]:
     if max_new_tokens < 1:
         raise ConfigError(f"must be at least 1, not {max_new_tokens}", key="max_new_tokens")
-    positions = learned_positions(model)
-    problems = [_prompt_problem(len(ids), positions, number) for number, ids in enumerate(prompts, start=1)]
+    most, positions = prompt_limit(model), learned_positions(model)
+    problems = [_prompt_problem(len(ids), most, number) for number, ids in enumerate(prompts, start=1)]
     if found := [problem for problem in problems if problem]:
         raise DataError.several(found)
     answers = []
@@ -209,14 +209,14 @@ def _spelled_stop_ids(tokenizer: PreTrainedTokenizerBase, stop_texts: Sequence[s
     return frozenset(special[text] for text in stop_texts if text in special)
 
 
-def _prompt_problem(length: int, positions: int | None, number: int) -> Problem | None:
+def _prompt_problem(length: int, most: int | None, number: int) -> Problem | None:
     where = f"prompt {number}"
     if length == 0:
         return Problem("has no tokens", where, remedy="Give it at least one word.")
-    if positions is not None and length > positions:
-        message = f"has {length:,} tokens, and this model tells {positions:,} positions apart"
+    if most is not None and length > most:
+        message = f"has {length:,} tokens, and this model has learned {most:,} positions"
         return Problem(
-            message, where, remedy=f"Shorten it to {positions:,} tokens, or choose a model with a longer context."
+            message, where, remedy=f"Shorten it to {most:,} tokens, or choose a model with a longer context."
         )
     return None
 

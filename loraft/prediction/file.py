@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 
 from loraft.adapters.reading import digests
 from loraft.data.answer_file import SOURCE, lost_fields, open_answer_file, rows_to_answer, windows_left
@@ -31,6 +32,7 @@ __all__ = ["ADDED", "BATCH_SIZE", "PredictedFile", "TextRow", "predict_rows", "r
 
 ADDED = ("prediction", "probabilities")
 """What a prediction adds to its row."""
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 BATCH_SIZE = 32
 BATCHES_A_WINDOW = 8
 
@@ -70,17 +72,20 @@ class PredictedFile:
         return {**asdict(self), "rows_per_second": done / self.seconds if done and self.seconds else None}
 
 
-def read_texts(path: Path, columns: Mapping[str, str]) -> list[TextRow]:
+def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str] = NO_COLUMNS) -> list[TextRow]:
     """Every row of a file of texts.
 
     Args:
         path: The file.
         columns: What `text` and `text_pair` are called in it, where it calls them otherwise.
+        learned: What they were called in training: so they are here too, where nobody says and the file has them.
 
     Raises:
         DataError: There is no such file, or rows are not as they must be; the first ones are named.
     """
     read = rows_to_answer(path)
+    as_learned = {ours: learned[ours] for ours in ("text", "text_pair") if learned.get(ours) in read.columns}
+    columns = {**as_learned, **columns}
     _require_columns(path, read.rows, columns)
     problems, texts = list(read.problems), []
     for row in read.rows:

@@ -123,6 +123,16 @@ TAKEN: dict[str, tuple[Harm, str]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["x.gguf", "X.GGUF", "model.safetensors"])
+def test_a_file_of_another_format_is_refused(tmp_path: Path, merge: Merge, name: str) -> None:
+    with (
+        pytest.raises(RunFolderError, match="would be a folder"),
+        merged_folder(merge, tmp_path / name, overwrite=True),
+    ):
+        pass
+    assert not (tmp_path / name).exists()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("place", TAKEN)
 def test_a_place_that_is_taken_is_refused_and_left_as_it_was(

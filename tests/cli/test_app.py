@@ -11,6 +11,7 @@ import pytest
 
 from loraft import __version__
 from loraft.__main__ import main
+from loraft.cli.slips import COMMANDS_ELSEWHERE
 from tests.cli.conftest import Loraft
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,11 @@ def test_version(loraft: Loraft) -> None:
     assert (result.exit_code, result.stdout) == (0, f"loraft {__version__}\n")
 
 
+def test_every_word_of_other_tools_is_answered_with_a_command_that_there_is() -> None:
+    assert set(COMMANDS_ELSEWHERE.values()) <= set(COMMANDS)
+    assert COMMANDS_ELSEWHERE.keys().isdisjoint(COMMANDS)
+
+
 def test_help_lists_every_command(loraft: Loraft) -> None:
     result = loraft("--help")
     assert result.exit_code == 0
@@ -38,6 +44,10 @@ def test_help_lists_every_command(loraft: Loraft) -> None:
     ("arguments", "hint"),
     [
         (["trian", "x.yaml"], "train"),
+        (["sft", "x.yaml"], "No such command 'sft'. Did you mean 'train'?"),
+        (["infer", "x"], "Did you mean 'generate'?"),
+        (["eval", "x"], "Did you mean 'evaluate'?"),
+        (["export", "x"], "Did you mean 'merge'?"),
         (["train", "x.yaml", "--resme"], "--resume"),
         (["train"], "CONFIG"),
         (["generate", "x", "--temp", "0.5"], "(Possible options: --temperature)"),

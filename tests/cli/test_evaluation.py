@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,16 @@ def test_an_adapter_stands_alone_or_on_a_base_that_is_named(place: Path) -> None
     quantized = json.loads(loraft("evaluate", "a", "--quantize", "nf4", *words, cwd=place).stdout)
     assert quantized["loss"] != one["loss"]
     assert one["metrics"] == {}
+
+
+def test_of_several_adapters_the_figures_say_whose_they_are(place: Path) -> None:
+    words = ("--data", "rows.jsonl", "--metrics", "loss", "--dtype", "float32")
+    two = loraft("evaluate", "--adapter", "one=a", "--adapter", "two=a", *words, cwd=place)
+    assert two.returncode == 0, two.stderr
+    assert "note: one is measured, and two not: give each alone as --adapter" in two.stderr
+    assert re.search(r"figures of +one$", two.stdout, flags=re.MULTILINE)
+    alone = loraft("evaluate", "a", *words, cwd=place)
+    assert re.search(r"figures of +a$", alone.stdout, flags=re.MULTILINE)
 
 
 def test_rows_are_written_with_prediction_reference_loss_and_tokens(place: Path) -> None:

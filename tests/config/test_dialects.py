@@ -6,11 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.dialects import SAME_VALUE, SECTIONS, VALUES, answer_to_value
+from loraft.config.dialects import ONLY_NEAR, SAME_VALUE, SECTIONS, VALUES, answer_to_value
 from loraft.config.expectations import expected, path_of, places_of
 from loraft.config.keys import advice_for_key
 from loraft.config.scalars import Value
 from tests.config.written_files import problems, write
+
+PRECISION = (
+    "Leave it out where another key says the precision; else write model.dtype: float32, "
+    "since auto is bfloat16 where the machine multiplies it."
+)
+RESTARTS = (
+    "There is no cosine_with_restarts here: training.lr_scheduler_type is cosine at the nearest, "
+    "and it falls once and does not restart."
+)
+SUPERVISED = "loraft trains by supervised fine-tuning alone, task: causal_lm, seq2seq_lm or seq_cls"
 
 
 @pytest.mark.parametrize("ours", sorted(set(SAME_VALUE.values())))
@@ -27,6 +37,8 @@ def test_every_foreign_value_has_a_place_for_ours() -> None:
     keys += ("lora.target_modules", "task", "method", "data.packing", "training.metric_for_best_model")
     choices = {choice for key in keys for choice in expected(path_of(key)).choices}  # type: ignore[union-attr]
     assert set(VALUES.values()) <= choices
+    assert {near for near, _ in ONLY_NEAR.values()} <= choices
+    assert VALUES.keys().isdisjoint(ONLY_NEAR)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +80,50 @@ def test_every_foreign_value_has_a_place_for_ours() -> None:
         ("evaluation_strategy", "no", "Write data.eval: null."),
         ("evaluation_strategy", "epoch", "Leave it out: training.eval_steps: null is once an epoch."),
         ("dataset_text_field", "body", "Write data.columns: {text: body} (ours: theirs)."),
+        ("bf16", False, PRECISION),
+        ("fp16", False, PRECISION),
+        ("mixed_precision", "no", "Write model.dtype: float32."),
+        ("mixed_precision", "fp8", "There is no fp8 here: model.dtype is float32, bfloat16 or float16."),
+        ("lr_scheduler", "cosine_with_restarts", RESTARTS),
+        ("lr_scheduler", "constant_with_warmup", "Write training.lr_scheduler_type: constant."),
+        (
+            "lr_scheduler",
+            "polynomial",
+            "There is no polynomial here: training.lr_scheduler_type is linear, cosine or constant.",
+        ),
+        ("stage", "sft", "Leave it out: the task is supervised fine-tuning, task: causal_lm."),
+        ("stage", "pt", "Write task: causal_lm and data.format: text, which learns whole texts."),
+        ("stage", "dpo", f"There is no dpo here: {SUPERVISED}."),
+        ("load_in_8bit", False, "Leave it out: without method: qlora nothing is quantized."),
+        ("quantization_bit", 4, "Write method: qlora for 4 bits, the only width."),
+        ("quantization_bit", 8, "There is no 8 here: 4 bits are the only width, by method: qlora."),
+        ("quantization_bit", None, "Leave it out: without method: qlora nothing is quantized."),
+        ("qlora", False, "Write method: lora."),
+        ("adapter", "ia3", "There is no ia3 here: method: lora, qlora and full are what there is."),
+        ("adapter", "dora", "Write method: lora and lora.use_dora: true."),
+        ("finetuning_type", "freeze", "There is no freeze here: method: lora, qlora and full are what there is."),
+        (
+            "peft_type",
+            "PREFIX_TUNING",
+            "There is no PREFIX_TUNING here: method: lora, qlora and full are what there is.",
+        ),
+        ("task_type", "SEQ_CLS", "Write task: seq_cls at the top."),
+        ("task_type", "TOKEN_CLS", "There is no TOKEN_CLS here: the tasks are causal_lm, seq2seq_lm, seq_cls."),
+        (
+            "lora_target_linear",
+            False,
+            "Leave it out, and name the modules in lora.target_modules, which is all-linear where nothing is said.",
+        ),
+        ("apply_lora_to_mlp", False, "Write lora.target_modules: attention, which leaves the MLP out."),
+        ("bias", "all", "There is no all here: biases are not trained."),
+        ("init_lora_weights", "pissa", "There is no pissa here: lora.init is default or gaussian."),
+        ("init_lora_weights", True, "Write lora.init: default."),
+        ("dataset", "a.jsonl,b.jsonl", "Write data.train: [a.jsonl, b.jsonl]."),
+        ("dataset", "a.jsonl", "Write data.train: a.jsonl."),
+        ("datasets", [{"path": "a"}, {"path": "b", "type": "alpaca"}], "Write data.train: [a, b]."),
+        ("do_eval", False, "Write data.eval: null."),
+        ("use_wandb", False, "Leave it out: training.report_to: [] reports to nobody."),
+        ("do_sample", False, "Write generation.temperature: 0."),
         ("peft_config", {"r": 8}, "Write its keys in the section lora."),
     ],
 )
@@ -98,6 +154,14 @@ def test_what_another_tools_key_says_is_not_missing(tmp_path: Path) -> None:
         "data",
         "base_model",
     ]
+
+
+def test_a_value_that_is_only_near_is_told_with_the_difference(tmp_path: Path) -> None:
+    ours = "model: {name_or_path: a/b}\ndata: {train: x.jsonl}\ntraining: {lr_scheduler_type: cosine_with_restarts}\n"
+    (problem,) = problems(write(tmp_path, ours))
+    assert problem.remedy == (
+        "There is no cosine_with_restarts here: cosine at the nearest, and it falls once and does not restart."
+    )
 
 
 def test_a_foreign_word_counts_only_where_ours_is_allowed() -> None:

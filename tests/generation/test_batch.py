@@ -33,7 +33,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     adapter_in(folder / "a", base_in(folder / "base"), system_prompt="Be brief.")
     adapter_in(folder / "b", folder / "base", seed=5)
-    base_in(folder / "gpt2", "gpt2", max_position_embeddings=48)
     return folder
 
 
@@ -247,11 +246,13 @@ def test_sharegpt_and_csv_are_read_too(tmp_path: Path) -> None:
     assert [len(question.messages) for question in read_questions(tmp_path / "p.csv")] == [2, 2]
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_a_row_longer_than_the_models_positions_is_named_before_anything_is_written(
-    place: Path, tmp_path: Path
+    model_type: str, tmp_path: Path
 ) -> None:
+    base = base_in(tmp_path / "base", model_type, max_position_embeddings=48)
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n" + json.dumps({"prompt": "late " * 60}) + "\n")
-    session = open_session(ModelChoice(str(place / "gpt2")))
+    session = open_session(ModelChoice(str(base)))
     with pytest.raises(DataError, match=r"p.jsonl:2: has \d+ tokens, and this model has learned 48 positions"):
         answer_questions(
             session, read_questions(tmp_path / "p.jsonl"), tmp_path / "o", options=OPTIONS, observer=lambda _: None

@@ -225,10 +225,14 @@ def test_the_end_of_learned_positions_is_told_and_reset_helps(tmp_path: Path) ->
     assert said(conversation, "the order")
 
 
-def test_the_length_that_a_model_was_trained_for_is_no_bound(tmp_path: Path) -> None:
-    conversation = Conversation(plain(tmp_path / "base", max_position_embeddings=16), SHORT)
-    assert (conversation.positions, conversation.trained_length) == (None, 16)
-    assert said(conversation, "the order is late and the customer is late")
+def test_the_length_that_a_model_was_trained_for_bounds_what_is_asked(tmp_path: Path) -> None:
+    conversation = Conversation(plain(tmp_path / "base", max_position_embeddings=64), SHORT)
+    assert (conversation.positions, conversation.trained_length) == (None, 64)
+    assert said(conversation, "the order is late")
+    before = conversation.messages
+    with pytest.raises(DataError, match=r"the conversation has \d+ tokens, and this model has learned 64 positions"):
+        conversation.ask("the order is late and the customer is late " * 9)
+    assert conversation.messages == before
 
 
 def test_a_base_without_a_template_says_that_it_converses_in_chatml(tmp_path: Path) -> None:

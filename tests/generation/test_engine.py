@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from loraft.errors import ConfigError, DataError, NonFiniteError
 from loraft.generation.answer import stop_texts_of
-from loraft.generation.context import Context
+from loraft.generation.context import Context, prompt_limit
 from loraft.generation.engine import Completion, complete_batch, stream
 from loraft.generation.options import AnswerOptions
 from loraft.generation.sampling import GREEDY, SamplingRules
@@ -258,8 +258,27 @@ def test_an_answer_ends_where_learned_positions_end(model_type: str) -> None:
     assert [len(a.token_ids) for a in together] == [7, 13]
 
 
-def test_rotary_positions_do_not_end() -> None:
-    assert len(answer(tiny_model("llama", max_position_embeddings=16), [5] * 20).token_ids) == 16
+def test_rotary_positions_do_not_end_an_answer() -> None:
+    assert len(answer(tiny_model("llama", max_position_embeddings=16), [5] * 14).token_ids) == 16
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
+def test_a_prompt_beyond_the_positions_of_training_is_refused_with_both_lengths(model_type: str) -> None:
+    sizes = {} if model_type == "t5" else {"max_position_embeddings": 16}
+    model = tiny_model(model_type, **sizes)
+    if model_type == "t5":  # which has no positions that end
+        assert answer(model, [5] * 600, max_new_tokens=1).token_ids
+        return
+    assert answer(model, [5] * 16, max_new_tokens=1).token_ids
+    with pytest.raises(DataError, match="has 17 tokens, and this model has learned 16 positions") as refused:
+        answer(model, [5] * 17)
+    assert refused.value.problems[0].remedy
+
+
+@pytest.mark.parametrize(("rope_type", "most"), [("default", 16), ("linear", 64), ("dynamic", 64), ("yarn", 16)])
+def test_scaled_positions_reach_farther(rope_type: str, most: int) -> None:
+    scaled = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 4.0}
+    assert prompt_limit(tiny_model("llama", max_position_embeddings=16, rope_parameters=scaled)) == most
 
 
 def test_prompts_that_do_not_fit_are_refused_by_number() -> None:

@@ -229,3 +229,20 @@ def test_bad_rows_to_predict_are_refused_before_anything_is_written(tmp_path: Pa
     assert refused.returncode == 2
     assert message in " ".join(refused.stderr.split())
     assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_the_columns_of_the_run_are_those_of_a_new_file(tmp_path: Path) -> None:
+    setting(tmp_path)
+    for name in ("train", "eval"):
+        renamed = [{"Frage": row["text"], "Klasse": row["label"]} for row in labelled_rows(24)]
+        write_rows(tmp_path / f"{name}.jsonl", renamed)
+    config = (tmp_path / "c.yaml").read_text()
+    (tmp_path / "c.yaml").write_text(config.replace("data: {", "data: {columns: {text: Frage, label: Klasse}, "))
+    assert loraft("train", "c.yaml", "training.max_steps=1", cwd=tmp_path).returncode == 0
+    found = []
+    for column in ("Frage", "text"):  # one that has not the columns of the run is read by its own
+        write_rows(tmp_path / f"{column}.jsonl", [{column: "the order is late"}, {column: "the text"}])
+        words = ("--input", f"{column}.jsonl", "--output", f"{column}.out.jsonl", "--json")
+        assert told(loraft("predict", "run", *words, cwd=tmp_path))["rows"] == 2
+        found.append([row["probabilities"] for row in lines(tmp_path / f"{column}.out.jsonl")])
+    assert found[0] == found[1]
