@@ -13,7 +13,7 @@ from loraft.config.schema import RunConfig, TrainingSection
 from loraft.config.written import inline
 from loraft.training.optim import learning_rate, warmup_steps
 
-__all__ = ["LENGTH", "Change", "changes", "is_harmless", "rate_note"]
+__all__ = ["Change", "changes", "is_harmless", "rate_note"]
 
 SILENT = "training.output_dir"
 """The folder that is gone on with is the one that was named, however it is written."""

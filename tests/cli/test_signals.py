@@ -13,6 +13,7 @@ from typing import NoReturn
 import pytest
 from transformers import AutoModelForCausalLM
 
+from loraft.cli.signals import Interrupted, interruptible, pass_on_unless_ctrl_c
 from loraft.training import loop
 from tests.cli.test_end_to_end import loraft, place, started
 
@@ -163,3 +164,24 @@ def test_a_signal_wins_over_what_a_library_makes_of_it_while_weights_load(
     assert done.returncode == 143
     assert "cannot read" not in done.stderr
     assert done.stderr.rstrip().endswith("stopped.")
+
+
+def test_ctrl_c_may_be_an_answer_and_other_signals_are_not() -> None:
+    """In a conversation the first Ctrl-C takes a question back; SIGTERM ends it."""
+
+    def taken(number: int) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt as stop:
+            pass_on_unless_ctrl_c(stop)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with interruptible() as watch:
+        for _ in range(2):
+            taken(signal.SIGINT)
+            assert watch.received is None
+        with pytest.raises(Interrupted):
+            taken(signal.SIGTERM)
+        assert watch.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "a second one ends the process"
+    assert signal.getsignal(signal.SIGTERM) == before

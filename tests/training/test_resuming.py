@@ -144,7 +144,7 @@ def test_a_run_that_stopped_early_says_so_and_goes_on_with_more_patience(tmp_pat
     first = api.train(config(1), observer=lambda e: notes.append(e.text) if isinstance(e, Note) else None)
     (told,) = [note for note in notes if note.startswith("stopped early")]
     assert told.startswith(f"stopped early at step {first.steps} of 9: the loss of the evaluation rows has not become ")
-    assert f"than {first.best_eval_loss:.4f} at step {first.best_step} in an evaluation" in told
+    assert f"than {first.best_eval_loss:.4f} at step {first.best_step} in 1 evaluation" in told
     again, notes = resume(config(1))
     assert again.steps == first.steps
     assert any("a greater training.early_stopping_patience, or with null" in note for note in notes)
