@@ -284,10 +284,10 @@ class Renderer:
             found = template.turns(protected.messages, kept_out, heed_marks=False)
             edges = [0, *(edge for span in found.spans for edge in span), len(found.text)]
             found = replace(found, spans=tuple(zip(edges[::2], edges[1::2], strict=True)))
-        elif self.split_turns:
-            found = template.answer(protected.messages)
         else:
-            found = template.turns(protected.messages, self._trained_turns(conversation))
+            trained, last = self._trained_turns(conversation), len(protected.messages) - 1
+            apart = self.split_turns and trained == [last]
+            found = template.answer(protected.messages) if apart else template.turns(protected.messages, trained)
         return _rendered(found, protected)
 
     def _trained_turns(self, conversation: Conversation) -> list[int]:

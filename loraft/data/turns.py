@@ -177,22 +177,26 @@ class ChatTemplate:
         Raises:
             DataError: As `turns`.
         """
-        asked, last = messages[:-1], len(messages) - 1
-        prompt, borders = self.asked(asked)
+        last = len(messages) - 1
+        if last == 0:  # nothing is asked
+            return self.turns(messages, [0])
+        prompt, borders = self.asked(messages[:-1])
         plain = self._plain(messages)
         text = self._print(plain, self.tools)
         parts = [part for part in parts_of(plain, self.tools) if part.turn == last]
         places = find_parts(parts, plain, self.tools, text, self._print)
         lost = [part for part, found in places.items() if not found]
         findings = left_out(messages, lost, "name another template, or leave such rows out")
+        begins = self._prompt_ends(messages, text)[last]
         if MARKS.search(self.text):
             ((start, stop),) = self._marked(messages, [last])
+            begins = start if begins is None else begins
         else:
-            start = self._start(messages, last, text, self._prompt_ends(messages, text))
-            stop = self._end(messages, last, text, places)
-        moved = len(prompt) - start
+            begins = self._start(messages, last, text, {last: begins})
+            start, stop = begins, self._end(messages, last, text, places)
+        moved = len(prompt) - begins
         return RenderedTurns(
-            prompt + text[start:], ((len(prompt), stop + moved),), (*borders, len(prompt)), tuple(findings)
+            prompt + text[begins:], ((start + moved, stop + moved),), (*borders, len(prompt)), tuple(findings)
         )
 
     def _print(

@@ -68,10 +68,21 @@ def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> Beg
     if recorded is None and has_checkpoints:
         refused.append("its manifest.json was lost or damaged, which tells rows and base")
     elif recorded not in (None, plan.data.fingerprint):
-        refused.append("the rows are not the same, or do not become the same tokens")
+        refused.append(f"the rows are not the same, or do not become the same tokens{_by_an_earlier_version(folder)}")
     if not anyway:
         _refuse(refused, folder)
     return Begun((*refused, *taken_on), steps)
+
+
+def _by_an_earlier_version(folder: RunFolder) -> str:
+    """Why rows that nobody changed are others than those of a run of an earlier version."""
+    data = json.loads(folder.manifest.read_text(encoding="utf-8"))["data"]
+    if "held_out" in data:
+        return ""
+    return (
+        " (an earlier version of loraft began it, which joined the end of a prompt to its answer, read control tokens "
+        "in the text of rows as such, and drew held-out rows otherwise)"
+    )
 
 
 def refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:

@@ -232,3 +232,31 @@ def test_a_split_conversation_is_the_same_in_every_process() -> None:
     rows = renderer.examples([renderer.render(part) for part in renderer.parts(conversation)], ["a:1", "a:1"])
     prompts = [renderer.prompt_ids(conversation.messages[:turn]) for turn in (1, 3)]
     assert all(row.input_ids[: len(prompt)] == prompt for row, prompt in zip(rows, prompts, strict=True))
+
+
+def test_an_answer_apart_keeps_what_stands_before_its_marks() -> None:
+    """A template may print more between the prompt and the place where it begins to mark."""
+    marked = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think></think>"
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n{% else %}{{ m.content }}<|im_end|>\n{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = tokenizer_of(IM, eos="<|im_end|>", template=marked)
+    renderer = replace(Renderer.for_tokenizer(tokenizer), split_turns=True)
+    conversation = Conversation(tuple(Message(**message) for message in ONE))
+    (part,) = renderer.parts(conversation)
+    example = renderer.example(part, "here")
+    assert tokenizer.decode(example.input_ids).endswith("<|im_start|>assistant\n<think></think>a1<|im_end|>")
+    assert trained_parts(renderer, example) == ["a1<|im_end|>"]
+
+
+def test_turns_apart_of_a_conversation_that_the_assistant_opens_or_in_which_nothing_is_trained() -> None:
+    renderer = replace(Renderer.for_tokenizer(QWEN), split_turns=True)
+    opened = Conversation((Message("assistant", "Hello."), *(Message(**message) for message in ONE)))
+    parts = [trained_parts(renderer, renderer.example(part, "here")) for part in renderer.parts(opened)]
+    assert parts == [["Hello.<|im_end|>"], ["<think>\n\n</think>\n\na1<|im_end|>"]]
+    untrained = Conversation(
+        tuple(Message(m["role"], m["content"], train=False if m["role"] == "assistant" else None) for m in ONE)
+    )
+    (alone,) = renderer.parts(untrained)
+    assert renderer.example(alone, "here").trained == 0
