@@ -7,6 +7,7 @@ package, and it refuses to use a file whose sha256 is not the one written here.
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 import subprocess
 import sys
@@ -131,10 +132,14 @@ def _installed(builtin: Builtin) -> Path | None:
 
 
 def _download(builtin: Builtin, folder: Path) -> Path:
-    arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input"]
+    # Whenever pip is killed, all that it wrote is in `folder`.
+    arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input", "--no-cache-dir"]
+    environment = {**os.environ, "TMPDIR": str(folder)}
     command = [sys.executable, "-m", "pip", *arguments, "--dest", str(folder), builtin.requirement]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PIP_TIMEOUT_SECONDS)
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PIP_TIMEOUT_SECONDS, env=environment
+        )
         said = [line for line in result.stderr.splitlines() if line.startswith("ERROR:")] or [result.stderr.strip()]
     except (OSError, subprocess.TimeoutExpired) as error:
         said = [str(error)]

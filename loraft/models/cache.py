@@ -56,7 +56,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 def _build_beside(folder: Path, build: Callable[[Path], None]) -> None:
     for stale in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(stale)
+        shutil.rmtree(stale, ignore_errors=True)  # what a killed one had started may still be writing
     beside = folder.parent / f".{folder.name}.{os.getpid()}"
     beside.mkdir()
     try:

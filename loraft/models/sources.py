@@ -37,7 +37,7 @@ CONVERSION = "converted-1"
 """The folder of converted models in the cache; the number changes when what conversion writes does."""
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-SMALL_FILES = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
 """Config and tokenizer files; indexes of shards too."""
 BELOW_THE_ROOT = "*/*"
 """Not fetched: a repository's folders hold the same model for other programs."""
