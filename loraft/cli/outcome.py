@@ -65,7 +65,7 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             raise typer.Exit(128 + getattr(stop, "signal_number", signal.SIGINT)) from None
         except Exception as error:
             if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-                failed = Failed(error.strerror, where=error.filename and os.fsdecode(error.filename))
+                failed = Failed(error.strerror or str(error), where=error.filename and os.fsdecode(error.filename))
                 raise typer.Exit(end_with(failed, failed.problems, as_json=bool(kwargs.get("as_json")))) from None
             traceback.print_exc()
             print(BUG, file=sys.stderr)

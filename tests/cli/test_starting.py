@@ -338,3 +338,12 @@ def test_json_is_one_document(here: Path) -> None:
     assert document["model"] == MODELS["seq_cls"]
     refused = json.loads(init("c.yaml", "--json").stdout)
     assert refused["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "example"),
+    [("seq_cls", "text=THEIRS,label=THEIRS"), ("seq2seq_lm", "source=THEIRS,target=THEIRS")],
+)
+def test_the_example_of_columns_is_of_the_task(here: Path, task: Task, example: str) -> None:
+    write_rows(here / "x.jsonl", [{"a": "b", "c": "d"}] * 3)
+    assert f"--columns {example}" in init("c.yaml", "--data", "x.jsonl", "--task", task).stderr

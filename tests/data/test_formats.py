@@ -308,3 +308,19 @@ def test_c46_a_source_that_cannot_be_asked_is_named(values: dict[str, object], s
 def test_the_language_of_a_translation_must_be_said() -> None:
     with pytest.raises(DataError, match=r"data\.source_lang: is not set, and the rows have the languages en, fr"):
         to_question(Row({"translation": {"en": "hello", "fr": "bonjour"}}, "a.jsonl:7"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "said"),
+    [
+        (["Text", "LABEL"], "seq_cls", "text is Text, label is LABEL"),
+        (["Prompt", "completion"], "causal_lm", "prompt is Prompt"),
+        (["Frage", "Antwort"], "causal_lm", None),
+    ],
+)
+def test_columns_that_differ_in_case_alone_are_suggested(columns: list[str], task: Task, said: str | None) -> None:
+    with pytest.raises(DataError) as refused:
+        detect_format(columns, task=task)
+    remedy = refused.value.problems[0].remedy or ""
+    assert ("differ in case alone" in remedy) == (said is not None)
+    assert (said or "") in remedy
