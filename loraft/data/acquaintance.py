@@ -210,10 +210,14 @@ def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
 
 
 def _fit_nothing(columns: Collection[str], readings: Sequence[tuple[Task, RowFormat]]) -> DataError:
+    is_known = len({task for task, _ in readings}) == 1
+    usual: RowFormat = "prompt_completion"
+    form = next((form for _, form in readings if is_known and len(OURS[form]) > 1), usual)
+    example = ",".join(f"{ours}=THEIRS" for ours in OURS[form][:2])
     needs = [f"{' and '.join(OURS[form][:2])} ({task}, {form})" for task, form in readings]
     return DataError(
         f"the columns are {', '.join(columns)}, and none of them is known to loraft by such a name",
-        remedy=f"Say which are which, as in --columns prompt=THEIRS,completion=THEIRS. Ours are {'; '.join(needs)}.",
+        remedy=f"Say which are which, as in --columns {example}. Ours are {'; '.join(needs)}.",
     )
 
 

@@ -197,9 +197,7 @@ def detect_format(
         if has_columns(columns, each, theirs)
     ]
     hint = f" Rows with these columns fit task: {max(tasks)[1]}." if tasks else ""
-    cased = {name: each for name in sorted(known) for each in columns if each.lower() == name != each}
-    if cased:
-        hint += f" Write data.columns: {{{', '.join(f'{ours}: {each}' for ours, each in cased.items())}}}."
+    hint = _of_another_case(columns, list(formats), theirs) or hint
     raise DataError(
         f"the columns are {found}, which is none of the formats that task {task} takes",
         key="data.format",
@@ -228,6 +226,16 @@ def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> 
         key="data.format",
         remedy=remedy,
     )
+
+
+def _of_another_case(columns: Collection[str], formats: Sequence[RowFormat], theirs: Mapping[str, str]) -> str:
+    """What to say where the columns of a format are there, in other letters than ours."""
+    by_small = {column.lower(): column for column in columns}
+    for name in formats:
+        found = {ours: by_small[ours] for ours in columns_of(name) if ours not in columns and ours in by_small}
+        if found and has_columns(columns, name, {**theirs, **found}):
+            return f" They differ in case alone: {', '.join(f'{ours} is {there}' for ours, there in found.items())}."
+    return ""
 
 
 def has_columns(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> bool:

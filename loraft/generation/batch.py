@@ -120,7 +120,9 @@ def _require_column(path: Path, read: RowsRead, column: str | None) -> None:
         return
     missing = f"{column!r}" if column else f"{', '.join((*ASKED, *ASKED_FOR_A_TEXT)[:-1])} or {ASKED_FOR_A_TEXT[-1]}"
     message = f"there is no column {missing}; the columns are {', '.join(read.columns)}"
-    remedy = "Name the one that holds the prompts: --prompt-column NAME."
+    wanted = (column.lower(),) if column else ASKED
+    near = next((name for name in read.columns if name.lower() in wanted), "NAME")
+    remedy = f"Name the one that holds the prompts: --prompt-column {near}."
     raise DataError(message, where=str(path), key=SOURCE, remedy=remedy)
 
 

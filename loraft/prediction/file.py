@@ -104,6 +104,7 @@ def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str
 def _require_columns(path: Path, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
     """A column that no row has is one mistake, not one a row."""
     there = list(dict.fromkeys(name for row in rows for name in row.values))
+    by_small = {name.lower(): name for name in there}
     options = {"text": "--text-column", "text_pair": "--pair-column"}
     wanted = {"text": "text", **columns}
     problems = [
@@ -111,7 +112,7 @@ def _require_columns(path: Path, rows: Sequence[Row], columns: Mapping[str, str]
             f"there is no column {theirs!r}; the columns are {', '.join(there)}",
             str(path),
             SOURCE,
-            f"Name the one that holds the texts: {options[ours]} NAME.",
+            f"Name the one that holds the texts: {options[ours]} {by_small.get(theirs.lower(), 'NAME')}.",
         )
         for ours, theirs in wanted.items()
         if len(rows) > 1 and theirs not in there

@@ -407,3 +407,12 @@ def test_rows_that_are_not_trained_yet_are_told(here: Path, rows: list[dict[str,
     assert result.exit_code == 2
     assert told in result.stderr
     assert len(result.stderr.splitlines()) < 6
+
+
+@pytest.mark.parametrize(
+    ("task", "example"),
+    [("seq_cls", "text=THEIRS,label=THEIRS"), ("seq2seq_lm", "source=THEIRS,target=THEIRS")],
+)
+def test_the_example_of_columns_is_of_the_task(here: Path, task: Task, example: str) -> None:
+    write_rows(here / "x.jsonl", [{"a": "b", "c": "d"}] * 3)
+    assert f"--columns {example}" in init("c.yaml", "--data", "x.jsonl", "--task", task).stderr

@@ -380,12 +380,6 @@ def test_preference_rows_are_read_as_the_config_says() -> None:
     assert detect_format(["chosen", "rejected"], {"messages": "chosen"}) == "messages"
 
 
-def test_columns_that_differ_in_case_alone_are_named() -> None:
-    with pytest.raises(DataError) as caught:
-        detect_format(["Prompt", "Completion"])
-    assert "data.columns: {completion: Completion, prompt: Prompt}" in str(caught.value.problems[0].remedy)
-
-
 @pytest.mark.parametrize(
     ("values", "field"),
     [
@@ -407,3 +401,19 @@ def test_parts_that_are_all_text_are_one_text() -> None:
     found = record({"messages": turns, "images": []}, "messages")
     assert isinstance(found, Conversation)
     assert found.messages[0] == Message("user", "Rain?")
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "said"),
+    [
+        (["Text", "LABEL"], "seq_cls", "text is Text, label is LABEL"),
+        (["Prompt", "completion"], "causal_lm", "prompt is Prompt"),
+        (["Frage", "Antwort"], "causal_lm", None),
+    ],
+)
+def test_columns_that_differ_in_case_alone_are_suggested(columns: list[str], task: Task, said: str | None) -> None:
+    with pytest.raises(DataError) as refused:
+        detect_format(columns, task=task)
+    remedy = refused.value.problems[0].remedy or ""
+    assert ("differ in case alone" in remedy) == (said is not None)
+    assert (said or "") in remedy
