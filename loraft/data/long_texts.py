@@ -198,6 +198,13 @@ class LongTexts:
         return both.ids[:start], both.ids[start + count :]
 
     def _call(self, texts: Sequence[str], *, special: bool) -> list[Tokens]:
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None and not (self.offsets or self.target or special):
+            # The tokenizer's own way, without the offsets and masks that transformers asks for each text.
+            backend.no_truncation()
+            backend.no_padding()
+            backend.encode_special_tokens = self.literal
+            return [Tokens(read.ids) for read in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         options: dict[str, Any] = {"text_target" if self.target else "text": list(texts), "add_special_tokens": special}
         options["split_special_tokens"] = self.literal
         if self.offsets:
