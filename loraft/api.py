@@ -63,9 +63,8 @@ from loraft.opening import (
     tell,
     to_be_told,
 )
-from loraft.prediction.file import ADDED as PREDICTED
 from loraft.prediction.file import BATCH_SIZE as TEXTS_AT_ONCE
-from loraft.prediction.file import PredictedFile, predict_rows, read_texts
+from loraft.prediction.file import PredictedFile, check_output, predict_rows, read_texts
 from loraft.training.plan import RunPlan, plan_run
 from loraft.training.report import CheckReport, report
 from loraft.training.run import TrainResult, run_plan
@@ -473,6 +472,7 @@ def predict_file(
         model: The classifier; a name alone is a TARGET.
         texts: The file of rows with `text`, and `text_pair` where there are two.
         output: Where each row is written with its `prediction` and `probabilities`; one that was begun is gone on with.
+            A .csv file has a column for each probability.
         columns: What `text` and `text_pair` are called in the file, where it calls them otherwise than the
             rows of training did.
         batch_size: How many rows at a time.
@@ -485,7 +485,7 @@ def predict_file(
         Stopped: By a signal; the rows so far are in `output`.
     """
     rows = read_texts(texts, columns, learned_columns(model))
-    check_answer_file(output, [each.row.values for each in rows], texts, PREDICTED, overwrite=overwrite)
+    check_output(output, rows, texts, overwrite=overwrite)
     classifier = opened_classifier(model, observer)
     tell(observer, *classifier.about((row.text, row.second) for row in rows))
     return predict_rows(classifier, rows, output, batch_size=batch_size, overwrite=overwrite, observer=observer)

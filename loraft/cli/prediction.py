@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -50,8 +52,8 @@ def predict(
             "--output",
             metavar="FILE",
             show_default=False,
-            help="Where each row of --input is written with its prediction and probabilities; the same command goes "
-            "on with it.",
+            help="Where each row of --input is written with its prediction and probabilities, as JSONL or .csv; the "
+            "same command goes on with it [default: standard output].",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever the output holds.")] = False,
@@ -83,7 +85,7 @@ def predict(
     if texts is None and (text_column or pair_column):
         raise typer.BadParameter("--text-column and --pair-column are about --input, and there is none.")
     model = ModelChoice(target, adapter or (), base_model, quantization(quantize), dtype)
-    if texts is not None and output is not None:
+    if texts is not None:
         given = {"text": text_column, "text_pair": pair_column}
         columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
         _predict_file(model, texts, output, columns, batch_size=batch_size, overwrite=overwrite, as_json=as_json)
@@ -105,8 +107,8 @@ def _refuse_contradictions(
         raise typer.BadParameter("Give either --text or --input.")
     if text_pair is not None and text is None:
         raise typer.BadParameter("--text-pair stands beside --text.")
-    if (texts is None) != (output is None):
-        raise typer.BadParameter("--input and --output belong together.")
+    if texts is None and output is not None:
+        raise typer.BadParameter("--output is about --input, and there is none.")
     if overwrite and output is None:
         raise typer.BadParameter("--overwrite is about --output, and there is none.")
 
@@ -114,17 +116,43 @@ def _refuse_contradictions(
 def _predict_file(
     model: ModelChoice,
     texts: Path,
-    output: Path,
+    output: Path | None,
     columns: dict[str, str],
     *,
     batch_size: int,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """The classes in a file, and on standard output what was done."""
-    from loraft.cli.progress import view_on
-    from loraft.cli.render import console_on, print_json, print_result, waiting
+    """The classes in a file, and on standard output what was done; without a file the rows themselves."""
+    from loraft.cli.render import print_json, print_result
     from loraft.cli.tables import document
+
+    if output is None:
+        with TemporaryDirectory() as folder:
+            rows = Path(folder) / "rows.jsonl"
+            _classify(model, texts, rows, columns, batch_size=batch_size, overwrite=False)
+            lines = rows.read_text(encoding="utf-8")
+        if as_json:
+            print_json([json.loads(line) for line in lines.splitlines()])
+        else:
+            sys.stdout.write(lines)
+        return
+    told = _classify(model, texts, output, columns, batch_size=batch_size, overwrite=overwrite)
+    if as_json:
+        print_json(told)
+    else:
+        names = {"held": "there before", "cut": "texts cut to the model's positions"}
+        shown = {names.get(key, key): value for key, value in told.items() if value not in ({}, None)}
+        print_result(
+            *document({key: value for key, value in shown.items() if key == "rows" or value != 0}, rest="rows")
+        )
+
+
+def _classify(
+    model: ModelChoice, texts: Path, output: Path, columns: dict[str, str], *, batch_size: int, overwrite: bool
+) -> dict[str, object]:
+    from loraft.cli.progress import view_on
+    from loraft.cli.render import console_on, waiting
 
     with waiting("loading libraries"):
         from loraft import api
@@ -139,15 +167,7 @@ def _predict_file(
             overwrite=overwrite,
             observer=view,
         )
-    told = result.as_dict()
-    if as_json:
-        print_json(told)
-    else:
-        names = {"held": "there before", "cut": "texts cut to the model's positions"}
-        shown = {names.get(key, key): value for key, value in told.items() if value not in ({}, None)}
-        print_result(
-            *document({key: value for key, value in shown.items() if key == "rows" or value != 0}, rest="rows")
-        )
+    return result.as_dict()
 
 
 def _predict_text(model: ModelChoice, text: str, second: str | None, *, as_json: bool) -> None:

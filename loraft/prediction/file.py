@@ -9,8 +9,10 @@ This module knows rows, windows and what makes two runs the same. It refuses to 
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,16 +21,24 @@ from time import perf_counter
 from types import MappingProxyType
 
 from loraft.adapters.reading import digests
-from loraft.data.answer_file import SOURCE, lost_fields, open_answer_file, rows_to_answer, windows_left
+from loraft.data.answer_file import (
+    ANSWERED_BY,
+    SOURCE,
+    check_answer_file,
+    lost_fields,
+    open_answer_file,
+    rows_to_answer,
+    windows_left,
+)
 from loraft.data.fields import Fields
-from loraft.data.records import Row
+from loraft.data.records import Row, kind_of
 from loraft.data.sources import shortened
 from loraft.errors import DataError, Problem
 from loraft.events import Note, Observer, Progress
 from loraft.models.exhaustion import memory_errors
 from loraft.prediction.classifier import Classifier
 
-__all__ = ["ADDED", "BATCH_SIZE", "PredictedFile", "TextRow", "predict_rows", "read_texts"]
+__all__ = ["ADDED", "BATCH_SIZE", "PredictedFile", "TextRow", "check_output", "predict_rows", "read_texts"]
 
 ADDED = ("prediction", "probabilities")
 """What a prediction adds to its row."""
@@ -135,7 +145,8 @@ def predict_rows(
     Args:
         classifier: The open classifier.
         texts: The rows, in the order in which they are written.
-        output: The file; one that was begun is gone on with.
+        output: The file; one that was begun is gone on with. A .csv file is written when every row is classified, from
+            rows of JSON that lie beside it until then.
         batch_size: How many at a time.
         overwrite: Begin anew, whatever `output` holds.
         observer: Is told how far it is.
@@ -148,10 +159,11 @@ def predict_rows(
         Stopped: By SIGINT or SIGTERM; the rows so far are on disk.
     """
     rows = [text.row.values for text in texts]
+    lines = _lines_of(output)
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller --batch-size; what is classified stays."
     begun, cut, given = perf_counter(), 0, Counter[str]()
-    with open_answer_file(output, rows, ADDED, _answered_by(classifier), overwrite=overwrite) as file:
+    with open_answer_file(lines, rows, ADDED, _answered_by(classifier), overwrite=overwrite) as file:
         held = file.rows
         with memory_errors(out_of_memory, remedy=remedy, where=str(output)):
             for window in windows_left(held, len(rows), batch_size * BATCHES_A_WINDOW):
@@ -162,10 +174,61 @@ def predict_rows(
                 given.update(label for label, _ in predicted)
                 file.append(list(zip(rows[file.rows : window.stop], predicted, strict=True)))
                 observer(Progress("rows classified", file.rows, len(rows)))
+    if lines != output:
+        _write_csv(lines, output)
     if cut:
         many = "1 text is" if cut == 1 else f"{cut:,} texts are"
         observer(Note(f"{many} longer than the model's {classifier.context} positions, and cut to them"))
     return PredictedFile(output, len(rows), held, cut, dict(given.most_common()), perf_counter() - begun)
+
+
+def check_output(output: Path, texts: Sequence[TextRow], source: Path, *, overwrite: bool) -> None:
+    """Refuse, before anything is loaded, a file that the classes of `texts` cannot be written to.
+
+    Raises:
+        DataError: As `check_answer_file`; or a .csv file is there already.
+    """
+    lines = _lines_of(output)
+    check_answer_file(lines, [each.row.values for each in texts], source, ADDED, overwrite=overwrite)
+    if lines != output and output.exists() and not overwrite:
+        raise DataError(
+            "is there already", where=str(output), key="--output", remedy="Name another file, or give --overwrite."
+        )
+
+
+def _lines_of(output: Path) -> Path:
+    """Where rows are written one by one: the output itself, or beside it where that is a .csv file."""
+    return output.with_name(f".{output.name}.jsonl") if kind_of(output) == ".csv" else output
+
+
+def _write_csv(lines: Path, output: Path) -> None:
+    """The rows of `lines` as a table, a column for the probability of each class; whole or not at all.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    flat = [
+        {key: value for key, value in row.items() if key not in ("probabilities", ANSWERED_BY)}
+        | {f"probability_{label}": share for label, share in row["probabilities"].items()}
+        for row in rows
+    ]
+    columns = list(dict.fromkeys(column for row in flat for column in row))
+    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows({key: _cell(value) for key, value in row.items()} for row in flat)
+        beside.replace(output)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise DataError(f"cannot be written: {error.strerror}", where=str(output), key="--output") from error
+    lines.unlink()
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) else value
 
 
 def _window(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,22 @@ def test_the_columns_of_the_run_are_those_of_a_new_file(tmp_path: Path) -> None:
         assert told(loraft("predict", "run", *words, cwd=tmp_path))["rows"] == 2
         found.append([row["probabilities"] for row in lines(tmp_path / f"{column}.out.jsonl")])
     assert found[0] == found[1]
+
+    # Without a file the rows go to standard output; a .csv file has a column for each probability.
+    asked = loraft("predict", "run", "--input", "text.jsonl", cwd=tmp_path)
+    assert [json.loads(line)["probabilities"] for line in asked.stdout.splitlines()] == found[0]
+    assert [row["probabilities"] for row in told(loraft("predict", "run", "--input", "text.jsonl", "--json",
+                                                         cwd=tmp_path))] == found[0]  # fmt: skip
+    table = ("predict", "run", "--input", "text.jsonl", "--output", "o.csv", "--json")
+    assert told(loraft(*table, cwd=tmp_path))["rows"] == 2
+    with (tmp_path / "o.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == ["the order is late", "the text"]
+    labels = list(found[0][0])
+    assert [{label: float(row[f"probability_{label}"]) for label in labels} for row in rows] == found[0]
+    assert [row["prediction"] for row in rows] == [max(each, key=each.__getitem__) for each in found[0]]
+    assert not list(tmp_path.glob(".o.csv*")), "nothing is left beside it"
+    again = loraft(*table, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    assert loraft(*table, "--overwrite", cwd=tmp_path).returncode == 0
