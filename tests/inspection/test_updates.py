@@ -170,7 +170,7 @@ def test_an_adapted_embedding(tmp_path: Path) -> None:
     assert (embedding.path, embedding.index) == ("model.embed_tokens", None)
     assert embedding.norm == pytest.approx(float((1.5 * b @ a).norm()), rel=1e-5)
     assert embedding.relative is not None
-    assert [(saved.name, saved.norm) for saved in adapter.saved] == [("model.embed_tokens.weight", 0.0)]
+    assert list(adapter.saved) == []  # it is updated, and not trained whole
 
 
 def test_without_its_base_an_adapter_is_looked_at_all_the_same(tmp_path: Path) -> None:
