@@ -29,6 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapter_in(folder / "a", base, system_prompt="Be brief.")
     adapter_in(folder / "b", base, seed=4)
     base_in(folder / "gpt2", "gpt2", max_position_embeddings=48)
+    base_in(folder / "endless", max_position_embeddings=1_000_000)
     return folder
 
 
@@ -222,7 +223,7 @@ class Terminal:
 @pytest.fixture
 def terminal(place: Path) -> Iterator[Terminal]:
     """A chat with a model that goes on for ever, as far as a test can wait."""
-    opened = Terminal(place, "base", "--dtype", "float32", "--max-new-tokens", "100000", "--temperature", "0")
+    opened = Terminal(place, "endless", "--dtype", "float32", "--max-new-tokens", "100000", "--temperature", "0")
     yield opened
     opened.close()
 

@@ -97,7 +97,7 @@ def test_weights_that_draw_no_row_are_refused(tmp_path: Path) -> None:
 def test_fill_says_how_many_steps_remain(tmp_path: Path) -> None:
     write_rows(tmp_path / "many.jsonl", rows(40))
     plan = plan_run(tiny_config(tmp_path, data__packing="fill", data__train=str(tmp_path / "many.jsonl")))
-    (told,) = [note for note in plan.notes if "fill" in note]
+    (told,) = [note for note in plan.notes if "packing fill" in note]
     assert told == f"data.packing fill: {plan.batches.steps(0)} optimizer steps an epoch remain of 10"
     assert plan.batches.steps(0) < 10
 
@@ -108,7 +108,7 @@ def test_fill_says_how_many_steps_remain(tmp_path: Path) -> None:
 def test_fill_of_one_step_is_said_where_it_says_something(tmp_path: Path, count: int, told: list[str]) -> None:
     write_rows(tmp_path / "few.jsonl", rows(count))
     plan = plan_run(tiny_config(tmp_path, data__packing="fill", data__train=str(tmp_path / "few.jsonl")))
-    assert [note for note in plan.notes if "fill" in note] == told
+    assert [note for note in plan.notes if "packing fill" in note] == told
 
 
 def test_a_family_that_cannot_be_packed_is_padded_and_it_is_said(tmp_path: Path) -> None:
