@@ -18,7 +18,7 @@ __all__ = ["PLAIN", "matching"]
 
 PLAIN = re.compile(r"[\w.-]*")
 """A name, or an expression that costs no more than one: it needs no process."""
-MOST_SECONDS = 2.0
+MOST_SECONDS = 5.0
 MOST_BYTES = 512_000_000
 CHILD = f"""
 import json, re, resource, sys
