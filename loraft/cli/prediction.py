@@ -133,7 +133,7 @@ def _predict_file(
             _classify(model, texts, rows, columns, batch_size=batch_size, overwrite=False)
             lines = rows.read_text(encoding="utf-8")
         if as_json:
-            print_json([json.loads(line) for line in lines.splitlines()])
+            print_json([json.loads(line) for line in lines.split("\n")[:-1]])
         else:
             sys.stdout.write(lines)
         return

@@ -214,9 +214,12 @@ def _without(encoded: Encoded, tokens: int, characters: int) -> Encoded:
 
 def _pieces(text: BorderedText, cuts: Sequence[int]) -> Iterable[tuple[int, _Piece]]:
     """The stretches between cuts, each with its place."""
+    spans, at = text.literal, 0  # in order, as the cuts are
     for start, stop in pairwise([0, *cuts, len(text.text)]):
         first = start == 0
-        literal = any(begin <= start < end for begin, end in text.literal)
+        while at < len(spans) and spans[at][1] <= start:
+            at += 1
+        literal = at < len(spans) and spans[at][0] <= start
         yield start, _Piece(text.text[start:stop], text.opens and first, not first, literal, text.whole)
 
 

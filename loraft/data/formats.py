@@ -450,7 +450,7 @@ def _tools(fields: Fields) -> tuple[Mapping[str, object], ...]:
             value = loads(value)
         except RepeatedKeyError as error:
             raise fields.wrong("tools", str(error)) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise fields.wrong("tools", "is text that is no JSON") from None
     if not value:
         return ()

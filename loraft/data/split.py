@@ -51,9 +51,9 @@ def held_out_rows(examples: Sequence[Example], share: float, seed: int) -> froze
     most = min(max(1, round(share * len(rows))), len(rows) - 1)
     taken: list[str] = []
     for group in _in_turn(together, classes):
-        if len(taken) + len(group) <= most or (not taken and len(group) < len(rows)):
+        if len(taken) + len(group) <= most:
             taken += group
-    return frozenset(taken)
+    return frozenset(taken or min(together, key=len))  # where none fits into the share, as few as can be
 
 
 def _in_turn(groups: Sequence[list[str]], classes: dict[str, int]) -> list[list[str]]:

@@ -340,7 +340,7 @@ def _with_arguments(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]
     if as_text and isinstance(arguments, Mapping):
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif not as_text and isinstance(arguments, str):
-        with suppress(ValueError):  # text that is no JSON stays what it is
+        with suppress(ValueError, RecursionError):  # text that is no JSON stays what it is
             read = json.loads(arguments)
             arguments = read if isinstance(read, Mapping) else arguments
     return {**call, "function": {**function, "arguments": arguments}}

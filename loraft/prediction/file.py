@@ -207,7 +207,7 @@ def _write_csv(lines: Path, output: Path) -> None:
     Raises:
         DataError: It cannot be written.
     """
-    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").split("\n")[:-1]]
     flat = [
         {key: value for key, value in row.items() if key not in ("probabilities", ANSWERED_BY)}
         | {f"probability_{label}": share for label, share in row["probabilities"].items()}
@@ -216,7 +216,7 @@ def _write_csv(lines: Path, output: Path) -> None:
     columns = list(dict.fromkeys(column for row in flat for column in row))
     beside = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8", newline="") as file:
+        with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows({key: _cell(value) for key, value in row.items()} for row in flat)

@@ -80,3 +80,9 @@ def test_the_same_text_under_two_classes_is_found() -> None:
     found = contradictions(rows)
     assert [(each.row, each.same_as) for each in found] == [("a:3", "a:0"), ("a:4", "a:1"), ("a:5", "a:2")]
     assert contradictions(rows[:3]) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_large_group_of_one_input_is_never_held_out_beyond_the_share(seed: int) -> None:
+    rows = [Example([1, max(0, number - 900)], [1, 1], f"a:{number}") for number in range(1000)]
+    assert len(held_out_rows(rows, 0.1, seed)) <= 100
