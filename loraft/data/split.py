@@ -53,7 +53,9 @@ def held_out_rows(examples: Sequence[Example], share: float, seed: int) -> froze
     for group in _in_turn(together, classes):
         if len(taken) + len(group) <= most:
             taken += group
-    return frozenset(taken or min(together, key=len))  # where none fits into the share, as few as can be
+    if not taken:  # where none fits into the share, as few as can be
+        _, taken = min((len(group), group) for group in together)
+    return frozenset(taken)
 
 
 def _in_turn(groups: Sequence[list[str]], classes: dict[str, int]) -> list[list[str]]:
