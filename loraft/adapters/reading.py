@@ -223,6 +223,8 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
             where=str(path),
             remedy="Save the adapter in float32, float16 or bfloat16.",
         )
+    if flat := [name for name, tensor in tensors.items() if LORA_KEY.fullmatch(name) and not tensor.dim()]:
+        raise AdapterError(f"the tensor {flat[0]} is one number, and has no rank", where=str(path))
     bad = list(non_finite(tensors))
     if bad:
         hold = counted(len(bad), "tensor holds", "tensors hold")

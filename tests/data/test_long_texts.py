@@ -234,7 +234,6 @@ GIANT = """
 import re, sys
 from pathlib import Path
 from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig
-from loraft.data.pairs import PairRenderer
 from loraft.data.prepare import prepare
 from tests.tiny import tiny_tokenizer
 path, choice = sys.argv[1:]

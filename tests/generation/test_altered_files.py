@@ -114,6 +114,17 @@ def test_an_adapter_in_numbers_that_are_none_of_its_own_is_refused(
     assert first in caught.value.problems[0].message
 
 
+def test_an_adapter_with_a_tensor_that_has_no_rank_is_refused(runs: Path, tmp_path: Path) -> None:
+    trained = tmp_path / "adapter"
+    shutil.copytree(runs / "adapter/run/adapter", trained)
+    weights = trained / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    first = min(tensors)
+    save_file({**tensors, first: torch.tensor(1.0)}, weights)
+    with pytest.raises(AdapterError, match="has no rank"):
+        api.generate(str(trained), prompt="the order", options=OPTIONS)
+
+
 def test_a_merged_model_is_verified_too(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     api.merge(str(runs / "adapter/run"), str(out))
