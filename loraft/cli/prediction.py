@@ -21,7 +21,7 @@ from loraft.cli.options import (
     quantization,
 )
 from loraft.cli.outcome import ends_well
-from loraft.errors import Refused
+from loraft.errors import Refused, Stopped
 from loraft.generation.options import ModelChoice
 
 __all__ = ["predict"]
@@ -130,7 +130,11 @@ def _predict_file(
     if output is None:
         with TemporaryDirectory() as folder:
             rows = Path(folder) / "rows.jsonl"
-            _classify(model, texts, rows, columns, batch_size=batch_size, overwrite=False)
+            try:
+                _classify(model, texts, rows, columns, batch_size=batch_size, overwrite=False)
+            except Stopped as stop:  # what lay in the folder goes with it
+                message, remedy = "stopped: nothing was printed", "With --output FILE the same command goes on."
+                raise Stopped(message, signal_number=stop.signal_number, remedy=remedy) from None
             lines = rows.read_text(encoding="utf-8")
         if as_json:
             print_json([json.loads(line) for line in lines.split("\n")[:-1]])
