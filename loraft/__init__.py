@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from loraft.api import check, evaluate, generate, merge, train
-    from loraft.config.files import load_config
+    from loraft.config.config_file import load_config
     from loraft.config.schema import RunConfig
 
 __all__ = ["RunConfig", "__version__", "check", "evaluate", "generate", "load_config", "merge", "train"]
@@ -22,7 +22,7 @@ HOMES = {
     "check": "loraft.api",
     "evaluate": "loraft.api",
     "generate": "loraft.api",
-    "load_config": "loraft.config.files",
+    "load_config": "loraft.config.config_file",
     "merge": "loraft.api",
     "train": "loraft.api",
 }

@@ -15,7 +15,7 @@ def main() -> None:
         sys.stderr.reconfigure(errors="replace")
     try:
         from loraft.cli.app import app
-        from loraft.cli.outcome import end_with
+        from loraft.cli.runner import end_with
         from loraft.cli.standard_output import StandardOutput
         from loraft.errors import LoraftError
 

@@ -16,43 +16,16 @@ from types import MappingProxyType
 
 import torch
 
-from loraft.adapters.attach import AdaptedModel
 from loraft.adapters.beginning import beginning
-from loraft.adapters.merge import BaseChoice, MergedDtype, prepare_merge
-from loraft.adapters.merge_report import MergeReport
-from loraft.adapters.merged_folder import chosen_folder
-from loraft.adapters.resolve import resolve_target
-from loraft.adapters.weighted import resolve_weighted, weighted
+from loraft.adapters.inject import AdaptedModel
+from loraft.adapters.resolve_target import resolve_target
 from loraft.config.schema import DataSource, LoraSection, RunConfig
-from loraft.data.answer_file import check_answer_file
-from loraft.data.formats import Message
-from loraft.data.pieces import Pieces
 from loraft.errors import AdapterError, ConfigError
-from loraft.evaluation.evaluate import evaluate as measure
-from loraft.evaluation.merging import merge_and_verify
-from loraft.evaluation.result import Evaluation
-from loraft.evaluation.rows import read_source
-from loraft.evaluation.rows_file import check_rows_file
-from loraft.evaluation.tasks import chosen_metrics, known_metrics
-from loraft.evaluation.verification import LEAST_POSITIONS
-from loraft.events import Note, Observer, Progress
-from loraft.generation.answer import Completion, Ending
-from loraft.generation.batch import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
-from loraft.generation.cache_comparison import CacheComparison, compare_cache
-from loraft.generation.comparing import Compared
-from loraft.generation.comparing import compare as compare_voices
-from loraft.generation.context import Context
-from loraft.generation.conversation import Conversation
-from loraft.generation.engine import Stream, Token, complete_batch, stream
-from loraft.generation.options import AnswerOptions, ModelChoice
-from loraft.generation.rules import SamplingRules
-from loraft.generation.session import source_language
-from loraft.generation.trace import Trace
-from loraft.generation.tracer import Tracer
-from loraft.inspection.preview import Preview, Split, preview_rows
-from loraft.inspection.report import LayersReport, look
-from loraft.models.exhaustion import memory_errors
-from loraft.opening import (
+from loraft.evaluation.eval_dataset import read_source
+from loraft.evaluation.eval_rows_file import check_rows_file
+from loraft.evaluation.evaluation_result import Evaluation
+from loraft.evaluation.evaluator import evaluate as measure
+from loraft.evaluation.open_model import (
     classifying,
     generating,
     learned_columns,
@@ -63,12 +36,37 @@ from loraft.opening import (
     tell,
     to_be_told,
 )
-from loraft.prediction.file import BATCH_SIZE as TEXTS_AT_ONCE
-from loraft.prediction.file import PredictedFile, check_output, predict_rows, read_texts
-from loraft.training.plan import RunPlan, plan_run
-from loraft.training.report import CheckReport, report
-from loraft.training.run import TrainResult, run_plan
-from loraft.training.run_folder import (
+from loraft.evaluation.task_metrics import chosen_metrics, known_metrics
+from loraft.events import Note, Observer, Progress
+from loraft.inference.batch_generate import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
+from loraft.inference.cache_comparison import CacheComparison, compare_cache
+from loraft.inference.compare_adapters import Compared
+from loraft.inference.compare_adapters import compare as compare_voices
+from loraft.inference.completion import Completion, Ending
+from loraft.inference.conversation import Conversation
+from loraft.inference.decoder_state import Context
+from loraft.inference.engine import Stream, Token, complete_batch, stream
+from loraft.inference.predict_file import BATCH_SIZE as TEXTS_AT_ONCE
+from loraft.inference.predict_file import PredictedFile, check_output, predict_rows, read_texts
+from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.sampling_params import SamplingRules
+from loraft.inference.session import source_language
+from loraft.inference.trace import Trace
+from loraft.inference.tracer import Tracer
+from loraft.inspection.layers_report import LayersReport, look
+from loraft.inspection.row_preview import Preview, Split, preview_rows
+from loraft.io.memory_errors import memory_errors
+from loraft.merge.adapter_weights import resolve_weighted, weighted
+from loraft.merge.merge_report import MergeReport
+from loraft.merge.output_dir import chosen_folder
+from loraft.merge.verified_merge import merge_and_verify
+from loraft.merge.verify import LEAST_POSITIONS
+from loraft.merge.write_weights import BaseChoice, MergedDtype, prepare_merge
+from loraft.rows.answer_file import check_answer_file
+from loraft.rows.formats import Message
+from loraft.tokenization.token_strings import Pieces
+from loraft.training.check_report import CheckReport, report
+from loraft.training.run_dir import (
     RunFolder,
     check_disk,
     choose_run_folder,
@@ -76,7 +74,9 @@ from loraft.training.run_folder import (
     refuse_own_inputs,
     refuse_taken,
 )
-from loraft.training.signals import SaveRequests
+from loraft.training.run_plan import RunPlan, plan_run
+from loraft.training.stop_signals import SaveRequests
+from loraft.training.trainer import TrainResult, run_plan
 
 __all__ = [
     "Answering", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "merge",

@@ -1,7 +1,6 @@
 """What long work tells while it goes on: frozen events, handed to an observer.
 
-This module knows the events that every kind of work may have; those of a training run are in `training/events.py`. It
-refuses to know who listens: a terminal, a file, a tracker, nobody. It is light.
+Those of a training run are in `training/run_events.py`.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 import transformers
 
-from loraft.generation.engine import complete_batch
-from loraft.generation.options import ModelChoice
-from loraft.generation.sampling import GREEDY
-from loraft.generation.session import open_session
+from loraft.inference.engine import complete_batch
+from loraft.inference.requests import ModelChoice
+from loraft.inference.sampling import GREEDY
+from loraft.inference.session import open_session
 
 MODEL = "builtin:smollm2-135m-instruct"
 PROMPTS = (

@@ -188,9 +188,9 @@ def run_worker(options: argparse.Namespace) -> None:
 
 def write_plan(config: Path, plan: Path) -> None:
     """The tokens of each optimizer step, as loraft will train them."""
-    from loraft.config.files import load_config
+    from loraft.config.config_file import load_config
     from loraft.models.sources import resolve
-    from loraft.training.plan import plan_run
+    from loraft.training.run_plan import plan_run
 
     run = plan_run(load_config(config, []))
     examples = run.data.train
@@ -245,7 +245,7 @@ def train_trl(model: str, steps: list[list[dict[str, list[int]]]], setting: str)
 def train_loraft(config: Path, steps: list[list[dict[str, list[int]]]]) -> Measured:
     """`loraft train` on the config whose plan these steps are."""
     from loraft import load_config, train
-    from loraft.training.events import Event, RunStarted, StepDone
+    from loraft.training.run_events import Event, RunStarted, StepDone
 
     clock: list[float] = []
     losses: list[float] = []

@@ -7,7 +7,7 @@ Answers are greedy; they end at the end of turn or after --max-new-tokens.
 
 from __future__ import annotations
 
-from loraft.cli.quiet import hush
+from loraft.cli.silence import hush
 
 hush()  # the libraries below warn while they are imported
 
@@ -18,18 +18,18 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from loraft.adapters.resolve import resolve_target
-from loraft.adapters.store import load_adapter
+from loraft.adapters.resolve_target import resolve_target
+from loraft.adapters.save_adapter import load_adapter
 from loraft.config.schema import DataSource
-from loraft.data.formats import Conversation, Message, detect_format, to_record
-from loraft.data.records import read_rows
-from loraft.data.tokenize import Renderer
 from loraft.errors import Refused
 from loraft.evaluation.metrics import exact_match_rate, valid_json_rate
-from loraft.generation.engine import complete_batch
-from loraft.generation.sampling import SamplingRules
-from loraft.models.loading import LoadedModel, load_model
-from loraft.models.placement import place
+from loraft.inference.engine import complete_batch
+from loraft.inference.sampling import SamplingRules
+from loraft.models.device import place
+from loraft.models.load_model import LoadedModel, load_model
+from loraft.rows.formats import Conversation, Message, detect_format, to_record
+from loraft.rows.raw_rows import read_rows
+from loraft.tasks.causal_lm import Renderer
 
 HELD_OUT = DataSource(path="builtin:tickets", split="eval")
 

@@ -14,7 +14,7 @@ import pytest
 import loraft
 import loraft.cli
 import loraft.config
-from loraft.config.files import load_config
+from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 
 ROOT = Path(__file__).parent.parent
@@ -22,8 +22,8 @@ HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "bitsandbyte
 LIGHT = [
     "loraft",
     "loraft.errors",
-    "loraft.models.families",
-    "loraft.training.events",
+    "loraft.models.registry",
+    "loraft.training.run_events",
     *(f"loraft.config.{module.name}" for module in pkgutil.iter_modules(loraft.config.__path__)),
     *(f"loraft.cli.{module.name}" for module in pkgutil.iter_modules(loraft.cli.__path__)),
 ]

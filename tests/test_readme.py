@@ -11,8 +11,8 @@ import pytest
 from typer.main import get_command
 
 from loraft.cli.app import app
-from loraft.config.files import load_config
-from loraft.models.families import TRAINED_FOR
+from loraft.config.config_file import load_config
+from loraft.models.registry import TRAINED_FOR
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

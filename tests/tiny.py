@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from loraft.models.families import FAMILIES, TRAINED
+from loraft.models.registry import FAMILIES, TRAINED
 
 TINY_MODEL_TYPES = tuple(TRAINED)
 TINY_OTHERS = tuple(model_type for model_type in FAMILIES if model_type not in TRAINED)

@@ -10,9 +10,9 @@ from typing import TypedDict
 import torch
 from torch import nn
 
-from loraft.data.pairs import PairRenderer
-from loraft.data.rendering import RowRenderer
-from loraft.models.two_stacks import decoder_inputs
+from loraft.models.decoder_inputs import decoder_inputs
+from loraft.tasks.seq2seq_lm import PairRenderer
+from loraft.tasks.task import RowRenderer
 
 __all__ = ["Beginning", "beginning"]
 

@@ -5,11 +5,11 @@ This module knows these three places. It refuses to know rows and their labels.
 
 from __future__ import annotations
 
-from loraft.adapters.reading import read_adapter
-from loraft.adapters.recorded import AdapterTarget, Target
+from loraft.adapters.adapter_files import read_adapter
+from loraft.adapters.metadata import AdapterTarget, Target
 from loraft.errors import AdapterError
-from loraft.models.configs import class_names, is_classifier, load_any_config
-from loraft.models.families import TRAINED_FOR, family_of
+from loraft.models.hf_config import class_names, is_classifier, load_any_config
+from loraft.models.registry import TRAINED_FOR, family_of
 
 __all__ = ["classes_of"]
 

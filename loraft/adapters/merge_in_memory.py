@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.active import acting
-from loraft.adapters.arithmetic import Update, updated
-from loraft.adapters.attach import AdaptedModel
-from loraft.adapters.names import in_peft
+from loraft.adapters.delta import Update, updated
+from loraft.adapters.inject import AdaptedModel
 from loraft.errors import AdapterError
-from loraft.models.quantization import ordinary, unpacked
+from loraft.models.module_names import in_peft
+from loraft.models.quantize import ordinary, unpacked
 
 __all__ = ["merged"]
 

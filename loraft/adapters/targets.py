@@ -1,7 +1,7 @@
 """Which modules an adapter goes to: names and layers, resolved to full module names and counted.
 
 This module knows names, sizes and the words of the config's `lora` section. It refuses to know torch, peft and
-model classes: whoever has a model says what its modules are (`loraft.adapters.anatomy`). Nothing here is
+model classes: whoever has a model says what its modules are (`loraft.adapters.linear_modules`). Nothing here is
 silent: a name, a layer or a pattern that matches nothing is an error that says what there is.
 """
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
-from loraft.adapters.names import matches
-from loraft.adapters.patterns import patterned
-from loraft.adapters.unmatched import shared_experts, unknown_parts, unmatched_target
-from loraft.adapters.whole import trained_whole
+from loraft.adapters.modules_to_save import trained_whole
+from loraft.adapters.rank_patterns import patterned
+from loraft.adapters.target_errors import shared_experts, unknown_parts, unmatched_target
 from loraft.config.schema import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
-from loraft.models.families import Family
+from loraft.models.module_names import matches
+from loraft.models.registry import Family
 
 __all__ = ["Count", "Targets", "parse_layers", "select"]
 

@@ -5,10 +5,10 @@ This module knows which task goes with which kind of model. It refuses to know r
 
 from __future__ import annotations
 
-from loraft.adapters.recorded import Target
+from loraft.adapters.metadata import Target
 from loraft.config.schema import Task
-from loraft.models.configs import is_classifier, load_any_config
-from loraft.models.families import FAMILIES, TASK_OF_KIND, family_of
+from loraft.models.hf_config import is_classifier, load_any_config
+from loraft.models.registry import FAMILIES, TASK_OF_KIND, family_of
 
 __all__ = ["task_of"]
 

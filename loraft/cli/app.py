@@ -11,20 +11,18 @@ from typing import Annotated
 import typer
 
 from loraft import __version__
-from loraft.cli import (
-    chat,
-    evaluation,
-    generation,
-    inspection,
-    merging,
-    prediction,
-    previewing,
-    setup,
-    starting,
-    training,
-)
-from loraft.cli.quiet import hush
-from loraft.cli.slips import Command, Commands
+from loraft.cli.commands import chat
+from loraft.cli.commands import doctor as setup
+from loraft.cli.commands import evaluate as evaluation
+from loraft.cli.commands import generate as generation
+from loraft.cli.commands import init as starting
+from loraft.cli.commands import inspect_layers as inspection
+from loraft.cli.commands import merge as merging
+from loraft.cli.commands import predict as prediction
+from loraft.cli.commands import preview as previewing
+from loraft.cli.commands import train as training
+from loraft.cli.silence import hush
+from loraft.cli.unknown_options import Command, Commands
 
 __all__ = ["app"]
 

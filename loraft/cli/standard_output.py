@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import typer
 
-from loraft.cli.render import forget
+from loraft.cli.console import forget
 from loraft.errors import Failed
 
 __all__ = ["StandardOutput"]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from loraft.config.document import Document, Found, Place, dotted
-from loraft.config.expectations import path_of
-from loraft.config.scalars import Value, in_words
+from loraft.config.located import Document, Found, Place, dotted
+from loraft.config.schema_info import path_of
+from loraft.config.yaml_scalars import Value, in_words
 from loraft.errors import ConfigError, Problem
 
 __all__ = ["apply_overrides"]

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loraft.config.dump import inline
 from loraft.config.schema import Method, RowFormat, RunConfig, Task
-from loraft.config.written import inline
 
 __all__ = ["MODELS", "Start", "starter", "starter_config"]
 

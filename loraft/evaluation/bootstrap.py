@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loraft.evaluation.tallies import Counts, Figures
+from loraft.evaluation.accumulators import Counts, Figures
 
 __all__ = ["CONFIDENCE", "RESAMPLES", "Difference", "paired_differences"]
 

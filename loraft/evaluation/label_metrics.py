@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from loraft.evaluation.tallies import Counts, Figures
+from loraft.evaluation.accumulators import Counts, Figures
 
 __all__ = ["LABEL_METRICS", "LabelTally"]
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from loraft.evaluation.accumulators import Figures, RowMetric
 from loraft.evaluation.metrics import is_exact_match, is_valid_json
-from loraft.evaluation.tallies import Figures, RowMetric
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraft.adapters.anatomy import depths
-from loraft.adapters.names import matches
+from loraft.adapters.linear_modules import depths
 from loraft.inspection.encodings import PositionEncoding
 from loraft.inspection.miniature import miniature
 from loraft.inspection.norms import Norms, norms_in
-from loraft.inspection.parts import numbers_by_part
+from loraft.inspection.parameter_groups import numbers_by_part
 from loraft.inspection.positions import position_encoding
-from loraft.inspection.storage import DTYPE_BYTES, Storage
-from loraft.models.families import Family, Kind
-from loraft.models.loading import linear_modules, parameter_count
+from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage
+from loraft.models.load_model import linear_modules, parameter_count
+from loraft.models.module_names import matches
+from loraft.models.registry import Family, Kind
 
 __all__ = ["Anatomy", "Attention", "Experts", "FeedForward", "Stack", "anatomy_of"]
 

@@ -14,14 +14,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraft.adapters.anatomy import family_in, targets_in
+from loraft.adapters.linear_modules import family_in, targets_in
 from loraft.config.schema import LoraSection, ModelSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
-from loraft.inspection.storage import DTYPE_BYTES, Storage, read_storage
-from loraft.models.configs import load_any_config, load_config
-from loraft.models.families import FAMILIES, Family
-from loraft.models.loading import linear_modules, meta_model
+from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage, read_storage
+from loraft.models.hf_config import load_any_config, load_config
+from loraft.models.load_model import linear_modules, meta_model
+from loraft.models.registry import FAMILIES, Family
 from loraft.models.sources import resolve
 
 __all__ = ["Adapted", "LayerRow", "LoraCount", "ModelTable", "ModuleRow", "model_table"]

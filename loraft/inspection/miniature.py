@@ -11,7 +11,7 @@ import copy
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraft.models.loading import random_model
+from loraft.models.load_model import random_model
 
 __all__ = ["miniature", "small_config"]
 

@@ -24,12 +24,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from loraft.errors import ModelError
-from loraft.models.archive import unpack
-from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file
-from loraft.models.cache import build_once
-from loraft.models.cache_dir import cache_folder
-from loraft.models.gguf import convert, file_digest
-from loraft.models.weights import read_headers
+from loraft.io.build_once import build_once
+from loraft.io.cache_dir import cache_folder
+from loraft.models.formats.builtin import BUILTINS, Builtin, builtin_named, fetch_file
+from loraft.models.formats.gguf_import import convert, file_digest
+from loraft.models.formats.zip_archive import unpack
+from loraft.models.safetensors_index import read_headers
 
 __all__ = ["NoSuchModelError", "at_hand", "cache_folder", "resolve", "resolve_tokenizer"]
 

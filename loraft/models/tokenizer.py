@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loraft.errors import ModelError
-from loraft.models.quiet import quietly_reading
+from loraft.models.hf_logging import quietly_reading
 
 __all__ = ["read_tokenizer"]
 

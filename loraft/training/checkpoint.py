@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraft.adapters.folders import take_back, write_json, written_whole
 from loraft.errors import DiskFullError
-from loraft.models.seals import fault, seal
+from loraft.io.atomic import take_back, write_json, written_whole
+from loraft.io.checksums import fault, seal
 
 __all__ = [
     "Checkpoint",

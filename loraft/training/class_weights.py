@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from loraft.config.schema import RunConfig
-from loraft.data.examples import Example
-from loraft.data.labelled import LabelRenderer, class_called
-from loraft.data.rendering import RowRenderer
 from loraft.errors import Problem
+from loraft.tasks.seq_cls import LabelRenderer, class_called
+from loraft.tasks.task import RowRenderer
+from loraft.tokenization.examples import Example
 
 __all__ = ["class_weight_problems", "class_weights"]
 

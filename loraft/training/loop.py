@@ -15,17 +15,17 @@ from typing import Any
 
 from torch.nn.utils import clip_grad_norm_
 
-from loraft.data.batches import Window, collate_rows
+from loraft.dataset.sampler import Window, collate_rows
 from loraft.errors import DataError, LoraftError, Stopped
 from loraft.training.checkpoint import newest_checkpoint, prune, save_checkpoint
-from loraft.training.clock import Clock
-from loraft.training.evaluating import evaluate_run
-from loraft.training.events import Note, RunStarted, Saved, StepDone, StepLogged
-from loraft.training.finiteness import require_finite
+from loraft.training.evaluate_run import evaluate_run
 from loraft.training.memory import peak_bytes
-from loraft.training.optim import learning_rate, optimizer_state
-from loraft.training.signals import StopSignals
-from loraft.training.state import Fit, RunState
+from loraft.training.non_finite import require_finite
+from loraft.training.optimizer import learning_rate, optimizer_state
+from loraft.training.run_events import Note, RunStarted, Saved, StepDone, StepLogged
+from loraft.training.stop_signals import StopSignals
+from loraft.training.throughput import Clock
+from loraft.training.trainer_state import Fit, RunState
 
 __all__ = ["all_trained", "fit", "remove_older"]
 

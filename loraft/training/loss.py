@@ -18,11 +18,11 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from loraft.data.batches import AnyBatch, Batch, LabelledBatch, PairBatch
-from loraft.data.examples import IGNORED
-from loraft.models.classifying import class_logits
-from loraft.models.families import Family
-from loraft.models.two_stacks import decoder_inputs
+from loraft.dataset.sampler import AnyBatch, Batch, LabelledBatch, PairBatch
+from loraft.models.class_logits import class_logits
+from loraft.models.decoder_inputs import decoder_inputs
+from loraft.models.registry import Family
+from loraft.tokenization.examples import IGNORED
 
 __all__ = [
     "CHUNK_BYTES",

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loraft.adapters.card import TrainingFacts
+from loraft.adapters.model_card import TrainingFacts
 from loraft.config.schema import RunConfig
-from loraft.models.families import family_of
-from loraft.models.loading import LoadedModel
-from loraft.models.placement import Placement
+from loraft.models.device import Placement
+from loraft.models.load_model import LoadedModel
+from loraft.models.registry import family_of
 from tests.tiny import CHATML, save_tiny
 
 FACTS = TrainingFacts(steps=3, epochs=0.5, rows=6, trained_tokens=120, train_loss=2.0, eval_loss=1.5, eval_rows=2)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from loraft.adapters.active import acting
-from loraft.adapters.attach import AdaptedModel, attach
-from loraft.adapters.store import load_adapters, save_adapter
+from loraft.adapters.inject import AdaptedModel, attach
+from loraft.adapters.save_adapter import load_adapters, save_adapter
 from tests.adapters.setting import FACTS, Rendering, disturb, logits, run_config, tiny_loaded
 
 

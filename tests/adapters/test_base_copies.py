@@ -12,12 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from loraft.adapters.factors import opened_adapter
-from loraft.adapters.reading import ADAPTER_WEIGHTS, read_adapter
-from loraft.adapters.store import load_adapter
+from loraft.adapters.adapter_files import ADAPTER_WEIGHTS, read_adapter
+from loraft.adapters.lora_factors import opened_adapter
+from loraft.adapters.save_adapter import load_adapter
 from loraft.errors import AdapterError
-from tests.adapters.merging import prepared, written
 from tests.adapters.setting import logits, tiny_loaded
+from tests.merge.merging import prepared, written
 from tests.tiny import save_tiny
 
 HEAD, EMBEDDING = "lm_head", "embed_tokens"

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from loraft.adapters.merge_in_memory import merged
-from loraft.adapters.store import load_adapters
+from loraft.adapters.save_adapter import load_adapters
 from loraft.config.schema import QuantizationSection
-from loraft.evaluation.fidelity import kl_divergence
-from tests.adapters.merging import KINDS, own_adapter, peft_adapter, save_base
+from loraft.merge.equivalence import kl_divergence
 from tests.adapters.setting import logits, tiny_loaded
+from tests.merge.merging import KINDS, own_adapter, peft_adapter, save_base
 
 EXACT = 1e-5
 

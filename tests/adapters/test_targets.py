@@ -7,7 +7,7 @@ import pytest
 from loraft.adapters.targets import Count, Targets, parse_layers, select
 from loraft.config.schema import LoraSection
 from loraft.errors import AdapterError
-from loraft.models.families import FAMILIES, Family, family_of
+from loraft.models.registry import FAMILIES, Family, family_of
 
 INSIDE = {
     "self_attn.q_proj": (8, 8),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from loraft.cli import quiet
+from loraft.cli import silence as quiet
 from loraft.cli.app import app
 from tests.cli import fake_api
 

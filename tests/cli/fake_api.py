@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 from loraft.config.schema import RunConfig
 from loraft.errors import DataError, NonFiniteError, Problem, Stopped, VerificationError
-from loraft.generation.options import ModelChoice
-from loraft.training.events import (
+from loraft.inference.requests import ModelChoice
+from loraft.training.run_events import (
     Evaluated,
     Event,
     Note,

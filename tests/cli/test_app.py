@@ -11,7 +11,7 @@ import pytest
 
 from loraft import __version__
 from loraft.__main__ import main
-from loraft.cli.slips import COMMANDS_ELSEWHERE
+from loraft.cli.unknown_options import COMMANDS_ELSEWHERE
 from tests.cli.conftest import Loraft
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_end_to_end import loraft
-from tests.generation.voices import adapter_in, base_in
+from tests.inference.voices import adapter_in, base_in
 
 ROOT = Path(__file__).parents[2]
 

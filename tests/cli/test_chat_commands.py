@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from loraft.cli.chat_commands import COMMANDS, Command, parse_line, setting_names, with_settings
+from loraft.cli.commands.chat_commands import COMMANDS, Command, parse_line, setting_names, with_settings
 from loraft.errors import Refused
-from loraft.generation.options import AnswerOptions
+from loraft.inference.requests import AnswerOptions
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_end_to_end import loraft, refused
-from tests.generation.voices import adapter_in, base_in
+from tests.inference.voices import adapter_in, base_in
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("the order is late", "so", "the customer said that the answer is in the text", "user", "and", "is the system")

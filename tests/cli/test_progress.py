@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from loraft.cli.progress import LiveView, PlainView, live_line, view_on
-from loraft.cli.render import LenientConsole
-from loraft.training.events import Note, Progress, SampleAnswered, Saved, StepDone
+from loraft.cli.console import LenientConsole
+from loraft.cli.views.progress import LiveView, PlainView, live_line, view_on
+from loraft.training.run_events import Note, Progress, SampleAnswered, Saved, StepDone
 from tests.cli import fake_api
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from loraft.config.expectations import expected, path_of
-from loraft.config.files import load_config
+from loraft.config.config_file import load_config
+from loraft.config.dump import inline
 from loraft.config.schema import DataSource, RunConfig, Section, StackLayers
+from loraft.config.schema_info import expected, path_of
 from loraft.config.starter import ROWS
-from loraft.config.usage import OF_METHODS, OF_TASKS
-from loraft.config.written import inline
-from loraft.data.formats import FORMATS, OPTIONAL_COLUMNS
+from loraft.config.unused_keys import OF_METHODS, OF_TASKS
+from loraft.rows.formats import FORMATS, OPTIONAL_COLUMNS
 
 PAGE = Path(__file__).parents[2] / "docs/config.md"
 INNER = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.files import load_config
+from loraft.config.config_file import load_config
 from tests.config.written_files import LEAST, only, write
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from loraft.config.files import load_config
+from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig, StackLayers
 from tests.config.written_files import LEAST, write
 

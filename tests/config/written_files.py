@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.files import load_config
+from loraft.config.config_file import load_config
 from loraft.errors import ConfigError, Problem
 
 LEAST = "model: {name_or_path: a/b}\ndata: {train: rows.jsonl}\n"

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from loraft import api
-from loraft.config.files import load_config
+from loraft.config.config_file import load_config
 from loraft.config.schema import DataSource, Method, RunConfig, Task
-from loraft.config.usage import unused_keys, unused_sections
+from loraft.config.unused_keys import unused_keys, unused_sections
 from loraft.errors import ResourceError
-from loraft.models.placement import Placement
+from loraft.models.device import Placement
 from loraft.training.memory import quantized_bytes
-from loraft.training.plan import RunPlan, plan_run
+from loraft.training.run_plan import RunPlan, plan_run
 from tests.inspection.test_layers import LLAMA_2_7B, LLAMA_2_70B, config_alone
 from tests.tiny import mostly_slow, save_tiny, tiny_tokenizer
 from tests.training.building import write_rows
@@ -137,7 +137,7 @@ def test_it_trains_a_step_as_it_is_shipped(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_preview_shows_rows_of_it(path: Path, tmp_path: Path) -> None:
-    from loraft.inspection.preview import preview_rows
+    from loraft.inspection.row_preview import preview_rows
 
     config = tiny_stand_in(LOADED[path.stem], tmp_path)
     assert preview_rows(config, count=2).trained > 0
@@ -178,8 +178,8 @@ def on_the_meta_device(
     text = "z" * config.data.max_length  # a token a letter: rows are cut to the longest length
     path = str(write_rows(folder / "rows.jsonl", [{"text": text} for _ in range(20)]))
     gpu = Placement("cuda", torch.bfloat16, "a GPU", memory, memory, ())
-    monkeypatch.setattr("loraft.training.plan.place", lambda _: gpu)
-    monkeypatch.setattr("loraft.training.shape.check_weights", lambda *_: None)  # there are none to be checked
+    monkeypatch.setattr("loraft.training.run_plan.place", lambda _: gpu)
+    monkeypatch.setattr("loraft.training.model_summary.check_weights", lambda *_: None)  # there are none to be checked
     section = {"train": path, "eval": None, "max_length": config.data.max_length, "on_overlength": "truncate"}
     data = type(config.data).model_validate(section)
     model = config.model.model_copy(update={"name_or_path": str(folder / "shape")})

@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification
 
 from loraft import api
 from loraft.errors import AdapterError, DataError, NonFiniteError, OutOfMemoryError
-from loraft.evaluation.result import Evaluation
+from loraft.evaluation.evaluation_result import Evaluation
 from loraft.events import Event, Note
-from loraft.generation.options import ModelChoice
+from loraft.inference.requests import ModelChoice
 from tests.tiny import tiny_tokenizer
 from tests.training.building import write_rows
 from tests.training.classifiers import classifier_config, labelled_rows
@@ -127,7 +127,7 @@ def test_memory_that_runs_out_is_told_without_words_about_answers(place: Path, m
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("loraft.prediction.classifier.class_logits", full)
+    monkeypatch.setattr("loraft.inference.classifier.class_logits", full)
     with pytest.raises(OutOfMemoryError, match=r"Give a smaller --batch-size\.$"):
         evaluated(place)
     with pytest.raises(OutOfMemoryError, match="shorter text"):
@@ -136,6 +136,6 @@ def test_memory_that_runs_out_is_told_without_words_about_answers(place: Path, m
 
 def test_scores_that_are_no_numbers_are_no_probabilities(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """float16 overflows in some models: NaN stood in the file for every class, and the first one was told."""
-    monkeypatch.setattr("loraft.prediction.classifier.class_logits", lambda *_: torch.full((1, 3), math.nan))
+    monkeypatch.setattr("loraft.inference.classifier.class_logits", lambda *_: torch.full((1, 3), math.nan))
     with pytest.raises(NonFiniteError, match="--dtype"):
         api.predict(str(place / "run"), texts=[("late", None)])

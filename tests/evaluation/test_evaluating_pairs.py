@@ -13,10 +13,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from loraft import api
 from loraft.errors import DataError
-from loraft.evaluation.result import Evaluation
-from loraft.generation.options import AnswerOptions, ModelChoice
-from tests.generation.test_pair_voices import multilingual_base, of_peft
-from tests.generation.voices import pair_adapter_in
+from loraft.evaluation.evaluation_result import Evaluation
+from loraft.inference.requests import AnswerOptions, ModelChoice
+from tests.inference.test_pair_voices import multilingual_base, of_peft
+from tests.inference.voices import pair_adapter_in
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.building import pairs, write_rows
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loraft import api
-from loraft.generation.options import AnswerOptions
+from loraft.inference.requests import AnswerOptions
 from tests.training.wide import wide_config
 
 pytestmark = pytest.mark.gpu

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from loraft import api
-from loraft.data.batches import Layout, collate
+from loraft.dataset.sampler import Layout, collate
 from loraft.errors import Stopped
-from loraft.generation.options import AnswerOptions
-from loraft.models.attention import attend_rows
-from loraft.training.plan import plan_run
-from loraft.training.run import prepared_model
+from loraft.inference.requests import AnswerOptions
+from loraft.kernels.packed_attention import attend_rows
+from loraft.training.run_plan import plan_run
+from loraft.training.trainer import prepared_model
 from tests.training.building import tiny_fit
 from tests.training.test_every_combination import AS_ON_CUDA, task_of, train_two_steps
-from tests.training.test_run import stop_at
+from tests.training.test_trainer import stop_at
 from tests.training.wide import wide_config
 
 pytestmark = pytest.mark.gpu

@@ -14,12 +14,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
-from loraft.config.files import load_lora
+from loraft.config.config_file import load_lora
 from loraft.config.schema import ModelSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.layers import ModelTable, model_table
-from loraft.inspection.report import look
-from loraft.models.families import FAMILIES
+from loraft.inspection.layers_report import look
+from loraft.models.registry import FAMILIES
 from tests.tiny import SIZES, VOCABULARY, save_tiny, tiny_model
 
 LLAMA_2_7B = {

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from loraft.adapters.anatomy import depths, family_in
+from loraft.adapters.linear_modules import depths, family_in
 from loraft.inspection import positions, watching, within
 from loraft.inspection.encodings import PositionEncoding
 from loraft.inspection.miniature import miniature, small_config
 from loraft.inspection.positions import position_encoding
-from loraft.models.families import FAMILIES
-from loraft.models.loading import meta_model
+from loraft.models.load_model import meta_model
+from loraft.models.registry import FAMILIES
 from tests.tiny import tiny_sizes
 
 KINDS = {

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from loraft.config.schema import RunConfig
-from loraft.training.events import Event
-from loraft.training.plan import plan_run
-from loraft.training.run import fit_of, prepared_model
-from loraft.training.run_folder import RunFolder
-from loraft.training.state import Fit, RunState
+from loraft.training.run_dir import RunFolder
+from loraft.training.run_events import Event
+from loraft.training.run_plan import plan_run
+from loraft.training.trainer import fit_of, prepared_model
+from loraft.training.trainer_state import Fit, RunState
 from tests.tiny import save_tiny
 
 WORDS = ("the order is late and the answer is in the text that the customer said about it again").split()  # noqa: SIM905

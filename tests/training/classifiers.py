@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loraft.config.schema import RunConfig
-from loraft.models.families import TRAINED_FOR
+from loraft.models.registry import TRAINED_FOR
 from tests.tiny import save_tiny
 from tests.training.building import WORDS, tiny_config, write_rows
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from loraft import api
 from loraft.config.schema import RunConfig
-from loraft.generation.options import AnswerOptions
-from tests.data.chats import CHATML, HEADER_ENDS_IN_SPACE, qwen_tokenizer, tokenizer_of
+from loraft.inference.requests import AnswerOptions
 from tests.tiny import tiny_model
+from tests.tokenization.chats import CHATML, HEADER_ENDS_IN_SPACE, qwen_tokenizer, tokenizer_of
 
 QUESTIONS = ("What is two", "two and two", "four", "the user", "a", "is it", "And three", "user")
 ANSWERS = ("ok yes", "four", "It is", "no", "two", "the model", "five", "said")

@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from loraft.config.schema import RunConfig
-from loraft.data.batches import Layout, collate_rows
-from loraft.data.labelled import LabelRenderer
-from loraft.models.classifying import class_logits
-from loraft.models.families import TRAINED_FOR
+from loraft.dataset.sampler import Layout, collate_rows
+from loraft.models.class_logits import class_logits
+from loraft.models.registry import TRAINED_FOR
+from loraft.tasks.seq_cls import LabelRenderer
 from loraft.training.class_weights import class_weight_problems, class_weights
-from loraft.training.evaluation import class_figures
+from loraft.training.eval_loss import class_figures
 from loraft.training.loss import LabelLoss
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import recorded, tiny_fit

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from loraft.data.batches import Layout, collate
+from loraft.dataset.sampler import Layout, collate
 from loraft.errors import NonFiniteError
-from loraft.generation.options import AnswerOptions
-from loraft.models.quantization import keep_gradients_exact
-from loraft.training.evaluation import evaluate_loss
-from loraft.training.events import Evaluated, Event, Note, StepLogged
+from loraft.inference.requests import AnswerOptions
+from loraft.models.quantize import keep_gradients_exact
+from loraft.training.eval_loss import evaluate_loss
 from loraft.training.loop import fit
-from loraft.training.run import prepared_model
+from loraft.training.run_events import Evaluated, Event, Note, StepLogged
+from loraft.training.trainer import prepared_model
 from tests.training.building import close, contrary, recorded, rows, tiny_config, tiny_fit, write_rows
 
 SETUPS = {"4x1": (4, 1), "2x2": (2, 2), "1x4": (1, 4)}
@@ -211,7 +211,7 @@ def test_c1_after_overfitting_generation_stops_by_itself(tmp_path: Path) -> None
 
 def test_every_frozen_4bit_module_is_kept_exact(tmp_path: Path) -> None:
     """What C12 rests on: nothing is left for the kernel without a backward."""
-    from loraft.training.plan import plan_run
+    from loraft.training.run_plan import plan_run
 
     adapted = prepared_model(plan_run(tiny_config(tmp_path, method="qlora")))
     kept = [m for m in adapted.loaded.model.modules() if type(m).__name__ == "Linear4bit" and hasattr(m, "quant_state")]

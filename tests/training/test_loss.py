@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraft.data.batches import Layout, collate
-from loraft.data.examples import IGNORED, Example
-from loraft.models.attention import ROWS
-from loraft.models.families import TRAINED, family_of
+from loraft.dataset.sampler import Layout, collate
+from loraft.kernels.packed_attention import ROWS
+from loraft.models.registry import TRAINED, family_of
+from loraft.tokenization.examples import IGNORED, Example
 from loraft.training import loss as loss_module
 from loraft.training.loss import HeadWeights, TargetLoss, chunked_loss, frozen_head_loss, targets_in_chunk
 from tests.tiny import TINY_MODEL_TYPES, tiny_model

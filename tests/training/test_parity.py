@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from loraft.data.examples import PairExample
 from loraft.errors import NonFiniteError
+from loraft.tokenization.examples import PairExample
 from loraft.training.checkpoint import newest_checkpoint
-from loraft.training.events import StepDone, StepLogged
 from loraft.training.loop import fit
-from loraft.training.state import Fit
+from loraft.training.run_events import StepDone, StepLogged
+from loraft.training.trainer_state import Fit
 from tests.training.building import ROWS_OF, close, recorded, tiny_config, tiny_fit, without_dropout, write_rows
 
 SETUPS = {"2x2": (2, 2), "1x4": (1, 4)}

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraft.data.batches import PairBatch, collate_pairs
-from loraft.data.examples import PairExample
-from loraft.models.families import FAMILIES
+from loraft.dataset.sampler import PairBatch, collate_pairs
+from loraft.models.registry import FAMILIES
+from loraft.tokenization.examples import PairExample
 from loraft.training.loss import TargetLoss
 from tests.tiny import tiny_model
 from tests.training.building import close, recorded, tiny_config, tiny_fit, without_dropout

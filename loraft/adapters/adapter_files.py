@@ -1,0 +1,246 @@
+"""An adapter's folder, read and distrusted.
+
+This module knows PEFT's file format and `loraft.json`, and every way in which such a folder does not fit: keys
+that are missing or left over, values that are not finite, a rank or an alpha that was changed, another base. It
+reads safetensors and JSON only, and refuses to know how an adapter is trained or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from loraft.adapters.adapter_config import Json, honoured_config, refuse_changes
+from loraft.adapters.base_copies import is_copy, refuse_others
+from loraft.adapters.rank_patterns import values_for
+from loraft.errors import AdapterError, Problem
+from loraft.grammar import counted
+from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, read_json
+from loraft.io.checksums import altered_settings, refuse_altered
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "RECORD",
+    "AdapterFiles",
+    "AdapterShape",
+    "adapter_tensors",
+    "digests",
+    "insert",
+    "non_finite",
+    "read_adapter",
+    "refuse_misfit",
+]
+
+OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LORA_KEY = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|embedding_A|embedding_B|magnitude_vector)"
+)
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """What an adapter is, told from its tensors and its config together.
+
+    Attributes:
+        ranks: The rank of each adapted module, by its full name.
+        alphas: The alpha of each.
+        saved: The modules that have weights of their own (`modules_to_save`), down to the leaves.
+        use_rslora: Whether the scale is alpha / √r.
+        use_dora: Whether there are magnitudes.
+    """
+
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    saved: frozenset[str]
+    use_rslora: bool
+    use_dora: bool
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterFiles:
+    """The contents of an adapter's folder.
+
+    Attributes:
+        folder: Where it lies.
+        config: `adapter_config.json`, in peft's type.
+        tensors: `adapter_model.safetensors`; every value is finite.
+        record: `loraft.json`, or None for an adapter that loraft did not write.
+        base_copies: The base's own weights that peft saved with them, by their keys in the file.
+    """
+
+    folder: Path
+    config: LoraConfig
+    tensors: dict[str, torch.Tensor]
+    record: Json | None
+    base_copies: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def shape(self) -> AdapterShape:
+        """What the tensors and the config say together.
+
+        Raises:
+            AdapterError: A pattern cannot be used.
+        """
+        config = self.config
+        found = {key: LORA_KEY.fullmatch(key) for key in self.tensors}
+        ranks = {
+            match["module"]: self.tensors[key].shape[0]
+            for key, match in found.items()
+            if match and match["part"] in ("A.weight", "embedding_A")
+        }
+        where = str(self.folder / ADAPTER_CONFIG)
+        alphas = values_for(ranks, config.alpha_pattern or {}, config.lora_alpha, where=where, key="alpha_pattern")
+        whole = (key for key, match in found.items() if not match)
+        saved = frozenset(key.removeprefix("base_model.model.").rpartition(".")[0] for key in whole)
+        return AdapterShape(ranks, alphas, saved, config.use_rslora, config.use_dora)
+
+    def check_base(self, fingerprint: str) -> tuple[str, ...]:
+        """Compare the base that the adapter was trained on with the one that is loaded.
+
+        Returns:
+            What to tell the user: an adapter without `loraft.json` cannot be compared, and settings may have been
+            changed.
+
+        Raises:
+            AdapterError: If they differ.
+        """
+        name = self.config.base_model_name_or_path
+        base = self.record.get("base") if self.record else None
+        recorded = base.get("fingerprint") if isinstance(base, Mapping) else None
+        altered = altered_settings(self.folder)
+        if not isinstance(recorded, str):
+            said = f"{self.folder} names {name or 'no model'} as its base, and not which weights it was trained on"
+            return (f"{said}: the base was not compared.", *altered)
+        if recorded != fingerprint:
+            raise AdapterError(
+                "the adapter was trained on other base weights than these",
+                where=str(self.folder),
+                remedy=f"Load it onto {name}, in the revision that it was trained on.",
+            )
+        return altered
+
+
+def read_adapter(folder: Path) -> AdapterFiles:
+    """Read an adapter and check it against itself.
+
+    Raises:
+        AdapterError: If files are missing or damaged, if it is no LoRA adapter, or if its parts disagree.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise AdapterError(f"there is no {ADAPTER_CONFIG}", where=str(folder), remedy="Name the folder of an adapter.")
+    declared = read_json(folder / ADAPTER_CONFIG)
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
+    config = honoured_config(declared, str(folder / ADAPTER_CONFIG))
+    refuse_changes(declared, record, str(folder / ADAPTER_CONFIG))
+    tensors = _tensors(folder)
+    copies = {key: tensors.pop(key) for key in [*tensors] if is_copy(key)}
+    files = AdapterFiles(folder, config, tensors, record, copies)
+    _refuse_other_ranks(files)
+    return files
+
+
+def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
+    """Put the tensors of a folder into the adapter layers of `model`, which must take exactly these.
+
+    Raises:
+        AdapterError: If a key is missing or left over, a shape differs, or weights of another base lie beside them.
+    """
+    refuse_misfit(model, files, name)
+    refuse_others(files.base_copies, model.get_parameter, str(files.folder / ADAPTER_WEIGHTS))
+    # peft annotates its result with the function `namedtuple`
+    unplaced = set_peft_model_state_dict(model, files.tensors, adapter_name=name).unexpected_keys  # type: ignore[attr-defined]
+    if unplaced:
+        raise AdapterError(f"peft found no place for {unplaced[0]}", where=str(files.folder / ADAPTER_WEIGHTS))
+
+
+def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
+    """Compare the tensors of a folder with those of the adapter layers of `model`, on the meta device too.
+
+    What fits is then compared with what was written, byte for byte.
+
+    Raises:
+        AdapterError: If a key is missing or left over, a shape differs, or a file is not what was written.
+    """
+    where = str(files.folder / ADAPTER_WEIGHTS)
+    refuse_others(files.base_copies, lambda key: model.get_parameter(key).to("meta"), where)
+    expected = adapter_tensors(model, name)
+    problems = [
+        *(f"the tensor {key} is missing" for key in sorted(expected.keys() - files.tensors.keys())),
+        *(f"the base has no place for the tensor {key}" for key in sorted(files.tensors.keys() - expected.keys())),
+        *(
+            f"the tensor {key} is {list(files.tensors[key].shape)} and the base needs {list(tensor.shape)}"
+            for key, tensor in sorted(expected.items())
+            if key in files.tensors and files.tensors[key].shape != tensor.shape
+        ),
+    ]
+    if problems:
+        unsaid = [f"and {len(problems) - 10} more like these"] if len(problems) > 10 else []
+        raise AdapterError.several(Problem(message, where) for message in [*problems[:10], *unsaid])
+    refuse_altered(files.folder, lambda name: name in OWN_FILES, AdapterError)
+
+
+def adapter_tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter under the keys of PEFT's files.
+
+    peft would look for the base on the Hub to see whether the vocabulary grew; loraft never resizes it.
+    """
+    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return tensors
+
+
+def non_finite(tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """The names of the tensors that hold NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            yield name
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        pickled = sorted(file.name for file in folder.glob("adapter_model.*"))
+        remedy = f"{pickled[0]} is not read: pickled weights can run code." if pickled else "The folder is incomplete."
+        raise AdapterError(f"there is no {ADAPTER_WEIGHTS}", where=str(folder), remedy=remedy)
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
+    if strange := {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in FLOATING}:
+        name, dtype = next(iter(strange.items()))
+        raise AdapterError(
+            f"the tensor {name} holds {str(dtype).removeprefix('torch.')} numbers, and adapters have floating ones",
+            where=str(path),
+            remedy="Save the adapter in float32, float16 or bfloat16.",
+        )
+    if flat := [name for name, tensor in tensors.items() if LORA_KEY.fullmatch(name) and not tensor.dim()]:
+        raise AdapterError(f"the tensor {flat[0]} is one number, and has no rank", where=str(path))
+    bad = list(non_finite(tensors))
+    if bad:
+        hold = counted(len(bad), "tensor holds", "tensors hold")
+        raise AdapterError(f"{hold} NaN or infinity, first {bad[0]}", where=str(path))
+    return tensors
+
+
+def _refuse_other_ranks(files: AdapterFiles) -> None:
+    config, ranks, where = files.config, files.shape.ranks, str(files.folder / ADAPTER_CONFIG)
+    said = values_for(ranks, config.rank_pattern or {}, config.r, where=where, key="rank_pattern")
+    for name, rank in ranks.items():
+        if said[name] != rank:
+            message = f"it says rank {said[name]} for {name}, and the tensors have rank {rank}"
+            raise AdapterError(message, where=where, key="r")
+
+
+def digests(folder: Path) -> list[str]:
+    """What tells an adapter from every other: the sha256 of its config and that of its weights."""
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]

@@ -1,0 +1,295 @@
+"""An adapter put into a loaded base: the only place that wraps a model with peft.
+
+This module knows how the config's `lora` section becomes trainable float32 parameters in a frozen base, and how
+a run goes on from an adapter. It refuses to know files (`reading`, `store`) and how training goes.
+
+What is trained is float32 and what is frozen keeps the dtype that it was loaded in. peft's own casting of inputs
+is off: where the base is not float32, every forward, of training and of generation, runs under `torch.autocast`.
+Gradient checkpointing is switched on after `attach`, never before: peft would let gradients into the embeddings,
+and so build a graph below the first adapted layer.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loraft.adapters.adapter_config import resolved
+from loraft.adapters.adapter_files import insert
+from loraft.adapters.init_from_adapter import start_of
+from loraft.adapters.linear_modules import targets_in
+from loraft.adapters.targets import Targets
+from loraft.config.schema import Method, RunConfig, Task
+from loraft.kernels.lora_linear import update_in_place
+from loraft.models.load_model import LoadedModel, meta_model
+from loraft.models.module_names import matches
+from loraft.models.registry import Family
+
+__all__ = ["ADAPTER_NAME", "AdaptedModel", "attach", "wrap"]
+
+ADAPTER_NAME = "default"
+"""The name that peft loads an adapter under when nobody names it."""
+
+HARMLESS = (
+    "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
+    "Model has `tie_word_embeddings=True`",  # training such an adapter is refused; loading one is told in a note
+    "The PEFT config's `base_model_name_or_path` was renamed",  # resolving TARGET tells which base is used, and why
+)
+"""Warnings of peft that say nothing to the user."""
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedModel:
+    """A base with what is trained in it.
+
+    Attributes:
+        loaded: The base as it was loaded.
+        model: The model to run: peft's wrapper, or the base itself for `method: full`.
+        targets: What the adapter trains; None for `method: full` and for an adapter that was loaded to be used.
+        trainable: Every trained parameter by name, in the order of the names; all are float32.
+        method: How it is, or was, trained.
+        notes: What a person should know about it, one sentence each.
+        names: The names of the adapters that are in the model, the one that acts first.
+    """
+
+    loaded: LoadedModel
+    model: PeftModel | PreTrainedModel
+    targets: Targets | None
+    trainable: dict[str, nn.Parameter]
+    method: Method
+    notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = (ADAPTER_NAME,)
+
+    def set_training(self, training: bool) -> None:
+        """Switch dropout on for training, or off for everything else."""
+        self.model.train(training)
+
+
+TASK_TYPES: Mapping[Task, TaskType] = {
+    "causal_lm": TaskType.CAUSAL_LM,
+    "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
+    "seq_cls": TaskType.SEQ_CLS,
+}
+"""peft's names of the tasks."""
+
+
+def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
+    """Make what the config's method trains trainable, and nothing else.
+
+    The start of an adapter is a function of `config.seed` alone: not of the device, the dtype of the base, or what
+    was drawn before; and the global random state is left as it was.
+
+    Raises:
+        AdapterError: If a target, layer or pattern matches nothing, or `lora.start_from` is another adapter.
+    """
+    _begin_anew(loaded.model, loaded.new_modules, config.seed)
+    if config.method == "full":
+        return _attach_nothing(loaded)
+    base = loaded.model
+    head = loaded.family.classifier if config.task == "seq_cls" else ()
+    targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora", head=head)
+    classes = (base.config.id2label or {}).values() if head else ()
+    start = start_of(config.lora, targets, tuple(map(str, classes)))
+    lora = _lora_config(base, loaded.family, targets, config)
+    saved = copy.copy(lora.modules_to_save)
+    model = wrap(base, lora)
+    _refuse_other_modules(model, targets)
+    notes: tuple[str, ...] = ()
+    if start:
+        notes = start.check_base(loaded.fingerprint)
+        insert(model, start, ADAPTER_NAME)
+    else:
+        _initialise(model, targets.modules, config)
+    update_in_place(model, ADAPTER_NAME, loaded.family.same_input)
+    recorded = model.peft_config[ADAPTER_NAME]
+    assert isinstance(recorded, LoraConfig)
+    recorded.base_model_name_or_path = loaded.name
+    recorded.modules_to_save = saved  # peft added all that it calls a classifier, what this model has not too
+    recorded.revision = config.model.revision
+    recorded.rank_pattern, recorded.alpha_pattern = lora.rank_pattern, lora.alpha_pattern  # as they were written
+    return AdaptedModel(loaded, model, targets, _trainable(model), config.method, notes)
+
+
+def wrap(
+    base: PreTrainedModel | PeftModel, config: LoraConfig, name: str = ADAPTER_NAME, *, where: str | None = None
+) -> PeftModel:
+    """The base with adapter layers in it, beside those it has: parameters float32, peft's casting of inputs off.
+
+    The values of the adapter are not yet decided; the global random state is left as it was.
+
+    Args:
+        base: The base, or what holds adapters already.
+        config: What the adapter declares.
+        name: What peft is to call it.
+        where: The file that declares it, for errors.
+
+    Raises:
+        AdapterError: An expression of the config cannot be used.
+    """
+    inner = base.get_base_model() if isinstance(base, PeftModel) else base
+    config = resolved(config, [module for module, _ in inner.named_modules()], where)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        for message in HARMLESS:
+            warnings.filterwarnings("ignore", message=message)
+        if isinstance(base, PeftModel):
+            base.add_adapter(name, config)
+            model = base
+        else:
+            model = get_peft_model(base, config, adapter_name=name)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+    model.train(base.training)  # peft's new layers begin in training mode, whatever the base is in
+    return model
+
+
+def _attach_nothing(loaded: LoadedModel) -> AdaptedModel:
+    """Every weight of the base is trained, in float32; positions that are sines and cosines are no weights."""
+    model: PreTrainedModel = loaded.model.float()  # type: ignore[no-untyped-call]
+    as_made = dict(meta_model(model.config).named_parameters())
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(as_made[name].requires_grad)
+    return AdaptedModel(loaded, model, None, _trainable(model), "full")
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(sorted((name, weight) for name, weight in model.named_parameters() if weight.requires_grad))
+
+
+def _begin_anew(model: PreTrainedModel, modules: Iterable[str], seed: int) -> None:
+    """Draw the weights of new modules, on the CPU and in float32: a function of the seed alone.
+
+    Source: W ~ N(0, σ²) with the config's `initializer_range` as σ, and b = 0, as transformers begins linear modules.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    spread = float(getattr(model.config, "initializer_range", 0.02))
+    for name in modules:
+        for parameter in model.get_submodule(name).parameters():
+            drawn = torch.zeros(parameter.shape)
+            if parameter.dim() > 1:
+                nn.init.normal_(drawn, std=spread, generator=generator)
+            parameter.data.copy_(drawn)
+
+
+def _initialise(model: PeftModel, modules: Iterable[str], config: RunConfig) -> None:
+    """Draw every A anew, on the CPU and in float32; B is zero, so that training starts from the base.
+
+    peft draws A from the global state and rounds it to the dtype of the base before it makes it float32.
+
+    Source: A ~ U(-1/√in, 1/√in) (Kaiming with a = √5), or A ~ N(0, 1/r²) for gaussian; Hu et al. 2021 and peft.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    base = model.get_base_model()
+    for name in modules:
+        weight = base.get_submodule(name).lora_A[ADAPTER_NAME].weight  # type: ignore[union-attr,index]
+        drawn = torch.empty(weight.shape, dtype=torch.float32)
+        if config.lora.init == "gaussian":
+            nn.init.normal_(drawn, std=1 / weight.shape[0], generator=generator)
+        else:
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+        weight.data.copy_(drawn)
+
+
+def _lora_config(base: PreTrainedModel, family: Family, targets: Targets, config: RunConfig) -> LoraConfig:
+    """The config's section in peft's words."""
+    lora = config.lora
+    everything = [name for name, _ in base.named_modules()]
+    names, indices, pattern = _portable_names(targets, everything, family)
+    alphas = {pattern: _whole(alpha) for pattern, alpha in lora.alpha_pattern.items()}
+    return LoraConfig(
+        task_type=TASK_TYPES[config.task],
+        r=lora.r,
+        lora_alpha=_whole(lora.alpha),  # type: ignore[arg-type]  # peft divides by r, and takes any number
+        lora_dropout=lora.dropout,
+        target_modules=names,
+        layers_to_transform=indices,
+        layers_pattern=pattern,
+        modules_to_save=_unmistakable(targets.saved, everything) or None,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=alphas,
+        init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+        fan_in_fan_out=any(isinstance(base.get_submodule(name), Conv1D) for name in targets.modules),
+    )
+
+
+def _whole(number: float) -> float | int:
+    """A whole number as an int: some servers read `lora_alpha` as one."""
+    return int(number) if number == int(number) else number
+
+
+def _portable_names(
+    targets: Targets, everything: Sequence[str], family: Family
+) -> tuple[list[str], list[int] | None, str | None]:
+    """The shortest `target_modules`, `layers_to_transform` and `layers_pattern` that mean exactly the chosen modules.
+
+    Short names can be read, and fit a model of another depth; full names are the last resort, where two stacks are
+    adapted in different layers.
+    """
+    stacks = [f"{path}." for path in family.stacks.values()]
+    last = sorted({name.rpartition(".")[2] for name in targets.modules})
+    inside = sorted({_inside(name, stacks) for name in targets.modules})
+    chosen = set(targets.modules)
+    for names in (last, inside):
+        meant = {name for name in everything if any(matches(name, short) for short in names)}
+        if meant == chosen:
+            return names, None, None
+        for pattern in _layer_patterns(family):
+            if {name for name in meant if _layer_index(name, pattern) in targets.layers} == chosen:
+                return names, list(targets.layers), pattern
+    return list(targets.modules), None, None
+
+
+def _inside(name: str, stacks: Sequence[str]) -> str:
+    """A module's name within its layer."""
+    stack = next(stack for stack in stacks if name.startswith(stack))
+    return name.removeprefix(stack).partition(".")[2]
+
+
+def _layer_patterns(family: Family) -> list[str]:
+    """What `layers_pattern` can say: the layers of any stack, such as `block`, or of one, such as `encoder.block`."""
+    split = [path.rpartition(".") for path in family.stacks.values()]
+    either = list(dict.fromkeys(last for _, _, last in split))
+    if len(split) == 1:
+        return either
+    return [*either, *(f"{before.rpartition('.')[2]}.{last}" for before, _, last in split)]
+
+
+def _layer_index(name: str, pattern: str) -> int | None:
+    """The layer of a module by a `layers_pattern`, as peft finds it; None where it has none."""
+    found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def _unmistakable(saved: Sequence[str], everything: Sequence[str]) -> list[str]:
+    """Names for `modules_to_save`, which peft compares by the end of the text: `norm` would mean `input_layernorm`."""
+    short = [name.rpartition(".")[2] for name in saved]
+    meant = {name for name in everything if name.endswith(tuple(short))} if short else set()
+    return sorted(set(short)) if meant == set(saved) else list(saved)
+
+
+def _refuse_other_modules(model: PeftModel, targets: Targets) -> None:
+    """Compare what peft adapted with what was chosen: it ignores names that match nothing when others match."""
+    base = model.get_base_model()
+    adapted = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    whole = {name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    for found, chosen in ((adapted, targets.modules), (whole, targets.saved)):
+        if found != set(chosen):
+            differing = ", ".join(sorted(found.symmetric_difference(chosen))[:5])
+            raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")

@@ -1,0 +1,226 @@
+"""What a folder of weights says of itself: the adapter or model in it, its base, and how it was trained.
+
+This module knows what peft and loraft write beside weights. It refuses to know where to look for such a folder
+(`resolve`), and to load anything, and torch with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import ValidationError
+
+from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, Task
+from loraft.errors import AdapterError
+from loraft.io.atomic import RECORD, read_json
+from loraft.io.checksums import is_weights, refuse_altered
+
+__all__ = ["AdapterTarget", "Manner", "Sources", "Target", "adapter_in", "model_in"]
+
+PEFT_TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_2_SEQ_LM": "seq2seq_lm", "SEQ_CLS": "seq_cls"}
+"""Our names of the tasks by peft's."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """How the sources of an encoder-decoder are rendered, as a `data` section says it.
+
+    Attributes:
+        prefix: What stands before every source.
+        source_lang: The language of the sources; None where nobody said.
+        target_lang: That of the targets.
+    """
+
+    prefix: str = ""
+    source_lang: str | None = None
+    target_lang: str | None = None
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How something was trained, as far as its answers follow from it.
+
+    Attributes:
+        task: What it was trained for; None where that was not recorded.
+        system_prompt: The system prompt that it was trained with.
+        plain: It learned plain text, and no conversation: its prompts are plain.
+        sources: How the sources were rendered.
+        special_tokens_in_text: What was done with control tokens that were written in the text of rows.
+    """
+
+    task: Task | None = None
+    system_prompt: str | None = None
+    plain: bool = False
+    sources: Sources = Sources()
+    special_tokens_in_text: SpecialTokensInText = "text"
+
+
+@dataclass(frozen=True)
+class AdapterTarget:
+    """An adapter, as its folder tells.
+
+    Attributes:
+        name: What it is called while it is in use.
+        folder: Where it lies.
+        base: The base model that it names, as a config would; empty where it names none.
+        revision: The base's revision on the Hub.
+        fingerprint: What tells the base's weights from others, where that was recorded.
+        dtype: The dtype that the base had while it was trained, where that was recorded.
+        quantization: How the base was stored while it was trained, for `method: qlora`.
+        tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
+        manner: How it was trained.
+        labels: The classes that it tells apart, where they were recorded.
+    """
+
+    name: str
+    folder: Path
+    base: str
+    revision: str | None = None
+    fingerprint: str | None = None
+    dtype: str | None = None
+    quantization: QuantizationSection | None = None
+    tokenizer: str | None = None
+    manner: Manner = Manner()
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a command works on.
+
+    Attributes:
+        base: The base model, as a config would name it.
+        revision: Its revision on the Hub.
+        adapters: What is put on it, the one that answers first.
+        own: How the model itself was trained, for `method: full` and what was merged.
+        dtype: The dtype that it was trained in, for `method: full`.
+        notes: What a person should know, one sentence each.
+    """
+
+    base: str
+    revision: str | None = None
+    adapters: tuple[AdapterTarget, ...] = ()
+    own: Manner = Manner()
+    dtype: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of the adapter that answers, or None for a model without one."""
+        return self.adapters[0].folder if self.adapters else None
+
+    @property
+    def quantization(self) -> QuantizationSection | None:
+        """How the base was stored while the adapter was trained."""
+        return self.adapters[0].quantization if self.adapters else None
+
+    @property
+    def manner(self) -> Manner:
+        """How what answers was trained."""
+        return self.adapters[0].manner if self.adapters else self.own
+
+    @property
+    def model_section(self) -> ModelSection:
+        """The base as the `model` section of a config, with the tokenizer and the precision that were trained with.
+
+        What was trained in 16 bits runs in those that the device has.
+        """
+        first = self.adapters[0] if self.adapters else None
+        trained_in = first.dtype if first else self.dtype
+        dtype: Literal["float32", "auto"] = "float32" if trained_in == "float32" else "auto"
+        tokenizer = first.tokenizer if first else None
+        return ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=tokenizer, dtype=dtype)
+
+
+def adapter_in(folder: Path) -> Target:
+    """The adapter in a folder, on the base that it names.
+
+    Raises:
+        AdapterError: What is written there cannot be read.
+    """
+    config = read_json(folder / "adapter_config.json")
+    record = _record(folder)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    known = _trained_on(record)
+    fingerprint, dtype = known.get("fingerprint"), known.get("dtype")
+    adapter = AdapterTarget(
+        name="default",
+        folder=folder,
+        base=base if isinstance(base, str) else "",
+        revision=revision if isinstance(revision, str) else None,
+        fingerprint=fingerprint if isinstance(fingerprint, str) else None,
+        dtype=dtype if isinstance(dtype, str) else None,
+        quantization=_quantization(record.get("quantization"), folder),
+        tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
+        manner=_manner(config, record),
+        labels=_labels(record),
+    )
+    return Target(adapter.base, adapter.revision, (adapter,))
+
+
+def model_in(folder: Path) -> Target:
+    """The model in a folder: a base, or what was trained or merged and knows how.
+
+    Raises:
+        AdapterError: What is written there cannot be read.
+    """
+    record = _record(folder)
+    dtype = _trained_on(record).get("dtype") if record.get("method") == "full" else None
+    return Target(str(folder), own=_manner({}, record), dtype=dtype if isinstance(dtype, str) else None)
+
+
+def _record(folder: Path) -> dict[str, object]:
+    """What loraft wrote beside the weights; nothing for a folder of another tool.
+
+    Raises:
+        AdapterError: It cannot be read, or a file that decides an answer is not what was written; weights are looked
+            at when they are read.
+    """
+    if not (folder / RECORD).is_file():
+        return {}
+    record = read_json(folder / RECORD)
+    refuse_altered(folder, lambda name: not is_weights(name), AdapterError)
+    return record
+
+
+def _trained_on(record: Mapping[str, object]) -> Mapping[str, object]:
+    """What loraft recorded of the base."""
+    base = record.get("base")
+    return base if isinstance(base, dict) else {}
+
+
+def _manner(config: Mapping[str, object], record: Mapping[str, object]) -> Manner:
+    """How something was trained, as loraft recorded it; its task also as peft did."""
+    named = record.get("task") or PEFT_TASKS.get(str(config.get("task_type")))
+    return Manner(
+        task=next((task for task in get_args(Task) if task == named), None),
+        system_prompt=_text(record, "system_prompt"),
+        plain=record.get("plain") is True,
+        special_tokens_in_text=next(
+            (each for each in get_args(SpecialTokensInText) if each == record.get("special_tokens_in_text")), "text"
+        ),
+        sources=Sources(
+            _text(record, "source_prefix") or "", _text(record, "source_lang"), _text(record, "target_lang")
+        ),
+    )
+
+
+def _text(record: Mapping[str, object], key: str) -> str | None:
+    value = record.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _labels(record: Mapping[str, object]) -> tuple[str, ...]:
+    labels = record.get("labels")
+    return tuple(map(str, labels)) if isinstance(labels, list) else ()
+
+
+def _quantization(recorded: object, folder: Path) -> QuantizationSection | None:
+    try:
+        return QuantizationSection.model_validate(recorded) if recorded else None
+    except ValidationError as error:
+        detail = error.errors()[0]["msg"]
+        raise AdapterError(detail, where=str(folder / RECORD), key="quantization") from error

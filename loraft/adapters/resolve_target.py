@@ -1,0 +1,266 @@
+"""TARGET, the word of the commands, resolved: a base model, an adapter, a run, a checkpoint or a config.
+
+This module knows where a run keeps what it trained. It refuses to load anything, and torch with it: a wrong
+TARGET is told before the libraries are imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from loraft.adapters.metadata import AdapterTarget, Target, adapter_in, model_in
+from loraft.errors import AdapterError
+from loraft.io.hub import adapter_from_hub
+from loraft.models.module_names import check_adapter_name
+
+__all__ = ["adapter_named", "base_named_by", "resolve_target", "resolve_to_look"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
+
+
+def resolve_target(target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None) -> Target:
+    """Find the base and the adapters that TARGET, `--adapter` and `--base-model` mean.
+
+    Beside `--adapter`, TARGET is the base. Where the adapter recorded its base's weights they are compared once they
+    are loaded, and the base may have another name; where it did not, another name is taken from `base_model` alone.
+
+    Args:
+        target: TARGET.
+        adapters: Adapters to put on it, each a TARGET that is an adapter, with a name before it or none: `NAME=DIR`.
+        base_model: The base to use whatever the adapters name.
+
+    Raises:
+        AdapterError: If nothing is found there; it says what was looked for.
+    """
+    if target is None and not adapters:
+        raise AdapterError("there is no model to work on", where="TARGET", remedy=REMEDY)
+    named = [_named(given, adapters) for given in adapters]
+    _refuse_twice([name for name, _ in named])
+    chosen = [_only_adapter(name, given) for name, given in named]
+    if target is None:
+        return _on_base(chosen, None, base_model)
+    found = _found(target, "TARGET")
+    if not chosen:
+        if not found.adapters and base_model is not None:
+            remedy = f"Give {base_model} as TARGET."
+            raise AdapterError(f"{target} is no adapter, so it has no base", where="--base-model", remedy=remedy)
+        return _on_base(found.adapters, None, base_model) if found.adapters else found
+    if found.adapters:
+        raise AdapterError(
+            f"{target} has an adapter of its own", where="TARGET", remedy="Give a base beside --adapter."
+        )
+    if base_model is not None and base_model != target:
+        message = f"{target} and {base_model} are two bases"
+        raise AdapterError(message, where="--base-model", remedy="Name one of them.")
+    return _on_base(chosen, found, base_model)
+
+
+def resolve_to_look(target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None) -> Target:
+    """As `resolve_target`, for those who look at adapters and run none.
+
+    TARGET may be an adapter beside others; and where the adapters' base cannot be found, the base is empty and a note
+    says why.
+
+    Raises:
+        AdapterError: If nothing is found there, or two bases are named.
+    """
+    if target is not None and adapters and _found(target, "TARGET").adapters:
+        return resolve_to_look(None, [target, *adapters], base_model=base_model)
+    try:
+        return resolve_target(target, adapters, base_model=base_model)
+    except _NoBaseError as error:
+        alone = _found(target, "TARGET").adapters if target is not None else ()
+        found = alone or tuple(_only_adapter(*_named(given, adapters)) for given in adapters)
+        return Target("", adapters=found, notes=(error.problems[0].message,))
+
+
+@contextmanager
+def base_named_by(found: Target) -> Iterator[None]:
+    """What is read of a base meanwhile: where the adapter alone names it and it is nowhere, that is said.
+
+    Raises:
+        AdapterError: The Hub does not give the base either.
+    """
+    from loraft.models.sources import NoSuchModelError
+
+    try:
+        yield
+    except NoSuchModelError as error:
+        names_it = [adapter for adapter in found.adapters if adapter.base == found.base]
+        if not names_it:
+            raise
+        raise _no_base(names_it[0], f"names the base {found.base}: {error.problems[0].message}") from error
+
+
+class _NoBaseError(AdapterError):
+    """The base that an adapter names is not there."""
+
+
+def _named(given: str, among: Sequence[str]) -> tuple[str, str]:
+    """The name and the TARGET in a value of `--adapter`; one that is given no name is called after its folder."""
+    name, equals, place = given.partition("=")
+    if equals and not os.path.exists(given):
+        check_adapter_name(name)
+        return name, place
+    if len(among) == 1:
+        return "default", given
+    parts = [part for part in Path(given).parts if part not in ("adapter", "checkpoints")]
+    called = re.sub(r"[^A-Za-z0-9_-]+", "-", parts[-1] if parts else "")[-64:].strip("-") or "adapter"
+    check_adapter_name(called)
+    return called, given
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        message = f"several adapters are called {twice[0]}"
+        raise AdapterError(message, where="--adapter", remedy="Give each a name of its own: --adapter NAME=DIR.")
+
+
+def _only_adapter(name: str, given: str) -> AdapterTarget:
+    return replace(adapter_named(given, "--adapter", remedy="Give a base model as TARGET alone."), name=name)
+
+
+def adapter_named(given: str, where: str, *, remedy: str) -> AdapterTarget:
+    """The adapter that a folder, run, checkpoint, config or Hub id means.
+
+    Args:
+        given: Its name.
+        where: Where it was named.
+        remedy: What to do where that is no adapter.
+
+    Raises:
+        AdapterError: It is none.
+    """
+    found = _found(given, where)
+    if not found.adapters:
+        unseen = "" if os.path.exists(given) or given.startswith("builtin:") else ", or the Hub cannot be reached"
+        raise AdapterError(f"{given} is no adapter{unseen}", where=where, remedy=remedy)
+    return found.adapters[0]
+
+
+def _on_base(adapters: Sequence[AdapterTarget], given: Target | None, base_model: str | None) -> Target:
+    """The adapters on the base that is asked for, or on the one that they name themselves."""
+    base = base_model if base_model is not None else given.base if given is not None else None
+    if base is None:
+        first = _with_a_base(adapters[0])
+        if other := next((adapter for adapter in adapters if not _same_base(adapter, first)), None):
+            message = f"{other.name} names the base {other.base or '(none)'}, and {first.name} names {first.base}"
+            raise AdapterError(message, where="--adapter", remedy="Say with --base-model which one to use.")
+        return Target(first.base, first.revision, tuple(adapters))
+    differing = [adapter for adapter in adapters if not _is_called(adapter.base, base)]
+    if base_model is None and (unknown := [adapter for adapter in differing if adapter.fingerprint is None]):
+        message = f"the adapter names {unknown[0].base or 'no model'} as its base, and not {base}"
+        remedy = f"Where it is to be used on {base} all the same: --base-model {base}"
+        raise AdapterError(message, where=str(unknown[0].folder), key="base_model_name_or_path", remedy=remedy)
+    revision = adapters[0].revision if not differing else None
+    notes = (
+        f"The adapter {adapter.folder} names {adapter.base or 'no model'} as its base; {base} is used."
+        for adapter in differing
+    )
+    return Target(base, revision, tuple(adapters), notes=tuple(notes))
+
+
+def _is_called(named: str, base: str) -> bool:
+    """Whether two names of a base are one, or two paths of one folder: peft writes the whole path."""
+    paths = [os.path.expanduser(name) for name in (named, base)]
+    return named == base or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
+
+
+def _same_base(one: AdapterTarget, other: AdapterTarget) -> bool:
+    if one.fingerprint is not None and other.fingerprint is not None:
+        return one.fingerprint == other.fingerprint
+    return (one.base, one.revision) == (other.base, other.revision)
+
+
+def _found(given: str, where: str) -> Target:
+    path = Path(os.path.expanduser(given))
+    if path.suffix in (".yaml", ".yml") and not os.path.isdir(path):
+        return _from_config(path, where)
+    # os.path asks without raising, whatever is asked for: a name may be longer than a file's can be.
+    if os.path.isdir(path):
+        return _from_folder(path, where)
+    if os.path.isfile(path) or given.startswith("builtin:"):
+        return Target(given)
+    if _is_no_hub_id(given):
+        raise AdapterError(f"there is no file or folder {given}, and it is no Hub id", where=where, remedy=REMEDY)
+    fetched = adapter_from_hub(given)
+    return adapter_in(fetched) if fetched is not None else Target(given)
+
+
+def _from_config(path: Path, where: str) -> Target:
+    from loraft.config.config_file import load_config
+
+    output = load_config(path).training.output_dir
+    folder = Path(output).expanduser() if output else _newest_run(path.stem)
+    if folder is None or not folder.is_dir():
+        missing = output or f"runs/{path.stem}-N"
+        raise AdapterError(f"{path} has no run yet: there is no {missing}", where=where, remedy="Train it first.")
+    return _from_folder(folder, where)
+
+
+def _newest_run(stem: str) -> Path | None:
+    numbered = [
+        (int(run.name.rpartition("-")[2]), run) for run in Path("runs").glob(f"{stem}-*") if _is_numbered(run, stem)
+    ]
+    return max(numbered)[1] if numbered else None
+
+
+def _is_numbered(run: Path, stem: str) -> bool:
+    return run.is_dir() and run.name.removeprefix(f"{stem}-").isdecimal()
+
+
+def _from_folder(folder: Path, where: str) -> Target:
+    """What a folder holds: an adapter, a model trained whole, a base, or a run or checkpoint with one inside."""
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / "adapter_config.json").is_file():
+            return adapter_in(candidate)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return model_in(candidate)
+    checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
+    if checkpoints:
+        config = shlex.quote(str(folder / "config.yaml"))
+        remedy = f"Name a checkpoint ({checkpoints[-1]}), or go on: loraft train {config} --resume"
+        raise AdapterError("the run has not saved its result", where=str(folder), remedy=remedy)
+    looked_for = "adapter_config.json, adapter/adapter_config.json, config.json, model/config.json"
+    raise AdapterError(
+        f"there is neither a model nor an adapter (looked for {looked_for})", where=str(folder), remedy=REMEDY
+    )
+
+
+def _with_a_base(found: AdapterTarget) -> AdapterTarget:
+    """Refuse an adapter whose own base cannot be found; with another base given it does not matter."""
+    gone = bool(found.base) and _is_no_hub_id(found.base) and not os.path.exists(os.path.expanduser(found.base))
+    if found.base and not gone:
+        return found
+    raise _no_base(found, f"names the base {found.base}, which is not there" if gone else "does not name a base model")
+
+
+def _no_base(adapter: AdapterTarget, what: str) -> _NoBaseError:
+    remedy = "Say which one to use: --base-model MODEL."
+    if adapter.base and not adapter.base.startswith(("/", "~", "builtin:")):
+        remedy += " A relative path is that of the folder where it was trained."
+    return _NoBaseError(f"adapter_config.json {what}", where=str(adapter.folder), remedy=remedy)
+
+
+def _is_no_hub_id(name: str) -> bool:
+    return not name.startswith("builtin:") and (_is_path(name) or not HUB_ID.fullmatch(name))
+
+
+def _is_path(name: str) -> bool:
+    """Whether a path was meant: a Hub id looks like one, but its first part is no folder here."""
+    if name.startswith("builtin:"):
+        return False
+    return name.startswith((".", "/", "~")) or name.endswith(".gguf") or _has_a_parent_here(Path(name))
+
+
+def _has_a_parent_here(path: Path) -> bool:
+    return path.parent != Path() and os.path.isdir(path.parent)

@@ -1,0 +1,271 @@
+"""An adapter in a folder: saved so that PEFT loads it unchanged, loaded so that nothing wrong goes unseen.
+
+This module knows the files of a trained model and puts them together: weights, tokenizer with the chat template
+it was trained with, generation defaults, card and record. It refuses to know runs and checkpoints, which put
+these folders where they belong.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import loraft
+from loraft.adapters.adapter_config import recorded_lora
+from loraft.adapters.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    AdapterFiles,
+    adapter_tensors,
+    insert,
+    non_finite,
+    read_adapter,
+)
+from loraft.adapters.beginning import beginning
+from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, wrap
+from loraft.adapters.linear_modules import tied_modules
+from loraft.adapters.model_card import TrainingFacts, model_card, shown
+from loraft.config.schema import GenerationSection, RunConfig
+from loraft.errors import AdapterError, NonFiniteError
+from loraft.grammar import counted
+from loraft.io.atomic import write_json, write_record, written_whole
+from loraft.models.foreign_code import drop_code
+from loraft.models.load_model import LoadedModel
+from loraft.models.module_names import check_adapter_name, in_peft
+from loraft.tasks.seq_cls import LabelRenderer
+from loraft.tasks.task import RowRenderer
+
+__all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
+
+SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEGINS = {"start": "decoder_start_token_id", "first": "forced_bos_token_id"}
+"""How an answer begins, in transformers' words."""
+LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
+
+
+def save_adapter(
+    adapted: AdaptedModel, folder: Path, *, config: RunConfig, renderer: RowRenderer, facts: TrainingFacts
+) -> None:
+    """Write an adapter and all that using it needs, in PEFT's own format; an older one in `folder` is replaced.
+
+    Raises:
+        NonFiniteError: If a tensor holds NaN or infinity; `folder` is left as it was.
+        DiskFullError: If the disk fills up; `folder` is left as it was.
+    """
+    model = adapted.model
+    assert isinstance(model, PeftModel), "save_full writes a model that was trained whole"
+    tensors = {name: tensor.contiguous() for name, tensor in adapter_tensors(model, ADAPTER_NAME).items()}
+    _refuse_non_finite(tensors, folder)
+    with written_whole(folder) as staging:
+        save_file(tensors, staging / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_json(staging / ADAPTER_CONFIG, _adapter_config(model))
+        _write_company(adapted, staging, config, renderer, facts)
+
+
+def save_full(
+    adapted: AdaptedModel, folder: Path, *, config: RunConfig, renderer: RowRenderer, facts: TrainingFacts
+) -> None:
+    """Write a model that was trained whole, as transformers loads it; an older one in `folder` is replaced.
+
+    Raises:
+        NonFiniteError: If a tensor holds NaN or infinity; `folder` is left as it was.
+        DiskFullError: If the disk fills up; `folder` is left as it was.
+    """
+    model = adapted.model
+    assert isinstance(model, PreTrainedModel), "save_adapter writes an adapter"
+    _refuse_non_finite({name: weight.data for name, weight in adapted.trainable.items()}, folder)
+    with written_whole(folder) as staging:
+        model.save_pretrained(staging)
+        _write_company(adapted, staging, config, renderer, facts)
+
+
+def load_adapter(loaded: LoadedModel, folder: Path, *, name: str = ADAPTER_NAME) -> AdaptedModel:
+    """Put one saved adapter into its base, to be used and not trained: `load_adapters` with a single one."""
+    return load_adapters(loaded, {name: folder})
+
+
+def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedModel:
+    """Put saved adapters into their base, to be used and not trained; the first of them is active.
+
+    As in training, their forward runs under `torch.autocast` where the base is not float32.
+
+    Args:
+        loaded: The base, with nothing attached; it is left so when an adapter is refused.
+        folders: The adapters' folders by their names; at least one.
+
+    Raises:
+        AdapterError: If a folder is damaged or does not fit the base; all that is found in it is said.
+    """
+    for name in folders:
+        check_adapter_name(name)
+    read = {name: read_adapter(folder) for name, folder in folders.items()}
+    notes = tuple(note for files in read.values() for note in _fits(files, loaded))
+    model: PeftModel | None = None
+    try:
+        for name, files in read.items():
+            model = _with_layers(loaded.model if model is None else model, files, in_peft(name))
+            insert(model, files, in_peft(name))
+    except AdapterError:
+        if model is not None:
+            model.unload()
+        raise
+    assert model is not None, "there is at least one adapter"
+    model.set_adapter(in_peft(next(iter(read))))
+    model.requires_grad_(False)
+    model.eval()
+    methods = {files.record.get("method") for files in read.values() if files.record}
+    return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, tuple(read))
+
+
+def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
+    """What to tell about an adapter on this base, once it is known to have been trained on it.
+
+    Raises:
+        AdapterError: The base's weights are others, or what the base lacks the adapter lacks too.
+    """
+    notes = files.check_base(loaded.fingerprint)
+    inside = [f"{name}." for name in files.shape.saved]
+    if random := [name for name in loaded.new_modules if not any(part.startswith(f"{name}.") for part in inside)]:
+        raise AdapterError(
+            f"neither the adapter nor its base has {' and '.join(random)}, and random numbers would answer",
+            where=str(files.folder),
+        )
+    untied = sorted(files.shape.saved.intersection(tied_modules(loaded.model)))
+    if untied:
+        notes += (f"The adapter has a {' and a '.join(untied)} of its own, which the base ties to another module.",)
+    return notes
+
+
+def _with_layers(model: PeftModel | PreTrainedModel, files: AdapterFiles, name: str) -> PeftModel:
+    try:
+        return wrap(model, files.config, name, where=str(files.folder / ADAPTER_CONFIG))
+    except ValueError as error:  # peft's word for targets that match nothing
+        raise AdapterError(f"it does not fit the base: {error}", where=str(files.folder)) from error
+
+
+def restore(adapted: AdaptedModel, folder: Path) -> None:
+    """Put weights that `save_adapter` or `save_full` wrote back into the model that they came from.
+
+    Raises:
+        AdapterError: If the folder is damaged or holds other tensors than the model trains.
+    """
+    if isinstance(adapted.model, PeftModel):
+        insert(adapted.model, read_adapter(folder), ADAPTER_NAME)
+        return
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            tensors.update(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
+    # BART's files have a buffer too, which is not trained.
+    strange = (tensors.keys() - adapted.model.state_dict().keys()) | (adapted.trainable.keys() - tensors.keys())
+    if strange:
+        differing = ", ".join(sorted(strange)[:5])
+        raise AdapterError(f"it holds other tensors than the model: {differing}", where=str(folder))
+    for name, weight in adapted.trainable.items():
+        weight.data.copy_(tensors[name])
+
+
+def generation_defaults(
+    base: GenerationConfig | None, section: GenerationSection, stop_ids: tuple[int, ...], pad_id: int | None
+) -> dict[str, object]:
+    """The contents of generation_config.json: the base's own, with what the run decides put over it.
+
+    Every way in which an answer ends is a stop id. Settings of sampling are left out where nothing is sampled:
+    transformers refuses to save them.
+    """
+    values: dict[str, object] = base.to_diff_dict() if base else {}
+    for key in ("_from_model_config", "max_length", "transformers_version"):
+        values.pop(key, None)
+    values["eos_token_id"] = list(stop_ids)
+    values["max_new_tokens"] = section.max_new_tokens
+    if pad_id is not None:
+        values["pad_token_id"] = pad_id
+    if section.temperature is not None:
+        values["do_sample"] = section.temperature > 0
+        values["temperature"] = section.temperature
+    if not values.get("do_sample"):
+        values = {key: value for key, value in values.items() if key not in SAMPLING_ONLY}
+    return values
+
+
+def _adapter_config(model: PeftModel) -> dict[str, object]:
+    """`adapter_config.json`: as peft writes it, but the same bytes every time and the patterns in their order.
+
+    peft lists sets in an order that changes from process to process, and sorts the patterns, of which the first
+    that matches wins.
+    """
+    values: dict[str, object] = _lora_config(model).to_dict()  # type: ignore[no-untyped-call]
+    values["inference_mode"] = True
+    listed = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    return dict(sorted(listed.items()))
+
+
+def _lora_config(model: PeftModel) -> LoraConfig:
+    config = model.peft_config[ADAPTER_NAME]
+    assert isinstance(config, LoraConfig)
+    return config
+
+
+def _write_company(
+    adapted: AdaptedModel, folder: Path, config: RunConfig, renderer: RowRenderer, facts: TrainingFacts
+) -> None:
+    """What lies beside the weights, whatever was trained."""
+    loaded = adapted.loaded
+    _tokenizer_as_trained(loaded, renderer).save_pretrained(folder)
+    if config.task != "seq_cls":
+        base = loaded.model.generation_config
+        defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
+        defaults |= {BEGINS[name]: token for name, token in beginning(loaded.model, renderer).items()}
+        write_json(folder / "generation_config.json", defaults)
+    labels = renderer.labels if isinstance(renderer, LabelRenderer) else ()
+    (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, labels), encoding="utf-8")
+    drop_code(folder)
+    write_record(folder, _record(adapted, config, renderer))
+
+
+def _tokenizer_as_trained(loaded: LoadedModel, renderer: RowRenderer) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer with the template that was used, and without the place that it came from."""
+    tokenizer: PreTrainedTokenizerBase = copy.deepcopy(loaded.tokenizer)
+    tokenizer.chat_template = renderer.chat_template
+    tokenizer.name_or_path = shown(loaded.name)
+    return tokenizer
+
+
+def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> dict[str, object]:
+    loaded, model = adapted.loaded, adapted.model
+    return {
+        "base": {
+            "name": shown(loaded.name),
+            "revision": config.model.revision,
+            "fingerprint": loaded.fingerprint,
+            # What is trained whole is stored in float32, whatever is computed in.
+            "dtype": computed_in if (computed_in := config.model.dtype) != "auto" else _name(loaded.placement.dtype),
+        },
+        "lora": recorded_lora(_lora_config(model)) if isinstance(model, PeftModel) else None,
+        "method": adapted.method,
+        "quantization": config.quantization.model_dump() if adapted.method == "qlora" else None,
+        "task": config.task,
+        **renderer.recorded,
+        "versions": {"loraft": loraft.__version__, **{name: version(name) for name in LIBRARIES}},
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _refuse_non_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    bad = list(non_finite(tensors))
+    if bad:
+        hold = counted(len(bad), "tensor holds", "tensors hold")
+        raise NonFiniteError(f"{hold} NaN or infinity, first {bad[0]}; not saved", where=str(folder))

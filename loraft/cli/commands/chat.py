@@ -1,0 +1,248 @@
+"""`loraft chat`: a conversation, on a terminal or from a pipe with one message a line.
+
+Answers go to standard output and everything else to standard error. This module knows lines and streams. It refuses to
+know what a conversation is (`generation.conversation`), what commands mean and do (`chat_commands`, `chat_actions`) and
+what keys do (`chat_terminal`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loraft.cli.commands.chat_actions import ACTIONS
+from loraft.cli.commands.chat_commands import COMMANDS, Command, parse_line, setting_names
+from loraft.cli.interrupts import pass_on_unless_ctrl_c
+from loraft.cli.options import (
+    AdaptersOption,
+    BaseModelOption,
+    DtypeOption,
+    MaxNewTokensOption,
+    QuantizeOption,
+    SystemOption,
+    TargetArgument,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    quantization,
+)
+from loraft.cli.runner import ends_well
+from loraft.errors import OutOfMemoryError, Refused
+from loraft.grammar import counted
+from loraft.inference.requests import AnswerOptions, ModelChoice
+
+if TYPE_CHECKING:
+    from loraft.inference.conversation import Conversation, Reply
+
+__all__ = ["chat"]
+
+NO_TEXT = "\udcff"
+"""What a line stands for that is not UTF-8."""
+BEGIN_ANEW = "/reset begins a new conversation, /undo takes the last turn back."
+
+
+@ends_well
+def chat(
+    target: TargetArgument = None,
+    adapter: AdaptersOption = None,
+    base_model: BaseModelOption = None,
+    quantize: QuantizeOption = None,
+    dtype: DtypeOption = None,
+    system: SystemOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", min=0, max=2**32 - 1, show_default=False, help="The seed of sampling [default: any]."
+        ),
+    ] = None,
+) -> None:
+    """Talk with a base model, or with what was trained.
+
+    The history stays in the cache: each turn only what is new is read. /help lists the commands: /system, /reset,
+    /undo, /adapter, /set, /save, /quit. Ctrl-C stops an answer, Ctrl-D ends. From a pipe each line is a message, and
+    the exit code is 2 where one was refused.
+    """
+    if target is None and not adapter:
+        raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
+
+    from loraft.cli.console import print_note, waiting
+
+    with waiting("loading libraries and model"):
+        from loraft import api
+
+        conversation = api.open_chat(
+            ModelChoice(target, adapter or (), base_model, quantization(quantize), dtype),
+            options=AnswerOptions(system, max_new_tokens, temperature, top_p, top_k, seed),
+        )
+    for note in conversation.notes:
+        print_note(note)
+    raise typer.Exit((_OnTerminal if sys.stdin.isatty() else _FromPipe)(conversation).run())
+
+
+class _FromPipe:
+    """A conversation whose lines come from a file or a program; a Ctrl-C ends it."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self._long_told = False
+
+    def run(self) -> int:
+        """Takes lines until there are no more, or one says so; the exit code tells the worst that came of one."""
+        from loraft.cli.console import print_message, print_problems
+
+        exit_code = 0
+        while (line := self._line()) is not None:
+            if not line.strip():
+                continue
+            try:
+                meant = parse_line(_text(line.strip()))
+                if isinstance(meant, str):
+                    self._answer(meant)
+                elif meant.name == "/quit":
+                    return exit_code
+                else:
+                    self._do(meant)
+            except (Refused, OutOfMemoryError) as error:
+                exit_code = max(exit_code, error.exit_code)
+                print_problems(error.problems)
+                if isinstance(error, OutOfMemoryError):
+                    print_message(BEGIN_ANEW)
+        return exit_code
+
+    def _line(self) -> str | None:
+        raw = sys.stdin.buffer.readline()
+        return raw.decode("utf-8", errors="surrogateescape") if raw else None
+
+    def _answer(self, text: str) -> None:
+        """Asks, and writes the answer as it comes."""
+        reply = self._ask(text)
+        for piece in _pieces(reply):
+            _write(piece)
+        _write("\n")
+        self._tell_end(reply)
+
+    def _ask(self, text: str) -> Reply:
+        from loraft.errors import DataError
+
+        with redirect_stdout(sys.stderr):
+            try:
+                return self.conversation.ask(text)
+            except DataError as error:
+                raise DataError(error.problems[0].message, remedy=BEGIN_ANEW) from error
+
+    def _tell_end(self, reply: Reply) -> None:
+        """How long the answer was, what was read for it, and whether there is room for another."""
+        from loraft.cli.console import print_note, say
+        from loraft.cli.formatting import as_count
+
+        whole = reply.completion
+        if whole is None:
+            return
+        tokens = len(whole.token_ids)
+        read = reply.prompt_tokens - reply.held
+        figures = [counted(tokens, "token"), f"{as_count(read)} of {as_count(reply.prompt_tokens)} read"]
+        if whole.decode_tokens_per_second is not None:
+            figures.append(f"{whole.decode_tokens_per_second:.1f} tokens/s")
+        if not tokens:
+            figures.append("an empty answer")
+        positions, length = self.conversation.positions, reply.prompt_tokens + tokens
+        full = positions is not None and length > positions
+        if whole.finish_reason == "length" and not full:
+            figures.append("cut at the limit (/set max_new_tokens=N)")
+        say((" · ".join(figures), "dim"))
+        if full and positions is not None:
+            print_note(f"the conversation fills the {positions:,} positions that the model has learned; {BEGIN_ANEW}")
+        trained = self.conversation.trained_length
+        if trained is not None and length > trained and not self._long_told:
+            self._long_told = True
+            print_note(f"the conversation is longer than the {trained:,} tokens that the model was trained for")
+
+    def _do(self, command: Command) -> None:
+        """Carries a command out, and says what came of it."""
+        from loraft.cli.console import print_message
+
+        with redirect_stdout(sys.stderr):
+            for line in ACTIONS[command.name](self.conversation, command.argument):
+                print_message(line)
+
+
+class _OnTerminal(_FromPipe):
+    """A conversation with a person: lines are edited, Ctrl-C stops an answer, twice at the prompt it ends."""
+
+    def run(self) -> int:
+        """Greets, and takes lines until the person ends it, who has seen what was refused."""
+        from loraft.cli.commands.chat_terminal import line_editing
+        from loraft.cli.console import say
+
+        session = self.conversation.session
+        voices = (f"/adapter {name}" for name in (*session.adapters, "none"))
+        settings = (f"/set {name}=" for name in setting_names())
+        with line_editing([*COMMANDS, *voices, *settings]):
+            say((f"{session.loaded.name} · /help lists the commands, Ctrl-D ends", "dim"))
+            super().run()
+        return 0
+
+    def _line(self) -> str | None:
+        from loraft.cli.commands.chat_terminal import read_line
+
+        try:
+            return read_line(f"{self.conversation.voice.name}> " if self.conversation.session.adapters else "> ")
+        except UnicodeDecodeError:
+            return NO_TEXT
+
+    def _answer(self, text: str) -> None:
+        from loraft.cli.commands.chat_terminal import first_interrupt_noted
+        from loraft.cli.console import print_message, printable
+
+        show = printable if sys.stdout.isatty() else str
+        try:
+            with first_interrupt_noted() as interrupts:
+                reply = self._ask(text)
+                given = False
+                for piece in _pieces(reply):
+                    _write(show(piece))
+                    given = given or bool(piece)
+                    if interrupts:
+                        reply.stop()
+                        break
+        except KeyboardInterrupt as stop:
+            pass_on_unless_ctrl_c(stop)
+            _write("\n")
+            print_message("stopped; the question is taken back.")
+            return
+        _write("\n")
+        if reply.completion is None:
+            what = "what was said so far stays, /undo takes it back" if given else "the question is taken back"
+            print_message(f"stopped: {what}.")
+        self._tell_end(reply)
+
+
+def _pieces(reply: Reply) -> Iterator[str]:
+    """The text of an answer as it comes; what libraries print meanwhile goes to standard error."""
+    while True:
+        with redirect_stdout(sys.stderr):
+            token = next(reply, None)
+        if token is None:
+            return
+        yield token.text
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _text(line: str) -> str:
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Refused("the message is not UTF-8 text") from error
+    return line

@@ -1,0 +1,43 @@
+"""`loraft schema` and `loraft doctor`: what helps before the first config is written."""
+
+from __future__ import annotations
+
+from loraft.cli.options import JsonOption
+from loraft.cli.runner import ends_well
+
+__all__ = ["doctor", "schema"]
+
+
+@ends_well
+def schema() -> None:
+    """Print the JSON schema of the config, for editors.
+
+    Save it as loraft.schema.json and begin a config with the line
+    "# yaml-language-server: $schema=loraft.schema.json": the editor then completes keys and marks mistakes.
+    """
+    from loraft.cli.console import print_json
+    from loraft.config.schema import RunConfig
+
+    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()})
+
+
+@ends_well
+def doctor(as_json: JsonOption = False) -> None:
+    """Tell what this machine can do.
+
+    Versions, devices, what of bitsandbytes works here (each tried for real), free disk, cache and Hub.
+    """
+    from loraft.cli.console import print_json, print_result, waiting
+    from loraft.cli.text_tables import document
+
+    parts: dict[str, dict[str, object]] = {}
+    with waiting("trying what works here"):
+        from loraft.inspection.environment import examine
+
+        facts = examine()
+    for fact in facts:
+        parts.setdefault(fact.part, {})[fact.name] = fact.value
+    if as_json:
+        print_json(parts)
+    else:
+        print_result(*document(parts, rest="machine"))

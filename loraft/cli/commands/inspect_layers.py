@@ -1,0 +1,74 @@
+"""`loraft inspect-layers`: what a model is made of, what LoRA would train in it, and what an adapter changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loraft.cli.options import AdaptersOption, BaseModelOption, JsonOption, TargetArgument
+from loraft.cli.runner import ends_well
+
+if TYPE_CHECKING:
+    from loraft.config.schema import LoraSection
+
+__all__ = ["inspect_layers"]
+
+
+@ends_well
+def inspect_layers(
+    target: TargetArgument = None,
+    adapter: AdaptersOption = None,
+    base_model: BaseModelOption = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(
+            "--lora",
+            metavar="KEY=VALUE,…|CONFIG",
+            show_default=False,
+            help="What LoRA is counted for, such as r=8,target_modules=[q_proj,v_proj],layers=last:4, or a config.",
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--every", help="Show every layer and module, not only the groups of equal ones.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell the anatomy of a model, and what an adapter changed in it.
+
+    Layers, heads, norms, parameters and bytes by part; how positions are told apart, by experiment on a small copy;
+    each linear module and what LoRA would train there. Of an adapter how far each module moved; of two how alike they
+    are. No weights are loaded: a config alone will do.
+    """
+    if target is None and not adapter:
+        raise typer.BadParameter("Name a TARGET, or an --adapter.")
+    section = _lora(lora)
+
+    from loraft.cli.console import print_json, print_note, print_result, waiting
+    from loraft.cli.views.layers_view import layers_view
+
+    with waiting("looking into the model"):
+        from loraft.inspection.layers_report import (
+            look,  # and not loraft.api: training's libraries would double the time
+        )
+
+        report = look(target, adapter or (), base_model=base_model, lora=section)
+    document = report.as_dict()
+    if as_json:
+        print_json(document)
+        return
+    for note in report.notes:
+        print_note(note)
+    print_result(*layers_view(document, every=every))
+
+
+def _lora(text: str | None) -> LoraSection | None:
+    """What `--lora` says: the section of a config, or the same in one line."""
+    if text is None:
+        return None
+    from loraft.config.config_file import load_config, load_lora
+
+    if Path(text).suffix in (".yaml", ".yml"):
+        return load_config(text).lora
+    return load_lora(text)

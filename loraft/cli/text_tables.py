@@ -1,0 +1,162 @@
+"""Documents as tables: what `--json` prints for machines, laid out for people.
+
+This module knows how a mapping of facts is drawn: a section for each mapping in it, a row for each fact, a table for
+a list of mappings. It refuses to know which facts there are, so a fact that is added to a document is shown too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from loraft.cli.console import printable
+from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate
+
+__all__ = ["Column", "document", "facts", "label", "records", "sheet", "shown"]
+
+Document = Mapping[str, object]
+Column = tuple[str, bool]
+"""A heading, and whether numbers stand below it."""
+
+MOST_ITEMS = 8
+BAR_WIDTH = 30
+IN_BYTES = ("memory",)
+"""The sections whose every number counts bytes."""
+
+
+def shown(key: str, value: object) -> str:
+    """A fact's value in words; its key tells the unit: `peak_bytes`, `trained_share`, `learning_rate`."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return _number(key, value)
+    if isinstance(value, Mapping):
+        return " · ".join(
+            f"{label(name)} {shown(name if _has_unit(name) else key, item)}" for name, item in value.items()
+        )
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return _items(key, value)
+    return printable(str(value))
+
+
+def label(key: str) -> str:
+    """A key as a person says it: `trainable_parameters` is `trainable parameters`, `peak_bytes` is `peak`."""
+    return key.removesuffix("_bytes").removesuffix("_share").replace("_", " ")
+
+
+def facts(title: str, rows: Document, *, label_width: int = 0) -> RenderableType:
+    """A titled grid, a row for each fact."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", min_width=label_width, no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, value in rows.items():
+        if title in IN_BYTES:
+            grid.add_row(f"  {label(key)}", shown(f"{key}_bytes", value), _bar(value, rows.get("peak_bytes")))
+        else:
+            grid.add_row(f"  {label(key)}", shown(key, value))
+    return _titled(title, grid)
+
+
+def records(title: str, rows: Sequence[Document]) -> RenderableType:
+    """A titled table, a row for each record; the columns are those of all records, numbers to the right."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
+    for key in columns:
+        is_number = all(isinstance(row.get(key), int | float | None) for row in rows)
+        table.add_column(label(key), justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(shown(key, row.get(key)) for key in columns))
+    return _titled(title, Padding(table, (0, 0, 0, 1)))
+
+
+def sheet(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> RenderableType:
+    """A titled table of words; numbers stand to the right."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
+    for name, is_number in columns:
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    frame = Table.grid()
+    frame.add_row(Text(title, style="bold"))
+    frame.add_row(Padding(table, (0, 0, 0, 1)))
+    frame.add_row("")
+    return frame
+
+
+def document(sections: Document, *, rest: str) -> list[RenderableType]:
+    """Each mapping a titled section, each list of mappings a table, and what else there is under the title `rest`."""
+    flat = {key: value for key, value in sections.items() if not isinstance(value, Mapping) and not _is_records(value)}
+    whole: dict[str, object] = {key: value for key, value in sections.items() if key not in flat}
+    if flat:
+        whole[rest] = flat
+    width = 2 + max(
+        (len(label(key)) for part in whole.values() if isinstance(part, Mapping) for key in part), default=0
+    )
+    parts: list[RenderableType] = []
+    for title, part in whole.items():
+        if isinstance(part, Mapping):
+            parts += _section(title, part, width)
+        elif isinstance(part, Sequence):
+            parts.append(records(label(title), part))
+    return parts
+
+
+def _section(title: str, part: Document, width: int) -> Iterable[RenderableType]:
+    inner = {key: value for key, value in part.items() if _is_records(value)}
+    yield facts(label(title), {key: value for key, value in part.items() if key not in inner}, label_width=width)
+    for key, rows in inner.items():
+        if isinstance(rows, Sequence):
+            yield records(f"{label(title)}: {label(key)}", rows)
+
+
+def _titled(title: str, body: RenderableType) -> RenderableType:
+    frame = Table.grid()
+    frame.add_row(Text(title, style="bold"))
+    frame.add_row(body)
+    frame.add_row("")
+    return frame
+
+
+def _bar(part: object, whole: object) -> Text:
+    """A part of the peak as a bar; nothing for what is not a part of it."""
+    if not isinstance(part, int) or not isinstance(whole, int) or not 0 < part < whole:
+        return Text()
+    return Text("━" * max(1, round(BAR_WIDTH * part / whole)), style="green")
+
+
+def _is_records(value: object) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    return len(value) > 0 and all(isinstance(item, Mapping) for item in value)
+
+
+def _has_unit(key: str) -> bool:
+    return key.endswith(("bytes", "share", "rate"))
+
+
+def _number(key: str, value: float) -> str:
+    if key.endswith("bytes"):
+        return as_bytes(value)
+    if key.endswith("share"):
+        return f"{100 * value:.2f} %"
+    if key.endswith("seconds"):
+        return as_duration(value)
+    if key.endswith("learning_rate"):
+        return as_rate(value)
+    return as_measure(value) if key.endswith(("loss", "perplexity", "norm", "accuracy", "f1")) else as_count(value)
+
+
+def _items(key: str, items: Sequence[object]) -> str:
+    if len(items) > 2 and list(items) == list(range(len(items))):
+        return f"0 to {len(items) - 1}"
+    words = [shown(key, item) for item in items[:MOST_ITEMS]]
+    if len(items) > MOST_ITEMS:
+        words.append(f"… {len(items) - MOST_ITEMS} more")
+    return ", ".join(words) if words else "–"

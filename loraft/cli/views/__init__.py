@@ -1,0 +1,1 @@
+"""Values drawn for people, with rich."""

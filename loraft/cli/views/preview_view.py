@@ -1,0 +1,254 @@
+"""Rows as the model sees them, drawn on a terminal.
+
+This module knows how tokens are told apart: by shades where there are colours, by marks where there are none, so that
+nothing is said by colour alone. It refuses to know how rows became tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.columns import Columns
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from loraft.cli.console import printable
+from loraft.cli.formatting import as_count, as_share
+from loraft.grammar import counted
+
+if TYPE_CHECKING:
+    from loraft.inspection.row_preview import Part, Preview, SeenBatch, SeenRow, SeenToken
+
+__all__ = ["Marks", "drawn_preview", "heading_of", "laid_words", "legible", "place_words", "row_words", "special_words"]
+
+ENDS = 150
+"""Tokens that are shown of each end of a long row."""
+SHORT = 3 * ENDS
+"""Rows up to this many tokens are shown whole."""
+SHADES = {
+    False: ("#c9d1d9 on #2b3036", "#c9d1d9 on #3a4149"),
+    True: ("bold #eafff0 on #14532d", "bold #eafff0 on #1b7a43"),
+}
+"""Two shades for tokens that are only read, and two for those that are learned."""
+SPECIAL = "#ffb454"
+BEGINS, BETWEEN, ENDS_WITH = "⟦", "│", "⟧"
+UNTITLED = ("text",)
+ROLES = {
+    "bos_token": "beginning of text", "eos_token": "end of text", "pad_token": "padding", "unk_token": "unknown",
+    "sep_token": "separator", "cls_token": "summary", "mask_token": "mask",
+}  # fmt: skip
+NUMBERED = re.compile(r"(.*?)(?:: (row \d+)|(:\d+))$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How tokens are told apart.
+
+    Attributes:
+        shaded: By background; otherwise by `│` between tokens, and ⟦ ⟧ around what is learned.
+    """
+
+    shaded: bool
+
+    @classmethod
+    def for_console(cls, console: Console) -> Marks:
+        """What a console can show: shades need more than sixteen colours."""
+        return cls(console.color_system in ("256", "truecolor") and not console.no_color)
+
+
+def legible(text: str, *, breaks: bool = True) -> str:
+    """A token's text with what cannot be seen made visible: line ends, tabs, control and formatting characters.
+
+    Args:
+        text: What the token spells.
+        breaks: A line end ends the line behind its sign too.
+    """
+    seen = []
+    for sign in text:
+        if sign == "\n":
+            seen.append("⏎\n" if breaks else "⏎")
+        elif sign == "\t":
+            seen.append("⇥")
+        elif sign.isprintable():
+            seen.append(sign)
+        else:
+            seen.append(printable(sign) if ord(sign) < 0x20 or ord(sign) == 0x7F else f"<U+{ord(sign):04X}>")
+    return "".join(seen) or "‥"
+
+
+def drawn_preview(preview: Preview, marks: Marks, *, whole: bool = False) -> list[RenderableType]:
+    """The split in a line, its rows, how the first batches are laid, and what the marks mean."""
+    parts: list[RenderableType] = [Text(heading_of(preview), style="bold"), *_counts(preview), Text()]
+    for row in preview.rows:
+        parts += _row(row, preview, marks, whole=whole)
+    if preview.batches:
+        parts += _batches(preview, marks)
+    parts += _legend(preview, marks)
+    return parts
+
+
+def heading_of(preview: Preview) -> str:
+    """The split in a line."""
+    rows = f"{preview.split}: {counted(preview.rows_in_split, 'row')} for {preview.task}"
+    if preview.task == "seq_cls":
+        return f"{rows} · {as_count(preview.tokens)} tokens · {len(preview.classes)} classes"
+    share = as_share(preview.trained, preview.tokens)
+    return f"{rows} · {as_count(preview.tokens)} tokens, {as_count(preview.trained)} of them learned ({share})"
+
+
+def row_words(row: SeenRow) -> str:
+    """A row's counts, and what became of it."""
+    words = [counted(row.tokens, "token")]
+    if row.label is None:
+        words.append(f"{as_count(row.trained)} learned")
+    else:
+        words.append(f"class {row.class_number} = {row.label}")
+    if row.piece is not None:
+        words.append(f"piece {row.piece[0]} of {row.piece[1]}")
+    return " · ".join(words)
+
+
+def special_words(preview: Preview) -> Iterator[str]:
+    """The special tokens that are shown, by name."""
+    for token in preview.special_tokens:
+        roles = ", ".join(ROLES.get(role, role.replace("_", " ")) for role in token.roles)
+        yield f"{legible(token.text.strip() or token.text)} is id {token.id}" + (f" ({roles})" if roles else "")
+
+
+def place_words(where: str, preview: Preview) -> str:
+    """A row's place in a batch: its number alone where all rows come from one source."""
+    found = NUMBERED.fullmatch(where)
+    if found is None or (len(preview.sources) > 1 and len({s.source for s in preview.sources}) > 1):
+        return where
+    return found[2] or f"line {found[3].removeprefix(':')}"
+
+
+def laid_words(preview: Preview) -> str:
+    """How the rows of a batch are laid."""
+    return "end to end, without padding" if preview.end_to_end else "a line each, padded on the right"
+
+
+def _counts(preview: Preview) -> Iterator[Text]:
+    """What became of the rows of each source, where not all of them are kept."""
+    for source in preview.sources:
+        lost = [
+            f"{as_count(number)} {what}"
+            for number, what in (
+                (source.bad, "bad, skipped"),
+                (source.overlength, f"too long, {source.done}"),
+                (source.untrained, "without a learned token, left out"),
+            )
+            if number
+        ]
+        if lost:
+            yield Text(f"{source.source}: of {as_count(source.read)} rows {' · '.join(lost)}", style="yellow")
+
+
+def _row(row: SeenRow, preview: Preview, marks: Marks, *, whole: bool) -> Iterator[RenderableType]:
+    yield Text.assemble((printable(row.where), "bold"), (f"  {printable(row_words(row))}", "dim"))
+    if row.left_out is not None:
+        yield Text.assemble(("  not in this split: ", "bold red"), printable(row.left_out))
+    for part in row.parts:
+        if part.name not in UNTITLED:
+            what = "the encoder reads" if part.name == "source" else "the decoder learns"
+            yield Text(f"  {what}, {counted(len(part.tokens), 'token')}", style="dim")
+        tokens = _tokens(part, marks, whole=whole)
+        tokens.rstrip()  # the line end of the last token, whose sign stands before it
+        yield Padding(tokens, (0, 0, 0, 2))
+    yield Text()
+
+
+def _tokens(part: Part, marks: Marks, *, whole: bool) -> Text:
+    tokens = part.tokens
+    if whole or len(tokens) <= SHORT:
+        return _strip(tokens, 0, marks)
+    between = tokens[ENDS:-ENDS]
+    learned = sum(token.trained for token in between)
+    gap = f"\n  … {as_count(len(between))} tokens more, {as_count(learned)} of them learned (--whole shows them) …\n"
+    return Text.assemble(
+        _strip(tokens[:ENDS], 0, marks), (gap, "dim italic"), _strip(tokens[-ENDS:], len(between), marks)
+    )
+
+
+def _strip(tokens: Sequence[SeenToken], first: int, marks: Marks) -> Text:
+    text, learned, segment = Text(), False, tokens[0].segment if tokens else None
+    for place, token in enumerate(tokens):
+        if not marks.shaded:
+            edge = BETWEEN if place and token.trained == learned else ""
+            if token.trained != learned:
+                edge = BEGINS if token.trained else ENDS_WITH
+            text.append(edge, "bold" if edge in (BEGINS, ENDS_WITH) else "dim")
+        if token.segment != segment:
+            text.append(" second text: ", "italic")
+        learned, segment = token.trained, token.segment
+        text.append(legible(token.text), _style(token, first + place, marks))
+    return text.append(ENDS_WITH, "bold") if learned and not marks.shaded else text
+
+
+def _style(token: SeenToken, place: int, marks: Marks) -> str:
+    if not marks.shaded:
+        return "bold green" if token.trained else "magenta" if token.special else ""
+    style = SHADES[token.trained][place % 2]
+    if not token.special:
+        return style
+    return re.sub(r"#[0-9a-f]{6} on", f"{SPECIAL} on", style)
+
+
+def _batches(preview: Preview, marks: Marks) -> Iterator[RenderableType]:
+    shown, total = len(preview.batches), preview.batches_an_epoch
+    if total is None:
+        which = f"the first {shown} of a stream"
+    else:
+        which = f"the first {shown} of {as_count(total)}" if shown < total else "all" if total > 1 else "the only one"
+    yield Text.assemble(("batches of the first epoch", "bold"), (f"  {which} · rows {laid_words(preview)}", "dim"))
+    for number, batch in enumerate(preview.batches, start=1):
+        yield Text.assemble((f"  {number}  ", "bold"), (_batch_words(batch, preview), "dim"))
+        yield Padding(_laid(batch, preview, marks), (0, 0, 0, 5))
+    yield Text()
+
+
+def _batch_words(batch: SeenBatch, preview: Preview) -> str:
+    lines, time = batch.shape
+    what = "decisions" if preview.task == "seq_cls" else "tokens"
+    size = f"{as_count(time)} tokens in one line" if preview.end_to_end else f"{lines} lines of {as_count(time)} tokens"
+    if batch.target_shape is not None:
+        size += f", targets of {as_count(batch.target_shape[1])}"
+    padding = f" · {as_count(batch.padding)} of padding" if batch.padding else ""
+    return f"{counted(len(batch.rows), 'row')} · {size}{padding} · {as_count(batch.trained)} {what} learned"
+
+
+def _laid(batch: SeenBatch, preview: Preview, marks: Marks) -> RenderableType:
+    """The rows of a batch one after another, none torn apart at the end of a line."""
+    words = []
+    for place, row in enumerate(batch.rows):
+        size = as_count(row.tokens) if row.target is None else f"{as_count(row.tokens)} → {as_count(row.target)}"
+        text = Text.assemble(
+            (printable(place_words(row.where, preview)), "dim" if not marks.shaded else ""), f" {size}"
+        )
+        words.append(Text(f" {text.plain} ", SHADES[False][place % 2]) if marks.shaded else text.append(" ▕", "dim"))
+    return Columns(words, padding=(0, 1 - marks.shaded))
+
+
+def _legend(preview: Preview, marks: Marks) -> Iterator[Text]:
+    if preview.task == "seq_cls":
+        names = ", ".join(f"{number} {name}" for number, name in enumerate(preview.classes))
+        yield Text.assemble(("classes  ", "dim"), printable(names))
+    if marks.shaded:
+        legend = Text.assemble(("tokens   ", "dim"), ("read", SHADES[False][0]), (" only", SHADES[False][1]))
+        if preview.task != "seq_cls":
+            legend.append("  ").append("lear", SHADES[True][0]).append("ned", SHADES[True][1])
+        legend.append("  ").append("special", _style_of_special())
+        yield legend
+    else:
+        learned = "" if preview.task == "seq_cls" else f", {BEGINS} {ENDS_WITH} around what is learned"
+        yield Text.assemble(("tokens   ", "dim"), f"{BETWEEN} between tokens{learned}, ⏎ a line end")
+    if special := list(special_words(preview)):
+        yield Text.assemble(("special  ", "dim"), printable(" · ".join(special)))
+
+
+def _style_of_special() -> str:
+    return SHADES[False][0].replace("#c9d1d9", SPECIAL)

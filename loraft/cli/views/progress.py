@@ -1,0 +1,247 @@
+"""A run as it goes on, drawn on standard error from the events that it emits.
+
+This module knows two ways to draw them: on a terminal, aligned columns with a live line below them; elsewhere a plain
+line for each, without control characters. It refuses to know how a run works, and it never stops one: when nobody
+reads standard error any more, it falls silent and the run goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from loraft.cli.console import forget, printable
+from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
+from loraft.grammar import counted
+from loraft.training.run_events import (
+    Evaluated,
+    Event,
+    Note,
+    Progress,
+    RunStarted,
+    SampleAnswered,
+    Saved,
+    StepDone,
+    StepLogged,
+)
+
+__all__ = ["LiveView", "PlainView", "View", "live_line", "view_on"]
+
+SECONDS_BETWEEN_FRAMES = 0.1
+SECONDS_BETWEEN_PLAIN_PROGRESS = 10.0
+BAR_WIDTHS = range(10, 31)
+PROMPT_WIDTH = 100
+
+
+class View(Protocol):
+    """An observer that is open while a run goes on."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def __call__(self, event: Event) -> None:
+        """Draws what `event` tells."""
+
+
+def view_on(console: Console) -> View:
+    """The live view where `console` is a terminal that can move its cursor, else the plain one."""
+    return LiveView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(console)
+
+
+class PlainView:
+    """One line an event, for files and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress_shown_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def __call__(self, event: Event) -> None:
+        """Prints what `event` tells, if it is worth a line."""
+        line = self._line(event)
+        if line is not None:
+            try:
+                self._console.print(line, soft_wrap=True)
+            except OSError:
+                forget(self._console.file)
+
+    def _line(self, event: Event) -> Text | None:
+        if isinstance(event, StepLogged):
+            return _plain_step(event)
+        if isinstance(event, Evaluated):
+            return Text(f"evaluation at step {event.step}: loss {as_measure(event.loss)}, {_verdict(event, ', ')}")
+        if isinstance(event, Progress):
+            return self._seldom(event)
+        return _told(event)
+
+    def _seldom(self, event: Progress) -> Text | None:
+        now = time.monotonic()
+        if now - self._progress_shown_at < SECONDS_BETWEEN_PLAIN_PROGRESS:
+            return None
+        self._progress_shown_at = now
+        return Text(f"{event.what}: {as_count(event.done)} of {as_count(event.total)}")
+
+
+class LiveView:
+    """Aligned columns, and below them one line that is drawn anew."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
+        self._drawn_at = 0.0
+        self._has_header = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._live.start()
+        except OSError:
+            forget(self._console.file)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._live.stop()
+            if self._has_header:
+                self._console.print()
+        except OSError:
+            forget(self._console.file)
+
+    def __call__(self, event: Event) -> None:
+        """Draws what `event` tells: steps and progress in the live line, the rest above it."""
+        try:
+            if isinstance(event, StepDone | Progress):
+                self._redraw(event)
+            else:
+                self._print(event)
+        except OSError:
+            forget(self._console.file)
+
+    def _redraw(self, event: StepDone | Progress) -> None:
+        now = time.monotonic()
+        if now - self._drawn_at >= SECONDS_BETWEEN_FRAMES:
+            self._drawn_at = now
+            self._live.update(live_line(event, self._console.width), refresh=True)
+
+    def _print(self, event: Event) -> None:
+        if isinstance(event, StepLogged | Evaluated) and not self._has_header:
+            self._has_header = True
+            self._console.print(
+                _row("step", "epoch", "loss", "grad norm", "rate", "tokens/s", "peak", "left"), style="dim"
+            )
+        if isinstance(event, StepLogged):
+            self._console.print(_columns(event))
+        elif isinstance(event, Evaluated):
+            start = _row(as_count(event.step), f"{event.epoch:.2f}", as_measure(event.loss))
+            style = "green" if event.best else ""
+            self._console.print(Text.assemble((start, "bold"), ("  eval · " + _verdict(event, " · "), style)))
+        elif (text := _told(event)) is not None:
+            self._console.print(text, soft_wrap=not isinstance(event, Note))
+
+
+def live_line(event: StepDone | Progress, width: int) -> Text:
+    """One line of at most `width` characters: how far, a bar, and the figures that fit, the first ones first."""
+    if isinstance(event, Progress):
+        done, total, figures = event.done, event.total, [event.what]
+    else:
+        done, total = event.step, event.steps
+        left = [] if event.seconds_left is None else [f"{as_duration(event.seconds_left)} left"]
+        figures = [
+            f"loss {as_measure(event.loss)}",
+            *left,
+            f"{as_count(round(event.tokens_per_second))} tokens/s",
+            as_bytes(event.peak_bytes),
+            f"rate {as_rate(event.learning_rate)}",
+        ]
+    count = f"{done}/{total}"
+    room = width - len(count) - 3 - BAR_WIDTHS.start
+    while figures and sum(len(figure) + 2 for figure in figures) > room:
+        figures.pop()
+    tail = "".join(f"  {figure}" for figure in figures)
+    bar_width = max(BAR_WIDTHS.start, min(BAR_WIDTHS.stop - 1, width - len(count) - len(tail) - 2))
+    filled = round(bar_width * done / total) if total else bar_width
+    return Text.assemble(
+        (count, "bold"), " ", ("━" * filled, "green"), ("━" * (bar_width - filled), "bright_black"), tail
+    )
+
+
+def _row(*cells: str) -> str:
+    widths = (7, 7, 9, 10, 9, 9, 8, 8)
+    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
+
+
+def _columns(event: StepLogged) -> str:
+    return _row(
+        as_count(event.step),
+        f"{event.epoch:.2f}",
+        as_measure(event.loss),
+        as_measure(event.grad_norm),
+        as_rate(event.learning_rate),
+        as_count(round(event.tokens_per_second)),
+        as_bytes(event.peak_bytes),
+        "–" if event.seconds_left is None else as_duration(event.seconds_left),
+    )
+
+
+def _plain_step(event: StepLogged) -> Text:
+    left = "" if event.seconds_left is None else f"  {as_duration(event.seconds_left)} left"
+    return Text(
+        f"step {event.step:>{len(str(event.steps))}}/{event.steps}  epoch {event.epoch:.2f}"
+        f"  loss {as_measure(event.loss)}  grad norm {as_measure(event.grad_norm)}"
+        f"  rate {as_rate(event.learning_rate)}  {as_count(round(event.tokens_per_second))} tokens/s"
+        f"  peak {as_bytes(event.peak_bytes)}{left}"
+    )
+
+
+def _verdict(event: Evaluated, separator: str) -> str:
+    figures = event.figures or {"perplexity": event.perplexity}
+    words = [f"{name.replace('_', ' ')} {as_measure(value)}" for name, value in figures.items()]
+    words.append(counted(event.rows, "row"))
+    return separator.join([*words, "best so far"] if event.best else words)
+
+
+def _told(event: Event) -> Text | None:
+    """What reads the same on a terminal and in a file; None for what only a live line shows."""
+    match event:
+        case Note(text):
+            return Text.assemble(("note: ", "cyan"), printable(text))
+        case RunStarted():
+            return _beginning(event)
+        case SampleAnswered(step, prompt, answer):
+            asked = " ".join(printable(prompt).split())
+            asked = asked if len(asked) <= PROMPT_WIDTH else f"{asked[: PROMPT_WIDTH - 1]}…"
+            answered = printable(answer).strip().replace("\n", "\n  ")
+            return Text.assemble((f"sample at step {step}: {asked}", "dim"), "\n  ", answered or "(an empty answer)")
+        case Saved(_, folder):
+            return Text(f"saved {folder}", style="dim")
+    return None
+
+
+def _beginning(event: RunStarted) -> Text:
+    passes = "1 epoch" if event.epochs == 1 else f"{as_count(round(event.epochs, 2))} epochs"
+    since = f", from step {as_count(event.step)} on" if event.step else ""
+    share = as_share(event.trainable_parameters, event.total_parameters)
+    return Text.assemble(
+        ("run      ", "dim"),
+        (str(event.run_folder), "bold"),
+        ("\nsteps    ", "dim"),
+        f"{as_count(event.steps)} ({passes}{since})",
+        ("\ntrained  ", "dim"),
+        f"{as_count(event.trainable_parameters)} of {as_count(event.total_parameters)} parameters ({share})\n",
+    )

@@ -1,1 +1,0 @@
-"""Data: files become rows, rows become conversations, conversations become tokens with a loss mask, and batches."""

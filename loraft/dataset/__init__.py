@@ -1,0 +1,1 @@
+"""From the rows of a run to its batches: tokenized, cached, held out, counted and drawn."""

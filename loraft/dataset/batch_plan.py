@@ -1,0 +1,42 @@
+"""Which rows of a run share a batch, and whether they lie end to end, as its config says.
+
+This module knows the settings that decide it. It refuses to know the model: whether a family can be laid end to end is
+told to it.
+"""
+
+from __future__ import annotations
+
+from loraft.config.schema import RunConfig
+from loraft.dataset.build import PreparedData
+from loraft.dataset.sampler import BatchPlan
+
+__all__ = ["batch_plan", "fills", "lies_end_to_end"]
+
+
+def lies_end_to_end(config: RunConfig, *, packs: bool) -> bool:
+    """Whether the rows of a batch lie end to end, without padding.
+
+    Args:
+        config: The run.
+        packs: The model's family can be laid so.
+    """
+    wanted = config.data.packing != "off" and config.model.attn_implementation == "auto"
+    return packs and wanted and config.task == "causal_lm"
+
+
+def fills(config: RunConfig) -> bool:
+    """Whether rows are filled up to `data.max_length` with one another."""
+    return config.data.packing == "fill" and config.task == "causal_lm"
+
+
+def batch_plan(config: RunConfig, data: PreparedData) -> BatchPlan:
+    """The batches of a run."""
+    return BatchPlan(
+        lengths=[example.tokens for example in data.train],
+        spans=data.train_sources,
+        batch_size=config.training.per_device_train_batch_size,
+        accumulation=config.training.gradient_accumulation_steps,
+        seed=config.seed,
+        group_by_length=config.training.group_by_length,
+        fill_to=config.data.max_length if fills(config) else None,
+    )

@@ -1,0 +1,380 @@
+"""From the `data` section to examples: read, recognised, rendered, cut, counted and held out.
+
+This module knows the order of these steps and what is done with rows that do not pass one. No row disappears
+without being counted, and every problem of every source is found before it ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from loraft.config.schema import DataSection, DataSource, RunConfig
+from loraft.dataset.fingerprint import contents_of, identity_of
+from loraft.dataset.held_out_split import digest_of_draw, held_out_rows
+from loraft.dataset.source_rows import (
+    SourceRows,
+    put_down,
+    shortened,
+    sources_of,
+    sources_read,
+    taken_up,
+    tokenize_source,
+)
+from loraft.dataset.statistics import (
+    DataReport,
+    classes_of,
+    contradictions,
+    findings,
+    lengths_of,
+    repetitions,
+    unknown_tokens,
+)
+from loraft.dataset.streaming import RowStream, streamed
+from loraft.dataset.token_cache import Keeper
+from loraft.errors import DataError, Problem
+from loraft.grammar import counted
+from loraft.tasks.task import Learned, RowRenderer, learned_from, renderer_of
+from loraft.tokenization.examples import Example
+
+__all__ = ["PreparedData", "SourceSpan", "prepare"]
+
+SAMPLES = 3
+SHOWN_COLUMNS = 8
+SAMPLED = 1000
+"""Rows of each source that are looked at before a stream begins."""
+
+
+@dataclass(frozen=True)
+class SourceSpan:
+    """The examples `start … stop - 1` of one source, seen `weight` times an epoch."""
+
+    start: int
+    stop: int
+    weight: float
+
+
+Contents = tuple[tuple[str | None, ...], tuple[str | None, ...]]
+"""What the sources to train on are, and those to evaluate on; None where nothing tells."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedData:
+    """The rows of a run as tokens.
+
+    Attributes:
+        train: The examples to train on, source after source.
+        train_sources: Where each source's examples are, and its weight.
+        eval: The examples to evaluate on.
+        report: All of it in numbers.
+        renderer: What made the tokens, and makes prompts the same way.
+        fingerprint: sha256 over all tokens and labels, the names of classes too; of a stream over what they depend on.
+        contents: What the sources are, by which a later evaluation knows whether they are still the same.
+        held_out: What tells which rows were held out of those to train on; None where a source of their own is named.
+        stream: The training rows as they come, where `data.streaming` asks for it; `train` and the report are then of
+            the first rows of each source alone.
+    """
+
+    train: list[Example]
+    train_sources: list[SourceSpan]
+    eval: list[Example]
+    report: DataReport
+    renderer: RowRenderer
+    fingerprint: str
+    contents: Contents
+    held_out: str | None = None
+    stream: RowStream | None = None
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Look for no garbage in cycles meanwhile: rows are in none, and the looking took a sixth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_without_collection()
+def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path | None = None) -> PreparedData:
+    """Read and tokenize everything that `config.data` names, or find it as it was tokenized before.
+
+    Args:
+        config: The run's.
+        tokenizer: The model's.
+        cache: Where tokens are kept for the next start; None keeps and finds none.
+
+    Raises:
+        DataError: With every problem found: files and rows that cannot be read or rendered, rows over `max_length`
+            where that is an error, nothing left to train or to evaluate on.
+    """
+    data = config.data
+    given, given_held = sources_of(data)
+    contents: Contents = (
+        contents_of(given, streaming=data.streaming), contents_of(given_held, streaming=data.streaming)
+    )  # fmt: skip
+    if data.streaming:
+        return _streamed(config, given, given_held, contents, tokenizer)
+    name = identity_of(config, (given, given_held), contents, tokenizer) if cache is not None else None
+    keeper = Keeper(cache, name) if cache is not None and name is not None else None
+    found = keeper.find() if keeper is not None else None
+    if found is not None:
+        train, held_out, learned = taken_up(*found, given, given_held)
+        renderer = renderer_of(config.task, data, tokenizer, learned)
+    else:
+        train, held_out, renderer, learned = _made(config, given, given_held, tokenizer)
+        if keeper is not None:
+            keeper.keep(*put_down(train, held_out, learned))
+    evaluation = [example for source in held_out for example in source.examples]
+    if isinstance(data.eval, float):
+        evaluation = _hold_out(train, data.eval, config.seed)
+    examples = [example for source in train for example in source.examples]
+    report = _report(data, renderer, train, held_out, examples, evaluation)
+    return PreparedData(
+        train=examples,
+        train_sources=list(_spans(train)),
+        eval=evaluation,
+        report=replace(report, notes=(*(keeper.notes if keeper is not None else ()), *report.notes)),
+        renderer=renderer,
+        fingerprint=_fingerprint((examples, evaluation), learned.labels),
+        contents=contents,
+        held_out=digest_of_draw(evaluation) if isinstance(data.eval, float) else None,
+    )
+
+
+def _streamed(
+    config: RunConfig,
+    given: Sequence[DataSource],
+    given_held: Sequence[DataSource],
+    contents: Contents,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PreparedData:
+    """What is known of training rows that come one after the other: the first of each source, and how many there are.
+
+    Raises:
+        DataError: As `prepare`, of the rows that were read; or the number of steps depends on rows that were not.
+    """
+    train, held_out, renderer, _ = _made(config, given, given_held, tokenizer, most=SAMPLED)
+    stream = streamed(config, [(source.given, source.counts.format) for source in train], renderer)
+    in_pieces = any(source.counts.done == "split" for source in train)
+    if config.training.max_steps is None and (stream.rows is None or in_pieces):
+        why = "rows are split into pieces" if in_pieces else "a source does not say how many rows it has"
+        raise DataError(
+            f"is needed, for {why}, and data.streaming reads rows as they come", key="training.max_steps",
+            remedy="write the number of optimizer steps",
+        )  # fmt: skip
+    examples = [example for source in train for example in source.examples]
+    evaluation = [example for source in held_out for example in source.examples]
+    report = _report(config.data, renderer, train, held_out, examples, evaluation)
+    sampled = sum(source.counts.read for source in train)
+    known = "not known" if stream.rows is None else f"{stream.rows:,}"
+    notes = [f"data.streaming: what is said of the training rows is of the first {sampled:,}; all of them are {known}"]
+    if config.training.max_steps is None and any(source.wanted.done == "split" for source in stream.sources):
+        notes.append(
+            "data.streaming: steps are counted as if no row were split; where later ones are, training ends before "
+            "the last of them (write training.max_steps)"
+        )
+    return PreparedData(
+        train=examples,
+        train_sources=list(_spans(train)),
+        eval=evaluation,
+        report=replace(report, train_rows=stream.rows, sampled=sampled, notes=(*notes, *report.notes)),
+        renderer=renderer,
+        fingerprint=identity_of(config, (given, given_held), contents, tokenizer, program=False) or "unknown",
+        contents=contents,
+        stream=stream,
+    )
+
+
+def _made(
+    config: RunConfig,
+    given: Sequence[DataSource],
+    given_held: Sequence[DataSource],
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None = None,
+) -> tuple[list[SourceRows], list[SourceRows], RowRenderer, Learned]:
+    """The sources read, rendered, tokenized and cut; of those to train on the first `most` rows.
+
+    Raises:
+        DataError: With every problem found.
+    """
+    data = config.data
+    problems: list[Problem] = []
+    train, held_out = sources_read(given, config, problems, most), sources_read(given_held, config, problems)
+    records = [record for source in train for record in source.records]
+    if config.task == "causal_lm":  # what is learned otherwise, such as the classes, the training rows alone tell
+        records += [record for source in held_out for record in source.records]
+    learned = learned_from(config.task, data, records)
+    try:
+        renderer = renderer_of(config.task, data, tokenizer, learned)
+    except DataError as error:  # without a row it follows from what is wrong with all of them, and else it may
+        follows = () if problems and not records else error.problems
+        raise DataError.several(shortened([*problems, *follows])) from None
+    for source in (*train, *held_out):
+        problems += tokenize_source(source, data, renderer)
+    if not problems:
+        problems += _nothing_left("data.train", train) + _nothing_left("data.eval", held_out)
+    if problems:
+        raise DataError.several(shortened(problems))
+    return train, held_out, renderer, learned
+
+
+def _nothing_left(key: str, sources: Sequence[SourceRows]) -> list[Problem]:
+    if not sources or any(source.examples for source in sources):
+        return []
+    total = {name: sum(getattr(s.counts, name) for s in sources) for name in ("read", "bad", "overlength", "untrained")}
+    return [
+        Problem(
+            f"no row is left: of {total['read']} rows read, {total['bad']} were bad, {total['overlength']} too long "
+            f"and {total['untrained']} without a trained token",
+            where=", ".join(source.counts.source for source in sources),
+            key=key,
+            remedy="look at data.max_length and data.train_on" if total["overlength"] or total["untrained"] else None,
+        )
+    ]
+
+
+def _hold_out(train: list[SourceRows], share: float, seed: int) -> list[Example]:
+    """Take that share of the rows out of `train`.
+
+    Raises:
+        DataError: There are fewer than two rows.
+    """
+    taken = held_out_rows([example for source in train for example in source.examples], share, seed)
+    out = [example for source in train for example in source.examples if example.where in taken]
+    for source in train:
+        source.examples = [example for example in source.examples if example.where not in taken]
+    return out
+
+
+def _spans(sources: Iterable[SourceRows]) -> Iterable[SourceSpan]:
+    start = 0
+    for source in sources:
+        stop = start + len(source.examples)
+        yield SourceSpan(start, stop, source.given.weight)
+        start = stop
+
+
+def _report(
+    data: DataSection,
+    renderer: RowRenderer,
+    train: Sequence[SourceRows],
+    held_out: Sequence[SourceRows],
+    examples: Sequence[Example],
+    evaluation: Sequence[Example],
+) -> DataReport:
+    lengths = lengths_of([length for source in train for length in source.lengths])
+    targets = [length for source in train for length in source.target_lengths]
+    repeated, seen = repetitions(examples, evaluation)
+    unknown = _unknown(renderer.tokenizer)
+    labels = renderer.recorded.get("labels")
+    report = DataReport(
+        train_rows=len(examples),
+        eval_rows=len(evaluation),
+        tokens=sum(example.tokens for example in examples),
+        trained_tokens=sum(example.trained for example in examples),
+        length=lengths,
+        max_length=data.max_length,
+        sources=[source.counts for source in (*train, *held_out)],
+        samples=[{"row": e.where, "text": renderer.marked(e)} for e in examples[:SAMPLES]],
+        target_length=lengths_of(targets) if targets else None,
+        classes=classes_of(labels, examples, evaluation) if isinstance(labels, list) else (),
+        unknown_tokens=None if unknown is None else unknown_tokens(examples, unknown),
+        repeated=repeated,
+        seen=seen,
+        contradicting=contradictions(examples),
+    )
+    notes = (
+        *_notes(data, report, [*train, *held_out]),
+        *_unread(train, held_out),
+        *_seen_sources(train, held_out),
+        *findings(report),
+    )
+    return replace(report, notes=notes)
+
+
+def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows]) -> Iterable[str]:
+    for source in sources:
+        counts = source.counts
+        if counts.overlength:
+            yield f"{counts.source}: {counts.overlength} of {counts.read} rows are {_too_long(data, report, source)}"
+        if counts.in_part:
+            many = "1 row has" if counts.in_part == 1 else f"{counts.in_part} rows have"
+            yield f"{counts.source}: {many} more tokens than its length says: so long a row is not counted to its end"
+        if counts.untrained:
+            rows = counted(counts.untrained, "row has", "rows have")
+            yield f"{counts.source}: {rows} no trained token: left out"
+        if counts.bad:
+            first = source.problems[0]
+            rows = "1 bad row is skipped," if counts.bad == 1 else f"{counts.bad} bad rows are skipped, the first"
+            yield f"{counts.source}: {rows} at {first.where}: {first.message}"
+        for found in counts.findings:
+            rows = counted(found.rows, "row")
+            yield f"{counts.source}: in {rows} of {counts.read:,}, the first {found.first}, {found.what}"
+
+
+def _unread(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -> Iterable[str]:
+    """A sentence where rows say more than is read of them: a label beside plain text, say."""
+    sources = [source for source in (*train, *held_out) if source.unread]
+    if not sources:
+        return
+    columns = list(dict.fromkeys(column.strip() or "(no name)" for source in sources for column in source.unread))
+    paths = " and ".join(dict.fromkeys(source.counts.source for source in sources))
+    formats = " and ".join(dict.fromkeys(source.counts.format for source in sources))
+    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+    labelled = any(source.counts.format == "text" and "label" in source.unread for source in sources)
+    hint = "; task seq_cls reads a text with its label" if labelled else ""
+    yield f"not read in {paths}, as rows of {formats}: {', '.join(columns[:SHOWN_COLUMNS])}{more}{hint}"
+
+
+def _too_long(data: DataSection, report: DataReport, source: SourceRows) -> str:
+    """What rows of a source are longer than, and what would keep most of the training rows, by the keys that say so."""
+    enough = "would keep 99 % of the training rows"
+    longer, keeps = f"longer than data.max_length {data.max_length}", report.length.keeps_99_percent
+    if report.target_length is None:
+        return f"{longer} and are {source.counts.done}; {keeps} {enough}"
+    most = data.max_target_length or data.max_length
+    key = "data.max_target_length" if data.max_target_length else "data.max_length"
+    said = f"longer than {key} {most} ({report.target_length.keeps_99_percent} {enough})"
+    reasons = {
+        f"their source is {longer} ({keeps} {enough})": any(length > data.max_length for length in source.lengths),
+        f"their target is {said}": any(length > most for length in source.target_lengths),
+    }
+    return f"{source.counts.done}, for {' or '.join(reason for reason, is_so in reasons.items() if is_so)}"
+
+
+def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token for text that a tokenizer does not know; None where it has none, or lends its name to another one."""
+    unknown = tokenizer.unk_token_id
+    lent = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    return unknown if isinstance(unknown, int) and unknown not in lent else None
+
+
+def _seen_sources(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -> Iterable[str]:
+    """A sentence for each source that is trained and evaluated on."""
+    trained = {(s.given.path, s.given.split or "train", s.given.name) for s in train}
+    for source in held_out:
+        if (source.given.path, source.given.split or "train", source.given.name) in trained:
+            yield f"{source.given.path} is trained and evaluated on: its loss says nothing about new rows"
+
+
+def _fingerprint(parts: Iterable[Sequence[Example]], labels: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    if labels:  # rows have numbers, which mean other classes under other names
+        digest.update(json.dumps(labels).encode())
+    for examples in parts:  # the same row means another thing in training than in evaluation
+        digest.update(array("q", [len(examples)]).tobytes())
+        for example in examples:
+            digest.update(array("q", [*example.input_ids, -1, *example.labels, -2]).tobytes())
+    return digest.hexdigest()

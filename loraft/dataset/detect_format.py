@@ -1,0 +1,300 @@
+"""What a file of rows holds, before there is a config: which tasks and formats its columns fit, and how long rows are.
+
+This module knows the names that columns have elsewhere. It refuses to know models and tokenizers, so lengths are
+bounded by bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from loraft.config.schema import DataSource, RowFormat, Task
+from loraft.dataset.source_rows import shortened
+from loraft.errors import DataError, Problem
+from loraft.rows.fields import column_of
+from loraft.rows.formats import (
+    Labelled,
+    Languages,
+    Record,
+    check_format,
+    columns_of,
+    detect_format,
+    refuse_preferences,
+    to_record,
+    unread_columns,
+)
+from loraft.rows.raw_rows import RowsRead, read_rows
+from loraft.tasks.seq_cls import class_number, labels_of
+
+__all__ = ["Acquaintance", "Fit", "look_at"]
+
+LIKELIEST: tuple[tuple[Task, RowFormat], ...] = (
+    ("seq_cls", "classification"),
+    ("seq2seq_lm", "translation"),
+    ("causal_lm", "messages"),
+    ("causal_lm", "sharegpt"),
+    ("causal_lm", "alpaca"),
+    ("causal_lm", "prompt_completion"),
+    ("causal_lm", "text"),
+)
+"""What is meant where nobody says, the readings first that ask the most of the columns."""
+ONLY_IF_ASKED: tuple[tuple[Task, RowFormat], ...] = (("seq2seq_lm", "prompt_completion"), ("seq2seq_lm", "alpaca"))
+"""Readings that the columns alone never mean."""
+ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
+    "instruction": ("question", "query", "task", "problem"),
+    "output": ("answer", "response", "reply", "solution"),
+    "input": ("context",),
+    "system": ("system_prompt",),
+    "prompt": ("question", "query", "input", "problem"),
+    "completion": ("answer", "response", "output", "reply", "solution"),
+    "source": ("src", "document", "article"),
+    "target": ("tgt", "summary", "highlights"),
+    "text": (
+        "sentence",
+        "content",
+        "review",
+        "tweet",
+        "comment",
+        "message",
+        "body",
+        "document",
+        "premise",
+        "sentence1",
+    ),
+    "label": ("labels", "class", "category", "sentiment", "topic", "intent", "target", "emotion", "stars", "rating"),
+    "text_pair": ("hypothesis", "sentence2"),
+}
+"""Our columns, and what they are called in other people's files."""
+AROUND_A_TURN = 16
+"""Tokens that a chat template puts around a turn, or around all of them; a token of text has at least a byte."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A reading of the rows.
+
+    Attributes:
+        task: The task that they are rows for.
+        format: Their format.
+        columns: Our column names: theirs, where they differ.
+    """
+
+    task: Task
+    format: RowFormat
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Acquaintance:
+    """What a source of rows holds.
+
+    Attributes:
+        path: The source.
+        rows: How many rows can be used.
+        unusable: How many cannot be read, or do not say what such rows must.
+        columns: The columns that some row has.
+        unread: Those of them that nothing is read from.
+        fit: How they are read.
+        longest_tokens: How many tokens the longest row has at most.
+        languages: The languages of `translation` rows, those first that most rows have.
+        labels: The classes and their rows, in the order of their numbers.
+        run_together: Rows whose prompt and completion, which follow one another as they stand, have no space between.
+    """
+
+    path: str
+    rows: int
+    unusable: int
+    columns: tuple[str, ...]
+    unread: tuple[str, ...]
+    fit: Fit
+    longest_tokens: int
+    languages: tuple[str, ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
+    run_together: int = 0
+
+
+def look_at(
+    path: str,
+    *,
+    task: Task | None = None,
+    columns: Mapping[str, str] | None = None,
+    row_format: RowFormat | None = None,
+) -> Acquaintance:
+    """Read a source and tell what it holds.
+
+    Args:
+        path: A file, a Hub dataset, or builtin:NAME.
+        task: What is to be learned; None takes what the columns fit best.
+        columns: Our column names: theirs; None proposes them where the names are others.
+        row_format: The format of the rows; None recognises it.
+
+    Raises:
+        DataError: It cannot be read, it holds no row that can be used, or its columns fit nothing.
+    """
+    read = read_rows(DataSource(path=path))
+    if not read.rows:
+        raise DataError.several(shortened(read.problems, remedy=None))
+    try:
+        fit = _fit(read.columns, task, columns, row_format)
+    except DataError as error:
+        problem = error.problems[0]
+        raise DataError(problem.message, where=path, key="--data", remedy=problem.remedy) from None
+    languages = _languages(read, fit)
+    records, problems = _records(read, fit, languages)
+    if not records:
+        raise DataError.several(shortened(problems, remedy=None))
+    labels = _labels(records)
+    if fit.task == "seq_cls" and len(labels) < 2:
+        only = f"the rows have only the class {next(iter(labels))!r}, and there is nothing to tell apart"
+        wrong = shortened([*read.problems, *problems], remedy=None)
+        raise DataError.several([*wrong, Problem(only, path, "--data")])
+    return Acquaintance(
+        path=path,
+        rows=len(records),
+        unusable=len(read.problems) + len(problems),
+        columns=read.columns,
+        unread=tuple(filter(None, unread_columns(read.columns, fit.format, fit.columns))),
+        fit=fit,
+        longest_tokens=max(_most_tokens(row.values, fit) for row in read.rows),
+        languages=languages,
+        labels=labels,
+        run_together=_run_together(read, fit),
+    )
+
+
+def _fit(
+    columns: Collection[str], task: Task | None, renamed: Mapping[str, str] | None, row_format: RowFormat | None
+) -> Fit:
+    """How the columns are read: by their names, or else by those that they may stand for.
+
+    Raises:
+        DataError: They fit nothing.
+    """
+    _check_names(columns, renamed or {})
+    if row_format is None:
+        refuse_preferences(columns, renamed or {})
+    readings = [
+        (each, form)
+        for each, form in (LIKELIEST if task is None and row_format is None else (*LIKELIEST, *ONLY_IF_ASKED))
+        if task in (None, each) and row_format in (None, form)
+    ]
+    for guessed in (False, True):
+        for each, form in readings:
+            names = renamed or _other_names(columns, form, optional_only=not guessed)
+            if _fits(columns, each, form, names):
+                return Fit(each, form, names)
+    if not readings:
+        assert task is not None
+        assert row_format is not None
+        check_format(row_format, task)
+    raise _fit_nothing(columns, readings)
+
+
+def _fits(columns: Collection[str], task: Task, row_format: RowFormat, names: Mapping[str, str]) -> bool:
+    try:
+        return detect_format(columns, names, task) == row_format
+    except DataError:
+        return False
+
+
+def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
+    ours = sorted({name for names in OURS.values() for name in names})
+    for name, theirs in renamed.items():
+        if name not in ours:
+            raise DataError(f"{name} is no column of ours", remedy=f"Ours are {', '.join(ours)}.")
+        if column_of(theirs, columns) not in columns:
+            raise DataError(f"there is no column {theirs!r}", remedy=f"The columns are {', '.join(columns)}.")
+
+
+def _fit_nothing(columns: Collection[str], readings: Sequence[tuple[Task, RowFormat]]) -> DataError:
+    is_known = len({task for task, _ in readings}) == 1
+    usual: RowFormat = "prompt_completion"
+    form = next((form for _, form in readings if is_known and len(OURS[form]) > 1), usual)
+    example = ",".join(f"{ours}=THEIRS" for ours in OURS[form][:2])
+    needs = [f"{' and '.join(OURS[form][:2])} ({task}, {form})" for task, form in readings]
+    return DataError(
+        f"the columns are {', '.join(columns)}, and none of them is known to loraft by such a name",
+        remedy=f"Say which are which, as in --columns {example}. Ours are {'; '.join(needs)}.",
+    )
+
+
+def _other_names(columns: Collection[str], row_format: RowFormat, *, optional_only: bool) -> dict[str, str]:
+    """Which of the columns may stand for those of a format, or for those that rows of it may have besides, one each."""
+    ours = OURS[row_format]
+    needed = columns_of(row_format, optional=False)
+    lowered = {column.lower(): column for column in columns}
+    found: dict[str, str] = {}
+    for name in ours:
+        if name in columns or (optional_only and name in needed):
+            continue
+        taken = {*found.values(), *(column for column in ours if column in columns)}
+        near = (lowered[other] for other in (name, *ELSEWHERE.get(name, ())) if other in lowered)
+        if theirs := next((column for column in near if column not in taken), None):
+            found[name] = theirs
+    return found
+
+
+OURS: Mapping[RowFormat, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "alpaca": ("instruction", "output", "input", "system"),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+    "translation": ("source", "target"),
+    "classification": ("text", "label", "text_pair"),
+    "sharegpt": ("conversations",),
+}
+"""The columns of each format that may have other names."""
+
+
+def _most_tokens(values: Mapping[str, object], fit: Fit) -> int:
+    """A bound for the tokens of what is read of a row: a byte of text is one at most."""
+    names = dict.fromkeys([*OURS[fit.format], *columns_of(fit.format)])
+    return sum(_size(values.get(fit.columns.get(name, name))) for name in names) + 2 * AROUND_A_TURN
+
+
+def _size(value: object) -> int:
+    if isinstance(value, Mapping):
+        return sum(_size(each) for pair in value.items() for each in pair)
+    if isinstance(value, list | tuple):
+        return sum(map(_size, value))
+    return 0 if value is None else len(str(value).encode("utf-8", errors="replace")) + AROUND_A_TURN
+
+
+def _languages(read: RowsRead, fit: Fit) -> tuple[str, ...]:
+    texts = (row.values.get(fit.columns.get("translation", "translation")) for row in read.rows)
+    counted = Counter(str(key) for text in texts if isinstance(text, Mapping) for key in text)
+    return tuple(name for name, _ in counted.most_common()) if fit.format == "translation" else ()
+
+
+def _run_together(read: RowsRead, fit: Fit) -> int:
+    if (fit.task, fit.format) != ("causal_lm", "prompt_completion"):
+        return 0
+    names = [fit.columns.get(name, name) for name in OURS[fit.format]]
+    borders = ([row.values.get(name) for name in names] for row in read.rows)
+    return sum(
+        isinstance(prompt, str)
+        and isinstance(completion, str)
+        and not (prompt[-1:].isspace() or completion[:1].isspace())
+        for prompt, completion in borders
+    )
+
+
+def _records(read: RowsRead, fit: Fit, languages: Sequence[str]) -> tuple[list[Record], list[Problem]]:
+    """What the rows say when they are read so, and what is wrong with those that say nothing."""
+    records: list[Record] = []
+    problems: list[Problem] = []
+    for row in read.rows:
+        try:
+            records.append(to_record(row, fit.format, fit.columns, fit.task, Languages(*languages[:2])))
+        except DataError as error:
+            problems += error.problems
+    return records, problems
+
+
+def _labels(records: Sequence[Record]) -> Mapping[str, int]:
+    names = labels_of(records)
+    counted = Counter(class_number(record.label, names) for record in records if isinstance(record, Labelled))
+    return {name: counted[number] for number, name in enumerate(names)}

@@ -1,0 +1,249 @@
+"""The sources of a run: their rows read, recognised, turned into tokens, and put down to be taken up again.
+
+This module knows one source at a time and what became of each of its rows. It refuses to know which rows are trained
+on and which are held out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig, Task
+from loraft.dataset.processes import processes_for, tokenized
+from loraft.dataset.statistics import Finding, SourceCounts
+from loraft.dataset.tokenize_rows import Outcome, wanted_of
+from loraft.errors import DataError, Problem, Refused
+from loraft.rows.formats import Languages, Record, check_format, detect_format, to_record, unread_columns
+from loraft.rows.raw_rows import RowsRead, read_rows
+from loraft.tasks.task import Learned, RowRenderer
+from loraft.tokenization.examples import Example
+
+__all__ = [
+    "SourceRows",
+    "findings_of",
+    "format_of",
+    "put_down",
+    "shortened",
+    "sources_of",
+    "sources_read",
+    "taken_up",
+    "tokenize_source",
+    "with_defaults",
+]
+
+SHOWN_PROBLEMS = 20
+NAMED_EACH = 3
+"""So many problems of one kind are named one by one."""
+OF_A_ROW = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,]*")
+FILE_OF_PLACE = re.compile(r"(:\d+|: row \d+)$")
+LEAVE_OUT = "data.on_bad_row: skip leaves bad rows out and counts them"
+DONE = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}
+
+
+@dataclass
+class SourceRows:
+    """A source on its way.
+
+    Attributes:
+        given: What the config says of it, the defaults of its section filled in.
+        counts: What became of its rows.
+        records: What its good rows say, until they are tokens.
+        places: Where each of these stands.
+        examples: What is left of them as tokens.
+        lengths: The tokens of each record, before any is cut; of its source where there is a target.
+        target_lengths: The tokens of each record's target.
+        problems: What is wrong with its bad rows.
+        unread: The columns that nothing is read from.
+    """
+
+    given: DataSource
+    counts: SourceCounts
+    records: list[Record] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    target_lengths: list[int] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    unread: tuple[str, ...] = ()
+
+
+def put_down(
+    train: Sequence[SourceRows], held_out: Sequence[SourceRows], learned: Learned
+) -> tuple[list[Example], dict[str, Any]]:
+    """All examples, and the rest as JSON holds it."""
+    sources = [
+        {
+            "counts": asdict(source.counts), "examples": len(source.examples), "lengths": source.lengths,
+            "target_lengths": source.target_lengths, "problems": [asdict(problem) for problem in source.problems[:1]],
+            "unread": source.unread,
+        }
+        for source in (*train, *held_out)
+    ]  # fmt: skip
+    examples = [example for source in (*train, *held_out) for example in source.examples]
+    return examples, {"sources": sources, "learned": asdict(learned)}
+
+
+def taken_up(
+    examples: list[Example], facts: dict[str, Any], given: Sequence[DataSource], given_held: Sequence[DataSource]
+) -> tuple[list[SourceRows], list[SourceRows], Learned]:
+    """What `put_down` gave, as it was."""
+    sources, start = [], 0
+    for source, kept in zip((*given, *given_held), facts["sources"], strict=True):
+        stop = start + kept["examples"]
+        sources.append(
+            SourceRows(
+                source, SourceCounts.from_dict(kept["counts"]), examples=examples[start:stop], lengths=kept["lengths"],
+                target_lengths=kept["target_lengths"], problems=[Problem(**problem) for problem in kept["problems"]],
+                unread=tuple(kept["unread"]),
+            )
+        )  # fmt: skip
+        start = stop
+    learned = Learned(**{**facts["learned"], "labels": tuple(facts["learned"]["labels"])})
+    return sources[: len(given)], sources[len(given) :], learned
+
+
+def sources_read(
+    sources: Sequence[DataSource], config: RunConfig, problems: list[Problem], most: int | None = None
+) -> list[SourceRows]:
+    """Every source as records; what is wrong with whole sources, or with rows that may not be bad, joins `problems`."""
+    found = []
+    for given in sources:
+        try:
+            source = _source(given, config, most)
+        except Refused as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+            continue
+        if config.data.on_bad_row == "error":
+            problems += _with_a_way_out(source.problems)
+        found.append(source)
+    return found
+
+
+def _with_a_way_out(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems of bad rows; the last one says what can be done about all of them, where nothing else is."""
+    if not problems or problems[-1].remedy is not None:
+        return list(problems)
+    return [*problems[:-1], replace(problems[-1], remedy=f"Mend it; or {LEAVE_OUT}.")]
+
+
+def with_defaults(source: DataSource, data: DataSection) -> DataSource:
+    """`source` with what the section says for every source that does not say its own."""
+    return source.model_copy(
+        update={
+            "split": source.split or data.split,
+            "name": source.name or data.name,
+            "columns": source.columns or data.columns,
+            "format": data.format if source.format == "auto" else source.format,
+        }
+    )
+
+
+def sources_of(data: DataSection) -> tuple[list[DataSource], list[DataSource]]:
+    """The sources to train on and those to evaluate on, `with_defaults`; of a share held out there are none."""
+    held_out = data.eval if isinstance(data.eval, tuple) else ()
+    train, evaluation = ([with_defaults(source, data) for source in part] for part in (data.train, held_out))
+    return train, evaluation
+
+
+def _source(given: DataSource, config: RunConfig, most: int | None) -> SourceRows:
+    read = read_rows(given) if most is None else read_rows(given, most)
+    row_format = format_of(read, given, config.task)
+    counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
+    unread = unread_columns(read.columns, row_format, given.columns)
+    source = SourceRows(given, counts, problems=list(read.problems), unread=unread)
+    languages = Languages(config.data.source_lang, config.data.target_lang)
+    for row in read.rows:
+        try:
+            source.records.append(to_record(row, row_format, given.columns, config.task, languages))
+            source.places.append(row.where)
+        except DataError as error:
+            if error.problems[0].where is None:  # it is the config's fault, and every row would say so
+                raise
+            source.problems += error.problems
+    if not source.records and len({(each.message, each.key) for each in source.problems}) == 1 < len(source.problems):
+        first = source.problems[0]
+        raise DataError.several([replace(first, message=f"{first.message} (as in all {len(source.problems)} rows)")])
+    return source
+
+
+def format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
+    """The format of rows that were read.
+
+    Raises:
+        DataError: They are of none that the task takes.
+    """
+    try:
+        row_format = given.format
+        if row_format == "auto":
+            row_format = detect_format(read.columns, given.columns, task)
+        check_format(row_format, task)
+    except DataError as error:
+        if not read.rows:
+            raise DataError.several(shortened(read.problems)) from None
+        raise DataError.several([replace(error.problems[0], where=given.path)]) from None
+    return row_format
+
+
+def tokenize_source(source: SourceRows, data: DataSection, renderer: RowRenderer) -> list[Problem]:
+    """Turn the records of `source` into examples that fit, and return what must not be."""
+    wanted = wanted_of(source.given, data, source.counts.format)
+    processes = processes_for(data.num_proc, len(source.records))
+    found = tokenized(renderer, source.records, source.places, wanted, processes)
+    places, source.records, source.places = source.places, [], []
+    unrendered = [problem for outcome in found for problem in outcome.problems]
+    source.problems += unrendered
+    source.counts.bad = len(source.problems)
+    source.lengths = [length for outcome in found for length in outcome.lengths]
+    source.target_lengths = [length for outcome in found for length in outcome.target_lengths]
+    source.counts.findings = findings_of(found, places)
+    source.examples = [example for outcome in found for example in outcome.examples]
+    too_long = [outcome.too_long for outcome in found if outcome.too_long is not None]
+    if too_long:
+        source.counts.overlength = len(too_long)
+        source.counts.in_part = sum(outcome.in_part for outcome in found)
+        source.counts.done = DONE[wanted.done]
+    source.counts.untrained = sum(outcome.untrained for outcome in found)
+    source.counts.kept = len(source.examples)
+    refused = unrendered if data.on_bad_row == "error" else []
+    return [*refused, *(too_long if wanted.done == "error" else [])]
+
+
+def findings_of(found: Sequence[Outcome], places: Sequence[str]) -> list[Finding]:
+    """What was found, with how many rows it is so of and the first of them."""
+    rows: dict[str, list[str]] = {}
+    for outcome, place in zip(found, places, strict=True):
+        for finding in outcome.findings:
+            rows.setdefault(finding, []).append(place)
+    return [Finding(what, len(where), where[0]) for what, where in rows.items()]
+
+
+def shortened(problems: Sequence[Problem], remedy: str | None = LEAVE_OUT) -> list[Problem]:
+    """Problems of rows, those of one kind as the first of them with their count, and no more than a screen of kinds.
+
+    Args:
+        problems: What is wrong, row after row.
+        remedy: What can be done about those that are not shown.
+    """
+    kinds: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(_kind(problem), []).append(problem)
+    found = [each for kind in kinds.values() for each in ([_all_of(kind)] if len(kind) > NAMED_EACH else kind)]
+    if len(found) <= SHOWN_PROBLEMS:
+        return found
+    more = len(found) - SHOWN_PROBLEMS
+    return [*found[:SHOWN_PROBLEMS], Problem(f"and {more} more problems like these", remedy=remedy)]
+
+
+def _all_of(kind: Sequence[Problem]) -> Problem:
+    """The first problem of a kind, with how many there are."""
+    remedy = next((each.remedy for each in kind if each.remedy), None)
+    return replace(kind[0], message=f"{kind[0].message} (so in {len(kind):,} rows, this the first)", remedy=remedy)
+
+
+def _kind(problem: Problem) -> tuple[str, ...]:
+    """What problems of one kind have in common: all but places, numbers and what a row says."""
+    said = (problem.message, problem.key or "", FILE_OF_PLACE.sub("", problem.where or ""))
+    return tuple(OF_A_ROW.sub("", each) for each in said[:2]) + said[2:]

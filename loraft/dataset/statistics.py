@@ -1,0 +1,285 @@
+"""What there is to say about the rows: counts, lengths, classes, repetitions, and what is trained. Pure."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from loraft.config.schema import RowFormat
+from loraft.grammar import counted
+from loraft.tokenization.examples import Example, LabelledExample, PairExample
+
+__all__ = [
+    "ClassCount", "DataReport", "Finding", "Lengths", "Repetition", "SourceCounts", "classes_of", "contradictions",
+    "findings", "lengths_of", "repetitions", "unknown_tokens",
+]  # fmt: skip
+
+UNKNOWN_SHARE = 0.01
+"""More unknown tokens than this are told."""
+SHOWN = 10
+"""So many classes are named in a sentence."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a person should know of some rows.
+
+    Attributes:
+        what: What it is, and what can be done.
+        rows: How many rows it is so of.
+        first: The place of the first.
+    """
+
+    what: str
+    rows: int
+    first: str
+
+
+@dataclass
+class SourceCounts:
+    """What became of the rows of one source.
+
+    Attributes:
+        source: Its path.
+        format: The format of its rows.
+        read: Rows in it.
+        bad: Rows that cannot be used and were skipped (`data.on_bad_row: skip`).
+        overlength: Rows longer than `data.max_length`.
+        in_part: Those of them whose tokens were not counted to the end, so that their lengths are lower bounds.
+        done: What was done with those: dropped, truncated or split.
+        untrained: Rows left out because no token of theirs is trained.
+        kept: Rows, or pieces of split ones, that can be used.
+        findings: What a person should know of some of them.
+    """
+
+    source: str
+    format: RowFormat
+    read: int = 0
+    bad: int = 0
+    overlength: int = 0
+    in_part: int = 0
+    done: str = "–"
+    untrained: int = 0
+    kept: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SourceCounts:
+        """The counts that `asdict` gave."""
+        return cls(**{**values, "findings": [Finding(**each) for each in values["findings"]]})
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths of rows in tokens, before any is dropped, truncated or split.
+
+    Attributes:
+        keeps_99_percent: The `data.max_length` that 99 of 100 rows fit in.
+    """
+
+    shortest: int
+    median: int
+    p90: int
+    keeps_99_percent: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """The rows of one class.
+
+    Attributes:
+        label: Its name.
+        train_rows: Rows to train on.
+        train_share: Their share of all rows to train on.
+        eval_rows: Rows to evaluate on.
+    """
+
+    label: str
+    train_rows: int
+    train_share: float
+    eval_rows: int
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """A row that says exactly what another one says.
+
+    Attributes:
+        row: Its place.
+        same_as: The place of the first training row that it repeats.
+    """
+
+    row: str
+    same_as: str
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """The rows of a run, in numbers.
+
+    Attributes:
+        train_rows: Rows to train on.
+        eval_rows: Rows to evaluate on.
+        tokens: Tokens of the rows to train on.
+        trained_tokens: Those that the loss is computed on.
+        length: Lengths of the training rows in tokens; of their sources where they have targets.
+        max_length: The setting that they are compared with.
+        sources: What became of the rows of each source.
+        samples: Three rows as the model sees them, the trained part in ⟦ ⟧.
+        notes: What was found, a sentence each.
+        target_length: Lengths of the targets; None where rows have none.
+        classes: The rows of each class; empty where rows have none.
+        unknown_tokens: Tokens to train on that stand for text which the tokenizer does not know; None where every text
+            has tokens of its own.
+        repeated: Training rows that repeat an earlier one.
+        seen: Rows to evaluate on that stand among the training rows too.
+        contradicting: Training rows with the text of an earlier one and another class.
+        sampled: How many rows these numbers are of, where not all were read; None where they were.
+    """
+
+    train_rows: int | None
+    eval_rows: int
+    tokens: int
+    trained_tokens: int
+    length: Lengths
+    max_length: int
+    sources: Sequence[SourceCounts]
+    samples: Sequence[dict[str, str]]
+    notes: tuple[str, ...] = field(default=())
+    target_length: Lengths | None = None
+    classes: Sequence[ClassCount] = ()
+    unknown_tokens: int | None = None
+    repeated: Sequence[Repetition] = ()
+    seen: Sequence[Repetition] = ()
+    contradicting: Sequence[Repetition] = ()
+    sampled: int | None = None
+
+    @property
+    def trained_share(self) -> float:
+        """The share of tokens that the loss is computed on."""
+        return self.trained_tokens / self.tokens
+
+    def as_dict(self, *, verbose: bool = False) -> dict[str, Any]:
+        """The report as JSON shows it; what only some data has stands there only then.
+
+        Args:
+            verbose: Name each repeated row instead of counting them alone.
+        """
+        values = {key: value for key, value in asdict(self).items() if key != "notes"}
+        repeated, seen, contradicting = (values.pop(key) for key in ("repeated", "seen", "contradicting"))
+        first = {key: values.pop(key) for key in ("train_rows", "eval_rows", "tokens", "trained_tokens")}
+        first |= {"trained_share": self.trained_share, "repeated_rows": len(repeated), "eval_rows_in_train": len(seen)}
+        if self.classes:  # of a text one class is learned, and no token
+            del first["trained_tokens"], first["trained_share"]
+            first["contradicting_rows"] = len(contradicting)
+        unknown = values.pop("unknown_tokens")
+        if unknown is not None:
+            first |= {"unknown_tokens": unknown, "unknown_share": unknown / self.tokens}
+        for key in ("target_length", "classes", "sampled"):
+            if not values[key]:
+                del values[key]
+        if not verbose:
+            return first | values
+        named = {"repeated": repeated, "in_train_and_eval": seen}
+        return first | values | named | ({"contradicting": contradicting} if self.classes else {})
+
+
+def lengths_of(lengths: Sequence[int]) -> Lengths:
+    """The quantiles of `lengths`, each the length of a real row (`method="higher"`)."""
+    quantiles = np.quantile(np.asarray(lengths), [0, 0.5, 0.9, 0.99, 1], method="higher")
+    return Lengths(*(int(value) for value in quantiles))
+
+
+def classes_of(labels: Sequence[str], train: Sequence[Example], evaluation: Sequence[Example]) -> list[ClassCount]:
+    """The rows of each of `labels`, which examples number."""
+    trained, held = (Counter(example.labels[0] for example in part) for part in (train, evaluation))
+    return [
+        ClassCount(label, trained[number], trained[number] / len(train), held[number])
+        for number, label in enumerate(labels)
+    ]
+
+
+def unknown_tokens(examples: Sequence[Example], unknown: int) -> int:
+    """How many tokens of `examples` are the one for text that the tokenizer does not know."""
+    read = sum(example.input_ids.count(unknown) for example in examples)
+    return read + sum(example.labels.count(unknown) for example in examples if isinstance(example, PairExample))
+
+
+def findings(report: DataReport) -> Iterator[str]:
+    """What a person should know of a report, a sentence each."""
+    share = 0.0 if report.unknown_tokens is None else report.unknown_tokens / report.tokens
+    if share > UNKNOWN_SHARE:
+        yield f"{share:.1%} of the tokens stand for text that the tokenizer does not know: is it the right one?"
+    if absent := [each.label for each in report.classes if not each.train_rows]:
+        yield f"no training row is of the class {_named(absent)}"
+    if report.eval_rows and (unmeasured := [each.label for each in report.classes if not each.eval_rows]):
+        yield f"no row to evaluate on is of the class {_named(unmeasured)}: its figures will say nothing of it"
+    spellings: dict[str, list[str]] = {}
+    for each in report.classes:
+        spellings.setdefault(each.label.casefold(), []).append(each.label)
+    for alike in (names for names in spellings.values() if len(names) > 1):
+        yield f"{' and '.join(alike)} are {len(alike)} classes, and differ in upper and lower case alone"
+    if report.repeated:
+        first = report.repeated[0]
+        many = "training rows repeat" if len(report.repeated) > 1 else "training row repeats"
+        yield f"{len(report.repeated)} {many} an earlier one, the first {first.row} ({first.same_as})"
+    if report.contradicting:
+        first = report.contradicting[0]
+        many = "rows have" if len(report.contradicting) > 1 else "row has"
+        yield (
+            f"{len(report.contradicting)} training {many} the text of an earlier one and another label, the first "
+            f"{first.row} ({first.same_as})"
+        )
+    if report.seen:
+        first = report.seen[0]
+        stand = "stands" if len(report.seen) == 1 else "stand"
+        yield (
+            f"{len(report.seen)} of {counted(report.eval_rows, 'row')} to evaluate on {stand} among the training rows, "
+            f"the first {first.row} ({first.same_as}): they say nothing about new rows"
+        )
+
+
+def _named(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
+
+
+def repetitions(train: Sequence[Example], evaluation: Sequence[Example]) -> tuple[list[Repetition], list[Repetition]]:
+    """Training rows that repeat an earlier one, and rows of the evaluation that stand among the training rows.
+
+    Rows are the same where all their tokens and labels are; a row in pieces is told once, by its first repeated piece.
+    """
+    first: dict[bytes, str] = {}
+    repeated: dict[str, str] = {}
+    for example, digest in _digests(train):
+        known = first.setdefault(digest, example.where)
+        if known != example.where:
+            repeated.setdefault(example.where, known)
+    seen: dict[str, str] = {}
+    for example, digest in _digests(evaluation):
+        if digest in first:
+            seen.setdefault(example.where, first[digest])
+    return [Repetition(*pair) for pair in repeated.items()], [Repetition(*pair) for pair in seen.items()]
+
+
+def contradictions(examples: Sequence[Example]) -> list[Repetition]:
+    """Rows with the text of an earlier one and another class."""
+    first: dict[bytes, LabelledExample] = {}
+    found = []
+    for example in examples:
+        if isinstance(example, LabelledExample):
+            known = first.setdefault(array("q", example.input_ids).tobytes(), example)
+            if known.labels != example.labels:
+                found.append(Repetition(example.where, known.where))
+    return found
+
+
+def _digests(examples: Sequence[Example]) -> Iterator[tuple[Example, bytes]]:
+    for example in examples:
+        yield example, blake2b(array("q", [*example.input_ids, -1, *example.labels]).tobytes(), digest_size=16).digest()

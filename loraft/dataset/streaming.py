@@ -1,0 +1,255 @@
+"""Rows as they come: drawn from a buffer, turned into tokens, laid into windows, and none of them kept.
+
+This module knows an order that needs no list of the rows. A buffer is filled with the first rows; each draw gives one
+of them, by the seed, and the next row takes its place. So the order is a function of the seed and the epoch, and a
+place in it is two numbers: how many rows were drawn, and how many pieces of the next one were used. To go on from
+there the rows before are drawn again, which looks into none of them. It refuses to know the loop.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from math import ceil
+
+import numpy as np
+
+from loraft.config.schema import DataSource, RowFormat, RunConfig
+from loraft.dataset.sampler import Window
+from loraft.dataset.tokenize_rows import Outcome, Wanted, outcomes, wanted_of
+from loraft.errors import DataError
+from loraft.rows.formats import Languages, Record, to_record
+from loraft.rows.raw_rows import count_rows, raw_rows
+from loraft.rows.readers import RawRow, Row
+from loraft.tasks.task import RowRenderer
+from loraft.tokenization.examples import Example
+
+__all__ = ["RowStream", "StreamPlan", "StreamedSource", "Tally", "streamed"]
+
+TOKENIZED_AT_ONCE = 64
+DRAWS_AT_ONCE = 4096
+ROWS, SOURCES = 0x5EA1, 0x5EA2
+"""Keep the draws of rows and of sources apart from each other, and from others of the same seed and epoch."""
+
+
+@dataclass(frozen=True)
+class StreamedSource:
+    """A source that is read as it comes.
+
+    Attributes:
+        given: What the config says of it.
+        format: The format of its rows.
+        wanted: What the config says of rows that are too long.
+        rows: How many it has; None where that is not known.
+    """
+
+    given: DataSource
+    format: RowFormat
+    wanted: Wanted
+    rows: int | None
+
+
+@dataclass
+class Tally:
+    """What became of the rows that were drawn."""
+
+    drawn: int = 0
+    bad: int = 0
+    overlength: int = 0
+    untrained: int = 0
+    findings: Counter[str] = field(default_factory=Counter)
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence, where a row was left out or cut, and one for each finding."""
+        counts = {"bad": self.bad, "too long": self.overlength, "without a trained token": self.untrained}
+        found = [f"{count:,} {what}" for what, count in counts.items() if count]
+        drawn = f"of {self.drawn:,} rows drawn since the start"
+        left_out = [f"{drawn}, {' and '.join(found)}"] if found else []
+        return (*left_out, *(f"{drawn}, in {rows:,}: {what}" for what, rows in self.findings.items()))
+
+
+@dataclass(frozen=True, eq=False)
+class RowStream:
+    """The training rows of a run, as they come.
+
+    Attributes:
+        config: The run's.
+        sources: The sources, which are mixed by how many rows each still has.
+        renderer: The one way from records to tokens.
+        tally: What became of the rows so far.
+    """
+
+    config: RunConfig
+    sources: tuple[StreamedSource, ...]
+    renderer: RowRenderer
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows there are; None where a source does not say."""
+        counts = [source.rows for source in self.sources]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    def examples(self, epoch: int, drawn: int = 0, pieces: int = 0) -> Iterator[tuple[Example, int, int]]:
+        """The examples of an epoch from a place on, each with the place behind it.
+
+        Raises:
+            DataError: A row is bad, or too long where that is an error; it is named with file and line.
+        """
+        order = islice(self._order(epoch), drawn, None)
+        while chunk := list(islice(order, TOKENIZED_AT_ONCE)):
+            for outcome in self._outcomes(chunk):
+                count = len(outcome.examples)
+                for piece, example in enumerate(outcome.examples[pieces:], start=pieces + 1):
+                    yield example, *((drawn + 1, 0) if piece == count else (drawn, piece))
+                drawn, pieces = drawn + 1, 0
+
+    def _order(self, epoch: int) -> Iterator[tuple[int, RawRow]]:
+        seed = self.config.seed
+        mixed = _mixed([source.rows for source in self.sources], self._opened(), _draws([seed, epoch, SOURCES]))
+        return _shuffled(mixed, self.config.data.shuffle_buffer, _draws([seed, epoch, ROWS]))
+
+    def _opened(self) -> list[Iterator[RawRow]]:
+        return [raw_rows(source.given, streaming=True) for source in self.sources]
+
+    def _outcomes(self, chunk: Sequence[tuple[int, RawRow]]) -> list[Outcome]:
+        """What becomes of some rows, in their order."""
+        found: dict[int, Outcome] = {}
+        for index, source in enumerate(self.sources):
+            mine = [place for place, (of, _) in enumerate(chunk) if of == index]
+            looked = {place: self._record(source, chunk[place][1]) for place in mine}
+            found |= {place: outcome for place, outcome in looked.items() if isinstance(outcome, Outcome)}
+            records = {place: record for place, record in looked.items() if not isinstance(record, Outcome)}
+            where = [chunk[place][1].where for place in records]
+            found |= dict(
+                zip(records, outcomes(self.renderer, list(records.values()), where, source.wanted), strict=True)
+            )
+        return [self._counted(found[place], self.sources[chunk[place][0]]) for place in range(len(chunk))]
+
+    def _record(self, source: StreamedSource, raw: RawRow) -> Record | Outcome:
+        row = raw.look()
+        if not isinstance(row, Row):
+            return Outcome(problems=(row,))
+        data = self.config.data
+        languages = Languages(data.source_lang, data.target_lang)
+        try:
+            return to_record(row, source.format, source.given.columns, self.config.task, languages)
+        except DataError as error:
+            return Outcome(problems=error.problems)
+
+    def _counted(self, outcome: Outcome, source: StreamedSource) -> Outcome:
+        if outcome.problems and self.config.data.on_bad_row == "error":
+            raise DataError.several(outcome.problems)
+        if outcome.too_long is not None and source.wanted.done == "error":
+            raise DataError.several([outcome.too_long])
+        self.tally.drawn += 1
+        self.tally.bad += bool(outcome.problems)
+        self.tally.overlength += outcome.too_long is not None
+        self.tally.untrained += outcome.untrained
+        self.tally.findings.update(outcome.findings)
+        return outcome
+
+
+def streamed(config: RunConfig, sources: Sequence[tuple[DataSource, RowFormat]], renderer: RowRenderer) -> RowStream:
+    """The stream of sources, whose rows are counted where that takes no more than going through a file once.
+
+    Raises:
+        DataError: A source cannot be streamed, or cannot be mixed with others.
+    """
+    found = []
+    for given, row_format in sources:
+        if given.path.endswith(".json"):
+            remedy = "write it as .jsonl, one object a line"
+            raise DataError("is read whole: a .json file cannot be streamed", where=given.path, remedy=remedy)
+        wanted = wanted_of(given, config.data, row_format)
+        found.append(StreamedSource(given, row_format, wanted, count_rows(given)))
+    unknown = [source.given.path for source in found if source.rows is None]
+    if unknown and len(found) > 1:
+        raise DataError(
+            "does not say how many rows it has, so it cannot be mixed with others in a stream",
+            where=unknown[0],
+            key="data.train",
+            remedy="stream it alone",
+        )
+    return RowStream(config, tuple(found), renderer)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamPlan:
+    """Which rows of a stream share a batch: those that are drawn one after the other.
+
+    Attributes:
+        stream: The rows.
+        batch_size: Rows in a batch.
+        accumulation: Batches in an optimizer step.
+    """
+
+    stream: RowStream
+    batch_size: int
+    accumulation: int
+
+    def windows(self, train: Sequence[Example], epoch: int, window: int, place: tuple[int, int]) -> Iterator[Window]:
+        """The windows of an epoch from a place in the stream on; `train` and `window` are for plans of known rows.
+
+        Raises:
+            DataError: A row is bad where that is an error, or none of a whole epoch can be trained on.
+        """
+        rows = self.stream.examples(epoch, *place)
+        taken = list(islice(rows, self.batch_size * self.accumulation))
+        if not taken and place == (0, 0):
+            raise DataError(
+                "no row of the stream can be trained on", key="data.train", remedy="look at data.max_length"
+            )
+        while taken:
+            following = list(islice(rows, self.batch_size * self.accumulation))
+            examples = [example for example, _, _ in taken]
+            batches = [examples[at : at + self.batch_size] for at in range(0, len(examples), self.batch_size)]
+            notes = () if following else self.stream.tally.notes()
+            yield Window(batches, place=taken[-1][1:], ends_epoch=not following, notes=notes)
+            taken = following
+
+    def steps(self, number: int) -> int:
+        """The optimizer steps of an epoch in which every row is trained on; very many where the rows are not known."""
+        rows = self.stream.rows
+        return sys.maxsize if rows is None else ceil(ceil(rows / self.batch_size) / self.accumulation)
+
+
+def _mixed(
+    counts: Sequence[int | None], sources: Sequence[Iterator[RawRow]], draws: Iterator[float]
+) -> Iterator[tuple[int, RawRow]]:
+    """The rows of all sources, each drawn by how many rows it still has; a source that does not say stands alone."""
+    if len(sources) == 1:
+        yield from ((0, row) for row in sources[0])
+        return
+    left = [count or 0 for count in counts]
+    while total := sum(left):
+        at, source = next(draws) * total, 0
+        while at >= left[source]:
+            at -= left[source]
+            source += 1
+        row = next(sources[source], None)
+        left[source] = 0 if row is None else left[source] - 1
+        if row is not None:
+            yield source, row
+
+
+def _shuffled(rows: Iterator[tuple[int, RawRow]], size: int, draws: Iterator[float]) -> Iterator[tuple[int, RawRow]]:
+    buffer = list(islice(rows, size))
+    for row in rows:
+        at = int(next(draws) * size)
+        yield buffer[at]
+        buffer[at] = row
+    while buffer:
+        at = int(next(draws) * len(buffer))
+        buffer[at], buffer[-1] = buffer[-1], buffer[at]
+        yield buffer.pop()
+
+
+def _draws(seed: Sequence[int]) -> Iterator[float]:
+    """Numbers from 0 up to 1, drawn many at a time."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    while True:
+        yield from random.random(DRAWS_AT_ONCE).tolist()

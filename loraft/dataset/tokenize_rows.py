@@ -1,0 +1,184 @@
+"""What becomes of a row on its way to tokens: examples, too long, nothing to train, or not rendered at all.
+
+This module knows the order of rendering, tokenizing and cutting, for a few rows or a million, in this process or
+another. It refuses to know files, and what is done about a row that did not come through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loraft.config.schema import DataSection, DataSource
+from loraft.errors import DataError, Problem
+from loraft.rows.formats import Record
+from loraft.tasks.task import RowRenderer
+from loraft.tokenization.examples import Example, PairExample
+from loraft.tokenization.long_texts import ManyTokensError
+
+__all__ = ["Outcome", "Read", "Wanted", "outcomes", "wanted_of"]
+
+DROP = "write data.on_overlength: drop"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the config says of the rows of a source.
+
+    Attributes:
+        limits: The section that says how long a row may be.
+        done: What is done with a longer one: drop, truncate, split or error.
+        columns: Our column names: theirs, for errors.
+    """
+
+    limits: DataSection
+    done: str
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a row.
+
+    Attributes:
+        examples: The examples that it gives, those without a trained token left out.
+        lengths: The tokens of each part of it before any is cut, of its sources where there are targets.
+        target_lengths: The tokens of their targets.
+        in_part: It is longer than these lengths say: a very long row is not counted to its end.
+        too_long: How a part exceeds the limits; None where none does.
+        untrained: It was kept, or cut, and no token is left to train.
+        problems: Why it could not be rendered.
+        findings: What a person should know of it, each with what can be done.
+    """
+
+    examples: tuple[Example, ...] = ()
+    lengths: tuple[int, ...] = ()
+    target_lengths: tuple[int, ...] = ()
+    in_part: bool = False
+    too_long: Problem | None = None
+    untrained: bool = False
+    problems: tuple[Problem, ...] = ()
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A row, or a part of one, as it is read.
+
+    Attributes:
+        text: What the renderer made of it.
+        in_part: That is a beginning.
+    """
+
+    text: Any
+    in_part: bool = False
+
+
+def wanted_of(source: DataSource, data: DataSection, row_format: str) -> Wanted:
+    """What `data` says of the rows of `source`: auto splits plain text and drops the rest."""
+    auto = "split" if row_format == "text" else "drop"
+    return Wanted(data, auto if data.on_overlength == "auto" else data.on_overlength, source.columns)
+
+
+def outcomes(renderer: RowRenderer, records: Sequence[Record], places: Sequence[str], wanted: Wanted) -> list[Outcome]:
+    """What becomes of records, one outcome each, in their order.
+
+    Args:
+        renderer: The one way from records to tokens.
+        records: What the rows say.
+        places: Where each of them stands.
+        wanted: What the config says of them.
+    """
+    found: dict[int, Outcome] = {}
+    rendered: list[Read] = []
+    of_record: list[int] = []
+    for index, (record, place) in enumerate(zip(records, places, strict=True)):
+        try:
+            parts = [_rendered(renderer, part, wanted) for part in renderer.parts(record)]
+        except DataError as error:
+            found[index] = _unusable(error, place, wanted)
+        except ManyTokensError as error:
+            found[index] = _uncounted(error.fewest, place)
+        else:
+            rendered += parts
+            of_record += [index] * len(parts)
+    examples = _examples(renderer, rendered, [places[index] for index in of_record], wanted)
+    rows: dict[int, list[tuple[Example, Read]]] = {}
+    for index, example, read in zip(of_record, examples, rendered, strict=True):
+        if isinstance(example, Outcome):
+            found.setdefault(index, example)
+        else:
+            rows.setdefault(index, []).append((example, read))
+    return [found[i] if i in found else _outcome(renderer, rows[i], wanted) for i in range(len(records))]
+
+
+def _rendered(renderer: RowRenderer, record: Record, wanted: Wanted) -> Read:
+    """A part of a record as text; of a row that is cut or dropped no more is read than that needs.
+
+    Raises:
+        DataError: It cannot be rendered, or read.
+        ManyTokensError: It is too long by any count, and is dropped or refused.
+    """
+    whole = renderer.render(record)
+    if wanted.done == "split":
+        return Read(whole)
+    try:
+        beginning = renderer.beginning(whole, wanted.limits)
+    except ManyTokensError as error:
+        if wanted.done == "truncate":
+            raise error.refusal from None
+        raise
+    return Read(beginning, in_part=beginning is not whole)
+
+
+def _examples(
+    renderer: RowRenderer, rendered: Sequence[Read], where: Sequence[str], wanted: Wanted
+) -> list[Example | Outcome]:
+    """Each text as tokens, or why it cannot be read: of many the one at fault is looked for."""
+    try:
+        return list(renderer.examples([read.text for read in rendered], where))
+    except DataError as error:
+        if len(rendered) == 1:
+            return [_unusable(error, where[0], wanted)]
+        return [_examples(renderer, [each], [place], wanted)[0] for each, place in zip(rendered, where, strict=True)]
+
+
+def _unusable(error: DataError, place: str, wanted: Wanted) -> Outcome:
+    named = (replace(each, where=place, key=wanted.columns.get(each.key or "", each.key)) for each in error.problems)
+    return Outcome(problems=tuple(named))
+
+
+def _uncounted(fewest: int, place: str) -> Outcome:
+    """A row of one unbroken text that is too long by any count."""
+    problem = Problem(f"has at least {fewest:,} tokens, more than the config takes", where=place, remedy=DROP)
+    return Outcome(lengths=(fewest,), in_part=True, too_long=problem)
+
+
+def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Read]], wanted: Wanted) -> Outcome:
+    pieces: list[Example] = []
+    too_long: Problem | None = None
+    for example, read in parts:
+        exceeds = renderer.too_long(example, wanted.limits, least="more than " if read.in_part else "")
+        if exceeds is None:
+            pieces.append(example)
+            continue
+        too_long = too_long or Problem(exceeds, where=example.where, remedy=_remedy(example))
+        if wanted.done in ("truncate", "split"):
+            pieces += renderer.cut(read.text, example, wanted.limits, wanted.done)
+    trained = tuple(piece for piece in pieces if piece.trained)
+    findings = (finding for _, read in parts for finding in renderer.findings(read.text))
+    return Outcome(
+        examples=trained,
+        lengths=tuple(len(example.input_ids) for example, _ in parts),
+        target_lengths=tuple(len(example.labels) for example, _ in parts if isinstance(example, PairExample)),
+        in_part=any(read.in_part for _, read in parts),
+        too_long=too_long,
+        untrained=bool(pieces) and not trained,
+        findings=tuple(dict.fromkeys(findings)),
+    )
+
+
+def _remedy(example: Example) -> str:
+    ways = "drop, truncate or split" if type(example) is Example else "drop or truncate"
+    return f"raise it, or write data.on_overlength: {ways}"

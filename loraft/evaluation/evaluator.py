@@ -1,0 +1,257 @@
+"""The one loop of an evaluation: rows in, figures out, and nothing kept of a row but the few numbers that it adds.
+
+Rows are taken in windows: inside one they are sorted by length, so that little is padded. Each model reads a window
+and answers it, its rows go to the file, and the next window begins. The loss is the negative log-likelihood of all
+trained tokens over their number; how many rows are read at a time changes nothing but the speed.
+
+This module knows windows and sums. It refuses to know how a loss or an answer comes about: a `Subject` gives both.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+from loraft.errors import DataError, NonFiniteError, Stopped
+from loraft.evaluation.accumulators import RowTally, loss_sums
+from loraft.evaluation.bootstrap import Difference, paired_differences
+from loraft.evaluation.eval_dataset import EvaluatedRows, Item, prompt_ids
+from loraft.evaluation.eval_rows_file import RowsFile, open_rows_file
+from loraft.evaluation.evaluation_result import Confusion, Evaluation, Measured
+from loraft.evaluation.label_metrics import LabelTally
+from loraft.evaluation.text_metrics import TEXT_METRICS
+from loraft.events import Observer, Progress
+from loraft.io.memory_errors import memory_errors
+from loraft.tokenization.examples import Example, LabelledExample
+
+__all__ = ["Answer", "Reading", "Subject", "evaluate"]
+
+BATCHES_A_WINDOW = 4
+ROWS = "rows evaluated"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        text: Its answer; a classifier's is the name of a class.
+        finish_reason: `stop`, or `length` where the limit cut it.
+        probabilities: Of each class, where it tells classes.
+    """
+
+    text: str
+    finish_reason: str = "stop"
+    probabilities: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model makes of a row that it reads.
+
+    Attributes:
+        loss: The summed negative log-likelihood of what is trained in it, in nats.
+        answer: The class that it tells; None where answers are generated.
+    """
+
+    loss: float
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is evaluated.
+
+    Attributes:
+        name: What it is called.
+        read: What it makes of each of a few examples.
+        answers: Its answers to prompts of tokens; None where it generates none.
+    """
+
+    name: str
+    read: Callable[[Sequence[Example]], Sequence[Reading]]
+    answers: Callable[[Sequence[Sequence[int]]], Sequence[Answer]] | None = None
+
+
+class _Tallies:
+    """What one model's rows have added up to."""
+
+    def __init__(self, names: Sequence[str], labels: Sequence[str], *, keep: bool) -> None:
+        self.losses = loss_sums(keep=keep, of_text=not labels)
+        self.classes = LabelTally(labels, keep=keep) if labels else None
+        makers = () if labels else dict.fromkeys(TEXT_METRICS[name] for name in names)
+        self.texts = [RowTally(maker(), keep=keep) for maker in makers]
+        self.names = names
+        self.cut = 0
+
+    @property
+    def answers(self) -> list[RowTally | LabelTally]:
+        return [*self.texts, *([] if self.classes is None else [self.classes])]
+
+    def measured(self, name: str) -> Measured:
+        figures = {key: value for tally in self.answers for key, value in tally.figures().items()}
+        of_losses = self.losses.figures()
+        asked = {key: figures[key] for key in self.names}
+        return Measured(name, of_losses["loss"], of_losses.get("perplexity"), asked, self.cut)
+
+    def add(self, item: Item, reading: Reading) -> None:
+        self.losses.add((reading.loss, item.example.trained))
+        if reading.answer is not None and item.question is not None:
+            self.cut += reading.answer.finish_reason == "length"
+            for tally in self.answers:
+                tally.add(reading.answer.text, item.question.reference)
+
+
+def evaluate(
+    rows: EvaluatedRows,
+    subject: Subject,
+    baseline: Subject | None,
+    *,
+    task: str,
+    data: str,
+    metrics: Sequence[str],
+    labels: Sequence[str] = (),
+    batch_size: int,
+    output: Path | None,
+    observer: Observer,
+) -> Evaluation:
+    """Measure a model on rows, and its base beside it.
+
+    Args:
+        rows: The rows.
+        subject: What is evaluated.
+        baseline: What it is compared with, on the same tokens; None compares with nothing.
+        task: As a config says it.
+        data: What the rows are, in a few words.
+        metrics: The figures besides the loss; where there are none, nothing is generated.
+        labels: The classes that the models tell apart; none where they write text.
+        batch_size: How many rows at a time.
+        output: The file for the rows, in their order.
+        observer: Is told how far it is.
+
+    Raises:
+        DataError: There are no rows, or a row's prompt cannot be read.
+        NonFiniteError: A loss is not a number.
+        OutOfMemoryError: The device is too small for so many at a time.
+        DiskFullError: The disk filled up.
+        Stopped: By SIGINT or SIGTERM, with the rows so far in `output`.
+    """
+    items = rows.items
+    if not items:
+        raise DataError("no row is left to evaluate on", where=data)
+    references = sum(item.question is not None for item in items)
+    metrics = metrics if references else ()
+    subjects = [subject] if baseline is None else [subject, baseline]
+    tallies = [_Tallies(metrics, labels, keep=baseline is not None) for _ in subjects]
+    begun = perf_counter()
+    out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
+    remedy = "Give a smaller --batch-size" + (", or a smaller --max-new-tokens." if metrics and not labels else ".")
+    with (
+        open_rows_file(output) as file,
+        _told(file, len(items)),
+        memory_errors(out_of_memory, remedy=remedy),
+    ):
+        for start in range(0, len(items), batch_size * BATCHES_A_WINDOW):
+            window = items[start : start + batch_size * BATCHES_A_WINDOW]
+            found = [_measure(each, window, rows, batch_size, answered=bool(metrics)) for each in subjects]
+            for tally, of_subject in zip(tallies, found, strict=True):
+                for item, reading in zip(window, of_subject, strict=True):
+                    tally.add(item, reading)
+            if file is not None:
+                file.append([_line(item, *each) for item, *each in zip(window, *found, strict=True)])
+            observer(Progress(ROWS, start + len(window), len(items)))
+    seconds, told = perf_counter() - begun, tallies[0].classes
+    return Evaluation(
+        task=task,
+        data=data,
+        rows=len(items),
+        references=references,
+        tokens=sum(item.example.trained for item in items),
+        measured=tallies[0].measured(subject.name),
+        baseline=tallies[1].measured(baseline.name) if baseline is not None else None,
+        differences=_differences(*tallies, rows=len(items), references=references) if baseline is not None else {},
+        signatures=_signatures(tallies[0]),
+        output=output,
+        seconds=seconds,
+        confusion_matrix=Confusion(tuple(labels), told.confusion_matrix) if told is not None else None,
+    )
+
+
+def _measure(
+    subject: Subject, window: Sequence[Item], rows: EvaluatedRows, batch_size: int, *, answered: bool
+) -> list[Reading]:
+    """What a model makes of each row of a window and, where that is wanted, its answer to each that asks something.
+
+    Raises:
+        NonFiniteError: A loss is not a number.
+    """
+    found: dict[int, Reading] = {}
+    by_length = sorted(range(len(window)), key=lambda place: -len(window[place].example.input_ids))
+    for start in range(0, len(window), batch_size):
+        places = by_length[start : start + batch_size]
+        found |= zip(places, subject.read([window[place].example for place in places]), strict=True)
+    for place, reading in found.items():
+        if not math.isfinite(reading.loss):
+            remedy = "Compute in another --dtype: float16 overflows in some models."
+            message = f"the loss of {subject.name} is {reading.loss}"
+            raise NonFiniteError(message, where=window[place].example.where, remedy=remedy)
+    asking = [place for place, item in enumerate(window) if item.question is not None] if answered else []
+    if asking and subject.answers is not None:
+        prompts = [prompt_ids(window[place], rows.renderer) for place in asking]
+        for place, answer in zip(asking, subject.answers(prompts), strict=True):
+            found[place] = replace(found[place], answer=answer)
+    return [found[place] for place in range(len(window))]
+
+
+def _line(item: Item, reading: Reading, of_base: Reading | None = None) -> dict[str, object]:
+    """A row as it is written."""
+    question, tokens = item.question, item.example.trained
+    row: dict[str, object] = {
+        "row": item.example.where,
+        "input": question.shown if question is not None else None,
+        "reference": question.reference if question is not None else None,
+        **_said(reading, tokens),
+    }
+    if not isinstance(item.example, LabelledExample):  # a class is one decision
+        row["tokens"] = tokens
+    return row if of_base is None else row | {"baseline": _said(of_base, tokens)}
+
+
+def _said(reading: Reading, tokens: int) -> dict[str, object]:
+    answer = reading.answer
+    if answer is not None and answer.probabilities is not None:
+        return {"prediction": answer.text, "probabilities": dict(answer.probabilities), "loss": reading.loss / tokens}
+    text, reason = (answer.text, answer.finish_reason) if answer is not None else (None, None)
+    return {"prediction": text, "finish_reason": reason, "loss": reading.loss / tokens}
+
+
+def _differences(measured: _Tallies, base: _Tallies, *, rows: int, references: int) -> dict[str, Difference]:
+    """What is measured minus its base, for every figure that is shown."""
+    found: dict[str, Difference] = {}
+    found |= paired_differences(base.losses.figures, measured.losses.figures, rows)
+    always = tuple(found)
+    for tally, other in zip(measured.answers, base.answers, strict=True):
+        found |= paired_differences(other.figures, tally.figures, references)
+    return {name: found[name] for name in (*always, *measured.names)}
+
+
+def _signatures(tallies: _Tallies) -> dict[str, str]:
+    found = {name: tally.metric.signature for tally in tallies.texts for name in tally.metric.names}
+    return {name: signature for name in tallies.names if (signature := found.get(name)) is not None}
+
+
+@contextmanager
+def _told(file: RowsFile | None, total: int) -> Iterator[None]:
+    """What ends the work early, with how far it came."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "signal_number", signal.SIGINT)
+        kept = f": {file.rows:,} of {total:,} rows are in {file.path}" if file is not None else ""
+        remedy = "An evaluation begins anew: --overwrite replaces the file." if file is not None else None
+        raise Stopped(f"stopped{kept}", signal_number=number, remedy=remedy) from None

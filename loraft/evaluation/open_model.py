@@ -1,0 +1,213 @@
+"""What a verb works on, opened: sessions that answer, classifiers, and what is evaluated of either.
+
+Generation, prediction, evaluation and training know nothing of one another; here they are put together for `api`, whose
+functions then read as a table of contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from loraft.adapters.classes import classes_of
+from loraft.adapters.metadata import Target
+from loraft.adapters.resolve_target import resolve_target
+from loraft.adapters.task import task_of
+from loraft.dataset.sampler import LabelledBatch, Layout, collate_rows
+from loraft.dataset.source_rows import sources_of
+from loraft.errors import AdapterError, ModelError
+from loraft.evaluation.eval_dataset import EvaluatedRows, Purpose, Source, rows_of, unasked_as_trained
+from loraft.evaluation.evaluator import Answer, Reading, Subject
+from loraft.evaluation.source_run import PastRun, past_run
+from loraft.events import Note, Observer
+from loraft.inference.classifier import Classifier, open_classifier, refuse_no_classifier
+from loraft.inference.decoder_state import prompt_limit
+from loraft.inference.engine import complete_batch
+from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.session import BASE, Session, Settings, open_session
+from loraft.models.unwrap import wrapped_model
+from loraft.tokenization.examples import Example, LabelledExample
+from loraft.training.loss import TargetLoss
+
+__all__ = [
+    "classifying", "generating", "learned_columns", "opened", "opened_classifier", "purpose_of", "run_of", "tell",
+    "to_be_told",
+]  # fmt: skip
+
+
+ANSWERS = "{} answers; {} would with --compare, or in loraft chat"
+MEASURED = "{} is measured, and {} not: give each alone as --adapter"
+
+
+def purpose_of(found: Target, choice: ModelChoice, *, baseline: bool) -> Purpose:
+    """What a target is for, as far as its record and its config tell, before any weight is loaded.
+
+    Raises:
+        Refused: It is to classify and cannot, or what was asked for has no meaning for it.
+    """
+    task = task_of(found)
+    trained = found.manner.sources
+    sources = replace(
+        trained,
+        source_lang=choice.source_lang or trained.source_lang,
+        target_lang=choice.target_lang or trained.target_lang,
+    )
+    labels = classes_of(found) if task == "seq_cls" else ()
+    if task == "seq_cls":
+        refuse_no_classifier(found, labels, choice.target)
+    if task != "seq2seq_lm" and (choice.source_lang or choice.target_lang):
+        message = f"its task is {task}, and only what translates has a source and a target language"
+        raise ModelError(message, where="--source-lang" if choice.source_lang else "--target-lang")
+    if labels and baseline and classes_of(replace(found, adapters=())) != labels:
+        raise _no_baseline(found.base)
+    return Purpose(task, sources, labels)
+
+
+def _no_baseline(base: str) -> AdapterError:
+    message = f"the head that tells the classes was trained with the adapter, and {base} has none: it would guess"
+    return AdapterError(message, where="--baseline", remedy="Leave it out.")
+
+
+def generating(
+    choice: ModelChoice,
+    source: Source,
+    options: AnswerOptions,
+    batch_size: int,
+    limit: int | None,
+    observer: Observer,
+    *,
+    baseline: bool,
+) -> tuple[EvaluatedRows, list[Subject]]:
+    """The rows as what writes text reads them; it, and its base where that is wanted."""
+    session = open_session(choice)
+    tell(observer, *session.notes, *to_be_told(session, options, MEASURED))
+    voice = session.voice()
+    rows = rows_of(source, voice.tokenizer, positions=prompt_limit(session.model), limit=limit)
+    tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
+    settings = voice.settings(options)
+    names = (voice.name, BASE) if baseline else (voice.name,)
+    return rows, [_subject(session, name, settings, batch_size) for name in names]
+
+
+def classifying(
+    choice: ModelChoice,
+    source: Source,
+    options: AnswerOptions,
+    limit: int | None,
+    observer: Observer,
+    *,
+    baseline: bool,
+) -> tuple[EvaluatedRows, list[Subject]]:
+    """The same of a classifier.
+
+    Raises:
+        AdapterError: Its base is wanted, whose files lack the head.
+    """
+    classifier = opened_classifier(choice, observer)
+    if baseline and classifier.loaded.new_modules:
+        raise _no_baseline(classifier.loaded.name)
+    rows = rows_of(source, classifier.loaded.tokenizer, positions=classifier.context, limit=limit)
+    unused = ("a classifier generates nothing: --max-new-tokens is not used",) if options.max_new_tokens else ()
+    tell(observer, *rows.notes, *unused)
+    named = [(classifier.name or BASE, False), *([(BASE, True)] if baseline else [])]
+    return rows, [_telling(classifier, name, base=base) for name, base in named]
+
+
+def run_of(found: Target) -> PastRun | None:
+    """The run that trained what a target means, where it lies in the folder of one."""
+    return past_run(found.adapter or Path(found.base).expanduser())
+
+
+def learned_columns(model: ModelChoice | str) -> Mapping[str, str]:
+    """What the rows called our columns that the run of what is meant was trained on; nothing where no run is near."""
+    choice = ModelChoice(model) if isinstance(model, str) else model
+    run = run_of(resolve_target(choice.target, choice.adapters, base_model=choice.base_model))
+    return sources_of(run.config.data)[0][0].columns if run is not None else {}
+
+
+def _subject(session: Session, name: str, settings: Settings, batch_size: int) -> Subject:
+    """The model of a session with the adapter of that name active, or none for the base, as it is evaluated.
+
+    The base is asked as its adapter is: the same tokens, the same ends of an answer.
+    """
+    voice = session.voice(name)
+    dtype = session.loaded.placement.dtype
+    loss = TargetLoss(wrapped_model(session.model), session.family, None if dtype == torch.float32 else dtype)
+    # Padding is on the right, where no real token attends to it; 0 is a token that every vocabulary has.
+    layout = Layout(packed=False, pad_id=0)
+
+    def read(examples: Sequence[Example]) -> list[Reading]:
+        with session.speaking(voice), torch.inference_mode():
+            batch = collate_rows(examples, layout).to(session.loaded.placement.device)
+            assert not isinstance(batch, LabelledBatch), "a classifier opens no session"
+            losses = loss.of_rows(batch, [example.trained for example in examples]).tolist()
+        return [Reading(each) for each in losses]
+
+    def answers(prompts: Sequence[Sequence[int]]) -> list[Answer]:
+        with session.speaking(voice) as speaking:
+            completed = complete_batch(speaking, voice.tokenizer, prompts, **settings, batch_size=batch_size)
+        return [Answer(each.completion, each.finish_reason) for each in completed]
+
+    return Subject(name, read, answers)
+
+
+def _telling(classifier: Classifier, name: str, *, base: bool) -> Subject:
+    """A classifier, or its base without the adapter, as it is evaluated."""
+
+    def read(examples: Sequence[Example]) -> list[Reading]:
+        rows = [example for example in examples if isinstance(example, LabelledExample)]
+        with classifier.speaking(base=base):
+            scores = classifier.scores(rows)
+        losses = cross_entropy(scores, torch.tensor([row.labels[0] for row in rows]), reduction="none").tolist()
+        return [
+            Reading(
+                loss, Answer(classifier.labels[at], probabilities=dict(zip(classifier.labels, shares, strict=True)))
+            )
+            for loss, at, shares in zip(losses, scores.argmax(1).tolist(), scores.softmax(1).tolist(), strict=True)
+        ]
+
+    return Subject(name, read)
+
+
+def opened_classifier(model: ModelChoice | str, observer: Observer) -> Classifier:
+    """The classifier that is meant; what there is to say about it is told.
+
+    Raises:
+        Refused: It is none, or cannot be used.
+    """
+    choice = ModelChoice(model) if isinstance(model, str) else model
+    found = open_classifier(
+        choice.target, choice.adapters, base_model=choice.base_model, quantize=choice.quantize, dtype=choice.dtype
+    )
+    tell(observer, *found.notes)
+    return found
+
+
+def opened(model: ModelChoice | str) -> Session:
+    """The session of what is meant.
+
+    Raises:
+        Refused: It writes no text, or cannot be used.
+    """
+    return open_session(ModelChoice(model) if isinstance(model, str) else model)
+
+
+def to_be_told(session: Session, options: AnswerOptions, of_several: str = ANSWERS) -> Iterator[str]:
+    """What of that which was asked for has no effect; `of_several` says which adapter is used, and which are not."""
+    if len(session.adapters) > 1:
+        first, *silent = session.adapters
+        yield of_several.format(first, " and ".join(silent))
+    if options.system and session.voice().reads_prompt:
+        yield "the model reads a source and no conversation: the system prompt is not used"
+    elif options.system and session.voice().renderer.chat_template is None:
+        yield "the tokenizer has no chat template, which alone can print a system prompt: it is not used"
+
+
+def tell(observer: Observer, *notes: str) -> None:
+    """Tell an observer some sentences."""
+    for note in notes:
+        observer(Note(note))

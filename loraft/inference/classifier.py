@@ -1,0 +1,234 @@
+"""A classifier, opened once and ready to tell the classes of texts.
+
+This module knows what belongs together when a text is classified: base, adapter, head, tokenizer, classes. It refuses
+to know rows, files and how anything is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from loraft.adapters.active import acting
+from loraft.adapters.classes import classes_of
+from loraft.adapters.metadata import Target
+from loraft.adapters.resolve_target import base_named_by, resolve_target
+from loraft.adapters.save_adapter import load_adapters
+from loraft.config.schema import DtypeName, QuantizationSection
+from loraft.dataset.sampler import collate_labelled
+from loraft.errors import AdapterError, ModelError, NonFiniteError
+from loraft.models.class_logits import class_logits
+from loraft.models.device import place
+from loraft.models.hf_config import context_of, load_any_config
+from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.registry import TRAINED_FOR
+from loraft.tasks.seq_cls import LabelRenderer
+from loraft.tokenization.examples import LabelledExample
+from loraft.tokenization.long_texts import ManyTokensError
+
+__all__ = ["Classifier", "TextTokens", "open_classifier", "refuse_no_classifier"]
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """A text, or a pair of texts, as tokens.
+
+    Attributes:
+        ids: The tokens.
+        types: Which of two texts each is of, where the model tells them apart.
+        is_cut: The text is longer than the model's positions, and these are its beginning.
+    """
+
+    ids: list[int]
+    types: list[int] | None
+    is_cut: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """An open classifier.
+
+    Attributes:
+        loaded: The base, with the adapter's layers in it where there is one.
+        model: What is run: the base, or peft's wrapper around it.
+        renderer: Makes tokens as they were made in training, and knows the classes.
+        adapter: The adapter's folder; None for a model that classifies by itself.
+        name: What the adapter is called; None where there is none.
+        quantization: How the base is stored in 4 bits; None where it is not.
+        notes: What was decided and found, a sentence each.
+    """
+
+    loaded: LoadedModel
+    model: nn.Module
+    renderer: LabelRenderer
+    adapter: Path | None
+    name: str | None
+    quantization: QuantizationSection | None
+    notes: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes in their order."""
+        return self.renderer.labels
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that it reads; None where nothing limits it."""
+        return context_of(self.loaded.model.config, self.loaded.family)
+
+    def about(self, texts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
+        """What there is to say about what is to be classified, a sentence each.
+
+        Raises:
+            DataError: There is a control token in it, and the model was trained on texts without.
+        """
+        control, each = self.renderer.control_tokens, [text for pair in texts for text in pair if text is not None]
+        control.refuse(each)
+        return control.findings(each)
+
+    def tokens(self, texts: Sequence[tuple[str, str | None]]) -> list[TextTokens]:
+        """Texts, or pairs of texts, as tokens: no more of each than the model has positions for.
+
+        Raises:
+            DataError: A text is too long to be read.
+        """
+        most = self.context
+        if most is not None:
+            texts = [self._beginnings(*text, most) for text in texts]
+        read = self.renderer.text_ids(texts)
+        long = [place for place, (ids, _) in enumerate(read) if most is not None and len(ids) > most]
+        cut = dict(zip(long, self.renderer.text_ids([texts[place] for place in long], most), strict=True))
+        return [TextTokens(*cut.get(place, whole), is_cut=place in cut) for place, whole in enumerate(read)]
+
+    def _beginnings(self, text: str, second: str | None, most: int) -> tuple[str, str | None]:
+        try:
+            return self.renderer.beginnings(text, second, most)
+        except ManyTokensError as error:
+            raise error.refusal from None
+
+    def logits(self, texts: Sequence[TextTokens]) -> Tensor:
+        """The scores of the classes, float32 and on the CPU: `[texts, classes]`."""
+        return self.scores([LabelledExample(text.ids, [0], "", text.types) for text in texts])
+
+    def scores(self, rows: Sequence[LabelledExample]) -> Tensor:
+        """The scores of the classes for rows of tokens, whatever their labels are; as `logits` gives them."""
+        placement, tokenizer = self.loaded.placement, self.loaded.tokenizer
+        pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+        batch = collate_labelled(rows, pad_id).to(placement.device)
+        mixed = placement.dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(placement.device, dtype=placement.dtype, enabled=mixed):
+            read = batch.input_ids, batch.attention_mask, batch.token_type_ids
+            return class_logits(self.loaded.model, self.loaded.family, *read).float().cpu()
+
+    def speaking(self, *, base: bool = False) -> AbstractContextManager[nn.Module]:
+        """The model with its adapter, or for a while without; afterwards as it was."""
+        return acting(self.model, None if base else self.name)
+
+    def probabilities(self, texts: Sequence[TextTokens]) -> list[dict[str, float]]:
+        """The probability of each class for each text: softmax over the scores.
+
+        Raises:
+            NonFiniteError: A score is not a number.
+        """
+        scores = self.logits(texts)
+        if not scores.isfinite().all():
+            remedy = "Compute in another --dtype: float16 overflows in some models."
+            raise NonFiniteError("the scores of the classes are not finite", where="TARGET", remedy=remedy)
+        shares = scores.softmax(-1).tolist()
+        return [dict(zip(self.labels, each, strict=True)) for each in shares]
+
+
+def open_classifier(
+    target: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    base_model: str | None = None,
+    quantize: QuantizationSection | None = None,
+    dtype: DtypeName | None = None,
+) -> Classifier:
+    """Load a classifier.
+
+    Args:
+        target: An adapter, a run, a checkpoint or a config, or a model that classifies by itself.
+        adapters: An adapter beside its base, which is then `target` or the one that it names.
+        base_model: The base to use, whatever the adapter names.
+        quantize: Store the base in 4 bits; None stores it as it was in training.
+        dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
+
+    Raises:
+        Refused: Something cannot be found or does not fit, or is no classifier.
+    """
+    found = resolve_target(target, adapters, base_model=base_model)
+    if len(found.adapters) > 1:
+        raise AdapterError("one classifier tells classes, and there are several", where="--adapter")
+    section = found.model_section
+    if dtype is not None:
+        section = section.model_copy(update={"dtype": dtype})
+    quantization = found.quantization if quantize is None else quantize
+    families = TRAINED_FOR["seq_cls"]
+    with base_named_by(found):
+        labels = classes_of(found)
+        refuse_no_classifier(found, labels, target)
+        loaded = load_model(section, place(section), quantization=quantization, among=families, labels=labels)
+    notes = (*found.notes, *loaded.notes)
+    model: nn.Module = loaded.model
+    if found.adapters:
+        adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters})
+        model, notes = adapted.model, (*notes, *adapted.notes)
+    elif loaded.new_modules:
+        lacks = " and ".join(loaded.new_modules)
+        raise ModelError(f"its files lack {lacks}, and random numbers would answer", where=section.name_or_path)
+    renderer = LabelRenderer(loaded.tokenizer, labels, special_tokens_in_text=found.manner.special_tokens_in_text)
+    name = found.adapters[0].name if found.adapters else None
+    return Classifier(loaded, model, renderer, found.adapter, name, quantization, notes)
+
+
+def refuse_no_classifier(found: Target, labels: Sequence[str], target: str | None) -> None:
+    """Refuse what does not tell one of several classes.
+
+    Args:
+        found: What TARGET means.
+        labels: Its classes, as `classes_of` gives them.
+        target: TARGET, as it was given.
+
+    Raises:
+        ModelError: It has no head for classes, or one whose scores are no choice between them.
+    """
+    called = target or (str(found.adapter) if found.adapter else found.base)
+    if labels:
+        _refuse_no_choice(found, labels, called)
+        return
+    if found.adapters and found.manner.task is not None:
+        raise ModelError(
+            f"{called} was trained for {found.manner.task}: it writes text, and tells no classes",
+            where="TARGET",
+            remedy=f"Let it answer: loraft generate {called} --prompt TEXT",
+        )
+    raise ModelError(
+        f"{called} has no head that tells classes",
+        where="TARGET",
+        remedy="Train one first: task: seq_cls. What writes text answers by loraft generate.",
+    )
+
+
+def _refuse_no_choice(found: Target, labels: Sequence[str], called: str) -> None:
+    """Softmax would make 100 % of the one number of a regression, and share one text among classes that all hold.
+
+    Of two classes of one name one would get lost.
+    """
+    if twice := sorted({name for name in labels if labels.count(name) > 1}):
+        message = f"{called} has several classes of the name {', '.join(twice)}"
+        raise ModelError(message, where="TARGET", remedy="Give them names of their own: id2label in its config.json.")
+    problem_type = None if found.adapters else load_any_config(found.model_section).problem_type
+    if len(labels) == 1 or problem_type == "regression":
+        message = f"{called} gives a text a number, not one of several classes"
+    elif problem_type == "multi_label_classification":
+        message = f"several classes of {called} may hold of one text, and loraft tells one"
+    else:
+        return
+    raise ModelError(message, where="TARGET", remedy="Use it with transformers, or train a head: task: seq_cls.")

@@ -1,0 +1,241 @@
+"""A conversation with an open model, and what of it the model has read already.
+
+Each turn the whole conversation is printed anew as the template prints it, and compared with what the cache of keys and
+values holds: only the tokens after the longest common beginning are read. So the history is not read again, and yet the
+answer is that of a fresh reading, whatever a template does to earlier turns, and after a turn was taken back or the
+system prompt changed. Each voice has a cache of its own: keys and values are made with the adapter that acts.
+
+An answer that is stopped stays as far as it was given; one of which nothing was given is taken back with its question.
+So is one that fails, with all that was read: nothing half-read is ever built upon.
+
+This module knows messages, voices and caches. It refuses to know terminals and commands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from loraft.errors import DataError, OutOfMemoryError
+from loraft.inference.completion import Completion
+from loraft.inference.decoder_state import Context, learned_positions, prompt_limit
+from loraft.inference.engine import Stream, Token, stream
+from loraft.inference.requests import AnswerOptions
+from loraft.inference.session import BASE, Session, Voice
+from loraft.models.unwrap import wrapped_model
+from loraft.rows.formats import Message
+from loraft.tokenization.boundaries import shared_beginning
+
+__all__ = ["Conversation", "Reply", "save_conversation"]
+
+
+class Reply(Iterator[Token]):
+    """An answer on its way: iterate over its tokens, or `stop` it; either way it is then part of the conversation.
+
+    Attributes:
+        prompt_tokens: The tokens of the conversation up to this answer.
+        held: Those of them that the cache held already; the rest was read.
+    """
+
+    def __init__(self, tokens: Generator[Token, None, Completion], prompt_tokens: int, held: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.held = held
+        self._tokens = tokens
+        self._completion: Completion | None = None
+
+    def __next__(self) -> Token:
+        try:
+            return next(self._tokens)
+        except StopIteration as end:
+            self._completion = self._completion or end.value
+            raise StopIteration from None
+
+    def stop(self) -> None:
+        """End the answer here."""
+        self._tokens.close()
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer; None where it was stopped."""
+        return self._completion
+
+
+class Conversation:
+    """What was said, in whose voice it goes on, and what that voice has read.
+
+    Attributes:
+        session: The open model.
+        options: How answers are made; what is None is as it was saved.
+        voice: Who answers.
+    """
+
+    def __init__(self, session: Session, options: AnswerOptions) -> None:
+        self.session = session
+        self.voice: Voice = session.voice().conversing()
+        self.options = options
+        self.voice.settings(options)
+        self._messages: list[Message] = []
+        self._contexts: dict[str, Context] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided and found, a sentence each."""
+        return tuple(dict.fromkeys((*self.session.notes, *self.voice.notes)))
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All that was said, the system prompt before it."""
+        return tuple(self.voice.with_system(self._messages, self.options.system))
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt in force: the one that is set, or the one that was trained with."""
+        found = self.messages[:1]
+        return found[0].content if found and found[0].role == "system" else None
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions the model has learned, and can read at most; None where nothing bounds it."""
+        return learned_positions(self.session.model)
+
+    @property
+    def trained_length(self) -> int | None:
+        """The length up to which the model was trained, as its config says, where an answer may go beyond it."""
+        configured = getattr(wrapped_model(self.session.model).config, "max_position_embeddings", None)
+        return configured if isinstance(configured, int) and self.positions is None else None
+
+    def ask(self, text: str) -> Reply:
+        """Say something, and get the answer as it comes.
+
+        Raises:
+            ConfigError: An option is out of its bounds.
+            DataError: The template cannot print the conversation, or it is longer than the model's positions.
+            NonFiniteError: While iterating, if the model's logits are not numbers.
+            OutOfMemoryError: While iterating, if the device is too small.
+        """
+        asked = [*self._messages, Message("user", text)]
+        ids = self.voice.prompt_ids(self.voice.with_system(asked, self.options.system))
+        most = prompt_limit(self.session.model)
+        if most is not None and len(ids) > most:
+            message = f"the conversation has {len(ids):,} tokens, and this model has learned {most:,} positions"
+            raise DataError(message, remedy="Begin anew, or take turns back.")
+        settings = self.voice.settings(self.options)
+        if settings["rules"].num_beams > 1:  # several answers are followed at once, so nothing of one can be kept
+            answered = stream(self.session.model, self.voice.tokenizer, ids, **settings)
+            return Reply(self._tokens(self.voice, asked, None, answered), len(ids), 0)
+        context = self._contexts.pop(self.voice.name, None) or Context(self.session.model, rewinds=True)
+        # The last token is read in any case: its logits are what comes next.
+        held = shared_beginning(context.first_row, ids[:-1])
+        context.rewind(held)
+        answered = stream(self.session.model, self.voice.tokenizer, ids, **settings, context=context)
+        return Reply(self._tokens(self.voice, asked, context, answered), len(ids), held)
+
+    def _tokens(
+        self, voice: Voice, asked: list[Message], context: Context | None, answered: Stream
+    ) -> Generator[Token, None, Completion]:
+        """The tokens of an answer, which becomes part of the conversation however far it came."""
+        text = ""
+        try:
+            with self.session.speaking(voice):
+                for token in answered:
+                    text += token.text
+                    yield token
+        except (torch.OutOfMemoryError, OutOfMemoryError) as error:
+            raise OutOfMemoryError(
+                "the device ran out of memory: the answer and its question are taken back"
+            ) from error
+        except GeneratorExit:
+            answered.close()
+            if text:
+                self._messages = [*asked, Message("assistant", text)]
+            self._keep(voice, context)
+            raise
+        self._messages = [*asked, Message("assistant", answered.completion.completion)]
+        self._keep(voice, context)
+        return answered.completion
+
+    def _keep(self, voice: Voice, context: Context | None) -> None:
+        if context is not None:
+            self._contexts[voice.name] = context
+
+    def reset(self) -> None:
+        """Forget all that was said and read; system prompt, options and voice stay."""
+        self._messages = []
+        self._contexts = {}
+
+    def undo(self) -> Message | None:
+        """Take back the last question and what was answered; the question, or None where nothing was said."""
+        if not self._messages:
+            return None
+        last = max(index for index, message in enumerate(self._messages) if message.role == "user")
+        question = self._messages[last]
+        self._messages = self._messages[:last]
+        return question
+
+    def speak_as(self, name: str | None) -> None:
+        """Go on in the voice of an adapter, or of the base for None; what was said stays.
+
+        Raises:
+            AdapterError: There is none of that name.
+            ConfigError: Its saved defaults are out of their bounds.
+        """
+        voice = self.session.voice(BASE if name is None else name).conversing()
+        voice.settings(self.options)
+        self.voice = voice
+
+    def set_options(self, options: AnswerOptions) -> None:
+        """Make the next answers in another way.
+
+        Raises:
+            ConfigError: A value is out of its bounds; the options stay as they were.
+        """
+        self.voice.settings(options)
+        self.options = options
+
+
+def save_conversation(path: Path, messages: Sequence[Message]) -> int:
+    """Write a conversation as one row that loraft trains on: a line of JSON with `messages`.
+
+    Questions that were answered with nothing are left out: there is nothing in them to learn.
+
+    Returns:
+        How many answers the row has.
+
+    Raises:
+        DataError: There is no answer, the file is there already, or it cannot be written.
+    """
+    if path.suffix.lower() != ".jsonl":
+        raise DataError(
+            "is not named as a file of rows", where=str(path), remedy=f"Name it {path.stem or 'chat'}.jsonl."
+        )
+    kept = _answered(messages)
+    answers = sum(message.role == "assistant" for message in kept)
+    if not answers:
+        raise DataError("there is no answer to save yet", where=str(path))
+    row = {"messages": [{"role": message.role, "content": message.content} for message in kept]}
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError as error:
+        raise DataError(
+            "is there already, and is left as it is", where=str(path), remedy="Name another file."
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    return answers
+
+
+def _answered(messages: Sequence[Message]) -> list[Message]:
+    kept: list[Message] = []
+    for message in messages:
+        if message.role == "assistant" and not message.content.strip():
+            kept.pop()
+        else:
+            kept.append(message)
+    return kept

@@ -1,0 +1,329 @@
+"""What a model has read of some rows, and the logits of what comes next.
+
+This module knows how a model is run while it generates: its encoder where it has one, its cache, its masks, its
+attention and its dtype. It refuses to know tokenizers, sampling and when to stop.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from loraft.io.memory_errors import memory_errors
+from loraft.kernels.decode_linear import fast_products
+from loraft.kernels.kv_cache import new_cache
+from loraft.kernels.packed_attention import ROWS
+from loraft.models.decoder_inputs import start_token
+from loraft.models.unwrap import wrapped_model
+
+__all__ = [
+    "Context",
+    "Source",
+    "learned_positions",
+    "ordinary_attention",
+    "pad_left",
+    "products_in_model_dtype",
+    "prompt_limit",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What an encoder has read: one vector a token, attended anew at every step of the decoder.
+
+    Attributes:
+        states: `[rows, source, hidden]`.
+        mask: `[rows, source]`, 0 where a row is padded on its right; None where no row is.
+        seconds: How long it took.
+    """
+
+    states: Tensor
+    mask: Tensor | None
+    seconds: float
+
+    def select(self, rows: Tensor) -> Source:
+        """These rows of it."""
+        return Source(self.states[rows], self.mask[rows] if self.mask is not None else None, self.seconds)
+
+
+class Context:
+    """What a model has read of one or several rows.
+
+    With a cache each token is read once, and its keys and values are kept. Without one every `read` reads all
+    rows from their start: slower with each token, and the same logits but for rounding. An encoder reads its rows
+    once, with or without a cache.
+
+    One that `rewinds` can go back to any point of what it has read. It then keeps what has left a sliding window too:
+    masks hide it, so the logits are the same.
+
+    The model must be in `ordinary_attention` while it reads.
+    """
+
+    def __init__(self, model: nn.Module, *, use_cache: bool = True, rewinds: bool = False) -> None:
+        self._model = wrapped_model(model)
+        self._cache = new_cache(self._model, rewinds=rewinds) if use_cache else None
+        self._source: Source | None = None
+        self._ids: Tensor | None = None
+        self._mask: Tensor | None = None
+        self._fed_from = 0
+        parameters = inspect.signature(self._model.forward).parameters
+        # A family without position ids (ALiBi) takes its positions from the mask.
+        self._takes_positions = "position_ids" in parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._model.device
+
+    @property
+    def source(self) -> Source | None:
+        """What the encoder has read; None without an encoder."""
+        return self._source
+
+    @property
+    def length(self) -> int:
+        """How many tokens were read of each row, padding counted, the encoder's not."""
+        return 0 if self._ids is None else self._ids.shape[1]
+
+    @property
+    def first_row(self) -> list[int]:
+        """The tokens of the first row that were read."""
+        return [] if self._ids is None else self._ids[0].tolist()
+
+    @property
+    def fed(self) -> Tensor:
+        """What the model was fed at the last `read`, `[rows, time]`: with a cache what was new, without one all."""
+        assert self._ids is not None
+        return self._ids[:, self._fed_from :]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps keys and values."""
+        return self._cache is not None
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the keys and values take that are kept; 0 without a cache."""
+        return _bytes_of(self._cache)
+
+    def begin(self, rows: Sequence[Sequence[int]], *, start: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Make ready to answer these prompts, of which it may have read a beginning already.
+
+        Args:
+            rows: The tokens of each prompt.
+            start: What a decoder behind an encoder reads first; None is the model's own start token.
+
+        Returns:
+            Ids `[rows, time]` and mask for the next `read`: what was not read of the prompts, padded on the left. An
+            encoder reads the prompts here, and the decoder begins from its start token.
+
+        Raises:
+            ModelError: The decoder has no start token.
+        """
+        if not self._model.config.is_encoder_decoder:
+            ids, mask = pad_left(rows, self.device)
+            return ids[:, self.length :], mask
+        self._source = self._encode(*_pad_right(rows, self.device))
+        start = start_token(self._model) if start is None else start
+        return torch.full((len(rows), 1), start, device=self.device), None
+
+    @torch.inference_mode()
+    def read(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read on, the same number of tokens in every row.
+
+        Args:
+            ids: `[rows, time]`: at first the prompts, then what comes after what was read.
+            mask: `[rows, time]`, 0 where a row is padded on its left; only with the first read, and None where no
+                row is padded.
+
+        Returns:
+            `[rows, vocab]`, float32: the logits of the token after the last one read.
+        """
+        read_before = self.length
+        self._ids = ids if self._ids is None else torch.cat([self._ids, ids], dim=1)
+        if self._mask is not None:
+            mask = torch.cat([self._mask, self._mask.new_ones(ids.shape)], dim=1)
+        self._mask = mask
+        self._fed_from = read_before if self._cache is not None else 0
+        with _reading(self._model):
+            output = self._model(
+                **self._inputs(self._ids, self._fed_from),
+                past_key_values=self._cache,
+                use_cache=self._cache is not None,
+                **self._last_only,
+            )
+        return cast("Tensor", output.logits[:, -1].float())
+
+    def seen(self, vocabulary: int) -> Tensor:
+        """Which tokens were read, `[rows, vocabulary]`, padding and what an encoder read apart."""
+        assert self._ids is not None
+        counted = torch.ones_like(self._ids) if self._mask is None else self._mask
+        return self._ids.new_zeros(self._ids.shape[0], vocabulary).scatter_add_(1, self._ids, counted) > 0
+
+    @torch.inference_mode()
+    def attention_to_source(self) -> Tensor:
+        """How much each token that the decoder read attends to each of the source.
+
+        Computed again in one pass over the same tokens, with plain attention: faster kinds keep no weights.
+
+        Returns:
+            `[layers, rows, heads, time, source]`, float32; over `source` it sums to 1.
+        """
+        assert self._ids is not None
+        attention = self._model.config._attn_implementation
+        self._model.set_attn_implementation("eager")
+        try:
+            with _reading(self._model):
+                output = self._model(**self._inputs(self._ids, 0), use_cache=False, output_attentions=True)
+        finally:
+            self._model.set_attn_implementation(attention)
+        return torch.stack(output.cross_attentions).float()
+
+    def _inputs(self, ids: Tensor, start: int) -> dict[str, Any]:
+        if self._source is not None:
+            states = BaseModelOutput(last_hidden_state=cast("Any", self._source.states))
+            return {"encoder_outputs": states, "attention_mask": self._source.mask, "decoder_input_ids": ids[:, start:]}
+        inputs: dict[str, Any] = {"input_ids": ids[:, start:], "attention_mask": self._mask}
+        if self._mask is not None and self._takes_positions:
+            inputs["position_ids"] = (self._mask.cumsum(1) - 1).clamp_(min=0)[:, start:]
+        return inputs
+
+    @torch.inference_mode()
+    def _encode(self, ids: Tensor, mask: Tensor | None) -> Source:
+        started = perf_counter()
+        with _reading(self._model):
+            encoder = cast("nn.Module", self._model.get_encoder())
+            states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return Source(states, mask, perf_counter() - started)
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order; a row that is named twice goes on twice."""
+        kept = torch.tensor(rows, device=self.device)
+        if self._cache is not None:
+            self._cache.batch_select_indices(kept)
+        self._source = self._source.select(kept) if self._source is not None else None
+        self._ids = self._ids[kept] if self._ids is not None else None
+        self._mask = self._mask[kept] if self._mask is not None else None
+
+    @torch.inference_mode()
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens of each row; the context must be one that `rewinds`."""
+        if self._cache is not None:
+            self._cache.crop(length - self.length)
+        self._ids = self._ids[:, :length] if self._ids is not None else None
+        self._mask = self._mask[:, :length] if self._mask is not None else None
+
+
+@contextmanager
+def _reading(model: PreTrainedModel) -> Iterator[None]:
+    """The model's products in its dtype, and memory that runs out as an error with a remedy."""
+    message = "the device ran out of memory while it answered"
+    remedy = "Answer fewer prompts at a time (--batch-size), or shorter ones (--max-new-tokens)."
+    with memory_errors(message, remedy=remedy), products_in_model_dtype(model):
+        yield
+
+
+def _bytes_of(cache: Cache | None) -> int:
+    if isinstance(cache, EncoderDecoderCache):
+        return _bytes_of(cache.self_attention_cache) + _bytes_of(cache.cross_attention_cache)
+    layers: list[Any] = cache.layers if cache is not None else []
+    held = (tensor for layer in layers for tensor in (layer.keys, layer.values))
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows of different lengths as one block that ends together.
+
+    Returns:
+        The ids `[rows, time]` and the mask `[rows, time]`, 1 at tokens. No mask where no row is padded: attention
+        is faster without.
+    """
+    ids, mask = _pad_right([row[::-1] for row in rows], device)
+    return ids.flip(1), mask.flip(1) if mask is not None else None
+
+
+def _pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows of different lengths as one block that begins together, as encoders are trained; as `pad_left` else."""
+    longest = max(map(len, rows))
+    # Any id does as padding, since the mask hides it; 0 is one that every vocabulary has.
+    ids = torch.tensor([[*row] + [0] * (longest - len(row)) for row in rows], device=device)
+    if min(map(len, rows)) == longest:
+        return ids, None
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids, mask
+
+
+@contextmanager
+def ordinary_attention(model: nn.Module) -> Iterator[None]:
+    """The model as it generates; afterwards as it was.
+
+    Packed rows' attention keeps no cache, so an ordinary one takes its place. Every module is in eval mode: no
+    dropout, and no gradient checkpointing, which acts in training mode only and would forbid the cache. Products are
+    those that are fast for single tokens.
+    """
+    base = wrapped_model(model)
+    attention = base.config._attn_implementation
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    if attention == ROWS:
+        base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
+    try:
+        with fast_products(base, base.dtype):
+            yield
+    finally:
+        if attention == ROWS:
+            base.set_attn_implementation(attention)
+        # One by one: `model.train()` would also wake modules that were in eval mode before.
+        for module in training:
+            module.training = True
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """How many positions a model can tell apart: the rows of its position table, None where it has none.
+
+    A table is told by its size, the configured number of positions, for which some families (OPT) hold a few rows
+    more. Sinusoidal positions are kept in a table too. Rotary, ALiBi and relative ones have none.
+    """
+    base = wrapped_model(model)
+    configured = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(configured, int):
+        return None
+    vocabulary = {id(weight) for weight in base.get_input_embeddings().parameters()}
+    embeddings = (module for module in base.modules() if isinstance(module, nn.Embedding))
+    # An encoder and a decoder each have an embedding of the vocabulary, and share its weight.
+    tables = [module for module in embeddings if id(module.weight) not in vocabulary]
+    return configured if any(0 <= table.num_embeddings - configured <= 2 for table in tables) else None
+
+
+def prompt_limit(model: nn.Module) -> int | None:
+    """The most tokens that a prompt may have: the positions that a model was trained with; None where they do not end.
+
+    Rotary positions go on, and beyond those that were trained the answers are noise. Scaled ones (linear and dynamic)
+    reach as many times farther; what other kinds scale to is in the configured number.
+    """
+    config = wrapped_model(model).config.get_text_config()
+    rotary = getattr(config, "rope_parameters", None)
+    configured = getattr(config, "max_position_embeddings", None)
+    if not rotary or not isinstance(configured, int):
+        return learned_positions(model)
+    factor = rotary.get("factor") if rotary.get("rope_type") in ("linear", "dynamic") else None
+    return int(configured * factor) if isinstance(factor, int | float) and factor > 1 else configured
+
+
+def products_in_model_dtype(model: PreTrainedModel) -> AbstractContextManager[object]:
+    """Adapters are float32 on a base of 16 bits: products run in the base's dtype, as in training.
+
+    A float32 model stays in whatever autocast the caller has chosen.
+    """
+    return nullcontext() if model.dtype == torch.float32 else torch.autocast(model.device.type, dtype=model.dtype)

@@ -1,0 +1,257 @@
+"""A file of texts classified into a file of rows with their classes, many at a time.
+
+Rows are taken in windows: inside one they are sorted by length, so that little is padded, and its rows are on disk
+before the next begins. A run that was stopped goes on with the window that was cut short: it is classified whole again,
+so that every row has the neighbours that it would have had.
+
+This module knows rows, windows and what makes two runs the same. It refuses to know how a class comes about.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from types import MappingProxyType
+
+from loraft.adapters.adapter_files import digests
+from loraft.dataset.source_rows import shortened
+from loraft.errors import DataError, Problem
+from loraft.events import Note, Observer, Progress
+from loraft.inference.classifier import Classifier
+from loraft.io.memory_errors import memory_errors
+from loraft.rows.answer_file import (
+    ANSWERED_BY,
+    SOURCE,
+    check_answer_file,
+    lost_fields,
+    open_answer_file,
+    rows_to_answer,
+    windows_left,
+)
+from loraft.rows.fields import Fields
+from loraft.rows.raw_rows import Row, kind_of
+
+__all__ = ["ADDED", "BATCH_SIZE", "PredictedFile", "TextRow", "check_output", "predict_rows", "read_texts"]
+
+ADDED = ("prediction", "probabilities")
+"""What a prediction adds to its row."""
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+BATCH_SIZE = 32
+BATCHES_A_WINDOW = 8
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A row, and the text or the pair of texts to classify."""
+
+    row: Row
+    text: str
+    second: str | None
+
+
+@dataclass(frozen=True)
+class PredictedFile:
+    """What was done.
+
+    Attributes:
+        output: The file of predictions.
+        rows: The rows that it holds: all of them.
+        held: Those that it held before this run.
+        cut: Of the rows of this run, those whose text is longer than the model's positions.
+        predictions: How many rows of this run were given each class, the most frequent first.
+        seconds: What this run took, loading aside.
+    """
+
+    output: Path
+    rows: int
+    held: int
+    cut: int
+    predictions: Mapping[str, int]
+    seconds: float
+
+    def as_dict(self) -> dict[str, object]:
+        """The result as JSON shows it."""
+        done = self.rows - self.held
+        return {**asdict(self), "rows_per_second": done / self.seconds if done and self.seconds else None}
+
+
+def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str] = NO_COLUMNS) -> list[TextRow]:
+    """Every row of a file of texts.
+
+    Args:
+        path: The file.
+        columns: What `text` and `text_pair` are called in it, where it calls them otherwise.
+        learned: What they were called in training: so they are here too, where nobody says and the file has them.
+
+    Raises:
+        DataError: There is no such file, or rows are not as they must be; the first ones are named.
+    """
+    read = rows_to_answer(path)
+    as_learned = {ours: learned[ours] for ours in ("text", "text_pair") if learned.get(ours) in read.columns}
+    columns = {**as_learned, **columns}
+    _require_columns(path, read.rows, columns)
+    problems, texts = list(read.problems), []
+    for row in read.rows:
+        fields = Fields(row, columns)
+        try:
+            second = fields.text("text_pair") if "text_pair" in columns else fields.optional_text("text_pair") or None
+            texts.append(TextRow(row, fields.text("text"), second))
+        except DataError as error:
+            problems += error.problems
+        problems += lost_fields(row.where, row.values, ADDED)
+    if problems:
+        raise DataError.several(shortened(problems, remedy=None))
+    return texts
+
+
+def _require_columns(path: Path, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
+    """A column that no row has is one mistake, not one a row."""
+    there = list(dict.fromkeys(name for row in rows for name in row.values))
+    by_small = {name.lower(): name for name in there}
+    options = {"text": "--text-column", "text_pair": "--pair-column"}
+    wanted = {"text": "text", **columns}
+    problems = [
+        Problem(
+            f"there is no column {theirs!r}; the columns are {', '.join(there)}",
+            str(path),
+            SOURCE,
+            f"Name the one that holds the texts: {options[ours]} {by_small.get(theirs.lower(), 'NAME')}.",
+        )
+        for ours, theirs in wanted.items()
+        if len(rows) > 1 and theirs not in there
+    ]
+    if problems:
+        raise DataError.several(problems)
+
+
+def predict_rows(
+    classifier: Classifier,
+    texts: Sequence[TextRow],
+    output: Path,
+    *,
+    batch_size: int = BATCH_SIZE,
+    overwrite: bool = False,
+    observer: Observer,
+) -> PredictedFile:
+    """Classify every text, and write its row with what was found to `output`.
+
+    Args:
+        classifier: The open classifier.
+        texts: The rows, in the order in which they are written.
+        output: The file; one that was begun is gone on with. A .csv file is written when every row is classified, from
+            rows of JSON that lie beside it until then.
+        batch_size: How many at a time.
+        overwrite: Begin anew, whatever `output` holds.
+        observer: Is told how far it is.
+
+    Raises:
+        DataError: `output` holds something else.
+        NonFiniteError: A score is not a number; the rows before are on disk.
+        OutOfMemoryError: The device is too small for so many at a time.
+        DiskFullError: The disk filled up.
+        Stopped: By SIGINT or SIGTERM; the rows so far are on disk.
+    """
+    rows = [text.row.values for text in texts]
+    lines = _lines_of(output)
+    out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
+    remedy = "Give a smaller --batch-size; what is classified stays."
+    begun, cut, given = perf_counter(), 0, Counter[str]()
+    with open_answer_file(lines, rows, ADDED, _answered_by(classifier), overwrite=overwrite) as file:
+        held = file.rows
+        with memory_errors(out_of_memory, remedy=remedy, where=str(output)):
+            for window in windows_left(held, len(rows), batch_size * BATCHES_A_WINDOW):
+                found, is_cut = _window(classifier, texts[window.start : window.stop], batch_size)
+                new = slice(file.rows - window.start, None)
+                cut += sum(is_cut[new])
+                predicted = [(max(each, key=each.__getitem__), each) for each in found[new]]
+                given.update(label for label, _ in predicted)
+                file.append(list(zip(rows[file.rows : window.stop], predicted, strict=True)))
+                observer(Progress("rows classified", file.rows, len(rows)))
+    if lines != output:
+        _write_csv(lines, output)
+    if cut:
+        many = "1 text is" if cut == 1 else f"{cut:,} texts are"
+        observer(Note(f"{many} longer than the model's {classifier.context} positions, and cut to them"))
+    return PredictedFile(output, len(rows), held, cut, dict(given.most_common()), perf_counter() - begun)
+
+
+def check_output(output: Path, texts: Sequence[TextRow], source: Path, *, overwrite: bool) -> None:
+    """Refuse, before anything is loaded, a file that the classes of `texts` cannot be written to.
+
+    Raises:
+        DataError: As `check_answer_file`; or a .csv file is there already.
+    """
+    lines = _lines_of(output)
+    check_answer_file(lines, [each.row.values for each in texts], source, ADDED, overwrite=overwrite)
+    if lines != output and output.exists() and not overwrite:
+        raise DataError(
+            "is there already", where=str(output), key="--output", remedy="Name another file, or give --overwrite."
+        )
+
+
+def _lines_of(output: Path) -> Path:
+    """Where rows are written one by one: the output itself, or beside it where that is a .csv file."""
+    return output.with_name(f".{output.name}.jsonl") if kind_of(output) == ".csv" else output
+
+
+def _write_csv(lines: Path, output: Path) -> None:
+    """The rows of `lines` as a table, a column for the probability of each class; whole or not at all.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").split("\n")[:-1]]
+    flat = [
+        {key: value for key, value in row.items() if key not in ("probabilities", ANSWERED_BY)}
+        | {f"probability_{label}": share for label, share in row["probabilities"].items()}
+        for row in rows
+    ]
+    columns = list(dict.fromkeys(column for row in flat for column in row))
+    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows({key: _cell(value) for key, value in row.items()} for row in flat)
+        beside.replace(output)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise DataError(f"cannot be written: {error.strerror}", where=str(output), key="--output") from error
+    lines.unlink()
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) else value
+
+
+def _window(
+    classifier: Classifier, texts: Sequence[TextRow], batch_size: int
+) -> tuple[list[dict[str, float]], list[bool]]:
+    """The probabilities of each class for each text in its order, and which texts were cut."""
+    tokens = classifier.tokens([(text.text, text.second) for text in texts])
+    by_length = sorted(range(len(tokens)), key=lambda place: -len(tokens[place].ids))
+    found: dict[int, dict[str, float]] = {}
+    for start in range(0, len(by_length), batch_size):
+        places = by_length[start : start + batch_size]
+        found |= zip(places, classifier.probabilities([tokens[place] for place in places]), strict=True)
+    return [found[place] for place in range(len(texts))], [each.is_cut for each in tokens]
+
+
+def _answered_by(classifier: Classifier) -> str:
+    """What tells predictions of this classifier from others: a hash over all that decides them."""
+    adapter = classifier.adapter
+    described = {
+        "adapter": digests(adapter) if adapter else None,
+        "base": classifier.loaded.fingerprint,
+        "dtype": str(classifier.loaded.placement.dtype),
+        "labels": classifier.labels,
+        "quantization": classifier.quantization.model_dump() if classifier.quantization else None,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,151 @@
+"""The rules by which tokens are chosen, as a plain value: what a caller asks for, and what was saved with a model.
+
+This module knows transformers' `generation_config` and its defaults. It refuses to know logits (`sampling` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from transformers import GenerationConfig
+
+from loraft.errors import ConfigError, Problem
+from loraft.inference.requests import AnswerOptions
+
+__all__ = ["GREEDY", "SamplingRules", "unheeded_defaults"]
+
+
+@dataclass(frozen=True)
+class SamplingRules:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy: the likeliest token, always.
+        top_k: Only this many of the likeliest tokens stay; None keeps all.
+        top_p: Only the smallest set of likeliest tokens with at least this mass stays; None keeps all.
+        min_p: Only tokens at least this share as likely as the likeliest stay; None keeps all.
+        repetition_penalty: Divides positive logits of tokens that were read or said, and multiplies negative ones;
+            of an encoder-decoder only what the decoder read counts. 1 is none.
+        num_beams: How many answers are followed at once; 1 follows one. Beams draw nothing: they are greedy.
+        length_penalty: The exponent of the length that a beam's score is divided by.
+        early_stopping: When beams end: True as soon as there are enough, False when better ones are unlikely,
+            "never" when better ones cannot be.
+        never: Ids that the model must not say.
+        first: The id that an answer must begin with, such as a language's; None leaves it free.
+        last: The ids of which one must come where the limit leaves room for one token; none leave it free.
+        start: The id that a decoder behind an encoder reads first; None is the model's own.
+
+    Raises:
+        ConfigError: If a value is out of its bounds; every such value is named.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    never: tuple[int, ...] = ()
+    first: int | None = None
+    last: tuple[int, ...] = ()
+    start: int | None = None
+
+    def __post_init__(self) -> None:
+        infinite = float("inf")
+        bounds = {
+            "temperature": ("must be 0 (greedy) or above", 0 <= self.temperature < infinite),
+            "top_k": ("must be at least 1", self.top_k is None or self.top_k >= 1),
+            "top_p": ("must be above 0 and at most 1", self.top_p is None or 0 < self.top_p <= 1),
+            "min_p": ("must be at least 0 and at most 1", self.min_p is None or 0 <= self.min_p <= 1),
+            "repetition_penalty": ("must be above 0", 0 < self.repetition_penalty < infinite),
+            "num_beams": ("must be at least 1", self.num_beams >= 1),
+        }
+        problems = [
+            Problem(f"{bound}, not {getattr(self, key)}", key=key)
+            for key, (bound, holds) in bounds.items()
+            if not holds
+        ]
+        if self.num_beams > 1 and self.temperature > 0:
+            remedy = "Beam search takes the likeliest answer and draws nothing: leave one of them out."
+            problems.append(
+                Problem(f"beams do not go with temperature {self.temperature}", key="num_beams", remedy=remedy)
+            )
+        if problems:
+            raise ConfigError.several(problems)
+
+    @classmethod
+    def of(cls, defaults: GenerationConfig | None, options: AnswerOptions) -> SamplingRules:
+        """What the caller asks for; what a model's own `generation_config` says where the caller says nothing.
+
+        A `generation_config` that does not say `do_sample: true` is greedy, as in transformers. One that does,
+        without a temperature, has temperature 1. Its `top_k: 0` means none. Beams that were saved are for greedy
+        answers: a caller who asks for a temperature gets none.
+        """
+        own = _saved_rules(defaults) if defaults is not None else cls()
+        asked = {name: getattr(options, name) for name in ASKED if getattr(options, name) is not None}
+        if asked.get("temperature", own.temperature) > 0 and "num_beams" not in asked:
+            asked["num_beams"] = 1
+        elif asked.get("num_beams", 1) > 1 and "temperature" not in asked:
+            asked["temperature"] = 0.0
+        return replace(own, **asked)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn: the likeliest token is taken."""
+        return self.temperature == 0
+
+
+ASKED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams")
+"""The rules that a caller may set, by their names in `AnswerOptions`."""
+GREEDY = SamplingRules()
+UNHEEDED = {
+    "bad_words_ids": None, "begin_suppress_tokens": None, "constraints": None, "diversity_penalty": 0.0,
+    "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "exponential_decay_length_penalty": None, "force_words_ids": None, "guidance_scale": 1.0,
+    "min_length": 0, "min_new_tokens": None, "no_repeat_ngram_size": 0, "num_beam_groups": 1,
+    "penalty_alpha": None, "sequence_bias": None, "typical_p": 1.0,
+}  # fmt: skip
+"""What a generation_config may ask for and loraft does not do, with the value that asks for nothing."""
+
+
+def unheeded_defaults(defaults: GenerationConfig | None) -> tuple[str, ...]:
+    """The settings of a saved `generation_config` that change answers in transformers and not here, as `key=value`."""
+    saved: dict[str, Any] = defaults.to_diff_dict() if defaults is not None else {}
+    return tuple(
+        f"{key}={saved[key]}"
+        for key, nothing in UNHEEDED.items()
+        if saved.get(key) not in (None, nothing) and not (key == "bad_words_ids" and _all_single(saved[key]))
+    )
+
+
+def _saved_rules(defaults: GenerationConfig) -> SamplingRules:
+    """What a `generation_config` says; its sampling only where it says `do_sample: true`."""
+    sampling: dict[str, Any] = {}
+    beams = defaults.num_beams or 1
+    if defaults.do_sample:
+        temperature = 1.0 if defaults.temperature is None else defaults.temperature
+        sampling = {"temperature": temperature, "top_k": defaults.top_k or None, "top_p": defaults.top_p}
+        sampling["min_p"] = defaults.min_p
+        beams = 1
+    never = [words[0] for words in defaults.bad_words_ids or () if len(words) == 1]
+    stopping: Any = defaults.early_stopping
+    last: int | list[int] | None = defaults.forced_eos_token_id
+    return SamplingRules(
+        **sampling,
+        repetition_penalty=1.0 if defaults.repetition_penalty is None else defaults.repetition_penalty,
+        num_beams=beams,
+        length_penalty=1.0 if defaults.length_penalty is None else defaults.length_penalty,
+        early_stopping=False if stopping is None else stopping,
+        never=tuple(dict.fromkeys([*never, *(defaults.suppress_tokens or ())])),
+        first=defaults.forced_bos_token_id,
+        last=() if last is None else (last,) if isinstance(last, int) else tuple(last),
+        start=defaults.decoder_start_token_id,
+    )
+
+
+def _all_single(words: Sequence[Sequence[int]]) -> bool:
+    return all(len(word) == 1 for word in words)

@@ -1,0 +1,338 @@
+"""A base with its adapters, opened once and ready to answer in the voice of each.
+
+This module knows what belongs together when a model answers: weights, adapter, template, system prompt, stop ids and
+defaults. It refuses to know how tokens are computed (`engine`) and how anything is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypedDict
+
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from loraft.adapters.active import acting
+from loraft.adapters.beginning import Beginning, beginning
+from loraft.adapters.classes import classes_of
+from loraft.adapters.merge_in_memory import merged
+from loraft.adapters.metadata import AdapterTarget, Manner, Target
+from loraft.adapters.resolve_target import base_named_by, resolve_target
+from loraft.adapters.save_adapter import load_adapters
+from loraft.config.schema import QuantizationSection
+from loraft.errors import AdapterError, ConfigError, DataError, ModelError
+from loraft.inference.completion import stop_texts_of
+from loraft.inference.generation_config import own_defaults, saved_defaults
+from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.sampling_params import SamplingRules, unheeded_defaults
+from loraft.io.memory_errors import memory_errors
+from loraft.models.device import DTYPES, place
+from loraft.models.hf_config import check_dtype, load_config
+from loraft.models.load_model import LoadedModel, load_model, load_tokenizer
+from loraft.models.registry import FAMILIES, Family, family_of
+from loraft.rows.formats import Message
+from loraft.tasks.causal_lm import Renderer
+from loraft.tasks.seq2seq_lm import PairRenderer
+
+__all__ = ["BASE", "OPTIONS", "Session", "Settings", "Voice", "open_session", "source_language"]
+
+BASE = "base"
+"""The voice of the base without an adapter."""
+OPTIONS = {"data.source_lang": "--source-lang", "data.target_lang": "--target-lang"}
+"""What a key of a config is called on the command line of those who generate."""
+LARGEST_SEED = 2**32 - 1
+MAX_NEW_TOKENS = 256
+"""The most tokens of an answer where neither the caller nor the model says."""
+
+
+class Settings(TypedDict):
+    """How answers are made, as `engine.stream` and `engine.complete_batch` take it."""
+
+    rules: SamplingRules
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    stop_texts: tuple[str, ...]
+    seed: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """How one adapter, or the base alone, is asked and answers.
+
+    Attributes:
+        name: The adapter's name, or `base`.
+        folder: Where the adapter lies, or the base.
+        tokenizer: The one that it was trained with.
+        renderer: Makes prompts as they were in training.
+        defaults: What was saved beside it, or what the base has; None where neither says anything.
+        beginning: The rules by which an answer begins in the target's language; none where there is none.
+    """
+
+    name: str
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer | PairRenderer
+    defaults: GenerationConfig | None
+    beginning: Beginning = field(default_factory=Beginning)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the model reads the prompt with an encoder, as plain text, to its end."""
+        return isinstance(self.renderer, PairRenderer)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say about how it is asked and answers, a sentence each."""
+        unheeded = unheeded_defaults(self.defaults)
+        asks = f"generation_config.json asks for {', '.join(unheeded)}, which loraft does not do"
+        return (*self.renderer.notes, asks) if unheeded else self.renderer.notes
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every way in which an answer may end: the chat's and those that were saved."""
+        saved = self.defaults.eos_token_id if self.defaults is not None else None
+        listed = saved if isinstance(saved, list) else [] if saved is None else [saved]
+        return tuple(dict.fromkeys([*self.renderer.stop_ids, *listed]))
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of an answer where the caller does not say."""
+        return (self.defaults.max_new_tokens if self.defaults is not None else None) or MAX_NEW_TOKENS
+
+    def settings(self, options: AnswerOptions) -> Settings:
+        """What the caller asks for; what was saved where the caller says nothing.
+
+        Raises:
+            ConfigError: A value is out of its bounds.
+        """
+        if options.max_new_tokens is not None and options.max_new_tokens < 1:
+            raise ConfigError(f"must be at least 1, not {options.max_new_tokens}", key="max_new_tokens")
+        if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
+            raise ConfigError(f"must be from 0 to {LARGEST_SEED:,}, not {options.seed}", key="seed")
+        return Settings(
+            rules=replace(SamplingRules.of(self.defaults, options), **self.beginning),
+            max_new_tokens=self.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
+            stop_ids=self.stop_ids,
+            stop_texts=stop_texts_of(self.defaults, options),
+            seed=options.seed,
+        )
+
+    def conversing(self) -> Voice:
+        """The same voice, able to print conversations: as chatml where its tokenizer has no chat template.
+
+        Raises:
+            ModelError: Its tokenizer can end no turn, or the model reads texts and no conversations.
+        """
+        if isinstance(self.renderer, PairRenderer):
+            message = "the model reads one text and writes another: it holds no conversation"
+            raise ModelError(message, where=self.name, remedy="Give it each text alone, as a prompt.")
+        if self.renderer.template is not None:
+            if not self.renderer.plain:
+                return self
+            note = "it learned plain text, and conversations are printed with a chat template that it has not learned"
+            return replace(self, renderer=replace(self.renderer, plain=False, notes=(note,)))
+        renderer = Renderer.for_tokenizer(self.tokenizer, system_prompt=self.renderer.system_prompt)
+        renderer = replace(renderer, special_tokens_in_text=self.renderer.special_tokens_in_text)
+        if renderer.template is None:
+            message = "the tokenizer has neither a chat template nor an end-of-text token: it prints no conversation"
+            raise ModelError(message, where=self.name, remedy="Give it a prompt alone.")
+        note = "the tokenizer has no chat template: conversations are printed as chatml, which the model may not know"
+        return replace(self, renderer=replace(renderer, notes=(note,)))
+
+    def conversation(self, prompt: str, system: str | None = None) -> list[Message]:
+        """The messages that a prompt stands for: the system prompt that is given, or that of training, before it."""
+        return self.with_system([Message("user", prompt)], system)
+
+    def with_system(self, messages: Sequence[Message], system: str | None = None) -> list[Message]:
+        """The messages after the system prompt that is given, or that of training; an empty one is none."""
+        system = self.renderer.system_prompt if system is None else system
+        return [Message("system", system), *messages] if system else list(messages)
+
+    def about_prompts(self, prompts: Iterable[Sequence[Message]]) -> tuple[str, ...]:
+        """What there is to say about what is asked, a sentence each."""
+        return self.renderer.control_tokens.findings(each.content for messages in prompts for each in messages)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens that an answer to `messages` follows; for an encoder, those that it reads."""
+        return self.renderer.prompt_ids(messages)
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """An open model.
+
+    Attributes:
+        loaded: The base.
+        model: What is run: the base, or peft's wrapper with every adapter in it.
+        voices: Each adapter's by its name, then the base's; the first one answers where nobody says which.
+        quantization: How the base is stored in 4 bits, or was until it was merged; None where it is not.
+        notes: What was decided and found, a sentence each.
+        merged: The adapter was folded into the weights.
+    """
+
+    loaded: LoadedModel
+    model: nn.Module
+    voices: Mapping[str, Voice]
+    quantization: QuantizationSection | None
+    notes: tuple[str, ...]
+    merged: bool = False
+
+    @property
+    def family(self) -> Family:
+        """The base's row of the table of architectures."""
+        return self.loaded.family
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters, the one that answers first."""
+        return tuple(name for name in self.voices if name != BASE)
+
+    def voice(self, name: str | None = None) -> Voice:
+        """The voice of that name, or the one that answers where nobody says which.
+
+        Raises:
+            AdapterError: There is none of that name.
+        """
+        if name is None:
+            return next(iter(self.voices.values()))
+        if name not in self.voices:
+            known = ", ".join(self.voices)
+            raise AdapterError(f"there is no adapter {name!r} here", key="adapter", remedy=f"There is {known}.")
+        return self.voices[name]
+
+    def speaking(self, voice: Voice) -> AbstractContextManager[nn.Module]:
+        """The model with the adapter of `voice` active, or with none for the base's; afterwards as it was."""
+        return acting(self.model, None if voice.name == BASE else voice.name)
+
+
+def open_session(choice: ModelChoice) -> Session:
+    """Load what a choice means, each base once.
+
+    Raises:
+        Refused: Something cannot be found or does not fit, or the model does not generate text.
+    """
+    found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
+    if choice.merge and len(found.adapters) != 1:
+        raise AdapterError(f"one adapter can be merged, and there are {len(found.adapters)}", where="--merge")
+    section = found.model_section
+    if choice.dtype is not None:
+        section = section.model_copy(update={"dtype": choice.dtype})
+    _refuse_classifier(found, choice)
+    with base_named_by(found):
+        model_type = load_config(section, FAMILIES).model_type
+    _refuse_no_writer(choice, model_type)
+    check_dtype(family_of(model_type, FAMILIES), DTYPES.get(section.dtype))
+    quantization = found.quantization if choice.quantize is None else choice.quantize
+    loaded = load_model(section, place(section), quantization=quantization, among=FAMILIES)
+    adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
+    voices = _voices(found, loaded, choice)
+    stored = _storage_notes(found.adapters, quantization)
+    rendering = next(iter(voices.values())).notes
+    notes = (*found.notes, *loaded.notes, *stored, *(adapted.notes if adapted else ()), *rendering)
+    if (choice.source_lang or choice.target_lang) and not any(voice.beginning for voice in voices.values()):
+        notes += ("the tokenizer has no codes of languages: their names are those of the rows alone",)
+    if choice.merge and adapted is not None:
+        del voices[BASE]
+        remedy = "Answer without --merge, or fold the adapter in file by file with loraft merge."
+        with memory_errors("memory ran out while the adapter was merged", where="--merge", remedy=remedy):
+            return Session(loaded, merged(adapted), voices, quantization, notes, merged=True)
+    return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
+
+
+def source_language(choice: ModelChoice) -> str | None:
+    """The language of what an encoder-decoder reads, as rows of translations call it; None where nobody says.
+
+    Raises:
+        Refused: The target cannot be found.
+    """
+    found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
+    return choice.source_lang or found.manner.sources.source_lang
+
+
+def _refuse_classifier(found: Target, choice: ModelChoice) -> None:
+    if classes_of(found):
+        called = choice.target or (choice.adapters[0] if choice.adapters else found.base)
+        raise ModelError(
+            f"{called} is a classifier: it tells the class of a text, and writes none",
+            where="TARGET",
+            remedy=f"Let it classify: loraft predict {called} --text TEXT",
+        )
+
+
+def _refuse_no_writer(choice: ModelChoice, model_type: str) -> None:
+    family = family_of(model_type, FAMILIES)
+    if not family.generates:
+        raise ModelError(
+            f"model type {model_type!r} is an encoder: it fills in and classifies, and does not generate text",
+            key="model.name_or_path",
+            remedy="Name a decoder-only or an encoder-decoder model.",
+        )
+    if family.kind == "decoder" and (choice.source_lang or choice.target_lang):
+        message = f"model type {model_type!r} goes on with its prompt: it has no source and no target language"
+        raise ModelError(message, key="--source-lang" if choice.source_lang else "--target-lang")
+
+
+def _voices(found: Target, loaded: LoadedModel, choice: ModelChoice) -> dict[str, Voice]:
+    """The voice of each adapter and of the base; one tokenizer for all that have the same."""
+    section = found.model_section
+    tokenizers = {section.tokenizer: loaded.tokenizer}
+
+    def voice(name: str, folder: Path, tokenizer: str | None, manner: Manner) -> Voice:
+        if tokenizer not in tokenizers:
+            tokenizers[tokenizer] = load_tokenizer(section.model_copy(update={"tokenizer": tokenizer}), FAMILIES)
+        own = tokenizers[tokenizer]
+        defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
+        if loaded.family.kind == "decoder":
+            renderer = Renderer.for_tokenizer(own, system_prompt=manner.system_prompt, conversations=False)
+            renderer = replace(renderer, special_tokens_in_text=manner.special_tokens_in_text)
+            if manner.plain and renderer.template is not None:
+                note = "it learned plain text: a prompt is given as it is, without the chat template"
+                renderer = replace(renderer, plain=True, notes=(note,))
+            return Voice(name, folder, own, renderer, defaults)
+        pairs = _pair_renderer(own, manner, choice)
+        begins = beginning(loaded.model, pairs) if pairs.knows_languages else Beginning()
+        return Voice(name, folder, own, pairs, defaults or own_defaults(loaded.model, loaded.folder), begins)
+
+    voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.manner) for each in found.adapters}
+    # The base beside adapters is asked as the first of them: a prefix names the task, and a language the answer's.
+    base = replace(found.own, sources=found.manner.sources)
+    return {**voices, BASE: voice(BASE, loaded.folder, None, base)}
+
+
+def _pair_renderer(tokenizer: PreTrainedTokenizerBase, manner: Manner, choice: ModelChoice) -> PairRenderer:
+    """Makes sources as they were in training, in the languages that are asked for.
+
+    Raises:
+        DataError: The tokenizer needs to know languages, and nobody says which.
+    """
+    sources = manner.sources
+    try:
+        return PairRenderer.for_tokenizer(
+            tokenizer,
+            prefix=sources.prefix,
+            source_lang=choice.source_lang or sources.source_lang,
+            target_lang=choice.target_lang or sources.target_lang,
+            special_tokens_in_text=manner.special_tokens_in_text,
+        )
+    except DataError as error:
+        raise DataError.several([replace(each, key=OPTIONS.get(each.key or "")) for each in error.problems]) from error
+
+
+def _storage_notes(adapters: Sequence[AdapterTarget], used: QuantizationSection | None) -> tuple[str, ...]:
+    """What there is to say where a base is not stored as it was while an adapter was trained on it."""
+    recorded = (adapter for adapter in adapters if adapter.fingerprint is not None)
+    return tuple(
+        f"the adapter {adapter.name} was trained on its base {_stored(adapter.quantization)}, "
+        f"and runs on it {_stored(used)}: its answers differ"
+        for adapter in recorded
+        if _stored(adapter.quantization) != _stored(used)
+    )
+
+
+def _stored(quantization: QuantizationSection | None) -> str:
+    if quantization is None:
+        return "unquantized"
+    return f"in {quantization.type}{' with double quantization' if quantization.double_quant else ''}"

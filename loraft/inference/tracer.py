@@ -1,0 +1,193 @@
+"""Watching an answer come about, token by token.
+
+This module knows how a step is read while it happens. It refuses to change anything: the traced answer is the same as
+the untraced one.
+
+- With a cache the prompt is fed once, then the newest token alone; without one, everything at each step.
+- The model gives a distribution over all tokens, for the position after the last one. A rule takes one of them.
+- What a decoder attends to of its source is computed again when the answer has ended, in one pass over the same tokens
+  with plain attention, since faster kinds keep no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from loraft.inference.completion import Ending
+from loraft.inference.decoder_state import Context
+from loraft.inference.logit_lens import Lens
+from loraft.inference.sampling import SamplingRules, probabilities, stages
+from loraft.inference.trace import Attended, Candidate, Cut, EncoderPass, LayerSays, Step, Trace
+from loraft.models.unwrap import wrapped_model
+from loraft.tokenization.token_strings import Pieces
+
+__all__ = ["Tracer"]
+
+CANDIDATES = 5
+LAYERS_ATTENDING = 2
+"""Whose attention to the source is told: the mean over the heads of this many layers, the last ones."""
+MOST_ATTENDED = 3
+
+
+class Tracer:
+    """Is told of each step of one answer, and makes its trace.
+
+    Entered while the model runs: it listens to the layers where their words are asked for.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, layers: bool = False) -> None:
+        self._pieces = Pieces(tokenizer)
+        self._lens = Lens(wrapped_model(model)) if layers else None
+        self._entered = ExitStack()
+        self._steps: list[Step] = []
+        self._trace: Trace | None = None
+
+    def __enter__(self) -> Self:
+        if self._lens is not None:
+            self._entered.enter_context(self._lens)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered.close()
+
+    @property
+    def trace(self) -> Trace:
+        """The trace, once the answer has ended."""
+        if self._trace is None:
+            raise ValueError("the answer has not ended")
+        return self._trace
+
+    def step(
+        self,
+        context: Context,
+        logits: Tensor,
+        allowed: Tensor,
+        rules: SamplingRules,
+        token_id: int,
+        seconds: float,
+        *,
+        is_cut: bool = False,
+    ) -> None:
+        """One token was taken.
+
+        Args:
+            context: What the model has read, this step included.
+            logits: `[vocab]`, what the model said.
+            allowed: `[vocab]`, what is left after the rules that hold for greedy answers too.
+            rules: All of them.
+            token_id: What was taken.
+            seconds: How long it took.
+            is_cut: The limit forced what was taken.
+        """
+        index = len(self._steps)
+        before = logits.softmax(-1)
+        after = allowed.softmax(-1) if rules.greedy else probabilities(allowed, rules)
+        if index == 0 and context.source is not None:
+            seconds -= context.source.seconds
+        forced: Cut | None = "last" if is_cut else "first" if index == 0 and rules.first is not None else None
+        self._steps.append(
+            Step(
+                index=index,
+                fed=self._pieces.all(context.fed[0].tolist()),
+                taken=self._pieces.of(token_id),
+                how="forced" if forced else "greedy" if rules.greedy else "sampled",
+                probability=before[token_id].item(),
+                probability_after=after[token_id].item(),
+                candidates=self._candidates(before, after, _cuts(allowed, rules, forced=forced), token_id),
+                entropy_bits=_entropy_bits(logits),
+                cache_tokens=context.length if context.keeps else 0,
+                cache_bytes=context.cache_bytes,
+                milliseconds=seconds * 1000,
+                layers=self._layers(logits, token_id),
+            )
+        )
+
+    def end(self, context: Context, prompt_ids: Sequence[int], rules: SamplingRules, ending: Ending) -> None:
+        """The answer has ended."""
+        source = context.source
+        stop_id = ending.token_id
+        attended = self._attended(context, prompt_ids)
+        self._trace = Trace(
+            prompt=self._pieces.all(prompt_ids),
+            encoder=EncoderPass(len(prompt_ids), source.seconds * 1000) if source is not None else None,
+            use_cache=context.keeps,
+            rules=_telling(rules),
+            steps=tuple(replace(step, attended=looks) for step, looks in zip(self._steps, attended, strict=True)),
+            ending=ending,
+            ended_with=self._pieces.of(stop_id).text if stop_id is not None else None,
+        )
+
+    def _candidates(
+        self, before: Tensor, after: Tensor, cuts: Mapping[Cut, Tensor], taken: int
+    ) -> tuple[Candidate, ...]:
+        ids = before.topk(min(CANDIDATES, len(before))).indices.tolist()
+        return tuple(
+            Candidate(
+                id=token_id,
+                text=self._pieces.of(token_id).text,
+                probability=before[token_id].item(),
+                probability_after=after[token_id].item(),
+                cut_by=next((rule for rule, cut in cuts.items() if cut[token_id]), None),
+            )
+            for token_id in ([*ids] if taken in ids else [*ids, taken])
+        )
+
+    def _layers(self, logits: Tensor, taken: int) -> tuple[LayerSays, ...]:
+        if self._lens is None:
+            return ()
+        said = self._lens.logits(logits)
+        shares, ids = said.softmax(-1).max(-1)
+        ranks = (said > said[:, taken, None]).sum(-1) + 1
+        rows = zip(ids.tolist(), shares.tolist(), ranks.tolist(), strict=True)
+        return tuple(
+            LayerSays(layer, token_id, self._pieces.of(token_id).text, share, rank)
+            for layer, (token_id, share, rank) in enumerate(rows)
+        )
+
+    def _attended(self, context: Context, prompt_ids: Sequence[int]) -> list[tuple[Attended, ...]]:
+        """What each step attended to most."""
+        if context.source is None:
+            return [()] * len(self._steps)
+        weights = context.attention_to_source()[-LAYERS_ATTENDING:, 0].mean((0, 1))
+        shares, places = weights.topk(min(MOST_ATTENDED, weights.shape[-1]))
+        return [
+            tuple(
+                Attended(place, self._pieces.of(prompt_ids[place]).text, share)
+                for place, share in zip(step_places, step_shares, strict=True)
+            )
+            for step_places, step_shares in zip(places.tolist(), shares.tolist(), strict=True)
+        ]
+
+
+def _telling(rules: SamplingRules) -> dict[str, object]:
+    """The rules that differ from plain greedy choice; the start token is told by what is fed first."""
+    plain = asdict(SamplingRules())
+    return {name: value for name, value in asdict(rules).items() if value != plain[name] and name != "start"}
+
+
+def _cuts(allowed: Tensor, rules: SamplingRules, *, forced: Cut | None) -> dict[Cut, Tensor]:
+    """Which tokens were out after each rule, `[vocab]`, in the order of the rules."""
+    cuts: dict[Cut, Tensor] = {forced or "never": allowed.isneginf()}
+    if not rules.greedy:
+        cuts |= {rule: left.isneginf() for rule, left in stages(allowed, rules)}
+    return cuts
+
+
+def _entropy_bits(logits: Tensor) -> float:
+    """The entropy of a distribution: the sum of -p · log2 p.
+
+    Source: Shannon 1948, A Mathematical Theory of Communication, section 6.
+    """
+    logs = logits.log_softmax(-1)
+    terms = torch.where(logs.isneginf(), 0.0, logs.exp() * logs)
+    return -terms.sum().item() / torch.log(torch.tensor(2.0)).item()

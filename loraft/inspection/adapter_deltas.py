@@ -1,0 +1,341 @@
+"""What an adapter changed: how far each module moved, in how many directions, and how alike two adapters are.
+
+This module knows adapters and the weights below them, which it reads one at a time. It refuses to judge: values that
+are not finite and modules that did not move are told like all else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loraft.adapters.lora_factors import Factors, OpenedAdapter
+from loraft.inspection.layers import ModelTable
+from loraft.inspection.low_rank import dora_change, effective_rank, inner_product, singular_values
+
+__all__ = [
+    "AdapterUpdates",
+    "LayerMove",
+    "Likeness",
+    "ModuleMove",
+    "SavedModule",
+    "adapter_updates",
+    "likeness",
+]
+
+PLACE = re.compile(r"(?P<stack>.+?)\.(?P<index>\d+)\.(?P<name>.+)")
+"""A module's place by its name alone: the first number is the layer's."""
+
+
+@dataclass(frozen=True)
+class ModuleMove:
+    """How far one module moved.
+
+    Attributes:
+        path: Its full name.
+        stack: The stack it lies in; where no base is at hand, the path of it; empty outside the layers.
+        index: Its layer; None outside the layers.
+        name: Its name inside the layer.
+        rank: r.
+        scale: What B A is multiplied by.
+        norm: ‖ΔW‖, Frobenius; None where a value is not finite.
+        relative: ‖ΔW‖ / ‖W‖; None where W is not at hand.
+        effective_rank: In how many directions ΔW = scale · B A acts, from 1 to r; 0 where it is zero.
+        largest: Its largest singular value.
+        dead: B is zero, so that nothing was learned here.
+        finite: Whether every value is finite.
+    """
+
+    path: str
+    stack: str
+    index: int | None
+    name: str
+    rank: int
+    scale: float
+    norm: float | None
+    relative: float | None
+    effective_rank: float | None
+    largest: float | None
+    dead: bool
+    finite: bool
+
+
+@dataclass(frozen=True)
+class LayerMove:
+    """How far the adapted modules of one layer moved together.
+
+    Attributes:
+        stack: The stack.
+        index: The layer.
+        norm: The root of the sum of their squared ‖ΔW‖.
+        relative: That, over the same of their W.
+    """
+
+    stack: str
+    index: int
+    norm: float
+    relative: float | None
+
+
+@dataclass(frozen=True)
+class SavedModule:
+    """A tensor that was trained whole.
+
+    Attributes:
+        name: Its name.
+        shape: Its sizes.
+        norm: How far it is from the base's; None where that is not at hand or has other sizes.
+        relative: That, over the base's own norm.
+        finite: Whether every value is finite.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    norm: float | None
+    relative: float | None
+    finite: bool
+
+
+@dataclass(frozen=True)
+class AdapterUpdates:
+    """An adapter, looked at.
+
+    Attributes:
+        name: What it is called here.
+        folder: Where it lies.
+        base: The base that it names.
+        kind: LoRA, rsLoRA, DoRA or both.
+        ranks: The ranks that occur.
+        alpha: `lora_alpha`.
+        parameters: All numbers in its file.
+        dtypes: How many of them in each dtype, as safetensors writes it.
+        modules: How far each module moved.
+        layers: How far each layer did.
+        saved: The tensors that were trained whole.
+        unread: Tensors that are neither.
+        norm: ‖ΔW‖ over all modules; None where a value is not finite.
+        relative: That, over the same of their W.
+    """
+
+    name: str
+    folder: str
+    base: str
+    kind: str
+    ranks: tuple[int, ...]
+    alpha: float
+    parameters: int
+    dtypes: Mapping[str, int]
+    modules: tuple[ModuleMove, ...]
+    layers: tuple[LayerMove, ...]
+    saved: tuple[SavedModule, ...]
+    unread: tuple[str, ...]
+    norm: float | None
+    relative: float | None
+
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """The modules whose B is zero."""
+        return tuple(move.path for move in self.modules if move.dead)
+
+    @property
+    def non_finite(self) -> tuple[str, ...]:
+        """The modules and whole tensors that hold NaN or infinity."""
+        return (
+            *(move.path for move in self.modules if not move.finite),
+            *(saved.name for saved in self.saved if not saved.finite),
+        )
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike the updates of two adapters are: the cosine of the angle between them, from -1 to 1.
+
+    Attributes:
+        one: The first adapter.
+        other: The second.
+        cosine: Over all modules; None where one of them did not move.
+        modules: By module that both adapt.
+        layers: By stack and layer.
+    """
+
+    one: str
+    other: str
+    cosine: float | None
+    modules: Mapping[str, float | None]
+    layers: Mapping[tuple[str, int], float | None]
+
+
+def adapter_updates(name: str, base: str, opened: OpenedAdapter, table: ModelTable | None) -> AdapterUpdates:
+    """How far an adapter moved its base.
+
+    Args:
+        name: What the adapter is called here.
+        base: The base that it names.
+        opened: The adapter.
+        table: Its base; None where that is not at hand, and then nothing is relative to it.
+    """
+    measured = [_measured(path, opened.factors(path), table) for path in sorted(opened.keys, key=_in_order)]
+    moves = tuple(move for move, _ in measured)
+    finite = all(move.finite for move in moves)
+    squares = {move.path: (_square(move.norm) or 0.0, _square(weight)) for move, weight in measured}
+    norm, relative = _together(squares.values()) if finite else (None, None)
+    declared = opened.declared
+    kinds = [word for key, word in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if declared.get(key)]
+    return AdapterUpdates(
+        name=name,
+        folder=str(opened.folder),
+        base=base,
+        kind=" and ".join(kinds) or "LoRA",
+        ranks=tuple(sorted({move.rank for move in moves})),
+        alpha=float(declared.get("lora_alpha", 8)),
+        parameters=sum(opened.dtypes.values()),
+        dtypes=opened.dtypes,
+        modules=moves,
+        layers=_by_layer(moves, squares),
+        saved=tuple(_saved(name, shape, opened, table) for name, shape in opened.saved.items()),
+        unread=opened.unread,
+        norm=norm,
+        relative=relative,
+    )
+
+
+def likeness(
+    one: tuple[str, OpenedAdapter], other: tuple[str, OpenedAdapter], table: ModelTable | None
+) -> Likeness | None:
+    """How alike two adapters' low-rank updates are; None where they share no module.
+
+    Cosines come from the factors. A module that only one of them adapts is at right angles to the other.
+    """
+    (first, left), (second, right) = one, other
+    parts: dict[str, tuple[float, ...]] = {}
+    for path in sorted({*left.keys, *right.keys}, key=_in_order):
+        f = left.factors(path) if path in left.keys else None
+        g = right.factors(path) if path in right.keys else None
+        parts[path] = tuple(
+            inner_product(x, y) if x is not None and y is not None and _same_sizes(x, y) else 0.0
+            for x, y in ((f, g), (f, f), (g, g))
+        )
+    shared = [path for path in parts if path in left.keys and path in right.keys]
+    if not shared:
+        return None
+    layers: dict[tuple[str, int], list[tuple[float, ...]]] = {}
+    for path, part in parts.items():
+        stack, index, _ = _place(path, table)
+        if index is not None:
+            layers.setdefault((stack, index), []).append(part)
+    return Likeness(
+        first,
+        second,
+        _cosine(parts.values()),
+        {path: _cosine([parts[path]]) for path in shared},
+        {place: _cosine(inside) for place, inside in layers.items()},
+    )
+
+
+def _same_sizes(one: Factors, other: Factors) -> bool:
+    return one.a.shape[1] == other.a.shape[1] and one.b.shape[0] == other.b.shape[0]
+
+
+def _cosine(parts: Iterable[tuple[float, ...]]) -> float | None:
+    """Of (inner product, square of one, square of the other), summed over modules."""
+    inner, one, other = (math.fsum(column) for column in zip(*parts, strict=True))
+    size = math.sqrt(one * other) if one > 0 and other > 0 else 0.0
+    return max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(inner / size) else None
+
+
+def _measured(path: str, factors: Factors, table: ModelTable | None) -> tuple[ModuleMove, float | None]:
+    """How far a module moved, and the norm of its weight in the base."""
+    stack, index, name = _place(path, table)
+    tensors = [tensor for tensor in (factors.a, factors.b, factors.magnitude) if tensor is not None]
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    dead = not bool(factors.b.count_nonzero())
+    if not finite:
+        move = ModuleMove(path, stack, index, name, factors.rank, factors.scale, None, None, None, None, dead, False)
+        return move, None
+    singular = factors.scale * singular_values(factors.a, factors.b)
+    norm = float(singular.norm())
+    weight = _weight(path, factors, table)
+    if factors.magnitude is not None and weight is not None and not factors.of_embedding:
+        norm = dora_change(weight, factors)
+    size = float(weight.float().norm()) if weight is not None else None
+    move = ModuleMove(
+        path=path,
+        stack=stack,
+        index=index,
+        name=name,
+        rank=factors.rank,
+        scale=factors.scale,
+        norm=norm,
+        relative=norm / size if size else None,
+        effective_rank=effective_rank(singular),
+        largest=float(singular.max()),
+        dead=dead,
+        finite=True,
+    )
+    return move, size
+
+
+def _weight(path: str, factors: Factors, table: ModelTable | None) -> Tensor | None:
+    """The base's weight as `[out, in]`, where it is at hand and fits."""
+    weight = table.storage.tensor(f"{path}.weight") if table is not None else None
+    if table is None or weight is None or not weight.is_floating_point() or weight.dim() != 2:
+        return None
+    stored = weight.T if path in table.transposed or factors.of_embedding else weight
+    return stored if stored.shape == (factors.b.shape[0], factors.a.shape[1]) else None
+
+
+def _place(path: str, table: ModelTable | None) -> tuple[str, int | None, str]:
+    """Stack, layer and name inside it."""
+    if table is not None:
+        for stack, prefix in table.family.stacks.items():
+            if path.startswith(f"{prefix}."):
+                index, _, name = path.removeprefix(f"{prefix}.").partition(".")
+                return stack, int(index), name
+        return "", None, path
+    match = PLACE.fullmatch(path)
+    return (match["stack"], int(match["index"]), match["name"]) if match else ("", None, path)
+
+
+def _in_order(path: str) -> list[tuple[int, str]]:
+    """Names in the order that a person counts layers in."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
+
+
+def _by_layer(moves: Sequence[ModuleMove], squares: Mapping[str, tuple[float, float | None]]) -> tuple[LayerMove, ...]:
+    found = []
+    inside = [move for move in moves if move.index is not None]
+    for (stack, index), group in itertools.groupby(inside, lambda move: (move.stack, move.index)):
+        members = list(group)
+        if index is not None and all(move.finite for move in members):
+            norm, relative = _together(squares[move.path] for move in members)
+            found.append(LayerMove(stack, index, norm, relative))
+    return tuple(found)
+
+
+def _together(squares: Iterable[tuple[float, float | None]]) -> tuple[float, float | None]:
+    """The norm over several modules, and that over the norm of their weights."""
+    pairs = list(squares)
+    norm = math.sqrt(sum(moved for moved, _ in pairs))
+    sizes = [size for _, size in pairs if size is not None]
+    whole = math.sqrt(sum(sizes)) if pairs and len(sizes) == len(pairs) else 0.0
+    return norm, norm / whole if whole else None
+
+
+def _square(value: float | None) -> float | None:
+    return None if value is None else value * value
+
+
+def _saved(name: str, shape: tuple[int, ...], opened: OpenedAdapter, table: ModelTable | None) -> SavedModule:
+    trained = opened.saved_tensor(name).float()
+    finite = bool(torch.isfinite(trained).all())
+    weight = table.storage.tensor(name) if table is not None else None
+    if not finite or weight is None or weight.shape != trained.shape:
+        return SavedModule(name, shape, None, None, finite)
+    norm, size = float((trained - weight.float()).norm()), float(weight.float().norm())
+    return SavedModule(name, shape, norm, norm / size if size else None, finite)

@@ -1,0 +1,227 @@
+"""What this machine can do for loraft: rows of facts, each looked up or tried, none presumed.
+
+This module knows the questions that decide whether a run will work here. It refuses to draw conclusions from version
+numbers: what of bitsandbytes works is tried on a small layer and compared with plain arithmetic. A library that
+cannot even be imported is a fact like any other, so nothing here fails.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraft.config.schema import ModelSection
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from loraft.models.device import Placement
+
+__all__ = ["Fact", "examine"]
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
+
+WORKS = "works"
+UNPAGED = "falls back to unpaged state"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that is so on this machine.
+
+    Attributes:
+        part: What it belongs to: `versions`, `devices`, `bitsandbytes`, `disk` or `hub`.
+        name: Its name within the part.
+        value: Itself; what ends in `_bytes` counts bytes.
+    """
+
+    part: str
+    name: str
+    value: str | int | bool | dict[str, str | int | bool]
+
+
+def examine() -> list[Fact]:
+    """Every fact, part by part."""
+    return [*_versions(), *_devices(), *_bitsandbytes(), *_disk(), *_hub()]
+
+
+def _versions() -> Iterator[Fact]:
+    yield Fact("versions", "python", platform.python_version())
+    for library in LIBRARIES:
+        yield Fact("versions", library, _version(library))
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> Iterator[Fact]:
+    try:
+        import torch
+
+        from loraft.models.device import place
+    except (ImportError, OSError) as error:
+        yield Fact("devices", "torch", _failure(error))
+        return
+    chosen = place(ModelSection(name_or_path="any"))
+    yield Fact("devices", "cpu", _cpu(chosen))
+    for index in range(torch.cuda.device_count()):
+        yield Fact("devices", f"cuda:{index}", _gpu(index))
+    yield Fact("devices", "auto_dtype", " ".join(chosen.notes))
+
+
+def _cpu(chosen: Placement) -> dict[str, str | int | bool]:
+    import psutil
+    import torch
+
+    from loraft.models.device import NATIVE_BF16
+
+    machine = psutil.virtual_memory()
+    on_cpu = chosen.device == "cpu"
+    return {
+        "name": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "memory_bytes": chosen.total_bytes if on_cpu else machine.total,
+        "available_bytes": chosen.available_bytes if on_cpu else machine.available,
+        "native_bfloat16": any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BF16),
+    }
+
+
+def _gpu(index: int) -> dict[str, str | int | bool]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(index)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": total_bytes,
+        "available_bytes": free_bytes,
+        "native_bfloat16": properties.major >= 8,  # Ampere was the first with bfloat16 products
+    }
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _bitsandbytes() -> Iterator[Fact]:
+    try:
+        import torch
+        from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW32bit
+    except Exception as error:  # its import loads native code, which fails in many ways; each is the answer
+        yield Fact("bitsandbytes", "import", _failure(error))
+        return
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        yield Fact("bitsandbytes", f"nf4_on_{device}", _tried(partial(_try_nf4, device)))
+        for name, optimizer in (("8bit", AdamW8bit), ("paged", PagedAdamW32bit)):
+            yield Fact("bitsandbytes", f"{name}_optimizer_on_{device}", _tried(partial(_try_step, optimizer, device)))
+
+
+def _tried(trial: Callable[[], str]) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return trial()
+    except Exception as error:  # whatever a native library raises is the answer to the question
+        return _failure(error)
+
+
+def _failure(error: Exception) -> str:
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return f"fails: {type(error).__name__}: {first_line}"
+
+
+def _try_nf4(device: str) -> str:
+    """Output and gradient of a double-quantized NF4 layer against those of its dequantized weight."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+
+    layer = Linear4bit(  # type: ignore[no-untyped-call]
+        128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+    ).to(device)
+    rows = torch.linspace(-1, 1, 4 * 128, device=device).reshape(4, 128).requires_grad_()
+    output = layer(rows)
+    output.sum().backward()
+    assert isinstance(layer.weight, Params4bit)
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    if not torch.allclose(output, rows @ weight.T, rtol=1e-3, atol=1e-3):
+        return "fails: its outputs are not those of its dequantized weight"
+    if rows.grad is None or not torch.allclose(rows.grad, weight.sum(0).expand(4, 128), rtol=1e-3, atol=1e-3):
+        return "fails: its gradients are not those of its dequantized weight"
+    return WORKS
+
+
+def _try_step(kind: type[Optimizer], device: str) -> str:
+    """One step on a parameter that is large enough for 8-bit and for paged state, downhill as it must be."""
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(512, 256, device=device))
+    weight.grad = torch.ones_like(weight)
+    optimizer = kind([weight], lr=0.1)  # type: ignore[call-arg]
+    optimizer.step()
+    if not (weight.isfinite().all() and (weight < 1).all()):
+        return "fails: a step does not go downhill"
+    pages_were_asked = bool(getattr(optimizer, "is_paged", False))
+    return UNPAGED if pages_were_asked and not hasattr(optimizer.state[weight]["state1"], "is_paged") else WORKS
+
+
+def _disk() -> Iterator[Fact]:
+    from huggingface_hub import constants
+
+    from loraft.dataset.token_cache import KEPT
+    from loraft.models.sources import cache_folder
+
+    here = Path.cwd()
+    for name, folder in (
+        ("current_folder", here),
+        ("cache", cache_folder()),
+        ("cache_of_rows", cache_folder() / KEPT),
+        ("hub_cache", Path(constants.HF_HUB_CACHE)),
+    ):
+        facts: dict[str, str | int | bool] = {"folder": str(folder)}
+        if folder != here:
+            facts["used_bytes"] = _size(folder)
+        yield Fact("disk", name, facts | {"free_bytes": _free(folder)})
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below `folder`, links not followed; what vanishes meanwhile counts nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += (Path(parent) / name).lstat().st_size
+    return total
+
+
+def _free(folder: Path) -> int:
+    """Free bytes of the disk that `folder` is on, or would be."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _hub() -> Iterator[Fact]:
+    from huggingface_hub import constants, get_token
+
+    yield Fact("hub", "address", constants.ENDPOINT)
+    yield Fact("hub", "offline", constants.HF_HUB_OFFLINE)
+    yield Fact("hub", "token_found", get_token() is not None)

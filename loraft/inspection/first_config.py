@@ -1,0 +1,265 @@
+"""From a file of rows to a first config: what was asked, what was found, and what stands to reason.
+
+This module knows how one is chosen from the other, and when a file may be written. It refuses to ask: whoever calls it
+has asked already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loraft.config.schema import Method, RowFormat, Task
+from loraft.config.starter import MODELS, Start, starter, starter_config
+from loraft.dataset.build import prepare
+from loraft.dataset.detect_format import Acquaintance, look_at
+from loraft.dataset.statistics import DataReport
+from loraft.errors import ConfigError, DataError, ModelError
+from loraft.models.formats.builtin import BUILTINS
+from loraft.models.load_model import load_tokenizer
+from loraft.models.registry import FAMILIES, TASK_OF_KIND, TRAINED_FOR
+from loraft.models.sources import at_hand
+
+__all__ = ["Started", "check_place", "look", "start", "task_of_model"]
+
+EXAMPLES: Mapping[Task, tuple[str, RowFormat]] = {
+    "causal_lm": ("builtin:tickets", "messages"),
+    "seq2seq_lm": ("data/train.jsonl", "translation"),
+    "seq_cls": ("data/train.jsonl", "classification"),
+}
+"""Rows where nobody named any."""
+T5 = re.compile(r"(?<![a-z])t5", re.IGNORECASE)
+"""T5 in the name of a model, and neither mT5 nor ByT5."""
+NO_LIMIT = 2**31 - 1
+ANOTHER = "Name another file, or replace it with --overwrite."
+
+
+@dataclass(frozen=True)
+class Started:
+    """A config that was written.
+
+    Attributes:
+        config: The file.
+        task: What is to be learned.
+        method: How.
+        model: The base model.
+        train: The rows.
+        format: Their format.
+        columns: Our column names: theirs, where they differ.
+        rows: How many rows there are; None where nobody looked.
+        notes: What was decided and found, a sentence each.
+    """
+
+    config: str
+    task: Task
+    method: Method
+    model: str
+    train: str
+    format: RowFormat
+    columns: Mapping[str, str]
+    rows: int | None
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON shows them."""
+        return asdict(self)
+
+
+def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
+    """Refuse, before anything is read or asked, a file that a config cannot be written to.
+
+    Raises:
+        ConfigError: It is there already, is the file of the rows, has another ending, or there is no folder for it.
+    """
+    where = str(path)
+    if path.is_dir():
+        raise ConfigError("is a folder", where=where, remedy="Name a file in it, such as run.yaml.")
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError("does not end in .yaml", where=where, remedy=f"Name it {path.name}.yaml.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {path.parent}", where=where, remedy="Make it first.")
+    if data is not None and path.exists() and Path(data).exists() and path.samefile(data):
+        raise ConfigError("is the file of the rows", where=where, remedy="Name another file.")
+    if path.exists() and not overwrite:
+        raise ConfigError("is there already", where=where, remedy=ANOTHER)
+
+
+def look(
+    data: str | None, task: Task | None, columns: Mapping[str, str] | None = None, row_format: RowFormat | None = None
+) -> Acquaintance | None:
+    """What the rows hold; None where none are named.
+
+    Raises:
+        DataError: They cannot be read, or fit nothing.
+    """
+    return None if data is None else look_at(data, task=task, columns=columns, row_format=row_format)
+
+
+def task_of_model(model: str | None) -> Task | None:
+    """What a model on this machine is for; None where it is elsewhere, or of a kind that is not known."""
+    family = FAMILIES.get(str(_architecture(model).get("model_type")))
+    return None if family is None else TASK_OF_KIND[family.kind]
+
+
+def start(
+    path: Path,
+    *,
+    task: Task | None = None,
+    method: Method = "lora",
+    model: str | None = None,
+    data: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    row_format: RowFormat | None = None,
+    overwrite: bool = False,
+) -> Started:
+    """Write a config that `check` passes, from what is known.
+
+    Args:
+        path: Where it is written.
+        task: What is to be learned; None is what the model is for, or what the rows fit best.
+        method: How.
+        model: The base model; None is a small one for the task.
+        data: The rows; None is an example.
+        columns: Our column names: theirs; None proposes them where the names are others.
+        row_format: The format of the rows; None recognises it.
+        overwrite: Replace the file that is there.
+
+    Raises:
+        ConfigError: The file is there already, or the model is not for the task.
+        DataError: The rows cannot be read, fit nothing, or the model's tokenizer and template make nothing of them.
+    """
+    check_place(path, data, overwrite=overwrite)
+    task = task or task_of_model(model)
+    found = look(data, task, columns, row_format)
+    task = task or (found.fit.task if found else "causal_lm")
+    model = model or MODELS[task]
+    _check_model(model, task)
+    chosen = _counted(_chosen(task, method, model, found))
+    _write(path, starter(chosen, path))
+    return Started(
+        str(path), task, method, model, chosen.train, chosen.format, chosen.columns, chosen.rows, _notes(found, chosen)
+    )
+
+
+def _chosen(task: Task, method: Method, model: str, found: Acquaintance | None) -> Start:
+    positions = _architecture(model).get("max_position_embeddings")
+    most = positions if isinstance(positions, int) and positions > 1 else None
+    if found is None:
+        train, row_format = EXAMPLES[task]
+        return Start(task, method, model, train, row_format, positions=most)
+    return Start(
+        task, method, model, found.path, found.fit.format, found.fit.columns, found.rows, found.longest_tokens, most,
+        found.languages, found.labels, _is_prefixed(model), bad=found.unusable,
+    )  # fmt: skip
+
+
+def _counted(chosen: Start) -> Start:
+    """The same with the length of the longest row, where the model is at hand.
+
+    Raises:
+        DataError: Rows cannot be rendered: `check` would refuse them.
+    """
+    if chosen.rows is None or at_hand(chosen.model) is None:
+        return chosen
+    config = starter_config(replace(chosen, longest_tokens=None))
+    try:
+        tokenizer = load_tokenizer(config.model, TRAINED_FOR[chosen.task])
+    except ModelError:  # `check` says what is wrong with it
+        return chosen
+
+    def report(on_bad_row: str) -> DataReport:
+        whole = {"max_length": NO_LIMIT, "eval": None, "on_bad_row": on_bad_row}
+        data = config.data.model_copy(update=whole)
+        return prepare(config.model_copy(update={"data": data}), tokenizer).report
+
+    try:
+        found = report("skip")
+    except DataError:
+        found = report("error")  # none is left: why each is bad
+    longest = max(part.longest for part in (found.length, found.target_length) if part is not None)
+    if chosen.positions is not None and found.length.shortest > chosen.positions and chosen.format != "text":
+        raise DataError(
+            f"every row has more tokens ({found.length.shortest:,} and more) than the model reads "
+            f"({chosen.positions:,})",
+            where=chosen.train,
+            key="--data",
+            remedy="Name a model that reads longer texts, or shorten the rows.",
+        )
+    return replace(chosen, longest_tokens=longest, counted=True, bad=sum(source.bad for source in found.sources))
+
+
+def _is_prefixed(model: str) -> bool:
+    """Whether a model was trained with words before each source; one that is elsewhere is told by its name."""
+    family = FAMILIES.get(str(_architecture(model).get("model_type")))
+    return T5.search(model) is not None if family is None else family.prefixed
+
+
+def _check_model(model: str, task: Task) -> None:
+    name = _architecture(model).get("model_type")
+    if isinstance(name, str) and name in FAMILIES and name not in TRAINED_FOR[task]:
+        other = TASK_OF_KIND[FAMILIES[name].kind]
+        raise ConfigError(
+            f"is of type {name}, which is not trained for task {task}",
+            where=model,
+            key="--model",
+            remedy=f"Write --task {other}, or name another model, such as {MODELS[task]}.",
+        )
+
+
+def _architecture(model: str | None) -> Mapping[str, object]:
+    """The config.json of a folder; of a builtin that is not here yet what is known, and nothing of others."""
+    if model is None:
+        return {}
+    folder = at_hand(model)
+    if folder is None:
+        builtin = BUILTINS.get(model.removeprefix("builtin:")) if model.startswith("builtin:") else None
+        if builtin is None:
+            return {}
+        return {"model_type": builtin.model_type, "max_position_embeddings": builtin.positions}
+    try:
+        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _notes(found: Acquaintance | None, chosen: Start) -> tuple[str, ...]:
+    if found is None:
+        what = "an example" if chosen.train.startswith("builtin:") else "a file that you have to write"
+        return (f"no rows were named with --data: data.train is {chosen.train}, {what}",)
+    notes = []
+    if found.fit.columns:
+        names = ", ".join(f"{theirs} as {ours}" for ours, theirs in found.fit.columns.items())
+        notes.append(f"the columns of {found.path} are read by other names: {names}")
+    if found.unread:
+        notes.append(f"nothing is read from {', '.join(found.unread)} (--columns says which are which)")
+    if found.unusable:
+        rows = "1 row" if found.unusable == 1 else f"{found.unusable} rows"
+        notes.append(f"{rows} of {found.path} cannot be used: loraft check says why")
+    if found.run_together:
+        notes.append(
+            f"prompt and completion follow one another as they stand, and in {found.run_together} of {found.rows} rows "
+            "nothing is between them; read as instruction and output (--columns) a chat template keeps them apart"
+        )
+    if len(found.languages) > 2:
+        notes.append(f"the rows have {len(found.languages)} languages: data.source_lang and data.target_lang are two")
+    return tuple(notes)
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            beside.unlink(missing_ok=True)
+        raise ConfigError(
+            f"cannot be written: {error.strerror}", where=str(path), remedy="Name a file in another folder."
+        ) from error

@@ -1,0 +1,91 @@
+"""Which part of a model each of its parameters belongs to.
+
+This module knows the parts: embeddings, positions, attention, feed-forward, norms, head, and what is left. It goes by
+classes and by the table of families, and refuses to know how large anything is stored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from loraft.models.load_model import linear_modules
+from loraft.models.module_names import matches
+from loraft.models.registry import Family
+
+__all__ = ["PARTS", "numbers_by_part"]
+
+PARTS = ("embeddings", "positions", "attention", "feed_forward", "norms", "head", "other")
+
+
+def numbers_by_part(
+    model: PreTrainedModel, family: Family, tables: frozenset[str], dtype_of: Callable[[str], str]
+) -> Mapping[str, Mapping[str, int]]:
+    """How many numbers each part has, by dtype; a tensor that head and embedding share is the embedding's.
+
+    Args:
+        model: On the meta device.
+        family: Its row, with the paths that this class has.
+        tables: The parameters that tell positions.
+        dtype_of: The dtype that a parameter is stored in.
+    """
+    counts = {part: Counter[str]() for part in PARTS}
+    part_of = _parts(model, family, tables)
+    for name, weight in model.named_parameters():
+        counts[part_of[name]][dtype_of(name)] += weight.numel()
+    return {part: dict(count) for part, count in counts.items() if count}
+
+
+def _parts(model: PreTrainedModel, family: Family, tables: frozenset[str]) -> dict[str, str]:
+    modules = dict(model.named_modules())
+    layers = tuple(f"{path}." for path in family.stacks.values())
+    attention = _attention(model, family)
+    base = f"{model.base_model_prefix}."
+    has_base = any(name.startswith(base) for name in modules)
+    head = _top_of_head(model)
+    looked_up = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
+    parts = {}
+    for name, weight in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        if name in tables:
+            part = "positions"
+        elif "norm" in type(modules.get(owner)).__name__.lower():
+            part = "norms"
+        elif name.startswith(layers):
+            part = "attention" if name.startswith(attention) else "feed_forward"
+        elif id(weight) in looked_up:
+            part = "embeddings"
+        else:
+            around = (has_base and not name.startswith(base)) or name.partition(".")[0] == head
+            part = "head" if around else "other"
+        parts[name] = part
+    return parts
+
+
+def _attention(model: nn.Module, family: Family) -> tuple[str, ...]:
+    """The modules around the projections of attention, in every layer, as the beginnings of names."""
+    around: dict[str, None] = {}
+    for path in family.stacks.values():
+        stack = model.get_submodule(path)
+        if family.attention:
+            held = (name for name in linear_modules(stack) if any(matches(name, part) for part in family.attention))
+            around.update({f"{path}.{name.rpartition('.')[0]}.": None for name in held})
+        else:
+            named = (name for name, _ in stack.named_modules() if _sounds_like_attention(name.rpartition(".")[2]))
+            around.update({f"{path}.{name}.": None for name in named})
+    return tuple(around)
+
+
+def _sounds_like_attention(name: str) -> bool:
+    """In a family that the table does not have; `attention_norm` and the like are norms and known by their class."""
+    return "attn" in name.lower() or "attention" in name.lower()
+
+
+def _top_of_head(model: PreTrainedModel) -> str | None:
+    """The outermost module that the output embeddings lie in."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    found = (name for name, module in model.named_modules() if module is head)
+    return next(found, "").partition(".")[0] or None if head is not None else None

@@ -1,0 +1,383 @@
+"""Rows as the model will see them: their tokens, what of them is learned, and which rows share a batch.
+
+This module knows how the examples of a run become what is shown, and how a row is found that is not among them. It
+needs the tokenizer and the data, and loads no weight. It refuses to know how rows are drawn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from loraft.config.schema import RunConfig
+from loraft.dataset.batch_plan import batch_plan, lies_end_to_end
+from loraft.dataset.build import PreparedData, prepare
+from loraft.dataset.sampler import Layout, PairBatch, collate_rows
+from loraft.dataset.statistics import SourceCounts
+from loraft.dataset.streaming import StreamPlan
+from loraft.errors import ConfigError, DataError
+from loraft.models.hf_config import load_config
+from loraft.models.load_model import load_tokenizer
+from loraft.models.registry import TRAINED_FOR
+from loraft.models.sources import cache_folder
+from loraft.tasks.seq_cls import LabelRenderer
+from loraft.tokenization.examples import IGNORED, Example, LabelledExample, PairExample
+from loraft.tokenization.token_strings import Pieces
+
+__all__ = [
+    "BatchRow", "Part", "Preview", "SeenBatch", "SeenRow", "SeenToken", "SpecialToken", "Split", "preview_rows",
+]  # fmt: skip
+
+Split = Literal["train", "eval"]
+BATCHES = 2
+NUMBER = re.compile(r"(?::|: row )(\d+)$")
+"""The line or the number of a row at the end of its place."""
+SHOWN_TOKENS = 100_000
+"""Of a row that is left out, no more tokens are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenToken:
+    """One token of a row.
+
+    Attributes:
+        id: Its id.
+        text: What it spells; nothing where the token before it stands for a character that both make.
+        trained: The loss is computed on it.
+        special: It is no text but a mark: an end, a beginning, padding.
+        segment: Which of two texts it is of, 0 or 1, where the model tells them apart.
+    """
+
+    id: int
+    text: str
+    trained: bool
+    special: bool
+    segment: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens that the model reads in one go.
+
+    Attributes:
+        name: text; of an encoder-decoder source (the encoder reads it) and target (the decoder learns it).
+        tokens: The tokens.
+    """
+
+    name: str
+    tokens: tuple[SeenToken, ...]
+
+
+@dataclass(frozen=True)
+class SeenRow:
+    """A row, or a piece of one, as the model sees it.
+
+    Attributes:
+        where: The row's place: `file:line`, or `file: row N`.
+        tokens: How many tokens the model reads.
+        trained: How many are learned; of a classifier the one decision.
+        parts: Its tokens.
+        piece: Which piece of how many, where the row was split.
+        label: The name of its class, of a classifier.
+        class_number: The number of its class.
+        left_out: Why the split has no such row; None where it has.
+    """
+
+    where: str
+    tokens: int
+    trained: int
+    parts: tuple[Part, ...]
+    piece: tuple[int, int] | None = None
+    label: str | None = None
+    class_number: int | None = None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A row in a batch.
+
+    Attributes:
+        where: The row's place.
+        tokens: Its tokens; of an encoder-decoder those of its source.
+        target: The tokens of its target, of an encoder-decoder.
+    """
+
+    where: str
+    tokens: int
+    target: int | None = None
+
+
+@dataclass(frozen=True)
+class SeenBatch:
+    """The rows that one forward pass reads.
+
+    Attributes:
+        rows: The rows, in order.
+        shape: Lines and tokens a line: rows end to end are one line.
+        target_shape: Likewise the targets of an encoder-decoder.
+        trained: How many tokens, or decisions, are learned.
+        padding: How many places hold no token of a row.
+    """
+
+    rows: tuple[BatchRow, ...]
+    shape: tuple[int, int]
+    target_shape: tuple[int, int] | None
+    trained: int
+    padding: int
+
+
+@dataclass(frozen=True)
+class SpecialToken:
+    """A special token that stands in the rows that are shown.
+
+    Attributes:
+        id: Its id.
+        text: How it is written.
+        roles: What the tokenizer calls it: `eos_token`, `pad_token`, …
+    """
+
+    id: int
+    text: str
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Some rows of a run.
+
+    Attributes:
+        task: What is learned.
+        split: train or eval.
+        rows_in_split: How many rows, or pieces of rows, there are.
+        tokens: The tokens of all of them.
+        trained: How many of these are learned.
+        rows: Those that are shown.
+        end_to_end: The rows of a batch lie end to end, without padding.
+        batches: The first batches of the first epoch; none of eval.
+        batches_an_epoch: How many there are; None of a stream, which tells at its end.
+        sources: What became of the rows of each source.
+        special_tokens: Those in the rows that are shown.
+        classes: The names of the classes in their order, of a classifier.
+        notes: What was decided and found, a sentence each.
+    """
+
+    task: str
+    split: Split
+    rows_in_split: int
+    tokens: int
+    trained: int
+    rows: tuple[SeenRow, ...]
+    end_to_end: bool
+    batches: tuple[SeenBatch, ...]
+    batches_an_epoch: int | None
+    sources: tuple[SourceCounts, ...]
+    special_tokens: tuple[SpecialToken, ...]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The preview as JSON shows it."""
+        return asdict(self)
+
+
+def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", places: Sequence[str] = ()) -> Preview:
+    """Some rows of a run as the model will see them.
+
+    Args:
+        config: The run.
+        count: How many rows, from the first.
+        split: Whose: `train` or `eval`.
+        places: Show these rows instead: a line or number in a file, or a place as loraft prints it.
+
+    Raises:
+        Refused: What `check` refuses of tokenizer and data; nothing is evaluated; there is no row at a place.
+    """
+    if split == "eval" and config.data.eval is None:
+        remedy = "Name a file, or a share of the training rows."
+        raise ConfigError("is null: nothing is evaluated", key="data.eval", remedy=remedy)
+    families = TRAINED_FOR[config.task]
+    family = families[load_config(config.model, families).model_type]
+    tokenizer = load_tokenizer(config.model, families)
+    data = prepare(config, tokenizer, cache_folder())
+    sight = _Sight(tokenizer, data)
+    examples = data.eval if split == "eval" else data.train
+    rows = [row for place in places for row in _at(place, config, split, data, sight)]
+    if not places:
+        rows = list(sight.rows(examples, count))
+    end_to_end = lies_end_to_end(config, packs=family.packs)
+    batches, an_epoch = _first_batches(config, data) if split == "train" else ([], 0)
+    layout = Layout(end_to_end, tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0)
+    return Preview(
+        task=config.task,
+        split=split,
+        rows_in_split=len(examples),
+        tokens=sum(example.tokens for example in examples),
+        trained=sum(example.trained for example in examples),
+        rows=tuple(rows),
+        end_to_end=end_to_end,
+        batches=tuple(_batch(examples, layout) for examples in batches),
+        batches_an_epoch=an_epoch,
+        sources=tuple(data.report.sources),
+        special_tokens=tuple(_special_in(rows, tokenizer)),
+        classes=data.renderer.labels if isinstance(data.renderer, LabelRenderer) else (),
+        notes=(*data.renderer.notes, *data.report.notes),
+    )
+
+
+class _Sight:
+    """Turns examples into what is shown of them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
+        self._pieces = Pieces(tokenizer)
+        self._special = _special_ids(tokenizer)
+        self._labels = data.renderer.labels if isinstance(data.renderer, LabelRenderer) else ()
+
+    def rows(self, examples: Sequence[Example], count: int) -> Iterator[SeenRow]:
+        """The first `count` rows, pieces of a split one told apart."""
+        whole: dict[str, int] = {}
+        for example in examples:
+            whole[example.where] = whole.get(example.where, 0) + 1
+        seen: dict[str, int] = {}
+        for example in examples[:count]:
+            seen[example.where] = seen.get(example.where, 0) + 1
+            piece = (seen[example.where], whole[example.where]) if whole[example.where] > 1 else None
+            yield self.row(example, piece)
+
+    def row(self, example: Example, piece: tuple[int, int] | None = None, left_out: str | None = None) -> SeenRow:
+        """One example."""
+        number = example.labels[0] if isinstance(example, LabelledExample) else None
+        return SeenRow(
+            where=example.where,
+            tokens=example.tokens,
+            trained=example.trained,
+            parts=tuple(self._parts(example)),
+            piece=piece,
+            label=None if number is None else self._labels[number],
+            class_number=number,
+            left_out=left_out,
+        )
+
+    def _parts(self, example: Example) -> Iterator[Part]:
+        ids = example.input_ids
+        if isinstance(example, PairExample):
+            yield self._part("source", ids, [False] * len(ids))
+            yield self._part("target", example.labels, [True] * len(example.labels))
+        elif isinstance(example, LabelledExample):
+            yield self._part("text", ids, [False] * len(ids), example.token_type_ids)
+        else:
+            # Nothing predicts the first token of a row, whatever its label.
+            yield self._part("text", ids, [False, *(label != IGNORED for label in example.labels[1:])])
+
+    def _part(
+        self, name: str, ids: Sequence[int], trained: Sequence[bool], segments: Sequence[int] | None = None
+    ) -> Part:
+        of_texts: Sequence[int | None] = segments or [None] * len(ids)
+        each = zip(ids, self._pieces.row(ids), trained, of_texts, strict=True)
+        return Part(name, tuple(SeenToken(i, text, on, i in self._special, of) for i, text, on, of in each))
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added | set(tokenizer.all_special_ids))
+
+
+def _special_in(rows: Sequence[SeenRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[SpecialToken]:
+    roles: dict[str, list[str]] = {}
+    named: Mapping[str, Any] = tokenizer.special_tokens_map
+    for role, text in named.items():
+        if isinstance(text, str):
+            roles.setdefault(text, []).append(role)
+    tokens = [token for row in rows for part in row.parts for token in part.tokens if token.special]
+    for number, text in dict.fromkeys((token.id, token.text) for token in tokens):
+        name = str(tokenizer.convert_ids_to_tokens(number))
+        yield SpecialToken(number, text or name, tuple(roles.get(name, ())))
+
+
+def _first_batches(config: RunConfig, data: PreparedData) -> tuple[list[list[Example]], int | None]:
+    """The first batches of the first epoch, and how many it has.
+
+    Raises:
+        DataError: A row of a stream, beyond those that were looked at before, is bad where that is an error.
+    """
+    if data.stream is None:
+        epoch = batch_plan(config, data).epoch(0)
+        return [[data.train[i] for i in chosen] for chosen in epoch[:BATCHES]], len(epoch)
+    training = config.training
+    plan = StreamPlan(data.stream, training.per_device_train_batch_size, training.gradient_accumulation_steps)
+    windows = plan.windows([], epoch=0, window=0, place=(0, 0))
+    return list(islice((batch for window in windows for batch in window.batches), BATCHES)), None
+
+
+def _batch(examples: Sequence[Example], layout: Layout) -> SeenBatch:
+    """A batch as it is laid for the model."""
+    laid = collate_rows(examples, layout)
+    shapes = [_shape(laid.input_ids)] + ([_shape(laid.labels)] if isinstance(laid, PairBatch) else [])
+    return SeenBatch(
+        rows=tuple(
+            BatchRow(e.where, len(e.input_ids), len(e.labels) if isinstance(e, PairExample) else None) for e in examples
+        ),
+        shape=shapes[0],
+        target_shape=shapes[1] if len(shapes) > 1 else None,
+        trained=laid.targets,
+        padding=sum(lines * time for lines, time in shapes) - laid.tokens,
+    )
+
+
+def _shape(lines: Tensor) -> tuple[int, int]:
+    return lines.shape[0], lines.shape[1]
+
+
+def _at(place: str, config: RunConfig, split: Split, data: PreparedData, sight: _Sight) -> list[SeenRow]:
+    """The rows at a place, or why the split has none there.
+
+    Raises:
+        DataError: No source has such a row.
+    """
+    here, there = (data.eval, data.train) if split == "eval" else (data.train, data.eval)
+    if found := [example for example in here if _is_at(example.where, place)]:
+        return list(sight.rows(found, len(found)))
+    why = "is held out for evaluation" if split == "train" else "is trained on, not evaluated"
+    if found := [example for example in there if _is_at(example.where, place)]:
+        return [sight.row(example, left_out=f"{why} (data.eval)") for example in found]
+    whole = _without_limits(config, data.renderer.tokenizer)
+    if found := [example for example in whole if _is_at(example.where, place)]:
+        return [sight.row(example, left_out=_too_long(example, config, data)) for example in found]
+    raise _no_row(place, here, data)
+
+
+def _is_at(where: str, place: str) -> bool:
+    number = NUMBER.search(where)
+    return where == place or (number is not None and number[1] == place)
+
+
+def _without_limits(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Every row that has a trained token, however long it is; of a very long one the beginning."""
+    most = max(SHOWN_TOKENS, config.data.max_length, config.data.max_target_length or 0)
+    limits = {"max_length": most, "max_target_length": None, "on_overlength": "truncate"}
+    whole = prepare(config.model_copy(update={"data": config.data.model_copy(update=limits)}), tokenizer)
+    return [*whole.train, *whole.eval]
+
+
+def _too_long(example: Example, config: RunConfig, data: PreparedData) -> str:
+    least = "at least " if max(len(example.input_ids), len(example.labels)) >= SHOWN_TOKENS else ""
+    found = data.renderer.too_long(example, config.data, least=least)
+    return f"{found}, and is dropped (data.on_overlength)" if found else "has no token that is learned"
+
+
+def _no_row(place: str, examples: Sequence[Example], data: PreparedData) -> DataError:
+    """There is no such row, or it was skipped, which the counts of its source tell."""
+    bad = sum(source.bad for source in data.report.sources)
+    untrained = sum(source.untrained for source in data.report.sources)
+    skipped = [f"{bad} bad rows"] * bool(bad) + [f"{untrained} rows without a trained token"] * bool(untrained)
+    besides = f"; {' and '.join(skipped)} were left out" if skipped else ""
+    if data.report.sampled is not None:
+        besides = f" among the first {data.report.sampled:,} rows, all that are looked at of a stream{besides}"
+    example = f" Rows are named like {examples[0].where}." if examples else ""
+    return DataError(f"no row is at {place!r}{besides}", key="--row", remedy=f"Name its line or its number.{example}")

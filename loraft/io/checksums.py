@@ -1,0 +1,171 @@
+"""The sizes and sha256 of files, written down when they were whole, and whether they still are so.
+
+A file of weights takes as long to hash as to load, so a hash that agreed is remembered in the cache, for as long as the
+file keeps its size, its time of change and its place on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraft.errors import Refused
+from loraft.io.cache_dir import cache_folder
+
+__all__ = [
+    "NOT_SEALED", "RECORD", "Fault", "Seals", "altered_settings", "fault", "is_config", "is_weights", "refuse_altered",
+    "seal", "sha256_of",
+]  # fmt: skip
+
+NOT_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
+PUT_BACK = "Put it back as it was, or train or merge again."
+VERIFIED = "verified-1"
+"""The folder of remembered hashes in the cache."""
+REMEMBERED_FROM = 10_000_000
+"""Files of so many bytes are remembered; smaller ones are hashed anew in milliseconds."""
+
+RECORD = "loraft.json"
+"""What loraft writes beside weights; its `files` are the seals of all that decides an answer."""
+NOT_SEALED = (RECORD, "README.md", "merge_report.json")
+"""What tells of a model, and decides no answer."""
+
+Seals = Mapping[str, Mapping[str, int | str]]
+"""Files by their names in a folder: `bytes` and `sha256` of each."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file that is not what was written.
+
+    Attributes:
+        name: Its name in the folder.
+        what: What is wrong with it.
+    """
+
+    name: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.what}"
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file holds tensors, which are verified when they are read and not before."""
+    return name.endswith(".safetensors")
+
+
+def seal(folder: Path, leave_out: Iterable[str] = ()) -> dict[str, dict[str, int | str]]:
+    """The size and sha256 of every file in a folder, but for those that are left out."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    skipped = set(leave_out)
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        for name in names
+        if name not in skipped
+    }
+
+
+def fault(folder: Path, seals: Seals, wanted: Callable[[str], bool] = lambda _: True) -> Fault | None:
+    """The first file that is not as its seal says; None where each is.
+
+    Args:
+        folder: Where the files lie.
+        seals: What they were.
+        wanted: Which of them are looked at, by name.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError, TypeError, KeyError, AttributeError: The seals are none.
+    """
+    for name, sealed in seals.items():
+        path = folder / name
+        if not wanted(name):
+            continue
+        if not path.is_file():
+            return Fault(name, "is missing")
+        size = path.stat().st_size
+        if size != sealed["bytes"]:
+            return Fault(name, f"has {size:,} bytes instead of {sealed['bytes']:,}")
+        if not _agrees(path, str(sealed["sha256"])):
+            return Fault(name, "has other contents than were written")
+    return None
+
+
+def is_config(name: str) -> bool:
+    """Whether a file holds settings, which people change by hand: a change is told, and only a loss is refused."""
+    return name.endswith("config.json")
+
+
+def refuse_altered(folder: Path, wanted: Callable[[str], bool], error: type[Refused]) -> None:
+    """Refuse a folder that loraft wrote, where one of the `wanted` files is lost, or altered and holds no settings.
+
+    Raises:
+        Refused: Of the class `error`; or what the files were cannot be read.
+    """
+    try:
+        files = _recorded(folder)
+        lost = (Fault(name, "is missing or empty") for name in files if wanted(name) and _is_lost(folder / name))
+        found = next(lost, None) or fault(folder, files, lambda name: wanted(name) and not is_config(name))
+    except NOT_READ:
+        raise error("what its files were cannot be read", where=str(folder / RECORD), remedy=PUT_BACK) from None
+    if found is not None:
+        remedy = f"{PUT_BACK} To use it as it is, take {found.name} out of `files` in {folder / RECORD}."
+        raise error(
+            f"{found.what}: it is not what training or merging wrote", where=str(folder / found.name), remedy=remedy
+        )
+
+
+def altered_settings(folder: Path) -> tuple[str, ...]:
+    """A sentence for each file of settings that is not as loraft wrote it."""
+    try:
+        files = _recorded(folder)
+        altered = [name for name in files if is_config(name) and fault(folder, {name: files[name]}) is not None]
+    except NOT_READ:
+        return ()
+    return tuple(f"{folder / name} was changed since loraft wrote it: what it says now is used" for name in altered)
+
+
+def _recorded(folder: Path) -> Seals:
+    """What a folder's files were; nothing of another tool's."""
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("files", {})
+    except FileNotFoundError:
+        return {}
+    if not isinstance(files, dict):
+        raise TypeError("the seals are no object")
+    return files
+
+
+def _is_lost(path: Path) -> bool:
+    return not path.is_file() or path.stat().st_size == 0
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _agrees(path: Path, sha256: str) -> bool:
+    facts = path.stat()
+    if facts.st_size < REMEMBERED_FROM:
+        return sha256_of(path) == sha256
+    known = [facts.st_size, facts.st_mtime_ns, facts.st_ino, sha256]
+    place = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()[:32]
+    note = cache_folder() / VERIFIED / f"{place}.json"
+    with suppress(OSError, ValueError):
+        if json.loads(note.read_text(encoding="utf-8")) == known:
+            return True
+    if sha256_of(path) != sha256:
+        return False
+    with suppress(OSError):  # where nothing can be remembered it is hashed again
+        note.parent.mkdir(parents=True, exist_ok=True)
+        beside = note.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps(known), encoding="utf-8")
+        beside.replace(note)
+    return True

@@ -1,0 +1,213 @@
+"""The low-rank update as training computes it: base and update in one function, with a backward of its own.
+
+This module knows peft's layers and gives plain LoRA another way through them while they train: the numbers are peft's,
+x Wᵀ + scale · x Aᵀ Bᵀ, but the update is added to the base's output, and its gradient to the base's, in place, where
+peft multiplies by the scale and adds in passes of their own, forward and backward. It is for training mode alone: in
+evaluation mode, merged, disabled or saved, an adapter is peft's own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora.layer import LoraVariant
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from loraft.kernels.product_dtype import product_dtype
+
+__all__ = ["AdaptedLinear", "InPlaceUpdate", "update_in_place"]
+
+
+def update_in_place(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:
+    """Let every plain LoRA layer of `model` add its update in place; variants such as DoRA stay as they are.
+
+    Layers over an ordinary linear module become `AdaptedLinear`; over any other module, 4-bit ones among them, the
+    base computes its output and the update is added to it.
+
+    Args:
+        model: The model with adapter layers in it.
+        name: The adapter.
+        same_input: Names of children of one module that are given the same input, in the order of their calls.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and name in module.lora_A and name not in module.lora_variant:
+            module.lora_variant[name] = InPlaceUpdate()
+            _give_own_function(module)
+    for module in model.modules():
+        children = dict(module.named_children())
+        for names in same_input:
+            readers = [child for child in map(children.get, names) if isinstance(child, AdaptedLinear)]
+            if len({child.base_layer.weight.dtype for child in readers}) == 1 < len(readers):
+                _read_together(module, readers)
+
+
+def _give_own_function(module: Any) -> None:
+    if type(module) is Linear and type(module.base_layer) is nn.Linear:
+        module.__class__ = AdaptedLinear
+
+
+class AdaptedLinear(Linear):
+    """peft's layer over an ordinary linear module, with one function for base and update while it trains.
+
+    The first of several layers that read the same input computes the outputs of all; the others find theirs ready.
+    """
+
+    _readers: _Readers | None = None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        if args or kwargs or not self.is_plain:
+            output: Tensor = super().forward(x, *args, **kwargs)
+            return output
+        return self._readers.output_of(self, x) if self._readers else _adapted(x, [self])[0]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it trains one adapter without dropout on a frozen base, as the function computes it."""
+        (name, *others), weight = self.active_adapters or [None], self.base_layer.weight
+        if not self.training or others or self.disable_adapters or self.merged or weight.requires_grad:
+            return False
+        return name in self.lora_A and isinstance(self.lora_dropout[name], nn.Identity)
+
+
+@dataclass(eq=False)
+class _Readers:
+    """Layers of one module that are given the same tensor, one after the other, while that module runs.
+
+    Attributes:
+        layers: In the order of their calls.
+        read: What the first one was given.
+        ready: The outputs for it that are not yet asked for, by the place of their layer.
+    """
+
+    layers: list[AdaptedLinear]
+    read: Tensor | None = None
+    ready: dict[int, Tensor] = field(default_factory=dict)
+
+    def output_of(self, layer: AdaptedLinear, x: Tensor) -> Tensor:
+        """A layer's output for `x`; what is ready is given only for the very tensor that it was computed from."""
+        place = next(place for place, other in enumerate(self.layers) if other is layer)
+        if place == 0 and all(other.is_plain for other in self.layers):
+            self.read, self.ready = x, dict(enumerate(_adapted(x, self.layers)))
+        out = self.ready.pop(place, None) if x is self.read else None
+        return _adapted(x, [layer])[0] if out is None else out
+
+    def forget(self, *_: Any) -> None:
+        """Keep nothing: the module that the layers belong to has run."""
+        self.read, self.ready = None, {}
+
+
+def _read_together(module: nn.Module, layers: list[AdaptedLinear]) -> None:
+    readers = _Readers(layers)
+    for layer in layers:
+        layer._readers = readers
+    module.register_forward_hook(readers.forget, always_call=True)
+
+
+def _adapted(x: Tensor, layers: Sequence[AdaptedLinear]) -> tuple[Tensor, ...]:
+    tensors: list[Any] = []
+    scales = []
+    for layer in layers:
+        name, base = layer.active_adapters[0], layer.base_layer
+        tensors += base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight
+        scales.append(layer.scaling[name])
+    outputs: tuple[Tensor, ...] = _Adapted.apply(x, scales, *tensors)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+class InPlaceUpdate(LoraVariant):
+    """peft's hook: it is given the base's output and returns it with the update."""
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        """`[..., in]` and the base's output `[..., out]` to the adapted output `[..., out]`."""
+        a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        scale = module.scaling[active_adapter]
+        if not module.training:  # in peft's own words, so that what is evaluated is peft's to the bit
+            plain: Tensor = result + b(a(x)) * scale
+            return plain
+        x = module.lora_dropout[active_adapter](x)
+        updated: Tensor = _Update.apply(result, x, a.weight, b.weight, scale)  # type: ignore[no-untyped-call]
+        return updated
+
+
+class _Adapted(torch.autograd.Function):
+    """x Wᵀ + bias + scale · x Aᵀ Bᵀ for one or more layers of the same x, with W frozen, in W's dtype or autocast's.
+
+    With U = x Aᵀ and G the output's gradient: dB = scale · Gᵀ U, V = scale · G B, dA = Vᵀ x and dx = G W + V A. The
+    A of all layers are one matrix, and so are their U and V; dx is summed over the layers in place.
+
+    Source: Hu et al. 2021, LoRA, equation 3 (https://arxiv.org/abs/2106.09685).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scales: Sequence[float], *tensors: Tensor) -> tuple[Tensor, ...]:
+        weights, biases, all_a, all_b = (tensors[kind::4] for kind in range(4))
+        dtype = product_dtype(weights[0])
+        rows, a = x.reshape(-1, x.shape[-1]).to(dtype), torch.cat(all_a).to(dtype)
+        b_cast = [b.to(dtype) for b in all_b]
+        u = rows @ a.T
+        ctx.save_for_backward(rows, u, a, *weights, *b_cast)
+        ctx.ranks, ctx.scales = [len(one) for one in all_a], scales
+        ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
+        parts = zip(weights, biases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
+        outputs = (linear(rows, weight, bias).addmm_(u, b.T, alpha=scale) for weight, bias, u, b, scale in parts)
+        return tuple(out.view(*x.shape[:-1], -1) for out in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, all_u, a, *others = ctx.saved_tensors
+        weights, all_b = others[: len(grads)], others[len(grads) :]
+        gradients = [gradient.reshape(-1, gradient.shape[-1]) for gradient in grads]
+        parts = list(zip(gradients, all_b, torch.split(all_u, ctx.ranks, 1), ctx.scales, strict=True))
+        v = torch.cat([(gradient @ b).mul_(scale) for gradient, b, _, scale in parts], 1)
+        d_a = torch.split((v.T @ rows).to(ctx.trained_dtype), ctx.ranks)
+        d_b = [(gradient.T @ u).to(ctx.trained_dtype).mul_(scale) for gradient, _, u, scale in parts]
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = gradients[0] @ weights[0].to(rows.dtype)
+            for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+                d_x.addmm_(gradient, weight.to(rows.dtype))
+            d_x = d_x.addmm_(v, a).view(ctx.shape).to(ctx.dtype)
+        of_layers = ((None, None, *trained) for trained in zip(d_a, d_b, strict=True))
+        return d_x, None, *itertools.chain.from_iterable(of_layers)
+
+
+class _Update(torch.autograd.Function):
+    """result + scale · x Aᵀ Bᵀ, in the result's dtype; gradients as in `_Adapted`, that of the result passed on.
+
+    The products are computed in autocast's dtype where it is on: a 4-bit layer gives float32 for float32 inputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        dtype = product_dtype(result)
+        rows, a_cast, b_cast = x.reshape(-1, x.shape[-1]).to(dtype), a.to(dtype), b.to(dtype)
+        u = rows @ a_cast.T
+        ctx.save_for_backward(rows, u, a_cast, b_cast)
+        ctx.scale, ctx.shape, ctx.dtype, ctx.trained_dtype = scale, x.shape, x.dtype, a.dtype
+        if result._is_view():  # GPT-2's Conv1D gives a view, and autograd would copy what is changed in place in one
+            result = result.clone(memory_format=torch.contiguous_format)
+        else:
+            ctx.mark_dirty(result)
+        updated = result.view(-1, result.shape[-1])
+        if result.dtype == dtype:
+            updated.addmm_(u, b_cast.T, alpha=scale)
+        else:
+            updated.add_(u @ b_cast.T, alpha=scale)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, u, a, b = ctx.saved_tensors
+        gradient = grads[0].reshape(-1, grads[0].shape[-1]).to(rows.dtype)
+        v = (gradient @ b).mul_(ctx.scale)
+        d_a, d_b = (v.T @ rows).to(ctx.trained_dtype), (gradient.T @ u).to(ctx.trained_dtype).mul_(ctx.scale)
+        d_x = (v @ a).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None
+        return grads[0], d_x, d_a, d_b, None

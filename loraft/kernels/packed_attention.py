@@ -1,0 +1,352 @@
+"""Attention for rows that lie end to end in one batch: each row attends to itself alone, causally.
+
+This module knows kernels and which of them fits. It refuses to know models: transformers calls it by the name
+`ROWS` through its `AttentionInterface`, and since no mask function is registered under that name, no
+`[time, time]` mask is ever built. A forward that is given no `row_lengths` holds one row in each line of the batch.
+
+Which kernel, and why:
+
+- CUDA, 16 bits: `torch.nn.attention.varlen.varlen_attn`, one kernel for all rows.
+- CPU, rows up to `PRODUCTS_UP_TO` tokens (by dtype): plain products with a backward of our own. In bfloat16 the
+  backward of scaled-dot-product attention costs a multiple of it; in float32 it gains little, and on short rows only.
+- Longer rows, float32 on CUDA, or attention dropout: scaled-dot-product attention, row by row.
+- A soft cap, or a sliding window shorter than the row: products written out, row by row.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from loraft.kernels.product_dtype import product_dtype
+
+__all__ = ["PADDING", "PRODUCTS_UP_TO", "ROWS", "attend_rows", "rows_attention", "varlen_takes"]
+
+ROWS = "loraft_rows"
+PADDING = 0.7
+"""The share of products that a row may add for being computed together with a longer one: a call costs as much."""
+SHORT = 64
+"""Rows up to this many tokens are computed together whatever they add: a call costs more than all their products."""
+STEP = 16
+"""Blocks are a multiple of this many tokens long: kernels are made anew for each shape, so few shapes cost less."""
+PRODUCTS_UP_TO = {torch.bfloat16: 512, torch.float32: 128}
+
+
+def rows_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    row_lengths: Sequence[int] | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend row by row, in the form that transformers' attention layers call.
+
+    Args:
+        module: The attention layer; not used.
+        query: `[batch, heads, time, head_size]`.
+        key: `[batch, key_value_heads, time, head_size]`.
+        value: `[batch, key_value_heads, time, head_size]`.
+        attention_mask: Not used: rows are whole, causal, and padded on the right if at all.
+        scaling: The factor on the scores; None is 1 / √head_size.
+        dropout: The dropout on the attention weights.
+        row_lengths: The lengths of the rows that lie end to end; `batch` is 1 then.
+        softcap: Scores become `softcap · tanh(scores / softcap)`.
+        sliding_window: A token sees itself and the `sliding_window - 1` before it.
+
+    Returns:
+        `[batch, time, heads, head_size]`, and None for the weights that are never held.
+    """
+    batch, heads, time, head_size = query.shape
+    lengths = list(row_lengths) if row_lengths is not None else [time] * batch
+    scale = scaling if scaling is not None else head_size**-0.5
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    out = attend_rows(q, k, v, lengths, scale, dropout=dropout, softcap=softcap, window=sliding_window)
+    return out.view(batch, time, heads, -1), None
+
+
+def attend_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    scale: float,
+    *,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Causal attention within each of the rows that lie end to end.
+
+    Args:
+        query: `[time, heads, head_size]`, the rows of `lengths` one after the other.
+        key: `[time, key_value_heads, head_size]`.
+        value: `[time, key_value_heads, head_size]`.
+        lengths: The number of tokens of each row; they sum to `time`.
+        scale: The factor on the scores.
+        dropout: The dropout on the attention weights.
+        softcap: Scores become `softcap · tanh(scores / softcap)`.
+        window: A token sees itself and the `window - 1` before it.
+
+    Returns:
+        `[time, heads, head_size]`, in the dtype of autocast, or of `value` where it is off.
+    """
+    # Rotary positions and norms leave float32 queries and keys beside values in 16 bits.
+    dtype = product_dtype(value)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    longest = max(lengths)
+    window = window if window is not None and window < longest else None
+    written_out = softcap is not None or window is not None
+    if query.is_cuda and query.dtype != torch.float32 and softcap is None and not dropout and varlen_takes(window):
+        return _varlen(query, key, value, lengths, scale, window)
+    if query.device.type == "cpu" and not written_out and not dropout and longest <= PRODUCTS_UP_TO.get(query.dtype, 0):
+        out: Tensor = _RowProducts.apply(query, key, value, tuple(lengths), scale)  # type: ignore[no-untyped-call]
+        return out
+    rows = [(query[row], key[row], value[row]) for row in _slices(lengths)]
+    if written_out:
+        return torch.cat([_written_out(q, k, v, scale, dropout, softcap, window) for q, k, v in rows])
+    return torch.cat([_sdpa(q, k, v, scale, dropout) for q, k, v in rows])
+
+
+class _RowProducts(torch.autograd.Function):
+    """softmax(scale · Q Kᵀ) V for each row, keeping only the weights of the rows for the backward pass.
+
+    Rows of like length are computed together, padded on the right: a key behind the last token of its row is hidden
+    by the causal mask alone, and what a query behind it gives is dropped. Everything is moved into that layout at
+    once, and back.
+
+    With P the weights, the gradients are dV = Pᵀ dO, dS = P ∘ (dP - rowsum(dP ∘ P)) where dP = dO Vᵀ,
+    dQ = scale · dS K and dK = scale · dSᵀ Q.
+
+    Source: Dao et al. 2022, FlashAttention, appendix B.2 (https://arxiv.org/abs/2205.14135).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float
+    ) -> Tensor:
+        layout = _layout(lengths, query.shape[1], key.shape[1])
+        q = layout.queries.into_blocks(query).mul_(scale)
+        k, v = layout.keys.into_blocks(key), layout.keys.into_blocks(value)
+        out = q.new_empty(q.shape[0], v.shape[1])
+        weights = []
+        for block in layout.blocks:
+            scores = torch.bmm(block.of_queries(q), block.of_keys(k).transpose(1, 2))
+            weights.append(_causal_weights(scores, block.time))
+            torch.bmm(weights[-1], block.of_keys(v), out=block.of_queries(out))
+        ctx.save_for_backward(q, k, v, *weights)
+        ctx.layout, ctx.scale = layout, scale  # type: ignore[attr-defined]
+        return layout.queries.out_of_blocks(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *weights = ctx.saved_tensors
+        layout: _RowsLayout = ctx.layout
+        d_out = layout.queries.into_blocks(grads[0]).index_fill_(0, layout.queries.beyond, 0)
+        d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for block, p in zip(layout.blocks, weights, strict=True):
+            d_out_here = block.of_queries(d_out)
+            torch.bmm(p.transpose(1, 2), d_out_here, out=block.of_keys(d_v))
+            d_p = torch.bmm(d_out_here, block.of_keys(v).transpose(1, 2))
+            d_scores = torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype)
+            torch.bmm(d_scores, block.of_keys(k), out=block.of_queries(d_q))
+            torch.bmm(d_scores.transpose(1, 2), block.of_queries(q), out=block.of_keys(d_k))
+        d_query = layout.queries.out_of_blocks(d_q.mul_(ctx.scale))
+        return d_query, layout.keys.out_of_blocks(d_k), layout.keys.out_of_blocks(d_v), None, None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows of like length, computed together.
+
+    Attributes:
+        batch: The products in a batch: one for each row and each head of keys and values.
+        time: The tokens of the longest row.
+        groups: The query heads that share a key; they lie one after the other, so that no key is copied.
+        start: The places before it, of keys, in all blocks.
+    """
+
+    batch: int
+    time: int
+    groups: int
+    start: int
+
+    def of_keys(self, placed: Tensor) -> Tensor:
+        """Its part of keys or values `[places, size]`: `[batch, time, size]`."""
+        return self._part(placed, 1)
+
+    def of_queries(self, placed: Tensor) -> Tensor:
+        """Its part of queries or outputs `[places · groups, size]`: `[batch, groups · time, size]`."""
+        return self._part(placed, self.groups)
+
+    def _part(self, placed: Tensor, groups: int) -> Tensor:
+        first, length = self.start * groups, self.batch * self.time * groups
+        return placed[first : first + length].view(self.batch, groups * self.time, -1)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the tokens of rows that lie end to end stand in the blocks, a place for each head.
+
+    Attributes:
+        there: Of each place the token and head, as `token · heads + head`; behind the end of a row any that exists.
+        back: Of each token and head the place.
+        beyond: The places that are behind the end of their row.
+        heads: How many heads.
+    """
+
+    there: Tensor
+    back: Tensor
+    beyond: Tensor
+    heads: int
+
+    def into_blocks(self, tensor: Tensor) -> Tensor:
+        """`[time, heads, size]` to `[places, size]`."""
+        return tensor.reshape(-1, tensor.shape[2]).index_select(0, self.there)
+
+    def out_of_blocks(self, placed: Tensor) -> Tensor:
+        """`[places, size]` to `[time, heads, size]`."""
+        return placed.index_select(0, self.back).view(-1, self.heads, placed.shape[1])
+
+
+@dataclass(frozen=True)
+class _RowsLayout:
+    """How some rows are computed: the blocks, and the places in them."""
+
+    blocks: tuple[_Block, ...]
+    queries: _Places
+    keys: _Places
+
+
+@lru_cache(maxsize=8)
+def _layout(lengths: tuple[int, ...], heads: int, key_value_heads: int) -> _RowsLayout:
+    """The rows in groups of like length, computed together."""
+    starts = torch.tensor([row.start for row in _slices(lengths)])
+    blocks: list[_Block] = []
+    tokens, inside = [], []
+    for group in _of_like_length(lengths):
+        steps = torch.arange(math.ceil(lengths[group[0]] / STEP) * STEP)
+        inside.append(steps < torch.tensor([lengths[row] for row in group])[:, None])
+        tokens.append(starts[group, None] + torch.where(inside[-1], steps, 0))
+        start = blocks[-1].start + blocks[-1].batch * blocks[-1].time if blocks else 0
+        blocks.append(_Block(len(group) * key_value_heads, len(steps), heads // key_value_heads, start))
+    return _RowsLayout(tuple(blocks), _places(tokens, inside, heads), _places(tokens, inside, key_value_heads))
+
+
+def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        longest = lengths[groups[-1][0]] if groups else math.inf
+        if longest <= SHORT or longest**2 <= (1 + PADDING) * lengths[row] ** 2:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _places(tokens: Sequence[Tensor], inside: Sequence[Tensor], heads: int) -> _Places:
+    """The places of `heads` heads in blocks whose `[rows, time]` tokens are given; a block holds row, head, time."""
+    head = torch.arange(heads)[:, None]
+    there = torch.cat([(block[:, None] * heads + head).flatten() for block in tokens])
+    real = torch.cat([block[:, None].expand(-1, heads, -1).flatten() for block in inside])
+    places = torch.arange(len(there))
+    back = torch.empty(int(real.sum()), dtype=torch.long)
+    back[there[real]] = places[real]
+    return _Places(there, back, places[~real], heads)
+
+
+def _slices(lengths: Sequence[int]) -> list[slice]:
+    ends = itertools.accumulate(lengths, initial=0)
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+
+def _causal_weights(scores: Tensor, time: int) -> Tensor:
+    """Softmax of `[batch, groups · time, time]` scores under the causal mask, in their own dtype."""
+    by_group = scores.view(scores.shape[0], -1, time, time)
+    return by_group.add_(_causal_bias(time, scores.dtype)).softmax(-1).view_as(scores)
+
+
+@lru_cache(maxsize=64)
+def _causal_bias(time: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((time, time), float("-inf"), dtype=dtype).triu_(1)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float) -> Tensor:
+    q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+    out = scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out[0].transpose(0, 1)
+
+
+def _written_out(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, softcap: float | None, window: int | None
+) -> Tensor:
+    groups, time = query.shape[1] // key.shape[1], query.shape[0]
+    k, v = (tensor.repeat_interleave(groups, dim=1).transpose(0, 1) for tensor in (key, value))
+    scores = torch.matmul(query.transpose(0, 1), k.transpose(1, 2)) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    ahead = torch.ones(time, time, dtype=torch.bool, device=query.device)
+    hidden = ahead.triu(1) if window is None else ahead.triu(1) | ahead.tril(-window)
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, dropout)
+    return torch.matmul(weights, v).transpose(0, 1)
+
+
+@cache
+def _varlen_parameters() -> frozenset[str]:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def varlen_takes(window: int | None) -> bool:
+    """Whether this torch has the variable-length kernel, and with windows where one is asked for."""
+    names = _varlen_parameters()
+    return "window_size" in names or ("is_causal" in names and window is None)
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float, window: int | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = _varlen_parameters()
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(query.device)
+    options: dict[str, Any] = {"scale": scale} if "scale" in names else {}
+    if "scale" not in names:
+        query = query * (scale * query.shape[-1] ** 0.5)
+    if "window_size" in names:
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    else:
+        options["is_causal"] = True
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in names:
+            options["enable_gqa"] = True
+        else:
+            key, value = (t.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for t in (key, value))
+    longest = max(lengths)
+    return cast("Tensor", varlen_attn(query, key, value, ends, ends, longest, longest, **options))
+
+
+AttentionInterface.register(ROWS, rows_attention)

@@ -1,0 +1,1 @@
+"""Adapters folded into their base, and the proof that they were."""

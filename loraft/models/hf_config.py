@@ -1,0 +1,161 @@
+"""What a model is, by its config alone: its family, its head, its classes, how long a row may be.
+
+This module knows which configs loraft takes, and which it refuses with a reason. It refuses to know weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from loraft.config.schema import ModelSection
+from loraft.errors import ModelError
+from loraft.models.hf_logging import quietly_reading
+from loraft.models.registry import TRAINED, Family, family_of
+from loraft.models.sources import resolve
+
+__all__ = [
+    "check_dtype",
+    "class_names",
+    "context_of",
+    "in_order",
+    "is_classifier",
+    "load_any_config",
+    "load_config",
+    "read_config",
+    "written_config",
+]
+
+OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
+"""Parts of the names of architectures that share a model_type with a language model and are none."""
+CLASSIFIER = "ForSequenceClassification"
+"""What the architectures of classifiers are called, behind the family's name."""
+
+
+def load_config(
+    section: ModelSection, among: Mapping[str, Family] = TRAINED, labels: Sequence[str] = ()
+) -> PreTrainedConfig:
+    """The model's config, of a family that will do, with the attention that is asked for; no weights are fetched.
+
+    With `labels` it is the config of a classifier of these classes.
+
+    Raises:
+        ModelError: No such model, or a kind that will not do.
+    """
+    folder = resolve(section.name_or_path, section.revision, weights=False)
+    return read_config(folder, section.attn_implementation, among, labels)
+
+
+def load_any_config(section: ModelSection) -> PreTrainedConfig:
+    """The config of any model that transformers knows, to be looked at: whatever its family, its head and its storage.
+
+    Raises:
+        ModelError: No such model, or a config that transformers cannot read.
+    """
+    folder = resolve(section.name_or_path, section.revision, weights=False)
+    file = folder / "config.json"
+    written_config(file)
+    with quietly_reading(file):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return cast("PreTrainedConfig", config)
+
+
+def check_dtype(family: Family, dtype: torch.dtype | None) -> None:
+    """Refuse float16 for the families that overflow in it; no dtype is not decided yet.
+
+    Raises:
+        ModelError: It is float16, and the family is not stable in it.
+    """
+    if dtype == torch.float16 and not family.stable_in_float16:
+        raise ModelError(
+            f"{family.model_type} is not stable in float16: its activations overflow",
+            key="model.dtype",
+            remedy="Write bfloat16, or float32 where the device has no bfloat16.",
+        )
+
+
+def read_config(
+    folder: Path, attention: str, among: Mapping[str, Family], labels: Sequence[str] = ()
+) -> PreTrainedConfig:
+    """`load_config` of a folder that was found already.
+
+    Raises:
+        ModelError: A kind that will not do, or a config that cannot be read.
+    """
+    file = folder / "config.json"
+    written = written_config(file)
+    family = family_of(str(written["model_type"]), among)
+    _require_usable(written, family, file, among)
+    chosen = {} if attention == "auto" else {"attn_implementation": attention}
+    with quietly_reading(file):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **chosen)
+    return cast("PreTrainedConfig", _as_classifier(config, labels) if labels else config)
+
+
+def _as_classifier(config: PreTrainedConfig, labels: Sequence[str]) -> PreTrainedConfig:
+    """The config of a classifier of these classes over the model of `config`."""
+    config.architectures = [CLASSIFIER]
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    return config
+
+
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether a config is that of a classifier of texts."""
+    return any(CLASSIFIER in architecture for architecture in config.architectures or ())
+
+
+def class_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The names of the classes of a classifier's config, in the order of its scores."""
+    return in_order(config.id2label or {})
+
+
+def in_order(id2label: Mapping[Any, object]) -> tuple[str, ...]:
+    """The names by number: many a config.json has its numbers as texts in alphabetical order, 10 before 2."""
+    return tuple(str(id2label[number]) for number in sorted(id2label, key=int))
+
+
+def context_of(config: PreTrainedConfig, family: Family) -> int | None:
+    """The longest row that a model's positions allow; None where nothing limits it."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions - family.spare_positions if isinstance(positions, int) else None
+
+
+def written_config(file: Path) -> Mapping[str, Any]:
+    """The contents of a config.json, which has a model_type.
+
+    Raises:
+        ModelError: It has none.
+    """
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        written["model_type"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
+    return cast("Mapping[str, Any]", written)
+
+
+def _require_usable(written: Mapping[str, Any], family: Family, file: Path, among: Mapping[str, Family]) -> None:
+    for architecture in written.get("architectures") or ():
+        if among is TRAINED and any(head in architecture for head in OTHER_HEADS):
+            raise ModelError(
+                f"the model is a {architecture}, which writes no text",
+                where=str(file),
+                remedy="A classifier is trained by task: seq_cls, and answers by `loraft predict`."
+                if CLASSIFIER in architecture
+                else "Name a model with the head of a language model (…ForCausalLM).",
+            )
+    if quantized := written.get("quantization_config"):
+        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
+        raise ModelError(
+            f"the weights are already quantized ({method})",
+            where=str(file),
+            remedy="Name the unquantized model; method: qlora quantizes it while loading.",
+        )

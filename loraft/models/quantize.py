@@ -1,0 +1,213 @@
+"""How a base's frozen weights are stored in 4 bits.
+
+This module knows bitsandbytes: its config, which modules it replaces, and what of it must be kept from breaking
+gradients. It refuses to know how a model is loaded. Every linear module is quantized but the head; embeddings and
+norms are not linear modules, and stay in the model's dtype, as the QLoRA paper has it.
+
+Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+
+from loraft.config.schema import QuantizationSection
+from loraft.errors import ModelError
+from loraft.kernels.product_dtype import product_dtype
+from loraft.models.device import DTYPES, Placement
+
+__all__ = [
+    "NOT_QUANTIZED",
+    "compute_as_autocast_says",
+    "compute_in",
+    "dequantized",
+    "keep_gradients_exact",
+    "ordinary",
+    "quantization_config",
+    "quantized_modules",
+    "unpacked",
+]
+
+NOT_QUANTIZED = ("lm_head", "score", "classifier", "pre_classifier", "pooler")
+"""The modules, by a part of their name, whose linear modules keep the model's dtype: heads."""
+
+BLOCK = 64
+"""Weights that share a constant; transformers leaves bitsandbytes its default."""
+PIECE = 1 << 18
+"""Weights that are quantized at once: bitsandbytes needs 16 times their memory on the CPU."""
+
+# At import bitsandbytes warns that an inference kernel is not installed; `keep_gradients_exact` turns that kernel off.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def quantization_config(section: QuantizationSection, placement: Placement, skeleton: nn.Module) -> BitsAndBytesConfig:
+    """The config of bitsandbytes, by the names of transformers.
+
+    `compute_dtype: auto` is the model's dtype. Storage is uint8: two weights a byte. What keeps its dtype is named in
+    full: transformers compares beginnings and ends of names, and would quantize the `dense` inside a pooler.
+
+    Args:
+        section: The config's section.
+        placement: Device and dtype of the model.
+        skeleton: The model on the meta device.
+
+    Raises:
+        ModelError: The compute dtype does not train on this device.
+    """
+    compute = placement.dtype if section.compute_dtype == "auto" else DTYPES[section.compute_dtype]
+    if compute == torch.float16 and placement.device == "cpu":
+        raise ModelError(
+            "float16 does not train on a CPU: its gradients underflow without loss scaling",
+            key="quantization.compute_dtype",
+            remedy="Use bfloat16 or auto.",
+        )
+    quantized = set(quantized_modules(skeleton))
+    linear = (name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    kept = [name for name in linear if name not in quantized]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type=section.type,
+        bnb_4bit_use_double_quant=section.double_quant,
+        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=torch.uint8,
+        llm_int8_skip_modules=kept,
+    )
+
+
+def quantized_modules(model: nn.Module) -> tuple[str, ...]:
+    """The full names of the linear modules that 4-bit loading replaces; of a model on the meta device too.
+
+    Those that an architecture keeps in float32 (T5's `wo`) are left alone, as transformers leaves them.
+    """
+    kept = (*NOT_QUANTIZED, *(getattr(model, "_keep_in_fp32_modules", None) or ()))
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not set(name.split(".")).intersection(kept)
+    )
+
+
+def keep_gradients_exact(model: nn.Module) -> None:
+    """Turn off the CPU kernel that repacks 4-bit weights for inference.
+
+    Where the CPU has AVX512-BF16, the first forward in eval mode repacks each weight for a kernel without a backward,
+    `.train()` does not undo it, and gradients are wrong from then on without a word.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def compute_as_autocast_says(model: nn.Module) -> None:
+    """Have 4-bit modules compute in the dtype of autocast where it is on, as every other linear module does.
+
+    bitsandbytes gives the dtype that it was given. On CUDA autocast lets norms give float32, and so what comes out
+    would be float32 too, which models do not expect beside products in 16 bits.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    def cast_input(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        (x,) = inputs
+        return (x.to(product_dtype(x)),)
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.register_forward_pre_hook(cast_input)
+
+
+def dequantized(
+    weight: torch.Tensor,
+    section: QuantizationSection,
+    dtype: torch.dtype,
+    *,
+    run: Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]] = map,
+) -> torch.Tensor:
+    """What is left of a weight once it has been stored in 4 bits, to the bit as a 4-bit model computes with it.
+
+    Done piece by piece: only the constants of the blocks are held for the whole tensor, since double quantization
+    takes their mean over all of it.
+
+    Args:
+        weight: `[out, in]`, as the base has it.
+        section: How it is stored.
+        dtype: The dtype that the base was loaded in, which it is cast to before it is quantized.
+        run: What makes the pieces: `map`, or something like it that has several threads.
+
+    Returns:
+        `[out, in]`, in the dtype of the products.
+
+    Source: Dettmers et al. 2023, QLoRA, equation 6 (https://arxiv.org/abs/2305.14314); bitsandbytes'
+    `functional.quantize_4bit` and `dequantize_4bit`.
+    """
+    import bitsandbytes.functional as bnb
+
+    rows = max(1, PIECE // weight.shape[1]) if weight.shape[1] % BLOCK == 0 else weight.shape[0]
+
+    def quantize(span: slice) -> tuple[torch.Tensor, Any]:
+        piece = weight[span].to(dtype).contiguous()
+        codes, state = bnb.quantize_4bit(piece, blocksize=BLOCK, quant_type=section.type)
+        return codes, state
+
+    spans = [slice(start, start + rows) for start in range(0, weight.shape[0], rows)]
+    packed = list(run(quantize, spans))
+    scales = torch.cat([state.absmax for _, state in packed])
+    if section.double_quant:
+        offset = scales.mean()
+        twice, second = bnb.quantize_blockwise(scales - offset, blocksize=256)
+        scales = bnb.dequantize_blockwise(twice, second) + offset
+    result = torch.empty(weight.shape, dtype=DTYPES.get(section.compute_dtype, dtype))
+    blocks = len(packed[0][1].absmax)  # of every piece but the last, which may have fewer
+
+    def restore(span: slice) -> None:
+        number = span.start // rows
+        codes, state = packed[number]
+        state.absmax = scales[number * blocks : (number + 1) * blocks]
+        result[span] = bnb.dequantize_4bit(codes, state)
+
+    list(run(restore, spans))
+    return result
+
+
+def unpacked(module: nn.Module) -> torch.Tensor:
+    """The weight `[out, in]` of a linear module as its products see it; that of a 4-bit one is dequantized."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit
+
+    if not isinstance(module, Linear4bit):
+        weight = module.get_parameter("weight").detach()
+        return weight.T if isinstance(module, Conv1D) else weight
+    packed: Any = module.weight
+    whole: torch.Tensor = dequantize_4bit(packed.data, packed.quant_state)
+    return whole if module.compute_dtype is None else whole.to(module.compute_dtype)
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let a frozen model compute in another dtype, with the very numbers that its 4-bit weights stand for in training.
+
+    Its 4-bit modules become ordinary ones: left as they are, their products without a gradient would skip the rounding
+    to the dtype that they were quantized from, which those of training have.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear4bit):
+            model.set_submodule(name, ordinary(module, unpacked(module)))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def ordinary(module: nn.Linear, weight: torch.Tensor) -> nn.Linear:
+    """A frozen linear module in place of a 4-bit one, with its bias and another weight `[out, in]`."""
+    linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = module.bias
+    return linear.train(module.training)

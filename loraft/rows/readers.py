@@ -1,0 +1,307 @@
+"""Files of rows, by their type: JSON Lines, JSON, CSV, Parquet.
+
+This module knows how each type is laid out, and lines. It refuses to know what a row means. A file is gone through
+once, a row at a time (a .json file is read whole), and a row is looked into only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from loraft.errors import DataError, Problem
+from loraft.rows.json_text import RepeatedKeyError, loads, loads_marked, repeated_in
+
+__all__ = ["READERS", "RawRow", "Row", "from_arrow", "kind_of", "rows_in"]
+
+ROWS_OF_PARQUET = 1000
+"""Rows of a Parquet file that are decoded together."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        values: Its fields by column.
+        where: `file:line` where lines exist, else `file: row N`, both from 1.
+    """
+
+    values: Mapping[str, object]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row as it lies in its file.
+
+    Attributes:
+        where: Its place, as in `Row`.
+        values: Looks into it.
+    """
+
+    where: str
+    values: Callable[[], Mapping[str, object]]
+
+    def look(self) -> Row | Problem:
+        """The row, or why it cannot be read."""
+        try:
+            return Row(self.values(), self.where)
+        except _UnreadableError as error:
+            return Problem(str(error), self.where, remedy=_remedy(str(error)))
+
+
+def kind_of(path: Path) -> str:
+    """The type of a file, by the end of its name in small letters."""
+    return path.suffix.lower()
+
+
+def rows_in(path: Path) -> Iterator[RawRow]:
+    """The rows of a file as they come.
+
+    Raises:
+        DataError: At the first row: there is no such file, it cannot be read, or its type is not known.
+    """
+    if path.is_dir():
+        inside = sorted(str(entry) for entry in path.iterdir() if kind_of(entry) in READERS)
+        several = f", such as {inside[0]}" if inside else ""
+        raise DataError("is a folder, not a file", where=str(path), key="data", remedy=f"name a file in it{several}")
+    if not path.exists():
+        raise DataError("there is no such file", where=str(path), key="data", remedy=_nearest(path))
+    if kind_of(path) not in READERS:
+        raise DataError(
+            f"files of type {path.suffix or '(none)'} are not read", where=str(path), key="data",
+            remedy=f"write it as {', '.join(READERS)}",
+        )  # fmt: skip
+    try:
+        if path.stat().st_size == 0:
+            raise DataError("is empty", where=str(path), key="data", remedy="Write rows into it, or name another file.")
+        yield from READERS[kind_of(path)](path)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path), key="data") from None
+
+
+def _nearest(path: Path) -> str:
+    import difflib
+
+    beside = {entry.name.lower(): entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else {}
+    close = difflib.get_close_matches(path.name.lower(), beside, n=1)
+    if close:
+        return f"Did you mean {path.parent / beside[close[0]]}?"
+    return "Paths are relative to the current folder; a Hub dataset has no file ending."
+
+
+def _jsonl(path: Path) -> Iterator[RawRow]:
+    is_first = True
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            if is_first:
+                _refuse_other_json(raw, file.peek(), path)
+            is_first = False
+            yield RawRow(f"{path}:{number}", partial(_object, raw, first=number == 1))
+
+
+def _refuse_other_json(first: bytes, following: bytes, path: Path) -> None:
+    """A list of rows, or rows of several lines each: every line would be wrong, and none would say why."""
+    text = first.removeprefix(b"\xef\xbb\xbf").strip()
+    if text == b"{" and following.lstrip().startswith(b'"'):
+        raise DataError("has objects of several lines each, and .jsonl is one object a line", where=str(path),
+                        key="data", remedy=f"Write each in one line: jq -c . {path.name}")  # fmt: skip
+    if text.startswith(b"["):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = [{}]  # it goes on in the next line
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            raise DataError("holds a list, and .jsonl is one object a line", where=str(path), key="data",
+                            remedy=f"Name the file {path.stem}.json.")  # fmt: skip
+
+
+def _json(path: Path) -> Iterator[RawRow]:
+    marked = False
+    try:
+        text = _text(path.read_bytes(), first=True)
+        try:
+            loaded = _loads(text)
+        except RepeatedKeyError:
+            loaded, marked = _loads(text, loads_marked), True
+    except _UnreadableError as error:
+        remedy = _of_several_objects(path) if "Extra data" in str(error) else _remedy(str(error))
+        raise DataError(str(error), where=str(path), key="data", remedy=remedy) from None
+    if not isinstance(loaded, list):
+        lists = [key for key, value in loaded.items() if isinstance(value, list)] if isinstance(loaded, dict) else []
+        remedy = "write the list alone, or one object a line as .jsonl"
+        if isinstance(loaded, dict) and not lists:
+            inside, remedy = "; it holds one object", "Write [ before the object and ] after it, where it is a row."
+        else:
+            inside = f"; the rows seem to be in {lists[0]!r}" if lists else ""
+        raise DataError(f"must hold a list of objects{inside}", where=str(path), key="data", remedy=remedy)
+    for number, value in enumerate(loaded, start=1):
+        yield RawRow(f"{path}: row {number}", partial(_unrepeated if marked else _checked, value))
+
+
+def _of_several_objects(path: Path) -> str:
+    """What to do about objects that follow one another without being a list."""
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    try:
+        json.loads(first)
+    except ValueError:
+        return "Write one list: [ before the first object, commas between them and ] after the last."
+    return "one object a line is JSON Lines: name the file .jsonl"
+
+
+def _csv(path: Path) -> Iterator[RawRow]:
+    """Bytes that are not UTF-8 are escaped while reading, so that they spoil their row and not the file."""
+    csv.field_size_limit(sys.maxsize)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        _refuse_other_marks(next((line for line in file if line.strip()), ""), path)
+        file.seek(0)
+        reader = csv.reader(file, strict=True)
+        header: list[str] | None = None
+        line = 1
+        try:
+            for cells in reader:
+                if cells and header is None:
+                    header = _header(cells, f"{path}:{line}")
+                elif cells and header is not None:
+                    yield RawRow(f"{path}:{line}", partial(_cells, header, cells))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            yield RawRow(f"{path}:{line}", partial(_unreadable, f"is not CSV: {error}; nothing after it was read"))
+
+
+def _header(cells: Sequence[str], where: str) -> list[str]:
+    twice = sorted({cell for cell in cells if cells.count(cell) > 1})
+    if twice:
+        raise DataError(f"the header names {', '.join(twice)} twice", where=where, key="data")
+    if not all(_is_utf8(cell) for cell in cells):
+        raise DataError("is not UTF-8", where=where, key="data", remedy=_remedy("is not UTF-8"))
+    return list(cells)
+
+
+def _refuse_other_marks(header: str, path: Path) -> None:
+    """A file whose cells something else parts than commas, as spreadsheets write it in many countries."""
+    plain = re.sub(r'"[^"]*"', "", header)
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if plain.count(mark) > plain.count(","):
+            raise DataError(
+                f"the header has {name} between its columns: it is separated by {mark if mark == ';' else name}, and "
+                "cells are parted by commas",
+                where=f"{path}:1", key="data", remedy="write the file with commas, or as .jsonl",
+            )  # fmt: skip
+
+
+def _cells(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, object]:
+    if len(cells) > len(header):
+        raise _UnreadableError("has more cells than the header has columns")
+    if len(cells) < len(header):
+        raise _UnreadableError(f"has no cell for {', '.join(header[len(cells) :])}")
+    broken = [column for column, cell in zip(header, cells, strict=True) if not _is_utf8(cell)]
+    if broken:
+        raise _UnreadableError(f"is not UTF-8 in {', '.join(broken)}")
+    return dict(zip(header, cells, strict=True))
+
+
+def _is_utf8(cell: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in cell)
+
+
+def _parquet(path: Path) -> Iterator[RawRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(ROWS_OF_PARQUET):
+            for values in batch.to_pylist():
+                number += 1
+                yield RawRow(f"{path}: row {number}", partial(from_arrow, values))
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"is no Parquet file: {str(error).splitlines()[0]}", where=str(path), key="data") from None
+
+
+REMEDIES: Mapping[str, str] = {
+    "is not UTF-8": "Save the file as UTF-8.",
+    "is not JSON:": 'Write objects such as {"prompt": "…", "completion": "…"}, with double quotes.',
+    "has the key": "Keep one of them: which is meant, nobody can tell.",
+    "has more cells": "Put texts with commas or line ends in double quotes.",
+}
+"""What to do about rows that cannot be read, by how the reason begins."""
+
+
+def _remedy(why: str) -> str | None:
+    return next((remedy for sign, remedy in REMEDIES.items() if why.startswith(sign)), None)
+
+
+def from_arrow(values: Mapping[str, object]) -> Mapping[str, object]:
+    """A row without the nulls inside its objects: Arrow gives every object of a column the keys of all of them."""
+    return {column: _present(value) for column, value in values.items()}
+
+
+def _present(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _present(inner) for key, inner in value.items() if inner is not None}
+    return [_present(inner) for inner in value] if isinstance(value, list) else value
+
+
+class _UnreadableError(Exception):
+    """A row that cannot be read; the message says why."""
+
+
+def _unreadable(why: str) -> Mapping[str, object]:
+    raise _UnreadableError(why)
+
+
+def _text(raw: bytes, *, first: bool) -> str:
+    if b"\0" in raw:
+        raise _UnreadableError("holds a NUL byte")
+    try:
+        return raw.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise _UnreadableError(f"is not UTF-8 (byte {error.start + 1})") from None
+
+
+def _object(raw: bytes, *, first: bool) -> Mapping[str, object]:
+    try:
+        return _checked(_loads(_text(raw, first=first).rstrip("\r\n")))
+    except RepeatedKeyError as error:
+        raise _UnreadableError(str(error)) from None
+
+
+def _unrepeated(value: object) -> Mapping[str, object]:
+    if (key := repeated_in(value)) is not None:
+        raise _UnreadableError(str(RepeatedKeyError(key)))
+    return _checked(value)
+
+
+def _loads(text: str, read: Callable[[str], Any] = loads) -> Any:
+    try:
+        return read(text)
+    except RepeatedKeyError:
+        raise
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise _UnreadableError(f"is not JSON: {error.msg} ({place})") from None
+    except (RecursionError, ValueError):
+        raise _UnreadableError("is not JSON that can be read: nested too deeply, or a number too long") from None
+
+
+def _checked(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise _UnreadableError("is not a JSON object")
+    return value
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[RawRow]]] = {
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
+}  # fmt: skip

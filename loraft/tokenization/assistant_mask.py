@@ -1,0 +1,372 @@
+"""Where the assistant's turns stand in the text that a chat template prints.
+
+This module knows characters: it renders a conversation and finds in the rendering what the assistant says, from
+the place where the prompt of a generation would end to the end of the end-of-turn token. It refuses to know tokens.
+
+A template is a program, so nothing is assumed about how it prints. A turn begins where the rendering of the messages
+before it, with the generation prompt, ends: by construction what is trained is what follows the prompt at
+inference. Where that rendering is no beginning of the whole (a template that moves the system prompt into the last
+question, say), a turn begins with the first character that depends on what it says. It ends behind the last of its
+parts (`content_marks`) and the end-of-turn token that follows. A template with `{% generation %}` marks says itself
+what the assistant says, and is believed. What a conversation says and its rendering does not hold is refused, or is a
+finding.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from jinja2 import TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+
+from loraft.errors import DataError
+from loraft.rows.formats import Message
+from loraft.tokenization.boundaries import Span, shared_beginning
+from loraft.tokenization.content_marks import APART, THINKS, Part, find_parts, left_out, parts_of, unused_characters
+from loraft.tokenization.template_sandbox import TemplateBoundError, render_bounded
+
+__all__ = ["ChatTemplate", "RenderedTurns"]
+
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class RenderedTurns:
+    """A conversation as a template prints it.
+
+    Attributes:
+        text: The text.
+        spans: Where in it the turns that were asked for are said, ends of turn included.
+        borders: Where the prompts of the assistant's turns end.
+        findings: What a person should know of it, each with what can be done.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    borders: tuple[int, ...]
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template in the hands of a tokenizer.
+
+    Attributes:
+        tokenizer: It brings the special tokens that the template may print.
+        text: The template.
+        origin: Where it comes from, in a few words.
+        end_of_turn: The token that the template prints after the assistant's last content; None where it prints none.
+        tools: The tools of the conversation at hand, as JSON schemas.
+        arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    text: str
+    origin: str = "the tokenizer"
+    end_of_turn: str | None = None
+    tools: tuple[Mapping[str, object], ...] = ()
+    arguments_as_text: bool = False
+
+    @classmethod
+    def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str, origin: str = "the tokenizer") -> ChatTemplate:
+        """The template; its end of turn, and how it takes arguments, found by rendering a few messages.
+
+        Raises:
+            DataError: The template cannot render that conversation.
+        """
+        template = cls(tokenizer, text, origin)
+        (mark,) = unused_characters(text)
+        asked, answered = Message("user", "Question"), Message("assistant", f"Answer{mark}")
+        after = template.render([asked, answered]).rpartition(mark)[2]
+        tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+        longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
+        found = re.match(rf"\s*({'|'.join(map(re.escape, longest_first))})", after) if longest_first else None
+        call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {}}}
+        calls = [asked, Message("assistant", "", more={"tool_calls": [call]})]
+        takes_text = replace(template, arguments_as_text=True)
+        as_text = _or_nothing(lambda: template.render(calls)) is None and _or_nothing(lambda: takes_text.render(calls))
+        return replace(template, end_of_turn=found[1] if found else None, arguments_as_text=bool(as_text))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say about the template, a sentence each."""
+        notes = []
+        if self.end_of_turn is None:
+            notes.append("the chat template prints no token after an answer: the model does not learn to stop")
+        if "strftime_now" in self.text:
+            notes.append("the chat template prints the date of the day: rows prepared on another day differ")
+        return tuple(notes)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of `messages`.
+
+        Raises:
+            DataError: The template fails; the message is the template's own.
+        """
+        return self._print(self._plain(messages), self.tools)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text of `messages` up to where the assistant's next content begins.
+
+        This is what transformers' `apply_chat_template` gives with `add_generation_prompt`. A template that does not
+        know it may print the header of an answer only together with the answer: it is then taken from there, without
+        spaces at its end, which belong to the answer.
+
+        Raises:
+            DataError: The template fails.
+        """
+        return self._print_prompt(self._plain(messages), self.tools)
+
+    def asked(self, messages: Sequence[Message]) -> tuple[str, tuple[int, ...]]:
+        """The prompt that an answer to `messages` follows, and where the prompts of the answers in it end.
+
+        What was thought before may be left out of it.
+
+        Raises:
+            DataError: The template fails, or leaves out what is said.
+        """
+        plain = self._plain(messages)
+        text = self._print_prompt(plain, self.tools)
+        places = find_parts(parts_of(plain, self.tools), plain, self.tools, text, self._print_prompt)
+        lost = [part for part, found in places.items() if not found and part.kind not in (*THINKS, "name")]
+        left_out(messages, lost, "name a template that prints it, or say it in the user's turn")
+        starts = self._prompt_ends(messages, text)
+        for turn in (turn for turn, start in starts.items() if start is None):
+            with suppress(DataError):
+                starts[turn] = self._says_from(messages, turn, text, self.prompt)
+        return text, tuple(start for start in starts.values() if start)
+
+    def turns(self, messages: Sequence[Message], wanted: Sequence[int], *, heed_marks: bool = True) -> RenderedTurns:
+        """The text of `messages`, and where in it the messages `wanted` are said, ends of turn included.
+
+        Args:
+            messages: The conversation.
+            wanted: Indices of messages, in order; the assistant's only where marks are heeded.
+            heed_marks: Take the spans from the template's `{% generation %}` marks where it has them.
+
+        Raises:
+            DataError: The template fails, hides where a content ends, or leaves out what is said.
+        """
+        plain = self._plain(messages)
+        text = self._print(plain, self.tools)
+        places = find_parts(parts_of(plain, self.tools), plain, self.tools, text, self._print)
+        lost = [part for part, found in places.items() if not found]
+        findings = left_out(messages, lost, f"{APART}; or name another template")
+        starts = self._prompt_ends(messages, text)
+        if heed_marks and MARKS.search(self.text):
+            spans = self._marked(messages, wanted)
+            found = dict(zip(wanted, (start for start, _ in spans), strict=True))
+        else:
+            found = {turn: self._start(messages, turn, text, starts) for turn in wanted}
+            spans = tuple((found[turn], self._end(messages, turn, text, places)) for turn in wanted)
+        borders = {**{turn: start for turn, start in starts.items() if start is not None}, **found}
+        for turn in (turn for turn in wanted if turn in starts and starts[turn] is None):
+            findings += self._other_prompt(messages[:turn], text, found[turn])
+        order = sorted({borders[turn] for turn in borders if messages[turn].role == "assistant" and borders[turn]})
+        return RenderedTurns(text, spans, tuple(order), tuple(dict.fromkeys(findings)))
+
+    def answer(self, messages: Sequence[Message]) -> RenderedTurns:
+        """The last message behind the prompt that generation feeds, whatever the template prints of both together.
+
+        Raises:
+            DataError: As `turns`.
+        """
+        last = len(messages) - 1
+        if last == 0:  # nothing is asked
+            return self.turns(messages, [0])
+        prompt, borders = self.asked(messages[:-1])
+        plain = self._plain(messages)
+        text = self._print(plain, self.tools)
+        parts = [part for part in parts_of(plain, self.tools) if part.turn == last]
+        places = find_parts(parts, plain, self.tools, text, self._print)
+        lost = [part for part, found in places.items() if not found]
+        findings = left_out(messages, lost, "name another template, or leave such rows out")
+        begins = self._prompt_ends(messages, text)[last]
+        if MARKS.search(self.text):
+            ((start, stop),) = self._marked(messages, [last])
+            begins = start if begins is None else begins
+        else:
+            begins = self._start(messages, last, text, {last: begins})
+            start, stop = begins, self._end(messages, last, text, places)
+        moved = len(prompt) - begins
+        return RenderedTurns(
+            prompt + text[begins:], ((start + moved, stop + moved),), (*borders, len(prompt)), tuple(findings)
+        )
+
+    def _print(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        generation_prompt: bool = False,
+    ) -> str:
+        """What the template prints of messages and tools as it takes them."""
+        return self._printed(messages, tools, generation_prompt=generation_prompt)[0]
+
+    def _printed(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        generation_prompt: bool = False,
+        marks: bool = False,
+    ) -> tuple[str, list[Span]]:
+        """The same, and the spans that the template marks, where they are wanted."""
+        try:
+            return render_bounded(
+                messages, self.text, tools=tools, special_tokens=self.tokenizer.special_tokens_map,
+                generation_prompt=generation_prompt, marks=marks,
+            )  # fmt: skip
+        except TemplateBoundError as error:
+            message, remedy = f"the chat template of {self.origin} cannot be used: {error}", "name another template"
+            raise DataError(message, key="data.chat_template", remedy=remedy) from None
+        except Exception as error:  # a template is a program of somebody else's: anything can come out of it
+            raise _failure(error) from None
+
+    def _print_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        if "add_generation_prompt" in self.text:
+            return self._print(messages, tools, generation_prompt=True)
+        alone = self._print(messages, tools)
+        (mark,) = unused_characters(alone)
+        answered = self._print([*messages, {"role": "assistant", "content": f"{mark}."}], tools)
+        header = answered.partition(mark)[0].rstrip(" ")
+        return header if header.startswith(alone) else alone
+
+    def _prompt_ends(self, messages: Sequence[Message], text: str) -> dict[int, int | None]:
+        """Where the prompt of each assistant's turn ends in `text`; None where it is no beginning of it."""
+        ends: dict[int, int | None] = {}
+        for turn in (turn for turn, message in enumerate(messages) if turn and message.role == "assistant"):
+            prompt = _or_nothing(partial(self.prompt, messages[:turn]))
+            ends[turn] = len(prompt) if prompt is not None and text.startswith(prompt) else None
+        return ends
+
+    def _start(self, messages: Sequence[Message], turn: int, text: str, prompt_ends: Mapping[int, int | None]) -> int:
+        start = prompt_ends.get(turn)
+        return self._says_from(messages, turn, text, self.render) if start is None else start
+
+    def _says_from(
+        self, messages: Sequence[Message], turn: int, text: str, render: Callable[[Sequence[Message]], str]
+    ) -> int:
+        """The first character of `text` that depends on what is said at `turn`.
+
+        Tokenizers join spaces to the word that follows, so those before it belong to it.
+        """
+        (mark,) = unused_characters(text)
+        says_other = [*messages[:turn], Message(messages[turn].role, mark), *messages[turn + 1 :]]
+        try:
+            other = render(says_other)
+        except DataError:
+            raise _not_found() from None
+        return len(text[: shared_beginning(text, other)].rstrip(" "))
+
+    def _end(self, messages: Sequence[Message], turn: int, text: str, places: Mapping[Part, Sequence[int]]) -> int:
+        """The end of a turn in `text`: behind its last part and the end-of-turn token that follows."""
+        if "tool_calls" not in messages[turn].more:
+            contents = [part for part in places if part.turn == turn and part.path == ("content",)]
+            found = places[max(contents, key=lambda part: part.end)] if contents else ()
+            if len(found) != 1:
+                raise _not_found()
+            return self._turn_end(text, found[0])
+        own = [place for part, found in places.items() if part.turn == turn for place in found]
+        later = [place for part, found in places.items() if (part.turn or 0) > turn for place in found]
+        if own and self.end_of_turn is not None:
+            end = text.find(self.end_of_turn, max(own), min(later, default=len(text)))
+            if end >= 0:
+                return end + len(self.end_of_turn)
+        until = self.render(messages[: turn + 1]).rstrip()  # where no token ends a turn, the text does
+        if not text.startswith(until):
+            raise _not_found()
+        return len(until)
+
+    def _other_prompt(self, asked: Sequence[Message], text: str, start: int) -> list[str]:
+        """A finding where generation feeds another prompt than the one that an answer is trained behind."""
+        prompt = _or_nothing(lambda: self.prompt(asked))
+        if prompt is None:
+            return []
+        common = shared_beginning(prompt, text)
+        if common >= start:  # all that rows differ in stands before it
+            return [f"generation feeds {prompt[common:]!r} before the answer, and the row has it not: {APART}"]
+        return [f"generation feeds another prompt than the row begins with: {APART}"]
+
+    def _turn_end(self, text: str, content_end: int) -> int:
+        """The end of the end-of-turn token behind `content_end`, or `content_end` where there is none."""
+        if self.end_of_turn is None:
+            return content_end
+        found = re.compile(rf"\s*{re.escape(self.end_of_turn)}").match(text, content_end)
+        return found.end() if found else content_end
+
+    def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[Span, ...]:
+        """The spans that the template itself marks, each drawn to the end of its end-of-turn token."""
+        text, spans = self._printed(self._plain(messages), self.tools, marks=True)
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        if len(spans) != len(answers):
+            raise DataError(
+                f"the chat template marks {len(spans)} spans with {{% generation %}} for {len(answers)} answers",
+                key="data.chat_template",
+                remedy="mark each of the assistant's turns once",
+            )
+        chosen = [span for index, span in zip(answers, spans, strict=True) if index in wanted]
+        return tuple((start, self._marked_end(text, start, stop)) for start, stop in chosen)
+
+    def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the template takes them."""
+        plain: list[dict[str, Any]] = [{"role": m.role, "content": m.content, **m.more} for m in messages]
+        for message in plain:
+            if "tool_calls" in message:
+                as_text = self.arguments_as_text
+                message["tool_calls"] = [_with_arguments(call, as_text=as_text) for call in message["tool_calls"]]
+        return plain
+
+    def _marked_end(self, text: str, start: int, stop: int) -> int:
+        """`stop` without white space behind an end-of-turn token, or with the token where it stands behind the mark."""
+        inside = text[start:stop].rstrip()
+        if self.end_of_turn is not None and inside.endswith(self.end_of_turn):
+            return start + len(inside)
+        return self._turn_end(text, stop)
+
+
+def _with_arguments(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
+    """A call of a tool with its arguments as text or as an object, whichever of both they are in the row."""
+    function = call.get("function")
+    if not isinstance(function, Mapping) or "arguments" not in function:
+        return dict(call)
+    arguments: Any = function["arguments"]
+    if as_text and isinstance(arguments, Mapping):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not as_text and isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):  # text that is no JSON stays what it is
+            read = json.loads(arguments)
+            arguments = read if isinstance(read, Mapping) else arguments
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _or_nothing(render: Callable[[], str]) -> str | None:
+    """What is rendered; None where the template refuses it."""
+    try:
+        return render()
+    except DataError:
+        return None
+
+
+def _not_found() -> DataError:
+    return DataError(
+        "the chat template changes or leaves out what is said, so the answers cannot be found in the text",
+        key="data.chat_template",
+        remedy="mark them in the template with {% generation %} and {% endgeneration %}, or name another one",
+    )
+
+
+def _failure(error: Exception) -> DataError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
+    return DataError(
+        f"the chat template cannot render it: {reason}{line}",
+        key="data.chat_template",
+        remedy="change the row, or name another template",
+    )

@@ -1,0 +1,222 @@
+"""Chat templates of somebody else's, rendered as transformers renders them, in bounded time and memory.
+
+A template is a program. transformers runs it in jinja2's sandbox, which keeps it from files and from Python's insides;
+here loops, calls, operators and filters go through a budget besides. Everything else is transformers' own code: its
+filters, its globals, its marks, and how it hands a conversation over.
+
+This module knows jinja2. It refuses to know conversations, and what things cost (`template_budget`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, wraps
+from types import BuiltinMethodType, FunctionType
+from typing import Any, cast
+
+from jinja2 import Template, nodes
+from jinja2.runtime import LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+from transformers.utils import chat_template_utils
+
+from loraft.tokenization.template_budget import (
+    BUDGET,
+    Budget,
+    Counted,
+    TemplateBoundError,
+    as_text,
+    before_filter,
+    before_format,
+    before_method,
+    before_operator,
+    parts_of,
+)
+
+__all__ = ["TemplateBoundError", "render_bounded"]
+
+SMALL = 1000
+"""Texts of so many characters are joined without counting: to keep many takes a list, whose parts are counted."""
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox with a budget."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        return super()._generate(_Bounding(self).visit(source), *args, **kwargs)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if type(left) is not str or type(right) is not str or operator != "+":
+            before_operator(operator, left, right)
+        elif len(left) + len(right) > SMALL:
+            BUDGET.get().make(len(left) + len(right))
+        return self.binop_table[operator](left, right)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja2's
+        budget = BUDGET.get()
+        budget.look()
+        if isinstance(__obj, BuiltinMethodType) and isinstance(owner := __obj.__self__, str | bytes | int):
+            args = before_method(owner, __obj.__name__, args, [*args, *kwargs.values()])
+        elif isinstance(__obj, LoopContext) and args:  # a loop that calls itself
+            args = (Counted(args[0]), *args[1:])
+        result = super().call(__context, __obj, *args, **kwargs)
+        if isinstance(result, str | bytes):
+            budget.make(len(result))
+        elif isinstance(result, dict | Namespace):
+            budget.make(parts_of(result))
+        return result
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The sandbox's own `format` of a text that a template calls; what it makes is measured before."""
+        theirs = super().wrap_str_format(value)
+        if theirs is None:
+            return None
+
+        @wraps(theirs)
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            before_format(value.__self__, [*args, *kwargs.values()])
+            return theirs(*args, **kwargs)
+
+        return bounded
+
+    @staticmethod
+    def counted(values: Any) -> Counted:
+        """The values of a loop."""
+        return Counted(values)
+
+    @staticmethod
+    def weighed(values: Any) -> Any:
+        """A list, tuple or dict that the template writes, or a part of a value that it cuts out."""
+        BUDGET.get().make(len(values) if isinstance(values, str | bytes) else parts_of(values))
+        return values
+
+    @staticmethod
+    def joined(*values: Any) -> str:
+        """The values of `a ~ b`."""
+        texts = [as_text(value) for value in values]
+        BUDGET.get().make(sum(map(len, texts)))
+        return "".join(texts)
+
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:
+        """What a macro or a block prints; what the template prints is counted as it comes."""
+        if isinstance(parts, list):
+            BUDGET.get().make(sum(map(len, parts)))
+        return "".join(parts)
+
+
+def _printed(value: Any) -> Any:
+    """A value that is printed, measured before it becomes text."""
+    return value if value is None or isinstance(value, str | int | float) else as_text(value)
+
+
+class _Bounding(NodeTransformer):
+    """Lets loops, lists, cuts and concatenations go through the environment."""
+
+    def __init__(self, environment: _Environment) -> None:
+        self._environment = environment
+
+    def _through(self, method: str, node: nodes.Node, arguments: Sequence[nodes.Expr]) -> nodes.Expr:
+        call = nodes.Call(nodes.EnvironmentAttribute(method), list(arguments), [], None, None)
+        return cast("nodes.Expr", call.set_lineno(node.lineno).set_environment(self._environment))
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - jinja2 finds it by this name
+        self.generic_visit(node)
+        node.iter = self._through("counted", node, [cast("nodes.Expr", node.iter)])
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return self._through("joined", node, node.nodes)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return self._through("weighed", node, [node]) if isinstance(node.arg, nodes.Slice) else node
+
+    def _written(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        return node if getattr(node, "ctx", "load") != "load" else self._through("weighed", node, [node])
+
+    visit_List = visit_Tuple = visit_Dict = _written  # noqa: N815
+
+
+def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose input is measured first; `functools.wraps` keeps what jinja2 wants to be passed."""
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+    @wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        value = before_filter(name, args[first], [*args[first + 1 :], *kwargs.values()])
+        result = function(*args[:first], value, *args[first + 1 :], **kwargs)
+        if isinstance(result, str):
+            BUDGET.get().make(len(result))
+        return result
+
+    return bounded
+
+
+@lru_cache(maxsize=32)
+def _compiled(template: str) -> Template:
+    """A template as transformers compiles it, with a budget."""
+    theirs = chat_template_utils._compile_jinja_template("").environment
+    environment = _Environment(
+        trim_blocks=theirs.trim_blocks,
+        lstrip_blocks=theirs.lstrip_blocks,
+        finalize=_printed,
+        extensions=[type(extension) for extension in theirs.extensions.values()],
+    )
+    environment.filters = {name: _bounded_filter(name, function) for name, function in theirs.filters.items()}
+    environment.globals = {name: each for name, each in theirs.globals.items() if name != "lipsum"}
+    compiled = environment.from_string(template)
+    root = compiled.root_render_func
+
+    def bounded(context: Any) -> Iterator[str]:
+        budget = Budget(context.get_all())
+        BUDGET.set(budget)
+        for part in root(context):
+            budget.make(len(part))
+            yield part
+
+    compiled.root_render_func = bounded
+    return compiled
+
+
+# transformers' own function, with the templates that it compiles in the sandbox above.
+_theirs: Any = chat_template_utils.render_jinja_template
+_render: Any = FunctionType(
+    _theirs.__code__, {**_theirs.__globals__, "_compile_jinja_template": _compiled}, "render", _theirs.__defaults__
+)
+
+
+def render_bounded(
+    messages: Sequence[Mapping[str, Any]],
+    template: str,
+    *,
+    tools: Sequence[Mapping[str, Any]],
+    special_tokens: Mapping[str, Any],
+    generation_prompt: bool = False,
+    marks: bool = False,
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation as `apply_chat_template` renders it, and the spans that the template marks.
+
+    Args:
+        messages: The conversation.
+        template: The template.
+        tools: The tools of the conversation.
+        special_tokens: The tokenizer's, by their names.
+        generation_prompt: The beginning of an answer follows.
+        marks: The spans of `{% generation %}` are wanted.
+
+    Raises:
+        TemplateBoundError: It takes more than a rendering may take.
+        Exception: Whatever the template raises.
+    """
+    said = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    (text,), spans = _render(
+        [said], tools=list(tools) or None, chat_template=template, return_assistant_tokens_mask=marks,
+        add_generation_prompt=generation_prompt, **special_tokens,
+    )  # fmt: skip
+    return text, spans[0] if spans else []

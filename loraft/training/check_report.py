@@ -1,0 +1,151 @@
+"""What `loraft check` shows: a plan as plain values, for a table or for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraft.adapters.model_card import shown
+from loraft.adapters.targets import Targets
+from loraft.training.optimizer import learning_rate
+from loraft.training.run_plan import RunPlan
+
+__all__ = ["CheckReport", "report"]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All that is known of a run before its first step.
+
+    Attributes:
+        model: The architecture, its size, device and dtype, and what is stored in 4 bits.
+        data: The rows: read, kept, dropped and why, lengths, trained share, samples.
+        adapter: What is trained, by module and layer.
+        memory: Bytes by part, and the peak.
+        training: Batches, rate and optimizer.
+        steps: All optimizer steps.
+        notes: What was decided and found, a sentence each.
+    """
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    adapter: dict[str, Any]
+    memory: dict[str, int]
+    training: dict[str, Any]
+    steps: int
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON shows it."""
+        return {
+            "model": self.model,
+            "data": self.data,
+            "adapter": self.adapter,
+            "memory": self.memory,
+            "training": self.training,
+            "steps": self.steps,
+            "notes": list(self.notes),
+        }
+
+
+def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport:
+    """The report of a plan whose run would be written to `folder`.
+
+    Args:
+        plan: The run.
+        folder: Where it would be written.
+        verbose: Name each row that is there twice.
+    """
+    return CheckReport(
+        model=_model(plan),
+        data=plan.data.report.as_dict(verbose=verbose),
+        adapter=_adapter(plan),
+        memory={**plan.memory.as_dict(), "available_bytes": plan.placement.available_bytes},
+        training=_training(plan, folder),
+        steps=plan.steps,
+        notes=plan.notes,
+    )
+
+
+def _model(plan: RunPlan) -> dict[str, Any]:
+    shape = plan.shape
+    facts: dict[str, Any] = {
+        "name": shown(plan.config.model.name_or_path),
+        "model_type": shape.family.model_type,
+        **_layers(shape.depths),
+        "hidden_size": next(iter(shape.layers.values())).hidden,
+        "vocabulary": shape.vocabulary,
+        "parameters": shape.total_parameters,
+        "device": plan.placement.device_name,
+        "dtype": plan.config.model.dtype,
+    }
+    if plan.config.method == "qlora":
+        kind = plan.config.quantization
+        facts["quantization"] = f"{kind.type}{' with double quantization' if kind.double_quant else ''}"
+        facts["quantized_parameters"] = shape.quantized_parameters
+        facts["not_quantized"] = "embeddings, norms, head"
+    return facts
+
+
+def _layers(depths: Mapping[str, int]) -> dict[str, int]:
+    if len(depths) == 1:
+        return {"num_layers": sum(depths.values())}
+    return {f"{stack}_layers": depth for stack, depth in depths.items()}
+
+
+def _adapter(plan: RunPlan) -> dict[str, Any]:
+    trainable = plan.shape.trainable_parameters
+    total = plan.shape.total_parameters + (trainable if plan.shape.targets is not None else 0)
+    facts: dict[str, Any] = {
+        "method": plan.config.method,
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "trainable_share": trainable / total,
+    }
+    return facts | (
+        _targets(plan.shape.targets, two_stacks=len(plan.shape.depths) > 1) if plan.shape.targets is not None else {}
+    )
+
+
+def _targets(targets: Targets, *, two_stacks: bool) -> dict[str, Any]:
+    by_stack = {stack: list(layers) for stack, layers in targets.layers_by_stack.items()}
+    layers = by_stack if two_stacks else list(targets.layers)
+    facts: dict[str, Any] = {"layers": layers, "modules": len(targets.modules)}
+    patterns = {**targets.by_rank_pattern, **targets.by_alpha_pattern}
+    if patterns:
+        facts["modules_by_pattern"] = patterns
+    if targets.saved:
+        facts["trained_whole"] = list(targets.saved)
+    facts["targets"] = [
+        {"module": name, "count": count.modules, "parameters": count.parameters}
+        for name, count in targets.by_name.items()
+    ]
+    return facts
+
+
+def _training(plan: RunPlan, folder: Path) -> dict[str, Any]:
+    settings = plan.config.training
+    assert settings.learning_rate != "auto", "the plan resolves it"
+    last = learning_rate(
+        plan.steps,
+        steps=plan.steps,
+        warmup=plan.warmup,
+        peak=settings.learning_rate,
+        schedule=settings.lr_scheduler_type,
+    )
+    return {
+        "run_folder": shown(folder.as_posix()),
+        "rows_a_step": settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
+        "layout": "end to end" if plan.layout.packed else "padded",
+        "steps_an_epoch": plan.batches.steps(0) if plan.data.report.train_rows is not None else None,
+        "warmup_steps": plan.warmup,
+        "learning_rate": settings.learning_rate,
+        "last_learning_rate": last,
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "optim": settings.optim,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "eval_every_steps": plan.eval_every or "epoch",
+        "save_every_steps": plan.save_every or "epoch",
+    }

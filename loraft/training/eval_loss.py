@@ -1,0 +1,89 @@
+"""What an evaluation during training measures: the loss of the held-out rows, and how often a classifier is right.
+
+This module knows sums over batches. It refuses to know when an evaluation is due, and it changes no weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from loraft.dataset.sampler import AnyBatch, LabelledBatch, Layout, collate_rows
+from loraft.tokenization.examples import Example
+from loraft.training.loss import LabelLoss, Loss
+
+__all__ = ["Measured", "class_figures", "evaluate_loss"]
+
+NO_FIGURES: Mapping[str, float] = MappingProxyType({})
+
+
+class Measured(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        loss: The summed loss over what it is divided by: the trained tokens, or the weights of the rows' classes.
+        targets: The number of trained tokens, or of rows.
+        figures: `accuracy` and `macro_f1` of a classifier; none of other models.
+        not_finite: The first batch of rows whose loss is not finite, where the reading ended; none is the rule.
+    """
+
+    loss: float
+    targets: int
+    figures: Mapping[str, float]
+    not_finite: Sequence[Example] = ()
+
+
+def evaluate_loss(
+    loss: Loss,
+    examples: Sequence[Example],
+    layout: Layout,
+    batch_size: int,
+    device: str,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> Measured | None:
+    """Read the examples once; the model is used in the mode it is in. None when `stop` asked for the end."""
+    total, weight, targets = 0.0, 0.0, 0
+    cells: list[Tensor] = []
+    with torch.inference_mode():
+        for start in range(0, len(examples), batch_size):
+            if stop():
+                return None
+            rows = examples[start : start + batch_size]
+            batch: AnyBatch = collate_rows(rows, layout).to(device)
+            if isinstance(loss, LabelLoss):
+                assert isinstance(batch, LabelledBatch), "a classifier takes labelled rows"
+                logits = loss.logits(batch)
+                total += loss.summed(logits, batch.labels).item()
+                cells.append(torch.stack([batch.labels, logits.argmax(1)]).cpu())
+            else:
+                total += loss(batch).item()
+            if not math.isfinite(total):
+                return Measured(total, targets, NO_FIGURES, rows)
+            weight += loss.weight(batch)
+            targets += batch.targets
+    return Measured(total / weight, targets, class_figures(*torch.cat(cells, 1)) if cells else NO_FIGURES)
+
+
+def class_figures(right: Tensor, given: Tensor) -> Mapping[str, float]:
+    """`accuracy`, and `macro_f1` over the classes that are right or given in some row.
+
+    Args:
+        right: `[rows]`, the numbers of the right classes.
+        given: `[rows]`, those that were predicted.
+
+    Source: F1 = 2 · true positives / (rows of the class + predictions of it), as scikit-learn has it.
+    """
+    classes = int(torch.stack([right, given]).max()) + 1
+    hits = torch.bincount(right[right == given], minlength=classes)
+    both = torch.bincount(right, minlength=classes) + torch.bincount(given, minlength=classes)
+    seen = both > 0
+    return {
+        "accuracy": hits.sum().item() / len(right),
+        "macro_f1": (2 * hits[seen].double() / both[seen]).mean().item(),
+    }

@@ -1,0 +1,66 @@
+"""The sizes that decide how much memory a run needs, from its plan's parts.
+
+This module knows rows, batches and shapes. It refuses to know bytes (`memory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from loraft.config.schema import RunConfig
+from loraft.dataset.build import PreparedData
+from loraft.dataset.sampler import BatchPlan
+from loraft.models.device import Placement
+from loraft.tasks.seq_cls import LabelRenderer
+from loraft.tokenization.examples import Example, PairExample
+from loraft.training.loss import targets_in_chunk
+from loraft.training.memory import StackSizes, TrainingSizes
+from loraft.training.model_summary import ModelShape
+
+__all__ = ["training_sizes"]
+
+
+def training_sizes(
+    config: RunConfig, placement: Placement, shape: ModelShape, data: PreparedData, batches: BatchPlan, *, packed: bool
+) -> TrainingSizes:
+    """The sizes of a run whose largest batch is that of its first epoch."""
+    lengths = batches.lengths
+    largest = max(batches.epoch(0), key=lambda rows: _cells([lengths[i] for i in rows], packed=packed))
+    rows = [data.train[i] for i in largest]
+    lora = shape.targets is not None
+    return TrainingSizes(
+        frozen_parameters=shape.total_parameters - shape.quantized_parameters if lora else 0,
+        quantized_parameters=shape.quantized_parameters,
+        trainable_parameters=shape.trainable_parameters,
+        dtype_bytes=torch.empty(0, dtype=placement.dtype).element_size(),
+        stacks=tuple(_stack(stack, shape, rows, data.train, packed=packed) for stack in shape.depths),
+        batch_targets=sum(example.trained for example in rows),
+        chunk_targets=targets_in_chunk(shape.vocabulary),
+        vocabulary=_choices(data, shape),
+        whole_model=not lora,
+    )
+
+
+def _choices(data: PreparedData, shape: ModelShape) -> int:
+    """How many things a target is one of: classes, or the entries of the vocabulary."""
+    return len(data.renderer.labels) if isinstance(data.renderer, LabelRenderer) else shape.vocabulary
+
+
+def _stack(
+    stack: str, shape: ModelShape, rows: Sequence[Example], every: Sequence[Example], *, packed: bool
+) -> StackSizes:
+    """What one stack reads of the largest batch: a decoder over an encoder reads targets, every other one rows."""
+    targets = isinstance(rows[0], PairExample) and stack == "decoder"
+    read = [len(example.labels if targets else example.input_ids) for example in rows]
+    return StackSizes(
+        layer=shape.layers[stack],
+        graph_layers=shape.graph_layers(stack),
+        batch_tokens=_cells(read, packed=packed),
+        longest_row=max(len(example.labels if targets else example.input_ids) for example in every),
+    )
+
+
+def _cells(lengths: Sequence[int], *, packed: bool) -> int:
+    return sum(lengths) if packed else max(lengths) * len(lengths)

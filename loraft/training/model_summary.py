@@ -1,0 +1,159 @@
+"""What is known of a model before its weights are loaded: from its config and the headers of its files.
+
+This module knows the meta device. It refuses to know data and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from loraft.adapters.init_from_adapter import start_of
+from loraft.adapters.linear_modules import depths, targets_in
+from loraft.adapters.targets import Targets
+from loraft.config.schema import RunConfig
+from loraft.models.decoder_inputs import decoder_inputs
+from loraft.models.hf_config import class_names, context_of, is_classifier, load_any_config
+from loraft.models.hf_logging import quietly_reading
+from loraft.models.load_model import linear_modules, meta_model, new_modules, parameter_count, without
+from loraft.models.quantize import quantized_modules
+from loraft.models.registry import TRAINED_FOR, Family, family_of
+from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
+from loraft.models.sources import resolve
+from loraft.training.memory import LayerSizes
+
+__all__ = ["ModelShape", "shape_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelShape:
+    """What is known of a model from its config and the headers of its files.
+
+    Attributes:
+        family: Its row in the table of architectures.
+        total_parameters: Its numbers, tied ones once.
+        quantized_parameters: Those that a 4-bit base stores in 4 bits.
+        depths: The transformer layers of each stack.
+        layers: The sizes of one layer of each stack.
+        vocabulary: The entries of its vocabulary.
+        context: The longest row that its positions allow; None where nothing limits it.
+        targets: What the adapter trains; None for `method: full`.
+        linear: The linear modules: (in, out) by full name.
+        notes: What was found, a sentence each.
+    """
+
+    family: Family
+    total_parameters: int
+    quantized_parameters: int
+    depths: Mapping[str, int]
+    layers: Mapping[str, LayerSizes]
+    vocabulary: int
+    context: int | None
+    targets: Targets | None
+    linear: dict[str, tuple[int, int]]
+    notes: tuple[str, ...]
+
+    @property
+    def trainable_parameters(self) -> int:
+        """What training changes."""
+        return self.total_parameters if self.targets is None else self.targets.trainable_parameters
+
+    def first_trained(self, stack: str) -> int | None:
+        """The lowest layer of a stack that training changes; None where it changes none of them."""
+        if self.targets is None:
+            return 0
+        return min(self.targets.layers_by_stack.get(stack, ()), default=None)
+
+    def graph_layers(self, stack: str) -> int:
+        """The layers of a stack that keep activations: all above the lowest trained one.
+
+        A decoder over an encoder that is trained keeps them in every layer: each reads what the encoder gives.
+        """
+        first = self.first_trained(stack)
+        trained_below = stack == "decoder" and len(self.depths) > 1 and self.first_trained("encoder") is not None
+        if first is None or trained_below:
+            return self.depths[stack] if trained_below else 0
+        return self.depths[stack] - first
+
+
+def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) -> ModelShape:
+    """The shape of the model that a run trains.
+
+    Args:
+        run: The run.
+        labels: The classes of a classifier; none for other tasks.
+        config: The model's config; for a classifier one that knows the classes.
+
+    Raises:
+        ModelError: Its files lack tensors or have others, or its decoder has no start token.
+        AdapterError: The `lora` section names what the model does not have, or goes on from another adapter.
+    """
+    family = family_of(config.model_type, TRAINED_FOR[run.task])
+    skeleton = meta_model(config)
+    folder = resolve(run.model.name_or_path, run.model.revision, weights=False)
+    if family.encoder_path is not None:
+        _require_start(skeleton, folder)
+    new = family.classifier if labels else ()
+    has_weights = any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir()
+    if has_weights:
+        new = new_modules(folder, config, family) if labels else ()
+        check_weights(folder, without(new, expected_tensors(skeleton)))
+    linear = linear_modules(skeleton)
+    quantized = quantized_modules(skeleton) if run.method == "qlora" else ()
+    head = family.classifier if labels else ()
+    targets, start = None, None
+    if run.method != "full":
+        targets = targets_in(skeleton, family, run.lora, quantized=run.method == "qlora", head=head)
+        start = start_of(run.lora, targets, labels)
+    told = start.check_base(fingerprint(folder)) if start is not None and has_weights else ()
+    return ModelShape(
+        family=family,
+        total_parameters=parameter_count(skeleton),
+        quantized_parameters=sum(linear[name][0] * linear[name][1] for name in quantized),
+        depths=depths(skeleton, family),
+        layers={stack: _layer(skeleton, linear, path) for stack, path in family.stacks.items()},
+        vocabulary=config.vocab_size,
+        context=context_of(config, family),
+        targets=targets,
+        linear=linear,
+        notes=(*told, *(_head_notes(run, new) if labels else ())),
+    )
+
+
+def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        with quietly_reading(folder / GENERATION_CONFIG_NAME):
+            skeleton.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    some_token = (skeleton.config.pad_token_id or 0) + 1  # mBART looks for the last one that is no padding
+    decoder_inputs(skeleton, torch.full((1, 1), some_token))
+
+
+def _head_notes(run: RunConfig, new: Sequence[str]) -> Iterator[str]:
+    """What there is to say about where a classifier's head begins."""
+    base = load_any_config(run.model)
+    if run.method != "full" and run.lora.start_from is not None:
+        yield "the head for classes is that of lora.start_from, and training goes on with it"
+    elif not new:
+        yield "the base has a head for these classes, and training goes on with it"
+    elif is_classifier(base):
+        classes = ", ".join(class_names(base))
+        yield f"the base has a head for other classes ({classes}): {' and '.join(new)} begins anew"
+    else:
+        begin = "begin" if len(new) > 1 else "begins"
+        yield f"the base has no head for classes: {' and '.join(new)} {begin} with random numbers, by the seed"
+
+
+def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: str) -> LayerSizes:
+    inside = [name for name in linear if name.startswith(f"{path}.0.")]
+    return LayerSizes(
+        hidden=model.config.hidden_size,
+        linear_inputs=sum(linear[name][0] for name in inside),
+        linear_outputs=sum(linear[name][1] for name in inside),
+        inner=max(max(linear[name]) for name in inside),
+        heads=model.config.num_attention_heads,
+    )

@@ -1,0 +1,179 @@
+"""Going on with a run: whether it is still the same one, and everything put back as its newest checkpoint has it.
+
+This module knows what a run's folder tells of what it was begun with. It refuses to know how a run begins and ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from loraft.adapters.save_adapter import restore
+from loraft.config.config_file import load_config
+from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
+from loraft.models.load_model import LoadedModel
+from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, restore_rng
+from loraft.training.config_changes import changes, is_harmless, rate_note
+from loraft.training.evaluate_run import stops_early
+from loraft.training.loop import all_trained, remove_older
+from loraft.training.optimizer import restore_optimizer
+from loraft.training.run_dir import RunFolder
+from loraft.training.run_events import Note
+from loraft.training.run_plan import RunPlan, steps_of
+from loraft.training.trainer_state import Fit, RunState
+
+__all__ = ["Begun", "compare_with_begun", "refuse_another_base", "resumed", "weights_in"]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How a run was begun that is gone on with.
+
+    Attributes:
+        taken_on: What differs now and is taken on, a clause each.
+        steps: All its steps, as it was begun; None where that is not known any more.
+    """
+
+    taken_on: tuple[str, ...] = ()
+    steps: int | None = None
+
+
+def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> Begun:
+    """Compare config and data with those that the run in the folder was begun with, where it has come to a checkpoint.
+
+    What changes no step that was taken is taken on, a longer run among it; with `anyway` all is. Before the first
+    checkpoint there may be no manifest yet, and nothing was trained on its rows.
+
+    Raises:
+        RunFolderError: They differ in more than that, or can no longer be compared.
+    """
+    refused: list[str] = []
+    taken_on: list[str] = []
+    steps, has_checkpoints = None, bool(checkpoints(folder.checkpoints))
+    if folder.config.exists():
+        try:
+            before = load_config(folder.config)
+        except ConfigError:
+            refused = ["its config.yaml was damaged"]
+        else:
+            steps = steps_of(before, plan.batches)
+            for change in changes(before, plan.config):
+                harmless = is_harmless(change, before, plan.config, longer=plan.steps >= steps)
+                (taken_on if harmless else refused).append(str(change))
+    elif has_checkpoints:
+        refused = ["its config.yaml was lost"]
+    recorded = _recorded(folder, "data")
+    if recorded is None and has_checkpoints:
+        refused.append("its manifest.json was lost or damaged, which tells rows and base")
+    elif recorded not in (None, plan.data.fingerprint):
+        refused.append(f"the rows are not the same, or do not become the same tokens{_by_an_earlier_version(folder)}")
+    if not anyway:
+        _refuse(refused, folder)
+    return Begun((*refused, *taken_on), steps)
+
+
+def _by_an_earlier_version(folder: RunFolder) -> str:
+    """Why rows that nobody changed are others than those of a run of an earlier version."""
+    data = json.loads(folder.manifest.read_text(encoding="utf-8"))["data"]
+    if "held_out" in data:
+        return ""
+    return (
+        " (an earlier version of loraft began it, which joined the end of a prompt to its answer, read control tokens "
+        "in the text of rows as such, and drew held-out rows otherwise)"
+    )
+
+
+def refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:
+    """Compare the base's weights with those that the run was begun with.
+
+    Raises:
+        RunFolderError: They are others.
+    """
+    if _recorded(folder, "base") not in (None, loaded.fingerprint):
+        _refuse(["the base's weights are not the same"], folder)
+
+
+def _refuse(found: Sequence[str], folder: RunFolder) -> None:
+    if found:
+        remedy = "undo the change, take it on with --resume-anyway, or begin anew with another training.output_dir"
+        problems = [Problem(f"since the run was begun, {text}", where=str(folder.path)) for text in found]
+        raise RunFolderError.several([*problems[:-1], replace(problems[-1], remedy=remedy)])
+
+
+def _recorded(folder: RunFolder, part: str) -> str | None:
+    """The fingerprint of `part` in the run's manifest; None where there is none to compare with."""
+    try:
+        fingerprint: str = json.loads(folder.manifest.read_text(encoding="utf-8"))[part]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return fingerprint
+
+
+def resumed(run: Fit, state: RunState, begun: Begun) -> bool:
+    """Put everything back as the newest good checkpoint has it, and say so; False when there is none."""
+    clear_up(run.folder.checkpoints)
+    newest, damaged = newest_checkpoint(run.folder.checkpoints)
+    for text in damaged:
+        run.observer(Note(text))
+    if newest is None:
+        run.observer(Note("there is no checkpoint to go on from: the run begins at step 0"))
+        return False
+    checkpoint = load_checkpoint(newest)
+    _restore_weights(run, newest)
+    if checkpoint.state.get("optim", run.settings.optim) == run.settings.optim:
+        restore_optimizer(run.optimizer, checkpoint.optimizer, checkpoint.optimizer_numbers)
+    else:
+        run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
+    run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
+    for field in fields(RunState):
+        setattr(state, field.name, checkpoint.state.get(field.name, getattr(state, field.name)))
+    state.finished = all_trained(run, state) or stops_early(run, state)
+    for note in run.folder.cut_back(checkpoint.state["files"]):
+        run.observer(Note(note))
+    restore_rng(checkpoint.rng)
+    remove_older(run, state)  # a kill may have come between a checkpoint and this
+    if state.finished:
+        text = f"the run is finished: its result is saved again from {newest.name}; {_how_to_train_on(run, state)}"
+    else:
+        text = f"going on from {newest.name}"
+    run.observer(Note(text))
+    if begun.taken_on:
+        run.observer(Note(f"since the run was begun, {'; '.join(begun.taken_on)}: taken on"))
+    if begun.steps is not None and begun.steps != run.steps and not state.finished:
+        run.observer(Note(rate_note(run.settings, step=state.step, before=begun.steps, now=run.steps)))
+    return True
+
+
+def _how_to_train_on(run: Fit, state: RunState) -> str:
+    if not all_trained(run, state):
+        return "to train on, --resume with a greater training.early_stopping_patience, or with null"
+    key = "num_train_epochs" if run.settings.max_steps is None else "max_steps"
+    return f"to train on, --resume with a greater training.{key}"
+
+
+def _restore_weights(run: Fit, folder: Path) -> None:
+    """Put the weights of a checkpoint back.
+
+    Raises:
+        RunFolderError: What is trained now has another form.
+    """
+    place = weights_in(run, folder)
+    try:
+        if not place.is_dir():
+            raise AdapterError("it was trained by another method")
+        restore(run.adapted, place)
+    except AdapterError as error:
+        first, *others = error.problems
+        more = f", and {len(others)} more of the kind" if others else ""
+        raise RunFolderError(
+            f"{folder.name} has not what is trained now: {first.message}{more}",
+            where=str(run.folder.path),
+            remedy="undo the change, or begin anew with another training.output_dir",
+        ) from error
+
+
+def weights_in(run: Fit, folder: Path) -> Path:
+    """Where the weights of a checkpoint or a run lie."""
+    return folder / ("model" if run.adapted.method == "full" else "adapter")

@@ -1,0 +1,287 @@
+"""The folder of a run: its name, who holds it, and the files in it that are not checkpoints.
+
+This module knows where things are. It refuses to write over a run that it was not told to replace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from loraft.config.config_file import dump_config
+from loraft.config.schema import RunConfig
+from loraft.errors import Failed, LoraftError, Problem, ResourceError, RunFolderError
+from loraft.training.memory import MemoryPlan
+
+__all__ = [
+    "TRACKERS",
+    "RunFolder",
+    "check_disk",
+    "choose_run_folder",
+    "left_unfinished",
+    "refuse_own_inputs",
+    "refuse_taken",
+]
+
+RUNS = Path("runs")
+LOCK = ".lock"
+BESIDE = ".beside"
+"""What a file is written as before it gets its name."""
+TRACKERS = "trackers"
+OURS = frozenset({LOCK, BESIDE, TRACKERS})
+"""What a run that was stopped before it began may have left."""
+
+
+class RunFolder:
+    """The paths of one run, and a lock so that two processes do not write one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.model = path / "model"
+        self._lock = FileLock(path / LOCK)
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
+
+    def open(self) -> None:
+        """Make the folder this process's own.
+
+        Raises:
+            RunFolderError: Another process is writing to it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunFolderError("another process is writing to this run", where=str(self.path)) from None
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot be written: {error.strerror}", where=str(self.path), key="training.output_dir"
+            ) from None
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._lock.release()
+
+    def require(self) -> None:
+        """Make sure that the folder is there still, before something is written that would make it anew.
+
+        Raises:
+            Failed: It was removed.
+        """
+        if not self.path.is_dir():
+            raise Failed(
+                "the run's folder was removed while the run went on, and what was trained with it",
+                where=str(self.path),
+                remedy="begin anew, and remove the folder of a run only once the run has ended",
+            )
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Turn what is raised where the folder is gone, or where a file in it cannot be written, into an error.
+
+        Raises:
+            Failed: It was.
+        """
+        try:
+            yield
+        except LoraftError:
+            raise
+        except Exception as error:
+            self.require()
+            name = getattr(error, "filename", None)
+            if not isinstance(error, OSError) or not self._holds(name):
+                raise
+            raise Failed(f"cannot be written: {error.strerror}", where=name, remedy="go on with --resume") from error
+
+    def _holds(self, name: object) -> bool:
+        return isinstance(name, str) and Path(name).absolute().is_relative_to(self.path.absolute())
+
+    def append(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Add one JSON line to `metrics` or `samples`; it is in the file when this returns."""
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of the files that grow, flushed: what a checkpoint must remember of them."""
+        sizes = {}
+        for path in (self.metrics, self.samples):
+            if path.exists():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            sizes[path.name] = path.stat().st_size if path.exists() else 0
+        return sizes
+
+    def cut_back(self, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Forget what was written to the growing files after the checkpoint that remembered `sizes`.
+
+        Returns:
+            A sentence for each file that has lost lines, or holds some that are no JSON: these are left out.
+        """
+        notes = []
+        for path in (self.metrics, self.samples):
+            size = sizes.get(path.name, 0)
+            if not path.exists():
+                notes += (
+                    [f"{path.name} is missing: what was logged before is lost, and new lines follow"] if size else []
+                )
+                continue
+            held = path.read_bytes()[:size]
+            lines = held.split(b"\n")
+            whole = [line for line in lines[:-1] if _is_object(line)]
+            kept = b"".join(line + b"\n" for line in whole)
+            if len(kept) < size:
+                notes.append(
+                    f"{path.name} has lost lines since the checkpoint, or holds some that are no JSON: the "
+                    f"{len(whole):,} that can be read are kept"
+                )
+            if kept == held:
+                os.truncate(path, len(kept))
+            else:
+                self._replace(path, kept.decode())
+        return tuple(notes)
+
+    def describe(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
+        """Write what the run is, each file whole or not at all."""
+        self._replace(self.config, dump_config(config))
+        self._replace(self.manifest, json.dumps(manifest, indent=1) + "\n")
+
+    def _replace(self, path: Path, text: str) -> None:
+        beside = self.path / BESIDE
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+    def empty(self) -> None:
+        """Remove all but the lock; the config, by which the folder is known as a run's, goes last."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.config):
+            if entry.name == LOCK:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def refuse_taken(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that a run may not be written to.
+
+    Raises:
+        RunFolderError: It holds a run and neither `resume` nor `overwrite` is set, or it is something else than the
+            folder of a run.
+    """
+    where, key = str(folder.path), "training.output_dir"
+    if folder.path.exists() and not folder.path.is_dir():
+        raise RunFolderError("is a file, not a folder", where=where, key=key, remedy="name another folder")
+    if folder.holds_run and not (resume or overwrite):
+        raise RunFolderError(
+            "holds a run already",
+            where=where,
+            key=key,
+            remedy="go on with it by --resume, replace it by --overwrite, or name another training.output_dir",
+        )
+    if not folder.holds_run and folder.path.exists() and any(p.name not in OURS for p in folder.path.iterdir()):
+        raise RunFolderError(
+            "holds files that are not a run's", where=where, key=key, remedy="name a new or empty folder"
+        )
+
+
+def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
+    """Refuse to replace a folder that what the run begins with lies in.
+
+    Raises:
+        RunFolderError: The model, the tokenizer, the adapter to go on from, or rows lie there.
+    """
+    held_out = config.data.eval if isinstance(config.data.eval, tuple) else ()
+    sources: dict[str, list[str | None]] = {
+        "model.name_or_path": [config.model.name_or_path],
+        "model.tokenizer": [config.model.tokenizer],
+        "lora.start_from": [config.lora.start_from],
+        "data.train": [source.path for source in config.data.train],
+        "data.eval": [source.path for source in held_out],
+        "data.chat_template": [config.data.chat_template],
+    }
+    inside = [
+        Problem(f"lies in {folder.path}, which --overwrite would replace", where=path, key=key)
+        for key, paths in sources.items()
+        for path in paths
+        if path is not None and _lies_in(Path(path).expanduser(), folder.path)
+    ]
+    if inside:
+        remedy = "name another training.output_dir"
+        raise RunFolderError.several([*inside[:-1], replace(inside[-1], remedy=remedy)])
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.exists() and path.resolve().is_relative_to(folder.resolve())
+
+
+def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
+    """Refuse to start where the checkpoints will not fit on the disk.
+
+    What the run's folder holds already takes no more: it is gone on with, and older checkpoints make room for new ones.
+
+    Raises:
+        ResourceError: Less is free than the checkpoints and the adapter need.
+    """
+    kept = (keep or 3) + 2  # the best one, and the one being written
+    a_checkpoint = memory.trained_bytes + memory.optimizer + 16 * 2**20
+    there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
+    free = shutil.disk_usage(there).free
+    held = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    if free + held < kept * a_checkpoint + memory.trained_bytes:
+        raise ResourceError(
+            f"{free / 1e9:.2f} GB are free on the disk, and {kept} checkpoints of {a_checkpoint / 1e9:.2f} GB "
+            "are to be kept",
+            where=str(folder),
+            key="training.save_total_limit",
+            remedy="free some space, keep fewer checkpoints, or name a training.output_dir on another disk",
+        )
+
+
+def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Path:
+    """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N; to `resume`, the newest with a run."""
+    if output_dir is not None:
+        return Path(output_dir).expanduser()
+    numbers = [
+        int(path.name.rsplit("-", 1)[1]) for path in RUNS.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()
+    ]
+    begun = [number for number in numbers if RunFolder(RUNS / f"{name}-{number}").holds_run]
+    return RUNS / f"{name}-{max(begun) if resume and begun else max(numbers, default=0) + 1}"
+
+
+def left_unfinished(chosen: Path, name: str) -> Iterator[str]:
+    """A sentence where a new run begins beside one of the same config that has checkpoints and no result yet."""
+    before = choose_run_folder(None, name, resume=True)
+    folder = RunFolder(before)
+    if before != chosen and folder.checkpoints.exists() and not (folder.adapter.exists() or folder.model.exists()):
+        yield (
+            f"{before} has not ended, and {chosen} begins anew; that one goes on by "
+            f"loraft train {shlex.quote(str(folder.config))} --resume"
+        )

@@ -1,0 +1,298 @@
+"""A run before its first step: every `auto` resolved, every problem found, every number known.
+
+This module knows how config, data and a model's shape become a plan, and it is the same plan that `check` shows
+and `train` carries out: what one refuses, the other refuses. It loads no weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from loraft.adapters.model_card import shown
+from loraft.config.schema import RunConfig
+from loraft.dataset.batch_plan import batch_plan, fills, lies_end_to_end
+from loraft.dataset.build import PreparedData, prepare
+from loraft.dataset.sampler import BatchPlan, Layout
+from loraft.dataset.streaming import StreamPlan
+from loraft.errors import ConfigError, Problem, Refused, ResourceError
+from loraft.grammar import counted
+from loraft.models.device import DTYPES, Placement, place
+from loraft.models.hf_config import check_dtype, context_of, load_config
+from loraft.models.load_model import load_noted_tokenizer
+from loraft.models.registry import TRAINED_FOR, family_of
+from loraft.models.sources import cache_folder
+from loraft.tasks.seq_cls import LabelRenderer
+from loraft.training.class_weights import class_weight_problems
+from loraft.training.memory import MemoryPlan, predict
+from loraft.training.memory_sizes import training_sizes
+from loraft.training.model_summary import ModelShape, shape_of
+from loraft.training.optimizer import resolve_optim, warmup_steps
+from loraft.training.trackers import tracker_problems
+
+__all__ = ["RunPlan", "plan_run", "steps_of"]
+
+Result = TypeVar("Result")
+LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
+LINE_STEP = 32
+ROOM = 0.9
+"""Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunPlan:
+    """A run, decided.
+
+    Attributes:
+        config: The config with every `auto` resolved that decides what is computed.
+        placement: Device and dtype.
+        tokenizer: The model's, or the one the config names.
+        data: Rows as tokens.
+        shape: The model's shape.
+        batches: Which rows share a batch.
+        layout: How they are laid.
+        memory: What it will need.
+        steps: All optimizer steps.
+        warmup: The steps of warm-up.
+        eval_every: Steps between evaluations; None is the end of each epoch.
+        save_every: Steps between checkpoints; None is the end of each epoch.
+        notes: What was decided and found, a sentence each.
+    """
+
+    config: RunConfig
+    placement: Placement
+    tokenizer: PreTrainedTokenizerBase
+    data: PreparedData
+    shape: ModelShape
+    batches: BatchPlan | StreamPlan
+    layout: Layout
+    memory: MemoryPlan
+    steps: int
+    warmup: int
+    eval_every: int | None
+    save_every: int | None
+    notes: tuple[str, ...]
+
+
+def plan_run(config: RunConfig) -> RunPlan:
+    """Decide everything about a run that can be decided before its weights are loaded.
+
+    Raises:
+        Refused: With every problem that was found, of the model and of the data.
+    """
+    problems: list[Problem] = []
+    placement = _collected(problems, lambda: place(config.model))
+    families = TRAINED_FOR[config.task]
+    architecture = _collected(problems, lambda: load_config(config.model, families))
+    length_notes: list[str] = []
+    if architecture is not None:
+        family = family_of(architecture.model_type, families)
+        config, length_notes = _fitting_length(config, context_of(architecture, family))
+        dtype = placement.dtype if placement is not None else DTYPES.get(config.model.dtype)
+        _collected(problems, lambda: check_dtype(family, dtype))
+    read = _collected(problems, lambda: load_noted_tokenizer(config.model, families))
+    tokenizer, tokenizer_notes = read if read is not None else (None, ())
+    data = _collected(problems, lambda: prepare(config, tokenizer, cache_folder())) if tokenizer is not None else None
+    shape = _collected(problems, lambda: _shape(config, data)) if architecture is not None else None
+    if shape is not None:
+        problems += _beyond_context(config, shape)
+    problems += tracker_problems(config.training.report_to)
+    if data is not None:
+        problems += class_weight_problems(config, data.renderer)
+    if placement is None or shape is None or tokenizer is None or data is None or problems:
+        raise Refused.several(problems)
+    config, notes = _resolved(config, placement)
+    packed = lies_end_to_end(config, packs=shape.family.packs)
+    if fills(config) and not packed:
+        raise ConfigError(
+            f"rows of {shape.family.model_type} cannot be laid end to end"
+            if not shape.family.packs
+            else "filled rows need the attention that keeps rows apart",
+            key="data.packing",
+            remedy="write packing: auto" if not shape.family.packs else "write model.attn_implementation: auto",
+        )
+    known = batch_plan(config, data)
+    if not known.epoch(0):
+        raise ConfigError(
+            "an epoch draws no row: each source's rows times its weight are less than half a row",
+            key="data.train",
+            remedy="write greater weights",
+        )
+    batches = known if data.stream is None else StreamPlan(data.stream, known.batch_size, known.accumulation)
+    steps = steps_of(config, batches)
+    pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+    config, memory, memory_notes = _memory(config, placement, shape, data, known, packed=packed)
+    return RunPlan(
+        config=config,
+        placement=placement,
+        tokenizer=tokenizer,
+        data=data,
+        shape=shape,
+        batches=batches,
+        layout=Layout(packed, pad_id, multiple_of=_line_step(placement)),
+        memory=memory,
+        steps=steps,
+        warmup=warmup_steps(config.training.warmup_steps, steps),
+        eval_every=_every(config.training.eval_steps, steps),
+        save_every=_every(config.training.save_steps, steps),
+        notes=(
+            *placement.notes, *tokenizer_notes, *shape.notes, *length_notes, *data.renderer.notes, *notes,
+            *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes,
+            *_base_notes(config),
+        ),
+    )  # fmt: skip
+
+
+def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, list[str]]:
+    """`data.max_length`, where it is not set, no more than the positions of the model."""
+    if context is None or "max_length" in config.data.model_fields_set or config.data.max_length <= context:
+        return config, []
+    data = config.data.model_copy(update={"max_length": context})
+    return config.model_copy(update={"data": data}), [f"data.max_length is {context}: the model has no more positions"]
+
+
+def _shape(config: RunConfig, data: PreparedData | None) -> ModelShape:
+    """The model's shape; of a classifier whose classes could not be found it is that of one with two."""
+    renderer = data.renderer if data is not None else None
+    labels = renderer.labels if isinstance(renderer, LabelRenderer) else ("0", "1") * (config.task == "seq_cls")
+    architecture = load_config(config.model, TRAINED_FOR[config.task], labels)
+    return shape_of(config, labels, architecture)
+
+
+def _base_notes(config: RunConfig) -> Iterator[str]:
+    """An adapter names its base as the config does, and a path of this machine means nothing on another."""
+    name = config.model.name_or_path
+    if config.method != "full" and shown(name) != name:
+        yield (
+            f"the adapter names its base by a path of this machine, {name}: where that is not, --base-model MODEL says "
+            "where the base is"
+        )
+
+
+def _line_step(placement: Placement) -> int:
+    """On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
+    return LINE_STEP if placement.device == "cpu" and placement.dtype != torch.float32 else 1
+
+
+def _collected(problems: list[Problem], decide: Callable[[], Result]) -> Result | None:
+    """What `decide` gives, or None with its problems noted, so that the others are found too."""
+    try:
+        return decide()
+    except Refused as error:
+        problems += [problem for problem in error.problems if problem not in problems]
+        return None
+
+
+def _beyond_context(config: RunConfig, shape: ModelShape) -> list[Problem]:
+    limits = {"data.max_length": config.data.max_length}
+    if config.task == "seq2seq_lm":
+        limits["data.max_target_length"] = config.data.max_target_length or 0
+    return [
+        Problem(
+            f"{most} tokens are more than the {shape.context} positions of the model",
+            key=key,
+            remedy=f"write {shape.context} or less",
+        )
+        for key, most in limits.items()
+        if shape.context is not None and most > shape.context
+    ]
+
+
+def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[str]]:
+    """The config without the `auto`s that decide what is computed, and what there is to say about them."""
+    training, dtype = config.training, str(placement.dtype).removeprefix("torch.")
+    rate = LEARNING_RATES[config.method] if training.learning_rate == "auto" else training.learning_rate
+    optim, note = resolve_optim(training, method=config.method, device=placement.device)
+    asks = config.method == "qlora" and config.quantization.compute_dtype == "auto"
+    compute = dtype if asks else config.quantization.compute_dtype
+    notes = [note] if note else []
+    if training.learning_rate == "auto":
+        notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}")
+    if training.max_steps is not None and "num_train_epochs" in training.model_fields_set:
+        notes.append(f"training.max_steps {training.max_steps} decides; num_train_epochs is not used")
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"dtype": dtype}),
+            "quantization": config.quantization.model_copy(update={"compute_dtype": compute}),
+            "training": training.model_copy(update={"learning_rate": rate, "optim": optim}),
+        }
+    ), notes
+
+
+def steps_of(config: RunConfig, batches: BatchPlan | StreamPlan) -> int:
+    """All optimizer steps of a run."""
+    if config.training.max_steps is not None:
+        return config.training.max_steps
+    whole, part = divmod(config.training.num_train_epochs, 1)
+    last = math.ceil(part * batches.steps(int(whole))) if part else 0
+    return sum(batches.steps(epoch) for epoch in range(int(whole))) + last
+
+
+def _every(setting: float | None, steps: int) -> int | None:
+    if setting is None:
+        return None
+    return max(1, round(setting * steps)) if setting < 1 else int(setting)
+
+
+def _memory(
+    config: RunConfig, placement: Placement, shape: ModelShape, data: PreparedData, batches: BatchPlan, *, packed: bool
+) -> tuple[RunConfig, MemoryPlan, list[str]]:
+    """Predict the peak, turn gradient checkpointing on where it is needed, and refuse what cannot fit."""
+    sizes = training_sizes(config, placement, shape, data, batches, packed=packed)
+    quantization = config.quantization if config.method == "qlora" else None
+
+    def needed(checkpointing: bool) -> MemoryPlan:
+        return predict(
+            sizes, optimizer=config.training.optim, quantization=quantization,
+            checkpointing=checkpointing, device=placement.device,
+        )  # fmt: skip
+
+    setting, notes = config.training.gradient_checkpointing, []
+    if setting == "auto":
+        setting = needed(checkpointing=False).peak_bytes > ROOM * placement.available_bytes
+        if setting:
+            notes.append("training.gradient_checkpointing auto is on: without it the run would not fit in memory")
+    memory = needed(checkpointing=setting)
+    if memory.peak_bytes > placement.available_bytes:
+        raise ResourceError(
+            f"the run needs about {memory.peak_bytes / 1e9:.1f} GB and {placement.device_name} has "
+            f"{placement.available_bytes / 1e9:.1f} GB available",
+            key="training.per_device_train_batch_size",
+            remedy=_less_memory(config, memory),
+        )
+    training = config.training.model_copy(update={"gradient_checkpointing": setting})
+    return config.model_copy(update={"training": training}), memory, notes
+
+
+def _less_memory(config: RunConfig, memory: MemoryPlan) -> str:
+    if memory.activations + memory.logits > memory.peak_bytes / 2:
+        return (
+            "a smaller per_device_train_batch_size with more gradient_accumulation_steps trains the same with less, "
+            "and so does training.gradient_checkpointing: true"
+        )
+    return {
+        "full": "method lora or qlora needs a fraction of it",
+        "lora": "method qlora stores the frozen weights in 4 bits",
+        "qlora": "the weights alone are too many for this machine; choose a smaller model",
+    }[config.method]
+
+
+def _packing_notes(config: RunConfig, shape: ModelShape, data: PreparedData, *, packed: bool) -> list[str]:
+    if fills(config):
+        alone = BatchPlan(
+            [example.tokens for example in data.train], data.train_sources, config.training.per_device_train_batch_size,
+            config.training.gradient_accumulation_steps, config.seed,
+        )  # fmt: skip
+        before, filled = alone.steps(0), batch_plan(config, data).steps(0)
+        if filled == before:
+            return []
+        remain = counted(filled, "optimizer step an epoch remains", "optimizer steps an epoch remain")
+        return [f"data.packing fill: {remain} of {before:,}"]
+    if config.data.packing == "auto" and not packed and config.task == "causal_lm":
+        return [f"rows are padded on the right: {shape.family.model_type} is not laid end to end with this attention"]
+    return []

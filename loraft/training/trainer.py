@@ -1,0 +1,316 @@
+"""A planned run, carried out: the model loaded and adapted, the folder kept, the result saved.
+
+This module knows the order of a run's life, from a plan to an adapter in a folder, whether it begins or goes on.
+It refuses to know what a step is (`loop`) and what was decided before (`plan`).
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+import loraft
+from loraft.adapters.inject import AdaptedModel, attach
+from loraft.adapters.model_card import TrainingFacts, shown, shown_word
+from loraft.adapters.save_adapter import restore, save_adapter, save_full
+from loraft.config.unused_keys import idle_keys
+from loraft.io.disk_space import disk_errors
+from loraft.io.memory_errors import memory_errors
+from loraft.kernels.packed_attention import ROWS
+from loraft.kernels.rms_norm import give_own_backward
+from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.registry import TRAINED_FOR
+from loraft.tasks.seq_cls import LabelRenderer
+from loraft.training.checkpoint import verified
+from loraft.training.class_weights import class_weights
+from loraft.training.loop import fit
+from loraft.training.loss import LabelLoss, Loss, TargetLoss
+from loraft.training.memory import peak_bytes
+from loraft.training.optimizer import build_optimizer
+from loraft.training.resume import Begun, compare_with_begun, refuse_another_base, resumed, weights_in
+from loraft.training.run_dir import RunFolder
+from loraft.training.run_events import Note, Observer, Saved
+from loraft.training.run_plan import RunPlan
+from loraft.training.stop_signals import SaveRequests
+from loraft.training.trackers import tracked
+from loraft.training.trainer_state import Fit, RunState
+
+__all__ = ["TrainResult", "fit_of", "prepared_model", "run_plan"]
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
+Answerer = Callable[[AdaptedModel], Callable[[str], str]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run gives.
+
+    Attributes:
+        run_folder: The run's folder.
+        saved: The folder of the adapter, or of the model for `method: full`.
+        steps: Optimizer steps taken.
+        loss: The last logged training loss, in nats a trained token.
+        eval_loss: The last evaluation's loss.
+        perplexity: exp(eval_loss); None for a classifier.
+        figures: What else the last evaluation measured: `accuracy` and `macro_f1` of a classifier.
+        best_eval_loss: The best evaluation's loss.
+        best_step: The step of the best evaluation.
+        saved_step: The step whose weights `saved` holds.
+        trained_tokens: Trained tokens of the whole run.
+        seconds: The time that this process trained, loading included.
+        peak_bytes: The most memory held.
+    """
+
+    run_folder: Path
+    saved: Path
+    steps: int
+    loss: float | None
+    eval_loss: float | None
+    perplexity: float | None
+    figures: Mapping[str, float]
+    best_eval_loss: float | None
+    best_step: int | None
+    saved_step: int
+    trained_tokens: int
+    seconds: float
+    peak_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON shows it."""
+        values: dict[str, Any] = asdict(self)
+        figures = values.pop("figures")
+        if figures:
+            del values["perplexity"]
+        return {key: str(value) if isinstance(value, Path) else value for key, value in (values | figures).items()}
+
+
+def run_plan(
+    plan: RunPlan,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    resume_anyway: bool,
+    overwrite: bool,
+    observer: Observer,
+    save_requests: SaveRequests,
+    answerer: Answerer,
+    command: Sequence[str],
+) -> TrainResult:
+    """Train as planned in a folder that was opened, from its newest checkpoint if `resume` is set.
+
+    A run that it is to replace is removed once the model is loaded: what fails before that leaves it as it is.
+
+    Raises:
+        RunFolderError: The run that is to be resumed was begun with other settings, data or weights.
+        OutOfMemoryError: The device's memory did not suffice.
+    """
+    began = time.monotonic()
+    for note in plan.notes:
+        observer(Note(note))
+    begun = compare_with_begun(plan, folder, anyway=resume_anyway) if resume else Begun()
+    full_disk = disk_errors(folder.path, remedy="free some space and go on with --resume")
+    with _memory_errors(plan), folder.kept(), full_disk:
+        adapted = prepared_model(plan)
+        if resume and not resume_anyway:
+            refuse_another_base(folder, adapted.loaded)
+        if overwrite:
+            folder.empty()
+        with tracked(observer, plan.config, folder.path) as told:
+            state = RunState()
+            run = replace(fit_of(plan, folder, adapted, told, answerer, state), save_requests=save_requests)
+            goes_on = resume and resumed(run, state, begun)
+            if not goes_on:
+                folder.cut_back({})
+            if begun.taken_on or resume_anyway or not goes_on:
+                _describe(plan, folder, adapted.loaded, command)
+            fit(run, state)
+            saved, saved_step = _finish(run, state, plan)
+    return _result(run, state, saved, saved_step, time.monotonic() - began)
+
+
+def prepared_model(plan: RunPlan) -> AdaptedModel:
+    """The planned model: loaded, with its adapter, its attention, its norms and its checkpointing."""
+    method = plan.config.method
+    # What is trained whole is loaded in float32, without rounding on the way.
+    placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
+    quantization = plan.config.quantization if method == "qlora" else None
+    loaded = load_model(
+        plan.config.model,
+        placement,
+        quantization=quantization,
+        among=TRAINED_FOR[plan.config.task],
+        labels=_labels(plan),
+    )
+    torch.manual_seed(plan.config.seed)
+    if plan.layout.packed:
+        loaded.model.set_attn_implementation(ROWS)
+    adapted = attach(loaded, plan.config)
+    give_own_backward(loaded.model)
+    if plan.config.training.gradient_checkpointing:
+        _checkpoint_layers(loaded.model, plan)
+    return adapted
+
+
+def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
+    """Recompute activations in the layers that have a graph; those below the first trained one have none to save."""
+    options = {"use_reentrant": False}
+    # The method was renamed within the range of versions that loraft takes.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options)
+    model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+    shape = plan.shape
+    for stack, path in shape.family.stacks.items():
+        layers = list(model.get_submodule(path).children())
+        for layer in layers[: len(layers) - shape.graph_layers(stack)]:
+            for module in layer.modules():  # T5's attention has the switch too, and lets gradients into its bias by it
+                if hasattr(module, "gradient_checkpointing"):
+                    module.gradient_checkpointing = False  # type: ignore[assignment]
+
+
+def _labels(plan: RunPlan) -> tuple[str, ...]:
+    """The classes of a classifier; none for other tasks."""
+    renderer = plan.data.renderer
+    return renderer.labels if isinstance(renderer, LabelRenderer) else ()
+
+
+def _loss(plan: RunPlan, adapted: AdaptedModel) -> Loss:
+    dtype = None if plan.placement.dtype == torch.float32 else plan.placement.dtype
+    model, family = adapted.loaded.model, plan.shape.family
+    if plan.config.task != "seq_cls":
+        return TargetLoss(model, family, dtype)
+    weights = class_weights(plan.config, _labels(plan), plan.data.train)
+    return LabelLoss(model, family, dtype, None if weights is None else weights.to(plan.placement.device))
+
+
+def fit_of(
+    plan: RunPlan, folder: RunFolder, adapted: AdaptedModel, observer: Observer, answerer: Answerer, state: RunState
+) -> Fit:
+    """What the loop needs for a plan and its model; `state` is what it will leave its place in."""
+    dtype = plan.placement.dtype
+    settings = plan.config.training
+    if "training.sample_prompts" in idle_keys(plan.config):  # a classifier has nothing to answer with
+        settings = settings.model_copy(update={"sample_prompts": ()})
+    assert settings.learning_rate != "auto", "the plan resolves it"
+    return Fit(
+        adapted=adapted,
+        loss=_loss(plan, adapted),
+        optimizer=build_optimizer(adapted.trainable, settings),
+        scaler=torch.amp.GradScaler(plan.placement.device, enabled=dtype == torch.float16),
+        plan=plan.batches,
+        layout=plan.layout,
+        train=plan.data.train,
+        evaluation=plan.data.eval,
+        settings=settings,
+        steps=plan.steps,
+        warmup=plan.warmup,
+        peak_rate=settings.learning_rate,
+        eval_every=plan.eval_every,
+        save_every=plan.save_every,
+        folder=folder,
+        total_parameters=plan.shape.total_parameters + (plan.shape.trainable_parameters if plan.shape.targets else 0),
+        save_weights=lambda into: _save_weights(adapted, into, plan, state),
+        answer=answerer(adapted),
+        observer=observer,
+    )
+
+
+def _save_weights(adapted: AdaptedModel, into: Path, plan: RunPlan, state: RunState) -> Path:
+    facts = TrainingFacts(
+        steps=state.step,
+        epochs=state.epoch + state.window / plan.batches.steps(state.epoch),
+        rows=plan.data.report.train_rows or len(plan.data.train),
+        trained_tokens=state.tokens,
+        train_loss=state.last_loss,
+        eval_loss=state.eval_loss,
+        eval_rows=len(plan.data.eval),
+        figures=state.eval_figures,
+    )
+    save = save_full if adapted.method == "full" else save_adapter
+    place = into / ("model" if adapted.method == "full" else "adapter")
+    save(adapted, place, config=plan.config, renderer=plan.data.renderer, facts=facts)
+    return place
+
+
+def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Sequence[str]) -> None:
+    """Write what a run is, by which it will be known again: when it begins, and when a change is taken on."""
+    train, held_out = plan.data.contents
+    named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
+    manifest = {
+        "versions": {"loraft": loraft.__version__, "python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
+        "hardware": {"device": plan.placement.device_name, "memory_bytes": plan.placement.total_bytes},
+        "base": {
+            "name": shown(loaded.name),
+            "revision": plan.config.model.revision,
+            "fingerprint": loaded.fingerprint,
+        },
+        "data": {
+            "fingerprint": plan.data.fingerprint,
+            "train": train,
+            "eval": held_out,
+            "held_out": plan.data.held_out,
+        },
+        "command": [shown_word(word) for word in command],
+        "platform": sys.platform,
+    }
+    folder.describe(plan.config.model_copy(update={"training": named}), manifest)
+
+
+def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
+    """Save the result: the last weights, or with early stopping the best ones."""
+    run.folder.require()
+    step = state.step
+    best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
+    is_better = state.best_step not in (None, step)
+    wanted = is_better and run.settings.early_stopping_patience is not None
+    if wanted and verified(best):
+        restore(run.adapted, weights_in(run, best))
+        step = state.best_step or step
+        state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
+        run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
+    elif wanted:
+        run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
+    elif is_better and best.is_dir():
+        run.observer(Note(f"the weights of step {step} are saved; those of the best evaluation are {best}"))
+    saved = _save_weights(run.adapted, run.folder.path, plan, state)
+    run.observer(Saved(step, saved))
+    return saved, step
+
+
+def _result(run: Fit, state: RunState, saved: Path, saved_step: int, seconds: float) -> TrainResult:
+    return TrainResult(
+        run_folder=run.folder.path,
+        saved=saved,
+        steps=state.step,
+        loss=state.last_loss,
+        eval_loss=state.eval_loss,
+        perplexity=None if state.eval_loss is None or state.eval_figures else math.exp(min(state.eval_loss, 700.0)),
+        figures=dict(state.eval_figures),
+        best_eval_loss=state.best_loss,
+        best_step=state.best_step,
+        saved_step=saved_step,
+        trained_tokens=state.tokens,
+        seconds=seconds,
+        peak_bytes=peak_bytes(run.device),
+    )
+
+
+def _memory_errors(plan: RunPlan) -> AbstractContextManager[None]:
+    predicted = plan.memory.peak_bytes / 1e9
+    return memory_errors(
+        f"{plan.placement.device_name} ran out of memory; about {predicted:.1f} GB were predicted",
+        key="training.per_device_train_batch_size",
+        remedy="halve it and double training.gradient_accumulation_steps, or set training.gradient_checkpointing: "
+        "true; then go on with --resume-anyway",
+    )

@@ -1,0 +1,74 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate, as_share, as_span
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (269_060_000, "269 MB"),
+        (999_600_000, "1.0 GB"),
+        (2_100_000_000, "2.1 GB"),
+        (139_000_000_000, "139 GB"),
+        (7_500_000_000_000_000_000, "7500 PB"),
+    ],
+)
+def test_bytes(number: int, text: str) -> None:
+    assert as_bytes(number) == text
+
+
+@given(st.integers(0, 10**17))
+def test_bytes_are_short(number: int) -> None:
+    assert len(as_bytes(number)) <= 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0s"), (0.4, "0s"), (59.6, "1m00s"), (252, "4m12s"), (11_100, "3h05m"), (187_200, "2d04h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert as_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(4_884_480, "4,884,480"), (2.5, "2.5"), (3.0, "3"), (float("inf"), "inf")]
+)
+def test_counts(number: float, text: str) -> None:
+    assert as_count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.0, "0.0000"), (1.23456, "1.2346"), (0.00012, "1.2e-04"), (12345.6, "12,345.6"), (float("nan"), "nan")],
+)
+def test_measures(number: float, text: str) -> None:
+    assert as_measure(number) == text
+
+
+@pytest.mark.parametrize(("rate", "text"), [(2e-4, "2.00e-4"), (1.9e-10, "1.90e-10"), (0, "0")])
+def test_rates(rate: float, text: str) -> None:
+    assert as_rate(rate) == text
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"), [(35, 1000, "3.50 %"), (1, 10_000, "0.010 %"), (1, 2, "50.0 %"), (0, 0, "0.00 %")]
+)
+def test_shares(part: int, whole: int, text: str) -> None:
+    assert as_share(part, whole) == text
+
+
+@pytest.mark.parametrize(
+    ("indices", "text"),
+    [([], ""), ([3], "3"), (range(30), "0–29"), ([0, 3, 4, 5], "0, 3–5"), ([1, 2, 7], "1–2, 7")],
+)
+def test_spans(indices: list[int], text: str) -> None:
+    assert as_span(indices) == text

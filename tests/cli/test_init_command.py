@@ -1,0 +1,418 @@
+"""`loraft init`: every task, method and format gives a config that loads, and one that `check` passes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from loraft.cli.app import app
+from loraft.config.config_file import load_config
+from loraft.config.schema import Method, RowFormat, Task
+from loraft.config.starter import MODELS
+from loraft.config.unused_keys import unused_keys, unused_sections
+from loraft.rows.formats import FORMATS
+from tests.tiny import save_tiny
+from tests.training.building import write_rows
+
+METHODS = get_args(Method)
+KINDS: dict[Task, str] = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
+
+
+def row(row_format: RowFormat, number: int) -> dict[str, Any]:
+    question, answer = f"what of order {number}?", "it is late, it is " + "very " * (number % 5) + "late"
+    return {
+        "messages": {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]},
+        "sharegpt": {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]},
+        "alpaca": {"instruction": question, "output": answer},
+        "prompt_completion": {"prompt": question, "completion": answer},
+        "text": {"text": answer},
+        "translation": {"translation": {"en": question, "fr": answer}},
+        "classification": {"text": question, "label": ("late", "lost", "no")[number % 3]},
+    }[row_format]
+
+
+def init(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["init", *arguments], input=stdin, prog_name="loraft")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one; no builtin is on this machine."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORAFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+CELLS = [(task, method, form) for task, method in product(get_args(Task), METHODS) for form in FORMATS[task]]
+
+
+@pytest.mark.parametrize(("task", "method", "row_format"), CELLS)
+def test_every_task_method_and_format_gives_a_config_that_loads(
+    here: Path, task: Task, method: Method, row_format: RowFormat
+) -> None:
+    write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(30)])
+    result = init("c.yaml", "--data", "rows.jsonl", "--task", task, "--method", method)
+    assert result.exit_code == 0, result.stderr
+    config = load_config("c.yaml")
+    assert (config.task, config.method, config.data.format) == (task, method, row_format)
+    assert config.model.name_or_path == MODELS[task]
+    assert unused_keys(config) == ()
+    assert unused_sections(config) == ()
+    lines = Path("c.yaml").read_text().splitlines()
+    keys = [number for number, line in enumerate(lines) if re.match(r" *[a-z_]+: ", line)]
+    assert len(keys) > 10
+    assert all(lines[number - 1].lstrip().startswith("# ") for number in keys), "each key says why it stands there"
+    assert max(map(len, lines)) <= 100
+
+
+CHECKED = [
+    pytest.param(task, method, form, id=f"{task}-{method}-{form}")
+    for task, method, form in CELLS
+    if method == "lora" or form == FORMATS[task][0]
+]
+
+
+@pytest.mark.parametrize(("task", "method", "row_format"), CHECKED)
+def test_check_passes_what_is_written(here: Path, task: Task, method: Method, row_format: RowFormat) -> None:
+    write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(30)])
+    save_tiny(Path("model"), KINDS[task])
+    given = ["--data", "rows.jsonl", "--task", task, "--method", method, "--model", "model"]
+    assert init("c.yaml", *given).exit_code == 0
+    checked = CliRunner().invoke(app, ["check", "c.yaml", "--json"], prog_name="loraft")
+    assert checked.exit_code == 0, checked.stderr
+    (source,) = json.loads(checked.stdout)["data"]["sources"]
+    assert (source["overlength"], source["kept"]) == (0, 30), "no row is too long for the length that was proposed"
+
+
+@pytest.mark.parametrize(("task", "row_format"), [(t, f) for t in get_args(Task) for f in FORMATS[t]])
+def test_the_task_follows_from_the_rows(here: Path, task: Task, row_format: RowFormat) -> None:
+    write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(3)])
+    assert init("c.yaml", "--data", "rows.jsonl").exit_code == 0
+    expected = "causal_lm" if row_format in FORMATS["causal_lm"] else task
+    assert load_config("c.yaml").task == expected
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_the_task_follows_from_a_model_that_is_here(here: Path, task: Task) -> None:
+    save_tiny(Path("model"), KINDS[task])
+    assert init("c.yaml", "--model", "model").exit_code == 0
+    assert load_config("c.yaml").task == task
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_without_rows_an_example_is_named(here: Path, task: Task) -> None:
+    result = init("c.yaml", "--task", task)
+    assert "no rows were named with --data" in result.stderr
+    assert load_config("c.yaml").data.train[0].path == {"causal_lm": "builtin:tickets"}.get(task, "data/train.jsonl")
+
+
+def test_columns_of_other_names_are_proposed(here: Path) -> None:
+    with Path("faq.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "Question", "Answer"], *([n, "who?", "me"] for n in range(12))])
+    result = init("c.yaml", "--data", "faq.csv")
+    assert result.exit_code == 0, result.stderr
+    assert "Question as instruction, Answer as output" in result.stderr
+    config = load_config("c.yaml")
+    assert config.data.columns == {"instruction": "Question", "output": "Answer"}
+    preview = CliRunner().invoke(app, ["preview", "c.yaml", "model.name_or_path=model"], prog_name="loraft")
+    assert preview.exit_code == 2, "there is no model of that name"
+    save_tiny(Path("model"))
+    preview = CliRunner().invoke(app, ["preview", "c.yaml", "model.name_or_path=model"], prog_name="loraft")
+    assert preview.exit_code == 0, preview.stderr
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("instruction", "context", "response"), {"output": "response", "input": "context"}),
+        (("instruction", "context", "output"), {"input": "context"}),
+        (("system_prompt", "question", "response"),
+         {"instruction": "question", "output": "response", "system": "system_prompt"}),
+        (("text", "hypothesis", "label"), {"text_pair": "hypothesis"}),
+    ],
+)  # fmt: skip
+def test_columns_that_rows_may_have_besides_are_not_lost(
+    here: Path, columns: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    write_rows(
+        Path("rows.jsonl"), [{**{name: f"{name} {n % 2}" for name in columns}, "category": "qa"} for n in (1, 2)]
+    )
+    result = init("c.yaml", "--data", "rows.jsonl")
+    assert load_config("c.yaml").data.columns == expected
+    assert "nothing is read from category" in result.stderr
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations", "conversation"])
+@pytest.mark.parametrize("keys", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
+def test_turns_of_either_kind_pass_check_in_any_column(here: Path, column: str, keys: tuple[str, ...]) -> None:
+    role, said, asks, answers = keys
+    turns = [{role: asks, said: "where?"}, {role: answers, said: "here"}]
+    write_rows(Path("rows.jsonl"), [{column: turns}] * 3)
+    save_tiny(Path("model"))
+    assert init("c.yaml", "--data", "rows.jsonl", "--model", "model").exit_code == 0
+    checked = CliRunner().invoke(app, ["check", "c.yaml"], prog_name="loraft")
+    assert checked.exit_code == 0, checked.stderr
+
+
+def test_columns_are_taken_as_they_are_given(here: Path) -> None:
+    write_rows(Path("rows.jsonl"), [{"Frage": "wer?", "Antwort": " ich" if n else "du"} for n in range(3)])
+    result = init("c.yaml", "--data", "rows.jsonl", "--columns", "prompt=Frage,completion=Antwort")
+    assert result.exit_code == 0
+    assert "in 1 of 3 rows nothing is between them" in result.stderr
+    assert load_config("c.yaml").data.columns == {"prompt": "Frage", "completion": "Antwort"}
+
+
+def test_what_is_found_in_the_rows_stands_in_the_config(here: Path) -> None:
+    rows = [{"text": "late " * 100, "label": "yes" if n % 8 else "no"} for n in range(40)]
+    write_rows(Path("rows.jsonl"), rows)
+    init("c.yaml", "--data", "rows.jsonl")
+    config = load_config("c.yaml")
+    assert config.data.labels == ("no", "yes")
+    assert config.training.class_weights == "balanced"
+    assert config.data.eval == 0.1
+    save_tiny(Path("model"), "bert")
+    init("c.yaml", "--data", "rows.jsonl", "--model", "model", "--overwrite")
+    assert load_config("c.yaml").data.max_length == 256
+    write_rows(Path("rows.jsonl"), [row("translation", n) for n in range(5)])
+    init("c.yaml", "--data", "rows.jsonl", "--overwrite")
+    config = load_config("c.yaml")
+    assert (config.data.source_lang, config.data.target_lang) == ("en", "fr")
+    assert config.data.source_prefix == "translate English to French: "
+    assert config.data.eval is None
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix"),
+    [
+        ("tiny-t5", True),
+        ("marian", False),
+        ("google/flan-t5-base", True),
+        ("google/mt5-small", False),
+        ("facebook/nllb-200-distilled-600M", False),
+    ],
+)
+def test_only_t5_gets_words_before_each_source(here: Path, model: str, prefix: bool) -> None:
+    """A folder tells what it is by its config.json, a model that is elsewhere by its name."""
+    if "/" not in model:
+        Path(model).mkdir()
+        (Path(model) / "config.json").write_text(json.dumps({"model_type": model.removeprefix("tiny-")}))
+    write_rows(Path("rows.jsonl"), [row("translation", n) for n in range(5)])
+    assert init("c.yaml", "--data", "rows.jsonl", "--task", "seq2seq_lm", "--model", model).exit_code == 0
+    assert load_config("c.yaml").data.source_prefix == ("translate English to French: " if prefix else "")
+
+
+def test_columns_may_name_what_lies_inside_a_column(here: Path) -> None:
+    write_rows(Path("rows.jsonl"), [row("translation", n) for n in range(5)])
+    columns = ("--columns", "source=translation.fr,target=translation.en")
+    assert init("c.yaml", "--data", "rows.jsonl", "--task", "seq2seq_lm", *columns).exit_code == 0
+    assert load_config("c.yaml").data.columns == {"source": "translation.fr", "target": "translation.en"}
+
+
+def test_a_path_that_yaml_would_misread_is_quoted(here: Path) -> None:
+    name = 'no: rows #1 \'of "mine".jsonl'
+    write_rows(Path(name), [row("text", n) for n in range(3)])
+    assert init("my run.yaml", "--data", name).exit_code == 0
+    assert load_config("my run.yaml").data.train[0].path == name
+
+
+BAD = [
+    ("nowhere.jsonl", "there is no such file"),
+    ("empty.jsonl", "is empty"),
+    ("blank.jsonl", "holds no rows"),
+    ("broken.jsonl", "is not JSON"),
+    ("unknown.jsonl", "the columns are a, b, and none of them is known"),
+    ("folder", "is a folder"),
+    ("scores.jsonl", "scores.jsonl:1 label: is 0.5, and a class is text or a whole number"),
+    ("one.jsonl", "the rows have only the class 'x', and there is nothing to tell apart"),
+    ("semicolons.csv", "the header has semicolons between its columns"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), BAD)
+def test_rows_that_cannot_be_used_are_refused_and_nothing_is_written(here: Path, data: str, message: str) -> None:
+    Path("empty.jsonl").touch()
+    Path("blank.jsonl").write_text("\n\n")
+    Path("broken.jsonl").write_text("{\n")
+    write_rows(Path("unknown.jsonl"), [{"a": 1, "b": 2}])
+    Path("folder").mkdir()
+    write_rows(Path("scores.jsonl"), [{"text": "good", "label": 0.5}] * 9)
+    write_rows(Path("one.jsonl"), [{"text": "good", "label": "x"}] * 9)
+    Path("semicolons.csv").write_text("text;label\ngood;x\n")
+    result = init("c.yaml", "--data", data)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not Path("c.yaml").exists()
+    if data == "unknown.jsonl":
+        assert "--columns prompt=THEIRS,completion=THEIRS" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [("promt=a", "promt is no column of ours"), ("text=c", "there is no column 'c'"), ("text", "is not of the form")],
+)
+def test_columns_that_are_not_there_are_refused(here: Path, columns: str, message: str) -> None:
+    write_rows(Path("rows.jsonl"), [{"a": "x", "b": "y"}])
+    result = init("c.yaml", "--data", "rows.jsonl", "--columns", columns)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_what_is_there_is_never_written_over_unasked(here: Path) -> None:
+    Path("c.yaml").write_text("mine")
+    refused = init("c.yaml", "--task", "causal_lm")
+    assert refused.exit_code == 2
+    assert "is there already" in refused.stderr
+    assert Path("c.yaml").read_text() == "mine"
+    assert init("c.yaml", "--task", "causal_lm", "--overwrite").exit_code == 0
+    assert load_config("c.yaml").task == "causal_lm"
+    assert [path.name for path in here.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("folder.yaml", "is a folder"), ("config", "does not end in .yaml"), ("no/c.yaml", "there is no folder no")],
+)
+def test_a_place_where_no_config_can_be_is_refused(here: Path, path: str, message: str) -> None:
+    Path("folder.yaml").mkdir()
+    result = init(path)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_model_of_another_kind_is_refused(here: Path) -> None:
+    save_tiny(Path("model"), "t5")
+    result = init("c.yaml", "--model", "model", "--task", "causal_lm")
+    assert result.exit_code == 2
+    assert "is of type t5, which is not trained for task causal_lm" in result.stderr
+    assert "--task seq2seq_lm" in result.stderr
+
+
+def test_nothing_is_asked_where_there_is_no_terminal(here: Path) -> None:
+    result = init("c.yaml", stdin="seq_cls\nfull\nmine\n")
+    assert result.exit_code == 0
+    assert load_config("c.yaml").method == "lora"
+
+
+def test_on_a_terminal_what_no_option_says_is_asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["seq2seq", "seq2seq_lm", "full", "my/model"])
+    asked: list[str] = []
+
+    def prompt(what: str, *, default: str, err: bool) -> str:
+        assert err, "questions are no result"
+        asked.append(f"{what}: {default}")
+        return next(answers)
+
+    monkeypatch.setattr(typer, "prompt", prompt)
+    monkeypatch.setattr("loraft.cli.commands.init._on_a_terminal", lambda: True)
+    write_rows(Path("rows.jsonl"), [row("prompt_completion", n) for n in range(3)])
+    assert init("c.yaml", "--data", "rows.jsonl").exit_code == 0
+    config = load_config("c.yaml")
+    assert (config.task, config.method, config.model.name_or_path) == ("seq2seq_lm", "full", "my/model")
+    assert [question.partition(" (")[0] for question in asked] == [
+        "task",
+        "task",
+        "method",
+        "model: google-t5/t5-small",
+    ]
+    assert asked[0].endswith("causal_lm")
+
+
+def test_ctrl_c_at_a_question_is_a_stop(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> str:
+        raise typer.Abort
+
+    monkeypatch.setattr(typer, "prompt", interrupted)
+    monkeypatch.setattr("loraft.cli.commands.init._on_a_terminal", lambda: True)
+    result = init("c.yaml")
+    assert (result.exit_code, result.stderr) == (130, "stopped.\n")
+
+
+def test_json_is_one_document(here: Path) -> None:
+    document = json.loads(init("c.yaml", "--task", "seq_cls", "--json").stdout)
+    assert document["config"] == "c.yaml"
+    assert document["model"] == MODELS["seq_cls"]
+    refused = json.loads(init("c.yaml", "--json").stdout)
+    assert refused["exit_code"] == 2
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOOL_TURNS = [
+    {"role": "user", "content": "Rain?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "rain"},
+    {"role": "assistant", "content": "Yes."},
+]
+HARD: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "chinese": ("llama", [{"instruction": "天气" * 70, "output": "下雨" * 9}] * 12),
+    "thai": ("llama", [{"prompt": "ฝนตก" * 40, "completion": " ใช่"}] * 12),
+    "german": ("llama", [{"question": "Übermäßig größer? " * 4, "answer": "Äußerst."}] * 12),
+    "a pair in chinese": ("t5", [{"source": "天气" * 70, "target": "下雨" * 60}] * 12),
+    "a class in stars": ("bert", [{"id": n, "review": f"good {n} " * 40, "stars": 1 + n % 5} for n in range(20)]),
+    "long text": ("llama", [{"text": "late " * 900}] * 12),
+    "a system column": ("llama", [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+                                   "system": "Be brief. " * 20}] * 12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_check_passes_what_is_written_for_a_model_that_is_here(here: Path, name: str) -> None:
+    kind, rows = HARD[name]
+    save_tiny(Path("model"), kind)
+    write_rows(Path("rows.jsonl"), rows)
+    result = init(
+        "c.yaml", "--data", "rows.jsonl", "--model", "model", *(["--task", "seq2seq_lm"] if kind == "t5" else [])
+    )
+    assert result.exit_code == 0, result.stderr
+    checked = CliRunner().invoke(app, ["check", "c.yaml", "--json"], prog_name="loraft")
+    assert checked.exit_code == 0, checked.stderr
+    (source,) = json.loads(checked.stdout)["data"]["sources"]
+    assert source["kept"] >= len(rows)
+    assert source["overlength"] == 0 or source["done"] == "split"
+
+
+def test_rows_of_which_the_template_leaves_something_out_are_refused_with_the_reason(here: Path) -> None:
+    save_tiny(Path("model"), "llama")
+    write_rows(Path("rows.jsonl"), [{"messages": TOOL_TURNS}] * 12)
+    result = init("c.yaml", "--data", "rows.jsonl", "--model", "model")
+    assert result.exit_code == 2
+    assert "prints no calls of tools" in result.stderr
+    assert not Path("c.yaml").exists()
+
+
+def test_a_builtin_encoder_is_known_before_it_is_fetched(here: Path) -> None:
+    write_rows(Path("rows.jsonl"), [{"id": n, "review": f"good {n}", "stars": n % 5} for n in range(20)])
+    assert init("c.yaml", "--data", "rows.jsonl", "--model", "builtin:all-minilm-l6-v2").exit_code == 0
+    config = load_config("c.yaml")
+    assert (config.task, config.data.columns) == ("seq_cls", {"text": "review", "label": "stars"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "preference pairs"),
+        ([{"messages": TOOL_TURNS[:1] + TOOL_TURNS[3:], "images": ["a.png"]}], "loraft trains text alone"),
+    ],
+)
+def test_rows_that_are_not_trained_yet_are_told(here: Path, rows: list[dict[str, Any]], told: str) -> None:
+    write_rows(Path("rows.jsonl"), rows * 9)
+    result = init("c.yaml", "--data", "rows.jsonl")
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert len(result.stderr.splitlines()) < 6
+
+
+@pytest.mark.parametrize(
+    ("task", "example"),
+    [("seq_cls", "text=THEIRS,label=THEIRS"), ("seq2seq_lm", "source=THEIRS,target=THEIRS")],
+)
+def test_the_example_of_columns_is_of_the_task(here: Path, task: Task, example: str) -> None:
+    write_rows(here / "x.jsonl", [{"a": "b", "c": "d"}] * 3)
+    assert f"--columns {example}" in init("c.yaml", "--data", "x.jsonl", "--task", task).stderr

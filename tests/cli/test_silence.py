@@ -1,0 +1,35 @@
+"""What other libraries may say."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+import pytest
+
+from loraft.cli.silence import hush
+from tests.cli.conftest import Loraft
+
+
+def test_hushed_libraries_neither_warn_nor_log(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        hush()
+        warnings.warn("for developers", UserWarning, stacklevel=1)
+        logging.getLogger("transformers").warning("for developers")
+        logging.getLogger("transformers").error("for everybody")
+    assert heard == []
+    assert caplog.messages == ["for everybody"]
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+
+
+def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
+    hush()
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "debug"
+
+
+@pytest.mark.parametrize(("options", "is_hushed"), [([], True), (["--verbose"], False), (["-v"], False)])
+def test_verbose_lets_them_speak(loraft: Loraft, options: list[str], is_hushed: bool) -> None:
+    loraft(*options, "schema")
+    assert ("TRANSFORMERS_VERBOSITY" in os.environ) == is_hushed

@@ -1,0 +1,54 @@
+"""The schema, read as data."""
+
+from __future__ import annotations
+
+import pytest
+
+from loraft.config.schema import RunConfig
+from loraft.config.schema_info import expected, keys_of, path_of, places_of
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("method", "lora, qlora or full"),
+        ("seed", "a whole number of at least 0 and below 4294967296"),
+        ("lora.r", "a whole number of at least 1"),
+        ("training.learning_rate", "auto or a number above 0"),
+        ("training.gradient_checkpointing", "auto, true or false"),
+        ("training.max_steps", "a whole number of at least 1 or null"),
+        ("training.sample_prompts", "a list of texts"),
+        ("lora.rank_pattern", "a mapping of names, each to a whole number of at least 1"),
+        ("training.warmup_steps", "a whole number of steps, or a share of all steps below 1"),
+    ],
+)
+def test_what_a_key_takes_in_words(key: str, words: str) -> None:
+    assert str(expected(path_of(key))) == words
+
+
+def test_every_key_of_the_schema_says_what_it_takes() -> None:
+    for section in RunConfig.model_fields:
+        for path in [(section,), *((section, key) for key in keys_of((section,)))]:
+            words = str(expected(path))
+            assert words
+            assert "typing" not in words
+            assert "<class" not in words
+
+
+def test_places_inside_lists_and_mappings() -> None:
+    assert str(expected(("data", "train", 3, "weight"))) == "a number above 0"
+    assert str(expected(("data", "train", "weight"))) == "a number above 0"
+    assert str(expected(("lora", "rank_pattern", "q_proj"))) == "a whole number of at least 1"
+    assert expected(("lora", "nothing")) is None
+    assert expected(("lora", "r", "deeper")) is None
+
+
+def test_where_a_key_is_at_home() -> None:
+    assert places_of("dtype") == ("model.dtype",)
+    assert places_of("seed") == ("seed",)
+    assert places_of("weight") == ()
+
+
+def test_dots_in_the_name_of_a_pattern_belong_to_it() -> None:
+    assert path_of("lora.rank_pattern.layers.0.q_proj") == ("lora", "rank_pattern", "layers.0.q_proj")
+    assert path_of("training.max_steps") == ("training", "max_steps")

@@ -1,0 +1,113 @@
+"""Order, layout and filling of batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraft.dataset.build import SourceSpan
+from loraft.dataset.sampler import BatchPlan, Layout, collate, pack_rows
+from loraft.tokenization.examples import Example
+
+ONE = Example([1, 2, 3], [-100, 2, 3], "a:1")
+TWO = Example([7, 8, 9, 10], [7, -100, 9, -100], "a:2")
+
+
+def plan(count: int, **options: object) -> BatchPlan:
+    settings = {"batch_size": 4, "accumulation": 1, "seed": 0, **options}
+    spans = settings.pop("spans", [SourceSpan(0, count, 1.0)])
+    return BatchPlan([3 + i % 11 for i in range(count)], spans, **settings)  # type: ignore[arg-type]
+
+
+def test_rows_laid_end_to_end() -> None:
+    batch = collate([ONE, TWO], Layout(packed=True, pad_id=0))
+    assert batch.input_ids.tolist() == [[1, 2, 3, 7, 8, 9, 10]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
+    assert batch.row_lengths == (3, 4)
+    assert (batch.target_positions.tolist(), batch.target_ids.tolist()) == ([0, 1, 4], [2, 3, 9])
+    assert batch.tokens == 7
+
+
+def test_a_line_is_filled_by_a_row_of_padding_where_lengths_cost_time() -> None:
+    batch = collate([ONE, TWO], Layout(packed=True, pad_id=0, multiple_of=5))
+    assert batch.input_ids.tolist() == [[1, 2, 3, 7, 8, 9, 10, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 2]]
+    assert batch.row_lengths == (3, 4, 3)
+    assert (batch.target_positions.tolist(), batch.tokens) == ([0, 1, 4], 7)
+    assert collate([ONE, TWO], Layout(True, 0, multiple_of=7)).row_lengths == (3, 4)
+
+
+def test_rows_padded_on_the_right() -> None:
+    batch = collate([ONE, TWO], Layout(packed=False, pad_id=0))
+    assert batch.input_ids.tolist() == [[1, 2, 3, 0], [7, 8, 9, 10]]
+    assert batch.row_lengths is None
+    assert (batch.target_positions.tolist(), batch.target_ids.tolist()) == ([0, 1, 5], [2, 3, 9])
+    assert batch.tokens == 7
+
+
+def test_c1_a_padding_token_that_is_a_target_stays_one() -> None:
+    """C1: labels decide, never the id of the padding."""
+    batch = collate(
+        [Example([5, 2], [-100, 2], "a:1"), Example([5, 6, 2], [-100, 6, 2], "a:2")], Layout(False, pad_id=2)
+    )
+    assert batch.target_ids.tolist() == [2, 6, 2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 4), st.booleans(), st.booleans())
+def test_c10_an_epoch_sees_each_row_once(count: int, size: int, accumulation: int, grouped: bool, fill: bool) -> None:
+    """C10: no last batch is dropped, and the steps of an epoch are the batches over the accumulation, rounded up."""
+    chosen = plan(
+        count, batch_size=size, accumulation=accumulation, group_by_length=grouped, fill_to=20 if fill else None
+    )
+    for epoch in (0, 1):
+        batches = chosen.epoch(epoch)
+        assert sorted(row for batch in batches for row in batch) == list(range(count))
+        assert chosen.steps(epoch) == -(-len(batches) // accumulation)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    assert plan(40).epoch(3) == plan(40).epoch(3)
+    assert plan(40).epoch(3) != plan(40).epoch(4)
+    assert plan(40).epoch(3) != plan(40, seed=1).epoch(3)
+
+
+def test_weights_repeat_and_thin_out_sources() -> None:
+    spans = [SourceSpan(0, 10, 2.0), SourceSpan(10, 30, 0.25), SourceSpan(30, 34, 1.5)]
+    seen = Counter(row for batch in plan(34, spans=spans).epoch(0) for row in batch)
+    assert all(seen[row] == 2 for row in range(10))
+    assert sum(seen[row] for row in range(10, 30)) == 5
+    assert sorted(seen[row] for row in range(30, 34)) == [1, 1, 2, 2]
+
+
+def test_grouping_makes_lengths_alike() -> None:
+    def spread(chosen: BatchPlan) -> float:
+        batches = [[chosen.lengths[row] for row in batch] for batch in chosen.epoch(0)]
+        return sum(max(batch) - min(batch) for batch in batches) / len(batches)
+
+    assert spread(plan(200, group_by_length=True)) < spread(plan(200)) / 4
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=80))
+def test_filled_rows_hold_everything_once_and_nothing_too_much(lengths: list[int]) -> None:
+    rows = pack_rows(lengths, 50)
+    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
+    assert all(sum(lengths[place] for place in row) <= 50 for row in rows)
+
+
+def test_filling_is_tight() -> None:
+    """Best-fit decreasing uses at most 11/9 of the least number of rows, and one more."""
+    lengths = [30, 20, 25, 25, 10, 40, 5, 45, 50, 35, 15]
+    assert len(pack_rows(lengths, 50)) == 6
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_to_moves_every_tensor(packed: bool) -> None:
+    moved = collate([ONE, TWO], Layout(packed, 0)).to("meta")
+    tensors = (moved.input_ids, moved.position_ids, moved.target_positions, moved.target_ids)
+    assert all(tensor.device == torch.device("meta") for tensor in tensors)

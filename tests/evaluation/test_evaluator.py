@@ -1,0 +1,276 @@
+"""`api.evaluate` on tiny models: the loss is transformers' own, whatever the batch, and memory does not grow."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from loraft import api
+from loraft.config.schema import DataSource, RunConfig
+from loraft.dataset.build import prepare
+from loraft.errors import NonFiniteError, Stopped
+from loraft.evaluation.eval_dataset import EvaluatedRows, read_source, rows_of
+from loraft.evaluation.evaluation_result import Evaluation
+from loraft.evaluation.evaluator import Answer, Reading, Subject, evaluate
+from loraft.evaluation.source_run import PastRun
+from loraft.events import Event, Progress
+from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.training.memory import peak_bytes
+from tests.inference.voices import adapter_in, base_in
+from tests.tiny import tiny_sizes, tiny_tokenizer
+from tests.training.building import pairs, rows, tiny_config, write_rows
+from tests.training.classifiers import labelled_rows
+
+SHORT = AnswerOptions(temperature=0, num_beams=1, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    base_in(folder / "base")
+    adapter_in(folder / "a", folder / "base")
+    write_rows(folder / "rows.jsonl", rows(23))
+    return folder
+
+
+def evaluated(place: Path, target: str = "a", **arguments: Any) -> Evaluation:
+    choice = ModelChoice(str(place / target), dtype="float32")
+    return api.evaluate(choice, **{"data": place / "rows.jsonl", "metrics": ["loss"], "options": SHORT} | arguments)
+
+
+def reference_loss(place: Path) -> tuple[float, int]:
+    """Summed losses of transformers' own forward, row by row, of peft's own loading."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place / "base"), str(place / "a")).eval()
+    source = read_source(None, str(place / "base"), DataSource(path=str(place / "rows.jsonl")))
+    total, tokens = 0.0, 0
+    for item in rows_of(source, tiny_tokenizer(), positions=None, limit=None).items:
+        batch = {
+            "input_ids": torch.tensor([item.example.input_ids]),
+            "labels": torch.tensor([item.example.labels]),
+        }
+        with torch.no_grad():
+            total += model(**batch).loss.double().item() * item.example.trained
+        tokens += item.example.trained
+    return total / tokens, tokens
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_c38_the_loss_is_that_of_transformers_for_every_batch_size(place: Path, batch_size: int) -> None:
+    """C38: total negative log-likelihood / total tokens. 1e-6: float32 sums in another order."""
+    found = evaluated(place, batch_size=batch_size)
+    loss, tokens = reference_loss(place)
+    assert found.measured.loss == pytest.approx(loss, rel=1e-6)
+    assert found.measured.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
+    assert (found.tokens, found.rows, found.references) == (tokens, 23, 23)
+
+
+def test_the_rows_of_the_file_are_what_the_figures_are_made_of(place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.jsonl"
+    found = evaluated(place, output=output, baseline=True, metrics=None, batch_size=2)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["row"] for line in lines] == [f"{place / 'rows.jsonl'}:{number}" for number in range(1, 24)]
+    assert lines[4]["input"] == [{"role": "user", "content": rows()[4]["messages"][0]["content"]}]
+    assert lines[4]["reference"] == rows()[4]["messages"][1]["content"]
+    tokens = sum(line["tokens"] for line in lines)
+    assert tokens == found.tokens
+    for measured, said in ((found.measured, lambda line: line), (found.baseline, lambda line: line["baseline"])):
+        assert measured is not None
+        total = sum(said(line)["loss"] * line["tokens"] for line in lines)
+        assert measured.loss == pytest.approx(total / tokens, rel=1e-6)
+        assert measured.cut == sum(said(line)["finish_reason"] == "length" for line in lines)
+
+
+def test_answers_are_those_of_generate(place: Path, tmp_path: Path) -> None:
+    """Row by row, of the adapter and of its base."""
+    output = tmp_path / "o.jsonl"
+    evaluated(place, output=output, baseline=True, metrics=["exact_match"], limit=5)
+    for line in map(json.loads, output.read_text().splitlines()):
+        for target, said in (("a", line), ("base", line["baseline"])):
+            choice = ModelChoice(str(place / target), dtype="float32")
+            alone = api.generate(choice, prompt=line["input"][0]["content"], options=SHORT).completion
+            assert said["prediction"] == alone.completion
+
+
+def test_the_base_beside_its_adapter_is_the_base_alone(place: Path) -> None:
+    both = evaluated(place, baseline=True)
+    alone = evaluated(place, "base")
+    assert both.baseline is not None
+    assert both.baseline.loss == pytest.approx(alone.measured.loss, rel=1e-6)
+    apart = both.differences["loss"]
+    assert apart.difference == pytest.approx(both.measured.loss - both.baseline.loss)
+    assert apart.low <= apart.difference <= apart.high
+    assert evaluated(place, baseline=True).differences == both.differences
+
+
+def test_a_prompt_and_its_completion_are_parted_as_in_training(place: Path, tmp_path: Path) -> None:
+    """The prompt ends before the first trained token: `late`'s blank is the answer's."""
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "the order is ", "completion": "late"}])
+    found = evaluated(place, data=tmp_path / "p.jsonl", metrics=None, output=tmp_path / "o.jsonl")
+    assert "exact_match" in found.measured.metrics
+    line = json.loads((tmp_path / "o.jsonl").read_text())
+    assert (line["input"], line["reference"]) == ("the order is ", "late")
+
+
+def test_plain_text_has_a_loss_alone(place: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "t.jsonl", [{"text": "the order is late"}, {"text": "so"}])
+    found = evaluated(place, data=tmp_path / "t.jsonl", metrics=None)
+    assert (found.references, dict(found.measured.metrics)) == (0, {})
+    assert found.measured.loss > 0
+
+
+def test_a_run_is_evaluated_on_what_it_held_out_to_the_loss_of_its_training(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, data__eval=0.4, training__num_train_epochs=1)
+    trained = api.train(config)
+    held_out = prepare(config, tiny_tokenizer()).eval
+    found = api.evaluate(str(tmp_path / "run"), metrics=["loss"])
+    assert found.measured.loss == pytest.approx(trained.eval_loss, rel=1e-5)
+    assert (found.rows, found.data) == (len(held_out), "the run's held-out rows")
+    step = max((tmp_path / "run/checkpoints").iterdir())
+    assert api.evaluate(str(step), metrics=["loss"]).measured.loss == pytest.approx(trained.eval_loss, rel=1e-5)
+
+
+def test_a_model_trained_whole_is_evaluated_on_its_run_too(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, method="full", data__eval=0.4, training__max_steps=2)
+    trained = api.train(config)
+    choice = ModelChoice(str(tmp_path / "run"), dtype="float32")
+    assert api.evaluate(choice, metrics=["loss"]).measured.loss == pytest.approx(trained.eval_loss, rel=1e-5)
+
+
+def few_items(place: Path, count: int = 5) -> EvaluatedRows:
+    source = read_source(None, str(place / "base"), DataSource(path=str(place / "rows.jsonl")))
+    return rows_of(source, tiny_tokenizer(), positions=None, limit=count)
+
+
+def measured_by(place: Path, subject: Subject, **arguments: Any) -> Evaluation:
+    settings = {"task": "causal_lm", "data": "rows", "metrics": (), "batch_size": 1, "output": None}
+    return evaluate(few_items(place, 20), subject, None, **settings | {"observer": lambda _: None} | arguments)
+
+
+def test_a_loss_that_is_no_number_names_its_row(place: Path) -> None:
+    subject = Subject("a", lambda examples: [Reading(math.nan)] * len(examples))
+    with pytest.raises(NonFiniteError, match=r"rows.jsonl:\d+: the loss of a is nan"):
+        measured_by(place, subject)
+
+
+def test_what_was_evaluated_before_a_signal_is_in_the_file(place: Path, tmp_path: Path) -> None:
+    """Windows of 4 rows; Ctrl-C in the second one."""
+    told: list[Event] = []
+
+    def read(examples: Any) -> list[Reading]:
+        if told:
+            raise KeyboardInterrupt
+        return [Reading(1.0 * example.trained) for example in examples]
+
+    subject = Subject("a", read, lambda prompts: [Answer("", "stop") for _ in prompts])
+    with pytest.raises(Stopped, match="stopped: 4 of 20 rows are in") as stopped:
+        measured_by(place, subject, output=tmp_path / "o.jsonl", observer=told.append)
+    assert stopped.value.stopped_exit_code == 130
+    assert told == [Progress("rows evaluated", 4, 20)]
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 4
+
+
+def _peak_growth(place: Path, sent: Any) -> None:
+    """Send by how much evaluating many rows raised this process's peak of memory over that of a few."""
+    evaluated(place, "wide", data=place / "few.jsonl")
+    before = peak_bytes("cpu")
+    found = evaluated(place, "wide", data=place / "many.jsonl")
+    sent.send((peak_bytes("cpu") - before, found.tokens))
+
+
+def peak_growth(place: Path) -> tuple[int, int]:
+    """In a process of its own: the bytes by which many rows raise the peak of a few, and the tokens of the many.
+
+    Args:
+        place: A folder with a model `wide` and rows `few.jsonl` and `many.jsonl`.
+    """
+    here, there = multiprocessing.Pipe()
+    with warnings.catch_warnings():
+        # From Python 3.12 on a fork of a process with threads warns; this child starts none of their work.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = multiprocessing.get_context("fork").Process(target=_peak_growth, args=(place, there))
+        process.start()
+    there.close()
+    growth, tokens = here.recv()
+    process.join()
+    return growth, tokens
+
+
+@pytest.mark.parametrize("model_type", ["llama", "t5"])
+def test_c37_memory_does_not_grow_with_the_rows(tmp_path: Path, model_type: str) -> None:
+    """C37: 1,200 rows need what 16 need, but for their texts and tokens: 30 MB is room for those.
+
+    With 20,000 entries in the vocabulary the logits of their trained tokens alone would take over 800 MB.
+    """
+    place = tmp_path
+    base_in(place / "wide", model_type, vocab_size=20_000)
+    given = rows if model_type == "llama" else pairs
+    write_rows(place / "few.jsonl", given(16))
+    write_rows(place / "many.jsonl", given(1200))
+    growth, tokens = peak_growth(place)
+    assert 4 * 20_000 * tokens > 800e6
+    assert growth < 30e6
+
+
+def test_c37_memory_of_a_classifier_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """C37 of classes: of a row with 1,000 of them stay two numbers, not its probabilities.
+
+    Those of 1,200 rows, each a float of 24 bytes and the two words of its place in a dictionary, would take over 45 MB;
+    where every reading was kept on purpose, the peak rose by 80 MB, and by 12 MB where none is.
+    """
+    names = [f"class-{number}" for number in range(1000)]
+    sizes = tiny_sizes("bert", num_labels=len(names), id2label=dict(enumerate(names)))
+    config = AutoConfig.for_model("bert", **sizes, label2id={name: at for at, name in enumerate(names)})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "wide")
+    tiny_tokenizer().save_pretrained(tmp_path / "wide")
+    for called, count in (("few", 16), ("many", 1200)):
+        given = [{"text": row["text"], "label": names[at % 1000]} for at, row in enumerate(labelled_rows(count))]
+        write_rows(tmp_path / f"{called}.jsonl", given)
+    growth, decisions = peak_growth(tmp_path)
+    assert decisions == 1200
+    assert (24 + 16) * 1000 * decisions > 45e6
+    assert growth < 30e6
+
+
+def test_every_row_of_a_file_is_evaluated_of_a_run_that_streamed_its_own(tmp_path: Path) -> None:
+    """More rows than a stream is looked into before it begins."""
+    write_rows(tmp_path / "rows.jsonl", rows(1100))
+    run = RunConfig.model_validate(
+        {"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", "eval": None, "streaming": True}}
+    )
+    source = read_source(PastRun(tmp_path, run), "x", DataSource(path=str(tmp_path / "rows.jsonl")))
+    assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 1100
+
+
+NAMED = {"columns": {"instruction": "Frage", "output": "Antwort"}, "format": "alpaca"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "names"),
+    [
+        ({}, {}, ("instruction", "output")),
+        ({}, NAMED, ("Frage", "Antwort")),
+        (NAMED, {}, ("Frage", "Antwort")),
+        (NAMED, {}, ("instruction", "output")),
+        (NAMED, {}, ("prompt", "completion")),
+        (NAMED, {"columns": {"prompt": "Frage", "completion": "Antwort"}}, ("Frage", "Antwort")),
+    ],
+)
+def test_a_file_is_read_by_the_names_that_are_given_those_of_the_run_or_its_own(
+    tmp_path: Path, trained: dict[str, Any], given: dict[str, Any], names: tuple[str, str]
+) -> None:
+    path = str(tmp_path / "rows.jsonl")
+    write_rows(tmp_path / "rows.jsonl", [{names[0]: "who?", names[1]: "me"}] * 3)
+    run = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", **trained}})
+    source = read_source(PastRun(tmp_path, run), "x", DataSource(path=path, **given))
+    assert [question.reference for question in source.questions.values()] == ["me"] * 3
+    assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 3

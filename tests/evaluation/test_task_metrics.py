@@ -1,0 +1,59 @@
+"""Which figures are computed, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from loraft.errors import DataError
+from loraft.evaluation.task_metrics import chosen_metrics, known_metrics
+
+
+def test_names_are_taken_once_in_any_spelling_and_groups_apart() -> None:
+    assert known_metrics(["BLEU", " chrF ", "rouge", "rougeL", "exact-match"]) == (
+        "bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match",
+    )  # fmt: skip
+
+
+def test_the_nearest_name_is_told() -> None:
+    with pytest.raises(DataError, match=r"no metric 'blue'\n  Did you mean bleu\? The metrics are loss, perplexity,"):
+        known_metrics(["loss", "blue"])
+    with pytest.raises(DataError, match=r"no metric 'zzzz'\n  The metrics are"):
+        known_metrics(["zzzz"])
+
+
+@pytest.mark.parametrize(
+    ("references", "names"),
+    [
+        (["yes"], ("exact_match",)),
+        (['{"a": 1}', "[]"], ("exact_match", "valid_json")),
+        (['{"a": 1}', "{"], ("exact_match",)),
+        (["3", "4"], ("exact_match",)),
+        ([], ()),
+    ],
+)
+def test_without_a_wish_the_references_decide(references: list[str], names: tuple[str, ...]) -> None:
+    assert chosen_metrics(None, "causal_lm", references) == names
+
+
+def test_what_was_asked_for_and_nothing_else() -> None:
+    assert chosen_metrics(("loss", "bleu"), "causal_lm", ["{}"]) == ("bleu",)
+    assert chosen_metrics(("loss",), "causal_lm", []) == ()
+
+
+def test_a_metric_of_another_task() -> None:
+    with pytest.raises(DataError, match="mcc measures seq_cls, and this is causal_lm"):
+        chosen_metrics(("mcc",), "causal_lm", ["a"])
+
+
+def test_a_metric_with_nothing_to_compare() -> None:
+    with pytest.raises(DataError, match="bleu compares answers with references, and no row has one"):
+        chosen_metrics(("bleu",), "causal_lm", [])
+
+
+def test_what_is_proposed_belongs_to_the_task() -> None:
+    with pytest.raises(DataError, match=r"Did you mean accuracy\? The metrics are loss, accuracy"):
+        known_metrics(["loss", "acc"], "seq_cls")
+    with pytest.raises(DataError, match="there is no metric 'acc'") as caught:
+        known_metrics(["acc"], "causal_lm")
+    assert "accuracy" not in str(caught.value)
+    assert "mcc" not in str(caught.value)

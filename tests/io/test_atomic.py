@@ -1,0 +1,43 @@
+"""A folder is whole or absent."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from loraft.errors import DiskFullError
+from loraft.io.atomic import written_whole
+
+
+def test_a_folder_is_there_whole(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        with written_whole(tmp_path / "deep/folder") as staging:
+            (staging / "file").write_text(text)
+    assert (tmp_path / "deep/folder/file").read_text() == "second"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
+
+
+def test_after_an_error_the_old_folder_is_as_it_was(tmp_path: Path) -> None:
+    with written_whole(tmp_path / "folder") as staging:
+        (staging / "file").write_text("old")
+    writing = written_whole(tmp_path / "folder")
+    (writing.__enter__() / "file").write_text("new")
+    assert not writing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert (tmp_path / "folder/file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_kill_between_the_renames_is_mended_by_the_next_writing(tmp_path: Path) -> None:
+    (tmp_path / ".folder.previous").mkdir()
+    (tmp_path / ".folder.previous/file").write_text("old")
+    with pytest.raises(RuntimeError), written_whole(tmp_path / "folder"):
+        raise RuntimeError
+    assert (tmp_path / "folder/file").read_text() == "old"
+
+
+def test_a_full_disk_is_told_with_what_is_free(tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError, match="bytes are free"), written_whole(tmp_path / "folder"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []

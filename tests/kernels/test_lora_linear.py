@@ -1,0 +1,199 @@
+"""The update in place against peft's own forward, values and gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from loraft.kernels.lora_linear import update_in_place
+from loraft.models.registry import FAMILIES
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_it_is_pefts_forward_and_backward(model_type: str, rslora: bool) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=4, lora_alpha=6, target_modules="all-linear", use_rslora=rslora, init_lora_weights=False,
+        fan_in_fan_out=model_type == "gpt2",
+    )  # fmt: skip
+    plain = get_peft_model(tiny_model(model_type), config)
+    ours = copy.deepcopy(plain)
+    update_in_place(ours, "default", FAMILIES[model_type].same_input)
+    ids = torch.randint(3, 300, (2, 9))
+    results = []
+    for model in (plain.train(), ours.train()):
+        torch.manual_seed(1)  # for the base's own dropout
+        logits = model(input_ids=ids).logits
+        logits.float().square().mean().backward()
+        results.append((logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    # float32 sums in another order, through three layers to logits of about 4.
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=2e-5)
+    ids = ids[:1]
+    assert torch.equal(plain.eval()(input_ids=ids).logits, ours.eval()(input_ids=ids).logits)
+
+
+def test_dora_and_dropout_keep_their_own_way() -> None:
+    dora = get_peft_model(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
+    kept = [type(m.lora_variant["default"]) for m in dora.modules() if hasattr(m, "lora_variant")]
+    update_in_place(dora, "default")
+    assert [type(m.lora_variant["default"]) for m in dora.modules() if hasattr(m, "lora_variant")] == kept
+    dropping = get_peft_model(
+        tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.5, init_lora_weights=False)
+    ).train()
+    update_in_place(dropping, "default")
+    ids = torch.randint(3, 300, (1, 9))
+    assert not torch.equal(dropping(input_ids=ids).logits, dropping(input_ids=ids).logits)
+
+
+NAMES = ("q_proj", "k_proj", "v_proj")
+
+
+class Outer(nn.Module):
+    """A module with `Projections` in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Projections()
+
+    def forward(self, *inputs: Tensor, order: tuple[str, ...] = NAMES) -> Tensor:
+        out: Tensor = self.inner(*inputs, order=order)
+        return out
+
+
+class Projections(nn.Module):
+    """Three linear modules that may be given one input, in any order, or several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(6, 5), nn.Linear(6, 3, bias=False), nn.Linear(6, 4)
+
+    def forward(self, *inputs: Tensor, order: tuple[str, ...] = NAMES) -> Tensor:
+        outputs = {name: getattr(self, name)(inputs[place % len(inputs)]) for place, name in enumerate(order)}
+        return torch.cat([outputs[name] for name in NAMES], -1)
+
+
+def adapted_projections(dropout: float = 0.0) -> tuple[PeftModel, PeftModel]:
+    """The same in float64, as peft computes them and with the three together."""
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=2, lora_alpha=3, target_modules=list(NAMES), rank_pattern={"k_proj": 1}, lora_dropout=dropout,
+        init_lora_weights=False,
+    )  # fmt: skip
+    plain = get_peft_model(Outer(), config).double().train()
+    for module in plain.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+    ours = copy.deepcopy(plain)
+    update_in_place(ours, "default", [NAMES])
+    return plain, ours
+
+
+def gradients(model: nn.Module, out: Tensor, *inputs: Tensor) -> list[Tensor]:
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return list(torch.autograd.grad(out.sin().sum(), [*inputs, *trained]))
+
+
+@pytest.mark.parametrize("order", [NAMES, NAMES[::-1], ("k_proj", "q_proj", "v_proj")])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_layers_of_one_input_are_computed_together_and_others_by_themselves(order: tuple[str, ...], count: int) -> None:
+    plain, ours = adapted_projections()
+    inputs = [torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True) for _ in range(count)]
+    for _ in range(2):
+        expected, out = plain(*inputs, order=order), ours(*inputs, order=order)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(gradients(ours, out, *inputs), gradients(plain, expected, *inputs))
+
+
+def test_one_product_gives_the_outputs_of_all_and_none_is_kept() -> None:
+    _, ours = adapted_projections()
+    out = ours(torch.randn(2, 7, 6, dtype=torch.float64))
+    functions = {parent for parent, _ in out.grad_fn.next_functions}
+    assert len(functions) == 1
+    readers = ours.base_model.model.inner.q_proj._readers
+    assert readers is ours.base_model.model.inner.v_proj._readers
+    assert readers.read is None
+    assert not readers.ready
+
+
+def test_gradients_together_are_those_of_finite_differences() -> None:
+    _, ours = adapted_projections()
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    trained = {name: weight for name, weight in ours.named_parameters() if weight.requires_grad}
+
+    def outputs(given: Tensor, *weights: Tensor) -> Tensor:
+        values = dict(zip(trained, weights, strict=True))
+        result: Tensor = torch.func.functional_call(ours, values, (given,))
+        return result
+
+    assert torch.autograd.gradcheck(outputs, (x, *trained.values()))
+
+
+def test_recomputing_gives_the_same_bits() -> None:
+    _, ours = adapted_projections()
+    x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
+    kept = gradients(ours, ours(x), x)
+    anew = gradients(ours, checkpoint(ours, x, use_reentrant=False), x)
+    assert all(torch.equal(one, other) for one, other in zip(kept, anew, strict=True))
+
+
+@pytest.mark.parametrize("one", NAMES)
+def test_a_layer_that_is_not_plain_goes_pefts_way(one: str) -> None:
+    """Disabled, with dropout or in evaluation: the other two do not mind."""
+    plain, ours = adapted_projections()
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    for change in (
+        lambda layer: layer.eval(),
+        lambda layer: layer.enable_adapters(False),
+    ):
+        for model in (plain, ours):
+            change(getattr(model.base_model.model.inner, one))
+        torch.testing.assert_close(ours(x), plain(x))
+    dropping = adapted_projections(dropout=0.5)[1]
+    assert not torch.equal(dropping(x), dropping(x))
+
+
+class AsGiven(nn.Linear):
+    """A layer like bitsandbytes' 4-bit one: what it computes has the dtype of its input, whatever its weight's is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [nn.Linear, AsGiven])
+def test_products_are_right_in_any_mix_of_dtypes(
+    kind: type[nn.Linear], rows: torch.dtype, weight: torch.dtype, autocast: torch.dtype | None
+) -> None:
+    """Against the formula in float32; what is rounded to bfloat16 has an error of some tenths of a per cent."""
+    torch.manual_seed(0)
+    model: nn.Module = get_peft_model(
+        nn.Sequential(kind(64, 48)).to(weight),  # type: ignore[arg-type]
+        LoraConfig(r=4, lora_alpha=6, target_modules=["0"], init_lora_weights=False),
+    ).train()
+    layer = model.get_submodule("base_model.model.0")
+    layer.cast_input_dtype_enabled = False  # type: ignore[assignment]
+    a, b = (getattr(layer, name)["default"].float().weight for name in ("lora_A", "lora_B"))
+    update_in_place(model, "default")
+    x = torch.randn(2, 7, 64).to(rows).requires_grad_()
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        out = layer(x)
+    exact = [tensor.detach().float().requires_grad_() for tensor in (x, a, b)]
+    base = nn.functional.linear(exact[0], layer.base_layer.weight.float(), layer.base_layer.bias.float())  # type: ignore[union-attr,operator]
+    expected = base + 1.5 * (exact[0] @ exact[1].T) @ exact[2].T
+    given = torch.randn(expected.shape)
+    ours = torch.autograd.grad((out.float() * given).sum(), [x, a, b])
+    theirs = torch.autograd.grad((expected * given).sum(), exact)
+    in_float32 = autocast is None and rows == weight == torch.float32
+    for mine, right in zip((out, *ours), (expected, *theirs), strict=True):
+        assert (mine.float() - right).norm() < (1e-5 if in_float32 else 1e-2) * right.norm()
+    assert [mine.dtype for mine in ours] == [rows, torch.float32, torch.float32]

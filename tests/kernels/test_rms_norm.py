@@ -1,0 +1,66 @@
+"""Norms with a backward of their own against the modules' own, values and gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from loraft.kernels.rms_norm import _normalised, give_own_backward
+from tests.tiny import TINY_MODEL_TYPES, tiny_model
+
+LLAMAS = ("llama", "mistral", "ministral3", "qwen2", "qwen3", "phi3", "granite", "smollm3", "exaone4", "seed_oss")
+
+
+def loss_and_gradient(model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    embeddings = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+    logits = model(inputs_embeds=embeddings, use_cache=False).logits.float()
+    logits.square().mean().backward()
+    assert embeddings.grad is not None
+    return logits.detach(), embeddings.grad.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
+def test_every_family_computes_the_same(model_type: str, dtype: torch.dtype) -> None:
+    plain = tiny_model(model_type).to(dtype).requires_grad_(False).train()
+    ours = copy.deepcopy(plain)
+    found = give_own_backward(ours)
+    assert found > 0 or model_type not in LLAMAS
+    results = []
+    for model in (plain, ours):
+        torch.manual_seed(2)  # for the base's own dropout
+        results.append(loss_and_gradient(model, dtype))
+    (expected, expected_gradient), (logits, gradient) = results
+    assert torch.equal(logits, expected)
+    # The last bits of float32 through three layers; in bfloat16 each layer rounds its gradient to 8 bits besides.
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert (gradient - expected_gradient).norm() <= tolerance * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "cohere", "gpt2", "olmo"])
+def test_another_formula_is_left_alone(model_type: str) -> None:
+    model = tiny_model(model_type).to(torch.bfloat16).requires_grad_(False)
+    classes = [type(module) for module in model.modules()]
+    assert give_own_backward(model) == 0
+    assert [type(module) for module in model.modules()] == classes
+
+
+def test_a_trained_norm_and_evaluation_are_the_modules_own() -> None:
+    model = tiny_model("llama").requires_grad_(False).train()
+    model.model.norm.requires_grad_(True)
+    assert give_own_backward(model) == 6
+    norm, x = model.model.layers[0].input_layernorm, torch.randn(3, 32, requires_grad=True)
+    assert type(norm(x).grad_fn).__name__ == "_RootMeanSquareNormBackward"
+    assert type(norm.eval()(x).grad_fn).__name__ == "MulBackward0"
+    assert type(norm.train().requires_grad_(True)(x).grad_fn).__name__ == "MulBackward0"
+    assert repr(norm) == repr(tiny_model("llama").model.layers[0].input_layernorm)
+
+
+def test_the_gradient_is_that_of_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(8, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda given: _normalised(given, weight, 1e-2), (x,))

@@ -1,0 +1,71 @@
+"""Merging a real model: the limits of C25, C26 and C27 on SmolLM2-135M-Instruct, 1,000 positions each.
+
+Adapters are moved at random and not trained, to an effect of the size that training has: seconds instead of minutes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loraft import api
+from loraft.config.schema import QuantizationSection
+from loraft.errors import VerificationError
+from loraft.merge.merge_report import MergeReport
+from tests.adapters.setting import IDS
+from tests.merge.merging import own_adapter
+
+pytestmark = pytest.mark.slow
+
+SMOLLM2 = "builtin:smollm2-135m-instruct"
+POSITIONS = 1000
+EFFECTS = {"lora": {}, "rslora": {"use_rslora": True, "alpha": 6}, "dora": {"use_dora": True}}
+
+
+def told(report: MergeReport) -> MergeReport:
+    print(
+        f"\n{report.base} {report.dtype}: max |Δlogit| {report.max_abs_logit_difference:.3g}, KL(adapted ‖ merged) "
+        f"{report.kl_adapted_merged:.3g}, KL(adapted ‖ base) {report.kl_adapted_base:.3g}, "
+        f"top-1 {report.top1_agreement:.4f}"
+    )
+    return report
+
+
+@pytest.mark.parametrize("shape", EFFECTS)
+def test_c27_float32_is_exact_and_bfloat16_close(tmp_path: Path, shape: str) -> None:
+    """C25: what bfloat16 loses is said where it is over a tenth of the adapter's effect."""
+    lora: dict[str, Any] = EFFECTS[shape]
+    own_adapter(tmp_path / "run/adapter", Path(SMOLLM2), dtype=torch.bfloat16, amount=0.02, **lora)
+    exact = told(api.merge(str(tmp_path / "run"), dtype="float32", positions=POSITIONS))
+    assert exact.positions == POSITIONS
+    assert exact.max_abs_logit_difference is not None
+    assert exact.max_abs_logit_difference <= 1e-3
+    assert exact.top1_agreement == 1.0
+    close = told(api.merge(str(tmp_path / "run"), dtype="bfloat16", positions=POSITIONS, overwrite=True))
+    assert close.kl_adapted_merged is not None
+    assert close.kl_adapted_base is not None
+    assert close.kl_adapted_merged <= 5e-3
+    said = any("of the adapter's effect" in warning for warning in close.warnings)
+    assert said == (close.kl_adapted_merged > close.kl_adapted_base / 10)
+
+
+@pytest.mark.parametrize("trained_in", [torch.float32, torch.bfloat16])
+def test_c26_a_4_bit_adapter_on_the_dequantized_base(tmp_path: Path, trained_in: torch.dtype) -> None:
+    """C12 too: the 4-bit model answers before it is merged, in the same process."""
+    stored = QuantizationSection()
+    adapted = own_adapter(
+        tmp_path / "run/adapter", Path(SMOLLM2), "qlora", dtype=trained_in, quantization=stored, amount=0.02
+    )
+    with torch.no_grad(), torch.autocast("cpu", dtype=trained_in, enabled=trained_in != torch.float32):
+        adapted.model.generate(input_ids=IDS, max_new_tokens=4, do_sample=False)
+    del adapted
+    for dtype, limit in (("float32", 2e-3), ("bfloat16", 1e-2)):
+        report = told(api.merge(str(tmp_path / "run"), dtype=dtype, positions=POSITIONS, overwrite=True))
+        assert report.base == "dequantized"
+        assert report.kl_adapted_merged is not None
+        assert report.kl_adapted_merged <= limit
+    with pytest.raises(VerificationError, match=r"lost more than it kept: KL\(adapted ‖ merged\) is 0\.[2-9]"):
+        api.merge(str(tmp_path / "run"), tmp_path / "other", dtype="float32", base="original")

@@ -1,0 +1,194 @@
+"""Tools in conversations: printed by templates that know them, refused by row where a template would drop them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from loraft.config.schema import DataSource, RunConfig
+from loraft.dataset.build import PreparedData, prepare
+from loraft.errors import DataError
+from loraft.rows.formats import Conversation, Message, to_record
+from loraft.rows.raw_rows import Row, read_rows
+from loraft.tasks.causal_lm import Renderer
+from tests.tokenization.chats import CHATS, IM, tokenizer_for, tokenizer_of
+from tests.tokenization.test_assistant_mask import trained_parts
+
+HERMES = (
+    "{%- if tools %}{{- '<|im_start|>system\\n<tools>' }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}"
+    "{{- '</tools><|im_end|>\\n' }}{%- endif %}{%- for message in messages %}{%- if message.role == 'tool' %}"
+    "{{- '<|im_start|>user\\n<tool_response>' + message.content + '</tool_response><|im_end|>\\n' }}{%- else %}"
+    "{{- '<|im_start|>' + message.role + '\\n' }}{%- if message.content %}{{- message.content }}{%- endif %}"
+    "{%- for call in message.tool_calls or [] %}{{- '<tool_call>' + (call.function | tojson) + '</tool_call>' }}"
+    "{%- endfor %}{{- '<|im_end|>\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+"""As Qwen 2.5 and Hermes have it."""
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TURNS: list[dict[str, Any]] = [
+    {"role": "user", "content": "Rain?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "name": "weather", "content": "rain"},
+    {"role": "assistant", "content": "Yes."},
+]
+CALLED = '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call><|im_end|>'
+
+
+def conversation(**changes: Any) -> Conversation:
+    found = to_record(Row({"messages": TURNS, "tools": [TOOL], **changes}, "a.jsonl:7"), "messages", {})
+    assert isinstance(found, Conversation)
+    return found
+
+
+def test_rows_say_what_is_called_and_what_it_gave() -> None:
+    said = conversation()
+    assert said.tools == (TOOL,)
+    assert said.messages[1] == Message("assistant", "", None, {"tool_calls": [CALL]})
+    assert said.messages[2] == Message("tool", "rain", None, {"name": "weather"})
+    assert conversation(tools=json.dumps([TOOL])).tools == (TOOL,)
+    assert conversation(tools=None).tools == ()
+    assert conversation(messages=[TURNS[0], {**TURNS[3], "tool_calls": []}]).messages[1] == Message("assistant", "Yes.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"tools": "no json"}, "tools"),
+        ({"tools": {"a": 1}}, "tools"),
+        ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": "weather()"}]}, "messages[1].tool_calls"),
+        ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": []}]}, "messages[1].content"),
+    ],
+)
+def test_c46_bad_tools_are_named_with_their_place(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(DataError) as caught:
+        conversation(**changes)
+    assert (caught.value.problems[0].where, caught.value.problems[0].key) == ("a.jsonl:7", field)
+
+
+def test_a_call_is_trained_to_its_end_and_what_the_tool_gave_is_not() -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    example = renderer.example(conversation(), "here")
+    assert trained_parts(renderer, example) == [CALLED, "Yes.<|im_end|>"]
+    text = renderer.tokenizer.decode(example.input_ids)
+    assert "<tools>" in text
+    assert "<tool_response>rain</tool_response>" in text
+    last = Renderer.for_tokenizer(renderer.tokenizer, train_on="last")
+    assert trained_parts(last, last.example(conversation(), "here")) == ["Yes.<|im_end|>"]
+
+
+def test_a_call_with_words_before_it() -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    said = conversation(messages=[TURNS[0], {**TURNS[1], "content": "Let me look."}, *TURNS[2:]])
+    assert trained_parts(renderer, renderer.example(said, "here"))[0] == "Let me look." + CALLED
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "what"),
+    [
+        ("chatml", {"messages": [TURNS[0], TURNS[3]]}, "tools"),
+        ("chatml", {"tools": None}, "calls of tools"),
+        ("zephyr", {"tools": None, "messages": [*TURNS[:1], TURNS[3], TURNS[2], TURNS[3]]}, "messages of tools"),
+    ],
+)
+def test_a_template_that_would_leave_tools_out_is_refused_by_row(
+    tmp_path: Path, name: str, changes: dict[str, Any], what: str
+) -> None:
+    row = {"messages": TURNS, "tools": [TOOL], **changes}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": [TURNS[0], TURNS[3]]}) + "\n" + json.dumps(row) + "\n")
+
+    def run(**data: Any) -> PreparedData:
+        section = {"train": str(path), "eval": None, **data}
+        config = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": section})
+        return prepare(config, tokenizer_for(CHATS[name]))
+
+    with pytest.raises(DataError) as caught:
+        run()
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.key) == (f"{path}:2", "data.chat_template")
+    assert problem.message == f"the chat template prints no {what}, and the row has them"
+    assert run(on_bad_row="skip").report.sources[0].bad == 1
+
+
+def test_chatml_prints_what_a_tool_says() -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
+    said = conversation(tools=None, messages=[TURNS[0], TURNS[3], TURNS[2], TURNS[3]])
+    example = renderer.example(said, "here")
+    assert "<|im_start|>tool\nrain<|im_end|>" in renderer.tokenizer.decode(example.input_ids)
+    assert trained_parts(renderer, example) == ["Yes.<|im_end|>", "Yes.<|im_end|>"]
+
+
+def test_calls_in_parquet_have_the_arguments_that_they_were_given(tmp_path: Path) -> None:
+    """Arrow gives the arguments of each call the names of all of them; a null would be learned as an argument."""
+    path = tmp_path / "a.parquet"
+    other = {"type": "function", "function": {"name": "time", "arguments": {"zone": "CET"}}}
+    turns = [TURNS[0], {**TURNS[1], "tool_calls": [CALL, other]}, *TURNS[2:]]
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns, "tools": json.dumps([TOOL])}]), path)
+    (row,) = read_rows(DataSource(path=str(path))).rows
+    record = to_record(row, "messages", {})
+    assert isinstance(record, Conversation)
+    assert record.messages[1].more == {"tool_calls": [CALL, other]}
+    assert record.tools == (TOOL,)
+
+
+AS_TEXT = HERMES.replace("(call.function | tojson)", "call.function.name + call.function.arguments")
+"""As DeepSeek has it: arguments are text, and an object is a TypeError."""
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Oslo"}, '{"city": "Oslo"}'])
+@pytest.mark.parametrize(
+    ("template", "called"), [(HERMES, CALLED), (AS_TEXT, '<tool_call>weather{"city": "Oslo"}</tool_call><|im_end|>')]
+)
+def test_arguments_are_an_object_or_text_as_the_template_takes_them(
+    template: str, called: str, arguments: object
+) -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=template))
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
+    assert trained_parts(renderer, renderer.example(said, "here"))[0] == called
+
+
+def test_a_call_without_arguments_gets_none() -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    call = {"type": "function", "function": {"name": "weather"}}
+    said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
+    trained = trained_parts(renderer, renderer.example(said, "here"))[0]
+    assert trained == '<tool_call>{"name": "weather"}</tool_call><|im_end|>'
+
+
+def test_arguments_that_are_no_json_stay_as_they_are() -> None:
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=AS_TEXT))
+    call = {"type": "function", "function": {"name": "weather", "arguments": "Oslo"}}
+    said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
+    assert "<tool_call>weatherOslo</tool_call>" in trained_parts(renderer, renderer.example(said, "here"))[0]
+
+
+THINKS = HERMES.replace(
+    "{%- if message.content %}",
+    "{%- if message.reasoning_content %}{{- '<think>' + message.reasoning_content + '</think>' }}{%- endif %}"
+    "{%- if message.content %}",
+)
+
+
+def test_what_was_thought_is_trained_or_refused_where_the_template_never_prints_it() -> None:
+    rows = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "Yes.", "reasoning_content": "wet"}]
+    said = conversation(messages=rows, tools=None)
+    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=THINKS))
+    assert trained_parts(renderer, renderer.example(said, "here")) == ["<think>wet</think>Yes.<|im_end|>"]
+    called = conversation(messages=[rows[0], {**rows[1], "tool_calls": [CALL]}], tools=None)
+    thinks_alone = THINKS.partition("{%- for call in")[0] + "{%- endif %}{%- endfor %}"
+    with pytest.raises(DataError, match="prints no calls of tools"):
+        Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=thinks_alone)).example(called, "here")
+    forgets = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    with pytest.raises(DataError, match="the chat template prints no reasoning_content, and the row has it"):
+        forgets.example(said, "here")
+    other = conversation(messages=[rows[0], {"role": "assistant", "content": "Yes.", "thinking": "wet"}], tools=None)
+    named = HERMES + "{#- enable_thinking #}"
+    with pytest.raises(DataError, match="prints no thinking"):
+        Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=named)).example(other, "here")
