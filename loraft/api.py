@@ -40,20 +40,20 @@ from loraft.evaluation.task_metrics import chosen_metrics, known_metrics
 from loraft.events import Note, Observer, Progress
 from loraft.inference.batch_generate import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
 from loraft.inference.cache_comparison import CacheComparison, compare_cache
-from loraft.inference.compare_adapters import Compared
+from loraft.inference.compare_adapters import AdapterComparison
 from loraft.inference.compare_adapters import compare as compare_voices
-from loraft.inference.completion import Completion, Ending
-from loraft.inference.conversation import Conversation
-from loraft.inference.decoder_state import Context
+from loraft.inference.completion import Completion, Finish
+from loraft.inference.conversation import ChatSession
+from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import Stream, Token, complete_batch, stream
 from loraft.inference.predict_file import BATCH_SIZE as TEXTS_AT_ONCE
 from loraft.inference.predict_file import PredictedFile, check_output, predict_rows, read_texts
-from loraft.inference.requests import AnswerOptions, ModelChoice
-from loraft.inference.sampling_params import SamplingRules
+from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.inference.sampling_params import SamplingParams
 from loraft.inference.session import source_language
 from loraft.inference.trace import Trace
 from loraft.inference.tracer import Tracer
-from loraft.inspection.layers_report import LayersReport, look
+from loraft.inspection.layers_report import LayersReport, report_layers
 from loraft.inspection.row_preview import Preview, Split, preview_rows
 from loraft.io.memory_errors import memory_errors
 from loraft.merge.adapter_weights import resolve_weighted, weighted
@@ -84,8 +84,8 @@ __all__ = [
 ]  # fmt: skip
 
 TAKEN = "{} holds a run already: loraft train goes on with it by --resume, and replaces it by --overwrite"
-AS_SAVED = AnswerOptions()
-GREEDY = AnswerOptions(temperature=0, num_beams=1)
+AS_SAVED = GenerationRequest()
+GREEDY = GenerationRequest(temperature=0, num_beams=1)
 
 
 def _ignore(_: object) -> None:
@@ -101,7 +101,7 @@ def check(config: RunConfig, *, name: str = "run", verbose: bool = False) -> Che
         verbose: Name each row that stands in the data twice.
 
     Raises:
-        Refused: With every problem found; `train` refuses the same, and a folder that holds a run, which is told here.
+        InvalidInputError: With every problem found; `train` refuses the same, and a folder that holds a run.
     """
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=False))
     refuse_taken(folder, resume=folder.holds_run, overwrite=False)
@@ -121,7 +121,7 @@ def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places
         places: Show these rows instead: by line or number, or by place as loraft prints it.
 
     Raises:
-        Refused: The tokenizer or the data cannot be used, or there is no such row.
+        InvalidInputError: The tokenizer or the data cannot be used, or there is no such row.
     """
     return preview_rows(config, count=count, split=split, places=places)
 
@@ -148,9 +148,9 @@ def train(
         command: How the run was started, for its manifest.
 
     Raises:
-        Refused: Before the first step, with every problem found.
-        Failed: While running; the checkpoints before it stand.
-        Stopped: By a signal; the state was saved. SIGUSR1 stops nothing: a checkpoint is saved after the next step.
+        InvalidInputError: Before the first step, with every problem found.
+        RunError: While running; the checkpoints before it stand.
+        Interrupted: By a signal; the state was saved. SIGUSR1 stops nothing: a checkpoint is saved after the next step.
     """
     resume = resume or resume_anyway
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=resume))
@@ -182,7 +182,7 @@ def train(
 def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
     """Answers to `training.sample_prompts` as `generate` would give them: greedy, whatever the defaults are."""
     renderer = plan.data.renderer
-    rules = replace(SamplingRules(), **beginning(adapted.model, renderer))
+    rules = replace(SamplingParams(), **beginning(adapted.model, renderer))
 
     def answer(prompt: str) -> str:
         asked = [Message("user", prompt)]
@@ -222,7 +222,7 @@ class Answering(Iterator[Token]):
         return self.stream.completion
 
     @property
-    def ending(self) -> Ending | None:
+    def ending(self) -> Finish | None:
         """Why the answer ended; None until it has."""
         return self.stream.ending
 
@@ -234,10 +234,10 @@ class Answering(Iterator[Token]):
 
 
 def generate(
-    model: ModelChoice | str,
+    model: ModelRequest | str,
     *,
     prompt: str,
-    options: AnswerOptions = AS_SAVED,
+    options: GenerationRequest = AS_SAVED,
     trace: bool = False,
     layers: bool = False,
     use_cache: bool = True,
@@ -253,7 +253,7 @@ def generate(
         use_cache: False reads everything again at each step; the answer can then be compared with one with a cache.
 
     Raises:
-        Refused: The target or the prompt cannot be used.
+        InvalidInputError: The target or the prompt cannot be used.
     """
     session = opened(model)
     voice = session.voice()
@@ -271,7 +271,7 @@ def generate(
     ids = voice.prompt_ids(asked)
     notes += voice.about_prompts([asked])
     tracer = Tracer(session.model, voice.tokenizer, layers=layers) if trace else None
-    context = Context(session.model, use_cache=use_cache)
+    context = DecoderState(session.model, use_cache=use_cache)
     answered = stream(session.model, voice.tokenizer, ids, **settings, context=context, tracer=tracer)
 
     def with_cache() -> CacheComparison:
@@ -282,10 +282,10 @@ def generate(
 
 
 def complete(
-    model: ModelChoice | str,
+    model: ModelRequest | str,
     *,
     prompts: Sequence[str],
-    options: AnswerOptions = AS_SAVED,
+    options: GenerationRequest = AS_SAVED,
     batch_size: int = BATCH_SIZE,
     observer: Observer = _ignore,
 ) -> list[Completion]:
@@ -305,13 +305,13 @@ def complete(
 
 
 def compare(
-    model: ModelChoice | str,
+    model: ModelRequest | str,
     *,
     prompts: Sequence[str],
-    options: AnswerOptions = AS_SAVED,
+    options: GenerationRequest = AS_SAVED,
     batch_size: int = BATCH_SIZE,
     observer: Observer = _ignore,
-) -> list[Compared]:
+) -> list[AdapterComparison]:
     """Let the base and each adapter answer the same prompts; the other arguments are those of `generate`.
 
     Returns:
@@ -323,12 +323,12 @@ def compare(
 
 
 def answer_file(
-    model: ModelChoice | str,
+    model: ModelRequest | str,
     *,
     prompts: Path,
     output: Path,
     prompt_column: str | None = None,
-    options: AnswerOptions = AS_SAVED,
+    options: GenerationRequest = AS_SAVED,
     batch_size: int = BATCH_SIZE,
     overwrite: bool = False,
     observer: Observer = _ignore,
@@ -346,11 +346,11 @@ def answer_file(
         observer: Is told how far it is.
 
     Raises:
-        Refused: Before anything is answered, with the first bad rows.
-        Failed: While answering; the rows so far are in `output`.
-        Stopped: By a signal; the rows so far are in `output`.
+        InvalidInputError: Before anything is answered, with the first bad rows.
+        RunError: While answering; the rows so far are in `output`.
+        Interrupted: By a signal; the rows so far are in `output`.
     """
-    choice = ModelChoice(model) if isinstance(model, str) else model
+    choice = ModelRequest(model) if isinstance(model, str) else model
     questions = read_questions(prompts, lambda: source_language(choice), column=prompt_column)
     check_answer_file(output, [question.row.values for question in questions], prompts, ADDED, overwrite=overwrite)
     session = opened(choice)
@@ -367,7 +367,7 @@ def answer_file(
 
 
 def evaluate(
-    model: ModelChoice | str,
+    model: ModelRequest | str,
     *,
     data: DataSource | str | Path | None = None,
     metrics: Sequence[str] | None = None,
@@ -376,7 +376,7 @@ def evaluate(
     baseline: bool = False,
     batch_size: int = BATCH_SIZE,
     limit: int | None = None,
-    options: AnswerOptions = GREEDY,
+    options: GenerationRequest = GREEDY,
     observer: Observer = _ignore,
 ) -> Evaluation:
     """Measure a model on rows: its loss on their answers or classes, and its own answers by theirs.
@@ -394,11 +394,11 @@ def evaluate(
         observer: Is told how far it is.
 
     Raises:
-        Refused: Before anything is measured, with every bad row.
-        Failed: While running; the rows so far are in `output`.
-        Stopped: By a signal; the rows so far are in `output`.
+        InvalidInputError: Before anything is measured, with every bad row.
+        RunError: While running; the rows so far are in `output`.
+        Interrupted: By a signal; the rows so far are in `output`.
     """
-    choice = ModelChoice(model) if isinstance(model, str) else model
+    choice = ModelRequest(model) if isinstance(model, str) else model
     rows_from = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
     if output is not None:
         check_rows_file(output, rows_from.path if rows_from is not None else None, overwrite=overwrite)
@@ -429,7 +429,7 @@ def evaluate(
 
 
 def predict(
-    model: ModelChoice | str, *, texts: Sequence[tuple[str, str | None]], observer: Observer = _ignore
+    model: ModelRequest | str, *, texts: Sequence[tuple[str, str | None]], observer: Observer = _ignore
 ) -> list[dict[str, float]]:
     """Tell the probability of each class for a few texts.
 
@@ -442,7 +442,7 @@ def predict(
         For each text the probabilities by the names of the classes.
 
     Raises:
-        Refused: The target is no classifier, or cannot be used.
+        InvalidInputError: The target is no classifier, or cannot be used.
         NonFiniteError: A score is not a number.
         OutOfMemoryError: The device is too small for the texts together.
     """
@@ -457,7 +457,7 @@ def predict(
 
 
 def predict_file(
-    model: ModelChoice | str,
+    model: ModelRequest | str,
     *,
     texts: Path,
     output: Path,
@@ -480,9 +480,9 @@ def predict_file(
         observer: Is told how far it is.
 
     Raises:
-        Refused: Before anything is classified, with every bad row.
-        Failed: While running; the rows so far are in `output`.
-        Stopped: By a signal; the rows so far are in `output`.
+        InvalidInputError: Before anything is classified, with every bad row.
+        RunError: While running; the rows so far are in `output`.
+        Interrupted: By a signal; the rows so far are in `output`.
     """
     rows = read_texts(texts, columns, learned_columns(model))
     check_output(output, rows, texts, overwrite=overwrite)
@@ -520,8 +520,8 @@ def merge(
         observer: Is told what happens.
 
     Raises:
-        Refused: Before anything is written: an adapter that does not fit, a folder that is taken, a disk too small.
-        Failed: The merged model is not the adapted one, or memory or disk ran out; `out` is as it was.
+        InvalidInputError: Before anything is written: an adapter does not fit, a folder is taken, a disk is too small.
+        RunError: The merged model is not the adapted one, or memory or disk ran out; `out` is as it was.
     """
     found, weights = resolve_weighted(target, adapters, base_model=base_model)
     job = prepare_merge(found, weights, base=base, dtype=dtype)
@@ -553,20 +553,20 @@ def inspect_layers(
         lora: What LoRA is to be counted for; None counts an adapter's own, or what an empty config would train.
 
     Raises:
-        Refused: Something cannot be found or looked into.
+        InvalidInputError: Something cannot be found or looked into.
     """
-    return look(target, adapters, base_model=base_model, lora=lora)
+    return report_layers(target, adapters, base_model=base_model, lora=lora)
 
 
 def open_chat(
-    model: ModelChoice | str,
+    model: ModelRequest | str,
     *,
-    options: AnswerOptions = AS_SAVED,
-) -> Conversation:
+    options: GenerationRequest = AS_SAVED,
+) -> ChatSession:
     """Begin a conversation; the arguments are those of `generate`.
 
     Raises:
-        Refused: The target cannot be used, or the model holds no conversation.
+        InvalidInputError: The target cannot be used, or the model holds no conversation.
     """
     session = opened(model)
-    return Conversation(session, options)
+    return ChatSession(session, options)

@@ -1,19 +1,19 @@
 """Every error that loraft raises for a person, drawn by fault.
 
     LoraftError
-    ├── Refused                 exit 2: the input is wrong, or foreseen not to work
+    ├── InvalidInputError       exit 2: the input is wrong, or foreseen not to work
     │   ├── ConfigError         the YAML file or a key=value override
     │   ├── DataError           a data file or its rows
     │   ├── ModelError          a base model, its files or its tokenizer
     │   ├── AdapterError        an adapter: what it is asked to adapt, or its files
     │   ├── RunFolderError      the folder of a run, or a checkpoint in it
     │   └── ResourceError       memory or disk that is too small for what is asked
-    ├── Failed                  exit 3: it went wrong while running
+    ├── RunError                exit 3: it went wrong while running
     │   ├── NonFiniteError      a loss or gradient that is NaN or infinite
     │   ├── OutOfMemoryError    the device ran out of memory
     │   ├── DiskFullError       the disk filled up
     │   └── VerificationError   a merged model that is not the adapted one
-    └── Stopped                 exit 130, 143 or 129: SIGINT, SIGTERM or SIGHUP, state saved
+    └── Interrupted             exit 130, 143 or 129: SIGINT, SIGTERM or SIGHUP, state saved
 
 An error holds one problem or several. A problem says where, what, and what to do.
 """
@@ -30,16 +30,16 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DiskFullError",
-    "Failed",
+    "Interrupted",
+    "InvalidInputError",
     "LoraftError",
     "ModelError",
     "NonFiniteError",
     "OutOfMemoryError",
     "Problem",
-    "Refused",
     "ResourceError",
+    "RunError",
     "RunFolderError",
-    "Stopped",
     "VerificationError",
 ]
 
@@ -101,57 +101,57 @@ class LoraftError(Exception):
         return error
 
 
-class Refused(LoraftError):
+class InvalidInputError(LoraftError):
     """The input is wrong, or foreseen not to work; nothing was changed."""
 
     exit_code = 2
 
 
-class ConfigError(Refused):
+class ConfigError(InvalidInputError):
     """The YAML file or a `key=value` override is wrong."""
 
 
-class DataError(Refused):
+class DataError(InvalidInputError):
     """A data file cannot be read, or its rows cannot be used."""
 
 
-class ModelError(Refused):
+class ModelError(InvalidInputError):
     """A base model, its files or its tokenizer cannot be used."""
 
 
-class AdapterError(Refused):
+class AdapterError(InvalidInputError):
     """An adapter's targets match nothing, or its files do not fit the base."""
 
 
-class RunFolderError(Refused):
+class RunFolderError(InvalidInputError):
     """The folder of a run is taken, missing or damaged."""
 
 
-class ResourceError(Refused):
+class ResourceError(InvalidInputError):
     """Memory or disk is foreseen to be too small."""
 
 
-class Failed(LoraftError):
+class RunError(LoraftError):
     """It went wrong while running."""
 
 
-class NonFiniteError(Failed):
+class NonFiniteError(RunError):
     """A loss or a gradient is NaN or infinite."""
 
 
-class OutOfMemoryError(Failed):
+class OutOfMemoryError(RunError):
     """The device ran out of memory."""
 
 
-class DiskFullError(Failed):
+class DiskFullError(RunError):
     """The disk filled up while something was written."""
 
 
-class VerificationError(Failed):
+class VerificationError(RunError):
     """A merged model does not compute what the adapter on its base does."""
 
 
-class Stopped(LoraftError):
+class Interrupted(LoraftError):
     """A signal asked for the end; the state was saved."""
 
     def __init__(self, message: str, *, signal_number: int, remedy: str | None = None) -> None:

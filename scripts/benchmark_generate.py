@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from loraft.inference.engine import complete_batch
-from loraft.inference.requests import ModelChoice
+from loraft.inference.requests import ModelRequest
 from loraft.inference.sampling import GREEDY
 from loraft.inference.session import open_session
 
@@ -68,7 +68,7 @@ class Compared:
 def main() -> None:
     """Measures both and prints a table."""
     options = parse_options()
-    session = open_session(ModelChoice(MODEL, [options.adapter] if options.adapter else []))
+    session = open_session(ModelRequest(MODEL, [options.adapter] if options.adapter else []))
     voice = session.voice()
     prompts = [voice.prompt_ids(voice.conversation(prompt)) for prompt in PROMPTS]
     ours, theirs = answerers(session.model, voice.tokenizer, options.new_tokens)

@@ -7,9 +7,9 @@ Answers are greedy; they end at the end of turn or after --max-new-tokens.
 
 from __future__ import annotations
 
-from loraft.cli.silence import hush
+from loraft.cli.silence import silence_libraries
 
-hush()  # the libraries below warn while they are imported
+silence_libraries()  # the libraries below warn while they are imported
 
 import argparse
 import textwrap
@@ -21,11 +21,11 @@ from torch import nn
 from loraft.adapters.resolve_target import resolve_target
 from loraft.adapters.save_adapter import load_adapter
 from loraft.config.schema import DataSource
-from loraft.errors import Refused
+from loraft.errors import InvalidInputError
 from loraft.evaluation.metrics import exact_match_rate, valid_json_rate
 from loraft.inference.engine import complete_batch
 from loraft.inference.sampling import SamplingRules
-from loraft.models.device import place
+from loraft.models.device import select_device
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.rows.formats import Conversation, Message, detect_format, to_record
 from loraft.rows.raw_rows import read_rows
@@ -54,7 +54,7 @@ def main() -> None:
     if target.adapter is None:
         raise SystemExit(f"{options.run} holds no adapter; the report compares a base with its adapter")
     section = target.model_section
-    loaded = load_model(section, place(section), quantization=target.quantization)
+    loaded = load_model(section, select_device(section), quantization=target.quantization)
     renderer = Renderer.for_tokenizer(loaded.tokenizer, system_prompt=target.manner.system_prompt)
     tickets = held_out(options.tickets)
     before = answers(loaded.model, loaded, renderer, tickets, options.max_new_tokens)
@@ -130,5 +130,5 @@ def print_table(expected: Sequence[str], before: Sequence[str], after: Sequence[
 if __name__ == "__main__":
     try:
         main()
-    except Refused as refused:
+    except InvalidInputError as refused:
         raise SystemExit(str(refused)) from None

@@ -8,15 +8,24 @@ import signal
 import pytest
 
 from loraft import errors
-from loraft.errors import ConfigError, DataError, DiskFullError, Failed, LoraftError, Problem, Refused, Stopped
+from loraft.errors import (
+    ConfigError,
+    DataError,
+    DiskFullError,
+    Interrupted,
+    InvalidInputError,
+    LoraftError,
+    Problem,
+    RunError,
+)
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LoraftError)]
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_exit_codes_by_fault(kind: type[LoraftError]) -> None:
-    if kind is not Stopped:
-        assert kind.exit_code == (2 if issubclass(kind, Refused) else 3)
+    if kind is not Interrupted:
+        assert kind.exit_code == (2 if issubclass(kind, InvalidInputError) else 3)
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
@@ -56,13 +65,13 @@ def test_one_error_may_hold_several_problems() -> None:
 def test_one_problem_is_the_errors_text() -> None:
     error = ConfigError("is wrong", where="run.yaml", remedy="Mend it.")
     assert str(error) == "run.yaml: is wrong\n  Mend it."
-    assert isinstance(error, Refused)
-    assert issubclass(DiskFullError, Failed)
+    assert isinstance(error, InvalidInputError)
+    assert issubclass(DiskFullError, RunError)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_what_a_signal_stopped_exits_with_its_number(number: int, code: int) -> None:
-    assert Stopped("stopped", signal_number=number).stopped_exit_code == code
+    assert Interrupted("stopped", signal_number=number).stopped_exit_code == code
 
 
 def test_an_override_has_its_key_in_its_name_already() -> None:

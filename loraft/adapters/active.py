@@ -1,8 +1,4 @@
-"""Which of the adapters in a model acts.
-
-This module knows how peft switches adapters, and that switching makes parameters trainable. It refuses to know
-where they came from.
-"""
+"""Which of the adapters in a model acts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What an adapter_config.json declares: taken over where loraft honours it, refused where it would be ignored.
-
-This module knows peft's LoraConfig. It refuses to know tensors and folders.
-"""
+"""What an adapter_config.json declares: taken over where loraft honours it, refused where it would be ignored."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from loraft.adapters.bounded_regex import PLAIN, matching
 from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError, Problem
 
-__all__ = ["Json", "honoured_config", "recorded_lora", "refuse_changes", "resolved"]
+__all__ = ["Json", "parse_adapter_config", "recorded_lora", "refuse_changes", "resolved"]
 
 Json = Mapping[str, object]
 
@@ -74,7 +71,7 @@ def recorded_lora(config: LoraConfig) -> dict[str, object]:
     return {key: getattr(config, key) for key in RECORDED}
 
 
-def honoured_config(declared: Json, where: str) -> LoraConfig:
+def parse_adapter_config(declared: Json, where: str) -> LoraConfig:
     """`adapter_config.json` as peft's type.
 
     Raises:

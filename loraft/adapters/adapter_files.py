@@ -1,8 +1,6 @@
 """An adapter's folder, read and distrusted.
 
-This module knows PEFT's file format and `loraft.json`, and every way in which such a folder does not fit: keys
-that are missing or left over, values that are not finite, a rank or an alpha that was changed, another base. It
-reads safetensors and JSON only, and refuses to know how an adapter is trained or written.
+It reads safetensors and JSON only.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from loraft.adapters.adapter_config import Json, honoured_config, refuse_changes
+from loraft.adapters.adapter_config import Json, parse_adapter_config, refuse_changes
 from loraft.adapters.base_copies import is_copy, refuse_others
 from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError, Problem
@@ -141,7 +139,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
         raise AdapterError(f"there is no {ADAPTER_CONFIG}", where=str(folder), remedy="Name the folder of an adapter.")
     declared = read_json(folder / ADAPTER_CONFIG)
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
-    config = honoured_config(declared, str(folder / ADAPTER_CONFIG))
+    config = parse_adapter_config(declared, str(folder / ADAPTER_CONFIG))
     refuse_changes(declared, record, str(folder / ADAPTER_CONFIG))
     tensors = _tensors(folder)
     copies = {key: tensors.pop(key) for key in [*tensors] if is_copy(key)}

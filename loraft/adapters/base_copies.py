@@ -1,8 +1,7 @@
 """Copies of the base's own weights in an adapter's file: peft saves them where a head or an embedding is adapted.
 
 They are no part of the adapter where they equal the base's. Where they differ it was trained on other weights, such as
-those of a vocabulary that grew, and on this base it would answer wrongly. This module knows their keys and how they are
-compared. It refuses to know files.
+those of a vocabulary that grew, and on this base it would answer wrongly.
 """
 
 from __future__ import annotations

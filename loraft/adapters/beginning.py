@@ -1,7 +1,4 @@
-"""How the answers of an encoder-decoder begin: as its targets did in training.
-
-This module knows which token the decoder reads first and which one it must say first. It refuses to know what follows.
-"""
+"""How the answers of an encoder-decoder begin: as its targets did in training."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Regular expressions that somebody else wrote, matched in bounded time and memory.
 
-An expression such as `((a+)+)+!` takes time that doubles with each character, and Python cannot interrupt it. So
-they are matched in a process of its own, which is ended when its time is over. This module knows expressions and names.
-It refuses to know what they decide.
+An expression such as `((a+)+)+!` takes time that doubles with each character, and Python cannot interrupt it. So they
+are matched in a process of its own, which is ended when its time is over.
 """
 
 from __future__ import annotations

@@ -1,27 +1,24 @@
-"""The classes that a classifier tells apart, wherever they are told: by loraft's record, a model's config, or a head.
-
-This module knows these three places. It refuses to know rows and their labels.
-"""
+"""The classes of a classifier, wherever they are told: by loraft's record, a model's config, or a head."""
 
 from __future__ import annotations
 
 from loraft.adapters.adapter_files import read_adapter
-from loraft.adapters.metadata import AdapterTarget, Target
+from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.errors import AdapterError
 from loraft.models.hf_config import class_names, is_classifier, load_any_config
-from loraft.models.registry import TRAINED_FOR, family_of
+from loraft.models.registry import TRAINED_FOR, spec_of
 
 __all__ = ["classes_of"]
 
 
-def classes_of(target: Target) -> tuple[str, ...]:
+def classes_of(target: ResolvedTarget) -> tuple[str, ...]:
     """The names of the classes in their order; none where the target is no classifier.
 
     An adapter that another tool wrote tells only how many there are: their names are then those of its base, where it
     has as many, or else `LABEL_0`, `LABEL_1` and so on, as transformers has it.
 
     Raises:
-        Refused: The base's config cannot be read, or an adapter is damaged or lacks the head that it was trained with.
+        InvalidInputError: The base's config cannot be read, or an adapter is damaged or lacks its head.
     """
     if not target.adapters:
         config = load_any_config(target.model_section)
@@ -32,9 +29,9 @@ def classes_of(target: Target) -> tuple[str, ...]:
     return adapter.labels or _unnamed(adapter, target)
 
 
-def _unnamed(adapter: AdapterTarget, target: Target) -> tuple[str, ...]:
+def _unnamed(adapter: AdapterTarget, target: ResolvedTarget) -> tuple[str, ...]:
     config = load_any_config(target.model_section)
-    decides = family_of(config.model_type, TRAINED_FOR["seq_cls"]).classifier[-1]
+    decides = spec_of(config.model_type, TRAINED_FOR["seq_cls"]).classifier[-1]
     whole = (
         tensor
         for key, tensor in read_adapter(adapter.folder).tensors.items()

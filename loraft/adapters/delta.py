@@ -1,7 +1,6 @@
 """The arithmetic of merging: what a weight becomes when low-rank updates are folded into it.
 
-This module knows numbers alone, in float32, a few rows at a time: the memory it takes does not depend on the weight's
-size. It refuses to know names, files and peft.
+All is computed in float32, a few rows at a time: the memory it takes does not depend on the size of the weight.
 
     LoRA   W' = W + Σ s · B A            (s = weight · alpha / r, with rsLoRA weight · alpha / √r)
     DoRA   W' = m ⊙ (W + s · B A) / ‖W + s · B A‖, the norm of each output's row

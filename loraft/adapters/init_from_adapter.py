@@ -1,6 +1,6 @@
 """`lora.start_from`: whether the adapter to go on from is the one that the config describes.
 
-This module compares and tells every difference. It refuses to know tensors beyond their shapes.
+This module compares and tells every difference.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
 from loraft.adapters.adapter_files import AdapterFiles, read_adapter
 from loraft.adapters.resolve_target import adapter_named
-from loraft.adapters.targets import Targets
+from loraft.adapters.targets import TargetModules
 from loraft.config.schema import LoraSection
 from loraft.errors import AdapterError, Problem
 from loraft.models.module_names import is_within
@@ -17,7 +17,7 @@ from loraft.models.module_names import is_within
 __all__ = ["start_of"]
 
 
-def start_of(lora: LoraSection, targets: Targets, labels: Sequence[str] = ()) -> AdapterFiles | None:
+def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = ()) -> AdapterFiles | None:
     """The adapter of `lora.start_from`; None where an adapter begins anew.
 
     Args:
@@ -36,7 +36,7 @@ def start_of(lora: LoraSection, targets: Targets, labels: Sequence[str] = ()) ->
     return start
 
 
-def _refuse_another(start: AdapterFiles, targets: Targets, lora: LoraSection, labels: Sequence[str]) -> None:
+def _refuse_another(start: AdapterFiles, targets: TargetModules, lora: LoraSection, labels: Sequence[str]) -> None:
     shape = start.shape
     problems = [
         *_modules(shape.ranks.keys(), targets.ranks.keys()),

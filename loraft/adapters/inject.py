@@ -1,8 +1,5 @@
 """An adapter put into a loaded base: the only place that wraps a model with peft.
 
-This module knows how the config's `lora` section becomes trainable float32 parameters in a frozen base, and how
-a run goes on from an adapter. It refuses to know files (`reading`, `store`) and how training goes.
-
 What is trained is float32 and what is frozen keeps the dtype that it was loaded in. peft's own casting of inputs
 is off: where the base is not float32, every forward, of training and of generation, runs under `torch.autocast`.
 Gradient checkpointing is switched on after `attach`, never before: peft would let gradients into the embeddings,
@@ -30,14 +27,14 @@ from loraft.adapters.adapter_config import resolved
 from loraft.adapters.adapter_files import insert
 from loraft.adapters.init_from_adapter import start_of
 from loraft.adapters.linear_modules import targets_in
-from loraft.adapters.targets import Targets
+from loraft.adapters.targets import TargetModules
 from loraft.config.schema import Method, RunConfig, Task
-from loraft.kernels.lora_linear import update_in_place
+from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.models.load_model import LoadedModel, meta_model
 from loraft.models.module_names import matches
-from loraft.models.registry import Family
+from loraft.models.registry import ModelSpec
 
-__all__ = ["ADAPTER_NAME", "AdaptedModel", "attach", "wrap"]
+__all__ = ["ADAPTER_NAME", "AdaptedModel", "add_lora_layers", "attach"]
 
 ADAPTER_NAME = "default"
 """The name that peft loads an adapter under when nobody names it."""
@@ -66,7 +63,7 @@ class AdaptedModel:
 
     loaded: LoadedModel
     model: PeftModel | PreTrainedModel
-    targets: Targets | None
+    targets: TargetModules | None
     trainable: dict[str, nn.Parameter]
     method: Method
     notes: tuple[str, ...] = ()
@@ -104,7 +101,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     start = start_of(config.lora, targets, tuple(map(str, classes)))
     lora = _lora_config(base, loaded.family, targets, config)
     saved = copy.copy(lora.modules_to_save)
-    model = wrap(base, lora)
+    model = add_lora_layers(base, lora)
     _refuse_other_modules(model, targets)
     notes: tuple[str, ...] = ()
     if start:
@@ -112,7 +109,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
         insert(model, start, ADAPTER_NAME)
     else:
         _initialise(model, targets.modules, config)
-    update_in_place(model, ADAPTER_NAME, loaded.family.same_input)
+    patch_lora_linears(model, ADAPTER_NAME, loaded.family.same_input)
     recorded = model.peft_config[ADAPTER_NAME]
     assert isinstance(recorded, LoraConfig)
     recorded.base_model_name_or_path = loaded.name
@@ -122,7 +119,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     return AdaptedModel(loaded, model, targets, _trainable(model), config.method, notes)
 
 
-def wrap(
+def add_lora_layers(
     base: PreTrainedModel | PeftModel, config: LoraConfig, name: str = ADAPTER_NAME, *, where: str | None = None
 ) -> PeftModel:
     """The base with adapter layers in it, beside those it has: parameters float32, peft's casting of inputs off.
@@ -205,7 +202,7 @@ def _initialise(model: PeftModel, modules: Iterable[str], config: RunConfig) -> 
         weight.data.copy_(drawn)
 
 
-def _lora_config(base: PreTrainedModel, family: Family, targets: Targets, config: RunConfig) -> LoraConfig:
+def _lora_config(base: PreTrainedModel, family: ModelSpec, targets: TargetModules, config: RunConfig) -> LoraConfig:
     """The config's section in peft's words."""
     lora = config.lora
     everything = [name for name, _ in base.named_modules()]
@@ -235,7 +232,7 @@ def _whole(number: float) -> float | int:
 
 
 def _portable_names(
-    targets: Targets, everything: Sequence[str], family: Family
+    targets: TargetModules, everything: Sequence[str], family: ModelSpec
 ) -> tuple[list[str], list[int] | None, str | None]:
     """The shortest `target_modules`, `layers_to_transform` and `layers_pattern` that mean exactly the chosen modules.
 
@@ -262,7 +259,7 @@ def _inside(name: str, stacks: Sequence[str]) -> str:
     return name.removeprefix(stack).partition(".")[2]
 
 
-def _layer_patterns(family: Family) -> list[str]:
+def _layer_patterns(family: ModelSpec) -> list[str]:
     """What `layers_pattern` can say: the layers of any stack, such as `block`, or of one, such as `encoder.block`."""
     split = [path.rpartition(".") for path in family.stacks.values()]
     either = list(dict.fromkeys(last for _, _, last in split))
@@ -284,7 +281,7 @@ def _unmistakable(saved: Sequence[str], everything: Sequence[str]) -> list[str]:
     return sorted(set(short)) if meant == set(saved) else list(saved)
 
 
-def _refuse_other_modules(model: PeftModel, targets: Targets) -> None:
+def _refuse_other_modules(model: PeftModel, targets: TargetModules) -> None:
     """Compare what peft adapted with what was chosen: it ignores names that match nothing when others match."""
     base = model.get_base_model()
     adapted = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}

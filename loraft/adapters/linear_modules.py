@@ -1,7 +1,6 @@
 """The modules of a model, as the choice of targets needs them: stacks, linear ones, sizes, tied and 4-bit weights.
 
-This module knows torch modules, on the meta device too. It refuses to know peft and the config's words. A model whose
-family is not in the table of architectures shows by its structure where its layers are.
+A model whose family is not in the table of architectures shows by its structure where its layers are.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from dataclasses import replace
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraft.adapters.targets import Targets, select
+from loraft.adapters.targets import TargetModules, select
 from loraft.config.schema import LoraSection
 from loraft.errors import ModelError
 from loraft.models.load_model import linear_modules
 from loraft.models.quantize import quantized_modules
-from loraft.models.registry import FAMILIES, Family, Kind
+from loraft.models.registry import FAMILIES, Kind, ModelSpec
 
 __all__ = ["depths", "family_in", "sized_modules", "targets_in", "tied_modules"]
 
 
-def family_in(model: PreTrainedModel) -> Family:
+def family_in(model: PreTrainedModel) -> ModelSpec:
     """The row of the table for this model, with its layers where this class of it has them.
 
     The table says where the model with its head has them: a bare model lacks the first part of that path. A family
@@ -44,12 +43,12 @@ def family_in(model: PreTrainedModel) -> Family:
     return replace(row, layers_path=paths[row.layers_path], encoder_path=encoder)
 
 
-def depths(model: nn.Module, family: Family) -> Mapping[str, int]:
+def depths(model: nn.Module, family: ModelSpec) -> Mapping[str, int]:
     """How many layers each stack of the model has."""
     return {stack: len(list(model.get_submodule(path).children())) for stack, path in family.stacks.items()}
 
 
-def _by_structure(model: PreTrainedModel) -> Family:
+def _by_structure(model: PreTrainedModel) -> ModelSpec:
     """A row for a model that the table does not have: its largest lists of layers that hold linear modules."""
     sizes = sized_modules(model)
     found: dict[str, int] = {}
@@ -64,11 +63,11 @@ def _by_structure(model: PreTrainedModel) -> Family:
     encoder = next((name for name in largest if "encoder" in name), None)
     decoder = next((name for name in largest if "decoder" in name), None)
     if model.config.is_encoder_decoder and encoder and decoder:
-        return Family(
+        return ModelSpec(
             model_type, decoder, (), (), "encoder_decoder", encoder, experts=_experts(model, decoder), packs=False
         )
     kind: Kind = "decoder" if model.can_generate() or "ForCausalLM" in type(model).__name__ else "encoder"
-    return Family(model_type, largest[0], (), (), kind, experts=_experts(model, largest[0]), packs=False)
+    return ModelSpec(model_type, largest[0], (), (), kind, experts=_experts(model, largest[0]), packs=False)
 
 
 def _experts(model: nn.Module, path: str) -> str | None:
@@ -97,8 +96,8 @@ def tied_modules(model: nn.Module) -> tuple[str, ...]:
 
 
 def targets_in(
-    model: PreTrainedModel, family: Family, lora: LoraSection, *, quantized: bool, head: Sequence[str] = ()
-) -> Targets:
+    model: PreTrainedModel, family: ModelSpec, lora: LoraSection, *, quantized: bool, head: Sequence[str] = ()
+) -> TargetModules:
     """Resolve the `lora` section against a model, whether its weights are loaded or not.
 
     Args:

@@ -1,8 +1,7 @@
 """The factors of an adapter as its file has them: A, B, magnitude and scale of each module, read and not judged.
 
-This module knows PEFT's format and reads one module at a time, from safetensors alone. Other than `reading`, it takes
-adapters of any task, of other tools, and damaged ones: values that are not finite are handed on, for whoever looks at
-an adapter wants to see them. It refuses to know bases.
+Unlike `adapter_files`, it takes adapters of any task, of other tools, and damaged ones: values that are not finite are
+handed on, for whoever looks at an adapter wants to see them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError
 from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 
-__all__ = ["Factors", "OpenedAdapter", "opened_adapter"]
+__all__ = ["AdapterReader", "LoraFactors", "open_adapter"]
 
 KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
@@ -35,7 +34,7 @@ PARTS = {"A": "a", "B": "b", "embedding_A": "a", "embedding_B": "b", "magnitude_
 
 
 @dataclass(frozen=True, eq=False)
-class Factors:
+class LoraFactors:
     """The update of one module: ΔW = scale · B A, `[out, in]`.
 
     Attributes:
@@ -59,7 +58,7 @@ class Factors:
 
 
 @dataclass(frozen=True, eq=False)
-class OpenedAdapter:
+class AdapterReader:
     """An adapter whose file is open.
 
     Attributes:
@@ -90,14 +89,14 @@ class OpenedAdapter:
         patterns, alpha = self.declared.get("alpha_pattern") or {}, self.declared.get("lora_alpha", 8)
         return values_for(self.keys, patterns, alpha, where=str(self.folder / ADAPTER_CONFIG), key="alpha_pattern")
 
-    def factors(self, module: str) -> Factors:
+    def factors(self, module: str) -> LoraFactors:
         """The factors of a module, read now."""
         parts = self.keys[module]
         a, b = self.file.get_tensor(parts["a"]), self.file.get_tensor(parts["b"])
         magnitude = self.file.get_tensor(parts["magnitude"]) if "magnitude" in parts else None
         alpha = self._alphas[module]
         scale = alpha / math.sqrt(a.shape[0]) if self.declared.get("use_rslora") else alpha / a.shape[0]
-        return Factors(a, b, scale, magnitude, "lora_embedding" in parts["a"])
+        return LoraFactors(a, b, scale, magnitude, "lora_embedding" in parts["a"])
 
     def saved_tensor(self, name: str) -> Tensor:
         """A tensor that was trained whole, read now."""
@@ -106,7 +105,7 @@ class OpenedAdapter:
 
 
 @contextmanager
-def opened_adapter(folder: Path) -> Iterator[OpenedAdapter]:
+def open_adapter(folder: Path) -> Iterator[AdapterReader]:
     """Open an adapter to look at it.
 
     Raises:
@@ -143,7 +142,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _listed(folder: Path, declared: Mapping[str, Any], file: Any, path: Path) -> OpenedAdapter:
+def _listed(folder: Path, declared: Mapping[str, Any], file: Any, path: Path) -> AdapterReader:
     keys: dict[str, dict[str, str]] = {}
     saved: dict[str, tuple[int, ...]] = {}
     unread: list[str] = []
@@ -169,7 +168,7 @@ def _listed(folder: Path, declared: Mapping[str, Any], file: Any, path: Path) ->
             raise AdapterError(f"the A of {name} is {a} and its B {b}: they make no product", where=str(path))
         if "magnitude" in parts and math.prod(m := file.get_slice(parts["magnitude"]).get_shape()) != b[0]:
             raise AdapterError(f"the magnitude of {name} is {m} and its B {b}", where=str(path))
-    return OpenedAdapter(folder, declared, keys, saved, tuple(unread), dtypes, file)
+    return AdapterReader(folder, declared, keys, saved, tuple(unread), dtypes, file)
 
 
 def _plain(key: str) -> str:

@@ -1,8 +1,7 @@
 """Text of others inside Markdown: names, labels and paths as they are, whatever they hold.
 
 A card is shown as a page, and its header is read by programs: a label with a line end, a backtick or a tag must neither
-break the one nor become a part of the other. This module knows how text is made plain. It refuses to know what a card
-says.
+break the one nor become a part of the other.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An adapter folded into the base that it is loaded on: the same arithmetic as merging files, on the model itself.
 
-This module knows peft's layers and 4-bit modules. Where memory is there it saves the two skinny products a layer.
+Where memory is there it saves the two skinny products a layer.
 """
 
 from __future__ import annotations

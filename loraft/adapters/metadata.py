@@ -1,8 +1,4 @@
-"""What a folder of weights says of itself: the adapter or model in it, its base, and how it was trained.
-
-This module knows what peft and loraft write beside weights. It refuses to know where to look for such a folder
-(`resolve`), and to load anything, and torch with it.
-"""
+"""What a folder of weights says of itself: the adapter or model in it, its base, and how it was trained."""
 
 from __future__ import annotations
 
@@ -18,14 +14,14 @@ from loraft.errors import AdapterError
 from loraft.io.atomic import RECORD, read_json
 from loraft.io.checksums import is_weights, refuse_altered
 
-__all__ = ["AdapterTarget", "Manner", "Sources", "Target", "adapter_in", "model_in"]
+__all__ = ["AdapterTarget", "ResolvedTarget", "SourceFormat", "TrainingMetadata", "adapter_in", "model_in"]
 
 PEFT_TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_2_SEQ_LM": "seq2seq_lm", "SEQ_CLS": "seq_cls"}
 """Our names of the tasks by peft's."""
 
 
 @dataclass(frozen=True)
-class Sources:
+class SourceFormat:
     """How the sources of an encoder-decoder are rendered, as a `data` section says it.
 
     Attributes:
@@ -40,7 +36,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Manner:
+class TrainingMetadata:
     """How something was trained, as far as its answers follow from it.
 
     Attributes:
@@ -54,7 +50,7 @@ class Manner:
     task: Task | None = None
     system_prompt: str | None = None
     plain: bool = False
-    sources: Sources = Sources()
+    sources: SourceFormat = SourceFormat()
     special_tokens_in_text: SpecialTokensInText = "text"
 
 
@@ -83,12 +79,12 @@ class AdapterTarget:
     dtype: str | None = None
     quantization: QuantizationSection | None = None
     tokenizer: str | None = None
-    manner: Manner = Manner()
+    manner: TrainingMetadata = TrainingMetadata()
     labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Target:
+class ResolvedTarget:
     """What a command works on.
 
     Attributes:
@@ -103,7 +99,7 @@ class Target:
     base: str
     revision: str | None = None
     adapters: tuple[AdapterTarget, ...] = ()
-    own: Manner = Manner()
+    own: TrainingMetadata = TrainingMetadata()
     dtype: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -118,7 +114,7 @@ class Target:
         return self.adapters[0].quantization if self.adapters else None
 
     @property
-    def manner(self) -> Manner:
+    def manner(self) -> TrainingMetadata:
         """How what answers was trained."""
         return self.adapters[0].manner if self.adapters else self.own
 
@@ -135,7 +131,7 @@ class Target:
         return ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=tokenizer, dtype=dtype)
 
 
-def adapter_in(folder: Path) -> Target:
+def adapter_in(folder: Path) -> ResolvedTarget:
     """The adapter in a folder, on the base that it names.
 
     Raises:
@@ -158,10 +154,10 @@ def adapter_in(folder: Path) -> Target:
         manner=_manner(config, record),
         labels=_labels(record),
     )
-    return Target(adapter.base, adapter.revision, (adapter,))
+    return ResolvedTarget(adapter.base, adapter.revision, (adapter,))
 
 
-def model_in(folder: Path) -> Target:
+def model_in(folder: Path) -> ResolvedTarget:
     """The model in a folder: a base, or what was trained or merged and knows how.
 
     Raises:
@@ -169,7 +165,7 @@ def model_in(folder: Path) -> Target:
     """
     record = _record(folder)
     dtype = _trained_on(record).get("dtype") if record.get("method") == "full" else None
-    return Target(str(folder), own=_manner({}, record), dtype=dtype if isinstance(dtype, str) else None)
+    return ResolvedTarget(str(folder), own=_manner({}, record), dtype=dtype if isinstance(dtype, str) else None)
 
 
 def _record(folder: Path) -> dict[str, object]:
@@ -192,17 +188,17 @@ def _trained_on(record: Mapping[str, object]) -> Mapping[str, object]:
     return base if isinstance(base, dict) else {}
 
 
-def _manner(config: Mapping[str, object], record: Mapping[str, object]) -> Manner:
+def _manner(config: Mapping[str, object], record: Mapping[str, object]) -> TrainingMetadata:
     """How something was trained, as loraft recorded it; its task also as peft did."""
     named = record.get("task") or PEFT_TASKS.get(str(config.get("task_type")))
-    return Manner(
+    return TrainingMetadata(
         task=next((task for task in get_args(Task) if task == named), None),
         system_prompt=_text(record, "system_prompt"),
         plain=record.get("plain") is True,
         special_tokens_in_text=next(
             (each for each in get_args(SpecialTokensInText) if each == record.get("special_tokens_in_text")), "text"
         ),
-        sources=Sources(
+        sources=SourceFormat(
             _text(record, "source_prefix") or "", _text(record, "source_lang"), _text(record, "target_lang")
         ),
     )

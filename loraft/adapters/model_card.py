@@ -1,8 +1,4 @@
-"""The model card: what was trained, on what, how, and what was measured.
-
-This module knows a config and the facts of a finished or interrupted run, and turns them into Markdown. It
-refuses to know torch, and to claim what was not measured.
-"""
+"""The model card: what was trained, on what, how, and what was measured."""
 
 from __future__ import annotations
 

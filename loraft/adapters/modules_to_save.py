@@ -1,7 +1,7 @@
 """`modules_to_save`: the modules that are trained whole beside the low-rank updates, and those that cannot be.
 
-This module knows names alone. A module cannot be trained whole when it shares its weight with another (one side
-would leave the tie), when its weight is stored in 4 bits, or when it is adapted besides.
+A module cannot be trained whole when it shares its weight with another (one side would leave the tie), when its weight
+is stored in 4 bits, or when it is adapted besides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """TARGET, the word of the commands, resolved: a base model, an adapter, a run, a checkpoint or a config.
 
-This module knows where a run keeps what it trained. It refuses to load anything, and torch with it: a wrong
-TARGET is told before the libraries are imported.
+It refuses to load anything, and torch with it: a wrong TARGET is told before the libraries are imported.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from loraft.adapters.metadata import AdapterTarget, Target, adapter_in, model_in
+from loraft.adapters.metadata import AdapterTarget, ResolvedTarget, adapter_in, model_in
 from loraft.errors import AdapterError
 from loraft.io.hub import adapter_from_hub
 from loraft.models.module_names import check_adapter_name
@@ -25,7 +24,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
 
 
-def resolve_target(target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None) -> Target:
+def resolve_target(
+    target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None
+) -> ResolvedTarget:
     """Find the base and the adapters that TARGET, `--adapter` and `--base-model` mean.
 
     Beside `--adapter`, TARGET is the base. Where the adapter recorded its base's weights they are compared once they
@@ -62,7 +63,9 @@ def resolve_target(target: str | None, adapters: Sequence[str] = (), *, base_mod
     return _on_base(chosen, found, base_model)
 
 
-def resolve_to_look(target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None) -> Target:
+def resolve_to_look(
+    target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None
+) -> ResolvedTarget:
     """As `resolve_target`, for those who look at adapters and run none.
 
     TARGET may be an adapter beside others; and where the adapters' base cannot be found, the base is empty and a note
@@ -78,11 +81,11 @@ def resolve_to_look(target: str | None, adapters: Sequence[str] = (), *, base_mo
     except _NoBaseError as error:
         alone = _found(target, "TARGET").adapters if target is not None else ()
         found = alone or tuple(_only_adapter(*_named(given, adapters)) for given in adapters)
-        return Target("", adapters=found, notes=(error.problems[0].message,))
+        return ResolvedTarget("", adapters=found, notes=(error.problems[0].message,))
 
 
 @contextmanager
-def base_named_by(found: Target) -> Iterator[None]:
+def base_named_by(found: ResolvedTarget) -> Iterator[None]:
     """What is read of a base meanwhile: where the adapter alone names it and it is nowhere, that is said.
 
     Raises:
@@ -146,7 +149,7 @@ def adapter_named(given: str, where: str, *, remedy: str) -> AdapterTarget:
     return found.adapters[0]
 
 
-def _on_base(adapters: Sequence[AdapterTarget], given: Target | None, base_model: str | None) -> Target:
+def _on_base(adapters: Sequence[AdapterTarget], given: ResolvedTarget | None, base_model: str | None) -> ResolvedTarget:
     """The adapters on the base that is asked for, or on the one that they name themselves."""
     base = base_model if base_model is not None else given.base if given is not None else None
     if base is None:
@@ -154,7 +157,7 @@ def _on_base(adapters: Sequence[AdapterTarget], given: Target | None, base_model
         if other := next((adapter for adapter in adapters if not _same_base(adapter, first)), None):
             message = f"{other.name} names the base {other.base or '(none)'}, and {first.name} names {first.base}"
             raise AdapterError(message, where="--adapter", remedy="Say with --base-model which one to use.")
-        return Target(first.base, first.revision, tuple(adapters))
+        return ResolvedTarget(first.base, first.revision, tuple(adapters))
     differing = [adapter for adapter in adapters if not _is_called(adapter.base, base)]
     if base_model is None and (unknown := [adapter for adapter in differing if adapter.fingerprint is None]):
         message = f"the adapter names {unknown[0].base or 'no model'} as its base, and not {base}"
@@ -165,7 +168,7 @@ def _on_base(adapters: Sequence[AdapterTarget], given: Target | None, base_model
         f"The adapter {adapter.folder} names {adapter.base or 'no model'} as its base; {base} is used."
         for adapter in differing
     )
-    return Target(base, revision, tuple(adapters), notes=tuple(notes))
+    return ResolvedTarget(base, revision, tuple(adapters), notes=tuple(notes))
 
 
 def _is_called(named: str, base: str) -> bool:
@@ -180,7 +183,7 @@ def _same_base(one: AdapterTarget, other: AdapterTarget) -> bool:
     return (one.base, one.revision) == (other.base, other.revision)
 
 
-def _found(given: str, where: str) -> Target:
+def _found(given: str, where: str) -> ResolvedTarget:
     path = Path(os.path.expanduser(given))
     if path.suffix in (".yaml", ".yml") and not os.path.isdir(path):
         return _from_config(path, where)
@@ -188,14 +191,14 @@ def _found(given: str, where: str) -> Target:
     if os.path.isdir(path):
         return _from_folder(path, where)
     if os.path.isfile(path) or given.startswith("builtin:"):
-        return Target(given)
+        return ResolvedTarget(given)
     if _is_no_hub_id(given):
         raise AdapterError(f"there is no file or folder {given}, and it is no Hub id", where=where, remedy=REMEDY)
     fetched = adapter_from_hub(given)
-    return adapter_in(fetched) if fetched is not None else Target(given)
+    return adapter_in(fetched) if fetched is not None else ResolvedTarget(given)
 
 
-def _from_config(path: Path, where: str) -> Target:
+def _from_config(path: Path, where: str) -> ResolvedTarget:
     from loraft.config.config_file import load_config
 
     output = load_config(path).training.output_dir
@@ -217,7 +220,7 @@ def _is_numbered(run: Path, stem: str) -> bool:
     return run.is_dir() and run.name.removeprefix(f"{stem}-").isdecimal()
 
 
-def _from_folder(folder: Path, where: str) -> Target:
+def _from_folder(folder: Path, where: str) -> ResolvedTarget:
     """What a folder holds: an adapter, a model trained whole, a base, or a run or checkpoint with one inside."""
     for candidate in (folder, folder / "adapter"):
         if (candidate / "adapter_config.json").is_file():

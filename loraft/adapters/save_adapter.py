@@ -1,8 +1,6 @@
 """An adapter in a folder: saved so that PEFT loads it unchanged, loaded so that nothing wrong goes unseen.
 
-This module knows the files of a trained model and puts them together: weights, tokenizer with the chat template
-it was trained with, generation defaults, card and record. It refuses to know runs and checkpoints, which put
-these folders where they belong.
+A saved model is its weights, the tokenizer with the chat template of training, generation defaults, card and record.
 """
 
 from __future__ import annotations
@@ -30,13 +28,13 @@ from loraft.adapters.adapter_files import (
     read_adapter,
 )
 from loraft.adapters.beginning import beginning
-from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, wrap
+from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, add_lora_layers
 from loraft.adapters.linear_modules import tied_modules
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.grammar import counted
-from loraft.io.atomic import write_json, write_record, written_whole
+from loraft.io.atomic import atomic_dir, write_json, write_record
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import LoadedModel
 from loraft.models.module_names import check_adapter_name, in_peft
@@ -64,7 +62,7 @@ def save_adapter(
     assert isinstance(model, PeftModel), "save_full writes a model that was trained whole"
     tensors = {name: tensor.contiguous() for name, tensor in adapter_tensors(model, ADAPTER_NAME).items()}
     _refuse_non_finite(tensors, folder)
-    with written_whole(folder) as staging:
+    with atomic_dir(folder) as staging:
         save_file(tensors, staging / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         write_json(staging / ADAPTER_CONFIG, _adapter_config(model))
         _write_company(adapted, staging, config, renderer, facts)
@@ -82,7 +80,7 @@ def save_full(
     model = adapted.model
     assert isinstance(model, PreTrainedModel), "save_adapter writes an adapter"
     _refuse_non_finite({name: weight.data for name, weight in adapted.trainable.items()}, folder)
-    with written_whole(folder) as staging:
+    with atomic_dir(folder) as staging:
         model.save_pretrained(staging)
         _write_company(adapted, staging, config, renderer, facts)
 
@@ -146,7 +144,7 @@ def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
 
 def _with_layers(model: PeftModel | PreTrainedModel, files: AdapterFiles, name: str) -> PeftModel:
     try:
-        return wrap(model, files.config, name, where=str(files.folder / ADAPTER_CONFIG))
+        return add_lora_layers(model, files.config, name, where=str(files.folder / ADAPTER_CONFIG))
     except ValueError as error:  # peft's word for targets that match nothing
         raise AdapterError(f"it does not fit the base: {error}", where=str(files.folder)) from error
 

@@ -1,7 +1,4 @@
-"""Why a choice of modules matches nothing, or what it must not match: each reason with its own remedy.
-
-This module knows names alone, and the words of the config.
-"""
+"""Why a choice of modules matches nothing, or what it must not match: each reason with its own remedy."""
 
 from __future__ import annotations
 

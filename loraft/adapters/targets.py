@@ -1,8 +1,6 @@
 """Which modules an adapter goes to: names and layers, resolved to full module names and counted.
 
-This module knows names, sizes and the words of the config's `lora` section. It refuses to know torch, peft and
-model classes: whoever has a model says what its modules are (`loraft.adapters.linear_modules`). Nothing here is
-silent: a name, a layer or a pattern that matches nothing is an error that says what there is.
+Nothing here is silent: a name, a layer or a pattern that matches nothing is an error that says what there is.
 """
 
 from __future__ import annotations
@@ -18,16 +16,16 @@ from loraft.adapters.target_errors import shared_experts, unknown_parts, unmatch
 from loraft.config.schema import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
 from loraft.models.module_names import matches
-from loraft.models.registry import Family
+from loraft.models.registry import ModelSpec
 
-__all__ = ["Count", "Targets", "parse_layers", "select"]
+__all__ = ["ModuleCount", "TargetModules", "parse_layers", "select"]
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 Key = TypeVar("Key", int, str)
 
 
 @dataclass(frozen=True)
-class Count:
+class ModuleCount:
     """How many modules, and how many parameters train there."""
 
     modules: int
@@ -35,7 +33,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Targets:
+class TargetModules:
     """What an adapter trains, by full module name.
 
     Attributes:
@@ -59,8 +57,8 @@ class Targets:
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
     parameters: int
-    by_name: Mapping[str, Count]
-    by_layer: Mapping[int, Count]
+    by_name: Mapping[str, ModuleCount]
+    by_layer: Mapping[int, ModuleCount]
     by_rank_pattern: Mapping[str, int]
     by_alpha_pattern: Mapping[str, int]
     saved: tuple[str, ...]
@@ -132,14 +130,14 @@ def _no_such_layers(what: str, num_layers: int, owner: str) -> AdapterError:
 
 def select(
     linear: Mapping[str, tuple[int, int]],
-    family: Family,
+    family: ModelSpec,
     lora: LoraSection,
     num_layers: int | Mapping[str, int],
     *,
     modules: Mapping[str, int] = NOTHING,
     tied: Collection[str] = (),
     quantized: Collection[str] = (),
-) -> Targets:
+) -> TargetModules:
     """Resolve the `lora` section against the modules of one model.
 
     Args:
@@ -166,7 +164,7 @@ def select(
     if problems:
         raise AdapterError.several(problems)
     sizes = {place: _parameters(place.shape, ranks[place.name], lora.use_dora) for place in chosen}
-    return Targets(
+    return TargetModules(
         modules=tuple(adapted),
         layers=tuple(sorted({place.layer for place in chosen})),
         layers_by_stack={
@@ -192,16 +190,16 @@ def _parameters(shape: tuple[int, int], rank: int, use_dora: bool) -> int:
     return rank * (features_in + features_out) + (features_out if use_dora else 0)
 
 
-def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, Count]:
-    counts: dict[Key, Count] = {}
+def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, ModuleCount]:
+    counts: dict[Key, ModuleCount] = {}
     for key, size in sizes:
-        before = counts.get(key, Count(0, 0))
-        counts[key] = Count(before.modules + 1, before.parameters + size)
+        before = counts.get(key, ModuleCount(0, 0))
+        counts[key] = ModuleCount(before.modules + 1, before.parameters + size)
     return counts
 
 
 def _layers_by_stack(
-    spec: str | Sequence[int] | StackLayers, family: Family, num_layers: int | Mapping[str, int]
+    spec: str | Sequence[int] | StackLayers, family: ModelSpec, num_layers: int | Mapping[str, int]
 ) -> Mapping[str, tuple[int, ...]]:
     """The layers that `lora.layers` means in each stack: `last:2` is the last two of each."""
     specs = _spec_by_stack(spec, family)
@@ -214,7 +212,9 @@ def _layers_by_stack(
     }
 
 
-def _spec_by_stack(spec: str | Sequence[int] | StackLayers, family: Family) -> Mapping[str, str | Sequence[int] | None]:
+def _spec_by_stack(
+    spec: str | Sequence[int] | StackLayers, family: ModelSpec
+) -> Mapping[str, str | Sequence[int] | None]:
     """What is asked of each stack; None leaves it without an adapter."""
     if not isinstance(spec, StackLayers):
         return dict.fromkeys(family.stacks, spec)
@@ -230,7 +230,7 @@ def _spec_by_stack(spec: str | Sequence[int] | StackLayers, family: Family) -> M
     return {stack: asked.get(stack) for stack in family.stacks}
 
 
-def _places(linear: Mapping[str, tuple[int, int]], family: Family) -> Iterator[_Place]:
+def _places(linear: Mapping[str, tuple[int, int]], family: ModelSpec) -> Iterator[_Place]:
     """The linear modules inside the layers: neither the head nor anything else around the stack."""
     prefixes = {stack: f"{path}." for stack, path in family.stacks.items()}
     for name, shape in linear.items():
@@ -242,7 +242,7 @@ def _places(linear: Mapping[str, tuple[int, int]], family: Family) -> Iterator[_
 
 def _chosen(
     places: Sequence[_Place],
-    family: Family,
+    family: ModelSpec,
     lora: LoraSection,
     layers: Mapping[str, Collection[int]],
     linear: Collection[str],
@@ -264,7 +264,7 @@ def _chosen(
     return [place for place in within if any(matches(place.name, name) for name in wanted)], problems
 
 
-def _part(place: _Place, family: Family) -> str:
+def _part(place: _Place, family: ModelSpec) -> str:
     """`attention` where the module is one of the attention's, and `mlp` otherwise: both are all there is."""
     if any(matches(place.inside, part) for part in family.attention):
         return "attention"

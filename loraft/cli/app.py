@@ -1,8 +1,4 @@
-"""The program `loraft`: its commands by name.
-
-This module knows which commands there are. It refuses to know what they do: each lives in the file of its group and
-imports what is heavy only once it runs, so that help is instant.
-"""
+"""The program `loraft`: its commands by name."""
 
 from __future__ import annotations
 
@@ -21,14 +17,14 @@ from loraft.cli.commands import merge as merging
 from loraft.cli.commands import predict as prediction
 from loraft.cli.commands import preview as previewing
 from loraft.cli.commands import train as training
-from loraft.cli.silence import hush
-from loraft.cli.unknown_options import Command, Commands
+from loraft.cli.silence import silence_libraries
+from loraft.cli.unknown_options import HelpfulCommand, HelpfulGroup
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="loraft",
-    cls=Commands,
+    cls=HelpfulGroup,
     rich_markup_mode=None,
     add_completion=False,
     no_args_is_help=True,
@@ -58,20 +54,20 @@ def _general_options(
     while running, 130 and 143 stopped with the state saved.
     """
     if not verbose:
-        hush()
+        silence_libraries()
 
 
-app.command(cls=Command)(starting.init)
-app.command(cls=Command)(training.check)
-app.command(cls=Command)(previewing.preview)
-app.command(cls=Command)(training.train)
-app.command(cls=Command, short_help="Measure a model on rows that it has not learned.")(evaluation.evaluate)
-app.command(cls=Command, short_help="Fold an adapter into its base, and prove the result.")(merging.merge)
-app.command(cls=Command, short_help="Answer prompts with a base, or with what was trained.")(generation.generate)
-app.command(cls=Command)(chat.chat)
-app.command(cls=Command, short_help="Tell the classes of texts, by a trained classifier.")(prediction.predict)
-app.command(cls=Command, short_help="Tell how a model is built, and what an adapter changed.")(
+app.command(cls=HelpfulCommand)(starting.init)
+app.command(cls=HelpfulCommand)(training.check)
+app.command(cls=HelpfulCommand)(previewing.preview)
+app.command(cls=HelpfulCommand)(training.train)
+app.command(cls=HelpfulCommand, short_help="Measure a model on rows that it has not learned.")(evaluation.evaluate)
+app.command(cls=HelpfulCommand, short_help="Fold an adapter into its base, and prove the result.")(merging.merge)
+app.command(cls=HelpfulCommand, short_help="Answer prompts with a base, or with what was trained.")(generation.generate)
+app.command(cls=HelpfulCommand)(chat.chat)
+app.command(cls=HelpfulCommand, short_help="Tell the classes of texts, by a trained classifier.")(prediction.predict)
+app.command(cls=HelpfulCommand, short_help="Tell how a model is built, and what an adapter changed.")(
     inspection.inspect_layers
 )
-app.command(cls=Command)(setup.schema)
-app.command(cls=Command)(setup.doctor)
+app.command(cls=HelpfulCommand)(setup.schema)
+app.command(cls=HelpfulCommand)(setup.doctor)

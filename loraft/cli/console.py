@@ -1,7 +1,6 @@
 """How loraft speaks: messages and problems on standard error, results on standard output.
 
-This module knows the two streams, the house's few styles and the shape of an error. It refuses to know which
-command speaks. Text that comes from users, files and models is never read as markup, and never moves the cursor.
+Text that comes from users, files and models is never read as markup, and never moves the cursor.
 """
 
 from __future__ import annotations

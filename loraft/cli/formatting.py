@@ -1,8 +1,4 @@
-"""Numbers as a person reads them.
-
-This module knows how bytes, times, counts and losses are written, each in a few characters of steady width. It
-refuses to know where they are drawn.
-"""
+"""Numbers as a person reads them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP as an exception, which lets a command put away what it holds before it ends.
-
-This module knows which signal came, whatever a library makes of an exception in the middle of its work. It refuses to
-know what a command does about it; training has a way of its own, that saves the state first.
-"""
+"""SIGINT, SIGTERM and SIGHUP as an exception, which lets a command put away what it holds before it ends."""
 
 from __future__ import annotations
 
@@ -12,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupted", "SignalWatch", "interruptible", "pass_on_unless_ctrl_c"]
+__all__ = ["SignalReceived", "SignalWatch", "interruptible", "pass_on_unless_ctrl_c"]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Interrupted(KeyboardInterrupt):
+class SignalReceived(KeyboardInterrupt):
     """A signal that ends a command as Ctrl-C does."""
 
     def __init__(self, watch: SignalWatch, number: int) -> None:
@@ -44,7 +40,7 @@ class SignalWatch:
         for each in STOPPING:
             if signal.getsignal(each) == self._interrupt:
                 signal.signal(each, signal.SIG_DFL)
-        raise Interrupted(self, number)
+        raise SignalReceived(self, number)
 
 
 @contextmanager
@@ -69,7 +65,7 @@ def pass_on_unless_ctrl_c(stop: KeyboardInterrupt) -> None:
     Raises:
         KeyboardInterrupt: `stop` itself, where it is not Ctrl-C.
     """
-    if isinstance(stop, Interrupted):
+    if isinstance(stop, SignalReceived):
         if stop.signal_number != signal.SIGINT:
             raise stop
         stop.watch.arm()

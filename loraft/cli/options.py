@@ -1,7 +1,4 @@
-"""The arguments and options that commands share, each said once.
-
-This module knows their names, bounds and help. It refuses to know what a command does with them.
-"""
+"""The arguments and options that commands share, each said once."""
 
 from __future__ import annotations
 

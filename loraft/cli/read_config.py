@@ -1,7 +1,4 @@
-"""The config that a command is given, read with its overrides.
-
-This module knows what is said of a config before anything is done with it. It refuses to know what that will be.
-"""
+"""The config that a command is given, read with its overrides."""
 
 from __future__ import annotations
 

@@ -1,13 +1,11 @@
 """How a command ends: its exit code, and what is said when it did not go well.
 
-    0     done
-    2     refused: the input is wrong or foreseen not to work
-    3     failed while running
-    130   stopped by SIGINT      143  stopped by SIGTERM      129  stopped by SIGHUP
-    141   whoever read standard output went away
-    1     a bug in loraft, with its traceback
-
-This module knows the codes and the wording. It refuses to know what any command does.
+0     done
+2     refused: the input is wrong or foreseen not to work
+3     failed while running
+130   stopped by SIGINT      143  stopped by SIGTERM      129  stopped by SIGHUP
+141   whoever read standard output went away
+1     a bug in loraft, with its traceback
 """
 
 from __future__ import annotations
@@ -26,9 +24,9 @@ import typer
 
 from loraft.cli.interrupts import interruptible
 from loraft.cli.wording import in_words_of
-from loraft.errors import Failed, LoraftError, Problem, Stopped
+from loraft.errors import Interrupted, LoraftError, Problem, RunError
 
-__all__ = ["end_with", "ends_well"]
+__all__ = ["end_with", "handle_errors"]
 
 Arguments = ParamSpec("Arguments")
 
@@ -43,7 +41,7 @@ OF_THE_MACHINE = frozenset(
 """What a system refuses for reasons of its own: no bug of ours, wherever it comes up."""
 
 
-def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
+def handle_errors(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """Wraps a command so that whatever it raises becomes a few lines and an exit code.
 
     A command that has `as_json` prints its problems as a JSON document too.
@@ -65,14 +63,14 @@ def ends_well(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
 def _ended(error: BaseException, parameters: Mapping[str, object], received: int | None) -> int:
     """Tell how a command ended, and give its exit code; a signal wins over what a library made of it."""
-    if isinstance(error, LoraftError) and (received is None or isinstance(error, Stopped)):
+    if isinstance(error, LoraftError) and (received is None or isinstance(error, Interrupted)):
         return end_with(error, in_words_of(parameters, error), as_json=bool(parameters.get("as_json")))
     if received is not None or isinstance(error, KeyboardInterrupt | typer.Abort):  # that is Ctrl-C at a question
         with suppress(OSError):  # the terminal may have gone away, which is what SIGHUP tells
             print("stopped.", file=sys.stderr, flush=True)
         return 128 + (getattr(error, "signal_number", signal.SIGINT) if received is None else received)
     if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-        failed = Failed(error.strerror or str(error), where=error.filename and os.fsdecode(error.filename))
+        failed = RunError(error.strerror or str(error), where=error.filename and os.fsdecode(error.filename))
         return end_with(failed, failed.problems, as_json=bool(parameters.get("as_json")))
     traceback.print_exception(error)
     print(BUG, file=sys.stderr)
@@ -83,8 +81,8 @@ def end_with(error: LoraftError, problems: Sequence[Problem], *, as_json: bool =
     """Tells what is wrong, and returns the exit code that says of what kind it is."""
     from loraft.cli.console import print_json, print_message, print_problems
 
-    exit_code = error.stopped_exit_code if isinstance(error, Stopped) else error.exit_code
-    if isinstance(error, Stopped):
+    exit_code = error.stopped_exit_code if isinstance(error, Interrupted) else error.exit_code
+    if isinstance(error, Interrupted):
         (problem, *_) = problems
         print_message(problem.message)
         if problem.remedy:

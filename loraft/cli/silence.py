@@ -1,8 +1,7 @@
 """What other libraries may say on the user's terminal: by default nothing but errors.
 
-transformers, datasets, bitsandbytes and torch log and warn on standard error, mostly for their developers. loraft
-tells by itself what the user needs to know, so this module hushes them before they are imported. It refuses to know
-what they would have said: `loraft --verbose` lets it all through.
+transformers, datasets, bitsandbytes and torch log and warn on standard error, mostly for their developers. loraft tells
+by itself what the user needs to know, so this module hushes them before they are imported.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import sys
 import warnings
 
-__all__ = ["hush"]
+__all__ = ["silence_libraries"]
 
 QUIET_ENVIRONMENT = {
     "DATASETS_VERBOSITY": "error",
@@ -25,7 +24,7 @@ QUIET_ENVIRONMENT = {
 }
 
 
-def hush() -> None:
+def silence_libraries() -> None:
     """Silences warnings and logging below errors; what the user set in the environment stays."""
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

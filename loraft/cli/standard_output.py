@@ -1,7 +1,6 @@
 """Standard output as loraft writes to it: what cannot be written is told, and a reader who has left is no fault.
 
-Help, version, tables, JSON and answers all go this way, whoever prints them. This module knows the stream. It refuses
-to know what is written.
+Help, version, tables, JSON and answers all go this way, whoever prints them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 import typer
 
 from loraft.cli.console import forget
-from loraft.errors import Failed
+from loraft.errors import RunError
 
 __all__ = ["StandardOutput"]
 
@@ -23,7 +22,7 @@ class StandardOutput(io.TextIOWrapper):
     """A stream of text whose failures end a command as any other failure does.
 
     Raises:
-        Failed: What was to be written could not be: the disk behind it is full.
+        RunError: What was to be written could not be: the disk behind it is full.
         typer.Exit: With 141, as the shell says it, where whoever read it has gone.
     """
 
@@ -61,4 +60,4 @@ class StandardOutput(io.TextIOWrapper):
         except OSError as error:
             forget(self)
             message = f"cannot be written: {error.strerror or error}"
-            raise Failed(message, where="standard output") from error
+            raise RunError(message, where="standard output") from error

@@ -1,7 +1,7 @@
 """Documents as tables: what `--json` prints for machines, laid out for people.
 
-This module knows how a mapping of facts is drawn: a section for each mapping in it, a row for each fact, a table for
-a list of mappings. It refuses to know which facts there are, so a fact that is added to a document is shown too.
+A mapping is a section, each fact in it a row, and a list of mappings a table: a fact that is added to a document is
+shown too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.text import Text
 from loraft.cli.console import printable
 from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate
 
-__all__ = ["Column", "document", "facts", "label", "records", "sheet", "shown"]
+__all__ = ["Column", "document", "facts", "label", "records", "shown", "text_table"]
 
 Document = Mapping[str, object]
 Column = tuple[str, bool]
@@ -76,7 +76,7 @@ def records(title: str, rows: Sequence[Document]) -> RenderableType:
     return _titled(title, Padding(table, (0, 0, 0, 1)))
 
 
-def sheet(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> RenderableType:
+def text_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> RenderableType:
     """A titled table of words; numbers stand to the right."""
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
     for name, is_number in columns:

@@ -1,7 +1,4 @@
-"""Commands and options that there are not, answered with what was meant: ours by another name, or a key of the config.
-
-This module knows near misses, and other tools' words for our commands. It refuses to know what any of them does.
-"""
+"""Commands and options that do not exist, answered with what was meant: an option, a command or a config key."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["COMMANDS_ELSEWHERE", "Command", "Commands"]
+__all__ = ["COMMANDS_ELSEWHERE", "HelpfulCommand", "HelpfulGroup"]
 
 COMMANDS_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(
@@ -35,7 +32,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for a command line that is wrong, wherever it keeps the class."""
 
 
-class Commands(TyperGroup):
+class HelpfulGroup(TyperGroup):
     """The commands, of which one that there is not is answered with ours."""
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[Any, Any, list[str]]:  # type: ignore[override]
@@ -46,7 +43,7 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-class Command(TyperCommand):
+class HelpfulCommand(TyperCommand):
     """A command that answers an unknown option with the nearest, or with the key=value that it is here."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]

@@ -1,7 +1,7 @@
 """What is wrong, in the words of a command that reads no config.
 
 What loads models and reads rows calls everything by the keys of a config, and most commands are given none: there the
-same thing is TARGET, or an option. This module knows which. It refuses to know what is wrong.
+same thing is TARGET, or an option.
 """
 
 from __future__ import annotations

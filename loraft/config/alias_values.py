@@ -1,8 +1,4 @@
-"""Keys of other tools whose value reads differently here, with the remedy that each value calls for.
-
-This module knows what a foreign value means in our words. It refuses to know keys that only have another name:
-those are in `loraft.config.aliases`.
-"""
+"""Keys of other tools whose value reads differently here, with the remedy that each value calls for."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What other tools call our keys and values: a table, and the sentence that a line of it makes.
-
-This module knows the names of transformers, peft, bitsandbytes, TRL, axolotl, LLaMA-Factory, unsloth,
-torchtune and litgpt. It refuses to know the schema: a key that is ours never gets here.
-"""
+"""What other tools call our keys and values: a table, and the sentence that a line of it makes."""
 
 from __future__ import annotations
 

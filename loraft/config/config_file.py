@@ -1,8 +1,7 @@
 """The config file: YAML in, YAML out.
 
-This module knows YAML and is the only one that does. It looks at the parser's events and builds the values
-itself: what could grow without bounds (aliases, depth, size) is refused before there is anything to grow, words
-become values by YAML 1.2, and each value's place is at hand. It refuses to know which keys there are.
+It looks at the parser's events and builds the values itself: what could grow without bounds (aliases, depth, size) is
+refused before there is anything to grow, words become values by YAML 1.2, and each value's place is at hand.
 """
 
 from __future__ import annotations

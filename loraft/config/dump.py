@@ -1,7 +1,4 @@
-"""A config as the text of a file: readable, and read back equal.
-
-This module knows how few words of YAML are needed to say a config. It refuses to know how YAML is read.
-"""
+"""A config as the text of a file: readable, and read back equal."""
 
 from __future__ import annotations
 

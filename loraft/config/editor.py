@@ -1,8 +1,4 @@
-"""The config as a JSON schema, so that editors complete and check it while it is written.
-
-This module knows JSON schema's dialect. It refuses to know the keys: they and their descriptions come from
-`loraft.config.schema`.
-"""
+"""The config as a JSON schema, so that editors complete and check it while it is written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The bytes of a config file as characters.
-
-This module knows sizes, encodings and characters that are none. It refuses to know YAML.
-"""
+"""The bytes of a config file as characters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The values of a config file, and where each one stands.
-
-This module knows keys, values and places. It refuses to know what they mean, and how a file is read.
-"""
+"""The values of a config file, and where each one stands."""
 
 from __future__ import annotations
 

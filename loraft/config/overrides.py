@@ -1,8 +1,4 @@
-"""`key=value` arguments, written over a config before it is checked.
-
-This module knows how an override is split and where it goes. It refuses to know how a value is read
-(the caller gives that) and whether it is allowed (the schema says that, as it does for the file).
-"""
+"""`key=value` arguments, written over a config before it is checked."""
 
 from __future__ import annotations
 

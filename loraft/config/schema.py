@@ -1,8 +1,6 @@
 """The config as a frozen value whose fields document themselves.
 
-This module knows which keys there are, their types, bounds and defaults. It refuses to know about files,
-models and data: what can only be decided with those at hand is `auto` here and is resolved by the module
-that knows. Every description below is also what `loraft schema` shows in an editor.
+Every description below is also what `loraft schema` shows in an editor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The schema, read as data: which keys there are, and what each takes, in words.
-
-This module knows how pydantic keeps annotations. It refuses to know values and files.
-"""
+"""The schema, read as data: which keys there are, and what each takes, in words."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The config to start with: few keys, each with the reason why it stands there.
-
-This module knows which keys matter for a task and a method, and what to say of each. It refuses to know files and
-models: what was found in the data is told to it.
-"""
+"""The config to start with: few keys, each with the reason why it stands there."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What to say of a key that the schema does not have.
-
-This module knows near misses, keys at the wrong level, and whom to ask about other tools.
-It refuses to know about values that are wrong under a right key.
-"""
+"""What to say of a key that the schema does not have."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which keys and sections of a config are used: not every one is by each task and method, or beside each other key.
-
-This module knows what uses what. It refuses to know what a key does.
-"""
+"""Which keys and sections of a config are used: not every one is by each task and method, or beside each other key."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the schema finds wrong, as problems with a place, a key and a remedy.
-
-This module knows pydantic's errors and turns them into sentences. It refuses to know how a file is read.
-"""
+"""What the schema finds wrong, as problems with a place, a key and a remedy."""
 
 from __future__ import annotations
 

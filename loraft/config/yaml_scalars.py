@@ -1,7 +1,4 @@
-"""One plain word of YAML 1.2 as a value, and a value in words.
-
-This module knows YAML's core schema. It refuses to know about keys, sections and files.
-"""
+"""One plain word of YAML 1.2 as a value, and a value in words."""
 
 from __future__ import annotations
 

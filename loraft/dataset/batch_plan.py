@@ -1,19 +1,15 @@
-"""Which rows of a run share a batch, and whether they lie end to end, as its config says.
-
-This module knows the settings that decide it. It refuses to know the model: whether a family can be laid end to end is
-told to it.
-"""
+"""Which rows of a run share a batch, and whether they lie end to end, as its config says."""
 
 from __future__ import annotations
 
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData
-from loraft.dataset.sampler import BatchPlan
+from loraft.dataset.sampler import BatchSampler
 
-__all__ = ["batch_plan", "fills", "lies_end_to_end"]
+__all__ = ["batch_sampler", "fills", "uses_packing"]
 
 
-def lies_end_to_end(config: RunConfig, *, packs: bool) -> bool:
+def uses_packing(config: RunConfig, *, packs: bool) -> bool:
     """Whether the rows of a batch lie end to end, without padding.
 
     Args:
@@ -29,9 +25,9 @@ def fills(config: RunConfig) -> bool:
     return config.data.packing == "fill" and config.task == "causal_lm"
 
 
-def batch_plan(config: RunConfig, data: PreparedData) -> BatchPlan:
+def batch_sampler(config: RunConfig, data: PreparedData) -> BatchSampler:
     """The batches of a run."""
-    return BatchPlan(
+    return BatchSampler(
         lengths=[example.tokens for example in data.train],
         spans=data.train_sources,
         batch_size=config.training.per_device_train_batch_size,

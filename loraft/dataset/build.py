@@ -1,7 +1,6 @@
 """From the `data` section to examples: read, recognised, rendered, cut, counted and held out.
 
-This module knows the order of these steps and what is done with rows that do not pass one. No row disappears
-without being counted, and every problem of every source is found before it ends.
+No row disappears without being counted, and every problem of every source is found before it ends.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from loraft.dataset.fingerprint import contents_of, identity_of
 from loraft.dataset.held_out_split import digest_of_draw, held_out_rows
 from loraft.dataset.source_rows import (
     SourceRows,
-    put_down,
+    expand_sources,
+    from_cache,
     shortened,
-    sources_of,
     sources_read,
-    taken_up,
+    to_cache,
     tokenize_source,
 )
 from loraft.dataset.statistics import (
@@ -39,10 +38,10 @@ from loraft.dataset.statistics import (
     unknown_tokens,
 )
 from loraft.dataset.streaming import RowStream, streamed
-from loraft.dataset.token_cache import Keeper
+from loraft.dataset.token_cache import TokenCache
 from loraft.errors import DataError, Problem
 from loraft.grammar import counted
-from loraft.tasks.task import Learned, RowRenderer, learned_from, renderer_of
+from loraft.tasks.task import DatasetFacts, RowRenderer, dataset_facts, renderer_of
 from loraft.tokenization.examples import Example
 
 __all__ = ["PreparedData", "SourceSpan", "prepare"]
@@ -120,22 +119,22 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
             where that is an error, nothing left to train or to evaluate on.
     """
     data = config.data
-    given, given_held = sources_of(data)
+    given, given_held = expand_sources(data)
     contents: Contents = (
         contents_of(given, streaming=data.streaming), contents_of(given_held, streaming=data.streaming)
     )  # fmt: skip
     if data.streaming:
         return _streamed(config, given, given_held, contents, tokenizer)
     name = identity_of(config, (given, given_held), contents, tokenizer) if cache is not None else None
-    keeper = Keeper(cache, name) if cache is not None and name is not None else None
+    keeper = TokenCache(cache, name) if cache is not None and name is not None else None
     found = keeper.find() if keeper is not None else None
     if found is not None:
-        train, held_out, learned = taken_up(*found, given, given_held)
+        train, held_out, learned = from_cache(*found, given, given_held)
         renderer = renderer_of(config.task, data, tokenizer, learned)
     else:
         train, held_out, renderer, learned = _made(config, given, given_held, tokenizer)
         if keeper is not None:
-            keeper.keep(*put_down(train, held_out, learned))
+            keeper.keep(*to_cache(train, held_out, learned))
     evaluation = [example for source in held_out for example in source.examples]
     if isinstance(data.eval, float):
         evaluation = _hold_out(train, data.eval, config.seed)
@@ -203,7 +202,7 @@ def _made(
     given_held: Sequence[DataSource],
     tokenizer: PreTrainedTokenizerBase,
     most: int | None = None,
-) -> tuple[list[SourceRows], list[SourceRows], RowRenderer, Learned]:
+) -> tuple[list[SourceRows], list[SourceRows], RowRenderer, DatasetFacts]:
     """The sources read, rendered, tokenized and cut; of those to train on the first `most` rows.
 
     Raises:
@@ -215,7 +214,7 @@ def _made(
     records = [record for source in train for record in source.records]
     if config.task == "causal_lm":  # what is learned otherwise, such as the classes, the training rows alone tell
         records += [record for source in held_out for record in source.records]
-    learned = learned_from(config.task, data, records)
+    learned = dataset_facts(config.task, data, records)
     try:
         renderer = renderer_of(config.task, data, tokenizer, learned)
     except DataError as error:  # without a row it follows from what is wrong with all of them, and else it may

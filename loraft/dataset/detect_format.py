@@ -1,8 +1,4 @@
-"""What a file of rows holds, before there is a config: which tasks and formats its columns fit, and how long rows are.
-
-This module knows the names that columns have elsewhere. It refuses to know models and tokenizers, so lengths are
-bounded by bytes.
-"""
+"""What a file of rows holds, before there is a config: the tasks and formats that its columns fit, and lengths."""
 
 from __future__ import annotations
 
@@ -15,8 +11,8 @@ from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.rows.fields import column_of
 from loraft.rows.formats import (
-    Labelled,
-    Languages,
+    ClassificationRecord,
+    LanguagePair,
     Record,
     check_format,
     columns_of,
@@ -28,7 +24,7 @@ from loraft.rows.formats import (
 from loraft.rows.raw_rows import RowsRead, read_rows
 from loraft.tasks.seq_cls import class_number, labels_of
 
-__all__ = ["Acquaintance", "Fit", "look_at"]
+__all__ = ["DatasetProfile", "FormatMatch", "profile_dataset"]
 
 LIKELIEST: tuple[tuple[Task, RowFormat], ...] = (
     ("seq_cls", "classification"),
@@ -73,7 +69,7 @@ AROUND_A_TURN = 16
 
 
 @dataclass(frozen=True)
-class Fit:
+class FormatMatch:
     """A reading of the rows.
 
     Attributes:
@@ -88,7 +84,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Acquaintance:
+class DatasetProfile:
     """What a source of rows holds.
 
     Attributes:
@@ -109,20 +105,20 @@ class Acquaintance:
     unusable: int
     columns: tuple[str, ...]
     unread: tuple[str, ...]
-    fit: Fit
+    fit: FormatMatch
     longest_tokens: int
     languages: tuple[str, ...] = ()
     labels: Mapping[str, int] = field(default_factory=dict)
     run_together: int = 0
 
 
-def look_at(
+def profile_dataset(
     path: str,
     *,
     task: Task | None = None,
     columns: Mapping[str, str] | None = None,
     row_format: RowFormat | None = None,
-) -> Acquaintance:
+) -> DatasetProfile:
     """Read a source and tell what it holds.
 
     Args:
@@ -151,7 +147,7 @@ def look_at(
         only = f"the rows have only the class {next(iter(labels))!r}, and there is nothing to tell apart"
         wrong = shortened([*read.problems, *problems], remedy=None)
         raise DataError.several([*wrong, Problem(only, path, "--data")])
-    return Acquaintance(
+    return DatasetProfile(
         path=path,
         rows=len(records),
         unusable=len(read.problems) + len(problems),
@@ -167,7 +163,7 @@ def look_at(
 
 def _fit(
     columns: Collection[str], task: Task | None, renamed: Mapping[str, str] | None, row_format: RowFormat | None
-) -> Fit:
+) -> FormatMatch:
     """How the columns are read: by their names, or else by those that they may stand for.
 
     Raises:
@@ -185,7 +181,7 @@ def _fit(
         for each, form in readings:
             names = renamed or _other_names(columns, form, optional_only=not guessed)
             if _fits(columns, each, form, names):
-                return Fit(each, form, names)
+                return FormatMatch(each, form, names)
     if not readings:
         assert task is not None
         assert row_format is not None
@@ -249,7 +245,7 @@ OURS: Mapping[RowFormat, tuple[str, ...]] = {
 """The columns of each format that may have other names."""
 
 
-def _most_tokens(values: Mapping[str, object], fit: Fit) -> int:
+def _most_tokens(values: Mapping[str, object], fit: FormatMatch) -> int:
     """A bound for the tokens of what is read of a row: a byte of text is one at most."""
     names = dict.fromkeys([*OURS[fit.format], *columns_of(fit.format)])
     return sum(_size(values.get(fit.columns.get(name, name))) for name in names) + 2 * AROUND_A_TURN
@@ -263,13 +259,13 @@ def _size(value: object) -> int:
     return 0 if value is None else len(str(value).encode("utf-8", errors="replace")) + AROUND_A_TURN
 
 
-def _languages(read: RowsRead, fit: Fit) -> tuple[str, ...]:
+def _languages(read: RowsRead, fit: FormatMatch) -> tuple[str, ...]:
     texts = (row.values.get(fit.columns.get("translation", "translation")) for row in read.rows)
     counted = Counter(str(key) for text in texts if isinstance(text, Mapping) for key in text)
     return tuple(name for name, _ in counted.most_common()) if fit.format == "translation" else ()
 
 
-def _run_together(read: RowsRead, fit: Fit) -> int:
+def _run_together(read: RowsRead, fit: FormatMatch) -> int:
     if (fit.task, fit.format) != ("causal_lm", "prompt_completion"):
         return 0
     names = [fit.columns.get(name, name) for name in OURS[fit.format]]
@@ -282,13 +278,13 @@ def _run_together(read: RowsRead, fit: Fit) -> int:
     )
 
 
-def _records(read: RowsRead, fit: Fit, languages: Sequence[str]) -> tuple[list[Record], list[Problem]]:
+def _records(read: RowsRead, fit: FormatMatch, languages: Sequence[str]) -> tuple[list[Record], list[Problem]]:
     """What the rows say when they are read so, and what is wrong with those that say nothing."""
     records: list[Record] = []
     problems: list[Problem] = []
     for row in read.rows:
         try:
-            records.append(to_record(row, fit.format, fit.columns, fit.task, Languages(*languages[:2])))
+            records.append(to_record(row, fit.format, fit.columns, fit.task, LanguagePair(*languages[:2])))
         except DataError as error:
             problems += error.problems
     return records, problems
@@ -296,5 +292,7 @@ def _records(read: RowsRead, fit: Fit, languages: Sequence[str]) -> tuple[list[R
 
 def _labels(records: Sequence[Record]) -> Mapping[str, int]:
     names = labels_of(records)
-    counted = Counter(class_number(record.label, names) for record in records if isinstance(record, Labelled))
+    counted = Counter(
+        class_number(record.label, names) for record in records if isinstance(record, ClassificationRecord)
+    )
     return {name: counted[number] for number, name in enumerate(names)}

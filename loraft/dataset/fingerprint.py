@@ -1,8 +1,7 @@
 """What the tokens of a run depend on, as one name: the same name, the same tokens.
 
-This module knows everything that has a say: the bytes of the files, the settings, the chat template's text, the
-tokenizer's content, the day where a template prints it, and the program itself. It refuses to know what is done with
-the name.
+The fingerprint covers the bytes of the files, the settings, the chat template, the tokenizer's content, the day where
+a template prints it, and the program itself.
 """
 
 from __future__ import annotations

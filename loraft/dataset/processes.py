@@ -1,9 +1,9 @@
 """Rows to tokens in several processes: the same tokens in the same order, whatever their number.
 
-This module knows processes. Rendering a chat template is Python, so a second core helps only in a second process. Each
-is a fresh interpreter that loads neither torch nor the caller's program: nothing is forked while threads run, and a
-script needs no guard around its main part. It reads chunks of rows from its input and ends with it, so none is left
-when this process ends, whatever ends it. Where one dies its chunk is done here.
+Rendering a chat template is Python, so a second core helps only in a second process. Each is a fresh interpreter that
+loads neither torch nor the caller's program: nothing is forked while threads run, and a script needs no guard around
+its main part. It reads chunks of rows from its input and ends with it, so none is left when this process ends, whatever
+ends it. Where one dies its chunk is done here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 
-from loraft.dataset.tokenize_rows import Outcome, Wanted, outcomes
+from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, tokenize_rows
 from loraft.rows.formats import Record
 from loraft.tasks.task import RowRenderer
 
@@ -43,21 +43,21 @@ def processes_for(setting: int | str, rows: int) -> int:
 
 
 def tokenized(
-    renderer: RowRenderer, records: Sequence[Record], places: Sequence[str], wanted: Wanted, processes: int
-) -> list[Outcome]:
+    renderer: RowRenderer, records: Sequence[Record], places: Sequence[str], wanted: LengthPolicy, processes: int
+) -> list[TokenizedRow]:
     """What becomes of records, one outcome each in their order, found by so many processes."""
     if processes == 1:
-        return outcomes(renderer, records, places, wanted)
+        return tokenize_rows(renderer, records, places, wanted)
     starts = range(0, len(records), CHUNK)
     with _started(processes, pickle.dumps((renderer, wanted))) as free:
 
-        def ask(start: int) -> list[Outcome]:
+        def ask(start: int) -> list[TokenizedRow]:
             chunk = (records[start : start + CHUNK], places[start : start + CHUNK])
             process = free.get()
             try:
                 return _answer(process, chunk)
             except (OSError, EOFError, pickle.UnpicklingError):
-                return outcomes(renderer, *chunk, wanted)
+                return tokenize_rows(renderer, *chunk, wanted)
             finally:
                 free.put(process)
 
@@ -68,12 +68,12 @@ def tokenized(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _answer(process: Process, chunk: object) -> list[Outcome]:
+def _answer(process: Process, chunk: object) -> list[TokenizedRow]:
     assert process.stdin is not None
     assert process.stdout is not None
     pickle.dump(chunk, process.stdin)
     process.stdin.flush()
-    found: list[Outcome] = pickle.load(process.stdout)
+    found: list[TokenizedRow] = pickle.load(process.stdout)
     return found
 
 
@@ -120,5 +120,5 @@ def serve() -> None:
             records, places = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(outcomes(renderer, records, places, wanted), answers)
+        pickle.dump(tokenize_rows(renderer, records, places, wanted), answers)
         answers.flush()

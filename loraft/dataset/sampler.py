@@ -1,7 +1,6 @@
 """From examples to batches: which rows share a batch, in which order, and how they are laid.
 
-This module knows order and layout. The order is a pure function of the seed and the epoch, so that a place in
-the data is two numbers. It refuses to know the model: a batch says which hidden states predict which tokens.
+The order is a pure function of the seed and the epoch, so that a place in the data is two numbers.
 """
 
 from __future__ import annotations
@@ -19,8 +18,20 @@ from torch import Tensor
 from loraft.tokenization.examples import IGNORED, Example, LabelledExample, PairExample
 
 __all__ = [
-    "LENGTH_GROUP", "AnyBatch", "Batch", "BatchPlan", "LabelledBatch", "Layout", "PairBatch", "Span", "Window",
-    "collate", "collate_labelled", "collate_pairs", "collate_rows", "pack_rows",
+    "LENGTH_GROUP",
+    "AnyBatch",
+    "Batch",
+    "BatchLayout",
+    "BatchSampler",
+    "LabelledBatch",
+    "PairBatch",
+    "Span",
+    "StepBatches",
+    "collate",
+    "collate_labelled",
+    "collate_pairs",
+    "collate_rows",
+    "pack_rows",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -45,7 +56,7 @@ class Span(Protocol):
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """How the rows of a batch are laid.
 
     Attributes:
@@ -164,7 +175,7 @@ class LabelledBatch:
 AnyBatch = Batch | PairBatch | LabelledBatch
 
 
-def collate_rows(examples: Sequence[Example], layout: Layout) -> AnyBatch:
+def collate_rows(examples: Sequence[Example], layout: BatchLayout) -> AnyBatch:
     """Lay `examples`, which are all of one kind, as their kind and `layout` say."""
     if isinstance(examples[0], PairExample):
         return collate_pairs(examples, layout.pad_id)
@@ -198,7 +209,7 @@ def _padded(rows: Sequence[Sequence[int]], filling: int) -> tuple[Tensor, Tensor
     return filled, mask
 
 
-def collate(examples: Sequence[Example], layout: Layout) -> Batch:
+def collate(examples: Sequence[Example], layout: BatchLayout) -> Batch:
     """Lay texts as `layout` says.
 
     The first token of a row is never a target: nothing in its row predicts it.
@@ -230,7 +241,7 @@ def collate(examples: Sequence[Example], layout: Layout) -> Batch:
 
 
 @dataclass(frozen=True)
-class Window:
+class StepBatches:
     """The batches of one optimizer step, and where the data stands behind them.
 
     Attributes:
@@ -247,7 +258,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchSampler:
     """Which examples share a batch, epoch by epoch.
 
     Attributes:
@@ -284,7 +295,9 @@ class BatchPlan:
             grouped += _chunks(sorted(chunk, key=lambda i: -self.lengths[i]), self.batch_size)
         return [grouped[i] for i in random.permutation(len(grouped))]
 
-    def windows(self, train: Sequence[Example], epoch: int, window: int, place: tuple[int, int]) -> Iterator[Window]:
+    def windows(
+        self, train: Sequence[Example], epoch: int, window: int, place: tuple[int, int]
+    ) -> Iterator[StepBatches]:
         """The windows of an epoch from number `window` on, each the batches of one optimizer step.
 
         Args:
@@ -296,7 +309,7 @@ class BatchPlan:
         batches, size = self.epoch(epoch), self.accumulation
         for start in range(window * size, len(batches), size):
             rows = [[train[index] for index in batch] for batch in batches[start : start + size]]
-            yield Window(rows, ends_epoch=start + size >= len(batches))
+            yield StepBatches(rows, ends_epoch=start + size >= len(batches))
 
     def steps(self, number: int) -> int:
         """The optimizer steps of epoch `number`; the last one may have fewer batches."""

@@ -1,8 +1,4 @@
-"""The sources of a run: their rows read, recognised, turned into tokens, and put down to be taken up again.
-
-This module knows one source at a time and what became of each of its rows. It refuses to know which rows are trained
-on and which are held out.
-"""
+"""The sources of a run: their rows read, recognised, turned into tokens, and put down to be taken up again."""
 
 from __future__ import annotations
 
@@ -14,22 +10,22 @@ from typing import Any
 from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig, Task
 from loraft.dataset.processes import processes_for, tokenized
 from loraft.dataset.statistics import Finding, SourceCounts
-from loraft.dataset.tokenize_rows import Outcome, wanted_of
-from loraft.errors import DataError, Problem, Refused
-from loraft.rows.formats import Languages, Record, check_format, detect_format, to_record, unread_columns
+from loraft.dataset.tokenize_rows import TokenizedRow, length_policy
+from loraft.errors import DataError, InvalidInputError, Problem
+from loraft.rows.formats import LanguagePair, Record, check_format, detect_format, to_record, unread_columns
 from loraft.rows.raw_rows import RowsRead, read_rows
-from loraft.tasks.task import Learned, RowRenderer
+from loraft.tasks.task import DatasetFacts, RowRenderer
 from loraft.tokenization.examples import Example
 
 __all__ = [
     "SourceRows",
+    "expand_sources",
     "findings_of",
     "format_of",
-    "put_down",
+    "from_cache",
     "shortened",
-    "sources_of",
     "sources_read",
-    "taken_up",
+    "to_cache",
     "tokenize_source",
     "with_defaults",
 ]
@@ -70,8 +66,8 @@ class SourceRows:
     unread: tuple[str, ...] = ()
 
 
-def put_down(
-    train: Sequence[SourceRows], held_out: Sequence[SourceRows], learned: Learned
+def to_cache(
+    train: Sequence[SourceRows], held_out: Sequence[SourceRows], learned: DatasetFacts
 ) -> tuple[list[Example], dict[str, Any]]:
     """All examples, and the rest as JSON holds it."""
     sources = [
@@ -86,10 +82,10 @@ def put_down(
     return examples, {"sources": sources, "learned": asdict(learned)}
 
 
-def taken_up(
+def from_cache(
     examples: list[Example], facts: dict[str, Any], given: Sequence[DataSource], given_held: Sequence[DataSource]
-) -> tuple[list[SourceRows], list[SourceRows], Learned]:
-    """What `put_down` gave, as it was."""
+) -> tuple[list[SourceRows], list[SourceRows], DatasetFacts]:
+    """What `to_cache` gave, as it was."""
     sources, start = [], 0
     for source, kept in zip((*given, *given_held), facts["sources"], strict=True):
         stop = start + kept["examples"]
@@ -101,7 +97,7 @@ def taken_up(
             )
         )  # fmt: skip
         start = stop
-    learned = Learned(**{**facts["learned"], "labels": tuple(facts["learned"]["labels"])})
+    learned = DatasetFacts(**{**facts["learned"], "labels": tuple(facts["learned"]["labels"])})
     return sources[: len(given)], sources[len(given) :], learned
 
 
@@ -113,7 +109,7 @@ def sources_read(
     for given in sources:
         try:
             source = _source(given, config, most)
-        except Refused as error:
+        except InvalidInputError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
         if config.data.on_bad_row == "error":
@@ -141,7 +137,7 @@ def with_defaults(source: DataSource, data: DataSection) -> DataSource:
     )
 
 
-def sources_of(data: DataSection) -> tuple[list[DataSource], list[DataSource]]:
+def expand_sources(data: DataSection) -> tuple[list[DataSource], list[DataSource]]:
     """The sources to train on and those to evaluate on, `with_defaults`; of a share held out there are none."""
     held_out = data.eval if isinstance(data.eval, tuple) else ()
     train, evaluation = ([with_defaults(source, data) for source in part] for part in (data.train, held_out))
@@ -154,7 +150,7 @@ def _source(given: DataSource, config: RunConfig, most: int | None) -> SourceRow
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
     unread = unread_columns(read.columns, row_format, given.columns)
     source = SourceRows(given, counts, problems=list(read.problems), unread=unread)
-    languages = Languages(config.data.source_lang, config.data.target_lang)
+    languages = LanguagePair(config.data.source_lang, config.data.target_lang)
     for row in read.rows:
         try:
             source.records.append(to_record(row, row_format, given.columns, config.task, languages))
@@ -189,7 +185,7 @@ def format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
 
 def tokenize_source(source: SourceRows, data: DataSection, renderer: RowRenderer) -> list[Problem]:
     """Turn the records of `source` into examples that fit, and return what must not be."""
-    wanted = wanted_of(source.given, data, source.counts.format)
+    wanted = length_policy(source.given, data, source.counts.format)
     processes = processes_for(data.num_proc, len(source.records))
     found = tokenized(renderer, source.records, source.places, wanted, processes)
     places, source.records, source.places = source.places, [], []
@@ -211,7 +207,7 @@ def tokenize_source(source: SourceRows, data: DataSection, renderer: RowRenderer
     return [*refused, *(too_long if wanted.done == "error" else [])]
 
 
-def findings_of(found: Sequence[Outcome], places: Sequence[str]) -> list[Finding]:
+def findings_of(found: Sequence[TokenizedRow], places: Sequence[str]) -> list[Finding]:
     """What was found, with how many rows it is so of and the first of them."""
     rows: dict[str, list[str]] = {}
     for outcome, place in zip(found, places, strict=True):

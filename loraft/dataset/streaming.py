@@ -1,9 +1,9 @@
 """Rows as they come: drawn from a buffer, turned into tokens, laid into windows, and none of them kept.
 
-This module knows an order that needs no list of the rows. A buffer is filled with the first rows; each draw gives one
-of them, by the seed, and the next row takes its place. So the order is a function of the seed and the epoch, and a
-place in it is two numbers: how many rows were drawn, and how many pieces of the next one were used. To go on from
-there the rows before are drawn again, which looks into none of them. It refuses to know the loop.
+A buffer is filled with the first rows; each draw gives one of them, by the seed, and the next row takes its place. So
+the order is a function of the seed and the epoch, and a place in it is two numbers: how many rows were drawn, and how
+many pieces of the next one were used. To go on from there the rows before are drawn again, which looks into none of
+them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from math import ceil
 import numpy as np
 
 from loraft.config.schema import DataSource, RowFormat, RunConfig
-from loraft.dataset.sampler import Window
-from loraft.dataset.tokenize_rows import Outcome, Wanted, outcomes, wanted_of
+from loraft.dataset.sampler import StepBatches
+from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
 from loraft.errors import DataError
-from loraft.rows.formats import Languages, Record, to_record
+from loraft.rows.formats import LanguagePair, Record, to_record
 from loraft.rows.raw_rows import count_rows, raw_rows
 from loraft.rows.readers import RawRow, Row
 from loraft.tasks.task import RowRenderer
 from loraft.tokenization.examples import Example
 
-__all__ = ["RowStream", "StreamPlan", "StreamedSource", "Tally", "streamed"]
+__all__ = ["RowStream", "StreamCounts", "StreamedSource", "StreamingSampler", "streamed"]
 
 TOKENIZED_AT_ONCE = 64
 DRAWS_AT_ONCE = 4096
@@ -48,12 +48,12 @@ class StreamedSource:
 
     given: DataSource
     format: RowFormat
-    wanted: Wanted
+    wanted: LengthPolicy
     rows: int | None
 
 
 @dataclass
-class Tally:
+class StreamCounts:
     """What became of the rows that were drawn."""
 
     drawn: int = 0
@@ -85,7 +85,7 @@ class RowStream:
     config: RunConfig
     sources: tuple[StreamedSource, ...]
     renderer: RowRenderer
-    tally: Tally = field(default_factory=Tally)
+    tally: StreamCounts = field(default_factory=StreamCounts)
 
     @property
     def rows(self) -> int | None:
@@ -115,32 +115,32 @@ class RowStream:
     def _opened(self) -> list[Iterator[RawRow]]:
         return [raw_rows(source.given, streaming=True) for source in self.sources]
 
-    def _outcomes(self, chunk: Sequence[tuple[int, RawRow]]) -> list[Outcome]:
+    def _outcomes(self, chunk: Sequence[tuple[int, RawRow]]) -> list[TokenizedRow]:
         """What becomes of some rows, in their order."""
-        found: dict[int, Outcome] = {}
+        found: dict[int, TokenizedRow] = {}
         for index, source in enumerate(self.sources):
             mine = [place for place, (of, _) in enumerate(chunk) if of == index]
             looked = {place: self._record(source, chunk[place][1]) for place in mine}
-            found |= {place: outcome for place, outcome in looked.items() if isinstance(outcome, Outcome)}
-            records = {place: record for place, record in looked.items() if not isinstance(record, Outcome)}
+            found |= {place: outcome for place, outcome in looked.items() if isinstance(outcome, TokenizedRow)}
+            records = {place: record for place, record in looked.items() if not isinstance(record, TokenizedRow)}
             where = [chunk[place][1].where for place in records]
             found |= dict(
-                zip(records, outcomes(self.renderer, list(records.values()), where, source.wanted), strict=True)
+                zip(records, tokenize_rows(self.renderer, list(records.values()), where, source.wanted), strict=True)
             )
         return [self._counted(found[place], self.sources[chunk[place][0]]) for place in range(len(chunk))]
 
-    def _record(self, source: StreamedSource, raw: RawRow) -> Record | Outcome:
+    def _record(self, source: StreamedSource, raw: RawRow) -> Record | TokenizedRow:
         row = raw.look()
         if not isinstance(row, Row):
-            return Outcome(problems=(row,))
+            return TokenizedRow(problems=(row,))
         data = self.config.data
-        languages = Languages(data.source_lang, data.target_lang)
+        languages = LanguagePair(data.source_lang, data.target_lang)
         try:
             return to_record(row, source.format, source.given.columns, self.config.task, languages)
         except DataError as error:
-            return Outcome(problems=error.problems)
+            return TokenizedRow(problems=error.problems)
 
-    def _counted(self, outcome: Outcome, source: StreamedSource) -> Outcome:
+    def _counted(self, outcome: TokenizedRow, source: StreamedSource) -> TokenizedRow:
         if outcome.problems and self.config.data.on_bad_row == "error":
             raise DataError.several(outcome.problems)
         if outcome.too_long is not None and source.wanted.done == "error":
@@ -164,7 +164,7 @@ def streamed(config: RunConfig, sources: Sequence[tuple[DataSource, RowFormat]],
         if given.path.endswith(".json"):
             remedy = "write it as .jsonl, one object a line"
             raise DataError("is read whole: a .json file cannot be streamed", where=given.path, remedy=remedy)
-        wanted = wanted_of(given, config.data, row_format)
+        wanted = length_policy(given, config.data, row_format)
         found.append(StreamedSource(given, row_format, wanted, count_rows(given)))
     unknown = [source.given.path for source in found if source.rows is None]
     if unknown and len(found) > 1:
@@ -178,7 +178,7 @@ def streamed(config: RunConfig, sources: Sequence[tuple[DataSource, RowFormat]],
 
 
 @dataclass(frozen=True, eq=False)
-class StreamPlan:
+class StreamingSampler:
     """Which rows of a stream share a batch: those that are drawn one after the other.
 
     Attributes:
@@ -191,7 +191,9 @@ class StreamPlan:
     batch_size: int
     accumulation: int
 
-    def windows(self, train: Sequence[Example], epoch: int, window: int, place: tuple[int, int]) -> Iterator[Window]:
+    def windows(
+        self, train: Sequence[Example], epoch: int, window: int, place: tuple[int, int]
+    ) -> Iterator[StepBatches]:
         """The windows of an epoch from a place in the stream on; `train` and `window` are for plans of known rows.
 
         Raises:
@@ -208,7 +210,7 @@ class StreamPlan:
             examples = [example for example, _, _ in taken]
             batches = [examples[at : at + self.batch_size] for at in range(0, len(examples), self.batch_size)]
             notes = () if following else self.stream.tally.notes()
-            yield Window(batches, place=taken[-1][1:], ends_epoch=not following, notes=notes)
+            yield StepBatches(batches, place=taken[-1][1:], ends_epoch=not following, notes=notes)
             taken = following
 
     def steps(self, number: int) -> int:

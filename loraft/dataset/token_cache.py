@@ -1,8 +1,9 @@
 """Rows that became tokens once, kept so that the next start finds them.
 
-This module knows files: an entry is a folder named by everything that its tokens depend on, with arrays and JSON in it
-and a manifest of their sha256. It is written beside its place and renamed, under a lock. It refuses to know how rows
-become tokens. A cache only saves time: one that cannot be written or is damaged is told, and never an error.
+An entry is a folder named by all that its tokens depend on, with arrays and JSON in it and a manifest of their
+sha256.
+It is written beside its place and renamed, under a lock. A cache only saves time: one that cannot be written or is
+damaged is told, and never an error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from loraft.tokenization.examples import Example, LabelledExample, PairExample
 
-__all__ = ["KEPT", "Keeper"]
+__all__ = ["KEPT", "TokenCache"]
 
 KEPT = "rows-1"
 """The folder of kept rows in the cache; the number changes when what an entry holds does."""
@@ -36,7 +37,7 @@ ARRAYS, FACTS, MANIFEST = "rows.safetensors", "facts.json", "manifest.json"
 KINDS: Mapping[str, type[Example]] = {"text": Example, "pair": PairExample, "labelled": LabelledExample}
 
 
-class Keeper:
+class TokenCache:
     """The place of one set of rows in the cache.
 
     Attributes:

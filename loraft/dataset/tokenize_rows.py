@@ -1,8 +1,4 @@
-"""What becomes of a row on its way to tokens: examples, too long, nothing to train, or not rendered at all.
-
-This module knows the order of rendering, tokenizing and cutting, for a few rows or a million, in this process or
-another. It refuses to know files, and what is done about a row that did not come through.
-"""
+"""What becomes of a row on its way to tokens: examples, too long, nothing to train, or not rendered at all."""
 
 from __future__ import annotations
 
@@ -17,13 +13,13 @@ from loraft.tasks.task import RowRenderer
 from loraft.tokenization.examples import Example, PairExample
 from loraft.tokenization.long_texts import ManyTokensError
 
-__all__ = ["Outcome", "Read", "Wanted", "outcomes", "wanted_of"]
+__all__ = ["LengthPolicy", "Read", "TokenizedRow", "length_policy", "tokenize_rows"]
 
 DROP = "write data.on_overlength: drop"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LengthPolicy:
     """What the config says of the rows of a source.
 
     Attributes:
@@ -38,7 +34,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TokenizedRow:
     """What became of a row.
 
     Attributes:
@@ -75,13 +71,15 @@ class Read:
     in_part: bool = False
 
 
-def wanted_of(source: DataSource, data: DataSection, row_format: str) -> Wanted:
+def length_policy(source: DataSource, data: DataSection, row_format: str) -> LengthPolicy:
     """What `data` says of the rows of `source`: auto splits plain text and drops the rest."""
     auto = "split" if row_format == "text" else "drop"
-    return Wanted(data, auto if data.on_overlength == "auto" else data.on_overlength, source.columns)
+    return LengthPolicy(data, auto if data.on_overlength == "auto" else data.on_overlength, source.columns)
 
 
-def outcomes(renderer: RowRenderer, records: Sequence[Record], places: Sequence[str], wanted: Wanted) -> list[Outcome]:
+def tokenize_rows(
+    renderer: RowRenderer, records: Sequence[Record], places: Sequence[str], wanted: LengthPolicy
+) -> list[TokenizedRow]:
     """What becomes of records, one outcome each, in their order.
 
     Args:
@@ -90,7 +88,7 @@ def outcomes(renderer: RowRenderer, records: Sequence[Record], places: Sequence[
         places: Where each of them stands.
         wanted: What the config says of them.
     """
-    found: dict[int, Outcome] = {}
+    found: dict[int, TokenizedRow] = {}
     rendered: list[Read] = []
     of_record: list[int] = []
     for index, (record, place) in enumerate(zip(records, places, strict=True)):
@@ -106,14 +104,14 @@ def outcomes(renderer: RowRenderer, records: Sequence[Record], places: Sequence[
     examples = _examples(renderer, rendered, [places[index] for index in of_record], wanted)
     rows: dict[int, list[tuple[Example, Read]]] = {}
     for index, example, read in zip(of_record, examples, rendered, strict=True):
-        if isinstance(example, Outcome):
+        if isinstance(example, TokenizedRow):
             found.setdefault(index, example)
         else:
             rows.setdefault(index, []).append((example, read))
     return [found[i] if i in found else _outcome(renderer, rows[i], wanted) for i in range(len(records))]
 
 
-def _rendered(renderer: RowRenderer, record: Record, wanted: Wanted) -> Read:
+def _rendered(renderer: RowRenderer, record: Record, wanted: LengthPolicy) -> Read:
     """A part of a record as text; of a row that is cut or dropped no more is read than that needs.
 
     Raises:
@@ -133,8 +131,8 @@ def _rendered(renderer: RowRenderer, record: Record, wanted: Wanted) -> Read:
 
 
 def _examples(
-    renderer: RowRenderer, rendered: Sequence[Read], where: Sequence[str], wanted: Wanted
-) -> list[Example | Outcome]:
+    renderer: RowRenderer, rendered: Sequence[Read], where: Sequence[str], wanted: LengthPolicy
+) -> list[Example | TokenizedRow]:
     """Each text as tokens, or why it cannot be read: of many the one at fault is looked for."""
     try:
         return list(renderer.examples([read.text for read in rendered], where))
@@ -144,18 +142,18 @@ def _examples(
         return [_examples(renderer, [each], [place], wanted)[0] for each, place in zip(rendered, where, strict=True)]
 
 
-def _unusable(error: DataError, place: str, wanted: Wanted) -> Outcome:
+def _unusable(error: DataError, place: str, wanted: LengthPolicy) -> TokenizedRow:
     named = (replace(each, where=place, key=wanted.columns.get(each.key or "", each.key)) for each in error.problems)
-    return Outcome(problems=tuple(named))
+    return TokenizedRow(problems=tuple(named))
 
 
-def _uncounted(fewest: int, place: str) -> Outcome:
+def _uncounted(fewest: int, place: str) -> TokenizedRow:
     """A row of one unbroken text that is too long by any count."""
     problem = Problem(f"has at least {fewest:,} tokens, more than the config takes", where=place, remedy=DROP)
-    return Outcome(lengths=(fewest,), in_part=True, too_long=problem)
+    return TokenizedRow(lengths=(fewest,), in_part=True, too_long=problem)
 
 
-def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Read]], wanted: Wanted) -> Outcome:
+def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Read]], wanted: LengthPolicy) -> TokenizedRow:
     pieces: list[Example] = []
     too_long: Problem | None = None
     for example, read in parts:
@@ -168,7 +166,7 @@ def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Read]], wante
             pieces += renderer.cut(read.text, example, wanted.limits, wanted.done)
     trained = tuple(piece for piece in pieces if piece.trained)
     findings = (finding for _, read in parts for finding in renderer.findings(read.text))
-    return Outcome(
+    return TokenizedRow(
         examples=trained,
         lengths=tuple(len(example.input_ids) for example, _ in parts),
         target_lengths=tuple(len(example.labels) for example, _ in parts if isinstance(example, PairExample)),

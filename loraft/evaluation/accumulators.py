@@ -3,8 +3,6 @@
 A figure of many rows is a function of sums over them: a loss of losses and tokens, BLEU of n-gram counts, accuracy of
 hits. Where two models are to be compared by a bootstrap, the few numbers that each row adds are kept, so that the
 figure can be had of rows drawn anew.
-
-This module knows sums. It refuses to know what is summed (`text_metrics`, `label_metrics`).
 """
 
 from __future__ import annotations

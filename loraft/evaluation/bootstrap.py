@@ -1,7 +1,4 @@
-"""How sure a difference is: a paired bootstrap over the rows.
-
-This module knows drawing and quantiles. It refuses to know what the figures measure.
-"""
+"""How sure a difference is: a paired bootstrap over the rows."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ import numpy as np
 
 from loraft.evaluation.accumulators import Counts, Figures
 
-__all__ = ["CONFIDENCE", "RESAMPLES", "Difference", "paired_differences"]
+__all__ = ["CONFIDENCE", "RESAMPLES", "PairedDifference", "paired_differences"]
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """One figure of two models on the same rows.
 
     Attributes:
@@ -41,7 +38,7 @@ def paired_differences(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Mapping[str, Difference]:
+) -> Mapping[str, PairedDifference]:
     """The difference of each figure of two models, with a confidence interval of 95 %.
 
     As many rows as there are are drawn, with replacement, and both models are measured on the same draw; the interval
@@ -68,7 +65,7 @@ def paired_differences(
         for name, value in _minus(second(counts), first(counts)).items():
             drawn.setdefault(name, []).append(value)
     whole = _minus(second(None), first(None))
-    return {name: Difference(whole[name], *_interval(values)) for name, values in drawn.items()}
+    return {name: PairedDifference(whole[name], *_interval(values)) for name, values in drawn.items()}
 
 
 def _minus(figures: Figures, others: Figures) -> dict[str, float]:

@@ -2,8 +2,6 @@
 
 The rows are those of a file, or those that the run of what is evaluated held out. They become tokens as in training,
 by the same function, with the template of what is evaluated; and what a row says is looked up by its place.
-
-This module knows configs, records and examples. It refuses to know models and figures.
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.adapters.metadata import Sources
+from loraft.adapters.metadata import SourceFormat
 from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig, Task
 from loraft.dataset.build import prepare
 from loraft.dataset.source_rows import shortened, with_defaults
 from loraft.errors import DataError, Problem
-from loraft.evaluation.references import Question, questions_of
+from loraft.evaluation.references import Reference, references_of
 from loraft.evaluation.source_run import PastRun
 from loraft.rows.formats import FORMATS, Message, has_columns
 from loraft.rows.raw_rows import read_rows
@@ -27,7 +25,13 @@ from loraft.tasks.task import RowRenderer
 from loraft.tokenization.examples import IGNORED, Example, PairExample
 
 __all__ = [
-    "EvaluatedRows", "Item", "Purpose", "Source", "prompt_ids", "read_source", "rows_of",
+    "EvalExample",
+    "EvalPurpose",
+    "EvalSource",
+    "EvaluatedRows",
+    "prompt_ids",
+    "read_source",
+    "rows_of",
     "unasked_as_trained",
 ]  # fmt: skip
 
@@ -43,7 +47,7 @@ PEEKED = 100
 
 
 @dataclass(frozen=True)
-class Purpose:
+class EvalPurpose:
     """What is evaluated is for this.
 
     Attributes:
@@ -53,16 +57,16 @@ class Purpose:
     """
 
     task: Task = "causal_lm"
-    sources: Sources = field(default_factory=Sources)
+    sources: SourceFormat = field(default_factory=SourceFormat)
     labels: tuple[str, ...] = ()
 
 
-GENERATES = Purpose()
+GENERATES = EvalPurpose()
 """A decoder that writes text."""
 
 
 @dataclass(frozen=True)
-class Source:
+class EvalSource:
     """The rows before they are tokens.
 
     Attributes:
@@ -77,13 +81,13 @@ class Source:
     config: RunConfig
     held_out: bool
     called: str
-    questions: Mapping[str, Question]
+    questions: Mapping[str, Reference]
     notes: tuple[str, ...] = ()
     run: PastRun | None = None
 
 
 @dataclass(frozen=True)
-class Item:
+class EvalExample:
     """A row as it is evaluated.
 
     Attributes:
@@ -92,7 +96,7 @@ class Item:
     """
 
     example: Example
-    question: Question | None
+    question: Reference | None
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,14 @@ class EvaluatedRows:
         notes: What a person should know, a sentence each.
     """
 
-    items: Sequence[Item]
+    items: Sequence[EvalExample]
     renderer: RowRenderer
     notes: tuple[str, ...]
 
 
-def read_source(run: PastRun | None, base: str, data: DataSource | None, purpose: Purpose = GENERATES) -> Source:
+def read_source(
+    run: PastRun | None, base: str, data: DataSource | None, purpose: EvalPurpose = GENERATES
+) -> EvalSource:
     """Read the rows and what they ask; nothing is tokenized yet.
 
     Args:
@@ -130,7 +136,7 @@ def read_source(run: PastRun | None, base: str, data: DataSource | None, purpose
         raise DataError.several(map(_as_ours, error.problems)) from None
 
 
-def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Purpose) -> Source:
+def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: EvalPurpose) -> EvalSource:
     if data is None:
         if run is None:
             message = "there are no rows to evaluate on: what is evaluated belongs to no run"
@@ -146,21 +152,21 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Purp
         notes = [*run.about_rows(data)] if run is not None else []
         config = _config_for(run.config if run is not None else None, base, data, purpose)
         sources, skips, called = config.data.train, False, data.path
-    questions: dict[str, Question] = {}
+    questions: dict[str, Reference] = {}
     problems: list[Problem] = []
     for source in sources:
-        found, wrong = questions_of(with_defaults(source, config.data), config)
+        found, wrong = references_of(with_defaults(source, config.data), config)
         questions |= found
         problems += [] if skips else wrong
     if problems:
         raise DataError.several(shortened(problems, remedy=None))
     if config.task == "seq_cls" and config.training.class_weights is not None:
         notes.append("the run weighted its classes in training (training.class_weights): here each row counts the same")
-    return Source(config, data is None, called, questions, tuple(notes), run)
+    return EvalSource(config, data is None, called, questions, tuple(notes), run)
 
 
 def rows_of(
-    source: Source, tokenizer: PreTrainedTokenizerBase, *, positions: int | None, limit: int | None
+    source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions: int | None, limit: int | None
 ) -> EvaluatedRows:
     """The rows as tokens, as they are in training, with the template of `tokenizer`.
 
@@ -187,7 +193,7 @@ def rows_of(
     examples = prepared.eval if source.held_out else prepared.train
     last = {example.where: place for place, example in enumerate(examples)}  # of a conversation in one row a turn
     items = [
-        Item(example, source.questions.get(example.where) if last[example.where] == place else None)
+        EvalExample(example, source.questions.get(example.where) if last[example.where] == place else None)
         for place, example in enumerate(examples[:limit])
     ]
     told = prepared.report.notes
@@ -196,7 +202,7 @@ def rows_of(
     return EvaluatedRows(items, prepared.renderer, (*source.notes, *prepared.renderer.notes, *told))
 
 
-def prompt_ids(item: Item, renderer: RowRenderer) -> list[int]:
+def prompt_ids(item: EvalExample, renderer: RowRenderer) -> list[int]:
     """The tokens that an answer to a row follows: those that its loss was not of, up to its answer."""
     assert item.question is not None, "a row without a right answer asks nothing"
     if isinstance(item.example, PairExample):
@@ -222,7 +228,7 @@ def unasked_as_trained(rows: EvaluatedRows, system_prompt: str | None) -> Iterat
         )
 
 
-def _config_for(run: RunConfig | None, base: str, data: DataSource, purpose: Purpose) -> RunConfig:
+def _config_for(run: RunConfig | None, base: str, data: DataSource, purpose: EvalPurpose) -> RunConfig:
     """A config that trains on the rows of `data` and holds none out; how they are read is as the run has it."""
     section = DataSection(train=(data,), eval=None, source_prefix=purpose.sources.prefix)
     if run is None:
@@ -246,7 +252,7 @@ def _own_names(data: DataSource, run: RunConfig) -> dict[str, object]:
     return {} if fits else {"columns": {}, "format": "auto"}
 
 
-def _as_trained(config: RunConfig, purpose: Purpose) -> RunConfig:
+def _as_trained(config: RunConfig, purpose: EvalPurpose) -> RunConfig:
     """A config with the languages that are asked for, and the classes that there are."""
     data = config.data
     said = {

@@ -1,7 +1,4 @@
-"""The file that the rows of an evaluation are written to, as they are evaluated: one line of JSON each.
-
-This module knows lines and disks. It refuses to know what a row holds.
-"""
+"""The file that the rows of an evaluation are written to, as they are evaluated: one line of JSON each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What an evaluation found, as values.
-
-This module knows which figures there are and how JSON shows them. It refuses to know how they were found.
-"""
+"""What an evaluation found, as values."""
 
 from __future__ import annotations
 
@@ -9,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loraft.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Difference
+from loraft.evaluation.bootstrap import CONFIDENCE, RESAMPLES, PairedDifference
 
-__all__ = ["Confusion", "Evaluation", "Measured"]
+__all__ = ["Confusion", "Evaluation", "Figure"]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Figure:
     """One model's figures.
 
     Attributes:
@@ -76,9 +73,9 @@ class Evaluation:
     rows: int
     references: int
     tokens: int
-    measured: Measured
-    baseline: Measured | None
-    differences: Mapping[str, Difference]
+    measured: Figure
+    baseline: Figure | None
+    differences: Mapping[str, PairedDifference]
     signatures: Mapping[str, str]
     output: Path | None
     seconds: float

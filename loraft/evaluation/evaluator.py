@@ -3,8 +3,6 @@
 Rows are taken in windows: inside one they are sorted by length, so that little is padded. Each model reads a window
 and answers it, its rows go to the file, and the next window begins. The loss is the negative log-likelihood of all
 trained tokens over their number; how many rows are read at a time changes nothing but the speed.
-
-This module knows windows and sums. It refuses to know how a loss or an answer comes about: a `Subject` gives both.
 """
 
 from __future__ import annotations
@@ -17,19 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from loraft.errors import DataError, NonFiniteError, Stopped
+from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.accumulators import RowTally, loss_sums
-from loraft.evaluation.bootstrap import Difference, paired_differences
-from loraft.evaluation.eval_dataset import EvaluatedRows, Item, prompt_ids
+from loraft.evaluation.bootstrap import PairedDifference, paired_differences
+from loraft.evaluation.eval_dataset import EvalExample, EvaluatedRows, prompt_ids
 from loraft.evaluation.eval_rows_file import RowsFile, open_rows_file
-from loraft.evaluation.evaluation_result import Confusion, Evaluation, Measured
+from loraft.evaluation.evaluation_result import Confusion, Evaluation, Figure
 from loraft.evaluation.label_metrics import LabelTally
 from loraft.evaluation.text_metrics import TEXT_METRICS
 from loraft.events import Observer, Progress
 from loraft.io.memory_errors import memory_errors
 from loraft.tokenization.examples import Example, LabelledExample
 
-__all__ = ["Answer", "Reading", "Subject", "evaluate"]
+__all__ = ["Answer", "EvalModel", "RowScore", "evaluate"]
 
 BATCHES_A_WINDOW = 4
 ROWS = "rows evaluated"
@@ -51,7 +49,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Reading:
+class RowScore:
     """What a model makes of a row that it reads.
 
     Attributes:
@@ -64,7 +62,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalModel:
     """A model that is evaluated.
 
     Attributes:
@@ -74,7 +72,7 @@ class Subject:
     """
 
     name: str
-    read: Callable[[Sequence[Example]], Sequence[Reading]]
+    read: Callable[[Sequence[Example]], Sequence[RowScore]]
     answers: Callable[[Sequence[Sequence[int]]], Sequence[Answer]] | None = None
 
 
@@ -93,13 +91,13 @@ class _Tallies:
     def answers(self) -> list[RowTally | LabelTally]:
         return [*self.texts, *([] if self.classes is None else [self.classes])]
 
-    def measured(self, name: str) -> Measured:
+    def measured(self, name: str) -> Figure:
         figures = {key: value for tally in self.answers for key, value in tally.figures().items()}
         of_losses = self.losses.figures()
         asked = {key: figures[key] for key in self.names}
-        return Measured(name, of_losses["loss"], of_losses.get("perplexity"), asked, self.cut)
+        return Figure(name, of_losses["loss"], of_losses.get("perplexity"), asked, self.cut)
 
-    def add(self, item: Item, reading: Reading) -> None:
+    def add(self, item: EvalExample, reading: RowScore) -> None:
         self.losses.add((reading.loss, item.example.trained))
         if reading.answer is not None and item.question is not None:
             self.cut += reading.answer.finish_reason == "length"
@@ -109,8 +107,8 @@ class _Tallies:
 
 def evaluate(
     rows: EvaluatedRows,
-    subject: Subject,
-    baseline: Subject | None,
+    subject: EvalModel,
+    baseline: EvalModel | None,
     *,
     task: str,
     data: str,
@@ -139,7 +137,7 @@ def evaluate(
         NonFiniteError: A loss is not a number.
         OutOfMemoryError: The device is too small for so many at a time.
         DiskFullError: The disk filled up.
-        Stopped: By SIGINT or SIGTERM, with the rows so far in `output`.
+        Interrupted: By SIGINT or SIGTERM, with the rows so far in `output`.
     """
     items = rows.items
     if not items:
@@ -183,14 +181,14 @@ def evaluate(
 
 
 def _measure(
-    subject: Subject, window: Sequence[Item], rows: EvaluatedRows, batch_size: int, *, answered: bool
-) -> list[Reading]:
+    subject: EvalModel, window: Sequence[EvalExample], rows: EvaluatedRows, batch_size: int, *, answered: bool
+) -> list[RowScore]:
     """What a model makes of each row of a window and, where that is wanted, its answer to each that asks something.
 
     Raises:
         NonFiniteError: A loss is not a number.
     """
-    found: dict[int, Reading] = {}
+    found: dict[int, RowScore] = {}
     by_length = sorted(range(len(window)), key=lambda place: -len(window[place].example.input_ids))
     for start in range(0, len(window), batch_size):
         places = by_length[start : start + batch_size]
@@ -208,7 +206,7 @@ def _measure(
     return [found[place] for place in range(len(window))]
 
 
-def _line(item: Item, reading: Reading, of_base: Reading | None = None) -> dict[str, object]:
+def _line(item: EvalExample, reading: RowScore, of_base: RowScore | None = None) -> dict[str, object]:
     """A row as it is written."""
     question, tokens = item.question, item.example.trained
     row: dict[str, object] = {
@@ -222,7 +220,7 @@ def _line(item: Item, reading: Reading, of_base: Reading | None = None) -> dict[
     return row if of_base is None else row | {"baseline": _said(of_base, tokens)}
 
 
-def _said(reading: Reading, tokens: int) -> dict[str, object]:
+def _said(reading: RowScore, tokens: int) -> dict[str, object]:
     answer = reading.answer
     if answer is not None and answer.probabilities is not None:
         return {"prediction": answer.text, "probabilities": dict(answer.probabilities), "loss": reading.loss / tokens}
@@ -230,9 +228,9 @@ def _said(reading: Reading, tokens: int) -> dict[str, object]:
     return {"prediction": text, "finish_reason": reason, "loss": reading.loss / tokens}
 
 
-def _differences(measured: _Tallies, base: _Tallies, *, rows: int, references: int) -> dict[str, Difference]:
+def _differences(measured: _Tallies, base: _Tallies, *, rows: int, references: int) -> dict[str, PairedDifference]:
     """What is measured minus its base, for every figure that is shown."""
-    found: dict[str, Difference] = {}
+    found: dict[str, PairedDifference] = {}
     found |= paired_differences(base.losses.figures, measured.losses.figures, rows)
     always = tuple(found)
     for tally, other in zip(measured.answers, base.answers, strict=True):
@@ -254,4 +252,4 @@ def _told(file: RowsFile | None, total: int) -> Iterator[None]:
         number = getattr(stop, "signal_number", signal.SIGINT)
         kept = f": {file.rows:,} of {total:,} rows are in {file.path}" if file is not None else ""
         remedy = "An evaluation begins anew: --overwrite replaces the file." if file is not None else None
-        raise Stopped(f"stopped{kept}", signal_number=number, remedy=remedy) from None
+        raise Interrupted(f"stopped{kept}", signal_number=number, remedy=remedy) from None

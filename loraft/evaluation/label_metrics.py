@@ -1,7 +1,4 @@
-"""Measures of labels: accuracy, macro-F1, Matthews' correlation, and the confusion matrix that all are computed from.
-
-This module knows counts of pairs of labels. It refuses to know texts, models and what a label means.
-"""
+"""Metrics of labels: accuracy, macro-F1, Matthews' correlation, and the confusion matrix they come from."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Figures from counts and texts.
-
-This module knows arithmetic. It refuses to know models, tokens and files.
-"""
+"""Figures from counts and texts."""
 
 from __future__ import annotations
 

@@ -14,24 +14,24 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from loraft.adapters.classes import classes_of
-from loraft.adapters.metadata import Target
+from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import resolve_target
 from loraft.adapters.task import task_of
-from loraft.dataset.sampler import LabelledBatch, Layout, collate_rows
-from loraft.dataset.source_rows import sources_of
+from loraft.dataset.sampler import BatchLayout, LabelledBatch, collate_rows
+from loraft.dataset.source_rows import expand_sources
 from loraft.errors import AdapterError, ModelError
-from loraft.evaluation.eval_dataset import EvaluatedRows, Purpose, Source, rows_of, unasked_as_trained
-from loraft.evaluation.evaluator import Answer, Reading, Subject
+from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, EvaluatedRows, rows_of, unasked_as_trained
+from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
 from loraft.evaluation.source_run import PastRun, past_run
 from loraft.events import Note, Observer
 from loraft.inference.classifier import Classifier, open_classifier, refuse_no_classifier
 from loraft.inference.decoder_state import prompt_limit
 from loraft.inference.engine import complete_batch
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, Session, Settings, open_session
 from loraft.models.unwrap import wrapped_model
 from loraft.tokenization.examples import Example, LabelledExample
-from loraft.training.loss import TargetLoss
+from loraft.training.loss import LMLoss
 
 __all__ = [
     "classifying", "generating", "learned_columns", "opened", "opened_classifier", "purpose_of", "run_of", "tell",
@@ -43,11 +43,11 @@ ANSWERS = "{} answers; {} would with --compare, or in loraft chat"
 MEASURED = "{} is measured, and {} not: give each alone as --adapter"
 
 
-def purpose_of(found: Target, choice: ModelChoice, *, baseline: bool) -> Purpose:
+def purpose_of(found: ResolvedTarget, choice: ModelRequest, *, baseline: bool) -> EvalPurpose:
     """What a target is for, as far as its record and its config tell, before any weight is loaded.
 
     Raises:
-        Refused: It is to classify and cannot, or what was asked for has no meaning for it.
+        InvalidInputError: It is to classify and cannot, or what was asked for has no meaning for it.
     """
     task = task_of(found)
     trained = found.manner.sources
@@ -64,7 +64,7 @@ def purpose_of(found: Target, choice: ModelChoice, *, baseline: bool) -> Purpose
         raise ModelError(message, where="--source-lang" if choice.source_lang else "--target-lang")
     if labels and baseline and classes_of(replace(found, adapters=())) != labels:
         raise _no_baseline(found.base)
-    return Purpose(task, sources, labels)
+    return EvalPurpose(task, sources, labels)
 
 
 def _no_baseline(base: str) -> AdapterError:
@@ -73,15 +73,15 @@ def _no_baseline(base: str) -> AdapterError:
 
 
 def generating(
-    choice: ModelChoice,
-    source: Source,
-    options: AnswerOptions,
+    choice: ModelRequest,
+    source: EvalSource,
+    options: GenerationRequest,
     batch_size: int,
     limit: int | None,
     observer: Observer,
     *,
     baseline: bool,
-) -> tuple[EvaluatedRows, list[Subject]]:
+) -> tuple[EvaluatedRows, list[EvalModel]]:
     """The rows as what writes text reads them; it, and its base where that is wanted."""
     session = open_session(choice)
     tell(observer, *session.notes, *to_be_told(session, options, MEASURED))
@@ -94,14 +94,14 @@ def generating(
 
 
 def classifying(
-    choice: ModelChoice,
-    source: Source,
-    options: AnswerOptions,
+    choice: ModelRequest,
+    source: EvalSource,
+    options: GenerationRequest,
     limit: int | None,
     observer: Observer,
     *,
     baseline: bool,
-) -> tuple[EvaluatedRows, list[Subject]]:
+) -> tuple[EvaluatedRows, list[EvalModel]]:
     """The same of a classifier.
 
     Raises:
@@ -117,69 +117,69 @@ def classifying(
     return rows, [_telling(classifier, name, base=base) for name, base in named]
 
 
-def run_of(found: Target) -> PastRun | None:
+def run_of(found: ResolvedTarget) -> PastRun | None:
     """The run that trained what a target means, where it lies in the folder of one."""
     return past_run(found.adapter or Path(found.base).expanduser())
 
 
-def learned_columns(model: ModelChoice | str) -> Mapping[str, str]:
+def learned_columns(model: ModelRequest | str) -> Mapping[str, str]:
     """What the rows called our columns that the run of what is meant was trained on; nothing where no run is near."""
-    choice = ModelChoice(model) if isinstance(model, str) else model
+    choice = ModelRequest(model) if isinstance(model, str) else model
     run = run_of(resolve_target(choice.target, choice.adapters, base_model=choice.base_model))
-    return sources_of(run.config.data)[0][0].columns if run is not None else {}
+    return expand_sources(run.config.data)[0][0].columns if run is not None else {}
 
 
-def _subject(session: Session, name: str, settings: Settings, batch_size: int) -> Subject:
+def _subject(session: Session, name: str, settings: Settings, batch_size: int) -> EvalModel:
     """The model of a session with the adapter of that name active, or none for the base, as it is evaluated.
 
     The base is asked as its adapter is: the same tokens, the same ends of an answer.
     """
     voice = session.voice(name)
     dtype = session.loaded.placement.dtype
-    loss = TargetLoss(wrapped_model(session.model), session.family, None if dtype == torch.float32 else dtype)
+    loss = LMLoss(wrapped_model(session.model), session.family, None if dtype == torch.float32 else dtype)
     # Padding is on the right, where no real token attends to it; 0 is a token that every vocabulary has.
-    layout = Layout(packed=False, pad_id=0)
+    layout = BatchLayout(packed=False, pad_id=0)
 
-    def read(examples: Sequence[Example]) -> list[Reading]:
+    def read(examples: Sequence[Example]) -> list[RowScore]:
         with session.speaking(voice), torch.inference_mode():
             batch = collate_rows(examples, layout).to(session.loaded.placement.device)
             assert not isinstance(batch, LabelledBatch), "a classifier opens no session"
             losses = loss.of_rows(batch, [example.trained for example in examples]).tolist()
-        return [Reading(each) for each in losses]
+        return [RowScore(each) for each in losses]
 
     def answers(prompts: Sequence[Sequence[int]]) -> list[Answer]:
         with session.speaking(voice) as speaking:
             completed = complete_batch(speaking, voice.tokenizer, prompts, **settings, batch_size=batch_size)
         return [Answer(each.completion, each.finish_reason) for each in completed]
 
-    return Subject(name, read, answers)
+    return EvalModel(name, read, answers)
 
 
-def _telling(classifier: Classifier, name: str, *, base: bool) -> Subject:
+def _telling(classifier: Classifier, name: str, *, base: bool) -> EvalModel:
     """A classifier, or its base without the adapter, as it is evaluated."""
 
-    def read(examples: Sequence[Example]) -> list[Reading]:
+    def read(examples: Sequence[Example]) -> list[RowScore]:
         rows = [example for example in examples if isinstance(example, LabelledExample)]
         with classifier.speaking(base=base):
             scores = classifier.scores(rows)
         losses = cross_entropy(scores, torch.tensor([row.labels[0] for row in rows]), reduction="none").tolist()
         return [
-            Reading(
+            RowScore(
                 loss, Answer(classifier.labels[at], probabilities=dict(zip(classifier.labels, shares, strict=True)))
             )
             for loss, at, shares in zip(losses, scores.argmax(1).tolist(), scores.softmax(1).tolist(), strict=True)
         ]
 
-    return Subject(name, read)
+    return EvalModel(name, read)
 
 
-def opened_classifier(model: ModelChoice | str, observer: Observer) -> Classifier:
+def opened_classifier(model: ModelRequest | str, observer: Observer) -> Classifier:
     """The classifier that is meant; what there is to say about it is told.
 
     Raises:
-        Refused: It is none, or cannot be used.
+        InvalidInputError: It is none, or cannot be used.
     """
-    choice = ModelChoice(model) if isinstance(model, str) else model
+    choice = ModelRequest(model) if isinstance(model, str) else model
     found = open_classifier(
         choice.target, choice.adapters, base_model=choice.base_model, quantize=choice.quantize, dtype=choice.dtype
     )
@@ -187,16 +187,16 @@ def opened_classifier(model: ModelChoice | str, observer: Observer) -> Classifie
     return found
 
 
-def opened(model: ModelChoice | str) -> Session:
+def opened(model: ModelRequest | str) -> Session:
     """The session of what is meant.
 
     Raises:
-        Refused: It writes no text, or cannot be used.
+        InvalidInputError: It writes no text, or cannot be used.
     """
-    return open_session(ModelChoice(model) if isinstance(model, str) else model)
+    return open_session(ModelRequest(model) if isinstance(model, str) else model)
 
 
-def to_be_told(session: Session, options: AnswerOptions, of_several: str = ANSWERS) -> Iterator[str]:
+def to_be_told(session: Session, options: GenerationRequest, of_several: str = ANSWERS) -> Iterator[str]:
     """What of that which was asked for has no effect; `of_several` says which adapter is used, and which are not."""
     if len(session.adapters) > 1:
         first, *silent = session.adapters

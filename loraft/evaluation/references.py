@@ -1,7 +1,4 @@
-"""What rows ask, and what answers them.
-
-This module knows records and their meaning. It refuses to know tokens, models and figures.
-"""
+"""What rows ask, and what answers them."""
 
 from __future__ import annotations
 
@@ -11,15 +8,24 @@ from dataclasses import dataclass, replace
 from loraft.config.schema import DataSource, RunConfig
 from loraft.dataset.source_rows import format_of
 from loraft.errors import DataError, Problem
-from loraft.rows.formats import Completion, Conversation, Labelled, Languages, Message, Pair, Record, to_record
+from loraft.rows.formats import (
+    ClassificationRecord,
+    Conversation,
+    LanguagePair,
+    Message,
+    PromptCompletion,
+    Record,
+    Seq2SeqRecord,
+    to_record,
+)
 from loraft.rows.raw_rows import read_rows
 from loraft.tasks.seq_cls import class_number
 
-__all__ = ["Question", "questions_of"]
+__all__ = ["Reference", "references_of"]
 
 
 @dataclass(frozen=True)
-class Question:
+class Reference:
     """What a row asks and what answers it.
 
     Attributes:
@@ -40,14 +46,14 @@ class Question:
         return [{"role": message.role, "content": message.content} for message in self.asked]
 
 
-def questions_of(source: DataSource, config: RunConfig) -> tuple[dict[str, Question], list[Problem]]:
+def references_of(source: DataSource, config: RunConfig) -> tuple[dict[str, Reference], list[Problem]]:
     """What the rows of a source ask, by their places, and what is wrong with those that are no such rows."""
     read = read_rows(source)
     problems, questions = list(read.problems), {}
     if not read.rows:
         return {}, problems
     row_format = format_of(read, source, config.task)
-    languages = Languages(config.data.source_lang, config.data.target_lang)
+    languages = LanguagePair(config.data.source_lang, config.data.target_lang)
     for row in read.rows:
         try:
             record = to_record(row, row_format, source.columns, config.task, languages)
@@ -69,19 +75,19 @@ def _at(where: str, problem: Problem, columns: Mapping[str, str]) -> Problem:
     return replace(problem, where=where, key=columns.get(problem.key or "", problem.key))
 
 
-def _question(record: Record, labels: Sequence[str]) -> Question | None:
+def _question(record: Record, labels: Sequence[str]) -> Reference | None:
     """What a record asks, and its answer: the assistant's last turn, or the completion; plain text asks nothing.
 
     Raises:
         DataError: Its class is none of the labels.
     """
-    if isinstance(record, Completion):
-        return Question(record.prompt, record.completion)
-    if isinstance(record, Pair):
-        return Question(record.source, record.target)
-    if isinstance(record, Labelled):
-        return Question(record.text, labels[class_number(record.label, labels)], record.second)
+    if isinstance(record, PromptCompletion):
+        return Reference(record.prompt, record.completion)
+    if isinstance(record, Seq2SeqRecord):
+        return Reference(record.source, record.target)
+    if isinstance(record, ClassificationRecord):
+        return Reference(record.text, labels[class_number(record.label, labels)], record.second)
     if not isinstance(record, Conversation):
         return None
     last = max(place for place, message in enumerate(record.messages) if message.role == "assistant")
-    return Question(record.messages[:last], record.messages[last].content) if last else None
+    return Reference(record.messages[:last], record.messages[last].content) if last else None

@@ -1,7 +1,6 @@
 """The run that trained what is evaluated: its config, and whether rows are still those that it learned or held out.
 
-A run's manifest has what its files were when it began. This module compares that with what they are now. It refuses to
-know what rows say.
+A run's manifest has what its files were when it began. This module compares that with what they are now.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 from loraft.config.config_file import load_config
 from loraft.config.schema import DataSource, RunConfig
 from loraft.dataset.fingerprint import contents_of
-from loraft.dataset.source_rows import sources_of, with_defaults
+from loraft.dataset.source_rows import expand_sources, with_defaults
 from loraft.errors import DataError
 
 __all__ = ["PastRun", "past_run"]
@@ -39,7 +38,7 @@ class PastRun:
         Raises:
             DataError: They can no longer be told from those that it learned, or cannot be read from here.
         """
-        learned, held_out = sources_of(self.config.data)
+        learned, held_out = expand_sources(self.config.data)
         is_share = isinstance(self.config.data.eval, float)
         sources, before = (learned, self._recorded("train")) if is_share else (held_out, self._recorded("eval"))
         if not before:  # nobody wrote it down

@@ -1,7 +1,4 @@
-"""Which figures belong to which task: one row of a table for each.
-
-This module knows names. It refuses to know how a figure is computed (`text_metrics`, `label_metrics`).
-"""
+"""Which figures belong to which task: one row of a table for each."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 BLEU and chrF are sacrebleu's and ROUGE is rouge-score's, each over all rows and not a mean of figures of rows, save
 for ROUGE, which is defined as that. Percentages are sacrebleu's habit: BLEU and chrF run from 0 to 100, the rest from
 0 to 1.
-
-This module knows which library gives what. It refuses to know how the text came about.
 """
 
 from __future__ import annotations

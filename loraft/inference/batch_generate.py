@@ -3,9 +3,6 @@
 Rows are taken in windows: inside one they are sorted by length, so that little is padded, and its answers are on disk
 before the next begins. A run that was stopped goes on with the window that was cut short: that one is answered whole
 again, so that every row has the neighbours, and the answer, that it would have had. Row `n` draws from `seed + n`.
-
-This module knows windows and what makes two runs the same. It refuses to know how tokens are computed and how lines
-reach the disk.
 """
 
 from __future__ import annotations
@@ -26,13 +23,13 @@ from loraft.errors import DataError, OutOfMemoryError, Problem
 from loraft.events import Note, Observer, Progress
 from loraft.inference.decoder_state import prompt_limit
 from loraft.inference.engine import complete_batch
-from loraft.inference.requests import AnswerOptions
-from loraft.inference.session import BASE, OPTIONS, Session, Voice
+from loraft.inference.requests import GenerationRequest
+from loraft.inference.session import BASE, OPTIONS, Session, Speaker
 from loraft.rows.answer_file import SOURCE, lost_fields, open_answer_file, rows_to_answer, windows_left
-from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, Languages, Message, to_question
+from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, to_question
 from loraft.rows.raw_rows import Row, RowsRead
 
-__all__ = ["ADDED", "BATCH_SIZE", "AnsweredFile", "Question", "answer_questions", "read_questions"]
+__all__ = ["ADDED", "BATCH_SIZE", "AnsweredFile", "BatchPrompt", "answer_questions", "read_questions"]
 
 ADDED = ("completion", "finish_reason")
 """What an answer adds to its row."""
@@ -42,7 +39,7 @@ ROWS = "rows answered"
 
 
 @dataclass(frozen=True)
-class Question:
+class BatchPrompt:
     """A row and what it asks.
 
     Attributes:
@@ -53,7 +50,7 @@ class Question:
     row: Row
     messages: tuple[Message, ...]
 
-    def to(self, voice: Voice, system: str | None) -> list[Message]:
+    def to(self, voice: Speaker, system: str | None) -> list[Message]:
         """The messages as `voice` is asked them: its own system prompt, or `system`, where the row has none."""
         if self.messages[0].role == "system":
             return voice.with_system(self.messages[1:], self.messages[0].content)
@@ -88,7 +85,7 @@ class AnsweredFile:
 
 def read_questions(
     path: Path, source_lang: Callable[[], str | None] | None = None, *, column: str | None = None
-) -> list[Question]:
+) -> list[BatchPrompt]:
     """Every row of a file of prompts.
 
     Args:
@@ -102,10 +99,10 @@ def read_questions(
     read = rows_to_answer(path)
     _require_column(path, read, column)
     problems, questions = list(read.problems), []
-    languages = Languages(source_lang()) if source_lang and any(map(_is_translation, read.rows)) else Languages()
+    languages = LanguagePair(source_lang()) if source_lang and any(map(_is_translation, read.rows)) else LanguagePair()
     for row in read.rows:
         try:
-            questions.append(Question(row, to_question(row, languages, column)))
+            questions.append(BatchPrompt(row, to_question(row, languages, column)))
         except DataError as error:
             problems += map(_as_ours, error.problems)
         problems += lost_fields(row.where, row.values, ADDED)
@@ -140,10 +137,10 @@ def _is_translation(row: Row) -> bool:
 
 def answer_questions(
     session: Session,
-    questions: Sequence[Question],
+    questions: Sequence[BatchPrompt],
     output: Path,
     *,
-    options: AnswerOptions,
+    options: GenerationRequest,
     batch_size: int = BATCH_SIZE,
     overwrite: bool = False,
     observer: Observer,
@@ -163,7 +160,7 @@ def answer_questions(
         DataError: A question cannot be rendered or is too long, or `output` holds something else.
         OutOfMemoryError: The device is too small for so many at a time.
         DiskFullError: The disk filled up.
-        Stopped: By SIGINT or SIGTERM; the rows so far are on disk.
+        Interrupted: By SIGINT or SIGTERM; the rows so far are on disk.
     """
     voice = session.voice()
     if any(len(question.messages) > 1 for question in questions):
@@ -196,7 +193,7 @@ def answer_questions(
     return AnsweredFile(output, len(rows), held, cut, sum(length for length, _ in answers), perf_counter() - begun)
 
 
-def _from_row(options: AnswerOptions, row: int) -> AnswerOptions:
+def _from_row(options: GenerationRequest, row: int) -> GenerationRequest:
     """The options for the rows from `row` on, whose first draws from a seed of its own."""
     return options if options.seed is None else replace(options, seed=(options.seed + row) % 2**32)
 
@@ -217,7 +214,7 @@ def _memory_told(output: Path, batch_size: int) -> Iterator[None]:
         raise OutOfMemoryError(message, where=str(output), remedy=remedy) from error
 
 
-def _prompts(session: Session, voice: Voice, questions: Sequence[Question], system: str | None) -> list[list[int]]:
+def _prompts(session: Session, voice: Speaker, questions: Sequence[BatchPrompt], system: str | None) -> list[list[int]]:
     """The tokens of every question.
 
     Raises:
@@ -242,7 +239,7 @@ def _prompts(session: Session, voice: Voice, questions: Sequence[Question], syst
     return prompts
 
 
-def _answered_by(session: Session, voice: Voice, options: AnswerOptions) -> str:
+def _answered_by(session: Session, voice: Speaker, options: GenerationRequest) -> str:
     """What tells answers of this model with these settings from others: a hash over all that decides them.
 
     The number of rows at a time is not among them: it decides speed and memory.

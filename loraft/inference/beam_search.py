@@ -1,8 +1,4 @@
-"""Beam search: several answers followed at once, of which the likeliest is given.
-
-This module knows which beams go on and when no better answer is to be hoped for, exactly as transformers does it. It
-refuses to know how logits are computed and how an answer is spelled.
-"""
+"""Beam search: several answers followed at once, of which the likeliest is given."""
 
 from __future__ import annotations
 
@@ -12,9 +8,9 @@ from time import perf_counter
 
 import torch
 
-from loraft.inference.completion import GrowingAnswer
-from loraft.inference.decoder_state import Context
-from loraft.inference.sampling import SamplingRules, allow, normalizers
+from loraft.inference.completion import PartialCompletion
+from loraft.inference.decoder_state import DecoderState
+from loraft.inference.sampling import SamplingParams, apply_logit_rules, normalizers
 
 __all__ = ["search"]
 
@@ -36,7 +32,9 @@ class _Beam:
     score: float = 0.0
 
 
-def search(context: Context, answer: GrowingAnswer, rules: SamplingRules, stop_ids: frozenset[int]) -> Iterator[None]:
+def search(
+    context: DecoderState, answer: PartialCompletion, rules: SamplingParams, stop_ids: frozenset[int]
+) -> Iterator[None]:
     """Find the likeliest answer, then let `answer` grow by its tokens at once; one `yield` a token.
 
     Source: Graves 2012, Sequence Transduction with Recurrent Neural Networks, section 2.5
@@ -63,11 +61,11 @@ def search(context: Context, answer: GrowingAnswer, rules: SamplingRules, stop_i
 
 
 def _continuations(
-    context: Context,
+    context: DecoderState,
     ids: torch.Tensor,
     mask: torch.Tensor | None,
     going: Sequence[_Beam],
-    rules: SamplingRules,
+    rules: SamplingParams,
     a_beam: int,
     limit: int,
 ) -> list[_Beam]:
@@ -79,7 +77,7 @@ def _continuations(
     of_model = logits - normalizers(logits)[:, None]
     seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
     at_end = [len(beam.token_ids) == limit - 1 for beam in going]
-    allowed = allow(of_model, rules, seen=seen, at_start=not going[0].token_ids, at_end=at_end)
+    allowed = apply_logit_rules(of_model, rules, seen=seen, at_start=not going[0].token_ids, at_end=at_end)
     totals = (allowed + torch.tensor([[beam.score] for beam in going], device=context.device)).flatten()
     scores, places = totals.topk(min(a_beam * rules.num_beams, len(totals)))
     logprobs = of_model.flatten()[places].tolist()
@@ -92,21 +90,21 @@ def _continuations(
     return found
 
 
-def _ends(beam: _Beam, answer: GrowingAnswer, stop_ids: frozenset[int]) -> bool:
+def _ends(beam: _Beam, answer: PartialCompletion, stop_ids: frozenset[int]) -> bool:
     ids = beam.token_ids
     return ids[-1] in stop_ids or len(ids) >= answer.limit or answer.is_stopped_by(ids)
 
 
-def _finish(beam: _Beam, rules: SamplingRules) -> _Beam:
+def _finish(beam: _Beam, rules: SamplingParams) -> _Beam:
     score = beam.score / len(beam.token_ids) ** rules.length_penalty
     return _Beam(beam.row, beam.token_ids, beam.logprobs, score)
 
 
-def _best(finished: Sequence[_Beam], rules: SamplingRules) -> list[_Beam]:
+def _best(finished: Sequence[_Beam], rules: SamplingParams) -> list[_Beam]:
     return sorted(finished, key=lambda beam: -beam.score)[: rules.num_beams]
 
 
-def _is_over(leader: _Beam, finished: Sequence[_Beam], rules: SamplingRules, limit: int) -> bool:
+def _is_over(leader: _Beam, finished: Sequence[_Beam], rules: SamplingParams, limit: int) -> bool:
     """Whether no better answer is to be hoped for: the worst finished one beats what the leading beam may become."""
     if len(finished) < rules.num_beams:
         return False
@@ -118,7 +116,7 @@ def _is_over(leader: _Beam, finished: Sequence[_Beam], rules: SamplingRules, lim
 
 
 def _grow(
-    answer: GrowingAnswer, beam: _Beam, seconds: Sequence[float], stop_ids: frozenset[int], *, is_cut: bool
+    answer: PartialCompletion, beam: _Beam, seconds: Sequence[float], stop_ids: frozenset[int], *, is_cut: bool
 ) -> Iterator[None]:
     """Give the answer its tokens; the time that the search took is spread over them.
 

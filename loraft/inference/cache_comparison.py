@@ -1,7 +1,5 @@
 """The same answer with and without a cache of keys and values, side by side.
 
-This module knows how two answers to one prompt differ. It refuses to know how they were made.
-
 In float32 both ways give the same tokens. In 16 bits products over one row and over many are rounded differently, so
 that two tokens which are nearly as likely may change places; from there on the answers go their own ways.
 """
@@ -15,7 +13,7 @@ from itertools import zip_longest
 from loraft.inference.completion import Completion
 from loraft.tokenization.token_strings import Piece
 
-__all__ = ["CacheComparison", "Difference", "Speed", "compare_cache"]
+__all__ = ["CacheComparison", "LogprobDifference", "Speed", "compare_cache"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Difference:
+class LogprobDifference:
     """Where two answers part.
 
     Attributes:
@@ -58,7 +56,7 @@ class CacheComparison:
     """
 
     same_tokens: bool
-    first_difference: Difference | None
+    first_difference: LogprobDifference | None
     with_cache: Speed
     without_cache: Speed
 
@@ -81,7 +79,7 @@ def compare_cache(cached: Completion, uncached: Completion, piece: Callable[[int
     if apart is not None:
         index, one, other = apart
         spelled = [piece(token_id) if token_id is not None else None for token_id in (one, other)]
-        difference = Difference(index, *spelled)
+        difference = LogprobDifference(index, *spelled)
     return CacheComparison(difference is None, difference, _speed(cached), _speed(uncached))
 
 

@@ -1,8 +1,4 @@
-"""A classifier, opened once and ready to tell the classes of texts.
-
-This module knows what belongs together when a text is classified: base, adapter, head, tokenizer, classes. It refuses
-to know rows, files and how anything is shown.
-"""
+"""A classifier, opened once and ready to tell the classes of texts."""
 
 from __future__ import annotations
 
@@ -16,14 +12,14 @@ from torch import Tensor, nn
 
 from loraft.adapters.active import acting
 from loraft.adapters.classes import classes_of
-from loraft.adapters.metadata import Target
+from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, resolve_target
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.schema import DtypeName, QuantizationSection
 from loraft.dataset.sampler import collate_labelled
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.class_logits import class_logits
-from loraft.models.device import place
+from loraft.models.device import select_device
 from loraft.models.hf_config import context_of, load_any_config
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.registry import TRAINED_FOR
@@ -161,7 +157,7 @@ def open_classifier(
         dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
 
     Raises:
-        Refused: Something cannot be found or does not fit, or is no classifier.
+        InvalidInputError: Something cannot be found or does not fit, or is no classifier.
     """
     found = resolve_target(target, adapters, base_model=base_model)
     if len(found.adapters) > 1:
@@ -174,7 +170,7 @@ def open_classifier(
     with base_named_by(found):
         labels = classes_of(found)
         refuse_no_classifier(found, labels, target)
-        loaded = load_model(section, place(section), quantization=quantization, among=families, labels=labels)
+        loaded = load_model(section, select_device(section), quantization=quantization, among=families, labels=labels)
     notes = (*found.notes, *loaded.notes)
     model: nn.Module = loaded.model
     if found.adapters:
@@ -188,7 +184,7 @@ def open_classifier(
     return Classifier(loaded, model, renderer, found.adapter, name, quantization, notes)
 
 
-def refuse_no_classifier(found: Target, labels: Sequence[str], target: str | None) -> None:
+def refuse_no_classifier(found: ResolvedTarget, labels: Sequence[str], target: str | None) -> None:
     """Refuse what does not tell one of several classes.
 
     Args:
@@ -216,7 +212,7 @@ def refuse_no_classifier(found: Target, labels: Sequence[str], target: str | Non
     )
 
 
-def _refuse_no_choice(found: Target, labels: Sequence[str], called: str) -> None:
+def _refuse_no_choice(found: ResolvedTarget, labels: Sequence[str], called: str) -> None:
     """Softmax would make 100 % of the one number of a regression, and share one text among classes that all hold.
 
     Of two classes of one name one would get lost.

@@ -1,7 +1,6 @@
 """The same prompts answered by the base and by each adapter on it: one base in memory.
 
-This module knows that every voice is asked in its own way: with the template, the system prompt and the defaults that
-it was trained with. It refuses to know how answers are shown beside one another.
+Every speaker is asked in its own way: with the template, the system prompt and the defaults that it was trained with.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from loraft.errors import AdapterError
 from loraft.events import Note, Observer, Progress
 from loraft.inference.completion import Completion
 from loraft.inference.engine import complete_batch
-from loraft.inference.requests import AnswerOptions
+from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session
 
-__all__ = ["Compared", "compare"]
+__all__ = ["AdapterComparison", "compare"]
 
 
 @dataclass(frozen=True)
-class Compared:
+class AdapterComparison:
     """A prompt and what each voice answers to it.
 
     Attributes:
@@ -33,8 +32,8 @@ class Compared:
 
 
 def compare(
-    session: Session, prompts: Sequence[str], *, options: AnswerOptions, batch_size: int, observer: Observer
-) -> list[Compared]:
+    session: Session, prompts: Sequence[str], *, options: GenerationRequest, batch_size: int, observer: Observer
+) -> list[AdapterComparison]:
     """Let every voice answer every prompt.
 
     Args:
@@ -67,4 +66,7 @@ def compare(
                 model, voice.tokenizer, ids, **voice.settings(options), batch_size=batch_size
             )
         observer(Progress("answers", len(answers) * len(prompts), total))
-    return [Compared(prompt, {name: answers[name][index] for name in voices}) for index, prompt in enumerate(prompts)]
+    return [
+        AdapterComparison(prompt, {name: answers[name][index] for name in voices})
+        for index, prompt in enumerate(prompts)
+    ]

@@ -1,8 +1,4 @@
-"""One answer: what it is when whole, and how it grows token by token.
-
-This module knows how tokens become text and numbers of an answer, and when it ends. It refuses to know how tokens
-are computed and chosen.
-"""
+"""One answer: what it is when whole, and how it grows token by token."""
 
 from __future__ import annotations
 
@@ -14,16 +10,16 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from loraft.errors import ConfigError
-from loraft.inference.detokenize import Detokenizer, TextEnd
-from loraft.inference.requests import AnswerOptions
+from loraft.inference.detokenize import Detokenizer, StopStringMatcher
+from loraft.inference.requests import GenerationRequest
 
-__all__ = ["Completion", "Ending", "FinishReason", "GrowingAnswer", "stop_texts_of"]
+__all__ = ["Completion", "Finish", "FinishReason", "PartialCompletion", "stop_texts_of"]
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Ending:
+class Finish:
     """Why an answer ended.
 
     Attributes:
@@ -68,7 +64,7 @@ class Completion:
 
 
 @dataclass
-class GrowingAnswer:
+class PartialCompletion:
     """An answer while it grows.
 
     Attributes:
@@ -88,12 +84,12 @@ class GrowingAnswer:
     limit: int
     detokenizer: Detokenizer
     generator: torch.Generator
-    text_end: TextEnd = field(default_factory=lambda: TextEnd(()))
+    text_end: StopStringMatcher = field(default_factory=lambda: StopStringMatcher(()))
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    ending: Ending | None = None
+    ending: Finish | None = None
 
     @property
     def waits(self) -> bool:
@@ -123,16 +119,16 @@ class GrowingAnswer:
         """
         self.seconds.append(seconds)
         if token_id in stop_ids:
-            self.ending = Ending("limit", limit=self.limit) if is_cut else Ending("stop_id", token_id=token_id)
+            self.ending = Finish("limit", limit=self.limit) if is_cut else Finish("stop_id", token_id=token_id)
             self._flush()
             return
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
         self.pieces.append(self.text_end.add(self.detokenizer.add(token_id)))
         if self.text_end.found is not None:
-            self.ending = Ending("stop_text", text=self.text_end.found)
+            self.ending = Finish("stop_text", text=self.text_end.found)
         elif len(self.token_ids) == self.limit:
-            self.ending = Ending("limit", limit=self.limit)
+            self.ending = Finish("limit", limit=self.limit)
             self._flush()
 
     def _flush(self) -> None:
@@ -155,7 +151,7 @@ class GrowingAnswer:
         )
 
 
-def stop_texts_of(defaults: GenerationConfig | None, options: AnswerOptions) -> tuple[str, ...]:
+def stop_texts_of(defaults: GenerationConfig | None, options: GenerationRequest) -> tuple[str, ...]:
     """The texts that end an answer: the caller's, and those that were saved.
 
     Raises:

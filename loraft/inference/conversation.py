@@ -7,8 +7,6 @@ system prompt changed. Each voice has a cache of its own: keys and values are ma
 
 An answer that is stopped stays as far as it was given; one of which nothing was given is taken back with its question.
 So is one that fails, with all that was read: nothing half-read is ever built upon.
-
-This module knows messages, voices and caches. It refuses to know terminals and commands.
 """
 
 from __future__ import annotations
@@ -22,18 +20,18 @@ import torch
 
 from loraft.errors import DataError, OutOfMemoryError
 from loraft.inference.completion import Completion
-from loraft.inference.decoder_state import Context, learned_positions, prompt_limit
+from loraft.inference.decoder_state import DecoderState, learned_positions, prompt_limit
 from loraft.inference.engine import Stream, Token, stream
-from loraft.inference.requests import AnswerOptions
-from loraft.inference.session import BASE, Session, Voice
+from loraft.inference.requests import GenerationRequest
+from loraft.inference.session import BASE, Session, Speaker
 from loraft.models.unwrap import wrapped_model
 from loraft.rows.formats import Message
 from loraft.tokenization.boundaries import shared_beginning
 
-__all__ = ["Conversation", "Reply", "save_conversation"]
+__all__ = ["ChatSession", "ChatStream", "save_conversation"]
 
 
-class Reply(Iterator[Token]):
+class ChatStream(Iterator[Token]):
     """An answer on its way: iterate over its tokens, or `stop` it; either way it is then part of the conversation.
 
     Attributes:
@@ -64,7 +62,7 @@ class Reply(Iterator[Token]):
         return self._completion
 
 
-class Conversation:
+class ChatSession:
     """What was said, in whose voice it goes on, and what that voice has read.
 
     Attributes:
@@ -73,13 +71,13 @@ class Conversation:
         voice: Who answers.
     """
 
-    def __init__(self, session: Session, options: AnswerOptions) -> None:
+    def __init__(self, session: Session, options: GenerationRequest) -> None:
         self.session = session
-        self.voice: Voice = session.voice().conversing()
+        self.voice: Speaker = session.voice().conversing()
         self.options = options
         self.voice.settings(options)
         self._messages: list[Message] = []
-        self._contexts: dict[str, Context] = {}
+        self._contexts: dict[str, DecoderState] = {}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -108,7 +106,7 @@ class Conversation:
         configured = getattr(wrapped_model(self.session.model).config, "max_position_embeddings", None)
         return configured if isinstance(configured, int) and self.positions is None else None
 
-    def ask(self, text: str) -> Reply:
+    def ask(self, text: str) -> ChatStream:
         """Say something, and get the answer as it comes.
 
         Raises:
@@ -126,16 +124,16 @@ class Conversation:
         settings = self.voice.settings(self.options)
         if settings["rules"].num_beams > 1:  # several answers are followed at once, so nothing of one can be kept
             answered = stream(self.session.model, self.voice.tokenizer, ids, **settings)
-            return Reply(self._tokens(self.voice, asked, None, answered), len(ids), 0)
-        context = self._contexts.pop(self.voice.name, None) or Context(self.session.model, rewinds=True)
+            return ChatStream(self._tokens(self.voice, asked, None, answered), len(ids), 0)
+        context = self._contexts.pop(self.voice.name, None) or DecoderState(self.session.model, rewinds=True)
         # The last token is read in any case: its logits are what comes next.
         held = shared_beginning(context.first_row, ids[:-1])
         context.rewind(held)
         answered = stream(self.session.model, self.voice.tokenizer, ids, **settings, context=context)
-        return Reply(self._tokens(self.voice, asked, context, answered), len(ids), held)
+        return ChatStream(self._tokens(self.voice, asked, context, answered), len(ids), held)
 
     def _tokens(
-        self, voice: Voice, asked: list[Message], context: Context | None, answered: Stream
+        self, voice: Speaker, asked: list[Message], context: DecoderState | None, answered: Stream
     ) -> Generator[Token, None, Completion]:
         """The tokens of an answer, which becomes part of the conversation however far it came."""
         text = ""
@@ -158,7 +156,7 @@ class Conversation:
         self._keep(voice, context)
         return answered.completion
 
-    def _keep(self, voice: Voice, context: Context | None) -> None:
+    def _keep(self, voice: Speaker, context: DecoderState | None) -> None:
         if context is not None:
             self._contexts[voice.name] = context
 
@@ -187,7 +185,7 @@ class Conversation:
         voice.settings(self.options)
         self.voice = voice
 
-    def set_options(self, options: AnswerOptions) -> None:
+    def set_options(self, options: GenerationRequest) -> None:
         """Make the next answers in another way.
 
         Raises:

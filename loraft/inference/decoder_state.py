@@ -1,7 +1,7 @@
 """What a model has read of some rows, and the logits of what comes next.
 
-This module knows how a model is run while it generates: its encoder where it has one, its cache, its masks, its
-attention and its dtype. It refuses to know tokenizers, sampling and when to stop.
+The state is how a model runs while it generates: its encoder, where it has one, its cache, masks, attention and
+dtype.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from loraft.io.memory_errors import memory_errors
-from loraft.kernels.decode_linear import fast_products
+from loraft.kernels.decode_linear import patch_decode_linears
 from loraft.kernels.kv_cache import new_cache
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.decoder_inputs import start_token
 from loraft.models.unwrap import wrapped_model
 
 __all__ = [
-    "Context",
-    "Source",
+    "DecoderState",
+    "EncodedSource",
     "learned_positions",
     "ordinary_attention",
     "pad_left",
@@ -37,7 +37,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class EncodedSource:
     """What an encoder has read: one vector a token, attended anew at every step of the decoder.
 
     Attributes:
@@ -50,12 +50,12 @@ class Source:
     mask: Tensor | None
     seconds: float
 
-    def select(self, rows: Tensor) -> Source:
+    def select(self, rows: Tensor) -> EncodedSource:
         """These rows of it."""
-        return Source(self.states[rows], self.mask[rows] if self.mask is not None else None, self.seconds)
+        return EncodedSource(self.states[rows], self.mask[rows] if self.mask is not None else None, self.seconds)
 
 
-class Context:
+class DecoderState:
     """What a model has read of one or several rows.
 
     With a cache each token is read once, and its keys and values are kept. Without one every `read` reads all
@@ -71,7 +71,7 @@ class Context:
     def __init__(self, model: nn.Module, *, use_cache: bool = True, rewinds: bool = False) -> None:
         self._model = wrapped_model(model)
         self._cache = new_cache(self._model, rewinds=rewinds) if use_cache else None
-        self._source: Source | None = None
+        self._source: EncodedSource | None = None
         self._ids: Tensor | None = None
         self._mask: Tensor | None = None
         self._fed_from = 0
@@ -86,7 +86,7 @@ class Context:
         return self._model.device
 
     @property
-    def source(self) -> Source | None:
+    def source(self) -> EncodedSource | None:
         """What the encoder has read; None without an encoder."""
         return self._source
 
@@ -199,12 +199,12 @@ class Context:
         return inputs
 
     @torch.inference_mode()
-    def _encode(self, ids: Tensor, mask: Tensor | None) -> Source:
+    def _encode(self, ids: Tensor, mask: Tensor | None) -> EncodedSource:
         started = perf_counter()
         with _reading(self._model):
             encoder = cast("nn.Module", self._model.get_encoder())
             states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return Source(states, mask, perf_counter() - started)
+        return EncodedSource(states, mask, perf_counter() - started)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -279,7 +279,7 @@ def ordinary_attention(model: nn.Module) -> Iterator[None]:
     if attention == ROWS:
         base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
     try:
-        with fast_products(base, base.dtype):
+        with patch_decode_linears(base, base.dtype):
             yield
     finally:
         if attention == ROWS:

@@ -1,7 +1,8 @@
 """Text from tokens as they come.
 
-This module knows that one token is not one text: a character may be spread over several tokens, and a piece may
-spell differently at the start of a text than inside it. It knows where a text is to end. It refuses to know models.
+A character may be spread over several tokens, and a token may spell differently at the start of a text than inside
+it.
+It knows where a text is to end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Detokenizer", "TextEnd"]
+__all__ = ["Detokenizer", "StopStringMatcher"]
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -66,7 +67,7 @@ class Detokenizer:
         return text
 
 
-class TextEnd:
+class StopStringMatcher:
     """Lets text through up to the first stop text, and holds back what may become one.
 
     Attributes:

@@ -1,8 +1,5 @@
 """Generation: the prompt is read once, then one token a step on a KV cache.
 
-This module knows when a token is chosen, spelled and counted, and when an answer ends. It refuses to know chat
-templates (it takes ids), where models come from, and how anything is shown.
-
 What the numbers mean, here and in `--json`:
 
 - An answer ends with `finish_reason` "stop" at a stop id, which is in neither `token_ids` nor the text, or at a stop
@@ -27,10 +24,10 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import ConfigError, DataError, Problem
 from loraft.inference.beam_search import search
-from loraft.inference.completion import Completion, Ending, FinishReason, GrowingAnswer
-from loraft.inference.decoder_state import Context, learned_positions, ordinary_attention, prompt_limit
-from loraft.inference.detokenize import Detokenizer, TextEnd
-from loraft.inference.sampling import SamplingRules, allow, choose, normalizers, probabilities
+from loraft.inference.completion import Completion, Finish, FinishReason, PartialCompletion
+from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, prompt_limit
+from loraft.inference.detokenize import Detokenizer, StopStringMatcher
+from loraft.inference.sampling import SamplingParams, apply_logit_rules, normalizers, probabilities, sample
 from loraft.inference.tracer import Tracer
 from loraft.models.unwrap import wrapped_model
 
@@ -60,7 +57,7 @@ class Stream(Iterator[Token]):
     Until it is exhausted or closed, the model stays in `ordinary_attention`.
     """
 
-    def __init__(self, answer: GrowingAnswer, tokens: Generator[Token, None, Completion]) -> None:
+    def __init__(self, answer: PartialCompletion, tokens: Generator[Token, None, Completion]) -> None:
         self._answer, self._tokens = answer, tokens
         self._completion: Completion | None = None
 
@@ -76,7 +73,7 @@ class Stream(Iterator[Token]):
         self._tokens.close()
 
     @property
-    def ending(self) -> Ending | None:
+    def ending(self) -> Finish | None:
         """Why the answer ended; None until it has."""
         return self._answer.ending
 
@@ -95,11 +92,11 @@ def stream(
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[int],
     *,
-    rules: SamplingRules,
+    rules: SamplingParams,
     max_new_tokens: int,
     stop_ids: Sequence[int],
     seed: int | None = None,
-    context: Context | None = None,
+    context: DecoderState | None = None,
     stop_texts: Sequence[str] = (),
     tracer: Tracer | None = None,
 ) -> Stream:
@@ -125,7 +122,7 @@ def stream(
     """
     answers = _open_answers(model, tokenizer, [prompt_ids], max_new_tokens, seed, stop_texts)
     stops = frozenset(stop_ids) | _spelled_stop_ids(tokenizer, stop_texts)
-    context = context or Context(model)
+    context = context or DecoderState(model)
     if rules.num_beams > 1:
         if tracer is not None:
             raise ConfigError("beams cannot be traced", key="num_beams", remedy="Trace an answer without beams.")
@@ -140,7 +137,7 @@ def complete_batch(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     *,
-    rules: SamplingRules,
+    rules: SamplingParams,
     max_new_tokens: int,
     stop_ids: Sequence[int],
     seed: int | None = None,
@@ -169,9 +166,9 @@ def complete_batch(
         for start in range(0, len(by_length), batch_size):
             batch = by_length[start : start + batch_size]
             if rules.num_beams > 1:  # the beams of one prompt are a batch by themselves
-                deque(chain.from_iterable(search(Context(model), each, rules, stops) for each in batch), maxlen=0)
+                deque(chain.from_iterable(search(DecoderState(model), each, rules, stops) for each in batch), maxlen=0)
             else:
-                deque(_decode(Context(model), batch, rules, stops), maxlen=0)
+                deque(_decode(DecoderState(model), batch, rules, stops), maxlen=0)
             if on_batch is not None:
                 on_batch(start + len(batch))
     return [answer.completion(tokenizer) for answer in answers]
@@ -184,7 +181,7 @@ def _open_answers(
     max_new_tokens: int,
     seed: int | None,
     stop_texts: Sequence[str],
-) -> list[GrowingAnswer]:
+) -> list[PartialCompletion]:
     if max_new_tokens < 1:
         raise ConfigError(f"must be at least 1, not {max_new_tokens}", key="max_new_tokens")
     most, positions = prompt_limit(model), learned_positions(model)
@@ -199,7 +196,7 @@ def _open_answers(
         # whose first one goes to the start token.
         taken = 1 if wrapped_model(model).config.is_encoder_decoder else len(ids)
         limit = max_new_tokens if positions is None else min(max_new_tokens, positions - taken + 1)
-        answers.append(GrowingAnswer(ids, limit, Detokenizer(tokenizer), generator, TextEnd(stop_texts)))
+        answers.append(PartialCompletion(ids, limit, Detokenizer(tokenizer), generator, StopStringMatcher(stop_texts)))
     return answers
 
 
@@ -222,9 +219,9 @@ def _prompt_problem(length: int, most: int | None, number: int) -> Problem | Non
 
 
 def _decode(
-    context: Context,
-    answers: Sequence[GrowingAnswer],
-    rules: SamplingRules,
+    context: DecoderState,
+    answers: Sequence[PartialCompletion],
+    rules: SamplingParams,
     stop_ids: frozenset[int],
     tracer: Tracer | None = None,
 ) -> Iterator[None]:
@@ -236,7 +233,7 @@ def _decode(
         logits = context.read(ids, mask)
         seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
         cut = [bool(rules.last) and answer.is_at_end for answer in going]
-        allowed = allow(logits, rules, seen=seen, at_start=not going[0].seconds, at_end=cut)
+        allowed = apply_logit_rules(logits, rules, seen=seen, at_start=not going[0].seconds, at_end=cut)
         chosen, logprobs = _draw(logits, allowed, rules, [answer.generator for answer in going])
         taken = list(zip(going, chosen.tolist(), logprobs.tolist(), strict=True))
         seconds = perf_counter() - started
@@ -256,21 +253,21 @@ def _decode(
 
 
 def _draw(
-    logits: Tensor, allowed: Tensor, rules: SamplingRules, generators: Sequence[torch.Generator]
+    logits: Tensor, allowed: Tensor, rules: SamplingParams, generators: Sequence[torch.Generator]
 ) -> tuple[Tensor, Tensor]:
     """One token a row `[rows]`, and its log-probability under the model `[rows]`.
 
     `logits` and `allowed`, both `[rows, vocab]`, are what the model says and what the rules leave of it.
     """
     of_model = normalizers(logits)
-    chosen = allowed.argmax(-1) if rules.greedy else choose(probabilities(allowed, rules), generators)
+    chosen = allowed.argmax(-1) if rules.greedy else sample(probabilities(allowed, rules), generators)
     return chosen, logits.gather(1, chosen[:, None])[:, 0] - of_model
 
 
 def _tokens(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    answer: GrowingAnswer,
+    answer: PartialCompletion,
     steps: Iterator[None],
     tracer: Tracer | None = None,
 ) -> Generator[Token, None, Completion]:

@@ -1,7 +1,4 @@
-"""The `generation_config.json` beside a model or an adapter: read and distrusted, for it may be anybody's.
-
-This module knows which of its values loraft heeds and what each may be. It refuses to know what they do.
-"""
+"""The `generation_config.json` beside a model or an adapter: read and distrusted, for it may be anybody's."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """What each layer would have said, had it been the last: the logit lens.
 
-This module knows how a layer's output is caught and how the model's own end is run on it. It refuses to know what that
-end is made of: final norm, projection, head, scales and soft caps are those of the model, whatever they are.
-
 Source: nostalgebraist 2020, interpreting GPT: the logit lens
     (https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
 """
@@ -19,12 +16,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from loraft.inference.decoder_state import products_in_model_dtype
-from loraft.models.registry import FAMILIES, family_of
+from loraft.models.registry import FAMILIES, spec_of
 
-__all__ = ["Lens"]
+__all__ = ["LogitLens"]
 
 
-class Lens:
+class LogitLens:
     """Catches, while it is entered, what each layer of a model gives for the last token of the first row.
 
     What a layer would have said comes from a pass of the model in which the last layer's output is replaced, so that
@@ -33,7 +30,7 @@ class Lens:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        path = family_of(model.config.model_type, FAMILIES).layers_path
+        path = spec_of(model.config.model_type, FAMILIES).layers_path
         self._layers: list[nn.Module] = list(cast("nn.ModuleList", model.get_submodule(path)))
         self._states: list[Tensor] = []
         self._in_place: Tensor | None = None

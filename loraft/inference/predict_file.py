@@ -3,8 +3,6 @@
 Rows are taken in windows: inside one they are sorted by length, so that little is padded, and its rows are on disk
 before the next begins. A run that was stopped goes on with the window that was cut short: it is classified whole again,
 so that every row has the neighbours that it would have had.
-
-This module knows rows, windows and what makes two runs the same. It refuses to know how a class comes about.
 """
 
 from __future__ import annotations
@@ -156,7 +154,7 @@ def predict_rows(
         NonFiniteError: A score is not a number; the rows before are on disk.
         OutOfMemoryError: The device is too small for so many at a time.
         DiskFullError: The disk filled up.
-        Stopped: By SIGINT or SIGTERM; the rows so far are on disk.
+        Interrupted: By SIGINT or SIGTERM; the rows so far are on disk.
     """
     rows = [text.row.values for text in texts]
     lines = _lines_of(output)

@@ -1,8 +1,4 @@
-"""What a caller may say of an answer and of the model that gives it, as plain values.
-
-This module knows names and that little need be said. It refuses to know what each means (`session`, `rules`), and it is
-light, so that the command line makes them before torch is imported.
-"""
+"""What a caller may say of an answer and of the model that gives it, as plain values."""
 
 from __future__ import annotations
 
@@ -11,11 +7,11 @@ from dataclasses import dataclass
 
 from loraft.config.schema import DtypeName, QuantizationSection
 
-__all__ = ["AnswerOptions", "ModelChoice"]
+__all__ = ["GenerationRequest", "ModelRequest"]
 
 
 @dataclass(frozen=True)
-class ModelChoice:
+class ModelRequest:
     """What answers.
 
     Attributes:
@@ -41,7 +37,7 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
-class AnswerOptions:
+class GenerationRequest:
     """How an answer is made; whatever is None is as it was saved with the adapter, or as the base has it.
 
     Attributes:

@@ -1,6 +1,5 @@
 """Which token comes next, as pure functions on logits.
 
-This module knows probabilities and one draw from them. It refuses to know models, tokenizers and stop ids.
 The rules apply in transformers' order: repetition penalty, tokens that the model never says, the token that it must
 begin with, the one that it must end with; and where a token is drawn, temperature, then top-k, then top-p, then min-p.
 """
@@ -15,20 +14,20 @@ from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
 from loraft.errors import NonFiniteError
-from loraft.inference.sampling_params import GREEDY, SamplingRules
+from loraft.inference.sampling_params import GREEDY, SamplingParams
 
 __all__ = [
     "GREEDY",
-    "SamplingRules",
-    "allow",
-    "choose",
-    "keep_likely",
-    "keep_nucleus",
-    "keep_top",
+    "SamplingParams",
+    "apply_logit_rules",
+    "min_p",
     "normalizers",
     "penalize_repetition",
     "probabilities",
-    "stages",
+    "sample",
+    "sampling_steps",
+    "top_k",
+    "top_p",
 ]
 
 Stage = Literal["temperature", "top_k", "top_p", "min_p"]
@@ -51,7 +50,7 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def keep_top(logits: Tensor, k: int) -> Tensor:
+def top_k(logits: Tensor, k: int) -> Tensor:
     """All logits but the `k` highest become -inf; those that tie with the k-th stay.
 
     Args:
@@ -67,7 +66,7 @@ def keep_top(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < kth_highest, float("-inf"))
 
 
-def keep_nucleus(logits: Tensor, p: float) -> Tensor:
+def top_p(logits: Tensor, p: float) -> Tensor:
     """All logits outside the nucleus become -inf.
 
     The nucleus is the smallest set of likeliest tokens whose mass is at least `p`: the token that crosses `p` is
@@ -90,7 +89,7 @@ def keep_nucleus(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
 
 
-def keep_likely(logits: Tensor, p: float) -> Tensor:
+def min_p(logits: Tensor, p: float) -> Tensor:
     """All logits of tokens less than `p` times as likely as the likeliest become -inf.
 
     Args:
@@ -106,9 +105,9 @@ def keep_likely(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(shares < p * shares.amax(-1, keepdim=True), float("-inf"))
 
 
-def allow(
+def apply_logit_rules(
     logits: Tensor,
-    rules: SamplingRules,
+    rules: SamplingParams,
     *,
     seen: Tensor | None = None,
     at_start: bool = False,
@@ -168,11 +167,11 @@ def normalizers(logits: Tensor) -> Tensor:
     return sums
 
 
-def probabilities(logits: Tensor, rules: SamplingRules) -> Tensor:
+def probabilities(logits: Tensor, rules: SamplingParams) -> Tensor:
     """The distribution that the next token is drawn from.
 
     Args:
-        logits: `[..., vocab]`, any floating dtype; after `allow` where the rules say what holds for greedy too.
+        logits: `[..., vocab]`, any floating dtype; after `apply_logit_rules` where rules hold for greedy too.
         rules: Greedy rules put all mass on the highest logit (the first of several).
 
     Returns:
@@ -181,11 +180,11 @@ def probabilities(logits: Tensor, rules: SamplingRules) -> Tensor:
     logits = logits.float()
     if rules.greedy:
         return one_hot(logits.argmax(-1), logits.shape[-1]).float()
-    *_, (_, left) = stages(logits, rules)
+    *_, (_, left) = sampling_steps(logits, rules)
     return left.softmax(-1)
 
 
-def stages(logits: Tensor, rules: SamplingRules) -> Iterator[tuple[Stage, Tensor]]:
+def sampling_steps(logits: Tensor, rules: SamplingParams) -> Iterator[tuple[Stage, Tensor]]:
     """The logits after each of the rules of sampling, in their order.
 
     Args:
@@ -198,16 +197,16 @@ def stages(logits: Tensor, rules: SamplingRules) -> Iterator[tuple[Stage, Tensor
     logits = logits / rules.temperature
     yield "temperature", logits
     if rules.top_k is not None:
-        logits = keep_top(logits, rules.top_k)
+        logits = top_k(logits, rules.top_k)
         yield "top_k", logits
     if rules.top_p is not None:
-        logits = keep_nucleus(logits, rules.top_p)
+        logits = top_p(logits, rules.top_p)
         yield "top_p", logits
     if rules.min_p is not None:
-        yield "min_p", keep_likely(logits, rules.min_p)
+        yield "min_p", min_p(logits, rules.min_p)
 
 
-def choose(distributions: Tensor, generators: Sequence[Generator] | None) -> Tensor:
+def sample(distributions: Tensor, generators: Sequence[Generator] | None) -> Tensor:
     """One token a row.
 
     Each row draws from a generator of its own, so that a row's tokens do not depend on its neighbours, and the

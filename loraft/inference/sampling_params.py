@@ -1,7 +1,4 @@
-"""The rules by which tokens are chosen, as a plain value: what a caller asks for, and what was saved with a model.
-
-This module knows transformers' `generation_config` and its defaults. It refuses to know logits (`sampling` does).
-"""
+"""The rules by which tokens are chosen, as a plain value: what a caller asks for, and what was saved with a model."""
 
 from __future__ import annotations
 
@@ -12,13 +9,13 @@ from typing import Any, Literal
 from transformers import GenerationConfig
 
 from loraft.errors import ConfigError, Problem
-from loraft.inference.requests import AnswerOptions
+from loraft.inference.requests import GenerationRequest
 
-__all__ = ["GREEDY", "SamplingRules", "unheeded_defaults"]
+__all__ = ["GREEDY", "SamplingParams", "unheeded_defaults"]
 
 
 @dataclass(frozen=True)
-class SamplingRules:
+class SamplingParams:
     """How the next token is drawn.
 
     Attributes:
@@ -78,7 +75,7 @@ class SamplingRules:
             raise ConfigError.several(problems)
 
     @classmethod
-    def of(cls, defaults: GenerationConfig | None, options: AnswerOptions) -> SamplingRules:
+    def of(cls, defaults: GenerationConfig | None, options: GenerationRequest) -> SamplingParams:
         """What the caller asks for; what a model's own `generation_config` says where the caller says nothing.
 
         A `generation_config` that does not say `do_sample: true` is greedy, as in transformers. One that does,
@@ -100,8 +97,8 @@ class SamplingRules:
 
 
 ASKED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams")
-"""The rules that a caller may set, by their names in `AnswerOptions`."""
-GREEDY = SamplingRules()
+"""The rules that a caller may set, by their names in `GenerationRequest`."""
+GREEDY = SamplingParams()
 UNHEEDED = {
     "bad_words_ids": None, "begin_suppress_tokens": None, "constraints": None, "diversity_penalty": 0.0,
     "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
@@ -122,7 +119,7 @@ def unheeded_defaults(defaults: GenerationConfig | None) -> tuple[str, ...]:
     )
 
 
-def _saved_rules(defaults: GenerationConfig) -> SamplingRules:
+def _saved_rules(defaults: GenerationConfig) -> SamplingParams:
     """What a `generation_config` says; its sampling only where it says `do_sample: true`."""
     sampling: dict[str, Any] = {}
     beams = defaults.num_beams or 1
@@ -134,7 +131,7 @@ def _saved_rules(defaults: GenerationConfig) -> SamplingRules:
     never = [words[0] for words in defaults.bad_words_ids or () if len(words) == 1]
     stopping: Any = defaults.early_stopping
     last: int | list[int] | None = defaults.forced_eos_token_id
-    return SamplingRules(
+    return SamplingParams(
         **sampling,
         repetition_penalty=1.0 if defaults.repetition_penalty is None else defaults.repetition_penalty,
         num_beams=beams,

@@ -1,8 +1,4 @@
-"""A base with its adapters, opened once and ready to answer in the voice of each.
-
-This module knows what belongs together when a model answers: weights, adapter, template, system prompt, stop ids and
-defaults. It refuses to know how tokens are computed (`engine`) and how anything is shown.
-"""
+"""A base with its adapters, opened once and ready to answer in the voice of each."""
 
 from __future__ import annotations
 
@@ -19,25 +15,25 @@ from loraft.adapters.active import acting
 from loraft.adapters.beginning import Beginning, beginning
 from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_in_memory import merged
-from loraft.adapters.metadata import AdapterTarget, Manner, Target
+from loraft.adapters.metadata import AdapterTarget, ResolvedTarget, TrainingMetadata
 from loraft.adapters.resolve_target import base_named_by, resolve_target
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.schema import QuantizationSection
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError
 from loraft.inference.completion import stop_texts_of
 from loraft.inference.generation_config import own_defaults, saved_defaults
-from loraft.inference.requests import AnswerOptions, ModelChoice
-from loraft.inference.sampling_params import SamplingRules, unheeded_defaults
+from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.inference.sampling_params import SamplingParams, unheeded_defaults
 from loraft.io.memory_errors import memory_errors
-from loraft.models.device import DTYPES, place
+from loraft.models.device import DTYPES, select_device
 from loraft.models.hf_config import check_dtype, load_config
 from loraft.models.load_model import LoadedModel, load_model, load_tokenizer
-from loraft.models.registry import FAMILIES, Family, family_of
+from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 from loraft.rows.formats import Message
 from loraft.tasks.causal_lm import Renderer
 from loraft.tasks.seq2seq_lm import PairRenderer
 
-__all__ = ["BASE", "OPTIONS", "Session", "Settings", "Voice", "open_session", "source_language"]
+__all__ = ["BASE", "OPTIONS", "Session", "Settings", "Speaker", "open_session", "source_language"]
 
 BASE = "base"
 """The voice of the base without an adapter."""
@@ -51,7 +47,7 @@ MAX_NEW_TOKENS = 256
 class Settings(TypedDict):
     """How answers are made, as `engine.stream` and `engine.complete_batch` take it."""
 
-    rules: SamplingRules
+    rules: SamplingParams
     max_new_tokens: int
     stop_ids: tuple[int, ...]
     stop_texts: tuple[str, ...]
@@ -59,7 +55,7 @@ class Settings(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
-class Voice:
+class Speaker:
     """How one adapter, or the base alone, is asked and answers.
 
     Attributes:
@@ -102,7 +98,7 @@ class Voice:
         """The most tokens of an answer where the caller does not say."""
         return (self.defaults.max_new_tokens if self.defaults is not None else None) or MAX_NEW_TOKENS
 
-    def settings(self, options: AnswerOptions) -> Settings:
+    def settings(self, options: GenerationRequest) -> Settings:
         """What the caller asks for; what was saved where the caller says nothing.
 
         Raises:
@@ -113,14 +109,14 @@ class Voice:
         if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
             raise ConfigError(f"must be from 0 to {LARGEST_SEED:,}, not {options.seed}", key="seed")
         return Settings(
-            rules=replace(SamplingRules.of(self.defaults, options), **self.beginning),
+            rules=replace(SamplingParams.of(self.defaults, options), **self.beginning),
             max_new_tokens=self.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
             stop_ids=self.stop_ids,
             stop_texts=stop_texts_of(self.defaults, options),
             seed=options.seed,
         )
 
-    def conversing(self) -> Voice:
+    def conversing(self) -> Speaker:
         """The same voice, able to print conversations: as chatml where its tokenizer has no chat template.
 
         Raises:
@@ -175,13 +171,13 @@ class Session:
 
     loaded: LoadedModel
     model: nn.Module
-    voices: Mapping[str, Voice]
+    voices: Mapping[str, Speaker]
     quantization: QuantizationSection | None
     notes: tuple[str, ...]
     merged: bool = False
 
     @property
-    def family(self) -> Family:
+    def family(self) -> ModelSpec:
         """The base's row of the table of architectures."""
         return self.loaded.family
 
@@ -190,7 +186,7 @@ class Session:
         """The names of the adapters, the one that answers first."""
         return tuple(name for name in self.voices if name != BASE)
 
-    def voice(self, name: str | None = None) -> Voice:
+    def voice(self, name: str | None = None) -> Speaker:
         """The voice of that name, or the one that answers where nobody says which.
 
         Raises:
@@ -203,16 +199,16 @@ class Session:
             raise AdapterError(f"there is no adapter {name!r} here", key="adapter", remedy=f"There is {known}.")
         return self.voices[name]
 
-    def speaking(self, voice: Voice) -> AbstractContextManager[nn.Module]:
+    def speaking(self, voice: Speaker) -> AbstractContextManager[nn.Module]:
         """The model with the adapter of `voice` active, or with none for the base's; afterwards as it was."""
         return acting(self.model, None if voice.name == BASE else voice.name)
 
 
-def open_session(choice: ModelChoice) -> Session:
+def open_session(choice: ModelRequest) -> Session:
     """Load what a choice means, each base once.
 
     Raises:
-        Refused: Something cannot be found or does not fit, or the model does not generate text.
+        InvalidInputError: Something cannot be found or does not fit, or the model does not generate text.
     """
     found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if choice.merge and len(found.adapters) != 1:
@@ -224,9 +220,9 @@ def open_session(choice: ModelChoice) -> Session:
     with base_named_by(found):
         model_type = load_config(section, FAMILIES).model_type
     _refuse_no_writer(choice, model_type)
-    check_dtype(family_of(model_type, FAMILIES), DTYPES.get(section.dtype))
+    check_dtype(spec_of(model_type, FAMILIES), DTYPES.get(section.dtype))
     quantization = found.quantization if choice.quantize is None else choice.quantize
-    loaded = load_model(section, place(section), quantization=quantization, among=FAMILIES)
+    loaded = load_model(section, select_device(section), quantization=quantization, among=FAMILIES)
     adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
     voices = _voices(found, loaded, choice)
     stored = _storage_notes(found.adapters, quantization)
@@ -242,17 +238,17 @@ def open_session(choice: ModelChoice) -> Session:
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
 
 
-def source_language(choice: ModelChoice) -> str | None:
+def source_language(choice: ModelRequest) -> str | None:
     """The language of what an encoder-decoder reads, as rows of translations call it; None where nobody says.
 
     Raises:
-        Refused: The target cannot be found.
+        InvalidInputError: The target cannot be found.
     """
     found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     return choice.source_lang or found.manner.sources.source_lang
 
 
-def _refuse_classifier(found: Target, choice: ModelChoice) -> None:
+def _refuse_classifier(found: ResolvedTarget, choice: ModelRequest) -> None:
     if classes_of(found):
         called = choice.target or (choice.adapters[0] if choice.adapters else found.base)
         raise ModelError(
@@ -262,8 +258,8 @@ def _refuse_classifier(found: Target, choice: ModelChoice) -> None:
         )
 
 
-def _refuse_no_writer(choice: ModelChoice, model_type: str) -> None:
-    family = family_of(model_type, FAMILIES)
+def _refuse_no_writer(choice: ModelRequest, model_type: str) -> None:
+    family = spec_of(model_type, FAMILIES)
     if not family.generates:
         raise ModelError(
             f"model type {model_type!r} is an encoder: it fills in and classifies, and does not generate text",
@@ -275,12 +271,12 @@ def _refuse_no_writer(choice: ModelChoice, model_type: str) -> None:
         raise ModelError(message, key="--source-lang" if choice.source_lang else "--target-lang")
 
 
-def _voices(found: Target, loaded: LoadedModel, choice: ModelChoice) -> dict[str, Voice]:
+def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) -> dict[str, Speaker]:
     """The voice of each adapter and of the base; one tokenizer for all that have the same."""
     section = found.model_section
     tokenizers = {section.tokenizer: loaded.tokenizer}
 
-    def voice(name: str, folder: Path, tokenizer: str | None, manner: Manner) -> Voice:
+    def voice(name: str, folder: Path, tokenizer: str | None, manner: TrainingMetadata) -> Speaker:
         if tokenizer not in tokenizers:
             tokenizers[tokenizer] = load_tokenizer(section.model_copy(update={"tokenizer": tokenizer}), FAMILIES)
         own = tokenizers[tokenizer]
@@ -291,10 +287,10 @@ def _voices(found: Target, loaded: LoadedModel, choice: ModelChoice) -> dict[str
             if manner.plain and renderer.template is not None:
                 note = "it learned plain text: a prompt is given as it is, without the chat template"
                 renderer = replace(renderer, plain=True, notes=(note,))
-            return Voice(name, folder, own, renderer, defaults)
+            return Speaker(name, folder, own, renderer, defaults)
         pairs = _pair_renderer(own, manner, choice)
         begins = beginning(loaded.model, pairs) if pairs.knows_languages else Beginning()
-        return Voice(name, folder, own, pairs, defaults or own_defaults(loaded.model, loaded.folder), begins)
+        return Speaker(name, folder, own, pairs, defaults or own_defaults(loaded.model, loaded.folder), begins)
 
     voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.manner) for each in found.adapters}
     # The base beside adapters is asked as the first of them: a prefix names the task, and a language the answer's.
@@ -302,7 +298,7 @@ def _voices(found: Target, loaded: LoadedModel, choice: ModelChoice) -> dict[str
     return {**voices, BASE: voice(BASE, loaded.folder, None, base)}
 
 
-def _pair_renderer(tokenizer: PreTrainedTokenizerBase, manner: Manner, choice: ModelChoice) -> PairRenderer:
+def _pair_renderer(tokenizer: PreTrainedTokenizerBase, manner: TrainingMetadata, choice: ModelRequest) -> PairRenderer:
     """Makes sources as they were in training, in the languages that are asked for.
 
     Raises:

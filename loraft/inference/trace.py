@@ -1,8 +1,4 @@
-"""How an answer came about, as rows.
-
-This module knows what is worth telling of a step: what was fed, what the model said, what the rules left of it, what
-was taken and why. It refuses to know how that is found out (`tracer`) and how it is drawn.
-"""
+"""How an answer came about, as rows."""
 
 from __future__ import annotations
 
@@ -10,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from loraft.inference.completion import Ending
+from loraft.inference.completion import Finish
 from loraft.tokenization.token_strings import Piece
 
-__all__ = ["Attended", "Candidate", "Cut", "EncoderPass", "How", "LayerSays", "Step", "Trace"]
+__all__ = ["Attended", "Candidate", "Cut", "EncoderPass", "How", "LayerPrediction", "Step", "Trace"]
 
 Cut = Literal["temperature", "top_k", "top_p", "min_p", "never", "first", "last"]
 How = Literal["greedy", "sampled", "forced"]
@@ -39,7 +35,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class LayerSays:
+class LayerPrediction:
     """What a layer would have said, had it been the last.
 
     Attributes:
@@ -103,7 +99,7 @@ class Step:
     cache_tokens: int
     cache_bytes: int
     milliseconds: float
-    layers: tuple[LayerSays, ...] = ()
+    layers: tuple[LayerPrediction, ...] = ()
     attended: tuple[Attended, ...] = ()
 
 
@@ -139,7 +135,7 @@ class Trace:
     use_cache: bool
     rules: Mapping[str, object]
     steps: tuple[Step, ...]
-    ending: Ending
+    ending: Finish
     ended_with: str | None
 
     def as_dict(self) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """Watching an answer come about, token by token.
 
-This module knows how a step is read while it happens. It refuses to change anything: the traced answer is the same as
-the untraced one.
+It refuses to change anything: the traced answer is the same as the untraced one.
 
 - With a cache the prompt is fed once, then the newest token alone; without one, everything at each step.
 - The model gives a distribution over all tokens, for the position after the last one. A rule takes one of them.
@@ -21,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from loraft.inference.completion import Ending
-from loraft.inference.decoder_state import Context
-from loraft.inference.logit_lens import Lens
-from loraft.inference.sampling import SamplingRules, probabilities, stages
-from loraft.inference.trace import Attended, Candidate, Cut, EncoderPass, LayerSays, Step, Trace
+from loraft.inference.completion import Finish
+from loraft.inference.decoder_state import DecoderState
+from loraft.inference.logit_lens import LogitLens
+from loraft.inference.sampling import SamplingParams, probabilities, sampling_steps
+from loraft.inference.trace import Attended, Candidate, Cut, EncoderPass, LayerPrediction, Step, Trace
 from loraft.models.unwrap import wrapped_model
 from loraft.tokenization.token_strings import Pieces
 
@@ -45,7 +44,7 @@ class Tracer:
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, layers: bool = False) -> None:
         self._pieces = Pieces(tokenizer)
-        self._lens = Lens(wrapped_model(model)) if layers else None
+        self._lens = LogitLens(wrapped_model(model)) if layers else None
         self._entered = ExitStack()
         self._steps: list[Step] = []
         self._trace: Trace | None = None
@@ -69,10 +68,10 @@ class Tracer:
 
     def step(
         self,
-        context: Context,
+        context: DecoderState,
         logits: Tensor,
         allowed: Tensor,
-        rules: SamplingRules,
+        rules: SamplingParams,
         token_id: int,
         seconds: float,
         *,
@@ -112,7 +111,7 @@ class Tracer:
             )
         )
 
-    def end(self, context: Context, prompt_ids: Sequence[int], rules: SamplingRules, ending: Ending) -> None:
+    def end(self, context: DecoderState, prompt_ids: Sequence[int], rules: SamplingParams, ending: Finish) -> None:
         """The answer has ended."""
         source = context.source
         stop_id = ending.token_id
@@ -142,7 +141,7 @@ class Tracer:
             for token_id in ([*ids] if taken in ids else [*ids, taken])
         )
 
-    def _layers(self, logits: Tensor, taken: int) -> tuple[LayerSays, ...]:
+    def _layers(self, logits: Tensor, taken: int) -> tuple[LayerPrediction, ...]:
         if self._lens is None:
             return ()
         said = self._lens.logits(logits)
@@ -150,11 +149,11 @@ class Tracer:
         ranks = (said > said[:, taken, None]).sum(-1) + 1
         rows = zip(ids.tolist(), shares.tolist(), ranks.tolist(), strict=True)
         return tuple(
-            LayerSays(layer, token_id, self._pieces.of(token_id).text, share, rank)
+            LayerPrediction(layer, token_id, self._pieces.of(token_id).text, share, rank)
             for layer, (token_id, share, rank) in enumerate(rows)
         )
 
-    def _attended(self, context: Context, prompt_ids: Sequence[int]) -> list[tuple[Attended, ...]]:
+    def _attended(self, context: DecoderState, prompt_ids: Sequence[int]) -> list[tuple[Attended, ...]]:
         """What each step attended to most."""
         if context.source is None:
             return [()] * len(self._steps)
@@ -169,17 +168,17 @@ class Tracer:
         ]
 
 
-def _telling(rules: SamplingRules) -> dict[str, object]:
+def _telling(rules: SamplingParams) -> dict[str, object]:
     """The rules that differ from plain greedy choice; the start token is told by what is fed first."""
-    plain = asdict(SamplingRules())
+    plain = asdict(SamplingParams())
     return {name: value for name, value in asdict(rules).items() if value != plain[name] and name != "start"}
 
 
-def _cuts(allowed: Tensor, rules: SamplingRules, *, forced: Cut | None) -> dict[Cut, Tensor]:
+def _cuts(allowed: Tensor, rules: SamplingParams, *, forced: Cut | None) -> dict[Cut, Tensor]:
     """Which tokens were out after each rule, `[vocab]`, in the order of the rules."""
     cuts: dict[Cut, Tensor] = {forced or "never": allowed.isneginf()}
     if not rules.greedy:
-        cuts |= {rule: left.isneginf() for rule, left in stages(allowed, rules)}
+        cuts |= {rule: left.isneginf() for rule, left in sampling_steps(allowed, rules)}
     return cuts
 
 

@@ -1,7 +1,6 @@
 """What an adapter changed: how far each module moved, in how many directions, and how alike two adapters are.
 
-This module knows adapters and the weights below them, which it reads one at a time. It refuses to judge: values that
-are not finite and modules that did not move are told like all else.
+It refuses to judge: values that are not finite and modules that did not move are told like all else.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraft.adapters.lora_factors import Factors, OpenedAdapter
+from loraft.adapters.lora_factors import AdapterReader, LoraFactors
 from loraft.inspection.layers import ModelTable
 from loraft.inspection.low_rank import dora_change, effective_rank, inner_product, singular_values
 
@@ -171,7 +170,7 @@ class Likeness:
     layers: Mapping[tuple[str, int], float | None]
 
 
-def adapter_updates(name: str, base: str, opened: OpenedAdapter, table: ModelTable | None) -> AdapterUpdates:
+def adapter_updates(name: str, base: str, opened: AdapterReader, table: ModelTable | None) -> AdapterUpdates:
     """How far an adapter moved its base.
 
     Args:
@@ -206,7 +205,7 @@ def adapter_updates(name: str, base: str, opened: OpenedAdapter, table: ModelTab
 
 
 def likeness(
-    one: tuple[str, OpenedAdapter], other: tuple[str, OpenedAdapter], table: ModelTable | None
+    one: tuple[str, AdapterReader], other: tuple[str, AdapterReader], table: ModelTable | None
 ) -> Likeness | None:
     """How alike two adapters' low-rank updates are; None where they share no module.
 
@@ -238,7 +237,7 @@ def likeness(
     )
 
 
-def _same_sizes(one: Factors, other: Factors) -> bool:
+def _same_sizes(one: LoraFactors, other: LoraFactors) -> bool:
     return one.a.shape[1] == other.a.shape[1] and one.b.shape[0] == other.b.shape[0]
 
 
@@ -249,7 +248,7 @@ def _cosine(parts: Iterable[tuple[float, ...]]) -> float | None:
     return max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(inner / size) else None
 
 
-def _measured(path: str, factors: Factors, table: ModelTable | None) -> tuple[ModuleMove, float | None]:
+def _measured(path: str, factors: LoraFactors, table: ModelTable | None) -> tuple[ModuleMove, float | None]:
     """How far a module moved, and the norm of its weight in the base."""
     stack, index, name = _place(path, table)
     tensors = [tensor for tensor in (factors.a, factors.b, factors.magnitude) if tensor is not None]
@@ -281,7 +280,7 @@ def _measured(path: str, factors: Factors, table: ModelTable | None) -> tuple[Mo
     return move, size
 
 
-def _weight(path: str, factors: Factors, table: ModelTable | None) -> Tensor | None:
+def _weight(path: str, factors: LoraFactors, table: ModelTable | None) -> Tensor | None:
     """The base's weight as `[out, in]`, where it is at hand and fits."""
     weight = table.storage.tensor(f"{path}.weight") if table is not None else None
     if table is None or weight is None or not weight.is_floating_point() or weight.dim() != 2:
@@ -331,7 +330,7 @@ def _square(value: float | None) -> float | None:
     return None if value is None else value * value
 
 
-def _saved(name: str, shape: tuple[int, ...], opened: OpenedAdapter, table: ModelTable | None) -> SavedModule:
+def _saved(name: str, shape: tuple[int, ...], opened: AdapterReader, table: ModelTable | None) -> SavedModule:
     trained = opened.saved_tensor(name).float()
     finite = bool(torch.isfinite(trained).all())
     weight = table.storage.tensor(name) if table is not None else None

@@ -1,8 +1,8 @@
 """The anatomy of a model: what it is made of, how large each part is, how it is stored.
 
 This module reads a model on the meta device, so that a model of any size is looked at in the time that its config
-takes. Numbers of heads and widths come from the shapes of its modules where the table of families names those, and
-from its config otherwise. It refuses to know adapters.
+takes. Numbers of heads and widths come from the shapes of its modules where the table of families names those, and from
+its config otherwise.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from loraft.inspection.positions import position_encoding
 from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage
 from loraft.models.load_model import linear_modules, parameter_count
 from loraft.models.module_names import matches
-from loraft.models.registry import Family, Kind
+from loraft.models.registry import Kind, ModelSpec
 
-__all__ = ["Anatomy", "Attention", "Experts", "FeedForward", "Stack", "anatomy_of"]
+__all__ = ["Anatomy", "AttentionShape", "Experts", "FeedForward", "Stack", "anatomy_of"]
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
 CONTEXTS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
@@ -53,7 +53,7 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionShape:
     """The heads of attention.
 
     Attributes:
@@ -134,7 +134,7 @@ class Anatomy:
     kind: Kind
     stacks: tuple[Stack, ...]
     hidden_size: int | None
-    attention: Attention | None
+    attention: AttentionShape | None
     feed_forward: FeedForward
     experts: Experts | None
     norms: Norms | None
@@ -160,7 +160,7 @@ class Anatomy:
         )
 
 
-def anatomy_of(model: PreTrainedModel, family: Family, storage: Storage) -> Anatomy:
+def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> Anatomy:
     """Take a model on the meta device apart.
 
     Args:
@@ -200,7 +200,7 @@ def anatomy_of(model: PreTrainedModel, family: Family, storage: Storage) -> Anat
     )
 
 
-def _stacks(model: PreTrainedModel, family: Family) -> tuple[Stack, ...]:
+def _stacks(model: PreTrainedModel, family: ModelSpec) -> tuple[Stack, ...]:
     found = []
     for name, path in family.stacks.items():
         layers = list(model.get_submodule(path).children())
@@ -209,7 +209,7 @@ def _stacks(model: PreTrainedModel, family: Family) -> tuple[Stack, ...]:
     return tuple(found)
 
 
-def _attention(model: PreTrainedModel, family: Family, config: PreTrainedConfig) -> Attention | None:
+def _attention(model: PreTrainedModel, family: ModelSpec, config: PreTrainedConfig) -> AttentionShape | None:
     """Heads by the shapes of the projections: what queries, keys and values have more than the output is theirs."""
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):
@@ -223,7 +223,7 @@ def _attention(model: PreTrainedModel, family: Family, config: PreTrainedConfig)
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
         key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     kind: Literal["MHA", "GQA", "MQA"] = "MHA" if key_value_heads == heads else "MQA" if key_value_heads == 1 else "GQA"
-    return Attention(kind, heads, key_value_heads, head_size, _window(config))
+    return AttentionShape(kind, heads, key_value_heads, head_size, _window(config))
 
 
 def _context_length(config: PreTrainedConfig) -> int | None:
@@ -239,14 +239,14 @@ def _window(config: PreTrainedConfig) -> int | None:
     return int(window) if isinstance(window, int) and used else None
 
 
-def _first_of_each(suffixes: tuple[str, ...], model: PreTrainedModel, family: Family) -> list[tuple[int, int]]:
+def _first_of_each(suffixes: tuple[str, ...], model: PreTrainedModel, family: ModelSpec) -> list[tuple[int, int]]:
     """The (in, out) of the first linear module of each name in a layer; the output's comes last in the table."""
     layer = linear_modules(model.get_submodule(f"{family.layers_path}.0"))
     found = (next((shape for name, shape in layer.items() if matches(name, suffix)), None) for suffix in suffixes)
     return [shape for shape in found if shape is not None]
 
 
-def _feed_forward(model: PreTrainedModel, family: Family, config: PreTrainedConfig) -> FeedForward:
+def _feed_forward(model: PreTrainedModel, family: ModelSpec, config: PreTrainedConfig) -> FeedForward:
     layer = linear_modules(model.get_submodule(f"{family.layers_path}.0"))
     inside = {name: shape for name, shape in layer.items() if not any(matches(name, part) for part in family.attention)}
     shapes = [shape for part in family.mlp for name, shape in inside.items() if matches(name, part)]
@@ -261,7 +261,7 @@ def _feed_forward(model: PreTrainedModel, family: Family, config: PreTrainedConf
     return FeedForward(size, sum(shape[1] for shape in shapes[:-1]) == 2 * size, activation)
 
 
-def _experts(model: PreTrainedModel, family: Family, config: PreTrainedConfig) -> Experts | None:
+def _experts(model: PreTrainedModel, family: ModelSpec, config: PreTrainedConfig) -> Experts | None:
     if family.experts is None:
         return None
     held = [
@@ -274,7 +274,7 @@ def _experts(model: PreTrainedModel, family: Family, config: PreTrainedConfig) -
     return Experts(count, int(active or count), sum(weight.numel() for weight in held))
 
 
-def _norms(config: PreTrainedConfig, family: Family) -> Norms | None:
+def _norms(config: PreTrainedConfig, family: ModelSpec) -> Norms | None:
     try:
         copy = miniature(config)
         layers = list(copy.get_submodule(family.layers_path).children())
@@ -296,7 +296,7 @@ def _tied(model: PreTrainedModel) -> bool | None:
 
 
 def _kv_cache_bytes(
-    model: PreTrainedModel, family: Family, config: PreTrainedConfig, attention: Attention | None, dtype: str
+    model: PreTrainedModel, family: ModelSpec, config: PreTrainedConfig, attention: AttentionShape | None, dtype: str
 ) -> int | None:
     """Keys and values of each layer; None for encoders, and for caches of another form (latent, recurrent)."""
     if not family.generates or attention is None or getattr(config, "kv_lora_rank", None):

@@ -1,7 +1,4 @@
-"""The ways to tell positions apart, as values: what was found, where it acts, and what was seen.
-
-This module knows words. It refuses to know how anything is found.
-"""
+"""The ways to tell positions apart, as values: what was found, where it acts, and what was seen."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """What this machine can do for loraft: rows of facts, each looked up or tried, none presumed.
 
-This module knows the questions that decide whether a run will work here. It refuses to draw conclusions from version
-numbers: what of bitsandbytes works is tried on a small layer and compared with plain arithmetic. A library that
-cannot even be imported is a fact like any other, so nothing here fails.
+It refuses to draw conclusions from version numbers: what of bitsandbytes works is tried on a small layer and compared
+with plain arithmetic. A library that cannot even be imported is a fact like any other, so nothing here fails.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from loraft.config.schema import ModelSection
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from loraft.models.device import Placement
+    from loraft.models.device import DeviceConfig
 
 __all__ = ["Fact", "examine"]
 
@@ -71,18 +70,18 @@ def _devices() -> Iterator[Fact]:
     try:
         import torch
 
-        from loraft.models.device import place
+        from loraft.models.device import select_device
     except (ImportError, OSError) as error:
         yield Fact("devices", "torch", _failure(error))
         return
-    chosen = place(ModelSection(name_or_path="any"))
+    chosen = select_device(ModelSection(name_or_path="any"))
     yield Fact("devices", "cpu", _cpu(chosen))
     for index in range(torch.cuda.device_count()):
         yield Fact("devices", f"cuda:{index}", _gpu(index))
     yield Fact("devices", "auto_dtype", " ".join(chosen.notes))
 
 
-def _cpu(chosen: Placement) -> dict[str, str | int | bool]:
+def _cpu(chosen: DeviceConfig) -> dict[str, str | int | bool]:
     import psutil
     import torch
 

@@ -1,7 +1,6 @@
 """From a file of rows to a first config: what was asked, what was found, and what stands to reason.
 
-This module knows how one is chosen from the other, and when a file may be written. It refuses to ask: whoever calls it
-has asked already.
+It refuses to ask: whoever calls it has asked already.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 from loraft.config.schema import Method, RowFormat, Task
 from loraft.config.starter import MODELS, Start, starter, starter_config
 from loraft.dataset.build import prepare
-from loraft.dataset.detect_format import Acquaintance, look_at
+from loraft.dataset.detect_format import DatasetProfile, profile_dataset
 from loraft.dataset.statistics import DataReport
 from loraft.errors import ConfigError, DataError, ModelError
 from loraft.models.formats.builtin import BUILTINS
@@ -26,7 +25,7 @@ from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES, TASK_OF_KIND, TRAINED_FOR
 from loraft.models.sources import at_hand
 
-__all__ = ["Started", "check_place", "look", "start", "task_of_model"]
+__all__ = ["Started", "check_place", "profile_for_start", "start", "task_of_model"]
 
 EXAMPLES: Mapping[Task, tuple[str, RowFormat]] = {
     "causal_lm": ("builtin:tickets", "messages"),
@@ -90,15 +89,15 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
         raise ConfigError("is there already", where=where, remedy=ANOTHER)
 
 
-def look(
+def profile_for_start(
     data: str | None, task: Task | None, columns: Mapping[str, str] | None = None, row_format: RowFormat | None = None
-) -> Acquaintance | None:
+) -> DatasetProfile | None:
     """What the rows hold; None where none are named.
 
     Raises:
         DataError: They cannot be read, or fit nothing.
     """
-    return None if data is None else look_at(data, task=task, columns=columns, row_format=row_format)
+    return None if data is None else profile_dataset(data, task=task, columns=columns, row_format=row_format)
 
 
 def task_of_model(model: str | None) -> Task | None:
@@ -136,7 +135,7 @@ def start(
     """
     check_place(path, data, overwrite=overwrite)
     task = task or task_of_model(model)
-    found = look(data, task, columns, row_format)
+    found = profile_for_start(data, task, columns, row_format)
     task = task or (found.fit.task if found else "causal_lm")
     model = model or MODELS[task]
     _check_model(model, task)
@@ -147,7 +146,7 @@ def start(
     )
 
 
-def _chosen(task: Task, method: Method, model: str, found: Acquaintance | None) -> Start:
+def _chosen(task: Task, method: Method, model: str, found: DatasetProfile | None) -> Start:
     positions = _architecture(model).get("max_position_embeddings")
     most = positions if isinstance(positions, int) and positions > 1 else None
     if found is None:
@@ -229,7 +228,7 @@ def _architecture(model: str | None) -> Mapping[str, object]:
     return read if isinstance(read, dict) else {}
 
 
-def _notes(found: Acquaintance | None, chosen: Start) -> tuple[str, ...]:
+def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
     if found is None:
         what = "an example" if chosen.train.startswith("builtin:") else "a file that you have to write"
         return (f"no rows were named with --data: data.train is {chosen.train}, {what}",)

@@ -21,7 +21,7 @@ from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage, read_storage
 from loraft.models.hf_config import load_any_config, load_config
 from loraft.models.load_model import linear_modules, meta_model
-from loraft.models.registry import FAMILIES, Family
+from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.sources import resolve
 
 __all__ = ["Adapted", "LayerRow", "LoraCount", "ModelTable", "ModuleRow", "model_table"]
@@ -114,7 +114,7 @@ class ModelTable:
     outside: tuple[ModuleRow, ...]
     lora: LoraCount | None
     notes: tuple[str, ...]
-    family: Family
+    family: ModelSpec
     storage: Storage
     transposed: frozenset[str]
 
@@ -180,7 +180,7 @@ def model_table(
     )
 
 
-def _anatomy(model: PreTrainedModel, family: Family, storage: Storage) -> Anatomy:
+def _anatomy(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> Anatomy:
     try:
         return anatomy_of(model, family, storage)
     except Exception as error:  # a family of the table is known to come apart; of others nothing is known
@@ -195,7 +195,7 @@ Counted = tuple[Mapping[str, int] | None, LoraCount | None, tuple[str, ...]]
 """The rank of each module, the sum of it, and what a person should know."""
 
 
-def _count_section(model: PreTrainedModel, family: Family, lora: LoraSection | None, parameters: int) -> Counted:
+def _count_section(model: PreTrainedModel, family: ModelSpec, lora: LoraSection | None, parameters: int) -> Counted:
     """The rank of each module that LoRA would adapt, and the sum of it; both None where it cannot go."""
     section = lora if lora is not None else LoraSection()
     try:
@@ -217,7 +217,7 @@ def _count_section(model: PreTrainedModel, family: Family, lora: LoraSection | N
     return targets.ranks, count, ()
 
 
-def _count_adapted(model: PreTrainedModel, family: Family, adapted: Adapted, parameters: int) -> Counted:
+def _count_adapted(model: PreTrainedModel, family: ModelSpec, adapted: Adapted, parameters: int) -> Counted:
     """The rank of each module that an adapter adapts, and the sum of it."""
     shapes = {name: shape for name, shape in linear_modules(model).items() if name in adapted.ranks}
     updates = sum(
@@ -274,11 +274,11 @@ def _rows(
     return rows
 
 
-def _is_inside(path: str, family: Family) -> bool:
+def _is_inside(path: str, family: ModelSpec) -> bool:
     return path.startswith(tuple(f"{stack}." for stack in family.stacks.values()))
 
 
-def _by_layer(model: PreTrainedModel, family: Family, rows: Mapping[str, ModuleRow]) -> tuple[LayerRow, ...]:
+def _by_layer(model: PreTrainedModel, family: ModelSpec, rows: Mapping[str, ModuleRow]) -> tuple[LayerRow, ...]:
     found = []
     for stack, path in family.stacks.items():
         for index, layer in enumerate(model.get_submodule(path).children()):

@@ -13,8 +13,8 @@ from itertools import combinations
 from typing import Any
 
 from loraft.adapters.classes import classes_of
-from loraft.adapters.lora_factors import OpenedAdapter, opened_adapter
-from loraft.adapters.metadata import AdapterTarget, Target
+from loraft.adapters.lora_factors import AdapterReader, open_adapter
+from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import resolve_to_look
 from loraft.config.schema import LoraSection
 from loraft.errors import ModelError
@@ -22,7 +22,7 @@ from loraft.inspection.adapter_deltas import AdapterUpdates, Likeness, adapter_u
 from loraft.inspection.layers import Adapted, ModelTable, model_table
 from loraft.models.safetensors_index import fingerprint
 
-__all__ = ["LayersReport", "look"]
+__all__ = ["LayersReport", "report_layers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class LayersReport:
         return document | {"notes": list(self.notes)}
 
 
-def look(
+def report_layers(
     target: str | None,
     adapters: Sequence[str] = (),
     *,
@@ -70,11 +70,11 @@ def look(
         lora: What LoRA is to be counted for.
 
     Raises:
-        Refused: Something cannot be found or looked into.
+        InvalidInputError: Something cannot be found or looked into.
     """
     found = resolve_to_look(target, adapters, base_model=base_model)
     with ExitStack() as files:
-        opened = [(each, files.enter_context(opened_adapter(each.folder))) for each in found.adapters]
+        opened = [(each, files.enter_context(open_adapter(each.folder))) for each in found.adapters]
         table, notes = _table(found, opened, lora, insists=base_model is not None)
         updates = tuple(adapter_updates(each.name, each.base, file, table) for each, file in opened)
         named = [(each.name, file) for each, file in opened]
@@ -85,7 +85,11 @@ def look(
 
 
 def _table(
-    found: Target, opened: Sequence[tuple[AdapterTarget, OpenedAdapter]], lora: LoraSection | None, *, insists: bool
+    found: ResolvedTarget,
+    opened: Sequence[tuple[AdapterTarget, AdapterReader]],
+    lora: LoraSection | None,
+    *,
+    insists: bool,
 ) -> tuple[ModelTable | None, tuple[str, ...]]:
     """The base, where it is at hand: an adapter is looked at without it all the same."""
     if not found.base:

@@ -1,7 +1,6 @@
 """The arithmetic of low-rank updates, from their factors.
 
 A product B A is never formed: with B = Q₁ R₁ and Aᵀ = Q₂ R₂ its singular values are those of R₁ R₂ᵀ, which is [r, r].
-This module knows tensors alone.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from loraft.adapters.lora_factors import Factors
+from loraft.adapters.lora_factors import LoraFactors
 
 __all__ = ["dora_change", "effective_rank", "inner_product", "singular_values"]
 
@@ -48,7 +47,7 @@ def effective_rank(singular: Tensor) -> float:
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
-def dora_change(weight: Tensor, factors: Factors) -> float:
+def dora_change(weight: Tensor, factors: LoraFactors) -> float:
     """‖W' - W‖ of DoRA, whose rows W'ᵢ = mᵢ (W + ΔW)ᵢ / ‖(W + ΔW)ᵢ‖; ΔW itself is not formed.
 
     Args:
@@ -69,7 +68,7 @@ def dora_change(weight: Tensor, factors: Factors) -> float:
     return math.sqrt(max(0.0, float(change.sum())))
 
 
-def inner_product(one: Factors, other: Factors) -> float:
+def inner_product(one: LoraFactors, other: LoraFactors) -> float:
     """trace(ΔW₁ᵀ ΔW₂) = trace((B₁ᵀ B₂)(A₂ A₁ᵀ)), each factor [r₁, r₂]."""
     left = one.b.double().T @ other.b.double()
     right = one.a.double() @ other.a.double().T

@@ -1,8 +1,7 @@
 """A small copy of a model: the same architecture, narrow and shallow, with random weights.
 
-This module knows which numbers of a config are sizes. It refuses to know what is tried on the copy. What decides how
-an architecture computes (its flags, lists, factors and thetas) stays as it is; so a copy answers in milliseconds what
-is asked of a model of any size, without its weights.
+What decides how an architecture computes (its flags, lists, factors and thetas) stays as it is; so a copy answers in
+milliseconds what is asked of a model of any size, without its weights.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ by the root of the mean square (RMSNorm), whatever it is called: T5's LayerNorm 
 into the layer stands before a sub-layer; one whose output leaves the layer stands behind the sum; one that reads what
 a linear module gave stands at the end of a branch, before the sum.
 
-This module knows how to tell these apart. It refuses to know families.
-
 Source: Xiong et al. 2020, On Layer Normalization in the Transformer Architecture (https://arxiv.org/abs/2002.04745).
 """
 

@@ -1,7 +1,6 @@
 """Which part of a model each of its parameters belongs to.
 
-This module knows the parts: embeddings, positions, attention, feed-forward, norms, head, and what is left. It goes by
-classes and by the table of families, and refuses to know how large anything is stored.
+It goes by classes and by the registry of architectures.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 
 from loraft.models.load_model import linear_modules
 from loraft.models.module_names import matches
-from loraft.models.registry import Family
+from loraft.models.registry import ModelSpec
 
 __all__ = ["PARTS", "numbers_by_part"]
 
@@ -22,7 +21,7 @@ PARTS = ("embeddings", "positions", "attention", "feed_forward", "norms", "head"
 
 
 def numbers_by_part(
-    model: PreTrainedModel, family: Family, tables: frozenset[str], dtype_of: Callable[[str], str]
+    model: PreTrainedModel, family: ModelSpec, tables: frozenset[str], dtype_of: Callable[[str], str]
 ) -> Mapping[str, Mapping[str, int]]:
     """How many numbers each part has, by dtype; a tensor that head and embedding share is the embedding's.
 
@@ -39,7 +38,7 @@ def numbers_by_part(
     return {part: dict(count) for part, count in counts.items() if count}
 
 
-def _parts(model: PreTrainedModel, family: Family, tables: frozenset[str]) -> dict[str, str]:
+def _parts(model: PreTrainedModel, family: ModelSpec, tables: frozenset[str]) -> dict[str, str]:
     modules = dict(model.named_modules())
     layers = tuple(f"{path}." for path in family.stacks.values())
     attention = _attention(model, family)
@@ -65,7 +64,7 @@ def _parts(model: PreTrainedModel, family: Family, tables: frozenset[str]) -> di
     return parts
 
 
-def _attention(model: nn.Module, family: Family) -> tuple[str, ...]:
+def _attention(model: nn.Module, family: ModelSpec) -> tuple[str, ...]:
     """The modules around the projections of attention, in every layer, as the beginnings of names."""
     around: dict[str, None] = {}
     for path in family.stacks.values():

@@ -4,9 +4,6 @@ A small copy of the model reads the same token at every position, and every laye
 
 - What comes into the first layer differs between positions: something is added there, once (`added`).
 - Queries and keys differ between positions, or their scores do: it happens inside attention (`within`).
-
-This module knows how the experiment goes. It refuses to know families: what a model_type is said to do is not looked
-up.
 """
 
 from __future__ import annotations

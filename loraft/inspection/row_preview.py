@@ -1,7 +1,6 @@
 """Rows as the model will see them: their tokens, what of them is learned, and which rows share a batch.
 
-This module knows how the examples of a run become what is shown, and how a row is found that is not among them. It
-needs the tokenizer and the data, and loads no weight. It refuses to know how rows are drawn.
+It needs the tokenizer and the data, and loads no weight.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import RunConfig
-from loraft.dataset.batch_plan import batch_plan, lies_end_to_end
+from loraft.dataset.batch_plan import batch_sampler, uses_packing
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.sampler import Layout, PairBatch, collate_rows
+from loraft.dataset.sampler import BatchLayout, PairBatch, collate_rows
 from loraft.dataset.statistics import SourceCounts
-from loraft.dataset.streaming import StreamPlan
+from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, DataError
 from loraft.models.hf_config import load_config
 from loraft.models.load_model import load_tokenizer
@@ -31,7 +30,15 @@ from loraft.tokenization.examples import IGNORED, Example, LabelledExample, Pair
 from loraft.tokenization.token_strings import Pieces
 
 __all__ = [
-    "BatchRow", "Part", "Preview", "SeenBatch", "SeenRow", "SeenToken", "SpecialToken", "Split", "preview_rows",
+    "BatchRow",
+    "Preview",
+    "RowPart",
+    "SeenBatch",
+    "SeenRow",
+    "SeenToken",
+    "SpecialToken",
+    "Split",
+    "preview_rows",
 ]  # fmt: skip
 
 Split = Literal["train", "eval"]
@@ -62,7 +69,7 @@ class SeenToken:
 
 
 @dataclass(frozen=True)
-class Part:
+class RowPart:
     """Tokens that the model reads in one go.
 
     Attributes:
@@ -92,7 +99,7 @@ class SeenRow:
     where: str
     tokens: int
     trained: int
-    parts: tuple[Part, ...]
+    parts: tuple[RowPart, ...]
     piece: tuple[int, int] | None = None
     label: str | None = None
     class_number: int | None = None
@@ -197,7 +204,7 @@ def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", p
         places: Show these rows instead: a line or number in a file, or a place as loraft prints it.
 
     Raises:
-        Refused: What `check` refuses of tokenizer and data; nothing is evaluated; there is no row at a place.
+        InvalidInputError: What `check` refuses of tokenizer and data; nothing is evaluated; there is no row at a place.
     """
     if split == "eval" and config.data.eval is None:
         remedy = "Name a file, or a share of the training rows."
@@ -211,9 +218,9 @@ def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", p
     rows = [row for place in places for row in _at(place, config, split, data, sight)]
     if not places:
         rows = list(sight.rows(examples, count))
-    end_to_end = lies_end_to_end(config, packs=family.packs)
+    end_to_end = uses_packing(config, packs=family.packs)
     batches, an_epoch = _first_batches(config, data) if split == "train" else ([], 0)
-    layout = Layout(end_to_end, tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0)
+    layout = BatchLayout(end_to_end, tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0)
     return Preview(
         task=config.task,
         split=split,
@@ -264,7 +271,7 @@ class _Sight:
             left_out=left_out,
         )
 
-    def _parts(self, example: Example) -> Iterator[Part]:
+    def _parts(self, example: Example) -> Iterator[RowPart]:
         ids = example.input_ids
         if isinstance(example, PairExample):
             yield self._part("source", ids, [False] * len(ids))
@@ -277,10 +284,10 @@ class _Sight:
 
     def _part(
         self, name: str, ids: Sequence[int], trained: Sequence[bool], segments: Sequence[int] | None = None
-    ) -> Part:
+    ) -> RowPart:
         of_texts: Sequence[int | None] = segments or [None] * len(ids)
         each = zip(ids, self._pieces.row(ids), trained, of_texts, strict=True)
-        return Part(name, tuple(SeenToken(i, text, on, i in self._special, of) for i, text, on, of in each))
+        return RowPart(name, tuple(SeenToken(i, text, on, i in self._special, of) for i, text, on, of in each))
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -307,15 +314,15 @@ def _first_batches(config: RunConfig, data: PreparedData) -> tuple[list[list[Exa
         DataError: A row of a stream, beyond those that were looked at before, is bad where that is an error.
     """
     if data.stream is None:
-        epoch = batch_plan(config, data).epoch(0)
+        epoch = batch_sampler(config, data).epoch(0)
         return [[data.train[i] for i in chosen] for chosen in epoch[:BATCHES]], len(epoch)
     training = config.training
-    plan = StreamPlan(data.stream, training.per_device_train_batch_size, training.gradient_accumulation_steps)
+    plan = StreamingSampler(data.stream, training.per_device_train_batch_size, training.gradient_accumulation_steps)
     windows = plan.windows([], epoch=0, window=0, place=(0, 0))
     return list(islice((batch for window in windows for batch in window.batches), BATCHES)), None
 
 
-def _batch(examples: Sequence[Example], layout: Layout) -> SeenBatch:
+def _batch(examples: Sequence[Example], layout: BatchLayout) -> SeenBatch:
     """A batch as it is laid for the model."""
     laid = collate_rows(examples, layout)
     shapes = [_shape(laid.input_ids)] + ([_shape(laid.labels)] if isinstance(laid, PairBatch) else [])

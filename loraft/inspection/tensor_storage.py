@@ -1,7 +1,6 @@
 """How a model's tensors are stored: dtypes and bytes, from the headers of its files or from its config.
 
-This module knows safetensors' headers. It refuses to load weights, save for single small tensors that somebody asks
-for by name.
+It refuses to load weights, save for single small tensors that somebody asks for by name.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """What a model does with positions, seen while it runs.
 
-This module knows how to look into any transformer as it computes: which tables are looked up, what comes into each
-layer, and which queries, keys, values and scores attention multiplies. It refuses to know families and to conclude
-anything. It works on calls of torch, not on names of modules, so that a model cannot be mistaken for another.
+It works on calls of torch, not on names of modules, so that a model cannot be mistaken for another.
 
 Every layer is given the same vector at each position. Whatever still differs between positions inside it comes from
 positions alone.

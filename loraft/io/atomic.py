@@ -1,8 +1,4 @@
-"""A folder that is there whole, or not at all, and the JSON files in it.
-
-This module knows how files reach a disk: written beside, synchronised, renamed, and readable as the umask says.
-It refuses to know what they mean, and loads without torch.
-"""
+"""A folder that is there whole, or not at all, and the JSON files in it."""
 
 from __future__ import annotations
 
@@ -21,11 +17,11 @@ __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
     "RECORD",
+    "atomic_dir",
     "read_json",
-    "take_back",
+    "restore_previous",
     "write_json",
     "write_record",
-    "written_whole",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -48,7 +44,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 @contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
+def atomic_dir(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write into; on leaving without an error it becomes `folder`, replacing what was there.
 
     Every file is synchronised before the rename, and has the mode that the umask gives to new files: safetensors
@@ -62,7 +58,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
     with disk_errors(folder, remedy="Free some space."):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            take_back(folder)
+            restore_previous(folder)
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             yield staging
@@ -73,7 +69,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
             raise
 
 
-def take_back(folder: Path) -> None:
+def restore_previous(folder: Path) -> None:
     """Put back a folder that a kill between the two renames of its replacement has left beside its place."""
     previous = folder.with_name(f".{folder.name}.previous")
     if previous.exists() and not folder.exists():

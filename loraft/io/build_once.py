@@ -1,7 +1,4 @@
-"""A folder that is built once, whole or not at all, whoever asks for it and whenever they are killed.
-
-This module knows locks, temporary names and renames. It refuses to know what is built.
-"""
+"""A folder that is built once, whole or not at all, whoever asks for it and whenever they are killed."""
 
 from __future__ import annotations
 

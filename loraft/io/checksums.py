@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraft.errors import Refused
+from loraft.errors import InvalidInputError
 from loraft.io.cache_dir import cache_folder
 
 __all__ = [
@@ -101,11 +101,11 @@ def is_config(name: str) -> bool:
     return name.endswith("config.json")
 
 
-def refuse_altered(folder: Path, wanted: Callable[[str], bool], error: type[Refused]) -> None:
+def refuse_altered(folder: Path, wanted: Callable[[str], bool], error: type[InvalidInputError]) -> None:
     """Refuse a folder that loraft wrote, where one of the `wanted` files is lost, or altered and holds no settings.
 
     Raises:
-        Refused: Of the class `error`; or what the files were cannot be read.
+        InvalidInputError: Of the class `error`; or what the files were cannot be read.
     """
     try:
         files = _recorded(folder)

@@ -1,7 +1,4 @@
-"""A disk that filled up, as one error: Python says it by a number, and safetensors and tokenizers only in words.
-
-This module knows how it is said. It refuses to know what was being written, and loads without torch.
-"""
+"""A disk that filled up, as one error: Python says it by a number, and safetensors and tokenizers only in words."""
 
 from __future__ import annotations
 

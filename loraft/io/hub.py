@@ -1,7 +1,6 @@
 """An adapter that somebody put on the Hub, fetched into the Hub's own cache.
 
-This module knows which files an adapter is made of. It refuses to know bases: a repository that holds no adapter is
-not fetched, and whether it holds a model is found out where models are loaded. It loads without torch.
+It loads without torch.
 """
 
 from __future__ import annotations

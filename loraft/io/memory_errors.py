@@ -1,7 +1,4 @@
-"""Memory that ran out, as one error: torch says it in two ways, and Python in a third.
-
-This module knows how it is said. It refuses to know what was being done.
-"""
+"""Memory that ran out, as one error: torch says it in two ways, and Python in a third."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Products of one token with large weights, as they are fast on a CPU.
 
-This module knows which form of a product reads its weights fastest, and that float32 adapters on a base of 16 bits
-need be cast once an answer, not once a token. It refuses to know what is multiplied.
-
 In bfloat16 on a CPU, `x Wᵀ` lays out W anew for each product; for one row `W x` takes it as it lies: the same bits in
 two thirds of the time. For several rows the form that is as fast rounds differently, and is left alone.
 """
@@ -17,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["fast_products"]
+__all__ = ["patch_decode_linears"]
 
 
 @contextmanager
-def fast_products(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def patch_decode_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Let the linear modules of a model that computes in `dtype` multiply faster, with the same results.
 
     Nothing changes in float32. Modules of other classes, 4-bit ones among them, keep their own products. Within

@@ -1,7 +1,5 @@
 """A cache of keys and values that grows in place.
 
-This module knows how the keys and values of a model are kept while it generates. It refuses to know who reads them.
-
 transformers' own cache is copied as a whole with each token. Here each layer has room for tokens to come, and is
 copied only when that is used up.
 """
@@ -14,13 +12,13 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-__all__ = ["RoomyLayer", "new_cache"]
+__all__ = ["PreallocatedKVLayer", "new_cache"]
 
 LEAST_ROOM = 64
 """For how many tokens there is room at least, whenever a layer is copied."""
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class PreallocatedKVLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """The keys and values of one layer, the first part of two larger tensors."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -62,10 +60,10 @@ def new_cache(model: PreTrainedModel, *, rewinds: bool = False) -> DynamicCache 
     if model.config.is_encoder_decoder:
         # Without the config, which counts the encoder's layers: these caches grow by what the decoder uses.
         said = DynamicCache()
-        said.layer_class_to_replicate = RoomyLayer
+        said.layer_class_to_replicate = PreallocatedKVLayer
         return EncoderDecoderCache(said, DynamicCache())
     cache = DynamicCache(config=None if rewinds else model.config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedKVLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     if cache.layer_class_to_replicate is DynamicLayer:
-        cache.layer_class_to_replicate = RoomyLayer
+        cache.layer_class_to_replicate = PreallocatedKVLayer
     return cache

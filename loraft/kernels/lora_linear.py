@@ -1,9 +1,8 @@
 """The low-rank update as training computes it: base and update in one function, with a backward of its own.
 
-This module knows peft's layers and gives plain LoRA another way through them while they train: the numbers are peft's,
-x Wᵀ + scale · x Aᵀ Bᵀ, but the update is added to the base's output, and its gradient to the base's, in place, where
-peft multiplies by the scale and adds in passes of their own, forward and backward. It is for training mode alone: in
-evaluation mode, merged, disabled or saved, an adapter is peft's own.
+The numbers are peft's, x Wᵀ + scale · x Aᵀ Bᵀ. The update is added to the base's output, and its gradient to the
+base's, in place, where peft multiplies by the scale and adds in passes of their own.
+It is for training mode alone: in evaluation mode, merged, disabled or saved, an adapter is peft's own.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from torch.nn.functional import linear
 
 from loraft.kernels.product_dtype import product_dtype
 
-__all__ = ["AdaptedLinear", "InPlaceUpdate", "update_in_place"]
+__all__ = ["AdaptedLinear", "InPlaceUpdate", "patch_lora_linears"]
 
 
-def update_in_place(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:
+def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:
     """Let every plain LoRA layer of `model` add its update in place; variants such as DoRA stay as they are.
 
     Layers over an ordinary linear module become `AdaptedLinear`; over any other module, 4-bit ones among them, the

@@ -1,8 +1,6 @@
 """Attention for rows that lie end to end in one batch: each row attends to itself alone, causally.
 
-This module knows kernels and which of them fits. It refuses to know models: transformers calls it by the name
-`ROWS` through its `AttentionInterface`, and since no mask function is registered under that name, no
-`[time, time]` mask is ever built. A forward that is given no `row_lengths` holds one row in each line of the batch.
+A forward that is given no `row_lengths` holds one row in each line of the batch.
 
 Which kernel, and why:
 

@@ -1,9 +1,9 @@
 """Root-mean-square norms that train with a backward of their own.
 
-This module knows one formula, that of Llama's norm, and finds the modules that compute it, whatever their class is
-called: by what they hold, and by giving them numbers. One that answers otherwise, in a single bit, is left alone.
-What they compute does not change. Their gradient is written out: it takes a third fewer passes over the hidden
-states, and the backward keeps the 16-bit input instead of two tensors of float32.
+Modules that compute the formula of Llama's norm are found by what they hold, and by giving them numbers.
+One that answers otherwise, in a single bit, is left alone. What they compute does not change. Their gradient is written
+out: it takes a third fewer passes over the hidden states, and the backward keeps the 16-bit input instead of two
+tensors of float32.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["give_own_backward"]
+__all__ = ["patch_rms_norm"]
 
 PROBED_SCALES = (1e-3, 1.0, 1e3)
 """The sizes of the numbers that a module is tried on: with small ones its epsilon shows."""
 
 
-def give_own_backward(model: nn.Module) -> int:
+def patch_rms_norm(model: nn.Module) -> int:
     """Let every frozen norm of `model` that computes Llama's formula train by it; the number of those found."""
     found = [module for module in model.modules() if _is_llamas(module)]
     for module in found:

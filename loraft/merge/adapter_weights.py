@@ -1,6 +1,6 @@
 """`PLACE=WEIGHT`, the word of merging for an adapter and how much of it.
 
-This module knows how such words are read and how the adapters and their base are found. It loads without torch.
+It loads without torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraft.adapters.metadata import Target
+from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import AdapterError
 from loraft.merge.merge_report import REPORT
@@ -39,7 +39,7 @@ def weighted(given: str) -> tuple[str, float]:
 
 def resolve_weighted(
     target: str | None, given: Sequence[str], *, base_model: str | None = None
-) -> tuple[Target, tuple[float, ...]]:
+) -> tuple[ResolvedTarget, tuple[float, ...]]:
     """Find what is to be merged: the adapters, their weights and the base.
 
     Args:

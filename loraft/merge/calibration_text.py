@@ -1,6 +1,6 @@
 """Text to compare models on: the rows that a run held out, or else text that comes with loraft.
 
-This module turns rows into tokens. It refuses to know what is compared.
+This module turns rows into tokens.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.adapters.metadata import Sources
+from loraft.adapters.metadata import SourceFormat
 from loraft.dataset.build import prepare
 from loraft.errors import DataError, LoraftError
 from loraft.evaluation.source_run import past_run
 from loraft.models.sources import cache_folder
-from loraft.rows.formats import Pair
+from loraft.rows.formats import Seq2SeqRecord
 from loraft.rows.synthetic_tickets import tickets
 from loraft.tasks.seq2seq_lm import PairRenderer
 
@@ -63,7 +63,7 @@ class Rows:
 
 
 def rows_for(
-    adapter: Path, tokenizer: PreTrainedTokenizerBase, sources: Sources | None = None, longest: int = LONGEST
+    adapter: Path, tokenizer: PreTrainedTokenizerBase, sources: SourceFormat | None = None, longest: int = LONGEST
 ) -> Rows:
     """The rows that the run of an adapter held out, followed by the built-in ones, should there be too few.
 
@@ -98,7 +98,7 @@ def built_in_rows(tokenizer: PreTrainedTokenizerBase, longest: int = LONGEST) ->
     return Rows(tuple(ids for ids in made if ids), BUILT_IN)
 
 
-def built_in_pairs(tokenizer: PreTrainedTokenizerBase, sources: Sources, longest: int = LONGEST) -> Rows:
+def built_in_pairs(tokenizer: PreTrainedTokenizerBase, sources: SourceFormat, longest: int = LONGEST) -> Rows:
     """The built-in texts for an encoder-decoder: each is read, and said again.
 
     A tokenizer that needs to know languages, of which nobody says any, is left in those that it begins with.
@@ -110,7 +110,7 @@ def built_in_pairs(tokenizer: PreTrainedTokenizerBase, sources: Sources, longest
     except DataError:
         rows = built_in_rows(tokenizer, longest)
         return replace(rows, targets=rows.ids)
-    pairs = [renderer.render(Pair(text, text)) for text in _texts()]
+    pairs = [renderer.render(Seq2SeqRecord(text, text)) for text in _texts()]
     made = renderer.examples(pairs, [BUILT_IN] * len(pairs))
     kept = [(pair.input_ids[:longest], pair.labels[:longest]) for pair in made if pair.input_ids]
     return Rows(tuple(ids for ids, _ in kept), BUILT_IN, targets=tuple(labels for _, labels in kept))

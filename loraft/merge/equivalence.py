@@ -1,7 +1,4 @@
-"""Whether a merged model is the model that was trained: how far apart their outputs are, and what is too far.
-
-This module knows distributions and limits. It refuses to know how the two models came about (`verification`).
-"""
+"""Whether a merged model is the model that was trained: how far apart their outputs are, and what is too far."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from torch import Tensor
 
 from loraft.errors import VerificationError
 
-__all__ = ["Difference", "Fidelity", "difference", "judge", "kl_divergence"]
+__all__ = ["MergeCheck", "OutputDifference", "check_equivalence", "difference", "kl_divergence"]
 
 LARGEST_FLOAT32_DIFFERENCE = 1e-3
 """Two float32 models with the same weights differ by the order of their sums, and no logit by more than this."""
@@ -25,7 +22,7 @@ ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Difference:
+class OutputDifference:
     """How far one model's outputs are from another's.
 
     Attributes:
@@ -42,7 +39,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class MergeCheck:
     """A merged model measured by the adapted one, and the adapter's effect beside it.
 
     Attributes:
@@ -50,8 +47,8 @@ class Fidelity:
         base: From adapted to the base without the adapter.
     """
 
-    merged: Difference
-    base: Difference
+    merged: OutputDifference
+    base: OutputDifference
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -63,7 +60,7 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def difference(first: Iterable[Tensor], second: Iterable[Tensor]) -> Difference:
+def difference(first: Iterable[Tensor], second: Iterable[Tensor]) -> OutputDifference:
     """Compare two models' outputs, text by text: `[positions, vocab]` logits each, in the same order."""
     largest, kl, same, positions = 0.0, 0.0, 0, 0
     for whole_p, whole_q in zip(first, second, strict=True):
@@ -77,13 +74,13 @@ def difference(first: Iterable[Tensor], second: Iterable[Tensor]) -> Difference:
             same += int((p.argmax(-1) == q.argmax(-1)).sum())
             positions += len(p)
             if math.isnan(largest):
-                return Difference(math.nan, math.nan, same / positions, positions)
+                return OutputDifference(math.nan, math.nan, same / positions, positions)
     if not positions:
         raise ValueError("a comparison of no positions")
-    return Difference(largest, max(kl / positions, 0.0), same / positions, positions)
+    return OutputDifference(largest, max(kl / positions, 0.0), same / positions, positions)
 
 
-def judge(fidelity: Fidelity, *, is_float32: bool, is_as_trained: bool) -> tuple[str, ...]:
+def check_equivalence(fidelity: MergeCheck, *, is_float32: bool, is_as_trained: bool) -> tuple[str, ...]:
     """What to warn of.
 
     Args:

@@ -1,7 +1,6 @@
 """What merging changes: which tensor of the base gets which update, told from the adapters and an empty model.
 
-This module knows names and shapes. It reads no weight of the base, and it refuses to leave anything of an adapter
-behind: each of its tensors ends in a tensor of the result, or is an error.
+It reads no weight of the base: each of its tensors ends in a tensor of the result, or is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFiles, refuse_misfit
 from loraft.adapters.delta import Update, scale_of
-from loraft.adapters.inject import ADAPTER_NAME, wrap
+from loraft.adapters.inject import ADAPTER_NAME, add_lora_layers
 from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError
 from loraft.models.load_model import meta_model
@@ -121,7 +120,9 @@ def _refuse_what_does_not_fit(model: PreTrainedModel, files: AdapterFiles) -> No
     config.base_model_name_or_path = None
     with torch.device("meta"):
         try:
-            wrapped = wrap(copy.deepcopy(model), config, ADAPTER_NAME, where=str(files.folder / ADAPTER_CONFIG))
+            wrapped = add_lora_layers(
+                copy.deepcopy(model), config, ADAPTER_NAME, where=str(files.folder / ADAPTER_CONFIG)
+            )
         except ValueError as error:  # peft's word for targets that match nothing
             raise AdapterError(f"it does not fit the base: {error}", where=str(files.folder)) from error
     refuse_misfit(wrapped, files, ADAPTER_NAME)

@@ -1,6 +1,6 @@
 """What a merge did and how good it is: `merge_report.json`, and the merged model's card.
 
-This module turns facts into words. It refuses to know torch, and to claim what was not measured.
+This module turns facts into words.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from loraft.adapters.markdown import code, prose, quoted
 from loraft.adapters.model_card import without_paths
 
-__all__ = ["REPORT", "MergeReport", "merged_card", "why"]
+__all__ = ["REPORT", "MergeReport", "explain_base", "merged_card"]
 
 REPORT = "merge_report.json"
 """The report's file; a folder that has it holds a merged model."""
@@ -75,7 +75,7 @@ class MergeReport:
         return {key: value for key, value in values.items() if key not in left_out}
 
 
-def why(base: str, *, is_as_trained: bool) -> str:
+def explain_base(base: str, *, is_as_trained: bool) -> str:
     """What the base that was merged into means for the result."""
     if base == "dequantized" and is_as_trained:
         return (

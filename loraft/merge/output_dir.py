@@ -1,7 +1,6 @@
 """The folder of a merged model: where it may be, and what lies in it beside the weights.
 
-This module knows files and names. What may not be written over is refused before anything is read, and what is written
-appears whole or not at all. It refuses to know the arithmetic (`merge`).
+What may not be written over is refused before anything is read, and what is written appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import loraft
 from loraft.adapters.adapter_files import RECORD
-from loraft.adapters.metadata import Target
+from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.errors import RunFolderError
-from loraft.io.atomic import read_json, write_json, write_record, written_whole
+from loraft.io.atomic import atomic_dir, read_json, write_json, write_record
 from loraft.io.build_once import require_free_bytes
 from loraft.merge.merge_report import REPORT, MergeReport, merged_card
 from loraft.merge.write_weights import Merge, plan_files
@@ -39,7 +38,7 @@ OF_SOURCES = ("source_prefix", "source_lang", "target_lang")
 SMALL_FILES_BYTES = 32 << 20
 
 
-def chosen_folder(target: Target, given: str | None) -> Path:
+def chosen_folder(target: ResolvedTarget, given: str | None) -> Path:
     """Where the merged model goes when nobody says: `merged` beside the adapter.
 
     For a checkpoint it is in the run's folder, and for an adapter of the Hub in the current one: neither a checkpoint
@@ -74,7 +73,7 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
     there = next(parent for parent in out.parents if parent.exists())
     require_free_bytes(there, needed, "the merged model", remedy="Free some space, or name an OUT on another disk.")
     try:
-        with written_whole(out) as staging:
+        with atomic_dir(out) as staging:
             yield staging
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else str(out)

@@ -1,7 +1,7 @@
 """Work on the next pieces while one is being written, in their order.
 
-This module knows threads. A piece is small, so each is one thread's work: splitting it would cost more than it gains,
-above all on a machine that has other things to do.
+A piece is small, so each is one thread's work: splitting it would cost more than it gains, above all on a machine that
+has other things to do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A merge from beginning to end: written beside its place, compared with what it came from, and only then there.
 
-This module knows the order of these steps and what the report of them says. The arithmetic is `adapters.merge`, the
-comparison `verification`, the limits `fidelity`.
+The arithmetic is `adapters.merge`, the comparison `verification`, the limits `fidelity`.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from pathlib import Path
 from time import monotonic
 
 from loraft.adapters.model_card import shown
-from loraft.merge.equivalence import judge
-from loraft.merge.merge_report import MergeReport, why
+from loraft.merge.equivalence import check_equivalence
+from loraft.merge.merge_report import MergeReport, explain_base
 from loraft.merge.output_dir import merged_folder, write_company, write_report
 from loraft.merge.verify import Verified, verify
 from loraft.merge.write_weights import Merge, write_weights
@@ -42,7 +41,7 @@ def merge_and_verify(
         RunFolderError: `out` is taken, or lies where the base or an adapter does.
         ResourceError: The disk is too small.
         ModelError: The models cannot be run here, and so not compared.
-        Failed: The merged model is not the adapted one, or memory or disk ran out; `out` is as it was.
+        RunError: The merged model is not the adapted one, or memory or disk ran out; `out` is as it was.
     """
     with merged_folder(merge, out, overwrite=overwrite) as staging:
         began = monotonic()
@@ -54,7 +53,7 @@ def merge_and_verify(
         if positions is not None:
             found = verify(merge, staging, positions=positions, progress=partial(progress, "positions compared"))
             limits = {"is_float32": found.is_float32, "is_as_trained": merge.is_as_trained}
-            warnings = (*found.rows.notes, *judge(found.fidelity, **limits))
+            warnings = (*found.rows.notes, *check_equivalence(found.fidelity, **limits))
         elif merge.plan.changes_nothing:
             warnings = ("the adapter changes nothing: every update is zero",)
         report = _report(merge, out, found, warnings, size, seconds)
@@ -79,7 +78,7 @@ def _report(
         compared=found.compared if found else None,
         base_model=shown(merge.section.name_or_path),
         architecture=merge.architecture,
-        why_this_base=why(merge.base, is_as_trained=merge.is_as_trained),
+        why_this_base=explain_base(merge.base, is_as_trained=merge.is_as_trained),
         adapters=tuple({"name": adapter.name, "weight": adapter.weight} for adapter in merge.adapters),
         changed_tensors=len({*merge.plan.updates, *merge.plan.replaced}),
         untied=tuple(merge.plan.untied),

@@ -1,7 +1,6 @@
 """The proof of a merge: the adapted model and the merged one read the same text, one after the other.
 
-This module knows how both are loaded so that they can be compared, and holds one of them in memory at a time; of the
-first only its outputs stay. What is too far apart is `fidelity`'s to say.
+What is too far apart is `fidelity`'s to say.
 
 They compute in the dtype of the merged weights. A base that was stored in 4 bits during training is stored so here, in
 the dtype that it was quantized from then; only its products are in the dtype of the merge.
@@ -25,11 +24,11 @@ from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 from loraft.io.memory_errors import memory_errors
 from loraft.merge.calibration_text import LONGEST, Rows, built_in_rows, rows_for
-from loraft.merge.equivalence import Difference, Fidelity, difference
+from loraft.merge.equivalence import MergeCheck, OutputDifference, difference
 from loraft.merge.write_weights import Merge
 from loraft.models.class_logits import class_logits
 from loraft.models.decoder_inputs import decoder_inputs
-from loraft.models.device import DTYPES, Placement, place
+from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.quantize import compute_in
@@ -53,7 +52,7 @@ class Verified:
         is_float32: Both models computed in float32.
     """
 
-    fidelity: Fidelity
+    fidelity: MergeCheck
     rows: Rows
     compared: str
     is_float32: bool
@@ -87,7 +86,7 @@ def verify(
             outputs = _outputs(merge, merged.model, first.rows, positions, lambda done: told(2, done))
     except ModelError as error:
         raise ModelError.several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
-    fidelity = Fidelity(difference(first.adapted.texts, outputs.texts), first.base)
+    fidelity = MergeCheck(difference(first.adapted.texts, outputs.texts), first.base)
     is_float32 = first.computes_in == merge.dtype == torch.float32
     return Verified(fidelity, first.rows, outputs.kind, is_float32)
 
@@ -105,7 +104,7 @@ class _First:
 
     rows: Rows
     adapted: _Outputs
-    base: Difference
+    base: OutputDifference
     computes_in: torch.dtype
 
 
@@ -145,9 +144,9 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
     return loaded, merge.dtype
 
 
-def _placement(dtype: torch.dtype) -> Placement:
+def _placement(dtype: torch.dtype) -> DeviceConfig:
     """The device that models run on here; the dtype is the merge's, whatever trains best."""
-    return replace(place(ModelSection(name_or_path="any")), dtype=dtype)
+    return replace(select_device(ModelSection(name_or_path="any")), dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)

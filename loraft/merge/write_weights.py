@@ -1,9 +1,6 @@
 """Adapters folded into their base, from files to files.
 
-This module knows how a merged model is made without holding one in memory: tensor by tensor from the base's
-memory-mapped files, a few rows at a time, cast once. It refuses to know whether the result is right
-(`evaluation.fidelity`), and where it goes (`merged_folder`).
-
+No model is held in memory: tensor by tensor from the base's memory-mapped files, a few rows at a time, cast once.
 For adapters that were trained on a base in 4 bits there are two bases to merge into. `dequantized` is the one that
 training saw: every tensor in the dtype that it was loaded in, the linear ones quantized and dequantized again.
 `original` is the base as its files have it, which the adapter has never met.
@@ -26,7 +23,7 @@ from loraft.adapters.adapter_files import ADAPTER_WEIGHTS, read_adapter
 from loraft.adapters.base_copies import name_of, refuse_others
 from loraft.adapters.classes import classes_of
 from loraft.adapters.delta import Run, cast_pieces, updated_pieces
-from loraft.adapters.metadata import Target
+from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import base_named_by
 from loraft.config.schema import ModelSection, QuantizationSection
@@ -36,9 +33,9 @@ from loraft.merge.prefetch import working_ahead
 from loraft.models.device import DTYPES
 from loraft.models.foreign_code import code_notes
 from loraft.models.hf_config import load_config
-from loraft.models.load_model import meta_model, new_modules, without
-from loraft.models.quantize import dequantized, quantized_modules
-from loraft.models.registry import FAMILIES, Family, family_of
+from loraft.models.load_model import drop_modules, meta_model, missing_head_modules
+from loraft.models.quantize import quantize_roundtrip, quantized_modules
+from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 from loraft.models.safetensors_index import (
     TensorHeader,
     check_weights,
@@ -85,11 +82,11 @@ class Merge:
         notes: What a person should know, a sentence each.
     """
 
-    target: Target
+    target: ResolvedTarget
     section: ModelSection
     architecture: str
     folder: Path
-    family: Family
+    family: ModelSpec
     adapters: tuple[WeightedAdapter, ...]
     plan: MergePlan
     base: BaseChoice
@@ -127,7 +124,7 @@ class Merge:
 
 
 def prepare_merge(
-    target: Target,
+    target: ResolvedTarget,
     weights: Sequence[float],
     *,
     base: BaseChoice | None = None,
@@ -142,7 +139,8 @@ def prepare_merge(
         dtype: Of the result; `auto` is that of the base's files.
 
     Raises:
-        Refused: An adapter is damaged or does not fit its base, adapters cannot be summed, the base cannot be read, or
+        InvalidInputError: An adapter is damaged or does not fit its base, adapters cannot be summed, the base
+                cannot be read, or
             it is not stable in the dtype.
     """
     adapters = tuple(
@@ -153,12 +151,12 @@ def prepare_merge(
     with base_named_by(target):
         labels = classes_of(target)
         config = load_config(section, FAMILIES, labels)
-    family = family_of(config.model_type, FAMILIES)
+    family = spec_of(config.model_type, FAMILIES)
     _refuse_overflow(family, dtype)
     folder = resolve(section.name_or_path, section.revision)
     model = meta_model(config)
-    new = new_modules(folder, config, family) if labels else ()
-    expected = without(new, expected_tensors(model))
+    new = missing_head_modules(folder, config, family) if labels else ()
+    expected = drop_modules(new, expected_tensors(model))
     check_weights(folder, expected)
     own = fingerprint(folder)
     headers = read_headers(folder)
@@ -218,7 +216,7 @@ def _complete(
     Raises:
         AdapterError: The adapter lacks some of them too.
     """
-    wanted = expected.keys() - without(new, expected).keys()
+    wanted = expected.keys() - drop_modules(new, expected).keys()
     if absent := sorted(wanted - plan.replaced.keys()):
         raise AdapterError(f"neither it nor its base has {', '.join(absent)}", where=str(adapter.files.folder))
     return plan
@@ -230,7 +228,7 @@ def _shown(folder: Path) -> str:
     return f"{folder.parent.name}/{name}" if folder.is_absolute() and name == "adapter" else name
 
 
-def _refuse_overflow(family: Family, dtype: MergedDtype) -> None:
+def _refuse_overflow(family: ModelSpec, dtype: MergedDtype) -> None:
     if dtype == "float16" and not family.stable_in_float16:
         raise ModelError(
             f"{family.model_type} is not stable in float16: its activations overflow",
@@ -239,7 +237,7 @@ def _refuse_overflow(family: Family, dtype: MergedDtype) -> None:
         )
 
 
-def _common_storage(target: Target, base: BaseChoice | None) -> QuantizationSection | None:
+def _common_storage(target: ResolvedTarget, base: BaseChoice | None) -> QuantizationSection | None:
     stored = {each.quantization for each in target.adapters}
     if len(stored) > 1 and base != "original":
         raise AdapterError(
@@ -250,7 +248,7 @@ def _common_storage(target: Target, base: BaseChoice | None) -> QuantizationSect
     return target.quantization if len(stored) == 1 else None
 
 
-def _mixed_notes(target: Target) -> Iterator[str]:
+def _mixed_notes(target: ResolvedTarget) -> Iterator[str]:
     quantized = [each.folder.as_posix() for each in target.adapters if each.quantization is not None]
     if quantized and len({each.quantization for each in target.adapters}) > 1:
         yield (
@@ -401,8 +399,8 @@ def _as_trained(merge: Merge, name: str, weight: Tensor, run: Run) -> Tensor:
     if name not in merge.quantized or merge.storage is None:
         return weight.to(dtype)
     if name in merge.plan.transposed:
-        return dequantized(weight.T, merge.storage, dtype, run=run).T
-    return dequantized(weight, merge.storage, dtype, run=run)
+        return quantize_roundtrip(weight.T, merge.storage, dtype, run=run).T
+    return quantize_roundtrip(weight, merge.storage, dtype, run=run)
 
 
 def _checked(run: Run, name: str) -> Run:

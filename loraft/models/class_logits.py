@@ -1,8 +1,4 @@
-"""From texts to scores of classes, for encoders and decoders alike.
-
-This module knows where a classifier of each kind reads what it decides by. It refuses to know how rows are laid and
-what the classes are called.
-"""
+"""From texts to scores of classes, for encoders and decoders alike."""
 
 from __future__ import annotations
 
@@ -10,14 +6,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraft.models.registry import Family
+from loraft.models.registry import ModelSpec
 
 __all__ = ["class_logits"]
 
 
 def class_logits(
     model: PreTrainedModel,
-    family: Family,
+    family: ModelSpec,
     input_ids: Tensor,
     attention_mask: Tensor,
     token_type_ids: Tensor | None = None,

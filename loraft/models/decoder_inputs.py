@@ -1,7 +1,4 @@
-"""What the decoder of an encoder-decoder reads: a start token, then the target one step late.
-
-This module knows where a model says that. It refuses to know tokenizers and how answers are made.
-"""
+"""What the decoder of an encoder-decoder reads: a start token, then the target one step late."""
 
 from __future__ import annotations
 

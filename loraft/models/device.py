@@ -1,7 +1,5 @@
 """Where a model runs and in which dtype: decided once, said in one sentence, and never guessed again.
 
-This module knows devices and what they multiply fast. It refuses to know models.
-
 float16 is for CUDA alone. On a CPU it is refused: its gradients underflow without loss scaling, and bfloat16 takes
 as little memory and needs none.
 """
@@ -18,7 +16,7 @@ import torch
 from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 
-__all__ = ["DTYPES", "NATIVE_BF16", "Placement", "place"]
+__all__ = ["DTYPES", "NATIVE_BF16", "DeviceConfig", "select_device"]
 
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "avx10_2", "sve_bf16", "bf16")
 """The names, among torch's CPU capabilities, of instructions that multiply bfloat16."""
@@ -29,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Placement:
+class DeviceConfig:
     """The device and the dtype of a run.
 
     Attributes:
@@ -54,7 +52,7 @@ class Placement:
         return str(self.dtype).removeprefix("torch.")
 
 
-def place(model: ModelSection) -> Placement:
+def select_device(model: ModelSection) -> DeviceConfig:
     """Decide device and dtype: the first GPU where CUDA has one, else the CPU.
 
     Raises:
@@ -63,7 +61,7 @@ def place(model: ModelSection) -> Placement:
     return _on_cuda(model.dtype) if torch.cuda.is_available() else _on_cpu(model.dtype)
 
 
-def _on_cuda(asked: str) -> Placement:
+def _on_cuda(asked: str) -> DeviceConfig:
     name = torch.cuda.get_device_name()
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     chosen = asked if asked != "auto" else "bfloat16" if native else "float16"
@@ -74,10 +72,10 @@ def _on_cuda(asked: str) -> Placement:
     else:
         reason = "since this GPU has no bfloat16 products"
     free, total = torch.cuda.mem_get_info()
-    return Placement("cuda", DTYPES[chosen], name, total, free, (f"device cuda ({name}), dtype {chosen}, {reason}",))
+    return DeviceConfig("cuda", DTYPES[chosen], name, total, free, (f"device cuda ({name}), dtype {chosen}, {reason}",))
 
 
-def _on_cpu(asked: str) -> Placement:
+def _on_cpu(asked: str) -> DeviceConfig:
     if asked == "float16":
         raise ModelError(
             "float16 does not train on a CPU: its gradients underflow without loss scaling",
@@ -95,7 +93,9 @@ def _on_cpu(asked: str) -> Placement:
         reason = "since this CPU has no bfloat16 products"
     name = str(capabilities.get("cpu_name") or platform.processor() or platform.machine())
     total, available = _memory()
-    return Placement("cpu", DTYPES[chosen], name, total, available, (f"device cpu ({name}), dtype {chosen}, {reason}",))
+    return DeviceConfig(
+        "cpu", DTYPES[chosen], name, total, available, (f"device cpu ({name}), dtype {chosen}, {reason}",)
+    )
 
 
 def _memory() -> tuple[int, int]:

@@ -1,8 +1,7 @@
 """Code that comes with a model: named in its files, never run here, and never passed on.
 
 `auto_map` in config.json or tokenizer_config.json names Python that transformers runs where somebody trusts it. What is
-trained or merged here needs none of it, and whoever trusts what we saved has not looked at a stranger's code. This
-module knows the key. It refuses to know what the code does.
+trained or merged here needs none of it, and whoever trusts what we saved has not looked at a stranger's code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a model is, by its config alone: its family, its head, its classes, how long a row may be.
-
-This module knows which configs loraft takes, and which it refuses with a reason. It refuses to know weights.
-"""
+"""What a model is, by its config alone: its family, its head, its classes, how long a row may be."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 from loraft.models.hf_logging import quietly_reading
-from loraft.models.registry import TRAINED, Family, family_of
+from loraft.models.registry import TRAINED, ModelSpec, spec_of
 from loraft.models.sources import resolve
 
 __all__ = [
@@ -38,7 +35,7 @@ CLASSIFIER = "ForSequenceClassification"
 
 
 def load_config(
-    section: ModelSection, among: Mapping[str, Family] = TRAINED, labels: Sequence[str] = ()
+    section: ModelSection, among: Mapping[str, ModelSpec] = TRAINED, labels: Sequence[str] = ()
 ) -> PreTrainedConfig:
     """The model's config, of a family that will do, with the attention that is asked for; no weights are fetched.
 
@@ -65,7 +62,7 @@ def load_any_config(section: ModelSection) -> PreTrainedConfig:
     return cast("PreTrainedConfig", config)
 
 
-def check_dtype(family: Family, dtype: torch.dtype | None) -> None:
+def check_dtype(family: ModelSpec, dtype: torch.dtype | None) -> None:
     """Refuse float16 for the families that overflow in it; no dtype is not decided yet.
 
     Raises:
@@ -80,7 +77,7 @@ def check_dtype(family: Family, dtype: torch.dtype | None) -> None:
 
 
 def read_config(
-    folder: Path, attention: str, among: Mapping[str, Family], labels: Sequence[str] = ()
+    folder: Path, attention: str, among: Mapping[str, ModelSpec], labels: Sequence[str] = ()
 ) -> PreTrainedConfig:
     """`load_config` of a folder that was found already.
 
@@ -89,7 +86,7 @@ def read_config(
     """
     file = folder / "config.json"
     written = written_config(file)
-    family = family_of(str(written["model_type"]), among)
+    family = spec_of(str(written["model_type"]), among)
     _require_usable(written, family, file, among)
     chosen = {} if attention == "auto" else {"attn_implementation": attention}
     with quietly_reading(file):
@@ -122,7 +119,7 @@ def in_order(id2label: Mapping[Any, object]) -> tuple[str, ...]:
     return tuple(str(id2label[number]) for number in sorted(id2label, key=int))
 
 
-def context_of(config: PreTrainedConfig, family: Family) -> int | None:
+def context_of(config: PreTrainedConfig, family: ModelSpec) -> int | None:
     """The longest row that a model's positions allow; None where nothing limits it."""
     positions = getattr(config, "max_position_embeddings", None)
     return positions - family.spare_positions if isinstance(positions, int) else None
@@ -142,7 +139,7 @@ def written_config(file: Path) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", written)
 
 
-def _require_usable(written: Mapping[str, Any], family: Family, file: Path, among: Mapping[str, Family]) -> None:
+def _require_usable(written: Mapping[str, Any], family: ModelSpec, file: Path, among: Mapping[str, ModelSpec]) -> None:
     for architecture in written.get("architectures") or ():
         if among is TRAINED and any(head in architecture for head in OTHER_HEADS):
             raise ModelError(

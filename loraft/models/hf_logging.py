@@ -1,7 +1,4 @@
-"""Calls into transformers, without its log tables and progress bars, and with its exceptions as ours.
-
-This module knows how transformers talks. It refuses to know what is called.
-"""
+"""Calls into transformers, without its log tables and progress bars, and with its exceptions as ours."""
 
 from __future__ import annotations
 

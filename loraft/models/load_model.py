@@ -1,8 +1,7 @@
-"""The door: every base model comes through here, frozen, whole, and where `placement` says.
+"""The only door to base models: each is loaded frozen and whole, on the device that was selected.
 
-This module knows how transformers loads, and turns what it only logs into errors: tensors that are missing or have
-another shape, kinds of models that loraft does not train. It refuses to know adapters and training; it prints nothing,
-and it never runs code that comes with a model.
+What transformers only logs is an error here: tensors that are missing or have another shape, kinds of models that
+loraft does not train.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from loraft.errors import ModelError, OutOfMemoryError
 from loraft.grammar import counted
 from loraft.io.build_once import remade
 from loraft.io.checksums import altered_settings, is_weights, refuse_altered
-from loraft.models.device import Placement
+from loraft.models.device import DeviceConfig
 from loraft.models.foreign_code import code_notes
 from loraft.models.hf_config import (
     check_dtype,
@@ -49,24 +48,24 @@ from loraft.models.hf_config import (
     written_config,
 )
 from loraft.models.hf_logging import quietly_reading
-from loraft.models.quantize import compute_as_autocast_says, keep_gradients_exact, quantization_config
-from loraft.models.registry import FAMILIES, TRAINED, Family, family_of
+from loraft.models.quantize import compute_as_autocast_says, disable_cpu_4bit_repack, quantization_config
+from loraft.models.registry import FAMILIES, TRAINED, ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, header_of, read_headers
 from loraft.models.sources import resolve, resolve_tokenizer
 from loraft.models.tokenizer import read_tokenizer
 
 __all__ = [
     "LoadedModel",
+    "drop_modules",
     "linear_modules",
     "load_model",
     "load_noted_tokenizer",
     "load_tokenizer",
     "meta_model",
-    "new_modules",
+    "missing_head_modules",
     "parameter_count",
     "random_model",
     "read_gguf",
-    "without",
 ]
 
 ENCODER_HEADS = {
@@ -96,8 +95,8 @@ class LoadedModel:
 
     model: PreTrainedModel
     tokenizer: Tokenizer
-    family: Family
-    placement: Placement
+    family: ModelSpec
+    placement: DeviceConfig
     folder: Path
     name: str
     fingerprint: str
@@ -107,10 +106,10 @@ class LoadedModel:
 
 def load_model(
     section: ModelSection,
-    placement: Placement,
+    placement: DeviceConfig,
     *,
     quantization: QuantizationSection | None = None,
-    among: Mapping[str, Family] = TRAINED,
+    among: Mapping[str, ModelSpec] = TRAINED,
     labels: Sequence[str] = (),
 ) -> LoadedModel:
     """Load a base model and its tokenizer.
@@ -130,11 +129,11 @@ def load_model(
     """
     folder = resolve(section.name_or_path, section.revision)
     config = read_config(folder, section.attn_implementation, among, labels)
-    family = family_of(config.model_type, among)
+    family = spec_of(config.model_type, among)
     check_dtype(family, placement.dtype)
-    new = new_modules(folder, config, family) if labels else ()
+    new = missing_head_modules(folder, config, family) if labels else ()
     skeleton = meta_model(config)
-    check_weights(folder, without(new, expected_tensors(skeleton)))
+    check_weights(folder, drop_modules(new, expected_tensors(skeleton)))
     refuse_altered(folder, is_weights, ModelError)
     tokenizer, notes = _tokenizer(section, config)
     if labels:
@@ -146,7 +145,7 @@ def load_model(
         "quantization_config": quantization_config(quantization, placement, skeleton) if quantization else None,
     }
     model = _from_pretrained(_class_of(config), folder, options, new)
-    keep_gradients_exact(model)
+    disable_cpu_4bit_repack(model)
     compute_as_autocast_says(model)
     model.requires_grad_(False)
     for parameter in (each for module in new for each in model.get_submodule(module).parameters()):
@@ -164,7 +163,7 @@ def load_model(
     )
 
 
-def load_tokenizer(section: ModelSection, among: Mapping[str, Family] = TRAINED) -> Tokenizer:
+def load_tokenizer(section: ModelSection, among: Mapping[str, ModelSpec] = TRAINED) -> Tokenizer:
     """The tokenizer that the config names, or the model's own; with offsets, and with padding where it can have it.
 
     Raises:
@@ -174,7 +173,7 @@ def load_tokenizer(section: ModelSection, among: Mapping[str, Family] = TRAINED)
 
 
 def load_noted_tokenizer(
-    section: ModelSection, among: Mapping[str, Family] = TRAINED
+    section: ModelSection, among: Mapping[str, ModelSpec] = TRAINED
 ) -> tuple[Tokenizer, tuple[str, ...]]:
     """`load_tokenizer`, and what there is to say about it: a token that stands in for padding, say.
 
@@ -241,7 +240,7 @@ def read_gguf(file: Path) -> PreTrainedModel:
     """
     with quietly_reading(file):
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    family_of(config.model_type)
+    spec_of(config.model_type)
     options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     with redirect_stderr(io.StringIO()):  # its progress bar for .gguf files has no other switch
         return _from_pretrained(_class_of(config), file.parent, options)
@@ -269,7 +268,7 @@ def parameter_count(model: nn.Module) -> int:
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
 
 
-def new_modules(folder: Path, config: PreTrainedConfig, family: Family) -> tuple[str, ...]:
+def missing_head_modules(folder: Path, config: PreTrainedConfig, family: ModelSpec) -> tuple[str, ...]:
     """The modules of a classifier's head that are new: those that the files lack.
 
     The one that decides between the classes is new too where the files have it for other classes: it would begin with
@@ -299,7 +298,7 @@ def _is_inside(name: str, module: str) -> bool:
     return name.startswith(f"{module}.")
 
 
-def without(modules: Sequence[str], tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def drop_modules(modules: Sequence[str], tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The tensors that are in none of `modules`."""
     return {name: shape for name, shape in tensors.items() if not any(_is_inside(name, m) for m in modules)}
 

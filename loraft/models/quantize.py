@@ -1,8 +1,7 @@
 """How a base's frozen weights are stored in 4 bits.
 
-This module knows bitsandbytes: its config, which modules it replaces, and what of it must be kept from breaking
-gradients. It refuses to know how a model is loaded. Every linear module is quantized but the head; embeddings and
-norms are not linear modules, and stay in the model's dtype, as the QLoRA paper has it.
+Every linear module is quantized but the head; embeddings and norms are not linear modules, and stay in the model's
+dtype, as the QLoRA paper has it.
 
 Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314).
 """
@@ -21,16 +20,16 @@ from transformers.pytorch_utils import Conv1D
 from loraft.config.schema import QuantizationSection
 from loraft.errors import ModelError
 from loraft.kernels.product_dtype import product_dtype
-from loraft.models.device import DTYPES, Placement
+from loraft.models.device import DTYPES, DeviceConfig
 
 __all__ = [
     "NOT_QUANTIZED",
     "compute_as_autocast_says",
     "compute_in",
-    "dequantized",
-    "keep_gradients_exact",
+    "disable_cpu_4bit_repack",
     "ordinary",
     "quantization_config",
+    "quantize_roundtrip",
     "quantized_modules",
     "unpacked",
 ]
@@ -43,11 +42,13 @@ BLOCK = 64
 PIECE = 1 << 18
 """Weights that are quantized at once: bitsandbytes needs 16 times their memory on the CPU."""
 
-# At import bitsandbytes warns that an inference kernel is not installed; `keep_gradients_exact` turns that kernel off.
+# At import bitsandbytes warns that an inference kernel is missing; `disable_cpu_4bit_repack` turns that kernel off.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def quantization_config(section: QuantizationSection, placement: Placement, skeleton: nn.Module) -> BitsAndBytesConfig:
+def quantization_config(
+    section: QuantizationSection, placement: DeviceConfig, skeleton: nn.Module
+) -> BitsAndBytesConfig:
     """The config of bitsandbytes, by the names of transformers.
 
     `compute_dtype: auto` is the model's dtype. Storage is uint8: two weights a byte. What keeps its dtype is named in
@@ -94,7 +95,7 @@ def quantized_modules(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def keep_gradients_exact(model: nn.Module) -> None:
+def disable_cpu_4bit_repack(model: nn.Module) -> None:
     """Turn off the CPU kernel that repacks 4-bit weights for inference.
 
     Where the CPU has AVX512-BF16, the first forward in eval mode repacks each weight for a kernel without a backward,
@@ -124,7 +125,7 @@ def compute_as_autocast_says(model: nn.Module) -> None:
             module.register_forward_pre_hook(cast_input)
 
 
-def dequantized(
+def quantize_roundtrip(
     weight: torch.Tensor,
     section: QuantizationSection,
     dtype: torch.dtype,

@@ -1,8 +1,7 @@
 """The one table of architectures: what differs between models, as data.
 
-This module knows names: where a family keeps its layers, what its projections are called, and what stands around
-its head. It refuses to know weights, and it loads without torch. Everywhere else a difference between two
-architectures is a column here, never a comparison of `model_type`.
+A row says where an architecture keeps its layers, what its projections are called, and what stands around its head.
+Everywhere else a difference between two architectures is a column here, never a comparison of `model_type`.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Any, Literal
 from loraft.config.schema import Task
 from loraft.errors import ModelError
 
-__all__ = ["FAMILIES", "TASK_OF_KIND", "TRAINED", "TRAINED_FOR", "Family", "Kind", "family_of"]
+__all__ = ["FAMILIES", "TASK_OF_KIND", "TRAINED", "TRAINED_FOR", "Kind", "ModelSpec", "spec_of"]
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelSpec:
     """One row of the table.
 
     Attributes:
@@ -97,47 +96,49 @@ BART = ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")
 T5 = ("q", "k", "v", "o"), ("wi", "wi_0", "wi_1", "wo")
 
 
-def _encoder(model_type: str, path: str, names: Names, classifier: tuple[str, ...], **columns: Any) -> Family:
-    return Family(model_type, path, *names, "encoder", classifier=classifier, packs=False, **columns)
+def _encoder(model_type: str, path: str, names: Names, classifier: tuple[str, ...], **columns: Any) -> ModelSpec:
+    return ModelSpec(model_type, path, *names, "encoder", classifier=classifier, packs=False, **columns)
 
 
-def _two_stacks(model_type: str, encoder: str, decoder: str, names: Names, **columns: Any) -> Family:
+def _two_stacks(model_type: str, encoder: str, decoder: str, names: Names, **columns: Any) -> ModelSpec:
     # In cross-attention k and v read another tensor than q: computed together, two of three products would be lost.
-    return Family(
+    return ModelSpec(
         model_type, decoder, *names, "encoder_decoder", encoder, classifier=(), packs=False, same_input=(), **columns
     )
 
 
 TABLE = (
-    Family("llama"),
-    Family("mistral"),
-    Family("ministral3"),
-    Family("qwen2"),
-    Family("qwen3"),
-    Family("gemma"),
-    Family("gemma2", final_softcap="final_logit_softcapping", stable_in_float16=False),
-    Family("gemma3_text", final_softcap="final_logit_softcapping", stable_in_float16=False),
-    Family("phi", attention=("q_proj", "k_proj", "v_proj", "dense"), mlp=("fc1", "fc2")),
-    Family("phi3", attention=("qkv_proj", "o_proj"), mlp=("gate_up_proj", "down_proj")),
-    Family("gpt2", "transformer.h", GPT2_ATTENTION, GPT2_MLP),
-    Family("gpt_bigcode", "transformer.h", GPT2_ATTENTION, GPT2_MLP),
-    Family("gpt_neox", "gpt_neox.layers", ("attention.query_key_value", "attention.dense"), NEOX_MLP),
-    Family("opt", "model.decoder.layers", ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")),
-    Family("bloom", "transformer.h", ("self_attention.query_key_value", "self_attention.dense"), NEOX_MLP, packs=False),
-    Family("granite", classifier=(), logit_divisor="logits_scaling"),
-    Family("cohere", classifier=(), logit_multiplier="logit_scale"),
-    Family("cohere2", classifier=(), logit_multiplier="logit_scale"),
-    Family("olmo"),
-    Family("olmo2"),
-    Family("olmo3"),
-    Family("smollm3"),
-    Family("starcoder2", mlp=("c_fc", "c_proj")),
-    Family("stablelm", packs=False),
-    Family("glm4", mlp=("gate_up_proj", "down_proj"), stable_in_float16=False),
-    Family("exaone4"),
-    Family("seed_oss"),
-    Family("arcee", mlp=("up_proj", "down_proj")),
-    Family("mixtral", mlp=(), experts="mlp.experts", packs=False),
+    ModelSpec("llama"),
+    ModelSpec("mistral"),
+    ModelSpec("ministral3"),
+    ModelSpec("qwen2"),
+    ModelSpec("qwen3"),
+    ModelSpec("gemma"),
+    ModelSpec("gemma2", final_softcap="final_logit_softcapping", stable_in_float16=False),
+    ModelSpec("gemma3_text", final_softcap="final_logit_softcapping", stable_in_float16=False),
+    ModelSpec("phi", attention=("q_proj", "k_proj", "v_proj", "dense"), mlp=("fc1", "fc2")),
+    ModelSpec("phi3", attention=("qkv_proj", "o_proj"), mlp=("gate_up_proj", "down_proj")),
+    ModelSpec("gpt2", "transformer.h", GPT2_ATTENTION, GPT2_MLP),
+    ModelSpec("gpt_bigcode", "transformer.h", GPT2_ATTENTION, GPT2_MLP),
+    ModelSpec("gpt_neox", "gpt_neox.layers", ("attention.query_key_value", "attention.dense"), NEOX_MLP),
+    ModelSpec("opt", "model.decoder.layers", ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")),
+    ModelSpec(
+        "bloom", "transformer.h", ("self_attention.query_key_value", "self_attention.dense"), NEOX_MLP, packs=False
+    ),
+    ModelSpec("granite", classifier=(), logit_divisor="logits_scaling"),
+    ModelSpec("cohere", classifier=(), logit_multiplier="logit_scale"),
+    ModelSpec("cohere2", classifier=(), logit_multiplier="logit_scale"),
+    ModelSpec("olmo"),
+    ModelSpec("olmo2"),
+    ModelSpec("olmo3"),
+    ModelSpec("smollm3"),
+    ModelSpec("starcoder2", mlp=("c_fc", "c_proj")),
+    ModelSpec("stablelm", packs=False),
+    ModelSpec("glm4", mlp=("gate_up_proj", "down_proj"), stable_in_float16=False),
+    ModelSpec("exaone4"),
+    ModelSpec("seed_oss"),
+    ModelSpec("arcee", mlp=("up_proj", "down_proj")),
+    ModelSpec("mixtral", mlp=(), experts="mlp.experts", packs=False),
     _two_stacks(
         "t5", "encoder.block", "decoder.block", T5,
         scales_if="scale_decoder_outputs", prefixed=True, stable_in_float16=False,
@@ -153,9 +154,9 @@ TABLE = (
     _encoder("deberta-v2", "deberta.encoder.layer", DEBERTA, ("pooler", "classifier"), stable_in_float16=False),
     _encoder("distilbert", "distilbert.transformer.layer", DISTILBERT, ("pre_classifier", "classifier")),
 )  # fmt: skip
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in TABLE})
+FAMILIES: Mapping[str, ModelSpec] = MappingProxyType({family.model_type: family for family in TABLE})
 """Every family that loraft knows, by model_type: those that it looks into, runs or merges."""
-TRAINED_FOR: Mapping[Task, Mapping[str, Family]] = MappingProxyType(
+TRAINED_FOR: Mapping[Task, Mapping[str, ModelSpec]] = MappingProxyType(
     {
         "causal_lm": MappingProxyType({f.model_type: f for f in TABLE if f.kind == "decoder" and f.experts is None}),
         "seq2seq_lm": MappingProxyType({f.model_type: f for f in TABLE if f.kind == "encoder_decoder"}),
@@ -183,7 +184,7 @@ MIXTURE_HINTS = ("moe", "mixtral", "deepseek", "dbrx", "jetmoe", "gpt_oss", "lla
 """Parts of the names of model types: encoders, and those whose feed-forward part is a mixture of experts."""
 
 
-def family_of(model_type: str, among: Mapping[str, Family] = TRAINED) -> Family:
+def spec_of(model_type: str, among: Mapping[str, ModelSpec] = TRAINED) -> ModelSpec:
     """The row of the table for a model type.
 
     Args:
@@ -212,7 +213,7 @@ def _text_only(model_type: str) -> str:
     return f"model type {model_type!r} reads images as well as text, and loraft trains models of text alone"
 
 
-def _why_not(model_type: str, among: Mapping[str, Family]) -> str:
+def _why_not(model_type: str, among: Mapping[str, ModelSpec]) -> str:
     if among is TRAINED:
         if model_type in ENCODER_DECODERS:
             return f"model type {model_type!r} is an encoder-decoder that loraft does not know"

@@ -1,7 +1,6 @@
 """Safetensors files written tensor by tensor, so that no file is ever held in memory.
 
-This module knows the format: the header's length, the header, then the bytes of each tensor in its order. It refuses to
-know where the numbers come from. Reading is `weights`' part.
+Reading is in `safetensors_index`.
 
 Source: https://github.com/huggingface/safetensors#format.
 """

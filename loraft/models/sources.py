@@ -1,7 +1,6 @@
 """From the name of a model to a local folder in transformers' format.
 
-This module knows what a name can be: a local folder, a .gguf file, `builtin:NAME` or a Hub id, looked for in that
-order. It refuses to load anything: it gives a folder whose files are there and whole.
+A name is a local folder, a .gguf file, `builtin:NAME` or a Hub id, looked for in that order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A tokenizer that fits its model: with padding, with offsets where needed, with no token beyond the embeddings.
-
-This module knows what loraft asks of a tokenizer. It refuses to know templates and labels.
-"""
+"""A tokenizer that fits its model: with padding, with offsets where needed, with no token beyond the embeddings."""
 
 from __future__ import annotations
 

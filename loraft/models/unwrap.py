@@ -1,7 +1,4 @@
-"""The model of transformers inside whatever is wrapped around it.
-
-This module knows that a wrapper says what it wraps. It refuses to know peft.
-"""
+"""The model of transformers inside whatever is wrapped around it."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 A row is one line of JSON: the row that was asked, then what answers it, and `answered_by`, which tells answers of this
 model with these settings from others. Rows come in the order of the questions, so that what is there already is a
 beginning; it is compared with the questions byte by byte, and a line that was cut short is written anew.
-
-This module knows lines, locks and disks. It refuses to know models and what an answer is: a text or a class.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from io import FileIO
 from pathlib import Path
 
 from loraft.config.schema import DataSource
-from loraft.errors import DataError, DiskFullError, Problem, Stopped
+from loraft.errors import DataError, DiskFullError, Interrupted, Problem
 from loraft.grammar import counted
 from loraft.rows.raw_rows import READERS, RowsRead, kind_of, read_rows
 
@@ -188,7 +186,7 @@ def open_answer_file(
         except KeyboardInterrupt as stop:
             message = f"stopped: {answers.rows:,} of {len(rows):,} rows are in {path}"
             number = getattr(stop, "signal_number", signal.SIGINT)
-            raise Stopped(message, signal_number=number, remedy="The same command goes on.") from None
+            raise Interrupted(message, signal_number=number, remedy="The same command goes on.") from None
 
 
 def _held(

@@ -1,8 +1,4 @@
-"""The fields of a row under our names: text where text is needed, and an error that names the field where it is not.
-
-This module knows types and damage: nothing, numbers, half a surrogate pair. It refuses to know which fields a format
-has.
-"""
+"""The fields of a row under our names: text where text is needed, and an error that names the field where it is not."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rows in the field's formats, turned into what is rendered: a conversation, a completion, or plain text.
 
-A row of prompts is turned into what it asks. This module knows columns and their meaning. It is pure: it refuses to
-know files, tokenizers and templates. A row that does not fit is an error that names the field.
+A row of prompts is turned into what it asks. It is pure. A row that
+does not fit is an error that names the field.
 """
 
 from __future__ import annotations
@@ -17,9 +17,26 @@ from loraft.rows.json_text import RepeatedKeyError, loads
 from loraft.rows.raw_rows import Row
 
 __all__ = [
-    "ASKED", "ASKED_FOR_A_TEXT", "FORMATS", "THOUGHTS", "Completion", "Conversation", "Labelled", "Languages",
-    "Message", "Pair", "Record", "Text", "check_format", "columns_of", "detect_format", "has_columns",
-    "refuse_preferences", "to_question", "to_record", "unread_columns",
+    "ASKED",
+    "ASKED_FOR_A_TEXT",
+    "FORMATS",
+    "THOUGHTS",
+    "ClassificationRecord",
+    "Conversation",
+    "LanguagePair",
+    "Message",
+    "PromptCompletion",
+    "Record",
+    "Seq2SeqRecord",
+    "Text",
+    "check_format",
+    "columns_of",
+    "detect_format",
+    "has_columns",
+    "refuse_preferences",
+    "to_question",
+    "to_record",
+    "unread_columns",
 ]  # fmt: skip
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
@@ -110,7 +127,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Completion:
+class PromptCompletion:
     """A prompt and what follows it, as plain text."""
 
     prompt: str
@@ -125,7 +142,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Seq2SeqRecord:
     """A source, and the target that answers it."""
 
     source: str
@@ -133,7 +150,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class ClassificationRecord:
     """A text, or a pair of texts, with the class it belongs to.
 
     Attributes:
@@ -147,18 +164,18 @@ class Labelled:
     label: str | int
 
 
-Record = Conversation | Completion | Text | Pair | Labelled
+Record = Conversation | PromptCompletion | Text | Seq2SeqRecord | ClassificationRecord
 
 
 @dataclass(frozen=True)
-class Languages:
+class LanguagePair:
     """The languages of a translation: keys of `translation` rows, or codes such as `fr_XX` that begin with a key."""
 
     source: str | None = None
     target: str | None = None
 
 
-NO_LANGUAGES = Languages()
+NO_LANGUAGES = LanguagePair()
 
 
 def detect_format(
@@ -275,7 +292,7 @@ def to_record(
     row_format: RowFormat,
     columns: Mapping[str, str],
     task: Task = "causal_lm",
-    languages: Languages = NO_LANGUAGES,
+    languages: LanguagePair = NO_LANGUAGES,
 ) -> Record:
     """What a row says.
 
@@ -294,7 +311,7 @@ def to_record(
         if row.values.get(name) and name not in columns.values():
             raise fields.wrong(name, "there are images in the row, and loraft trains text alone (yet)")
     if row_format == "classification":
-        return Labelled(fields.text("text"), fields.optional_text("text_pair") or None, _label(fields))
+        return ClassificationRecord(fields.text("text"), fields.optional_text("text_pair") or None, _label(fields))
     if task == "seq2seq_lm":
         return _pair(fields, row_format, languages)
     if row_format in CHATS:
@@ -304,7 +321,7 @@ def to_record(
         system = fields.optional_text("system")
         return Conversation(tuple([Message("system", system), *turns] if system else turns))
     if row_format == "prompt_completion":
-        return Completion(fields.text("prompt"), fields.text("completion"))
+        return PromptCompletion(fields.text("prompt"), fields.text("completion"))
     return Text(fields.text("text"))
 
 
@@ -313,15 +330,15 @@ def _instruction(fields: Fields) -> str:
     return fields.text("instruction") + (f"\n\n{given}" if given else "")
 
 
-def _pair(fields: Fields, row_format: RowFormat, languages: Languages) -> Pair:
+def _pair(fields: Fields, row_format: RowFormat, languages: LanguagePair) -> Seq2SeqRecord:
     if row_format == "alpaca":
-        return Pair(_instruction(fields), fields.text("output"))
+        return Seq2SeqRecord(_instruction(fields), fields.text("output"))
     if row_format == "prompt_completion":
-        return Pair(fields.text("prompt"), fields.text("completion"))
+        return Seq2SeqRecord(fields.text("prompt"), fields.text("completion"))
     if fields.renames("source", "target") or not fields.has("translation"):
-        return Pair(fields.text("source"), fields.text("target"))
+        return Seq2SeqRecord(fields.text("source"), fields.text("target"))
     texts = fields.mapping("translation")
-    return Pair(*(_in_language(fields, texts, key, code) for key, code in
+    return Seq2SeqRecord(*(_in_language(fields, texts, key, code) for key, code in
                   (("data.source_lang", languages.source), ("data.target_lang", languages.target))))  # fmt: skip
 
 
@@ -381,7 +398,7 @@ def _label(fields: Fields) -> str | int:
     return clean(fields, "label", value).strip()
 
 
-def to_question(row: Row, languages: Languages = NO_LANGUAGES, prompt: str | None = None) -> tuple[Message, ...]:
+def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | None = None) -> tuple[Message, ...]:
     """What a row asks: its prompt, its source, or its conversation up to where an answer is due; its `system` before.
 
     An empty `system` says that there is none; a row without one leaves it to whoever asks.

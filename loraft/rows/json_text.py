@@ -1,7 +1,4 @@
-"""JSON that a person wrote: an object that has a key twice is an error, where Python would keep the last of them.
-
-This module knows JSON. It refuses to know rows and files.
-"""
+"""JSON that a person wrote: an object that has a key twice is an error, where Python would keep the last of them."""
 
 from __future__ import annotations
 

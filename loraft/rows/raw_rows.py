@@ -1,9 +1,8 @@
 """Rows as they lie in files, each with the place it came from.
 
-This module knows where rows are: in a file, in a builtin, on the Hub. It refuses to know what a row means and how a
-file is laid out (`files`). A row that cannot be read is a problem with file and line, beside the rows that can; a
-file that cannot be read at all is an error. Rows come one at a time, not yet looked into, so that whoever only
-counts or skips them pays for nothing else.
+A row that cannot be read is a problem with file and line, beside the rows that can; a file that cannot be read at all
+is an error. Rows come one at a time, not yet looked into, so that whoever only counts or skips them pays for nothing
+else.
 """
 
 from __future__ import annotations

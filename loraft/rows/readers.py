@@ -1,7 +1,7 @@
 """Files of rows, by their type: JSON Lines, JSON, CSV, Parquet.
 
-This module knows how each type is laid out, and lines. It refuses to know what a row means. A file is gone through
-once, a row at a time (a .json file is read whole), and a row is looked into only when it is asked for.
+A file is gone through once, a row at a time (a .json file is read whole), and a row is looked into only when it is
+asked for.
 """
 
 from __future__ import annotations

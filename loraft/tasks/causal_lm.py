@@ -1,8 +1,8 @@
 """Tokens and the loss mask: made here and only here, for training, evaluation and generation alike.
 
-This module knows one way from a record to tokens. A conversation is rendered whole; which characters are trained, and
-where prompts end, is found in the text (`turns.py`), and offsets tell which tokens those are. No token is ever
-found by comparing ids, so a padding token that is also the end of a turn stays trained.
+A conversation is rendered whole; which characters are trained, and where prompts end, is found in the text
+(`turns.py`), and offsets tell which tokens those are. No token is ever found by comparing ids, so a padding token that
+is also the end of a turn stays trained.
 
 - In a conversation an answer is trained from where the prompt of a generation would end to the end of its
   end-of-turn token.
@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, SpecialTokensInText
 from loraft.errors import DataError
-from loraft.rows.formats import Completion, Conversation, Message, Record, Text
+from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text
 from loraft.tokenization.assistant_mask import ChatTemplate, RenderedTurns
 from loraft.tokenization.boundaries import BorderedText, Encoded, Span, TextEncoder
 from loraft.tokenization.chat_templates import choose_template
@@ -204,7 +204,7 @@ class Renderer:
         """
         if isinstance(record, Conversation):
             return self._conversation(record)
-        assert isinstance(record, Completion | Text), "a pair or a labelled text has a renderer of its own"
+        assert isinstance(record, PromptCompletion | Text), "a pair or a labelled text has a renderer of its own"
         if isinstance(record, Text):
             text, border, trained_from = record.text, 0, 0
         else:

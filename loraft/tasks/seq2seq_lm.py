@@ -1,8 +1,7 @@
 """Sources and targets as tokens: made here for training, evaluation and generation alike.
 
-This module knows what stands around the two texts: a prefix before the source, the codes of languages where the
-tokenizer has them, and the end-of-text token, which every target has even where the tokenizer puts none. It refuses to
-know the model: how a target becomes the decoder's input is the model's own affair.
+A source may have a prefix and the codes of languages. Every target ends with the end-of-text token, even where the
+tokenizer puts none.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, SpecialTokensInText
 from loraft.errors import DataError
-from loraft.rows.formats import Message, Pair, Record
+from loraft.rows.formats import Message, Record, Seq2SeqRecord
 from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example, PairExample
 from loraft.tokenization.long_texts import LongTexts
 
-__all__ = ["PairRenderer", "closed"]
+__all__ = ["PairRenderer", "truncate_keep_eos"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +110,7 @@ class PairRenderer:
         """The record: a pair is one row."""
         return [record]
 
-    def findings(self, rendered: Pair) -> tuple[str, ...]:
+    def findings(self, rendered: Seq2SeqRecord) -> tuple[str, ...]:
         """What a person should know of a pair, each with what can be done."""
         return self.control_tokens.findings([rendered.source, rendered.target])
 
@@ -124,17 +123,17 @@ class PairRenderer:
     def _texts(self) -> LongTexts:
         return LongTexts(self.tokenizer, literal=self.control_tokens.as_text)
 
-    def render(self, record: Record) -> Pair:
+    def render(self, record: Record) -> Seq2SeqRecord:
         """The record with the prefix before its source.
 
         Raises:
             DataError: It has a control token, and the config refuses these.
         """
-        assert isinstance(record, Pair), "formats give pairs for seq2seq_lm"
+        assert isinstance(record, Seq2SeqRecord), "formats give pairs for seq2seq_lm"
         self.control_tokens.refuse([record.source, record.target])
-        return Pair(self.prefix + record.source, record.target)
+        return Seq2SeqRecord(self.prefix + record.source, record.target)
 
-    def examples(self, rendered: Sequence[Pair], where: Sequence[str]) -> list[PairExample]:
+    def examples(self, rendered: Sequence[Seq2SeqRecord], where: Sequence[str]) -> list[PairExample]:
         """Pairs as tokens, every target with the end-of-text token: without it no answer would learn to end."""
         with self._languages():
             sources = self._texts.read([pair.source for pair in rendered])
@@ -142,14 +141,14 @@ class PairRenderer:
         each = zip(sources, targets, where, strict=True)
         return [PairExample(source.ids, target, place) for source, target, place in each]
 
-    def beginning(self, rendered: Pair, limits: DataSection) -> Pair:
+    def beginning(self, rendered: Seq2SeqRecord, limits: DataSection) -> Seq2SeqRecord:
         """A pair with the beginning of a text that is itself too long; where none is that long, the pair."""
         with self._languages():
             source = self._texts.beginning(rendered.source, limits.max_length)
             most = limits.max_target_length or limits.max_length
             target = replace(self._texts, target=True).beginning(rendered.target, most)
         whole = (len(source), len(target)) == (len(rendered.source), len(rendered.target))
-        return rendered if whole else Pair(source, target)
+        return rendered if whole else Seq2SeqRecord(source, target)
 
     def target_ids(self, text: str) -> list[int]:
         """The tokens of a target."""
@@ -173,13 +172,13 @@ class PairRenderer:
             return f"has a target of {least}{len(example.labels):,} tokens, more than {key} {most:,}"
         return None
 
-    def cut(self, rendered: Pair, example: Example, limits: DataSection, choice: str) -> list[PairExample]:
+    def cut(self, rendered: Seq2SeqRecord, example: Example, limits: DataSection, choice: str) -> list[PairExample]:
         """The beginnings of source and target.
 
         The source is closed as every source is; a target that is cut does not end there, so nothing says that it does.
         """
         most = limits.max_target_length or limits.max_length
-        ids = closed(example.input_ids, limits.max_length, self.tokenizer)
+        ids = truncate_keep_eos(example.input_ids, limits.max_length, self.tokenizer)
         return [PairExample(ids, example.labels[:most], example.where)]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -207,7 +206,7 @@ class PairRenderer:
             tokenizer.src_lang, tokenizer.tgt_lang = before
 
 
-def closed(ids: Sequence[int], most: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def truncate_keep_eos(ids: Sequence[int], most: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The first `most` tokens, those special ones that close the text kept at the end."""
     if len(ids) <= most:
         return list(ids)

@@ -1,7 +1,4 @@
-"""Texts and their classes as tokens and numbers: made here for training, evaluation and prediction alike.
-
-This module knows which classes there are and what number each has. It refuses to know the model.
-"""
+"""Texts and their classes as tokens and numbers: made here for training, evaluation and prediction alike."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, SpecialTokensInText
 from loraft.errors import DataError
-from loraft.rows.formats import Labelled, Message, Record
+from loraft.rows.formats import ClassificationRecord, Message, Record
 from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example, LabelledExample
 from loraft.tokenization.long_texts import LongTexts, calls, require_readable
@@ -97,7 +94,7 @@ class LabelRenderer:
         """The record: a labelled text is one row."""
         return [record]
 
-    def findings(self, rendered: Labelled) -> tuple[str, ...]:
+    def findings(self, rendered: ClassificationRecord) -> tuple[str, ...]:
         """What a person should know of a labelled text, each with what can be done."""
         return self.control_tokens.findings(_texts(rendered))
 
@@ -106,23 +103,23 @@ class LabelRenderer:
         """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
         return ControlTokens(self.tokenizer, self.special_tokens_in_text)
 
-    def render(self, record: Record) -> Labelled:
+    def render(self, record: Record) -> ClassificationRecord:
         """The record with its class as a number.
 
         Raises:
             DataError: It is a class that there is not, or has a control token, and the config refuses these.
         """
-        assert isinstance(record, Labelled), "formats give labelled texts for seq_cls"
+        assert isinstance(record, ClassificationRecord), "formats give labelled texts for seq_cls"
         self.control_tokens.refuse(_texts(record))
-        return Labelled(record.text, record.second, class_number(record.label, self.labels))
+        return ClassificationRecord(record.text, record.second, class_number(record.label, self.labels))
 
-    def examples(self, rendered: Sequence[Labelled], where: Sequence[str]) -> list[LabelledExample]:
+    def examples(self, rendered: Sequence[ClassificationRecord], where: Sequence[str]) -> list[LabelledExample]:
         """Texts as the tokenizer reads them by itself, with the number of their class."""
         read = self.text_ids([(row.text, row.second) for row in rendered])
         each = zip(rendered, where, read, strict=True)
         return [LabelledExample(ids, [int(row.label)], place, types) for row, place, (ids, types) in each]
 
-    def beginning(self, rendered: Labelled, limits: DataSection) -> Labelled:
+    def beginning(self, rendered: ClassificationRecord, limits: DataSection) -> ClassificationRecord:
         """The row with the beginning of each text that is itself too long; where none is that long, the row."""
         text, second = self.beginnings(rendered.text, rendered.second, limits.max_length)
         whole = (text, second) == (rendered.text, rendered.second)
@@ -184,7 +181,9 @@ class LabelRenderer:
             return None
         return f"has {least}{len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
 
-    def cut(self, rendered: Labelled, example: Example, limits: DataSection, choice: str) -> list[LabelledExample]:
+    def cut(
+        self, rendered: ClassificationRecord, example: Example, limits: DataSection, choice: str
+    ) -> list[LabelledExample]:
         """The text cut to `data.max_length` by the tokenizer, the longer of two texts first."""
         ((ids, types),) = self.text_ids([(rendered.text, rendered.second)], limits.max_length)
         return [LabelledExample(ids, example.labels, example.where, types)]
@@ -198,7 +197,7 @@ class LabelRenderer:
         return self.text_ids([(messages[-1].content, None)])[0][0]
 
 
-def _texts(row: Labelled) -> list[str]:
+def _texts(row: ClassificationRecord) -> list[str]:
     return [row.text, *([row.second] if row.second is not None else [])]
 
 
@@ -234,7 +233,7 @@ def class_called(name: str, labels: Sequence[str]) -> int | None:
 
 def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
     """The classes of some records in their order: numbers by size, texts by the alphabet."""
-    found = {str(record.label) for record in records if isinstance(record, Labelled)}
+    found = {str(record.label) for record in records if isinstance(record, ClassificationRecord)}
     for truth in TRUTHS:
         if len(alike := {name for name in found if name.lower() == truth}) > 1:
             found = found - alike | {truth}

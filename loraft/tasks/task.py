@@ -1,8 +1,4 @@
-"""What turns the records of a task into examples: one renderer a task, all of one shape.
-
-This module knows which renderer a task has and what every renderer can do. It refuses to know how each does it
-(`tokenize`, `pairs`, `labelled`).
-"""
+"""What turns the records of a task into examples: one renderer a task, all of one shape."""
 
 from __future__ import annotations
 
@@ -13,14 +9,14 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, Task
-from loraft.rows.formats import Conversation, Labelled, Message, Record
+from loraft.rows.formats import ClassificationRecord, Conversation, Message, Record
 from loraft.tasks.causal_lm import Renderer
 from loraft.tasks.seq2seq_lm import PairRenderer
 from loraft.tasks.seq_cls import LabelRenderer, labels_of
 from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
 
-__all__ = ["Learned", "RowRenderer", "common_system_prompt", "learned_from", "renderer_of"]
+__all__ = ["DatasetFacts", "RowRenderer", "common_system_prompt", "dataset_facts", "renderer_of"]
 
 
 class RowRenderer(Protocol):
@@ -98,7 +94,7 @@ class RowRenderer(Protocol):
 
 
 @dataclass(frozen=True)
-class Learned:
+class DatasetFacts:
     """What a renderer takes from the training rows; a few words that stand for all of them.
 
     Attributes:
@@ -114,16 +110,18 @@ class Learned:
     pairs: bool = False
 
 
-def learned_from(task: Task, data: DataSection, records: Sequence[Record]) -> Learned:
+def dataset_facts(task: Task, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
     """What a renderer takes from `records`, which are all that will be rendered: labels are theirs."""
     if task == "seq_cls":
-        pairs = any(isinstance(record, Labelled) and record.second is not None for record in records)
-        return Learned(labels=tuple(data.labels) or labels_of(records), pairs=pairs)
+        pairs = any(isinstance(record, ClassificationRecord) and record.second is not None for record in records)
+        return DatasetFacts(labels=tuple(data.labels) or labels_of(records), pairs=pairs)
     conversations = not records or any(isinstance(record, Conversation) for record in records)
-    return Learned(common_system_prompt(records), conversations)
+    return DatasetFacts(common_system_prompt(records), conversations)
 
 
-def renderer_of(task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBase, learned: Learned) -> RowRenderer:
+def renderer_of(
+    task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBase, learned: DatasetFacts
+) -> RowRenderer:
     """The renderer of a run.
 
     Args:

@@ -1,8 +1,7 @@
 """Where the assistant's turns stand in the text that a chat template prints.
 
-This module knows characters: it renders a conversation and finds in the rendering what the assistant says, from
-the place where the prompt of a generation would end to the end of the end-of-turn token. It refuses to know tokens.
-
+What the assistant says stands from the place where the prompt of a generation would end to the end of the end-of-turn
+token.
 A template is a program, so nothing is assumed about how it prints. A turn begins where the rendering of the messages
 before it, with the generation prompt, ends: by construction what is trained is what follows the prompt at
 inference. Where that rendering is no beginning of the whole (a template that moves the system prompt into the last
@@ -28,7 +27,15 @@ from transformers import PreTrainedTokenizerBase
 from loraft.errors import DataError
 from loraft.rows.formats import Message
 from loraft.tokenization.boundaries import Span, shared_beginning
-from loraft.tokenization.content_marks import APART, THINKS, Part, find_parts, left_out, parts_of, unused_characters
+from loraft.tokenization.content_marks import (
+    APART,
+    THINKS,
+    ContentPart,
+    find_parts,
+    left_out,
+    parts_of,
+    unused_characters,
+)
 from loraft.tokenization.template_sandbox import TemplateBoundError, render_bounded
 
 __all__ = ["ChatTemplate", "RenderedTurns"]
@@ -265,7 +272,9 @@ class ChatTemplate:
             raise _not_found() from None
         return len(text[: shared_beginning(text, other)].rstrip(" "))
 
-    def _end(self, messages: Sequence[Message], turn: int, text: str, places: Mapping[Part, Sequence[int]]) -> int:
+    def _end(
+        self, messages: Sequence[Message], turn: int, text: str, places: Mapping[ContentPart, Sequence[int]]
+    ) -> int:
         """The end of a turn in `text`: behind its last part and the end-of-turn token that follows."""
         if "tool_calls" not in messages[turn].more:
             contents = [part for part in places if part.turn == turn and part.path == ("content",)]

@@ -18,7 +18,7 @@ from typing import Any
 from loraft.errors import DataError
 from loraft.rows.formats import THOUGHTS, Message
 
-__all__ = ["APART", "THINKS", "Part", "find_parts", "left_out", "parts_of", "unused_characters"]
+__all__ = ["APART", "THINKS", "ContentPart", "find_parts", "left_out", "parts_of", "unused_characters"]
 
 PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Unicode's private use areas: characters that mean nothing."""
@@ -33,7 +33,7 @@ THINKING = re.compile(r"</?think(?:ing)?>")
 
 
 @dataclass(frozen=True)
-class Part:
+class ContentPart:
     """Something that a conversation says.
 
     Attributes:
@@ -49,34 +49,34 @@ class Part:
     end: int
 
 
-def parts_of(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[Part]:
+def parts_of(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[ContentPart]:
     """The parts of a conversation as a template takes it: messages as mappings, and tools as JSON schemas."""
     found = []
     for index, tool in enumerate(tools):
         function = tool.get("function")
         described, way = (function, (index, "function")) if isinstance(function, Mapping) else (tool, (index,))
-        found += [Part("tools", None, *each) for each in _texts(described.get("name"), (*way, "name"))]
+        found += [ContentPart("tools", None, *each) for each in _texts(described.get("name"), (*way, "name"))]
     for turn, message in enumerate(messages):
-        found += [Part("thought" if thought else "content", turn, ("content",), end)
+        found += [ContentPart("thought" if thought else "content", turn, ("content",), end)
                   for thought, end in _thoughts_and_content(message["content"])]  # fmt: skip
         for key in (*THOUGHTS, "name"):
-            found += [Part(key, turn, path, end) for path, end in _texts(message.get(key), (key,))]
+            found += [ContentPart(key, turn, path, end) for path, end in _texts(message.get(key), (key,))]
         for index, call in enumerate(message.get("tool_calls") or ()):
             function = call.get("function")
             called = function if isinstance(function, Mapping) else {}
             for key in ("name", "arguments"):
                 path = ("tool_calls", index, "function", key)
-                found += [Part("tool_calls", turn, *each) for each in _texts(called.get(key), path)]
+                found += [ContentPart("tool_calls", turn, *each) for each in _texts(called.get(key), path)]
     return found
 
 
 def find_parts(
-    parts: Sequence[Part],
+    parts: Sequence[ContentPart],
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]],
     text: str,
     render: Callable[[Any, Any], str],
-) -> dict[Part, list[int]]:
+) -> dict[ContentPart, list[int]]:
     """Where in `text` each part ends, nowhere where it is left out; a part that cannot be told is missing.
 
     Args:
@@ -97,7 +97,7 @@ def find_parts(
         rendered = render(marked_messages, marked_tools)
     except DataError:
         rendered = ""
-    places: dict[Part, list[int]] = {part: [] for part in parts}
+    places: dict[ContentPart, list[int]] = {part: [] for part in parts}
     pattern = re.compile(f"[{''.join(marks)}]")
     for before, found in enumerate(pattern.finditer(rendered)):
         places[marks[found[0]]].append(found.start() - before)
@@ -128,7 +128,7 @@ def unused_characters(text: str, count: int = 1) -> list[str]:
     return found
 
 
-def left_out(messages: Sequence[Message], parts: Sequence[Part], remedy: str) -> list[str]:
+def left_out(messages: Sequence[Message], parts: Sequence[ContentPart], remedy: str) -> list[str]:
     """What there is to say of parts that the rendering does not hold; `remedy` helps where one may not be missing.
 
     Raises:
@@ -191,7 +191,7 @@ def _texts(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[s
             yield from _texts(each, (*path, index))
 
 
-def _put(root: Any, part: Part, mark: str) -> None:
+def _put(root: Any, part: ContentPart, mark: str) -> None:
     *way, last = part.path
     for step in way:
         root = root[step]

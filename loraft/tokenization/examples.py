@@ -1,8 +1,4 @@
-"""A row as tokens, as each task has it.
-
-This module knows what of a row is input and what is learned. It refuses to know how tokens came about and how rows are
-laid into a batch.
-"""
+"""A row as tokens, as each task has it."""
 
 from __future__ import annotations
 

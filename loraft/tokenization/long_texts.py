@@ -11,8 +11,7 @@ the text. So a long text is cut, and only where a cut provably changes no token:
 - and where an experiment agrees: the characters around the cut are tokenized in one go and in two, and both must give
   the same tokens at the same places.
 
-Any other text is read whole, up to `UNBROKEN` characters, and beyond that refused. This module knows tokenizers and
-texts. It refuses to know records, labels and what is done with a text that is too long.
+Any other text is read whole, up to `UNBROKEN` characters, and beyond that refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What one rendering of a chat template may cost: processor time, and characters that it makes.
 
 What multiplies text is measured before it is made: products, widths, formats, replacements, joined and nested lists.
-This module knows texts and lists. It refuses to know jinja2's environment (`template_sandbox`).
 """
 
 from __future__ import annotations

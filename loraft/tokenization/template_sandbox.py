@@ -3,8 +3,6 @@
 A template is a program. transformers runs it in jinja2's sandbox, which keeps it from files and from Python's insides;
 here loops, calls, operators and filters go through a budget besides. Everything else is transformers' own code: its
 filters, its globals, its marks, and how it hands a conversation over.
-
-This module knows jinja2. It refuses to know conversations, and what things cost (`template_budget`).
 """
 
 from __future__ import annotations

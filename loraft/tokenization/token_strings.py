@@ -1,7 +1,4 @@
-"""Tokens one by one, as text.
-
-This module knows how one token spells inside a text. It refuses to know models and answers.
-"""
+"""Tokens one by one, as text."""
 
 from __future__ import annotations
 

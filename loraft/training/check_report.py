@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraft.adapters.model_card import shown
-from loraft.adapters.targets import Targets
+from loraft.adapters.targets import TargetModules
 from loraft.training.optimizer import learning_rate
 from loraft.training.run_plan import RunPlan
 
@@ -109,7 +109,7 @@ def _adapter(plan: RunPlan) -> dict[str, Any]:
     )
 
 
-def _targets(targets: Targets, *, two_stacks: bool) -> dict[str, Any]:
+def _targets(targets: TargetModules, *, two_stacks: bool) -> dict[str, Any]:
     by_stack = {stack: list(layers) for stack, layers in targets.layers_by_stack.items()}
     layers = by_stack if two_stacks else list(targets.layers)
     facts: dict[str, Any] = {"layers": layers, "modules": len(targets.modules)}

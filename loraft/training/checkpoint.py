@@ -1,8 +1,7 @@
 """Checkpoints: complete or absent, never half-written.
 
-This module knows files. A checkpoint is written beside its place, flushed to the disk, given a manifest with the
-size and sha256 of every file, and renamed. One whose files do not match its manifest does not exist for resuming.
-It refuses to know what is in the tensors, and it holds nothing but safetensors and JSON.
+A checkpoint is written beside its place, flushed to the disk, given a manifest with the size and sha256 of every file,
+and renamed. One whose files do not match its manifest does not exist for resuming.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraft.errors import DiskFullError
-from loraft.io.atomic import take_back, write_json, written_whole
+from loraft.io.atomic import atomic_dir, restore_previous, write_json
 from loraft.io.checksums import fault, seal
 
 __all__ = [
     "Checkpoint",
     "checkpoints",
-    "clear_up",
     "load_checkpoint",
     "newest_checkpoint",
     "prune",
+    "remove_partial",
     "restore_rng",
     "rng_state",
     "save_checkpoint",
@@ -94,7 +93,7 @@ def save_checkpoint(
     """
     folder = root / f"step-{step:06d}"
     try:
-        with written_whole(folder) as partial:
+        with atomic_dir(folder) as partial:
             write_weights(partial)
             save_file(dict(optimizer[0]), partial / "optimizer.safetensors")
             save_file(rng_state(), partial / "rng.safetensors")
@@ -156,10 +155,10 @@ def prune(root: Path, *, step: int, keep: int | None, best_step: int | None) -> 
             shutil.rmtree(folder)
 
 
-def clear_up(root: Path) -> None:
+def remove_partial(root: Path) -> None:
     """Remove what a kill left unfinished; of a checkpoint that was to be replaced, the old one is put back."""
     for previous in root.glob(".step-*.previous"):
-        take_back(root / previous.name.removeprefix(".").removesuffix(".previous"))
+        restore_previous(root / previous.name.removeprefix(".").removesuffix(".previous"))
     for left in (*root.glob(".step-*.partial"), *root.glob(".step-*.previous")):
         shutil.rmtree(left)
 

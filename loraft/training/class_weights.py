@@ -1,7 +1,4 @@
-"""What a row of each class counts in the loss of a classifier. Pure.
-
-This module knows `training.class_weights`. It refuses to know models.
-"""
+"""What a row of each class counts in the loss of a classifier. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What of a config may change while a run goes on, and what a longer run does to its learning rate. Pure.
-
-This module knows which keys decide what is trained. It refuses to know files.
-"""
+"""What of a config may change while a run goes on, and what a longer run does to its learning rate. Pure."""
 
 from __future__ import annotations
 

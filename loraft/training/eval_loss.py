@@ -1,7 +1,4 @@
-"""What an evaluation during training measures: the loss of the held-out rows, and how often a classifier is right.
-
-This module knows sums over batches. It refuses to know when an evaluation is due, and it changes no weight.
-"""
+"""What an evaluation during training measures: the loss of the held-out rows, and how often a classifier is right."""
 
 from __future__ import annotations
 
@@ -13,16 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from loraft.dataset.sampler import AnyBatch, LabelledBatch, Layout, collate_rows
+from loraft.dataset.sampler import AnyBatch, BatchLayout, LabelledBatch, collate_rows
 from loraft.tokenization.examples import Example
-from loraft.training.loss import LabelLoss, Loss
+from loraft.training.loss import ClassificationLoss, Loss
 
-__all__ = ["Measured", "class_figures", "evaluate_loss"]
+__all__ = ["EvalLoss", "class_figures", "evaluate_loss"]
 
 NO_FIGURES: Mapping[str, float] = MappingProxyType({})
 
 
-class Measured(NamedTuple):
+class EvalLoss(NamedTuple):
     """What was measured.
 
     Attributes:
@@ -41,12 +38,12 @@ class Measured(NamedTuple):
 def evaluate_loss(
     loss: Loss,
     examples: Sequence[Example],
-    layout: Layout,
+    layout: BatchLayout,
     batch_size: int,
     device: str,
     *,
     stop: Callable[[], bool] = lambda: False,
-) -> Measured | None:
+) -> EvalLoss | None:
     """Read the examples once; the model is used in the mode it is in. None when `stop` asked for the end."""
     total, weight, targets = 0.0, 0.0, 0
     cells: list[Tensor] = []
@@ -56,7 +53,7 @@ def evaluate_loss(
                 return None
             rows = examples[start : start + batch_size]
             batch: AnyBatch = collate_rows(rows, layout).to(device)
-            if isinstance(loss, LabelLoss):
+            if isinstance(loss, ClassificationLoss):
                 assert isinstance(batch, LabelledBatch), "a classifier takes labelled rows"
                 logits = loss.logits(batch)
                 total += loss.summed(logits, batch.labels).item()
@@ -64,10 +61,10 @@ def evaluate_loss(
             else:
                 total += loss(batch).item()
             if not math.isfinite(total):
-                return Measured(total, targets, NO_FIGURES, rows)
+                return EvalLoss(total, targets, NO_FIGURES, rows)
             weight += loss.weight(batch)
             targets += batch.targets
-    return Measured(total / weight, targets, class_figures(*torch.cat(cells, 1)) if cells else NO_FIGURES)
+    return EvalLoss(total / weight, targets, class_figures(*torch.cat(cells, 1)) if cells else NO_FIGURES)
 
 
 def class_figures(right: Tensor, given: Tensor) -> Mapping[str, float]:

@@ -1,8 +1,4 @@
-"""An evaluation while a run goes on: measured, compared with those before it, told, and whether it ends the run.
-
-This module knows which evaluation is the best so far, and when there were enough without a better one. It refuses to
-know when an evaluation is due.
-"""
+"""An evaluation while a run goes on: measured, compared with those before it, told, and whether it ends the run."""
 
 from __future__ import annotations
 
@@ -10,16 +6,16 @@ import math
 from dataclasses import asdict
 
 from loraft.grammar import counted
-from loraft.training.eval_loss import Measured, evaluate_loss
+from loraft.training.eval_loss import EvalLoss, evaluate_loss
 from loraft.training.non_finite import require_finite
 from loraft.training.run_events import Evaluated, Note, SampleAnswered
 from loraft.training.stop_signals import StopSignals
-from loraft.training.trainer_state import Fit, RunState
+from loraft.training.trainer_state import RunState, Trainer
 
 __all__ = ["evaluate_run", "stops_early"]
 
 
-def evaluate_run(run: Fit, state: RunState, signals: StopSignals) -> bool:
+def evaluate_run(run: Trainer, state: RunState, signals: StopSignals) -> bool:
     """Read the evaluation rows once and answer the samples; True when the model is better than at any one before.
 
     When a signal comes in the middle the evaluation stays owed, and is made up for on resuming.
@@ -56,13 +52,13 @@ def evaluate_run(run: Fit, state: RunState, signals: StopSignals) -> bool:
     return best
 
 
-def stops_early(run: Fit, state: RunState) -> bool:
+def stops_early(run: Trainer, state: RunState) -> bool:
     """Whether `training.early_stopping_patience` has run out."""
     patience = run.settings.early_stopping_patience
     return patience is not None and state.worse >= patience
 
 
-def _why_early(run: Fit, state: RunState) -> str:
+def _why_early(run: Trainer, state: RunState) -> str:
     metric, figures = run.settings.metric_for_best_model, state.best_figures
     best = figures.get(metric, state.best_loss)
     since = "in " + counted(state.worse, "evaluation", "evaluations in a row")
@@ -72,7 +68,7 @@ def _why_early(run: Fit, state: RunState) -> str:
     )
 
 
-def _compared(state: RunState, found: Measured, metric: str) -> bool:
+def _compared(state: RunState, found: EvalLoss, metric: str) -> bool:
     """Remember an evaluation; whether none before it was better."""
     score = found.figures.get(metric, -found.loss)
     best = state.best_score is None or score > state.best_score
@@ -85,7 +81,7 @@ def _compared(state: RunState, found: Measured, metric: str) -> bool:
     return best
 
 
-def _answers(run: Fit, signals: StopSignals) -> list[tuple[str, str]] | None:
+def _answers(run: Trainer, signals: StopSignals) -> list[tuple[str, str]] | None:
     """Each sample prompt with the answer of the model as it is now; None when a signal came in the middle."""
     answers: list[tuple[str, str]] = []
     for prompt in run.settings.sample_prompts:

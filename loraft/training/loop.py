@@ -1,8 +1,4 @@
-"""fit(): the one loop.
-
-This module knows the order of things: batches, gradient, step, log, evaluation, checkpoint. It refuses to know
-how rows became tokens, which model it trains, where an adapter is stored, or who watches.
-"""
+"""fit(): the one loop."""
 
 from __future__ import annotations
 
@@ -15,8 +11,8 @@ from typing import Any
 
 from torch.nn.utils import clip_grad_norm_
 
-from loraft.dataset.sampler import Window, collate_rows
-from loraft.errors import DataError, LoraftError, Stopped
+from loraft.dataset.sampler import StepBatches, collate_rows
+from loraft.errors import DataError, Interrupted, LoraftError
 from loraft.training.checkpoint import newest_checkpoint, prune, save_checkpoint
 from loraft.training.evaluate_run import evaluate_run
 from loraft.training.memory import peak_bytes
@@ -24,10 +20,10 @@ from loraft.training.non_finite import require_finite
 from loraft.training.optimizer import learning_rate, optimizer_state
 from loraft.training.run_events import Note, RunStarted, Saved, StepDone, StepLogged
 from loraft.training.stop_signals import StopSignals
-from loraft.training.throughput import Clock
-from loraft.training.trainer_state import Fit, RunState
+from loraft.training.throughput import Throughput
+from loraft.training.trainer_state import RunState, Trainer
 
-__all__ = ["all_trained", "fit", "remove_older"]
+__all__ = ["all_trained", "fit", "rotate_checkpoints"]
 
 LOGGED_WITHOUT_GRADIENT = 10
 """So many logged steps in a row with a gradient of zero are told."""
@@ -35,12 +31,12 @@ NO_GRADIENT = 5e-5
 """A norm below it is 0.0000 in four decimals."""
 
 
-def fit(run: Fit, state: RunState) -> None:
+def fit(run: Trainer, state: RunState) -> None:
     """Train from `state` to the end, and leave in `state` where it ended.
 
     Raises:
         NonFiniteError: A loss or a gradient is not finite; the checkpoints before it stand.
-        Stopped: SIGINT, SIGTERM or SIGHUP came; the state was saved first, unless something else went wrong meanwhile.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; the state was saved, unless something else went wrong.
     """
     trained = sum(parameter.numel() for parameter in run.adapted.trainable.values())
     run.observer(
@@ -50,13 +46,13 @@ def fit(run: Fit, state: RunState) -> None:
         try:
             _train(run, state, signals)
         except Exception as error:
-            if signals.received is None or isinstance(error, Stopped):
+            if signals.received is None or isinstance(error, Interrupted):
                 raise
             raise _stopped(run, state, signals.received, meanwhile=error) from error
 
 
-def _train(run: Fit, state: RunState, signals: StopSignals) -> None:
-    clock = Clock(state.step)
+def _train(run: Trainer, state: RunState, signals: StopSignals) -> None:
+    clock = Throughput(state.step)
     if state.owes_evaluation:
         if evaluate_run(run, state, signals):
             _save(run, state)
@@ -74,7 +70,7 @@ def _train(run: Fit, state: RunState, signals: StopSignals) -> None:
             state.finished = all_trained(run, state)
 
 
-def _windows_or_save(run: Fit, state: RunState) -> Iterator[Window]:
+def _windows_or_save(run: Trainer, state: RunState) -> Iterator[StepBatches]:
     """`_windows`; what was trained is saved where a stream comes to a row that may not be bad.
 
     Raises:
@@ -88,12 +84,12 @@ def _windows_or_save(run: Fit, state: RunState) -> Iterator[Window]:
         raise
 
 
-def _windows(run: Fit, state: RunState) -> Iterator[Window]:
+def _windows(run: Trainer, state: RunState) -> Iterator[StepBatches]:
     """The windows of the state's epoch that are not yet trained on."""
     return run.plan.windows(run.train, state.epoch, state.window, (state.drawn, state.pieces))
 
 
-def _step(run: Fit, state: RunState, window: Window, clock: Clock) -> None:
+def _step(run: Trainer, state: RunState, window: StepBatches, clock: Throughput) -> None:
     """One optimizer step: the gradient of the mean loss over all trained tokens of the window, then the update."""
     began = time.perf_counter()
     rows = window.batches
@@ -120,7 +116,7 @@ def _step(run: Fit, state: RunState, window: Window, clock: Clock) -> None:
     clock.norm, clock.rate, clock.loss = norm, rate, loss / weight
 
 
-def _count(state: RunState, run: Fit, window: Window, loss: float, weight: float, targets: int) -> None:
+def _count(state: RunState, run: Trainer, window: StepBatches, loss: float, weight: float, targets: int) -> None:
     state.step += 1
     state.window += 1
     state.tokens += targets
@@ -138,13 +134,13 @@ def _begin_epoch(state: RunState) -> None:
     state.epoch, state.window, state.drawn, state.pieces = state.epoch + 1, 0, 0, 0
 
 
-def all_trained(run: Fit, state: RunState) -> bool:
+def all_trained(run: Trainer, state: RunState) -> bool:
     """Whether all steps are taken, or all epochs: a stream may have fewer rows to train on than it has rows."""
     epochs = run.settings.num_train_epochs if run.settings.max_steps is None else math.inf
     return state.step >= run.steps or state.epoch >= epochs
 
 
-def _after_step(run: Fit, state: RunState, clock: Clock, signals: StopSignals) -> None:
+def _after_step(run: Trainer, state: RunState, clock: Throughput, signals: StopSignals) -> None:
     """Tell, log, evaluate and save what is due at this step, in this order; then grant a wish to stop."""
     _tell_step(run, state, clock)
     if state.step % run.settings.logging_steps == 0 or state.finished:
@@ -160,24 +156,24 @@ def _after_step(run: Fit, state: RunState, clock: Clock, signals: StopSignals) -
     _grant_a_stop(run, state, signals)
 
 
-def _grant_a_stop(run: Fit, state: RunState, signals: StopSignals) -> None:
+def _grant_a_stop(run: Trainer, state: RunState, signals: StopSignals) -> None:
     """End where a signal asked for it, unless nothing is left to do; the state was saved.
 
     Raises:
-        Stopped: It did.
+        Interrupted: It did.
     """
     if signals.received is not None and (state.owes_evaluation or not state.finished):
         raise _stopped(run, state, signals.received)
 
 
-def _stopped(run: Fit, state: RunState, signal_number: int, *, meanwhile: Exception | None = None) -> Stopped:
+def _stopped(run: Trainer, state: RunState, signal_number: int, *, meanwhile: Exception | None = None) -> Interrupted:
     """The end that a signal asked for, with what became of the state."""
     kept = "everything is saved"
     if meanwhile is not None:
         newest, _ = newest_checkpoint(run.folder.checkpoints)
         reason = meanwhile.problems[0].message if isinstance(meanwhile, LoraftError) else str(meanwhile)
         kept = f"{newest.name if newest else 'nothing'} is saved, for meanwhile {reason}"
-    return Stopped(
+    return Interrupted(
         f"stopped at step {state.step} of {run.steps}; {kept}",
         signal_number=signal_number,
         remedy=f"go on: loraft train {shlex.quote(str(run.folder.config))} --resume",
@@ -188,7 +184,7 @@ def _due(every: int | None, state: RunState) -> bool:
     return state.finished or (state.window == 0 if every is None else state.step % every == 0)
 
 
-def _tell_step(run: Fit, state: RunState, clock: Clock) -> None:
+def _tell_step(run: Trainer, state: RunState, clock: Throughput) -> None:
     run.observer(
         StepDone(
             state.step, run.steps, run.epochs(state.step), clock.loss, clock.rate,
@@ -197,7 +193,7 @@ def _tell_step(run: Fit, state: RunState, clock: Clock) -> None:
     )  # fmt: skip
 
 
-def _log(run: Fit, state: RunState, clock: Clock) -> None:
+def _log(run: Trainer, state: RunState, clock: Throughput) -> None:
     state.last_loss = state.logged_loss / state.logged_weight
     state.logged_loss, state.logged_weight = 0.0, 0.0
     event = StepLogged(
@@ -217,7 +213,7 @@ def _log(run: Fit, state: RunState, clock: Clock) -> None:
     _look_for_movement(run, state, clock.norm)
 
 
-def _look_for_movement(run: Fit, state: RunState, norm: float) -> None:
+def _look_for_movement(run: Trainer, state: RunState, norm: float) -> None:
     """Say once that nothing is being learned, where the gradient has been as good as zero for long."""
     if state.without_gradient == LOGGED_WITHOUT_GRADIENT:
         return
@@ -231,7 +227,7 @@ def _look_for_movement(run: Fit, state: RunState, norm: float) -> None:
         run.observer(Note(text))
 
 
-def _save(run: Fit, state: RunState) -> None:
+def _save(run: Trainer, state: RunState) -> None:
     run.folder.require()
     remembered: dict[str, Any] = asdict(state) | {
         "files": run.folder.sizes(), "scaler": run.scaler.state_dict(), "optim": run.settings.optim,
@@ -239,17 +235,17 @@ def _save(run: Fit, state: RunState) -> None:
     place = save_checkpoint(
         run.folder.checkpoints, state.step, run.save_weights, remembered, optimizer_state(run.optimizer)
     )
-    remove_older(run, state)
+    rotate_checkpoints(run, state)
     run.observer(Saved(state.step, place))
 
 
-def remove_older(run: Fit, state: RunState) -> None:
+def rotate_checkpoints(run: Trainer, state: RunState) -> None:
     """Remove the checkpoints that `training.save_total_limit` leaves no room for; the best one stays."""
     keep = run.settings.save_total_limit
     prune(run.folder.checkpoints, step=state.step, keep=keep, best_step=state.best_step)
 
 
-def _rate(run: Fit, step: int) -> float:
+def _rate(run: Trainer, step: int) -> float:
     schedule = run.settings.lr_scheduler_type
     return learning_rate(step, steps=run.steps, warmup=run.warmup, peak=run.peak_rate, schedule=schedule)
 

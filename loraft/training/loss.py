@@ -1,8 +1,9 @@
 """The loss: the negative log-likelihood of the trained tokens, and nothing else.
 
-This module knows how to get from hidden states to a sum of losses without ever holding logits for a whole batch:
-the head runs only where there is a target, and over a chunk of targets at a time. It refuses to divide: a sum is
-what adds up exactly over batches and ranks, and the loop divides it by the trained tokens of its whole window.
+Logits are never held for a whole batch: the head runs only where there is a target, over a chunk of targets at a
+time.
+Nothing is divided here: a sum is what adds up exactly over batches and ranks, and the loop divides it by the trained
+tokens of its whole window.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from transformers import PreTrainedModel
 from loraft.dataset.sampler import AnyBatch, Batch, LabelledBatch, PairBatch
 from loraft.models.class_logits import class_logits
 from loraft.models.decoder_inputs import decoder_inputs
-from loraft.models.registry import Family
+from loraft.models.registry import ModelSpec
 from loraft.tokenization.examples import IGNORED
 
 __all__ = [
     "CHUNK_BYTES",
     "ROWS_IN_CACHE",
+    "ClassificationLoss",
     "HeadWeights",
-    "LabelLoss",
+    "LMLoss",
     "Loss",
-    "TargetLoss",
     "chunked_loss",
     "frozen_head_loss",
     "targets_in_chunk",
@@ -165,13 +166,13 @@ def frozen_head_loss(hidden: Tensor, target_ids: Tensor, head: HeadWeights, chun
     return total
 
 
-class TargetLoss(nn.Module):
+class LMLoss(nn.Module):
     """A model that generates, whose forward takes a batch and gives the summed loss of its targets.
 
     The loss is a module's forward so that whatever wraps the module (for data parallel training, say) sees it.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, family: ModelSpec, autocast: torch.dtype | None = None) -> None:
         """Wrap `model`.
 
         Args:
@@ -263,13 +264,13 @@ class TargetLoss(nn.Module):
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
 
-class LabelLoss(nn.Module):
+class ClassificationLoss(nn.Module):
     """A classifier whose forward takes a batch and gives the summed loss of its rows."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        family: Family,
+        family: ModelSpec,
         autocast: torch.dtype | None = None,
         class_weights: Tensor | None = None,
     ) -> None:
@@ -307,7 +308,7 @@ class LabelLoss(nn.Module):
             return class_logits(self.model, self._family, batch.input_ids, batch.attention_mask, batch.token_type_ids)
 
 
-Loss = TargetLoss | LabelLoss
+Loss = LMLoss | ClassificationLoss
 
 
 def _number(config: object, attribute: str | None) -> float | None:

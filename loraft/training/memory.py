@@ -1,9 +1,4 @@
-"""What a run will need, told before a weight is loaded.
-
-This module knows how many bytes each part of training holds at its peak, from sizes alone. It refuses to know
-how those sizes were found, and it measures only one thing: the peak of this process, so that a prediction can be
-compared with what came.
-"""
+"""What a run will need, told before a weight is loaded."""
 
 from __future__ import annotations
 

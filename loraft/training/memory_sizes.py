@@ -1,7 +1,4 @@
-"""The sizes that decide how much memory a run needs, from its plan's parts.
-
-This module knows rows, batches and shapes. It refuses to know bytes (`memory`).
-"""
+"""The sizes that decide how much memory a run needs, from its plan's parts."""
 
 from __future__ import annotations
 
@@ -11,19 +8,25 @@ import torch
 
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData
-from loraft.dataset.sampler import BatchPlan
-from loraft.models.device import Placement
+from loraft.dataset.sampler import BatchSampler
+from loraft.models.device import DeviceConfig
 from loraft.tasks.seq_cls import LabelRenderer
 from loraft.tokenization.examples import Example, PairExample
 from loraft.training.loss import targets_in_chunk
 from loraft.training.memory import StackSizes, TrainingSizes
-from loraft.training.model_summary import ModelShape
+from loraft.training.model_summary import ModelSummary
 
 __all__ = ["training_sizes"]
 
 
 def training_sizes(
-    config: RunConfig, placement: Placement, shape: ModelShape, data: PreparedData, batches: BatchPlan, *, packed: bool
+    config: RunConfig,
+    placement: DeviceConfig,
+    shape: ModelSummary,
+    data: PreparedData,
+    batches: BatchSampler,
+    *,
+    packed: bool,
 ) -> TrainingSizes:
     """The sizes of a run whose largest batch is that of its first epoch."""
     lengths = batches.lengths
@@ -43,13 +46,13 @@ def training_sizes(
     )
 
 
-def _choices(data: PreparedData, shape: ModelShape) -> int:
+def _choices(data: PreparedData, shape: ModelSummary) -> int:
     """How many things a target is one of: classes, or the entries of the vocabulary."""
     return len(data.renderer.labels) if isinstance(data.renderer, LabelRenderer) else shape.vocabulary
 
 
 def _stack(
-    stack: str, shape: ModelShape, rows: Sequence[Example], every: Sequence[Example], *, packed: bool
+    stack: str, shape: ModelSummary, rows: Sequence[Example], every: Sequence[Example], *, packed: bool
 ) -> StackSizes:
     """What one stack reads of the largest batch: a decoder over an encoder reads targets, every other one rows."""
     targets = isinstance(rows[0], PairExample) and stack == "decoder"

@@ -1,7 +1,4 @@
-"""What is known of a model before its weights are loaded: from its config and the headers of its files.
-
-This module knows the meta device. It refuses to know data and memory.
-"""
+"""What is known of a model before its weights are loaded: from its config and the headers of its files."""
 
 from __future__ import annotations
 
@@ -15,23 +12,23 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.adapters.init_from_adapter import start_of
 from loraft.adapters.linear_modules import depths, targets_in
-from loraft.adapters.targets import Targets
+from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
 from loraft.models.decoder_inputs import decoder_inputs
 from loraft.models.hf_config import class_names, context_of, is_classifier, load_any_config
 from loraft.models.hf_logging import quietly_reading
-from loraft.models.load_model import linear_modules, meta_model, new_modules, parameter_count, without
+from loraft.models.load_model import drop_modules, linear_modules, meta_model, missing_head_modules, parameter_count
 from loraft.models.quantize import quantized_modules
-from loraft.models.registry import TRAINED_FOR, Family, family_of
+from loraft.models.registry import TRAINED_FOR, ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
 from loraft.models.sources import resolve
 from loraft.training.memory import LayerSizes
 
-__all__ = ["ModelShape", "shape_of"]
+__all__ = ["ModelSummary", "summarize_model"]
 
 
 @dataclass(frozen=True, eq=False)
-class ModelShape:
+class ModelSummary:
     """What is known of a model from its config and the headers of its files.
 
     Attributes:
@@ -47,14 +44,14 @@ class ModelShape:
         notes: What was found, a sentence each.
     """
 
-    family: Family
+    family: ModelSpec
     total_parameters: int
     quantized_parameters: int
     depths: Mapping[str, int]
     layers: Mapping[str, LayerSizes]
     vocabulary: int
     context: int | None
-    targets: Targets | None
+    targets: TargetModules | None
     linear: dict[str, tuple[int, int]]
     notes: tuple[str, ...]
 
@@ -81,7 +78,7 @@ class ModelShape:
         return self.depths[stack] - first
 
 
-def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) -> ModelShape:
+def summarize_model(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) -> ModelSummary:
     """The shape of the model that a run trains.
 
     Args:
@@ -93,7 +90,7 @@ def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) ->
         ModelError: Its files lack tensors or have others, or its decoder has no start token.
         AdapterError: The `lora` section names what the model does not have, or goes on from another adapter.
     """
-    family = family_of(config.model_type, TRAINED_FOR[run.task])
+    family = spec_of(config.model_type, TRAINED_FOR[run.task])
     skeleton = meta_model(config)
     folder = resolve(run.model.name_or_path, run.model.revision, weights=False)
     if family.encoder_path is not None:
@@ -101,8 +98,8 @@ def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) ->
     new = family.classifier if labels else ()
     has_weights = any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir()
     if has_weights:
-        new = new_modules(folder, config, family) if labels else ()
-        check_weights(folder, without(new, expected_tensors(skeleton)))
+        new = missing_head_modules(folder, config, family) if labels else ()
+        check_weights(folder, drop_modules(new, expected_tensors(skeleton)))
     linear = linear_modules(skeleton)
     quantized = quantized_modules(skeleton) if run.method == "qlora" else ()
     head = family.classifier if labels else ()
@@ -111,7 +108,7 @@ def shape_of(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) ->
         targets = targets_in(skeleton, family, run.lora, quantized=run.method == "qlora", head=head)
         start = start_of(run.lora, targets, labels)
     told = start.check_base(fingerprint(folder)) if start is not None and has_weights else ()
-    return ModelShape(
+    return ModelSummary(
         family=family,
         total_parameters=parameter_count(skeleton),
         quantized_parameters=sum(linear[name][0] * linear[name][1] for name in quantized),

@@ -1,6 +1,6 @@
 """A loss or gradient that is not finite: on which rows, where in the model it begins, and what to do about it.
 
-This module looks at weights and outputs once something is wrong. It refuses to look before: that would cost each step.
+Weights and outputs are looked at once something is wrong, and not before: that would cost each step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from loraft.dataset.sampler import AnyBatch, collate_rows
 from loraft.errors import NonFiniteError
 from loraft.models.quantize import unpacked
 from loraft.tokenization.examples import Example
-from loraft.training.trainer_state import Fit
+from loraft.training.trainer_state import Trainer
 
 __all__ = ["first_output", "first_weight", "require_finite"]
 
@@ -27,7 +27,7 @@ GO_ON = "; --resume-anyway goes on with it from the last checkpoint, if there is
 DAMAGED = "the files that the run begins with are damaged: copy or download them again"
 
 
-def require_finite(value: float, what: str, step: int, examples: Sequence[Example], run: Fit) -> float:
+def require_finite(value: float, what: str, step: int, examples: Sequence[Example], run: Trainer) -> float:
     """`value`, where it is finite.
 
     Args:
@@ -51,7 +51,7 @@ def require_finite(value: float, what: str, step: int, examples: Sequence[Exampl
     )
 
 
-def _cause(run: Fit, step: int, examples: Sequence[Example]) -> tuple[str, str]:
+def _cause(run: Trainer, step: int, examples: Sequence[Example]) -> tuple[str, str]:
     """Where it begins, as the end of a sentence, and the remedy."""
     model, dtype = run.adapted.loaded.model, run.adapted.loaded.placement.dtype
     weight = first_weight(model)

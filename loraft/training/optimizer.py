@@ -1,7 +1,6 @@
 """The optimizer, its learning rate, and its state as plain tensors.
 
-This module knows AdamW in its four forms and three schedules. The rate is a pure function of the step, so a
-schedule has no state that could be lost. It refuses to know the loop.
+The rate is a pure function of the step, so a schedule has no state that could be lost.
 """
 
 from __future__ import annotations

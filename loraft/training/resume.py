@@ -1,7 +1,4 @@
-"""Going on with a run: whether it is still the same one, and everything put back as its newest checkpoint has it.
-
-This module knows what a run's folder tells of what it was begun with. It refuses to know how a run begins and ends.
-"""
+"""Going on with a run: whether it is still the same one, and everything put back as its newest checkpoint has it."""
 
 from __future__ import annotations
 
@@ -14,17 +11,17 @@ from loraft.adapters.save_adapter import restore
 from loraft.config.config_file import load_config
 from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
 from loraft.models.load_model import LoadedModel
-from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, restore_rng
+from loraft.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, remove_partial, restore_rng
 from loraft.training.config_changes import changes, is_harmless, rate_note
 from loraft.training.evaluate_run import stops_early
-from loraft.training.loop import all_trained, remove_older
+from loraft.training.loop import all_trained, rotate_checkpoints
 from loraft.training.optimizer import restore_optimizer
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Note
 from loraft.training.run_plan import RunPlan, steps_of
-from loraft.training.trainer_state import Fit, RunState
+from loraft.training.trainer_state import RunState, Trainer
 
-__all__ = ["Begun", "compare_with_begun", "refuse_another_base", "resumed", "weights_in"]
+__all__ = ["Begun", "compare_with_begun", "refuse_another_base", "resume_from", "weights_in"]
 
 
 @dataclass(frozen=True)
@@ -111,9 +108,9 @@ def _recorded(folder: RunFolder, part: str) -> str | None:
     return fingerprint
 
 
-def resumed(run: Fit, state: RunState, begun: Begun) -> bool:
+def resume_from(run: Trainer, state: RunState, begun: Begun) -> bool:
     """Put everything back as the newest good checkpoint has it, and say so; False when there is none."""
-    clear_up(run.folder.checkpoints)
+    remove_partial(run.folder.checkpoints)
     newest, damaged = newest_checkpoint(run.folder.checkpoints)
     for text in damaged:
         run.observer(Note(text))
@@ -133,7 +130,7 @@ def resumed(run: Fit, state: RunState, begun: Begun) -> bool:
     for note in run.folder.cut_back(checkpoint.state["files"]):
         run.observer(Note(note))
     restore_rng(checkpoint.rng)
-    remove_older(run, state)  # a kill may have come between a checkpoint and this
+    rotate_checkpoints(run, state)  # a kill may have come between a checkpoint and this
     if state.finished:
         text = f"the run is finished: its result is saved again from {newest.name}; {_how_to_train_on(run, state)}"
     else:
@@ -146,14 +143,14 @@ def resumed(run: Fit, state: RunState, begun: Begun) -> bool:
     return True
 
 
-def _how_to_train_on(run: Fit, state: RunState) -> str:
+def _how_to_train_on(run: Trainer, state: RunState) -> str:
     if not all_trained(run, state):
         return "to train on, --resume with a greater training.early_stopping_patience, or with null"
     key = "num_train_epochs" if run.settings.max_steps is None else "max_steps"
     return f"to train on, --resume with a greater training.{key}"
 
 
-def _restore_weights(run: Fit, folder: Path) -> None:
+def _restore_weights(run: Trainer, folder: Path) -> None:
     """Put the weights of a checkpoint back.
 
     Raises:
@@ -174,6 +171,6 @@ def _restore_weights(run: Fit, folder: Path) -> None:
         ) from error
 
 
-def weights_in(run: Fit, folder: Path) -> Path:
+def weights_in(run: Trainer, folder: Path) -> Path:
     """Where the weights of a checkpoint or a run lie."""
     return folder / ("model" if run.adapted.method == "full" else "adapter")

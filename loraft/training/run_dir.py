@@ -1,6 +1,6 @@
 """The folder of a run: its name, who holds it, and the files in it that are not checkpoints.
 
-This module knows where things are. It refuses to write over a run that it was not told to replace.
+A run is not written over unless `--overwrite` says so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
-from loraft.errors import Failed, LoraftError, Problem, ResourceError, RunFolderError
+from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.training.memory import MemoryPlan
 
 __all__ = [
@@ -84,10 +84,10 @@ class RunFolder:
         """Make sure that the folder is there still, before something is written that would make it anew.
 
         Raises:
-            Failed: It was removed.
+            RunError: It was removed.
         """
         if not self.path.is_dir():
-            raise Failed(
+            raise RunError(
                 "the run's folder was removed while the run went on, and what was trained with it",
                 where=str(self.path),
                 remedy="begin anew, and remove the folder of a run only once the run has ended",
@@ -98,7 +98,7 @@ class RunFolder:
         """Turn what is raised where the folder is gone, or where a file in it cannot be written, into an error.
 
         Raises:
-            Failed: It was.
+            RunError: It was.
         """
         try:
             yield
@@ -109,7 +109,7 @@ class RunFolder:
             name = getattr(error, "filename", None)
             if not isinstance(error, OSError) or not self._holds(name):
                 raise
-            raise Failed(f"cannot be written: {error.strerror}", where=name, remedy="go on with --resume") from error
+            raise RunError(f"cannot be written: {error.strerror}", where=name, remedy="go on with --resume") from error
 
     def _holds(self, name: object) -> bool:
         return isinstance(name, str) and Path(name).absolute().is_relative_to(self.path.absolute())

@@ -1,6 +1,5 @@
 """What a training run tells while it goes on, beside what all long work tells (`loraft.events`).
 
-This module knows what there is to tell. It refuses to know who listens: a terminal, a file, a tracker, nobody.
 It is light, so that the command line may import it before torch.
 """
 

@@ -1,7 +1,7 @@
 """A run before its first step: every `auto` resolved, every problem found, every number known.
 
-This module knows how config, data and a model's shape become a plan, and it is the same plan that `check` shows
-and `train` carries out: what one refuses, the other refuses. It loads no weights.
+`check` shows the plan and `train` carries it out: what one refuses, the other refuses.
+It loads no weights.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.adapters.model_card import shown
 from loraft.config.schema import RunConfig
-from loraft.dataset.batch_plan import batch_plan, fills, lies_end_to_end
+from loraft.dataset.batch_plan import batch_sampler, fills, uses_packing
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.sampler import BatchPlan, Layout
-from loraft.dataset.streaming import StreamPlan
-from loraft.errors import ConfigError, Problem, Refused, ResourceError
+from loraft.dataset.sampler import BatchLayout, BatchSampler
+from loraft.dataset.streaming import StreamingSampler
+from loraft.errors import ConfigError, InvalidInputError, Problem, ResourceError
 from loraft.grammar import counted
-from loraft.models.device import DTYPES, Placement, place
+from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype, context_of, load_config
 from loraft.models.load_model import load_noted_tokenizer
-from loraft.models.registry import TRAINED_FOR, family_of
+from loraft.models.registry import TRAINED_FOR, spec_of
 from loraft.models.sources import cache_folder
 from loraft.tasks.seq_cls import LabelRenderer
 from loraft.training.class_weights import class_weight_problems
 from loraft.training.memory import MemoryPlan, predict
 from loraft.training.memory_sizes import training_sizes
-from loraft.training.model_summary import ModelShape, shape_of
+from loraft.training.model_summary import ModelSummary, summarize_model
 from loraft.training.optimizer import resolve_optim, warmup_steps
 from loraft.training.trackers import tracker_problems
 
@@ -65,12 +65,12 @@ class RunPlan:
     """
 
     config: RunConfig
-    placement: Placement
+    placement: DeviceConfig
     tokenizer: PreTrainedTokenizerBase
     data: PreparedData
-    shape: ModelShape
-    batches: BatchPlan | StreamPlan
-    layout: Layout
+    shape: ModelSummary
+    batches: BatchSampler | StreamingSampler
+    layout: BatchLayout
     memory: MemoryPlan
     steps: int
     warmup: int
@@ -83,15 +83,15 @@ def plan_run(config: RunConfig) -> RunPlan:
     """Decide everything about a run that can be decided before its weights are loaded.
 
     Raises:
-        Refused: With every problem that was found, of the model and of the data.
+        InvalidInputError: With every problem that was found, of the model and of the data.
     """
     problems: list[Problem] = []
-    placement = _collected(problems, lambda: place(config.model))
+    placement = _collected(problems, lambda: select_device(config.model))
     families = TRAINED_FOR[config.task]
     architecture = _collected(problems, lambda: load_config(config.model, families))
     length_notes: list[str] = []
     if architecture is not None:
-        family = family_of(architecture.model_type, families)
+        family = spec_of(architecture.model_type, families)
         config, length_notes = _fitting_length(config, context_of(architecture, family))
         dtype = placement.dtype if placement is not None else DTYPES.get(config.model.dtype)
         _collected(problems, lambda: check_dtype(family, dtype))
@@ -105,9 +105,9 @@ def plan_run(config: RunConfig) -> RunPlan:
     if data is not None:
         problems += class_weight_problems(config, data.renderer)
     if placement is None or shape is None or tokenizer is None or data is None or problems:
-        raise Refused.several(problems)
+        raise InvalidInputError.several(problems)
     config, notes = _resolved(config, placement)
-    packed = lies_end_to_end(config, packs=shape.family.packs)
+    packed = uses_packing(config, packs=shape.family.packs)
     if fills(config) and not packed:
         raise ConfigError(
             f"rows of {shape.family.model_type} cannot be laid end to end"
@@ -116,14 +116,14 @@ def plan_run(config: RunConfig) -> RunPlan:
             key="data.packing",
             remedy="write packing: auto" if not shape.family.packs else "write model.attn_implementation: auto",
         )
-    known = batch_plan(config, data)
+    known = batch_sampler(config, data)
     if not known.epoch(0):
         raise ConfigError(
             "an epoch draws no row: each source's rows times its weight are less than half a row",
             key="data.train",
             remedy="write greater weights",
         )
-    batches = known if data.stream is None else StreamPlan(data.stream, known.batch_size, known.accumulation)
+    batches = known if data.stream is None else StreamingSampler(data.stream, known.batch_size, known.accumulation)
     steps = steps_of(config, batches)
     pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
     config, memory, memory_notes = _memory(config, placement, shape, data, known, packed=packed)
@@ -134,7 +134,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         data=data,
         shape=shape,
         batches=batches,
-        layout=Layout(packed, pad_id, multiple_of=_line_step(placement)),
+        layout=BatchLayout(packed, pad_id, multiple_of=_line_step(placement)),
         memory=memory,
         steps=steps,
         warmup=warmup_steps(config.training.warmup_steps, steps),
@@ -156,12 +156,12 @@ def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, 
     return config.model_copy(update={"data": data}), [f"data.max_length is {context}: the model has no more positions"]
 
 
-def _shape(config: RunConfig, data: PreparedData | None) -> ModelShape:
+def _shape(config: RunConfig, data: PreparedData | None) -> ModelSummary:
     """The model's shape; of a classifier whose classes could not be found it is that of one with two."""
     renderer = data.renderer if data is not None else None
     labels = renderer.labels if isinstance(renderer, LabelRenderer) else ("0", "1") * (config.task == "seq_cls")
     architecture = load_config(config.model, TRAINED_FOR[config.task], labels)
-    return shape_of(config, labels, architecture)
+    return summarize_model(config, labels, architecture)
 
 
 def _base_notes(config: RunConfig) -> Iterator[str]:
@@ -174,7 +174,7 @@ def _base_notes(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _line_step(placement: Placement) -> int:
+def _line_step(placement: DeviceConfig) -> int:
     """On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
     return LINE_STEP if placement.device == "cpu" and placement.dtype != torch.float32 else 1
 
@@ -183,12 +183,12 @@ def _collected(problems: list[Problem], decide: Callable[[], Result]) -> Result 
     """What `decide` gives, or None with its problems noted, so that the others are found too."""
     try:
         return decide()
-    except Refused as error:
+    except InvalidInputError as error:
         problems += [problem for problem in error.problems if problem not in problems]
         return None
 
 
-def _beyond_context(config: RunConfig, shape: ModelShape) -> list[Problem]:
+def _beyond_context(config: RunConfig, shape: ModelSummary) -> list[Problem]:
     limits = {"data.max_length": config.data.max_length}
     if config.task == "seq2seq_lm":
         limits["data.max_target_length"] = config.data.max_target_length or 0
@@ -203,7 +203,7 @@ def _beyond_context(config: RunConfig, shape: ModelShape) -> list[Problem]:
     ]
 
 
-def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[str]]:
+def _resolved(config: RunConfig, placement: DeviceConfig) -> tuple[RunConfig, list[str]]:
     """The config without the `auto`s that decide what is computed, and what there is to say about them."""
     training, dtype = config.training, str(placement.dtype).removeprefix("torch.")
     rate = LEARNING_RATES[config.method] if training.learning_rate == "auto" else training.learning_rate
@@ -224,7 +224,7 @@ def _resolved(config: RunConfig, placement: Placement) -> tuple[RunConfig, list[
     ), notes
 
 
-def steps_of(config: RunConfig, batches: BatchPlan | StreamPlan) -> int:
+def steps_of(config: RunConfig, batches: BatchSampler | StreamingSampler) -> int:
     """All optimizer steps of a run."""
     if config.training.max_steps is not None:
         return config.training.max_steps
@@ -240,7 +240,13 @@ def _every(setting: float | None, steps: int) -> int | None:
 
 
 def _memory(
-    config: RunConfig, placement: Placement, shape: ModelShape, data: PreparedData, batches: BatchPlan, *, packed: bool
+    config: RunConfig,
+    placement: DeviceConfig,
+    shape: ModelSummary,
+    data: PreparedData,
+    batches: BatchSampler,
+    *,
+    packed: bool,
 ) -> tuple[RunConfig, MemoryPlan, list[str]]:
     """Predict the peak, turn gradient checkpointing on where it is needed, and refuse what cannot fit."""
     sizes = training_sizes(config, placement, shape, data, batches, packed=packed)
@@ -282,13 +288,13 @@ def _less_memory(config: RunConfig, memory: MemoryPlan) -> str:
     }[config.method]
 
 
-def _packing_notes(config: RunConfig, shape: ModelShape, data: PreparedData, *, packed: bool) -> list[str]:
+def _packing_notes(config: RunConfig, shape: ModelSummary, data: PreparedData, *, packed: bool) -> list[str]:
     if fills(config):
-        alone = BatchPlan(
+        alone = BatchSampler(
             [example.tokens for example in data.train], data.train_sources, config.training.per_device_train_batch_size,
             config.training.gradient_accumulation_steps, config.seed,
         )  # fmt: skip
-        before, filled = alone.steps(0), batch_plan(config, data).steps(0)
+        before, filled = alone.steps(0), batch_sampler(config, data).steps(0)
         if filled == before:
             return []
         remain = counted(filled, "optimizer step an epoch remains", "optimizer steps an epoch remain")

@@ -1,14 +1,11 @@
-"""How fast a run is, and how long it will take.
-
-This module knows seconds and tokens. It refuses to know what a step does.
-"""
+"""How fast a run is, and how long it will take."""
 
 from __future__ import annotations
 
-__all__ = ["Clock"]
+__all__ = ["Throughput"]
 
 
-class Clock:
+class Throughput:
     """The rate of this process's steps, evaluations and saving left out, and what the newest step came to.
 
     Attributes:

@@ -1,8 +1,4 @@
-"""A planned run, carried out: the model loaded and adapted, the folder kept, the result saved.
-
-This module knows the order of a run's life, from a plan to an adapter in a folder, whether it begins or goes on.
-It refuses to know what a step is (`loop`) and what was decided before (`plan`).
-"""
+"""A planned run, carried out: the model loaded and adapted, the folder kept, the result saved."""
 
 from __future__ import annotations
 
@@ -28,25 +24,25 @@ from loraft.config.unused_keys import idle_keys
 from loraft.io.disk_space import disk_errors
 from loraft.io.memory_errors import memory_errors
 from loraft.kernels.packed_attention import ROWS
-from loraft.kernels.rms_norm import give_own_backward
+from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.registry import TRAINED_FOR
 from loraft.tasks.seq_cls import LabelRenderer
 from loraft.training.checkpoint import verified
 from loraft.training.class_weights import class_weights
 from loraft.training.loop import fit
-from loraft.training.loss import LabelLoss, Loss, TargetLoss
+from loraft.training.loss import ClassificationLoss, LMLoss, Loss
 from loraft.training.memory import peak_bytes
 from loraft.training.optimizer import build_optimizer
-from loraft.training.resume import Begun, compare_with_begun, refuse_another_base, resumed, weights_in
+from loraft.training.resume import Begun, compare_with_begun, refuse_another_base, resume_from, weights_in
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Note, Observer, Saved
 from loraft.training.run_plan import RunPlan
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trackers import tracked
-from loraft.training.trainer_state import Fit, RunState
+from loraft.training.trainer_state import RunState, Trainer
 
-__all__ = ["TrainResult", "fit_of", "prepared_model", "run_plan"]
+__all__ = ["TrainResult", "build_model", "build_trainer", "run_plan"]
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 Answerer = Callable[[AdaptedModel], Callable[[str], str]]
@@ -121,15 +117,15 @@ def run_plan(
     begun = compare_with_begun(plan, folder, anyway=resume_anyway) if resume else Begun()
     full_disk = disk_errors(folder.path, remedy="free some space and go on with --resume")
     with _memory_errors(plan), folder.kept(), full_disk:
-        adapted = prepared_model(plan)
+        adapted = build_model(plan)
         if resume and not resume_anyway:
             refuse_another_base(folder, adapted.loaded)
         if overwrite:
             folder.empty()
         with tracked(observer, plan.config, folder.path) as told:
             state = RunState()
-            run = replace(fit_of(plan, folder, adapted, told, answerer, state), save_requests=save_requests)
-            goes_on = resume and resumed(run, state, begun)
+            run = replace(build_trainer(plan, folder, adapted, told, answerer, state), save_requests=save_requests)
+            goes_on = resume and resume_from(run, state, begun)
             if not goes_on:
                 folder.cut_back({})
             if begun.taken_on or resume_anyway or not goes_on:
@@ -139,7 +135,7 @@ def run_plan(
     return _result(run, state, saved, saved_step, time.monotonic() - began)
 
 
-def prepared_model(plan: RunPlan) -> AdaptedModel:
+def build_model(plan: RunPlan) -> AdaptedModel:
     """The planned model: loaded, with its adapter, its attention, its norms and its checkpointing."""
     method = plan.config.method
     # What is trained whole is loaded in float32, without rounding on the way.
@@ -156,7 +152,7 @@ def prepared_model(plan: RunPlan) -> AdaptedModel:
     if plan.layout.packed:
         loaded.model.set_attn_implementation(ROWS)
     adapted = attach(loaded, plan.config)
-    give_own_backward(loaded.model)
+    patch_rms_norm(loaded.model)
     if plan.config.training.gradient_checkpointing:
         _checkpoint_layers(loaded.model, plan)
     return adapted
@@ -188,21 +184,21 @@ def _loss(plan: RunPlan, adapted: AdaptedModel) -> Loss:
     dtype = None if plan.placement.dtype == torch.float32 else plan.placement.dtype
     model, family = adapted.loaded.model, plan.shape.family
     if plan.config.task != "seq_cls":
-        return TargetLoss(model, family, dtype)
+        return LMLoss(model, family, dtype)
     weights = class_weights(plan.config, _labels(plan), plan.data.train)
-    return LabelLoss(model, family, dtype, None if weights is None else weights.to(plan.placement.device))
+    return ClassificationLoss(model, family, dtype, None if weights is None else weights.to(plan.placement.device))
 
 
-def fit_of(
+def build_trainer(
     plan: RunPlan, folder: RunFolder, adapted: AdaptedModel, observer: Observer, answerer: Answerer, state: RunState
-) -> Fit:
+) -> Trainer:
     """What the loop needs for a plan and its model; `state` is what it will leave its place in."""
     dtype = plan.placement.dtype
     settings = plan.config.training
     if "training.sample_prompts" in idle_keys(plan.config):  # a classifier has nothing to answer with
         settings = settings.model_copy(update={"sample_prompts": ()})
     assert settings.learning_rate != "auto", "the plan resolves it"
-    return Fit(
+    return Trainer(
         adapted=adapted,
         loss=_loss(plan, adapted),
         optimizer=build_optimizer(adapted.trainable, settings),
@@ -267,7 +263,7 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
     folder.describe(plan.config.model_copy(update={"training": named}), manifest)
 
 
-def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
+def _finish(run: Trainer, state: RunState, plan: RunPlan) -> tuple[Path, int]:
     """Save the result: the last weights, or with early stopping the best ones."""
     run.folder.require()
     step = state.step
@@ -288,7 +284,7 @@ def _finish(run: Fit, state: RunState, plan: RunPlan) -> tuple[Path, int]:
     return saved, step
 
 
-def _result(run: Fit, state: RunState, saved: Path, saved_step: int, seconds: float) -> TrainResult:
+def _result(run: Trainer, state: RunState, saved: Path, saved_step: int, seconds: float) -> TrainResult:
     return TrainResult(
         run_folder=run.folder.path,
         saved=saved,

@@ -1,7 +1,4 @@
-"""What a run needs, and where it is.
-
-This module knows what changes from step to step and what does not. It refuses to know what a step does.
-"""
+"""What a run needs, and where it is."""
 
 from __future__ import annotations
 
@@ -14,15 +11,15 @@ from torch.optim import Optimizer
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.config.schema import TrainingSection
-from loraft.dataset.sampler import BatchPlan, Layout
-from loraft.dataset.streaming import StreamPlan
+from loraft.dataset.sampler import BatchLayout, BatchSampler
+from loraft.dataset.streaming import StreamingSampler
 from loraft.tokenization.examples import Example
 from loraft.training.loss import Loss
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Observer
 from loraft.training.stop_signals import SaveRequests
 
-__all__ = ["Fit", "RunState"]
+__all__ = ["RunState", "Trainer"]
 
 
 @dataclass
@@ -73,7 +70,7 @@ class RunState:
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class Trainer:
     """Everything that a run needs and that does not change while it goes on.
 
     Attributes:
@@ -103,8 +100,8 @@ class Fit:
     loss: Loss
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    plan: BatchPlan | StreamPlan
-    layout: Layout
+    plan: BatchSampler | StreamingSampler
+    layout: BatchLayout
     train: Sequence[Example]
     evaluation: Sequence[Example]
     settings: TrainingSection

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loraft.adapters.model_card import TrainingFacts
 from loraft.config.schema import RunConfig
-from loraft.models.device import Placement
+from loraft.models.device import DeviceConfig
 from loraft.models.load_model import LoadedModel
-from loraft.models.registry import family_of
+from loraft.models.registry import spec_of
 from tests.tiny import CHATML, save_tiny
 
 FACTS = TrainingFacts(steps=3, epochs=0.5, rows=6, trained_tokens=120, train_loss=2.0, eval_loss=1.5, eval_rows=2)
@@ -63,8 +63,8 @@ def tiny_loaded(
     return LoadedModel(
         model=model,
         tokenizer=AutoTokenizer.from_pretrained(folder),
-        family=family_of(model_type),
-        placement=Placement("cpu", dtype, "a test's CPU", 0, 0, ()),
+        family=spec_of(model_type),
+        placement=DeviceConfig("cpu", dtype, "a test's CPU", 0, 0, ()),
         folder=folder,
         name=str(folder),
         fingerprint=fingerprint,

@@ -14,14 +14,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.save_adapter import save_adapter, save_full
 from loraft.config.schema import ModelSection, RunConfig
-from loraft.errors import AdapterError, ModelError, Refused
+from loraft.errors import AdapterError, InvalidInputError, ModelError
 from loraft.inference.classifier import Classifier, open_classifier
 from loraft.models.hf_config import load_config
-from loraft.models.load_model import new_modules
+from loraft.models.load_model import missing_head_modules
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import TRAINED_FOR
 from loraft.training.run_plan import plan_run
-from loraft.training.trainer import prepared_model
+from loraft.training.trainer import build_model
 from tests.adapters.setting import FACTS, disturb
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.classifiers import LABELS, SOME, classifier_config, labelled_rows
@@ -32,7 +32,7 @@ TEXTS = [(row["text"], None) for row in labelled_rows(9)]
 def trained(config: RunConfig, folder: Path) -> AdaptedModel:
     """A model as a few steps would leave it, saved to `folder`."""
     plan = plan_run(config)
-    adapted = prepared_model(plan)
+    adapted = build_model(plan)
     disturb(adapted.trainable)
     save = save_full if config.method == "full" else save_adapter
     save(adapted, folder, config=plan.config, renderer=plan.data.renderer, facts=FACTS)
@@ -98,7 +98,7 @@ def test_c20_new_modules_are_those_that_transformers_reports(tmp_path: Path, mod
     _, report = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "model", num_labels=3, output_loading_info=True
     )
-    new = new_modules(tmp_path / "model", as_classifier, family)
+    new = missing_head_modules(tmp_path / "model", as_classifier, family)
     assert new
     assert all(key.startswith(tuple(f"{module}." for module in new)) for key in report["missing_keys"])
     assert {m for m in family.classifier if any(k.startswith(f"{m}.") for k in report["missing_keys"])} == set(new)
@@ -108,7 +108,7 @@ def test_a_head_for_the_same_classes_stays_and_one_for_others_is_new(tmp_path: P
     adapted = trained(classifier_config(tmp_path, method="full"), tmp_path / "run/model")
     again = classifier_config(tmp_path / "again", model__name_or_path=str(tmp_path / "run/model"),
                               data__train=str(tmp_path / "train.jsonl"))  # fmt: skip
-    kept = prepared_model(plan_run(again))
+    kept = build_model(plan_run(again))
     assert kept.loaded.new_modules == ()
     before = adapted.loaded.model.get_submodule("classifier").state_dict()
     assert torch.equal(kept.loaded.model.classifier.original_module.weight, before["weight"])
@@ -116,7 +116,7 @@ def test_a_head_for_the_same_classes_stays_and_one_for_others_is_new(tmp_path: P
         update={"data": again.data.model_copy(update={"labels": ("fine", "late", "other", "rude")})}
     )
     plan = plan_run(other)
-    fresh = prepared_model(plan)
+    fresh = build_model(plan)
     assert fresh.loaded.new_modules == ("classifier",)
     assert fresh.loaded.model.config.num_labels == 4
     assert any("begins anew" in note for note in plan.notes)
@@ -127,12 +127,12 @@ def test_start_from_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> 
     trained(classifier_config(tmp_path), tmp_path / "saved")
     start = {"lora__start_from": str(tmp_path / "saved")}
     plan = plan_run(classifier_config(tmp_path, **start))
-    prepared_model(plan)
+    build_model(plan)
     told = [
         note for note in plan.notes if "head for classes" in note
     ]  # it said that the head begins with random numbers
     assert told == ["the head for classes is that of lora.start_from, and training goes on with it"]
-    with pytest.raises(Refused) as error:  # by check too
+    with pytest.raises(InvalidInputError) as error:  # by check too
         plan_run(classifier_config(tmp_path, **start, data__labels=LABELS[::-1]))
     assert "data.labels" in [problem.key for problem in error.value.problems]
 
@@ -141,7 +141,7 @@ def test_the_head_begins_as_a_function_of_the_seed(tmp_path: Path) -> None:
     starts = []
     for seed in (0, 0, 1):
         torch.manual_seed(99 - len(starts))
-        adapted = prepared_model(plan_run(classifier_config(tmp_path, seed=seed)))
+        adapted = build_model(plan_run(classifier_config(tmp_path, seed=seed)))
         starts.append(adapted.trainable["base_model.model.classifier.modules_to_save.default.weight"].clone())
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
@@ -152,7 +152,7 @@ def test_the_head_begins_as_a_function_of_the_seed(tmp_path: Path) -> None:
 def test_the_head_is_not_quantized(tmp_path: Path, model_type: str) -> None:
     from bitsandbytes.nn.modules import Linear4bit
 
-    adapted = prepared_model(plan_run(classifier_config(tmp_path, model_type, method="qlora")))
+    adapted = build_model(plan_run(classifier_config(tmp_path, model_type, method="qlora")))
     model = adapted.loaded.model
     packed = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     assert packed
@@ -209,7 +209,7 @@ def test_the_names_of_classes_follow_their_numbers_not_the_file(tmp_path: Path) 
     assert open_classifier(str(folder)).labels == tuple(names)
     section = ModelSection(name_or_path=str(folder))
     as_classifier = load_config(section, TRAINED_FOR["seq_cls"], names)
-    assert new_modules(folder, as_classifier, TRAINED_FOR["seq_cls"]["bert"]) == ()
+    assert missing_head_modules(folder, as_classifier, TRAINED_FOR["seq_cls"]["bert"]) == ()
 
 
 def test_two_classes_without_names_are_told_apart(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loraft.adapters.adapter_files import ADAPTER_WEIGHTS, read_adapter
-from loraft.adapters.lora_factors import opened_adapter
+from loraft.adapters.lora_factors import open_adapter
 from loraft.adapters.save_adapter import load_adapter
 from loraft.errors import AdapterError
 from tests.adapters.setting import logits, tiny_loaded
@@ -48,7 +48,7 @@ def test_it_is_loaded_and_merged_where_the_weight_is_the_bases(tmp_path: Path, t
     assert torch.equal(logits(load_adapter(tiny_loaded(tmp_path / "base"), tmp_path / "adapter").model), logits(model))
     merged = AutoModelForCausalLM.from_pretrained(written(prepared(str(tmp_path / "adapter")), tmp_path / "out"))
     assert torch.allclose(logits(merged), logits(model), atol=1e-4)
-    with opened_adapter(tmp_path / "adapter") as opened:
+    with open_adapter(tmp_path / "adapter") as opened:
         assert (opened.saved, opened.unread) == ({}, ())
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from loraft.adapters import bounded_regex as expressions
 from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.bounded_regex import matching
-from loraft.adapters.inject import wrap
+from loraft.adapters.inject import add_lora_layers
 from loraft.adapters.rank_patterns import patterned, values_for
 from loraft.errors import AdapterError
 from tests.tiny import tiny_model
@@ -71,7 +71,7 @@ def test_a_hostile_expression_of_an_adapter_is_refused_by_name_and_file(
     folder = adapter_config(tmp_path, **{key: value})
     begun = time.perf_counter()
     with pytest.raises(AdapterError) as raised:
-        wrap(tiny_model("llama"), read_adapter(folder).config, where=str(folder / "adapter_config.json"))
+        add_lora_layers(tiny_model("llama"), read_adapter(folder).config, where=str(folder / "adapter_config.json"))
     assert time.perf_counter() - begun < 5
     (problem,) = raised.value.problems
     assert (problem.where, problem.key) == (str(folder / "adapter_config.json"), key)
@@ -98,7 +98,7 @@ def test_peft_adapts_the_same_modules_with_the_same_ranks_and_scales(declared: d
 
     expected = adapted(get_peft_model(tiny_model("llama"), LoraConfig(r=2, **declared)))
     assert expected
-    assert adapted(wrap(tiny_model("llama"), LoraConfig(r=2, **declared))) == expected
+    assert adapted(add_lora_layers(tiny_model("llama"), LoraConfig(r=2, **declared))) == expected
 
 
 def test_a_hostile_pattern_of_a_config_is_a_problem_of_its_key(impatient: None) -> None:

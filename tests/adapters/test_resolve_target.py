@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.adapters.metadata import Target
+from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, resolve_target, resolve_to_look
 from loraft.errors import AdapterError, ModelError
 from loraft.models.sources import resolve
@@ -36,14 +36,14 @@ def make_model(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["org/model", "gpt2", "builtin:smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M"])
 def test_a_base_by_its_name(name: str) -> None:
-    assert resolve_target(name) == Target(name)
+    assert resolve_target(name) == ResolvedTarget(name)
 
 
 def test_a_base_on_disk(here: Path) -> None:
     make_model(here / "models/mine")
     (here / "model.gguf").touch()
-    assert resolve_target("models/mine") == Target("models/mine")
-    assert resolve_target("model.gguf") == Target("model.gguf")
+    assert resolve_target("models/mine") == ResolvedTarget("models/mine")
+    assert resolve_target("model.gguf") == ResolvedTarget("model.gguf")
 
 
 @pytest.mark.parametrize("target", ["runs/a", "runs/a/adapter", "runs/a/checkpoints/step-000100", "train.yaml"])
@@ -70,7 +70,7 @@ def test_a_config_without_output_dir_means_its_newest_run(here: Path) -> None:
 
 def test_a_run_that_trained_every_weight(here: Path) -> None:
     make_model(here / "runs/full/model")
-    assert resolve_target("runs/full") == Target("runs/full/model")
+    assert resolve_target("runs/full") == ResolvedTarget("runs/full/model")
 
 
 def recorded(fingerprint: str = "sha256:1") -> dict[str, object]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from loraft.adapters.targets import Count, Targets, parse_layers, select
+from loraft.adapters.targets import ModuleCount, TargetModules, parse_layers, select
 from loraft.config.schema import LoraSection
 from loraft.errors import AdapterError
-from loraft.models.registry import FAMILIES, Family, family_of
+from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 
 INSIDE = {
     "self_attn.q_proj": (8, 8),
@@ -30,9 +30,9 @@ MODULES = {
 }
 
 
-def chosen(**lora: object) -> Targets:
+def chosen(**lora: object) -> TargetModules:
     section = LoraSection.model_validate({"r": 4, "alpha": 8, **lora})
-    return select(LINEAR, family_of("llama"), section, LAYERS, modules=MODULES)
+    return select(LINEAR, spec_of("llama"), section, LAYERS, modules=MODULES)
 
 
 def refused(**lora: object) -> str:
@@ -118,13 +118,13 @@ def test_c18_why_a_name_does_not_match() -> None:
 def test_parameters_are_r_times_in_plus_out() -> None:
     targets = chosen(target_modules=["q_proj", "k_proj"], layers=[3, 5])
     assert targets.parameters == 2 * (4 * (8 + 8) + 4 * (8 + 4))
-    assert targets.by_name == {"self_attn.q_proj": Count(2, 128), "self_attn.k_proj": Count(2, 96)}
-    assert targets.by_layer == {3: Count(2, 112), 5: Count(2, 112)}
+    assert targets.by_name == {"self_attn.q_proj": ModuleCount(2, 128), "self_attn.k_proj": ModuleCount(2, 96)}
+    assert targets.by_layer == {3: ModuleCount(2, 112), 5: ModuleCount(2, 112)}
 
 
 def test_one_matrix_of_llama_2_at_rank_8() -> None:
     section = LoraSection.model_validate({"r": 8, "target_modules": ["q_proj"]})
-    targets = select({"model.layers.0.self_attn.q_proj": (4096, 4096)}, family_of("llama"), section, 1)
+    targets = select({"model.layers.0.self_attn.q_proj": (4096, 4096)}, spec_of("llama"), section, 1)
     assert targets.parameters == 65_536
 
 
@@ -182,14 +182,14 @@ def test_a_module_is_not_adapted_and_trained_whole_at_once() -> None:
 def test_c22_one_side_of_a_tie_is_not_trained() -> None:
     section = LoraSection(modules_to_save=("lm_head",))
     with pytest.raises(AdapterError, match=r"lm_head shares its weight with model\.embed_tokens"):
-        select(LINEAR, family_of("llama"), section, LAYERS, modules=MODULES, tied=("model.embed_tokens", "lm_head"))
+        select(LINEAR, spec_of("llama"), section, LAYERS, modules=MODULES, tied=("model.embed_tokens", "lm_head"))
 
 
 def test_a_weight_in_4_bits_is_not_trained_whole() -> None:
     section = LoraSection(target_modules=("q_proj",), modules_to_save=("mlp",))
     packed = LINEAR.keys() - {"lm_head"}
     with pytest.raises(AdapterError, match="stored in 4 bits"):
-        select(LINEAR, family_of("llama"), section, LAYERS, modules=MODULES, quantized=packed)
+        select(LINEAR, spec_of("llama"), section, LAYERS, modules=MODULES, quantized=packed)
 
 
 # Models with two stacks, or with experts
@@ -206,7 +206,7 @@ T5 = {
 DEPTHS = {"encoder": 4, "decoder": 3}
 
 
-def of_t5(**lora: object) -> Targets:
+def of_t5(**lora: object) -> TargetModules:
     section = LoraSection.model_validate({"r": 4, "alpha": 8, **lora})
     return select(T5, FAMILIES["t5"], section, DEPTHS)
 
@@ -291,7 +291,7 @@ def test_lora_on_a_mixtures_experts_is_refused_with_the_reason(group: str) -> No
 
 
 def test_a_group_of_a_family_that_is_not_known_is_refused_with_its_modules() -> None:
-    strange = Family("strange", "layers", (), ())
+    strange = ModelSpec("strange", "layers", (), ())
     linear = {"layers.0.mix.in_map": (8, 8)}
     with pytest.raises(AdapterError, match=r"its attention is not known(.|\n)*mix\.in_map"):
         select(linear, strange, LoraSection.model_validate({"target_modules": "attention"}), 1)

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from loraft.config.schema import RunConfig
-from loraft.errors import DataError, NonFiniteError, Problem, Stopped, VerificationError
-from loraft.inference.requests import ModelChoice
+from loraft.errors import DataError, Interrupted, NonFiniteError, Problem, VerificationError
+from loraft.inference.requests import ModelRequest
 from loraft.training.run_events import (
     Evaluated,
     Event,
@@ -151,7 +151,9 @@ def train(
             raise NonFiniteError("the loss is NaN at step 137", remedy="Lower training.learning_rate.")
         case "sigint.jsonl" | "sigterm.jsonl" as path:
             number = 2 if path == "sigint.jsonl" else 15
-            raise Stopped("stopped at step 137", signal_number=number, remedy="loraft train x.yaml --resume goes on.")
+            raise Interrupted(
+                "stopped at step 137", signal_number=number, remedy="loraft train x.yaml --resume goes on."
+            )
         case "ctrl-c.jsonl":
             raise KeyboardInterrupt
         case "terminated.jsonl":
@@ -182,7 +184,7 @@ def run_events() -> Iterator[Event]:
             yield Saved(step, Path(f"runs/tickets-1/checkpoints/step-{step:06d}"))
 
 
-def generate(model: ModelChoice, *, prompt: str, **options: object) -> Stream:
+def generate(model: ModelRequest, *, prompt: str, **options: object) -> Stream:
     """Answers `Paris.`, whatever the question, with an escape sequence at its end."""
     CALLS.append({"model": model, "prompt": prompt, **options})
     return Stream(prompt)
@@ -208,7 +210,7 @@ class AnsweredFile:
 
 
 def complete(
-    model: ModelChoice,
+    model: ModelRequest,
     *,
     prompts: Sequence[str],
     observer: Callable[[Event], None],
@@ -222,7 +224,7 @@ def complete(
 
 
 def compare(
-    model: ModelChoice,
+    model: ModelRequest,
     *,
     prompts: Sequence[str],
     observer: Callable[[Event], None],
@@ -236,7 +238,7 @@ def compare(
 
 
 def answer_file(
-    model: ModelChoice,
+    model: ModelRequest,
     *,
     prompts: Path,
     output: Path,

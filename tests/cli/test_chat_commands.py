@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from loraft.cli.commands.chat_commands import COMMANDS, Command, parse_line, setting_names, with_settings
-from loraft.errors import Refused
-from loraft.inference.requests import AnswerOptions
+from loraft.cli.commands.chat_commands import COMMANDS, ChatCommand, parse_line, setting_names, with_settings
+from loraft.errors import InvalidInputError
+from loraft.inference.requests import GenerationRequest
 
 
 @pytest.mark.parametrize(
@@ -16,8 +16,8 @@ from loraft.inference.requests import AnswerOptions
         ("a /undo", "a /undo"),
         ("//undo", "/undo"),
         ("//", "/"),
-        ("/undo", Command("/undo", "")),
-        ("/system  Be  kind. ", Command("/system", "Be  kind.")),
+        ("/undo", ChatCommand("/undo", "")),
+        ("/system  Be  kind. ", ChatCommand("/system", "Be  kind.")),
     ],
 )
 def test_a_line_is_said_or_done(line: str, meant: object) -> None:
@@ -26,17 +26,17 @@ def test_a_line_is_said_or_done(line: str, meant: object) -> None:
 
 @pytest.mark.parametrize(("line", "near"), [("/rest", "/reset"), ("/exit", None), ("/", None), ("/Undo", "/undo")])
 def test_an_unknown_command_is_told_with_the_nearest(line: str, near: str | None) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInputError) as refused:
         parse_line(line)
     remedy = refused.value.problems[0].remedy or ""
     assert (f"Did you mean {near}?" in remedy) if near else ("/help lists them" in remedy)
 
 
 def test_every_setting_is_one_of_the_options() -> None:
-    options = with_settings(AnswerOptions(), "temperature=0.7 top_p=0.9 top_k=5 seed=3 max_new_tokens=9")
-    assert options == AnswerOptions(None, 9, 0.7, 0.9, 5, 3)
-    assert with_settings(options, "temperature=none top_k=default seed=") == AnswerOptions(None, 9, None, 0.9)
-    assert with_settings(AnswerOptions(), "system=Say a=b, kindly. top_k=2") == AnswerOptions(
+    options = with_settings(GenerationRequest(), "temperature=0.7 top_p=0.9 top_k=5 seed=3 max_new_tokens=9")
+    assert options == GenerationRequest(None, 9, 0.7, 0.9, 5, 3)
+    assert with_settings(options, "temperature=none top_k=default seed=") == GenerationRequest(None, 9, None, 0.9)
+    assert with_settings(GenerationRequest(), "system=Say a=b, kindly. top_k=2") == GenerationRequest(
         "Say a=b, kindly.", top_k=2
     )
     assert set(setting_names()) >= {"temperature", "max_new_tokens", "system"}
@@ -44,8 +44,8 @@ def test_every_setting_is_one_of_the_options() -> None:
 
 @pytest.mark.parametrize("text", ["temperature", "=1", "top_k=x", "top_k=1.5", "warmth=1", "seed=1e3", "top_p=a b"])
 def test_a_setting_that_cannot_be_is_refused(text: str) -> None:
-    with pytest.raises(Refused):
-        with_settings(AnswerOptions(), text)
+    with pytest.raises(InvalidInputError):
+        with_settings(GenerationRequest(), text)
 
 
 def test_each_command_has_its_usage_and_its_meaning() -> None:

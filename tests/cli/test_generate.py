@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from tests.cli import fake_api
 from tests.cli.conftest import Loraft
 
@@ -39,9 +39,9 @@ def test_what_ended_an_answer_is_said(
 def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:
     loraft("generate", "--adapter", "run/adapter", "--prompt", "Hi", "--top-k", "5")
     assert fake_api.CALLS[-1] == {
-        "model": ModelChoice(None, ["run/adapter"]),
+        "model": ModelRequest(None, ["run/adapter"]),
         "prompt": "Hi",
-        "options": AnswerOptions(top_k=5, seed=0),
+        "options": GenerationRequest(top_k=5, seed=0),
         "trace": False,
         "layers": False,
         "use_cache": True,
@@ -51,9 +51,9 @@ def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:
 def test_every_option_arrives(loraft: Loraft) -> None:
     words = "--system S --max-new-tokens 9 --temperature 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 --repetition-penalty 1.1"
     loraft("generate", "any", "-p", "Hi", *words.split(), "--stop", "a b", "--stop", "c", "--seed", "3")
-    assert fake_api.CALLS[-1]["options"] == AnswerOptions("S", 9, 0.5, 0.9, 5, 3, 0.1, 1.1, ("a b", "c"))
+    assert fake_api.CALLS[-1]["options"] == GenerationRequest("S", 9, 0.5, 0.9, 5, 3, 0.1, 1.1, ("a b", "c"))
     loraft("generate", "any", "-p", "Hi", "--num-beams", "4")
-    assert fake_api.CALLS[-1]["options"] == AnswerOptions(seed=0, num_beams=4)
+    assert fake_api.CALLS[-1]["options"] == GenerationRequest(seed=0, num_beams=4)
 
 
 def test_json_is_the_completion(loraft: Loraft) -> None:

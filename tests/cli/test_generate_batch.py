@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from tests.cli import fake_api
 from tests.cli.conftest import Loraft
 
@@ -33,11 +33,11 @@ def test_a_file_of_prompts(loraft: Loraft) -> None:
     assert {"rows 300", "there before 100", "answers cut 20 at the limit (--max-new-tokens)"} <= set(rows)
     assert json.loads(loraft(*words, "--json").stdout) == {"output": "o.jsonl", "rows": 300, "held": 100, "cut": 20}
     assert fake_api.CALLS[-1] == {
-        "model": ModelChoice("any"),
+        "model": ModelRequest("any"),
         "prompts": Path("p.jsonl"),
         "prompt_column": None,
         "output": Path("o.jsonl"),
-        "options": AnswerOptions(temperature=0.0, seed=0),
+        "options": GenerationRequest(temperature=0.0, seed=0),
         "batch_size": 8,
         "overwrite": True,
     }

@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 from transformers import AutoModelForCausalLM
 
-from loraft.cli.interrupts import Interrupted, interruptible, pass_on_unless_ctrl_c
+from loraft.cli.interrupts import SignalReceived, interruptible, pass_on_unless_ctrl_c
 from loraft.training import loop
 from tests.cli.test_end_to_end import loraft, place, started
 
@@ -180,7 +180,7 @@ def test_ctrl_c_may_be_an_answer_and_other_signals_are_not() -> None:
         for _ in range(2):
             taken(signal.SIGINT)
             assert watch.received is None
-        with pytest.raises(Interrupted):
+        with pytest.raises(SignalReceived):
             taken(signal.SIGTERM)
         assert watch.received == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "a second one ends the process"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from loraft.cli.app import app
 from loraft.cli.views.preview_page import MARK
-from loraft.cli.views.preview_view import Marks, drawn_preview, legible
+from loraft.cli.views.preview_view import Marks, legible, render_preview
 from loraft.config.config_file import load_config
 from tests.tiny import save_tiny
 from tests.training.building import rows, write_rows
@@ -61,7 +61,7 @@ def test_with_colours_neighbouring_tokens_have_other_shades(here: Path, colours:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, color_system=colours, width=100, no_color=False)  # type: ignore[arg-type]
     assert Marks.for_console(console).shaded
-    console.print(*drawn_preview(seen, Marks(shaded=True)), sep="\n")
+    console.print(*render_preview(seen, Marks(shaded=True)), sep="\n")
     drawn = stream.getvalue()
     assert "│" not in drawn
     assert "⟦" not in drawn

@@ -8,13 +8,13 @@ import warnings
 
 import pytest
 
-from loraft.cli.silence import hush
+from loraft.cli.silence import silence_libraries
 from tests.cli.conftest import Loraft
 
 
 def test_hushed_libraries_neither_warn_nor_log(caplog: pytest.LogCaptureFixture) -> None:
     with warnings.catch_warnings(record=True) as heard:
-        hush()
+        silence_libraries()
         warnings.warn("for developers", UserWarning, stacklevel=1)
         logging.getLogger("transformers").warning("for developers")
         logging.getLogger("transformers").error("for everybody")
@@ -25,7 +25,7 @@ def test_hushed_libraries_neither_warn_nor_log(caplog: pytest.LogCaptureFixture)
 
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
-    hush()
+    silence_libraries()
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "debug"
 
 

@@ -17,7 +17,7 @@ from loraft.config.config_file import load_config
 from loraft.config.schema import DataSource, Method, RunConfig, Task
 from loraft.config.unused_keys import unused_keys, unused_sections
 from loraft.errors import ResourceError
-from loraft.models.device import Placement
+from loraft.models.device import DeviceConfig
 from loraft.training.memory import quantized_bytes
 from loraft.training.run_plan import RunPlan, plan_run
 from tests.inspection.test_layers import LLAMA_2_7B, LLAMA_2_70B, config_alone
@@ -177,7 +177,7 @@ def on_the_meta_device(
     tiny_tokenizer().save_pretrained(folder / "shape")
     text = "z" * config.data.max_length  # a token a letter: rows are cut to the longest length
     path = str(write_rows(folder / "rows.jsonl", [{"text": text} for _ in range(20)]))
-    gpu = Placement("cuda", torch.bfloat16, "a GPU", memory, memory, ())
+    gpu = DeviceConfig("cuda", torch.bfloat16, "a GPU", memory, memory, ())
     monkeypatch.setattr("loraft.training.run_plan.place", lambda _: gpu)
     monkeypatch.setattr("loraft.training.model_summary.check_weights", lambda *_: None)  # there are none to be checked
     section = {"train": path, "eval": None, "max_length": config.data.max_length, "on_overlength": "truncate"}

@@ -10,21 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraft.dataset.build import SourceSpan
-from loraft.dataset.sampler import BatchPlan, Layout, collate, pack_rows
+from loraft.dataset.sampler import BatchLayout, BatchSampler, collate, pack_rows
 from loraft.tokenization.examples import Example
 
 ONE = Example([1, 2, 3], [-100, 2, 3], "a:1")
 TWO = Example([7, 8, 9, 10], [7, -100, 9, -100], "a:2")
 
 
-def plan(count: int, **options: object) -> BatchPlan:
+def plan(count: int, **options: object) -> BatchSampler:
     settings = {"batch_size": 4, "accumulation": 1, "seed": 0, **options}
     spans = settings.pop("spans", [SourceSpan(0, count, 1.0)])
-    return BatchPlan([3 + i % 11 for i in range(count)], spans, **settings)  # type: ignore[arg-type]
+    return BatchSampler([3 + i % 11 for i in range(count)], spans, **settings)  # type: ignore[arg-type]
 
 
 def test_rows_laid_end_to_end() -> None:
-    batch = collate([ONE, TWO], Layout(packed=True, pad_id=0))
+    batch = collate([ONE, TWO], BatchLayout(packed=True, pad_id=0))
     assert batch.input_ids.tolist() == [[1, 2, 3, 7, 8, 9, 10]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
     assert batch.row_lengths == (3, 4)
@@ -33,16 +33,16 @@ def test_rows_laid_end_to_end() -> None:
 
 
 def test_a_line_is_filled_by_a_row_of_padding_where_lengths_cost_time() -> None:
-    batch = collate([ONE, TWO], Layout(packed=True, pad_id=0, multiple_of=5))
+    batch = collate([ONE, TWO], BatchLayout(packed=True, pad_id=0, multiple_of=5))
     assert batch.input_ids.tolist() == [[1, 2, 3, 7, 8, 9, 10, 0, 0, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 2]]
     assert batch.row_lengths == (3, 4, 3)
     assert (batch.target_positions.tolist(), batch.tokens) == ([0, 1, 4], 7)
-    assert collate([ONE, TWO], Layout(True, 0, multiple_of=7)).row_lengths == (3, 4)
+    assert collate([ONE, TWO], BatchLayout(True, 0, multiple_of=7)).row_lengths == (3, 4)
 
 
 def test_rows_padded_on_the_right() -> None:
-    batch = collate([ONE, TWO], Layout(packed=False, pad_id=0))
+    batch = collate([ONE, TWO], BatchLayout(packed=False, pad_id=0))
     assert batch.input_ids.tolist() == [[1, 2, 3, 0], [7, 8, 9, 10]]
     assert batch.row_lengths is None
     assert (batch.target_positions.tolist(), batch.target_ids.tolist()) == ([0, 1, 5], [2, 3, 9])
@@ -52,7 +52,7 @@ def test_rows_padded_on_the_right() -> None:
 def test_c1_a_padding_token_that_is_a_target_stays_one() -> None:
     """C1: labels decide, never the id of the padding."""
     batch = collate(
-        [Example([5, 2], [-100, 2], "a:1"), Example([5, 6, 2], [-100, 6, 2], "a:2")], Layout(False, pad_id=2)
+        [Example([5, 2], [-100, 2], "a:1"), Example([5, 6, 2], [-100, 6, 2], "a:2")], BatchLayout(False, pad_id=2)
     )
     assert batch.target_ids.tolist() == [2, 6, 2]
 
@@ -85,7 +85,7 @@ def test_weights_repeat_and_thin_out_sources() -> None:
 
 
 def test_grouping_makes_lengths_alike() -> None:
-    def spread(chosen: BatchPlan) -> float:
+    def spread(chosen: BatchSampler) -> float:
         batches = [[chosen.lengths[row] for row in batch] for batch in chosen.epoch(0)]
         return sum(max(batch) - min(batch) for batch in batches) / len(batches)
 
@@ -108,6 +108,6 @@ def test_filling_is_tight() -> None:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_to_moves_every_tensor(packed: bool) -> None:
-    moved = collate([ONE, TWO], Layout(packed, 0)).to("meta")
+    moved = collate([ONE, TWO], BatchLayout(packed, 0)).to("meta")
     tensors = (moved.input_ids, moved.position_ids, moved.target_positions, moved.target_ids)
     assert all(tensor.device == torch.device("meta") for tensor in tensors)

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
 from loraft.dataset.fingerprint import contents_of, identity_of
-from loraft.dataset.sampler import Window
-from loraft.dataset.streaming import StreamPlan
+from loraft.dataset.sampler import StepBatches
+from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import DataError
 from tests.tiny import tiny_tokenizer
 
@@ -40,9 +40,9 @@ def places(data: PreparedData, epoch: int = 0) -> list[str]:
     return [example.where for example, _, _ in data.stream.examples(epoch)]
 
 
-def windows(data: PreparedData, epoch: int = 0, place: tuple[int, int] = (0, 0), size: int = 4) -> list[Window]:
+def windows(data: PreparedData, epoch: int = 0, place: tuple[int, int] = (0, 0), size: int = 4) -> list[StepBatches]:
     assert data.stream is not None
-    return list(StreamPlan(data.stream, size, 2).windows([], epoch, 0, place))
+    return list(StreamingSampler(data.stream, size, 2).windows([], epoch, 0, place))
 
 
 def rows(count: int) -> list[dict[str, str]]:
@@ -144,7 +144,7 @@ def test_c10_an_epoch_trains_on_every_token_in_the_steps_that_were_told(tmp_path
     data = prepared(path)
     assert data.stream is not None
     come = windows(data)
-    assert len(come) == StreamPlan(data.stream, 4, 2).steps(0) == 8
+    assert len(come) == StreamingSampler(data.stream, 4, 2).steps(0) == 8
     trained = sum(example.trained for window in come for batch in window.batches for example in batch)
     assert trained == sum(example.trained for example in prepared(path, streaming=False).train)
 

@@ -18,7 +18,7 @@ from loraft.dataset import build as prepare
 from loraft.dataset import source_rows as sources
 from loraft.dataset import token_cache as kept
 from loraft.dataset.build import PreparedData
-from loraft.dataset.token_cache import KEPT, Keeper
+from loraft.dataset.token_cache import KEPT, TokenCache
 from tests.tiny import tiny_tokenizer
 
 
@@ -235,4 +235,4 @@ for _ in range(30):
 """
     both = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
-    assert Keeper(tmp_path, "key").find() is not None
+    assert TokenCache(tmp_path, "key").find() is not None

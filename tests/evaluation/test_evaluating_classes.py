@@ -16,7 +16,7 @@ from loraft import api
 from loraft.errors import AdapterError, DataError, NonFiniteError, OutOfMemoryError
 from loraft.evaluation.evaluation_result import Evaluation
 from loraft.events import Event, Note
-from loraft.inference.requests import ModelChoice
+from loraft.inference.requests import ModelRequest
 from tests.tiny import tiny_tokenizer
 from tests.training.building import write_rows
 from tests.training.classifiers import classifier_config, labelled_rows
@@ -35,7 +35,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def evaluated(place: Path, target: str = "run", **arguments: Any) -> Evaluation:
-    choice = ModelChoice(str(place / target), dtype="float32")
+    choice = ModelRequest(str(place / target), dtype="float32")
     return api.evaluate(choice, **{"data": place / "rows.jsonl"} | arguments)
 
 
@@ -63,7 +63,7 @@ def test_the_figures_are_those_of_the_rows_in_the_file(place: Path, tmp_path: Pa
     assert [(line["input"], line["reference"]) for line in lines] == [
         (row["text"], row["label"]) for row in labelled_rows(23)
     ]
-    told = api.predict(ModelChoice(str(place / "run"), dtype="float32"), texts=[(lines[3]["input"], None)])
+    told = api.predict(ModelRequest(str(place / "run"), dtype="float32"), texts=[(lines[3]["input"], None)])
     assert lines[3]["probabilities"] == pytest.approx(told[0], abs=1e-6)
     for line in lines:
         assert line["prediction"] == max(line["probabilities"], key=line["probabilities"].__getitem__)

@@ -14,13 +14,13 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from loraft import api
 from loraft.errors import DataError
 from loraft.evaluation.evaluation_result import Evaluation
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from tests.inference.test_pair_voices import multilingual_base, of_peft
 from tests.inference.voices import pair_adapter_in
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.building import pairs, write_rows
 
-SHORT = AnswerOptions(temperature=0, num_beams=1, max_new_tokens=6)
+SHORT = GenerationRequest(temperature=0, num_beams=1, max_new_tokens=6)
 PREFIX = "turn: "
 
 
@@ -37,7 +37,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def evaluated(place: Path, target: str = "a", **arguments: Any) -> Evaluation:
-    choice = ModelChoice(str(place / target), dtype="float32")
+    choice = ModelRequest(str(place / target), dtype="float32")
     return api.evaluate(choice, **{"data": place / "rows.jsonl", "metrics": ["loss"], "options": SHORT} | arguments)
 
 
@@ -76,7 +76,7 @@ def test_answers_are_those_of_generate_and_measured_as_translations(place: Path,
     assert found.differences.keys() == found.measured.figures.keys()
     for line in map(json.loads, output.read_text().splitlines()):
         for target, said in (("a", line), ("base", line["baseline"])):
-            choice = ModelChoice(str(place / target), dtype="float32")
+            choice = ModelRequest(str(place / target), dtype="float32")
             # The base beside its adapter is asked as its adapter is, by itself as nobody trained it.
             prompt = line["input"] if target == "a" else PREFIX + line["input"]
             assert said["prediction"] == api.generate(choice, prompt=prompt, options=SHORT).completion.completion
@@ -85,11 +85,11 @@ def test_answers_are_those_of_generate_and_measured_as_translations(place: Path,
 def test_languages_are_those_of_the_adapter_and_may_be_said(place: Path) -> None:
     plain, turned = evaluated(place), evaluated(place, data=place / "turned.jsonl")
     assert plain.measured.loss == turned.measured.loss
-    choice = ModelChoice(str(place / "a"), dtype="float32", source_lang="xx", target_lang="en")
+    choice = ModelRequest(str(place / "a"), dtype="float32", source_lang="xx", target_lang="en")
     back = api.evaluate(choice, data=place / "turned.jsonl", metrics=["loss"])
     assert back.measured.loss != plain.measured.loss
     with pytest.raises(DataError, match=r"turned.jsonl:1 translation: has no text in fr .*it has en, xx"):
-        api.evaluate(ModelChoice(str(place / "a"), source_lang="fr"), data=place / "turned.jsonl", metrics=["loss"])
+        api.evaluate(ModelRequest(str(place / "a"), source_lang="fr"), data=place / "turned.jsonl", metrics=["loss"])
 
 
 def test_a_base_that_nobody_trained_must_be_told_the_languages(place: Path) -> None:
@@ -109,7 +109,7 @@ def test_what_knows_languages_is_asked_and_read_in_those_of_the_rows(tmp_path: P
     adapter = pair_adapter_in(tmp_path / "a", base, languages=(source, target), seed=seed, amount=1.0)
     texts = [("hello", "the cat"), ("the cat", "hello"), ("cat hello", "hello the cat")]
     write_rows(tmp_path / "rows.jsonl", [{"translation": {source: one, target: other}} for one, other in texts])
-    options, output = AnswerOptions(temperature=0, num_beams=1, max_new_tokens=12), tmp_path / "o.jsonl"
+    options, output = GenerationRequest(temperature=0, num_beams=1, max_new_tokens=12), tmp_path / "o.jsonl"
     found = evaluated(tmp_path, metrics=["exact_match"], options=options, output=output, batch_size=2)
     tokenizer: Any = AutoTokenizer.from_pretrained(adapter)
     said = of_peft(base, adapter, tuple(one for one, _ in texts))
@@ -126,7 +126,7 @@ def test_what_knows_languages_is_asked_and_read_in_those_of_the_rows(tmp_path: P
             total += model(**batch).loss.double().item() * batch["labels"].numel()
         tokens += batch["labels"].numel()
     assert (found.tokens, found.measured.loss) == (tokens, pytest.approx(total / tokens, rel=1e-6))
-    choice = ModelChoice(str(base), dtype="float32", source_lang=source, target_lang=target)
+    choice = ModelRequest(str(base), dtype="float32", source_lang=source, target_lang=target)
     alone = api.evaluate(choice, data=tmp_path / "rows.jsonl", metrics=["loss"])
     assert alone.tokens == tokens
     assert alone.measured.loss != found.measured.loss

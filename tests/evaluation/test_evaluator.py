@@ -16,20 +16,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from loraft import api
 from loraft.config.schema import DataSource, RunConfig
 from loraft.dataset.build import prepare
-from loraft.errors import NonFiniteError, Stopped
+from loraft.errors import Interrupted, NonFiniteError
 from loraft.evaluation.eval_dataset import EvaluatedRows, read_source, rows_of
 from loraft.evaluation.evaluation_result import Evaluation
-from loraft.evaluation.evaluator import Answer, Reading, Subject, evaluate
+from loraft.evaluation.evaluator import Answer, EvalModel, RowScore, evaluate
 from loraft.evaluation.source_run import PastRun
 from loraft.events import Event, Progress
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.training.memory import peak_bytes
 from tests.inference.voices import adapter_in, base_in
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import pairs, rows, tiny_config, write_rows
 from tests.training.classifiers import labelled_rows
 
-SHORT = AnswerOptions(temperature=0, num_beams=1, max_new_tokens=6)
+SHORT = GenerationRequest(temperature=0, num_beams=1, max_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(place: Path, target: str = "a", **arguments: Any) -> Evaluation:
-    choice = ModelChoice(str(place / target), dtype="float32")
+    choice = ModelRequest(str(place / target), dtype="float32")
     return api.evaluate(choice, **{"data": place / "rows.jsonl", "metrics": ["loss"], "options": SHORT} | arguments)
 
 
@@ -96,7 +96,7 @@ def test_answers_are_those_of_generate(place: Path, tmp_path: Path) -> None:
     evaluated(place, output=output, baseline=True, metrics=["exact_match"], limit=5)
     for line in map(json.loads, output.read_text().splitlines()):
         for target, said in (("a", line), ("base", line["baseline"])):
-            choice = ModelChoice(str(place / target), dtype="float32")
+            choice = ModelRequest(str(place / target), dtype="float32")
             alone = api.generate(choice, prompt=line["input"][0]["content"], options=SHORT).completion
             assert said["prediction"] == alone.completion
 
@@ -142,7 +142,7 @@ def test_a_run_is_evaluated_on_what_it_held_out_to_the_loss_of_its_training(tmp_
 def test_a_model_trained_whole_is_evaluated_on_its_run_too(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, method="full", data__eval=0.4, training__max_steps=2)
     trained = api.train(config)
-    choice = ModelChoice(str(tmp_path / "run"), dtype="float32")
+    choice = ModelRequest(str(tmp_path / "run"), dtype="float32")
     assert api.evaluate(choice, metrics=["loss"]).measured.loss == pytest.approx(trained.eval_loss, rel=1e-5)
 
 
@@ -151,13 +151,13 @@ def few_items(place: Path, count: int = 5) -> EvaluatedRows:
     return rows_of(source, tiny_tokenizer(), positions=None, limit=count)
 
 
-def measured_by(place: Path, subject: Subject, **arguments: Any) -> Evaluation:
+def measured_by(place: Path, subject: EvalModel, **arguments: Any) -> Evaluation:
     settings = {"task": "causal_lm", "data": "rows", "metrics": (), "batch_size": 1, "output": None}
     return evaluate(few_items(place, 20), subject, None, **settings | {"observer": lambda _: None} | arguments)
 
 
 def test_a_loss_that_is_no_number_names_its_row(place: Path) -> None:
-    subject = Subject("a", lambda examples: [Reading(math.nan)] * len(examples))
+    subject = EvalModel("a", lambda examples: [RowScore(math.nan)] * len(examples))
     with pytest.raises(NonFiniteError, match=r"rows.jsonl:\d+: the loss of a is nan"):
         measured_by(place, subject)
 
@@ -166,13 +166,13 @@ def test_what_was_evaluated_before_a_signal_is_in_the_file(place: Path, tmp_path
     """Windows of 4 rows; Ctrl-C in the second one."""
     told: list[Event] = []
 
-    def read(examples: Any) -> list[Reading]:
+    def read(examples: Any) -> list[RowScore]:
         if told:
             raise KeyboardInterrupt
-        return [Reading(1.0 * example.trained) for example in examples]
+        return [RowScore(1.0 * example.trained) for example in examples]
 
-    subject = Subject("a", read, lambda prompts: [Answer("", "stop") for _ in prompts])
-    with pytest.raises(Stopped, match="stopped: 4 of 20 rows are in") as stopped:
+    subject = EvalModel("a", read, lambda prompts: [Answer("", "stop") for _ in prompts])
+    with pytest.raises(Interrupted, match="stopped: 4 of 20 rows are in") as stopped:
         measured_by(place, subject, output=tmp_path / "o.jsonl", observer=told.append)
     assert stopped.value.stopped_exit_code == 130
     assert told == [Progress("rows evaluated", 4, 20)]

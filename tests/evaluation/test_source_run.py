@@ -9,7 +9,7 @@ import pytest
 
 from loraft.config.schema import DataSource, RunConfig
 from loraft.dataset.fingerprint import contents_of
-from loraft.dataset.source_rows import sources_of
+from loraft.dataset.source_rows import expand_sources
 from loraft.errors import DataError
 from loraft.evaluation.source_run import PastRun
 
@@ -26,7 +26,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def begun(folder: Path, **data: object) -> PastRun:
     """A run, with its manifest written as the files are now."""
     config = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": {"train": "train.jsonl", **data}})
-    train, held_out = map(contents_of, sources_of(config.data))
+    train, held_out = map(contents_of, expand_sources(config.data))
     (folder / "run/manifest.json").write_text(json.dumps({"data": {"train": train, "eval": held_out}}))
     return PastRun(folder / "run", config)
 

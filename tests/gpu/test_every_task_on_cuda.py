@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loraft import api
-from loraft.inference.requests import AnswerOptions
+from loraft.inference.requests import GenerationRequest
 from tests.training.wide import wide_config
 
 pytestmark = pytest.mark.gpu
@@ -27,7 +27,9 @@ def test_an_encoder_decoder_trains_evaluates_and_answers(
 ) -> None:
     run = api.train(wide_config(tmp_path, task="seq2seq_lm", model_type=model_type, data__eval=0.2, **options))
     assert run.eval_loss is not None
-    answer = api.generate(str(run.run_folder), prompt="the order", options=AnswerOptions(max_new_tokens=8)).completion
+    answer = api.generate(
+        str(run.run_folder), prompt="the order", options=GenerationRequest(max_new_tokens=8)
+    ).completion
     assert len(answer.token_ids) <= 8
     assert api.evaluate(str(run.run_folder)).measured.loss == pytest.approx(run.eval_loss, rel=2e-2)  # other kernels
 

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from loraft import api
-from loraft.dataset.sampler import Layout, collate
-from loraft.errors import Stopped
-from loraft.inference.requests import AnswerOptions
+from loraft.dataset.sampler import BatchLayout, collate
+from loraft.errors import Interrupted
+from loraft.inference.requests import GenerationRequest
 from loraft.kernels.packed_attention import attend_rows
 from loraft.training.run_plan import plan_run
-from loraft.training.trainer import prepared_model
+from loraft.training.trainer import build_model
 from tests.training.building import tiny_fit
 from tests.training.test_every_combination import AS_ON_CUDA, task_of, train_two_steps
 from tests.training.test_trainer import stop_at
@@ -43,19 +43,21 @@ def test_a_run_trains_evaluates_resumes_and_generates(tmp_path: Path, options: d
     wide_config(tmp_path)
     whole = api.train(config_of(tmp_path, "whole", **options))
     assert whole.eval_loss is not None
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         api.train(config_of(tmp_path, "stopped", **options), observer=stop_at(3))
     again = api.train(config_of(tmp_path, "stopped", **options), resume=True)
     ours, theirs = (load_file(run.saved / "adapter_model.safetensors") for run in (again, whole))
     for name, tensor in theirs.items():
         # GPU kernels add in an order that changes from run to run, so bytes may differ; values may not.
         torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=1e-3)
-    answer = api.generate(str(again.run_folder), prompt="the order", options=AnswerOptions(max_new_tokens=8)).completion
+    answer = api.generate(
+        str(again.run_folder), prompt="the order", options=GenerationRequest(max_new_tokens=8)
+    ).completion
     assert len(answer.token_ids) <= 8
 
 
 def test_the_base_is_in_4_bits_with_double_quantization(tmp_path: Path) -> None:
-    adapted = prepared_model(plan_run(wide_config(tmp_path, **METHODS["qlora"])))
+    adapted = build_model(plan_run(wide_config(tmp_path, **METHODS["qlora"])))
     layers = [m for m in adapted.loaded.model.modules() if type(m).__name__ == "Linear4bit"]
     assert layers
     for layer in layers:
@@ -91,7 +93,7 @@ def test_c11_packed_and_padded_losses_agree(tmp_path: Path) -> None:
     run, _ = tiny_fit(wide_config(tmp_path, model__dtype="bfloat16"))
     with torch.no_grad():
         losses = [
-            run.loss(collate(run.train[:6], Layout(packed, run.layout.pad_id)).to("cuda")).item()
+            run.loss(collate(run.train[:6], BatchLayout(packed, run.layout.pad_id)).to("cuda")).item()
             for packed in (True, False)
         ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)

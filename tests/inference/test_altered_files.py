@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraft import api
-from loraft.errors import AdapterError, Refused
-from loraft.inference.requests import AnswerOptions
+from loraft.errors import AdapterError, InvalidInputError
+from loraft.inference.requests import GenerationRequest
 from loraft.io.checksums import seal
 from tests.training.building import tiny_config
 
@@ -34,7 +34,7 @@ FILES = {
     "adapter": ("adapter_config.json", "adapter_model.safetensors", *COMMON),
     "model": ("config.json", "model.safetensors", *COMMON),
 }
-OPTIONS = AnswerOptions(max_new_tokens=3)
+OPTIONS = GenerationRequest(max_new_tokens=3)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_every_file_that_decides_an_answer_is_verified(
     try:
         said = "\n".join(api.generate(str(trained), prompt="the order", options=OPTIONS).notes)
         used = True
-    except Refused as refused:
+    except InvalidInputError as refused:
         said = str(refused)
     assert name in said or f"{trained}" in said
     assert not used or (name.endswith("config.json") and harm == "one bit"), "only settings are used when altered"
@@ -132,7 +132,7 @@ def test_a_merged_model_is_verified_too(runs: Path, tmp_path: Path) -> None:
     record = json.loads((out / "loraft.json").read_text())
     assert record["files"] == seal(out, ["loraft.json", "README.md", "merge_report.json"])
     one_bit(out / "model.safetensors")
-    with pytest.raises(Refused, match="other contents than were written"):
+    with pytest.raises(InvalidInputError, match="other contents than were written"):
         api.generate(str(out), prompt="the order", options=OPTIONS)
 
 

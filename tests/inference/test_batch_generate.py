@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraft.errors import DataError, OutOfMemoryError, Stopped
+from loraft.errors import DataError, Interrupted, OutOfMemoryError
 from loraft.events import Event, Progress
 from loraft.inference import batch_generate as batch
 from loraft.inference.batch_generate import AnsweredFile, answer_questions, read_questions
 from loraft.inference.engine import stream
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
 from loraft.rows.formats import Message
 from tests.inference.voices import adapter_in, base_in
@@ -25,7 +25,7 @@ WORDS = (
     "user",
     "and the system is in order",
 )
-OPTIONS = AnswerOptions(max_new_tokens=10, temperature=0.8, seed=3)
+OPTIONS = GenerationRequest(max_new_tokens=10, temperature=0.8, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(place: Path) -> Session:
-    return open_session(ModelChoice(str(place / "a")))
+    return open_session(ModelRequest(str(place / "a")))
 
 
 def asked(folder: Path, count: int = 23) -> Path:
@@ -67,7 +67,7 @@ def rows_of(path: Path) -> list[dict[str, object]]:
 
 def test_c35_each_row_is_answered_as_it_would_be_alone(session: Session, tmp_path: Path) -> None:
     """Greedy and sampled: row n draws from seed + n, whatever rows are beside it."""
-    for options in (OPTIONS, AnswerOptions(max_new_tokens=10)):
+    for options in (OPTIONS, GenerationRequest(max_new_tokens=10)):
         result = run(session, tmp_path, "o.jsonl", options=options, overwrite=True)
         voice = session.voice()
         for number, (row, question) in enumerate(
@@ -124,9 +124,9 @@ def test_another_number_of_rows_at_a_time_goes_on_with_it(session: Session, tmp_
 
 
 @pytest.mark.parametrize(
-    "options", [AnswerOptions(max_new_tokens=10, temperature=0.8, seed=4), AnswerOptions(max_new_tokens=9)]
+    "options", [GenerationRequest(max_new_tokens=10, temperature=0.8, seed=4), GenerationRequest(max_new_tokens=9)]
 )
-def test_other_options_do_not_go_on_with_it(session: Session, tmp_path: Path, options: AnswerOptions) -> None:
+def test_other_options_do_not_go_on_with_it(session: Session, tmp_path: Path, options: GenerationRequest) -> None:
     run(session, tmp_path, "o.jsonl")
     with pytest.raises(DataError, match="another model, or with other settings"):
         run(session, tmp_path, "o.jsonl", options=options)
@@ -137,9 +137,9 @@ def test_another_adapter_or_another_storage_does_not_go_on_with_it(
 ) -> None:
     run(session, tmp_path, "o.jsonl")
     for other in (
-        open_session(ModelChoice(str(place / "b"))),
-        open_session(ModelChoice(str(place / "a"), dtype="bfloat16")),
-        open_session(ModelChoice(str(place / "a"), merge=True)),
+        open_session(ModelRequest(str(place / "b"))),
+        open_session(ModelRequest(str(place / "a"), dtype="bfloat16")),
+        open_session(ModelRequest(str(place / "a"), merge=True)),
     ):
         with pytest.raises(DataError, match="another model, or with other settings"):
             run(other, tmp_path, "o.jsonl")
@@ -148,7 +148,7 @@ def test_another_adapter_or_another_storage_does_not_go_on_with_it(
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [
-        (KeyboardInterrupt(), Stopped, r"stopped: 16 of 23 rows are in(.|\n)*The same command goes on"),
+        (KeyboardInterrupt(), Interrupted, r"stopped: 16 of 23 rows are in(.|\n)*The same command goes on"),
         (torch.OutOfMemoryError(), OutOfMemoryError, r"ran out of memory with 2 rows at a time(.|\n)*--batch-size"),
     ],
 )
@@ -252,7 +252,7 @@ def test_a_row_longer_than_the_models_positions_is_named_before_anything_is_writ
 ) -> None:
     base = base_in(tmp_path / "base", model_type, max_position_embeddings=48)
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n" + json.dumps({"prompt": "late " * 60}) + "\n")
-    session = open_session(ModelChoice(str(base)))
+    session = open_session(ModelRequest(str(base)))
     with pytest.raises(DataError, match=r"p.jsonl:2: has \d+ tokens, and this model has learned 48 positions"):
         answer_questions(
             session, read_questions(tmp_path / "p.jsonl"), tmp_path / "o", options=OPTIONS, observer=lambda _: None
@@ -266,7 +266,7 @@ def test_a_row_that_the_template_refuses_is_named(place: Path, tmp_path: Path) -
     (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n{"prompt": "no"}\n')
     with pytest.raises(DataError, match=r"p.jsonl:2.*not this"):
         answer_questions(
-            open_session(ModelChoice(str(tmp_path / "strict"))),
+            open_session(ModelRequest(str(tmp_path / "strict"))),
             read_questions(tmp_path / "p.jsonl"),
             tmp_path / "o",
             options=OPTIONS,

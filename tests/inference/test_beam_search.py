@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from loraft.errors import ConfigError
 from loraft.inference.engine import complete_batch, stream
-from loraft.inference.requests import AnswerOptions
-from loraft.inference.sampling import SamplingRules
+from loraft.inference.requests import GenerationRequest
+from loraft.inference.sampling import SamplingParams
 from tests.inference.test_engine import TOKENIZER, prompts
 from tests.tiny import tiny_model
 
@@ -42,7 +42,7 @@ def of_transformers(model: PreTrainedModel, prompt: list[int], stops: list[int] 
 def test_beams_are_transformers_beams(model_type: str, settings: dict[str, Any]) -> None:
     """Greedy beams, float32, token for token; with and without stop ids, so that some end early and some do not."""
     model = tiny_model(model_type)
-    rules = SamplingRules(**settings)
+    rules = SamplingParams(**settings)
     for stops in (STOPS, []):
         for prompt in prompts(5):
             ours = stream(model, TOKENIZER, prompt, rules=rules, max_new_tokens=12, stop_ids=stops).completion
@@ -51,7 +51,7 @@ def test_beams_are_transformers_beams(model_type: str, settings: dict[str, Any])
 
 def test_an_answer_that_must_begin_with_a_token_does() -> None:
     model = tiny_model("bart")
-    rules = SamplingRules(num_beams=3, first=41, never=(15, 230))
+    rules = SamplingParams(num_beams=3, first=41, never=(15, 230))
     for prompt in prompts(3):
         ours = stream(model, TOKENIZER, prompt, rules=rules, max_new_tokens=8, stop_ids=STOPS).completion.token_ids
         expected = of_transformers(
@@ -64,7 +64,7 @@ def test_an_answer_that_must_begin_with_a_token_does() -> None:
 
 def test_a_beam_ends_at_a_stop_text_as_in_transformers() -> None:
     """The text is that in front of it; of tokens, those that spelled it are there."""
-    model, prompt, rules = tiny_model("llama"), [5, 6, 7], SamplingRules(num_beams=3)
+    model, prompt, rules = tiny_model("llama"), [5, 6, 7], SamplingParams(num_beams=3)
     free = stream(model, TOKENIZER, prompt, rules=rules, max_new_tokens=12, stop_ids=()).completion
     text = free.completion[4:6]
     stopped = stream(
@@ -81,7 +81,7 @@ def test_beams_find_a_likelier_answer_than_greed() -> None:
     better = 0
     for prompt in prompts(8):
         sums = [
-            sum(stream(model, TOKENIZER, prompt, rules=SamplingRules(num_beams=n), max_new_tokens=8, stop_ids=())
+            sum(stream(model, TOKENIZER, prompt, rules=SamplingParams(num_beams=n), max_new_tokens=8, stop_ids=())
                 .completion.logprobs)
             for n in (1, 5)
         ]  # fmt: skip
@@ -91,7 +91,7 @@ def test_beams_find_a_likelier_answer_than_greed() -> None:
 
 def test_logprobs_of_beams_are_the_models_own() -> None:
     model, prompt = tiny_model("gpt2"), [5, 6, 7]
-    rules = SamplingRules(num_beams=3, repetition_penalty=1.5)
+    rules = SamplingParams(num_beams=3, repetition_penalty=1.5)
     answered = stream(model, TOKENIZER, prompt, rules=rules, max_new_tokens=6, stop_ids=()).completion
     with torch.no_grad():
         logits = model(torch.tensor([prompt + list(answered.token_ids)])).logits[0].log_softmax(-1)
@@ -101,7 +101,7 @@ def test_logprobs_of_beams_are_the_models_own() -> None:
 
 
 def test_beams_of_a_batch_are_those_of_each_row() -> None:
-    model, rules = tiny_model("llama"), SamplingRules(num_beams=3)
+    model, rules = tiny_model("llama"), SamplingParams(num_beams=3)
     rows = prompts(5)
     together = complete_batch(model, TOKENIZER, rows, rules=rules, max_new_tokens=8, stop_ids=STOPS)
     for row, answer in zip(rows, together, strict=True):
@@ -111,4 +111,4 @@ def test_beams_of_a_batch_are_those_of_each_row() -> None:
 
 def test_beams_draw_nothing() -> None:
     with pytest.raises(ConfigError, match="num_beams"):
-        SamplingRules.of(None, AnswerOptions(num_beams=2, temperature=0.5))
+        SamplingParams.of(None, GenerationRequest(num_beams=2, temperature=0.5))

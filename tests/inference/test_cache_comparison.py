@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraft.inference.cache_comparison import Difference, Speed, compare_cache
+from loraft.inference.cache_comparison import LogprobDifference, Speed, compare_cache
 from loraft.inference.completion import Completion
 from loraft.tokenization.token_strings import Piece
 
@@ -23,10 +23,14 @@ def test_equal_answers_do_not_part() -> None:
 
 def test_the_first_difference_is_told_with_both_pieces() -> None:
     compared = compare_cache(completion(1, 2, 3), completion(1, 5, 4), piece)
-    assert compared.first_difference == Difference(1, Piece(2, "t2"), Piece(5, "t5"))
+    assert compared.first_difference == LogprobDifference(1, Piece(2, "t2"), Piece(5, "t5"))
     assert not compared.same_tokens
 
 
 def test_an_answer_that_ends_sooner_parts_there() -> None:
-    assert compare_cache(completion(1, 0), completion(1), piece).first_difference == Difference(1, Piece(0, "t0"), None)
-    assert compare_cache(completion(), completion(7), piece).first_difference == Difference(0, None, Piece(7, "t7"))
+    assert compare_cache(completion(1, 0), completion(1), piece).first_difference == LogprobDifference(
+        1, Piece(0, "t0"), None
+    )
+    assert compare_cache(completion(), completion(7), piece).first_difference == LogprobDifference(
+        0, None, Piece(7, "t7")
+    )

@@ -10,12 +10,12 @@ from loraft.errors import AdapterError
 from loraft.events import Event, Progress
 from loraft.inference.compare_adapters import compare
 from loraft.inference.engine import Completion, stream
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
 from tests.inference.voices import adapter_in, base_in
 
 PROMPTS = ("the order is late", "so?", "the customer said that the answer is in the text")
-OPTIONS = AnswerOptions(max_new_tokens=8)
+OPTIONS = GenerationRequest(max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,12 @@ def alone(session: Session, prompt: str) -> Completion:
 
 def test_each_voice_answers_as_it_does_alone(place: Path) -> None:
     told: list[Event] = []
-    session = open_session(ModelChoice(None, [f"a={place / 'a'}", f"b={place / 'b'}"]))
+    session = open_session(ModelRequest(None, [f"a={place / 'a'}", f"b={place / 'b'}"]))
     compared = compare(session, PROMPTS, options=OPTIONS, batch_size=2, observer=told.append)
     singles = {
-        "base": open_session(ModelChoice(str(place / "base"), dtype="float32")),
-        "a": open_session(ModelChoice(str(place / "a"))),
-        "b": open_session(ModelChoice(str(place / "b"))),
+        "base": open_session(ModelRequest(str(place / "base"), dtype="float32")),
+        "a": open_session(ModelRequest(str(place / "a"))),
+        "b": open_session(ModelRequest(str(place / "b"))),
     }
     assert [each.prompt for each in compared] == list(PROMPTS)
     for each in compared:
@@ -52,6 +52,6 @@ def test_each_voice_answers_as_it_does_alone(place: Path) -> None:
 
 
 def test_a_base_alone_has_nothing_to_be_compared_with(place: Path) -> None:
-    session = open_session(ModelChoice(str(place / "base")))
+    session = open_session(ModelRequest(str(place / "base")))
     with pytest.raises(AdapterError, match="no adapter to compare the base with"):
         compare(session, PROMPTS, options=OPTIONS, batch_size=2, observer=lambda _: None)

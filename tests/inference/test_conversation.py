@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, NonFiniteError
-from loraft.inference.conversation import Conversation, save_conversation
-from loraft.inference.decoder_state import Context
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.conversation import ChatSession, save_conversation
+from loraft.inference.decoder_state import DecoderState
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
 from loraft.models.unwrap import wrapped_model
 from loraft.rows.formats import Message, detect_format, to_record
@@ -22,7 +22,7 @@ from loraft.tasks.seq2seq_lm import PairRenderer
 from loraft.tokenization.boundaries import shared_beginning
 from tests.inference.voices import adapter_in, base_in
 
-SHORT = AnswerOptions(max_new_tokens=12)
+SHORT = GenerationRequest(max_new_tokens=12)
 TURNS = ("hello, the order is late", "and the customer?", "so", "the answer is in the text")
 
 
@@ -37,11 +37,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(place: Path) -> Session:
-    return open_session(ModelChoice(None, [f"a={place / 'a'}", f"b={place / 'b'}"]))
+    return open_session(ModelRequest(None, [f"a={place / 'a'}", f"b={place / 'b'}"]))
 
 
 def plain(folder: Path, model_type: str = "llama", **sizes: object) -> Session:
-    return open_session(ModelChoice(str(base_in(folder, model_type, **sizes)), dtype="float32"))
+    return open_session(ModelRequest(str(base_in(folder, model_type, **sizes)), dtype="float32"))
 
 
 @contextmanager
@@ -59,14 +59,14 @@ def counted(session: Session) -> Iterator[list[int]]:
         handle.remove()
 
 
-def said(conversation: Conversation, text: str) -> tuple[int, ...]:
+def said(conversation: ChatSession, text: str) -> tuple[int, ...]:
     """The tokens of the answer to `text`."""
     return tuple(token.id for token in conversation.ask(text))
 
 
-def fresh(conversation: Conversation, text: str) -> tuple[int, ...]:
+def fresh(conversation: ChatSession, text: str) -> tuple[int, ...]:
     """The answer of a conversation that said the same and has read nothing."""
-    other = Conversation(conversation.session, conversation.options)
+    other = ChatSession(conversation.session, conversation.options)
     other.voice = conversation.voice
     other._messages = list(conversation._messages)
     return said(other, text)
@@ -76,7 +76,7 @@ def fresh(conversation: Conversation, text: str) -> tuple[int, ...]:
 def test_each_turn_reads_only_what_is_new_and_answers_as_a_fresh_reading(tmp_path: Path, model_type: str) -> None:
     """Float32, token for token; sliding windows of 8 tokens, learned positions and ALiBi among them."""
     session = plain(tmp_path / "base", model_type)
-    conversation = Conversation(session, SHORT)
+    conversation = ChatSession(session, SHORT)
     for turn, text in enumerate(TURNS):
         expected = fresh(conversation, text)
         with counted(session) as lengths:
@@ -91,7 +91,7 @@ def test_each_turn_reads_only_what_is_new_and_answers_as_a_fresh_reading(tmp_pat
 def test_what_the_cache_holds_is_not_read_again(tmp_path: Path) -> None:
     """A template that prints turns as they were: all but the last token of the answer and what follows it is held."""
     session = plain(tmp_path / "base")
-    conversation = Conversation(session, AnswerOptions(max_new_tokens=1))
+    conversation = ChatSession(session, GenerationRequest(max_new_tokens=1))
     before = 0
     for text in TURNS:
         reply = conversation.ask(text)
@@ -101,7 +101,7 @@ def test_what_the_cache_holds_is_not_read_again(tmp_path: Path) -> None:
 
 
 def test_after_undo_system_and_settings_the_answers_are_those_of_a_fresh_reading(tmp_path: Path) -> None:
-    conversation = Conversation(plain(tmp_path / "base"), SHORT)
+    conversation = ChatSession(plain(tmp_path / "base"), SHORT)
     for text in TURNS[:3]:
         said(conversation, text)
     assert conversation.undo() == Message("user", TURNS[2])
@@ -111,7 +111,7 @@ def test_after_undo_system_and_settings_the_answers_are_those_of_a_fresh_reading
     reply.stop()
     conversation.undo()
     assert said(conversation, "another") == fresh_after(conversation, "another")
-    conversation.set_options(AnswerOptions(system="the customer is late", max_new_tokens=8))
+    conversation.set_options(GenerationRequest(system="the customer is late", max_new_tokens=8))
     expected = fresh(conversation, "what")
     reply = conversation.ask("what")
     assert tuple(token.id for token in reply) == expected
@@ -123,7 +123,7 @@ def test_after_undo_system_and_settings_the_answers_are_those_of_a_fresh_reading
     assert conversation.undo() is None, "an answer that was never begun is no part of the conversation"
 
 
-def fresh_after(conversation: Conversation, text: str) -> tuple[int, ...]:
+def fresh_after(conversation: ChatSession, text: str) -> tuple[int, ...]:
     """As `fresh`, for a question that was just asked."""
     conversation.undo()
     return fresh(conversation, text)
@@ -131,7 +131,7 @@ def fresh_after(conversation: Conversation, text: str) -> tuple[int, ...]:
 
 def test_each_voice_has_a_cache_of_its_own(session: Session) -> None:
     """Keys and values are made with the adapter that acts: never is one voice's cache read by another."""
-    conversation = Conversation(session, SHORT)
+    conversation = ChatSession(session, SHORT)
     for name in ("a", "b", None, "a", None, "b", "b"):
         conversation.speak_as(name)
         expected = fresh(conversation, "the order")
@@ -144,7 +144,7 @@ def test_each_voice_has_a_cache_of_its_own(session: Session) -> None:
 
 
 def test_an_unknown_voice_is_refused_and_the_voice_stays(session: Session) -> None:
-    conversation = Conversation(session, SHORT)
+    conversation = ChatSession(session, SHORT)
     with pytest.raises(AdapterError, match="no adapter 'c' here"):
         conversation.speak_as("c")
     assert conversation.voice.name == "a"
@@ -153,24 +153,24 @@ def test_an_unknown_voice_is_refused_and_the_voice_stays(session: Session) -> No
 @pytest.mark.parametrize(
     "options",
     [
-        AnswerOptions(temperature=-1),
-        AnswerOptions(top_k=0),
-        AnswerOptions(top_p=2),
-        AnswerOptions(max_new_tokens=0),
-        AnswerOptions(seed=-1),
+        GenerationRequest(temperature=-1),
+        GenerationRequest(top_k=0),
+        GenerationRequest(top_p=2),
+        GenerationRequest(max_new_tokens=0),
+        GenerationRequest(seed=-1),
     ],
 )
-def test_options_out_of_bounds_are_refused_and_the_old_ones_stay(session: Session, options: AnswerOptions) -> None:
-    conversation = Conversation(session, SHORT)
+def test_options_out_of_bounds_are_refused_and_the_old_ones_stay(session: Session, options: GenerationRequest) -> None:
+    conversation = ChatSession(session, SHORT)
     with pytest.raises(ConfigError):
         conversation.set_options(options)
     assert conversation.options == SHORT
     with pytest.raises(ConfigError):
-        Conversation(session, options)
+        ChatSession(session, options)
 
 
 def test_a_stopped_answer_stays_as_far_as_it_was_given(tmp_path: Path) -> None:
-    conversation = Conversation(plain(tmp_path / "base"), SHORT)
+    conversation = ChatSession(plain(tmp_path / "base"), SHORT)
     reply = conversation.ask("hello")
     text = "".join(next(reply).text for _ in range(4))
     reply.stop()
@@ -184,7 +184,7 @@ def test_a_stopped_answer_stays_as_far_as_it_was_given(tmp_path: Path) -> None:
 
 
 def test_an_answer_stopped_before_its_first_text_is_taken_back_with_its_question(tmp_path: Path) -> None:
-    conversation = Conversation(plain(tmp_path / "base"), SHORT)
+    conversation = ChatSession(plain(tmp_path / "base"), SHORT)
     conversation.ask("hello").stop()
     assert conversation.messages == ()
     assert said(conversation, "hello") == fresh_after(conversation, "hello")
@@ -194,18 +194,18 @@ def test_an_answer_stopped_before_its_first_text_is_taken_back_with_its_question
 def test_what_fails_is_taken_back_with_all_that_was_half_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    conversation = Conversation(plain(tmp_path / "base"), SHORT)
+    conversation = ChatSession(plain(tmp_path / "base"), SHORT)
     said(conversation, TURNS[0])
-    before, read = conversation.messages, Context.read
+    before, read = conversation.messages, DecoderState.read
 
-    def broken(context: Context, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def broken(context: DecoderState, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         logits = read(context, ids, mask)
         if context.length > 45:
             raise error
         return logits
 
     with monkeypatch.context() as patch:
-        patch.setattr(Context, "read", broken)
+        patch.setattr(DecoderState, "read", broken)
         with pytest.raises((KeyboardInterrupt, NonFiniteError)):
             list(conversation.ask(TURNS[1]))
     assert conversation.messages == before
@@ -213,7 +213,7 @@ def test_what_fails_is_taken_back_with_all_that_was_half_read(
 
 
 def test_the_end_of_learned_positions_is_told_and_reset_helps(tmp_path: Path) -> None:
-    conversation = Conversation(plain(tmp_path / "base", "gpt2", max_position_embeddings=48), SHORT)
+    conversation = ChatSession(plain(tmp_path / "base", "gpt2", max_position_embeddings=48), SHORT)
     assert conversation.positions == 48
     said(conversation, "the order is late")
     before = conversation.messages
@@ -226,7 +226,7 @@ def test_the_end_of_learned_positions_is_told_and_reset_helps(tmp_path: Path) ->
 
 
 def test_the_length_that_a_model_was_trained_for_bounds_what_is_asked(tmp_path: Path) -> None:
-    conversation = Conversation(plain(tmp_path / "base", max_position_embeddings=64), SHORT)
+    conversation = ChatSession(plain(tmp_path / "base", max_position_embeddings=64), SHORT)
     assert (conversation.positions, conversation.trained_length) == (None, 64)
     assert said(conversation, "the order is late")
     before = conversation.messages
@@ -237,7 +237,7 @@ def test_the_length_that_a_model_was_trained_for_bounds_what_is_asked(tmp_path: 
 
 def test_a_base_without_a_template_says_that_it_converses_in_chatml(tmp_path: Path) -> None:
     (base_in(tmp_path / "base") / "chat_template.jinja").unlink()
-    conversation = Conversation(open_session(ModelChoice(str(tmp_path / "base"), dtype="float32")), SHORT)
+    conversation = ChatSession(open_session(ModelRequest(str(tmp_path / "base"), dtype="float32")), SHORT)
     assert any("chatml" in note for note in conversation.notes)
     assert said(conversation, "hello") == fresh_after(conversation, "hello")
 
@@ -289,8 +289,8 @@ def test_the_beginning_that_two_sequences_share() -> None:
 
 @pytest.mark.slow
 def test_smollm2_reads_its_history_once(smollm2: Path) -> None:
-    session = open_session(ModelChoice(str(smollm2), dtype="float32"))
-    conversation = Conversation(session, AnswerOptions(max_new_tokens=24))
+    session = open_session(ModelRequest(str(smollm2), dtype="float32"))
+    conversation = ChatSession(session, GenerationRequest(max_new_tokens=24))
     for text in ("What is the capital of France?", "And of Italy?", "Which of them is larger?"):
         expected = fresh(conversation, text)
         with counted(session) as lengths:

@@ -8,8 +8,8 @@ from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraft.adapters.inject import wrap
-from loraft.inference.decoder_state import Context, learned_positions, ordinary_attention, pad_left
+from loraft.adapters.inject import add_lora_layers
+from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, pad_left
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.unwrap import wrapped_model
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
@@ -22,7 +22,7 @@ def adapted(model: PreTrainedModel, **options: object) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, **options)
-        return wrap(model, config)
+        return add_lora_layers(model, config)
 
 
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
@@ -30,12 +30,12 @@ def test_c36_reading_in_pieces_is_reading_at_once(model_type: str) -> None:
     model = tiny_model(model_type)
     with torch.no_grad():
         expected = model(torch.tensor([ROW])).logits[0, -1]
-    context = Context(model)
+    context = DecoderState(model)
     for piece in (ROW[:5], ROW[5:9], ROW[9:11]):
         context.read(torch.tensor([piece]))
     logits = context.read(torch.tensor([ROW[11:]]))
     torch.testing.assert_close(logits[0], expected, atol=1e-5, rtol=1e-5)
-    again = Context(model, use_cache=False)
+    again = DecoderState(model, use_cache=False)
     again.read(torch.tensor([ROW[:5]]))
     torch.testing.assert_close(again.read(torch.tensor([ROW[5:]]))[0], expected, atol=1e-5, rtol=1e-5)
 
@@ -46,12 +46,12 @@ def test_c35_a_padded_row_reads_as_it_does_alone(model_type: str, use_cache: boo
     model = tiny_model(model_type)
     rows = [ROW, ROW[:3], ROW[2:9]]
     ids, mask = pad_left(rows, model.device)
-    context = Context(model, use_cache=use_cache)
+    context = DecoderState(model, use_cache=use_cache)
     together = [context.read(ids, mask), context.read(torch.tensor([[1], [2], [3]]))]
     context.keep([2, 1])
     together.append(context.read(torch.tensor([[3], [2]])))
     for row, token, places in ((0, 1, (0, 0, None)), (1, 2, (1, 1, 1)), (2, 3, (2, 2, 0))):
-        alone = Context(model)
+        alone = DecoderState(model)
         for step, (ids_alone, place) in enumerate(zip((rows[row], [token], [token]), places, strict=True)):
             expected = alone.read(torch.tensor([ids_alone]))[0]
             if place is not None:
@@ -62,13 +62,13 @@ def test_c35_a_padded_row_reads_as_it_does_alone(model_type: str, use_cache: boo
 def test_a_context_that_went_back_reads_on_as_one_that_never_was_there(model_type: str) -> None:
     """Sliding windows of 8 tokens among them: what has left the window comes back into it."""
     model, other = tiny_model(model_type), [30, 31, 32]
-    context = Context(model, rewinds=True)
+    context = DecoderState(model, rewinds=True)
     context.read(torch.tensor([ROW]))
     for length in (10, 2, 0):
         context.rewind(length)
         assert (context.length, context.first_row) == (length, ROW[:length])
         got = context.read(torch.tensor([other + ROW]))
-        fresh = Context(model)
+        fresh = DecoderState(model)
         expected = fresh.read(torch.tensor([ROW[:length] + other + ROW]))
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
         context.rewind(length)
@@ -106,7 +106,7 @@ def test_the_model_comes_back_from_an_error_too() -> None:
     model = tiny_model("llama").train()
     model.set_attn_implementation(ROWS)
     with pytest.raises(IndexError), ordinary_attention(model):
-        Context(model).read(torch.tensor([[100_000]]))
+        DecoderState(model).read(torch.tensor([[100_000]]))
     assert model.training
     assert model.config._attn_implementation == ROWS
 
@@ -123,7 +123,7 @@ def test_gradient_checkpointing_does_not_cost_the_cache() -> None:
     wrapped_model(model).activation_checkpointing_enable()
     wrapped_model(model).enable_input_require_grads()
     model.train()
-    context = Context(model)
+    context = DecoderState(model)
     with ordinary_attention(model):
         context.read(torch.tensor([ROW]))
     assert context._cache is not None
@@ -140,7 +140,7 @@ def test_training_goes_on_as_if_nothing_had_been_read() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if reads:
                 with ordinary_attention(model):
-                    Context(model).read(ids)
+                    DecoderState(model).read(ids)
             model(input_ids=ids, labels=ids).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
     assert gradients[0]
@@ -153,7 +153,7 @@ def test_an_adapter_computes_in_the_dtype_of_its_base() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16, torch.float32}
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         expected = model(torch.tensor([ROW])).logits[:, -1].float()
-    got = Context(model).read(torch.tensor([ROW]))
+    got = DecoderState(model).read(torch.tensor([ROW]))
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected)
 

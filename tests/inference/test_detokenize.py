@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from loraft.inference.detokenize import Detokenizer, TextEnd
+from loraft.inference.detokenize import Detokenizer, StopStringMatcher
 from tests.tiny import tiny_tokenizer
 
 TEXTS = (
@@ -102,7 +102,7 @@ def test_a_broken_byte_in_the_middle_is_given_up_on() -> None:
 
 def let_through(stops: list[str], *pieces: str) -> tuple[list[str], str | None]:
     """What comes out after each piece and, where no stop text came, at the end."""
-    end = TextEnd(stops)
+    end = StopStringMatcher(stops)
     out = []
     for piece in pieces:
         out.append(end.add(piece))

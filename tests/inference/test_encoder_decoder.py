@@ -7,15 +7,15 @@ import torch
 from transformers import PreTrainedModel
 
 from loraft.errors import DataError, ModelError
-from loraft.inference.decoder_state import Context, learned_positions
+from loraft.inference.decoder_state import DecoderState, learned_positions
 from loraft.inference.engine import Completion, complete_batch, stream
-from loraft.inference.sampling import GREEDY, SamplingRules
+from loraft.inference.sampling import GREEDY, SamplingParams
 from loraft.models.registry import TRAINED_FOR
 from tests.inference.test_engine import TOKENIZER, prompts
 from tests.tiny import mostly_slow, tiny_model
 
 TYPES = tuple(TRAINED_FOR["seq2seq_lm"])
-VARIED = SamplingRules(repetition_penalty=1.6)
+VARIED = SamplingParams(repetition_penalty=1.6)
 """Without a penalty tiny models say one token again and again."""
 
 
@@ -33,14 +33,14 @@ def of_transformers(model: PreTrainedModel, prompt: list[int], **options: object
     return found  # type: ignore[no-any-return]
 
 
-def answer(model: PreTrainedModel, prompt: list[int], rules: SamplingRules = GREEDY, **options: object) -> Completion:
+def answer(model: PreTrainedModel, prompt: list[int], rules: SamplingParams = GREEDY, **options: object) -> Completion:
     settings: dict[str, object] = {"max_new_tokens": 24, "stop_ids": (), "seed": 0} | options
     return stream(model, TOKENIZER, prompt, rules=rules, **settings).completion  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rules", [GREEDY, VARIED], ids=["greedy", "with a penalty"])
 @pytest.mark.parametrize("model_type", TYPES)
-def test_greedy_is_transformers_generate(model_type: str, rules: SamplingRules) -> None:
+def test_greedy_is_transformers_generate(model_type: str, rules: SamplingParams) -> None:
     model = tiny_model(model_type)
     for prompt in prompts(8):
         ids = torch.tensor([prompt])
@@ -69,7 +69,7 @@ def test_c36_cached_is_uncached(model_type: str) -> None:
     model, chosen = tiny_model(model_type), []
     rows = torch.randint(3, 290, (64, 12), generator=torch.Generator().manual_seed(0)).tolist()
     for use_cache in (True, False):
-        context, tokens = Context(model, use_cache=use_cache), []
+        context, tokens = DecoderState(model, use_cache=use_cache), []
         ids, mask = context.begin(rows)
         for _ in range(64):
             ids, mask = context.read(ids, mask).argmax(-1, keepdim=True), None
@@ -83,7 +83,7 @@ def test_the_encoder_reads_once_with_and_without_a_cache(model_type: str) -> Non
     model, passes = tiny_model(model_type), []
     model.get_encoder().register_forward_hook(lambda *_: passes.append(1))
     for use_cache in (True, False):
-        answer(model, [5, 6, 7], context=Context(model, use_cache=use_cache))
+        answer(model, [5, 6, 7], context=DecoderState(model, use_cache=use_cache))
     assert len(passes) == 2
 
 
@@ -92,7 +92,7 @@ def test_a_decoder_with_another_number_of_layers_than_its_encoder() -> None:
     for prompt in prompts(3):
         cached, uncached = (
             answer(model, prompt, VARIED),
-            answer(model, prompt, VARIED, context=Context(model, use_cache=False)),
+            answer(model, prompt, VARIED, context=DecoderState(model, use_cache=False)),
         )
         assert cached.token_ids == uncached.token_ids
 
@@ -109,7 +109,7 @@ def test_what_the_encoder_read_takes_no_position_of_the_decoder() -> None:
 def test_an_answer_that_must_end_at_its_limit_is_that_of_transformers(model_type: str) -> None:
     """BART's and Marian's forced_eos_token_id: the last token that the limit allows is the end, and no other."""
     model = tiny_model(model_type)
-    rules = SamplingRules(repetition_penalty=1.6, last=(2,))
+    rules = SamplingParams(repetition_penalty=1.6, last=(2,))
     options = {"max_new_tokens": 9, "repetition_penalty": 1.6, "forced_eos_token_id": 2, "eos_token_id": [2, *STOPS]}
     for prompt in prompts(8):
         cut = answer(model, prompt, rules, max_new_tokens=9, stop_ids=(2, *STOPS))
@@ -122,7 +122,7 @@ def test_an_answer_that_must_end_at_its_limit_is_that_of_transformers(model_type
 @pytest.mark.parametrize("last", [(), (2,)], ids=["free", "forced end"])
 def test_beams_are_those_of_transformers(model_type: str, last: tuple[int, ...]) -> None:
     model = tiny_model(model_type)
-    rules = SamplingRules(repetition_penalty=1.6, num_beams=3, last=last, first=7, length_penalty=0.8)
+    rules = SamplingParams(repetition_penalty=1.6, num_beams=3, last=last, first=7, length_penalty=0.8)
     options = {"max_new_tokens": 9, "repetition_penalty": 1.6, "num_beams": 3, "length_penalty": 0.8}
     forced = {"forced_bos_token_id": 7, "forced_eos_token_id": 2 if last else None, "eos_token_id": [2, *STOPS]}
     for prompt in prompts(6):
@@ -135,7 +135,7 @@ def test_beams_are_those_of_transformers(model_type: str, last: tuple[int, ...])
 def test_sampled_answers_do_not_depend_on_their_neighbours(model_type: str) -> None:
     """Row n of a batch draws from seed + n, from the distribution that it would have alone."""
     model = tiny_model(model_type)
-    rules = SamplingRules(temperature=0.9, top_k=40, top_p=0.95)
+    rules = SamplingParams(temperature=0.9, top_k=40, top_p=0.95)
     options = {"rules": rules, "max_new_tokens": 12, "stop_ids": STOPS}
     together = complete_batch(model, TOKENIZER, prompts(12), seed=5, batch_size=12, **options)  # type: ignore[arg-type]
     for row, prompt in enumerate(prompts(12)):
@@ -147,7 +147,7 @@ def test_the_start_token_may_be_another_than_the_models() -> None:
     """mBART-25 begins from the code of the target's language."""
     model = tiny_model("mbart")
     for start in (11, 250):
-        rules = SamplingRules(repetition_penalty=1.6, start=start)
+        rules = SamplingParams(repetition_penalty=1.6, start=start)
         expected = of_transformers(model, [5, 6, 7], decoder_start_token_id=start, repetition_penalty=1.6)
         assert list(answer(model, [5, 6, 7], rules).token_ids) == expected
 
@@ -163,7 +163,7 @@ def test_a_vocabulary_of_the_size_of_the_positions_is_no_position_table() -> Non
 
 def test_the_answer_begins_with_the_token_that_the_model_asks_for() -> None:
     model = tiny_model("bart")
-    begun = answer(model, [5, 6, 7], SamplingRules(first=41, never=(230,)))
+    begun = answer(model, [5, 6, 7], SamplingParams(first=41, never=(230,)))
     ids = torch.tensor([[5, 6, 7]])
     settings = {"forced_bos_token_id": 41, "bad_words_ids": [[230]], "eos_token_id": None, "pad_token_id": 0}
     expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, **settings)

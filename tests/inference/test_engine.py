@@ -11,15 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from loraft.errors import ConfigError, DataError, NonFiniteError
 from loraft.inference.completion import stop_texts_of
-from loraft.inference.decoder_state import Context, prompt_limit
+from loraft.inference.decoder_state import DecoderState, prompt_limit
 from loraft.inference.engine import Completion, complete_batch, stream
-from loraft.inference.requests import AnswerOptions
-from loraft.inference.sampling import GREEDY, SamplingRules
+from loraft.inference.requests import GenerationRequest
+from loraft.inference.sampling import GREEDY, SamplingParams
 from tests.inference.test_decoder_state import adapted
 from tests.tiny import TINY_MODEL_TYPES, mostly_slow, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-DRAWN = SamplingRules(temperature=0.9, top_k=40, top_p=0.95)
+DRAWN = SamplingParams(temperature=0.9, top_k=40, top_p=0.95)
 SIX = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "bloom")
 
 
@@ -31,7 +31,7 @@ def prompts(count: int, longest: int = 24, seed: int = 0) -> list[list[int]]:
 
 
 def answer(
-    model: torch.nn.Module, prompt: list[int], *, rules: SamplingRules = GREEDY, **options: object
+    model: torch.nn.Module, prompt: list[int], *, rules: SamplingParams = GREEDY, **options: object
 ) -> Completion:
     settings: dict[str, object] = {"max_new_tokens": 16, "stop_ids": (), "seed": 0} | options
     return stream(model, TOKENIZER, prompt, rules=rules, **settings).completion  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def test_c36_cached_is_uncached(model_type: str) -> None:
     """64 prompts × 64 tokens, float32: identical."""
     model, chosen = tiny_model(model_type), []
     for use_cache in (True, False):
-        context, tokens = Context(model, use_cache=use_cache), []
+        context, tokens = DecoderState(model, use_cache=use_cache), []
         ids = torch.randint(3, 290, (64, 12), generator=torch.Generator().manual_seed(0))
         for _ in range(64):
             ids = context.read(ids).argmax(-1, keepdim=True)
@@ -81,7 +81,7 @@ def test_c36_cached_is_uncached(model_type: str) -> None:
 def test_c36_a_stream_without_a_cache_is_one_with(model_type: str) -> None:
     model = tiny_model(model_type)
     for prompt in prompts(3):
-        cached, uncached = answer(model, prompt), answer(model, prompt, context=Context(model, use_cache=False))
+        cached, uncached = answer(model, prompt), answer(model, prompt, context=DecoderState(model, use_cache=False))
         assert cached.token_ids == uncached.token_ids
         assert cached.logprobs == pytest.approx(uncached.logprobs, abs=1e-4)
 
@@ -138,7 +138,7 @@ def test_a_stop_id_at_once_is_an_empty_answer() -> None:
 @pytest.mark.parametrize("stops", [["the", "and"], ["e"], ["zzzz"]])
 def test_a_stop_text_ends_the_answer_and_is_not_in_its_text(stops: list[str]) -> None:
     """Its tokens are in `token_ids`, as without it; what might have become one comes with a later token or the end."""
-    model, rules = tiny_model("llama"), SamplingRules(0.8, top_k=60)
+    model, rules = tiny_model("llama"), SamplingParams(0.8, top_k=60)
     for seed in range(6):
         options = {"rules": rules, "max_new_tokens": 40, "stop_ids": range(3), "seed": seed}
         free = stream(model, TOKENIZER, [5, 6], **options).completion  # type: ignore[arg-type]
@@ -155,7 +155,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_in_its_text(stops: list[str]) ->
 
 def test_a_special_token_is_a_stop_text_too() -> None:
     """Special tokens are never in a text, so their ids end the answer."""
-    model, options = tiny_model("llama"), {"rules": SamplingRules(first=1), "max_new_tokens": 4, "stop_ids": ()}
+    model, options = tiny_model("llama"), {"rules": SamplingParams(first=1), "max_new_tokens": 4, "stop_ids": ()}
     stopped = stream(model, TOKENIZER, [5, 6], stop_texts=["<|im_start|>"], **options)  # type: ignore[arg-type]
     assert (stopped.completion.token_ids, stopped.completion.finish_reason) == ((), "stop")
     assert stream(model, TOKENIZER, [5, 6], **options).completion.token_ids[0] == 1  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def test_a_special_token_is_a_stop_text_too() -> None:
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_c35_and_c36_hold_with_a_repetition_penalty(model_type: str) -> None:
     """Padding is not seen, and counts for nothing: as transformers, together, alone, with and without a cache."""
-    model, rules = tiny_model(model_type), SamplingRules(repetition_penalty=1.5)
+    model, rules = tiny_model(model_type), SamplingParams(repetition_penalty=1.5)
     rows = [[*row, 0] for row in prompts(12)]  # the padding id is a token of each row as well
     together = complete_batch(model, TOKENIZER, rows, rules=rules, max_new_tokens=24, stop_ids=())
     for row, answered in zip(rows, together, strict=True):
@@ -173,17 +173,17 @@ def test_c35_and_c36_hold_with_a_repetition_penalty(model_type: str) -> None:
         expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, **settings)
         assert list(answered.token_ids) == expected[0, len(row) :].tolist()
         for use_cache in (True, False):
-            alone = answer(model, row, rules=rules, max_new_tokens=24, context=Context(model, use_cache=use_cache))
+            alone = answer(model, row, rules=rules, max_new_tokens=24, context=DecoderState(model, use_cache=use_cache))
             assert alone.token_ids == answered.token_ids
 
 
 def test_stop_texts_of_caller_and_generation_config() -> None:
     saved = GenerationConfig(stop_strings="###")
-    assert stop_texts_of(saved, AnswerOptions(stop=("a", "###"))) == ("a", "###")
-    assert stop_texts_of(saved, AnswerOptions()) == ("###",)
-    assert stop_texts_of(None, AnswerOptions()) == ()
+    assert stop_texts_of(saved, GenerationRequest(stop=("a", "###"))) == ("a", "###")
+    assert stop_texts_of(saved, GenerationRequest()) == ("###",)
+    assert stop_texts_of(None, GenerationRequest()) == ()
     with pytest.raises(ConfigError, match="stop: must not be empty"):
-        stop_texts_of(None, AnswerOptions(stop=("",)))
+        stop_texts_of(None, GenerationRequest(stop=("",)))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -193,7 +193,7 @@ def test_the_tokens_of_a_stream_make_up_its_completion(seed: int) -> None:
         tiny_model("llama"),
         TOKENIZER,
         [5, 6],
-        rules=SamplingRules(1.5),
+        rules=SamplingParams(1.5),
         max_new_tokens=40,
         stop_ids=range(3),
         seed=seed,
@@ -209,7 +209,7 @@ def test_the_tokens_of_a_stream_make_up_its_completion(seed: int) -> None:
 
 def test_what_waits_when_the_answer_stops_is_the_last_tokens_text() -> None:
     """The answer is cut by a stop id in the middle of a character, which a stream without it would have finished."""
-    model, rules = tiny_model("llama"), SamplingRules(1.5)
+    model, rules = tiny_model("llama"), SamplingParams(1.5)
     free = list(stream(model, TOKENIZER, [5, 6], rules=rules, max_new_tokens=40, stop_ids=(), seed=0))
     ids = [token.id for token in free]
     cut = next(i for i in range(1, 40) if not free[i - 1].text and ids[i] not in ids[:i] and ids[i - 1] > 2)
@@ -222,7 +222,7 @@ def test_what_waits_when_the_answer_stops_is_the_last_tokens_text() -> None:
 
 def test_logprobs_are_the_models_own_before_the_rules() -> None:
     model, prompt = tiny_model("llama"), [5, 6, 7]
-    drawn = answer(model, prompt, rules=SamplingRules(0.5, 3), max_new_tokens=5)
+    drawn = answer(model, prompt, rules=SamplingParams(0.5, 3), max_new_tokens=5)
     with torch.no_grad():
         logits = model(torch.tensor([prompt + list(drawn.token_ids)])).logits[0].log_softmax(-1)
     expected = [logits[2 + i, token_id].item() for i, token_id in enumerate(drawn.token_ids)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraft.inference.decoder_state import Context
-from loraft.inference.logit_lens import Lens
+from loraft.inference.decoder_state import DecoderState
+from loraft.inference.logit_lens import LogitLens
 from loraft.models.registry import FAMILIES
 from tests.inference.test_decoder_state import ROW, adapted
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
@@ -18,8 +18,8 @@ ENCODER_DECODERS = ("t5", "bart", "marian")
 def test_the_last_layers_words_are_the_models(model_type: str) -> None:
     """Final norm, projection, head, scales and soft caps are all in: the last state gives the model's logits."""
     model = tiny_model(model_type)
-    context = Context(model)
-    with Lens(model) as lens:
+    context = DecoderState(model)
+    with LogitLens(model) as lens:
         for ids in (ROW[:6], ROW[6:7]):
             begun, _ = context.begin([ids]) if context.length == 0 else (torch.tensor([ids]), None)
             own = context.read(begun)[0]
@@ -36,8 +36,8 @@ def test_the_last_layers_words_are_the_models(model_type: str) -> None:
 def test_an_earlier_layers_words_are_those_of_the_shorter_model(model_type: str) -> None:
     """A model whose upper layers add nothing says what the layer below them says."""
     model = tiny_model(model_type)
-    with Lens(model) as lens:
-        own = Context(model).read(torch.tensor([ROW]))[0]
+    with LogitLens(model) as lens:
+        own = DecoderState(model).read(torch.tensor([ROW]))[0]
         said = lens.logits(own)
     layers = model.get_submodule("transformer.h" if model_type == "gpt2" else "model.layers")
     del layers[1:]
@@ -51,14 +51,14 @@ def test_an_earlier_layers_words_are_those_of_the_shorter_model(model_type: str)
 def test_listening_changes_nothing_and_leaves_nothing() -> None:
     model = adapted(tiny_model("llama").bfloat16())
     base = model.get_base_model()
-    expected = Context(model).read(torch.tensor([ROW]))
-    with Lens(base) as lens:
-        context = Context(model)
+    expected = DecoderState(model).read(torch.tensor([ROW]))
+    with LogitLens(base) as lens:
+        context = DecoderState(model)
         own = context.read(torch.tensor([ROW]))
         lens.logits(own[0])
         after = context.read(torch.tensor([[7]]))
     assert torch.equal(own, expected)
-    again = Context(model)
+    again = DecoderState(model)
     again.read(torch.tensor([ROW]))
     assert torch.equal(again.read(torch.tensor([[7]])), after)
     assert not any(module._forward_hooks for module in model.modules())

@@ -16,8 +16,8 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.config.schema import ModelSection
 from loraft.errors import DataError, ModelError
 from loraft.inference.engine import complete_batch
-from loraft.inference.requests import AnswerOptions, ModelChoice
-from loraft.inference.session import BASE, Session, Voice, open_session, source_language
+from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.inference.session import BASE, Session, Speaker, open_session, source_language
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import TRAINED_FOR
 from loraft.rows.formats import Message
@@ -30,10 +30,10 @@ TEXTS = ("the customer said that", "order", "late is the text and the answer")
 BOTH = {"layers": {"encoder": "last:2", "decoder": "all"}}
 
 
-def answers(session: Session, voice: Voice, texts: tuple[str, ...] = TEXTS, **options: Any) -> list[list[int]]:
+def answers(session: Session, voice: Speaker, texts: tuple[str, ...] = TEXTS, **options: Any) -> list[list[int]]:
     prompts = [voice.prompt_ids(voice.conversation(text)) for text in texts]
     with session.speaking(voice) as model:
-        found = complete_batch(model, voice.tokenizer, prompts, **voice.settings(AnswerOptions(**options)))
+        found = complete_batch(model, voice.tokenizer, prompts, **voice.settings(GenerationRequest(**options)))
     return [list(answer.token_ids) for answer in found]
 
 
@@ -59,7 +59,7 @@ def test_an_adapter_answers_as_peft_and_transformers_do(tmp_path: Path, model_ty
     base = base_in(tmp_path / "base", model_type)
     adapter = pair_adapter_in(tmp_path / "adapter", base, prefix="say: ", **BOTH)
     assert json.loads((adapter / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
-    session = open_session(ModelChoice(str(adapter)))
+    session = open_session(ModelRequest(str(adapter)))
     voice = session.voice()
     assert voice.prompt_ids([Message("user", "order")]) == voice.tokenizer("say: order")["input_ids"]
     said = answers(session, voice)
@@ -87,12 +87,12 @@ def test_answers_begin_in_the_language_of_the_target(tmp_path: Path, kind: str) 
     base, source, target = multilingual_base(tmp_path / "base", kind)
     adapter = pair_adapter_in(tmp_path / "adapter", base, languages=(source, target))
     saved = json.loads((adapter / "generation_config.json").read_text())
-    code = open_session(ModelChoice(str(adapter))).voice().renderer.target_ids("")[0 if kind != "mbart25" else -1]  # type: ignore[union-attr]
+    code = open_session(ModelRequest(str(adapter))).voice().renderer.target_ids("")[0 if kind != "mbart25" else -1]  # type: ignore[union-attr]
     begins = {"decoder_start_token_id": code, "forced_bos_token_id": None}
     if kind != "mbart25":
         begins = {"decoder_start_token_id": 2, "forced_bos_token_id": code}
     assert {key: saved[key] for key in begins} == begins
-    session = open_session(ModelChoice(str(adapter)))
+    session = open_session(ModelRequest(str(adapter)))
     said = answers(session, session.voice(), ("hello", "the cat"))
     assert said == of_peft(base, adapter, ("hello", "the cat"))
     if kind != "mbart25":
@@ -104,14 +104,14 @@ def test_answers_begin_in_the_language_of_the_target(tmp_path: Path, kind: str) 
 def test_a_base_that_knows_languages_is_asked_in_those_that_are_said(tmp_path: Path) -> None:
     base, source, target = multilingual_base(tmp_path / "base", "nllb")
     with pytest.raises(DataError, match="--source-lang: is not set"):
-        open_session(ModelChoice(str(base)))
+        open_session(ModelRequest(str(base)))
     with pytest.raises(DataError, match="--target-lang: 'fra_Latin' is none") as caught:
-        open_session(ModelChoice(str(base), source_lang=source, target_lang="fra_Latin"))
+        open_session(ModelRequest(str(base), source_lang=source, target_lang="fra_Latin"))
     assert target in (caught.value.problems[0].remedy or "")
-    session = open_session(ModelChoice(str(base), dtype="float32", source_lang=source, target_lang=target))
+    session = open_session(ModelRequest(str(base), dtype="float32", source_lang=source, target_lang=target))
     voice = session.voice()
     assert voice.tokenizer.convert_ids_to_tokens(voice.prompt_ids([Message("user", "hello")]))[0] == source
-    other = open_session(ModelChoice(str(base), dtype="float32", source_lang=source, target_lang="spa_Latn"))
+    other = open_session(ModelRequest(str(base), dtype="float32", source_lang=source, target_lang="spa_Latn"))
     first = {answers(each, each.voice(), ("hello",))[0][0] for each in (session, other)}
     assert first == set(voice.tokenizer.convert_tokens_to_ids([target, "spa_Latn"]))
 
@@ -129,7 +129,7 @@ def test_a_base_without_generation_config_answers_as_its_config_says(tmp_path: P
     (base / "generation_config.json").unlink()
     written = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(written | {"forced_bos_token_id": 41, "forced_eos_token_id": 2}))
-    session = open_session(ModelChoice(str(base), dtype="float32"))
+    session = open_session(ModelRequest(str(base), dtype="float32"))
     model = AutoModelForSeq2SeqLM.from_pretrained(base)
     voice = session.voice()
     said = answers(session, voice, max_new_tokens=6)
@@ -142,8 +142,8 @@ def test_a_base_without_generation_config_answers_as_its_config_says(tmp_path: P
 def test_the_base_beside_an_adapter_is_asked_as_the_adapter_is(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", "t5")
     adapter = pair_adapter_in(tmp_path / "adapter", base, prefix="say: ")
-    beside = open_session(ModelChoice(str(adapter))).voice(BASE)
-    alone = open_session(ModelChoice(str(base))).voice()
+    beside = open_session(ModelRequest(str(adapter))).voice(BASE)
+    alone = open_session(ModelRequest(str(base))).voice()
     assert beside.prompt_ids([Message("user", "order")]) == beside.tokenizer("say: order")["input_ids"]
     assert alone.prompt_ids([Message("user", "order")]) == alone.tokenizer("order")["input_ids"]
 
@@ -151,17 +151,17 @@ def test_the_base_beside_an_adapter_is_asked_as_the_adapter_is(tmp_path: Path) -
 def test_the_language_of_rows_is_that_of_training_or_the_one_that_is_said(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", "t5")
     adapter = pair_adapter_in(tmp_path / "adapter", base, languages=("en", "xx"))
-    assert source_language(ModelChoice(str(adapter))) == "en"
-    assert source_language(ModelChoice(str(adapter), source_lang="xx")) == "xx"
-    assert source_language(ModelChoice(str(base))) is None
+    assert source_language(ModelRequest(str(adapter))) == "en"
+    assert source_language(ModelRequest(str(adapter), source_lang="xx")) == "xx"
+    assert source_language(ModelRequest(str(base))) is None
     assert resolve_target(str(adapter)).manner.task == "seq2seq_lm"
-    session = open_session(ModelChoice(str(base), source_lang="en"))
+    session = open_session(ModelRequest(str(base), source_lang="en"))
     assert any("no codes of languages" in note for note in session.notes)
 
 
 def test_a_decoder_has_no_source_language(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--source-lang: model type 'llama' goes on with its prompt"):
-        open_session(ModelChoice(str(base_in(tmp_path / "llama")), source_lang="en"))
+        open_session(ModelRequest(str(base_in(tmp_path / "llama")), source_lang="en"))
 
 
 def test_a_damaged_record_says_nothing(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from transformers import (
 from loraft.errors import NonFiniteError
 from loraft.inference.sampling import (
     GREEDY,
-    SamplingRules,
-    allow,
-    choose,
+    SamplingParams,
+    apply_logit_rules,
     normalizers,
     penalize_repetition,
     probabilities,
+    sample,
 )
 
 # Logits whose softmax is 0.5, 0.3, 0.15, 0.05, not in order.
@@ -39,39 +39,39 @@ def test_greedy_puts_all_mass_on_the_first_of_the_highest() -> None:
 
 def test_temperature_divides_the_logits() -> None:
     """At temperature 1/2 probabilities are squared: 0.0225, 0.25, 0.0025, 0.09 of 0.365."""
-    hot = probabilities(LOGITS, SamplingRules(temperature=0.5))
+    hot = probabilities(LOGITS, SamplingParams(temperature=0.5))
     assert hot.tolist() == by_hand(0.0225 / 0.365, 0.25 / 0.365, 0.0025 / 0.365, 0.09 / 0.365)
 
 
 def test_top_k_keeps_the_k_likeliest() -> None:
-    assert probabilities(LOGITS, SamplingRules(1, top_k=2)).tolist() == by_hand(0, 0.625, 0, 0.375)
+    assert probabilities(LOGITS, SamplingParams(1, top_k=2)).tolist() == by_hand(0, 0.625, 0, 0.375)
 
 
 def test_top_k_beyond_the_vocabulary_keeps_all() -> None:
-    assert probabilities(LOGITS, SamplingRules(1, top_k=99)).tolist() == by_hand(0.15, 0.5, 0.05, 0.3)
+    assert probabilities(LOGITS, SamplingParams(1, top_k=99)).tolist() == by_hand(0.15, 0.5, 0.05, 0.3)
 
 
 def test_top_p_includes_the_token_that_crosses() -> None:
     """0.5 falls short of 0.6, and 0.5 + 0.3 crosses it."""
-    assert probabilities(LOGITS, SamplingRules(1, top_p=0.6)).tolist() == by_hand(0, 0.625, 0, 0.375)
+    assert probabilities(LOGITS, SamplingParams(1, top_p=0.6)).tolist() == by_hand(0, 0.625, 0, 0.375)
 
 
 def test_top_p_below_the_likeliest_keeps_it_alone() -> None:
-    assert probabilities(LOGITS, SamplingRules(1, top_p=0.01)).tolist() == by_hand(0, 1, 0, 0)
+    assert probabilities(LOGITS, SamplingParams(1, top_p=0.01)).tolist() == by_hand(0, 1, 0, 0)
 
 
 def test_top_p_of_one_keeps_all() -> None:
-    assert probabilities(LOGITS, SamplingRules(1, top_p=1.0)).tolist() == by_hand(0.15, 0.5, 0.05, 0.3)
+    assert probabilities(LOGITS, SamplingParams(1, top_p=1.0)).tolist() == by_hand(0.15, 0.5, 0.05, 0.3)
 
 
 def test_top_p_is_the_mass_of_what_top_k_left() -> None:
     """Top-k 2 leaves 0.625 and 0.375, so top-p 0.6 keeps one; of the whole it would keep two."""
-    assert probabilities(LOGITS, SamplingRules(1, top_k=2, top_p=0.6)).tolist() == by_hand(0, 1, 0, 0)
+    assert probabilities(LOGITS, SamplingParams(1, top_k=2, top_p=0.6)).tolist() == by_hand(0, 1, 0, 0)
 
 
 def test_min_p_keeps_what_is_a_share_as_likely_as_the_likeliest() -> None:
     """0.5 · 0.25 is 0.125: 0.15 and 0.3 stay beside 0.5, and 0.05 goes."""
-    kept = probabilities(LOGITS, SamplingRules(1, min_p=0.25))
+    kept = probabilities(LOGITS, SamplingParams(1, min_p=0.25))
     assert kept.tolist() == by_hand(0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95)
 
 
@@ -82,9 +82,9 @@ def test_the_penalty_of_seen_tokens_by_hand() -> None:
 
 
 def test_what_must_not_come_and_what_must_come_first() -> None:
-    rules = SamplingRules(never=(1,), first=0)
-    assert allow(LOGITS[None], rules).argmax().item() == 3
-    assert allow(LOGITS[None], rules, at_start=True).softmax(-1).tolist() == [[1, 0, 0, 0]]
+    rules = SamplingParams(never=(1,), first=0)
+    assert apply_logit_rules(LOGITS[None], rules).argmax().item() == 3
+    assert apply_logit_rules(LOGITS[None], rules, at_start=True).softmax(-1).tolist() == [[1, 0, 0, 0]]
 
 
 def test_normalizers_are_what_logits_exceed_their_log_probabilities_by() -> None:
@@ -96,7 +96,7 @@ def test_normalizers_are_what_logits_exceed_their_log_probabilities_by() -> None
 
 
 def test_sixteen_bit_logits_give_float32() -> None:
-    assert probabilities(LOGITS.bfloat16(), SamplingRules(1)).dtype == torch.float32
+    assert probabilities(LOGITS.bfloat16(), SamplingParams(1)).dtype == torch.float32
 
 
 CASES = [
@@ -121,33 +121,33 @@ def test_as_transformers(
         expected = TopPLogitsWarper(top_p)(ids, expected)
     if min_p is not None:
         expected = MinPLogitsWarper(min_p)(ids, expected)
-    rules = SamplingRules(temperature, top_k, top_p, min_p, penalty, never=(3, 700))
+    rules = SamplingParams(temperature, top_k, top_p, min_p, penalty, never=(3, 700))
     seen = torch.zeros(8, 1000, dtype=torch.bool).scatter(1, ids, True)
-    ours = probabilities(allow(logits, rules, seen=seen), rules)
+    ours = probabilities(apply_logit_rules(logits, rules, seen=seen), rules)
     torch.testing.assert_close(ours, expected.softmax(-1), atol=1e-6, rtol=0)
 
 
 def test_choose_without_generators_takes_the_likeliest() -> None:
-    assert choose(torch.tensor([[0.2, 0.8], [0.9, 0.1]]), None).tolist() == [1, 0]
+    assert sample(torch.tensor([[0.2, 0.8], [0.9, 0.1]]), None).tolist() == [1, 0]
 
 
 def test_choose_draws_by_the_distribution() -> None:
     """20,000 draws: each share within five standard errors, 5 · √(p (1 - p) / 20,000)."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).expand(20_000, 4)
-    shares = choose(rows, [generator] * 20_000).bincount(minlength=4) / 20_000
+    shares = sample(rows, [generator] * 20_000).bincount(minlength=4) / 20_000
     for share, p in zip(shares.tolist(), rows[0].tolist(), strict=True):
         assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / 20_000)
 
 
 def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
     rows = torch.rand(3, 50, generator=torch.Generator().manual_seed(1))
-    together = choose(rows, [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)])
-    alone = [choose(rows[i : i + 1], [torch.Generator().manual_seed(5 + i)]).item() for i in range(3)]
+    together = sample(rows, [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)])
+    alone = [sample(rows[i : i + 1], [torch.Generator().manual_seed(5 + i)]).item() for i in range(3)]
     assert together.tolist() == alone
 
 
 def test_choose_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    choose(torch.ones(2, 9), [torch.Generator().manual_seed(0) for _ in range(2)])
+    sample(torch.ones(2, 9), [torch.Generator().manual_seed(0) for _ in range(2)])
     assert torch.equal(before, torch.get_rng_state())

@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from loraft.errors import ConfigError
-from loraft.inference.decoder_state import Context
+from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import Completion, stream
-from loraft.inference.sampling import GREEDY, SamplingRules
+from loraft.inference.sampling import GREEDY, SamplingParams
 from loraft.inference.trace import Trace
 from loraft.inference.tracer import Tracer
 from loraft.models.registry import FAMILIES
@@ -22,12 +22,12 @@ from tests.inference.test_decoder_state import adapted
 from tests.inference.test_engine import TOKENIZER, prompts
 from tests.tiny import tiny_model
 
-ALL_RULES = SamplingRules(1.2, top_k=30, top_p=0.8, min_p=0.05, repetition_penalty=1.3, never=(9,))
+ALL_RULES = SamplingParams(1.2, top_k=30, top_p=0.8, min_p=0.05, repetition_penalty=1.3, never=(9,))
 SOME = ("llama", "gemma2", "gpt2", "bloom", "t5", "bart", "marian")
 
 
 def traced(
-    model: torch.nn.Module, prompt: list[int], rules: SamplingRules = GREEDY, *, layers: bool = False, **options: Any
+    model: torch.nn.Module, prompt: list[int], rules: SamplingParams = GREEDY, *, layers: bool = False, **options: Any
 ) -> tuple[Trace, Completion]:
     tracer = Tracer(model, TOKENIZER, layers=layers)
     settings = {"max_new_tokens": 8, "stop_ids": (), "seed": 0} | options
@@ -36,13 +36,13 @@ def traced(
 
 
 @pytest.mark.parametrize("model_type", SOME)
-@pytest.mark.parametrize("rules", [GREEDY, ALL_RULES, SamplingRules(first=41)], ids=["greedy", "sampled", "forced"])
-def test_a_traced_answer_is_the_untraced_one(model_type: str, rules: SamplingRules) -> None:
+@pytest.mark.parametrize("rules", [GREEDY, ALL_RULES, SamplingParams(first=41)], ids=["greedy", "sampled", "forced"])
+def test_a_traced_answer_is_the_untraced_one(model_type: str, rules: SamplingParams) -> None:
     model = tiny_model(model_type)
     for prompt in prompts(3):
         for use_cache in (True, False):
             options = {"max_new_tokens": 8, "stop_ids": range(310, 320), "seed": 3}
-            contexts = [Context(model, use_cache=use_cache) for _ in range(2)]
+            contexts = [DecoderState(model, use_cache=use_cache) for _ in range(2)]
             plain = stream(model, TOKENIZER, prompt, rules=rules, context=contexts[0], **options).completion  # type: ignore[arg-type]
             trace, completion = traced(model, prompt, rules, layers=True, context=contexts[1], **options)
             assert (completion.token_ids, completion.logprobs) == (plain.token_ids, plain.logprobs)
@@ -70,7 +70,7 @@ def test_the_prompt_is_fed_once_and_then_one_token_a_step() -> None:
 
 def test_without_a_cache_everything_is_fed_at_each_step() -> None:
     model = tiny_model("llama")
-    trace, completion = traced(model, [5, 6, 7], context=Context(model, use_cache=False))
+    trace, completion = traced(model, [5, 6, 7], context=DecoderState(model, use_cache=False))
     fed = [[piece.id for piece in step.fed] for step in trace.steps]
     assert fed == [[5, 6, 7, *completion.token_ids[:n]] for n in range(8)]
     assert {(step.cache_tokens, step.cache_bytes) for step in trace.steps} == {(0, 0)}
@@ -78,7 +78,7 @@ def test_without_a_cache_everything_is_fed_at_each_step() -> None:
 
 
 @pytest.mark.parametrize("rules", [GREEDY, ALL_RULES], ids=["greedy", "sampled"])
-def test_probabilities_and_entropy_are_the_models(rules: SamplingRules) -> None:
+def test_probabilities_and_entropy_are_the_models(rules: SamplingParams) -> None:
     model = tiny_model("gpt2")
     trace, completion = traced(model, [5, 6, 7], rules)
     with torch.no_grad():
@@ -103,14 +103,14 @@ def test_the_entropy_of_equal_choices_is_the_logarithm_of_their_number() -> None
 def test_a_cut_is_told_with_the_rule_that_made_it() -> None:
     model, prompt = tiny_model("llama"), [5, 6, 7]
     likeliest = [c.id for c in traced(model, prompt)[0].steps[0].candidates]
-    cases: list[tuple[SamplingRules, list[str | None]]] = [
-        (SamplingRules(1.0, top_k=3), [None, None, None, "top_k", "top_k"]),
-        (SamplingRules(1.0, top_p=1e-6), [None, "top_p", "top_p", "top_p", "top_p"]),
-        (SamplingRules(1.0, min_p=1.0), [None, "min_p", "min_p", "min_p", "min_p"]),
-        (SamplingRules(1.0, top_k=2, top_p=1e-6), [None, "top_p", "top_k", "top_k", "top_k"]),
-        (SamplingRules(never=(likeliest[0],)), ["never", None, None, None, None]),
-        (SamplingRules(first=likeliest[1]), ["first", None, "first", "first", "first"]),
-        (SamplingRules(1.0), [None] * 5),
+    cases: list[tuple[SamplingParams, list[str | None]]] = [
+        (SamplingParams(1.0, top_k=3), [None, None, None, "top_k", "top_k"]),
+        (SamplingParams(1.0, top_p=1e-6), [None, "top_p", "top_p", "top_p", "top_p"]),
+        (SamplingParams(1.0, min_p=1.0), [None, "min_p", "min_p", "min_p", "min_p"]),
+        (SamplingParams(1.0, top_k=2, top_p=1e-6), [None, "top_p", "top_k", "top_k", "top_k"]),
+        (SamplingParams(never=(likeliest[0],)), ["never", None, None, None, None]),
+        (SamplingParams(first=likeliest[1]), ["first", None, "first", "first", "first"]),
+        (SamplingParams(1.0), [None] * 5),
     ]
     for rules, cuts in cases:
         step = traced(model, prompt, rules)[0].steps[0]
@@ -122,7 +122,7 @@ def test_a_cut_is_told_with_the_rule_that_made_it() -> None:
 
 
 def test_what_was_taken_is_among_the_candidates_even_where_it_was_unlikely() -> None:
-    trace, _ = traced(tiny_model("llama"), [5, 6, 7], SamplingRules(3.0), max_new_tokens=20)
+    trace, _ = traced(tiny_model("llama"), [5, 6, 7], SamplingParams(3.0), max_new_tokens=20)
     assert all(step.taken.id in {candidate.id for candidate in step.candidates} for step in trace.steps)
     assert any(len(step.candidates) == 6 for step in trace.steps)
 
@@ -206,7 +206,7 @@ def test_a_trace_is_json() -> None:
 
 def test_beams_are_not_traced() -> None:
     with pytest.raises(ConfigError, match="cannot be traced"):
-        traced(tiny_model("llama"), [5], SamplingRules(num_beams=2))
+        traced(tiny_model("llama"), [5], SamplingParams(num_beams=2))
 
 
 def test_a_trace_is_there_when_the_answer_has_ended() -> None:

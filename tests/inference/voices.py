@@ -11,7 +11,7 @@ from torch import nn
 from loraft.adapters.inject import attach
 from loraft.adapters.save_adapter import save_adapter
 from loraft.config.schema import ModelSection, RunConfig
-from loraft.models.device import place
+from loraft.models.device import select_device
 from loraft.models.load_model import load_model
 from loraft.models.registry import FAMILIES
 from loraft.tasks.seq2seq_lm import PairRenderer
@@ -60,7 +60,9 @@ def adapter_in(
             "generation": {"max_new_tokens": 12, "temperature": 0},
         }
     )
-    loaded = load_model(section, place(section), quantization=config.quantization if method == "qlora" else None)
+    loaded = load_model(
+        section, select_device(section), quantization=config.quantization if method == "qlora" else None
+    )
     adapted = attach(loaded, config)
     disturb(adapted.trainable, seed=seed + 10)
     rendering = Rendering(chat_template, system_prompt=system_prompt)
@@ -89,7 +91,7 @@ def pair_adapter_in(
             "generation": {"max_new_tokens": 12},
         }
     )
-    loaded = load_model(section, place(section), among=FAMILIES)
+    loaded = load_model(section, select_device(section), among=FAMILIES)
     source, target = languages or (None, None)
     renderer = PairRenderer.for_tokenizer(loaded.tokenizer, prefix=prefix, source_lang=source, target_lang=target)
     adapted = attach(loaded, config)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from loraft.adapters.lora_factors import Factors
+from loraft.adapters.lora_factors import LoraFactors
 from loraft.inspection.low_rank import dora_change, effective_rank, inner_product, singular_values
 
 
@@ -35,14 +35,14 @@ def test_the_change_of_dora_is_that_of_the_dense_matrices() -> None:
     w, a, b, m = drawn(7, 9), drawn(2, 9, seed=1), drawn(7, 2, seed=2), drawn(7, seed=3).abs() + 1
     moved = w + 0.5 * b @ a
     after = m[:, None] * moved / moved.norm(dim=1, keepdim=True)
-    assert dora_change(w, Factors(a, b, 0.5, m)) == pytest.approx(float((after - w).norm()), rel=1e-5)
-    unmoved = Factors(a, torch.zeros(7, 2), 0.5, w.norm(dim=1))
+    assert dora_change(w, LoraFactors(a, b, 0.5, m)) == pytest.approx(float((after - w).norm()), rel=1e-5)
+    unmoved = LoraFactors(a, torch.zeros(7, 2), 0.5, w.norm(dim=1))
     assert dora_change(w, unmoved) == pytest.approx(0.0, abs=1e-2)  # the root of a rounding error of float32
 
 
 def test_the_inner_product_of_two_updates() -> None:
-    one = Factors(drawn(2, 9), drawn(7, 2, seed=1), 0.5)
-    other = Factors(drawn(3, 9, seed=2), drawn(7, 3, seed=3), 2.0)
+    one = LoraFactors(drawn(2, 9), drawn(7, 2, seed=1), 0.5)
+    other = LoraFactors(drawn(3, 9, seed=2), drawn(7, 3, seed=3), 2.0)
     dense = (0.5 * one.b.double() @ one.a.double() * (2.0 * other.b.double() @ other.a.double())).sum()
     assert inner_product(one, other) == pytest.approx(float(dense))
     assert inner_product(one, one) == pytest.approx(float((0.5 * singular_values(one.a, one.b)).square().sum()))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loraft.config.schema import RunConfig
-from loraft.errors import Refused
+from loraft.errors import InvalidInputError
 from loraft.inspection.row_preview import SeenRow, preview_rows
 from loraft.training.run_plan import plan_run
 from tests.tiny import save_tiny
@@ -76,7 +76,7 @@ def test_the_first_batches_of_a_stream_are_those_of_training(tmp_path: Path) -> 
     drawn = [[example.where for example in batch] for batch in window.batches]
     assert [[row.where for row in batch.rows] for batch in seen.batches] == drawn[:2]
     assert seen.batches_an_epoch is None
-    with pytest.raises(Refused, match=r"no row is at '999' among the first \d+ rows, all that are looked at"):
+    with pytest.raises(InvalidInputError, match=r"no row is at '999' among the first \d+ rows, all that are looked at"):
         preview_rows(config, places=["999"])
 
 
@@ -140,7 +140,7 @@ def test_a_row_is_found_by_line_or_place_and_what_is_left_out_says_why(tmp_path:
     assert other.left_out == "is held out for evaluation (data.eval)"
     (trained,) = preview_rows(config, places=[whole.rows[0].where], split="eval").rows
     assert trained.left_out == "is trained on, not evaluated (data.eval)"
-    with pytest.raises(Refused, match="no row is at '99'"):
+    with pytest.raises(InvalidInputError, match="no row is at '99'"):
         preview_rows(config, places=["99"])
 
 
@@ -160,5 +160,5 @@ def test_no_weight_is_read(tmp_path: Path) -> None:
 
 
 def test_nothing_is_evaluated(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"data\.eval.*nothing is evaluated"):
+    with pytest.raises(InvalidInputError, match=r"data\.eval.*nothing is evaluated"):
         preview_rows(tiny_config(tmp_path), split="eval")

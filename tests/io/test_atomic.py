@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 
 from loraft.errors import DiskFullError
-from loraft.io.atomic import written_whole
+from loraft.io.atomic import atomic_dir
 
 
 def test_a_folder_is_there_whole(tmp_path: Path) -> None:
     for text in ("first", "second"):
-        with written_whole(tmp_path / "deep/folder") as staging:
+        with atomic_dir(tmp_path / "deep/folder") as staging:
             (staging / "file").write_text(text)
     assert (tmp_path / "deep/folder/file").read_text() == "second"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
 
 
 def test_after_an_error_the_old_folder_is_as_it_was(tmp_path: Path) -> None:
-    with written_whole(tmp_path / "folder") as staging:
+    with atomic_dir(tmp_path / "folder") as staging:
         (staging / "file").write_text("old")
-    writing = written_whole(tmp_path / "folder")
+    writing = atomic_dir(tmp_path / "folder")
     (writing.__enter__() / "file").write_text("new")
     assert not writing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert (tmp_path / "folder/file").read_text() == "old"
@@ -32,12 +32,12 @@ def test_after_an_error_the_old_folder_is_as_it_was(tmp_path: Path) -> None:
 def test_a_kill_between_the_renames_is_mended_by_the_next_writing(tmp_path: Path) -> None:
     (tmp_path / ".folder.previous").mkdir()
     (tmp_path / ".folder.previous/file").write_text("old")
-    with pytest.raises(RuntimeError), written_whole(tmp_path / "folder"):
+    with pytest.raises(RuntimeError), atomic_dir(tmp_path / "folder"):
         raise RuntimeError
     assert (tmp_path / "folder/file").read_text() == "old"
 
 
 def test_a_full_disk_is_told_with_what_is_free(tmp_path: Path) -> None:
-    with pytest.raises(DiskFullError, match="bytes are free"), written_whole(tmp_path / "folder"):
+    with pytest.raises(DiskFullError, match="bytes are free"), atomic_dir(tmp_path / "folder"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []

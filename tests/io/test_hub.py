@@ -11,7 +11,7 @@ import torch
 
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import AdapterError, ModelError
-from loraft.inference.requests import ModelChoice
+from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
 from loraft.io.hub import adapter_from_hub
 from tests.inference.voices import adapter_in, base_in, logits
@@ -38,11 +38,11 @@ def snapshot(hub: Path, name: str) -> Path:
 def test_an_adapter_and_its_base_by_their_hub_ids(hub: Path, tmp_path: Path) -> None:
     base_in(snapshot(hub, "org/base"))
     adapter_in(snapshot(hub, "someone/adapter"), "org/base")
-    here = open_session(ModelChoice(str(adapter_in(tmp_path / "here", "org/base"))))
-    session = open_session(ModelChoice("someone/adapter"))
+    here = open_session(ModelRequest(str(adapter_in(tmp_path / "here", "org/base"))))
+    session = open_session(ModelRequest("someone/adapter"))
     assert session.loaded.name == "org/base"
     assert torch.equal(logits(session.model), logits(here.model))
-    named = open_session(ModelChoice("org/base", ["mine=someone/adapter"]))
+    named = open_session(ModelRequest("org/base", ["mine=someone/adapter"]))
     assert list(named.voices) == ["mine", "base"]
     assert torch.equal(logits(named.model), logits(here.model))
 
@@ -52,7 +52,7 @@ def test_somebody_elses_adapter_without_a_record_is_shown_with_its_base(hub: Pat
     folder = adapter_in(snapshot(hub, "someone/adapter"), base)
     for name in ("loraft.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (folder / name).unlink()
-    session = open_session(ModelChoice("someone/adapter"))
+    session = open_session(ModelRequest("someone/adapter"))
     assert any(f"names {base} as its base" in note for note in session.notes)
     assert session.voice().tokenizer is session.voice("base").tokenizer
 
@@ -63,7 +63,7 @@ def test_a_repository_that_is_not_there_or_holds_no_adapter_is_none(hub: Path) -
     assert adapter_from_hub("org/absent") is None
     assert resolve_target("org/base").adapters == ()
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
-        open_session(ModelChoice("org/absent"))
+        open_session(ModelRequest("org/absent"))
     with pytest.raises(AdapterError, match="is no adapter, or the Hub cannot be reached"):
         resolve_target("org/base", ["org/absent"])
 
@@ -77,7 +77,7 @@ def test_c41_a_pickled_adapter_is_named_and_not_opened(hub: Path, tmp_path: Path
     (folder / "adapter_model.safetensors").unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Planted()))
     with pytest.raises(AdapterError, match=r"adapter_model\.bin is not read"):
-        open_session(ModelChoice("someone/adapter"))
+        open_session(ModelRequest("someone/adapter"))
     assert not (tmp_path / "it-ran").exists()
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from loraft.inference.decoder_state import Context, ordinary_attention
-from loraft.kernels.decode_linear import fast_products
+from loraft.inference.decoder_state import DecoderState, ordinary_attention
+from loraft.kernels.decode_linear import patch_decode_linears
 from tests.inference.test_decoder_state import ROW, adapted
 from tests.tiny import tiny_model
 
@@ -17,7 +17,7 @@ ONE_ULP = {"atol": 1e-2, "rtol": 2**-7}
 
 
 def read_one_by_one(model: nn.Module) -> torch.Tensor:
-    context = Context(model)
+    context = DecoderState(model)
     return torch.cat([context.read(torch.tensor([[token_id]])) for token_id in ROW])
 
 
@@ -26,7 +26,7 @@ def read_one_by_one(model: nn.Module) -> torch.Tensor:
 def test_a_product_is_the_usual_one(shape: tuple[int, ...], bias: bool) -> None:
     module = nn.Linear(96, 50, bias=bias).bfloat16()
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
-    with torch.no_grad(), fast_products(module, torch.bfloat16):
+    with torch.no_grad(), patch_decode_linears(module, torch.bfloat16):
         product = module(inputs)
     assert product.shape == (*shape[:-1], 50)
     torch.testing.assert_close(product, linear(inputs, module.weight, module.bias), **ONE_ULP)
@@ -35,11 +35,11 @@ def test_a_product_is_the_usual_one(shape: tuple[int, ...], bias: bool) -> None:
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "t5"])
 def test_a_model_says_the_same(model_type: str) -> None:
     model = tiny_model(model_type).bfloat16()
-    context, fast = Context(model), Context(model)
+    context, fast = DecoderState(model), DecoderState(model)
     start, _ = context.begin([ROW])
     fast.begin([ROW])
     expected = context.read(start)
-    with fast_products(model, torch.bfloat16):
+    with patch_decode_linears(model, torch.bfloat16):
         torch.testing.assert_close(fast.read(start), expected, atol=3e-2, rtol=3e-2)
 
 
@@ -53,10 +53,10 @@ def test_an_adapter_is_cast_once_to_what_autocast_casts_it_to() -> None:
 
 def test_nothing_stays_behind_and_float32_is_left_alone() -> None:
     model = tiny_model("llama")
-    with fast_products(model, torch.float32):
+    with patch_decode_linears(model, torch.float32):
         assert not any("forward" in vars(module) for module in model.modules())
     model = model.bfloat16()
-    with fast_products(model, torch.bfloat16):
+    with patch_decode_linears(model, torch.bfloat16):
         assert "forward" in vars(model.lm_head)
     assert not any("forward" in vars(module) for module in model.modules())
 

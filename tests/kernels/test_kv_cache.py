@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from loraft.kernels.kv_cache import LEAST_ROOM, RoomyLayer, new_cache
+from loraft.kernels.kv_cache import LEAST_ROOM, PreallocatedKVLayer, new_cache
 from tests.tiny import tiny_model
 
 
@@ -22,7 +22,7 @@ def same(ours: DynamicLayer, theirs: DynamicLayer) -> bool:
 
 def test_it_holds_what_transformers_holds() -> None:
     """Through growth beyond its room, selected rows, cut ends and a new beginning."""
-    ours, theirs = RoomyLayer(), DynamicLayer()
+    ours, theirs = PreallocatedKVLayer(), DynamicLayer()
     for layer in (ours, theirs):
         for step, tokens in enumerate((5, *[1] * (2 * LEAST_ROOM), 30)):
             layer.update(*states(tokens, seed=step))
@@ -46,7 +46,7 @@ def test_it_holds_what_transformers_holds() -> None:
 
 
 def test_it_is_not_copied_with_each_token() -> None:
-    layer = RoomyLayer()
+    layer = PreallocatedKVLayer()
     layer.update(*states(5))
     places = set()
     for _ in range(LEAST_ROOM):
@@ -65,4 +65,8 @@ def test_sliding_windows_keep_transformers_layers() -> None:
         DynamicLayer,
         DynamicSlidingWindowLayer,
     ]
-    assert [type(layer) for layer in ours.layers] == [DynamicSlidingWindowLayer, RoomyLayer, DynamicSlidingWindowLayer]
+    assert [type(layer) for layer in ours.layers] == [
+        DynamicSlidingWindowLayer,
+        PreallocatedKVLayer,
+        DynamicSlidingWindowLayer,
+    ]

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from loraft.kernels.lora_linear import update_in_place
+from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.models.registry import FAMILIES
 from tests.tiny import tiny_model
 
@@ -25,7 +25,7 @@ def test_it_is_pefts_forward_and_backward(model_type: str, rslora: bool) -> None
     )  # fmt: skip
     plain = get_peft_model(tiny_model(model_type), config)
     ours = copy.deepcopy(plain)
-    update_in_place(ours, "default", FAMILIES[model_type].same_input)
+    patch_lora_linears(ours, "default", FAMILIES[model_type].same_input)
     ids = torch.randint(3, 300, (2, 9))
     results = []
     for model in (plain.train(), ours.train()):
@@ -42,12 +42,12 @@ def test_it_is_pefts_forward_and_backward(model_type: str, rslora: bool) -> None
 def test_dora_and_dropout_keep_their_own_way() -> None:
     dora = get_peft_model(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
     kept = [type(m.lora_variant["default"]) for m in dora.modules() if hasattr(m, "lora_variant")]
-    update_in_place(dora, "default")
+    patch_lora_linears(dora, "default")
     assert [type(m.lora_variant["default"]) for m in dora.modules() if hasattr(m, "lora_variant")] == kept
     dropping = get_peft_model(
         tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.5, init_lora_weights=False)
     ).train()
-    update_in_place(dropping, "default")
+    patch_lora_linears(dropping, "default")
     ids = torch.randint(3, 300, (1, 9))
     assert not torch.equal(dropping(input_ids=ids).logits, dropping(input_ids=ids).logits)
 
@@ -91,7 +91,7 @@ def adapted_projections(dropout: float = 0.0) -> tuple[PeftModel, PeftModel]:
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False
     ours = copy.deepcopy(plain)
-    update_in_place(ours, "default", [NAMES])
+    patch_lora_linears(ours, "default", [NAMES])
     return plain, ours
 
 
@@ -183,7 +183,7 @@ def test_products_are_right_in_any_mix_of_dtypes(
     layer = model.get_submodule("base_model.model.0")
     layer.cast_input_dtype_enabled = False  # type: ignore[assignment]
     a, b = (getattr(layer, name)["default"].float().weight for name in ("lora_A", "lora_B"))
-    update_in_place(model, "default")
+    patch_lora_linears(model, "default")
     x = torch.randn(2, 7, 64).to(rows).requires_grad_()
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
         out = layer(x)

@@ -26,7 +26,7 @@ from loraft.config.schema import QuantizationSection
 from loraft.merge.adapter_weights import resolve_weighted
 from loraft.merge.output_dir import write_company
 from loraft.merge.write_weights import Merge, prepare_merge, write_weights
-from loraft.models.device import Placement
+from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_model
 from tests.adapters.setting import FACTS, IDS, Rendering, disturb, run_config
 from tests.tiny import VOCABULARY, save_tiny, tiny_tokenizer
@@ -125,7 +125,7 @@ def own_adapter(
     config = run_config(method, model=str(base), **lora)
     if quantization is not None:
         config = config.model_copy(update={"quantization": quantization})
-    placement = Placement("cpu", dtype, "a test's CPU", 0, 0, ())
+    placement = DeviceConfig("cpu", dtype, "a test's CPU", 0, 0, ())
     loaded = load_model(config.model, placement, quantization=config.quantization if method == "qlora" else None)
     adapted = attach(loaded, config)
     if amount:

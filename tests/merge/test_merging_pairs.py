@@ -11,16 +11,16 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from loraft import api
-from loraft.adapters.metadata import Sources
+from loraft.adapters.metadata import SourceFormat
 from loraft.adapters.resolve_target import resolve_target
-from loraft.inference.requests import ModelChoice
+from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
-from loraft.inspection.layers_report import look
+from loraft.inspection.layers_report import report_layers
 from loraft.merge.calibration_text import built_in_pairs, rows_for
 from loraft.merge.equivalence import kl_divergence
 from loraft.models.decoder_inputs import decoder_inputs
 from loraft.models.registry import TRAINED_FOR
-from loraft.rows.formats import Pair
+from loraft.rows.formats import Seq2SeqRecord
 from loraft.tasks.seq2seq_lm import PairRenderer
 from tests.inference.voices import base_in, pair_adapter_in
 from tests.tasks.test_seq2seq_lm import nllb
@@ -54,13 +54,13 @@ def test_c27_merged_is_adapted_in_the_stacks_that_were_trained(tmp_path: Path, m
     assert report.max_abs_logit_difference <= 1e-3
     assert (report.compared, report.positions, report.warnings) == ("logits", 256, ())
     merged = AutoModelForSeq2SeqLM.from_pretrained(report.out).eval()
-    adapted = open_session(ModelChoice(str(adapter)))
+    adapted = open_session(ModelRequest(str(adapter)))
     target = [5, 9, 33, 8, 2]
     for model in (merged, adapted.model):
         model.double()  # so that the weights are compared, and not the order of float32 sums
     for ids in ([5, 9, 200, 17], [60, 4, 2]):
         assert (logits(merged, ids, target) - logits(adapted.model, ids, target)).abs().max() <= 1e-5
-    assert resolve_target(str(report.out)).manner.sources == Sources("turn: ")
+    assert resolve_target(str(report.out)).manner.sources == SourceFormat("turn: ")
     tied = [name for name in ("shared.weight", "model.shared.weight") if name in dict(merged.named_parameters())]
     assert tied
     assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
@@ -78,15 +78,15 @@ def test_the_figures_are_those_of_the_rows_that_were_held_out(tmp_path: Path) ->
     )
     tokenizer = tiny_tokenizer()
     renderer = PairRenderer.for_tokenizer(tokenizer, prefix="turn: ")
-    examples = renderer.examples([renderer.render(Pair(*pair)) for pair in PAIRS], [""] * len(PAIRS))
-    found = rows_for(adapter, tokenizer, Sources("turn: "))
+    examples = renderer.examples([renderer.render(Seq2SeqRecord(*pair)) for pair in PAIRS], [""] * len(PAIRS))
+    found = rows_for(adapter, tokenizer, SourceFormat("turn: "))
     assert found.source == "the run's held-out rows"
     assert list(found.ids[: len(PAIRS)]) == [example.input_ids for example in examples]
     assert list(found.targets[: len(PAIRS)]) == [example.labels for example in examples]
     positions = sum(len(example.labels) for example in examples)
     report = api.merge(str(tmp_path / "run"), positions=positions)
     assert report.measured_on == "the run's held-out rows"
-    session, plain = open_session(ModelChoice(str(adapter))), AutoModelForSeq2SeqLM.from_pretrained(base)
+    session, plain = open_session(ModelRequest(str(adapter))), AutoModelForSeq2SeqLM.from_pretrained(base)
     apart = [
         kl_divergence(*(logits(model, example.input_ids, example.labels) for model in (session.model, plain)))
         for example in examples
@@ -105,17 +105,17 @@ def test_a_model_of_few_positions_is_compared_on_rows_that_fit(tmp_path: Path, m
 
 def test_built_in_texts_are_read_in_the_languages_of_training(tmp_path: Path) -> None:
     tokenizer = nllb(tmp_path)
-    rows = built_in_pairs(tokenizer, Sources("", "deu_Latn", "fra_Latn"))
+    rows = built_in_pairs(tokenizer, SourceFormat("", "deu_Latn", "fra_Latn"))
     codes = tokenizer.convert_tokens_to_ids(["deu_Latn", "fra_Latn"])
     assert {(ids[0], target[0]) for ids, target in zip(rows.ids, rows.targets, strict=True)} == {tuple(codes)}
-    unsaid = built_in_pairs(tokenizer, Sources())
+    unsaid = built_in_pairs(tokenizer, SourceFormat())
     assert unsaid.targets == unsaid.ids
 
 
 def test_inspect_layers_tells_both_stacks_and_what_changed_in_each(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", "bart")
     adapter = pair_adapter_in(tmp_path / "adapter", base, layers=STACKS["both"])
-    told = look(str(adapter)).as_dict()
+    told = report_layers(str(adapter)).as_dict()
     assert (told["encoder_layers"], told["decoder_layers"]) == (3, 2)
     assert "num_layers" not in told
     assert told["lora"]["layers"] == {"encoder": (1, 2), "decoder": (0, 1)}

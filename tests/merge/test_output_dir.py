@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from loraft.adapters.metadata import AdapterTarget, Target
+from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import LoraftError, ResourceError, RunFolderError
 from loraft.merge.output_dir import chosen_folder, merged_folder, write_company
@@ -89,7 +89,9 @@ def test_where_it_goes_when_nobody_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path(adapter).mkdir(parents=True)
-    assert chosen_folder(Target("base", adapters=(AdapterTarget("x", Path(adapter), "base"),)), given) == Path(expected)
+    assert chosen_folder(ResolvedTarget("base", adapters=(AdapterTarget("x", Path(adapter), "base"),)), given) == Path(
+        expected
+    )
 
 
 def refuse(merge: Merge, out: Path, kind: type[LoraftError], said: str, *, overwrite: bool = False) -> None:

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 from loraft import api
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, LoraftError, ModelError, VerificationError
-from loraft.inference.requests import ModelChoice
+from loraft.inference.requests import ModelRequest
 from loraft.merge.calibration_text import built_in_rows
 from loraft.merge.equivalence import kl_divergence
 from loraft.merge.merge_report import MergeReport
 from loraft.merge.write_weights import write_weights
-from loraft.models.device import Placement
+from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_model
 from loraft.training.run_events import Event, Note, Progress
 from tests.adapters.setting import IDS, disturb, logits
@@ -103,7 +103,7 @@ def test_the_figures_of_the_proof_are_those_of_transformers_and_peft(tmp_path: P
 def in_4_bits(base: Path, adapter: Path, stored: QuantizationSection, dtype: torch.dtype) -> PeftModel:
     """The adapter on its base in 4 bits, by peft and transformers."""
     loaded = load_model(
-        ModelSection(name_or_path=str(base)), Placement("cpu", dtype, "test", 0, 0, ()), quantization=stored
+        ModelSection(name_or_path=str(base)), DeviceConfig("cpu", dtype, "test", 0, 0, ()), quantization=stored
     )
     return PeftModel.from_pretrained(loaded.model, adapter)
 
@@ -268,13 +268,13 @@ def test_what_was_merged_is_a_target_like_any_other(tmp_path: Path) -> None:
     report = api.merge(str(tmp_path / "run"))
     unmerged = api.generate(str(tmp_path / "run"), prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
     merged = api.generate(str(report.out), prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
-    choice = ModelChoice(str(tmp_path / "run"), merge=True)
+    choice = ModelRequest(str(tmp_path / "run"), merge=True)
     in_memory = api.generate(choice, prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
     for answer in (unmerged, merged, in_memory):
         assert list(answer)
     assert merged.completion.prompt == unmerged.completion.prompt, "the system prompt went along"
     with pytest.raises(LoraftError, match="one adapter can be merged, and there are 0"):
-        api.generate(ModelChoice(str(report.out), merge=True), prompt="Hello")
+        api.generate(ModelRequest(str(report.out), merge=True), prompt="Hello")
 
 
 def test_weighted_adapters_are_merged_beside_the_first_one(tmp_path: Path) -> None:

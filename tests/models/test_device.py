@@ -11,7 +11,7 @@ import torch
 from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 from loraft.models import device as placement
-from loraft.models.device import place
+from loraft.models.device import select_device
 
 
 def section(dtype: str = "auto") -> ModelSection:
@@ -44,7 +44,7 @@ def test_auto_on_a_cpu_is_bfloat16_where_it_multiplies_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    placed = place(section())
+    placed = select_device(section())
     assert (placed.device, placed.dtype) == ("cpu", dtype)
     assert placed.dtype_name in placed.notes[0]
     assert 0 < placed.available_bytes <= placed.total_bytes
@@ -53,32 +53,32 @@ def test_auto_on_a_cpu_is_bfloat16_where_it_multiplies_it(
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch, bf16: bool, dtype: torch.dtype) -> None:
     fake_gpu(monkeypatch, bf16=bf16)
-    placed = place(section())
+    placed = select_device(section())
     assert (placed.device, placed.dtype, placed.device_name) == ("cuda", dtype, "Test GPU")
     assert (placed.total_bytes, placed.available_bytes) == (80, 60)
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_named_dtype_is_taken() -> None:
-    assert place(section("float32")).dtype == torch.float32
-    assert place(section("bfloat16")).dtype == torch.bfloat16
+    assert select_device(section("float32")).dtype == torch.float32
+    assert select_device(section("bfloat16")).dtype == torch.bfloat16
 
 
 def test_float16_is_for_cuda_alone(monkeypatch: pytest.MonkeyPatch, no_gpu: None) -> None:
     with pytest.raises(ModelError, match="float16 does not train on a CPU"):
-        place(section("float16"))
+        select_device(section("float16"))
     fake_gpu(monkeypatch, bf16=True)
-    assert place(section("float16")).dtype == torch.float16
+    assert select_device(section("float16")).dtype == torch.float16
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_container_may_have_less_memory_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "CGROUP", tmp_path)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1000, available=900))
-    assert place(section()).available_bytes == 900
+    assert select_device(section()).available_bytes == 900
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("100\n")
-    assert place(section()).total_bytes == 1000
+    assert select_device(section()).total_bytes == 1000
     (tmp_path / "memory.max").write_text("400\n")
-    placed = place(section())
+    placed = select_device(section())
     assert (placed.total_bytes, placed.available_bytes) == (400, 300)

@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError
-from loraft.models.device import Placement
+from loraft.models.device import DeviceConfig
 from loraft.models.hf_config import load_config
 from loraft.models.load_model import linear_modules, load_model, load_tokenizer, meta_model, parameter_count
 from loraft.models.registry import FAMILIES
 from tests.tiny import TINY_MODEL_TYPES, save_tiny, tiny_model, tiny_tokenizer
 
 
-def placed(dtype: torch.dtype = torch.float32) -> Placement:
-    return Placement("cpu", dtype, "test", 2**30, 2**30, ("on a test's CPU",))
+def placed(dtype: torch.dtype = torch.float32) -> DeviceConfig:
+    return DeviceConfig("cpu", dtype, "test", 2**30, 2**30, ("on a test's CPU",))
 
 
 def section(folder: Path, **options: Any) -> ModelSection:
@@ -146,7 +146,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder: Path, edit: dict
 
 def test_c40_float16_is_refused_where_activations_overflow_in_it(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not stable in float16"):
-        load_model(section(save_tiny(tmp_path, "gemma2")), Placement("cuda", torch.float16, "test", 1, 1, ()))
+        load_model(section(save_tiny(tmp_path, "gemma2")), DeviceConfig("cuda", torch.float16, "test", 1, 1, ()))
 
 
 def test_attention_is_as_asked_or_refused(folder: Path, tmp_path: Path) -> None:

@@ -11,18 +11,18 @@ from transformers import AutoConfig
 
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import ModelError
-from loraft.models.device import Placement
+from loraft.models.device import DeviceConfig
 from loraft.models.hf_config import load_config
 from loraft.models.load_model import load_model, meta_model
-from loraft.models.quantize import dequantized, quantization_config, quantized_modules, unpacked
+from loraft.models.quantize import quantization_config, quantize_roundtrip, quantized_modules, unpacked
 from loraft.models.registry import TRAINED_FOR
 from tests.tiny import save_tiny
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
-def on_cpu(dtype: torch.dtype = torch.float32) -> Placement:
-    return Placement("cpu", dtype, "test", 2**30, 2**30, ())
+def on_cpu(dtype: torch.dtype = torch.float32) -> DeviceConfig:
+    return DeviceConfig("cpu", dtype, "test", 2**30, 2**30, ())
 
 
 def section(folder: Path) -> ModelSection:
@@ -106,7 +106,7 @@ def test_c26_dequantized_is_to_the_bit_what_a_4_bit_model_computes_with(
             monkeypatch.setattr("loraft.models.quantize.PIECE", piece)
             for name in quantized_modules(base.model):
                 weight = base.model.get_submodule(name).weight
-                found = dequantized(weight, quantization, dtype)
+                found = quantize_roundtrip(weight, quantization, dtype)
                 assert found.dtype == dtype
                 assert torch.equal(found, unpacked(loaded.model.get_submodule(name)))
                 assert not torch.equal(found.float(), weight)
@@ -114,9 +114,9 @@ def test_c26_dequantized_is_to_the_bit_what_a_4_bit_model_computes_with(
 
 def test_c26_products_of_a_dtype_of_their_own_are_part_of_what_is_dequantized() -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
-    rounded = dequantized(weight, QuantizationSection(compute_dtype="bfloat16"), torch.float32)
+    rounded = quantize_roundtrip(weight, QuantizationSection(compute_dtype="bfloat16"), torch.float32)
     assert rounded.dtype == torch.bfloat16
-    assert torch.equal(rounded, dequantized(weight, QuantizationSection(), torch.float32).bfloat16())
+    assert torch.equal(rounded, quantize_roundtrip(weight, QuantizationSection(), torch.float32).bfloat16())
 
 
 def test_c40_what_t5_keeps_in_float32_is_not_quantized() -> None:

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from loraft.config.schema import Task
 from loraft.errors import ModelError
 from loraft.kernels.packed_attention import ROWS
-from loraft.models.registry import FAMILIES, TRAINED, TRAINED_FOR, family_of
+from loraft.models.registry import FAMILIES, TRAINED, TRAINED_FOR, spec_of
 from tests.tiny import TINY_MODEL_TYPES, TINY_OTHERS, tiny_model
 
 
@@ -103,7 +103,7 @@ def test_c11_rows_laid_end_to_end_equal_rows_alone_where_the_family_packs(model_
 )
 def test_other_types_are_refused_with_the_reason(model_type: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason) as caught:
-        family_of(model_type)
+        spec_of(model_type)
     assert "llama" in (caught.value.problems[0].remedy or "")
 
 
@@ -115,5 +115,5 @@ def test_a_type_for_another_task_is_answered_with_the_task_and_no_list(
     task: Task, model_type: str, takes_it: str
 ) -> None:
     with pytest.raises(ModelError, match=f"and task: {task} needs") as caught:
-        family_of(model_type, TRAINED_FOR[task])
+        spec_of(model_type, TRAINED_FOR[task])
     assert caught.value.problems[0].remedy == f"Write task: {takes_it}, which takes it."

@@ -11,13 +11,13 @@ import pytest
 from loraft.config.schema import RowFormat, Task
 from loraft.errors import DataError
 from loraft.rows.formats import (
-    Completion,
+    ClassificationRecord,
     Conversation,
-    Labelled,
-    Languages,
+    LanguagePair,
     Message,
-    Pair,
+    PromptCompletion,
     Record,
+    Seq2SeqRecord,
     Text,
     check_format,
     detect_format,
@@ -53,7 +53,7 @@ def test_renamed_columns_are_recognised() -> None:
     assert detect_format(["frage", "antwort"], {"prompt": "frage", "completion": "antwort"}) == "prompt_completion"
     assert record(
         {"frage": "a", "antwort": "b"}, "prompt_completion", {"prompt": "frage", "completion": "antwort"}
-    ) == (Completion("a", "b"))
+    ) == (PromptCompletion("a", "b"))
 
 
 def test_columns_that_fit_nothing_are_named_with_what_would_fit() -> None:
@@ -88,7 +88,7 @@ def test_what_each_format_says() -> None:
     assert record({"instruction": "two?", "input": "", "output": "four"}, "alpaca") == conversation
     asked = record({"instruction": "Add.", "input": "2 2", "output": "four", "system": "Be brief."}, "alpaca")
     assert asked == Conversation((Message("system", "Be brief."), Message("user", "Add.\n\n2 2"), ANSWERED))
-    assert record({"prompt": "two? ", "completion": "four"}, "prompt_completion") == Completion("two? ", "four")
+    assert record({"prompt": "two? ", "completion": "four"}, "prompt_completion") == PromptCompletion("two? ", "four")
     assert record({"text": " x\n"}, "text") == Text(" x\n")
 
 
@@ -139,7 +139,7 @@ def test_a_field_is_named_as_the_file_names_it() -> None:
 
 def pair(values: dict[str, Any], source: str | None = None, target: str | None = None) -> Record:
     row_format: RowFormat = detect_format(list(values), task="seq2seq_lm")
-    return to_record(Row(values, "a.jsonl:7"), row_format, {}, "seq2seq_lm", Languages(source, target))
+    return to_record(Row(values, "a.jsonl:7"), row_format, {}, "seq2seq_lm", LanguagePair(source, target))
 
 
 def labelled(**values: Any) -> Record:
@@ -173,12 +173,14 @@ def test_rows_of_another_task_are_told_which() -> None:
 
 
 def test_what_rows_of_pairs_say() -> None:
-    expected = Pair("yes", "oui")
+    expected = Seq2SeqRecord("yes", "oui")
     assert pair({"translation": {"en": "yes", "fr": "oui", "de": None}}, "en", "fr") == expected
     assert pair({"translation": {"en": "yes", "fr": "oui"}}, "en_XX", "fr_XX") == expected
     assert pair({"source": "yes", "target": "oui"}) == expected
     assert pair({"prompt": "yes", "completion": "oui"}) == expected
-    assert pair({"instruction": "Translate.", "input": "yes", "output": "oui"}) == Pair("Translate.\n\nyes", "oui")
+    assert pair({"instruction": "Translate.", "input": "yes", "output": "oui"}) == Seq2SeqRecord(
+        "Translate.\n\nyes", "oui"
+    )
 
 
 NESTED = {"translation": {"en": "yes", "fr": "oui"}}
@@ -189,19 +191,23 @@ def test_columns_name_what_lies_inside_a_column() -> None:
     columns = {"source": "translation.fr", "target": "translation.en"}
     assert detect_format({"translation"}, columns, "seq2seq_lm") == "translation"
     row = Row(NESTED, "a.jsonl:7")
-    assert to_record(row, "translation", columns, "seq2seq_lm", Languages("eng_Latn", "fra_Latn")) == Pair("oui", "yes")
+    assert to_record(row, "translation", columns, "seq2seq_lm", LanguagePair("eng_Latn", "fra_Latn")) == Seq2SeqRecord(
+        "oui", "yes"
+    )
     assert detect_format({"t.en", "t.fr"}, {"source": "t.en", "target": "t.fr"}, "seq2seq_lm") == "translation"
     flat = Row({"t.en": "yes", "t.fr": "oui"}, "a.csv:2")
-    assert to_record(flat, "translation", {"source": "t.en", "target": "t.fr"}, "seq2seq_lm") == Pair("yes", "oui")
+    assert to_record(flat, "translation", {"source": "t.en", "target": "t.fr"}, "seq2seq_lm") == Seq2SeqRecord(
+        "yes", "oui"
+    )
     with pytest.raises(DataError, match=r"a.jsonl:7 translation.de: is missing"):
-        to_record(row, "translation", columns | {"target": "translation.de"}, "seq2seq_lm", Languages("en", "fr"))
+        to_record(row, "translation", columns | {"target": "translation.de"}, "seq2seq_lm", LanguagePair("en", "fr"))
     with pytest.raises(DataError, match="none of the formats"):
         detect_format({"translation"}, {"source": "texts.en", "target": "texts.fr", "translation": "x"}, "seq2seq_lm")
 
 
 def test_a_translation_may_be_the_text_of_an_object() -> None:
     """A CSV file has no other way to keep one."""
-    assert pair({"translation": json.dumps(NESTED["translation"])}, "en", "fr") == Pair("yes", "oui")
+    assert pair({"translation": json.dumps(NESTED["translation"])}, "en", "fr") == Seq2SeqRecord("yes", "oui")
     with pytest.raises(DataError, match="found text"):
         pair({"translation": "{'en': 'yes'}"}, "en", "fr")
     with pytest.raises(DataError, match="'en' twice"):
@@ -215,10 +221,10 @@ def test_codes_that_no_row_has_are_told_what_to_do() -> None:
 
 
 def test_what_labelled_rows_say() -> None:
-    assert labelled(text="fine", label=" pos ") == Labelled("fine", None, "pos")
-    assert labelled(text="fine", label=3) == Labelled("fine", None, 3)
-    assert labelled(text="fine", label=False) == Labelled("fine", None, "false")
-    assert labelled(text="a", text_pair="b", label=["only"]) == Labelled("a", "b", "only")
+    assert labelled(text="fine", label=" pos ") == ClassificationRecord("fine", None, "pos")
+    assert labelled(text="fine", label=3) == ClassificationRecord("fine", None, 3)
+    assert labelled(text="fine", label=False) == ClassificationRecord("fine", None, "false")
+    assert labelled(text="a", text_pair="b", label=["only"]) == ClassificationRecord("a", "b", "only")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +295,7 @@ def test_c46_a_bad_labelled_row_is_named_with_its_place(
 )
 def test_a_question_may_be_a_source(values: dict[str, object], asked: str) -> None:
     """Beside a prompt, `source` is a column like any other."""
-    assert to_question(Row(values, "a.jsonl:7"), Languages("en_XX")) == (Message("user", asked),)
+    assert to_question(Row(values, "a.jsonl:7"), LanguagePair("en_XX")) == (Message("user", asked),)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +310,7 @@ def test_a_question_may_be_a_source(values: dict[str, object], asked: str) -> No
 )
 def test_c46_a_source_that_cannot_be_asked_is_named(values: dict[str, object], said: str) -> None:
     with pytest.raises(DataError, match=re.escape(said)):
-        to_question(Row(values, "a.jsonl:7"), Languages("en_XX"))
+        to_question(Row(values, "a.jsonl:7"), LanguagePair("en_XX"))
 
 
 def test_the_language_of_a_translation_must_be_said() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from loraft.errors import DataError
-from loraft.rows.formats import Completion, Conversation, Message, Text
+from loraft.rows.formats import Conversation, Message, PromptCompletion, Text
 from loraft.tasks.causal_lm import Renderer
 from loraft.tokenization.examples import IGNORED, Example
 from tests.tiny import tiny_tokenizer
@@ -116,7 +116,7 @@ def test_c5_prompt_and_completion_are_tokenized_in_one_piece_unless_they_would_m
     generator = random.Random(0)
     alphabet = "the order is late. äß 漢字 😀 \n\t()"
     records = [
-        Completion(
+        PromptCompletion(
             "".join(generator.choices(alphabet, k=generator.randint(1, 20))),
             "".join(generator.choices(alphabet, k=generator.randint(1, 20))),
         )

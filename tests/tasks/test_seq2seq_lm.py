@@ -21,8 +21,8 @@ from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CO
 
 from loraft.config.schema import DataSection
 from loraft.errors import DataError
-from loraft.rows.formats import Message, Pair
-from loraft.tasks.seq2seq_lm import PairRenderer, closed
+from loraft.rows.formats import Message, Seq2SeqRecord
+from loraft.tasks.seq2seq_lm import PairRenderer, truncate_keep_eos
 from tests.tiny import tiny_tokenizer
 
 WORDS = ("▁hello", "▁the", "▁cat", "▁bonjour", "▁le", "▁chat", "▁translate", ":")
@@ -88,7 +88,7 @@ def test_source_and_target_have_the_code_of_their_language(
     tokenizer, source, target, where = multilingual
     renderer = PairRenderer.for_tokenizer(tokenizer, source_lang=source, target_lang=target)
     before: Any = (tokenizer.src_lang, tokenizer.tgt_lang)
-    example = renderer.examples([Pair("hello", "bonjour")], ["a:1"])[0]
+    example = renderer.examples([Seq2SeqRecord("hello", "bonjour")], ["a:1"])[0]
     for ids, code in ((example.input_ids, source), (example.labels, target)):
         tokens = tokenizer.convert_ids_to_tokens(ids)
         marks = [tokens[0], tokens[-1]] if where == "begins" else [tokens[-1], tokens[-2]]
@@ -144,7 +144,7 @@ def t5() -> PreTrainedTokenizerBase:
 def test_a_prefix_stands_before_every_source_and_every_text_is_ended() -> None:
     tokenizer = t5()
     renderer = PairRenderer.for_tokenizer(tokenizer, prefix="translate: ", source_lang="en", target_lang="fr")
-    example = renderer.examples([renderer.render(Pair("hello", "bonjour"))], ["a:1"])[0]
+    example = renderer.examples([renderer.render(Seq2SeqRecord("hello", "bonjour"))], ["a:1"])[0]
     assert tokenizer.convert_ids_to_tokens(example.input_ids) == ["▁translate", ":", "▁hello", "</s>"]
     assert tokenizer.convert_ids_to_tokens(example.labels) == ["▁bonjour", "</s>"]
     assert renderer.prompt_ids([Message("user", "hello")]) == example.input_ids
@@ -157,7 +157,7 @@ def test_a_prefix_stands_before_every_source_and_every_text_is_ended() -> None:
 def test_c1_a_target_is_ended_where_the_tokenizer_ends_none() -> None:
     """Without an end in the labels no answer would learn to stop."""
     tokenizer = tiny_tokenizer()
-    example = PairRenderer.for_tokenizer(tokenizer).examples([Pair("the order", "is late")], ["a:1"])[0]
+    example = PairRenderer.for_tokenizer(tokenizer).examples([Seq2SeqRecord("the order", "is late")], ["a:1"])[0]
     assert example.labels == [*tokenizer("is late")["input_ids"], tokenizer.eos_token_id]
     assert example.trained == len(example.labels)
 
@@ -171,7 +171,7 @@ def test_a_source_that_is_cut_keeps_what_closes_it(name: str, tmp_path: Path) ->
     made, source, target, where = MULTILINGUAL[name]
     tokenizer = made(tmp_path)
     renderer = PairRenderer.for_tokenizer(tokenizer, source_lang=source, target_lang=target)
-    pair = Pair("hello the cat " * 9, "bonjour le chat " * 9)
+    pair = Seq2SeqRecord("hello the cat " * 9, "bonjour le chat " * 9)
     example = renderer.examples([pair], ["a:1"])[0]
     [cut] = renderer.cut(pair, example, limits(max_length=8, max_target_length=5), "truncate")
     tokens = tokenizer.convert_ids_to_tokens(cut.input_ids)
@@ -184,15 +184,15 @@ def test_a_source_that_is_cut_keeps_what_closes_it(name: str, tmp_path: Path) ->
 def test_closed_keeps_a_short_text_as_it_is() -> None:
     tokenizer = t5()
     ids = tokenizer("hello the cat")["input_ids"]
-    assert closed(ids, 4, tokenizer) == ids
-    assert closed(ids, 3, tokenizer) == [*ids[:2], tokenizer.eos_token_id]
-    assert closed(ids, 1, tokenizer) == [tokenizer.eos_token_id]
+    assert truncate_keep_eos(ids, 4, tokenizer) == ids
+    assert truncate_keep_eos(ids, 3, tokenizer) == [*ids[:2], tokenizer.eos_token_id]
+    assert truncate_keep_eos(ids, 1, tokenizer) == [tokenizer.eos_token_id]
 
 
 def test_what_is_too_long_is_told_by_its_key() -> None:
     tokenizer = t5()
     renderer = PairRenderer.for_tokenizer(tokenizer)
-    example = renderer.examples([Pair("hello the cat", "bonjour le chat")], ["a:1"])[0]
+    example = renderer.examples([Seq2SeqRecord("hello the cat", "bonjour le chat")], ["a:1"])[0]
     assert renderer.too_long(example, limits(max_length=4)) is None
     assert "source of 4 tokens, more than data.max_length 3" in (renderer.too_long(example, limits(max_length=3)) or "")
     too_long = renderer.too_long(example, limits(max_length=4, max_target_length=3))

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from loraft.config.schema import DataSection, RunConfig
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
-from loraft.rows.formats import Labelled
+from loraft.rows.formats import ClassificationRecord
 from loraft.tasks.seq_cls import LabelRenderer, labels_of
 from loraft.tokenization.examples import LabelledExample
 from tests.tiny import tiny_tokenizer
@@ -52,9 +52,12 @@ def classes(data: PreparedData) -> list[int]:
 
 
 def test_classes_are_numbered_by_the_alphabet_and_numbers_by_size() -> None:
-    assert labels_of([Labelled("x", None, name) for name in ("late", "broken", "late")]) == ("broken", "late")
-    assert labels_of([Labelled("x", None, name) for name in (10, 9, "2", -1)]) == ("-1", "2", "9", "10")
-    assert labels_of([Labelled("x", None, name) for name in ("10", "9", "other")]) == ("10", "9", "other")
+    assert labels_of([ClassificationRecord("x", None, name) for name in ("late", "broken", "late")]) == (
+        "broken",
+        "late",
+    )
+    assert labels_of([ClassificationRecord("x", None, name) for name in (10, 9, "2", -1)]) == ("-1", "2", "9", "10")
+    assert labels_of([ClassificationRecord("x", None, name) for name in ("10", "9", "other")]) == ("10", "9", "other")
 
 
 def test_true_is_one_class_however_a_file_spells_it(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_classes_that_differ_in_case_alone_are_told(tokenizer: PreTrainedTokeniz
 def test_numbers_of_one_size_have_one_order() -> None:
     """In every process: sets have another order in each."""
     names = [f"{'0' * zeros}{number}" for zeros in range(9) for number in (2, 1)]
-    assert labels_of([Labelled("x", None, name) for name in names]) == tuple(
+    assert labels_of([ClassificationRecord("x", None, name) for name in names]) == tuple(
         f"{'0' * zeros}{number}" for number in (1, 2) for zeros in reversed(range(9))
     )
 
@@ -204,6 +207,6 @@ def test_pairs_that_run_together_are_told(tokenizer: PreTrainedTokenizerFast, tm
 
 def test_the_renderer_marks_the_class(tokenizer: PreTrainedTokenizerFast) -> None:
     renderer = LabelRenderer(tokenizer, ("neg", "pos"))
-    example = renderer.examples([renderer.render(Labelled("late", None, "pos"))], ["a:1"])[0]
+    example = renderer.examples([renderer.render(ClassificationRecord("late", None, "pos"))], ["a:1"])[0]
     assert renderer.marked(example).endswith("late<|im_end|> ⟦pos⟧")
     assert renderer.too_long(example, DataSection(train="x", max_length=2)) is not None  # type: ignore[arg-type]

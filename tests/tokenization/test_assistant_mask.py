@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from loraft.errors import DataError
-from loraft.rows.formats import Completion, Conversation, Message, Text
+from loraft.rows.formats import Conversation, Message, PromptCompletion, Text
 from loraft.tasks.causal_lm import Renderer
 from loraft.tokenization.assistant_mask import ChatTemplate
 from loraft.tokenization.examples import IGNORED, Example
@@ -173,11 +173,11 @@ def test_a_template_that_is_no_template(text: str, tmp_path: Path) -> None:
         Renderer.for_tokenizer(tokenizer_of(), chat_template=str(path))
 
 
-def _cut(random: Random) -> Completion:
+def _cut(random: Random) -> PromptCompletion:
     parts = [MIXED[int(random.random() * len(MIXED))] for _ in range(2 + int(random.random() * 8))]
     text = "".join(parts)
     at = 1 + int(random.random() * (len(text) - 1))
-    return Completion(text[:at], text[at:])
+    return PromptCompletion(text[:at], text[at:])
 
 
 @pytest.mark.parametrize("trim_offsets", [False, True])
@@ -209,7 +209,7 @@ def test_c5_a_completion_is_learned_behind_the_tokens_of_its_prompt(bos: str | N
 )
 def test_c5_the_whole_completion_is_trained_and_nothing_before_it(prompt: str, completion: str) -> None:
     renderer = Renderer.for_tokenizer(tokenizer_of())
-    example = renderer.example(Completion(prompt, completion), "here")
+    example = renderer.example(PromptCompletion(prompt, completion), "here")
     assert trained_parts(renderer, example) == [f"{completion}<|endoftext|>"]
 
 
@@ -217,7 +217,11 @@ def test_c5_the_whole_completion_is_trained_and_nothing_before_it(prompt: str, c
 def test_plain_text_ends_with_one_trained_end_of_text(appends_eos: bool) -> None:
     tokenizer = tokenizer_of(("<s>", "</s>"), eos="</s>", bos="<s>", appends_eos=appends_eos)
     renderer = Renderer.for_tokenizer(tokenizer)
-    for record in (Text("two and two"), Completion("two", " and two"), Text("two</s>" if not appends_eos else "two")):
+    for record in (
+        Text("two and two"),
+        PromptCompletion("two", " and two"),
+        Text("two</s>" if not appends_eos else "two"),
+    ):
         example = renderer.example(record, "here")
         assert example.input_ids.count(tokenizer.eos_token_id) == 1
         assert example.labels[-1] == example.input_ids[-1] == tokenizer.eos_token_id
@@ -247,7 +251,7 @@ def test_the_templates_we_bring_end_each_answer_with_a_stop_id(setting: str) -> 
 
 def test_rows_keep_their_order_among_other_kinds() -> None:
     renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
-    records = [Text("two"), Conversation(ONE_TURN), Completion("a", "b"), Conversation(THREE_TURNS), Text("four")]
+    records = [Text("two"), Conversation(ONE_TURN), PromptCompletion("a", "b"), Conversation(THREE_TURNS), Text("four")]
     together = renderer.examples([renderer.render(record) for record in records], [*"01234"])
     assert together == [renderer.example(record, str(at)) for at, record in enumerate(records)]
 

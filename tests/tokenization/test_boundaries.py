@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from loraft.rows.formats import Completion, Conversation, Message
+from loraft.rows.formats import Conversation, Message, PromptCompletion
 from loraft.tasks.causal_lm import SPACED, Renderer
 from loraft.tokenization.boundaries import BorderedText, TextEncoder
 from loraft.tokenization.examples import IGNORED
@@ -73,7 +73,7 @@ def test_a_completion_begins_with_the_tokens_of_its_prompt(name: str, prompt: st
     tokenizer = TOKENIZERS[name]()
     renderer = Renderer.for_tokenizer(tokenizer, conversations=False)
     before = tokenizer(prompt)["input_ids"]
-    example = renderer.example(Completion(prompt, completion), "here")
+    example = renderer.example(PromptCompletion(prompt, completion), "here")
     assert example.input_ids[: len(before)] == before
     assert example.labels == [IGNORED] * len(before) + example.input_ids[len(before) :]
     assert tokenizer.decode(example.input_ids, skip_special_tokens=True) == prompt + completion
@@ -102,6 +102,6 @@ def test_a_tokenizer_that_cannot_do_without_a_space_is_said_by_row() -> None:
     tokenizer = metaspace_tokenizer("always", HEADER_ENDS_IN_SPACE)
     renderer = Renderer.for_tokenizer(tokenizer)
     renderer._encoder.__dict__["_guards"] = ()
-    rendered = renderer.render(Completion("two ", "and"))
+    rendered = renderer.render(PromptCompletion("two ", "and"))
     renderer.examples([rendered], ["here"])
     assert renderer.findings(rendered) == (SPACED,)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from loraft.config.schema import DataSection, RunConfig
 from loraft.dataset.build import prepare
 from loraft.errors import DataError
-from loraft.rows.formats import Pair
+from loraft.rows.formats import Seq2SeqRecord
 from loraft.tasks.seq2seq_lm import PairRenderer
 from loraft.tasks.seq_cls import LabelRenderer
 from loraft.tokenization import long_texts
@@ -220,14 +220,14 @@ def test_long_sources_and_targets_are_cut_as_when_read_whole(small: None) -> Non
     renderer = PairRenderer.for_tokenizer(PreTrainedTokenizerFast(tokenizer_object=t5(), eos_token="</s>"))
     limits = DataSection.model_validate({"train": "x", "max_length": 60, "max_target_length": 40})
     text = long_text(500)
-    for pair in (Pair(text, "short"), Pair("short", text), Pair(text, text)):
+    for pair in (Seq2SeqRecord(text, "short"), Seq2SeqRecord("short", text), Seq2SeqRecord(text, text)):
         (whole,) = renderer.examples([pair], ["here"])
         beginning = renderer.beginning(pair, limits)
         (part,) = renderer.examples([beginning], ["here"])
         assert part.tokens < whole.tokens
         assert (renderer.too_long(part, limits) is None) is (renderer.too_long(whole, limits) is None) is False
         assert renderer.cut(beginning, part, limits, "truncate") == renderer.cut(pair, whole, limits, "truncate")
-    assert renderer.beginning(Pair("short", "short"), limits) == Pair("short", "short")
+    assert renderer.beginning(Seq2SeqRecord("short", "short"), limits) == Seq2SeqRecord("short", "short")
 
 
 GIANT = """

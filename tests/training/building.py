@@ -14,8 +14,8 @@ from loraft.config.schema import RunConfig
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Event
 from loraft.training.run_plan import plan_run
-from loraft.training.trainer import fit_of, prepared_model
-from loraft.training.trainer_state import Fit, RunState
+from loraft.training.trainer import build_model, build_trainer
+from loraft.training.trainer_state import RunState, Trainer
 from tests.tiny import save_tiny
 
 WORDS = ("the order is late and the answer is in the text that the customer said about it again").split()  # noqa: SIM905
@@ -101,21 +101,21 @@ def tiny_config(folder: Path, **overrides: Any) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
-def tiny_fit(config: RunConfig, observer: Callable[[Event], None] = lambda _: None) -> tuple[Fit, RunState]:
+def tiny_fit(config: RunConfig, observer: Callable[[Event], None] = lambda _: None) -> tuple[Trainer, RunState]:
     """The loop's inputs for a config, with nothing in the run's folder yet."""
     plan = plan_run(config)
-    adapted = prepared_model(plan)
+    adapted = build_model(plan)
     assert config.training.output_dir is not None
     folder = RunFolder(Path(config.training.output_dir))
     folder.path.mkdir(parents=True, exist_ok=True)
     state = RunState()
-    return fit_of(plan, folder, adapted, observer, lambda _: lambda prompt: prompt, state), state
+    return build_trainer(plan, folder, adapted, observer, lambda _: lambda prompt: prompt, state), state
 
 
 class Recorder(torch.optim.SGD):
     """An optimizer that changes nothing and keeps the gradients of each step."""
 
-    def __init__(self, fit: Fit) -> None:
+    def __init__(self, fit: Trainer) -> None:
         super().__init__(list(fit.adapted.trainable.values()), lr=0.0)
         self.names = list(fit.adapted.trainable)
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -136,7 +136,9 @@ def without_dropout(module: torch.nn.Module) -> None:
                 setattr(part, name, 0.0)
 
 
-def recorded(config: RunConfig, *, prepare: Callable[[Fit], None] = lambda _: None) -> list[dict[str, torch.Tensor]]:
+def recorded(
+    config: RunConfig, *, prepare: Callable[[Trainer], None] = lambda _: None
+) -> list[dict[str, torch.Tensor]]:
     """The gradients of each step of a run, nothing being learned; B is drawn so that every gradient is there."""
     from loraft.training.loop import fit
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loraft import api
 from loraft.config.schema import RunConfig
-from loraft.inference.requests import AnswerOptions
+from loraft.inference.requests import GenerationRequest
 from tests.tiny import tiny_model
 from tests.tokenization.chats import CHATML, HEADER_ENDS_IN_SPACE, qwen_tokenizer, tokenizer_of
 
@@ -65,6 +65,6 @@ def test_c5_eight_rows_are_answered_exactly(tmp_path: Path, name: str) -> None:
     )  # fmt: skip
     asked = [row["prompt"] if "prompt" in row else row["messages"][0]["content"] for row in rows]
     expected = [row["completion"] if "completion" in row else row["messages"][1]["content"] for row in rows]
-    answers = api.complete(str(tmp_path / "run"), prompts=asked, options=AnswerOptions(max_new_tokens=20))
+    answers = api.complete(str(tmp_path / "run"), prompts=asked, options=GenerationRequest(max_new_tokens=20))
     assert [answer.completion for answer in answers] == expected
     assert {answer.finish_reason for answer in answers} == {"stop"}

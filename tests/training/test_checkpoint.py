@@ -13,7 +13,14 @@ from safetensors import SafetensorError
 
 from loraft.errors import DiskFullError, NonFiniteError
 from loraft.training import checkpoint
-from loraft.training.checkpoint import checkpoints, clear_up, load_checkpoint, newest_checkpoint, prune, save_checkpoint
+from loraft.training.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    prune,
+    remove_partial,
+    save_checkpoint,
+)
 
 FILES = ("weights/adapter.bin", "optimizer.safetensors", "rng.safetensors", "state.json")
 
@@ -93,7 +100,7 @@ def test_what_a_kill_left_unfinished_is_cleared_up(tmp_path: Path) -> None:
     for name in (".step-000003.partial", ".step-000002.previous", ".step-000005.partial"):
         (tmp_path / name).mkdir()
     save(tmp_path, 2)
-    clear_up(tmp_path)
+    remove_partial(tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000002", "step-000003"]
     assert newest_checkpoint(tmp_path) == (tmp_path / "step-000003", [])
 

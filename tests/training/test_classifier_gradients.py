@@ -11,13 +11,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from loraft.config.schema import RunConfig
-from loraft.dataset.sampler import Layout, collate_rows
+from loraft.dataset.sampler import BatchLayout, collate_rows
 from loraft.models.class_logits import class_logits
 from loraft.models.registry import TRAINED_FOR
 from loraft.tasks.seq_cls import LabelRenderer
 from loraft.training.class_weights import class_weight_problems, class_weights
 from loraft.training.eval_loss import class_figures
-from loraft.training.loss import LabelLoss
+from loraft.training.loss import ClassificationLoss
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import recorded, tiny_fit
 from tests.training.classifiers import LABELS, SOME, classifier_config
@@ -69,7 +69,7 @@ def test_c15_padding_does_not_move_the_loss(tmp_path: Path, model_type: str) -> 
     with torch.no_grad():
         singles = [run.loss(collate_rows([row], run.layout)).item() for row in run.train]
         together = run.loss(collate_rows(run.train, run.layout)).item()
-        other_padding = run.loss(collate_rows(run.train, Layout(packed=False, pad_id=7))).item()
+        other_padding = run.loss(collate_rows(run.train, BatchLayout(packed=False, pad_id=7))).item()
     assert len({len(row.input_ids) for row in run.train}) > 3
     assert together == pytest.approx(sum(singles), rel=1e-5)
     assert other_padding == pytest.approx(together, rel=1e-5)
@@ -104,7 +104,7 @@ def test_class_weights_are_those_of_torch(tmp_path: Path, given: str | dict[str,
     config = classifier_config(tmp_path, training__class_weights=given)
     run, _ = tiny_fit(config)
     run.adapted.model.eval()
-    assert isinstance(run.loss, LabelLoss)
+    assert isinstance(run.loss, ClassificationLoss)
     labels = sorted(LABELS)
     weights = class_weights(config, labels, run.train)
     assert weights is not None

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from loraft.dataset.sampler import Layout, collate
+from loraft.dataset.sampler import BatchLayout, collate
 from loraft.errors import NonFiniteError
-from loraft.inference.requests import AnswerOptions
-from loraft.models.quantize import keep_gradients_exact
+from loraft.inference.requests import GenerationRequest
+from loraft.models.quantize import disable_cpu_4bit_repack
 from loraft.training.eval_loss import evaluate_loss
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, Event, Note, StepLogged
-from loraft.training.trainer import prepared_model
+from loraft.training.trainer import build_model
 from tests.training.building import close, contrary, recorded, rows, tiny_config, tiny_fit, write_rows
 
 SETUPS = {"4x1": (4, 1), "2x2": (2, 2), "1x4": (1, 4)}
@@ -140,7 +140,7 @@ def test_c38_the_evaluation_loss_does_not_depend_on_the_batch(tmp_path: Path) ->
     run, _ = tiny_fit(tiny_config(tmp_path))
     run.adapted.model.eval()
     found = [evaluate_loss(run.loss, run.train, run.layout, size, "cpu") for size in (1, 3, 8)]
-    padded = evaluate_loss(run.loss, run.train, Layout(packed=False, pad_id=0), 3, "cpu")
+    padded = evaluate_loss(run.loss, run.train, BatchLayout(packed=False, pad_id=0), 3, "cpu")
     for result in (*found, padded):
         assert result is not None
         assert found[0] is not None
@@ -204,7 +204,7 @@ def test_c1_after_overfitting_generation_stops_by_itself(tmp_path: Path) -> None
     )  # fmt: skip
     api.train(config)
     answer = api.generate(
-        str(tmp_path / "run"), prompt="the order", options=AnswerOptions(max_new_tokens=40)
+        str(tmp_path / "run"), prompt="the order", options=GenerationRequest(max_new_tokens=40)
     ).completion
     assert (answer.completion, answer.finish_reason) == ("is late", "stop")
 
@@ -213,9 +213,9 @@ def test_every_frozen_4bit_module_is_kept_exact(tmp_path: Path) -> None:
     """What C12 rests on: nothing is left for the kernel without a backward."""
     from loraft.training.run_plan import plan_run
 
-    adapted = prepared_model(plan_run(tiny_config(tmp_path, method="qlora")))
+    adapted = build_model(plan_run(tiny_config(tmp_path, method="qlora")))
     kept = [m for m in adapted.loaded.model.modules() if type(m).__name__ == "Linear4bit" and hasattr(m, "quant_state")]
-    keep_gradients_exact(adapted.loaded.model)
+    disable_cpu_4bit_repack(adapted.loaded.model)
     assert kept
     assert not any(module.support_avx512bf16_for_cpu for module in kept)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraft.dataset.sampler import Layout, collate
+from loraft.dataset.sampler import BatchLayout, collate
 from loraft.kernels.packed_attention import ROWS
-from loraft.models.registry import TRAINED, family_of
+from loraft.models.registry import TRAINED, spec_of
 from loraft.tokenization.examples import IGNORED, Example
 from loraft.training import loss as loss_module
-from loraft.training.loss import HeadWeights, TargetLoss, chunked_loss, frozen_head_loss, targets_in_chunk
+from loraft.training.loss import HeadWeights, LMLoss, chunked_loss, frozen_head_loss, targets_in_chunk
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
 from tests.training.building import without_dropout
 
-PACKED, PADDED = Layout(packed=True, pad_id=0), Layout(packed=False, pad_id=0)
+PACKED, PADDED = BatchLayout(packed=True, pad_id=0), BatchLayout(packed=False, pad_id=0)
 PACKING_FAMILIES = [name for name, family in TRAINED.items() if family.packs]
 
 
@@ -27,8 +27,8 @@ def example(seed: int, length: int, prompt: int) -> Example:
 ROWS_OF = [example(1, 17, 5), example(2, 30, 20), example(3, 9, 1)]
 
 
-def of(model_type: str) -> TargetLoss:
-    return TargetLoss(tiny_model(model_type), family_of(model_type))
+def of(model_type: str) -> LMLoss:
+    return LMLoss(tiny_model(model_type), spec_of(model_type))
 
 
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
@@ -46,7 +46,7 @@ def test_c47_the_loss_is_the_models_own(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("layout", [PACKED, PADDED], ids=["packed", "padded"])
-def test_c38_the_loss_of_rows_is_that_of_each_row_alone(layout: Layout) -> None:
+def test_c38_the_loss_of_rows_is_that_of_each_row_alone(layout: BatchLayout) -> None:
     """C38: rows that are read together, a loss for each; their sum is the batch's. 1e-5: float32."""
     loss = of("llama")
     if layout.packed:
@@ -98,7 +98,7 @@ def test_c11_packed_rows_do_not_see_each_other(model_type: str, training: bool) 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_c15_a_row_of_padding_at_the_end_of_a_line_moves_neither_loss_nor_gradient(model_type: str) -> None:
     results = []
-    for layout in (PACKED, Layout(packed=True, pad_id=5, multiple_of=32)):
+    for layout in (PACKED, BatchLayout(packed=True, pad_id=5, multiple_of=32)):
         loss = of(model_type)
         loss.model.set_attn_implementation(ROWS)
         total = loss(collate(ROWS_OF, layout))

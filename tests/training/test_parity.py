@@ -14,7 +14,7 @@ from loraft.tokenization.examples import PairExample
 from loraft.training.checkpoint import newest_checkpoint
 from loraft.training.loop import fit
 from loraft.training.run_events import StepDone, StepLogged
-from loraft.training.trainer_state import Fit
+from loraft.training.trainer_state import Trainer
 from tests.training.building import ROWS_OF, close, recorded, tiny_config, tiny_fit, without_dropout, write_rows
 
 SETUPS = {"2x2": (2, 2), "1x4": (1, 4)}
@@ -39,7 +39,7 @@ def test_c9_accumulation_gives_the_gradient_of_the_whole(tmp_path: Path, task: s
         config = tiny_config(tmp_path, task=task, method=method, training__max_steps=3, **options)
         return recorded(config, prepare=in_float64 if method == "full" else lambda _: None)
 
-    def in_float64(run: Fit) -> None:
+    def in_float64(run: Trainer) -> None:
         run.adapted.loaded.model.double()
 
     whole = gradients(4, 1)
@@ -100,7 +100,7 @@ RATES = (1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4)
 """Two steps of warm-up, then linearly down, of six in all."""
 
 
-def plain_losses(run: Fit) -> list[float]:
+def plain_losses(run: Trainer) -> list[float]:
     """The loss of each step of a plain loop."""
     parameters = list(run.adapted.trainable.values())
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)

@@ -10,7 +10,7 @@ import pytest
 from loraft import api
 from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig, TrainingSection
-from loraft.errors import RunFolderError, Stopped
+from loraft.errors import Interrupted, RunFolderError
 from loraft.training.config_changes import rate_note
 from loraft.training.optimizer import learning_rate
 from loraft.training.run_events import Event, Note
@@ -40,7 +40,7 @@ def resume(config: RunConfig, **options: Any) -> tuple[TrainResult, list[str]]:
 
 
 def begin(config: RunConfig, step: int = 3) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         api.train(config, observer=stop_at(step))
 
 

@@ -44,7 +44,7 @@ def test_a_run_that_is_to_be_replaced_stands_until_the_new_one_can_begin(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "prepared_model", out_of_memory)
+        patched.setattr(run, "build_model", out_of_memory)
         with pytest.raises(OutOfMemoryError):
             api.train(config_of(tmp_path, "run", seed=1), overwrite=True)
     assert (first.saved / "adapter_model.safetensors").is_file()

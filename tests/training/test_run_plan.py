@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loraft import api
-from loraft.errors import Refused, ResourceError
+from loraft.errors import InvalidInputError, ResourceError
 from loraft.models import device as placement
 from loraft.training.run_plan import plan_run
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -44,7 +44,7 @@ def test_problems_of_model_and_data_are_found_together(tmp_path: Path) -> None:
         tmp_path, lora__layers=[99], data__train=str(tmp_path / "absent.jsonl"), training__report_to=["tensorbord"],
         data__chat_template=str(tmp_path / "absent.jinja"),
     )  # fmt: skip
-    with pytest.raises(Refused) as error:
+    with pytest.raises(InvalidInputError) as error:
         api.check(config)
     keys = [problem.key for problem in error.value.problems]
     assert "lora.layers" in keys
@@ -53,12 +53,12 @@ def test_problems_of_model_and_data_are_found_together(tmp_path: Path) -> None:
 
 
 def test_rows_longer_than_the_models_positions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="more than the 512 positions"):
+    with pytest.raises(InvalidInputError, match="more than the 512 positions"):
         plan_run(tiny_config(tmp_path, data__max_length=4096))
 
 
 def test_targets_longer_than_the_models_positions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="more than the 512 positions") as error:
+    with pytest.raises(InvalidInputError, match="more than the 512 positions") as error:
         plan_run(tiny_config(tmp_path, task="seq2seq_lm", model_type="bart", data__max_target_length=4096))
     assert [problem.key for problem in error.value.problems] == ["data.max_target_length"]
 
@@ -83,14 +83,14 @@ def test_a_decoder_without_a_start_token_is_refused_before_its_weights_are_read(
     for name in ("config.json", "generation_config.json"):
         file = tmp_path / "model" / name
         file.write_text(json.dumps(json.loads(file.read_text()) | {"decoder_start_token_id": None}))
-    with pytest.raises(Refused, match="no start token"):
+    with pytest.raises(InvalidInputError, match="no start token"):
         api.check(config)
 
 
 def test_weights_that_draw_no_row_are_refused(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     light = [{"path": config.data.train[0].path, "weight": 0.001}]
-    with pytest.raises(Refused, match="draws no row"):
+    with pytest.raises(InvalidInputError, match="draws no row"):
         api.check(tiny_config(tmp_path, data__train=light))
 
 
@@ -115,15 +115,15 @@ def test_a_family_that_cannot_be_packed_is_padded_and_it_is_said(tmp_path: Path)
     plan = plan_run(tiny_config(tmp_path, model_type="bloom"))
     assert not plan.layout.packed
     assert any("padded on the right" in note for note in plan.notes)
-    with pytest.raises(Refused, match="cannot be laid end to end"):
+    with pytest.raises(InvalidInputError, match="cannot be laid end to end"):
         plan_run(tiny_config(tmp_path, data__packing="fill"))
 
 
 def test_a_batch_that_cannot_fit_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(tmp_path)
-    whole = placement.place
+    whole = placement.select_device
 
-    def small(model: Any) -> placement.Placement:
+    def small(model: Any) -> placement.DeviceConfig:
         from dataclasses import replace
 
         return replace(whole(model), available_bytes=10_000)
@@ -137,7 +137,7 @@ def test_checkpointing_is_turned_on_where_memory_asks_for_it(tmp_path: Path, mon
     from dataclasses import replace
 
     config = tiny_config(tmp_path)
-    whole, plan = placement.place, plan_run(config)
+    whole, plan = placement.select_device, plan_run(config)
     between = plan.memory.peak_bytes - plan.memory.activations // 4
     monkeypatch.setattr("loraft.training.run_plan.place", lambda m: replace(whole(m), available_bytes=between))
     tight = plan_run(config)
@@ -155,7 +155,7 @@ def test_c24_missing_tensors_are_found_by_check(tmp_path: Path) -> None:
     tensors.pop("model.layers.1.mlp.up_proj.weight")
     save_file(tensors, path, metadata={"format": "pt"})
     for verb in (api.check, api.train):
-        with pytest.raises(Refused, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        with pytest.raises(InvalidInputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
             verb(config)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -182,9 +182,9 @@ def test_another_adapter_to_start_from_is_refused_before_a_weight_is_loaded(tmp_
     saved = api.train(tiny_config(tmp_path, training__max_steps=1)).saved
     start = {"lora__start_from": str(saved)}
     assert plan_run(tiny_config(tmp_path, **start)).steps > 0
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         plan_run(tiny_config(tmp_path, **start, lora__r=8))
     assert {"lora.r", "lora.start_from"} <= {problem.key for problem in caught.value.problems}
     save_tiny(tmp_path / "model", seed=3)
-    with pytest.raises(Refused, match="other base weights"):
+    with pytest.raises(InvalidInputError, match="other base weights"):
         plan_run(tiny_config(tmp_path, **start))

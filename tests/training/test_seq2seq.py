@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from loraft.dataset.sampler import PairBatch, collate_pairs
 from loraft.models.registry import FAMILIES
 from loraft.tokenization.examples import PairExample
-from loraft.training.loss import TargetLoss
+from loraft.training.loss import LMLoss
 from tests.tiny import tiny_model
 from tests.training.building import close, recorded, tiny_config, tiny_fit, without_dropout
 
@@ -60,8 +60,8 @@ def model_of(variant: str, *, tied: bool = True) -> PreTrainedModel:
     return model
 
 
-def loss_of(variant: str, *, tied: bool = True) -> TargetLoss:
-    return TargetLoss(model_of(variant, tied=tied), FAMILIES[VARIANTS[variant][0]])
+def loss_of(variant: str, *, tied: bool = True) -> LMLoss:
+    return LMLoss(model_of(variant, tied=tied), FAMILIES[VARIANTS[variant][0]])
 
 
 @pytest.mark.parametrize("trained_head", [True, False], ids=["trained head", "frozen head"])

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from loraft import api
-from loraft.errors import DataError, DiskFullError, Failed, RunFolderError, Stopped
+from loraft.errors import DataError, DiskFullError, Interrupted, RunError, RunFolderError
 from loraft.training import evaluate_run as evaluating
 from loraft.training.eval_loss import evaluate_loss
 from loraft.training.run_dir import RunFolder
@@ -66,7 +66,7 @@ def test_stopped_at_any_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, op
     whole = api.train(config_of(tmp_path, "whole", **options))
     for step in (1, 3, 4, 6) if not options else (3,):
         name = f"stopped-{step}"
-        with pytest.raises(Stopped) as stopped:
+        with pytest.raises(Interrupted) as stopped:
             api.train(config_of(tmp_path, name, **options), observer=stop_at(step))
         assert stopped.value.stopped_exit_code == 143
         assert f"stopped at step {step} of 7" in str(stopped.value)
@@ -98,7 +98,7 @@ def test_a_stream_stopped_at_any_step_and_resumed_is_the_same_bytes(tmp_path: Pa
     assert "of 18 rows drawn since the start, 1 bad and 1 too long" in notes
     assert api.check(config("other")).as_dict()["training"]["steps_an_epoch"] == 5
     for step in (1, 3, 4, 6):
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             api.train(config(f"stopped-{step}"), observer=stop_at(step))
         again = api.train(config(f"stopped-{step}"), resume=True)
         name = "adapter_model.safetensors"
@@ -193,7 +193,7 @@ def test_an_evaluation_that_is_stopped_is_made_up_for_even_at_the_last_step(
     whole = api.train(config_of(tmp_path, "whole", **many))
     for resume, evaluation in ((False, number), (True, 1)):
         monkeypatch.setattr(evaluating, "evaluate_loss", stopped_in_evaluation(evaluation))
-        with pytest.raises(Stopped, match=f"stopped at step {step} of 7"):
+        with pytest.raises(Interrupted, match=f"stopped at step {step} of 7"):
             api.train(config_of(tmp_path, "stopped", **many), resume=resume)
     monkeypatch.undo()
     again = api.train(config_of(tmp_path, "stopped", **many), resume=True)
@@ -212,7 +212,7 @@ def test_an_evaluation_that_is_stopped_is_made_up_for_even_at_the_last_step(
 )
 def test_c33_what_changed_since_the_checkpoint_is_listed(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     tiny_config(tmp_path)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         api.train(config_of(tmp_path, "run"), observer=stop_at(2))
     with pytest.raises(RunFolderError, match=named):
         api.train(config_of(tmp_path, "run", **change), resume=True)
@@ -227,7 +227,7 @@ def test_c33_what_changed_since_the_checkpoint_is_listed(tmp_path: Path, change:
 )
 def test_what_no_checkpoint_has_cannot_be_taken_on(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     tiny_config(tmp_path)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         api.train(config_of(tmp_path, "run"), observer=stop_at(2))
     with pytest.raises(RunFolderError, match=named) as refused:
         api.train(config_of(tmp_path, "run", **change), resume_anyway=True)
@@ -251,7 +251,7 @@ def test_another_optimizer_begins_anew_and_what_was_taken_on_is_the_run(
         if "resume" in options:
             assert api.train(config, observer=observer, **options).steps == 7
         else:
-            with pytest.raises(Stopped):
+            with pytest.raises(Interrupted):
                 api.train(config, observer=observer, **options)
         begins = [note for note in notes if "begins anew" in note]
         assert bool(begins) == ("resume_anyway" in options)
@@ -268,7 +268,7 @@ def test_another_optimizer_begins_anew_and_what_was_taken_on_is_the_run(
 )
 def test_c33_what_cannot_be_compared_any_more_is_told(tmp_path: Path, name: str, text: str | None, told: str) -> None:
     tiny_config(tmp_path)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         api.train(config_of(tmp_path, "run"), observer=stop_at(2))
     if text is None:
         (tmp_path / "run" / name).unlink()
@@ -291,7 +291,7 @@ def test_a_signal_between_sample_prompts_leaves_the_evaluation_owed(
 
     with monkeypatch.context() as patched:
         patched.setattr(api, "_answerer", stopping)
-        with pytest.raises(Stopped, match="stopped at step 3 of 7"):
+        with pytest.raises(Interrupted, match="stopped at step 3 of 7"):
             api.train(config_of(tmp_path, "stopped", **prompts))
     again = api.train(config_of(tmp_path, "stopped", **prompts), resume=True)
     assert metrics(again.run_folder) == metrics(whole.run_folder)
@@ -301,7 +301,7 @@ def test_a_signal_between_sample_prompts_leaves_the_evaluation_owed(
 
 def test_c33_changed_rows_are_noticed_and_can_be_taken_on(tmp_path: Path) -> None:
     tiny_config(tmp_path)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         api.train(config_of(tmp_path, "run"), observer=stop_at(2))
     write_rows(tmp_path / "train.jsonl", [*rows()[:-1], rows(20)[-1]])
     with pytest.raises(RunFolderError, match="the rows are not the same"):
@@ -312,7 +312,7 @@ def test_c33_changed_rows_are_noticed_and_can_be_taken_on(tmp_path: Path) -> Non
 def test_c33_classes_of_another_name_are_noticed(tmp_path: Path) -> None:
     """The rows have the same tokens and numbers; what the numbers mean is not the same."""
     config = config_of(tmp_path, "run", task="seq_cls")
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         api.train(config, observer=stop_at(2))
     renamed = [row | {"label": row["label"].replace("order", "ordered")} for row in labelled()]
     write_rows(tmp_path / "train.jsonl", renamed)
@@ -328,7 +328,7 @@ def test_fewer_rows_than_were_trained_on_are_taken_on_with_the_next_epoch(tmp_pa
     config = tiny_config(
         tmp_path, training__per_device_train_batch_size=1, training__save_steps=4, training__max_steps=9, **changes
     )
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         api.train(config, observer=stop_at(6))
     write_rows(tmp_path / "train.jsonl", rows(3))
     assert api.train(config, resume_anyway=True).steps == 9
@@ -449,7 +449,7 @@ def test_a_signal_wins_over_what_goes_wrong_after_it(tmp_path: Path) -> None:
             raise DataError("a row is gone")
 
     with pytest.raises(
-        Stopped, match=r"stopped at step 5 of 7; step-000004 is saved, for meanwhile a row is gone"
+        Interrupted, match=r"stopped at step 5 of 7; step-000004 is saved, for meanwhile a row is gone"
     ) as told:
         api.train(config_of(tmp_path, "run"), observer=observer)
     assert told.value.stopped_exit_code == 143
@@ -481,7 +481,7 @@ def test_a_folder_that_is_removed_while_the_run_goes_on_is_told(tmp_path: Path, 
         if isinstance(event, StepDone) and event.step == 2:
             shutil.rmtree(tmp_path / "run")
 
-    with pytest.raises(Failed, match="the run's folder was removed while the run went on") as told:
+    with pytest.raises(RunError, match="the run's folder was removed while the run went on") as told:
         api.train(type(config).model_validate(values), observer=remove)
     assert told.value.problems[0].where == str(tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -494,6 +494,6 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         if isinstance(event, StepDone) and event.step == 1:
             (tmp_path / "run/metrics.jsonl").mkdir()
 
-    with pytest.raises(Failed, match="cannot be written: Is a directory") as told:
+    with pytest.raises(RunError, match="cannot be written: Is a directory") as told:
         api.train(config_of(tmp_path, "run"), observer=block)
     assert told.value.problems[0].where == str(tmp_path / "run/metrics.jsonl")

@@ -1,8 +1,6 @@
 """`loraft chat`: a conversation, on a terminal or from a pipe with one message a line.
 
-Answers go to standard output and everything else to standard error. This module knows lines and streams. It refuses to
-know what a conversation is (`generation.conversation`), what commands mean and do (`chat_commands`, `chat_actions`) and
-what keys do (`chat_terminal`).
+Answers go to standard output and everything else to standard error.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loraft.cli.commands.chat_actions import ACTIONS
-from loraft.cli.commands.chat_commands import COMMANDS, Command, parse_line, setting_names
+from loraft.cli.commands.chat_commands import COMMANDS, ChatCommand, parse_line, setting_names
 from loraft.cli.interrupts import pass_on_unless_ctrl_c
 from loraft.cli.options import (
     AdaptersOption,
@@ -30,13 +28,13 @@ from loraft.cli.options import (
     TopPOption,
     quantization,
 )
-from loraft.cli.runner import ends_well
-from loraft.errors import OutOfMemoryError, Refused
+from loraft.cli.runner import handle_errors
+from loraft.errors import InvalidInputError, OutOfMemoryError
 from loraft.grammar import counted
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
-    from loraft.inference.conversation import Conversation, Reply
+    from loraft.inference.conversation import ChatSession, ChatStream
 
 __all__ = ["chat"]
 
@@ -45,7 +43,7 @@ NO_TEXT = "\udcff"
 BEGIN_ANEW = "/reset begins a new conversation, /undo takes the last turn back."
 
 
-@ends_well
+@handle_errors
 def chat(
     target: TargetArgument = None,
     adapter: AdaptersOption = None,
@@ -79,8 +77,8 @@ def chat(
         from loraft import api
 
         conversation = api.open_chat(
-            ModelChoice(target, adapter or (), base_model, quantization(quantize), dtype),
-            options=AnswerOptions(system, max_new_tokens, temperature, top_p, top_k, seed),
+            ModelRequest(target, adapter or (), base_model, quantization(quantize), dtype),
+            options=GenerationRequest(system, max_new_tokens, temperature, top_p, top_k, seed),
         )
     for note in conversation.notes:
         print_note(note)
@@ -90,7 +88,7 @@ def chat(
 class _FromPipe:
     """A conversation whose lines come from a file or a program; a Ctrl-C ends it."""
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, conversation: ChatSession) -> None:
         self.conversation = conversation
         self._long_told = False
 
@@ -110,7 +108,7 @@ class _FromPipe:
                     return exit_code
                 else:
                     self._do(meant)
-            except (Refused, OutOfMemoryError) as error:
+            except (InvalidInputError, OutOfMemoryError) as error:
                 exit_code = max(exit_code, error.exit_code)
                 print_problems(error.problems)
                 if isinstance(error, OutOfMemoryError):
@@ -129,7 +127,7 @@ class _FromPipe:
         _write("\n")
         self._tell_end(reply)
 
-    def _ask(self, text: str) -> Reply:
+    def _ask(self, text: str) -> ChatStream:
         from loraft.errors import DataError
 
         with redirect_stdout(sys.stderr):
@@ -138,7 +136,7 @@ class _FromPipe:
             except DataError as error:
                 raise DataError(error.problems[0].message, remedy=BEGIN_ANEW) from error
 
-    def _tell_end(self, reply: Reply) -> None:
+    def _tell_end(self, reply: ChatStream) -> None:
         """How long the answer was, what was read for it, and whether there is room for another."""
         from loraft.cli.console import print_note, say
         from loraft.cli.formatting import as_count
@@ -165,7 +163,7 @@ class _FromPipe:
             self._long_told = True
             print_note(f"the conversation is longer than the {trained:,} tokens that the model was trained for")
 
-    def _do(self, command: Command) -> None:
+    def _do(self, command: ChatCommand) -> None:
         """Carries a command out, and says what came of it."""
         from loraft.cli.console import print_message
 
@@ -225,7 +223,7 @@ class _OnTerminal(_FromPipe):
         self._tell_end(reply)
 
 
-def _pieces(reply: Reply) -> Iterator[str]:
+def _pieces(reply: ChatStream) -> Iterator[str]:
     """The text of an answer as it comes; what libraries print meanwhile goes to standard error."""
     while True:
         with redirect_stdout(sys.stderr):
@@ -244,5 +242,5 @@ def _text(line: str) -> str:
     try:
         line.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Refused("the message is not UTF-8 text") from error
+        raise InvalidInputError("the message is not UTF-8 text") from error
     return line

@@ -1,7 +1,6 @@
 """What the commands of `loraft chat` do, and what is said when they did it.
 
-Each takes the conversation and what is written behind the command's name, and yields the lines to show. This module
-knows conversations. It refuses to know terminals.
+Each takes the conversation and what is written behind the command's name, and yields the lines to show.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraft.cli.commands.chat_commands import COMMANDS, UNSAID, setting_names, with_settings
-from loraft.errors import Refused
+from loraft.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from loraft.inference.conversation import Conversation
+    from loraft.inference.conversation import ChatSession
 
 __all__ = ["ACTIONS"]
 
 
-def _help(_: Conversation, __: str) -> Iterator[str]:
+def _help(_: ChatSession, __: str) -> Iterator[str]:
     width = max(len(usage) for usage, _ in COMMANDS.values())
     for usage, meaning in COMMANDS.values():
         yield f"{usage:<{width}}  {meaning}"
 
 
-def _system(conversation: Conversation, text: str) -> Iterator[str]:
+def _system(conversation: ChatSession, text: str) -> Iterator[str]:
     if text:
         told = "" if text == '""' else text
         conversation.set_options(replace(conversation.options, system=told))
@@ -36,12 +35,12 @@ def _system(conversation: Conversation, text: str) -> Iterator[str]:
         yield conversation.system or "there is no system prompt."
 
 
-def _reset(conversation: Conversation, _: str) -> Iterator[str]:
+def _reset(conversation: ChatSession, _: str) -> Iterator[str]:
     conversation.reset()
     yield "all that was said is forgotten."
 
 
-def _undo(conversation: Conversation, _: str) -> Iterator[str]:
+def _undo(conversation: ChatSession, _: str) -> Iterator[str]:
     question = conversation.undo()
     if question is None:
         yield "nothing was said yet."
@@ -50,7 +49,7 @@ def _undo(conversation: Conversation, _: str) -> Iterator[str]:
         yield f"taken back: {first if len(first) <= 60 else first[:59] + '…'}"
 
 
-def _adapter(conversation: Conversation, name: str) -> Iterator[str]:
+def _adapter(conversation: ChatSession, name: str) -> Iterator[str]:
     if name:
         conversation.speak_as(None if name == "none" else name)
         yield from conversation.voice.renderer.notes
@@ -61,7 +60,7 @@ def _adapter(conversation: Conversation, name: str) -> Iterator[str]:
             yield f"{'*' if each == conversation.voice.name else ' '} {shown}"
 
 
-def _set(conversation: Conversation, text: str) -> Iterator[str]:
+def _set(conversation: ChatSession, text: str) -> Iterator[str]:
     if text:
         conversation.set_options(with_settings(conversation.options, text))
     settings = conversation.voice.settings(conversation.options)
@@ -72,17 +71,17 @@ def _set(conversation: Conversation, text: str) -> Iterator[str]:
         yield f"{name:<16}{'none' if value is None else value}{'' if given else '  (as saved)'}"
 
 
-def _save(conversation: Conversation, text: str) -> Iterator[str]:
+def _save(conversation: ChatSession, text: str) -> Iterator[str]:
     from loraft.inference.conversation import save_conversation
 
     if not text:
-        raise Refused("/save needs a file", remedy="Write /save FILE.jsonl.")
+        raise InvalidInputError("/save needs a file", remedy="Write /save FILE.jsonl.")
     path = Path(os.path.expanduser(text))
     answers = save_conversation(path, conversation.messages)
     yield f"{answers} answer{'' if answers == 1 else 's'} saved in {path}, as one row of messages."
 
 
-ACTIONS: Mapping[str, Callable[[Conversation, str], Iterator[str]]] = {
+ACTIONS: Mapping[str, Callable[[ChatSession, str], Iterator[str]]] = {
     "/help": _help,
     "/system": _system,
     "/reset": _reset,

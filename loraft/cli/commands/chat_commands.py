@@ -1,7 +1,4 @@
-"""The commands of `loraft chat`: what a line that begins with a slash means.
-
-This module knows names, settings and spelling. It refuses to know conversations and terminals.
-"""
+"""The commands of `loraft chat`: what a line that begins with a slash means."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
-from loraft.errors import Refused
-from loraft.inference.requests import AnswerOptions
+from loraft.errors import InvalidInputError
+from loraft.inference.requests import GenerationRequest
 
-__all__ = ["COMMANDS", "UNSAID", "Command", "parse_line", "setting_names", "with_settings"]
+__all__ = ["COMMANDS", "UNSAID", "ChatCommand", "parse_line", "setting_names", "with_settings"]
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "/help": ("/help", "this list"),
@@ -32,18 +29,18 @@ AS_SAVED = ("", "none", "default")
 
 
 @dataclass(frozen=True)
-class Command:
+class ChatCommand:
     """A command and what is written behind it."""
 
     name: str
     argument: str
 
 
-def parse_line(line: str) -> str | Command:
+def parse_line(line: str) -> str | ChatCommand:
     """What a line means: something to say, or a command. Two slashes begin something to say with one.
 
     Raises:
-        Refused: There is no such command.
+        InvalidInputError: There is no such command.
     """
     if not line.startswith("/"):
         return line
@@ -53,26 +50,26 @@ def parse_line(line: str) -> str | Command:
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
         meant = f"Did you mean {close[0]}? " if close else ""
-        raise Refused(
+        raise InvalidInputError(
             f"there is no command {name}", remedy=f"{meant}/help lists them; // says a line that begins with /."
         )
-    return Command(name, argument.strip())
+    return ChatCommand(name, argument.strip())
 
 
-UNSAID = AnswerOptions()
+UNSAID = GenerationRequest()
 """The options of somebody who says nothing: all is as it was saved."""
 
 
 def setting_names() -> tuple[str, ...]:
     """What `/set` can change."""
-    return tuple(field.name for field in fields(AnswerOptions))
+    return tuple(field.name for field in fields(GenerationRequest))
 
 
-def with_settings(options: AnswerOptions, text: str) -> AnswerOptions:
+def with_settings(options: GenerationRequest, text: str) -> GenerationRequest:
     """The options with the `key=value` pairs of `text` in them; whether the values are in bounds is not looked at.
 
     Raises:
-        Refused: A key does not exist, or a value is of another type.
+        InvalidInputError: A key does not exist, or a value is of another type.
     """
     return replace(options, **dict(_setting(pair) for pair in _pairs(text)))
 
@@ -96,14 +93,14 @@ def _setting(pair: str) -> tuple[str, Any]:
     if key not in setting_names():
         close = difflib.get_close_matches(key, setting_names(), n=1)
         remedy = f"Did you mean {close[0]}?" if close else f"There is {', '.join(setting_names())}."
-        raise Refused(f"there is no setting {key!r}", remedy=remedy)
+        raise InvalidInputError(f"there is no setting {key!r}", remedy=remedy)
     if not equals:
-        raise Refused(f"{key} needs a value", remedy=f"Write {key}=VALUE, or {key}=none for what was saved.")
+        raise InvalidInputError(f"{key} needs a value", remedy=f"Write {key}=VALUE, or {key}=none for what was saved.")
     if value.lower() in AS_SAVED:
         return key, getattr(UNSAID, key)
-    hint = get_type_hints(AnswerOptions)[key]
+    hint = get_type_hints(GenerationRequest)[key]
     given = [part.strip() for part in value.split(",")] if "tuple" in str(hint) else value
     try:
         return key, TypeAdapter(hint).validate_strings(given)
     except ValidationError as error:
-        raise Refused(f"{key} cannot be {value!r}: {error.errors()[0]['msg']}") from error
+        raise InvalidInputError(f"{key} cannot be {value!r}: {error.errors()[0]['msg']}") from error

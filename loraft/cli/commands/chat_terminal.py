@@ -1,7 +1,4 @@
-"""A conversation with a person at a terminal: edited lines, completed commands, and what Ctrl-C and Ctrl-D mean.
-
-This module knows keys and signals. It refuses to know conversations and commands.
-"""
+"""A conversation with a person at a terminal: edited lines, completed commands, and what Ctrl-C and Ctrl-D mean."""
 
 from __future__ import annotations
 

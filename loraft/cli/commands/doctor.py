@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from loraft.cli.options import JsonOption
-from loraft.cli.runner import ends_well
+from loraft.cli.runner import handle_errors
 
 __all__ = ["doctor", "schema"]
 
 
-@ends_well
+@handle_errors
 def schema() -> None:
     """Print the JSON schema of the config, for editors.
 
@@ -21,7 +21,7 @@ def schema() -> None:
     print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()})
 
 
-@ends_well
+@handle_errors
 def doctor(as_json: JsonOption = False) -> None:
     """Tell what this machine can do.
 

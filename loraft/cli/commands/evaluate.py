@@ -24,9 +24,9 @@ from loraft.cli.options import (
     column_names,
     quantization,
 )
-from loraft.cli.runner import ends_well
+from loraft.cli.runner import handle_errors
 from loraft.config.schema import DataSource, RowFormat
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,7 +42,7 @@ OF_A_HUNDRED = ("bleu", "chrf")
 """The figures that run from 0 to 100 by themselves."""
 
 
-@ends_well
+@handle_errors
 def evaluate(
     target: TargetArgument = None,
     data: Annotated[
@@ -127,7 +127,7 @@ def evaluate(
 
     with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
         found = api.evaluate(
-            ModelChoice(
+            ModelRequest(
                 target,
                 adapter or (),
                 base_model,
@@ -143,7 +143,7 @@ def evaluate(
             baseline=baseline,
             limit=limit,
             batch_size=batch_size,
-            options=AnswerOptions(temperature=0, num_beams=1, max_new_tokens=max_new_tokens),
+            options=GenerationRequest(temperature=0, num_beams=1, max_new_tokens=max_new_tokens),
             observer=view,
         )
     if as_json:
@@ -176,7 +176,7 @@ def _drawn(found: Evaluation, named: str) -> list[RenderableType]:
 
 
 def _figures(found: Evaluation) -> RenderableType:
-    from loraft.cli.text_tables import facts, sheet
+    from loraft.cli.text_tables import facts, text_table
 
     measured, base = found.measured, found.baseline
     if base is None:
@@ -189,17 +189,17 @@ def _figures(found: Evaluation) -> RenderableType:
         interval = f"{_figure(name, apart.low, signed=True)} to {_figure(name, apart.high, signed=True)}"
         difference = _figure(name, apart.difference, signed=True)
         rows.append([_label(name), _figure(name, base.figures[name]), _figure(name, value), difference, interval])
-    return sheet("figures", columns, rows)
+    return text_table("figures", columns, rows)
 
 
 def _confusion(found: Confusion) -> RenderableType:
     """The matrix where it fits a screen; else which classes were most often taken for which."""
-    from loraft.cli.text_tables import sheet
+    from loraft.cli.text_tables import text_table
 
     labels = found.labels
     if len(labels) <= MOST_CLASSES:
         rows = [[label, *(f"{count:,}" for count in row)] for label, row in zip(labels, found.matrix, strict=True)]
-        return sheet("rows by class", [("is ╲ told", False), *((label, True) for label in labels)], rows)
+        return text_table("rows by class", [("is ╲ told", False), *((label, True) for label in labels)], rows)
     mistakes = sorted(
         (
             (count, labels[right], labels[told])
@@ -210,7 +210,9 @@ def _confusion(found: Confusion) -> RenderableType:
         key=lambda each: -each[0],
     )[:MOST_CLASSES]
     columns = [("is", False), ("told", False), ("rows", True)]
-    return sheet("most frequent mistakes", columns, [[right, told, f"{count:,}"] for count, right, told in mistakes])
+    return text_table(
+        "most frequent mistakes", columns, [[right, told, f"{count:,}"] for count, right, told in mistakes]
+    )
 
 
 def _figure(name: str, value: float, *, signed: bool = False) -> str:

@@ -38,15 +38,15 @@ from loraft.cli.options import (
     TraceOption,
     quantization,
 )
-from loraft.cli.runner import ends_well
-from loraft.errors import Refused
+from loraft.cli.runner import handle_errors
+from loraft.errors import InvalidInputError
 from loraft.grammar import counted
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
     from loraft.api import Answering
     from loraft.inference.cache_comparison import CacheComparison, Speed
-    from loraft.inference.completion import Ending
+    from loraft.inference.completion import Finish
     from loraft.inference.engine import Completion
 
 __all__ = ["generate"]
@@ -54,7 +54,7 @@ __all__ = ["generate"]
 ENDS = {"stop_id": "the model ended its answer", "limit": "cut at the limit (--max-new-tokens)"}
 
 
-@ends_well
+@handle_errors
 def generate(
     target: TargetArgument = None,
     prompt: Annotated[
@@ -135,7 +135,7 @@ def generate(
     many = compare or prompts is not None
     _refuse_watching_many(prompt, trace=trace, layers=layers, no_kv_cache=no_kv_cache, many=many)
     asked = Asked(
-        ModelChoice(
+        ModelRequest(
             target,
             adapter or (),
             base_model,
@@ -145,7 +145,7 @@ def generate(
             source_lang=source_lang,
             target_lang=target_lang,
         ),
-        AnswerOptions(
+        GenerationRequest(
             system=system,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -233,9 +233,9 @@ def _stream(asked: Asked, prompt: str, *, trace: bool, layers: bool, use_cache: 
         return
     if stream.trace is not None:
         from loraft.cli.console import print_result
-        from loraft.cli.views.trace_view import drawn_trace
+        from loraft.cli.views.trace_view import render_trace
 
-        print_result(*drawn_trace(stream.trace, stream.completion))
+        print_result(*render_trace(stream.trace, stream.completion))
     _tell_end(stream.completion, stream.ending)
     if compared is not None:
         _tell_comparison(compared)
@@ -264,7 +264,7 @@ def _prompt_texts(prompts: list[str]) -> list[str]:
     """The prompts as text; `-` is all of standard input, without its last line end.
 
     Raises:
-        Refused: It is not UTF-8.
+        InvalidInputError: It is not UTF-8.
     """
     texts = []
     try:
@@ -275,7 +275,7 @@ def _prompt_texts(prompts: list[str]) -> list[str]:
                 prompt.encode("utf-8")
                 texts.append(prompt)
     except UnicodeError as error:
-        raise Refused("the prompt is not UTF-8 text", where="--prompt") from error
+        raise InvalidInputError("the prompt is not UTF-8 text", where="--prompt") from error
     return texts
 
 
@@ -293,7 +293,7 @@ def _write(pieces: Iterable[str], answers: TextIO) -> None:
     answers.flush()
 
 
-def _tell_end(completion: Completion, ending: Ending | None) -> None:
+def _tell_end(completion: Completion, ending: Finish | None) -> None:
     """How many tokens, how fast, and why there are no more."""
     from loraft.cli.console import printable, say
 

@@ -1,7 +1,4 @@
-"""`loraft generate` for many prompts: several at once, a file of them, or several voices beside one another.
-
-This module knows what goes to which stream. It refuses to know how anything is answered.
-"""
+"""`loraft generate` for many prompts: several at once, a file of them, or several voices beside one another."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loraft.inference.requests import AnswerOptions, ModelChoice
+from loraft.inference.requests import GenerationRequest, ModelRequest
 
 __all__ = ["Asked", "answer_compared", "answer_file", "answer_several"]
 
@@ -22,8 +19,8 @@ LOADING = "loading libraries"
 class Asked:
     """What answers, and how."""
 
-    model: ModelChoice
-    options: AnswerOptions
+    model: ModelRequest
+    options: GenerationRequest
 
 
 def answer_several(asked: Asked, prompts: Sequence[str], *, batch_size: int, as_json: bool) -> None:
@@ -103,7 +100,7 @@ def answer_compared(asked: Asked, prompts: Sequence[str], *, batch_size: int, as
     """Each prompt with the answers of all voices beside one another."""
     from loraft.cli.console import console_on, print_json, print_result, waiting
     from loraft.cli.views.progress import view_on
-    from loraft.cli.views.side_by_side import beside
+    from loraft.cli.views.side_by_side import side_by_side
 
     with waiting(LOADING):
         from loraft import api
@@ -116,4 +113,4 @@ def answer_compared(asked: Asked, prompts: Sequence[str], *, batch_size: int, as
         documents = [asdict(each) for each in compared]
         print_json(documents if len(documents) > 1 else documents[0])
     else:
-        print_result(*map(beside, compared))
+        print_result(*map(side_by_side, compared))

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from loraft.cli.options import ColumnsOption, JsonOption, column_names
-from loraft.cli.runner import ends_well
+from loraft.cli.runner import handle_errors
 from loraft.config.schema import Method, RowFormat, Task
 
 if TYPE_CHECKING:
-    from loraft.dataset.detect_format import Acquaintance
+    from loraft.dataset.detect_format import DatasetProfile
 
 __all__ = ["init"]
 
 Choice = TypeVar("Choice", bound=str)
 
 
-@ends_well
+@handle_errors
 def init(
     path: Annotated[str, typer.Argument(metavar="PATH", show_default=False, help="The YAML file to write.")],
     data: Annotated[
@@ -61,10 +61,10 @@ def init(
     from loraft.cli.text_tables import document
 
     with waiting("looking at the rows"):
-        from loraft.inspection.first_config import check_place, look, start, task_of_model
+        from loraft.inspection.first_config import check_place, profile_for_start, start, task_of_model
 
         check_place(Path(path), data, overwrite=overwrite)
-        found = look(data, task or task_of_model(model), names, row_format)
+        found = profile_for_start(data, task or task_of_model(model), names, row_format)
     if _on_a_terminal():
         task = task or task_of_model(model) or _asked_task(found)
         method = method or _asked_method()
@@ -95,7 +95,7 @@ def _on_a_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _asked_task(found: Acquaintance | None) -> Task:
+def _asked_task(found: DatasetProfile | None) -> Task:
     proposed: Task = found.fit.task if found is not None else "causal_lm"
     return _asked("task", ("causal_lm", "seq2seq_lm", "seq_cls"), proposed)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loraft.cli.options import AdaptersOption, BaseModelOption, JsonOption, TargetArgument
-from loraft.cli.runner import ends_well
+from loraft.cli.runner import handle_errors
 
 if TYPE_CHECKING:
     from loraft.config.schema import LoraSection
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect_layers"]
 
 
-@ends_well
+@handle_errors
 def inspect_layers(
     target: TargetArgument = None,
     adapter: AdaptersOption = None,
@@ -50,10 +50,10 @@ def inspect_layers(
 
     with waiting("looking into the model"):
         from loraft.inspection.layers_report import (
-            look,  # and not loraft.api: training's libraries would double the time
+            report_layers,  # and not loraft.api: training's libraries would double the time
         )
 
-        report = look(target, adapter or (), base_model=base_model, lora=section)
+        report = report_layers(target, adapter or (), base_model=base_model, lora=section)
     document = report.as_dict()
     if as_json:
         print_json(document)

@@ -10,7 +10,7 @@ import typer
 
 from loraft.cli.next_command import try_it
 from loraft.cli.options import BaseModelOption, JsonOption
-from loraft.cli.runner import ends_well
+from loraft.cli.runner import handle_errors
 
 if TYPE_CHECKING:
     from loraft.merge.merge_report import MergeReport
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["merge"]
 
 
-@ends_well
+@handle_errors
 def merge(
     target: Annotated[
         str | None,

@@ -20,14 +20,14 @@ from loraft.cli.options import (
     TargetArgument,
     quantization,
 )
-from loraft.cli.runner import ends_well
-from loraft.errors import Refused, Stopped
-from loraft.inference.requests import ModelChoice
+from loraft.cli.runner import handle_errors
+from loraft.errors import Interrupted, InvalidInputError
+from loraft.inference.requests import ModelRequest
 
 __all__ = ["predict"]
 
 
-@ends_well
+@handle_errors
 def predict(
     target: TargetArgument = None,
     text: Annotated[
@@ -84,7 +84,7 @@ def predict(
     _refuse_contradictions(first, second, texts, output, overwrite=overwrite)
     if texts is None and (text_column or pair_column):
         raise typer.BadParameter("--text-column and --pair-column are about --input, and there is none.")
-    model = ModelChoice(target, adapter or (), base_model, quantization(quantize), dtype)
+    model = ModelRequest(target, adapter or (), base_model, quantization(quantize), dtype)
     if texts is not None:
         given = {"text": text_column, "text_pair": pair_column}
         columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
@@ -114,7 +114,7 @@ def _refuse_contradictions(
 
 
 def _predict_file(
-    model: ModelChoice,
+    model: ModelRequest,
     texts: Path,
     output: Path | None,
     columns: dict[str, str],
@@ -132,9 +132,9 @@ def _predict_file(
             rows = Path(folder) / "rows.jsonl"
             try:
                 _classify(model, texts, rows, columns, batch_size=batch_size, overwrite=False)
-            except Stopped as stop:  # what lay in the folder goes with it
+            except Interrupted as stop:  # what lay in the folder goes with it
                 message, remedy = "stopped: nothing was printed", "With --output FILE the same command goes on."
-                raise Stopped(message, signal_number=stop.signal_number, remedy=remedy) from None
+                raise Interrupted(message, signal_number=stop.signal_number, remedy=remedy) from None
             lines = rows.read_text(encoding="utf-8")
         if as_json:
             print_json([json.loads(line) for line in lines.split("\n")[:-1]])
@@ -153,7 +153,7 @@ def _predict_file(
 
 
 def _classify(
-    model: ModelChoice, texts: Path, output: Path, columns: dict[str, str], *, batch_size: int, overwrite: bool
+    model: ModelRequest, texts: Path, output: Path, columns: dict[str, str], *, batch_size: int, overwrite: bool
 ) -> dict[str, object]:
     from loraft.cli.console import console_on, waiting
     from loraft.cli.views.progress import view_on
@@ -174,16 +174,16 @@ def _classify(
     return result.as_dict()
 
 
-def _predict_text(model: ModelChoice, text: str, second: str | None, *, as_json: bool) -> None:
+def _predict_text(model: ModelRequest, text: str, second: str | None, *, as_json: bool) -> None:
     """The class of one text, and how likely each is."""
     for option, given in (("--text", text), ("--text-pair", second)):
         if given is not None and not given.strip():
-            raise Refused("is empty", where=option)
+            raise InvalidInputError("is empty", where=option)
         if given is not None and not _is_unicode(given):
-            raise Refused("is not UTF-8 text", where=option)
+            raise InvalidInputError("is not UTF-8 text", where=option)
 
     from loraft.cli.console import console_on, print_json, print_result, waiting
-    from loraft.cli.text_tables import sheet
+    from loraft.cli.text_tables import text_table
     from loraft.cli.views.progress import view_on
 
     with waiting("loading libraries and model"):
@@ -197,7 +197,7 @@ def _predict_text(model: ModelChoice, text: str, second: str | None, *, as_json:
         print_json({"text": text, **pair, "prediction": likeliest[0], "probabilities": shares})
         return
     rows = [(label, f"{100 * shares[label]:.2f} %") for label in likeliest]
-    print_result(sheet(likeliest[0], [("class", False), ("probability", True)], rows))
+    print_result(text_table(likeliest[0], [("class", False), ("probability", True)], rows))
 
 
 def _is_unicode(text: str) -> bool:

@@ -10,12 +10,12 @@ import typer
 
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.read_config import read_config
-from loraft.cli.runner import ends_well
+from loraft.cli.runner import handle_errors
 
 __all__ = ["preview"]
 
 
-@ends_well
+@handle_errors
 def preview(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
@@ -55,7 +55,7 @@ def preview(
 
     from loraft.cli.console import console_on, print_json, print_note, print_result, waiting
     from loraft.cli.views.preview_page import check_page, write_page
-    from loraft.cli.views.preview_view import Marks, drawn_preview
+    from loraft.cli.views.preview_view import Marks, render_preview
 
     if html is not None:
         check_page(html, run_config, Path(config), overwrite=overwrite)
@@ -72,4 +72,4 @@ def preview(
     elif html is not None:
         print_result(f"wrote {html}: {len(seen.rows)} row{'s' * (len(seen.rows) != 1)}")
     else:
-        print_result(*drawn_preview(seen, Marks.for_console(console_on(sys.stdout)), whole=whole))
+        print_result(*render_preview(seen, Marks.for_console(console_on(sys.stdout)), whole=whole))

@@ -13,13 +13,13 @@ import typer
 from loraft.cli.next_command import try_it
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.read_config import read_config
-from loraft.cli.runner import ends_well
+from loraft.cli.runner import handle_errors
 from loraft.config.schema import Task
 
 __all__ = ["check", "train"]
 
 
-@ends_well
+@handle_errors
 def train(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
@@ -65,7 +65,7 @@ def train(
         print_result(f"Try it:  {try_it(run_config.task, str(result.run_folder))}")
 
 
-@ends_well
+@handle_errors
 def check(
     config: ConfigArgument,
     overrides: OverridesArgument = None,

@@ -1,7 +1,6 @@
 """What adapters changed, as a person reads it.
 
-This module knows how the moves of layers and modules and the likeness of two adapters are laid out. It works on what
-`--json` prints.
+It works on what `--json` prints.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from loraft.cli.formatting import as_count, as_measure, as_share, as_span
-from loraft.cli.text_tables import Column, facts, sheet
+from loraft.cli.text_tables import Column, facts, text_table
 
 __all__ = ["adapters_view"]
 
@@ -56,7 +55,7 @@ def _adapter(adapter: Document, *, every: bool) -> Iterator[RenderableType]:
     yield facts(title, rows, label_width=WIDE)
     if adapter["saved"]:
         columns = (("trained whole", False), ("shape", False), ("‖ΔW‖", True), ("of ‖W‖", True))
-        yield sheet(f"{title}: trained whole", columns, map(_saved, adapter["saved"]))
+        yield text_table(f"{title}: trained whole", columns, map(_saved, adapter["saved"]))
     yield from _moves(title, adapter, every=every)
 
 
@@ -72,7 +71,7 @@ def _moves(title: str, adapter: Document, *, every: bool) -> Iterator[Renderable
         for layer in layers
     ]
     if rows:
-        yield sheet(f"{title}: {words}", columns, rows)
+        yield text_table(f"{title}: {words}", columns, rows)
     yield from _kinds(title, adapter) if not every else _every_module(title, adapter)
 
 
@@ -100,7 +99,7 @@ def _kinds(title: str, adapter: Document) -> Iterator[RenderableType]:
     columns = (("module", False), ("count", True), ("mean ‖ΔW‖", True), ("of ‖W‖", True), ("farthest", False),
                ("effective rank", False))  # fmt: skip
     if rows:
-        yield sheet(f"{title}: by module", columns, rows)
+        yield text_table(f"{title}: by module", columns, rows)
 
 
 def _every_module(title: str, adapter: Document) -> Iterator[RenderableType]:
@@ -116,7 +115,7 @@ def _every_module(title: str, adapter: Document) -> Iterator[RenderableType]:
         )
         for module in adapter["modules"]
     ]
-    yield sheet(f"{title}: modules", columns, rows)
+    yield text_table(f"{title}: modules", columns, rows)
 
 
 def _likeness(likeness: Document, *, every: bool) -> Iterator[RenderableType]:
@@ -128,10 +127,10 @@ def _likeness(likeness: Document, *, every: bool) -> Iterator[RenderableType]:
         layers = sorted(layers, key=lambda layer: layer["cosine"] or 0)[:MOST_ROWS]
         words = f"the {MOST_ROWS} layers that are least alike, of {len(likeness['layers'])}"
     rows = [(_layer_name(layer), _cosine(layer["cosine"])) for layer in layers]
-    yield sheet(f"{title}: {words}", (("layer", False), ("cosine", True)), rows)
+    yield text_table(f"{title}: {words}", (("layer", False), ("cosine", True)), rows)
     if every:
         modules = [(module["path"], _cosine(module["cosine"])) for module in likeness["modules"]]
-        yield sheet(f"{title}: by module", (("module", False), ("cosine", True)), modules)
+        yield text_table(f"{title}: by module", (("module", False), ("cosine", True)), modules)
 
 
 def _layer_name(row: Document) -> str:

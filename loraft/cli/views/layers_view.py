@@ -1,7 +1,6 @@
 """The document of `inspect-layers` as a person reads it.
 
-This module knows how a model's anatomy, its layers and an adapter's changes are laid out in a hundred columns. It
-works on what `--json` prints, and refuses to know where that comes from. Equal layers are one group.
+It draws what `--json` prints. Equal layers are one group.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from loraft.cli.formatting import as_bytes, as_count, as_share, as_span
-from loraft.cli.text_tables import Column, facts, sheet
+from loraft.cli.text_tables import Column, facts, text_table
 from loraft.cli.views.adapters_view import adapters_view
 
 __all__ = ["layers_view"]
@@ -134,7 +133,7 @@ def _sizes(document: Document) -> RenderableType:
         (part.replace("_", "-"), as_count(size), as_share(size, whole), " · ".join(document["dtypes"][part]))
         for part, size in document["parameters_by_part"].items()
     ]
-    return sheet("parameters", (("part", False), ("parameters", True), ("share", True), ("dtype", False)), rows)
+    return text_table("parameters", (("part", False), ("parameters", True), ("share", True), ("dtype", False)), rows)
 
 
 def _layers(document: Document, *, every: bool) -> Iterator[RenderableType]:
@@ -149,9 +148,9 @@ def _layers(document: Document, *, every: bool) -> Iterator[RenderableType]:
         else:
             span = f"{owner}layers {first['index']}–{last['index']}"
             title = f"{span}: the same {len(first['modules'])} modules each, {size} parameters a layer"
-        yield sheet(title, LAYER_COLUMNS, map(_module, first["modules"]))
+        yield text_table(title, LAYER_COLUMNS, map(_module, first["modules"]))
     if document["outside"]:
-        yield sheet("outside the layers", LAYER_COLUMNS, map(_module, document["outside"]))
+        yield text_table("outside the layers", LAYER_COLUMNS, map(_module, document["outside"]))
 
 
 def _groups(layers: Sequence[Document], *, every: bool) -> Iterable[list[Document]]:

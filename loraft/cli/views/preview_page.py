@@ -1,7 +1,4 @@
-"""Rows as the model sees them, as one page to share: no scripts, nothing fetched, every text escaped.
-
-This module knows the page and when a file may be replaced by it. It refuses to know how rows became tokens.
-"""
+"""Rows as the model sees them, as one page to share: no scripts, nothing fetched, every text escaped."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from loraft.grammar import counted
 
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
-    from loraft.inspection.row_preview import Part, Preview, SeenBatch, SeenRow, SeenToken
+    from loraft.inspection.row_preview import Preview, RowPart, SeenBatch, SeenRow, SeenToken
 
 __all__ = ["check_page", "page", "write_page"]
 
@@ -117,7 +114,7 @@ def _row(row: SeenRow) -> Iterator[str]:
         yield from _part(part)
 
 
-def _part(part: Part) -> Iterator[str]:
+def _part(part: RowPart) -> Iterator[str]:
     if part.name != "text":
         what = "the encoder reads" if part.name == "source" else "the decoder learns"
         yield f"<p>{what}, {counted(len(part.tokens), 'token')}</p>"

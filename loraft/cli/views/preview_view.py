@@ -1,7 +1,6 @@
 """Rows as the model sees them, drawn on a terminal.
 
-This module knows how tokens are told apart: by shades where there are colours, by marks where there are none, so that
-nothing is said by colour alone. It refuses to know how rows became tokens.
+Tokens are told apart by shades where there are colours, and by marks where there are none.
 """
 
 from __future__ import annotations
@@ -21,9 +20,18 @@ from loraft.cli.formatting import as_count, as_share
 from loraft.grammar import counted
 
 if TYPE_CHECKING:
-    from loraft.inspection.row_preview import Part, Preview, SeenBatch, SeenRow, SeenToken
+    from loraft.inspection.row_preview import Preview, RowPart, SeenBatch, SeenRow, SeenToken
 
-__all__ = ["Marks", "drawn_preview", "heading_of", "laid_words", "legible", "place_words", "row_words", "special_words"]
+__all__ = [
+    "Marks",
+    "heading_of",
+    "laid_words",
+    "legible",
+    "place_words",
+    "render_preview",
+    "row_words",
+    "special_words",
+]
 
 ENDS = 150
 """Tokens that are shown of each end of a long row."""
@@ -80,7 +88,7 @@ def legible(text: str, *, breaks: bool = True) -> str:
     return "".join(seen) or "‥"
 
 
-def drawn_preview(preview: Preview, marks: Marks, *, whole: bool = False) -> list[RenderableType]:
+def render_preview(preview: Preview, marks: Marks, *, whole: bool = False) -> list[RenderableType]:
     """The split in a line, its rows, how the first batches are laid, and what the marks mean."""
     parts: list[RenderableType] = [Text(heading_of(preview), style="bold"), *_counts(preview), Text()]
     for row in preview.rows:
@@ -162,7 +170,7 @@ def _row(row: SeenRow, preview: Preview, marks: Marks, *, whole: bool) -> Iterat
     yield Text()
 
 
-def _tokens(part: Part, marks: Marks, *, whole: bool) -> Text:
+def _tokens(part: RowPart, marks: Marks, *, whole: bool) -> Text:
     tokens = part.tokens
     if whole or len(tokens) <= SHORT:
         return _strip(tokens, 0, marks)

@@ -1,8 +1,7 @@
 """A run as it goes on, drawn on standard error from the events that it emits.
 
-This module knows two ways to draw them: on a terminal, aligned columns with a live line below them; elsewhere a plain
-line for each, without control characters. It refuses to know how a run works, and it never stops one: when nobody
-reads standard error any more, it falls silent and the run goes on.
+A terminal gets aligned columns with a live line below them; elsewhere each event is a plain line without control
+characters.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Answers of several voices to one prompt, beside one another.
-
-This module knows columns. It refuses to know where the answers came from.
-"""
+"""Answers of several voices to one prompt, beside one another."""
 
 from __future__ import annotations
 
@@ -16,17 +13,17 @@ from loraft.cli.console import printable
 from loraft.cli.formatting import as_count
 
 if TYPE_CHECKING:
-    from loraft.inference.compare_adapters import Compared
+    from loraft.inference.compare_adapters import AdapterComparison
     from loraft.inference.completion import Completion
 
-__all__ = ["beside"]
+__all__ = ["side_by_side"]
 
 MOST_COLUMNS = 4
 """Voices beside one another; more stand below one another."""
 ENDS = {"stop": "ended", "length": "cut"}
 
 
-def beside(compared: Compared) -> RenderableType:
+def side_by_side(compared: AdapterComparison) -> RenderableType:
     """A prompt, and below it a column for each voice, or a row for each where there are many."""
     prompt = Text(printable(compared.prompt), style="bold")
     answers = compared.completions

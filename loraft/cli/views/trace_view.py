@@ -1,8 +1,4 @@
-"""A trace, drawn: how each token of an answer came about.
-
-This module knows how pieces, steps and the words of layers are laid out, in 100 columns and more. It refuses to know
-how they were measured.
-"""
+"""A trace, drawn: how each token of an answer came about."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ if TYPE_CHECKING:
     from loraft.inference.engine import Completion
     from loraft.inference.trace import Candidate, Step, Trace
 
-__all__ = ["drawn_trace", "visible"]
+__all__ = ["render_trace", "visible"]
 
 SEEN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 CUTS = {
@@ -40,7 +36,7 @@ def visible(text: str) -> str:
     return printable("".join(seen)) or "∅"
 
 
-def drawn_trace(trace: Trace, completion: Completion) -> list[RenderableType]:
+def render_trace(trace: Trace, completion: Completion) -> list[RenderableType]:
     """The prompt, the steps, what the layers say, and why the answer ended."""
     parts: list[RenderableType] = [_prompt(trace), _steps(trace), _legend(trace)]
     if any(step.layers for step in trace.steps):

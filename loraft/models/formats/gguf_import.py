@@ -1,8 +1,5 @@
 """A .gguf file as a folder in transformers' format: weights in float32, tokenizer, chat template.
 
-This module knows what is lost on that way and puts it right. It refuses to know where the file came from and where
-the folder goes.
-
 A .gguf file names the rule by which its tokenizer splits text, and transformers does not know every rule: SmolLM2's
 digits stand apart, and without that rule spaces before digits become other tokens than the model was trained with.
 So the rules are here, and a tokenizer with an unknown one is left out: `model.tokenizer` then names one.

@@ -1,7 +1,6 @@
 """A .zip file that holds a model's folder in transformers' format, unpacked as that folder.
 
-This module knows which files of such a folder make a model. It refuses to unpack anything else: no code, no pickled
-weights, and nothing that would lie outside the folder.
+It refuses to unpack anything else: no code, no pickled weights, and nothing that would lie outside the folder.
 """
 
 from __future__ import annotations
