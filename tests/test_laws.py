@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -154,15 +155,20 @@ def test_no_file_is_named_for_nothing() -> None:
     assert classes == {}
 
 
-def rows_with_a_test() -> set[str]:
-    """The rows that a test names: `test_c5_…`, or C5 in its docstring."""
+def rows_named_in(path: Path) -> set[str]:
+    """The rows that the tests of a file name: `test_c5_…`, or C5 in the docstring."""
     found: set[str] = set()
-    for path in ROOT.glob("tests/**/test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                found |= {f"C{number}" for number in re.findall(r"(?<![a-z0-9])c(\d+)(?![a-z0-9])", node.name)}
-                found |= set(re.findall(r"\bC\d+\b", ast.get_docstring(node) or ""))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            found |= {f"C{number}" for number in re.findall(r"(?<![a-z0-9])c(\d+)(?![a-z0-9])", node.name)}
+            found |= set(re.findall(r"\bC\d+\b", ast.get_docstring(node) or ""))
     return found
+
+
+@cache
+def rows_with_a_test() -> set[str]:
+    """The rows that a test names."""
+    return {row for path in ROOT.glob("tests/**/test_*.py") for row in rows_named_in(path)}
 
 
 @pytest.mark.parametrize("row", OWED)
