@@ -1,0 +1,1 @@
+"""Files that earlier versions wrote, and tests that they are still read."""
