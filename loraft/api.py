@@ -56,12 +56,12 @@ from loraft.inference.tracer import Tracer
 from loraft.inspection.layers_report import LayersReport, report_layers
 from loraft.inspection.row_preview import Preview, Split, preview_rows
 from loraft.io.memory_errors import memory_errors
-from loraft.merge.adapter_weights import resolve_weighted, weighted
-from loraft.merge.merge_report import MergeReport
-from loraft.merge.output_dir import chosen_folder
-from loraft.merge.verified_merge import merge_and_verify
-from loraft.merge.verify import LEAST_POSITIONS
-from loraft.merge.write_weights import BaseChoice, MergedDtype, prepare_merge
+from loraft.merging.adapter_weights import resolve_weighted, weighted
+from loraft.merging.merge_report import MergeReport
+from loraft.merging.output_dir import chosen_folder
+from loraft.merging.verified_merge import merge_and_verify
+from loraft.merging.verify import LEAST_POSITIONS
+from loraft.merging.write_weights import BaseChoice, MergedDtype, prepare_merge
 from loraft.rows.answer_file import check_answer_file
 from loraft.rows.formats import Message
 from loraft.tokenization.token_strings import Pieces

@@ -20,7 +20,7 @@ HEAVY = ("accelerate", "bitsandbytes", "datasets", "numpy", "peft", "torch", "tr
 
 DOORS = {
     "datasets": ("rows/raw_rows.py",),
-    "peft": ("adapters/", "merge/", "kernels/lora_linear.py"),
+    "peft": ("adapters/", "merging/", "kernels/lora_linear.py"),
     "rich": ("cli/",),
     "ruamel": ("config/",),
     "transformers.AutoModel": ("models/load_model.py",),

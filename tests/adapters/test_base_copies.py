@@ -17,7 +17,7 @@ from loraft.adapters.lora_factors import open_adapter
 from loraft.adapters.save_adapter import load_adapter
 from loraft.errors import AdapterError
 from tests.adapters.setting import logits, tiny_loaded
-from tests.merge.merging import prepared, written
+from tests.merging.merging import prepared, written
 from tests.tiny import save_tiny
 
 HEAD, EMBEDDING = "lm_head", "embed_tokens"

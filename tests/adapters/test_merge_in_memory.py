@@ -12,9 +12,9 @@ from torch import nn
 from loraft.adapters.merge_in_memory import merged
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.schema import QuantizationSection
-from loraft.merge.equivalence import kl_divergence
+from loraft.merging.equivalence import kl_divergence
 from tests.adapters.setting import logits, tiny_loaded
-from tests.merge.merging import KINDS, own_adapter, peft_adapter, save_base
+from tests.merging.merging import KINDS, own_adapter, peft_adapter, save_base
 
 EXACT = 1e-5
 

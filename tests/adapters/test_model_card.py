@@ -12,7 +12,7 @@ import yaml
 
 from loraft.adapters.markdown import cell, code, prose
 from loraft.adapters.model_card import model_card, shown_word, without_paths
-from loraft.merge.merge_report import MergeReport, merged_card
+from loraft.merging.merge_report import MergeReport, merged_card
 from tests.adapters.setting import FACTS, run_config
 
 HOSTILE = [

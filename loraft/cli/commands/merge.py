@@ -13,7 +13,7 @@ from loraft.cli.options import BaseModelOption, JsonOption
 from loraft.cli.runner import handle_errors
 
 if TYPE_CHECKING:
-    from loraft.merge.merge_report import MergeReport
+    from loraft.merging.merge_report import MergeReport
 
 __all__ = ["merge"]
 
@@ -103,7 +103,7 @@ def _places(target: str | None, out: str | None, adapters: list[str] | None) -> 
     if target is None or out is not None or not adapters:
         return target, out
 
-    from loraft.merge.adapter_weights import means_a_base
+    from loraft.merging.adapter_weights import means_a_base
 
     return (target, None) if means_a_base(target, adapters) else (None, target)
 

@@ -28,8 +28,8 @@ from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import base_named_by
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
-from loraft.merge.merge_plan import MergePlan, WeightedAdapter, plan_merge
-from loraft.merge.prefetch import working_ahead
+from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
+from loraft.merging.prefetch import working_ahead
 from loraft.models.device import DTYPES
 from loraft.models.foreign_code import code_notes
 from loraft.models.hf_config import load_config

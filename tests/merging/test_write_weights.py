@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loraft.errors import AdapterError, ModelError, NonFiniteError
-from loraft.merge.write_weights import plan_files, write_weights
+from loraft.merging.write_weights import plan_files, write_weights
 from loraft.models.safetensors_index import read_headers
-from tests.merge.merging import KINDS, load_base, outputs, peft_adapter, prepared, save_base, written
+from tests.merging.merging import KINDS, load_base, outputs, peft_adapter, prepared, save_base, written
 
 EXACT = 1e-5
 """The order of float32 sums differs between two products and one."""

@@ -23,9 +23,9 @@ from loraft.adapters.save_adapter import load_adapters
 from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 from loraft.io.memory_errors import memory_errors
-from loraft.merge.calibration_text import LONGEST, Rows, built_in_rows, rows_for
-from loraft.merge.equivalence import MergeCheck, OutputDifference, difference
-from loraft.merge.write_weights import Merge
+from loraft.merging.calibration_text import LONGEST, Rows, built_in_rows, rows_for
+from loraft.merging.equivalence import MergeCheck, OutputDifference, difference
+from loraft.merging.write_weights import Merge
 from loraft.models.class_logits import class_logits
 from loraft.models.decoder_inputs import decoder_inputs
 from loraft.models.device import DTYPES, DeviceConfig, select_device

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loraft.errors import AdapterError
-from loraft.merge.adapter_weights import means_a_base, resolve_weighted, weighted
+from loraft.merging.adapter_weights import means_a_base, resolve_weighted, weighted
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loraft.errors import VerificationError
-from loraft.merge.equivalence import MergeCheck, OutputDifference, check_equivalence, difference, kl_divergence
+from loraft.merging.equivalence import MergeCheck, OutputDifference, check_equivalence, difference, kl_divergence
 
 
 def test_kl_of_two_coins() -> None:

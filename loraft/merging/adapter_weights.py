@@ -13,7 +13,7 @@ from pathlib import Path
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import AdapterError
-from loraft.merge.merge_report import REPORT
+from loraft.merging.merge_report import REPORT
 
 __all__ = ["means_a_base", "resolve_weighted", "weighted"]
 

@@ -16,8 +16,8 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
 from loraft.inspection.layers_report import report_layers
-from loraft.merge.calibration_text import built_in_pairs, rows_for
-from loraft.merge.equivalence import kl_divergence
+from loraft.merging.calibration_text import built_in_pairs, rows_for
+from loraft.merging.equivalence import kl_divergence
 from loraft.models.decoder_inputs import decoder_inputs
 from loraft.models.registry import TRAINED_FOR
 from loraft.rows.formats import Seq2SeqRecord

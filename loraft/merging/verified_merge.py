@@ -11,11 +11,11 @@ from pathlib import Path
 from time import monotonic
 
 from loraft.adapters.model_card import shown
-from loraft.merge.equivalence import check_equivalence
-from loraft.merge.merge_report import MergeReport, explain_base
-from loraft.merge.output_dir import merged_folder, write_company, write_report
-from loraft.merge.verify import Verified, verify
-from loraft.merge.write_weights import Merge, write_weights
+from loraft.merging.equivalence import check_equivalence
+from loraft.merging.merge_report import MergeReport, explain_base
+from loraft.merging.output_dir import merged_folder, write_company, write_report
+from loraft.merging.verify import Verified, verify
+from loraft.merging.write_weights import Merge, write_weights
 
 __all__ = ["merge_and_verify"]
 

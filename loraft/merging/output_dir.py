@@ -18,8 +18,8 @@ from loraft.adapters.model_card import shown
 from loraft.errors import RunFolderError
 from loraft.io.atomic import atomic_dir, read_json, write_json, write_record
 from loraft.io.build_once import require_free_bytes
-from loraft.merge.merge_report import REPORT, MergeReport, merged_card
-from loraft.merge.write_weights import Merge, plan_files
+from loraft.merging.merge_report import REPORT, MergeReport, merged_card
+from loraft.merging.write_weights import Merge, plan_files
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES

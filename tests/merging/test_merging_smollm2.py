@@ -14,9 +14,9 @@ import torch
 from loraft import api
 from loraft.config.schema import QuantizationSection
 from loraft.errors import VerificationError
-from loraft.merge.merge_report import MergeReport
+from loraft.merging.merge_report import MergeReport
 from tests.adapters.setting import IDS
-from tests.merge.merging import own_adapter
+from tests.merging.merging import own_adapter
 
 pytestmark = pytest.mark.slow
 

@@ -16,15 +16,15 @@ from loraft import api
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, LoraftError, ModelError, VerificationError
 from loraft.inference.requests import ModelRequest
-from loraft.merge.calibration_text import built_in_rows
-from loraft.merge.equivalence import kl_divergence
-from loraft.merge.merge_report import MergeReport
-from loraft.merge.write_weights import write_weights
+from loraft.merging.calibration_text import built_in_rows
+from loraft.merging.equivalence import kl_divergence
+from loraft.merging.merge_report import MergeReport
+from loraft.merging.write_weights import write_weights
 from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_model
 from loraft.training.run_events import Event, Note, Progress
 from tests.adapters.setting import IDS, disturb, logits
-from tests.merge.merging import (
+from tests.merging.merging import (
     KINDS,
     load_base,
     outputs,
@@ -211,7 +211,7 @@ def test_a_merge_that_is_wrong_does_not_appear(tmp_path: Path, monkeypatch: pyte
         (folder / "config.json").write_text((tmp_path / "base/config.json").read_text())
         return load_base(folder)
 
-    monkeypatch.setattr("loraft.merge.verified_merge.write_weights", twice)
+    monkeypatch.setattr("loraft.merging.verified_merge.write_weights", twice)
     with pytest.raises(VerificationError, match=r"in float32 by more than 0\.001") as caught:
         api.merge(str(tmp_path / "run"))
     assert caught.value.exit_code == 3
