@@ -29,7 +29,7 @@ from loraft.models.device import select_device
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.rows.formats import Conversation, Message, detect_format, to_record
 from loraft.rows.raw_rows import read_rows
-from loraft.tasks.causal_lm import Renderer
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
 HELD_OUT = DataSource(path="builtin:tickets", split="eval")
 
@@ -55,7 +55,7 @@ def main() -> None:
         raise SystemExit(f"{options.run} holds no adapter; the report compares a base with its adapter")
     section = target.model_section
     loaded = load_model(section, select_device(section), quantization=target.quantization)
-    renderer = Renderer.for_tokenizer(loaded.tokenizer, system_prompt=target.manner.system_prompt)
+    renderer = CausalLMRenderer.for_tokenizer(loaded.tokenizer, system_prompt=target.manner.system_prompt)
     tickets = held_out(options.tickets)
     before = answers(loaded.model, loaded, renderer, tickets, options.max_new_tokens)
     after = answers(load_adapter(loaded, target.adapter).model, loaded, renderer, tickets, options.max_new_tokens)
@@ -87,7 +87,7 @@ def held_out(count: int) -> list[Ticket]:
 
 
 def answers(
-    model: nn.Module, loaded: LoadedModel, renderer: Renderer, tickets: Sequence[Ticket], max_new_tokens: int
+    model: nn.Module, loaded: LoadedModel, renderer: CausalLMRenderer, tickets: Sequence[Ticket], max_new_tokens: int
 ) -> list[str]:
     """The greedy answer to each ticket."""
     completions = complete_batch(

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from loraft.models.decoder_inputs import decoder_inputs
-from loraft.tasks.seq2seq_lm import PairRenderer
-from loraft.tasks.task import RowRenderer
+from loraft.tokenization.row_renderer import RowRenderer
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 
 __all__ = ["Beginning", "beginning"]
 
@@ -33,7 +33,7 @@ def beginning(model: nn.Module, renderer: RowRenderer) -> Beginning:
     Raises:
         ModelError: The decoder has no start token.
     """
-    if not isinstance(renderer, PairRenderer):
+    if not isinstance(renderer, Seq2SeqRenderer):
         return {}
     device = next(model.parameters()).device
     target = torch.tensor([renderer.target_ids("")], dtype=torch.long, device=device)

@@ -28,7 +28,7 @@ from loraft.adapters.adapter_files import insert
 from loraft.adapters.init_from_adapter import start_of
 from loraft.adapters.linear_modules import targets_in
 from loraft.adapters.targets import TargetModules
-from loraft.config.schema import Method, RunConfig, Task
+from loraft.config.schema import Method, RunConfig, TaskName
 from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.models.load_model import LoadedModel, meta_model
 from loraft.models.module_names import matches
@@ -74,7 +74,7 @@ class AdaptedModel:
         self.model.train(training)
 
 
-TASK_TYPES: Mapping[Task, TaskType] = {
+TASK_TYPES: Mapping[TaskName, TaskType] = {
     "causal_lm": TaskType.CAUSAL_LM,
     "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
     "seq_cls": TaskType.SEQ_CLS,

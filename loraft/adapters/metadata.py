@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
-from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, Task
+from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, TaskName
 from loraft.errors import AdapterError
 from loraft.io.atomic import RECORD, read_json
 from loraft.io.checksums import is_weights, refuse_altered
@@ -47,7 +47,7 @@ class TrainingMetadata:
         special_tokens_in_text: What was done with control tokens that were written in the text of rows.
     """
 
-    task: Task | None = None
+    task: TaskName | None = None
     system_prompt: str | None = None
     plain: bool = False
     sources: SourceFormat = SourceFormat()
@@ -192,7 +192,7 @@ def _manner(config: Mapping[str, object], record: Mapping[str, object]) -> Train
     """How something was trained, as loraft recorded it; its task also as peft did."""
     named = record.get("task") or PEFT_TASKS.get(str(config.get("task_type")))
     return TrainingMetadata(
-        task=next((task for task in get_args(Task) if task == named), None),
+        task=next((task for task in get_args(TaskName) if task == named), None),
         system_prompt=_text(record, "system_prompt"),
         plain=record.get("plain") is True,
         special_tokens_in_text=next(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.adapters.markdown import cell, code, quoted
-from loraft.config.schema import Method, RunConfig, Task
+from loraft.config.schema import Method, RunConfig, TaskName
 
 __all__ = ["TrainingFacts", "model_card", "shown", "shown_word", "without_paths"]
 
@@ -109,7 +109,7 @@ def _title(config: RunConfig, version: str) -> Iterator[str]:
         yield f"{METHODS[config.method]} on {base}{revision}, trained with loraft {version}. It needs that base."
 
 
-CLASSES: dict[Task, str] = {
+CLASSES: dict[TaskName, str] = {
     "causal_lm": "AutoModelForCausalLM",
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
     "seq_cls": "AutoModelForSequenceClassification",
@@ -199,7 +199,7 @@ def _adapter_rows(config: RunConfig) -> dict[str, str]:
     return rows
 
 
-def _result(facts: TrainingFacts, task: Task) -> Iterator[str]:
+def _result(facts: TrainingFacts, task: TaskName) -> Iterator[str]:
     each = "row" if task == "seq_cls" else "trained token"
     yield "## Measured\n"
     if facts.train_loss is not None:

@@ -38,8 +38,8 @@ from loraft.io.atomic import atomic_dir, write_json, write_record
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import LoadedModel
 from loraft.models.module_names import check_adapter_name, in_peft
-from loraft.tasks.seq_cls import LabelRenderer
-from loraft.tasks.task import RowRenderer
+from loraft.tokenization.classification_rows import ClassificationRenderer
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
 
@@ -225,7 +225,7 @@ def _write_company(
         defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
         defaults |= {BEGINS[name]: token for name, token in beginning(loaded.model, renderer).items()}
         write_json(folder / "generation_config.json", defaults)
-    labels = renderer.labels if isinstance(renderer, LabelRenderer) else ()
+    labels = renderer.labels if isinstance(renderer, ClassificationRenderer) else ()
     (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, labels), encoding="utf-8")
     drop_code(folder)
     write_record(folder, _record(adapted, config, renderer))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from loraft.adapters.metadata import ResolvedTarget
-from loraft.config.schema import Task
+from loraft.config.schema import TaskName
 from loraft.models.hf_config import is_classifier, load_any_config
 from loraft.models.registry import FAMILIES, TASK_OF_KIND, spec_of
 
 __all__ = ["task_of"]
 
 
-def task_of(target: ResolvedTarget) -> Task:
+def task_of(target: ResolvedTarget) -> TaskName:
     """The task that a target was trained for, or that a base which nobody recorded anything of can do.
 
     Raises:

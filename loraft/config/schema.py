@@ -28,12 +28,12 @@ __all__ = [
     "Section",
     "SpecialTokensInText",
     "StackLayers",
-    "Task",
+    "TaskName",
     "TrainingSection",
 ]
 
 Auto = Literal["auto"]
-Task = Literal["causal_lm", "seq2seq_lm", "seq_cls"]
+TaskName = Literal["causal_lm", "seq2seq_lm", "seq_cls"]
 Method = Literal["lora", "qlora", "full"]
 SpecialTokensInText = Literal["error", "text", "keep"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -405,7 +405,7 @@ def _beyond_a_stream(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
 class RunConfig(Section):
     """One run of loraft, whole."""
 
-    task: Task = "causal_lm"
+    task: TaskName = "causal_lm"
     """What is learned: causal_lm (decoders go on with a text), seq2seq_lm (encoder-decoders answer a source), or
     seq_cls (a text gets a label)."""
     method: Method = "lora"

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.config.dump import inline
-from loraft.config.schema import Method, RowFormat, RunConfig, Task
+from loraft.config.schema import Method, RowFormat, RunConfig, TaskName
 
 __all__ = ["MODELS", "Start", "starter", "starter_config"]
 
-MODELS: Mapping[Task, str] = {
+MODELS: Mapping[TaskName, str] = {
     "causal_lm": "builtin:smollm2-135m-instruct",
     "seq2seq_lm": "google-t5/t5-small",
     "seq_cls": "builtin:all-minilm-l6-v2",
@@ -42,7 +42,7 @@ ROWS: Mapping[RowFormat, str] = {
     "classification": '{"text": "…", "label": "…"}',
 }
 """A row of each format."""
-TASKS: Mapping[Task, str] = {
+TASKS: Mapping[TaskName, str] = {
     "causal_lm": "A decoder goes on with a text.",
     "seq2seq_lm": "An encoder-decoder answers a source with a target.",
     "seq_cls": "A text gets one of several classes.",
@@ -75,7 +75,7 @@ class Start:
         bad: How many rows cannot be used.
     """
 
-    task: Task
+    task: TaskName
     method: Method
     model: str
     train: str

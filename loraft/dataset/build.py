@@ -41,8 +41,8 @@ from loraft.dataset.streaming import RowStream, streamed
 from loraft.dataset.token_cache import TokenCache
 from loraft.errors import DataError, Problem
 from loraft.grammar import counted
-from loraft.tasks.task import DatasetFacts, RowRenderer, dataset_facts, renderer_of
 from loraft.tokenization.examples import Example
+from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer, dataset_facts, renderer_of
 
 __all__ = ["PreparedData", "SourceSpan", "prepare"]
 

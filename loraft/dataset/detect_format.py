@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loraft.config.schema import DataSource, RowFormat, Task
+from loraft.config.schema import DataSource, RowFormat, TaskName
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.rows.fields import column_of
@@ -22,11 +22,11 @@ from loraft.rows.formats import (
     unread_columns,
 )
 from loraft.rows.raw_rows import RowsRead, read_rows
-from loraft.tasks.seq_cls import class_number, labels_of
+from loraft.tokenization.classification_rows import class_number, labels_of
 
 __all__ = ["DatasetProfile", "FormatMatch", "profile_dataset"]
 
-LIKELIEST: tuple[tuple[Task, RowFormat], ...] = (
+LIKELIEST: tuple[tuple[TaskName, RowFormat], ...] = (
     ("seq_cls", "classification"),
     ("seq2seq_lm", "translation"),
     ("causal_lm", "messages"),
@@ -36,7 +36,7 @@ LIKELIEST: tuple[tuple[Task, RowFormat], ...] = (
     ("causal_lm", "text"),
 )
 """What is meant where nobody says, the readings first that ask the most of the columns."""
-ONLY_IF_ASKED: tuple[tuple[Task, RowFormat], ...] = (("seq2seq_lm", "prompt_completion"), ("seq2seq_lm", "alpaca"))
+ONLY_IF_ASKED: tuple[tuple[TaskName, RowFormat], ...] = (("seq2seq_lm", "prompt_completion"), ("seq2seq_lm", "alpaca"))
 """Readings that the columns alone never mean."""
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
@@ -78,7 +78,7 @@ class FormatMatch:
         columns: Our column names: theirs, where they differ.
     """
 
-    task: Task
+    task: TaskName
     format: RowFormat
     columns: Mapping[str, str] = field(default_factory=dict)
 
@@ -115,7 +115,7 @@ class DatasetProfile:
 def profile_dataset(
     path: str,
     *,
-    task: Task | None = None,
+    task: TaskName | None = None,
     columns: Mapping[str, str] | None = None,
     row_format: RowFormat | None = None,
 ) -> DatasetProfile:
@@ -162,7 +162,7 @@ def profile_dataset(
 
 
 def _fit(
-    columns: Collection[str], task: Task | None, renamed: Mapping[str, str] | None, row_format: RowFormat | None
+    columns: Collection[str], task: TaskName | None, renamed: Mapping[str, str] | None, row_format: RowFormat | None
 ) -> FormatMatch:
     """How the columns are read: by their names, or else by those that they may stand for.
 
@@ -189,7 +189,7 @@ def _fit(
     raise _fit_nothing(columns, readings)
 
 
-def _fits(columns: Collection[str], task: Task, row_format: RowFormat, names: Mapping[str, str]) -> bool:
+def _fits(columns: Collection[str], task: TaskName, row_format: RowFormat, names: Mapping[str, str]) -> bool:
     try:
         return detect_format(columns, names, task) == row_format
     except DataError:
@@ -205,7 +205,7 @@ def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
             raise DataError(f"there is no column {theirs!r}", remedy=f"The columns are {', '.join(columns)}.")
 
 
-def _fit_nothing(columns: Collection[str], readings: Sequence[tuple[Task, RowFormat]]) -> DataError:
+def _fit_nothing(columns: Collection[str], readings: Sequence[tuple[TaskName, RowFormat]]) -> DataError:
     is_known = len({task for task, _ in readings}) == 1
     usual: RowFormat = "prompt_completion"
     form = next((form for _, form in readings if is_known and len(OURS[form]) > 1), usual)

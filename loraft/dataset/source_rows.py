@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig, Task
+from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig, TaskName
 from loraft.dataset.processes import processes_for, tokenized
 from loraft.dataset.statistics import Finding, SourceCounts
 from loraft.dataset.tokenize_rows import TokenizedRow, length_policy
 from loraft.errors import DataError, InvalidInputError, Problem
 from loraft.rows.formats import LanguagePair, Record, check_format, detect_format, to_record, unread_columns
 from loraft.rows.raw_rows import RowsRead, read_rows
-from loraft.tasks.task import DatasetFacts, RowRenderer
 from loraft.tokenization.examples import Example
+from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
 
 __all__ = [
     "SourceRows",
@@ -165,7 +165,7 @@ def _source(given: DataSource, config: RunConfig, most: int | None) -> SourceRow
     return source
 
 
-def format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
+def format_of(read: RowsRead, given: DataSource, task: TaskName) -> RowFormat:
     """The format of rows that were read.
 
     Raises:

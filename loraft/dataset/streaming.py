@@ -24,8 +24,8 @@ from loraft.errors import DataError
 from loraft.rows.formats import LanguagePair, Record, to_record
 from loraft.rows.raw_rows import count_rows, raw_rows
 from loraft.rows.readers import RawRow, Row
-from loraft.tasks.task import RowRenderer
 from loraft.tokenization.examples import Example
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = ["RowStream", "StreamCounts", "StreamedSource", "StreamingSampler", "streamed"]
 

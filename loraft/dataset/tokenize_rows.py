@@ -9,9 +9,9 @@ from typing import Any
 from loraft.config.schema import DataSection, DataSource
 from loraft.errors import DataError, Problem
 from loraft.rows.formats import Record
-from loraft.tasks.task import RowRenderer
 from loraft.tokenization.examples import Example, PairExample
 from loraft.tokenization.long_texts import ManyTokensError
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = ["LengthPolicy", "Read", "TokenizedRow", "length_policy", "tokenize_rows"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedTokenizerBase
 
 from loraft.adapters.metadata import SourceFormat
-from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig, Task
+from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig, TaskName
 from loraft.dataset.build import prepare
 from loraft.dataset.source_rows import shortened, with_defaults
 from loraft.errors import DataError, Problem
@@ -20,9 +20,9 @@ from loraft.evaluation.references import Reference, references_of
 from loraft.evaluation.source_run import PastRun
 from loraft.rows.formats import FORMATS, Message, has_columns
 from loraft.rows.raw_rows import read_rows
-from loraft.tasks.causal_lm import Renderer
-from loraft.tasks.task import RowRenderer
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from loraft.tokenization.examples import IGNORED, Example, PairExample
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = [
     "EvalExample",
@@ -56,7 +56,7 @@ class EvalPurpose:
         labels: The classes that it tells apart; none where it writes text.
     """
 
-    task: Task = "causal_lm"
+    task: TaskName = "causal_lm"
     sources: SourceFormat = field(default_factory=SourceFormat)
     labels: tuple[str, ...] = ()
 
@@ -212,7 +212,7 @@ def prompt_ids(item: EvalExample, renderer: RowRenderer) -> list[int]:
         return renderer.prompt_ids(asked)
     labels = item.example.labels
     start = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
-    if start == 0 and isinstance(renderer, Renderer):  # every token is trained
+    if start == 0 and isinstance(renderer, CausalLMRenderer):  # every token is trained
         return replace(renderer, plain=True).prompt_ids([Message("user", asked)])
     return item.example.input_ids[:start]
 

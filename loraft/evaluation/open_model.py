@@ -30,8 +30,8 @@ from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, Session, Settings, open_session
 from loraft.models.unwrap import wrapped_model
+from loraft.tasks.loss import LMLoss
 from loraft.tokenization.examples import Example, LabelledExample
-from loraft.training.loss import LMLoss
 
 __all__ = [
     "classifying", "generating", "learned_columns", "opened", "opened_classifier", "purpose_of", "run_of", "tell",

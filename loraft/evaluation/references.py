@@ -19,7 +19,7 @@ from loraft.rows.formats import (
     to_record,
 )
 from loraft.rows.raw_rows import read_rows
-from loraft.tasks.seq_cls import class_number
+from loraft.tokenization.classification_rows import class_number
 
 __all__ = ["Reference", "references_of"]
 

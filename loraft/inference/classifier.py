@@ -23,7 +23,7 @@ from loraft.models.device import select_device
 from loraft.models.hf_config import context_of, load_any_config
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.registry import TRAINED_FOR
-from loraft.tasks.seq_cls import LabelRenderer
+from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.tokenization.examples import LabelledExample
 from loraft.tokenization.long_texts import ManyTokensError
 
@@ -61,7 +61,7 @@ class Classifier:
 
     loaded: LoadedModel
     model: nn.Module
-    renderer: LabelRenderer
+    renderer: ClassificationRenderer
     adapter: Path | None
     name: str | None
     quantization: QuantizationSection | None
@@ -179,7 +179,9 @@ def open_classifier(
     elif loaded.new_modules:
         lacks = " and ".join(loaded.new_modules)
         raise ModelError(f"its files lack {lacks}, and random numbers would answer", where=section.name_or_path)
-    renderer = LabelRenderer(loaded.tokenizer, labels, special_tokens_in_text=found.manner.special_tokens_in_text)
+    renderer = ClassificationRenderer(
+        loaded.tokenizer, labels, special_tokens_in_text=found.manner.special_tokens_in_text
+    )
     name = found.adapters[0].name if found.adapters else None
     return Classifier(loaded, model, renderer, found.adapter, name, quantization, notes)
 

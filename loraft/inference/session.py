@@ -30,8 +30,8 @@ from loraft.models.hf_config import check_dtype, load_config
 from loraft.models.load_model import LoadedModel, load_model, load_tokenizer
 from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 from loraft.rows.formats import Message
-from loraft.tasks.causal_lm import Renderer
-from loraft.tasks.seq2seq_lm import PairRenderer
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 
 __all__ = ["BASE", "OPTIONS", "Session", "Settings", "Speaker", "open_session", "source_language"]
 
@@ -70,14 +70,14 @@ class Speaker:
     name: str
     folder: Path
     tokenizer: PreTrainedTokenizerBase
-    renderer: Renderer | PairRenderer
+    renderer: CausalLMRenderer | Seq2SeqRenderer
     defaults: GenerationConfig | None
     beginning: Beginning = field(default_factory=Beginning)
 
     @property
     def reads_prompt(self) -> bool:
         """Whether the model reads the prompt with an encoder, as plain text, to its end."""
-        return isinstance(self.renderer, PairRenderer)
+        return isinstance(self.renderer, Seq2SeqRenderer)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ class Speaker:
         Raises:
             ModelError: Its tokenizer can end no turn, or the model reads texts and no conversations.
         """
-        if isinstance(self.renderer, PairRenderer):
+        if isinstance(self.renderer, Seq2SeqRenderer):
             message = "the model reads one text and writes another: it holds no conversation"
             raise ModelError(message, where=self.name, remedy="Give it each text alone, as a prompt.")
         if self.renderer.template is not None:
@@ -130,7 +130,7 @@ class Speaker:
                 return self
             note = "it learned plain text, and conversations are printed with a chat template that it has not learned"
             return replace(self, renderer=replace(self.renderer, plain=False, notes=(note,)))
-        renderer = Renderer.for_tokenizer(self.tokenizer, system_prompt=self.renderer.system_prompt)
+        renderer = CausalLMRenderer.for_tokenizer(self.tokenizer, system_prompt=self.renderer.system_prompt)
         renderer = replace(renderer, special_tokens_in_text=self.renderer.special_tokens_in_text)
         if renderer.template is None:
             message = "the tokenizer has neither a chat template nor an end-of-text token: it prints no conversation"
@@ -282,7 +282,7 @@ def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) ->
         own = tokenizers[tokenizer]
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
         if loaded.family.kind == "decoder":
-            renderer = Renderer.for_tokenizer(own, system_prompt=manner.system_prompt, conversations=False)
+            renderer = CausalLMRenderer.for_tokenizer(own, system_prompt=manner.system_prompt, conversations=False)
             renderer = replace(renderer, special_tokens_in_text=manner.special_tokens_in_text)
             if manner.plain and renderer.template is not None:
                 note = "it learned plain text: a prompt is given as it is, without the chat template"
@@ -298,7 +298,9 @@ def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) ->
     return {**voices, BASE: voice(BASE, loaded.folder, None, base)}
 
 
-def _pair_renderer(tokenizer: PreTrainedTokenizerBase, manner: TrainingMetadata, choice: ModelRequest) -> PairRenderer:
+def _pair_renderer(
+    tokenizer: PreTrainedTokenizerBase, manner: TrainingMetadata, choice: ModelRequest
+) -> Seq2SeqRenderer:
     """Makes sources as they were in training, in the languages that are asked for.
 
     Raises:
@@ -306,7 +308,7 @@ def _pair_renderer(tokenizer: PreTrainedTokenizerBase, manner: TrainingMetadata,
     """
     sources = manner.sources
     try:
-        return PairRenderer.for_tokenizer(
+        return Seq2SeqRenderer.for_tokenizer(
             tokenizer,
             prefix=sources.prefix,
             source_lang=choice.source_lang or sources.source_lang,

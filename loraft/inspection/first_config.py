@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraft.config.schema import Method, RowFormat, Task
+from loraft.config.schema import Method, RowFormat, TaskName
 from loraft.config.starter import MODELS, Start, starter, starter_config
 from loraft.dataset.build import prepare
 from loraft.dataset.detect_format import DatasetProfile, profile_dataset
@@ -27,7 +27,7 @@ from loraft.models.sources import at_hand
 
 __all__ = ["Started", "check_place", "profile_for_start", "start", "task_of_model"]
 
-EXAMPLES: Mapping[Task, tuple[str, RowFormat]] = {
+EXAMPLES: Mapping[TaskName, tuple[str, RowFormat]] = {
     "causal_lm": ("builtin:tickets", "messages"),
     "seq2seq_lm": ("data/train.jsonl", "translation"),
     "seq_cls": ("data/train.jsonl", "classification"),
@@ -56,7 +56,7 @@ class Started:
     """
 
     config: str
-    task: Task
+    task: TaskName
     method: Method
     model: str
     train: str
@@ -90,7 +90,10 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
 
 
 def profile_for_start(
-    data: str | None, task: Task | None, columns: Mapping[str, str] | None = None, row_format: RowFormat | None = None
+    data: str | None,
+    task: TaskName | None,
+    columns: Mapping[str, str] | None = None,
+    row_format: RowFormat | None = None,
 ) -> DatasetProfile | None:
     """What the rows hold; None where none are named.
 
@@ -100,7 +103,7 @@ def profile_for_start(
     return None if data is None else profile_dataset(data, task=task, columns=columns, row_format=row_format)
 
 
-def task_of_model(model: str | None) -> Task | None:
+def task_of_model(model: str | None) -> TaskName | None:
     """What a model on this machine is for; None where it is elsewhere, or of a kind that is not known."""
     family = FAMILIES.get(str(_architecture(model).get("model_type")))
     return None if family is None else TASK_OF_KIND[family.kind]
@@ -109,7 +112,7 @@ def task_of_model(model: str | None) -> Task | None:
 def start(
     path: Path,
     *,
-    task: Task | None = None,
+    task: TaskName | None = None,
     method: Method = "lora",
     model: str | None = None,
     data: str | None = None,
@@ -146,7 +149,7 @@ def start(
     )
 
 
-def _chosen(task: Task, method: Method, model: str, found: DatasetProfile | None) -> Start:
+def _chosen(task: TaskName, method: Method, model: str, found: DatasetProfile | None) -> Start:
     positions = _architecture(model).get("max_position_embeddings")
     most = positions if isinstance(positions, int) and positions > 1 else None
     if found is None:
@@ -199,7 +202,7 @@ def _is_prefixed(model: str) -> bool:
     return T5.search(model) is not None if family is None else family.prefixed
 
 
-def _check_model(model: str, task: Task) -> None:
+def _check_model(model: str, task: TaskName) -> None:
     name = _architecture(model).get("model_type")
     if isinstance(name, str) and name in FAMILIES and name not in TRAINED_FOR[task]:
         other = TASK_OF_KIND[FAMILIES[name].kind]

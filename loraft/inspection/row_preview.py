@@ -25,7 +25,7 @@ from loraft.models.hf_config import load_config
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import TRAINED_FOR
 from loraft.models.sources import cache_folder
-from loraft.tasks.seq_cls import LabelRenderer
+from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.tokenization.examples import IGNORED, Example, LabelledExample, PairExample
 from loraft.tokenization.token_strings import Pieces
 
@@ -233,7 +233,7 @@ def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", p
         batches_an_epoch=an_epoch,
         sources=tuple(data.report.sources),
         special_tokens=tuple(_special_in(rows, tokenizer)),
-        classes=data.renderer.labels if isinstance(data.renderer, LabelRenderer) else (),
+        classes=data.renderer.labels if isinstance(data.renderer, ClassificationRenderer) else (),
         notes=(*data.renderer.notes, *data.report.notes),
     )
 
@@ -244,7 +244,7 @@ class _Sight:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
         self._pieces = Pieces(tokenizer)
         self._special = _special_ids(tokenizer)
-        self._labels = data.renderer.labels if isinstance(data.renderer, LabelRenderer) else ()
+        self._labels = data.renderer.labels if isinstance(data.renderer, ClassificationRenderer) else ()
 
     def rows(self, examples: Sequence[Example], count: int) -> Iterator[SeenRow]:
         """The first `count` rows, pieces of a split one told apart."""

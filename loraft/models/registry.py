@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from loraft.config.schema import Task
+from loraft.config.schema import TaskName
 from loraft.errors import ModelError
 
 __all__ = ["FAMILIES", "TASK_OF_KIND", "TRAINED", "TRAINED_FOR", "Kind", "ModelSpec", "spec_of"]
@@ -156,7 +156,7 @@ TABLE = (
 )  # fmt: skip
 FAMILIES: Mapping[str, ModelSpec] = MappingProxyType({family.model_type: family for family in TABLE})
 """Every family that loraft knows, by model_type: those that it looks into, runs or merges."""
-TRAINED_FOR: Mapping[Task, Mapping[str, ModelSpec]] = MappingProxyType(
+TRAINED_FOR: Mapping[TaskName, Mapping[str, ModelSpec]] = MappingProxyType(
     {
         "causal_lm": MappingProxyType({f.model_type: f for f in TABLE if f.kind == "decoder" and f.experts is None}),
         "seq2seq_lm": MappingProxyType({f.model_type: f for f in TABLE if f.kind == "encoder_decoder"}),
@@ -172,10 +172,10 @@ ENCODER_DECODERS = (
     "bart", "bigbird_pegasus", "blenderbot", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus",
     "plbart", "prophetnet", "t5", "t5gemma", "udop", "umt5", "whisper",
 )  # fmt: skip
-TASK_OF_KIND: Mapping[Kind, Task] = {"decoder": "causal_lm", "encoder": "seq_cls", "encoder_decoder": "seq2seq_lm"}
+TASK_OF_KIND: Mapping[Kind, TaskName] = {"decoder": "causal_lm", "encoder": "seq_cls", "encoder_decoder": "seq2seq_lm"}
 """What a model of a kind is for where nothing else is said."""
 KINDS: Mapping[Kind, str] = {"decoder": "a decoder", "encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}
-NEEDS: Mapping[Task, str] = {
+NEEDS: Mapping[TaskName, str] = {
     "causal_lm": "needs a decoder",
     "seq2seq_lm": "needs an encoder-decoder",
     "seq_cls": "needs a family that transformers has a classifier of",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loraft.config.schema import RowFormat, Task
+from loraft.config.schema import RowFormat, TaskName
 from loraft.errors import DataError
 from loraft.rows.fields import Fields, clean, column_of, kind, shown
 from loraft.rows.json_text import RepeatedKeyError, loads
@@ -50,7 +50,7 @@ COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
 }
 """The columns that each format needs; some have alternatives."""
 
-FORMATS: Mapping[Task, tuple[RowFormat, ...]] = {
+FORMATS: Mapping[TaskName, tuple[RowFormat, ...]] = {
     "causal_lm": ("messages", "sharegpt", "alpaca", "prompt_completion", "text"),
     "seq2seq_lm": ("translation", "prompt_completion", "alpaca"),
     "seq_cls": ("classification",),
@@ -179,7 +179,7 @@ NO_LANGUAGES = LanguagePair()
 
 
 def detect_format(
-    columns: Collection[str], renamed: Mapping[str, str] | None = None, task: Task = "causal_lm"
+    columns: Collection[str], renamed: Mapping[str, str] | None = None, task: TaskName = "causal_lm"
 ) -> RowFormat:
     """The format that `columns` are of.
 
@@ -274,7 +274,7 @@ def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mappi
     return tuple(column for column in columns if column not in read)
 
 
-def check_format(row_format: RowFormat, task: Task) -> None:
+def check_format(row_format: RowFormat, task: TaskName) -> None:
     """Refuse a format that is not one of the task's.
 
     Raises:
@@ -291,7 +291,7 @@ def to_record(
     row: Row,
     row_format: RowFormat,
     columns: Mapping[str, str],
-    task: Task = "causal_lm",
+    task: TaskName = "causal_lm",
     languages: LanguagePair = NO_LANGUAGES,
 ) -> Record:
     """What a row says.

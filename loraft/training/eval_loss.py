@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from loraft.dataset.sampler import AnyBatch, BatchLayout, LabelledBatch, collate_rows
+from loraft.tasks.loss import ClassificationLoss, Loss
 from loraft.tokenization.examples import Example
-from loraft.training.loss import ClassificationLoss, Loss
 
 __all__ = ["EvalLoss", "class_figures", "evaluate_loss"]
 

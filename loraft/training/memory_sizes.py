@@ -10,9 +10,9 @@ from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData
 from loraft.dataset.sampler import BatchSampler
 from loraft.models.device import DeviceConfig
-from loraft.tasks.seq_cls import LabelRenderer
+from loraft.tasks.loss import targets_in_chunk
+from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.tokenization.examples import Example, PairExample
-from loraft.training.loss import targets_in_chunk
 from loraft.training.memory import StackSizes, TrainingSizes
 from loraft.training.model_summary import ModelSummary
 
@@ -48,7 +48,7 @@ def training_sizes(
 
 def _choices(data: PreparedData, shape: ModelSummary) -> int:
     """How many things a target is one of: classes, or the entries of the vocabulary."""
-    return len(data.renderer.labels) if isinstance(data.renderer, LabelRenderer) else shape.vocabulary
+    return len(data.renderer.labels) if isinstance(data.renderer, ClassificationRenderer) else shape.vocabulary
 
 
 def _stack(

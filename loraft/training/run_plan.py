@@ -27,8 +27,8 @@ from loraft.models.hf_config import check_dtype, context_of, load_config
 from loraft.models.load_model import load_noted_tokenizer
 from loraft.models.registry import TRAINED_FOR, spec_of
 from loraft.models.sources import cache_folder
-from loraft.tasks.seq_cls import LabelRenderer
-from loraft.training.class_weights import class_weight_problems
+from loraft.tasks.class_weights import class_weight_problems
+from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.training.memory import MemoryPlan, predict
 from loraft.training.memory_sizes import training_sizes
 from loraft.training.model_summary import ModelSummary, summarize_model
@@ -159,7 +159,9 @@ def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, 
 def _shape(config: RunConfig, data: PreparedData | None) -> ModelSummary:
     """The model's shape; of a classifier whose classes could not be found it is that of one with two."""
     renderer = data.renderer if data is not None else None
-    labels = renderer.labels if isinstance(renderer, LabelRenderer) else ("0", "1") * (config.task == "seq_cls")
+    labels = (
+        renderer.labels if isinstance(renderer, ClassificationRenderer) else ("0", "1") * (config.task == "seq_cls")
+    )
     architecture = load_config(config.model, TRAINED_FOR[config.task], labels)
     return summarize_model(config, labels, architecture)
 

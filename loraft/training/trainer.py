@@ -27,11 +27,11 @@ from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.registry import TRAINED_FOR
-from loraft.tasks.seq_cls import LabelRenderer
+from loraft.tasks.class_weights import class_weights
+from loraft.tasks.loss import ClassificationLoss, LMLoss, Loss
+from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.training.checkpoint import verified
-from loraft.training.class_weights import class_weights
 from loraft.training.loop import fit
-from loraft.training.loss import ClassificationLoss, LMLoss, Loss
 from loraft.training.memory import peak_bytes
 from loraft.training.optimizer import build_optimizer
 from loraft.training.resume import Begun, compare_with_begun, refuse_another_base, resume_from, weights_in
@@ -177,7 +177,7 @@ def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
 def _labels(plan: RunPlan) -> tuple[str, ...]:
     """The classes of a classifier; none for other tasks."""
     renderer = plan.data.renderer
-    return renderer.labels if isinstance(renderer, LabelRenderer) else ()
+    return renderer.labels if isinstance(renderer, ClassificationRenderer) else ()
 
 
 def _loss(plan: RunPlan, adapted: AdaptedModel) -> Loss:

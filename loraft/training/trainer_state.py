@@ -13,8 +13,8 @@ from loraft.adapters.inject import AdaptedModel
 from loraft.config.schema import TrainingSection
 from loraft.dataset.sampler import BatchLayout, BatchSampler
 from loraft.dataset.streaming import StreamingSampler
+from loraft.tasks.loss import Loss
 from loraft.tokenization.examples import Example
-from loraft.training.loss import Loss
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Observer
 from loraft.training.stop_signals import SaveRequests

@@ -18,8 +18,8 @@ from loraft.inference.session import Session, open_session
 from loraft.models.unwrap import wrapped_model
 from loraft.rows.formats import Message, detect_format, to_record
 from loraft.rows.raw_rows import Row
-from loraft.tasks.seq2seq_lm import PairRenderer
 from loraft.tokenization.boundaries import shared_beginning
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 from tests.inference.voices import adapter_in, base_in
 
 SHORT = GenerationRequest(max_new_tokens=12)
@@ -245,7 +245,7 @@ def test_a_base_without_a_template_says_that_it_converses_in_chatml(tmp_path: Pa
 def test_a_model_that_reads_texts_holds_no_conversation(session: Session) -> None:
     voice = session.voice()
     with pytest.raises(ModelError, match="holds no conversation"):
-        type(voice)(voice.name, voice.folder, voice.tokenizer, PairRenderer(voice.tokenizer), None).conversing()
+        type(voice)(voice.name, voice.folder, voice.tokenizer, Seq2SeqRenderer(voice.tokenizer), None).conversing()
 
 
 def test_a_saved_conversation_is_a_row_that_loraft_trains_on(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from loraft.merging.equivalence import kl_divergence
 from loraft.models.decoder_inputs import decoder_inputs
 from loraft.models.registry import TRAINED_FOR
 from loraft.rows.formats import Seq2SeqRecord
-from loraft.tasks.seq2seq_lm import PairRenderer
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 from tests.inference.voices import base_in, pair_adapter_in
 from tests.tasks.test_seq2seq_lm import nllb
 from tests.tiny import mostly_slow, tiny_tokenizer
@@ -77,7 +77,7 @@ def test_the_figures_are_those_of_the_rows_that_were_held_out(tmp_path: Path) ->
         f"data: {{train: {tmp_path}/rows.jsonl, eval: {tmp_path}/rows.jsonl, source_prefix: 'turn: '}}\n"
     )
     tokenizer = tiny_tokenizer()
-    renderer = PairRenderer.for_tokenizer(tokenizer, prefix="turn: ")
+    renderer = Seq2SeqRenderer.for_tokenizer(tokenizer, prefix="turn: ")
     examples = renderer.examples([renderer.render(Seq2SeqRecord(*pair)) for pair in PAIRS], [""] * len(PAIRS))
     found = rows_for(adapter, tokenizer, SourceFormat("turn: "))
     assert found.source == "the run's held-out rows"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from loraft.config.schema import Task
+from loraft.config.schema import TaskName
 from loraft.errors import ModelError
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import FAMILIES, TRAINED, TRAINED_FOR, spec_of
@@ -112,7 +112,7 @@ def test_other_types_are_refused_with_the_reason(model_type: str, reason: str) -
     [("causal_lm", "t5", "seq2seq_lm"), ("causal_lm", "bert", "seq_cls"), ("seq2seq_lm", "llama", "causal_lm")],
 )
 def test_a_type_for_another_task_is_answered_with_the_task_and_no_list(
-    task: Task, model_type: str, takes_it: str
+    task: TaskName, model_type: str, takes_it: str
 ) -> None:
     with pytest.raises(ModelError, match=f"and task: {task} needs") as caught:
         spec_of(model_type, TRAINED_FOR[task])

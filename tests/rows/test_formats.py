@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loraft.config.schema import RowFormat, Task
+from loraft.config.schema import RowFormat, TaskName
 from loraft.errors import DataError
 from loraft.rows.formats import (
     ClassificationRecord,
@@ -157,7 +157,7 @@ def labelled(**values: Any) -> Record:
         ("causal_lm", ["text", "label"], "text"),
     ],
 )
-def test_each_task_recognises_its_formats(task: Task, columns: list[str], expected: str) -> None:
+def test_each_task_recognises_its_formats(task: TaskName, columns: list[str], expected: str) -> None:
     assert detect_format(columns, task=task) == expected
 
 
@@ -417,7 +417,7 @@ def test_parts_that_are_all_text_are_one_text() -> None:
         (["Frage", "Antwort"], "causal_lm", None),
     ],
 )
-def test_columns_that_differ_in_case_alone_are_suggested(columns: list[str], task: Task, said: str | None) -> None:
+def test_columns_that_differ_in_case_alone_are_suggested(columns: list[str], task: TaskName, said: str | None) -> None:
     with pytest.raises(DataError) as refused:
         detect_format(columns, task=task)
     remedy = refused.value.problems[0].remedy or ""

@@ -14,10 +14,10 @@ from loraft.config.schema import RunConfig
 from loraft.dataset.sampler import BatchLayout, collate_rows
 from loraft.models.class_logits import class_logits
 from loraft.models.registry import TRAINED_FOR
-from loraft.tasks.seq_cls import LabelRenderer
-from loraft.training.class_weights import class_weight_problems, class_weights
+from loraft.tasks.class_weights import class_weight_problems, class_weights
+from loraft.tasks.loss import ClassificationLoss
+from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.training.eval_loss import class_figures
-from loraft.training.loss import ClassificationLoss
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import recorded, tiny_fit
 from tests.training.classifiers import LABELS, SOME, classifier_config
@@ -170,7 +170,7 @@ def test_the_weight_of_true_is_that_of_the_class_however_it_is_spelled() -> None
     data = {"train": "x", "eval": None}
     values = {"task": "seq_cls", "model": {"name_or_path": "x"}, "data": data, "training": {"class_weights": given}}
     config = RunConfig.model_validate(values)
-    renderer = LabelRenderer(tiny_tokenizer(), ("False", "True"))
+    renderer = ClassificationRenderer(tiny_tokenizer(), ("False", "True"))
     assert class_weight_problems(config, renderer) == []
     weights = class_weights(config, renderer.labels, [])
     assert weights is not None

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from loraft.dataset.sampler import PairBatch, collate_pairs
 from loraft.models.registry import FAMILIES
+from loraft.tasks.loss import LMLoss
 from loraft.tokenization.examples import PairExample
-from loraft.training.loss import LMLoss
 from tests.tiny import tiny_model
 from tests.training.building import close, recorded, tiny_config, tiny_fit, without_dropout
 

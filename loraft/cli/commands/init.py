@@ -12,7 +12,7 @@ import typer
 
 from loraft.cli.options import ColumnsOption, JsonOption, column_names
 from loraft.cli.runner import handle_errors
-from loraft.config.schema import Method, RowFormat, Task
+from loraft.config.schema import Method, RowFormat, TaskName
 
 if TYPE_CHECKING:
     from loraft.dataset.detect_format import DatasetProfile
@@ -32,7 +32,7 @@ def init(
         ),
     ] = None,
     task: Annotated[
-        Task | None,
+        TaskName | None,
         typer.Option("--task", show_default=False, help="What is learned [default: what the rows are for]."),
     ] = None,
     method: Annotated[
@@ -95,8 +95,8 @@ def _on_a_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _asked_task(found: DatasetProfile | None) -> Task:
-    proposed: Task = found.fit.task if found is not None else "causal_lm"
+def _asked_task(found: DatasetProfile | None) -> TaskName:
+    proposed: TaskName = found.fit.task if found is not None else "causal_lm"
     return _asked("task", ("causal_lm", "seq2seq_lm", "seq_cls"), proposed)
 
 
@@ -105,7 +105,7 @@ def _asked_method() -> Method:
     return _asked("method", ("lora", "qlora", "full"), lora)
 
 
-def _asked_model(task: Task) -> str:
+def _asked_model(task: TaskName) -> str:
     from loraft.config.starter import MODELS
 
     return str(typer.prompt("model", default=MODELS[task], err=True))

@@ -14,7 +14,7 @@ from loraft.cli.next_command import try_it
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.read_config import read_config
 from loraft.cli.runner import handle_errors
-from loraft.config.schema import Task
+from loraft.config.schema import TaskName
 
 __all__ = ["check", "train"]
 
@@ -111,7 +111,7 @@ def _of_all_weights(report: dict[str, Any]) -> dict[str, Any]:
     return {**named, "memory": {part: size for part, size in report["memory"].items() if part != "adapter"}}
 
 
-def _shown(result: Mapping[str, Any], task: Task) -> dict[str, Any]:
+def _shown(result: Mapping[str, Any], task: TaskName) -> dict[str, Any]:
     """A result in the words of its task: of a text a classifier learns one decision, and no token."""
     if task != "seq_cls":
         return dict(result)

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, Task
+from loraft.config.schema import DataSection, TaskName
 from loraft.rows.formats import ClassificationRecord, Conversation, Message, Record
-from loraft.tasks.causal_lm import Renderer
-from loraft.tasks.seq2seq_lm import PairRenderer
-from loraft.tasks.seq_cls import LabelRenderer, labels_of
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+from loraft.tokenization.classification_rows import ClassificationRenderer, labels_of
 from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 
 __all__ = ["DatasetFacts", "RowRenderer", "common_system_prompt", "dataset_facts", "renderer_of"]
 
@@ -110,7 +110,7 @@ class DatasetFacts:
     pairs: bool = False
 
 
-def dataset_facts(task: Task, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
+def dataset_facts(task: TaskName, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
     """What a renderer takes from `records`, which are all that will be rendered: labels are theirs."""
     if task == "seq_cls":
         pairs = any(isinstance(record, ClassificationRecord) and record.second is not None for record in records)
@@ -120,7 +120,7 @@ def dataset_facts(task: Task, data: DataSection, records: Sequence[Record]) -> D
 
 
 def renderer_of(
-    task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBase, learned: DatasetFacts
+    task: TaskName, data: DataSection, tokenizer: PreTrainedTokenizerBase, learned: DatasetFacts
 ) -> RowRenderer:
     """The renderer of a run.
 
@@ -134,7 +134,7 @@ def renderer_of(
         DataError: The tokenizer or the template will not do, or the rows have no classes to learn.
     """
     if task == "seq2seq_lm":
-        return PairRenderer.for_tokenizer(
+        return Seq2SeqRenderer.for_tokenizer(
             tokenizer,
             prefix=data.source_prefix,
             source_lang=data.source_lang,
@@ -142,9 +142,9 @@ def renderer_of(
             special_tokens_in_text=data.special_tokens_in_text,
         )
     if task == "seq_cls":
-        renderer = LabelRenderer.to_train(tokenizer, learned.labels, pairs=learned.pairs)
+        renderer = ClassificationRenderer.to_train(tokenizer, learned.labels, pairs=learned.pairs)
         return replace(renderer, special_tokens_in_text=data.special_tokens_in_text)
-    made = Renderer.for_tokenizer(
+    made = CausalLMRenderer.for_tokenizer(
         tokenizer,
         chat_template=data.chat_template,
         train_on=data.train_on,

@@ -22,11 +22,11 @@ from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example, PairExample
 from loraft.tokenization.long_texts import LongTexts
 
-__all__ = ["PairRenderer", "truncate_keep_eos"]
+__all__ = ["Seq2SeqRenderer", "truncate_keep_eos"]
 
 
 @dataclass(frozen=True, eq=False)
-class PairRenderer:
+class Seq2SeqRenderer:
     """The one way from sources and targets to tokens, for one tokenizer.
 
     Attributes:
@@ -54,7 +54,7 @@ class PairRenderer:
         source_lang: str | None = None,
         target_lang: str | None = None,
         special_tokens_in_text: SpecialTokensInText = "text",
-    ) -> PairRenderer:
+    ) -> Seq2SeqRenderer:
         """The renderer for a tokenizer and the settings of a `data` section.
 
         Raises:

@@ -36,7 +36,7 @@ from loraft.tokenization.control_tokens import ControlTokens, Protected
 from loraft.tokenization.examples import IGNORED, TOKENIZED_TOGETHER, Example
 from loraft.tokenization.long_texts import LongTexts
 
-__all__ = ["Rendered", "Renderer"]
+__all__ = ["CausalLMRenderer", "RenderedRow"]
 
 TrainOn = Literal["completions", "last", "all"]
 SPACED = (
@@ -46,7 +46,7 @@ SPACED = (
 
 
 @dataclass
-class Rendered:
+class RenderedRow:
     """A record as text.
 
     Attributes:
@@ -62,7 +62,7 @@ class Rendered:
 
 
 @dataclass(frozen=True, eq=False)
-class Renderer:
+class CausalLMRenderer:
     """The one way from records to tokens, for one tokenizer.
 
     Attributes:
@@ -94,7 +94,7 @@ class Renderer:
         train_on: TrainOn = "completions",
         system_prompt: str | None = None,
         conversations: bool = True,
-    ) -> Renderer:
+    ) -> CausalLMRenderer:
         """The renderer for a tokenizer and the settings of a `data` section.
 
         Args:
@@ -147,7 +147,7 @@ class Renderer:
             raise DataError.several([replace(problem, where=where) for problem in error.problems]) from None
         return self.examples([rendered], [where])[0]
 
-    def examples(self, rendered: Sequence[Rendered], where: Sequence[str]) -> list[Example]:
+    def examples(self, rendered: Sequence[RenderedRow], where: Sequence[str]) -> list[Example]:
         """Rendered records as tokens and labels; tokenized together, which is many times as fast as one by one."""
         found: list[Example] = []
         for start in range(0, len(rendered), TOKENIZED_TOGETHER):
@@ -156,7 +156,7 @@ class Renderer:
             found += map(self._example, chosen, encoded, where[start : start + TOKENIZED_TOGETHER])
         return found
 
-    def beginning(self, rendered: Rendered, limits: DataSection) -> Rendered:
+    def beginning(self, rendered: RenderedRow, limits: DataSection) -> RenderedRow:
         """A beginning that is itself too long, where a text is long enough for that to matter; else the record."""
         source = rendered.source
         text = LongTexts(self.tokenizer).beginning(source.text, limits.max_length)
@@ -192,11 +192,11 @@ class Renderer:
             for turn in trained
         ] or [record]  # fmt: skip
 
-    def findings(self, rendered: Rendered) -> tuple[str, ...]:
+    def findings(self, rendered: RenderedRow) -> tuple[str, ...]:
         """What a person should know of a row that became tokens, each with what can be done."""
         return rendered.findings
 
-    def render(self, record: Record) -> Rendered:
+    def render(self, record: Record) -> RenderedRow:
         """The text of a record and its trained characters.
 
         Raises:
@@ -214,7 +214,7 @@ class Renderer:
         source = self._plain_text(text, border)
         if isinstance(record, Text):
             source = replace(source, whole=True)
-        return Rendered(source, ((trained_from, len(text)),), self.control_tokens.findings([text]))
+        return RenderedRow(source, ((trained_from, len(text)),), self.control_tokens.findings([text]))
 
     def _plain_text(self, text: str, border: int = 0) -> BorderedText:
         """Text that no template printed, as the tokenizer takes it."""
@@ -248,7 +248,7 @@ class Renderer:
             return None
         return f"has {least}{len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
 
-    def cut(self, rendered: Rendered, example: Example, limits: DataSection, choice: str) -> list[Example]:
+    def cut(self, rendered: RenderedRow, example: Example, limits: DataSection, choice: str) -> list[Example]:
         """What is kept of an example that is too long: its beginning, or all of it in pieces; no token is invented."""
         ids, labels, most = example.input_ids, example.labels, limits.max_length
         if choice == "truncate":
@@ -270,7 +270,7 @@ class Renderer:
                 at = place
         return text
 
-    def _conversation(self, conversation: Conversation) -> Rendered:
+    def _conversation(self, conversation: Conversation) -> RenderedRow:
         if self.template is None:
             raise DataError(
                 "the tokenizer has neither a chat template nor an end-of-text token",
@@ -309,7 +309,7 @@ class Renderer:
         wanted = answers[-1:] if self.train_on == "last" else answers
         return [i for i in answers if (i in wanted if messages[i].train is None else messages[i].train)]
 
-    def _example(self, rendered: Rendered, encoded: Encoded, where: str) -> Example:
+    def _example(self, rendered: RenderedRow, encoded: Encoded, where: str) -> Example:
         if encoded.spaced:
             rendered.findings = (*rendered.findings, SPACED)
         ids, offsets = encoded.ids, encoded.offsets
@@ -330,10 +330,10 @@ class Renderer:
         return Example(list(ids), labels, where)
 
 
-def _rendered(found: RenderedTurns, protected: Protected) -> Rendered:
+def _rendered(found: RenderedTurns, protected: Protected) -> RenderedRow:
     """What a template printed, without the marks of control tokens."""
     edges = [edge for span in found.spans for edge in span]
     text, places, literal = protected.unmarked(found.text, [*edges, *found.borders])
     edges, borders = places[: len(edges)], places[len(edges) :]
     spans = tuple(zip(edges[::2], edges[1::2], strict=True))
-    return Rendered(BorderedText(text, tuple(borders), literal), spans, (*found.findings, *protected.findings))
+    return RenderedRow(BorderedText(text, tuple(borders), literal), spans, (*found.findings, *protected.findings))

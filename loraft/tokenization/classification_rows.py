@@ -17,7 +17,7 @@ from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example, LabelledExample
 from loraft.tokenization.long_texts import LongTexts, calls, require_readable
 
-__all__ = ["LabelRenderer", "class_called", "class_number", "labels_of"]
+__all__ = ["ClassificationRenderer", "class_called", "class_number", "labels_of"]
 
 
 TOGETHER = (
@@ -27,7 +27,7 @@ TOGETHER = (
 
 
 @dataclass(frozen=True, eq=False)
-class LabelRenderer:
+class ClassificationRenderer:
     """The one way from labelled texts to tokens, for one tokenizer and one list of classes.
 
     Attributes:
@@ -45,7 +45,7 @@ class LabelRenderer:
     @classmethod
     def to_train(
         cls, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], *, pairs: bool = False
-    ) -> LabelRenderer:
+    ) -> ClassificationRenderer:
         """The renderer for a tokenizer and the classes that are to be learned.
 
         Args:

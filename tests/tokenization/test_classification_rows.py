@@ -14,7 +14,7 @@ from loraft.config.schema import DataSection, RunConfig
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import ClassificationRecord
-from loraft.tasks.seq_cls import LabelRenderer, labels_of
+from loraft.tokenization.classification_rows import ClassificationRenderer, labels_of
 from loraft.tokenization.examples import LabelledExample
 from tests.tiny import tiny_tokenizer
 
@@ -206,7 +206,7 @@ def test_pairs_that_run_together_are_told(tokenizer: PreTrainedTokenizerFast, tm
 
 
 def test_the_renderer_marks_the_class(tokenizer: PreTrainedTokenizerFast) -> None:
-    renderer = LabelRenderer(tokenizer, ("neg", "pos"))
+    renderer = ClassificationRenderer(tokenizer, ("neg", "pos"))
     example = renderer.examples([renderer.render(ClassificationRecord("late", None, "pos"))], ["a:1"])[0]
     assert renderer.marked(example).endswith("late<|im_end|> ⟦pos⟧")
     assert renderer.too_long(example, DataSection(train="x", max_length=2)) is not None  # type: ignore[arg-type]

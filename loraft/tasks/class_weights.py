@@ -10,9 +10,9 @@ from torch import Tensor
 
 from loraft.config.schema import RunConfig
 from loraft.errors import Problem
-from loraft.tasks.seq_cls import LabelRenderer, class_called
-from loraft.tasks.task import RowRenderer
+from loraft.tokenization.classification_rows import ClassificationRenderer, class_called
 from loraft.tokenization.examples import Example
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = ["class_weight_problems", "class_weights"]
 
@@ -22,7 +22,7 @@ KEY = "training.class_weights"
 def class_weight_problems(config: RunConfig, renderer: RowRenderer) -> list[Problem]:
     """What is wrong with the weights that a config gives: each class needs one, and there are no others."""
     given = config.training.class_weights
-    if not isinstance(given, dict) or not isinstance(renderer, LabelRenderer):
+    if not isinstance(given, dict) or not isinstance(renderer, ClassificationRenderer):
         return []
     problems = []
     called = {name: class_called(name, renderer.labels) for name in given}

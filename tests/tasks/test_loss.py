@@ -8,9 +8,9 @@ import torch
 from loraft.dataset.sampler import BatchLayout, collate
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import TRAINED, spec_of
+from loraft.tasks import loss as loss_module
+from loraft.tasks.loss import HeadWeights, LMLoss, chunked_loss, frozen_head_loss, targets_in_chunk
 from loraft.tokenization.examples import IGNORED, Example
-from loraft.training import loss as loss_module
-from loraft.training.loss import HeadWeights, LMLoss, chunked_loss, frozen_head_loss, targets_in_chunk
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
 from tests.training.building import without_dropout
 
