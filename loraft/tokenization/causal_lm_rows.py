@@ -22,12 +22,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, SpecialTokensInText
-from loraft.errors import DataError
+from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text
 from loraft.tokenization.assistant_mask import ChatTemplate, RenderedTurns
 from loraft.tokenization.boundaries import BorderedText, Encoded, Span, TextEncoder
@@ -122,6 +122,31 @@ class CausalLMRenderer:
         origin = tokenizer.name_or_path if chat_template == "auto" else chat_template
         template = ChatTemplate.probed(tokenizer, text, origin or "the tokenizer")
         return cls(tokenizer, template, train_on, system_prompt, (*notes, *template.notes))
+
+    labels: ClassVar[tuple[str, ...]] = ()
+    reads_source: ClassVar[bool] = False
+
+    def as_plain(self) -> CausalLMRenderer:
+        """The same, for prompts that are plain text."""
+        return replace(self, plain=True)
+
+    def conversing(self) -> CausalLMRenderer:
+        """The same, able to print conversations: as chatml where the tokenizer has no chat template.
+
+        Raises:
+            ModelError: The tokenizer can end no turn.
+        """
+        if self.template is not None:
+            if not self.plain:
+                return self
+            note = "it learned plain text, and conversations are printed with a chat template that it has not learned"
+            return replace(self, plain=False, notes=(note,))
+        made = CausalLMRenderer.for_tokenizer(self.tokenizer, system_prompt=self.system_prompt)
+        if made.template is None:
+            message = "the tokenizer has neither a chat template nor an end-of-text token: it prints no conversation"
+            raise ModelError(message, remedy="Give it a prompt alone.")
+        note = "the tokenizer has no chat template: conversations are printed as chatml, which the model may not know"
+        return replace(made, special_tokens_in_text=self.special_tokens_in_text, notes=(note,))
 
     @property
     def chat_template(self) -> str | None:
@@ -252,12 +277,12 @@ class CausalLMRenderer:
         """What is kept of an example that is too long: its beginning, or all of it in pieces; no token is invented."""
         ids, labels, most = example.input_ids, example.labels, limits.max_length
         if choice == "truncate":
-            return [Example(ids[:most], labels[:most], example.where)]
+            return [Example.of_text(ids[:most], labels[:most], example.where)]
         starts = [*range(0, len(ids), most)]
         if len(ids) - starts[-1] == 1:  # a piece of one token would train nothing: the end of the text would be lost
             starts[-1] -= 1
         pairs = pairwise([*starts, len(ids)])
-        return [Example(ids[start:stop], labels[start:stop], example.where) for start, stop in pairs]
+        return [Example.of_text(ids[start:stop], labels[start:stop], example.where) for start, stop in pairs]
 
     def marked(self, example: Example) -> str:
         """The row's text with what is trained in ⟦ ⟧."""
@@ -327,7 +352,7 @@ class CausalLMRenderer:
             if encoded.closed or ids[-1:] != [eos]:
                 ids = [*ids, eos]
             labels = [*labels, eos][: len(ids)]
-        return Example(list(ids), labels, where)
+        return Example.of_text(list(ids), labels, where)
 
 
 def _rendered(found: RenderedTurns, protected: Protected) -> RenderedRow:

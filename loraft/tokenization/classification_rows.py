@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, SpecialTokensInText
-from loraft.errors import DataError
+from loraft.errors import DataError, ModelError
 from loraft.rows.formats import ClassificationRecord, Message, Record
+from loraft.rows.labels import class_number
 from loraft.tokenization.control_tokens import ControlTokens
-from loraft.tokenization.examples import Example, LabelledExample
+from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import LongTexts, calls, require_readable
 
-__all__ = ["ClassificationRenderer", "class_called", "class_number", "labels_of"]
+__all__ = ["ClassificationRenderer"]
 
 
 TOGETHER = (
@@ -70,6 +70,21 @@ class ClassificationRenderer:
         ((ids, types),) = self.text_ids([("a", "b")])
         return not set(ids[1:-1]).intersection(self.tokenizer.all_special_ids) and len(set(types or [0])) == 1
 
+    reads_source: ClassVar[bool] = True
+
+    def as_plain(self) -> ClassificationRenderer:
+        """This one: texts are read as they are."""
+        return self
+
+    def conversing(self) -> ClassificationRenderer:
+        """Never: the model reads texts, each alone.
+
+        Raises:
+            ModelError: Always.
+        """
+        message = "the model reads one text and writes another: it holds no conversation"
+        raise ModelError(message, remedy="Give it each text alone, as a prompt.")
+
     @property
     def chat_template(self) -> str | None:
         """None: texts are read as they are."""
@@ -109,15 +124,15 @@ class ClassificationRenderer:
         Raises:
             DataError: It is a class that there is not, or has a control token, and the config refuses these.
         """
-        assert isinstance(record, ClassificationRecord), "formats give labelled texts for seq_cls"
+        assert isinstance(record, ClassificationRecord), "the task gives labelled texts"
         self.control_tokens.refuse(_texts(record))
         return ClassificationRecord(record.text, record.second, class_number(record.label, self.labels))
 
-    def examples(self, rendered: Sequence[ClassificationRecord], where: Sequence[str]) -> list[LabelledExample]:
+    def examples(self, rendered: Sequence[ClassificationRecord], where: Sequence[str]) -> list[Example]:
         """Texts as the tokenizer reads them by itself, with the number of their class."""
         read = self.text_ids([(row.text, row.second) for row in rendered])
         each = zip(rendered, where, read, strict=True)
-        return [LabelledExample(ids, [int(row.label)], place, types) for row, place, (ids, types) in each]
+        return [Example.of_class(ids, int(row.label), place, types) for row, place, (ids, types) in each]
 
     def beginning(self, rendered: ClassificationRecord, limits: DataSection) -> ClassificationRecord:
         """The row with the beginning of each text that is itself too long; where none is that long, the row."""
@@ -181,12 +196,10 @@ class ClassificationRenderer:
             return None
         return f"has {least}{len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
 
-    def cut(
-        self, rendered: ClassificationRecord, example: Example, limits: DataSection, choice: str
-    ) -> list[LabelledExample]:
+    def cut(self, rendered: ClassificationRecord, example: Example, limits: DataSection, choice: str) -> list[Example]:
         """The text cut to `data.max_length` by the tokenizer, the longer of two texts first."""
         ((ids, types),) = self.text_ids([(rendered.text, rendered.second)], limits.max_length)
-        return [LabelledExample(ids, example.labels, example.where, types)]
+        return [Example.of_class(ids, example.labels[0], example.where, types)]
 
     def marked(self, example: Example) -> str:
         """The text, and its class in ⟦ ⟧."""
@@ -199,51 +212,3 @@ class ClassificationRenderer:
 
 def _texts(row: ClassificationRecord) -> list[str]:
     return [row.text, *([row.second] if row.second is not None else [])]
-
-
-def class_number(label: str | int, labels: Sequence[str]) -> int:
-    """The number of a class that a row names, or gives as its place where the names are no numbers themselves.
-
-    Args:
-        label: What the row has.
-        labels: The names of all classes, in their order.
-
-    Raises:
-        DataError: There is no such class.
-    """
-    name = str(label)
-    if (called := class_called(name, labels)) is not None:
-        return called
-    if name.isdecimal() and int(name) < len(labels) and not any(map(_is_number, labels)):
-        return int(name)
-    shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
-    folded = {known.casefold(): known for known in labels}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
-    hint = f"Did you mean {folded[near[0]]}? " if near else ""
-    raise DataError(f"{label!r} is none of the {len(labels)} classes", key="label", remedy=f"{hint}They are {shown}.")
-
-
-def class_called(name: str, labels: Sequence[str]) -> int | None:
-    """The number of the class of a name; None where there is none. True and true are one, unless there are two."""
-    if name in labels:
-        return labels.index(name)
-    alike = [number for number, known in enumerate(labels) if known.lower() == name.lower() in TRUTHS]
-    return alike[0] if len(alike) == 1 else None
-
-
-def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
-    """The classes of some records in their order: numbers by size, texts by the alphabet."""
-    found = {str(record.label) for record in records if isinstance(record, ClassificationRecord)}
-    for truth in TRUTHS:
-        if len(alike := {name for name in found if name.lower() == truth}) > 1:
-            found = found - alike | {truth}
-    by_name = sorted(found)  # 1 and 01 are two classes of one size, and a set has no order
-    return tuple(sorted(by_name, key=int) if all(map(_is_number, found)) else by_name)
-
-
-TRUTHS = ("true", "false")
-"""One class each, however a file spells it: JSON writes true, Python's CSV True and R's TRUE."""
-
-
-def _is_number(name: str) -> bool:
-    return name.removeprefix("-").isdecimal()

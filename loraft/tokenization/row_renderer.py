@@ -1,22 +1,19 @@
-"""What turns the records of a task into examples: one renderer a task, all of one shape."""
+"""What turns the records of a task into examples: all renderers have this one interface."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, TaskName
-from loraft.rows.formats import ClassificationRecord, Conversation, Message, Record
-from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-from loraft.tokenization.classification_rows import ClassificationRenderer, labels_of
+from loraft.config.schema import DataSection
+from loraft.rows.formats import Message, Record
 from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
-from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 
-__all__ = ["DatasetFacts", "RowRenderer", "common_system_prompt", "dataset_facts", "renderer_of"]
+__all__ = ["DatasetFacts", "RowRenderer"]
 
 
 class RowRenderer(Protocol):
@@ -41,6 +38,24 @@ class RowRenderer(Protocol):
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer; none where none is given."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes in their order; none where answers are text."""
+
+    @property
+    def reads_source(self) -> bool:
+        """The model reads a prompt with an encoder, as plain text, to its end."""
+
+    def as_plain(self) -> RowRenderer:
+        """The same, for prompts that are plain text."""
+
+    def conversing(self) -> RowRenderer:
+        """The same, able to print conversations: as chatml where the tokenizer has no chat template.
+
+        Raises:
+            ModelError: The tokenizer can end no turn, or the model reads texts and no conversations.
+        """
 
     @property
     def control_tokens(self) -> ControlTokens:
@@ -108,61 +123,3 @@ class DatasetFacts:
     conversations: bool = True
     labels: tuple[str, ...] = ()
     pairs: bool = False
-
-
-def dataset_facts(task: TaskName, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
-    """What a renderer takes from `records`, which are all that will be rendered: labels are theirs."""
-    if task == "seq_cls":
-        pairs = any(isinstance(record, ClassificationRecord) and record.second is not None for record in records)
-        return DatasetFacts(labels=tuple(data.labels) or labels_of(records), pairs=pairs)
-    conversations = not records or any(isinstance(record, Conversation) for record in records)
-    return DatasetFacts(common_system_prompt(records), conversations)
-
-
-def renderer_of(
-    task: TaskName, data: DataSection, tokenizer: PreTrainedTokenizerBase, learned: DatasetFacts
-) -> RowRenderer:
-    """The renderer of a run.
-
-    Args:
-        task: What is learned.
-        data: The config's section.
-        tokenizer: The model's tokenizer.
-        learned: What the training rows told.
-
-    Raises:
-        DataError: The tokenizer or the template will not do, or the rows have no classes to learn.
-    """
-    if task == "seq2seq_lm":
-        return Seq2SeqRenderer.for_tokenizer(
-            tokenizer,
-            prefix=data.source_prefix,
-            source_lang=data.source_lang,
-            target_lang=data.target_lang,
-            special_tokens_in_text=data.special_tokens_in_text,
-        )
-    if task == "seq_cls":
-        renderer = ClassificationRenderer.to_train(tokenizer, learned.labels, pairs=learned.pairs)
-        return replace(renderer, special_tokens_in_text=data.special_tokens_in_text)
-    made = CausalLMRenderer.for_tokenizer(
-        tokenizer,
-        chat_template=data.chat_template,
-        train_on=data.train_on,
-        system_prompt=learned.system_prompt,
-        conversations=learned.conversations,
-    )
-    return replace(
-        made,
-        plain=not learned.conversations,
-        split_turns=data.split_turns,
-        special_tokens_in_text=data.special_tokens_in_text,
-    )
-
-
-def common_system_prompt(records: Sequence[Record]) -> str | None:
-    """The system prompt that every conversation begins with; None when they differ or have none."""
-    prompts: set[str | None] = set()
-    for record in records:
-        first = record.messages[0] if isinstance(record, Conversation) else None
-        prompts.add(first.content if first is not None and first.role == "system" else None)
-    return prompts.pop() if len(prompts) == 1 else None

@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import DataSection, SpecialTokensInText
-from loraft.errors import DataError
+from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Message, Record, Seq2SeqRecord
 from loraft.tokenization.control_tokens import ControlTokens
-from loraft.tokenization.examples import Example, PairExample
+from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import LongTexts
 
 __all__ = ["Seq2SeqRenderer", "truncate_keep_eos"]
@@ -65,6 +65,22 @@ class Seq2SeqRenderer:
             if codes and code not in codes:
                 raise _no_language(key, code, codes)
         return cls(tokenizer, prefix, source_lang, target_lang, special_tokens_in_text=special_tokens_in_text)
+
+    labels: ClassVar[tuple[str, ...]] = ()
+    reads_source: ClassVar[bool] = True
+
+    def as_plain(self) -> Seq2SeqRenderer:
+        """This one: sources are plain texts."""
+        return self
+
+    def conversing(self) -> Seq2SeqRenderer:
+        """Never: the model reads texts, each alone.
+
+        Raises:
+            ModelError: Always.
+        """
+        message = "the model reads one text and writes another: it holds no conversation"
+        raise ModelError(message, remedy="Give it each text alone, as a prompt.")
 
     @property
     def chat_template(self) -> str | None:
@@ -129,17 +145,17 @@ class Seq2SeqRenderer:
         Raises:
             DataError: It has a control token, and the config refuses these.
         """
-        assert isinstance(record, Seq2SeqRecord), "formats give pairs for seq2seq_lm"
+        assert isinstance(record, Seq2SeqRecord), "the task gives pairs"
         self.control_tokens.refuse([record.source, record.target])
         return Seq2SeqRecord(self.prefix + record.source, record.target)
 
-    def examples(self, rendered: Sequence[Seq2SeqRecord], where: Sequence[str]) -> list[PairExample]:
+    def examples(self, rendered: Sequence[Seq2SeqRecord], where: Sequence[str]) -> list[Example]:
         """Pairs as tokens, every target with the end-of-text token: without it no answer would learn to end."""
         with self._languages():
             sources = self._texts.read([pair.source for pair in rendered])
         targets = self._target_ids([pair.target for pair in rendered])
         each = zip(sources, targets, where, strict=True)
-        return [PairExample(source.ids, target, place) for source, target, place in each]
+        return [Example.of_pair(source.ids, target, place) for source, target, place in each]
 
     def beginning(self, rendered: Seq2SeqRecord, limits: DataSection) -> Seq2SeqRecord:
         """A pair with the beginning of a text that is itself too long; where none is that long, the pair."""
@@ -172,14 +188,14 @@ class Seq2SeqRenderer:
             return f"has a target of {least}{len(example.labels):,} tokens, more than {key} {most:,}"
         return None
 
-    def cut(self, rendered: Seq2SeqRecord, example: Example, limits: DataSection, choice: str) -> list[PairExample]:
+    def cut(self, rendered: Seq2SeqRecord, example: Example, limits: DataSection, choice: str) -> list[Example]:
         """The beginnings of source and target.
 
         The source is closed as every source is; a target that is cut does not end there, so nothing says that it does.
         """
         most = limits.max_target_length or limits.max_length
         ids = truncate_keep_eos(example.input_ids, limits.max_length, self.tokenizer)
-        return [PairExample(ids, example.labels[:most], example.where)]
+        return [Example.of_pair(ids, example.labels[:most], example.where)]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a source, which is the last message's text behind the prefix."""

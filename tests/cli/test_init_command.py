@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from loraft.cli.app import app
 from loraft.config.config_file import load_config
 from loraft.config.schema import Method, RowFormat, TaskName
-from loraft.config.starter import MODELS
+from loraft.inspection.starter import MODELS
 from loraft.config.unused_keys import unused_keys, unused_sections
 from loraft.rows.formats import FORMATS
 from tests.tiny import save_tiny

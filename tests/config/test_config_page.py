@@ -12,7 +12,7 @@ from loraft.config.config_file import load_config
 from loraft.config.dump import inline
 from loraft.config.schema import DataSource, RunConfig, Section, StackLayers
 from loraft.config.schema_info import expected, path_of
-from loraft.config.starter import ROWS
+from loraft.inspection.starter import ROWS
 from loraft.config.unused_keys import OF_METHODS, OF_TASKS
 from loraft.rows.formats import FORMATS, OPTIONAL_COLUMNS
 

@@ -154,7 +154,7 @@ def test_the_language_of_rows_is_that_of_training_or_the_one_that_is_said(tmp_pa
     assert source_language(ModelRequest(str(adapter))) == "en"
     assert source_language(ModelRequest(str(adapter), source_lang="xx")) == "xx"
     assert source_language(ModelRequest(str(base))) is None
-    assert resolve_target(str(adapter)).manner.task == "seq2seq_lm"
+    assert resolve_target(str(adapter)).metadata.task == "seq2seq_lm"
     session = open_session(ModelRequest(str(base), source_lang="en"))
     assert any("no codes of languages" in note for note in session.notes)
 
@@ -170,5 +170,5 @@ def test_a_damaged_record_says_nothing(tmp_path: Path) -> None:
     copied = shutil.copytree(adapter, tmp_path / "copy")
     record = json.loads((copied / "loraft.json").read_text())
     (copied / "loraft.json").write_text(json.dumps(record | {"source_prefix": 7, "source_lang": ["en"]}))
-    sources = resolve_target(str(copied)).manner.sources
+    sources = resolve_target(str(copied)).metadata.sources
     assert (sources.prefix, sources.source_lang) == ("", None)

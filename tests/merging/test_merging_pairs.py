@@ -60,7 +60,7 @@ def test_c27_merged_is_adapted_in_the_stacks_that_were_trained(tmp_path: Path, m
         model.double()  # so that the weights are compared, and not the order of float32 sums
     for ids in ([5, 9, 200, 17], [60, 4, 2]):
         assert (logits(merged, ids, target) - logits(adapted.model, ids, target)).abs().max() <= 1e-5
-    assert resolve_target(str(report.out)).manner.sources == SourceFormat("turn: ")
+    assert resolve_target(str(report.out)).metadata.sources == SourceFormat("turn: ")
     tied = [name for name in ("shared.weight", "model.shared.weight") if name in dict(merged.named_parameters())]
     assert tied
     assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight

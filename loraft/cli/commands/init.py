@@ -6,13 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 
 from loraft.cli.options import ColumnsOption, JsonOption, column_names
 from loraft.cli.runner import handle_errors
-from loraft.config.schema import Method, RowFormat, TaskName
+from loraft.config.schema import DEFAULT_TASK, Method, RowFormat, TaskName
 
 if TYPE_CHECKING:
     from loraft.dataset.detect_format import DatasetProfile
@@ -96,8 +96,8 @@ def _on_a_terminal() -> bool:
 
 
 def _asked_task(found: DatasetProfile | None) -> TaskName:
-    proposed: TaskName = found.fit.task if found is not None else "causal_lm"
-    return _asked("task", ("causal_lm", "seq2seq_lm", "seq_cls"), proposed)
+    proposed = found.fit.task if found is not None else DEFAULT_TASK
+    return _asked("task", get_args(TaskName), proposed)
 
 
 def _asked_method() -> Method:
@@ -106,9 +106,9 @@ def _asked_method() -> Method:
 
 
 def _asked_model(task: TaskName) -> str:
-    from loraft.config.starter import MODELS
+    from loraft.tasks import TASKS
 
-    return str(typer.prompt("model", default=MODELS[task], err=True))
+    return str(typer.prompt("model", default=TASKS[task].starter_model, err=True))
 
 
 def _asked(what: str, choices: Sequence[Choice], proposed: Choice) -> Choice:

@@ -1,0 +1,135 @@
+"""Causal language modelling: a decoder goes on with a text, or answers in a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loraft.config.schema import DataSection, RowFormat, RunConfig
+from loraft.models.registry import ModelSpec
+from loraft.rows.formats import Conversation, LanguagePair, Message, PromptCompletion, Record, to_record
+from loraft.rows.readers import Row
+from loraft.tasks.task import TEXT_METRICS, Reference, StarterFacts, Task, TaskMetrics, TokenSpan, TrainingMetadata
+from loraft.tokenization.examples import IGNORED, Example
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from loraft.tasks.batch import Batch, BatchLayout
+    from loraft.tasks.loss import TaskLoss
+    from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+
+
+class CausalLM(Task):
+    """A decoder learns to go on with a text, or to answer in a conversation."""
+
+    name = "causal_lm"
+    summary = "A decoder goes on with a text."
+    group = "decoder"
+    formats = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
+    peft_type = "CAUSAL_LM"
+    auto_class = "AutoModelForCausalLM"
+    metrics = TaskMetrics(("loss", "perplexity"), TEXT_METRICS, ("exact_match",), ("valid_json",))
+    packs = True
+    joins_prompts = True
+    reads_system_prompts = True
+    starter_model = "builtin:smollm2-135m-instruct"
+    starter_rows = ("builtin:tickets", "messages")
+
+    def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
+        """What a row says: an instruction is a conversation of two turns."""
+        return to_record(row, row_format, columns, languages=languages)
+
+    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
+        """Whether there are conversations, and the system prompt that all of them begin with."""
+        from loraft.tokenization.row_renderer import DatasetFacts
+
+        conversations = not records or any(isinstance(record, Conversation) for record in records)
+        return DatasetFacts(common_system_prompt(records), conversations)
+
+    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> CausalLMRenderer:
+        """What renders conversations with the chat template, and completions as they stand."""
+        from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+
+        made = CausalLMRenderer.for_tokenizer(
+            tokenizer,
+            chat_template=data.chat_template,
+            train_on=data.train_on,
+            system_prompt=facts.system_prompt,
+            conversations=facts.conversations,
+        )
+        return replace(
+            made,
+            plain=not facts.conversations,
+            split_turns=data.split_turns,
+            special_tokens_in_text=data.special_tokens_in_text,
+        )
+
+    def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
+        """The assistant's last turn, or the completion; plain text asks nothing."""
+        if isinstance(record, PromptCompletion):
+            return Reference(record.prompt, record.completion)
+        if not isinstance(record, Conversation):
+            return None
+        last = max(place for place, message in enumerate(record.messages) if message.role == "assistant")
+        return Reference(record.messages[:last], record.messages[last].content) if last else None
+
+    def spans(self, example: Example) -> Iterator[TokenSpan]:
+        """The text: nothing predicts its first token, whatever the label."""
+        yield TokenSpan("text", example.input_ids, [False, *(label != IGNORED for label in example.labels[1:])])
+
+    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
+        """Lay texts end to end, or a line each."""
+        from loraft.tasks.batch import collate_texts
+
+        return collate_texts(examples, layout)
+
+    def loss(
+        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
+    ) -> TaskLoss:
+        """The loss of the tokens that are trained."""
+        from loraft.tasks.loss import CausalLMLoss
+
+        return CausalLMLoss(model, spec, autocast)
+
+    def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> CausalLMRenderer:
+        """What makes prompts with the chat template, or gives them as they are where plain text was learned."""
+        from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+
+        made = CausalLMRenderer.for_tokenizer(tokenizer, system_prompt=metadata.system_prompt, conversations=False)
+        made = replace(made, special_tokens_in_text=metadata.special_tokens_in_text)
+        if metadata.plain and made.template is not None:
+            note = "it learned plain text: a prompt is given as it is, without the chat template"
+            made = replace(made, plain=True, notes=(note,))
+        return made
+
+    def prompt_ids(self, example: Example, asked: Reference, renderer: RowRenderer) -> list[int]:
+        """What its loss was not of, up to its answer."""
+        if not isinstance(asked.asked, str):
+            return renderer.prompt_ids(asked.asked)
+        start = next((place for place, label in enumerate(example.labels) if label != IGNORED), 0)
+        if start == 0:  # every token is trained
+            return renderer.as_plain().prompt_ids([Message("user", asked.asked)])
+        return example.input_ids[:start]
+
+    def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
+        """What of a row is learned."""
+        if start.format != "text":
+            yield "data.train_on", "completions", "Only answers are learned, not the questions; all learns every token."
+
+    def facts_for_card(self, config: RunConfig, count: int) -> Mapping[str, str]:
+        """How many tokens were trained, and which."""
+        return {"trained tokens": f"{count:,} (train_on: {config.data.train_on})"}
+
+
+def common_system_prompt(records: Sequence[Record]) -> str | None:
+    """The system prompt that every conversation begins with; None when they differ or have none."""
+    prompts: set[str | None] = set()
+    for record in records:
+        first = record.messages[0] if isinstance(record, Conversation) else None
+        prompts.add(first.content if first is not None and first.role == "system" else None)
+    return prompts.pop() if len(prompts) == 1 else None

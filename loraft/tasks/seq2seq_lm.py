@@ -1,0 +1,166 @@
+"""Sequence to sequence: an encoder-decoder answers a source with a target, as in translation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from loraft.config.schema import DataSection, RowFormat
+from loraft.models.registry import ModelSpec
+from loraft.rows.formats import LanguagePair, Record, Seq2SeqRecord, to_record
+from loraft.rows.readers import Row
+from loraft.tasks.task import (
+    ROUGE,
+    TEXT_METRICS,
+    Reference,
+    StarterFacts,
+    Task,
+    TaskMetrics,
+    TokenSpan,
+    TrainingMetadata,
+)
+from loraft.tokenization.examples import Example
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from loraft.tasks.batch import Batch, BatchLayout
+    from loraft.tasks.loss import TaskLoss
+    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+    from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+
+LANGUAGES = {
+    "ar": "Arabic", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
+    "hi": "Hindi", "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish",
+    "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "tr": "Turkish", "uk": "Ukrainian",
+    "zh": "Chinese",
+}  # fmt: skip
+"""What T5 was taught to call languages."""
+
+
+class Seq2SeqLM(Task):
+    """An encoder-decoder learns to answer a source with a target."""
+
+    name = "seq2seq_lm"
+    summary = "An encoder-decoder answers a source with a target."
+    group = "encoder_decoder"
+    formats = ("translation", "prompt_completion", "alpaca")
+    only_if_asked = ("prompt_completion", "alpaca")
+    peft_type = "SEQ_2_SEQ_LM"
+    auto_class = "AutoModelForSeq2SeqLM"
+    metrics = TaskMetrics(("loss", "perplexity"), TEXT_METRICS, ("bleu", "chrf", *ROUGE, "exact_match"))
+    inputs = "sources"
+    translates = True
+    starter_model = "google-t5/t5-small"
+    starter_rows = ("data/train.jsonl", "translation")
+
+    def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
+        """What a row says: whatever its format, a source and a target."""
+        return to_record(row, row_format, columns, languages=languages, as_pair=True)
+
+    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
+        """Nothing: a pair says all of itself."""
+        from loraft.tokenization.row_renderer import DatasetFacts
+
+        return DatasetFacts(conversations=not records)
+
+    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> Seq2SeqRenderer:
+        """What puts the prefix before sources, and the codes of languages where the tokenizer has them."""
+        from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+
+        return Seq2SeqRenderer.for_tokenizer(
+            tokenizer,
+            prefix=data.source_prefix,
+            source_lang=data.source_lang,
+            target_lang=data.target_lang,
+            special_tokens_in_text=data.special_tokens_in_text,
+        )
+
+    def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
+        """The source, and the target that answers it."""
+        assert isinstance(record, Seq2SeqRecord), "the task's own records"
+        return Reference(record.source, record.target)
+
+    def spans(self, example: Example) -> Iterator[TokenSpan]:
+        """The source, which is read alone, and the target, of which all is learned."""
+        yield TokenSpan("source", example.input_ids, [False] * len(example.input_ids))
+        yield TokenSpan("target", example.labels, [True] * len(example.labels))
+
+    def read_by(self, stack: str, example: Example) -> int:
+        """The decoder reads targets, the encoder sources."""
+        return len(example.labels if stack == "decoder" else example.input_ids)
+
+    def length_limits(self, data: DataSection) -> Mapping[str, int]:
+        """Those of sources, and those of targets where they have their own."""
+        return {"data.max_length": data.max_length, "data.max_target_length": data.max_target_length or 0}
+
+    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
+        """Lay sources and targets, a line each."""
+        from loraft.tasks.batch import collate_pairs
+
+        return collate_pairs(examples, layout)
+
+    def loss(
+        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
+    ) -> TaskLoss:
+        """The loss of the targets' tokens."""
+        from loraft.tasks.loss import Seq2SeqLMLoss
+
+        return Seq2SeqLMLoss(model, spec, autocast)
+
+    def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> Seq2SeqRenderer:
+        """What makes sources with the prefix and in the languages of training."""
+        from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+
+        return Seq2SeqRenderer.for_tokenizer(
+            tokenizer,
+            prefix=metadata.sources.prefix,
+            source_lang=metadata.sources.source_lang,
+            target_lang=metadata.sources.target_lang,
+            special_tokens_in_text=metadata.special_tokens_in_text,
+        )
+
+    def first_tokens(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
+        """What the decoder reads first and, where the tokenizer knows languages, must say first: as in training.
+
+        What it must say first is the code of the target's language; None where that is what it reads first.
+
+        Raises:
+            ModelError: The decoder has no start token.
+        """
+        import torch
+
+        from loraft.models.decoder_inputs import decoder_inputs
+
+        own = _own(renderer)
+        device = next(model.parameters()).device
+        target = torch.tensor([own.target_ids("")], dtype=torch.long, device=device)
+        start = int(decoder_inputs(model, target)[0, 0])
+        first = {"forced_bos_token_id": own.forced_bos_id} if own.knows_languages else {}
+        return {"decoder_start_token_id": start, **first}
+
+    def tokens_of_language(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
+        """`first_tokens` where the tokenizer knows languages."""
+        return self.first_tokens(model, renderer) if _own(renderer).knows_languages else {}
+
+    def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
+        """The languages, and what stands before each source."""
+        source, target = (*start.languages, None, None)[:2]
+        if source is not None and target is not None:
+            why = "The key of the source in `translation`; a model such as NLLB takes its code."
+            yield "data.source_lang", source, why
+            yield "data.target_lang", target, "The key of the target."
+        prefix = ""
+        if start.prefixed and source in LANGUAGES and target in LANGUAGES:
+            prefix = f"translate {LANGUAGES[source]} to {LANGUAGES[target]}: "
+        why = "Stands before every source. T5 was trained with such words, others were not."
+        yield "data.source_prefix", prefix, why
+
+
+def _own(renderer: RowRenderer) -> Seq2SeqRenderer:
+    from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+
+    assert isinstance(renderer, Seq2SeqRenderer), "the task makes its own"
+    return renderer

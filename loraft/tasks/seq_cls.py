@@ -1,0 +1,167 @@
+"""Sequence classification: a text, or a pair of texts, gets one of several classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loraft.config.schema import DataSection, RowFormat, RunConfig
+from loraft.errors import Problem
+from loraft.models.registry import ModelSpec
+from loraft.rows.formats import ClassificationRecord, LanguagePair, Record, to_record
+from loraft.rows.labels import class_called, class_number, labels_of
+from loraft.rows.readers import Row
+from loraft.tasks.task import Reference, StarterFacts, Task, TaskMetrics, TokenSpan, TrainingMetadata
+from loraft.tokenization.examples import Example
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from loraft.tasks.batch import Batch, BatchLayout
+    from loraft.tasks.loss import TaskLoss
+    from loraft.tokenization.classification_rows import ClassificationRenderer
+    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+
+LABEL_METRICS = ("accuracy", "macro_f1", "mcc")
+WEIGHTS = "training.class_weights"
+MANY_CLASSES = 20
+
+
+class SequenceClassification(Task):
+    """A text gets one of several classes."""
+
+    name = "seq_cls"
+    summary = "A text gets one of several classes."
+    group = "classifier"
+    formats = ("classification",)
+    peft_type = "SEQ_CLS"
+    auto_class = "AutoModelForSequenceClassification"
+    unit = "row"
+    metrics = TaskMetrics(("loss",), LABEL_METRICS, LABEL_METRICS)
+    generates = False
+    starter_model = "builtin:all-minilm-l6-v2"
+    starter_rows = ("data/train.jsonl", "classification")
+
+    def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
+        """What a row says: its text, or two, and its class."""
+        return to_record(row, row_format, columns, languages=languages)
+
+    def classes_in(self, records: Sequence[Record]) -> Mapping[str, int]:
+        """The classes in their order, with how many rows each has."""
+        names = labels_of(records)
+        counted = Counter(
+            class_number(record.label, names) for record in records if isinstance(record, ClassificationRecord)
+        )
+        return {name: counted[number] for number, name in enumerate(names)}
+
+    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
+        """The classes, those of the config or those of the rows, and whether some rows have two texts."""
+        from loraft.tokenization.row_renderer import DatasetFacts
+
+        pairs = any(isinstance(record, ClassificationRecord) and record.second is not None for record in records)
+        return DatasetFacts(labels=tuple(data.labels) or labels_of(records), pairs=pairs)
+
+    def renderer(
+        self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts
+    ) -> ClassificationRenderer:
+        """What reads texts as the tokenizer does by itself."""
+        from loraft.tokenization.classification_rows import ClassificationRenderer
+
+        made = ClassificationRenderer.to_train(tokenizer, facts.labels, pairs=facts.pairs)
+        return replace(made, special_tokens_in_text=data.special_tokens_in_text)
+
+    def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
+        """The text, and the name of its class."""
+        assert isinstance(record, ClassificationRecord), "the task's own records"
+        return Reference(record.text, labels[class_number(record.label, labels)], record.second)
+
+    def class_number(self, example: Example) -> int | None:
+        """The number of its class."""
+        return example.labels[0]
+
+    def spans(self, example: Example) -> Iterator[TokenSpan]:
+        """The text, of which no token is learned."""
+        yield TokenSpan("text", example.input_ids, [False] * len(example.input_ids), example.token_type_ids)
+
+    def head(self, spec: ModelSpec) -> tuple[str, ...]:
+        """What gives the scores of the classes."""
+        return spec.classifier
+
+    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
+        """Lay texts, a line each."""
+        from loraft.tasks.batch import collate_labelled
+
+        return collate_labelled(examples, layout)
+
+    def loss(
+        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
+    ) -> TaskLoss:
+        """The loss of the rows' classes."""
+        from loraft.tasks.loss import ClassificationLoss
+
+        return ClassificationLoss(model, spec, autocast, weights)
+
+    def loss_weights(self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example]) -> Tensor | None:
+        """`[classes]`, what a row of each class counts; None where each counts the same.
+
+        Source: balanced is rows / (classes · rows of the class), as scikit-learn has it; a class without rows counts 1.
+        """
+        import torch
+
+        given = config.training.class_weights
+        if given is None:
+            return None
+        if isinstance(given, dict):
+            weights = {class_called(name, labels): weight for name, weight in given.items()}
+            return torch.tensor([weights[number] for number in range(len(labels))])
+        counts = Counter(example.labels[0] for example in examples)
+        total = sum(counts.values())
+        return torch.tensor([total / (len(labels) * counts[i]) if counts[i] else 1.0 for i in range(len(labels))])
+
+    def problems(self, config: RunConfig, renderer: RowRenderer) -> list[Problem]:
+        """What is wrong with the weights of classes: each class needs one, and there are no others."""
+        given = config.training.class_weights
+        if not isinstance(given, dict):
+            return []
+        found, labels = [], renderer.labels
+        called = {name: class_called(name, labels) for name in given}
+        if unknown := [name for name, number in called.items() if number is None]:
+            message = f"there is no class {', '.join(unknown)}"
+            found.append(Problem(message, key=WEIGHTS, remedy=f"The classes are {', '.join(labels)}."))
+        if missing := [name for number, name in enumerate(labels) if number not in called.values()]:
+            message = f"{', '.join(missing)} has no weight"
+            found.append(Problem(message, key=WEIGHTS, remedy="Give each class one; 1 is plain."))
+        return found
+
+    def renderer_as_trained(
+        self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata
+    ) -> ClassificationRenderer:
+        """What reads texts as they were read in training."""
+        from loraft.tokenization.classification_rows import ClassificationRenderer
+
+        return ClassificationRenderer(
+            tokenizer, metadata.labels, special_tokens_in_text=metadata.special_tokens_in_text
+        )
+
+    def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
+        """The classes, where they are few."""
+        if 1 < len(start.labels) <= MANY_CLASSES:
+            why = "The classes, numbered in this order. A row of another class is then an error."
+            yield "data.labels", tuple(start.labels), why
+
+    def facts_for_card(self, config: RunConfig, count: int) -> Mapping[str, str]:
+        """How many rows were read: of each one decision is learned."""
+        return {"rows read": f"{count:,}"}
+
+    def summary_of_result(self, result: Mapping[str, object]) -> Mapping[str, object]:
+        """Of a text a classifier learns one decision, and no token."""
+        called = {"trained_tokens": "rows_read"}
+        return {called.get(key, key): value for key, value in result.items() if key != "perplexity"}
+
+    def try_command(self, target: str) -> tuple[str, ...]:
+        """The command that tells the class of a text."""
+        return ("loraft", "predict", target, "--text", "TEXT")

@@ -1,0 +1,310 @@
+"""What a task is: everything that differs between training a chat model, a translator and a classifier.
+
+A task is one object, and what is above it asks that object. Nothing heavy is imported here, so that the command line
+can ask it too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from loraft.config.schema import DataSection, ModelGroup, RowFormat, RunConfig, SpecialTokensInText, TaskName
+from loraft.models.registry import GROUPS, ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from loraft.errors import Problem
+    from loraft.rows.formats import LanguagePair, Message, Record
+    from loraft.rows.readers import Row
+    from loraft.tasks.batch import Batch, BatchLayout
+    from loraft.tasks.loss import TaskLoss
+    from loraft.tokenization.examples import Example
+    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+
+
+@dataclass(frozen=True)
+class SourceFormat:
+    """How the sources of an encoder-decoder are rendered, as a `data` section says it.
+
+    Attributes:
+        prefix: What stands before every source.
+        source_lang: The language of the sources; None where nobody said.
+        target_lang: That of the targets.
+    """
+
+    prefix: str = ""
+    source_lang: str | None = None
+    target_lang: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingMetadata:
+    """How something was trained, as far as its answers follow from it.
+
+    Attributes:
+        task: What it was trained for; None where that was not recorded.
+        system_prompt: The system prompt that it was trained with.
+        plain: It learned plain text, and no conversation: its prompts are plain.
+        sources: How the sources were rendered.
+        special_tokens_in_text: What was done with control tokens that were written in the text of rows.
+        labels: The classes that it tells apart, where they were recorded.
+    """
+
+    task: TaskName | None = None
+    system_prompt: str | None = None
+    plain: bool = False
+    sources: SourceFormat = field(default_factory=SourceFormat)
+    special_tokens_in_text: SpecialTokensInText = "text"
+    labels: tuple[str, ...] = ()
+
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+TEXT_METRICS = ("exact_match", "valid_json", "bleu", "chrf", *ROUGE)
+"""The metrics of answers, beside the loss."""
+
+
+@dataclass(frozen=True)
+class TaskMetrics:
+    """The metrics of a task.
+
+    Attributes:
+        always: What every evaluation gives.
+        offered: What may be asked for besides.
+        default: What is given besides where nobody asks.
+        where_json: What is given besides where every reference is a JSON object or list.
+    """
+
+    always: tuple[str, ...]
+    offered: tuple[str, ...]
+    default: tuple[str, ...]
+    where_json: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a row asks and what answers it.
+
+    Attributes:
+        asked: The row's prompt, source or text, or the turns before its last answer.
+        reference: The right answer; of a text that is classified the name of its class.
+        second: The second text where two are classified together.
+    """
+
+    asked: str | tuple[Message, ...]
+    reference: str
+    second: str | None = None
+
+    @property
+    def shown(self) -> object:
+        """What is asked, as JSON shows it."""
+        if isinstance(self.asked, str):
+            return self.asked if self.second is None else [self.asked, self.second]
+        return [{"role": message.role, "content": message.content} for message in self.asked]
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """Tokens of an example that the model reads in one go.
+
+    Attributes:
+        name: `text`; of an encoder-decoder `source` and `target`.
+        ids: The tokens.
+        trained: Which of them are learned.
+        segments: Which of two texts each is of, where the model tells them apart.
+    """
+
+    name: str
+    ids: Sequence[int]
+    trained: Sequence[bool]
+    segments: Sequence[int] | None = None
+
+
+class Task(ABC):
+    """What a model is trained for.
+
+    Attributes:
+        name: As a config says it.
+        summary: What is learned, in a sentence.
+        group: The models that it takes.
+        formats: The formats of rows that it takes, in the order in which they are recognised.
+        only_if_asked: Those of them that columns alone never mean.
+        peft_type: What peft calls it.
+        auto_class: The class of transformers that loads what was trained.
+        unit: What a loss is counted by.
+        inputs: What a model of it reads.
+        metrics: What its evaluations measure.
+        generates: What is trained writes text, token by token.
+        packs: Its rows can lie end to end in one line.
+        joins_prompts: A prompt and its completion are one text, as they stand.
+        translates: Its rows have a language of the source and one of the target.
+        reads_system_prompts: Held-out rows tell, as training rows do, whether all have one system prompt.
+        starter_model: A small model to begin with.
+        starter_rows: Rows to begin with, and their format, where nobody names any.
+    """
+
+    name: ClassVar[TaskName]
+    summary: ClassVar[str]
+    group: ClassVar[ModelGroup]
+    formats: ClassVar[tuple[RowFormat, ...]]
+    only_if_asked: ClassVar[tuple[RowFormat, ...]] = ()
+    peft_type: ClassVar[str]
+    auto_class: ClassVar[str]
+    unit: ClassVar[str] = "trained token"
+    inputs: ClassVar[str] = "rows"
+    metrics: ClassVar[TaskMetrics]
+    generates: ClassVar[bool] = True
+    packs: ClassVar[bool] = False
+    joins_prompts: ClassVar[bool] = False
+    translates: ClassVar[bool] = False
+    reads_system_prompts: ClassVar[bool] = False
+    starter_model: ClassVar[str]
+    starter_rows: ClassVar[tuple[str, RowFormat]]
+
+    @property
+    def families(self) -> Mapping[str, ModelSpec]:
+        """The architectures that are trained for it, by model_type."""
+        return GROUPS[self.group]
+
+    # Rows
+
+    @abstractmethod
+    def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
+        """What a row says.
+
+        Raises:
+            DataError: A field is missing, empty or of the wrong type; it is named with file and line.
+        """
+
+    def classes_in(self, records: Sequence[Record]) -> Mapping[str, int]:
+        """The classes of records in their order, with how many rows each has; none where rows have no classes."""
+        return {}
+
+    @abstractmethod
+    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
+        """What a renderer takes from the records that it will render."""
+
+    @abstractmethod
+    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> RowRenderer:
+        """What turns the records of a run into examples.
+
+        Raises:
+            DataError: The tokenizer or the template will not do, or the rows have no classes to learn.
+        """
+
+    @abstractmethod
+    def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
+        """What a record asks, and its answer; None where it asks nothing.
+
+        Raises:
+            DataError: Its class is none of the labels.
+        """
+
+    def class_number(self, example: Example) -> int | None:
+        """The number of an example's class; None where it has none."""
+        return None
+
+    @abstractmethod
+    def spans(self, example: Example) -> Iterator[TokenSpan]:
+        """What the model reads of an example, and what of it is learned."""
+
+    def read_by(self, stack: str, example: Example) -> int:
+        """How many tokens one of the model's stacks of layers reads of an example."""
+        return len(example.input_ids)
+
+    def length_limits(self, data: DataSection) -> Mapping[str, int]:
+        """The most tokens that rows may have, by the key that says so."""
+        return {"data.max_length": data.max_length}
+
+    # Training
+
+    def head(self, spec: ModelSpec) -> tuple[str, ...]:
+        """The modules of a head of its own, which are trained whole; none where the model's own head is used."""
+        return ()
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
+        """Lay examples as the model takes them."""
+
+    @abstractmethod
+    def loss(
+        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
+    ) -> TaskLoss:
+        """The loss of a model.
+
+        Args:
+            model: The model itself, with adapters injected where there are any, not a wrapper around it.
+            spec: Its row of the registry.
+            autocast: The dtype of products; None computes in the weights' own.
+            weights: What `loss_weights` gave.
+        """
+
+    def loss_weights(self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example]) -> Tensor | None:
+        """`[classes]`, what a row of each class counts in the loss; None where each counts the same."""
+        return None
+
+    def problems(self, config: RunConfig, renderer: RowRenderer) -> list[Problem]:
+        """What is wrong with settings of the task, which the rows tell."""
+        return []
+
+    # Answers
+
+    @abstractmethod
+    def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> RowRenderer:
+        """What makes prompts as they were made in training.
+
+        Raises:
+            DataError: The tokenizer needs to know languages, and nobody says which.
+        """
+
+    def prompt_ids(self, example: Example, asked: Reference, renderer: RowRenderer) -> list[int]:
+        """The tokens that an answer to an example follows."""
+        return example.input_ids
+
+    def first_tokens(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
+        """How an answer begins, in the words of transformers' generation config; empty where it goes on with a text."""
+        return {}
+
+    def tokens_of_language(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
+        """`first_tokens` where they tell the language of the answer; empty where the model's own settings hold."""
+        return {}
+
+    # Words
+
+    def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
+        """Keys of `data` in a first config: the dotted key, its value, and why it stands there."""
+        return iter(())
+
+    def facts_for_card(self, config: RunConfig, count: int) -> Mapping[str, str]:
+        """How much was learned, as a model card says it."""
+        return {"trained tokens": f"{count:,}"}
+
+    def summary_of_result(self, result: Mapping[str, object]) -> Mapping[str, object]:
+        """A training result as a person reads it."""
+        return result
+
+    def try_command(self, target: str) -> tuple[str, ...]:
+        """The command that lets `target` do what it was trained for."""
+        return ("loraft", "generate", target, "--prompt", "TEXT")
+
+
+@dataclass(frozen=True)
+class StarterFacts:
+    """What a task needs to know for its keys of a first config.
+
+    Attributes:
+        format: The format of the rows.
+        labels: The classes and their rows.
+        languages: The languages of the rows.
+        prefixed: The model was trained with words before each source that say what to do.
+    """
+
+    format: RowFormat
+    labels: Mapping[str, int] = field(default_factory=dict)
+    languages: Sequence[str] = ()
+    prefixed: bool = False
