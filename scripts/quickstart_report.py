@@ -27,8 +27,10 @@ from loraft.inference.engine import complete_batch
 from loraft.inference.sampling import SamplingRules
 from loraft.models.device import select_device
 from loraft.models.load_model import LoadedModel, load_model
-from loraft.rows.formats import Conversation, Message, detect_format, to_record
+from loraft.rows.formats import Conversation, Message, to_record
 from loraft.rows.raw_rows import read_rows
+from loraft.tasks import TASKS
+from loraft.tasks.row_format import detect_format
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
 HELD_OUT = DataSource(path="builtin:tickets", split="eval")
@@ -76,7 +78,7 @@ def parse_options() -> argparse.Namespace:
 def held_out(count: int) -> list[Ticket]:
     """The first `count` tickets of the eval split."""
     read = read_rows(HELD_OUT)
-    row_format = detect_format(read.columns)
+    row_format = detect_format(read.columns, TASKS["causal_lm"])
     tickets: list[Ticket] = []
     for row in read.rows[:count]:
         record = to_record(row, row_format, {})

@@ -16,9 +16,8 @@ from typer.testing import CliRunner, Result
 from loraft.cli.app import app
 from loraft.config.config_file import load_config
 from loraft.config.schema import Method, RowFormat, TaskName
-from loraft.inspection.starter import MODELS
 from loraft.config.unused_keys import unused_keys, unused_sections
-from loraft.rows.formats import FORMATS
+from loraft.tasks import TASKS
 from tests.tiny import save_tiny
 from tests.training.building import write_rows
 
@@ -51,7 +50,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-CELLS = [(task, method, form) for task, method in product(get_args(TaskName), METHODS) for form in FORMATS[task]]
+CELLS = [(task, method, form) for task, method in product(get_args(TaskName), METHODS) for form in TASKS[task].formats]
 
 
 @pytest.mark.parametrize(("task", "method", "row_format"), CELLS)
@@ -63,7 +62,7 @@ def test_every_task_method_and_format_gives_a_config_that_loads(
     assert result.exit_code == 0, result.stderr
     config = load_config("c.yaml")
     assert (config.task, config.method, config.data.format) == (task, method, row_format)
-    assert config.model.name_or_path == MODELS[task]
+    assert config.model.name_or_path == TASKS[task].starter_model
     assert unused_keys(config) == ()
     assert unused_sections(config) == ()
     lines = Path("c.yaml").read_text().splitlines()
@@ -76,7 +75,7 @@ def test_every_task_method_and_format_gives_a_config_that_loads(
 CHECKED = [
     pytest.param(task, method, form, id=f"{task}-{method}-{form}")
     for task, method, form in CELLS
-    if method == "lora" or form == FORMATS[task][0]
+    if method == "lora" or form == TASKS[task].formats[0]
 ]
 
 
@@ -92,11 +91,11 @@ def test_check_passes_what_is_written(here: Path, task: TaskName, method: Method
     assert (source["overlength"], source["kept"]) == (0, 30), "no row is too long for the length that was proposed"
 
 
-@pytest.mark.parametrize(("task", "row_format"), [(t, f) for t in get_args(TaskName) for f in FORMATS[t]])
+@pytest.mark.parametrize(("task", "row_format"), [(t, f) for t in get_args(TaskName) for f in TASKS[t].formats])
 def test_the_task_follows_from_the_rows(here: Path, task: TaskName, row_format: RowFormat) -> None:
     write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(3)])
     assert init("c.yaml", "--data", "rows.jsonl").exit_code == 0
-    expected = "causal_lm" if row_format in FORMATS["causal_lm"] else task
+    expected = "causal_lm" if row_format in TASKS["causal_lm"].formats else task
     assert load_config("c.yaml").task == expected
 
 
@@ -338,7 +337,7 @@ def test_ctrl_c_at_a_question_is_a_stop(here: Path, monkeypatch: pytest.MonkeyPa
 def test_json_is_one_document(here: Path) -> None:
     document = json.loads(init("c.yaml", "--task", "seq_cls", "--json").stdout)
     assert document["config"] == "c.yaml"
-    assert document["model"] == MODELS["seq_cls"]
+    assert document["model"] == TASKS["seq_cls"].starter_model
     refused = json.loads(init("c.yaml", "--json").stdout)
     assert refused["exit_code"] == 2
 

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from loraft import api
-from loraft.adapters.metadata import SourceFormat
 from loraft.adapters.resolve_target import resolve_target
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
@@ -19,14 +18,15 @@ from loraft.inspection.layers_report import report_layers
 from loraft.merging.calibration_text import built_in_pairs, rows_for
 from loraft.merging.equivalence import kl_divergence
 from loraft.models.decoder_inputs import decoder_inputs
-from loraft.models.registry import TRAINED_FOR
+from loraft.models.registry import TWO_STACKS
 from loraft.rows.formats import Seq2SeqRecord
+from loraft.tasks.task import SourceFormat
 from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 from tests.inference.voices import base_in, pair_adapter_in
-from tests.tasks.test_seq2seq_lm import nllb
 from tests.tiny import mostly_slow, tiny_tokenizer
+from tests.tokenization.test_seq2seq_rows import nllb
 
-TYPES = tuple(TRAINED_FOR["seq2seq_lm"])
+TYPES = tuple(TWO_STACKS)
 STACKS: dict[str, Any] = {
     "both": {"encoder": "last:2", "decoder": "all"},
     "encoder": {"encoder": [0, 2]},

@@ -15,7 +15,6 @@ from loraft.errors import DataError
 from loraft.rows.formats import Conversation, Message
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from loraft.tokenization.content_marks import PRIVATE, find_parts, parts_of, unused_characters
-from tests.tasks.test_tools import CALL, TOOL
 from tests.tokenization.chats import (
     CHATML,
     CHATS,
@@ -28,6 +27,7 @@ from tests.tokenization.chats import (
     tokenizer_of,
 )
 from tests.tokenization.test_assistant_mask import trained_parts
+from tests.tokenization.test_tools import CALL, TOOL
 
 INST = ("<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
 MISTRAL = tokenizer_of(INST, eos="</s>", bos="<s>", template=MISTRAL_V3)
