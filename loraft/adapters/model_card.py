@@ -90,7 +90,7 @@ def _front_matter(config: RunConfig) -> Iterator[str]:
     yield "---"
     yield f"base_model: {quoted(shown(config.model.name_or_path))}"
     yield f"library_name: {'transformers' if full else 'peft'}"
-    yield f"pipeline_tag: {'text-classification' if config.task == 'seq_cls' else 'text-generation'}"
+    yield f"pipeline_tag: {TASKS[config.task].pipeline_tag}"
     yield "tags:"
     yield from (
         f"- {tag}"

@@ -40,6 +40,7 @@ class SequenceClassification(Task):
     formats = ("classification",)
     peft_type = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
+    pipeline_tag = "text-classification"
     unit = "row"
     metrics = TaskMetrics(("loss",), LABEL_METRICS, LABEL_METRICS)
     generates = False

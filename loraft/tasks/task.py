@@ -136,6 +136,7 @@ class Task(ABC):
         only_if_asked: Those of them that columns alone never mean.
         peft_type: What peft calls it.
         auto_class: The class of transformers that loads what was trained.
+        pipeline_tag: What the Hub calls what was trained.
         unit: What a loss is counted by.
         inputs: What a model of it reads.
         metrics: What its evaluations measure.
@@ -155,6 +156,7 @@ class Task(ABC):
     only_if_asked: ClassVar[tuple[RowFormat, ...]] = ()
     peft_type: ClassVar[str]
     auto_class: ClassVar[str]
+    pipeline_tag: ClassVar[str] = "text-generation"
     unit: ClassVar[str] = "trained token"
     inputs: ClassVar[str] = "rows"
     metrics: ClassVar[TaskMetrics]

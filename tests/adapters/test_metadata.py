@@ -40,9 +40,9 @@ def test_what_loraft_recorded_beside_the_weights_is_known(tmp_path: Path) -> Non
     found = adapter_in(write(tmp_path, record))
     adapter = found.adapters[0]
     assert found.metadata == TrainingMetadata(
-        "seq_cls", "Be brief.", plain=True, sources=SourceFormat(source_lang="de")
+        "seq_cls", "Be brief.", plain=True, sources=SourceFormat(source_lang="de"), labels=("no", "yes")
     )
-    assert (adapter.labels, adapter.fingerprint, adapter.dtype) == (("no", "yes"), "sha256:1", "float32")
+    assert (adapter.fingerprint, adapter.dtype) == ("sha256:1", "float32")
     assert model_in(tmp_path) == ResolvedTarget(str(tmp_path), own=found.metadata)
 
 
