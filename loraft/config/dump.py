@@ -6,10 +6,10 @@ import json
 import re
 
 from loraft.config.schema import DataSource, RunConfig, StackLayers
-from loraft.config.unused_keys import idle_keys, unused_sections
-from loraft.config.yaml_scalars import Value, scalar
+from loraft.config.schema_info import idle_keys
+from loraft.config.yaml_nodes import Value, scalar
 
-__all__ = ["inline", "written"]
+__all__ = ["dump_config", "inline"]
 
 BARE = re.compile(r"[\w/.][\w/.@+-]*([: ][\w/.@+-]+)*", re.ASCII)
 OTHERS_MISREAD = re.compile(r"(?i)y|n|yes|no|on|off|[-+.]?\d[\d_:.]*|\d{4}-\d\d?-.*|\.+")
@@ -17,13 +17,13 @@ OTHERS_MISREAD = re.compile(r"(?i)y|n|yes|no|on|off|[-+.]?\d[\d_:.]*|\d{4}-\d\d?
 TO_ESCAPE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
-def written(config: RunConfig) -> str:
-    """The config as YAML, a blank line before each section.
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML that `load_config` reads back equal, a blank line before each section.
 
     A section or key that method and task do not use is left out where it says nothing of its own.
     """
     lines: list[str] = []
-    idle = {*_idle_sections(config), *idle_keys(config)}
+    idle = idle_keys(config)
     for name, field in RunConfig.model_fields.items():
         value = getattr(config, name)
         if name in idle and value == field.default:
@@ -38,12 +38,6 @@ def written(config: RunConfig) -> str:
         }
         lines += ["", f"{name}:", *(f"  {key}: {inline(inner)}" for key, inner in values.items())]
     return "\n".join(lines) + "\n"
-
-
-def _idle_sections(config: RunConfig) -> tuple[str, ...]:
-    """The sections that the method does not use, set or not."""
-    everything_set = config.model_copy(update={name: getattr(config, name) for name in RunConfig.model_fields})
-    return unused_sections(everything_set)
 
 
 def _short(value: object) -> Value:

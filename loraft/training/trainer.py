@@ -20,7 +20,7 @@ import loraft
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import TrainingFacts, shown, shown_word
 from loraft.adapters.save_adapter import restore, save_adapter, save_full
-from loraft.config.unused_keys import idle_keys
+from loraft.config.schema_info import idle_keys
 from loraft.io.disk_space import disk_errors
 from loraft.io.memory_errors import memory_errors
 from loraft.kernels.packed_attention import ROWS

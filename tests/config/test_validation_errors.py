@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loraft.config.validation_errors import advice_for_key
 from tests.config.written_files import LEAST, only, problems, write
 
 
@@ -217,3 +218,35 @@ def test_no_evaluation_is_null(tmp_path: Path, value: str, remedy: str) -> None:
     problem = only(write(tmp_path, LEAST), [f"data.eval={value}"])
     assert problem.message.startswith("must be like data.train, a fraction above 0 and below 1, or null; found ")
     assert (problem.key, problem.remedy) == ("data.eval", remedy)
+
+
+@pytest.mark.parametrize("word", ["adam", "cosine_with_restarts"])
+def test_a_word_of_other_tools_where_no_word_is_taken(tmp_path: Path, word: str) -> None:
+    problem = only(write(tmp_path, LEAST), [f"lora.r={word}"])
+    assert (problem.key, problem.remedy) == ("lora.r", None)
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        (("lora", "alhpa"), "Did you mean lora.alpha?"),
+        (("trainning",), "Did you mean training?"),
+        (("model", "name"), "Did you mean model.name_or_path?"),
+        (("data", "train", 1, "wieght"), "Did you mean data.train[1].weight?"),
+        (("learning_rate",), "It belongs to another level: write training.learning_rate."),
+        (("training", "seed"), "It belongs to another level: write seed."),
+        (("training", "max_length"), "It belongs to another level: write data.max_length."),
+        (("max_step",), "Did you mean training.max_steps?"),
+        (("lora.r",), "Keys are nested: write lora: and, indented beneath it, r."),
+        (("data", "train", 0, "type"), "Write format."),
+        (("generation", "zzz"), "Known keys in generation: max_new_tokens, temperature."),
+    ],
+)
+def test_what_to_write_instead(path: tuple[str | int, ...], advice: str) -> None:
+    assert advice_for_key(path, 1) == advice
+
+
+def test_at_the_top_every_section_is_listed() -> None:
+    assert advice_for_key(("zzz",), None) == (
+        "Known keys at the top: task, method, seed, model, quantization, lora, data, training, generation."
+    )
