@@ -15,7 +15,9 @@ from loraft.config.yaml_nodes import Value
 __all__ = ["ANSWERS", "ONLY_NEAR", "SAME_VALUE", "VALUES", "answer_to_key", "answer_to_value", "no_such_value"]
 
 T = TypeVar("T")
-Answer = str | Callable[[Value], str]
+Answer = str | tuple[str, str] | Mapping[str, str] | Callable[[Value], str]
+"""A remedy, in which {value} is the value found; that where a key is switched on and that where it is off; those for
+some words, of which none is null and what is empty and * is any other; or the function that makes it from the value."""
 
 
 def _each(table: Mapping[str, T]) -> dict[str, T]:
@@ -28,22 +30,6 @@ def _bare(value: Value) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _if(on: str, off: str) -> Answer:
-    """One remedy where the key is switched on, another where it is off."""
-    return lambda value: on if value else off
-
-
-def _by_word(remedies: Mapping[str, str], otherwise: str) -> Answer:
-    """The remedy for the word found: `none` is null and what is empty, a name such as `bnb.nf4` is its last part."""
-    known = _each(remedies)
-
-    def answer(value: Value) -> str:
-        word = str(value).lower().rpartition(".")[2] if value or value is False else "none"
-        return known.get(word, otherwise.replace("{value}", _bare(value)))
-
-    return answer
-
-
 def _targets(value: Value) -> str:
     words = value if isinstance(value, list) else str(value).split(",")
     names = [str(word).strip() for word in words]
@@ -51,17 +37,13 @@ def _targets(value: Value) -> str:
     return f"Write lora.target_modules: {found}."
 
 
-def _paths(key: str) -> Answer:
-    def answer(value: Value) -> str:
-        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
-        named = [part.get("path") if isinstance(part, dict) else part for part in parts]
-        names = [name.strip() for name in named if isinstance(name, str)]
-        found = "a path, a Hub id, or a list of {path, split, weight, format, columns}"
-        if names and len(names) == len(parts):
-            found = names[0] if len(names) == 1 else f"[{', '.join(names)}]"
-        return f"Write {key}: {found}."
-
-    return answer
+def _paths(value: Value) -> str:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
+    named = [part.get("path") if isinstance(part, dict) else part for part in parts]
+    names = [name.strip() for name in named if isinstance(name, str)]
+    if not names or len(names) < len(parts):
+        return "a path, a Hub id, or a list of {path, split, weight, format, columns}"
+    return names[0] if len(names) == 1 else f"[{', '.join(names)}]"
 
 
 def _held_out(value: Value) -> str:
@@ -70,49 +52,18 @@ def _held_out(value: Value) -> str:
     return f"Write data.eval: {share if value else 'null'}."
 
 
-NO_SUCH = "There is no {value} here: "
-METHODS = f"{NO_SUCH}method: lora, qlora and full are what there is."
-UNQUANTIZED = "Leave it out: without method: qlora nothing is quantized."
-METHOD_BY_WORD = _by_word(
-    {
-        "none false": "Write method: full.",
-        "dora": "Write method: lora and lora.use_dora: true.",
-        "rslora": "Write method: lora and lora.use_rslora: true.",
-        **{method: f"Write method: {method}." for method in ("lora", "qlora", "full")},
-    },
-    METHODS,
-)
-TARGETS_WHERE_OFF = (
-    "Leave it out, and name the modules in lora.target_modules, which is all-linear where nothing is said."
-)
-DTYPE_WHERE_OFF = (
+ALL, COMPLETIONS = "Write data.train_on: all.", "Write data.train_on: completions."
+ATTENTION = "Write model.attn_implementation: auto."
+DTYPE_ELSEWHERE = (
     "Leave it out where another key says the precision; else write model.dtype: float32, "
     "since auto is bfloat16 where the machine multiplies it."
 )
-EVALUATED = _by_word(
-    {
-        "no false": "Write data.eval: null.",
-        "steps": "Leave it out, and give the number of steps as training.eval_steps.",
-    },
-    "Leave it out: training.eval_steps: null is once an epoch.",
+METHODS = "There is no {value} here: method: lora, qlora and full are what there is."
+OPTION = (
+    "It is an option of the command: `loraft train CONFIG %s`.",
+    "Leave it out: `loraft train CONFIG` does it with %s alone.",
 )
-SAVED = _by_word(
-    {
-        "no false": "A run is always saved: training.save_steps: null is once an epoch, "
-        "training.save_total_limit: 1 keeps one.",
-        "steps": "Leave it out, and give the number of steps as training.save_steps.",
-    },
-    "Leave it out: training.save_steps: null is once an epoch.",
-)
-TRAIN_ON_ALL, TRAIN_ON_COMPLETIONS = "Write data.train_on: all.", "Write data.train_on: completions."
-
-
-def _option(option: str) -> Answer:
-    return _if(
-        f"It is an option of the command: `loraft train CONFIG {option}`.",
-        f"Leave it out: `loraft train CONFIG` does it with {option} alone.",
-    )
-
+UNQUANTIZED = "Leave it out: without method: qlora nothing is quantized."
 
 SAME_VALUE: Mapping[str, str] = _each(
     {
@@ -172,99 +123,111 @@ ANSWERS: Mapping[str, Answer] = _each(
         "model_args model_config base": "Write its keys in the section model.",
         "data_args dataset_config_args data_config": "Write its keys in the section data.",
         "generation_config generating_args sampling": "Write its keys in the section generation.",
-        "load_in_4bit": _if("Write method: qlora.", "Leave it out: only method: qlora uses 4 bits."),
-        "load_in_8bit": _if("8 bits are not offered; write method: qlora for 4 bits.", UNQUANTIZED),
-        "quantization_bit quantize bits": _by_word(
-            {
-                "none false off": UNQUANTIZED,
-                "4 4bit nf4 fp4 true": "Write method: qlora for 4 bits, the only width.",
-            },
-            f"{NO_SUCH}4 bits are the only width, by method: qlora.",
-        ),
-        "qlora": _if("Write method: qlora.", "Write method: lora."),
-        "adapter finetuning_type": METHOD_BY_WORD,
-        "peft_type": _by_word({"lora": "Write method: lora or method: qlora."}, METHODS),
-        "use_peft use_lora": _if("Write method: lora.", "Write method: full."),
-        "full_finetuning": _if("Write method: full.", "Write method: lora."),
-        "stage": _by_word(
-            {
-                "sft": "Leave it out: the task is supervised fine-tuning, task: causal_lm.",
-                "pt": "Write task: causal_lm and data.format: text, which learns whole texts.",
-            },
-            f"{NO_SUCH}loraft trains by supervised fine-tuning alone, task: causal_lm, seq2seq_lm or seq_cls.",
-        ),
-        "task_type lora_task_type": _by_word(
-            {
-                "causal_lm": "Write task: causal_lm at the top.",
-                "seq_2_seq_lm": "Write task: seq2seq_lm at the top.",
-                "seq_cls": "Write task: seq_cls at the top.",
-            },
-            f"{NO_SUCH}the tasks are causal_lm, seq2seq_lm, seq_cls.",
-        ),
+        "load_in_4bit": ("Write method: qlora.", "Leave it out: only method: qlora uses 4 bits."),
+        "load_in_8bit": ("8 bits are not offered; write method: qlora for 4 bits.", UNQUANTIZED),
+        "quantization_bit quantize bits": {
+            "none false off": UNQUANTIZED,
+            "4 4bit nf4 fp4 true": "Write method: qlora for 4 bits, the only width.",
+            "*": "There is no {value} here: 4 bits are the only width, by method: qlora.",
+        },
+        "qlora": ("Write method: qlora.", "Write method: lora."),
+        "adapter finetuning_type": {
+            "none false": "Write method: full.",
+            "lora": "Write method: lora.",
+            "qlora": "Write method: qlora.",
+            "full": "Write method: full.",
+            "dora": "Write method: lora and lora.use_dora: true.",
+            "rslora": "Write method: lora and lora.use_rslora: true.",
+            "*": METHODS,
+        },
+        "peft_type": {"lora": "Write method: lora or method: qlora.", "*": METHODS},
+        "use_peft use_lora": ("Write method: lora.", "Write method: full."),
+        "full_finetuning": ("Write method: full.", "Write method: lora."),
+        "stage": {
+            "sft": "Leave it out: the task is supervised fine-tuning, task: causal_lm.",
+            "pt": "Write task: causal_lm and data.format: text, which learns whole texts.",
+            "*": "There is no {value} here: loraft trains by supervised fine-tuning alone, "
+            "task: causal_lm, seq2seq_lm or seq_cls.",
+        },
+        "task_type lora_task_type": {
+            "causal_lm": "Write task: causal_lm at the top.",
+            "seq_2_seq_lm": "Write task: seq2seq_lm at the top.",
+            "seq_cls": "Write task: seq_cls at the top.",
+            "*": "There is no {value} here: the tasks are causal_lm, seq2seq_lm, seq_cls.",
+        },
         "lora_target lora_attn_modules": _targets,
-        "lora_target_linear": _if("Write lora.target_modules: all-linear.", TARGETS_WHERE_OFF),
-        "apply_lora_to_mlp": _if(
+        "lora_target_linear": (
+            "Write lora.target_modules: all-linear.",
+            "Leave it out, and name the modules in lora.target_modules, which is all-linear where nothing is said.",
+        ),
+        "apply_lora_to_mlp": (
             "Write lora.target_modules: all-linear, which takes the MLP in.",
             "Write lora.target_modules: attention, which leaves the MLP out.",
         ),
-        "lora_bias bias": _by_word(
-            {"none false": "Leave it out: biases are not trained."}, f"{NO_SUCH}biases are not trained."
-        ),
-        "init_lora_weights": _by_word(
-            {"true none default": "Write lora.init: default.", "gaussian": "Write lora.init: gaussian."},
-            f"{NO_SUCH}lora.init is default or gaussian.",
-        ),
-        "datasets dataset": _paths("data.train"),
-        "test_datasets": _paths("data.eval"),
+        "lora_bias bias": {
+            "none false": "Leave it out: biases are not trained.",
+            "*": "There is no {value} here: biases are not trained.",
+        },
+        "init_lora_weights": {
+            "true none default": "Write lora.init: default.",
+            "gaussian": "Write lora.init: gaussian.",
+            "*": "There is no {value} here: lora.init is default or gaussian.",
+        },
+        "datasets dataset": lambda value: f"Write data.train: {_paths(value)}.",
+        "test_datasets": lambda value: f"Write data.eval: {_paths(value)}.",
         "val_set_size val_size": _held_out,
         "dataset_text_field": "Write data.columns: {text: {value}} (ours: theirs).",
         "template": "Write data.chat_template: auto (the tokenizer's own), chatml, alpaca, or a .jinja file.",
-        "train_on_inputs train_on_prompt": _if(TRAIN_ON_ALL, TRAIN_ON_COMPLETIONS),
-        "assistant_only_loss": _if(TRAIN_ON_COMPLETIONS, TRAIN_ON_ALL),
-        "completion_only_loss": lambda value: TRAIN_ON_ALL if value is False else TRAIN_ON_COMPLETIONS,
-        "mask_history": _if("Write data.train_on: last.", TRAIN_ON_COMPLETIONS),
-        "sample_packing neat_packing": _if("Write data.packing: fill.", "Write data.packing: auto."),
+        "train_on_inputs train_on_prompt": (ALL, COMPLETIONS),
+        "assistant_only_loss": (COMPLETIONS, ALL),
+        "completion_only_loss": {"false": ALL, "*": COMPLETIONS},
+        "mask_history": ("Write data.train_on: last.", COMPLETIONS),
+        "sample_packing neat_packing": ("Write data.packing: fill.", "Write data.packing: auto."),
         "packing_strategy": "Write data.packing: auto, off or fill.",
         "pad_to_sequence_len": "Leave it out: rows are never padded to data.max_length.",
         "adam_betas": "Write training.adam_beta1 and training.adam_beta2.",
-        "bf16": _by_word(
-            {"true": "Write model.dtype: bfloat16.", "false": DTYPE_WHERE_OFF}, "Write model.dtype: auto."
+        "bf16": {"true": "Write model.dtype: bfloat16.", "false": DTYPE_ELSEWHERE, "*": "Write model.dtype: auto."},
+        "fp16": {"true": "Write model.dtype: float16.", "false": DTYPE_ELSEWHERE, "*": "Write model.dtype: auto."},
+        "mixed_precision": {
+            "no none false": "Write model.dtype: float32.",
+            "fp16": "Write model.dtype: float16.",
+            "bf16": "Write model.dtype: bfloat16.",
+            "*": "There is no {value} here: model.dtype is float32, bfloat16 or float16.",
+        },
+        "flash_attention flash_attn xformers_attention use_flash_attention_2": ATTENTION,
+        "sdp_attention": ("Write model.attn_implementation: sdpa.", ATTENTION),
+        "use_gradient_checkpointing": (
+            "Write training.gradient_checkpointing: true.",
+            "Write training.gradient_checkpointing: false.",
         ),
-        "fp16": _by_word({"true": "Write model.dtype: float16.", "false": DTYPE_WHERE_OFF}, "Write model.dtype: auto."),
-        "mixed_precision": _by_word(
-            {
-                "no none false": "Write model.dtype: float32.",
-                "fp16": "Write model.dtype: float16.",
-                "bf16": "Write model.dtype: bfloat16.",
-            },
-            f"{NO_SUCH}model.dtype is float32, bfloat16 or float16.",
-        ),
-        "flash_attention flash_attn xformers_attention use_flash_attention_2": "Write model.attn_implementation: auto.",
-        "sdp_attention": _if("Write model.attn_implementation: sdpa.", "Write model.attn_implementation: auto."),
-        "use_gradient_checkpointing": _if(
-            "Write training.gradient_checkpointing: true.", "Write training.gradient_checkpointing: false."
-        ),
-        "eval_strategy evaluation_strategy": EVALUATED,
-        "save_strategy": SAVED,
+        "eval_strategy evaluation_strategy": {
+            "no false": "Write data.eval: null.",
+            "steps": "Leave it out, and give the number of steps as training.eval_steps.",
+            "*": "Leave it out: training.eval_steps: null is once an epoch.",
+        },
+        "save_strategy": {
+            "no false": "A run is always saved: training.save_steps: null is once an epoch, "
+            "training.save_total_limit: 1 keeps one.",
+            "steps": "Leave it out, and give the number of steps as training.save_steps.",
+            "*": "Leave it out: training.save_steps: null is once an epoch.",
+        },
         "logging_strategy": "Write training.logging_steps: the number of steps between two lines.",
         "evals_per_epoch": "Write training.eval_steps: null (once an epoch) or a number of steps.",
         "saves_per_epoch": "Write training.save_steps: null (once an epoch) or a number of steps.",
         "load_best_model_at_end": "Leave it out: the best checkpoint is always kept, and is a TARGET.",
         "do_train": "Leave it out: `loraft train` trains.",
-        "do_eval": _if("Leave it out: data.eval says what is evaluated.", "Write data.eval: null."),
-        "overwrite_output_dir": _option("--overwrite"),
-        "resume_from_checkpoint auto_resume_from_checkpoints": _option("--resume"),
-        "use_wandb": _if(
-            "Write training.report_to: [wandb].", "Leave it out: training.report_to: [] reports to nobody."
-        ),
-        "do_sample": _if("Write generation.temperature: a number above 0.", "Write generation.temperature: 0."),
+        "do_eval": ("Leave it out: data.eval says what is evaluated.", "Write data.eval: null."),
+        "overwrite_output_dir": (OPTION[0] % "--overwrite", OPTION[1] % "--overwrite"),
+        "resume_from_checkpoint auto_resume_from_checkpoints": (OPTION[0] % "--resume", OPTION[1] % "--resume"),
+        "use_wandb": ("Write training.report_to: [wandb].", "Leave it out: training.report_to: [] reports to nobody."),
+        "do_sample": ("Write generation.temperature: a number above 0.", "Write generation.temperature: 0."),
         "trust_remote_code": "Code from a model's repository is never switched on by a file.",
         "token hf_token hub_token use_auth_token api_key wandb_api_key access_token": (
             "A config holds no secret: log in with the tool's own command, or set HF_TOKEN or its like."
         ),
     }
 )
-"""Keys whose value reads differently here: the remedy, or the function that makes it from the value found."""
+"""Keys of other tools whose value reads differently here."""
 
 VALUES: Mapping[str, str] = _each(
     {
@@ -299,8 +262,7 @@ def answer_to_key(key: str, value: Value) -> str | None:
     """What to write instead of another tool's `key: value`; None where no tool that we know has the key."""
     name = key.replace("-", "_").lower()
     if name in ANSWERS:
-        answer = ANSWERS[name]
-        return answer(value) if callable(answer) else answer.replace("{value}", _bare(value))
+        return _remedy_in(ANSWERS[name], value)
     ours = SAME_VALUE.get(name)
     if ours is None:
         return None
@@ -313,6 +275,16 @@ def answer_to_key(key: str, value: Value) -> str | None:
     if isinstance(value, str) and wanted.choices and value not in wanted.choices and not wanted.takes(str):
         return no_such_value(value, wanted.choices, f"{ours} is ")
     return f"Write {ours}: {_bare(value)}."
+
+
+def _remedy_in(answer: Answer, value: Value) -> str:
+    if isinstance(answer, tuple):
+        return answer[0] if value else answer[1]
+    if isinstance(answer, Mapping):
+        # A name such as bnb.nf4 is its last part.
+        word = str(value).lower().rpartition(".")[2] if value or value is False else "none"
+        answer = next((remedy for words, remedy in answer.items() if word in words.split()), answer["*"])
+    return answer.replace("{value}", _bare(value)) if isinstance(answer, str) else answer(value)
 
 
 def answer_to_value(value: str, choices: tuple[str, ...]) -> str | None:

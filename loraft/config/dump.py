@@ -7,7 +7,7 @@ import re
 
 from loraft.config.schema import DataSource, RunConfig, StackLayers
 from loraft.config.schema_info import idle_keys
-from loraft.config.yaml_nodes import Value, scalar
+from loraft.config.yaml_nodes import scalar
 
 __all__ = ["dump_config", "inline"]
 
@@ -40,44 +40,30 @@ def dump_config(config: RunConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _short(value: object) -> Value:
-    """Sources with no more than a path as that path, and a list of one as that one."""
-    if isinstance(value, tuple):
-        entries = [_short(entry) for entry in value]
-        return entries[0] if len(entries) == 1 and isinstance(value[0], DataSource) else entries
+def inline(value: object) -> str:
+    """A value of a config on one line, as short as it can be said: a source that says no more is its path."""
+    if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], DataSource):
+        (value,) = value
     if isinstance(value, DataSource):
         said = value.model_dump(exclude_defaults=True)
-        return value.path if set(said) == {"path"} else said
-    if isinstance(value, StackLayers):
-        return {stack: _short(layers) for stack, layers in value if layers is not None}
-    if isinstance(value, dict):
-        return {str(key): _short(inner) for key, inner in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a config holds no {type(value).__name__}")
-
-
-def inline(value: object) -> str:
-    """A value of a config on one line, as short as it can be said."""
-    return _inline(_short(value))
-
-
-def _inline(value: Value) -> str:
+        value = value.path if said.keys() == {"path"} else said
+    elif isinstance(value, StackLayers):
+        value = {stack: layers for stack, layers in value if layers is not None}
     match value:
         case str():
             return _text(value)
-        case list():
-            return f"[{', '.join(_inline(entry) for entry in value)}]"
+        case list() | tuple():
+            return f"[{', '.join(map(inline, value))}]"
         case dict():
-            return f"{{{', '.join(f'{_text(key)}: {_inline(inner)}' for key, inner in value.items())}}}"
-        case float() if value.is_integer() and abs(value) < 1e15:
-            return str(int(value))
-        case float():
+            return f"{{{', '.join(f'{_text(str(key))}: {inline(inner)}' for key, inner in value.items())}}}"
+        case float() if not value.is_integer() or abs(value) >= 1e15:
             # 1e-05 is text to readers of YAML 1.1, 1.0e-05 is a number to all.
             digits = repr(value)
             return digits if "." in digits else digits.replace("e", ".0e")
+        case None | bool() | int() | float():
+            return json.dumps(int(value) if isinstance(value, float) else value)
         case _:
-            return json.dumps(value)
+            raise TypeError(f"a config holds no {type(value).__name__}")
 
 
 def _text(text: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Union, get_args, get_origin
 
-import annotated_types as bounds
 from pydantic.fields import FieldInfo
 
 from loraft.config.schema import RunConfig
@@ -15,25 +14,16 @@ from loraft.config.sections import Allowed, Method, Section, UsedBy
 from loraft.config.yaml_nodes import KeyPath, dotted
 
 __all__ = [
-    "KEYS",
-    "METHODS",
-    "USED_BY",
-    "Expected",
-    "expected",
-    "idle_keys",
-    "keys_of",
-    "path_of",
-    "places_of",
-    "unused_keys",
-]
+    "KEYS", "METHODS", "USED_BY", "Expected", "expected", "idle_keys", "keys_of", "path_of", "places_of", "unused_keys",
+]  # fmt: skip
 
-BOUNDS = (
-    (bounds.Ge, "ge", "of at least {}"),
-    (bounds.Gt, "gt", "above {}"),
-    (bounds.Le, "le", "of at most {}"),
-    (bounds.Lt, "lt", "below {}"),
-    (bounds.MinLen, "min_length", "that is not empty"),
-)
+BOUNDS = {
+    "ge": "of at least {}",
+    "gt": "above {}",
+    "le": "of at most {}",
+    "lt": "below {}",
+    "min_length": "that is not empty",
+}
 NAMES = {str: "text", int: "a whole number", float: "a number"}
 METHODS: frozenset[str] = frozenset(get_args(Method))
 PLURALS = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers"}
@@ -126,8 +116,8 @@ class Expected:
         words = [
             sign.format(getattr(limit, name))
             for limit in self.metadata
-            for kind, name, sign in BOUNDS
-            if isinstance(limit, kind)
+            for name, sign in BOUNDS.items()
+            if hasattr(limit, name)
         ]
         name = NAMES[self.annotation] if isinstance(self.annotation, type) else str(self.annotation)
         return " ".join((name, " and ".join(words))).strip()
@@ -187,14 +177,15 @@ def unused_keys(config: RunConfig) -> tuple[tuple[str, str], ...]:
     """
     data, training = config.data, config.training
     held_out = data.eval if isinstance(data.eval, tuple) else ()
-    others = {
-        ("training.group_by_length", "data.packing: fill"): training.group_by_length and data.packing == "fill",
-        ("the weight of a source", "data.eval"): any(source.weight != 1 for source in held_out),
-        ("training.metric_for_best_model", "data.eval: null"): training.metric_for_best_model != "loss"
-        and data.eval is None,
-        ("training.sample_prompts", "data.eval: null"): bool(training.sample_prompts) and data.eval is None,
-    }
-    return (*_set_and_idle(config), *(unused for unused, is_so in others.items() if is_so))
+    others = [
+        (training.group_by_length and data.packing == "fill", "training.group_by_length", "data.packing: fill"),
+        (any(source.weight != 1 for source in held_out), "the weight of a source", "data.eval"),
+    ]
+    if data.eval is None:
+        by_loss, prompts = training.metric_for_best_model == "loss", training.sample_prompts
+        others.append((not by_loss, "training.metric_for_best_model", "data.eval: null"))
+        others.append((bool(prompts), "training.sample_prompts", "data.eval: null"))
+    return (*_set_and_idle(config), *((key, by) for is_so, key, by in others if is_so))
 
 
 def _set_and_idle(config: RunConfig) -> Iterator[tuple[str, str]]:
