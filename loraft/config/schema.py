@@ -145,12 +145,10 @@ def _contradictions(config: RunConfig) -> Iterator[Contradiction]:
     why = "makes a row of each answer, and data.train_on: all trains every token"
     yield whole, why, "data.split_turns", "data.train_on"
     metric = training.metric_for_best_model
-    unmeasured = metric != "loss" and task != "seq_cls"
     why = f"{metric} is measured of classifiers, and the task is {task}"
-    yield unmeasured, why, "training.metric_for_best_model", "task"
-    if data.streaming:
-        for is_so, why, key in _beyond_a_stream(config):
-            yield is_so, f"{why}, and data.streaming reads rows as they come", key, "data.streaming"
+    yield metric != "loss" and task != "seq_cls", why, "training.metric_for_best_model", "task"
+    for is_so, why, key in _beyond_a_stream(config):
+        yield data.streaming and is_so, f"{why}, and data.streaming reads rows as they come", key, "data.streaming"
     endless = training.early_stopping_patience is not None and data.eval is None
     yield endless, "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"
 

@@ -25,13 +25,11 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "translation", "classification"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
+NonEmpty = Annotated[str, Field(min_length=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-LayerIndex = Annotated[int, Field(ge=0)]
-
-LAYER_WORDS = r"all|(first|last|middle):[1-9][0-9]*|[0-9]+-[0-9]+"
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The base model."""
 
-    name_or_path: Annotated[str, Field(min_length=1)]
+    name_or_path: NonEmpty
     """A Hub id, a local folder in transformers' format, a .gguf file, or builtin:NAME, such as
     builtin:smollm2-135m-instruct, which needs no model hub."""
     revision: str | None = None
@@ -94,24 +92,18 @@ class QuantizationSection(Section):
     """The dtype that blocks are dequantized to for each product; auto is the model's dtype."""
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 TargetGroup = Literal["all-linear", "attention", "mlp"]
-LayerWords = Annotated[str, Field(pattern=f"^({LAYER_WORDS})$")]
-LayersAsWritten = LayerWords | Annotated[list[LayerIndex], Field(min_length=1)]
-Layers = LayerWords | Annotated[tuple[LayerIndex, ...], Field(min_length=1)]
-LayerChoice = Annotated[Layers, BeforeValidator(_as_tuple, json_schema_input_type=LayersAsWritten)]
+LayerWords = Annotated[str, Field(pattern=r"^(all|(first|last|middle):[1-9][0-9]*|[0-9]+-[0-9]+)$")]
+Layers = LayerWords | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
 OF_A_STACK = Allowed("all, first:N, last:N, middle:N, a range like 4-11, a list like [0, 5, 31], or null")
 
 
 class StackLayers(Section):
     """The layers of an encoder-decoder, each stack by itself; a stack that is not named has no adapter."""
 
-    encoder: Annotated[LayerChoice | None, OF_A_STACK] = None
+    encoder: Annotated[Layers | None, OF_A_STACK] = None
     """The encoder's layers; null leaves it without an adapter."""
-    decoder: Annotated[LayerChoice | None, OF_A_STACK] = None
+    decoder: Annotated[Layers | None, OF_A_STACK] = None
     """The decoder's layers; null leaves it without an adapter."""
 
 
@@ -125,8 +117,7 @@ class LoraSection(Section):
     dropout: Share = 0.0
     """The share of the adapter's inputs that is set to zero while training, drawn anew each time."""
     target_modules: Annotated[
-        TargetGroup | Annotated[tuple[str, ...], Field(min_length=1)],
-        BeforeValidator(_as_tuple, json_schema_input_type=TargetGroup | Annotated[list[str], Field(min_length=1)]),
+        TargetGroup | Annotated[tuple[str, ...], Field(strict=False, min_length=1)],
         Allowed("all-linear, attention, mlp, or a list of module names like [q_proj, v_proj]"),
     ] = "all-linear"
     """Which linear modules inside the layers are adapted: all-linear is every one, attention and mlp (feed-forward) are
@@ -134,7 +125,6 @@ class LoraSection(Section):
     an error."""
     layers: Annotated[
         Layers | StackLayers,
-        BeforeValidator(_as_tuple, json_schema_input_type=LayersAsWritten | StackLayers),
         Allowed(
             "all, first:N, last:N, middle:N, a range like 4-11, a list like [0, 5, 31], "
             "or a mapping of encoder and decoder to one of these"
@@ -166,7 +156,7 @@ class LoraSection(Section):
 class DataSource(Section):
     """One source of rows."""
 
-    path: Annotated[str, Field(min_length=1)]
+    path: NonEmpty
     """A file (.jsonl, .json, .csv, .parquet), a Hub dataset, or builtin:NAME."""
     split: str | None = None
     """The split of a Hub dataset or of a builtin; null is that of the data section, and train where that is null."""
@@ -199,10 +189,9 @@ def _sources_or_share(value: Any) -> Any:
     return value if value is None or is_number else _sources(value)
 
 
-Path = Annotated[str, Field(min_length=1)]
 Source = Annotated[DataSource, Allowed("a path, or a mapping of path, split, name, weight, format and columns")]
 Sources = Annotated[tuple[Source, ...], Field(min_length=1)]
-SourcesAsWritten = Path | DataSource | Annotated[list[Path | DataSource], Field(min_length=1)]
+SourcesAsWritten = NonEmpty | DataSource | Annotated[list[NonEmpty | DataSource], Field(min_length=1)]
 HeldOut = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -163,17 +163,14 @@ class _Reader:
 
     def _document(self, events: Iterator[Event]) -> Node:
         top = Place(self.number, 1, 1, self.name)
-        node = Node(None, top, top)
-        documents = 0
+        node = None
         for event in events:
-            if isinstance(event, DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    self._refuse(self._at(event), "a second document begins here", remedy="Keep one config in a file.")
-                    raise _Unreadable
-            elif isinstance(event, NodeEvent):
+            if isinstance(event, NodeEvent):
                 node = self._node(event, events, (), top)
-        return node
+            elif isinstance(event, DocumentStartEvent) and node is not None:
+                self._refuse(self._at(event), "a second document begins here", remedy="Keep one config in a file.")
+                raise _Unreadable
+        return node or Node(None, top, top)
 
     def _node(self, event: Event, events: Iterator[Event], path: KeyPath, key: Place) -> Node:
         """The node that begins with `event`; takes its further events from `events`."""
