@@ -133,11 +133,8 @@ class GenerationSection(Section):
     """0 is greedy, above 0 draws, the more freely the higher it is; null is the base's own."""
 
 
-Contradiction = tuple[bool, str, str, str]
-"""Whether values that are each allowed do not go together, why, and their keys, of which the first is named."""
-
-
-def _contradictions(config: RunConfig) -> Iterator[Contradiction]:
+def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
+    """Whether values that are each allowed do not go together, why, and their keys, of which the first is named."""
     task, data, training = config.task, config.data, config.training
     cut = data.on_overlength == "split" and task != "causal_lm"
     yield cut, f"rows of task {task} cannot be split: drop or truncate them", "data.on_overlength", "task"
@@ -147,26 +144,20 @@ def _contradictions(config: RunConfig) -> Iterator[Contradiction]:
     metric = training.metric_for_best_model
     why = f"{metric} is measured of classifiers, and the task is {task}"
     yield metric != "loss" and task != "seq_cls", why, "training.metric_for_best_model", "task"
-    for is_so, why, key in _beyond_a_stream(config):
-        yield data.streaming and is_so, f"{why}, and data.streaming reads rows as they come", key, "data.streaming"
+    share, balanced = isinstance(data.eval, float), training.class_weights == "balanced"
+    unnamed = task == "seq_cls" and not data.labels
+    for key, needs_all_rows, reason in (
+        ("data.eval", share, "a share of the rows cannot be held out (name a file, or write null)"),
+        ("data.train", any(source.weight != 1 for source in data.train), "weights need all rows of a source"),
+        ("data.packing", data.packing == "fill", "fill chooses among all rows"),
+        ("training.group_by_length", training.group_by_length, "rows are sorted among many"),
+        ("training.class_weights", balanced, "balanced counts the rows of each class (write the weights)"),
+        ("data.labels", unnamed, "the classes are those of all rows (name them)"),
+    ):
+        why = f"{reason}, and data.streaming reads rows as they come"
+        yield data.streaming and needs_all_rows, why, key, "data.streaming"
     endless = training.early_stopping_patience is not None and data.eval is None
     yield endless, "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"
-
-
-def _beyond_a_stream(config: RunConfig) -> Iterator[tuple[bool, str, str]]:
-    """What cannot be had without all rows at hand: whether it is asked for, why it cannot be had, and the key."""
-    data, training = config.data, config.training
-    yield (
-        isinstance(data.eval, float),
-        "a share of the rows cannot be held out (name a file, or write null)",
-        "data.eval",
-    )
-    yield any(source.weight != 1 for source in data.train), "weights need all rows of a source", "data.train"
-    yield data.packing == "fill", "fill chooses among all rows", "data.packing"
-    yield training.group_by_length, "rows are sorted among many", "training.group_by_length"
-    balanced, unnamed = training.class_weights == "balanced", config.task == "seq_cls" and not data.labels
-    yield balanced, "balanced counts the rows of each class (write the weights)", "training.class_weights"
-    yield unnamed, "the classes are those of all rows (name them)", "data.labels"
 
 
 class RunConfig(Section):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from loraft.config.schema import RunConfig
+from loraft.config.schema import RunConfig, TrainingSection
 from loraft.config.sections import Allowed, Method, Section, UsedBy
 from loraft.config.yaml_nodes import KeyPath, dotted
 
@@ -165,35 +165,28 @@ USED_BY: Mapping[str, frozenset[str]] = {
 """The sections and keys that not every task or method uses, and the tasks or methods that do."""
 
 
-def idle_keys(config: RunConfig) -> frozenset[str]:
+def idle_keys(config: RunConfig) -> list[str]:
     """The dotted keys and sections that the chosen task or method does not use, whatever they say."""
-    return frozenset(key for key, users in USED_BY.items() if users.isdisjoint((config.task, config.method)))
+    return [key for key, users in USED_BY.items() if users.isdisjoint((config.task, config.method))]
 
 
-def unused_keys(config: RunConfig) -> tuple[tuple[str, str], ...]:
+def unused_keys(config: RunConfig) -> Iterator[tuple[str, str]]:
     """What is set and not used, each with what does not use it.
 
     A section of another method is set as soon as it stands in the file, a key once it says something of its own.
     """
-    data, training = config.data, config.training
-    held_out = data.eval if isinstance(data.eval, tuple) else ()
-    others = [
-        (training.group_by_length and data.packing == "fill", "training.group_by_length", "data.packing: fill"),
-        (any(source.weight != 1 for source in held_out), "the weight of a source", "data.eval"),
-    ]
-    if data.eval is None:
-        by_loss, prompts = training.metric_for_best_model == "loss", training.sample_prompts
-        others.append((not by_loss, "training.metric_for_best_model", "data.eval: null"))
-        others.append((bool(prompts), "training.sample_prompts", "data.eval: null"))
-    return (*_set_and_idle(config), *((key, by) for is_so, key, by in others if is_so))
-
-
-def _set_and_idle(config: RunConfig) -> Iterator[tuple[str, str]]:
-    idle = idle_keys(config)
-    for key, users in USED_BY.items():
+    for key in idle_keys(config):
         section, _, name = key.partition(".")
         within, name = (getattr(config, section), name) if name else (config, section)
-        if key in idle and users <= METHODS and name in within.model_fields_set:
-            yield f"the section {key}", f"method: {config.method}"
-        elif key in idle and not users <= METHODS and getattr(within, name) != type(within).model_fields[name].default:
+        if USED_BY[key] <= METHODS:
+            yield from [(f"the section {key}", f"method: {config.method}")] if name in within.model_fields_set else []
+        elif getattr(within, name) != type(within).model_fields[name].default:
             yield key, f"task: {config.task}"
+    data, training = config.data, config.training
+    if training.group_by_length and data.packing == "fill":
+        yield "training.group_by_length", "data.packing: fill"
+    if isinstance(data.eval, tuple) and any(source.weight != 1 for source in data.eval):
+        yield "the weight of a source", "data.eval"
+    for key in ("metric_for_best_model", "sample_prompts") if data.eval is None else ():
+        if getattr(training, key) != TrainingSection.model_fields[key].default:
+            yield f"training.{key}", "data.eval: null"

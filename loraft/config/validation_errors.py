@@ -26,11 +26,7 @@ BOOLS = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "fal
 
 
 def validated(top: Node, found: Sequence[Found] = ()) -> RunConfig:
-    """The config that the tree holds.
-
-    Args:
-        top: The tree, with overrides written over it.
-        found: What was found wrong before the values were looked at.
+    """The config that a tree holds, where nothing was `found` wrong with it before.
 
     Raises:
         ConfigError: With everything that is wrong, in the order of the file, overrides last.
@@ -61,11 +57,10 @@ def _problems(errors: list[ErrorDetails], top: Node) -> list[Found]:
     innermost = {path: error for path, error in located.items() if path not in outer}
     told = {path: _problem(path, error, top) for path, error in [*innermost.items()][:MOST_PROBLEMS]}
     remedies = [problem.remedy or "" for _, problem in told.values()]
-    found = [
-        one
-        for path, one in told.items()
-        if innermost[path]["type"] != "missing" or not _is_said_in(remedies, section=str(path[0]))
-    ]
+    # What is missing is told already where the remedy for a key of another tool says how to write it.
+    asked = {f"Write {name}.{key}: ": name for name, needed in STAND_INS.items() for key in needed}
+    said = {name for start, name in asked.items() if any(remedy.startswith(start) for remedy in remedies)}
+    found = [one for path, one in told.items() if innermost[path]["type"] != "missing" or path[0] not in said]
     contradictions = [error for error in errors if error["type"] == "contradiction"]
     if innermost and not contradictions:
         contradictions = _contradictions_beside([*innermost], top)
@@ -84,12 +79,6 @@ def _path(error: ErrorDetails, top: Node) -> KeyPath:
         if inner is not None or (error["type"] == "missing" and number == len(error["loc"])):
             path, node = (*path, part), inner or node
     return path
-
-
-def _is_said_in(remedies: list[str], section: str) -> bool:
-    """Whether the remedy for a key of another tool says how to write what is missing in `section`."""
-    starts = tuple(f"Write {section}.{key}: " for key in STAND_INS.get(section, ()))
-    return any(remedy.startswith(starts) for remedy in remedies)
 
 
 def _contradictions_beside(wrong: list[KeyPath], top: Node) -> list[ErrorDetails]:

@@ -258,19 +258,16 @@ def scalar(text: str) -> Plain:
 def in_words(value: object) -> str:
     """What was found, as an error message says it: `the text '16'`, `the number 3`, `a list`."""
     match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
+        case None | bool():
+            return "null" if value is None else str(value).lower()
         case int() | float():
             is_long = isinstance(value, int) and value.bit_length() > 4 * LONGEST_SHOWN
             return f"the number {_shortened(f'{value:#x}' if is_long else str(value))}"
         case str():
             return f"the text {_shortened(value)!r}"
-        case list() | tuple():
-            return "a list" if value else "an empty list"
         case _:
-            return "a mapping" if value else "an empty mapping"
+            kind = "list" if isinstance(value, list | tuple) else "mapping"
+            return f"a {kind}" if value else f"an empty {kind}"
 
 
 def _shortened(text: str) -> str:
