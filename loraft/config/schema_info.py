@@ -17,14 +17,14 @@ __all__ = [
     "KEYS", "METHODS", "USED_BY", "Expected", "expected", "idle_keys", "keys_of", "path_of", "places_of", "unused_keys",
 ]  # fmt: skip
 
-BOUNDS = {
+LIMITS = {
     "ge": "of at least {}",
     "gt": "above {}",
     "le": "of at most {}",
     "lt": "below {}",
     "min_length": "that is not empty",
 }
-NAMES = {str: "text", int: "a whole number", float: "a number"}
+NAMES: dict[object, str] = {str: "text", int: "a whole number", float: "a number", types.NoneType: "null", None: "null"}
 METHODS: frozenset[str] = frozenset(get_args(Method))
 PLURALS = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers"}
 
@@ -103,24 +103,14 @@ class Expected:
         elif origin is dict:
             inner = str(Expected.of(get_args(self.annotation)[1]))
             yield f"a mapping of names, each to {inner}"
-        elif self.annotation in (None, types.NoneType):
-            yield "null"
         elif self.annotation is bool:
             yield from ("true", "false")
         elif isinstance(self.annotation, type) and issubclass(self.annotation, Section):
             yield "a mapping with keys such as " + ", ".join(list(self.annotation.model_fields)[:2])
         else:
-            yield self._bounded()
-
-    def _bounded(self) -> str:
-        words = [
-            sign.format(getattr(limit, name))
-            for limit in self.metadata
-            for name, sign in BOUNDS.items()
-            if hasattr(limit, name)
-        ]
-        name = NAMES[self.annotation] if isinstance(self.annotation, type) else str(self.annotation)
-        return " ".join((name, " and ".join(words))).strip()
+            limits = [(getattr(note, name, None), words) for note in self.metadata for name, words in LIMITS.items()]
+            said = " and ".join(words.format(limit) for limit, words in limits if limit is not None)
+            yield f"{NAMES[self.annotation]} {said}".strip()
 
 
 def expected(path: KeyPath) -> Expected | None:

@@ -1,7 +1,4 @@
-"""The sections of a config that say what is learned from what: base model, adapter, rows; and what all have in common.
-
-Every description below is also what `loraft schema` shows in an editor.
-"""
+"""The sections of a config that say what is learned from what (base, adapter, rows), and what all sections share."""
 
 from __future__ import annotations
 
@@ -53,12 +50,7 @@ class Section(BaseModel):
     """What every section has in common: frozen, strict, no unknown keys."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
@@ -92,7 +84,6 @@ class QuantizationSection(Section):
     """The dtype that blocks are dequantized to for each product; auto is the model's dtype."""
 
 
-TargetGroup = Literal["all-linear", "attention", "mlp"]
 LayerWords = Annotated[str, Field(pattern=r"^(all|(first|last|middle):[1-9][0-9]*|[0-9]+-[0-9]+)$")]
 Layers = LayerWords | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
 OF_A_STACK = Allowed("all, first:N, last:N, middle:N, a range like 4-11, a list like [0, 5, 31], or null")
@@ -117,7 +108,7 @@ class LoraSection(Section):
     dropout: Share = 0.0
     """The share of the adapter's inputs that is set to zero while training, drawn anew each time."""
     target_modules: Annotated[
-        TargetGroup | Annotated[tuple[str, ...], Field(strict=False, min_length=1)],
+        Literal["all-linear", "attention", "mlp"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)],
         Allowed("all-linear, attention, mlp, or a list of module names like [q_proj, v_proj]"),
     ] = "all-linear"
     """Which linear modules inside the layers are adapted: all-linear is every one, attention and mlp (feed-forward) are
@@ -193,6 +184,11 @@ Source = Annotated[DataSource, Allowed("a path, or a mapping of path, split, nam
 Sources = Annotated[tuple[Source, ...], Field(min_length=1)]
 SourcesAsWritten = NonEmpty | DataSource | Annotated[list[NonEmpty | DataSource], Field(min_length=1)]
 HeldOut = Annotated[float, Field(gt=0, lt=1)]
+ChatTemplate = Annotated[
+    str,
+    Field(pattern=r"^(auto|chatml|alpaca|.+\.jinja2?)$"),
+    Allowed("auto, chatml, alpaca, or the path of a .jinja file"),
+]
 
 
 class DataSection(Section):
@@ -223,12 +219,7 @@ class DataSection(Section):
     """The configuration of a Hub dataset, for every source that does not say its own; null is the dataset's default."""
     format: Auto | RowFormat = "auto"
     """The format of the rows, for every source that does not say its own; auto recognises it by the columns."""
-    chat_template: Annotated[
-        str,
-        Field(pattern=r"^(auto|chatml|alpaca|.+\.jinja2?)$"),
-        Allowed("auto, chatml, alpaca, or the path of a .jinja file"),
-        OF_CAUSAL_LM,
-    ] = "auto"
+    chat_template: Annotated[ChatTemplate, OF_CAUSAL_LM] = "auto"
     """How conversations are printed: auto (as the tokenizer's template has it; chatml where it has none), chatml,
     alpaca, or a .jinja file. It is saved with what is trained."""
     source_prefix: Annotated[str, OF_SEQ2SEQ_LM] = ""

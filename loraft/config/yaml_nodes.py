@@ -119,11 +119,8 @@ def dotted(path: KeyPath) -> str:
 def read_yaml(text: str, name: str, override: str | None = None, number: int = 0) -> tuple[Node | None, list[Found]]:
     """The top node of a text, None where it cannot be read to its end, and what is wrong with it.
 
-    Args:
-        text: The whole file, or the value of an override.
-        name: What its places are called: the file, or the override.
-        override: The dotted key that it is the value of, which is then the key of every problem.
-        number: Which override it is, from 1.
+    Its places are called by `name`, the file's or the override's. Of an override, the `number` says which it is, and
+    each problem has its key, `override`.
     """
     reader = _Reader(name, override, number)
     return reader.read(text), reader.found
@@ -180,9 +177,12 @@ class _Reader:
         if isinstance(event, ScalarEvent | CollectionStartEvent) and event.tag is not None:
             self._refuse(place, f"tags such as {event.tag} are not read", path, "Leave the tag out.")
         if isinstance(event, ScalarEvent):
+            # An escape such as "\0" or "\ud800" gets past the look at the text's characters.
+            if no_text := re.search("[\0\ud800-\udfff]", event.value):
+                self._refuse(place, "holds a character that is no text", path)
+            value = None if no_text else scalar(event.value) if event.style is None else event.value
             # The parser finds an empty value only after the line's end, where nobody would look for it.
-            is_empty = not event.value and event.style is None
-            return Node(self._scalar(event, path), key if is_empty else place, key)
+            return Node(value, key if event.value == "" and event.style is None else place, key)
         if not isinstance(event, CollectionStartEvent):
             return Node(None, place, key)
         if len(path) >= MOST_DEPTH:
@@ -198,14 +198,6 @@ class _Reader:
                 break
             elements.append(self._node(element, events, (*path, index), self._at(element)))
         return Node(elements, place, key)
-
-    def _scalar(self, event: ScalarEvent, path: KeyPath) -> Plain:
-        text: str = event.value
-        # An escape such as "\0" or "\ud800" gets past the look at the text's characters.
-        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-            self._refuse(self._at(event), "holds a character that is no text", path)
-            return None
-        return scalar(text) if event.style is None and event.implicit[0] else text
 
     def _mapping(self, events: Iterator[Event], path: KeyPath) -> dict[str, Node]:
         nodes: dict[str, Node] = {}
