@@ -33,7 +33,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: With every problem of the file and of the overrides, each with its place.
     """
     name, suffix = str(path), Path(path).suffix.lower()
-    top, found = (None, []) if suffix in DATA else read_yaml(_text(path), name)
+    top, found = (None, []) if suffix in DATA else read_yaml(_text(name), name)
     if suffix in DATA or (suffix == ".json" and top is not None and isinstance(top.content, list)):
         remedy = f"loraft init CONFIG.yaml --data {shlex.quote(name)}"
         raise ConfigError("is data, not a config", where=name, remedy=remedy)
@@ -64,11 +64,10 @@ def load_lora(text: str) -> LoraSection:
         raise ConfigError.several(replace(problem, where="--lora") for problem in error.problems) from None
 
 
-def _text(path: Path | str) -> str:
+def _text(name: str) -> str:
     """The characters of a file that is small enough."""
-    name = str(path)
     try:
-        with Path(path).open("rb") as file:
+        with Path(name).open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError("there is no such file", where=name, remedy=f"loraft init {name} writes one.") from None
@@ -106,16 +105,14 @@ def _override(top: Node, override: str, number: int) -> list[Found]:
     node, found = read_yaml(text, name, dotted(path), number)
     if node is None or found:
         return found
-    section = top
+    nodes = top.content
+    assert isinstance(nodes, dict)
     for depth, part in enumerate(path[:-1], start=1):
-        assert isinstance(section.content, dict)
-        section = section.content.setdefault(part, Node({}, place, place))
-        if section.content is None:
-            section.content = {}
-        if not isinstance(section.content, dict):
+        section = nodes.setdefault(part, Node({}, place, place))
+        section.content = nodes = {} if section.content is None else section.content
+        if not isinstance(nodes, dict):
             obstacle = dotted(path[:depth])
-            message = f"cannot be set, as {obstacle} is {in_words(section.content)} in {top.key.text}"
+            message = f"cannot be set, as {obstacle} is {in_words(nodes)} in {top.key.text}"
             return [problem_at(place, message, dotted(path), f"Override the whole of {obstacle}.")]
-    assert isinstance(section.content, dict)
-    section.content[path[-1]] = node
+    nodes[path[-1]] = node
     return []

@@ -220,13 +220,11 @@ def _max_length(start: Start) -> int:
 
 
 def _why_length(start: Start) -> str:
-    rest = (
-        "longer ones are split" if start.format == "text" and start.task == "causal_lm" else "longer ones are dropped"
-    )
+    fate = "split" if start.format == "text" and start.task == "causal_lm" else "dropped"
     what = "sources" if start.task == "seq2seq_lm" else "rows"
     about = "" if start.counted else "no more than "
     found = "" if start.longest_tokens is None else f"The longest has {about}{start.longest_tokens:,}. "
-    return f"{found}The most tokens of {what}: {rest} and counted, and `loraft check` tells how many."
+    return f"{found}The most tokens of {what}: longer ones are {fate} and counted, and `loraft check` tells how many."
 
 
 def _training(start: Start) -> Iterator[Said]:

@@ -229,12 +229,10 @@ class _Reader:
 
 
 def scalar(text: str) -> Plain:
-    """The value of a plain (unquoted) word.
+    """The value of a plain (unquoted) word by the core schema of YAML 1.2.2, section 10.3.2.
 
-    `2e-4` is a number, `010` is 10, `no` and `1_000` are text. A whole number with more digits than Python
-    prints is a float, and so infinite.
-
-    Source: YAML 1.2.2, section 10.3.2, core schema.
+    `2e-4` is a number, `010` is 10, `no` and `1_000` are text. A whole number with more digits than Python prints is a
+    float, and so infinite.
     """
     if text in WORDS:
         return WORDS[text]

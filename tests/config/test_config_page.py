@@ -24,8 +24,8 @@ INNER = {
 INTRODUCTION = """\
 # The config
 
-Every key, as `loraft/config/schema.py` has it; `loraft schema` prints the same as JSON for an editor. Two keys have no
-default, so the shortest config is
+Every key, as `schema.py` and `sections.py` in `loraft/config` have it; `loraft schema` prints the same as JSON for an
+editor. Two keys have no default, so the shortest config is
 
 ```yaml
 model:
