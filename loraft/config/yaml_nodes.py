@@ -95,8 +95,8 @@ class Node:
 
     def child(self, part: str | int) -> Node | None:
         """What stands under a key or an index."""
-        if isinstance(self.content, dict):
-            return self.content.get(str(part))
+        if isinstance(self.content, dict) and isinstance(part, str):
+            return self.content.get(part)
         if isinstance(self.content, list) and isinstance(part, int) and part < len(self.content):
             return self.content[part]
         return None

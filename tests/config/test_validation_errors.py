@@ -153,6 +153,7 @@ def test_a_wrong_value(tmp_path: Path, line: str, where: str, key: str, message:
     [
         ("eval: {path: x, weight: heavy}", "run.yaml:2:45", "data.eval.weight", "a number above 0"),
         ("eval: [x, {path: y, wieght: 2}]", "run.yaml:2:41", "data.eval[1].wieght", "no key of loraft"),
+        ("eval: {path: x, '0': 1}", "run.yaml:2:37", "data.eval.0", "no key of loraft"),
         ("eval: [x, {splt: y}]", "run.yaml:2:31", "data.eval[1].path", "is missing"),
         ("eval: [x, 5]", "run.yaml:2:31", "data.eval[1]", "must be a path, or a mapping of path"),
         ("eval: 5", "run.yaml:2:27", "data.eval", "like data.train, a fraction above 0 and below 1, or null"),
