@@ -1,7 +1,4 @@
-"""The config as a frozen value whose fields document themselves: the run as a whole, and how it is trained.
-
-Every description below is also what `loraft schema` shows in an editor.
-"""
+"""The config as a whole and how it is trained; each description is also what `loraft schema` shows in an editor."""
 
 from __future__ import annotations
 

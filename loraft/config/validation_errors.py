@@ -55,12 +55,14 @@ def _problems(errors: list[ErrorDetails], top: Node) -> list[Found]:
     located = {path: error for error in errors if (path := _path(error, top))}
     outer = {path[:length] for path in located for length in range(1, len(path))}
     innermost = {path: error for path, error in located.items() if path not in outer}
-    told = {path: _problem(path, error, top) for path, error in [*innermost.items()][:MOST_PROBLEMS]}
+    ordered = sorted(innermost, key=lambda path: top.near(path).key)
+    told = {path: _problem(path, innermost[path], top) for path in ordered[:MOST_PROBLEMS]}
     remedies = [problem.remedy or "" for _, problem in told.values()]
     # What is missing is told already where the remedy for a key of another tool says how to write it.
     asked = {f"Write {name}.{key}: ": name for name, needed in STAND_INS.items() for key in needed}
     said = {name for start, name in asked.items() if any(remedy.startswith(start) for remedy in remedies)}
     found = [one for path, one in told.items() if innermost[path]["type"] != "missing" or path[0] not in said]
+    found += [problem_at(top.near(path).key, "is wrong") for path in ordered[MOST_PROBLEMS:]]  # no more than counted
     contradictions = [error for error in errors if error["type"] == "contradiction"]
     if innermost and not contradictions:
         contradictions = _contradictions_beside([*innermost], top)

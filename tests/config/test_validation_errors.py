@@ -176,6 +176,13 @@ def test_what_is_missing_is_named_with_where_to_add_it(tmp_path: Path) -> None:
     assert (data.where, data.key, data.remedy) == ("run.yaml:2:1", "data.train", "Add train: … under data:.")
 
 
+def test_more_problems_than_anybody_reads_are_counted(tmp_path: Path) -> None:
+    text = "".join(f"k{n}: {n}\n" for n in range(3_000)) + "seed: many\nlora: {r: 0}\n"
+    found = problems(write(tmp_path, text))
+    assert [problem.key for problem in found[:3]] == ["model", "data", "k0"]
+    assert (found[99].key, found[100].message) == ("k97", "and 2904 more problems")
+
+
 def test_a_section_given_as_text(tmp_path: Path) -> None:
     problem = only(write(tmp_path, "model: a/b\ndata: {train: x}\n"))
     assert problem.message == "must be a section, with its keys indented beneath it; found the text 'a/b'"
