@@ -9,7 +9,8 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
-from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, TaskName
+from loraft.config.choices import SpecialTokensInText, TaskName
+from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
 from loraft.io.atomic import RECORD, read_json
 from loraft.io.checksums import is_weights, refuse_altered

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 
-from loraft.config.schema import TaskName
-from loraft.tasks import TASKS
+from loraft.config.choices import TaskName
 
 __all__ = ["try_it"]
 
 
 def try_it(task: TaskName, target: str) -> str:
     """The command that lets `target` do what it was trained for."""
+    from loraft.tasks import TASKS
+
     return shlex.join(TASKS[task].try_command(target))

@@ -8,29 +8,31 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from loraft.config.sections import (
+from loraft.config.choices import (
     DEFAULT_TASK,
     TASK_OF_GROUP,
-    Allowed,
     Auto,
-    DataSection,
-    DataSource,
     DtypeName,
-    LoraSection,
     Method,
     ModelGroup,
+    RowFormat,
+    SpecialTokensInText,
+    TaskName,
+)
+from loraft.config.sections import (
+    Allowed,
+    DataSection,
+    DataSource,
+    LoraSection,
     ModelSection,
     Names,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     QuantizationSection,
-    RowFormat,
     Section,
     Share,
-    SpecialTokensInText,
     StackLayers,
-    TaskName,
     UsedBy,
 )
 

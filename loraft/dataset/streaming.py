@@ -17,7 +17,8 @@ from math import ceil
 
 import numpy as np
 
-from loraft.config.schema import DataSource, RowFormat, RunConfig
+from loraft.config.choices import RowFormat
+from loraft.config.schema import DataSource, RunConfig
 from loraft.dataset.sampler import StepBatches
 from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
 from loraft.errors import DataError

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from loraft.config.schema import DtypeName, QuantizationSection
+from loraft.config.choices import DtypeName
+
+if TYPE_CHECKING:
+    from loraft.config.schema import QuantizationSection
 
 __all__ = ["GenerationRequest", "ModelRequest"]
 

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loraft.config.schema import DataSource
 from loraft.errors import DataError, Problem
 from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, rows_in
+
+if TYPE_CHECKING:
+    from loraft.config.schema import DataSource
 
 __all__ = ["READERS", "RawRow", "Row", "RowsRead", "content_of", "count_rows", "kind_of", "raw_rows", "read_rows"]
 

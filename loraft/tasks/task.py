@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from loraft.config.schema import DataSection, ModelGroup, RowFormat, RunConfig, SpecialTokensInText, TaskName
+from loraft.config.choices import ModelGroup, RowFormat, SpecialTokensInText, TaskName
 from loraft.models.registry import GROUPS, ModelSpec
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from loraft.config.schema import DataSection, RunConfig
     from loraft.errors import Problem
     from loraft.rows.formats import LanguagePair, Message, Record
     from loraft.rows.readers import Row

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraft.dataset.build import SourceSpan
 from loraft.dataset import sampler
+from loraft.dataset.build import SourceSpan
 from loraft.dataset.sampler import BatchSampler, pack_rows
 from loraft.tasks.batch import BatchLayout, collate_texts
 from loraft.tokenization.examples import Example
