@@ -5,7 +5,8 @@ from __future__ import annotations
 from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.errors import AdapterError
-from loraft.models.hf_config import class_names, is_classifier, load_any_config
+from loraft.models.hf_config import class_names, is_classifier
+from loraft.models.load_model import load_any_config
 from loraft.models.registry import TRAINED_FOR, spec_of
 
 __all__ = ["classes_of"]

@@ -30,8 +30,9 @@ from loraft.adapters.linear_modules import targets_in
 from loraft.adapters.targets import TargetModules
 from loraft.config.schema import Method, RunConfig, Task
 from loraft.kernels.lora_linear import patch_lora_linears
-from loraft.models.load_model import LoadedModel, meta_model
-from loraft.models.module_names import matches
+from loraft.models.auto_model import meta_model
+from loraft.models.load_model import LoadedModel
+from loraft.models.modules import matches
 from loraft.models.registry import ModelSpec
 
 __all__ = ["ADAPTER_NAME", "AdaptedModel", "add_lora_layers", "attach"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from loraft.errors import Problem
-from loraft.models.module_names import is_within, matches, nearest
+from loraft.models.modules import is_within, matches, nearest
 
 __all__ = ["trained_whole"]
 

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import loraft
 from loraft.adapters.adapter_config import recorded_lora
 from loraft.adapters.adapter_files import (
     ADAPTER_CONFIG,
@@ -31,15 +30,16 @@ from loraft.adapters.beginning import beginning
 from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, add_lora_layers
 from loraft.adapters.linear_modules import tied_modules
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
+from loraft.adapters.peft_names import check_adapter_name, in_peft
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.grammar import counted
 from loraft.io.atomic import atomic_dir, write_json, write_record
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import LoadedModel
-from loraft.models.module_names import check_adapter_name, in_peft
 from loraft.tasks.seq_cls import LabelRenderer
 from loraft.tasks.task import RowRenderer
+from loraft.version import __version__
 
 __all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
 
@@ -226,7 +226,7 @@ def _write_company(
         defaults |= {BEGINS[name]: token for name, token in beginning(loaded.model, renderer).items()}
         write_json(folder / "generation_config.json", defaults)
     labels = renderer.labels if isinstance(renderer, LabelRenderer) else ()
-    (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, labels), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(config, facts, __version__, labels), encoding="utf-8")
     drop_code(folder)
     write_record(folder, _record(adapted, config, renderer))
 
@@ -254,7 +254,7 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
         "quantization": config.quantization.model_dump() if adapted.method == "qlora" else None,
         "task": config.task,
         **renderer.recorded,
-        "versions": {"loraft": loraft.__version__, **{name: version(name) for name in LIBRARIES}},
+        "versions": {"loraft": __version__, **{name: version(name) for name in LIBRARIES}},
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from loraft.errors import Problem
-from loraft.models.module_names import matches, nearest
+from loraft.models.modules import matches, nearest
 
 __all__ = ["shared_experts", "unknown_parts", "unmatched_target"]
 

@@ -15,7 +15,7 @@ from loraft.adapters.rank_patterns import patterned
 from loraft.adapters.target_errors import shared_experts, unknown_parts, unmatched_target
 from loraft.config.schema import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
-from loraft.models.module_names import matches
+from loraft.models.modules import matches
 from loraft.models.registry import ModelSpec
 
 __all__ = ["ModuleCount", "TargetModules", "parse_layers", "select"]

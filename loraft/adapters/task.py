@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.config.schema import Task
-from loraft.models.hf_config import is_classifier, load_any_config
+from loraft.models.hf_config import is_classifier
+from loraft.models.load_model import load_any_config
 from loraft.models.registry import FAMILIES, TASK_OF_KIND, spec_of
 
 __all__ = ["task_of"]

@@ -18,10 +18,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-import loraft
 from loraft.config.schema import DataSource, RunConfig
 from loraft.errors import DataError
 from loraft.rows.raw_rows import content_of
+from loraft.version import __version__
 
 __all__ = ["contents_of", "identity_of"]
 
@@ -57,7 +57,7 @@ def identity_of(
     except (OSError, UnicodeDecodeError):  # it is found, and told, on the way to tokens
         return None
     described = {
-        "program": [loraft.__version__, _program(), *(version(name) for name in LIBRARIES)] if program else None,
+        "program": [__version__, _program(), *(version(name) for name in LIBRARIES)] if program else None,
         "task": config.task,
         "settings": config.data.model_dump(mode="json", include=SETTINGS),
         "sources": [[source.model_dump(mode="json", exclude={"weight"}) for source in part] for part in sources],

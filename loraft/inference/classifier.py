@@ -20,8 +20,8 @@ from loraft.dataset.sampler import collate_labelled
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.class_logits import class_logits
 from loraft.models.device import select_device
-from loraft.models.hf_config import context_of, load_any_config
-from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.hf_config import context_of
+from loraft.models.load_model import LoadedModel, load_any_config, load_model
 from loraft.models.registry import TRAINED_FOR
 from loraft.tasks.seq_cls import LabelRenderer
 from loraft.tokenization.examples import LabelledExample

@@ -24,7 +24,7 @@ from loraft.inference.decoder_state import DecoderState, learned_positions, prom
 from loraft.inference.engine import Stream, Token, stream
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message
 from loraft.tokenization.boundaries import shared_beginning
 

@@ -29,7 +29,7 @@ from loraft.inference.decoder_state import DecoderState, learned_positions, ordi
 from loraft.inference.detokenize import Detokenizer, StopStringMatcher
 from loraft.inference.sampling import SamplingParams, apply_logit_rules, normalizers, probabilities, sample
 from loraft.inference.tracer import Tracer
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 
 __all__ = ["Completion", "FinishReason", "Stream", "Token", "complete_batch", "stream"]
 

@@ -19,7 +19,7 @@ from loraft.adapters.delta import Update, scale_of
 from loraft.adapters.inject import ADAPTER_NAME, add_lora_layers
 from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError
-from loraft.models.load_model import meta_model
+from loraft.models.auto_model import meta_model
 from loraft.models.safetensors_index import expected_tensors
 
 __all__ = ["MergePlan", "WeightedAdapter", "plan_merge"]

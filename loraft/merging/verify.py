@@ -31,9 +31,9 @@ from loraft.models.decoder_inputs import decoder_inputs
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.modules import wrapped_model
 from loraft.models.quantize import compute_in
 from loraft.models.registry import FAMILIES
-from loraft.models.unwrap import wrapped_model
 
 __all__ = ["LEAST_POSITIONS", "Verified", "verify"]
 

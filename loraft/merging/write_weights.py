@@ -30,10 +30,10 @@ from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.merging.prefetch import working_ahead
+from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES
 from loraft.models.foreign_code import code_notes
-from loraft.models.hf_config import load_config
-from loraft.models.load_model import drop_modules, meta_model, missing_head_modules
+from loraft.models.load_model import drop_modules, load_config, missing_head_modules
 from loraft.models.quantize import quantize_roundtrip, quantized_modules
 from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 from loraft.models.safetensors_index import (

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-import loraft
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import TrainingFacts, shown, shown_word
 from loraft.adapters.save_adapter import restore, save_adapter, save_full
@@ -41,6 +40,7 @@ from loraft.training.run_plan import RunPlan
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trackers import tracked
 from loraft.training.trainer_state import RunState, Trainer
+from loraft.version import __version__
 
 __all__ = ["TrainResult", "build_model", "build_trainer", "run_plan"]
 
@@ -243,7 +243,7 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
     train, held_out = plan.data.contents
     named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
     manifest = {
-        "versions": {"loraft": loraft.__version__, "python": platform.python_version()}
+        "versions": {"loraft": __version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
         "hardware": {"device": plan.placement.device_name, "memory_bytes": plan.placement.total_bytes},
         "base": {

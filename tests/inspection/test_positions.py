@@ -14,7 +14,7 @@ from loraft.inspection import positions, watching, within
 from loraft.inspection.encodings import PositionEncoding
 from loraft.inspection.miniature import miniature, small_config
 from loraft.inspection.positions import position_encoding
-from loraft.models.load_model import meta_model
+from loraft.models.auto_model import meta_model
 from loraft.models.registry import FAMILIES
 from tests.tiny import tiny_sizes
 

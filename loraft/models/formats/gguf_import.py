@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loraft.errors import ModelError
 from loraft.io.build_once import require_free_bytes
+from loraft.models.auto_model import read_gguf
 from loraft.models.hf_logging import quietly, quietly_reading
 
 __all__ = ["convert", "file_digest"]
@@ -70,8 +71,6 @@ def convert(file: Path, folder: Path) -> None:
         ModelError: The file cannot be read as .gguf, or its architecture is not in the table.
         ResourceError: The disk is too small for the weights in float32.
     """
-    from loraft.models.load_model import read_gguf  # the door to base models, which itself resolves sources
-
     facts = _facts(file)
     require_free_bytes(folder, int(1.05 * 4 * facts["parameters"]), f"converting {file.name}")
     model = read_gguf(file)

@@ -1,14 +1,12 @@
-"""Names of modules, compared by their path parts, the ones most like a name that does not exist, and adapters' own."""
+"""PEFT's names."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 
 from loraft.errors import AdapterError
 
-__all__ = ["check_adapter_name", "in_peft", "is_within", "matches", "nearest"]
+__all__ = ["check_adapter_name", "in_peft"]
 
 ADAPTER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DEFAULT = "default"
@@ -41,20 +39,3 @@ def in_peft(name: str) -> str:
     tensors from another's by looking for names in their paths: one called `model` would be found in all of them.
     """
     return name if name == DEFAULT else f"adapter-{name}"
-
-
-def matches(module: str, name: str) -> bool:
-    """Whether `name` is the full name of `module` or its last path parts."""
-    return module == name or module.endswith(f".{name}")
-
-
-def is_within(module: str, outer: str) -> bool:
-    """Whether `module` is `outer` or lies inside it."""
-    return module == outer or module.startswith(f"{outer}.")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The names most like `name`, or all of them where none is."""
-    short = sorted({known.rpartition(".")[2] for known in names})
-    close = difflib.get_close_matches(name.rpartition(".")[2], short, n=3, cutoff=0.6)
-    return f"Did you mean {' or '.join(close)}?" if close else f"The model has {', '.join(short)}."
