@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, Task
 from loraft.errors import AdapterError
-from loraft.io.atomic import RECORD, read_json
-from loraft.io.checksums import is_weights, refuse_altered
+from loraft.io.atomic import read_json
+from loraft.io.checksums import RECORD, is_weights, refuse_altered
 
 __all__ = ["AdapterTarget", "ResolvedTarget", "SourceFormat", "TrainingMetadata", "adapter_in", "model_in"]
 

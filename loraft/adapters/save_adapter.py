@@ -18,8 +18,6 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from loraft.adapters.adapter_config import recorded_lora
 from loraft.adapters.adapter_files import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     AdapterFiles,
     adapter_tensors,
     insert,
@@ -30,11 +28,12 @@ from loraft.adapters.beginning import beginning
 from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, add_lora_layers
 from loraft.adapters.linear_modules import tied_modules
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
-from loraft.adapters.peft_names import check_adapter_name, in_peft
+from loraft.adapters.peft_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_name, in_peft
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.grammar import counted
-from loraft.io.atomic import atomic_dir, write_json, write_record
+from loraft.io.atomic import atomic_dir, write_json
+from loraft.io.checksums import write_record
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import LoadedModel
 from loraft.tasks.seq_cls import LabelRenderer

@@ -21,9 +21,9 @@ from loraft.dataset.sampler import BatchLayout, PairBatch, collate_rows
 from loraft.dataset.statistics import SourceCounts
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, DataError
+from loraft.io.paths import cache_folder
 from loraft.models.load_model import load_config, load_tokenizer
 from loraft.models.registry import TRAINED_FOR
-from loraft.models.sources import cache_folder
 from loraft.tasks.seq_cls import LabelRenderer
 from loraft.tokenization.examples import IGNORED, Example, LabelledExample, PairExample
 from loraft.tokenization.token_strings import Pieces

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loraft.adapters.adapter_files import RECORD
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.errors import RunFolderError
-from loraft.io.atomic import atomic_dir, read_json, write_json, write_record
-from loraft.io.build_once import require_free_bytes
+from loraft.io.atomic import atomic_dir, read_json, write_json
+from loraft.io.checksums import RECORD, write_record
+from loraft.io.disk_space import require_free_bytes
 from loraft.merging.merge_report import REPORT, MergeReport, merged_card
 from loraft.merging.write_weights import Merge, plan_files
 from loraft.models.foreign_code import drop_code

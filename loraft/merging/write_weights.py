@@ -19,12 +19,12 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraft.adapters.adapter_files import ADAPTER_WEIGHTS, read_adapter
-from loraft.adapters.base_copies import name_of, refuse_others
+from loraft.adapters.adapter_files import read_adapter, refuse_other_base
 from loraft.adapters.classes import classes_of
 from loraft.adapters.delta import Run, cast_pieces, updated_pieces
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
+from loraft.adapters.peft_names import ADAPTER_WEIGHTS, parse_key
 from loraft.adapters.resolve_target import base_named_by
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
@@ -202,10 +202,10 @@ def _refuse_another_base(
     """
 
     def weight(key: str) -> Tensor:
-        name = name_of(key)
+        name = parse_key(key).name
         return _mapped(headers[names[name] if name in names else names[model.all_tied_weights_keys[name]]])
 
-    refuse_others(adapter.files.base_copies, weight, str(adapter.files.folder / ADAPTER_WEIGHTS))
+    refuse_other_base(adapter.files.base_copies, weight, str(adapter.files.folder / ADAPTER_WEIGHTS))
 
 
 def _complete(

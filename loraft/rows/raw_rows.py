@@ -20,6 +20,7 @@ from typing import Any
 
 from loraft.config.schema import DataSource
 from loraft.errors import DataError, Problem
+from loraft.io.checksums import sha256_of
 from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, rows_in
 
 __all__ = ["READERS", "RawRow", "Row", "RowsRead", "content_of", "count_rows", "kind_of", "raw_rows", "read_rows"]
@@ -116,8 +117,7 @@ def content_of(source: DataSource, *, streaming: bool = False) -> str | None:
         return hashlib.sha256(json.dumps(_builtin(source)).encode()).hexdigest()
     if (path := _file(source)) is not None:
         next(rows_in(path), None)  # raises what is wrong with the file as a whole
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     return source.path if streaming else getattr(_hub(source, streaming=False), "_fingerprint", None)
 
 

@@ -22,11 +22,11 @@ from loraft.dataset.sampler import BatchLayout, BatchSampler
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, InvalidInputError, Problem, ResourceError
 from loraft.grammar import counted
+from loraft.io.paths import cache_folder
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype, context_of
 from loraft.models.load_model import load_config, load_noted_tokenizer
 from loraft.models.registry import TRAINED_FOR, spec_of
-from loraft.models.sources import cache_folder
 from loraft.tasks.seq_cls import LabelRenderer
 from loraft.training.class_weights import class_weight_problems
 from loraft.training.memory import MemoryPlan, predict
