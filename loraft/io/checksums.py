@@ -20,7 +20,7 @@ from loraft.io.paths import cache_folder
 
 __all__ = [
     "RECORD", "Fault", "Seals", "altered_settings", "fault", "fault_by_manifest", "is_config", "is_weights",
-    "known_sha256_of", "refuse_altered", "seal", "sha256_of", "write_record",
+    "known_sha256_of", "refuse_altered", "seal", "sha256_of", "sha256_of_facts", "write_record",
 ]  # fmt: skip
 
 NOT_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -166,6 +166,11 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_facts(facts: Mapping[str, object]) -> str:
+    """The sha256 of facts as JSON, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def known_sha256_of(path: Path) -> str:

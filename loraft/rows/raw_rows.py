@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,8 +23,13 @@ from loraft.errors import DataError, Problem
 from loraft.io.checksums import sha256_of
 from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, rows_in
 
-__all__ = ["READERS", "RawRow", "Row", "RowsRead", "content_of", "count_rows", "kind_of", "raw_rows", "read_rows"]
+__all__ = [
+    "READERS", "SOURCE", "RawRow", "Row", "RowsRead", "content_of", "count_rows", "kind_of", "raw_rows", "read_rows",
+    "rows_to_answer",
+]  # fmt: skip
 
+SOURCE = "--input"
+"""What names a file of rows that each get an answer."""
 URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/")
 """A path that was read from a command line has one of its slashes left."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -103,6 +108,21 @@ def count_rows(source: DataSource) -> int | None:
     splits = getattr(_hub(source, streaming=True).info, "splits", None) or {}
     found = splits.get(source.split or "train")
     return int(found.num_examples) if found is not None and found.num_examples else None
+
+
+def rows_to_answer(path: Path) -> RowsRead:
+    """The rows of a file that each get an answer.
+
+    Raises:
+        DataError: There is no such file, or it is no file of rows.
+    """
+    if kind_of(path) not in READERS:
+        remedy = f"Write it as {', '.join(READERS)}."
+        raise DataError("is no file of rows", where=str(path), key=SOURCE, remedy=remedy)
+    try:
+        return read_rows(DataSource(path=str(path)))
+    except DataError as error:
+        raise DataError.several([replace(problem, key=SOURCE) for problem in error.problems]) from error
 
 
 def content_of(source: DataSource, *, streaming: bool = False) -> str | None:
