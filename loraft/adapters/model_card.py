@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from loraft.adapters.markdown import cell, code, quoted
 from loraft.config.schema import Method, RunConfig, Task
+from loraft.figures import perplexity
 
 __all__ = ["TrainingFacts", "model_card", "shown", "shown_word", "without_paths"]
 
@@ -207,8 +207,7 @@ def _result(facts: TrainingFacts, task: Task) -> Iterator[str]:
     if facts.eval_loss is None:
         yield "- held-out loss: not measured"
     else:
-        perplexity = math.exp(min(facts.eval_loss, 700.0))
-        figures = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in facts.figures.items()]
-        measured = f"{facts.eval_loss:.4f} a {each} ({', '.join(figures) or f'perplexity {perplexity:.4g}'})"
-        yield f"- held-out loss: {measured}, on {facts.eval_rows:,} rows"
+        of_classes = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in facts.figures.items()]
+        figures = ", ".join(of_classes) or f"perplexity {perplexity(facts.eval_loss):.4g}"
+        yield f"- held-out loss: {facts.eval_loss:.4f} a {each} ({figures}), on {facts.eval_rows:,} rows"
     yield "\nNothing else was measured: neither other tasks, nor languages, nor safety."

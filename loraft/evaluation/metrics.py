@@ -1,33 +1,11 @@
-"""Figures from counts and texts."""
+"""Figures from texts."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 
-__all__ = ["exact_match_rate", "is_exact_match", "is_valid_json", "perplexity", "valid_json_rate"]
-
-
-def perplexity(negative_log_likelihood: float, tokens: int) -> float:
-    """exp(negative log-likelihood / tokens): infinite where that is beyond a float.
-
-    Args:
-        negative_log_likelihood: The sum over all trained tokens, natural logarithm. A mean of the means of
-            batches would weigh the tokens of short batches more.
-        tokens: How many tokens were summed over.
-
-    Raises:
-        ValueError: If there are no tokens.
-
-    Source: Jurafsky and Martin, Speech and Language Processing, 3rd edition, chapter 3.
-    """
-    if tokens < 1:
-        raise ValueError("perplexity of no tokens")
-    try:
-        return math.exp(negative_log_likelihood / tokens)
-    except OverflowError:
-        return math.inf
+__all__ = ["exact_match_rate", "is_exact_match", "is_valid_json", "valid_json_rate"]
 
 
 def exact_match_rate(predictions: Sequence[str], references: Sequence[str]) -> float:

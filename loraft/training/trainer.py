@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 import time
@@ -20,6 +19,7 @@ from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import TrainingFacts, shown, shown_word
 from loraft.adapters.save_adapter import restore, save_adapter, save_full
 from loraft.config.unused_keys import idle_keys
+from loraft.figures import perplexity
 from loraft.io.disk_space import disk_errors
 from loraft.io.memory_errors import memory_errors
 from loraft.kernels.packed_attention import ROWS
@@ -291,7 +291,7 @@ def _result(run: Trainer, state: RunState, saved: Path, saved_step: int, seconds
         steps=state.step,
         loss=state.last_loss,
         eval_loss=state.eval_loss,
-        perplexity=None if state.eval_loss is None or state.eval_figures else math.exp(min(state.eval_loss, 700.0)),
+        perplexity=None if state.eval_loss is None or state.eval_figures else perplexity(state.eval_loss),
         figures=dict(state.eval_figures),
         best_eval_loss=state.best_loss,
         best_step=state.best_step,
