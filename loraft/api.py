@@ -59,9 +59,9 @@ from loraft.io.memory_errors import memory_errors
 from loraft.merging.adapter_weights import resolve_weighted, weighted
 from loraft.merging.merge_report import MergeReport
 from loraft.merging.output_dir import chosen_folder
+from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge
 from loraft.merging.verified_merge import merge_and_verify
 from loraft.merging.verify import LEAST_POSITIONS
-from loraft.merging.write_weights import BaseChoice, MergedDtype, prepare_merge
 from loraft.rows.formats import Message
 from loraft.tokenization.token_strings import Pieces
 from loraft.training.check_report import CheckReport, report

@@ -161,11 +161,7 @@ def answer_questions(
         DiskFullError: The disk filled up.
         Interrupted: By SIGINT or SIGTERM; the rows so far are on disk.
     """
-    voice = session.voice()
-    if any(len(question.messages) > 1 for question in questions):
-        voice = voice.conversing()
-        for note in voice.renderer.notes:
-            observer(Note(note))
+    voice = _voice(session, questions, observer)
     prompts = _prompts(session, voice, questions, options.system)
     for note in voice.about_prompts(question.to(voice, options.system) for question in questions):
         observer(Note(note))
@@ -188,6 +184,16 @@ def answer_questions(
                 answers += [(len(answer.token_ids), answer.finish_reason) for answer in new]
     cut = sum(reason == "length" for _, reason in answers)
     return AnsweredFile(output, total, held, cut, sum(length for length, _ in answers), perf_counter() - begun)
+
+
+def _voice(session: Session, questions: Sequence[BatchPrompt], observer: Observer) -> Speaker:
+    """The voice that speaks first, as it is asked more than single texts where a question is a conversation."""
+    voice = session.voice()
+    if any(len(question.messages) > 1 for question in questions):
+        voice = voice.conversing()
+        for note in voice.renderer.notes:
+            observer(Note(note))
+    return voice
 
 
 def _from_row(options: GenerationRequest, row: int) -> GenerationRequest:

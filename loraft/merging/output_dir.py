@@ -18,7 +18,8 @@ from loraft.io.atomic import atomic_dir, read_json, write_json
 from loraft.io.checksums import RECORD, write_record
 from loraft.io.disk_space import require_free_bytes
 from loraft.merging.merge_report import REPORT, MergeReport, merged_card
-from loraft.merging.write_weights import Merge, plan_files
+from loraft.merging.prepare_merge import Merge
+from loraft.merging.write_weights import plan_files
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES

@@ -89,8 +89,7 @@ def load_model(
         labels: The classes of a classifier; none loads the model with the head that its family generates with.
 
     Raises:
-        ModelError: No such model, a kind that will not do, damaged files, missing tensors, a tokenizer that does
-            not fit, or a dtype that the family's activations exceed.
+        ModelError: The model or its tokenizer is absent, damaged, of a kind that will not do, or not for this dtype.
         OutOfMemoryError: The device is too small for the weights.
     """
     folder = resolve(section.name_or_path, section.revision)
@@ -110,14 +109,8 @@ def load_model(
         "device_map": {"": placement.device} if placement.device != "cpu" else None,
         "quantization_config": quantization_config(quantization, placement, skeleton) if quantization else None,
     }
-    model = from_pretrained(class_of(config), folder, options, new)
-    disable_cpu_4bit_repack(model)
-    compute_as_autocast_says(model)
-    model.requires_grad_(False)
-    for parameter in (each for module in new for each in model.get_submodule(module).parameters()):
-        parameter.zero_()
     return LoadedModel(
-        model=model,
+        model=_frozen(from_pretrained(class_of(config), folder, options, new), new),
         tokenizer=tokenizer,
         family=family,
         placement=placement,
@@ -127,6 +120,16 @@ def load_model(
         notes=(*placement.notes, *notes),
         new_modules=new,
     )
+
+
+def _frozen(model: PreTrainedModel, new: Sequence[str]) -> PreTrainedModel:
+    """The model as it is handed on: nothing trains yet, 4-bit modules are safe to train, and what is new is zero."""
+    disable_cpu_4bit_repack(model)
+    compute_as_autocast_says(model)
+    model.requires_grad_(False)
+    for parameter in (each for module in new for each in model.get_submodule(module).parameters()):
+        parameter.zero_()
+    return model
 
 
 def load_config(

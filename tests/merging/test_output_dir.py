@@ -19,7 +19,7 @@ from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import LoraftError, ResourceError, RunFolderError
 from loraft.merging.output_dir import chosen_folder, merged_folder, write_company
-from loraft.merging.write_weights import Merge
+from loraft.merging.prepare_merge import Merge
 from tests.merging.merging import own_adapter, peft_adapter, prepared, save_base, written
 from tests.models.test_foreign_code import name_code
 from tests.tiny import CHATML
