@@ -8,7 +8,6 @@ damaged is told, and never an error.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,17 +23,17 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from loraft.tokenization.examples import Example, LabelledExample, PairExample
+from loraft.io.checksums import sha256_of
+from loraft.tokenization.examples import Example
 
 __all__ = ["KEPT", "TokenCache"]
 
-KEPT = "rows-1"
+KEPT = "rows-2"
 """The folder of kept rows in the cache; the number changes when what an entry holds does."""
 MOST_DAYS = 30
 MOST_BYTES = 10_000_000_000
 """Entries are removed when they were not used for so many days, and the longest unused where all have more bytes."""
 ARRAYS, FACTS, MANIFEST = "rows.safetensors", "facts.json", "manifest.json"
-KINDS: Mapping[str, type[Example]] = {"text": Example, "pair": PairExample, "labelled": LabelledExample}
 
 
 class TokenCache:
@@ -56,7 +55,7 @@ class TokenCache:
         try:
             _verify(self._folder)
             facts = json.loads((self._folder / FACTS).read_text(encoding="utf-8"))
-            examples = _examples(load_file(self._folder / ARRAYS), facts["kind"], facts["places"])
+            examples = _examples(load_file(self._folder / ARRAYS), facts["places"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             self.notes.append(f"the rows kept in {self._folder.name[:12]} are damaged ({error}): they are made anew")
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -66,9 +65,8 @@ class TokenCache:
         return examples, facts["facts"]
 
     def keep(self, examples: Sequence[Example], facts: Mapping[str, Any]) -> None:
-        """Keep examples, which are all of one kind, and facts that JSON holds."""
-        kind = next((name for name, of in KINDS.items() if examples and type(examples[0]) is of), "text")
-        described = {"kind": kind, "places": [example.where for example in examples], "facts": facts}
+        """Keep examples, and facts that JSON holds."""
+        described = {"places": [example.where for example in examples], "facts": facts}
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             with FileLock(self._root / ".lock"):
@@ -88,7 +86,7 @@ class TokenCache:
             save_file(arrays, beside / ARRAYS)
             (beside / FACTS).write_text(json.dumps(described), encoding="utf-8")
             shutil.copymode(beside / FACTS, beside / ARRAYS)  # safetensors writes 0600 whatever the umask
-            sums = {name: _sha256(beside / name) for name in (ARRAYS, FACTS)}
+            sums = {name: sha256_of(beside / name) for name in (ARRAYS, FACTS)}
             (beside / MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
             for name in (ARRAYS, FACTS, MANIFEST):
                 with (beside / name).open("rb") as file:
@@ -99,10 +97,13 @@ class TokenCache:
 
 
 def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
-    """Columns: `[tokens]` and, for each, `[examples]` where an example ends in it."""
-    types = [e.token_type_ids or [] if isinstance(e, LabelledExample) else [] for e in examples]
+    """Columns: `[tokens]` and, for each, `[examples]` where an example ends in it; counts are `[examples]`."""
+    types = [example.token_type_ids or [] for example in examples]
     columns = {"ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples], "types": types}
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "trained": np.array([example.trained for example in examples], np.int64),
+        "tokens": np.array([example.tokens for example in examples], np.int64),
+    }
     for name, rows in columns.items():
         flat = array("i")
         for row in rows:
@@ -112,12 +113,14 @@ def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
-def _examples(arrays: Mapping[str, np.ndarray[Any, Any]], kind: str, places: Sequence[str]) -> list[Example]:
+def _examples(arrays: Mapping[str, np.ndarray[Any, Any]], places: Sequence[str]) -> list[Example]:
     ids, labels, types = (_rows(arrays[name], arrays[f"{name}_ends"]) for name in ("ids", "labels", "types"))
-    each = zip(ids, labels, types, places, strict=True)
-    if kind == "labelled":
-        return [LabelledExample(i, label, where, token_types or None) for i, label, token_types, where in each]
-    return [KINDS[kind](i, label, where) for i, label, _, where in each]
+    counts = (arrays[name].tolist() for name in ("trained", "tokens"))
+    each = zip(ids, labels, places, *counts, types, strict=True)
+    return [
+        Example(i, label, where, trained, tokens, segments or None)
+        for i, label, where, trained, tokens, segments in each
+    ]
 
 
 def _rows(flat: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> Iterable[list[int]]:
@@ -135,13 +138,8 @@ def _verify(folder: Path) -> None:
     """
     sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     for name in (ARRAYS, FACTS):
-        if not isinstance(sums, dict) or _sha256(folder / name) != sums.get(name):
+        if not isinstance(sums, dict) or sha256_of(folder / name) != sums.get(name):
             raise ValueError(f"{name} is not what was written")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _prune(root: Path, *, newest: Path) -> None:

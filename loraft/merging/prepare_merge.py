@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraft.adapters.adapter_files import read_adapter, refuse_other_base
-from loraft.adapters.classes import classes_of
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.peft_names import ADAPTER_WEIGHTS, parse_key
 from loraft.adapters.resolve_target import base_named_by
+from loraft.adapters.target_task import classes_of
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from loraft.errors import ModelError
 from loraft.models.hf_logging import quietly_reading
-from loraft.models.registry import TRAINED, ModelSpec, spec_of
+from loraft.models.registry import DECODERS, ModelSpec, spec_of
 
 __all__ = [
     "check_dtype",
@@ -109,7 +109,7 @@ def written_config(file: Path) -> Mapping[str, Any]:
 
 def _require_usable(written: Mapping[str, Any], family: ModelSpec, file: Path, among: Mapping[str, ModelSpec]) -> None:
     for architecture in written.get("architectures") or ():
-        if among is TRAINED and any(head in architecture for head in OTHER_HEADS):
+        if among is DECODERS and any(head in architecture for head in OTHER_HEADS):
             raise ModelError(
                 f"the model is a {architecture}, which writes no text",
                 where=str(file),

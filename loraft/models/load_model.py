@@ -25,7 +25,7 @@ from loraft.models.hf_config import check_dtype, class_names, in_order, read_con
 from loraft.models.hf_logging import quietly_reading
 from loraft.models.modules import is_within
 from loraft.models.quantize import compute_as_autocast_says, disable_cpu_4bit_repack, quantization_config
-from loraft.models.registry import FAMILIES, TRAINED, ModelSpec, spec_of
+from loraft.models.registry import DECODERS, FAMILIES, ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, header_of, read_headers
 from loraft.models.sources import resolve, resolve_tokenizer
 from loraft.models.tokenizer import read_tokenizer
@@ -75,7 +75,7 @@ def load_model(
     placement: DeviceConfig,
     *,
     quantization: QuantizationSection | None = None,
-    among: Mapping[str, ModelSpec] = TRAINED,
+    among: Mapping[str, ModelSpec] = DECODERS,
     labels: Sequence[str] = (),
 ) -> LoadedModel:
     """Load a base model and its tokenizer.
@@ -133,7 +133,7 @@ def _frozen(model: PreTrainedModel, new: Sequence[str]) -> PreTrainedModel:
 
 
 def load_config(
-    section: ModelSection, among: Mapping[str, ModelSpec] = TRAINED, labels: Sequence[str] = ()
+    section: ModelSection, among: Mapping[str, ModelSpec] = DECODERS, labels: Sequence[str] = ()
 ) -> PreTrainedConfig:
     """The model's config, of a family that will do, with the attention that is asked for; no weights are fetched.
 
@@ -160,7 +160,7 @@ def load_any_config(section: ModelSection) -> PreTrainedConfig:
     return cast("PreTrainedConfig", config)
 
 
-def load_tokenizer(section: ModelSection, among: Mapping[str, ModelSpec] = TRAINED) -> Tokenizer:
+def load_tokenizer(section: ModelSection, among: Mapping[str, ModelSpec] = DECODERS) -> Tokenizer:
     """The tokenizer that the config names, or the model's own; with offsets, and with padding where it can have it.
 
     Raises:
@@ -170,7 +170,7 @@ def load_tokenizer(section: ModelSection, among: Mapping[str, ModelSpec] = TRAIN
 
 
 def load_noted_tokenizer(
-    section: ModelSection, among: Mapping[str, ModelSpec] = TRAINED
+    section: ModelSection, among: Mapping[str, ModelSpec] = DECODERS
 ) -> tuple[Tokenizer, tuple[str, ...]]:
     """`load_tokenizer`, and what there is to say about it: a token that stands in for padding, say.
 

@@ -266,10 +266,10 @@ def test_c23_an_adapter_of_other_weights_is_refused(tmp_path: Path) -> None:
 def test_what_was_merged_is_a_target_like_any_other(tmp_path: Path) -> None:
     own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"))
     report = api.merge(str(tmp_path / "run"))
-    unmerged = api.generate(str(tmp_path / "run"), prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
-    merged = api.generate(str(report.out), prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
+    unmerged = api.generate(str(tmp_path / "run"), prompt="Hello", options=api.GenerationRequest(max_new_tokens=8))
+    merged = api.generate(str(report.out), prompt="Hello", options=api.GenerationRequest(max_new_tokens=8))
     choice = ModelRequest(str(tmp_path / "run"), merge=True)
-    in_memory = api.generate(choice, prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
+    in_memory = api.generate(choice, prompt="Hello", options=api.GenerationRequest(max_new_tokens=8))
     for answer in (unmerged, merged, in_memory):
         assert list(answer)
     assert merged.completion.prompt == unmerged.completion.prompt, "the system prompt went along"
