@@ -21,7 +21,6 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.config.schema import DataSource, LoraSection, RunConfig
 from loraft.errors import AdapterError, ConfigError
 from loraft.evaluation.eval_dataset import read_eval_source
-from loraft.evaluation.eval_rows_file import check_rows_file
 from loraft.evaluation.evaluation_result import Evaluation
 from loraft.evaluation.evaluator import evaluate as measure
 from loraft.evaluation.open_model import (
@@ -54,14 +53,14 @@ from loraft.inference.trace import Trace
 from loraft.inference.tracer import Tracer
 from loraft.inspection.layers_report import LayersReport, report_layers
 from loraft.inspection.row_preview import Preview, Split, preview_rows
+from loraft.io.jsonl import AskedRows, check_jsonl
 from loraft.io.memory_errors import memory_errors
 from loraft.merging.adapter_weights import resolve_weighted, weighted
 from loraft.merging.merge_report import MergeReport
 from loraft.merging.output_dir import chosen_folder
+from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge
 from loraft.merging.verified_merge import merge_and_verify
 from loraft.merging.verify import LEAST_POSITIONS
-from loraft.merging.write_weights import BaseChoice, MergedDtype, prepare_merge
-from loraft.rows.answer_file import check_answer_file
 from loraft.rows.formats import Message
 from loraft.tokenization.token_strings import Pieces
 from loraft.training.check_report import CheckReport, report
@@ -351,7 +350,8 @@ def answer_file(
     """
     choice = ModelRequest(model) if isinstance(model, str) else model
     questions = read_questions(prompts, lambda: source_language(choice), column=prompt_column)
-    check_answer_file(output, [question.row.values for question in questions], prompts, ADDED, overwrite=overwrite)
+    asked = AskedRows([question.row.values for question in questions], ADDED)
+    check_jsonl(output, reads=[prompts], asked=asked, overwrite=overwrite)
     session = opened(choice)
     tell(observer, *session.notes, *to_be_told(session, options))
     return answer_questions(
@@ -400,7 +400,7 @@ def evaluate(
     choice = ModelRequest(model) if isinstance(model, str) else model
     rows_from = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
     if output is not None:
-        check_rows_file(output, rows_from.path if rows_from is not None else None, overwrite=overwrite)
+        check_jsonl(output, reads=[] if rows_from is None else [Path(rows_from.path).expanduser()], overwrite=overwrite)
     found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if baseline and not found.adapters:
         message = "there is no adapter to compare with its base"

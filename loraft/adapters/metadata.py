@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from loraft.config.choices import SpecialTokensInText, TaskName
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
-from loraft.io.atomic import RECORD, read_json
-from loraft.io.checksums import is_weights, refuse_altered
+from loraft.io.atomic import read_json
+from loraft.io.checksums import RECORD, is_weights, refuse_altered
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat, TrainingMetadata
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget, adapter_in, model_in
+from loraft.adapters.peft_names import check_adapter_name
 from loraft.errors import AdapterError
 from loraft.io.hub import adapter_from_hub
-from loraft.models.module_names import check_adapter_name
 
 __all__ = ["adapter_named", "base_named_by", "resolve_target", "resolve_to_look"]
 

@@ -6,7 +6,8 @@ from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.config.choices import TASK_OF_GROUP, TaskName
 from loraft.errors import AdapterError
-from loraft.models.hf_config import class_names, is_classifier, load_any_config
+from loraft.models.hf_config import class_names, is_classifier
+from loraft.models.load_model import load_any_config
 from loraft.models.registry import CLASSIFIERS, FAMILIES, spec_of
 from loraft.tasks import TASKS
 

@@ -27,7 +27,7 @@ from loraft.inference.decoder_state import prompt_limit
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, Session, Settings, open_session
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tokenization.examples import Example

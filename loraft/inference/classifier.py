@@ -20,8 +20,8 @@ from loraft.config.schema import QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.class_logits import class_logits
 from loraft.models.device import select_device
-from loraft.models.hf_config import context_of, load_any_config
-from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.hf_config import context_of
+from loraft.models.load_model import LoadedModel, load_any_config, load_model
 from loraft.models.registry import CLASSIFIERS
 from loraft.tasks.batch import BatchLayout, collate_labelled
 from loraft.tokenization.classification_rows import ClassificationRenderer

@@ -26,8 +26,8 @@ from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.sampling_params import SamplingParams, unheeded_defaults
 from loraft.io.memory_errors import memory_errors
 from loraft.models.device import DTYPES, select_device
-from loraft.models.hf_config import check_dtype, load_config
-from loraft.models.load_model import LoadedModel, load_model, load_tokenizer
+from loraft.models.hf_config import check_dtype
+from loraft.models.load_model import LoadedModel, load_config, load_model, load_tokenizer
 from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 from loraft.rows.formats import Message
 from loraft.tasks import TASKS

@@ -25,7 +25,7 @@ from loraft.inference.decoder_state import DecoderState
 from loraft.inference.logit_lens import LogitLens
 from loraft.inference.sampling import SamplingParams, probabilities, sampling_steps
 from loraft.inference.trace import Attended, Candidate, Cut, EncoderPass, LayerPrediction, Step, Trace
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 from loraft.tokenization.token_strings import Pieces
 
 __all__ = ["Tracer"]

@@ -187,7 +187,7 @@ def _disk() -> Iterator[Fact]:
     from huggingface_hub import constants
 
     from loraft.dataset.token_cache import KEPT
-    from loraft.models.sources import cache_folder
+    from loraft.io.paths import cache_folder
 
     here = Path.cwd()
     for name, folder in (

@@ -19,8 +19,9 @@ from loraft.config.schema import LoraSection, ModelSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage, read_storage
-from loraft.models.hf_config import load_any_config, load_config
-from loraft.models.load_model import linear_modules, meta_model
+from loraft.models.auto_model import meta_model
+from loraft.models.load_model import load_any_config, load_config
+from loraft.models.modules import linear_modules
 from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.sources import resolve
 

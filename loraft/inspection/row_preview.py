@@ -20,9 +20,8 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.dataset.statistics import SourceCounts
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, DataError
-from loraft.models.hf_config import load_config
-from loraft.models.load_model import load_tokenizer
-from loraft.models.sources import cache_folder
+from loraft.io.paths import cache_folder
+from loraft.models.load_model import load_config, load_tokenizer
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.task import Task, TokenSpan

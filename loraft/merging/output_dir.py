@@ -11,18 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import loraft
-from loraft.adapters.adapter_files import RECORD
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.errors import RunFolderError
-from loraft.io.atomic import atomic_dir, read_json, write_json, write_record
-from loraft.io.build_once import require_free_bytes
+from loraft.io.atomic import atomic_dir, read_json, write_json
+from loraft.io.checksums import RECORD, write_record
+from loraft.io.disk_space import require_free_bytes
 from loraft.merging.merge_report import REPORT, MergeReport, merged_card
-from loraft.merging.write_weights import Merge, plan_files
+from loraft.merging.prepare_merge import Merge
+from loraft.merging.write_weights import plan_files
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES
+from loraft.version import __version__
 
 __all__ = ["chosen_folder", "merged_folder", "write_company", "write_report"]
 
@@ -137,7 +138,7 @@ def write_company(merge: Merge, folder: Path) -> None:
             "task": record.get("task"),
             **{key: record[key] for key in OF_SOURCES if key in record},
             **({"labels": list(merge.labels)} if merge.labels else {}),
-            "versions": {"loraft": loraft.__version__},
+            "versions": {"loraft": __version__},
         },
     )
     drop_code(folder)
@@ -147,7 +148,7 @@ def write_report(folder: Path, report: MergeReport) -> None:
     """Write the report, and the model card that says the same to people; what there is now is what was merged."""
     write_json(folder / REPORT, report.as_dict())
     write_record(folder, read_json(folder / RECORD))
-    (folder / "README.md").write_text(merged_card(report, loraft.__version__), encoding="utf-8")
+    (folder / "README.md").write_text(merged_card(report, __version__), encoding="utf-8")
 
 
 def _config(merge: Merge) -> dict[str, object]:

@@ -14,8 +14,9 @@ from loraft.adapters.model_card import shown
 from loraft.merging.equivalence import check_equivalence
 from loraft.merging.merge_report import MergeReport, explain_base
 from loraft.merging.output_dir import merged_folder, write_company, write_report
+from loraft.merging.prepare_merge import Merge
 from loraft.merging.verify import Verified, verify
-from loraft.merging.write_weights import Merge, write_weights
+from loraft.merging.write_weights import write_weights
 
 __all__ = ["merge_and_verify"]
 

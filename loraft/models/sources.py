@@ -24,13 +24,14 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from loraft.errors import ModelError
 from loraft.io.build_once import build_once
-from loraft.io.cache_dir import cache_folder
+from loraft.io.checksums import known_sha256_of
+from loraft.io.paths import cache_folder
 from loraft.models.formats.builtin import BUILTINS, Builtin, builtin_named, fetch_file
-from loraft.models.formats.gguf_import import convert, file_digest
+from loraft.models.formats.gguf_import import convert
 from loraft.models.formats.zip_archive import unpack
 from loraft.models.safetensors_index import read_headers
 
-__all__ = ["NoSuchModelError", "at_hand", "cache_folder", "resolve", "resolve_tokenizer"]
+__all__ = ["NoSuchModelError", "at_hand", "resolve", "resolve_tokenizer"]
 
 CONVERSION = "converted-1"
 """The folder of converted models in the cache; the number changes when what conversion writes does."""
@@ -120,7 +121,7 @@ def _converted(file: Path) -> Path:
             key="model.name_or_path",
             remedy=f"Name the folder: {file.parent}" if file.suffix == ".safetensors" else None,
         )
-    name = f"{file_digest(file)[:32]}-{file.stat().st_size}"
+    name = f"{known_sha256_of(file)[:32]}-{file.stat().st_size}"
     return build_once(cache_folder() / CONVERSION / name, lambda folder: convert(file, folder))
 
 

@@ -22,11 +22,11 @@ from loraft.dataset.sampler import BatchSampler
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, InvalidInputError, Problem, ResourceError
 from loraft.grammar import counted
+from loraft.io.paths import cache_folder
 from loraft.models.device import DTYPES, DeviceConfig, select_device
-from loraft.models.hf_config import check_dtype, context_of, load_config
-from loraft.models.load_model import load_noted_tokenizer
+from loraft.models.hf_config import check_dtype, context_of
+from loraft.models.load_model import load_config, load_noted_tokenizer
 from loraft.models.registry import spec_of
-from loraft.models.sources import cache_folder
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.task import Task

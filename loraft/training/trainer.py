@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 import time
@@ -16,10 +15,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-import loraft
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import TrainingFacts, shown, shown_word
 from loraft.adapters.save_adapter import restore, save_adapter, save_full
+from loraft.figures import perplexity
 from loraft.io.disk_space import disk_errors
 from loraft.io.memory_errors import memory_errors
 from loraft.kernels.packed_attention import ROWS
@@ -37,6 +36,7 @@ from loraft.training.run_plan import RunPlan
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trackers import tracked
 from loraft.training.trainer_state import RunState, Trainer
+from loraft.version import __version__
 
 __all__ = ["TrainResult", "build_model", "build_trainer", "run_plan"]
 
@@ -232,7 +232,7 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
     train, held_out = plan.data.contents
     named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
     manifest = {
-        "versions": {"loraft": loraft.__version__, "python": platform.python_version()}
+        "versions": {"loraft": __version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
         "hardware": {"device": plan.placement.device_name, "memory_bytes": plan.placement.total_bytes},
         "base": {
@@ -280,7 +280,7 @@ def _result(run: Trainer, state: RunState, saved: Path, saved_step: int, seconds
         steps=state.step,
         loss=state.last_loss,
         eval_loss=state.eval_loss,
-        perplexity=None if state.eval_loss is None or state.eval_figures else math.exp(min(state.eval_loss, 700.0)),
+        perplexity=None if state.eval_loss is None or state.eval_figures else perplexity(state.eval_loss),
         figures=dict(state.eval_figures),
         best_eval_loss=state.best_loss,
         best_step=state.best_step,

@@ -12,8 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from loraft.adapters.adapter_files import ADAPTER_WEIGHTS, read_adapter
+from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.lora_factors import open_adapter
+from loraft.adapters.peft_names import ADAPTER_WEIGHTS
 from loraft.adapters.save_adapter import load_adapter
 from loraft.errors import AdapterError
 from tests.adapters.setting import logits, tiny_loaded

@@ -185,7 +185,7 @@ def test_bad_rows_are_named_before_a_model_is_loaded(place: Path, name: str) -> 
         (["base", "--data", "rows.jsonl", "--baseline"], "--baseline: there is no adapter to compare with its base"),
         (["a", "--data", "rows.jsonl", "--output", "base"], "base --output: is a folder"),
         (["a", "--data", "rows.jsonl", "--output", "no/o.jsonl"], "there is no folder no"),
-        (["a", "--data", "rows.jsonl", "--output", "rows.jsonl", "--overwrite"], "is the file of the rows"),
+        (["a", "--data", "rows.jsonl", "--output", "rows.jsonl", "--overwrite"], "is a file that this command reads"),
         (["a", "--data", "rows.jsonl", "--output", "c.yaml"], "c.yaml --output: holds something already"),
         (["a", "--data", "rows.jsonl", "--overwrite"], "--overwrite is about --output"),
         (["a", "--split", "eval"], "--columns, --split and --format are about --data"),
