@@ -44,15 +44,20 @@ def loraft(*words: str, cwd: Path, stdin: str | None = None) -> Done:
     return done
 
 
-def started(*words: str, cwd: Path, stdin: str | None = None) -> int:
-    """Begin what `loraft` waits for, and give the number of its process."""
+def started(
+    *words: str, cwd: Path, stdin: str | None = None, output: int | None = None, errors: int | None = None
+) -> int:
+    """Begin what `loraft` waits for, and give the number of its process.
+
+    What it says goes into files, or to `output` and `errors`, which are open already.
+    """
     _files(cwd)[0].write_text(stdin or "")
     with warnings.catch_warnings():
         # From Python 3.12 on a fork of a process with threads warns; this child starts none of their work.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        _become(words, cwd, _files(cwd))
+        _become(words, cwd, [(_files(cwd)[0], None), (_files(cwd)[1], output), (_files(cwd)[2], errors)])
     return child
 
 
@@ -60,14 +65,14 @@ def _files(cwd: Path) -> list[Path]:
     return [cwd / f".{name}" for name in ("stdin", "stdout", "stderr")]
 
 
-def _become(words: Sequence[str], cwd: Path, files: Sequence[Path]) -> NoReturn:
+def _become(words: Sequence[str], cwd: Path, streams: Sequence[tuple[Path, int | None]]) -> NoReturn:
     """Turn this process into loraft."""
     code = 1
     try:
         os.chdir(cwd)
-        for number, file in enumerate(files):
-            opened = os.open(file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(opened, number)
+        for number, (file, is_open) in enumerate(streams):
+            how = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            os.dup2(os.open(file, how, 0o644) if is_open is None else is_open, number)
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
         sys.argv = ["loraft", *words]
         main()
