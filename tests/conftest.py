@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
-# What is started in the background of a script ignores Ctrl-C, and so would every command that a test starts and stops.
+# What is started in the background of a script ignores Ctrl-C, and what nohup starts the end of its terminal: so would
+# every command that a test starts and stops.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Libraries read these when they are imported, so they are set before anything else is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,6 +43,23 @@ def has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of loraft's own for all tests, with the real models of this machine's: rows of tests are no user's."""
+    from loraft.io.cache_dir import cache_folder
+
+    before, models = os.environ.get("LORAFT_CACHE"), cache_folder() / "converted-1"
+    models.mkdir(parents=True, exist_ok=True)
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / models.name).symlink_to(models.resolve())
+    os.environ["LORAFT_CACHE"] = str(folder)
+    yield
+    if before is None:
+        del os.environ["LORAFT_CACHE"]
+    else:
+        os.environ["LORAFT_CACHE"] = before
 
 
 @pytest.fixture
