@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 
 # What is started in the background of a script ignores Ctrl-C, and what nohup starts the end of its terminal: so would
@@ -22,16 +23,40 @@ from pathlib import Path
 
 import pytest
 
+from tests.words import WORDS, Wording, Words
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--slow` runs what needs a real model or more than a few seconds."""
     parser.addoption("--slow", action="store_true", help="run the slow tests too (real models, long runs)")
+    parser.addoption("--renew-words", action="store_true", help="take what tests are told as what they should be told")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the words of messages."""
+    renewing = config.getoption("--renew-words")
+    if renewing and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--renew-words writes one file: leave -n out")
+    config.stash[WORDS] = Words(renewing=renewing)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the words of messages, where that was asked for."""
+    if session.config.getoption("--renew-words"):
+        session.config.stash[WORDS].save()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip slow and GPU tests where they cannot or should not run, and say why."""
+    config.stash[WORDS].collected = {item.nodeid for item in items}
     slow = config.getoption("--slow")
+    seen: Counter[str] = Counter()
     for item in items:
+        if (mark := item.get_closest_marker("slow_after")) is not None:
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)
         if "slow" in item.keywords and not slow:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if "gpu" in item.keywords and not has_cuda():
@@ -60,6 +85,12 @@ def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         del os.environ["LORAFT_CACHE"]
     else:
         os.environ["LORAFT_CACHE"] = before
+
+
+@pytest.fixture
+def wording(request: pytest.FixtureRequest, tmp_path: Path) -> Wording:
+    """Compares what was said with what `words.json` has of this test."""
+    return lambda said: request.config.stash[WORDS].compare(request.node.nodeid, said, [tmp_path])
 
 
 @pytest.fixture

@@ -13,6 +13,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+import pytest
+
+from tests.words import WORDS
+
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "loraft"
 MODULES = sorted(LIBRARY.rglob("*.py"))
@@ -219,3 +223,7 @@ def rows_named_in(path: Path) -> set[str]:
 def test_every_silent_mistake_has_its_test() -> None:
     named = {row for path in ROOT.glob("tests/**/test_*.py") for row in rows_named_in(path)}
     assert set(OWED) - named == set()
+
+
+def test_words_are_kept_of_tests_that_there_are(pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.stash[WORDS].stale() == [], "pytest --renew-words takes them out"

@@ -23,6 +23,7 @@ import loraft.api  # so that the forks below have it
 from loraft.__main__ import main
 from tests.tiny import save_tiny
 from tests.training.building import rows, write_rows
+from tests.words import Wording
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def test_check_train_generate(place: Path) -> None:
     assert checkpoint.stdout == plain.stdout
 
 
+@pytest.mark.slow
 def test_pefts_three_lines_give_what_loraft_gives(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AutoModelForCausalLM, PeftModel and generate, unchanged, with the files beside the adapter."""
     from peft import PeftModel
@@ -204,23 +206,24 @@ def test_a_stream_is_checked_and_trained_on(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    "words",
     [
-        (["absent.yaml"], "absent.yaml"),
-        (["c.yaml", "data.train=absent.jsonl"], "there is no such file"),
-        (["c.yaml", "training.lr=1"], "learning_rate"),
-        (["c.yaml", "lora.target_modules=[q_prj]"], "q_proj"),
-        (["c.yaml", "lora.layers=last:99"], "the model has 3 layers"),
-        (["c.yaml", "model.name_or_path=nobody/nothing"], "nobody/nothing"),
-        (["c.yaml", "model.name_or_path=builtin:smollm"], "builtin:smollm2-135m-instruct"),
-        (["c.yaml", "data.max_length=100000"], "positions"),
+        ["absent.yaml"],
+        ["c.yaml", "data.train=absent.jsonl"],
+        ["c.yaml", "training.lr=1"],
+        ["c.yaml", "lora.target_modules=[q_prj]"],
+        ["c.yaml", "lora.layers=last:99"],
+        ["c.yaml", "model.name_or_path=nobody/nothing"],
+        ["c.yaml", "model.name_or_path=builtin:smollm"],
+        ["c.yaml", "data.max_length=100000"],
     ],
+    ids=" ".join,
 )
 def test_what_check_refuses_train_refuses_too_and_nothing_is_written(
-    place: Path, words: list[str], message: str
+    place: Path, words: list[str], wording: Wording
 ) -> None:
     told = [refused(loraft(verb, *words, cwd=place)) for verb in ("check", "train")]
-    assert message in told[0]
+    wording(told[0])
     assert told[0] == told[1]
     assert not (place / "run").exists()
 
@@ -284,6 +287,7 @@ def test_an_adapter_on_another_base_is_refused(place: Path) -> None:
     assert "other base weights" in told
 
 
+@pytest.mark.slow
 def test_qlora_from_the_command_line(place: Path) -> None:
     done = loraft("train", "c.yaml", "method=qlora", "training.optim=paged_adamw_32bit", "--json", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -293,6 +297,7 @@ def test_qlora_from_the_command_line(place: Path) -> None:
     assert loraft("generate", "run", "-p", "hi", cwd=place).returncode == 0
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_gives_a_model_that_is_a_target(place: Path) -> None:
     done = loraft("train", "c.yaml", "method=full", "--json", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -300,6 +305,7 @@ def test_full_fine_tuning_gives_a_model_that_is_a_target(place: Path) -> None:
     assert loraft("generate", "run", "-p", "hi", cwd=place).returncode == 0
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("rows", [{"prompt": "the customer", "completion": " said"}, {"text": "the customer said"}])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_c7_what_learned_plain_text_is_asked_with_plain_text(place: Path, rows: dict[str, str], method: str) -> None:

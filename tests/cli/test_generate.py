@@ -12,6 +12,7 @@ import pytest
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from tests.cli.conftest import ANSWER, Calls, Loraft
 from tests.cli.test_end_to_end import started
+from tests.words import Wording
 
 
 @pytest.mark.usefixtures("place")
@@ -121,11 +122,13 @@ def test_a_prompt_that_is_no_text_is_refused(loraft: Loraft) -> None:
         ["any", "-p", "Hi", "--num-beams", "0"],
         ["any", "-p", "Hi", "--layers"],
     ],
+    ids=" ".join,
 )
-def test_what_cannot_be_is_refused(loraft: Loraft, calls: Calls, arguments: list[str]) -> None:
+def test_what_cannot_be_is_refused(loraft: Loraft, calls: Calls, arguments: list[str], wording: Wording) -> None:
     result = loraft("generate", *arguments)
     assert result.exit_code == 2
     assert "Error: " in result.stderr
+    wording(result.stderr)
     assert calls == []
 
 

@@ -11,6 +11,7 @@ import torch
 
 from tests.cli.conftest import Calls, Loraft
 from tests.merging.merging import own_adapter, save_base
+from tests.words import Wording
 
 DEFAULTS: dict[str, object] = {
     "base": None,
@@ -108,16 +109,17 @@ def test_a_merge_that_lost_the_adapter_fails(loraft: Loraft) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    "arguments",
     [
-        ([], "Name a TARGET"),
-        (["a", "--dtype", "int8"], "--dtype"),
-        (["a", "--base", "quantized"], "--base"),
-        (["out", "--adapter", "a=much"], "is no weight"),
+        [],
+        ["a", "--dtype", "int8"],
+        ["a", "--base", "quantized"],
+        ["out", "--adapter", "a=much"],
     ],
+    ids=" ".join,
 )
-def test_what_cannot_be_is_refused(loraft: Loraft, calls: Calls, arguments: list[str], said: str) -> None:
+def test_what_cannot_be_is_refused(loraft: Loraft, calls: Calls, arguments: list[str], wording: Wording) -> None:
     result = loraft("merge", *arguments)
     assert result.exit_code == 2
-    assert said in result.stderr
+    wording(result.stderr)
     assert calls == []

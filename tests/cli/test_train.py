@@ -16,6 +16,7 @@ from loraft.errors import DataError
 from loraft.training.run_dir import RunFolder
 from tests.cli.conftest import Calls, Loraft, WriteConfig
 from tests.cli.test_end_to_end import started
+from tests.words import Wording
 
 Fault = Callable[[RunFolder], None]
 
@@ -106,15 +107,15 @@ def bug(_: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "fault", "exit_code", "said"),
+    ("where", "fault", "exit_code"),
     [
-        ("append", signalled(signal.SIGINT), 130, "stopped at step 2 of 4; everything is saved"),
-        ("append", signalled(signal.SIGTERM), 143, "stopped at step 2 of 4; everything is saved"),
-        ("open", ctrl_c, 130, "stopped."),
-        ("open", signalled(signal.SIGTERM), 143, "stopped."),
-        ("open", in_a_library(signal.SIGTERM), 143, "stopped."),
-        ("open", in_a_library(signal.SIGINT), 130, "stopped."),
-        ("open", bug, 1, "This is a bug in loraft"),
+        ("append", signalled(signal.SIGINT), 130),
+        ("append", signalled(signal.SIGTERM), 143),
+        ("open", ctrl_c, 130),
+        ("open", signalled(signal.SIGTERM), 143),
+        ("open", in_a_library(signal.SIGTERM), 143),
+        ("open", in_a_library(signal.SIGINT), 130),
+        ("open", bug, 1),
     ],
 )
 def test_exit_codes_of_train(
@@ -124,7 +125,7 @@ def test_exit_codes_of_train(
     where: str,
     fault: Fault,
     exit_code: int,
-    said: str,
+    wording: Wording,
 ) -> None:
     """The run's folder fails: where it is opened, before the first step, or where the second step is logged in it."""
     there = getattr(RunFolder, where)
@@ -136,7 +137,7 @@ def test_exit_codes_of_train(
     monkeypatch.setattr(RunFolder, where, faulty)
     result = loraft("train", str(config()))
     assert result.exit_code == exit_code
-    assert said in result.stderr
+    wording("\n".join(line for line in result.stderr.splitlines()[-2:] if not line.startswith("saved ")))
     assert result.stdout == ""
     assert ("Traceback" in result.stderr) == (exit_code == 1)
     assert Path("runs/tickets-1/checkpoints/step-000002").is_dir() == (where == "append")

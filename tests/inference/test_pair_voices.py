@@ -53,6 +53,7 @@ def of_peft(base: Path, adapter: Path, texts: tuple[str, ...] = TEXTS, prefix: s
     return found
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own use of it
 @pytest.mark.parametrize("model_type", TYPES)
 def test_an_adapter_answers_as_peft_and_transformers_do(tmp_path: Path, model_type: str) -> None:
@@ -80,6 +81,7 @@ def multilingual_base(folder: Path, kind: str) -> tuple[Path, str, str]:
     return folder, source, target
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own use of it
 @pytest.mark.parametrize("kind", ["nllb", "mbart25", "m2m"])
 def test_answers_begin_in_the_language_of_the_target(tmp_path: Path, kind: str) -> None:

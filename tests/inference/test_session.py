@@ -236,6 +236,7 @@ def test_c28_a_name_that_means_the_base_is_refused(place: Path, name: str) -> No
         open_session(ModelRequest(None, [f"{name}={place / 'whole'}"]))
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize(
     "name", ["lora_A", "lora_", "model", "0", "q_proj", "default", "-", "a" * 64, "keys", "type", "weight", "__init__"]
 )

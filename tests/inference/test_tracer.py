@@ -35,6 +35,7 @@ def traced(
     return tracer.trace, completion
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("model_type", SOME)
 @pytest.mark.parametrize("rules", [GREEDY, ALL_RULES, SamplingParams(first=41)], ids=["greedy", "sampled", "forced"])
 def test_a_traced_answer_is_the_untraced_one(model_type: str, rules: SamplingParams) -> None:
