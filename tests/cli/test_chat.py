@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_end_to_end import loraft
+from tests.cli.running import loraft
 from tests.inference.voices import adapter_in, base_in
 from tests.words import Wording
 

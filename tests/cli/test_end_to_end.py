@@ -8,82 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import loraft.api  # so that the forks below have it
-from loraft.__main__ import main
+from tests.cli.running import loraft, refused
 from tests.tiny import save_tiny
 from tests.training.building import rows, write_rows
 from tests.words import Wording
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a run of loraft ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def loraft(*words: str, cwd: Path, stdin: str | None = None) -> Done:
-    """Run loraft in a folder, in a process of its own: a fork of this one, which has imported the libraries already."""
-    _, status = os.waitpid(started(*words, cwd=cwd, stdin=stdin), 0)
-    files = _files(cwd)
-    done = Done(os.waitstatus_to_exitcode(status), files[1].read_text(), files[2].read_text())
-    for file in files:
-        file.unlink()
-    return done
-
-
-def started(
-    *words: str, cwd: Path, stdin: str | None = None, output: int | None = None, errors: int | None = None
-) -> int:
-    """Begin what `loraft` waits for, and give the number of its process.
-
-    What it says goes into files, or to `output` and `errors`, which are open already.
-    """
-    _files(cwd)[0].write_text(stdin or "")
-    with warnings.catch_warnings():
-        # From Python 3.12 on a fork of a process with threads warns; this child starts none of their work.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        _become(words, cwd, [(_files(cwd)[0], None), (_files(cwd)[1], output), (_files(cwd)[2], errors)])
-    return child
-
-
-def _files(cwd: Path) -> list[Path]:
-    return [cwd / f".{name}" for name in ("stdin", "stdout", "stderr")]
-
-
-def _become(words: Sequence[str], cwd: Path, streams: Sequence[tuple[Path, int | None]]) -> NoReturn:
-    """Turn this process into loraft."""
-    code = 1
-    try:
-        os.chdir(cwd)
-        for number, (file, is_open) in enumerate(streams):
-            how = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            os.dup2(os.open(file, how, 0o644) if is_open is None else is_open, number)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
-        sys.argv = ["loraft", *words]
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 @pytest.fixture
@@ -99,14 +34,6 @@ def place(tmp_path: Path) -> Path:
         "generation: {max_new_tokens: 8, temperature: 0}\n"
     )
     return tmp_path
-
-
-def refused(done: Done) -> str:
-    """The message of a refusal, which must be one: exit code 2, nothing on standard output, no traceback."""
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    return " ".join(done.stderr.split())
 
 
 def test_check_train_generate(place: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_end_to_end import loraft, refused
+from tests.cli.running import loraft, refused
 from tests.inference.voices import adapter_in, base_in
 from tests.tiny import save_tiny
 from tests.training.building import rows, write_rows

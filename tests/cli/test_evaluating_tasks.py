@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_end_to_end import loraft, refused
+from tests.cli.running import loraft, refused
 from tests.tiny import save_tiny
 from tests.training.building import pairs, rows, write_rows
 from tests.training.classifiers import labelled_rows

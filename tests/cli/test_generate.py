@@ -11,7 +11,7 @@ import pytest
 
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from tests.cli.conftest import ANSWER, Calls, Loraft
-from tests.cli.test_end_to_end import started
+from tests.cli.running import started
 from tests.words import Wording
 
 

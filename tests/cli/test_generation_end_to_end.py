@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_end_to_end import loraft, refused
+from tests.cli.running import loraft, refused
 from tests.inference.voices import adapter_in, base_in
 
 ROOT = Path(__file__).parents[2]

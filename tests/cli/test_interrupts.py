@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from loraft.cli.interrupts import SignalReceived, interruptible, pass_on_unless_ctrl_c
 from loraft.training import loop
-from tests.cli.test_end_to_end import loraft, place, started
+from tests.cli.running import loraft, started
+from tests.cli.test_end_to_end import place
 
 __all__ = ["place"]  # a fixture
 

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MBartTokenizer, NllbTokenizer
 
-from tests.cli.test_end_to_end import Done, loraft, refused
+from tests.cli.running import Done, loraft, refused
 from tests.tiny import save_tiny
 from tests.training.building import pairs, write_rows
 from tests.words import Wording

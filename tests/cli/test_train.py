@@ -15,7 +15,7 @@ import transformers
 from loraft.errors import DataError
 from loraft.training.run_dir import RunFolder
 from tests.cli.conftest import Calls, Loraft, WriteConfig
-from tests.cli.test_end_to_end import started
+from tests.cli.running import started
 from tests.words import Wording
 
 Fault = Callable[[RunFolder], None]

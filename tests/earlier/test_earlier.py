@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.test_end_to_end import loraft
+from tests.cli.running import loraft
 
 EARLIER = Path(__file__).parent / "version_0_1_0"
 CHECKPOINT = "run/checkpoints/step-000028"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.cli.test_end_to_end import Done, loraft
+from tests.cli.running import Done, loraft
 from tests.tiny import mostly_slow, save_tiny
 from tests.training.building import write_rows
 from tests.training.classifiers import labelled_rows

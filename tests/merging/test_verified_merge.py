@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from loraft import api
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, LoraftError, ModelError, VerificationError
-from loraft.inference.requests import ModelRequest
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.merging.calibration_text import built_in_rows
 from loraft.merging.equivalence import kl_divergence
 from loraft.merging.merge_report import MergeReport
@@ -273,10 +273,10 @@ def test_c23_an_adapter_of_other_weights_is_refused(tmp_path: Path) -> None:
 def test_what_was_merged_is_a_target_like_any_other(tmp_path: Path) -> None:
     own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"))
     report = api.merge(str(tmp_path / "run"))
-    unmerged = api.generate(str(tmp_path / "run"), prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
-    merged = api.generate(str(report.out), prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
+    unmerged = api.generate(str(tmp_path / "run"), prompt="Hello", options=GenerationRequest(max_new_tokens=8))
+    merged = api.generate(str(report.out), prompt="Hello", options=GenerationRequest(max_new_tokens=8))
     choice = ModelRequest(str(tmp_path / "run"), merge=True)
-    in_memory = api.generate(choice, prompt="Hello", options=api.AnswerOptions(max_new_tokens=8))
+    in_memory = api.generate(choice, prompt="Hello", options=GenerationRequest(max_new_tokens=8))
     for answer in (unmerged, merged, in_memory):
         assert list(answer)
     assert merged.completion.prompt == unmerged.completion.prompt, "the system prompt went along"
