@@ -103,6 +103,7 @@ def tiny_stand_in(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"model": model, "data": data})
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("name", list(LOADED))
 def test_check_passes_it_on_a_tiny_model_of_its_family(name: str, tmp_path: Path) -> None:
     assert plan_run(tiny_stand_in(LOADED[name], tmp_path)).steps > 0
@@ -136,6 +137,7 @@ def test_it_trains_a_step_as_it_is_shipped(name: str, tmp_path: Path) -> None:
     assert math.isfinite(run.loss)
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_preview_shows_rows_of_it(path: Path, tmp_path: Path) -> None:
     from loraft.inspection.row_preview import preview_rows

@@ -223,11 +223,11 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     """Each writes the same entry many times over; both end well, and one whole entry is there."""
     program = f"""
 from pathlib import Path
-from loraft.dataset.token_cache import Keeper
+from loraft.dataset.token_cache import TokenCache
 from loraft.tokenization.examples import Example
 import shutil
 for _ in range(30):
-    keeper = Keeper(Path({str(tmp_path)!r}), "key")
+    keeper = TokenCache(Path({str(tmp_path)!r}), "key")
     keeper.keep([Example([1, 2], [-100, 2], "a:1")], {{"x": 1}})
     found = keeper.find()
     assert not keeper.notes, keeper.notes

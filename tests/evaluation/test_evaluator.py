@@ -205,6 +205,7 @@ def peak_growth(place: Path) -> tuple[int, int]:
     return growth, tokens
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", ["llama", "t5"])
 def test_c37_memory_does_not_grow_with_the_rows(tmp_path: Path, model_type: str) -> None:
     """C37: 1,200 rows need what 16 need, but for their texts and tokens: 30 MB is room for those.

@@ -220,6 +220,7 @@ def test_every_frozen_4bit_module_is_kept_exact(tmp_path: Path) -> None:
     assert not any(module.support_avx512bf16_for_cpu for module in kept)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("zeros", [9, 10, 25])
 def test_a_gradient_of_zero_for_ten_logged_steps_is_said_once(tmp_path: Path, zeros: int) -> None:
     """A frozen head, say, or rows that are known by heart: the loss does not depend on what is trained."""
