@@ -16,12 +16,11 @@ from types import MappingProxyType
 
 import torch
 
-from loraft.adapters.beginning import beginning
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.resolve_target import resolve_target
 from loraft.config.schema import DataSource, LoraSection, RunConfig
 from loraft.errors import AdapterError, ConfigError
-from loraft.evaluation.eval_dataset import read_source
+from loraft.evaluation.eval_dataset import read_eval_source
 from loraft.evaluation.eval_rows_file import check_rows_file
 from loraft.evaluation.evaluation_result import Evaluation
 from loraft.evaluation.evaluator import evaluate as measure
@@ -182,7 +181,7 @@ def train(
 def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
     """Answers to `training.sample_prompts` as `generate` would give them: greedy, whatever the defaults are."""
     renderer = plan.data.renderer
-    rules = replace(SamplingParams(), **beginning(adapted.model, renderer))
+    rules = SamplingParams().beginning_with(plan.task.first_tokens(adapted.model, renderer))
 
     def answer(prompt: str) -> str:
         asked = [Message("user", prompt)]
@@ -408,7 +407,7 @@ def evaluate(
         raise AdapterError(message, where="--baseline", remedy="Name an adapter or a run that has one as TARGET.")
     purpose = purpose_of(found, choice, baseline=baseline)
     asked = None if metrics is None else known_metrics(metrics, purpose.task)
-    source = read_source(run_of(found), found.base, rows_from, purpose)
+    source = read_eval_source(run_of(found), found.base, rows_from, purpose)
     names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
     if purpose.labels:
         rows, subjects = classifying(choice, source, options, limit, observer, baseline=baseline)
@@ -418,7 +417,7 @@ def evaluate(
         rows,
         subjects[0],
         subjects[1] if baseline else None,
-        task=purpose.task,
+        task=purpose.task.name,
         data=source.called,
         metrics=names,
         labels=purpose.labels,

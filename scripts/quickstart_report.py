@@ -27,9 +27,11 @@ from loraft.inference.engine import complete_batch
 from loraft.inference.sampling import SamplingRules
 from loraft.models.device import select_device
 from loraft.models.load_model import LoadedModel, load_model
-from loraft.rows.formats import Conversation, Message, detect_format, to_record
+from loraft.rows.formats import Conversation, Message, to_record
 from loraft.rows.raw_rows import read_rows
-from loraft.tasks.causal_lm import Renderer
+from loraft.tasks import TASKS
+from loraft.tasks.row_format import detect_format
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
 HELD_OUT = DataSource(path="builtin:tickets", split="eval")
 
@@ -55,7 +57,7 @@ def main() -> None:
         raise SystemExit(f"{options.run} holds no adapter; the report compares a base with its adapter")
     section = target.model_section
     loaded = load_model(section, select_device(section), quantization=target.quantization)
-    renderer = Renderer.for_tokenizer(loaded.tokenizer, system_prompt=target.manner.system_prompt)
+    renderer = CausalLMRenderer.for_tokenizer(loaded.tokenizer, system_prompt=target.manner.system_prompt)
     tickets = held_out(options.tickets)
     before = answers(loaded.model, loaded, renderer, tickets, options.max_new_tokens)
     after = answers(load_adapter(loaded, target.adapter).model, loaded, renderer, tickets, options.max_new_tokens)
@@ -76,7 +78,7 @@ def parse_options() -> argparse.Namespace:
 def held_out(count: int) -> list[Ticket]:
     """The first `count` tickets of the eval split."""
     read = read_rows(HELD_OUT)
-    row_format = detect_format(read.columns)
+    row_format = detect_format(read.columns, TASKS["causal_lm"])
     tickets: list[Ticket] = []
     for row in read.rows[:count]:
         record = to_record(row, row_format, {})
@@ -87,7 +89,7 @@ def held_out(count: int) -> list[Ticket]:
 
 
 def answers(
-    model: nn.Module, loaded: LoadedModel, renderer: Renderer, tickets: Sequence[Ticket], max_new_tokens: int
+    model: nn.Module, loaded: LoadedModel, renderer: CausalLMRenderer, tickets: Sequence[Ticket], max_new_tokens: int
 ) -> list[str]:
     """The greedy answer to each ticket."""
     completions = complete_batch(

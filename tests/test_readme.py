@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from loraft.cli.app import app
 from loraft.config.config_file import load_config
-from loraft.models.registry import TRAINED_FOR
+from loraft.models.registry import CLASSIFIERS, DECODERS, TWO_STACKS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -109,8 +109,8 @@ def test_the_readme_is_short_and_its_figures_are_measured_ones() -> None:
 def test_the_supported_types_are_named() -> None:
     table = README.read_text().split("## Supported models")[1].split("##")[0]
     named = {row[0]: row[1:] for row in (re.findall(r"`([\w-]+)`", line) for line in table.splitlines()) if row}
-    assert set(named["causal_lm"]) == set(TRAINED_FOR["causal_lm"])
-    assert set(named["seq2seq_lm"]) == set(TRAINED_FOR["seq2seq_lm"])
-    classifiers = set(TRAINED_FOR["seq_cls"])
+    assert set(named["causal_lm"]) == set(DECODERS)
+    assert set(named["seq2seq_lm"]) == set(TWO_STACKS)
+    classifiers = set(CLASSIFIERS)
     encoders, decoders = classifiers - set(named["causal_lm"]), set(named["causal_lm"])
     assert named["seq_cls"] == [*sorted(encoders), "causal_lm", *sorted(decoders - classifiers)]

@@ -23,10 +23,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from loraft.models.registry import FAMILIES, TRAINED
+from loraft.models.registry import DECODERS, FAMILIES
 
-TINY_MODEL_TYPES = tuple(TRAINED)
-TINY_OTHERS = tuple(model_type for model_type in FAMILIES if model_type not in TRAINED)
+TINY_MODEL_TYPES = tuple(DECODERS)
+TINY_OTHERS = tuple(model_type for model_type in FAMILIES if model_type not in DECODERS)
 """What loraft looks into, runs or merges without training it: encoders, encoder-decoders, a mixture of experts."""
 VOCABULARY = 320
 

@@ -12,7 +12,7 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +28,12 @@ from loraft.adapters.adapter_files import insert
 from loraft.adapters.init_from_adapter import start_of
 from loraft.adapters.linear_modules import targets_in
 from loraft.adapters.targets import TargetModules
-from loraft.config.schema import Method, RunConfig, Task
+from loraft.config.schema import Method, RunConfig
 from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.models.load_model import LoadedModel, meta_model
 from loraft.models.module_names import matches
 from loraft.models.registry import ModelSpec
+from loraft.tasks import TASKS
 
 __all__ = ["ADAPTER_NAME", "AdaptedModel", "add_lora_layers", "attach"]
 
@@ -74,14 +75,6 @@ class AdaptedModel:
         self.model.train(training)
 
 
-TASK_TYPES: Mapping[Task, TaskType] = {
-    "causal_lm": TaskType.CAUSAL_LM,
-    "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
-    "seq_cls": TaskType.SEQ_CLS,
-}
-"""peft's names of the tasks."""
-
-
 def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     """Make what the config's method trains trainable, and nothing else.
 
@@ -95,7 +88,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     if config.method == "full":
         return _attach_nothing(loaded)
     base = loaded.model
-    head = loaded.family.classifier if config.task == "seq_cls" else ()
+    head = TASKS[config.task].head(loaded.family)
     targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora", head=head)
     classes = (base.config.id2label or {}).values() if head else ()
     start = start_of(config.lora, targets, tuple(map(str, classes)))
@@ -209,7 +202,7 @@ def _lora_config(base: PreTrainedModel, family: ModelSpec, targets: TargetModule
     names, indices, pattern = _portable_names(targets, everything, family)
     alphas = {pattern: _whole(alpha) for pattern, alpha in lora.alpha_pattern.items()}
     return LoraConfig(
-        task_type=TASK_TYPES[config.task],
+        task_type=TaskType(TASKS[config.task].peft_type),
         r=lora.r,
         lora_alpha=_whole(lora.alpha),  # type: ignore[arg-type]  # peft divides by r, and takes any number
         lora_dropout=lora.dropout,

@@ -3,55 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import ValidationError
 
-from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, Task
+from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, TaskName
 from loraft.errors import AdapterError
 from loraft.io.atomic import RECORD, read_json
 from loraft.io.checksums import is_weights, refuse_altered
+from loraft.tasks import TASKS
+from loraft.tasks.task import SourceFormat, TrainingMetadata
 
-__all__ = ["AdapterTarget", "ResolvedTarget", "SourceFormat", "TrainingMetadata", "adapter_in", "model_in"]
+__all__ = ["AdapterTarget", "ResolvedTarget", "adapter_in", "model_in"]
 
-PEFT_TASKS = {"CAUSAL_LM": "causal_lm", "SEQ_2_SEQ_LM": "seq2seq_lm", "SEQ_CLS": "seq_cls"}
+PEFT_TASKS = {task.peft_type: name for name, task in TASKS.items()}
 """Our names of the tasks by peft's."""
-
-
-@dataclass(frozen=True)
-class SourceFormat:
-    """How the sources of an encoder-decoder are rendered, as a `data` section says it.
-
-    Attributes:
-        prefix: What stands before every source.
-        source_lang: The language of the sources; None where nobody said.
-        target_lang: That of the targets.
-    """
-
-    prefix: str = ""
-    source_lang: str | None = None
-    target_lang: str | None = None
-
-
-@dataclass(frozen=True)
-class TrainingMetadata:
-    """How something was trained, as far as its answers follow from it.
-
-    Attributes:
-        task: What it was trained for; None where that was not recorded.
-        system_prompt: The system prompt that it was trained with.
-        plain: It learned plain text, and no conversation: its prompts are plain.
-        sources: How the sources were rendered.
-        special_tokens_in_text: What was done with control tokens that were written in the text of rows.
-    """
-
-    task: Task | None = None
-    system_prompt: str | None = None
-    plain: bool = False
-    sources: SourceFormat = SourceFormat()
-    special_tokens_in_text: SpecialTokensInText = "text"
 
 
 @dataclass(frozen=True)
@@ -67,8 +35,7 @@ class AdapterTarget:
         dtype: The dtype that the base had while it was trained, where that was recorded.
         quantization: How the base was stored while it was trained, for `method: qlora`.
         tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
-        manner: How it was trained.
-        labels: The classes that it tells apart, where they were recorded.
+        metadata: How it was trained.
     """
 
     name: str
@@ -79,8 +46,7 @@ class AdapterTarget:
     dtype: str | None = None
     quantization: QuantizationSection | None = None
     tokenizer: str | None = None
-    manner: TrainingMetadata = TrainingMetadata()
-    labels: tuple[str, ...] = ()
+    metadata: TrainingMetadata = field(default_factory=TrainingMetadata)
 
 
 @dataclass(frozen=True)
@@ -99,7 +65,7 @@ class ResolvedTarget:
     base: str
     revision: str | None = None
     adapters: tuple[AdapterTarget, ...] = ()
-    own: TrainingMetadata = TrainingMetadata()
+    own: TrainingMetadata = field(default_factory=TrainingMetadata)
     dtype: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -114,9 +80,9 @@ class ResolvedTarget:
         return self.adapters[0].quantization if self.adapters else None
 
     @property
-    def manner(self) -> TrainingMetadata:
+    def metadata(self) -> TrainingMetadata:
         """How what answers was trained."""
-        return self.adapters[0].manner if self.adapters else self.own
+        return self.adapters[0].metadata if self.adapters else self.own
 
     @property
     def model_section(self) -> ModelSection:
@@ -151,8 +117,7 @@ def adapter_in(folder: Path) -> ResolvedTarget:
         dtype=dtype if isinstance(dtype, str) else None,
         quantization=_quantization(record.get("quantization"), folder),
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
-        manner=_manner(config, record),
-        labels=_labels(record),
+        metadata=_metadata(config, record),
     )
     return ResolvedTarget(adapter.base, adapter.revision, (adapter,))
 
@@ -165,7 +130,7 @@ def model_in(folder: Path) -> ResolvedTarget:
     """
     record = _record(folder)
     dtype = _trained_on(record).get("dtype") if record.get("method") == "full" else None
-    return ResolvedTarget(str(folder), own=_manner({}, record), dtype=dtype if isinstance(dtype, str) else None)
+    return ResolvedTarget(str(folder), own=_metadata({}, record), dtype=dtype if isinstance(dtype, str) else None)
 
 
 def _record(folder: Path) -> dict[str, object]:
@@ -188,16 +153,17 @@ def _trained_on(record: Mapping[str, object]) -> Mapping[str, object]:
     return base if isinstance(base, dict) else {}
 
 
-def _manner(config: Mapping[str, object], record: Mapping[str, object]) -> TrainingMetadata:
+def _metadata(config: Mapping[str, object], record: Mapping[str, object]) -> TrainingMetadata:
     """How something was trained, as loraft recorded it; its task also as peft did."""
     named = record.get("task") or PEFT_TASKS.get(str(config.get("task_type")))
     return TrainingMetadata(
-        task=next((task for task in get_args(Task) if task == named), None),
+        task=next((task for task in get_args(TaskName) if task == named), None),
         system_prompt=_text(record, "system_prompt"),
         plain=record.get("plain") is True,
         special_tokens_in_text=next(
             (each for each in get_args(SpecialTokensInText) if each == record.get("special_tokens_in_text")), "text"
         ),
+        labels=_labels(record),
         sources=SourceFormat(
             _text(record, "source_prefix") or "", _text(record, "source_lang"), _text(record, "target_lang")
         ),

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.adapters.markdown import cell, code, quoted
-from loraft.config.schema import Method, RunConfig, Task
+from loraft.config.schema import Method, RunConfig, TaskName
+from loraft.tasks import TASKS
 
 __all__ = ["TrainingFacts", "model_card", "shown", "shown_word", "without_paths"]
 
@@ -89,7 +90,7 @@ def _front_matter(config: RunConfig) -> Iterator[str]:
     yield "---"
     yield f"base_model: {quoted(shown(config.model.name_or_path))}"
     yield f"library_name: {'transformers' if full else 'peft'}"
-    yield f"pipeline_tag: {'text-classification' if config.task == 'seq_cls' else 'text-generation'}"
+    yield f"pipeline_tag: {TASKS[config.task].pipeline_tag}"
     yield "tags:"
     yield from (
         f"- {tag}"
@@ -109,16 +110,8 @@ def _title(config: RunConfig, version: str) -> Iterator[str]:
         yield f"{METHODS[config.method]} on {base}{revision}, trained with loraft {version}. It needs that base."
 
 
-CLASSES: dict[Task, str] = {
-    "causal_lm": "AutoModelForCausalLM",
-    "seq2seq_lm": "AutoModelForSeq2SeqLM",
-    "seq_cls": "AutoModelForSequenceClassification",
-}
-"""The class of transformers that loads what was trained for a task."""
-
-
 def _usage(config: RunConfig, labels: Sequence[str]) -> Iterator[str]:
-    base, made_by = shown(config.model.name_or_path), CLASSES[config.task]
+    base, made_by = shown(config.model.name_or_path), TASKS[config.task].auto_class
     yield "## Use\n\n```python"
     if config.method == "full":
         yield f"from transformers import {made_by}, AutoTokenizer\n"
@@ -131,7 +124,7 @@ def _usage(config: RunConfig, labels: Sequence[str]) -> Iterator[str]:
     yield "from peft import PeftModel"
     yield f"from transformers import {made_by}, AutoTokenizer"
     if ours:
-        yield "from loraft.models.sources import resolve"
+        yield "from loraft import resolve"
     yield ""
     yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/adapter")'
     source = f"resolve({quoted(base)})" if ours else quoted(base)
@@ -166,7 +159,7 @@ def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
         "data": ", ".join(code(shown(source.path)) for source in data.train),
         "rows an epoch": f"{facts.rows:,}",
         "epochs, steps": f"{facts.epochs:.2f}, {facts.steps:,}",
-        **_learned(config, facts),
+        **TASKS[config.task].facts_for_card(config, facts.trained_tokens),
         "longest row": f"{data.max_length:,} tokens",
         "learning rate": f"{training.learning_rate}, {training.lr_scheduler_type}, warm-up {training.warmup_steps:g}",
         "batch": f"{training.per_device_train_batch_size} rows × {training.gradient_accumulation_steps} accumulated",
@@ -175,13 +168,6 @@ def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
         **({} if config.method == "full" else _adapter_rows(config)),
     }
     yield from (f"| {name} | {cell(value)} |" for name, value in rows.items())
-
-
-def _learned(config: RunConfig, facts: TrainingFacts) -> dict[str, str]:
-    if config.task == "seq_cls":
-        return {"rows read": f"{facts.trained_tokens:,}"}
-    trained_on = f" (train_on: {config.data.train_on})" if config.task == "causal_lm" else ""
-    return {"trained tokens": f"{facts.trained_tokens:,}{trained_on}"}
 
 
 def _adapter_rows(config: RunConfig) -> dict[str, str]:
@@ -199,8 +185,8 @@ def _adapter_rows(config: RunConfig) -> dict[str, str]:
     return rows
 
 
-def _result(facts: TrainingFacts, task: Task) -> Iterator[str]:
-    each = "row" if task == "seq_cls" else "trained token"
+def _result(facts: TrainingFacts, task: TaskName) -> Iterator[str]:
+    each = TASKS[task].unit
     yield "## Measured\n"
     if facts.train_loss is not None:
         yield f"- last training loss: {facts.train_loss:.4f} a {each}"

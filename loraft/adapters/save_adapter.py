@@ -27,7 +27,6 @@ from loraft.adapters.adapter_files import (
     non_finite,
     read_adapter,
 )
-from loraft.adapters.beginning import beginning
 from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, add_lora_layers
 from loraft.adapters.linear_modules import tied_modules
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
@@ -38,14 +37,12 @@ from loraft.io.atomic import atomic_dir, write_json, write_record
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import LoadedModel
 from loraft.models.module_names import check_adapter_name, in_peft
-from loraft.tasks.seq_cls import LabelRenderer
-from loraft.tasks.task import RowRenderer
+from loraft.tasks import TASKS
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-BEGINS = {"start": "decoder_start_token_id", "first": "forced_bos_token_id"}
-"""How an answer begins, in transformers' words."""
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
 
 
@@ -220,13 +217,13 @@ def _write_company(
     """What lies beside the weights, whatever was trained."""
     loaded = adapted.loaded
     _tokenizer_as_trained(loaded, renderer).save_pretrained(folder)
-    if config.task != "seq_cls":
+    task = TASKS[config.task]
+    if task.generates:
         base = loaded.model.generation_config
         defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
-        defaults |= {BEGINS[name]: token for name, token in beginning(loaded.model, renderer).items()}
+        defaults |= task.first_tokens(loaded.model, renderer)
         write_json(folder / "generation_config.json", defaults)
-    labels = renderer.labels if isinstance(renderer, LabelRenderer) else ()
-    (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, labels), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, renderer.labels), encoding="utf-8")
     drop_code(folder)
     write_record(folder, _record(adapted, config, renderer))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 
-from loraft.config.schema import Task
+from loraft.config.schema import TaskName
+from loraft.tasks import TASKS
 
 __all__ = ["try_it"]
 
 
-def try_it(task: Task, target: str) -> str:
+def try_it(task: TaskName, target: str) -> str:
     """The command that lets `target` do what it was trained for."""
-    verb, option = ("predict", "--text") if task == "seq_cls" else ("generate", "--prompt")
-    return f"loraft {verb} {shlex.quote(target)} {option} TEXT"
+    return shlex.join(TASKS[task].try_command(target))

@@ -5,7 +5,7 @@ Every description below is also what `loraft schema` shows in an editor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 __all__ = [
+    "DEFAULT_TASK",
     "NO_NULL",
+    "TASK_OF_GROUP",
     "Allowed",
     "DataSection",
     "DataSource",
@@ -21,6 +23,7 @@ __all__ = [
     "GenerationSection",
     "LoraSection",
     "Method",
+    "ModelGroup",
     "ModelSection",
     "QuantizationSection",
     "RowFormat",
@@ -28,12 +31,19 @@ __all__ = [
     "Section",
     "SpecialTokensInText",
     "StackLayers",
-    "Task",
+    "TaskName",
     "TrainingSection",
 ]
 
 Auto = Literal["auto"]
-Task = Literal["causal_lm", "seq2seq_lm", "seq_cls"]
+TaskName = Literal["causal_lm", "seq2seq_lm", "seq_cls"]
+DEFAULT_TASK: TaskName = "causal_lm"
+ModelGroup = Literal["decoder", "encoder_decoder", "classifier"]
+"""What a model is taken for: one that goes on with a text, one that answers it, or one that tells its class."""
+TASK_OF_GROUP: Mapping[ModelGroup, TaskName] = {
+    "decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "classifier": "seq_cls",
+}  # fmt: skip
+"""The task that models of a group are trained for where nothing else is said."""
 Method = Literal["lora", "qlora", "full"]
 SpecialTokensInText = Literal["error", "text", "keep"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -405,7 +415,7 @@ def _beyond_a_stream(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
 class RunConfig(Section):
     """One run of loraft, whole."""
 
-    task: Task = "causal_lm"
+    task: TaskName = DEFAULT_TASK
     """What is learned: causal_lm (decoders go on with a text), seq2seq_lm (encoder-decoders answer a source), or
     seq_cls (a text gets a label)."""
     method: Method = "lora"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from loraft.config.schema import Method, RunConfig, Task
+from loraft.config.schema import Method, RunConfig, TaskName
 
 __all__ = ["OF_METHODS", "OF_TASKS", "idle_keys", "unused_keys", "unused_sections"]
 
-OF_TASKS: Mapping[str, frozenset[Task]] = MappingProxyType(
+OF_TASKS: Mapping[str, frozenset[TaskName]] = MappingProxyType(
     {
         "data.source_prefix": frozenset({"seq2seq_lm"}),
         "data.source_lang": frozenset({"seq2seq_lm"}),

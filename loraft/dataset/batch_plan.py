@@ -5,6 +5,7 @@ from __future__ import annotations
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData
 from loraft.dataset.sampler import BatchSampler
+from loraft.tasks import TASKS
 
 __all__ = ["batch_sampler", "fills", "uses_packing"]
 
@@ -17,12 +18,12 @@ def uses_packing(config: RunConfig, *, packs: bool) -> bool:
         packs: The model's family can be laid so.
     """
     wanted = config.data.packing != "off" and config.model.attn_implementation == "auto"
-    return packs and wanted and config.task == "causal_lm"
+    return packs and wanted and TASKS[config.task].packs
 
 
 def fills(config: RunConfig) -> bool:
     """Whether rows are filled up to `data.max_length` with one another."""
-    return config.data.packing == "fill" and config.task == "causal_lm"
+    return config.data.packing == "fill" and TASKS[config.task].packs
 
 
 def batch_sampler(config: RunConfig, data: PreparedData) -> BatchSampler:

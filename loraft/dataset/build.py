@@ -20,18 +20,19 @@ from loraft.config.schema import DataSection, DataSource, RunConfig
 from loraft.dataset.fingerprint import contents_of, identity_of
 from loraft.dataset.held_out_split import digest_of_draw, held_out_rows
 from loraft.dataset.source_rows import (
+    ReadSources,
     SourceRows,
     expand_sources,
     from_cache,
+    read_sources,
     shortened,
-    sources_read,
     to_cache,
     tokenize_source,
 )
 from loraft.dataset.statistics import (
     DataReport,
-    classes_of,
     contradictions,
+    count_classes,
     findings,
     lengths_of,
     repetitions,
@@ -41,8 +42,10 @@ from loraft.dataset.streaming import RowStream, streamed
 from loraft.dataset.token_cache import TokenCache
 from loraft.errors import DataError, Problem
 from loraft.grammar import counted
-from loraft.tasks.task import DatasetFacts, RowRenderer, dataset_facts, renderer_of
+from loraft.tasks import TASKS
+from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
+from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
 
 __all__ = ["PreparedData", "SourceSpan", "prepare"]
 
@@ -106,13 +109,19 @@ def _without_collection() -> Iterator[None]:
 
 
 @_without_collection()
-def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path | None = None) -> PreparedData:
+def prepare(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Path | None = None,
+    read: ReadSources | None = None,
+) -> PreparedData:
     """Read and tokenize everything that `config.data` names, or find it as it was tokenized before.
 
     Args:
         config: The run's.
         tokenizer: The model's.
         cache: Where tokens are kept for the next start; None keeps and finds none.
+        read: The sources as records, where they were read already.
 
     Raises:
         DataError: With every problem found: files and rows that cannot be read or rendered, rows over `max_length`
@@ -130,16 +139,16 @@ def prepare(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path |
     found = keeper.find() if keeper is not None else None
     if found is not None:
         train, held_out, learned = from_cache(*found, given, given_held)
-        renderer = renderer_of(config.task, data, tokenizer, learned)
+        renderer = TASKS[config.task].renderer(data, tokenizer, learned)
     else:
-        train, held_out, renderer, learned = _made(config, given, given_held, tokenizer)
+        train, held_out, renderer, learned = _made(config, read or read_sources(config), tokenizer)
         if keeper is not None:
             keeper.keep(*to_cache(train, held_out, learned))
     evaluation = [example for source in held_out for example in source.examples]
     if isinstance(data.eval, float):
-        evaluation = _hold_out(train, data.eval, config.seed)
+        evaluation = _hold_out(train, TASKS[config.task], data.eval, config.seed)
     examples = [example for source in train for example in source.examples]
-    report = _report(data, renderer, train, held_out, examples, evaluation)
+    report = _report(config, renderer, train, held_out, examples, evaluation)
     return PreparedData(
         train=examples,
         train_sources=list(_spans(train)),
@@ -164,7 +173,7 @@ def _streamed(
     Raises:
         DataError: As `prepare`, of the rows that were read; or the number of steps depends on rows that were not.
     """
-    train, held_out, renderer, _ = _made(config, given, given_held, tokenizer, most=SAMPLED)
+    train, held_out, renderer, _ = _made(config, read_sources(config, SAMPLED), tokenizer)
     stream = streamed(config, [(source.given, source.counts.format) for source in train], renderer)
     in_pieces = any(source.counts.done == "split" for source in train)
     if config.training.max_steps is None and (stream.rows is None or in_pieces):
@@ -175,7 +184,7 @@ def _streamed(
         )  # fmt: skip
     examples = [example for source in train for example in source.examples]
     evaluation = [example for source in held_out for example in source.examples]
-    report = _report(config.data, renderer, train, held_out, examples, evaluation)
+    report = _report(config, renderer, train, held_out, examples, evaluation)
     sampled = sum(source.counts.read for source in train)
     known = "not known" if stream.rows is None else f"{stream.rows:,}"
     notes = [f"data.streaming: what is said of the training rows is of the first {sampled:,}; all of them are {known}"]
@@ -197,26 +206,21 @@ def _streamed(
 
 
 def _made(
-    config: RunConfig,
-    given: Sequence[DataSource],
-    given_held: Sequence[DataSource],
-    tokenizer: PreTrainedTokenizerBase,
-    most: int | None = None,
+    config: RunConfig, read: ReadSources, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[SourceRows], list[SourceRows], RowRenderer, DatasetFacts]:
-    """The sources read, rendered, tokenized and cut; of those to train on the first `most` rows.
+    """The sources rendered, tokenized and cut.
 
     Raises:
         DataError: With every problem found.
     """
-    data = config.data
-    problems: list[Problem] = []
-    train, held_out = sources_read(given, config, problems, most), sources_read(given_held, config, problems)
+    data, task = config.data, TASKS[config.task]
+    train, held_out, problems = read.train, read.held_out, list(read.problems)
     records = [record for source in train for record in source.records]
-    if config.task == "causal_lm":  # what is learned otherwise, such as the classes, the training rows alone tell
+    if task.reads_system_prompts:  # what is learned otherwise, such as the classes, the training rows alone tell
         records += [record for source in held_out for record in source.records]
-    learned = dataset_facts(config.task, data, records)
+    learned = task.facts(data, records)
     try:
-        renderer = renderer_of(config.task, data, tokenizer, learned)
+        renderer = task.renderer(data, tokenizer, learned)
     except DataError as error:  # without a row it follows from what is wrong with all of them, and else it may
         follows = () if problems and not records else error.problems
         raise DataError.several(shortened([*problems, *follows])) from None
@@ -244,13 +248,13 @@ def _nothing_left(key: str, sources: Sequence[SourceRows]) -> list[Problem]:
     ]
 
 
-def _hold_out(train: list[SourceRows], share: float, seed: int) -> list[Example]:
+def _hold_out(train: list[SourceRows], task: Task, share: float, seed: int) -> list[Example]:
     """Take that share of the rows out of `train`.
 
     Raises:
         DataError: There are fewer than two rows.
     """
-    taken = held_out_rows([example for source in train for example in source.examples], share, seed)
+    taken = held_out_rows([example for source in train for example in source.examples], task, share, seed)
     out = [example for source in train for example in source.examples if example.where in taken]
     for source in train:
         source.examples = [example for example in source.examples if example.where not in taken]
@@ -266,18 +270,18 @@ def _spans(sources: Iterable[SourceRows]) -> Iterable[SourceSpan]:
 
 
 def _report(
-    data: DataSection,
+    config: RunConfig,
     renderer: RowRenderer,
     train: Sequence[SourceRows],
     held_out: Sequence[SourceRows],
     examples: Sequence[Example],
     evaluation: Sequence[Example],
 ) -> DataReport:
+    data = config.data
     lengths = lengths_of([length for source in train for length in source.lengths])
     targets = [length for source in train for length in source.target_lengths]
     repeated, seen = repetitions(examples, evaluation)
     unknown = _unknown(renderer.tokenizer)
-    labels = renderer.recorded.get("labels")
     report = DataReport(
         train_rows=len(examples),
         eval_rows=len(evaluation),
@@ -288,11 +292,11 @@ def _report(
         sources=[source.counts for source in (*train, *held_out)],
         samples=[{"row": e.where, "text": renderer.marked(e)} for e in examples[:SAMPLES]],
         target_length=lengths_of(targets) if targets else None,
-        classes=classes_of(labels, examples, evaluation) if isinstance(labels, list) else (),
+        classes=count_classes(renderer.labels, examples, evaluation),
         unknown_tokens=None if unknown is None else unknown_tokens(examples, unknown),
         repeated=repeated,
         seen=seen,
-        contradicting=contradictions(examples),
+        contradicting=contradictions(examples, TASKS[config.task]),
     )
     notes = (
         *_notes(data, report, [*train, *held_out]),

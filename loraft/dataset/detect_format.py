@@ -6,38 +6,20 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loraft.config.schema import DataSource, RowFormat, Task
+from loraft.config.schema import DataSource, RowFormat, TaskName
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.rows.fields import column_of
-from loraft.rows.formats import (
-    ClassificationRecord,
-    LanguagePair,
-    Record,
-    check_format,
-    columns_of,
-    detect_format,
-    refuse_preferences,
-    to_record,
-    unread_columns,
-)
+from loraft.rows.formats import LanguagePair, Record, columns_of, refuse_preferences, unread_columns
 from loraft.rows.raw_rows import RowsRead, read_rows
-from loraft.tasks.seq_cls import class_number, labels_of
+from loraft.tasks import TASKS
+from loraft.tasks.row_format import check_format, detect_format
+from loraft.tasks.task import Task
 
 __all__ = ["DatasetProfile", "FormatMatch", "profile_dataset"]
 
-LIKELIEST: tuple[tuple[Task, RowFormat], ...] = (
-    ("seq_cls", "classification"),
-    ("seq2seq_lm", "translation"),
-    ("causal_lm", "messages"),
-    ("causal_lm", "sharegpt"),
-    ("causal_lm", "alpaca"),
-    ("causal_lm", "prompt_completion"),
-    ("causal_lm", "text"),
-)
-"""What is meant where nobody says, the readings first that ask the most of the columns."""
-ONLY_IF_ASKED: tuple[tuple[Task, RowFormat], ...] = (("seq2seq_lm", "prompt_completion"), ("seq2seq_lm", "alpaca"))
-"""Readings that the columns alone never mean."""
+READINGS = tuple((task, form) for task in reversed(list(TASKS.values())) for form in task.formats)
+"""How rows may be read, the readings first that ask the most of the columns."""
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
     "instruction": ("question", "query", "task", "problem"),
@@ -78,7 +60,7 @@ class FormatMatch:
         columns: Our column names: theirs, where they differ.
     """
 
-    task: Task
+    task: TaskName
     format: RowFormat
     columns: Mapping[str, str] = field(default_factory=dict)
 
@@ -115,7 +97,7 @@ class DatasetProfile:
 def profile_dataset(
     path: str,
     *,
-    task: Task | None = None,
+    task: TaskName | None = None,
     columns: Mapping[str, str] | None = None,
     row_format: RowFormat | None = None,
 ) -> DatasetProfile:
@@ -142,8 +124,8 @@ def profile_dataset(
     records, problems = _records(read, fit, languages)
     if not records:
         raise DataError.several(shortened(problems, remedy=None))
-    labels = _labels(records)
-    if fit.task == "seq_cls" and len(labels) < 2:
+    labels = TASKS[fit.task].classes_in(records)
+    if len(labels) == 1:
         only = f"the rows have only the class {next(iter(labels))!r}, and there is nothing to tell apart"
         wrong = shortened([*read.problems, *problems], remedy=None)
         raise DataError.several([*wrong, Problem(only, path, "--data")])
@@ -162,7 +144,7 @@ def profile_dataset(
 
 
 def _fit(
-    columns: Collection[str], task: Task | None, renamed: Mapping[str, str] | None, row_format: RowFormat | None
+    columns: Collection[str], task: TaskName | None, renamed: Mapping[str, str] | None, row_format: RowFormat | None
 ) -> FormatMatch:
     """How the columns are read: by their names, or else by those that they may stand for.
 
@@ -172,26 +154,28 @@ def _fit(
     _check_names(columns, renamed or {})
     if row_format is None:
         refuse_preferences(columns, renamed or {})
+    nothing_asked = task is None and row_format is None
     readings = [
         (each, form)
-        for each, form in (LIKELIEST if task is None and row_format is None else (*LIKELIEST, *ONLY_IF_ASKED))
-        if task in (None, each) and row_format in (None, form)
+        for each, form in sorted(READINGS, key=lambda reading: reading[1] in reading[0].only_if_asked)
+        if task in (None, each.name) and row_format in (None, form)
+        if not (nothing_asked and form in each.only_if_asked)
     ]
     for guessed in (False, True):
         for each, form in readings:
             names = renamed or _other_names(columns, form, optional_only=not guessed)
             if _fits(columns, each, form, names):
-                return FormatMatch(each, form, names)
+                return FormatMatch(each.name, form, names)
     if not readings:
         assert task is not None
         assert row_format is not None
-        check_format(row_format, task)
+        check_format(row_format, TASKS[task])
     raise _fit_nothing(columns, readings)
 
 
 def _fits(columns: Collection[str], task: Task, row_format: RowFormat, names: Mapping[str, str]) -> bool:
     try:
-        return detect_format(columns, names, task) == row_format
+        return detect_format(columns, task, names) == row_format
     except DataError:
         return False
 
@@ -206,11 +190,11 @@ def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
 
 
 def _fit_nothing(columns: Collection[str], readings: Sequence[tuple[Task, RowFormat]]) -> DataError:
-    is_known = len({task for task, _ in readings}) == 1
+    is_known = len({task.name for task, _ in readings}) == 1
     usual: RowFormat = "prompt_completion"
     form = next((form for _, form in readings if is_known and len(OURS[form]) > 1), usual)
     example = ",".join(f"{ours}=THEIRS" for ours in OURS[form][:2])
-    needs = [f"{' and '.join(OURS[form][:2])} ({task}, {form})" for task, form in readings]
+    needs = [f"{' and '.join(OURS[form][:2])} ({task.name}, {form})" for task, form in readings]
     return DataError(
         f"the columns are {', '.join(columns)}, and none of them is known to loraft by such a name",
         remedy=f"Say which are which, as in --columns {example}. Ours are {'; '.join(needs)}.",
@@ -266,7 +250,7 @@ def _languages(read: RowsRead, fit: FormatMatch) -> tuple[str, ...]:
 
 
 def _run_together(read: RowsRead, fit: FormatMatch) -> int:
-    if (fit.task, fit.format) != ("causal_lm", "prompt_completion"):
+    if fit.format != "prompt_completion" or not TASKS[fit.task].joins_prompts:
         return 0
     names = [fit.columns.get(name, name) for name in OURS[fit.format]]
     borders = ([row.values.get(name) for name in names] for row in read.rows)
@@ -284,15 +268,7 @@ def _records(read: RowsRead, fit: FormatMatch, languages: Sequence[str]) -> tupl
     problems: list[Problem] = []
     for row in read.rows:
         try:
-            records.append(to_record(row, fit.format, fit.columns, fit.task, LanguagePair(*languages[:2])))
+            records.append(TASKS[fit.task].record(row, fit.format, fit.columns, LanguagePair(*languages[:2])))
         except DataError as error:
             problems += error.problems
     return records, problems
-
-
-def _labels(records: Sequence[Record]) -> Mapping[str, int]:
-    names = labels_of(records)
-    counted = Counter(
-        class_number(record.label, names) for record in records if isinstance(record, ClassificationRecord)
-    )
-    return {name: counted[number] for number, name in enumerate(names)}

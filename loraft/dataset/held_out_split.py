@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from loraft.errors import DataError
-from loraft.tokenization.examples import Example, LabelledExample
+from loraft.tasks.task import Task
+from loraft.tokenization.examples import Example
 
 __all__ = ["digest_of_draw", "held_out_rows"]
 
@@ -17,7 +18,7 @@ EVAL_STREAM = 0x5EED
 """Keeps the draw of the held-out rows apart from the order of epochs, which has the same seed."""
 
 
-def held_out_rows(examples: Sequence[Example], share: float, seed: int) -> frozenset[str]:
+def held_out_rows(examples: Sequence[Example], task: Task, share: float, seed: int) -> frozenset[str]:
     """The places of the rows to hold out.
 
     Rows of the same input are on one side, pieces of one row too. Of each class the same share is held out, at least
@@ -25,6 +26,7 @@ def held_out_rows(examples: Sequence[Example], share: float, seed: int) -> froze
 
     Args:
         examples: All rows.
+        task: What is learned from them.
         share: The share of rows to hold out.
         seed: Draws them.
 
@@ -35,8 +37,8 @@ def held_out_rows(examples: Sequence[Example], share: float, seed: int) -> froze
     classes: dict[str, int] = {}
     for example in examples:
         inputs.setdefault(example.where, []).extend([*example.input_ids, -1])
-        if isinstance(example, LabelledExample):
-            classes[example.where] = example.labels[0]
+        if (number := task.class_number(example)) is not None:
+            classes[example.where] = number
     rows = sorted(inputs)
     random = np.random.Generator(np.random.PCG64([seed, EVAL_STREAM]))
     groups: dict[bytes, list[str]] = {}

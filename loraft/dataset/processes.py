@@ -20,7 +20,7 @@ from queue import SimpleQueue
 
 from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, tokenize_rows
 from loraft.rows.formats import Record
-from loraft.tasks.task import RowRenderer
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = ["processes_for", "serve", "tokenized"]
 

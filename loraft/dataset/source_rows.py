@@ -7,24 +7,29 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig, Task
+from loraft.config.schema import DataSection, DataSource, RowFormat, RunConfig
 from loraft.dataset.processes import processes_for, tokenized
 from loraft.dataset.statistics import Finding, SourceCounts
 from loraft.dataset.tokenize_rows import TokenizedRow, length_policy
 from loraft.errors import DataError, InvalidInputError, Problem
-from loraft.rows.formats import LanguagePair, Record, check_format, detect_format, to_record, unread_columns
+from loraft.rows.formats import LanguagePair, Record, unread_columns
 from loraft.rows.raw_rows import RowsRead, read_rows
-from loraft.tasks.task import DatasetFacts, RowRenderer
+from loraft.tasks import TASKS
+from loraft.tasks.row_format import check_format, detect_format
+from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
+from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
 
 __all__ = [
+    "ReadSources",
     "SourceRows",
     "expand_sources",
     "findings_of",
     "format_of",
     "from_cache",
+    "read_source",
+    "read_sources",
     "shortened",
-    "sources_read",
     "to_cache",
     "tokenize_source",
     "with_defaults",
@@ -101,14 +106,36 @@ def from_cache(
     return sources[: len(given)], sources[len(given) :], learned
 
 
-def sources_read(
+@dataclass
+class ReadSources:
+    """The sources of a run as records.
+
+    Attributes:
+        train: Those to train on.
+        held_out: Those to evaluate on; none where a share of the rows is held out.
+        problems: What must not be: whole sources that cannot be read, and bad rows where these are errors.
+    """
+
+    train: list[SourceRows]
+    held_out: list[SourceRows]
+    problems: list[Problem]
+
+
+def read_sources(config: RunConfig, most: int | None = None) -> ReadSources:
+    """Read every source, of those to train on the first `most` rows."""
+    given, given_held = expand_sources(config.data)
+    problems: list[Problem] = []
+    train = _read_all(given, config, problems, most)
+    return ReadSources(train, _read_all(given_held, config, problems), problems)
+
+
+def _read_all(
     sources: Sequence[DataSource], config: RunConfig, problems: list[Problem], most: int | None = None
 ) -> list[SourceRows]:
-    """Every source as records; what is wrong with whole sources, or with rows that may not be bad, joins `problems`."""
     found = []
     for given in sources:
         try:
-            source = _source(given, config, most)
+            source = read_source(given, config, None if most is None else read_rows(given, most))
         except InvalidInputError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
@@ -144,16 +171,27 @@ def expand_sources(data: DataSection) -> tuple[list[DataSource], list[DataSource
     return train, evaluation
 
 
-def _source(given: DataSource, config: RunConfig, most: int | None) -> SourceRows:
-    read = read_rows(given) if most is None else read_rows(given, most)
-    row_format = format_of(read, given, config.task)
+def read_source(given: DataSource, config: RunConfig, read: RowsRead | None = None) -> SourceRows:
+    """A source as records.
+
+    Args:
+        given: The source, `with_defaults`.
+        config: The run's.
+        read: Its rows, where they were read already.
+
+    Raises:
+        DataError: What is wrong with the source as a whole, or with all of its rows.
+    """
+    read = read or read_rows(given)
+    task = TASKS[config.task]
+    row_format = format_of(read, given, task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
     unread = unread_columns(read.columns, row_format, given.columns)
     source = SourceRows(given, counts, problems=list(read.problems), unread=unread)
     languages = LanguagePair(config.data.source_lang, config.data.target_lang)
     for row in read.rows:
         try:
-            source.records.append(to_record(row, row_format, given.columns, config.task, languages))
+            source.records.append(task.record(row, row_format, given.columns, languages))
             source.places.append(row.where)
         except DataError as error:
             if error.problems[0].where is None:  # it is the config's fault, and every row would say so
@@ -174,7 +212,7 @@ def format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
     try:
         row_format = given.format
         if row_format == "auto":
-            row_format = detect_format(read.columns, given.columns, task)
+            row_format = detect_format(read.columns, task, given.columns)
         check_format(row_format, task)
     except DataError as error:
         if not read.rows:

@@ -13,11 +13,22 @@ import numpy as np
 
 from loraft.config.schema import RowFormat
 from loraft.grammar import counted
-from loraft.tokenization.examples import Example, LabelledExample, PairExample
+from loraft.tasks.task import Task
+from loraft.tokenization.examples import Example
 
 __all__ = [
-    "ClassCount", "DataReport", "Finding", "Lengths", "Repetition", "SourceCounts", "classes_of", "contradictions",
-    "findings", "lengths_of", "repetitions", "unknown_tokens",
+    "ClassCount",
+    "DataReport",
+    "Finding",
+    "Lengths",
+    "Repetition",
+    "SourceCounts",
+    "contradictions",
+    "count_classes",
+    "findings",
+    "lengths_of",
+    "repetitions",
+    "unknown_tokens",
 ]  # fmt: skip
 
 UNKNOWN_SHARE = 0.01
@@ -197,8 +208,10 @@ def lengths_of(lengths: Sequence[int]) -> Lengths:
     return Lengths(*(int(value) for value in quantiles))
 
 
-def classes_of(labels: Sequence[str], train: Sequence[Example], evaluation: Sequence[Example]) -> list[ClassCount]:
-    """The rows of each of `labels`, which examples number."""
+def count_classes(labels: Sequence[str], train: Sequence[Example], evaluation: Sequence[Example]) -> list[ClassCount]:
+    """The rows of each of `labels`, which examples number; none where there are no labels."""
+    if not labels:
+        return []
     trained, held = (Counter(example.labels[0] for example in part) for part in (train, evaluation))
     return [
         ClassCount(label, trained[number], trained[number] / len(train), held[number])
@@ -209,7 +222,7 @@ def classes_of(labels: Sequence[str], train: Sequence[Example], evaluation: Sequ
 def unknown_tokens(examples: Sequence[Example], unknown: int) -> int:
     """How many tokens of `examples` are the one for text that the tokenizer does not know."""
     read = sum(example.input_ids.count(unknown) for example in examples)
-    return read + sum(example.labels.count(unknown) for example in examples if isinstance(example, PairExample))
+    return read + sum(example.labels.count(unknown) for example in examples if example.target_tokens)
 
 
 def findings(report: DataReport) -> Iterator[str]:
@@ -268,12 +281,12 @@ def repetitions(train: Sequence[Example], evaluation: Sequence[Example]) -> tupl
     return [Repetition(*pair) for pair in repeated.items()], [Repetition(*pair) for pair in seen.items()]
 
 
-def contradictions(examples: Sequence[Example]) -> list[Repetition]:
+def contradictions(examples: Sequence[Example], task: Task) -> list[Repetition]:
     """Rows with the text of an earlier one and another class."""
-    first: dict[bytes, LabelledExample] = {}
+    first: dict[bytes, Example] = {}
     found = []
     for example in examples:
-        if isinstance(example, LabelledExample):
+        if task.class_number(example) is not None:
             known = first.setdefault(array("q", example.input_ids).tobytes(), example)
             if known.labels != example.labels:
                 found.append(Repetition(example.where, known.where))

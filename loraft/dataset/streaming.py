@@ -21,11 +21,12 @@ from loraft.config.schema import DataSource, RowFormat, RunConfig
 from loraft.dataset.sampler import StepBatches
 from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
 from loraft.errors import DataError
-from loraft.rows.formats import LanguagePair, Record, to_record
+from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import count_rows, raw_rows
 from loraft.rows.readers import RawRow, Row
-from loraft.tasks.task import RowRenderer
+from loraft.tasks import TASKS
 from loraft.tokenization.examples import Example
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = ["RowStream", "StreamCounts", "StreamedSource", "StreamingSampler", "streamed"]
 
@@ -136,7 +137,7 @@ class RowStream:
         data = self.config.data
         languages = LanguagePair(data.source_lang, data.target_lang)
         try:
-            return to_record(row, source.format, source.given.columns, self.config.task, languages)
+            return TASKS[self.config.task].record(row, source.format, source.given.columns, languages)
         except DataError as error:
             return TokenizedRow(problems=error.problems)
 

@@ -24,17 +24,16 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from loraft.tokenization.examples import Example, LabelledExample, PairExample
+from loraft.tokenization.examples import Example
 
 __all__ = ["KEPT", "TokenCache"]
 
-KEPT = "rows-1"
+KEPT = "rows-2"
 """The folder of kept rows in the cache; the number changes when what an entry holds does."""
 MOST_DAYS = 30
 MOST_BYTES = 10_000_000_000
 """Entries are removed when they were not used for so many days, and the longest unused where all have more bytes."""
 ARRAYS, FACTS, MANIFEST = "rows.safetensors", "facts.json", "manifest.json"
-KINDS: Mapping[str, type[Example]] = {"text": Example, "pair": PairExample, "labelled": LabelledExample}
 
 
 class TokenCache:
@@ -56,7 +55,7 @@ class TokenCache:
         try:
             _verify(self._folder)
             facts = json.loads((self._folder / FACTS).read_text(encoding="utf-8"))
-            examples = _examples(load_file(self._folder / ARRAYS), facts["kind"], facts["places"])
+            examples = _examples(load_file(self._folder / ARRAYS), facts["places"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             self.notes.append(f"the rows kept in {self._folder.name[:12]} are damaged ({error}): they are made anew")
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -66,9 +65,8 @@ class TokenCache:
         return examples, facts["facts"]
 
     def keep(self, examples: Sequence[Example], facts: Mapping[str, Any]) -> None:
-        """Keep examples, which are all of one kind, and facts that JSON holds."""
-        kind = next((name for name, of in KINDS.items() if examples and type(examples[0]) is of), "text")
-        described = {"kind": kind, "places": [example.where for example in examples], "facts": facts}
+        """Keep examples, and facts that JSON holds."""
+        described = {"places": [example.where for example in examples], "facts": facts}
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             with FileLock(self._root / ".lock"):
@@ -99,10 +97,13 @@ class TokenCache:
 
 
 def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
-    """Columns: `[tokens]` and, for each, `[examples]` where an example ends in it."""
-    types = [e.token_type_ids or [] if isinstance(e, LabelledExample) else [] for e in examples]
+    """Columns: `[tokens]` and, for each, `[examples]` where an example ends in it; counts are `[examples]`."""
+    types = [example.token_type_ids or [] for example in examples]
     columns = {"ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples], "types": types}
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "trained": np.array([example.trained for example in examples], np.int64),
+        "tokens": np.array([example.tokens for example in examples], np.int64),
+    }
     for name, rows in columns.items():
         flat = array("i")
         for row in rows:
@@ -112,12 +113,14 @@ def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
-def _examples(arrays: Mapping[str, np.ndarray[Any, Any]], kind: str, places: Sequence[str]) -> list[Example]:
+def _examples(arrays: Mapping[str, np.ndarray[Any, Any]], places: Sequence[str]) -> list[Example]:
     ids, labels, types = (_rows(arrays[name], arrays[f"{name}_ends"]) for name in ("ids", "labels", "types"))
-    each = zip(ids, labels, types, places, strict=True)
-    if kind == "labelled":
-        return [LabelledExample(i, label, where, token_types or None) for i, label, token_types, where in each]
-    return [KINDS[kind](i, label, where) for i, label, _, where in each]
+    counts = (arrays[name].tolist() for name in ("trained", "tokens"))
+    each = zip(ids, labels, places, *counts, types, strict=True)
+    return [
+        Example(i, label, where, trained, tokens, segments or None)
+        for i, label, where, trained, tokens, segments in each
+    ]
 
 
 def _rows(flat: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> Iterable[list[int]]:

@@ -9,9 +9,9 @@ from typing import Any
 from loraft.config.schema import DataSection, DataSource
 from loraft.errors import DataError, Problem
 from loraft.rows.formats import Record
-from loraft.tasks.task import RowRenderer
-from loraft.tokenization.examples import Example, PairExample
+from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import ManyTokensError
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = ["LengthPolicy", "Read", "TokenizedRow", "length_policy", "tokenize_rows"]
 
@@ -161,7 +161,7 @@ def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Read]], wante
         if exceeds is None:
             pieces.append(example)
             continue
-        too_long = too_long or Problem(exceeds, where=example.where, remedy=_remedy(example))
+        too_long = too_long or Problem(exceeds, where=example.where, remedy=_remedy(renderer))
         if wanted.done in ("truncate", "split"):
             pieces += renderer.cut(read.text, example, wanted.limits, wanted.done)
     trained = tuple(piece for piece in pieces if piece.trained)
@@ -169,7 +169,7 @@ def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Read]], wante
     return TokenizedRow(
         examples=trained,
         lengths=tuple(len(example.input_ids) for example, _ in parts),
-        target_lengths=tuple(len(example.labels) for example, _ in parts if isinstance(example, PairExample)),
+        target_lengths=tuple(len(example.labels) for example, _ in parts if example.target_tokens),
         in_part=any(read.in_part for _, read in parts),
         too_long=too_long,
         untrained=bool(pieces) and not trained,
@@ -177,6 +177,6 @@ def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Read]], wante
     )
 
 
-def _remedy(example: Example) -> str:
-    ways = "drop, truncate or split" if type(example) is Example else "drop or truncate"
+def _remedy(renderer: RowRenderer) -> str:
+    ways = "drop or truncate" if renderer.reads_source else "drop, truncate or split"
     return f"raise it, or write data.on_overlength: {ways}"

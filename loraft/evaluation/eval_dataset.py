@@ -6,31 +6,29 @@ by the same function, with the template of what is evaluated; and what a row say
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.adapters.metadata import SourceFormat
-from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig, Task
+from loraft.config.schema import DEFAULT_TASK, DataSection, DataSource, ModelSection, RunConfig
 from loraft.dataset.build import prepare
-from loraft.dataset.source_rows import shortened, with_defaults
+from loraft.dataset.source_rows import ReadSources, SourceRows, expand_sources, read_source, read_sources, shortened
 from loraft.errors import DataError, Problem
-from loraft.evaluation.references import Reference, references_of
 from loraft.evaluation.source_run import PastRun
-from loraft.rows.formats import FORMATS, Message, has_columns
+from loraft.rows.formats import has_columns
 from loraft.rows.raw_rows import read_rows
-from loraft.tasks.causal_lm import Renderer
-from loraft.tasks.task import RowRenderer
-from loraft.tokenization.examples import IGNORED, Example, PairExample
+from loraft.tasks import TASKS
+from loraft.tasks.task import Reference, SourceFormat, Task
+from loraft.tokenization.examples import Example
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = [
     "EvalExample",
     "EvalPurpose",
     "EvalSource",
     "EvaluatedRows",
-    "prompt_ids",
-    "read_source",
+    "read_eval_source",
     "rows_of",
     "unasked_as_trained",
 ]  # fmt: skip
@@ -42,8 +40,6 @@ OPTIONS = {
 }  # fmt: skip
 """What a key of a config is called on the command line of those who evaluate."""
 MEND = "Mend the row, or leave it out."
-PEEKED = 100
-"""Rows whose columns are looked at before the run's names are taken for theirs."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +47,12 @@ class EvalPurpose:
     """What is evaluated is for this.
 
     Attributes:
-        task: As a config says it.
+        task: The task.
         sources: How sources were rendered that it was trained with, in the languages that are asked for.
         labels: The classes that it tells apart; none where it writes text.
     """
 
-    task: Task = "causal_lm"
+    task: Task = field(default_factory=lambda: TASKS[DEFAULT_TASK])
     sources: SourceFormat = field(default_factory=SourceFormat)
     labels: tuple[str, ...] = ()
 
@@ -71,6 +67,7 @@ class EvalSource:
 
     Attributes:
         config: A config whose training rows, or whose held-out ones, they are.
+        read: Its sources as records.
         held_out: They are its held-out ones.
         called: What they are, in a few words.
         questions: What the rows that have a right answer ask, by their places.
@@ -79,6 +76,7 @@ class EvalSource:
     """
 
     config: RunConfig
+    read: ReadSources
     held_out: bool
     called: str
     questions: Mapping[str, Reference]
@@ -104,17 +102,24 @@ class EvaluatedRows:
     """The rows of an evaluation.
 
     Attributes:
-        items: They.
+        items: The examples.
+        task: What is evaluated was trained for it.
         renderer: What made their tokens.
         notes: What a person should know, a sentence each.
     """
 
     items: Sequence[EvalExample]
+    task: Task
     renderer: RowRenderer
     notes: tuple[str, ...]
 
+    def prompt_ids(self, item: EvalExample) -> list[int]:
+        """The tokens that an answer to a row follows: those that its loss was not of, up to its answer."""
+        assert item.question is not None, "a row without a right answer asks nothing"
+        return self.task.prompt_ids(item.example, item.question, self.renderer)
 
-def read_source(
+
+def read_eval_source(
     run: PastRun | None, base: str, data: DataSource | None, purpose: EvalPurpose = GENERATES
 ) -> EvalSource:
     """Read the rows and what they ask; nothing is tokenized yet.
@@ -144,25 +149,45 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
         if run.config.data.eval is None:
             message = "there are no rows to evaluate on: the run held none out (data.eval is null)"
             raise DataError(message, where=KEY, remedy="Name a file of rows.")
-        notes = [*run.about_held_out()]
-        config, called = _as_trained(run.config, purpose), "the run's held-out rows"
-        sources = config.data.train if isinstance(config.data.eval, float) else config.data.eval or ()
-        skips = config.data.on_bad_row == "skip"
+        notes, called = [*run.about_held_out()], "the run's held-out rows"
+        config = _as_trained(run.config, purpose)
+        read = read_sources(config)
+        sources = read.train if isinstance(config.data.eval, float) else read.held_out
+        bad = read.problems
     else:
-        notes = [*run.about_rows(data)] if run is not None else []
-        config = _config_for(run.config if run is not None else None, base, data, purpose)
-        sources, skips, called = config.data.train, False, data.path
-    questions: dict[str, Reference] = {}
-    problems: list[Problem] = []
-    for source in sources:
-        found, wrong = references_of(with_defaults(source, config.data), config)
-        questions |= found
-        problems += [] if skips else wrong
+        notes, called = [*run.about_rows(data)] if run is not None else [], data.path
+        rows = read_rows(data)
+        config = _config_for(run.config if run is not None else None, base, data, rows.columns, purpose)
+        (given,), _ = expand_sources(config.data)
+        sources = [read_source(given, config, rows)]
+        read = ReadSources(sources, [], [])
+        bad = sources[0].problems
+    questions, unanswered = _references(sources, config)
+    problems = [*bad, *([] if config.data.on_bad_row == "skip" else unanswered)]
     if problems:
         raise DataError.several(shortened(problems, remedy=None))
-    if config.task == "seq_cls" and config.training.class_weights is not None:
+    if config.training.class_weights is not None and purpose.labels:
         notes.append("the run weighted its classes in training (training.class_weights): here each row counts the same")
-    return EvalSource(config, data is None, called, questions, tuple(notes), run)
+    return EvalSource(config, read, data is None, called, questions, tuple(notes), run)
+
+
+def _references(sources: Sequence[SourceRows], config: RunConfig) -> tuple[dict[str, Reference], list[Problem]]:
+    """What the rows of sources ask, by their places, and what is wrong with those whose class is none of the labels."""
+    task, problems = TASKS[config.task], []
+    found: dict[str, Reference] = {}
+    for source in sources:
+        for record, place in zip(source.records, source.places, strict=True):
+            try:
+                reference = task.reference(record, config.data.labels)
+            except DataError as error:
+                columns = source.given.columns
+                problems += [
+                    replace(each, where=place, key=columns.get(each.key or "", each.key)) for each in error.problems
+                ]
+                continue
+            if reference is not None:
+                found[place] = reference
+    return found, problems
 
 
 def rows_of(
@@ -183,7 +208,7 @@ def rows_of(
     if positions is not None and not source.held_out:
         data = data.model_copy(update={"max_length": min(data.max_length, positions)})
     try:
-        prepared = prepare(source.config.model_copy(update={"data": data}), tokenizer)
+        prepared = prepare(source.config.model_copy(update={"data": data}), tokenizer, read=source.read)
     except DataError as error:
         if source.held_out:
             raise
@@ -199,22 +224,9 @@ def rows_of(
     told = prepared.report.notes
     if not source.held_out:  # they were prepared as if they were to be learned
         told = tuple(note.replace("training row", "row") for note in told)
-    return EvaluatedRows(items, prepared.renderer, (*source.notes, *prepared.renderer.notes, *told))
-
-
-def prompt_ids(item: EvalExample, renderer: RowRenderer) -> list[int]:
-    """The tokens that an answer to a row follows: those that its loss was not of, up to its answer."""
-    assert item.question is not None, "a row without a right answer asks nothing"
-    if isinstance(item.example, PairExample):
-        return item.example.input_ids
-    asked = item.question.asked
-    if not isinstance(asked, str):
-        return renderer.prompt_ids(asked)
-    labels = item.example.labels
-    start = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
-    if start == 0 and isinstance(renderer, Renderer):  # every token is trained
-        return replace(renderer, plain=True).prompt_ids([Message("user", asked)])
-    return item.example.input_ids[:start]
+    return EvaluatedRows(
+        items, TASKS[source.config.task], prepared.renderer, (*source.notes, *prepared.renderer.notes, *told)
+    )
 
 
 def unasked_as_trained(rows: EvaluatedRows, system_prompt: str | None) -> Iterator[str]:
@@ -228,26 +240,27 @@ def unasked_as_trained(rows: EvaluatedRows, system_prompt: str | None) -> Iterat
         )
 
 
-def _config_for(run: RunConfig | None, base: str, data: DataSource, purpose: EvalPurpose) -> RunConfig:
+def _config_for(
+    run: RunConfig | None, base: str, data: DataSource, columns: Collection[str], purpose: EvalPurpose
+) -> RunConfig:
     """A config that trains on the rows of `data` and holds none out; how they are read is as the run has it."""
     section = DataSection(train=(data,), eval=None, source_prefix=purpose.sources.prefix)
     if run is None:
-        run = RunConfig(task=purpose.task, model=ModelSection(name_or_path=base), data=section)
+        run = RunConfig(task=purpose.task.name, model=ModelSection(name_or_path=base), data=section)
     kept = {
         "train": section.train, "eval": None, "on_bad_row": "error", "split": None, "name": None, "streaming": False,
-        **_own_names(data, run),
+        **_own_names(data, columns, run),
     }  # fmt: skip
     return _as_trained(run.model_copy(update={"data": run.data.model_copy(update=kept)}), purpose)
 
 
-def _own_names(data: DataSource, run: RunConfig) -> dict[str, object]:
+def _own_names(data: DataSource, there: Collection[str], run: RunConfig) -> dict[str, object]:
     """Takes back the run's columns and format where the file has no such columns: its own names tell then."""
     names = data.columns or run.data.columns
     row_format = run.data.format if data.format == "auto" else data.format
     if not names and row_format == "auto":
         return {}
-    there = read_rows(data, PEEKED).columns
-    formats = FORMATS[run.task] if row_format == "auto" else (row_format,)
+    formats = TASKS[run.task].formats if row_format == "auto" else (row_format,)
     fits = any(has_columns(there, each, names) for each in formats)
     return {} if fits else {"columns": {}, "format": "auto"}
 

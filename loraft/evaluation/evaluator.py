@@ -15,17 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
+from loraft.config.schema import TaskName
 from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.accumulators import RowTally, loss_sums
 from loraft.evaluation.bootstrap import PairedDifference, paired_differences
-from loraft.evaluation.eval_dataset import EvalExample, EvaluatedRows, prompt_ids
+from loraft.evaluation.eval_dataset import EvalExample, EvaluatedRows
 from loraft.evaluation.eval_rows_file import RowsFile, open_rows_file
 from loraft.evaluation.evaluation_result import Confusion, Evaluation, Figure
 from loraft.evaluation.label_metrics import LabelTally
-from loraft.evaluation.text_metrics import TEXT_METRICS
+from loraft.evaluation.text_metrics import METRICS
 from loraft.events import Observer, Progress
 from loraft.io.memory_errors import memory_errors
-from loraft.tokenization.examples import Example, LabelledExample
+from loraft.tokenization.examples import Example
 
 __all__ = ["Answer", "EvalModel", "RowScore", "evaluate"]
 
@@ -82,7 +83,7 @@ class _Tallies:
     def __init__(self, names: Sequence[str], labels: Sequence[str], *, keep: bool) -> None:
         self.losses = loss_sums(keep=keep, of_text=not labels)
         self.classes = LabelTally(labels, keep=keep) if labels else None
-        makers = () if labels else dict.fromkeys(TEXT_METRICS[name] for name in names)
+        makers = () if labels else dict.fromkeys(METRICS[name] for name in names)
         self.texts = [RowTally(maker(), keep=keep) for maker in makers]
         self.names = names
         self.cut = 0
@@ -110,7 +111,7 @@ def evaluate(
     subject: EvalModel,
     baseline: EvalModel | None,
     *,
-    task: str,
+    task: TaskName,
     data: str,
     metrics: Sequence[str],
     labels: Sequence[str] = (),
@@ -200,7 +201,7 @@ def _measure(
             raise NonFiniteError(message, where=window[place].example.where, remedy=remedy)
     asking = [place for place, item in enumerate(window) if item.question is not None] if answered else []
     if asking and subject.answers is not None:
-        prompts = [prompt_ids(window[place], rows.renderer) for place in asking]
+        prompts = [rows.prompt_ids(window[place]) for place in asking]
         for place, answer in zip(asking, subject.answers(prompts), strict=True):
             found[place] = replace(found[place], answer=answer)
     return [found[place] for place in range(len(window))]
@@ -215,7 +216,7 @@ def _line(item: EvalExample, reading: RowScore, of_base: RowScore | None = None)
         "reference": question.reference if question is not None else None,
         **_said(reading, tokens),
     }
-    if not isinstance(item.example, LabelledExample):  # a class is one decision
+    if reading.answer is None or reading.answer.probabilities is None:  # a class is one decision
         row["tokens"] = tokens
     return row if of_base is None else row | {"baseline": _said(of_base, tokens)}
 

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from loraft.evaluation.accumulators import Counts, Figures
 
-__all__ = ["LABEL_METRICS", "LabelTally"]
+__all__ = ["LabelTally"]
 
 Margin = NDArray[np.float64]
 """A number for each label: `[label]`."""
-LABEL_METRICS = ("accuracy", "macro_f1", "mcc")
 
 
 class LabelTally:

@@ -13,11 +13,9 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from loraft.adapters.classes import classes_of
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import resolve_target
-from loraft.adapters.task import task_of
-from loraft.dataset.sampler import BatchLayout, LabelledBatch, collate_rows
+from loraft.adapters.target_task import classes_of, task_of
 from loraft.dataset.source_rows import expand_sources
 from loraft.errors import AdapterError, ModelError
 from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, EvaluatedRows, rows_of, unasked_as_trained
@@ -30,8 +28,9 @@ from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, Session, Settings, open_session
 from loraft.models.unwrap import wrapped_model
-from loraft.tokenization.examples import Example, LabelledExample
-from loraft.training.loss import LMLoss
+from loraft.tasks import TASKS
+from loraft.tasks.batch import BatchLayout
+from loraft.tokenization.examples import Example
 
 __all__ = [
     "classifying", "generating", "learned_columns", "opened", "opened_classifier", "purpose_of", "run_of", "tell",
@@ -49,18 +48,18 @@ def purpose_of(found: ResolvedTarget, choice: ModelRequest, *, baseline: bool) -
     Raises:
         InvalidInputError: It is to classify and cannot, or what was asked for has no meaning for it.
     """
-    task = task_of(found)
-    trained = found.manner.sources
+    task = TASKS[task_of(found)]
+    trained = found.metadata.sources
     sources = replace(
         trained,
         source_lang=choice.source_lang or trained.source_lang,
         target_lang=choice.target_lang or trained.target_lang,
     )
-    labels = classes_of(found) if task == "seq_cls" else ()
-    if task == "seq_cls":
+    labels = () if task.generates else classes_of(found)
+    if not task.generates:
         refuse_no_classifier(found, labels, choice.target)
-    if task != "seq2seq_lm" and (choice.source_lang or choice.target_lang):
-        message = f"its task is {task}, and only what translates has a source and a target language"
+    if not task.translates and (choice.source_lang or choice.target_lang):
+        message = f"its task is {task.name}, and only what translates has a source and a target language"
         raise ModelError(message, where="--source-lang" if choice.source_lang else "--target-lang")
     if labels and baseline and classes_of(replace(found, adapters=())) != labels:
         raise _no_baseline(found.base)
@@ -136,14 +135,14 @@ def _subject(session: Session, name: str, settings: Settings, batch_size: int) -
     """
     voice = session.voice(name)
     dtype = session.loaded.placement.dtype
-    loss = LMLoss(wrapped_model(session.model), session.family, None if dtype == torch.float32 else dtype)
+    autocast = None if dtype == torch.float32 else dtype
+    loss = session.task.loss(wrapped_model(session.model), session.family, autocast)
     # Padding is on the right, where no real token attends to it; 0 is a token that every vocabulary has.
     layout = BatchLayout(packed=False, pad_id=0)
 
     def read(examples: Sequence[Example]) -> list[RowScore]:
         with session.speaking(voice), torch.inference_mode():
-            batch = collate_rows(examples, layout).to(session.loaded.placement.device)
-            assert not isinstance(batch, LabelledBatch), "a classifier opens no session"
+            batch = session.task.collate(examples, layout).to(session.loaded.placement.device)
             losses = loss.of_rows(batch, [example.trained for example in examples]).tolist()
         return [RowScore(each) for each in losses]
 
@@ -159,10 +158,10 @@ def _telling(classifier: Classifier, name: str, *, base: bool) -> EvalModel:
     """A classifier, or its base without the adapter, as it is evaluated."""
 
     def read(examples: Sequence[Example]) -> list[RowScore]:
-        rows = [example for example in examples if isinstance(example, LabelledExample)]
         with classifier.speaking(base=base):
-            scores = classifier.scores(rows)
-        losses = cross_entropy(scores, torch.tensor([row.labels[0] for row in rows]), reduction="none").tolist()
+            scores = classifier.scores(examples)
+        right = torch.tensor([example.labels[0] for example in examples])
+        losses = cross_entropy(scores, right, reduction="none").tolist()
         return [
             RowScore(
                 loss, Answer(classifier.labels[at], probabilities=dict(zip(classifier.labels, shares, strict=True)))

@@ -1,48 +1,23 @@
-"""Which figures belong to which task: one row of a table for each."""
+"""The metrics that are asked for, by their names."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
 from loraft.errors import DataError
-from loraft.evaluation.label_metrics import LABEL_METRICS
 from loraft.evaluation.metrics import is_valid_json
-from loraft.evaluation.text_metrics import ROUGE_NAMES, TEXT_METRICS
+from loraft.tasks import TASKS
+from loraft.tasks.task import ROUGE, Task
 
-__all__ = ["ALWAYS", "TASKS", "TaskMetrics", "chosen_metrics", "known_metrics"]
+__all__ = ["chosen_metrics", "known_metrics"]
 
 KEY = "--metrics"
-ALWAYS = ("loss", "perplexity")
-"""What every evaluation of text gives."""
-GROUPS = {"rouge": ROUGE_NAMES}
+GROUPS = {"rouge": ROUGE}
 """Several figures under one name."""
 
 
-@dataclass(frozen=True)
-class TaskMetrics:
-    """The figures of a task, besides the loss.
-
-    Attributes:
-        offered: Those that may be asked for.
-        default: Those that are given where nobody asks.
-        where_json: Those that are given besides where every reference is a JSON object or list.
-    """
-
-    offered: tuple[str, ...]
-    default: tuple[str, ...]
-    where_json: tuple[str, ...] = ()
-
-
-TASKS: Mapping[str, TaskMetrics] = {
-    "causal_lm": TaskMetrics(tuple(TEXT_METRICS), ("exact_match",), ("valid_json",)),
-    "seq2seq_lm": TaskMetrics(tuple(TEXT_METRICS), ("bleu", "chrf", *ROUGE_NAMES, "exact_match")),
-    "seq_cls": TaskMetrics(LABEL_METRICS, LABEL_METRICS),
-}
-
-
-def known_metrics(names: Sequence[str], task: str | None = None) -> tuple[str, ...]:
+def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, ...]:
     """The figures that are meant, each once, groups taken apart.
 
     Args:
@@ -52,13 +27,13 @@ def known_metrics(names: Sequence[str], task: str | None = None) -> tuple[str, .
     Raises:
         DataError: A name is none that any task knows; the nearest one is named.
     """
-    every = tuple(dict.fromkeys([*ALWAYS, *(name for task in TASKS.values() for name in task.offered), *GROUPS]))
+    every = tuple(dict.fromkeys([*(name for task in TASKS.values() for name in _names(task)), *GROUPS]))
     by_lower_case = {name.lower(): name for name in every}
     found: list[str] = []
     for given in names:
         name = by_lower_case.get(given.strip().lower().replace("-", "_"))
         if name is None:
-            offered = every if task is None else (*_always(task), *TASKS[task].offered)
+            offered = every if task is None else _names(task)
             nearest = _nearest(given.strip(), offered)
             remedy = f"{f'Did you mean {nearest}? ' if nearest else ''}The metrics are {', '.join(offered)}."
             raise DataError(f"there is no metric {given.strip()!r}", where=KEY, remedy=remedy)
@@ -72,28 +47,28 @@ def _nearest(given: str, offered: Sequence[str]) -> str | None:
     return next(iter(begin or difflib.get_close_matches(given.lower(), offered, n=1)), None)
 
 
-def chosen_metrics(asked: Sequence[str] | None, task: str, references: Collection[str]) -> tuple[str, ...]:
+def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collection[str]) -> tuple[str, ...]:
     """The figures that are computed besides the loss.
 
     Args:
         asked: Those that were asked for, as `known_metrics` gives them; None leaves it to the task.
-        task: As a config says it.
+        task: What is evaluated was trained for it.
         references: The right answers of the rows that have one.
 
     Raises:
         DataError: One that was asked for is not of this task, or has nothing to compare answers with.
     """
-    offered, always = TASKS[task], _always(task)
+    metrics = task.metrics
     if asked is None:
         if not references:
             return ()
-        all_json = bool(offered.where_json) and all(map(_is_json_structure, references))
-        return offered.default + (offered.where_json if all_json else ())
-    wanted = tuple(name for name in asked if name not in always)
-    if unfit := [name for name in wanted if name not in offered.offered]:
-        others = [other for other, metrics in TASKS.items() if unfit[0] in (*metrics.offered, *_always(other))]
-        message = f"{unfit[0]} measures {' and '.join(others)}, and this is {task}"
-        raise DataError(message, where=KEY, remedy=f"There are {', '.join((*always, *offered.offered))}.")
+        all_json = bool(metrics.where_json) and all(map(_is_json_structure, references))
+        return metrics.default + (metrics.where_json if all_json else ())
+    wanted = tuple(name for name in asked if name not in metrics.always)
+    if unfit := [name for name in wanted if name not in metrics.offered]:
+        others = [other.name for other in TASKS.values() if unfit[0] in _names(other)]
+        message = f"{unfit[0]} measures {' and '.join(others)}, and this is {task.name}"
+        raise DataError(message, where=KEY, remedy=f"There are {', '.join(_names(task))}.")
     if wanted and not references:
         message = f"{wanted[0]} compares answers with references, and no row has one"
         remedy = "Plain text has only a loss; rows of messages or of prompt and completion have references."
@@ -101,9 +76,9 @@ def chosen_metrics(asked: Sequence[str] | None, task: str, references: Collectio
     return wanted
 
 
-def _always(task: str) -> tuple[str, ...]:
-    """What every evaluation of a task gives: a class has no perplexity."""
-    return tuple(name for name in ALWAYS if task != "seq_cls" or name != "perplexity")
+def _names(task: Task) -> tuple[str, ...]:
+    """Every metric of a task."""
+    return (*task.metrics.always, *task.metrics.offered)
 
 
 def _is_json_structure(text: str) -> bool:

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from loraft.evaluation.accumulators import Figures, RowMetric
 from loraft.evaluation.metrics import is_exact_match, is_valid_json
+from loraft.tasks.task import ROUGE
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
-__all__ = ["ROUGE_NAMES", "TEXT_METRICS", "bleu", "chrf", "exact_match", "rouge", "valid_json"]
-
-ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
+__all__ = ["METRICS", "bleu", "chrf", "exact_match", "rouge", "valid_json"]
 
 
 def exact_match() -> RowMetric:
@@ -66,25 +65,25 @@ def rouge() -> RowMetric:
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
-    scorer = RougeScorer(ROUGE_NAMES, tokenizer=DefaultTokenizer(use_stemmer=False))
+    scorer = RougeScorer(ROUGE, tokenizer=DefaultTokenizer(use_stemmer=False))
 
     def numbers(prediction: str, reference: str) -> Sequence[float]:
         scores = scorer.score(reference, prediction)
-        return [*(scores[name].fmeasure for name in ROUGE_NAMES), 1]
+        return [*(scores[name].fmeasure for name in ROUGE), 1]
 
     def figures(sums: NDArray[np.float64]) -> Figures:
-        return {name: float(total / sums[-1]) for name, total in zip(ROUGE_NAMES, sums, strict=False)}
+        return {name: float(total / sums[-1]) for name, total in zip(ROUGE, sums, strict=False)}
 
     signature = f"measure:f1|stemmer:no|script:a-z0-9|version:{version('rouge-score')}"
-    return RowMetric(ROUGE_NAMES, 4, numbers, figures, signature)
+    return RowMetric(ROUGE, 4, numbers, figures, signature)
 
 
-TEXT_METRICS: Mapping[str, Callable[[], RowMetric]] = {
+METRICS: Mapping[str, Callable[[], RowMetric]] = {
     "exact_match": exact_match,
     "valid_json": valid_json,
     "bleu": bleu,
     "chrf": chrf,
-    **dict.fromkeys(ROUGE_NAMES, rouge),
+    **dict.fromkeys(ROUGE, rouge),
 }
 """Each figure by its name, and what gives it."""
 

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from loraft.adapters.active import acting
-from loraft.adapters.classes import classes_of
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, resolve_target
 from loraft.adapters.save_adapter import load_adapters
+from loraft.adapters.target_task import classes_of
 from loraft.config.schema import DtypeName, QuantizationSection
-from loraft.dataset.sampler import collate_labelled
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.class_logits import class_logits
 from loraft.models.device import select_device
 from loraft.models.hf_config import context_of, load_any_config
 from loraft.models.load_model import LoadedModel, load_model
-from loraft.models.registry import TRAINED_FOR
-from loraft.tasks.seq_cls import LabelRenderer
-from loraft.tokenization.examples import LabelledExample
+from loraft.models.registry import CLASSIFIERS
+from loraft.tasks.batch import BatchLayout, collate_labelled
+from loraft.tokenization.classification_rows import ClassificationRenderer
+from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import ManyTokensError
 
 __all__ = ["Classifier", "TextTokens", "open_classifier", "refuse_no_classifier"]
@@ -61,7 +61,7 @@ class Classifier:
 
     loaded: LoadedModel
     model: nn.Module
-    renderer: LabelRenderer
+    renderer: ClassificationRenderer
     adapter: Path | None
     name: str | None
     quantization: QuantizationSection | None
@@ -109,15 +109,16 @@ class Classifier:
 
     def logits(self, texts: Sequence[TextTokens]) -> Tensor:
         """The scores of the classes, float32 and on the CPU: `[texts, classes]`."""
-        return self.scores([LabelledExample(text.ids, [0], "", text.types) for text in texts])
+        return self.scores([Example.of_class(text.ids, 0, "", text.types) for text in texts])
 
-    def scores(self, rows: Sequence[LabelledExample]) -> Tensor:
+    def scores(self, rows: Sequence[Example]) -> Tensor:
         """The scores of the classes for rows of tokens, whatever their labels are; as `logits` gives them."""
         placement, tokenizer = self.loaded.placement, self.loaded.tokenizer
         pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-        batch = collate_labelled(rows, pad_id).to(placement.device)
+        batch = collate_labelled(rows, BatchLayout(packed=False, pad_id=pad_id)).to(placement.device)
         mixed = placement.dtype != torch.float32
         with torch.inference_mode(), torch.autocast(placement.device, dtype=placement.dtype, enabled=mixed):
+            assert batch.attention_mask is not None, "collate_labelled tells what is padding"
             read = batch.input_ids, batch.attention_mask, batch.token_type_ids
             return class_logits(self.loaded.model, self.loaded.family, *read).float().cpu()
 
@@ -166,7 +167,7 @@ def open_classifier(
     if dtype is not None:
         section = section.model_copy(update={"dtype": dtype})
     quantization = found.quantization if quantize is None else quantize
-    families = TRAINED_FOR["seq_cls"]
+    families = CLASSIFIERS
     with base_named_by(found):
         labels = classes_of(found)
         refuse_no_classifier(found, labels, target)
@@ -179,7 +180,9 @@ def open_classifier(
     elif loaded.new_modules:
         lacks = " and ".join(loaded.new_modules)
         raise ModelError(f"its files lack {lacks}, and random numbers would answer", where=section.name_or_path)
-    renderer = LabelRenderer(loaded.tokenizer, labels, special_tokens_in_text=found.manner.special_tokens_in_text)
+    renderer = ClassificationRenderer(
+        loaded.tokenizer, labels, special_tokens_in_text=found.metadata.special_tokens_in_text
+    )
     name = found.adapters[0].name if found.adapters else None
     return Classifier(loaded, model, renderer, found.adapter, name, quantization, notes)
 
@@ -199,9 +202,9 @@ def refuse_no_classifier(found: ResolvedTarget, labels: Sequence[str], target: s
     if labels:
         _refuse_no_choice(found, labels, called)
         return
-    if found.adapters and found.manner.task is not None:
+    if found.adapters and found.metadata.task is not None:
         raise ModelError(
-            f"{called} was trained for {found.manner.task}: it writes text, and tells no classes",
+            f"{called} was trained for {found.metadata.task}: it writes text, and tells no classes",
             where="TARGET",
             remedy=f"Let it answer: loraft generate {called} --prompt TEXT",
         )

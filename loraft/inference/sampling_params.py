@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -89,6 +89,12 @@ class SamplingParams:
         elif asked.get("num_beams", 1) > 1 and "temperature" not in asked:
             asked["temperature"] = 0.0
         return replace(own, **asked)
+
+    def beginning_with(self, tokens: Mapping[str, int | None]) -> SamplingParams:
+        """The same for answers that begin with these tokens, which are named as in transformers' generation config."""
+        if not tokens:
+            return self
+        return replace(self, start=tokens["decoder_start_token_id"], first=tokens.get("forced_bos_token_id"))
 
     @property
     def greedy(self) -> bool:

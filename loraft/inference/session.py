@@ -12,13 +12,12 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from loraft.adapters.active import acting
-from loraft.adapters.beginning import Beginning, beginning
-from loraft.adapters.classes import classes_of
 from loraft.adapters.merge_in_memory import merged
-from loraft.adapters.metadata import AdapterTarget, ResolvedTarget, TrainingMetadata
+from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, resolve_target
 from loraft.adapters.save_adapter import load_adapters
-from loraft.config.schema import QuantizationSection
+from loraft.adapters.target_task import classes_of
+from loraft.config.schema import TASK_OF_GROUP, QuantizationSection
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError
 from loraft.inference.completion import stop_texts_of
 from loraft.inference.generation_config import own_defaults, saved_defaults
@@ -30,8 +29,9 @@ from loraft.models.hf_config import check_dtype, load_config
 from loraft.models.load_model import LoadedModel, load_model, load_tokenizer
 from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 from loraft.rows.formats import Message
-from loraft.tasks.causal_lm import Renderer
-from loraft.tasks.seq2seq_lm import PairRenderer
+from loraft.tasks import TASKS
+from loraft.tasks.task import Task, TrainingMetadata
+from loraft.tokenization.row_renderer import RowRenderer
 
 __all__ = ["BASE", "OPTIONS", "Session", "Settings", "Speaker", "open_session", "source_language"]
 
@@ -64,20 +64,20 @@ class Speaker:
         tokenizer: The one that it was trained with.
         renderer: Makes prompts as they were in training.
         defaults: What was saved beside it, or what the base has; None where neither says anything.
-        beginning: The rules by which an answer begins in the target's language; none where there is none.
+        first_tokens: The rules by which an answer begins in the target's language; none where there is none.
     """
 
     name: str
     folder: Path
     tokenizer: PreTrainedTokenizerBase
-    renderer: Renderer | PairRenderer
+    renderer: RowRenderer
     defaults: GenerationConfig | None
-    beginning: Beginning = field(default_factory=Beginning)
+    first_tokens: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def reads_prompt(self) -> bool:
         """Whether the model reads the prompt with an encoder, as plain text, to its end."""
-        return isinstance(self.renderer, PairRenderer)
+        return self.renderer.reads_source
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ class Speaker:
         if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
             raise ConfigError(f"must be from 0 to {LARGEST_SEED:,}, not {options.seed}", key="seed")
         return Settings(
-            rules=replace(SamplingParams.of(self.defaults, options), **self.beginning),
+            rules=SamplingParams.of(self.defaults, options).beginning_with(self.first_tokens),
             max_new_tokens=self.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
             stop_ids=self.stop_ids,
             stop_texts=stop_texts_of(self.defaults, options),
@@ -122,21 +122,10 @@ class Speaker:
         Raises:
             ModelError: Its tokenizer can end no turn, or the model reads texts and no conversations.
         """
-        if isinstance(self.renderer, PairRenderer):
-            message = "the model reads one text and writes another: it holds no conversation"
-            raise ModelError(message, where=self.name, remedy="Give it each text alone, as a prompt.")
-        if self.renderer.template is not None:
-            if not self.renderer.plain:
-                return self
-            note = "it learned plain text, and conversations are printed with a chat template that it has not learned"
-            return replace(self, renderer=replace(self.renderer, plain=False, notes=(note,)))
-        renderer = Renderer.for_tokenizer(self.tokenizer, system_prompt=self.renderer.system_prompt)
-        renderer = replace(renderer, special_tokens_in_text=self.renderer.special_tokens_in_text)
-        if renderer.template is None:
-            message = "the tokenizer has neither a chat template nor an end-of-text token: it prints no conversation"
-            raise ModelError(message, where=self.name, remedy="Give it a prompt alone.")
-        note = "the tokenizer has no chat template: conversations are printed as chatml, which the model may not know"
-        return replace(self, renderer=replace(renderer, notes=(note,)))
+        try:
+            return replace(self, renderer=self.renderer.conversing())
+        except ModelError as error:
+            raise ModelError.several(replace(each, where=self.name) for each in error.problems) from None
 
     def conversation(self, prompt: str, system: str | None = None) -> list[Message]:
         """The messages that a prompt stands for: the system prompt that is given, or that of training, before it."""
@@ -175,6 +164,11 @@ class Session:
     quantization: QuantizationSection | None
     notes: tuple[str, ...]
     merged: bool = False
+
+    @property
+    def task(self) -> Task:
+        """What a model of its kind is for."""
+        return TASKS[TASK_OF_GROUP[self.family.group]]
 
     @property
     def family(self) -> ModelSpec:
@@ -228,7 +222,7 @@ def open_session(choice: ModelRequest) -> Session:
     stored = _storage_notes(found.adapters, quantization)
     rendering = next(iter(voices.values())).notes
     notes = (*found.notes, *loaded.notes, *stored, *(adapted.notes if adapted else ()), *rendering)
-    if (choice.source_lang or choice.target_lang) and not any(voice.beginning for voice in voices.values()):
+    if (choice.source_lang or choice.target_lang) and not any(voice.first_tokens for voice in voices.values()):
         notes += ("the tokenizer has no codes of languages: their names are those of the rows alone",)
     if choice.merge and adapted is not None:
         del voices[BASE]
@@ -245,7 +239,7 @@ def source_language(choice: ModelRequest) -> str | None:
         InvalidInputError: The target cannot be found.
     """
     found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
-    return choice.source_lang or found.manner.sources.source_lang
+    return choice.source_lang or found.metadata.sources.source_lang
 
 
 def _refuse_classifier(found: ResolvedTarget, choice: ModelRequest) -> None:
@@ -276,43 +270,37 @@ def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) ->
     section = found.model_section
     tokenizers = {section.tokenizer: loaded.tokenizer}
 
-    def voice(name: str, folder: Path, tokenizer: str | None, manner: TrainingMetadata) -> Speaker:
+    def voice(name: str, folder: Path, tokenizer: str | None, metadata: TrainingMetadata) -> Speaker:
         if tokenizer not in tokenizers:
             tokenizers[tokenizer] = load_tokenizer(section.model_copy(update={"tokenizer": tokenizer}), FAMILIES)
         own = tokenizers[tokenizer]
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
-        if loaded.family.kind == "decoder":
-            renderer = Renderer.for_tokenizer(own, system_prompt=manner.system_prompt, conversations=False)
-            renderer = replace(renderer, special_tokens_in_text=manner.special_tokens_in_text)
-            if manner.plain and renderer.template is not None:
-                note = "it learned plain text: a prompt is given as it is, without the chat template"
-                renderer = replace(renderer, plain=True, notes=(note,))
-            return Speaker(name, folder, own, renderer, defaults)
-        pairs = _pair_renderer(own, manner, choice)
-        begins = beginning(loaded.model, pairs) if pairs.knows_languages else Beginning()
-        return Speaker(name, folder, own, pairs, defaults or own_defaults(loaded.model, loaded.folder), begins)
+        task = TASKS[TASK_OF_GROUP[loaded.family.group]]
+        renderer = _renderer(task, own, metadata, choice)
+        defaults = defaults or (own_defaults(loaded.model, loaded.folder) if renderer.reads_source else None)
+        return Speaker(name, folder, own, renderer, defaults, task.tokens_of_language(loaded.model, renderer))
 
-    voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.manner) for each in found.adapters}
+    voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.metadata) for each in found.adapters}
     # The base beside adapters is asked as the first of them: a prefix names the task, and a language the answer's.
-    base = replace(found.own, sources=found.manner.sources)
+    base = replace(found.own, sources=found.metadata.sources)
     return {**voices, BASE: voice(BASE, loaded.folder, None, base)}
 
 
-def _pair_renderer(tokenizer: PreTrainedTokenizerBase, manner: TrainingMetadata, choice: ModelRequest) -> PairRenderer:
-    """Makes sources as they were in training, in the languages that are asked for.
+def _renderer(
+    task: Task, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata, choice: ModelRequest
+) -> RowRenderer:
+    """Makes prompts as they were in training, in the languages that are asked for.
 
     Raises:
         DataError: The tokenizer needs to know languages, and nobody says which.
     """
-    sources = manner.sources
+    sources = replace(
+        metadata.sources,
+        source_lang=choice.source_lang or metadata.sources.source_lang,
+        target_lang=choice.target_lang or metadata.sources.target_lang,
+    )
     try:
-        return PairRenderer.for_tokenizer(
-            tokenizer,
-            prefix=sources.prefix,
-            source_lang=choice.source_lang or sources.source_lang,
-            target_lang=choice.target_lang or sources.target_lang,
-            special_tokens_in_text=manner.special_tokens_in_text,
-        )
+        return task.renderer_as_trained(tokenizer, replace(metadata, sources=sources))
     except DataError as error:
         raise DataError.several([replace(each, key=OPTIONS.get(each.key or "")) for each in error.problems]) from error
 

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.adapters.linear_modules import depths
-from loraft.inspection.encodings import PositionEncoding
 from loraft.inspection.miniature import miniature
 from loraft.inspection.norms import Norms, norms_in
 from loraft.inspection.parameter_groups import numbers_by_part
-from loraft.inspection.positions import position_encoding
+from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage
 from loraft.models.load_model import linear_modules, parameter_count
 from loraft.models.module_names import matches
@@ -169,8 +168,7 @@ def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> A
         storage: How its tensors are stored.
     """
     config = model.config.get_text_config()
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    positions = position_encoding(model.config, family.stacks, depths(model, family), shapes, storage.tensor)
+    positions = position_encoding(model, family.stacks, storage.tensor)
     tables = frozenset(table.name for table in positions.tables)
     dtypes = numbers_by_part(model, family, tables, storage.dtype_of)
     whole: Counter[str] = sum((Counter(count) for count in dtypes.values()), Counter())

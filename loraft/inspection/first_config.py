@@ -14,25 +14,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraft.config.schema import Method, RowFormat, Task
-from loraft.config.starter import MODELS, Start, starter, starter_config
+from loraft.config.schema import DEFAULT_TASK, TASK_OF_GROUP, Method, RowFormat, TaskName
 from loraft.dataset.build import prepare
 from loraft.dataset.detect_format import DatasetProfile, profile_dataset
 from loraft.dataset.statistics import DataReport
 from loraft.errors import ConfigError, DataError, ModelError
+from loraft.inspection.starter import Start, starter, starter_config
 from loraft.models.formats.builtin import BUILTINS
 from loraft.models.load_model import load_tokenizer
-from loraft.models.registry import FAMILIES, TASK_OF_KIND, TRAINED_FOR
+from loraft.models.registry import FAMILIES
 from loraft.models.sources import at_hand
+from loraft.tasks import TASKS
 
 __all__ = ["Started", "check_place", "profile_for_start", "start", "task_of_model"]
 
-EXAMPLES: Mapping[Task, tuple[str, RowFormat]] = {
-    "causal_lm": ("builtin:tickets", "messages"),
-    "seq2seq_lm": ("data/train.jsonl", "translation"),
-    "seq_cls": ("data/train.jsonl", "classification"),
-}
-"""Rows where nobody named any."""
 T5 = re.compile(r"(?<![a-z])t5", re.IGNORECASE)
 """T5 in the name of a model, and neither mT5 nor ByT5."""
 NO_LIMIT = 2**31 - 1
@@ -56,7 +51,7 @@ class Started:
     """
 
     config: str
-    task: Task
+    task: TaskName
     method: Method
     model: str
     train: str
@@ -90,7 +85,10 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
 
 
 def profile_for_start(
-    data: str | None, task: Task | None, columns: Mapping[str, str] | None = None, row_format: RowFormat | None = None
+    data: str | None,
+    task: TaskName | None,
+    columns: Mapping[str, str] | None = None,
+    row_format: RowFormat | None = None,
 ) -> DatasetProfile | None:
     """What the rows hold; None where none are named.
 
@@ -100,16 +98,16 @@ def profile_for_start(
     return None if data is None else profile_dataset(data, task=task, columns=columns, row_format=row_format)
 
 
-def task_of_model(model: str | None) -> Task | None:
+def task_of_model(model: str | None) -> TaskName | None:
     """What a model on this machine is for; None where it is elsewhere, or of a kind that is not known."""
     family = FAMILIES.get(str(_architecture(model).get("model_type")))
-    return None if family is None else TASK_OF_KIND[family.kind]
+    return None if family is None else TASK_OF_GROUP[family.group]
 
 
 def start(
     path: Path,
     *,
-    task: Task | None = None,
+    task: TaskName | None = None,
     method: Method = "lora",
     model: str | None = None,
     data: str | None = None,
@@ -136,8 +134,8 @@ def start(
     check_place(path, data, overwrite=overwrite)
     task = task or task_of_model(model)
     found = profile_for_start(data, task, columns, row_format)
-    task = task or (found.fit.task if found else "causal_lm")
-    model = model or MODELS[task]
+    task = task or (found.fit.task if found else DEFAULT_TASK)
+    model = model or TASKS[task].starter_model
     _check_model(model, task)
     chosen = _counted(_chosen(task, method, model, found))
     _write(path, starter(chosen, path))
@@ -146,11 +144,11 @@ def start(
     )
 
 
-def _chosen(task: Task, method: Method, model: str, found: DatasetProfile | None) -> Start:
+def _chosen(task: TaskName, method: Method, model: str, found: DatasetProfile | None) -> Start:
     positions = _architecture(model).get("max_position_embeddings")
     most = positions if isinstance(positions, int) and positions > 1 else None
     if found is None:
-        train, row_format = EXAMPLES[task]
+        train, row_format = TASKS[task].starter_rows
         return Start(task, method, model, train, row_format, positions=most)
     return Start(
         task, method, model, found.path, found.fit.format, found.fit.columns, found.rows, found.longest_tokens, most,
@@ -168,7 +166,7 @@ def _counted(chosen: Start) -> Start:
         return chosen
     config = starter_config(replace(chosen, longest_tokens=None))
     try:
-        tokenizer = load_tokenizer(config.model, TRAINED_FOR[chosen.task])
+        tokenizer = load_tokenizer(config.model, TASKS[chosen.task].families)
     except ModelError:  # `check` says what is wrong with it
         return chosen
 
@@ -199,15 +197,15 @@ def _is_prefixed(model: str) -> bool:
     return T5.search(model) is not None if family is None else family.prefixed
 
 
-def _check_model(model: str, task: Task) -> None:
+def _check_model(model: str, task: TaskName) -> None:
     name = _architecture(model).get("model_type")
-    if isinstance(name, str) and name in FAMILIES and name not in TRAINED_FOR[task]:
-        other = TASK_OF_KIND[FAMILIES[name].kind]
+    if isinstance(name, str) and name in FAMILIES and name not in TASKS[task].families:
+        other = TASK_OF_GROUP[FAMILIES[name].group]
         raise ConfigError(
             f"is of type {name}, which is not trained for task {task}",
             where=model,
             key="--model",
-            remedy=f"Write --task {other}, or name another model, such as {MODELS[task]}.",
+            remedy=f"Write --task {other}, or name another model, such as {TASKS[task].starter_model}.",
         )
 
 

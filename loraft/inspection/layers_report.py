@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from loraft.adapters.classes import classes_of
 from loraft.adapters.lora_factors import AdapterReader, open_adapter
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import resolve_to_look
+from loraft.adapters.target_task import classes_of
 from loraft.config.schema import LoraSection
 from loraft.errors import ModelError
 from loraft.inspection.adapter_deltas import AdapterUpdates, Likeness, adapter_updates, likeness

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,8 @@ class Norms:
     queries_and_keys: bool
 
 
-@dataclass(eq=False)
-class _Call:
+class _Call(NamedTuple):
     module: nn.Module
-    name: str
     given: Tensor
     gave: Tensor
 
@@ -57,44 +55,39 @@ def norms_in(model: nn.Module, layers: Sequence[nn.Module], inputs: dict[str, Te
         layers: A stack of it.
         inputs: What the model is called with.
     """
-    calls = _calls(model, layers, inputs)
-    first, last = calls[id(layers[0])], calls[id(layers[-1])]
-    whole, ended = first[-1], last[-1]
-    inside = [call for call in first[:-1] if _is_norm(call.module)]
-    own = [call for call in inside if INSIDE_ATTENTION.search(call.name)]
-    around = [call for call in inside if call not in own]
+    calls = _calls(model, (layers[0], layers[-1]), inputs)
+    first, last = (next(call for call in calls if call.module is layer) for layer in (layers[0], layers[-1]))
+    names = {module: name for name, module in layers[0].named_modules()}
+    norms = [call for call in calls if _is_norm(call.module)]
+    inside = [call for call in norms if call.module in names]
+    around = [call for call in inside if not INSIDE_ATTENTION.search(names[call.module])]
     if not around:
         return None
-    final = any(_is_norm(call.module) and _same(call.given, ended.gave) for call in calls[id(model)])
-    branches = [call.gave for call in first[:-1] if isinstance(call.module, nn.Linear | Conv1D)]
-    return Norms(_kind(around[0].module), _place(around, whole, branches), final, bool(own))
+    within = {module for layer in layers for module in layer.modules()}
+    final = any(_same(norm.given, last.gave) for norm in norms if norm.module not in within)
+    branches = [call.gave for call in calls if call.module in names and isinstance(call.module, nn.Linear | Conv1D)]
+    return Norms(_kind(around[0].module), _place(around, first, branches), final, len(inside) > len(around))
 
 
 def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and not list(module.children())
 
 
-def _calls(model: nn.Module, layers: Sequence[nn.Module], inputs: dict[str, Tensor]) -> dict[int, list[_Call]]:
-    """What was called in the first layer, in the last and outside of all, in order; a layer itself comes last."""
-    ends = {id(layer): layer for layer in (layers[0], layers[-1])}
-    calls: dict[int, list[_Call]] = {id(model): [], **{key: [] for key in ends}}
-    owners = {id(module): (key, name) for key, layer in ends.items() for name, module in layer.named_modules()}
+def _calls(model: nn.Module, ends: Sequence[nn.Module], inputs: dict[str, Tensor]) -> list[_Call]:
+    """What norms, linear modules and the layers at both ends were given and gave, in order."""
+    calls: list[_Call] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        owner, name = owners.get(id(module), (id(model), ""))
         given = args[0] if args else kwargs.get("hidden_states")
-        gave = out[0] if isinstance(out, tuple) else out
+        gave = out[0] if isinstance(out, tuple | list) else out
         if isinstance(given, Tensor) and isinstance(gave, Tensor):
-            calls[owner].append(_Call(module, name, given, gave))
+            calls.append(_Call(module, given, gave))
 
-    heard = (m for m in model.modules() if _is_norm(m) or isinstance(m, nn.Linear | Conv1D) or id(m) in ends)
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in heard]
-    try:
-        with torch.no_grad():
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for module in model.modules():
+        if _is_norm(module) or isinstance(module, nn.Linear | Conv1D) or module in ends:
+            module.register_forward_hook(hook, with_kwargs=True)
+    with torch.no_grad():
+        model(**inputs)
     return calls
 
 
@@ -103,11 +96,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _kind(norm: nn.Module) -> str:
-    weight = next(norm.parameters(), None)
-    width = weight.shape[-1] if weight is not None else 64
-    x = 10 * torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(
-        weight.dtype if weight is not None else torch.float32
-    )
+    weight = next(norm.parameters(), torch.zeros(64))
+    x = 10 * torch.randn(3, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
     with torch.no_grad():
         plain, moved, doubled = norm(x), norm(x + 100), norm(2 * x)
     if torch.allclose(plain, moved, atol=1e-3, rtol=1e-3):

@@ -1,98 +1,341 @@
-"""How a model tells positions apart, found by experiment and not from its name.
+"""How a model tells positions apart, found by an experiment on a small copy and not from its name.
 
-A small copy of the model reads the same token at every position, and every layer of it the same vector. Then:
+The copy reads one token at every position, and every layer of it one vector. What then differs between positions
+before the first layer was added there; queries and keys that differ inside attention are turned, and scores that differ
+have something added. The config gives only the numbers of rotary positions: theta and scaling.
 
-- What comes into the first layer differs between positions: something is added there, once (`added`).
-- Queries and keys differ between positions, or their scores do: it happens inside attention (`within`).
+Sources: Vaswani et al. 2017, section 3.5 (https://arxiv.org/abs/1706.03762); T5, section 2.1
+(https://arxiv.org/abs/1910.10683); RoFormer (https://arxiv.org/abs/2104.09864); ALiBi
+(https://arxiv.org/abs/2108.12409).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraft.inspection.added import added_before, without_tables
-from loraft.inspection.encodings import PositionEncoding, encoding
 from loraft.inspection.miniature import miniature
-from loraft.inspection.watching import Run, differs, watched
-from loraft.inspection.within import acting_inside, seen_inside
 
-__all__ = ["position_encoding"]
+__all__ = ["PositionEncoding", "PositionTable", "position_encoding"]
 
 LENGTHS = (11, 13)
-"""Tokens that each stack reads: primes, which are no size of a copy."""
+"""Tokens that each stack reads: primes, which are no size of a copy. Different ones keep a decoder's attention to
+itself apart from that to the encoder."""
+TOLERANCE = 1e-6
+"""Relative. A copy in float64 computes what does not depend on positions alike to 1e-7, where a norm or a softmax is in
+float32."""
+HIDDEN = -1e4
+"""Scores below this are masked."""
+UNKNOWN = "not found out"
+ALIKE = "inside attention, queries and keys of one vector are alike, and their scores differ with the position"
+LINE = "by the same amount from one position to the next, each head by its own: a line, not learned"
+
+PositionKind = Literal["learned", "sinusoidal", "rotary", "relative_bias", "alibi", "none", "unknown"]
+Place = tuple[str, int]
+"""A layer: its stack and its index in it."""
+Told = tuple[list[str], dict[str, Any]]
+"""Evidence, and what else there is to say."""
 
 
-def _no_values(_: str) -> None:
-    """Of a model without weights."""
+@dataclass(frozen=True)
+class PositionTable:
+    """A table that is looked up by position or by distance.
+
+    Attributes:
+        name: The parameter.
+        shape: Its sizes in the model itself.
+        offset: The row of position 0.
+        stack: Whose positions it tells.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    stack: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionEncoding:
+    """How a model tells positions apart.
+
+    Attributes:
+        kind: The way that was found.
+        applied: Where it acts.
+        layers: The layers inside which it acts, by stack; empty where it acts before them.
+        theta: Rotary: the base of the wavelengths as the config has it, by kind of layer where they differ.
+        scaling: Rotary: how wavelengths are stretched, as the config has it; None where they are not.
+        turned_share: Rotary: the part of each head that is turned.
+        limit: The most positions that a table has rows for; None where nothing ends.
+        tables: The tables that hold it.
+        evidence: What was seen, a sentence each.
+    """
+
+    kind: PositionKind
+    applied: str
+    layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    theta: float | Mapping[str, float] | None = None
+    scaling: Mapping[str, Any] | None = None
+    turned_share: float | None = None
+    limit: int | None = None
+    tables: tuple[PositionTable, ...] = ()
+    evidence: tuple[str, ...]
 
 
 def position_encoding(
-    config: PreTrainedConfig,
-    stacks: Mapping[str, str],
-    depths: Mapping[str, int],
-    shapes: Mapping[str, tuple[int, ...]],
-    values: Callable[[str], Tensor | None] = _no_values,
+    model: PreTrainedModel, stacks: Mapping[str, str], values: Callable[[str], Tensor | None] = lambda _: None
 ) -> PositionEncoding:
-    """Find out how the model of `config` tells positions apart.
+    """Find out how a model tells positions apart.
 
     Args:
-        config: The model's config.
+        model: The model; its weights are not looked at, and may be on the meta device.
         stacks: The path of each list of layers.
-        depths: How many layers the model itself has in each.
-        shapes: The model's parameters and their sizes.
         values: The model's own tensor of a name, where it is at hand: tables that say nothing are found by it.
     """
     try:
-        model, run, emptied = _tried(config, stacks)
+        run = _Experiment(model, stacks)
+        try:
+            run.read(torch.float64)
+        except (RuntimeError, TypeError):  # some compute a mask or a norm in float32 and cannot go on in float64
+            run.read(torch.float32)
     except Exception as error:  # whatever a model that is not in the table raises on a copy of other sizes
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return encoding("unknown", [f"a small copy of the model cannot be run: {reason}"], {}, "")
-    if not any(seen.query is not None or seen.scores is not None for seen in run.attention.values()):
-        return encoding("unknown", ["no attention of tokens to one another was seen in a small copy"], {}, "")
-    inside = {place: seen_inside(seen) for place, seen in run.attention.items()}
-    copied = {stack: len(list(model.get_submodule(path).children())) for stack, path in stacks.items()}
-    acting: dict[str, tuple[int, ...]] = {}
-    for stack in stacks:
-        indices = tuple(index for (owner, index), found in inside.items() if owner == stack and found.kind != "none")
-        # A copy has fewer layers only where none of them has settings of its own.
-        acting[stack] = tuple(range(depths[stack])) if len(indices) == copied[stack] else indices
-    sizes = {id(weight): (name, shapes.get(name, tuple(weight.shape))) for name, weight in _weights(model)}
-    added = [stack for stack in stacks if differs(run.entered[stack])]
-    first = next((found for found in inside.values() if found.kind != "none"), None)
-    if first is not None:
-        return _unless_alike(acting_inside(first, config, run, acting, depths, sizes, before=bool(added)), values)
-    if added:
-        return _unless_alike(added_before(run, emptied, added, sizes), values)
-    evidence = f"one token repeated {LENGTHS[0]} times: nothing differs between positions, before the layers or in them"
-    return encoding("none", [evidence], {}, "")
-
-
-def _tried(config: PreTrainedConfig, stacks: Mapping[str, str]) -> tuple[nn.Module, Run, Run | None]:
-    """A copy, what it did, and what it did without the tables that it looked up by position."""
-    model = miniature(config)
-    lengths = dict(zip(stacks, LENGTHS, strict=False))
-    layers = {stack: list(model.get_submodule(path).children()) for stack, path in stacks.items()}
-    try:
-        run = watched(model.double(), layers, lengths)
-    except (RuntimeError, TypeError):  # some compute a mask or a norm in float32 and cannot go on in float64
-        run = watched(model.float(), layers, lengths)  # type: ignore[no-untyped-call]
-    with without_tables(run) as there_are_some:
-        return model, run, watched(model, layers, lengths) if there_are_some else None
-
-
-def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _unless_alike(found: PositionEncoding, values: Callable[[str], Tensor | None]) -> PositionEncoding:
-    """What was found, unless the rows of all its tables are the same in the model itself."""
+        return _nothing("unknown", f"a small copy of the model cannot be run: {reason}")
+    if not any("query" in seen or "scores" in seen for seen in run.attention.values()):
+        return _nothing("unknown", "no attention of tokens to one another was seen in a small copy")
+    acting = {place: kind for place, seen in run.attention.items() if (kind := _kind_inside(seen)) != "none"}
+    added = [stack for stack in stacks if _differs(run.entered[stack])]
+    if not acting and not added:
+        repeated = f"one token repeated {LENGTHS[0]} times"
+        return _nothing("none", f"{repeated}: nothing differs between positions, before the layers or in them")
+    found = _inside(run, acting, before=bool(added)) if acting else _before(run, added)
     tensors = [values(table.name) for table in found.tables]
     if not tensors or not all(tensor is not None and bool((tensor == tensor[:1]).all()) for tensor in tensors):
         return found
     names = " and ".join(table.name for table in found.tables)
-    sentence = f"but in this model all rows of {names} are the same, so that positions are not told"
-    return replace(encoding("none", [*found.evidence, sentence], {}, ""), tables=found.tables)
+    alike = f"but in this model all rows of {names} are the same, so that positions are not told"
+    return _nothing("none", *found.evidence, alike, tables=found.tables)
+
+
+def _nothing(kind: PositionKind, *evidence: str, **facts: Any) -> PositionEncoding:
+    return PositionEncoding(kind=kind, applied="nowhere" if kind == "none" else UNKNOWN, evidence=evidence, **facts)
+
+
+class _Experiment(TorchFunctionMode):
+    """A small copy of a model that reads one token at every position, and what it computes meanwhile.
+
+    What is watched are calls of torch and not names of modules. Queries, keys, values `[…, time, head_size]` and scores
+    `[…, time, time]` are those of a layer's attention to its own sequence.
+    """
+
+    def __init__(self, model: PreTrainedModel, stacks: Mapping[str, str]) -> None:
+        super().__init__()
+        self.model, self.copy = model, miniature(model.config)
+        self.lengths = dict(zip(stacks, LENGTHS, strict=False))
+        self.depths = {stack: len(list(model.get_submodule(path).children())) for stack, path in stacks.items()}
+        self.copied = {stack: len(list(self.copy.get_submodule(path).children())) for stack, path in stacks.items()}
+        for stack, path in stacks.items():
+            for index, layer in enumerate(self.copy.get_submodule(path).children()):
+                layer.register_forward_pre_hook(partial(self._enter, (stack, index)), with_kwargs=True)
+                layer.register_forward_hook(self._leave)
+
+    def read(self, dtype: torch.dtype) -> None:
+        """Run the copy once, and forget what was seen before."""
+        self.place: Place | None = None
+        self.entered: dict[str, Tensor] = {}
+        self.attention: dict[Place, dict[str, Tensor]] = {}
+        self.by_position: list[tuple[nn.Parameter, Tensor]] = []  # tables before the layers, and the rows taken
+        self.by_distance: list[tuple[nn.Parameter, Place | None]] = []
+        ids = {stack: torch.full((1, length), 5) for stack, length in self.lengths.items()}
+        inputs = {"input_ids": next(iter(ids.values()))}
+        if len(ids) > 1:
+            inputs["decoder_input_ids"] = ids["decoder"]
+        with torch.no_grad(), self:
+            self.copy.to(dtype)(**inputs)  # type: ignore[arg-type]
+
+    def table(self, weight: nn.Parameter, stack: str, offset: int = 0) -> PositionTable:
+        """A table of the copy, as the model itself has it."""
+        name = next(name for name, each in self.copy.named_parameters() if each is weight)
+        return PositionTable(name, tuple(self.model.get_parameter(name).shape), offset, stack)
+
+    def _enter(self, place: Place, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.place = place
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        self.entered.setdefault(place[0], hidden[0])
+        same = hidden[:, :1].expand_as(hidden).clone()
+        return ((same, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": same})
+
+    def _leave(self, *_: Any) -> None:
+        self.place = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name == "embedding" and isinstance(args[1], nn.Parameter):
+            self._look_up(args[1], args[0])
+        elif self.place is not None and name in ("matmul", "__matmul__", "bmm", "baddbmm", "softmax"):
+            tensors = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+            self._attend(self.attention.setdefault(self.place, {}), self.lengths[self.place[0]], *tensors[-2:])
+        return out
+
+    def _look_up(self, weight: nn.Parameter, rows: Tensor) -> None:
+        differ = bool((rows != rows.flatten()[:1]).any())
+        square = rows.dim() > 1 and rows.shape[-1] == rows.shape[-2]
+        if differ and square and torch.equal(rows[..., 1:, 1:], rows[..., :-1, :-1]):
+            self.by_distance.append((weight, self.place))
+        elif differ and self.place is None:
+            self.by_position.append((weight, rows))
+
+    def _attend(self, seen: dict[str, Tensor], time: int, left: Tensor, right: Tensor | None = None) -> None:
+        """Queries by keys give `[time, time]`; weights `[time, time]` by values give `[time, head_size]`."""
+        if right is None:
+            if left.shape[-2:] == (time, time):
+                seen.setdefault("scores", left)
+        elif left.shape[-2:] == (time, time):
+            seen |= {"value": right} if right.shape[-2] == time else {}
+        elif left.shape[-2] == time == right.shape[-1] and "query" not in seen:
+            seen |= {"query": left, "key": right.mT}
+
+
+def _differs(rows: Tensor, tolerance: float = TOLERANCE) -> bool:
+    """Whether the rows `[…, time, size]` differ between positions."""
+    return bool((rows - rows[..., :1, :]).abs().max() > tolerance * rows.abs().max().clamp_min(1e-12))
+
+
+def _kind_inside(seen: Mapping[str, Tensor]) -> PositionKind:
+    """What positions did in a layer that read one vector at all of them."""
+    pair = [seen[name] for name in ("query", "key") if name in seen]
+    if any(_differs(rows) for rows in pair):
+        kept = not any(_differs(rows.norm(dim=-1, keepdim=True), 1e-3) for rows in pair)
+        return "rotary" if kept and all(_differs(rows) for rows in pair) else "unknown"
+    if "scores" not in seen:
+        return "none"
+    last = seen["scores"].flatten(0, -3)[:, -1, :, None]
+    if bool((last < HIDDEN).any()) or not _differs(last):
+        return "none"
+    is_line = last.diff(dim=1).diff(dim=1).abs().max() <= 1e-3 * (last - last[:, :1]).abs().max()
+    return "alibi" if is_line else "relative_bias"
+
+
+def _inside(run: _Experiment, acting: Mapping[Place, PositionKind], *, before: bool) -> PositionEncoding:
+    """What positions do inside attention: they turn queries and keys, or add to their scores."""
+    # A copy has fewer layers only where none of them has settings of its own: the others are as its last one.
+    layers = {
+        stack: tuple(index for index in range(depth) if (stack, min(index, run.copied[stack] - 1)) in acting)
+        for stack, depth in run.depths.items()
+    }
+    parts = [f"{len(own)} of the {run.depths[stack]} layers of the {stack}" for stack, own in layers.items() if own]
+    everywhere = all(len(own) == run.depths[stack] for stack, own in layers.items())
+    where = "every layer" if everywhere else " and ".join(parts)
+    entering = (
+        "what comes into the first layer differs between positions as well"
+        if before
+        else "one token repeated: nothing differs between positions before the first layer"
+    )
+    first, kind = next(iter(acting.items()))
+    applied = f"inside attention, {'to queries and keys' if kind == 'rotary' else 'added to the scores'}, in {where}"
+    if kind == "rotary":
+        evidence, facts = _turning(run.attention[first], run.model.config)
+    elif kind == "unknown":
+        applied, facts = UNKNOWN, {}
+        evidence = ["inside attention, queries or keys of one vector differ with the position, and not by a turn"]
+    else:
+        evidence, facts = _biases(run) if kind == "relative_bias" else ([LINE], {})
+        evidence = [ALIKE, *evidence]
+    return PositionEncoding(kind=kind, applied=applied, layers=layers, evidence=(entering, *evidence), **facts)
+
+
+def _turning(seen: Mapping[str, Tensor], config: PreTrainedConfig) -> Told:
+    """How much of each head turns, and whether by the theta of the config.
+
+    The second of h pairs turns by θ^(-1/h) a position, unless wavelengths are stretched. A pair is a number of the
+    first half with its fellow of the second (Llama), or two neighbours (GPT-J).
+    """
+    theta, scaling = _rope_settings(config)
+    heads = seen["query"].flatten(0, -3)
+    moves = ((heads - heads[:, :1]).abs().amax(dim=(0, 1)) > TOLERANCE * heads.abs().max()).nonzero().flatten()
+    share, half = len(moves) / heads.shape[-1], len(moves) // 2
+    values = "" if "value" not in seen else f"; values {'differ too' if _differs(seen['value']) else 'do not differ'}"
+    evidence = [
+        "inside attention, queries and keys of one vector differ between positions and keep their length: they are "
+        f"turned ({'all' if share == 1 else f'{share:.0%}'} of each head){values}"
+    ]
+    if half > 1 and scaling is None and isinstance(theta, float):
+        turning = heads[0, :2][:, moves]
+        pairs = (torch.complex(turning[:, one], turning[:, other]) for one, other in ((1, half + 1), (2, 3)))
+        angles = (float((after / before).angle().abs()) for before, after in pairs)
+        angle = next((angle for angle in angles if abs(angle * theta ** (1 / half) - 1) < 1e-4), None)
+        if angle is not None:
+            turn = f"the second pair of a head turns by {angle:.4f} rad a position"
+            evidence.append(f"{turn}, which makes theta {theta:,g}")
+    return evidence, {"theta": theta, "scaling": scaling, "turned_share": share}
+
+
+def _rope_settings(config: PreTrainedConfig) -> tuple[float | Mapping[str, float] | None, Mapping[str, Any] | None]:
+    """Theta and scaling as the config has them; each by the kind of layer where kinds differ."""
+    settings = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {kind: each for kind, each in settings.items() if isinstance(each, dict) and "rope_theta" in each}
+    kinds = kinds or {"": settings}
+    thetas = {kind: float(each["rope_theta"]) for kind, each in kinds.items() if each.get("rope_theta")}
+    scaled = {kind: each for kind, each in kinds.items() if each.get("rope_type", "default") != "default"}
+    scaling = {kind: {key: each[key] for key in each if key != "rope_theta"} for kind, each in scaled.items()}
+    theta = thetas if len(set(thetas.values())) > 1 else next(iter(thetas.values()), None)
+    return theta, scaling.get("", scaling) or None
+
+
+def _biases(run: _Experiment) -> Told:
+    """The tables that are looked up by distance: which layers look one up, and which add it."""
+    evidence, tables = [], []
+    first = next(iter(run.depths))  # the stack of a table that is looked up before the layers
+    for stack in run.depths:
+        own = [(run.table(weight, stack), at) for weight, at in run.by_distance if (at[0] if at else first) == stack]
+        if own:
+            table, at = own[0]
+            where = f"in layer {at[1]} of the {stack} alone" if at else f"once, before the layers of the {stack}"
+            shared = f" {where}, and every layer adds it: one table that all of them share"
+            apart = f", and each layer of the {stack} has such a table of its own"
+            told = f"{table.name} ({table.shape[0]} distances × {table.shape[1]} heads) is looked up by distance"
+            evidence.append(told + (apart if len({at for _, at in own}) > 1 else shared))
+        tables += [table for table, _ in own]
+    return evidence, {"tables": tuple(tables)}
+
+
+def _before(run: _Experiment, stacks: Sequence[str]) -> PositionEncoding:
+    """What is added before the first layer: by a table, if the difference is gone once that is emptied."""
+    evidence = [
+        f"one token repeated: what comes into the first layer of {' and of '.join(f'the {stack}' for stack in stacks)} "
+        "differs between positions, and within the layers nothing else does"
+    ]
+    looks = run.by_position
+    kind: PositionKind = "sinusoidal"
+    facts: dict[str, Any] = {}
+    tables = tuple(run.table(each, stack, int(rows.min())) for (each, rows), stack in zip(looks, stacks, strict=False))
+    sines = all(_is_sines(weight[torch.unique(rows)]) for weight, rows in looks)
+    for weight, _ in looks:
+        weight.data.zero_()
+    run.read(run.entered[stacks[0]].dtype)
+    if not looks or any(_differs(run.entered[stack]) for stack in stacks):
+        evidence.append("no table of the model holds that difference: it is computed, and not learned")
+    else:
+        limit = min(table.shape[0] - table.offset for table in tables)
+        kind, facts = "sinusoidal" if sines else "learned", {"limit": limit, "tables": tables}
+        names = " and ".join(dict.fromkeys(table.name for table in tables))
+        fixed = "two rows are as far apart as their positions are, whichever they are: sines and cosines, "
+        learned = f"its rows follow no rule: they are learned, and there is none after position {limit - 1:,}"
+        evidence += [f"with {names} emptied the difference is gone", f"{fixed}which are fixed" if sines else learned]
+    return PositionEncoding(kind=kind, applied="once, added before the first layer", evidence=tuple(evidence), **facts)
+
+
+def _is_sines(rows: Tensor) -> bool:
+    """Whether the distance of two rows depends only on how many positions lie between them."""
+    distances = torch.cdist(rows.detach().double(), rows.detach().double())
+    steps = [distances.diagonal(step) for step in range(1, len(rows))]
+    return all(bool((step - step[0]).abs().max() <= 1e-3 * distances.max()) for step in steps)

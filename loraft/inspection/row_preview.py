@@ -17,16 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from loraft.config.schema import RunConfig
 from loraft.dataset.batch_plan import batch_sampler, uses_packing
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.sampler import BatchLayout, PairBatch, collate_rows
 from loraft.dataset.statistics import SourceCounts
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, DataError
 from loraft.models.hf_config import load_config
 from loraft.models.load_model import load_tokenizer
-from loraft.models.registry import TRAINED_FOR
 from loraft.models.sources import cache_folder
-from loraft.tasks.seq_cls import LabelRenderer
-from loraft.tokenization.examples import IGNORED, Example, LabelledExample, PairExample
+from loraft.tasks import TASKS
+from loraft.tasks.batch import BatchLayout
+from loraft.tasks.task import Task, TokenSpan
+from loraft.tokenization.examples import Example
 from loraft.tokenization.token_strings import Pieces
 
 __all__ = [
@@ -209,11 +209,12 @@ def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", p
     if split == "eval" and config.data.eval is None:
         remedy = "Name a file, or a share of the training rows."
         raise ConfigError("is null: nothing is evaluated", key="data.eval", remedy=remedy)
-    families = TRAINED_FOR[config.task]
+    task = TASKS[config.task]
+    families = task.families
     family = families[load_config(config.model, families).model_type]
     tokenizer = load_tokenizer(config.model, families)
     data = prepare(config, tokenizer, cache_folder())
-    sight = _Sight(tokenizer, data)
+    sight = _Sight(task, tokenizer, data)
     examples = data.eval if split == "eval" else data.train
     rows = [row for place in places for row in _at(place, config, split, data, sight)]
     if not places:
@@ -229,11 +230,11 @@ def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", p
         trained=sum(example.trained for example in examples),
         rows=tuple(rows),
         end_to_end=end_to_end,
-        batches=tuple(_batch(examples, layout) for examples in batches),
+        batches=tuple(_batch(task, examples, layout) for examples in batches),
         batches_an_epoch=an_epoch,
         sources=tuple(data.report.sources),
         special_tokens=tuple(_special_in(rows, tokenizer)),
-        classes=data.renderer.labels if isinstance(data.renderer, LabelRenderer) else (),
+        classes=data.renderer.labels,
         notes=(*data.renderer.notes, *data.report.notes),
     )
 
@@ -241,10 +242,11 @@ def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", p
 class _Sight:
     """Turns examples into what is shown of them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
         self._pieces = Pieces(tokenizer)
         self._special = _special_ids(tokenizer)
-        self._labels = data.renderer.labels if isinstance(data.renderer, LabelRenderer) else ()
+        self._task = task
+        self._labels = data.renderer.labels
 
     def rows(self, examples: Sequence[Example], count: int) -> Iterator[SeenRow]:
         """The first `count` rows, pieces of a split one told apart."""
@@ -259,35 +261,23 @@ class _Sight:
 
     def row(self, example: Example, piece: tuple[int, int] | None = None, left_out: str | None = None) -> SeenRow:
         """One example."""
-        number = example.labels[0] if isinstance(example, LabelledExample) else None
+        number = self._task.class_number(example)
         return SeenRow(
             where=example.where,
             tokens=example.tokens,
             trained=example.trained,
-            parts=tuple(self._parts(example)),
+            parts=tuple(self._part(span) for span in self._task.spans(example)),
             piece=piece,
             label=None if number is None else self._labels[number],
             class_number=number,
             left_out=left_out,
         )
 
-    def _parts(self, example: Example) -> Iterator[RowPart]:
-        ids = example.input_ids
-        if isinstance(example, PairExample):
-            yield self._part("source", ids, [False] * len(ids))
-            yield self._part("target", example.labels, [True] * len(example.labels))
-        elif isinstance(example, LabelledExample):
-            yield self._part("text", ids, [False] * len(ids), example.token_type_ids)
-        else:
-            # Nothing predicts the first token of a row, whatever its label.
-            yield self._part("text", ids, [False, *(label != IGNORED for label in example.labels[1:])])
-
-    def _part(
-        self, name: str, ids: Sequence[int], trained: Sequence[bool], segments: Sequence[int] | None = None
-    ) -> RowPart:
-        of_texts: Sequence[int | None] = segments or [None] * len(ids)
-        each = zip(ids, self._pieces.row(ids), trained, of_texts, strict=True)
-        return RowPart(name, tuple(SeenToken(i, text, on, i in self._special, of) for i, text, on, of in each))
+    def _part(self, span: TokenSpan) -> RowPart:
+        of_texts: Sequence[int | None] = span.segments or [None] * len(span.ids)
+        each = zip(span.ids, self._pieces.row(span.ids), span.trained, of_texts, strict=True)
+        tokens = tuple(SeenToken(i, text, on, i in self._special, of) for i, text, on, of in each)
+        return RowPart(span.name, tokens)
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -322,14 +312,12 @@ def _first_batches(config: RunConfig, data: PreparedData) -> tuple[list[list[Exa
     return list(islice((batch for window in windows for batch in window.batches), BATCHES)), None
 
 
-def _batch(examples: Sequence[Example], layout: BatchLayout) -> SeenBatch:
+def _batch(task: Task, examples: Sequence[Example], layout: BatchLayout) -> SeenBatch:
     """A batch as it is laid for the model."""
-    laid = collate_rows(examples, layout)
-    shapes = [_shape(laid.input_ids)] + ([_shape(laid.labels)] if isinstance(laid, PairBatch) else [])
+    laid = task.collate(examples, layout)
+    shapes = [_shape(laid.input_ids)] + ([_shape(laid.labels)] if examples[0].target_tokens else [])
     return SeenBatch(
-        rows=tuple(
-            BatchRow(e.where, len(e.input_ids), len(e.labels) if isinstance(e, PairExample) else None) for e in examples
-        ),
+        rows=tuple(BatchRow(e.where, len(e.input_ids), e.target_tokens or None) for e in examples),
         shape=shapes[0],
         target_shape=shapes[1] if len(shapes) > 1 else None,
         trained=laid.targets,

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.adapters.metadata import SourceFormat
 from loraft.dataset.build import prepare
 from loraft.errors import DataError, LoraftError
 from loraft.evaluation.source_run import past_run
 from loraft.models.sources import cache_folder
 from loraft.rows.formats import Seq2SeqRecord
 from loraft.rows.synthetic_tickets import tickets
-from loraft.tasks.seq2seq_lm import PairRenderer
+from loraft.tasks.task import SourceFormat
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 
 __all__ = ["BUILT_IN", "LONGEST", "Rows", "built_in_pairs", "built_in_rows", "rows_for"]
 
@@ -104,7 +104,7 @@ def built_in_pairs(tokenizer: PreTrainedTokenizerBase, sources: SourceFormat, lo
     A tokenizer that needs to know languages, of which nobody says any, is left in those that it begins with.
     """
     try:
-        renderer = PairRenderer.for_tokenizer(
+        renderer = Seq2SeqRenderer.for_tokenizer(
             tokenizer, prefix=sources.prefix, source_lang=sources.source_lang, target_lang=sources.target_lang
         )
     except DataError:

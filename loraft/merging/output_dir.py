@@ -132,8 +132,8 @@ def write_company(merge: Merge, folder: Path) -> None:
         {
             "base": {"name": shown(target.base), "revision": target.revision},
             "method": "merged",
-            "system_prompt": target.manner.system_prompt,
-            "plain": target.manner.plain,
+            "system_prompt": target.metadata.system_prompt,
+            "plain": target.metadata.plain,
             "task": record.get("task"),
             **{key: record[key] for key in OF_SOURCES if key in record},
             **({"labels": list(merge.labels)} if merge.labels else {}),

@@ -125,7 +125,7 @@ def _rows(merge: Merge, loaded: LoadedModel) -> Rows:
     longest = min(LONGEST, context_of(loaded.model.config, loaded.family) or LONGEST)
     if not loaded.family.generates and not merge.labels:
         return built_in_rows(loaded.tokenizer, longest)
-    sources = merge.target.manner.sources if loaded.family.kind == "encoder_decoder" else None
+    sources = merge.target.metadata.sources if loaded.family.kind == "encoder_decoder" else None
     return rows_for(merge.adapters[0].files.folder, loaded.tokenizer, sources, longest)
 
 

@@ -21,11 +21,11 @@ from transformers import PreTrainedModel
 
 from loraft.adapters.adapter_files import ADAPTER_WEIGHTS, read_adapter
 from loraft.adapters.base_copies import name_of, refuse_others
-from loraft.adapters.classes import classes_of
 from loraft.adapters.delta import Run, cast_pieces, updated_pieces
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import base_named_by
+from loraft.adapters.target_task import classes_of
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge

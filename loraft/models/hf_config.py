@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 from loraft.models.hf_logging import quietly_reading
-from loraft.models.registry import TRAINED, ModelSpec, spec_of
+from loraft.models.registry import DECODERS, ModelSpec, spec_of
 from loraft.models.sources import resolve
 
 __all__ = [
@@ -35,7 +35,7 @@ CLASSIFIER = "ForSequenceClassification"
 
 
 def load_config(
-    section: ModelSection, among: Mapping[str, ModelSpec] = TRAINED, labels: Sequence[str] = ()
+    section: ModelSection, among: Mapping[str, ModelSpec] = DECODERS, labels: Sequence[str] = ()
 ) -> PreTrainedConfig:
     """The model's config, of a family that will do, with the attention that is asked for; no weights are fetched.
 
@@ -141,7 +141,7 @@ def written_config(file: Path) -> Mapping[str, Any]:
 
 def _require_usable(written: Mapping[str, Any], family: ModelSpec, file: Path, among: Mapping[str, ModelSpec]) -> None:
     for architecture in written.get("architectures") or ():
-        if among is TRAINED and any(head in architecture for head in OTHER_HEADS):
+        if among is DECODERS and any(head in architecture for head in OTHER_HEADS):
             raise ModelError(
                 f"the model is a {architecture}, which writes no text",
                 where=str(file),

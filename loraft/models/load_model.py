@@ -49,7 +49,7 @@ from loraft.models.hf_config import (
 )
 from loraft.models.hf_logging import quietly_reading
 from loraft.models.quantize import compute_as_autocast_says, disable_cpu_4bit_repack, quantization_config
-from loraft.models.registry import FAMILIES, TRAINED, ModelSpec, spec_of
+from loraft.models.registry import DECODERS, FAMILIES, ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, header_of, read_headers
 from loraft.models.sources import resolve, resolve_tokenizer
 from loraft.models.tokenizer import read_tokenizer
@@ -109,7 +109,7 @@ def load_model(
     placement: DeviceConfig,
     *,
     quantization: QuantizationSection | None = None,
-    among: Mapping[str, ModelSpec] = TRAINED,
+    among: Mapping[str, ModelSpec] = DECODERS,
     labels: Sequence[str] = (),
 ) -> LoadedModel:
     """Load a base model and its tokenizer.
@@ -163,7 +163,7 @@ def load_model(
     )
 
 
-def load_tokenizer(section: ModelSection, among: Mapping[str, ModelSpec] = TRAINED) -> Tokenizer:
+def load_tokenizer(section: ModelSection, among: Mapping[str, ModelSpec] = DECODERS) -> Tokenizer:
     """The tokenizer that the config names, or the model's own; with offsets, and with padding where it can have it.
 
     Raises:
@@ -173,7 +173,7 @@ def load_tokenizer(section: ModelSection, among: Mapping[str, ModelSpec] = TRAIN
 
 
 def load_noted_tokenizer(
-    section: ModelSection, among: Mapping[str, ModelSpec] = TRAINED
+    section: ModelSection, among: Mapping[str, ModelSpec] = DECODERS
 ) -> tuple[Tokenizer, tuple[str, ...]]:
     """`load_tokenizer`, and what there is to say about it: a token that stands in for padding, say.
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from loraft.config.schema import Task
+from loraft.config.schema import TASK_OF_GROUP, ModelGroup
 from loraft.errors import ModelError
 
-__all__ = ["FAMILIES", "TASK_OF_KIND", "TRAINED", "TRAINED_FOR", "Kind", "ModelSpec", "spec_of"]
+__all__ = ["CLASSIFIERS", "DECODERS", "FAMILIES", "GROUPS", "TWO_STACKS", "Kind", "ModelSpec", "spec_of"]
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 
@@ -77,6 +77,11 @@ class ModelSpec:
         if self.encoder_path is not None:
             return {"encoder": self.encoder_path, "decoder": self.layers_path}
         return {self.kind: self.layers_path}
+
+    @property
+    def group(self) -> ModelGroup:
+        """What models of the family are taken for where nothing else is said."""
+        return "classifier" if self.kind == "encoder" else self.kind
 
     @property
     def generates(self) -> bool:
@@ -156,35 +161,34 @@ TABLE = (
 )  # fmt: skip
 FAMILIES: Mapping[str, ModelSpec] = MappingProxyType({family.model_type: family for family in TABLE})
 """Every family that loraft knows, by model_type: those that it looks into, runs or merges."""
-TRAINED_FOR: Mapping[Task, Mapping[str, ModelSpec]] = MappingProxyType(
-    {
-        "causal_lm": MappingProxyType({f.model_type: f for f in TABLE if f.kind == "decoder" and f.experts is None}),
-        "seq2seq_lm": MappingProxyType({f.model_type: f for f in TABLE if f.kind == "encoder_decoder"}),
-        "seq_cls": MappingProxyType({f.model_type: f for f in TABLE if f.classifier and f.experts is None}),
-    }
+DECODERS = MappingProxyType(
+    {spec.model_type: spec for spec in TABLE if spec.kind == "decoder" and spec.experts is None}
 )
-"""The families that loraft trains for each task, by model_type; each passes the parity tests with a tiny model."""
-TRAINED = TRAINED_FOR["causal_lm"]
-"""The decoders that loraft trains to go on with a text."""
+"""The decoders that loraft trains to go on with a text; each passes the parity tests with a tiny model."""
+TWO_STACKS = MappingProxyType({spec.model_type: spec for spec in TABLE if spec.kind == "encoder_decoder"})
+"""The encoder-decoders that it trains, likewise."""
+CLASSIFIERS = MappingProxyType({spec.model_type: spec for spec in TABLE if spec.classifier and spec.experts is None})
+"""The families that it trains to classify, likewise."""
+GROUPS: Mapping[ModelGroup, Mapping[str, ModelSpec]] = MappingProxyType(
+    {"decoder": DECODERS, "encoder_decoder": TWO_STACKS, "classifier": CLASSIFIERS}
+)
 
 ENCODER_HINTS = ("bert", "electra", "mpnet", "roformer")
 ENCODER_DECODERS = (
     "bart", "bigbird_pegasus", "blenderbot", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus",
     "plbart", "prophetnet", "t5", "t5gemma", "udop", "umt5", "whisper",
 )  # fmt: skip
-TASK_OF_KIND: Mapping[Kind, Task] = {"decoder": "causal_lm", "encoder": "seq_cls", "encoder_decoder": "seq2seq_lm"}
-"""What a model of a kind is for where nothing else is said."""
 KINDS: Mapping[Kind, str] = {"decoder": "a decoder", "encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}
-NEEDS: Mapping[Task, str] = {
-    "causal_lm": "needs a decoder",
-    "seq2seq_lm": "needs an encoder-decoder",
-    "seq_cls": "needs a family that transformers has a classifier of",
+NEEDS: Mapping[ModelGroup, str] = {
+    "decoder": "needs a decoder",
+    "encoder_decoder": "needs an encoder-decoder",
+    "classifier": "needs a family that transformers has a classifier of",
 }
 MIXTURE_HINTS = ("moe", "mixtral", "deepseek", "dbrx", "jetmoe", "gpt_oss", "llama4", "qwen3_next", "glm4_5")
 """Parts of the names of model types: encoders, and those whose feed-forward part is a mixture of experts."""
 
 
-def spec_of(model_type: str, among: Mapping[str, ModelSpec] = TRAINED) -> ModelSpec:
+def spec_of(model_type: str, among: Mapping[str, ModelSpec] = DECODERS) -> ModelSpec:
     """The row of the table for a model type.
 
     Args:
@@ -196,11 +200,14 @@ def spec_of(model_type: str, among: Mapping[str, ModelSpec] = TRAINED) -> ModelS
     """
     if model_type in among:
         return among[model_type]
-    task = next((task for task, families in TRAINED_FOR.items() if families is among), None)
-    other = next((task for task, families in TRAINED_FOR.items() if model_type in families), None)
-    if task is not None and other is not None:
-        message = f"model type {model_type!r} is {KINDS[FAMILIES[model_type].kind]}, and task: {task} {NEEDS[task]}"
-        raise ModelError(message, key="model.name_or_path", remedy=f"Write task: {other}, which takes it.")
+    wanted = next((group for group, families in GROUPS.items() if families is among), None)
+    other = next((group for group, families in GROUPS.items() if model_type in families), None)
+    if wanted is not None and other is not None:
+        kind = KINDS[FAMILIES[model_type].kind]
+        message = f"model type {model_type!r} is {kind}, and task: {TASK_OF_GROUP[wanted]} {NEEDS[wanted]}"
+        raise ModelError(
+            message, key="model.name_or_path", remedy=f"Write task: {TASK_OF_GROUP[other]}, which takes it."
+        )
     supported = f"Supported model types: {', '.join(sorted(among))}."
     near = difflib.get_close_matches(model_type, among, n=1, cutoff=0.75)
     if model_type.endswith("_vision") or f"{model_type}_text" in among:
@@ -214,7 +221,7 @@ def _text_only(model_type: str) -> str:
 
 
 def _why_not(model_type: str, among: Mapping[str, ModelSpec]) -> str:
-    if among is TRAINED:
+    if among is DECODERS:
         if model_type in ENCODER_DECODERS:
             return f"model type {model_type!r} is an encoder-decoder that loraft does not know"
         if any(hint in model_type for hint in ENCODER_HINTS):

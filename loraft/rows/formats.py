@@ -10,16 +10,16 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loraft.config.schema import RowFormat, Task
+from loraft.config.schema import RowFormat
 from loraft.errors import DataError
 from loraft.rows.fields import Fields, clean, column_of, kind, shown
 from loraft.rows.json_text import RepeatedKeyError, loads
-from loraft.rows.raw_rows import Row
+from loraft.rows.readers import Row
 
 __all__ = [
     "ASKED",
     "ASKED_FOR_A_TEXT",
-    "FORMATS",
+    "COLUMNS",
     "THOUGHTS",
     "ClassificationRecord",
     "Conversation",
@@ -29,9 +29,7 @@ __all__ = [
     "Record",
     "Seq2SeqRecord",
     "Text",
-    "check_format",
     "columns_of",
-    "detect_format",
     "has_columns",
     "refuse_preferences",
     "to_question",
@@ -49,13 +47,6 @@ COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
     "classification": (("text", "label"),),
 }
 """The columns that each format needs; some have alternatives."""
-
-FORMATS: Mapping[Task, tuple[RowFormat, ...]] = {
-    "causal_lm": ("messages", "sharegpt", "alpaca", "prompt_completion", "text"),
-    "seq2seq_lm": ("translation", "prompt_completion", "alpaca"),
-    "seq_cls": ("classification",),
-}
-"""The formats that each task takes, in the order in which they are recognised."""
 
 OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
     "messages": ("tools", "system"),
@@ -165,6 +156,7 @@ class ClassificationRecord:
 
 
 Record = Conversation | PromptCompletion | Text | Seq2SeqRecord | ClassificationRecord
+"""What a row says; each task has its own kinds."""
 
 
 @dataclass(frozen=True)
@@ -176,50 +168,6 @@ class LanguagePair:
 
 
 NO_LANGUAGES = LanguagePair()
-
-
-def detect_format(
-    columns: Collection[str], renamed: Mapping[str, str] | None = None, task: Task = "causal_lm"
-) -> RowFormat:
-    """The format that `columns` are of.
-
-    Args:
-        columns: The columns of the file.
-        renamed: Our column names: theirs.
-        task: Whose formats come into question.
-
-    Raises:
-        DataError: No format fits; it names the columns found and those that each format needs. Or `renamed` has a
-            name that no format knows.
-    """
-    theirs = renamed or {}
-    formats = {name: COLUMNS[name] for name in FORMATS[task]}
-    known = {column for name in formats for column in columns_of(name)}
-    if unknown := [name for name in theirs if name not in known]:
-        raise DataError(
-            f"{', '.join(unknown)} is no column of ours",
-            key="data.columns",
-            remedy=f"ours are {', '.join(sorted(known))}",
-        )
-    refuse_preferences(columns, theirs)
-    for name in formats:
-        if has_columns(columns, name, theirs):
-            return name
-    found = ", ".join(sorted(columns)) or "none"
-    needs = "; ".join(f"{name}: {' or '.join(map(', '.join, needed))}" for name, needed in formats.items())
-    tasks = [
-        (len(COLUMNS[each][0]), other)
-        for other, of in FORMATS.items()
-        for each in of
-        if has_columns(columns, each, theirs)
-    ]
-    hint = f" Rows with these columns fit task: {max(tasks)[1]}." if tasks else ""
-    hint = _of_another_case(columns, list(formats), theirs) or hint
-    raise DataError(
-        f"the columns are {found}, which is none of the formats that task {task} takes",
-        key="data.format",
-        remedy=f"The formats need these columns: {needs}. data.columns says what ours are called in the file.{hint}",
-    )
 
 
 def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> None:
@@ -245,16 +193,6 @@ def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> 
     )
 
 
-def _of_another_case(columns: Collection[str], formats: Sequence[RowFormat], theirs: Mapping[str, str]) -> str:
-    """What to say where the columns of a format are there, in other letters than ours."""
-    by_small = {column.lower(): column for column in columns}
-    for name in formats:
-        found = {ours: by_small[ours] for ours in columns_of(name) if ours not in columns and ours in by_small}
-        if found and has_columns(columns, name, {**theirs, **found}):
-            return f" They differ in case alone: {', '.join(f'{ours} is {there}' for ours, there in found.items())}."
-    return ""
-
-
 def has_columns(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> bool:
     """Whether `columns` are all that a format needs, under the names that `theirs` gives them."""
     return any(
@@ -274,25 +212,13 @@ def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mappi
     return tuple(column for column in columns if column not in read)
 
 
-def check_format(row_format: RowFormat, task: Task) -> None:
-    """Refuse a format that is not one of the task's.
-
-    Raises:
-        DataError: It is not; with those that are.
-    """
-    if row_format not in FORMATS[task]:
-        taken = ", ".join(FORMATS[task])
-        raise DataError(
-            f"task {task} takes no rows of format {row_format}", key="data.format", remedy=f"It takes {taken}."
-        )
-
-
 def to_record(
     row: Row,
     row_format: RowFormat,
     columns: Mapping[str, str],
-    task: Task = "causal_lm",
+    *,
     languages: LanguagePair = NO_LANGUAGES,
+    as_pair: bool = False,
 ) -> Record:
     """What a row says.
 
@@ -300,8 +226,8 @@ def to_record(
         row: The row, with its place.
         row_format: The format that its columns are of.
         columns: Our column names: theirs.
-        task: What is learned from it: an instruction is a conversation for one task and a source for another.
         languages: Which languages of a `translation` row are the source and the target.
+        as_pair: Whatever the format, a source and a target: an instruction is otherwise a conversation.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
@@ -312,7 +238,7 @@ def to_record(
             raise fields.wrong(name, "there are images in the row, and loraft trains text alone (yet)")
     if row_format == "classification":
         return ClassificationRecord(fields.text("text"), fields.optional_text("text_pair") or None, _label(fields))
-    if task == "seq2seq_lm":
+    if as_pair:
         return _pair(fields, row_format, languages)
     if row_format in CHATS:
         return _conversation(fields, *CHATS[row_format])

@@ -1,242 +1,166 @@
-"""Sources and targets as tokens: made here for training, evaluation and generation alike.
-
-A source may have a prefix and the codes of languages. Every target ends with the end-of-text token, even where the
-tokenizer puts none.
-"""
+"""Sequence to sequence: an encoder-decoder answers a source with a target, as in translation."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+from loraft.config.schema import DataSection, RowFormat
+from loraft.models.registry import ModelSpec
+from loraft.rows.formats import LanguagePair, Record, Seq2SeqRecord, to_record
+from loraft.rows.readers import Row
+from loraft.tasks.task import (
+    ROUGE,
+    TEXT_METRICS,
+    Reference,
+    StarterFacts,
+    Task,
+    TaskMetrics,
+    TokenSpan,
+    TrainingMetadata,
+)
+from loraft.tokenization.examples import Example
 
-from loraft.config.schema import DataSection, SpecialTokensInText
-from loraft.errors import DataError
-from loraft.rows.formats import Message, Record, Seq2SeqRecord
-from loraft.tokenization.control_tokens import ControlTokens
-from loraft.tokenization.examples import Example, PairExample
-from loraft.tokenization.long_texts import LongTexts
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["PairRenderer", "truncate_keep_eos"]
+    from loraft.tasks.batch import Batch, BatchLayout
+    from loraft.tasks.loss import TaskLoss
+    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+    from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+
+LANGUAGES = {
+    "ar": "Arabic", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
+    "hi": "Hindi", "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish",
+    "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "tr": "Turkish", "uk": "Ukrainian",
+    "zh": "Chinese",
+}  # fmt: skip
+"""What T5 was taught to call languages."""
 
 
-@dataclass(frozen=True, eq=False)
-class PairRenderer:
-    """The one way from sources and targets to tokens, for one tokenizer.
+class Seq2SeqLM(Task):
+    """An encoder-decoder learns to answer a source with a target."""
 
-    Attributes:
-        tokenizer: The model's.
-        prefix: What stands before every source.
-        source_lang: The language of the sources: the tokenizer's code of it where it has codes.
-        target_lang: That of the targets.
-        notes: What was decided, a sentence each.
-        special_tokens_in_text: What is done with control tokens that are written in a text.
-    """
+    name = "seq2seq_lm"
+    summary = "An encoder-decoder answers a source with a target."
+    group = "encoder_decoder"
+    formats = ("translation", "prompt_completion", "alpaca")
+    only_if_asked = ("prompt_completion", "alpaca")
+    peft_type = "SEQ_2_SEQ_LM"
+    auto_class = "AutoModelForSeq2SeqLM"
+    metrics = TaskMetrics(("loss", "perplexity"), TEXT_METRICS, ("bleu", "chrf", *ROUGE, "exact_match"))
+    inputs = "sources"
+    translates = True
+    starter_model = "google-t5/t5-small"
+    starter_rows = ("data/train.jsonl", "translation")
 
-    tokenizer: PreTrainedTokenizerBase
-    prefix: str = ""
-    source_lang: str | None = None
-    target_lang: str | None = None
-    notes: tuple[str, ...] = ()
-    special_tokens_in_text: SpecialTokensInText = "text"
+    def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
+        """What a row says: whatever its format, a source and a target."""
+        return to_record(row, row_format, columns, languages=languages, as_pair=True)
 
-    @classmethod
-    def for_tokenizer(
-        cls,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        prefix: str = "",
-        source_lang: str | None = None,
-        target_lang: str | None = None,
-        special_tokens_in_text: SpecialTokensInText = "text",
-    ) -> PairRenderer:
-        """The renderer for a tokenizer and the settings of a `data` section.
+    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
+        """Nothing: a pair says all of itself."""
+        from loraft.tokenization.row_renderer import DatasetFacts
+
+        return DatasetFacts(conversations=not records)
+
+    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> Seq2SeqRenderer:
+        """What puts the prefix before sources, and the codes of languages where the tokenizer has them."""
+        from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+
+        return Seq2SeqRenderer.for_tokenizer(
+            tokenizer,
+            prefix=data.source_prefix,
+            source_lang=data.source_lang,
+            target_lang=data.target_lang,
+            special_tokens_in_text=data.special_tokens_in_text,
+        )
+
+    def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
+        """The source, and the target that answers it."""
+        assert isinstance(record, Seq2SeqRecord), "the task's own records"
+        return Reference(record.source, record.target)
+
+    def spans(self, example: Example) -> Iterator[TokenSpan]:
+        """The source, which is read alone, and the target, of which all is learned."""
+        yield TokenSpan("source", example.input_ids, [False] * len(example.input_ids))
+        yield TokenSpan("target", example.labels, [True] * len(example.labels))
+
+    def read_by(self, stack: str, example: Example) -> int:
+        """The decoder reads targets, the encoder sources."""
+        return len(example.labels if stack == "decoder" else example.input_ids)
+
+    def length_limits(self, data: DataSection) -> Mapping[str, int]:
+        """Those of sources, and those of targets where they have their own."""
+        return {"data.max_length": data.max_length, "data.max_target_length": data.max_target_length or 0}
+
+    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
+        """Lay sources and targets, a line each."""
+        from loraft.tasks.batch import collate_pairs
+
+        return collate_pairs(examples, layout)
+
+    def loss(
+        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
+    ) -> TaskLoss:
+        """The loss of the targets' tokens."""
+        from loraft.tasks.loss import Seq2SeqLMLoss
+
+        return Seq2SeqLMLoss(model, spec, autocast)
+
+    def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> Seq2SeqRenderer:
+        """What makes sources with the prefix and in the languages of training."""
+        from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+
+        return Seq2SeqRenderer.for_tokenizer(
+            tokenizer,
+            prefix=metadata.sources.prefix,
+            source_lang=metadata.sources.source_lang,
+            target_lang=metadata.sources.target_lang,
+            special_tokens_in_text=metadata.special_tokens_in_text,
+        )
+
+    def first_tokens(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
+        """What the decoder reads first and, where the tokenizer knows languages, must say first: as in training.
+
+        What it must say first is the code of the target's language; None where that is what it reads first.
 
         Raises:
-            DataError: The tokenizer needs to know languages, and they are not set or not among its own.
+            ModelError: The decoder has no start token.
         """
-        codes = _codes(tokenizer)
-        for key, code in (("data.source_lang", source_lang), ("data.target_lang", target_lang)):
-            if codes and code not in codes:
-                raise _no_language(key, code, codes)
-        return cls(tokenizer, prefix, source_lang, target_lang, special_tokens_in_text=special_tokens_in_text)
+        import torch
 
-    @property
-    def chat_template(self) -> str | None:
-        """None: sources are plain texts."""
-        return None
+        from loraft.models.decoder_inputs import decoder_inputs
 
-    @property
-    def system_prompt(self) -> str | None:
-        """None: a source has no conversation around it."""
-        return None
+        own = _own(renderer)
+        device = next(model.parameters()).device
+        target = torch.tensor([own.target_ids("")], dtype=torch.long, device=device)
+        start = int(decoder_inputs(model, target)[0, 0])
+        first = {"forced_bos_token_id": own.forced_bos_id} if own.knows_languages else {}
+        return {"decoder_start_token_id": start, **first}
 
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The token that ends an answer."""
-        eos = self.tokenizer.eos_token_id
-        return (eos,) if isinstance(eos, int) else ()
+    def tokens_of_language(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
+        """`first_tokens` where the tokenizer knows languages."""
+        return self.first_tokens(model, renderer) if _own(renderer).knows_languages else {}
 
-    @property
-    def knows_languages(self) -> bool:
-        """Whether the tokenizer writes the language of a text into its tokens."""
-        return bool(_codes(self.tokenizer))
-
-    @property
-    def forced_bos_id(self) -> int | None:
-        """The token that every answer begins with: that of the target's language.
-
-        None where there is none, and where targets end with it: mBART-25's decoder begins from it instead.
-        """
-        language = _codes(self.tokenizer).get(self.target_lang or "")
-        return language if language in self.target_ids("")[:1] else None
-
-    @property
-    def recorded(self) -> Mapping[str, object]:
-        """What is saved beside the weights, so that sources are rendered the same way later."""
-        return {
-            "source_prefix": self.prefix,
-            "source_lang": self.source_lang,
-            "target_lang": self.target_lang,
-            **self.control_tokens.recorded,
-        }
-
-    def parts(self, record: Record) -> Sequence[Record]:
-        """The record: a pair is one row."""
-        return [record]
-
-    def findings(self, rendered: Seq2SeqRecord) -> tuple[str, ...]:
-        """What a person should know of a pair, each with what can be done."""
-        return self.control_tokens.findings([rendered.source, rendered.target])
-
-    @cached_property
-    def control_tokens(self) -> ControlTokens:
-        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
-        return ControlTokens(self.tokenizer, self.special_tokens_in_text)
-
-    @property
-    def _texts(self) -> LongTexts:
-        return LongTexts(self.tokenizer, literal=self.control_tokens.as_text)
-
-    def render(self, record: Record) -> Seq2SeqRecord:
-        """The record with the prefix before its source.
-
-        Raises:
-            DataError: It has a control token, and the config refuses these.
-        """
-        assert isinstance(record, Seq2SeqRecord), "formats give pairs for seq2seq_lm"
-        self.control_tokens.refuse([record.source, record.target])
-        return Seq2SeqRecord(self.prefix + record.source, record.target)
-
-    def examples(self, rendered: Sequence[Seq2SeqRecord], where: Sequence[str]) -> list[PairExample]:
-        """Pairs as tokens, every target with the end-of-text token: without it no answer would learn to end."""
-        with self._languages():
-            sources = self._texts.read([pair.source for pair in rendered])
-        targets = self._target_ids([pair.target for pair in rendered])
-        each = zip(sources, targets, where, strict=True)
-        return [PairExample(source.ids, target, place) for source, target, place in each]
-
-    def beginning(self, rendered: Seq2SeqRecord, limits: DataSection) -> Seq2SeqRecord:
-        """A pair with the beginning of a text that is itself too long; where none is that long, the pair."""
-        with self._languages():
-            source = self._texts.beginning(rendered.source, limits.max_length)
-            most = limits.max_target_length or limits.max_length
-            target = replace(self._texts, target=True).beginning(rendered.target, most)
-        whole = (len(source), len(target)) == (len(rendered.source), len(rendered.target))
-        return rendered if whole else Seq2SeqRecord(source, target)
-
-    def target_ids(self, text: str) -> list[int]:
-        """The tokens of a target."""
-        return self._target_ids([text])[0]
-
-    def _target_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        with self._languages():
-            read = replace(self._texts, target=True).read(texts)
-        end = self.stop_ids
-        # mBART-25 puts the language behind the end-of-text token.
-        return [tokens.ids if set(end) <= set(tokens.ids[-2:]) else [*tokens.ids, *end] for tokens in read]
-
-    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
-        """How an example exceeds `data.max_length` or `data.max_target_length`; None where it does not."""
-        if len(example.input_ids) > limits.max_length:
-            length = f"{least}{len(example.input_ids):,}"
-            return f"has a source of {length} tokens, more than data.max_length {limits.max_length:,}"
-        most = limits.max_target_length or limits.max_length
-        if len(example.labels) > most:
-            key = "data.max_target_length" if limits.max_target_length else "data.max_length"
-            return f"has a target of {least}{len(example.labels):,} tokens, more than {key} {most:,}"
-        return None
-
-    def cut(self, rendered: Seq2SeqRecord, example: Example, limits: DataSection, choice: str) -> list[PairExample]:
-        """The beginnings of source and target.
-
-        The source is closed as every source is; a target that is cut does not end there, so nothing says that it does.
-        """
-        most = limits.max_target_length or limits.max_length
-        ids = truncate_keep_eos(example.input_ids, limits.max_length, self.tokenizer)
-        return [PairExample(ids, example.labels[:most], example.where)]
-
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of a source, which is the last message's text behind the prefix."""
-        self.control_tokens.refuse([messages[-1].content])
-        with self._languages():
-            return self._texts.read([self.prefix + messages[-1].content])[0].ids
-
-    def marked(self, example: Example) -> str:
-        """The source, and the target in ⟦ ⟧."""
-        return f"{self.tokenizer.decode(example.input_ids)} ⟦{self.tokenizer.decode(example.labels)}⟧"
-
-    @contextmanager
-    def _languages(self) -> Iterator[None]:
-        """The tokenizer set to the languages, for as long as it is used."""
-        tokenizer: Any = self.tokenizer
-        if not self.knows_languages:
-            yield
-            return
-        before = tokenizer.src_lang, tokenizer.tgt_lang
-        tokenizer.src_lang, tokenizer.tgt_lang = self.source_lang, self.target_lang
-        try:
-            yield
-        finally:
-            tokenizer.src_lang, tokenizer.tgt_lang = before
+    def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
+        """The languages, and what stands before each source."""
+        source, target = (*start.languages, None, None)[:2]
+        if source is not None and target is not None:
+            why = "The key of the source in `translation`; a model such as NLLB takes its code."
+            yield "data.source_lang", source, why
+            yield "data.target_lang", target, "The key of the target."
+        prefix = ""
+        if start.prefixed and source in LANGUAGES and target in LANGUAGES:
+            prefix = f"translate {LANGUAGES[source]} to {LANGUAGES[target]}: "
+        why = "Stands before every source. T5 was trained with such words, others were not."
+        yield "data.source_prefix", prefix, why
 
 
-def truncate_keep_eos(ids: Sequence[int], most: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The first `most` tokens, those special ones that close the text kept at the end."""
-    if len(ids) <= most:
-        return list(ids)
-    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}  # an unknown word closes nothing
-    end = len(ids)
-    while end and ids[end - 1] in special:
-        end -= 1
-    closing = ids[end:]
-    return [*ids[: most - len(closing)], *closing][:most]
+def _own(renderer: RowRenderer) -> Seq2SeqRenderer:
+    from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 
-
-def _codes(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
-    """The codes of languages that a multilingual tokenizer takes, with their tokens; none of another."""
-    if not hasattr(tokenizer, "src_lang"):
-        return {}
-    known: Any = getattr(tokenizer, "lang_code_to_id", None)
-    if isinstance(known, Mapping) and known:
-        return {str(code): int(number) for code, number in known.items()}
-    # NLLB's are its special tokens, those in angle brackets aside.
-    names = [name for name in map(str, tokenizer.extra_special_tokens) if not name.startswith("<")]
-    numbers: Any = tokenizer.convert_tokens_to_ids(names)
-    return {name: int(number) for name, number in zip(names, numbers, strict=True) if number != tokenizer.unk_token_id}
-
-
-def _no_language(key: str, code: str | None, codes: Mapping[str, int]) -> DataError:
-    if code is None:
-        message = "is not set, and the tokenizer begins every text with the code of its language"
-    else:
-        message = f"{code!r} is none of the {len(codes)} languages of the tokenizer"
-    # Rows say `en` where tokenizers say `en_XX` and `eng_Latn`.
-    longer = [each for each in sorted(codes) if code and each.startswith(code)][:3]
-    near = longer or difflib.get_close_matches(code or "", codes, n=3, cutoff=0.4) or sorted(codes)[:5]
-    return DataError(message, key=key, remedy=f"Codes look like {', '.join(near)}.")
+    assert isinstance(renderer, Seq2SeqRenderer), "the task makes its own"
+    return renderer

@@ -1,249 +1,168 @@
-"""Texts and their classes as tokens and numbers: made here for training, evaluation and prediction alike."""
+"""Sequence classification: a text, or a pair of texts, gets one of several classes."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+from loraft.config.schema import DataSection, RowFormat, RunConfig
+from loraft.errors import Problem
+from loraft.models.registry import ModelSpec
+from loraft.rows.formats import ClassificationRecord, LanguagePair, Record, to_record
+from loraft.rows.labels import class_called, class_number, labels_of
+from loraft.rows.readers import Row
+from loraft.tasks.task import Reference, StarterFacts, Task, TaskMetrics, TokenSpan, TrainingMetadata
+from loraft.tokenization.examples import Example
 
-from loraft.config.schema import DataSection, SpecialTokensInText
-from loraft.errors import DataError
-from loraft.rows.formats import ClassificationRecord, Message, Record
-from loraft.tokenization.control_tokens import ControlTokens
-from loraft.tokenization.examples import Example, LabelledExample
-from loraft.tokenization.long_texts import LongTexts, calls, require_readable
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LabelRenderer", "class_called", "class_number", "labels_of"]
+    from loraft.tasks.batch import Batch, BatchLayout
+    from loraft.tasks.loss import TaskLoss
+    from loraft.tokenization.classification_rows import ClassificationRenderer
+    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+
+LABEL_METRICS = ("accuracy", "macro_f1", "mcc")
+WEIGHTS = "training.class_weights"
+MANY_CLASSES = 20
 
 
-TOGETHER = (
-    "the tokenizer puts nothing between the two texts of a pair: where they are to be told apart, begin text_pair "
-    "with a line end or a word of yours, in training and in what is predicted"
-)
+class SequenceClassification(Task):
+    """A text gets one of several classes."""
 
+    name = "seq_cls"
+    summary = "A text gets one of several classes."
+    group = "classifier"
+    formats = ("classification",)
+    peft_type = "SEQ_CLS"
+    auto_class = "AutoModelForSequenceClassification"
+    pipeline_tag = "text-classification"
+    unit = "row"
+    metrics = TaskMetrics(("loss",), LABEL_METRICS, LABEL_METRICS)
+    generates = False
+    starter_model = "builtin:all-minilm-l6-v2"
+    starter_rows = ("data/train.jsonl", "classification")
 
-@dataclass(frozen=True, eq=False)
-class LabelRenderer:
-    """The one way from labelled texts to tokens, for one tokenizer and one list of classes.
+    def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
+        """What a row says: its text, or two, and its class."""
+        return to_record(row, row_format, columns, languages=languages)
 
-    Attributes:
-        tokenizer: The model's.
-        labels: The names of the classes; a class's number is its place.
-        notes: What was decided, a sentence each.
-        special_tokens_in_text: What is done with control tokens that are written in a text.
-    """
+    def classes_in(self, records: Sequence[Record]) -> Mapping[str, int]:
+        """The classes in their order, with how many rows each has."""
+        names = labels_of(records)
+        counted = Counter(
+            class_number(record.label, names) for record in records if isinstance(record, ClassificationRecord)
+        )
+        return {name: counted[number] for number, name in enumerate(names)}
 
-    tokenizer: PreTrainedTokenizerBase
-    labels: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    special_tokens_in_text: SpecialTokensInText = "text"
+    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
+        """The classes, those of the config or those of the rows, and whether some rows have two texts."""
+        from loraft.tokenization.row_renderer import DatasetFacts
 
-    @classmethod
-    def to_train(
-        cls, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], *, pairs: bool = False
-    ) -> LabelRenderer:
-        """The renderer for a tokenizer and the classes that are to be learned.
+        pairs = any(isinstance(record, ClassificationRecord) and record.second is not None for record in records)
+        return DatasetFacts(labels=tuple(data.labels) or labels_of(records), pairs=pairs)
 
-        Args:
-            tokenizer: The model's.
-            labels: The names of the classes.
-            pairs: Some rows have two texts.
+    def renderer(
+        self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts
+    ) -> ClassificationRenderer:
+        """What reads texts as the tokenizer does by itself."""
+        from loraft.tokenization.classification_rows import ClassificationRenderer
 
-        Raises:
-            DataError: There are fewer than two classes, or names that stand twice.
+        made = ClassificationRenderer.to_train(tokenizer, facts.labels, pairs=facts.pairs)
+        return replace(made, special_tokens_in_text=data.special_tokens_in_text)
+
+    def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
+        """The text, and the name of its class."""
+        assert isinstance(record, ClassificationRecord), "the task's own records"
+        return Reference(record.text, labels[class_number(record.label, labels)], record.second)
+
+    def class_number(self, example: Example) -> int | None:
+        """The number of its class."""
+        return example.labels[0]
+
+    def spans(self, example: Example) -> Iterator[TokenSpan]:
+        """The text, of which no token is learned."""
+        yield TokenSpan("text", example.input_ids, [False] * len(example.input_ids), example.token_type_ids)
+
+    def head(self, spec: ModelSpec) -> tuple[str, ...]:
+        """What gives the scores of the classes."""
+        return spec.classifier
+
+    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
+        """Lay texts, a line each."""
+        from loraft.tasks.batch import collate_labelled
+
+        return collate_labelled(examples, layout)
+
+    def loss(
+        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
+    ) -> TaskLoss:
+        """The loss of the rows' classes."""
+        from loraft.tasks.loss import ClassificationLoss
+
+        return ClassificationLoss(model, spec, autocast, weights)
+
+    def loss_weights(self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example]) -> Tensor | None:
+        """`[classes]`, what a row of each class counts; None where each counts the same.
+
+        Source: balanced is rows / (classes · rows of the class), as scikit-learn has it; a class without rows counts 1.
         """
-        if twice := sorted({name for name in labels if labels.count(name) > 1}):
-            raise DataError(f"{', '.join(twice)} stands twice", key="data.labels")
-        if len(labels) < 2:
-            found = f"only the class {labels[0]!r}" if labels else "no class"
-            raise DataError(f"the training rows have {found}, and there is nothing to tell apart", key="data.train")
-        renderer = cls(tokenizer, labels)
-        return replace(renderer, notes=(TOGETHER,)) if pairs and renderer.runs_together else renderer
+        import torch
 
-    @property
-    def runs_together(self) -> bool:
-        """Whether the tokenizer puts nothing between the two texts of a pair, as those of most decoders do."""
-        ((ids, types),) = self.text_ids([("a", "b")])
-        return not set(ids[1:-1]).intersection(self.tokenizer.all_special_ids) and len(set(types or [0])) == 1
-
-    @property
-    def chat_template(self) -> str | None:
-        """None: texts are read as they are."""
-        return None
-
-    @property
-    def system_prompt(self) -> str | None:
-        """None: a text has no conversation around it."""
-        return None
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """None: no answer is generated."""
-        return ()
-
-    @property
-    def recorded(self) -> Mapping[str, object]:
-        """What is saved beside the weights: the names of the classes in their order."""
-        return {"labels": list(self.labels), **self.control_tokens.recorded}
-
-    def parts(self, record: Record) -> Sequence[Record]:
-        """The record: a labelled text is one row."""
-        return [record]
-
-    def findings(self, rendered: ClassificationRecord) -> tuple[str, ...]:
-        """What a person should know of a labelled text, each with what can be done."""
-        return self.control_tokens.findings(_texts(rendered))
-
-    @cached_property
-    def control_tokens(self) -> ControlTokens:
-        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
-        return ControlTokens(self.tokenizer, self.special_tokens_in_text)
-
-    def render(self, record: Record) -> ClassificationRecord:
-        """The record with its class as a number.
-
-        Raises:
-            DataError: It is a class that there is not, or has a control token, and the config refuses these.
-        """
-        assert isinstance(record, ClassificationRecord), "formats give labelled texts for seq_cls"
-        self.control_tokens.refuse(_texts(record))
-        return ClassificationRecord(record.text, record.second, class_number(record.label, self.labels))
-
-    def examples(self, rendered: Sequence[ClassificationRecord], where: Sequence[str]) -> list[LabelledExample]:
-        """Texts as the tokenizer reads them by itself, with the number of their class."""
-        read = self.text_ids([(row.text, row.second) for row in rendered])
-        each = zip(rendered, where, read, strict=True)
-        return [LabelledExample(ids, [int(row.label)], place, types) for row, place, (ids, types) in each]
-
-    def beginning(self, rendered: ClassificationRecord, limits: DataSection) -> ClassificationRecord:
-        """The row with the beginning of each text that is itself too long; where none is that long, the row."""
-        text, second = self.beginnings(rendered.text, rendered.second, limits.max_length)
-        whole = (text, second) == (rendered.text, rendered.second)
-        return rendered if whole else replace(rendered, text=text, second=second)
-
-    def beginnings(self, text: str, second: str | None, most: int) -> tuple[str, str | None]:
-        """Texts of which long ones are beginnings, and which give the same tokens where they are cut to `most`.
-
-        Raises:
-            ManyTokensError: A text cannot be cut, and is certain to have more tokens.
-            DataError: A text is too long to be read whole, and cannot be cut.
-        """
-        if self.tokenizer.truncation_side != "right":  # the ends of texts are kept
-            return text, second
-        texts = LongTexts(self.tokenizer, special=False, literal=self.control_tokens.as_text)
-        first = texts.beginning(text, most)
-        if second is None:
-            return first, None
-        other = texts.beginning(second, most)
-        if len(first) < len(text) and len(other) < len(second):  # which is longer decides which keeps an odd token
-
-            def count(read: str) -> int:
-                return len(texts.read([read])[0].ids)
-
-            if count(text) > count(second):
-                first = texts.beginning(text, max(most, count(other)))
-            else:
-                other = texts.beginning(second, max(most, count(first) - 1))
-        return first, other
-
-    def text_ids(
-        self, texts: Sequence[tuple[str, str | None]], most: int | None = None
-    ) -> list[tuple[list[int], list[int] | None]]:
-        """The tokens of texts, or of pairs of texts, and their types where the model tells two texts apart.
-
-        Args:
-            texts: Each a text and the second one, or None.
-            most: Cut to this many tokens, the longer of two texts first; None cuts nothing.
-
-        Raises:
-            DataError: A text is too long to be read.
-        """
-        options: dict[str, Any] = {} if most is None else {"truncation": "longest_first", "max_length": most}
-        options["split_special_tokens"] = self.control_tokens.as_text
-        found: dict[int, tuple[list[int], list[int] | None]] = {}
-        for paired in (False, True):
-            chosen = [index for index, (_, second) in enumerate(texts) if (second is not None) is paired]
-            for start, stop in calls([len(texts[index][0]) + len(texts[index][1] or "") for index in chosen]):
-                columns = [[texts[index][part] or "" for index in chosen[start:stop]] for part in range(1 + paired)]
-                require_readable(columns)
-                read: Any = self.tokenizer(*columns, verbose=False, **options)
-                types = read.get("token_type_ids") or [None] * (stop - start)
-                found |= dict(zip(chosen[start:stop], zip(read["input_ids"], types, strict=True), strict=True))
-        return [found[index] for index in range(len(texts))]
-
-    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
-        """How an example exceeds `data.max_length`; None where it does not."""
-        if len(example.input_ids) <= limits.max_length:
+        given = config.training.class_weights
+        if given is None:
             return None
-        return f"has {least}{len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+        if isinstance(given, dict):
+            weights = {class_called(name, labels): weight for name, weight in given.items()}
+            return torch.tensor([weights[number] for number in range(len(labels))])
+        counts = Counter(example.labels[0] for example in examples)
+        total = sum(counts.values())
+        return torch.tensor([total / (len(labels) * counts[i]) if counts[i] else 1.0 for i in range(len(labels))])
 
-    def cut(
-        self, rendered: ClassificationRecord, example: Example, limits: DataSection, choice: str
-    ) -> list[LabelledExample]:
-        """The text cut to `data.max_length` by the tokenizer, the longer of two texts first."""
-        ((ids, types),) = self.text_ids([(rendered.text, rendered.second)], limits.max_length)
-        return [LabelledExample(ids, example.labels, example.where, types)]
+    def problems(self, config: RunConfig, renderer: RowRenderer) -> list[Problem]:
+        """What is wrong with the weights of classes: each class needs one, and there are no others."""
+        given = config.training.class_weights
+        if not isinstance(given, dict):
+            return []
+        found, labels = [], renderer.labels
+        called = {name: class_called(name, labels) for name in given}
+        if unknown := [name for name, number in called.items() if number is None]:
+            message = f"there is no class {', '.join(unknown)}"
+            found.append(Problem(message, key=WEIGHTS, remedy=f"The classes are {', '.join(labels)}."))
+        if missing := [name for number, name in enumerate(labels) if number not in called.values()]:
+            message = f"{', '.join(missing)} has no weight"
+            found.append(Problem(message, key=WEIGHTS, remedy="Give each class one; 1 is plain."))
+        return found
 
-    def marked(self, example: Example) -> str:
-        """The text, and its class in ⟦ ⟧."""
-        return f"{self.tokenizer.decode(example.input_ids)} ⟦{self.labels[example.labels[0]]}⟧"
+    def renderer_as_trained(
+        self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata
+    ) -> ClassificationRenderer:
+        """What reads texts as they were read in training."""
+        from loraft.tokenization.classification_rows import ClassificationRenderer
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of a text."""
-        return self.text_ids([(messages[-1].content, None)])[0][0]
+        return ClassificationRenderer(
+            tokenizer, metadata.labels, special_tokens_in_text=metadata.special_tokens_in_text
+        )
 
+    def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
+        """The classes, where they are few."""
+        if 1 < len(start.labels) <= MANY_CLASSES:
+            why = "The classes, numbered in this order. A row of another class is then an error."
+            yield "data.labels", tuple(start.labels), why
 
-def _texts(row: ClassificationRecord) -> list[str]:
-    return [row.text, *([row.second] if row.second is not None else [])]
+    def facts_for_card(self, config: RunConfig, count: int) -> Mapping[str, str]:
+        """How many rows were read: of each one decision is learned."""
+        return {"rows read": f"{count:,}"}
 
+    def summary_of_result(self, result: Mapping[str, object]) -> Mapping[str, object]:
+        """Of a text a classifier learns one decision, and no token."""
+        called = {"trained_tokens": "rows_read"}
+        return {called.get(key, key): value for key, value in result.items() if key != "perplexity"}
 
-def class_number(label: str | int, labels: Sequence[str]) -> int:
-    """The number of a class that a row names, or gives as its place where the names are no numbers themselves.
-
-    Args:
-        label: What the row has.
-        labels: The names of all classes, in their order.
-
-    Raises:
-        DataError: There is no such class.
-    """
-    name = str(label)
-    if (called := class_called(name, labels)) is not None:
-        return called
-    if name.isdecimal() and int(name) < len(labels) and not any(map(_is_number, labels)):
-        return int(name)
-    shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
-    folded = {known.casefold(): known for known in labels}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
-    hint = f"Did you mean {folded[near[0]]}? " if near else ""
-    raise DataError(f"{label!r} is none of the {len(labels)} classes", key="label", remedy=f"{hint}They are {shown}.")
-
-
-def class_called(name: str, labels: Sequence[str]) -> int | None:
-    """The number of the class of a name; None where there is none. True and true are one, unless there are two."""
-    if name in labels:
-        return labels.index(name)
-    alike = [number for number, known in enumerate(labels) if known.lower() == name.lower() in TRUTHS]
-    return alike[0] if len(alike) == 1 else None
-
-
-def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
-    """The classes of some records in their order: numbers by size, texts by the alphabet."""
-    found = {str(record.label) for record in records if isinstance(record, ClassificationRecord)}
-    for truth in TRUTHS:
-        if len(alike := {name for name in found if name.lower() == truth}) > 1:
-            found = found - alike | {truth}
-    by_name = sorted(found)  # 1 and 01 are two classes of one size, and a set has no order
-    return tuple(sorted(by_name, key=int) if all(map(_is_number, found)) else by_name)
-
-
-TRUTHS = ("true", "false")
-"""One class each, however a file spells it: JSON writes true, Python's CSV True and R's TRUE."""
-
-
-def _is_number(name: str) -> bool:
-    return name.removeprefix("-").isdecimal()
+    def try_command(self, target: str) -> tuple[str, ...]:
+        """The command that tells the class of a text."""
+        return ("loraft", "predict", target, "--text", "TEXT")

@@ -1,168 +1,312 @@
-"""What turns the records of a task into examples: one renderer a task, all of one shape."""
+"""What a task is: everything that differs between training a chat model, a translator and a classifier.
+
+A task is one object, and what is above it asks that object. Nothing heavy is imported here, so that the command line
+can ask it too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
-from transformers import PreTrainedTokenizerBase
+from loraft.config.schema import DataSection, ModelGroup, RowFormat, RunConfig, SpecialTokensInText, TaskName
+from loraft.models.registry import GROUPS, ModelSpec
 
-from loraft.config.schema import DataSection, Task
-from loraft.rows.formats import ClassificationRecord, Conversation, Message, Record
-from loraft.tasks.causal_lm import Renderer
-from loraft.tasks.seq2seq_lm import PairRenderer
-from loraft.tasks.seq_cls import LabelRenderer, labels_of
-from loraft.tokenization.control_tokens import ControlTokens
-from loraft.tokenization.examples import Example
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DatasetFacts", "RowRenderer", "common_system_prompt", "dataset_facts", "renderer_of"]
-
-
-class RowRenderer(Protocol):
-    """The one way from records to tokens, for one task and tokenizer."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was decided, a sentence each."""
-
-    @property
-    def chat_template(self) -> str | None:
-        """The chat template that is used; None where conversations are not rendered."""
-
-    @property
-    def system_prompt(self) -> str | None:
-        """The system prompt that every training conversation had; None where there was none."""
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer; none where none is given."""
-
-    @property
-    def control_tokens(self) -> ControlTokens:
-        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
-
-    @property
-    def recorded(self) -> Mapping[str, object]:
-        """What is saved beside the weights, so that rows and prompts are rendered the same way later."""
-
-    def parts(self, record: Record) -> Sequence[Record]:
-        """The rows that a record becomes: itself, unless the config splits it."""
-
-    def render(self, record: Record) -> Any:
-        """The text of a record.
-
-        Raises:
-            DataError: It cannot be rendered.
-        """
-
-    def findings(self, rendered: Any) -> tuple[str, ...]:
-        """What a person should know of a row that became tokens, each with what can be done."""
-
-    def examples(self, rendered: Sequence[Any], where: Sequence[str]) -> Sequence[Example]:
-        """Rendered records as tokens and labels, not yet cut to any length.
-
-        Raises:
-            DataError: A text is too long to be read whole, and cannot be cut.
-        """
-
-    def beginning(self, rendered: Any, limits: DataSection) -> Any:
-        """The record; of one with a long text that exceeds the limits a beginning that exceeds them too.
-
-        The beginning has the first tokens of the whole, so that what is cut to the limits is the same.
-
-        Raises:
-            ManyTokensError: A text cannot be cut, and is certain to exceed the limits.
-            DataError: A text is too long to be read whole, and cannot be cut.
-        """
-
-    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
-        """How an example exceeds the limits, its length after `least`; None where it does not."""
-
-    def cut(self, rendered: Any, example: Example, limits: DataSection, choice: str) -> Sequence[Example]:
-        """What is kept of an example that is too long."""
-
-    def marked(self, example: Example) -> str:
-        """The row's text with what is trained in ⟦ ⟧."""
-
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens that an answer to `messages` follows, or that an encoder reads to give it."""
+    from loraft.errors import Problem
+    from loraft.rows.formats import LanguagePair, Message, Record
+    from loraft.rows.readers import Row
+    from loraft.tasks.batch import Batch, BatchLayout
+    from loraft.tasks.loss import TaskLoss
+    from loraft.tokenization.examples import Example
+    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
 
 
 @dataclass(frozen=True)
-class DatasetFacts:
-    """What a renderer takes from the training rows; a few words that stand for all of them.
+class SourceFormat:
+    """How the sources of an encoder-decoder are rendered, as a `data` section says it.
 
     Attributes:
-        system_prompt: The one that every conversation begins with; None when they differ or have none.
-        conversations: There are conversations to render.
-        labels: The classes, in their order.
-        pairs: Some rows have two texts to classify together.
+        prefix: What stands before every source.
+        source_lang: The language of the sources; None where nobody said.
+        target_lang: That of the targets.
     """
 
+    prefix: str = ""
+    source_lang: str | None = None
+    target_lang: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingMetadata:
+    """How something was trained, as far as its answers follow from it.
+
+    Attributes:
+        task: What it was trained for; None where that was not recorded.
+        system_prompt: The system prompt that it was trained with.
+        plain: It learned plain text, and no conversation: its prompts are plain.
+        sources: How the sources were rendered.
+        special_tokens_in_text: What was done with control tokens that were written in the text of rows.
+        labels: The classes that it tells apart, where they were recorded.
+    """
+
+    task: TaskName | None = None
     system_prompt: str | None = None
-    conversations: bool = True
+    plain: bool = False
+    sources: SourceFormat = field(default_factory=SourceFormat)
+    special_tokens_in_text: SpecialTokensInText = "text"
     labels: tuple[str, ...] = ()
-    pairs: bool = False
 
 
-def dataset_facts(task: Task, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
-    """What a renderer takes from `records`, which are all that will be rendered: labels are theirs."""
-    if task == "seq_cls":
-        pairs = any(isinstance(record, ClassificationRecord) and record.second is not None for record in records)
-        return DatasetFacts(labels=tuple(data.labels) or labels_of(records), pairs=pairs)
-    conversations = not records or any(isinstance(record, Conversation) for record in records)
-    return DatasetFacts(common_system_prompt(records), conversations)
+ROUGE = ("rouge1", "rouge2", "rougeL")
+TEXT_METRICS = ("exact_match", "valid_json", "bleu", "chrf", *ROUGE)
+"""The metrics of answers, beside the loss."""
 
 
-def renderer_of(
-    task: Task, data: DataSection, tokenizer: PreTrainedTokenizerBase, learned: DatasetFacts
-) -> RowRenderer:
-    """The renderer of a run.
+@dataclass(frozen=True)
+class TaskMetrics:
+    """The metrics of a task.
 
-    Args:
-        task: What is learned.
-        data: The config's section.
-        tokenizer: The model's tokenizer.
-        learned: What the training rows told.
-
-    Raises:
-        DataError: The tokenizer or the template will not do, or the rows have no classes to learn.
+    Attributes:
+        always: What every evaluation gives.
+        offered: What may be asked for besides.
+        default: What is given besides where nobody asks.
+        where_json: What is given besides where every reference is a JSON object or list.
     """
-    if task == "seq2seq_lm":
-        return PairRenderer.for_tokenizer(
-            tokenizer,
-            prefix=data.source_prefix,
-            source_lang=data.source_lang,
-            target_lang=data.target_lang,
-            special_tokens_in_text=data.special_tokens_in_text,
-        )
-    if task == "seq_cls":
-        renderer = LabelRenderer.to_train(tokenizer, learned.labels, pairs=learned.pairs)
-        return replace(renderer, special_tokens_in_text=data.special_tokens_in_text)
-    made = Renderer.for_tokenizer(
-        tokenizer,
-        chat_template=data.chat_template,
-        train_on=data.train_on,
-        system_prompt=learned.system_prompt,
-        conversations=learned.conversations,
-    )
-    return replace(
-        made,
-        plain=not learned.conversations,
-        split_turns=data.split_turns,
-        special_tokens_in_text=data.special_tokens_in_text,
-    )
+
+    always: tuple[str, ...]
+    offered: tuple[str, ...]
+    default: tuple[str, ...]
+    where_json: tuple[str, ...] = ()
 
 
-def common_system_prompt(records: Sequence[Record]) -> str | None:
-    """The system prompt that every conversation begins with; None when they differ or have none."""
-    prompts: set[str | None] = set()
-    for record in records:
-        first = record.messages[0] if isinstance(record, Conversation) else None
-        prompts.add(first.content if first is not None and first.role == "system" else None)
-    return prompts.pop() if len(prompts) == 1 else None
+@dataclass(frozen=True)
+class Reference:
+    """What a row asks and what answers it.
+
+    Attributes:
+        asked: The row's prompt, source or text, or the turns before its last answer.
+        reference: The right answer; of a text that is classified the name of its class.
+        second: The second text where two are classified together.
+    """
+
+    asked: str | tuple[Message, ...]
+    reference: str
+    second: str | None = None
+
+    @property
+    def shown(self) -> object:
+        """What is asked, as JSON shows it."""
+        if isinstance(self.asked, str):
+            return self.asked if self.second is None else [self.asked, self.second]
+        return [{"role": message.role, "content": message.content} for message in self.asked]
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """Tokens of an example that the model reads in one go.
+
+    Attributes:
+        name: `text`; of an encoder-decoder `source` and `target`.
+        ids: The tokens.
+        trained: Which of them are learned.
+        segments: Which of two texts each is of, where the model tells them apart.
+    """
+
+    name: str
+    ids: Sequence[int]
+    trained: Sequence[bool]
+    segments: Sequence[int] | None = None
+
+
+class Task(ABC):
+    """What a model is trained for.
+
+    Attributes:
+        name: As a config says it.
+        summary: What is learned, in a sentence.
+        group: The models that it takes.
+        formats: The formats of rows that it takes, in the order in which they are recognised.
+        only_if_asked: Those of them that columns alone never mean.
+        peft_type: What peft calls it.
+        auto_class: The class of transformers that loads what was trained.
+        pipeline_tag: What the Hub calls what was trained.
+        unit: What a loss is counted by.
+        inputs: What a model of it reads.
+        metrics: What its evaluations measure.
+        generates: What is trained writes text, token by token.
+        packs: Its rows can lie end to end in one line.
+        joins_prompts: A prompt and its completion are one text, as they stand.
+        translates: Its rows have a language of the source and one of the target.
+        reads_system_prompts: Held-out rows tell, as training rows do, whether all have one system prompt.
+        starter_model: A small model to begin with.
+        starter_rows: Rows to begin with, and their format, where nobody names any.
+    """
+
+    name: ClassVar[TaskName]
+    summary: ClassVar[str]
+    group: ClassVar[ModelGroup]
+    formats: ClassVar[tuple[RowFormat, ...]]
+    only_if_asked: ClassVar[tuple[RowFormat, ...]] = ()
+    peft_type: ClassVar[str]
+    auto_class: ClassVar[str]
+    pipeline_tag: ClassVar[str] = "text-generation"
+    unit: ClassVar[str] = "trained token"
+    inputs: ClassVar[str] = "rows"
+    metrics: ClassVar[TaskMetrics]
+    generates: ClassVar[bool] = True
+    packs: ClassVar[bool] = False
+    joins_prompts: ClassVar[bool] = False
+    translates: ClassVar[bool] = False
+    reads_system_prompts: ClassVar[bool] = False
+    starter_model: ClassVar[str]
+    starter_rows: ClassVar[tuple[str, RowFormat]]
+
+    @property
+    def families(self) -> Mapping[str, ModelSpec]:
+        """The architectures that are trained for it, by model_type."""
+        return GROUPS[self.group]
+
+    # Rows
+
+    @abstractmethod
+    def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
+        """What a row says.
+
+        Raises:
+            DataError: A field is missing, empty or of the wrong type; it is named with file and line.
+        """
+
+    def classes_in(self, records: Sequence[Record]) -> Mapping[str, int]:
+        """The classes of records in their order, with how many rows each has; none where rows have no classes."""
+        return {}
+
+    @abstractmethod
+    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
+        """What a renderer takes from the records that it will render."""
+
+    @abstractmethod
+    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> RowRenderer:
+        """What turns the records of a run into examples.
+
+        Raises:
+            DataError: The tokenizer or the template will not do, or the rows have no classes to learn.
+        """
+
+    @abstractmethod
+    def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
+        """What a record asks, and its answer; None where it asks nothing.
+
+        Raises:
+            DataError: Its class is none of the labels.
+        """
+
+    def class_number(self, example: Example) -> int | None:
+        """The number of an example's class; None where it has none."""
+        return None
+
+    @abstractmethod
+    def spans(self, example: Example) -> Iterator[TokenSpan]:
+        """What the model reads of an example, and what of it is learned."""
+
+    def read_by(self, stack: str, example: Example) -> int:
+        """How many tokens one of the model's stacks of layers reads of an example."""
+        return len(example.input_ids)
+
+    def length_limits(self, data: DataSection) -> Mapping[str, int]:
+        """The most tokens that rows may have, by the key that says so."""
+        return {"data.max_length": data.max_length}
+
+    # Training
+
+    def head(self, spec: ModelSpec) -> tuple[str, ...]:
+        """The modules of a head of its own, which are trained whole; none where the model's own head is used."""
+        return ()
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
+        """Lay examples as the model takes them."""
+
+    @abstractmethod
+    def loss(
+        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
+    ) -> TaskLoss:
+        """The loss of a model.
+
+        Args:
+            model: The model itself, with adapters injected where there are any, not a wrapper around it.
+            spec: Its row of the registry.
+            autocast: The dtype of products; None computes in the weights' own.
+            weights: What `loss_weights` gave.
+        """
+
+    def loss_weights(self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example]) -> Tensor | None:
+        """`[classes]`, what a row of each class counts in the loss; None where each counts the same."""
+        return None
+
+    def problems(self, config: RunConfig, renderer: RowRenderer) -> list[Problem]:
+        """What is wrong with settings of the task, which the rows tell."""
+        return []
+
+    # Answers
+
+    @abstractmethod
+    def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> RowRenderer:
+        """What makes prompts as they were made in training.
+
+        Raises:
+            DataError: The tokenizer needs to know languages, and nobody says which.
+        """
+
+    def prompt_ids(self, example: Example, asked: Reference, renderer: RowRenderer) -> list[int]:
+        """The tokens that an answer to an example follows."""
+        return example.input_ids
+
+    def first_tokens(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
+        """How an answer begins, in the words of transformers' generation config; empty where it goes on with a text."""
+        return {}
+
+    def tokens_of_language(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
+        """`first_tokens` where they tell the language of the answer; empty where the model's own settings hold."""
+        return {}
+
+    # Words
+
+    def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
+        """Keys of `data` in a first config: the dotted key, its value, and why it stands there."""
+        return iter(())
+
+    def facts_for_card(self, config: RunConfig, count: int) -> Mapping[str, str]:
+        """How much was learned, as a model card says it."""
+        return {"trained tokens": f"{count:,}"}
+
+    def summary_of_result(self, result: Mapping[str, object]) -> Mapping[str, object]:
+        """A training result as a person reads it."""
+        return result
+
+    def try_command(self, target: str) -> tuple[str, ...]:
+        """The command that lets `target` do what it was trained for."""
+        return ("loraft", "generate", target, "--prompt", "TEXT")
+
+
+@dataclass(frozen=True)
+class StarterFacts:
+    """What a task needs to know for its keys of a first config.
+
+    Attributes:
+        format: The format of the rows.
+        labels: The classes and their rows.
+        languages: The languages of the rows.
+        prefixed: The model was trained with words before each source that say what to do.
+    """
+
+    format: RowFormat
+    labels: Mapping[str, int] = field(default_factory=dict)
+    languages: Sequence[str] = ()
+    prefixed: bool = False

@@ -1,10 +1,10 @@
-"""A row as tokens, as each task has it."""
+"""A row as tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["IGNORED", "TOKENIZED_TOGETHER", "Example", "LabelledExample", "PairExample"]
+__all__ = ["IGNORED", "TOKENIZED_TOGETHER", "Example"]
 
 IGNORED = -100
 """The label of a token that is not trained."""
@@ -14,65 +14,43 @@ TOKENIZED_TOGETHER = 1000
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row as tokens.
+    """A row, or a piece of one, as tokens. What its labels are is its task's to say.
 
     Attributes:
-        input_ids: Its tokens.
-        labels: The same where a token is trained, else -100.
+        input_ids: The tokens that the model reads, an encoder-decoder with its encoder.
+        labels: Of a text the same tokens where they are trained, else -100; of a pair the tokens of the target; of a
+            classified text the number of its class, alone.
         where: The row's place.
+        trained: How many tokens are trained, or decisions.
+        tokens: How many tokens the model reads, those of a target too.
+        token_type_ids: 0 for the tokens of the first text and 1 for those of the second, where a classifier tells them
+            apart; else None.
     """
 
     input_ids: list[int]
     labels: list[int]
     where: str
-
-    @property
-    def trained(self) -> int:
-        """How many tokens are trained; the first of a row never is, since nothing predicts it."""
-        return len(self.labels) - self.labels.count(IGNORED) - (self.labels[:1] not in ([], [IGNORED]))
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the model reads."""
-        return len(self.input_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class PairExample(Example):
-    """A source and its target as tokens.
-
-    Attributes:
-        input_ids: The source's tokens, which the encoder reads.
-        labels: The target's tokens; all are trained, the first one too.
-        where: The row's place.
-    """
-
-    @property
-    def trained(self) -> int:
-        """How many tokens are trained: the target's."""
-        return len(self.labels)
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the encoder and the decoder read."""
-        return len(self.input_ids) + len(self.labels)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledExample(Example):
-    """A text as tokens, with its class.
-
-    Attributes:
-        input_ids: The text's tokens, or those of a pair.
-        labels: The number of its class, alone.
-        where: The row's place.
-        token_type_ids: 0 for the tokens of the first text and 1 for those of the second, where the model tells them
-            apart; else None.
-    """
-
+    trained: int
+    tokens: int
     token_type_ids: list[int] | None = None
 
     @property
-    def trained(self) -> int:
-        """How many decisions are trained: one."""
-        return len(self.labels)
+    def target_tokens(self) -> int:
+        """How many tokens a target has that the model reads besides: none of a text."""
+        return self.tokens - len(self.input_ids)
+
+    @classmethod
+    def of_text(cls, ids: list[int], labels: list[int], where: str) -> Example:
+        """A text; the first token is never trained, since nothing predicts it."""
+        trained = len(labels) - labels.count(IGNORED) - (labels[:1] not in ([], [IGNORED]))
+        return cls(ids, labels, where, trained, len(ids))
+
+    @classmethod
+    def of_pair(cls, source: list[int], target: list[int], where: str) -> Example:
+        """A source and its target, of which every token is trained, the first one too."""
+        return cls(source, target, where, len(target), len(source) + len(target))
+
+    @classmethod
+    def of_class(cls, ids: list[int], number: int, where: str, types: list[int] | None = None) -> Example:
+        """A text, or two in one, with the number of its class."""
+        return cls(ids, [number], where, 1, len(ids), types)

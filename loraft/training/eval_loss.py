@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from loraft.dataset.sampler import AnyBatch, BatchLayout, LabelledBatch, collate_rows
+from loraft.tasks.batch import BatchLayout
+from loraft.tasks.loss import TaskLoss
+from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
-from loraft.training.loss import ClassificationLoss, Loss
 
 __all__ = ["EvalLoss", "class_figures", "evaluate_loss"]
 
@@ -36,7 +37,8 @@ class EvalLoss(NamedTuple):
 
 
 def evaluate_loss(
-    loss: Loss,
+    loss: TaskLoss,
+    task: Task,
     examples: Sequence[Example],
     layout: BatchLayout,
     batch_size: int,
@@ -52,14 +54,10 @@ def evaluate_loss(
             if stop():
                 return None
             rows = examples[start : start + batch_size]
-            batch: AnyBatch = collate_rows(rows, layout).to(device)
-            if isinstance(loss, ClassificationLoss):
-                assert isinstance(batch, LabelledBatch), "a classifier takes labelled rows"
-                logits = loss.logits(batch)
-                total += loss.summed(logits, batch.labels).item()
-                cells.append(torch.stack([batch.labels, logits.argmax(1)]).cpu())
-            else:
-                total += loss(batch).item()
+            batch = task.collate(rows, layout).to(device)
+            summed, decisions = loss.with_decisions(batch)
+            total += summed.item()
+            cells += [] if decisions is None else [decisions.cpu()]
             if not math.isfinite(total):
                 return EvalLoss(total, targets, NO_FIGURES, rows)
             weight += loss.weight(batch)

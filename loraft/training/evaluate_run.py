@@ -22,7 +22,8 @@ def evaluate_run(run: Trainer, state: RunState, signals: StopSignals) -> bool:
     """
     run.adapted.model.eval()
     found = evaluate_loss(
-        run.loss, run.evaluation, run.layout, run.settings.per_device_eval_batch_size, run.device,
+        run.loss,
+        run.task, run.evaluation, run.layout, run.settings.per_device_eval_batch_size, run.device,
         stop=lambda: signals.received is not None,
     )  # fmt: skip
     run.adapted.model.train()

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.nn.utils import clip_grad_norm_
 
-from loraft.dataset.sampler import StepBatches, collate_rows
+from loraft.dataset.sampler import StepBatches
 from loraft.errors import DataError, Interrupted, LoraftError
 from loraft.training.checkpoint import newest_checkpoint, prune, save_checkpoint
 from loraft.training.evaluate_run import evaluate_run
@@ -93,7 +93,7 @@ def _step(run: Trainer, state: RunState, window: StepBatches, clock: Throughput)
     """One optimizer step: the gradient of the mean loss over all trained tokens of the window, then the update."""
     began = time.perf_counter()
     rows = window.batches
-    batches = [collate_rows(examples, run.layout).to(run.device) for examples in rows]
+    batches = [run.task.collate(examples, run.layout).to(run.device) for examples in rows]
     weight = sum(run.loss.weight(batch) for batch in batches)
     loss = 0.0
     for batch, examples in zip(batches, rows, strict=True):

@@ -9,10 +9,11 @@ import torch
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData
 from loraft.dataset.sampler import BatchSampler
+from loraft.kernels.cross_entropy import targets_in_chunk
 from loraft.models.device import DeviceConfig
-from loraft.tasks.seq_cls import LabelRenderer
-from loraft.tokenization.examples import Example, PairExample
-from loraft.training.loss import targets_in_chunk
+from loraft.tasks import TASKS
+from loraft.tasks.task import Task
+from loraft.tokenization.examples import Example
 from loraft.training.memory import StackSizes, TrainingSizes
 from loraft.training.model_summary import ModelSummary
 
@@ -38,7 +39,9 @@ def training_sizes(
         quantized_parameters=shape.quantized_parameters,
         trainable_parameters=shape.trainable_parameters,
         dtype_bytes=torch.empty(0, dtype=placement.dtype).element_size(),
-        stacks=tuple(_stack(stack, shape, rows, data.train, packed=packed) for stack in shape.depths),
+        stacks=tuple(
+            _stack(TASKS[config.task], stack, shape, rows, data.train, packed=packed) for stack in shape.depths
+        ),
         batch_targets=sum(example.trained for example in rows),
         chunk_targets=targets_in_chunk(shape.vocabulary),
         vocabulary=_choices(data, shape),
@@ -48,20 +51,19 @@ def training_sizes(
 
 def _choices(data: PreparedData, shape: ModelSummary) -> int:
     """How many things a target is one of: classes, or the entries of the vocabulary."""
-    return len(data.renderer.labels) if isinstance(data.renderer, LabelRenderer) else shape.vocabulary
+    return len(data.renderer.labels) or shape.vocabulary
 
 
 def _stack(
-    stack: str, shape: ModelSummary, rows: Sequence[Example], every: Sequence[Example], *, packed: bool
+    task: Task, stack: str, shape: ModelSummary, rows: Sequence[Example], every: Sequence[Example], *, packed: bool
 ) -> StackSizes:
-    """What one stack reads of the largest batch: a decoder over an encoder reads targets, every other one rows."""
-    targets = isinstance(rows[0], PairExample) and stack == "decoder"
-    read = [len(example.labels if targets else example.input_ids) for example in rows]
+    """What one stack reads of the largest batch."""
+    read = [task.read_by(stack, example) for example in rows]
     return StackSizes(
         layer=shape.layers[stack],
         graph_layers=shape.graph_layers(stack),
         batch_tokens=_cells(read, packed=packed),
-        longest_row=max(len(example.labels if targets else example.input_ids) for example in every),
+        longest_row=max(task.read_by(stack, example) for example in every),
     )
 
 

@@ -19,9 +19,10 @@ from loraft.models.hf_config import class_names, context_of, is_classifier, load
 from loraft.models.hf_logging import quietly_reading
 from loraft.models.load_model import drop_modules, linear_modules, meta_model, missing_head_modules, parameter_count
 from loraft.models.quantize import quantized_modules
-from loraft.models.registry import TRAINED_FOR, ModelSpec, spec_of
+from loraft.models.registry import ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
 from loraft.models.sources import resolve
+from loraft.tasks import TASKS
 from loraft.training.memory import LayerSizes
 
 __all__ = ["ModelSummary", "summarize_model"]
@@ -90,7 +91,7 @@ def summarize_model(run: RunConfig, labels: Sequence[str], config: PreTrainedCon
         ModelError: Its files lack tensors or have others, or its decoder has no start token.
         AdapterError: The `lora` section names what the model does not have, or goes on from another adapter.
     """
-    family = spec_of(config.model_type, TRAINED_FOR[run.task])
+    family = spec_of(config.model_type, TASKS[run.task].families)
     skeleton = meta_model(config)
     folder = resolve(run.model.name_or_path, run.model.revision, weights=False)
     if family.encoder_path is not None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraft.dataset.sampler import AnyBatch, collate_rows
 from loraft.errors import NonFiniteError
 from loraft.models.quantize import unpacked
+from loraft.tasks.batch import Batch
 from loraft.tokenization.examples import Example
 from loraft.training.trainer_state import Trainer
 
@@ -61,7 +61,7 @@ def _cause(run: Trainer, step: int, examples: Sequence[Example]) -> tuple[str, s
         return f": {name} holds NaN or infinity", LOWER_RATE + GO_ON if spoilt else DAMAGED
     size = run.settings.per_device_train_batch_size
     rows = (examples[start : start + size] for start in range(0, len(examples), size))
-    output = first_output(run.loss, (collate_rows(part, run.layout).to(run.device) for part in rows))
+    output = first_output(run.loss, (run.task.collate(part, run.layout).to(run.device) for part in rows))
     cause = f": the weights are finite, and {output} is the first module to give NaN or infinity" if output else ""
     if dtype == torch.float16:
         return cause, f"model.dtype bfloat16 or float32 holds larger numbers, or {LOWER_RATE}{GO_ON}"
@@ -79,7 +79,7 @@ def first_weight(model: nn.Module) -> tuple[str, nn.Parameter] | None:
     return None
 
 
-def first_output(loss: nn.Module, batches: Iterator[AnyBatch]) -> str | None:
+def first_output(loss: nn.Module, batches: Iterator[Batch]) -> str | None:
     """The name of the first module of the model in `loss` whose output for the batches is not finite."""
     found: list[str] = []
 

@@ -18,17 +18,18 @@ from loraft.adapters.model_card import shown
 from loraft.config.schema import RunConfig
 from loraft.dataset.batch_plan import batch_sampler, fills, uses_packing
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.sampler import BatchLayout, BatchSampler
+from loraft.dataset.sampler import BatchSampler
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, InvalidInputError, Problem, ResourceError
 from loraft.grammar import counted
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype, context_of, load_config
 from loraft.models.load_model import load_noted_tokenizer
-from loraft.models.registry import TRAINED_FOR, spec_of
+from loraft.models.registry import spec_of
 from loraft.models.sources import cache_folder
-from loraft.tasks.seq_cls import LabelRenderer
-from loraft.training.class_weights import class_weight_problems
+from loraft.tasks import TASKS
+from loraft.tasks.batch import BatchLayout
+from loraft.tasks.task import Task
 from loraft.training.memory import MemoryPlan, predict
 from loraft.training.memory_sizes import training_sizes
 from loraft.training.model_summary import ModelSummary, summarize_model
@@ -78,6 +79,11 @@ class RunPlan:
     save_every: int | None
     notes: tuple[str, ...]
 
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        return TASKS[self.config.task]
+
 
 def plan_run(config: RunConfig) -> RunPlan:
     """Decide everything about a run that can be decided before its weights are loaded.
@@ -87,7 +93,8 @@ def plan_run(config: RunConfig) -> RunPlan:
     """
     problems: list[Problem] = []
     placement = _collected(problems, lambda: select_device(config.model))
-    families = TRAINED_FOR[config.task]
+    task = TASKS[config.task]
+    families = task.families
     architecture = _collected(problems, lambda: load_config(config.model, families))
     length_notes: list[str] = []
     if architecture is not None:
@@ -103,7 +110,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         problems += _beyond_context(config, shape)
     problems += tracker_problems(config.training.report_to)
     if data is not None:
-        problems += class_weight_problems(config, data.renderer)
+        problems += task.problems(config, data.renderer)
     if placement is None or shape is None or tokenizer is None or data is None or problems:
         raise InvalidInputError.several(problems)
     config, notes = _resolved(config, placement)
@@ -158,9 +165,9 @@ def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, 
 
 def _shape(config: RunConfig, data: PreparedData | None) -> ModelSummary:
     """The model's shape; of a classifier whose classes could not be found it is that of one with two."""
-    renderer = data.renderer if data is not None else None
-    labels = renderer.labels if isinstance(renderer, LabelRenderer) else ("0", "1") * (config.task == "seq_cls")
-    architecture = load_config(config.model, TRAINED_FOR[config.task], labels)
+    task = TASKS[config.task]
+    labels = data.renderer.labels if data is not None else () if task.generates else ("0", "1")
+    architecture = load_config(config.model, task.families, labels)
     return summarize_model(config, labels, architecture)
 
 
@@ -189,9 +196,7 @@ def _collected(problems: list[Problem], decide: Callable[[], Result]) -> Result 
 
 
 def _beyond_context(config: RunConfig, shape: ModelSummary) -> list[Problem]:
-    limits = {"data.max_length": config.data.max_length}
-    if config.task == "seq2seq_lm":
-        limits["data.max_target_length"] = config.data.max_target_length or 0
+    limits = TASKS[config.task].length_limits(config.data)
     return [
         Problem(
             f"{most} tokens are more than the {shape.context} positions of the model",
@@ -299,6 +304,6 @@ def _packing_notes(config: RunConfig, shape: ModelSummary, data: PreparedData, *
             return []
         remain = counted(filled, "optimizer step an epoch remains", "optimizer steps an epoch remain")
         return [f"data.packing fill: {remain} of {before:,}"]
-    if config.data.packing == "auto" and not packed and config.task == "causal_lm":
+    if config.data.packing == "auto" and not packed and TASKS[config.task].packs:
         return [f"rows are padded on the right: {shape.family.model_type} is not laid end to end with this attention"]
     return []

@@ -20,18 +20,14 @@ import loraft
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import TrainingFacts, shown, shown_word
 from loraft.adapters.save_adapter import restore, save_adapter, save_full
-from loraft.config.unused_keys import idle_keys
 from loraft.io.disk_space import disk_errors
 from loraft.io.memory_errors import memory_errors
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.models.load_model import LoadedModel, load_model
-from loraft.models.registry import TRAINED_FOR
-from loraft.tasks.seq_cls import LabelRenderer
+from loraft.tasks.loss import TaskLoss
 from loraft.training.checkpoint import verified
-from loraft.training.class_weights import class_weights
 from loraft.training.loop import fit
-from loraft.training.loss import ClassificationLoss, LMLoss, Loss
 from loraft.training.memory import peak_bytes
 from loraft.training.optimizer import build_optimizer
 from loraft.training.resume import Begun, compare_with_begun, refuse_another_base, resume_from, weights_in
@@ -145,8 +141,8 @@ def build_model(plan: RunPlan) -> AdaptedModel:
         plan.config.model,
         placement,
         quantization=quantization,
-        among=TRAINED_FOR[plan.config.task],
-        labels=_labels(plan),
+        among=plan.task.families,
+        labels=plan.data.renderer.labels,
     )
     torch.manual_seed(plan.config.seed)
     if plan.layout.packed:
@@ -174,19 +170,11 @@ def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
                     module.gradient_checkpointing = False  # type: ignore[assignment]
 
 
-def _labels(plan: RunPlan) -> tuple[str, ...]:
-    """The classes of a classifier; none for other tasks."""
-    renderer = plan.data.renderer
-    return renderer.labels if isinstance(renderer, LabelRenderer) else ()
-
-
-def _loss(plan: RunPlan, adapted: AdaptedModel) -> Loss:
+def _loss(plan: RunPlan, adapted: AdaptedModel) -> TaskLoss:
     dtype = None if plan.placement.dtype == torch.float32 else plan.placement.dtype
-    model, family = adapted.loaded.model, plan.shape.family
-    if plan.config.task != "seq_cls":
-        return LMLoss(model, family, dtype)
-    weights = class_weights(plan.config, _labels(plan), plan.data.train)
-    return ClassificationLoss(model, family, dtype, None if weights is None else weights.to(plan.placement.device))
+    weights = plan.task.loss_weights(plan.config, plan.data.renderer.labels, plan.data.train)
+    on_device = None if weights is None else weights.to(plan.placement.device)
+    return plan.task.loss(adapted.loaded.model, plan.shape.family, dtype, on_device)
 
 
 def build_trainer(
@@ -195,11 +183,12 @@ def build_trainer(
     """What the loop needs for a plan and its model; `state` is what it will leave its place in."""
     dtype = plan.placement.dtype
     settings = plan.config.training
-    if "training.sample_prompts" in idle_keys(plan.config):  # a classifier has nothing to answer with
+    if not plan.task.generates:  # it has nothing to answer with
         settings = settings.model_copy(update={"sample_prompts": ()})
     assert settings.learning_rate != "auto", "the plan resolves it"
     return Trainer(
         adapted=adapted,
+        task=plan.task,
         loss=_loss(plan, adapted),
         optimizer=build_optimizer(adapted.trainable, settings),
         scaler=torch.amp.GradScaler(plan.placement.device, enabled=dtype == torch.float16),

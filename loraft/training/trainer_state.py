@@ -11,10 +11,12 @@ from torch.optim import Optimizer
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.config.schema import TrainingSection
-from loraft.dataset.sampler import BatchLayout, BatchSampler
+from loraft.dataset.sampler import BatchSampler
 from loraft.dataset.streaming import StreamingSampler
+from loraft.tasks.batch import BatchLayout
+from loraft.tasks.loss import TaskLoss
+from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
-from loraft.training.loss import Loss
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Observer
 from loraft.training.stop_signals import SaveRequests
@@ -75,6 +77,7 @@ class Trainer:
 
     Attributes:
         adapted: The model and its trained parameters.
+        task: What is learned.
         loss: The same model, giving the summed loss of a batch.
         optimizer: The optimizer over the trained parameters.
         scaler: Loss scaling; enabled for float16 only.
@@ -97,7 +100,8 @@ class Trainer:
     """
 
     adapted: AdaptedModel
-    loss: Loss
+    task: Task
+    loss: TaskLoss
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     plan: BatchSampler | StreamingSampler

@@ -27,6 +27,7 @@ class Rendering:
 
     chat_template: str | None = CHATML
     stop_ids: tuple[int, ...] = (2, 1)
+    labels: tuple[str, ...] = ()
     system_prompt: str | None = "Answer in JSON."
 
     @property

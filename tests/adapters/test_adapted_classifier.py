@@ -19,7 +19,7 @@ from loraft.inference.classifier import Classifier, open_classifier
 from loraft.models.hf_config import load_config
 from loraft.models.load_model import missing_head_modules
 from loraft.models.quantize import quantized_modules
-from loraft.models.registry import TRAINED_FOR
+from loraft.models.registry import CLASSIFIERS
 from loraft.training.run_plan import plan_run
 from loraft.training.trainer import build_model
 from tests.adapters.setting import FACTS, disturb
@@ -91,12 +91,12 @@ def test_c20_the_cards_code_loads_an_adapter_on_a_base_with_another_head(tmp_pat
     torch.testing.assert_close(scores(adapted, opened), theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", list(TRAINED_FOR["seq_cls"]))
+@pytest.mark.parametrize("model_type", list(CLASSIFIERS))
 def test_c20_new_modules_are_those_that_transformers_reports(tmp_path: Path, model_type: str) -> None:
     """C20: what transformers says that it made up is what is trained as new, for every family."""
     config = classifier_config(tmp_path, model_type)
-    family = TRAINED_FOR["seq_cls"][model_type]
-    as_classifier = load_config(config.model, TRAINED_FOR["seq_cls"], LABELS)
+    family = CLASSIFIERS[model_type]
+    as_classifier = load_config(config.model, CLASSIFIERS, LABELS)
     _, report = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "model", num_labels=3, output_loading_info=True
     )
@@ -210,8 +210,8 @@ def test_the_names_of_classes_follow_their_numbers_not_the_file(tmp_path: Path) 
     (folder / "config.json").write_text(json.dumps(config))
     assert open_classifier(str(folder)).labels == tuple(names)
     section = ModelSection(name_or_path=str(folder))
-    as_classifier = load_config(section, TRAINED_FOR["seq_cls"], names)
-    assert missing_head_modules(folder, as_classifier, TRAINED_FOR["seq_cls"]["bert"]) == ()
+    as_classifier = load_config(section, CLASSIFIERS, names)
+    assert missing_head_modules(folder, as_classifier, CLASSIFIERS["bert"]) == ()
 
 
 def test_two_classes_without_names_are_told_apart(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from loraft.adapters.metadata import ResolvedTarget, SourceFormat, TrainingMetadata, adapter_in, model_in
+from loraft.adapters.metadata import ResolvedTarget, adapter_in, model_in
 from loraft.config.schema import QuantizationSection
 from loraft.errors import AdapterError
+from loraft.tasks.task import SourceFormat, TrainingMetadata
 
 
 def write(folder: Path, record: dict[str, object] | None = None, **config: object) -> Path:
@@ -21,9 +22,14 @@ def write(folder: Path, record: dict[str, object] | None = None, **config: objec
 
 def test_an_adapter_of_another_tool_says_what_peft_writes(tmp_path: Path) -> None:
     found = adapter_in(write(tmp_path, revision="v1", task_type="SEQ_2_SEQ_LM"))
-    assert (found.base, found.revision, found.adapter, found.manner.task) == ("org/base", "v1", tmp_path, "seq2seq_lm")
+    assert (found.base, found.revision, found.adapter, found.metadata.task) == (
+        "org/base",
+        "v1",
+        tmp_path,
+        "seq2seq_lm",
+    )
     assert found.adapters[0].fingerprint is None
-    assert found.manner.sources == SourceFormat()
+    assert found.metadata.sources == SourceFormat()
 
 
 def test_what_loraft_recorded_beside_the_weights_is_known(tmp_path: Path) -> None:
@@ -33,9 +39,11 @@ def test_what_loraft_recorded_beside_the_weights_is_known(tmp_path: Path) -> Non
     }  # fmt: skip
     found = adapter_in(write(tmp_path, record))
     adapter = found.adapters[0]
-    assert found.manner == TrainingMetadata("seq_cls", "Be brief.", plain=True, sources=SourceFormat(source_lang="de"))
-    assert (adapter.labels, adapter.fingerprint, adapter.dtype) == (("no", "yes"), "sha256:1", "float32")
-    assert model_in(tmp_path) == ResolvedTarget(str(tmp_path), own=found.manner)
+    assert found.metadata == TrainingMetadata(
+        "seq_cls", "Be brief.", plain=True, sources=SourceFormat(source_lang="de"), labels=("no", "yes")
+    )
+    assert (adapter.fingerprint, adapter.dtype) == ("sha256:1", "float32")
+    assert model_in(tmp_path) == ResolvedTarget(str(tmp_path), own=found.metadata)
 
 
 @pytest.mark.parametrize("odd", [3, None, [], {"a": 1}])

@@ -132,7 +132,7 @@ def test_c7_the_template_that_was_trained_with_is_saved(tmp_path: Path) -> None:
     adapted, config = trained(tmp_path)
     save_adapter(adapted, tmp_path / "adapter", config=config, renderer=Rendering("{{ 'another' }}"), facts=FACTS)
     assert AutoTokenizer.from_pretrained(tmp_path / "adapter").chat_template == "{{ 'another' }}"
-    assert resolve_target(str(tmp_path / "adapter")).manner.system_prompt == "Answer in JSON."
+    assert resolve_target(str(tmp_path / "adapter")).metadata.system_prompt == "Answer in JSON."
     assert adapted.loaded.tokenizer.chat_template == CHATML, "the tokenizer in use is left alone"
 
 

@@ -15,16 +15,15 @@ from typer.testing import CliRunner, Result
 
 from loraft.cli.app import app
 from loraft.config.config_file import load_config
-from loraft.config.schema import Method, RowFormat, Task
-from loraft.config.starter import MODELS
+from loraft.config.schema import Method, RowFormat, TaskName
 from loraft.config.unused_keys import unused_keys, unused_sections
-from loraft.rows.formats import FORMATS
+from loraft.tasks import TASKS
 from tests.tiny import save_tiny
 from tests.training.building import write_rows
 from tests.words import Wording
 
 METHODS = get_args(Method)
-KINDS: dict[Task, str] = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
+KINDS: dict[TaskName, str] = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
 
 
 def row(row_format: RowFormat, number: int) -> dict[str, Any]:
@@ -52,19 +51,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-CELLS = [(task, method, form) for task, method in product(get_args(Task), METHODS) for form in FORMATS[task]]
+CELLS = [(task, method, form) for task, method in product(get_args(TaskName), METHODS) for form in TASKS[task].formats]
 
 
 @pytest.mark.parametrize(("task", "method", "row_format"), CELLS)
 def test_every_task_method_and_format_gives_a_config_that_loads(
-    here: Path, task: Task, method: Method, row_format: RowFormat
+    here: Path, task: TaskName, method: Method, row_format: RowFormat
 ) -> None:
     write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(30)])
     result = init("c.yaml", "--data", "rows.jsonl", "--task", task, "--method", method)
     assert result.exit_code == 0, result.stderr
     config = load_config("c.yaml")
     assert (config.task, config.method, config.data.format) == (task, method, row_format)
-    assert config.model.name_or_path == MODELS[task]
+    assert config.model.name_or_path == TASKS[task].starter_model
     assert unused_keys(config) == ()
     assert unused_sections(config) == ()
     lines = Path("c.yaml").read_text().splitlines()
@@ -77,12 +76,12 @@ def test_every_task_method_and_format_gives_a_config_that_loads(
 CHECKED = [
     pytest.param(task, method, form, id=f"{task}-{method}-{form}")
     for task, method, form in CELLS
-    if method == "lora" or form == FORMATS[task][0]
+    if method == "lora" or form == TASKS[task].formats[0]
 ]
 
 
 @pytest.mark.parametrize(("task", "method", "row_format"), CHECKED)
-def test_check_passes_what_is_written(here: Path, task: Task, method: Method, row_format: RowFormat) -> None:
+def test_check_passes_what_is_written(here: Path, task: TaskName, method: Method, row_format: RowFormat) -> None:
     write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(30)])
     save_tiny(Path("model"), KINDS[task])
     given = ["--data", "rows.jsonl", "--task", task, "--method", method, "--model", "model"]
@@ -93,23 +92,23 @@ def test_check_passes_what_is_written(here: Path, task: Task, method: Method, ro
     assert (source["overlength"], source["kept"]) == (0, 30), "no row is too long for the length that was proposed"
 
 
-@pytest.mark.parametrize(("task", "row_format"), [(t, f) for t in get_args(Task) for f in FORMATS[t]])
-def test_the_task_follows_from_the_rows(here: Path, task: Task, row_format: RowFormat) -> None:
+@pytest.mark.parametrize(("task", "row_format"), [(t, f) for t in get_args(TaskName) for f in TASKS[t].formats])
+def test_the_task_follows_from_the_rows(here: Path, task: TaskName, row_format: RowFormat) -> None:
     write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(3)])
     assert init("c.yaml", "--data", "rows.jsonl").exit_code == 0
-    expected = "causal_lm" if row_format in FORMATS["causal_lm"] else task
+    expected = "causal_lm" if row_format in TASKS["causal_lm"].formats else task
     assert load_config("c.yaml").task == expected
 
 
-@pytest.mark.parametrize("task", get_args(Task))
-def test_the_task_follows_from_a_model_that_is_here(here: Path, task: Task) -> None:
+@pytest.mark.parametrize("task", get_args(TaskName))
+def test_the_task_follows_from_a_model_that_is_here(here: Path, task: TaskName) -> None:
     save_tiny(Path("model"), KINDS[task])
     assert init("c.yaml", "--model", "model").exit_code == 0
     assert load_config("c.yaml").task == task
 
 
-@pytest.mark.parametrize("task", get_args(Task))
-def test_without_rows_an_example_is_named(here: Path, task: Task) -> None:
+@pytest.mark.parametrize("task", get_args(TaskName))
+def test_without_rows_an_example_is_named(here: Path, task: TaskName) -> None:
     result = init("c.yaml", "--task", task)
     assert "no rows were named with --data" in result.stderr
     assert load_config("c.yaml").data.train[0].path == {"causal_lm": "builtin:tickets"}.get(task, "data/train.jsonl")
@@ -346,7 +345,7 @@ def test_ctrl_c_at_a_question_is_a_stop(here: Path, monkeypatch: pytest.MonkeyPa
 def test_json_is_one_document(here: Path) -> None:
     document = json.loads(init("c.yaml", "--task", "seq_cls", "--json").stdout)
     assert document["config"] == "c.yaml"
-    assert document["model"] == MODELS["seq_cls"]
+    assert document["model"] == TASKS["seq_cls"].starter_model
     refused = json.loads(init("c.yaml", "--json").stdout)
     assert refused["exit_code"] == 2
 
@@ -421,6 +420,6 @@ def test_rows_that_are_not_trained_yet_are_told(here: Path, rows: list[dict[str,
     ("task", "example"),
     [("seq_cls", "text=THEIRS,label=THEIRS"), ("seq2seq_lm", "source=THEIRS,target=THEIRS")],
 )
-def test_the_example_of_columns_is_of_the_task(here: Path, task: Task, example: str) -> None:
+def test_the_example_of_columns_is_of_the_task(here: Path, task: TaskName, example: str) -> None:
     write_rows(here / "x.jsonl", [{"a": "b", "c": "d"}] * 3)
     assert f"--columns {example}" in init("c.yaml", "--data", "x.jsonl", "--task", task).stderr

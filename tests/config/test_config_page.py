@@ -12,9 +12,10 @@ from loraft.config.config_file import load_config
 from loraft.config.dump import inline
 from loraft.config.schema import DataSource, RunConfig, Section, StackLayers
 from loraft.config.schema_info import expected, path_of
-from loraft.config.starter import ROWS
 from loraft.config.unused_keys import OF_METHODS, OF_TASKS
-from loraft.rows.formats import FORMATS, OPTIONAL_COLUMNS
+from loraft.inspection.starter import ROWS
+from loraft.rows.formats import OPTIONAL_COLUMNS
+from loraft.tasks import TASKS
 
 PAGE = Path(__file__).parents[2] / "docs/config.md"
 INNER = {
@@ -82,7 +83,7 @@ def _part(name: str, section: type[Section]) -> Iterator[str]:
 
 def _formats() -> Iterator[str]:
     for row_format, row in ROWS.items():
-        tasks = ", ".join(f"`{task}`" for task, taken in FORMATS.items() if row_format in taken)
+        tasks = ", ".join(f"`{name}`" for name, task in TASKS.items() if row_format in task.formats)
         besides = ", ".join(f"`{column}`" for column in OPTIONAL_COLUMNS.get(row_format, ()) if column not in row)
         yield f"| `{row_format}` | {tasks} | `{row}` | {besides} |"
 

@@ -14,7 +14,7 @@ import torch
 
 from loraft import api
 from loraft.config.config_file import load_config
-from loraft.config.schema import DataSource, Method, RunConfig, Task
+from loraft.config.schema import DataSource, Method, RunConfig, TaskName
 from loraft.config.unused_keys import unused_keys, unused_sections
 from loraft.errors import ResourceError
 from loraft.models.device import DeviceConfig
@@ -53,7 +53,7 @@ def test_begins_with_what_it_is_for(path: Path) -> None:
 def test_every_task_and_method_has_one() -> None:
     cells = {(config.task, config.method) for config in LOADED.values()}
     methods: tuple[Method, ...] = ("lora", "qlora", "full")
-    assert cells == {(task, method) for task in get_args(Task) for method in methods}
+    assert cells == {(task, method) for task in get_args(TaskName) for method in methods}
 
 
 def rows_for(config: RunConfig, source: DataSource, count: int = 24) -> list[dict[str, Any]]:

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraft.dataset.build import SourceSpan
-from loraft.dataset.sampler import BatchLayout, BatchSampler, collate, pack_rows
+from loraft.dataset.sampler import BatchSampler, pack_rows
+from loraft.tasks.batch import BatchLayout, collate_texts
 from loraft.tokenization.examples import Example
 
-ONE = Example([1, 2, 3], [-100, 2, 3], "a:1")
-TWO = Example([7, 8, 9, 10], [7, -100, 9, -100], "a:2")
+ONE = Example.of_text([1, 2, 3], [-100, 2, 3], "a:1")
+TWO = Example.of_text([7, 8, 9, 10], [7, -100, 9, -100], "a:2")
 
 
 def plan(count: int, **options: object) -> BatchSampler:
@@ -24,37 +25,38 @@ def plan(count: int, **options: object) -> BatchSampler:
 
 
 def test_rows_laid_end_to_end() -> None:
-    batch = collate([ONE, TWO], BatchLayout(packed=True, pad_id=0))
+    batch = collate_texts([ONE, TWO], BatchLayout(packed=True, pad_id=0))
     assert batch.input_ids.tolist() == [[1, 2, 3, 7, 8, 9, 10]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
     assert batch.row_lengths == (3, 4)
-    assert (batch.target_positions.tolist(), batch.target_ids.tolist()) == ([0, 1, 4], [2, 3, 9])
+    assert (batch.target_positions.tolist(), batch.labels.tolist()) == ([0, 1, 4], [2, 3, 9])
     assert batch.tokens == 7
 
 
 def test_a_line_is_filled_by_a_row_of_padding_where_lengths_cost_time() -> None:
-    batch = collate([ONE, TWO], BatchLayout(packed=True, pad_id=0, multiple_of=5))
+    batch = collate_texts([ONE, TWO], BatchLayout(packed=True, pad_id=0, multiple_of=5))
     assert batch.input_ids.tolist() == [[1, 2, 3, 7, 8, 9, 10, 0, 0, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 2]]
     assert batch.row_lengths == (3, 4, 3)
     assert (batch.target_positions.tolist(), batch.tokens) == ([0, 1, 4], 7)
-    assert collate([ONE, TWO], BatchLayout(True, 0, multiple_of=7)).row_lengths == (3, 4)
+    assert collate_texts([ONE, TWO], BatchLayout(True, 0, multiple_of=7)).row_lengths == (3, 4)
 
 
 def test_rows_padded_on_the_right() -> None:
-    batch = collate([ONE, TWO], BatchLayout(packed=False, pad_id=0))
+    batch = collate_texts([ONE, TWO], BatchLayout(packed=False, pad_id=0))
     assert batch.input_ids.tolist() == [[1, 2, 3, 0], [7, 8, 9, 10]]
     assert batch.row_lengths is None
-    assert (batch.target_positions.tolist(), batch.target_ids.tolist()) == ([0, 1, 5], [2, 3, 9])
+    assert (batch.target_positions.tolist(), batch.labels.tolist()) == ([0, 1, 5], [2, 3, 9])
     assert batch.tokens == 7
 
 
 def test_c1_a_padding_token_that_is_a_target_stays_one() -> None:
     """C1: labels decide, never the id of the padding."""
-    batch = collate(
-        [Example([5, 2], [-100, 2], "a:1"), Example([5, 6, 2], [-100, 6, 2], "a:2")], BatchLayout(False, pad_id=2)
+    batch = collate_texts(
+        [Example.of_text([5, 2], [-100, 2], "a:1"), Example.of_text([5, 6, 2], [-100, 6, 2], "a:2")],
+        BatchLayout(False, pad_id=2),
     )
-    assert batch.target_ids.tolist() == [2, 6, 2]
+    assert batch.labels.tolist() == [2, 6, 2]
 
 
 @settings(max_examples=50, deadline=None)
@@ -108,6 +110,6 @@ def test_filling_is_tight() -> None:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_to_moves_every_tensor(packed: bool) -> None:
-    moved = collate([ONE, TWO], BatchLayout(packed, 0)).to("meta")
-    tensors = (moved.input_ids, moved.position_ids, moved.target_positions, moved.target_ids)
+    moved = collate_texts([ONE, TWO], BatchLayout(packed, 0)).to("meta")
+    tensors = (moved.input_ids, moved.position_ids, moved.target_positions, moved.labels)
     assert all(tensor.device == torch.device("meta") for tensor in tensors)

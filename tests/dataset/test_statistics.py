@@ -9,13 +9,13 @@ from loraft.dataset.statistics import (
     DataReport,
     Repetition,
     SourceCounts,
-    classes_of,
+    count_classes,
     findings,
     lengths_of,
     repetitions,
     unknown_tokens,
 )
-from loraft.tokenization.examples import Example, LabelledExample, PairExample
+from loraft.tokenization.examples import Example
 
 
 def test_quantiles_are_lengths_of_real_rows() -> None:
@@ -40,7 +40,7 @@ def test_the_report_is_json() -> None:
 
 
 def example(ids: list[int], where: str) -> Example:
-    return Example(ids, ids, where)
+    return Example.of_text(ids, ids, where)
 
 
 def test_rows_that_are_there_twice_are_named() -> None:
@@ -52,19 +52,22 @@ def test_rows_that_are_there_twice_are_named() -> None:
 
 
 def test_the_same_text_with_another_label_is_another_row() -> None:
-    assert repetitions([LabelledExample([1], [0], "a:1"), LabelledExample([1], [1], "a:2")], []) == ([], [])
-    assert repetitions([Example([1, 2], [-100, 2], "a:1"), Example([1, 2], [1, 2], "a:2")], []) == ([], [])
+    assert repetitions([Example.of_class([1], 0, "a:1"), Example.of_class([1], 1, "a:2")], []) == ([], [])
+    assert repetitions([Example.of_text([1, 2], [-100, 2], "a:1"), Example.of_text([1, 2], [1, 2], "a:2")], []) == (
+        [],
+        [],
+    )
 
 
 def test_classes_are_counted_with_those_that_have_no_row() -> None:
-    train = [LabelledExample([1], [label], "a:1") for label in (0, 0, 0, 2)]
-    assert classes_of(("x", "y", "z"), train, train[:1]) == [
+    train = [Example.of_class([1], label, "a:1") for label in (0, 0, 0, 2)]
+    assert count_classes(("x", "y", "z"), train, train[:1]) == [
         ClassCount("x", 3, 0.75, 1), ClassCount("y", 0, 0.0, 0), ClassCount("z", 1, 0.25, 0),
     ]  # fmt: skip
 
 
 def test_unknown_tokens_are_counted_in_targets_too() -> None:
-    assert unknown_tokens([PairExample([7, 1], [7, 7], "a:1"), Example([7, 1], [7, 1], "a:2")], 7) == 4
+    assert unknown_tokens([Example.of_pair([7, 1], [7, 7], "a:1"), Example.of_text([7, 1], [7, 1], "a:2")], 7) == 4
 
 
 def test_what_a_person_should_know() -> None:

@@ -228,7 +228,7 @@ from loraft.tokenization.examples import Example
 import shutil
 for _ in range(30):
     keeper = TokenCache(Path({str(tmp_path)!r}), "key")
-    keeper.keep([Example([1, 2], [-100, 2], "a:1")], {{"x": 1}})
+    keeper.keep([Example.of_text([1, 2], [-100, 2], "a:1")], {{"x": 1}})
     found = keeper.find()
     assert not keeper.notes, keeper.notes
     assert found is not None and found[1] == {{"x": 1}}

@@ -6,6 +6,7 @@ import pytest
 
 from loraft.errors import DataError
 from loraft.evaluation.task_metrics import chosen_metrics, known_metrics
+from loraft.tasks import TASKS
 
 
 def test_names_are_taken_once_in_any_spelling_and_groups_apart() -> None:
@@ -32,28 +33,28 @@ def test_the_nearest_name_is_told() -> None:
     ],
 )
 def test_without_a_wish_the_references_decide(references: list[str], names: tuple[str, ...]) -> None:
-    assert chosen_metrics(None, "causal_lm", references) == names
+    assert chosen_metrics(None, TASKS["causal_lm"], references) == names
 
 
 def test_what_was_asked_for_and_nothing_else() -> None:
-    assert chosen_metrics(("loss", "bleu"), "causal_lm", ["{}"]) == ("bleu",)
-    assert chosen_metrics(("loss",), "causal_lm", []) == ()
+    assert chosen_metrics(("loss", "bleu"), TASKS["causal_lm"], ["{}"]) == ("bleu",)
+    assert chosen_metrics(("loss",), TASKS["causal_lm"], []) == ()
 
 
 def test_a_metric_of_another_task() -> None:
     with pytest.raises(DataError, match="mcc measures seq_cls, and this is causal_lm"):
-        chosen_metrics(("mcc",), "causal_lm", ["a"])
+        chosen_metrics(("mcc",), TASKS["causal_lm"], ["a"])
 
 
 def test_a_metric_with_nothing_to_compare() -> None:
     with pytest.raises(DataError, match="bleu compares answers with references, and no row has one"):
-        chosen_metrics(("bleu",), "causal_lm", [])
+        chosen_metrics(("bleu",), TASKS["causal_lm"], [])
 
 
 def test_what_is_proposed_belongs_to_the_task() -> None:
     with pytest.raises(DataError, match=r"Did you mean accuracy\? The metrics are loss, accuracy"):
-        known_metrics(["loss", "acc"], "seq_cls")
+        known_metrics(["loss", "acc"], TASKS["seq_cls"])
     with pytest.raises(DataError, match="there is no metric 'acc'") as caught:
-        known_metrics(["acc"], "causal_lm")
+        known_metrics(["acc"], TASKS["causal_lm"])
     assert "accuracy" not in str(caught.value)
     assert "mcc" not in str(caught.value)

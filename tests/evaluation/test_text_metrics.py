@@ -8,7 +8,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf
 
 from loraft.evaluation.accumulators import RowMetric, RowTally
-from loraft.evaluation.text_metrics import ROUGE_NAMES, TEXT_METRICS, bleu, chrf, exact_match, rouge, valid_json
+from loraft.evaluation.text_metrics import METRICS, bleu, chrf, exact_match, rouge, valid_json
+from loraft.tasks.task import ROUGE
 
 PREDICTIONS = ["the cat sat on the mat", "", "Ein Hund , zwei Katzen .", "a b\nc d", "日本語 の文", "yes"]
 REFERENCES = ["the cat sat on a mat", "there is nothing", "Ein Hund, zwei Katzen.", "a b c d e", "日本語の文", "no"]
@@ -53,16 +54,16 @@ def test_corpora_are_as_the_libraries_have_them() -> None:
     assert tallied(chrf(), PREDICTIONS, REFERENCES).figures()["chrf"] == pytest.approx(
         corpus_chrf(PREDICTIONS, [REFERENCES]).score, abs=1e-9
     )
-    scorer = RougeScorer(ROUGE_NAMES)
+    scorer = RougeScorer(ROUGE)
     scores = [scorer.score(right, given) for given, right in zip(PREDICTIONS, REFERENCES, strict=True)]
     figures = tallied(rouge(), PREDICTIONS, REFERENCES).figures()
-    for name in ROUGE_NAMES:
+    for name in ROUGE:
         assert figures[name] == pytest.approx(np.mean([score[name].fmeasure for score in scores]))
 
 
-@pytest.mark.parametrize("name", TEXT_METRICS)
+@pytest.mark.parametrize("name", METRICS)
 def test_rows_drawn_anew_are_rows_measured_anew(name: str) -> None:
-    metric = TEXT_METRICS[name]()
+    metric = METRICS[name]()
     kept = tallied(metric, PREDICTIONS, REFERENCES, keep=True)
     drawn = [0, 0, 2, 3, 5, 5]
     anew = tallied(metric, [PREDICTIONS[i] for i in drawn], [REFERENCES[i] for i in drawn])

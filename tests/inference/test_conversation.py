@@ -16,10 +16,12 @@ from loraft.inference.decoder_state import DecoderState
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
 from loraft.models.unwrap import wrapped_model
-from loraft.rows.formats import Message, detect_format, to_record
+from loraft.rows.formats import Message, to_record
 from loraft.rows.raw_rows import Row
-from loraft.tasks.seq2seq_lm import PairRenderer
+from loraft.tasks import TASKS
+from loraft.tasks.row_format import detect_format
 from loraft.tokenization.boundaries import shared_beginning
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 from tests.inference.voices import adapter_in, base_in
 
 SHORT = GenerationRequest(max_new_tokens=12)
@@ -245,7 +247,7 @@ def test_a_base_without_a_template_says_that_it_converses_in_chatml(tmp_path: Pa
 def test_a_model_that_reads_texts_holds_no_conversation(session: Session) -> None:
     voice = session.voice()
     with pytest.raises(ModelError, match="holds no conversation"):
-        type(voice)(voice.name, voice.folder, voice.tokenizer, PairRenderer(voice.tokenizer), None).conversing()
+        type(voice)(voice.name, voice.folder, voice.tokenizer, Seq2SeqRenderer(voice.tokenizer), None).conversing()
 
 
 def test_a_saved_conversation_is_a_row_that_loraft_trains_on(tmp_path: Path) -> None:
@@ -255,7 +257,7 @@ def test_a_saved_conversation_is_a_row_that_loraft_trains_on(tmp_path: Path) -> 
     ]  # fmt: skip
     assert save_conversation(tmp_path / "talk.jsonl", messages) == 2
     values = json.loads((tmp_path / "talk.jsonl").read_text())
-    record = to_record(Row(values, "talk.jsonl:1"), detect_format(values), {})
+    record = to_record(Row(values, "talk.jsonl:1"), detect_format(values, TASKS["causal_lm"]), {})
     assert record.messages == (*messages[:3], *messages[5:])  # type: ignore[union-attr]
 
 

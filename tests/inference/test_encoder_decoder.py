@@ -10,11 +10,11 @@ from loraft.errors import DataError, ModelError
 from loraft.inference.decoder_state import DecoderState, learned_positions
 from loraft.inference.engine import Completion, complete_batch, stream
 from loraft.inference.sampling import GREEDY, SamplingParams
-from loraft.models.registry import TRAINED_FOR
+from loraft.models.registry import TWO_STACKS
 from tests.inference.test_engine import TOKENIZER, prompts
 from tests.tiny import mostly_slow, tiny_model
 
-TYPES = tuple(TRAINED_FOR["seq2seq_lm"])
+TYPES = tuple(TWO_STACKS)
 VARIED = SamplingParams(repetition_penalty=1.6)
 """Without a penalty tiny models say one token again and again."""
 

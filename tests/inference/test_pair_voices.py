@@ -19,13 +19,13 @@ from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, Session, Speaker, open_session, source_language
 from loraft.models.load_model import load_tokenizer
-from loraft.models.registry import TRAINED_FOR
+from loraft.models.registry import TWO_STACKS
 from loraft.rows.formats import Message
 from tests.inference.voices import base_in, pair_adapter_in
-from tests.tasks.test_seq2seq_lm import MULTILINGUAL
 from tests.tiny import tiny_model
+from tests.tokenization.test_seq2seq_rows import MULTILINGUAL
 
-TYPES = tuple(TRAINED_FOR["seq2seq_lm"])
+TYPES = tuple(TWO_STACKS)
 TEXTS = ("the customer said that", "order", "late is the text and the answer")
 BOTH = {"layers": {"encoder": "last:2", "decoder": "all"}}
 
@@ -120,7 +120,7 @@ def test_a_base_that_knows_languages_is_asked_in_those_that_are_said(tmp_path: P
 
 def test_a_slow_tokenizer_will_do_for_an_encoder_decoder(tmp_path: Path) -> None:
     base, *_ = multilingual_base(tmp_path / "base", "m2m")
-    tokenizer = load_tokenizer(ModelSection(name_or_path=str(base)), TRAINED_FOR["seq2seq_lm"])
+    tokenizer = load_tokenizer(ModelSection(name_or_path=str(base)), TWO_STACKS)
     assert isinstance(tokenizer, M2M100Tokenizer)
     assert not tokenizer.is_fast
 
@@ -156,7 +156,7 @@ def test_the_language_of_rows_is_that_of_training_or_the_one_that_is_said(tmp_pa
     assert source_language(ModelRequest(str(adapter))) == "en"
     assert source_language(ModelRequest(str(adapter), source_lang="xx")) == "xx"
     assert source_language(ModelRequest(str(base))) is None
-    assert resolve_target(str(adapter)).manner.task == "seq2seq_lm"
+    assert resolve_target(str(adapter)).metadata.task == "seq2seq_lm"
     session = open_session(ModelRequest(str(base), source_lang="en"))
     assert any("no codes of languages" in note for note in session.notes)
 
@@ -172,5 +172,5 @@ def test_a_damaged_record_says_nothing(tmp_path: Path) -> None:
     copied = shutil.copytree(adapter, tmp_path / "copy")
     record = json.loads((copied / "loraft.json").read_text())
     (copied / "loraft.json").write_text(json.dumps(record | {"source_prefix": 7, "source_lang": ["en"]}))
-    sources = resolve_target(str(copied)).manner.sources
+    sources = resolve_target(str(copied)).metadata.sources
     assert (sources.prefix, sources.source_lang) == ("", None)

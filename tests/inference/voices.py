@@ -14,7 +14,7 @@ from loraft.config.schema import ModelSection, RunConfig
 from loraft.models.device import select_device
 from loraft.models.load_model import load_model
 from loraft.models.registry import FAMILIES
-from loraft.tasks.seq2seq_lm import PairRenderer
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 from tests.adapters.setting import FACTS, Rendering, disturb
 from tests.tiny import CHATML, save_tiny
 
@@ -93,7 +93,7 @@ def pair_adapter_in(
     )
     loaded = load_model(section, select_device(section), among=FAMILIES)
     source, target = languages or (None, None)
-    renderer = PairRenderer.for_tokenizer(loaded.tokenizer, prefix=prefix, source_lang=source, target_lang=target)
+    renderer = Seq2SeqRenderer.for_tokenizer(loaded.tokenizer, prefix=prefix, source_lang=source, target_lang=target)
     adapted = attach(loaded, config)
     generator = torch.Generator().manual_seed(seed)
     for parameter in adapted.trainable.values():

@@ -207,6 +207,22 @@ def test_an_opt_with_its_norms_behind_is_post_norm(tmp_path: Path) -> None:
     assert "post-norm" in norms.place
 
 
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "kind"),
+    [
+        ("openai-gpt", "OpenAIGPTModel", "LayerNorm"),
+        ("albert", "AlbertModel", "LayerNorm"),
+        ("mobilebert", "MobileBertModel", "NoNorm"),
+    ],
+)
+def test_norms_of_unusual_layers(tmp_path: Path, model_type: str, architecture: str, kind: str) -> None:
+    """Layers that give a list, that run again and again, or whose outputs hold what their norms read."""
+    config = AutoConfig.for_model(model_type).to_dict() | {"architectures": [architecture]}
+    norms = table_of(config_alone(tmp_path, config)).anatomy.norms
+    assert norms is not None
+    assert (norms.kind, norms.final, "post-norm" in norms.place) == (kind, False, True)
+
+
 @pytest.mark.parametrize(("model_type", "normed"), [("qwen3", True), ("gemma3_text", True), ("qwen2", False)])
 def test_queries_and_keys_that_are_normed(tmp_path: Path, model_type: str, normed: bool) -> None:
     norms = table_of(saved(tmp_path, model_type)).anatomy.norms

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from loraft.adapters.linear_modules import depths, family_in
-from loraft.inspection import positions, watching, within
-from loraft.inspection.encodings import PositionEncoding
-from loraft.inspection.miniature import miniature, small_config
-from loraft.inspection.positions import position_encoding
+from loraft.adapters.linear_modules import family_in
+from loraft.inspection import positions
+from loraft.inspection.miniature import miniature
+from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.models.load_model import meta_model
 from loraft.models.registry import FAMILIES
 from tests.tiny import tiny_sizes
@@ -35,9 +34,7 @@ def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
 
 def found(config: PreTrainedConfig, values: dict[str, Tensor] | None = None) -> PositionEncoding:
     model = meta_model(config)
-    family = family_in(model)
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    return position_encoding(config, family.stacks, depths(model, family), shapes, (values or {}).get)
+    return position_encoding(model, family_in(model).stacks, (values or {}).get)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -50,11 +47,37 @@ def test_the_kind_is_found_by_experiment(model_type: str) -> None:
 
 
 def test_no_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPT-2 whose copy is a Llama is rotary: the copy is asked, and not the config."""
+    """A Llama whose config says that it is a GPT-2 is rotary: the copy is asked, and not the config."""
     llama = miniature(tiny_config("llama", num_hidden_layers=2))
     monkeypatch.setattr(positions, "miniature", lambda _: llama)
-    seen = position_encoding(tiny_config("gpt2"), {"decoder": "model.layers"}, {"decoder": 3}, {})
-    assert seen.kind == "rotary"
+    model = meta_model(tiny_config("llama"))
+    model.config = tiny_config("gpt2")
+    seen = position_encoding(model, {"decoder": "model.layers"})
+    assert (seen.kind, seen.layers, seen.theta) == ("rotary", {"decoder": (0, 1, 2)}, None)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "lie", "kind"),
+    [
+        ("gpt2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "alibi": True}, "learned"),
+        ("bert", {"position_embedding_type": "rotary", "relative_attention_num_buckets": 32}, "learned"),
+        ("llama", {"alibi": True, "position_embedding_type": "absolute", "use_rope": False}, "rotary"),
+        ("mpt", {"attn_config": {"alibi": False, "rope": True}}, "alibi"),
+        ("bloom", {"alibi": False, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "alibi"),
+        ("t5", {"relative_attention": False, "position_embedding_type": "absolute"}, "relative_bias"),
+    ],
+)
+def test_settings_that_the_model_does_not_read_say_nothing(model_type: str, lie: dict[str, Any], kind: str) -> None:
+    seen = found(AutoConfig.for_model(model_type, **lie))
+    assert seen.kind == kind, seen.evidence
+    assert (seen.theta is None) == (kind != "rotary")
+
+
+@pytest.mark.parametrize("flags", [{}, {"multi_query": False}, {"new_decoder_architecture": True}])
+def test_a_setting_that_the_model_reads_decides(flags: dict[str, bool]) -> None:
+    sizes = {"num_attention_heads": 8, "num_kv_heads": 8, "hidden_size": 64, "num_hidden_layers": 3}
+    assert found(AutoConfig.for_model("falcon", alibi=True, **sizes, **flags)).kind == "alibi"
+    assert found(AutoConfig.for_model("falcon", alibi=False, **sizes, **flags)).kind == "rotary"
 
 
 @pytest.mark.parametrize("theta", [10_000.0, 500_000.0, 5_000_000.0])
@@ -67,8 +90,17 @@ def test_theta_is_measured_in_the_turning_of_queries(theta: float) -> None:
 
 
 def test_theta_is_not_claimed_where_the_turning_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(within, "rope_settings", lambda _: (77.0, None))
-    assert not any("which makes theta" in sentence for sentence in found(tiny_config("llama")).evidence)
+    """A config that says 77 of a model that turns by 10,000."""
+    copy = miniature(tiny_config("llama"))
+    monkeypatch.setattr(positions, "miniature", lambda _: copy)
+    seen = found(tiny_config("llama", rope_parameters={"rope_type": "default", "rope_theta": 77.0}))
+    assert (seen.kind, seen.theta) == ("rotary", 77.0)
+    assert not any("which makes theta" in sentence for sentence in seen.evidence)
+
+
+def test_theta_is_measured_where_pairs_are_neighbours() -> None:
+    config = AutoConfig.for_model("cohere", rope_parameters={"rope_type": "default", "rope_theta": 4321.0})
+    assert "which makes theta 4,321" in found(config).evidence[-1]
 
 
 @pytest.mark.parametrize(("model_type", "share"), [("gpt_neox", 0.25), ("phi", 0.5), ("glm4", 0.5), ("llama", 1.0)])
@@ -101,7 +133,8 @@ def test_factors_for_each_pair_of_a_head_are_kept() -> None:
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 128, **factors}
     config = tiny_config("phi3", rope_parameters=rope)
-    assert small_config(config).hidden_size // small_config(config).num_attention_heads == 8
+    small = miniature(config).config
+    assert small.hidden_size // small.num_attention_heads == 8
     assert found(config).kind == "rotary"
 
 
@@ -136,6 +169,7 @@ def test_a_table_that_is_empty_in_the_model_itself_is_none() -> None:
         ("opt", "model.decoder.embed_positions.weight", 514, 2),
         ("bert", "embeddings.position_embeddings.weight", 512, 0),
         ("bart", "model.encoder.embed_positions.weight", 514, 2),
+        ("distilbert", "embeddings.position_embeddings.weight", 512, 0),
     ],
 )
 def test_a_learned_table_is_a_limit_on_length(model_type: str, name: str, rows: int, offset: int) -> None:
@@ -144,6 +178,12 @@ def test_a_learned_table_is_a_limit_on_length(model_type: str, name: str, rows: 
     assert (table.name, table.shape[0], table.offset) == (name, rows, offset)
     assert seen.limit == 512
     assert "learned" in seen.evidence[-1]
+
+
+@pytest.mark.parametrize(("padding", "offset"), [(0, 1), (1, 2), (3, 4)])
+def test_roberta_counts_positions_from_its_padding_token(padding: int, offset: int) -> None:
+    seen = found(tiny_config("roberta", pad_token_id=padding, max_position_embeddings=514))
+    assert (seen.tables[0].offset, seen.limit) == (offset, 514 - offset)
 
 
 def test_t5_has_one_table_in_layer_0_that_all_layers_share() -> None:
@@ -165,7 +205,8 @@ def test_sines_are_told_from_what_is_learned() -> None:
     ("model_type", "kind"),
     [("gptj", "rotary"), ("falcon", "rotary"), ("mpt", "alibi"), ("longt5", "relative_bias"),
      ("electra", "learned"), ("pegasus", "sinusoidal"), ("qwen3_moe", "rotary"), ("roformer", "rotary"),
-     ("mpnet", "relative_bias")],
+     ("mpnet", "relative_bias"), ("deberta", "learned"), ("xlnet", "relative_bias"), ("gpt_neo", "learned"),
+     ("xglm", "sinusoidal")],
 )  # fmt: skip
 def test_families_that_the_table_does_not_have(model_type: str, kind: str) -> None:
     assert model_type not in FAMILIES
@@ -174,6 +215,7 @@ def test_families_that_the_table_does_not_have(model_type: str, kind: str) -> No
 
 def test_windows_tables_and_vocabularies_may_be_smaller_than_the_experiment() -> None:
     assert found(tiny_config("mistral", sliding_window=2)).kind == "rotary"
+    assert found(AutoConfig.for_model("gpt_neo", window_size=4)).kind == "learned"
     seen = found(tiny_config("gpt2", max_position_embeddings=4, vocab_size=3))
     assert (seen.kind, seen.limit) == ("learned", 4)
 
@@ -182,6 +224,9 @@ def test_what_cannot_be_found_out_is_said() -> None:
     seen = found(AutoConfig.for_model("mamba"))
     assert seen.kind == "unknown"
     assert "no attention" in seen.evidence[0]
+    time_first = found(AutoConfig.for_model("fsmt"))
+    assert (time_first.kind, time_first.applied) == ("unknown", "not found out")
+    assert "not by a turn" in time_first.evidence[-1]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -191,12 +236,7 @@ def test_the_small_copy_of_a_model_of_any_size_is_small(model_type: str) -> None
     assert copy.dtype == torch.float32
 
 
-def test_values_do_not_turn_and_every_layer_reads_one_vector() -> None:
-    model = miniature(tiny_config("llama")).double()
-    layers = list(model.get_submodule("model.layers").children())
-    seen = watching.watched(model, {"decoder": layers}, {"decoder": 11}).attention["decoder", 1]
-    assert seen.query is not None
-    assert seen.value is not None
-    # One vector a token, but for a unit in the last place: a product's rows are summed in blocks of other sizes.
-    assert (seen.value - seen.value[..., :1, :]).abs().max() < 1e-15
-    assert (seen.query - seen.query[..., :1, :]).abs().max() > 0.1
+@pytest.mark.parametrize(("turned", "told"), [(False, "values do not differ"), (True, "values differ too")])
+def test_values_are_told_from_queries_and_keys(turned: bool, told: str) -> None:
+    seen = found(AutoConfig.for_model("roformer", rotary_value=turned))
+    assert any(sentence.endswith(told) for sentence in seen.evidence)

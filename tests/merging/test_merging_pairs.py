@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from loraft import api
-from loraft.adapters.metadata import SourceFormat
 from loraft.adapters.resolve_target import resolve_target
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
@@ -19,14 +18,15 @@ from loraft.inspection.layers_report import report_layers
 from loraft.merging.calibration_text import built_in_pairs, rows_for
 from loraft.merging.equivalence import kl_divergence
 from loraft.models.decoder_inputs import decoder_inputs
-from loraft.models.registry import TRAINED_FOR
+from loraft.models.registry import TWO_STACKS
 from loraft.rows.formats import Seq2SeqRecord
-from loraft.tasks.seq2seq_lm import PairRenderer
+from loraft.tasks.task import SourceFormat
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 from tests.inference.voices import base_in, pair_adapter_in
-from tests.tasks.test_seq2seq_lm import nllb
 from tests.tiny import mostly_slow, tiny_tokenizer
+from tests.tokenization.test_seq2seq_rows import nllb
 
-TYPES = tuple(TRAINED_FOR["seq2seq_lm"])
+TYPES = tuple(TWO_STACKS)
 STACKS: dict[str, Any] = {
     "both": {"encoder": "last:2", "decoder": "all"},
     "encoder": {"encoder": [0, 2]},
@@ -61,7 +61,7 @@ def test_c27_merged_is_adapted_in_the_stacks_that_were_trained(tmp_path: Path, m
         model.double()  # so that the weights are compared, and not the order of float32 sums
     for ids in ([5, 9, 200, 17], [60, 4, 2]):
         assert (logits(merged, ids, target) - logits(adapted.model, ids, target)).abs().max() <= 1e-5
-    assert resolve_target(str(report.out)).manner.sources == SourceFormat("turn: ")
+    assert resolve_target(str(report.out)).metadata.sources == SourceFormat("turn: ")
     tied = [name for name in ("shared.weight", "model.shared.weight") if name in dict(merged.named_parameters())]
     assert tied
     assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
@@ -78,7 +78,7 @@ def test_the_figures_are_those_of_the_rows_that_were_held_out(tmp_path: Path) ->
         f"data: {{train: {tmp_path}/rows.jsonl, eval: {tmp_path}/rows.jsonl, source_prefix: 'turn: '}}\n"
     )
     tokenizer = tiny_tokenizer()
-    renderer = PairRenderer.for_tokenizer(tokenizer, prefix="turn: ")
+    renderer = Seq2SeqRenderer.for_tokenizer(tokenizer, prefix="turn: ")
     examples = renderer.examples([renderer.render(Seq2SeqRecord(*pair)) for pair in PAIRS], [""] * len(PAIRS))
     found = rows_for(adapter, tokenizer, SourceFormat("turn: "))
     assert found.source == "the run's held-out rows"

@@ -61,7 +61,7 @@ def test_transformers_loads_it_with_its_tokenizer(tmp_path: Path, merge: Merge) 
     assert (written_config["dtype"], written_config["torch_dtype"]) == ("float32", "float32")
     target = resolve_target(str(out))
     assert target.adapters == ()
-    assert target.manner.system_prompt == "Answer in JSON."
+    assert target.metadata.system_prompt == "Answer in JSON."
     telling = [path.name for path in out.iterdir() if str(tmp_path).encode() in path.read_bytes()]
     assert telling == []
 

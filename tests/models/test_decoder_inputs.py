@@ -7,10 +7,10 @@ import torch
 
 from loraft.errors import ModelError
 from loraft.models.decoder_inputs import decoder_inputs, start_token
-from loraft.models.registry import TRAINED_FOR
+from loraft.models.registry import TWO_STACKS
 from tests.tiny import tiny_model
 
-TYPES = tuple(TRAINED_FOR["seq2seq_lm"])
+TYPES = tuple(TWO_STACKS)
 
 
 @pytest.mark.parametrize("model_type", TYPES)

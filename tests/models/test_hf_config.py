@@ -12,7 +12,7 @@ import torch
 from loraft.config.schema import ModelSection
 from loraft.errors import ModelError
 from loraft.models.hf_config import check_dtype, context_of, is_classifier, load_config
-from loraft.models.registry import FAMILIES, TRAINED_FOR
+from loraft.models.registry import CLASSIFIERS, FAMILIES
 from tests.tiny import save_tiny
 
 
@@ -58,7 +58,7 @@ def test_c40_families_that_overflow_in_float16() -> None:
 
 
 def test_with_classes_it_is_the_config_of_a_classifier(folder: Path) -> None:
-    config = load_config(section(folder), TRAINED_FOR["seq_cls"], ("no", "yes"))
+    config = load_config(section(folder), CLASSIFIERS, ("no", "yes"))
     assert is_classifier(config)
     assert (config.num_labels, config.id2label, config.label2id) == (2, {0: "no", 1: "yes"}, {"no": 0, "yes": 1})
     assert not is_classifier(load_config(section(folder)))

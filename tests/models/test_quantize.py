@@ -15,7 +15,7 @@ from loraft.models.device import DeviceConfig
 from loraft.models.hf_config import load_config
 from loraft.models.load_model import load_model, meta_model
 from loraft.models.quantize import quantization_config, quantize_roundtrip, quantized_modules, unpacked
-from loraft.models.registry import TRAINED_FOR
+from loraft.models.registry import CLASSIFIERS, TWO_STACKS
 from tests.tiny import save_tiny
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -133,7 +133,7 @@ def test_c40_a_t5_in_4_bits_is_what_the_meta_device_foretells_and_still_says_wha
     from bitsandbytes.nn.modules import Linear4bit
 
     folder = save_tiny(tmp_path, model_type, hidden_size=64, feed_forward_proj="gated-gelu" if gated else "relu")
-    task = TRAINED_FOR["seq2seq_lm"]
+    task = TWO_STACKS
     whole = load_model(section(folder), on_cpu(), among=task).model
     packed = load_model(section(folder), on_cpu(torch.bfloat16), quantization=QuantizationSection(), among=task).model
     quantized = {name for name, module in packed.named_modules() if isinstance(module, Linear4bit)}
@@ -154,7 +154,7 @@ def test_the_head_of_a_classifier_is_not_quantized(tmp_path: Path) -> None:
     from bitsandbytes.nn.modules import Linear4bit
 
     folder = save_tiny(tmp_path, "bert", hidden_size=64)
-    families, labels = TRAINED_FOR["seq_cls"], ("a", "b")
+    families, labels = CLASSIFIERS, ("a", "b")
     loaded = load_model(
         section(folder), on_cpu(), quantization=QuantizationSection(), among=families, labels=labels
     ).model

@@ -7,16 +7,17 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from loraft.config.schema import Task
+from loraft.config.schema import TaskName
 from loraft.errors import ModelError
 from loraft.kernels.packed_attention import ROWS
-from loraft.models.registry import FAMILIES, TRAINED, TRAINED_FOR, spec_of
+from loraft.models.registry import DECODERS, FAMILIES, spec_of
+from loraft.tasks import TASKS
 from tests.tiny import TINY_MODEL_TYPES, TINY_OTHERS, tiny_model
 
 
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_names_match_all_linear_modules_of_every_layer(model_type: str) -> None:
-    family = TRAINED[model_type]
+    family = DECODERS[model_type]
     model = tiny_model(model_type)
     layers = model.get_submodule(family.layers_path)
     assert isinstance(layers, nn.ModuleList)
@@ -68,13 +69,13 @@ def test_a_mixture_has_its_experts_where_the_table_says() -> None:
 
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_what_stands_around_the_head_is_in_the_config(model_type: str) -> None:
-    family = TRAINED[model_type]
+    family = DECODERS[model_type]
     config = tiny_model(model_type).config
     for attribute in (family.final_softcap, family.logit_multiplier, family.logit_divisor):
         assert attribute is None or hasattr(config, attribute)
 
 
-@pytest.mark.parametrize("model_type", [name for name, family in TRAINED.items() if family.packs])
+@pytest.mark.parametrize("model_type", [name for name, family in DECODERS.items() if family.packs])
 def test_c11_rows_laid_end_to_end_equal_rows_alone_where_the_family_packs(model_type: str) -> None:
     lengths = [7, 13, 4]
     rows = [torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(length)) for length in lengths]
@@ -112,8 +113,8 @@ def test_other_types_are_refused_with_the_reason(model_type: str, reason: str) -
     [("causal_lm", "t5", "seq2seq_lm"), ("causal_lm", "bert", "seq_cls"), ("seq2seq_lm", "llama", "causal_lm")],
 )
 def test_a_type_for_another_task_is_answered_with_the_task_and_no_list(
-    task: Task, model_type: str, takes_it: str
+    task: TaskName, model_type: str, takes_it: str
 ) -> None:
     with pytest.raises(ModelError, match=f"and task: {task} needs") as caught:
-        spec_of(model_type, TRAINED_FOR[task])
+        spec_of(model_type, TASKS[task].families)
     assert caught.value.problems[0].remedy == f"Write task: {takes_it}, which takes it."

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loraft.config.schema import RowFormat, Task
+from loraft.config.schema import RowFormat, TaskName
 from loraft.errors import DataError
 from loraft.rows.formats import (
     ClassificationRecord,
@@ -19,12 +19,12 @@ from loraft.rows.formats import (
     Record,
     Seq2SeqRecord,
     Text,
-    check_format,
-    detect_format,
     to_question,
     to_record,
 )
 from loraft.rows.raw_rows import Row
+from loraft.tasks import TASKS
+from loraft.tasks.row_format import check_format, detect_format
 
 ASKED, ANSWERED = Message("user", "two?"), Message("assistant", "four")
 TURNS = [{"role": "user", "content": "two?"}, {"role": "assistant", "content": "four"}]
@@ -46,11 +46,14 @@ def record(values: dict[str, Any], row_format: RowFormat, columns: dict[str, str
     ],
 )
 def test_formats_are_recognised_by_their_columns(columns: list[str], expected: str) -> None:
-    assert detect_format(columns) == expected
+    assert detect_format(columns, TASKS["causal_lm"]) == expected
 
 
 def test_renamed_columns_are_recognised() -> None:
-    assert detect_format(["frage", "antwort"], {"prompt": "frage", "completion": "antwort"}) == "prompt_completion"
+    assert (
+        detect_format(["frage", "antwort"], TASKS["causal_lm"], {"prompt": "frage", "completion": "antwort"})
+        == "prompt_completion"
+    )
     assert record(
         {"frage": "a", "antwort": "b"}, "prompt_completion", {"prompt": "frage", "completion": "antwort"}
     ) == (PromptCompletion("a", "b"))
@@ -58,7 +61,7 @@ def test_renamed_columns_are_recognised() -> None:
 
 def test_columns_that_fit_nothing_are_named_with_what_would_fit() -> None:
     with pytest.raises(DataError) as caught:
-        detect_format(["question", "answer"])
+        detect_format(["question", "answer"], TASKS["causal_lm"])
     said = str(caught.value)
     for word in (
         "question",
@@ -75,7 +78,7 @@ def test_columns_that_fit_nothing_are_named_with_what_would_fit() -> None:
 
 def test_a_name_of_ours_that_no_format_knows_is_refused() -> None:
     with pytest.raises(DataError, match="mesages") as caught:
-        detect_format(["chat"], {"mesages": "chat"})
+        detect_format(["chat"], TASKS["causal_lm"], {"mesages": "chat"})
     assert caught.value.problems[0].key == "data.columns"
 
 
@@ -138,12 +141,12 @@ def test_a_field_is_named_as_the_file_names_it() -> None:
 
 
 def pair(values: dict[str, Any], source: str | None = None, target: str | None = None) -> Record:
-    row_format: RowFormat = detect_format(list(values), task="seq2seq_lm")
-    return to_record(Row(values, "a.jsonl:7"), row_format, {}, "seq2seq_lm", LanguagePair(source, target))
+    row_format: RowFormat = detect_format(list(values), TASKS["seq2seq_lm"])
+    return to_record(Row(values, "a.jsonl:7"), row_format, {}, languages=LanguagePair(source, target), as_pair=True)
 
 
 def labelled(**values: Any) -> Record:
-    return to_record(Row(values, "a.jsonl:7"), "classification", {}, "seq_cls")
+    return to_record(Row(values, "a.jsonl:7"), "classification", {})
 
 
 @pytest.mark.parametrize(
@@ -157,15 +160,15 @@ def labelled(**values: Any) -> Record:
         ("causal_lm", ["text", "label"], "text"),
     ],
 )
-def test_each_task_recognises_its_formats(task: Task, columns: list[str], expected: str) -> None:
-    assert detect_format(columns, task=task) == expected
+def test_each_task_recognises_its_formats(task: TaskName, columns: list[str], expected: str) -> None:
+    assert detect_format(columns, TASKS[task]) == expected
 
 
 def test_rows_of_another_task_are_told_which() -> None:
     with pytest.raises(DataError, match="Rows with these columns fit task: seq_cls"):
-        detect_format(["text", "label"], task="seq2seq_lm")
+        detect_format(["text", "label"], TASKS["seq2seq_lm"])
     with pytest.raises(DataError, match="takes no rows of format messages") as caught:
-        check_format("messages", "seq_cls")
+        check_format("messages", TASKS["seq_cls"])
     assert (caught.value.problems[0].key, caught.value.problems[0].remedy) == (
         "data.format",
         "It takes classification.",
@@ -189,20 +192,24 @@ NESTED = {"translation": {"en": "yes", "fr": "oui"}}
 def test_columns_name_what_lies_inside_a_column() -> None:
     """NLLB's codes are no keys of the rows: the texts are named, and win over the translation that they are in."""
     columns = {"source": "translation.fr", "target": "translation.en"}
-    assert detect_format({"translation"}, columns, "seq2seq_lm") == "translation"
+    assert detect_format({"translation"}, TASKS["seq2seq_lm"], columns) == "translation"
     row = Row(NESTED, "a.jsonl:7")
-    assert to_record(row, "translation", columns, "seq2seq_lm", LanguagePair("eng_Latn", "fra_Latn")) == Seq2SeqRecord(
-        "oui", "yes"
-    )
-    assert detect_format({"t.en", "t.fr"}, {"source": "t.en", "target": "t.fr"}, "seq2seq_lm") == "translation"
+    assert to_record(
+        row, "translation", columns, languages=LanguagePair("eng_Latn", "fra_Latn"), as_pair=True
+    ) == Seq2SeqRecord("oui", "yes")
+    assert detect_format({"t.en", "t.fr"}, TASKS["seq2seq_lm"], {"source": "t.en", "target": "t.fr"}) == "translation"
     flat = Row({"t.en": "yes", "t.fr": "oui"}, "a.csv:2")
-    assert to_record(flat, "translation", {"source": "t.en", "target": "t.fr"}, "seq2seq_lm") == Seq2SeqRecord(
+    assert to_record(flat, "translation", {"source": "t.en", "target": "t.fr"}, as_pair=True) == Seq2SeqRecord(
         "yes", "oui"
     )
     with pytest.raises(DataError, match=r"a.jsonl:7 translation.de: is missing"):
-        to_record(row, "translation", columns | {"target": "translation.de"}, "seq2seq_lm", LanguagePair("en", "fr"))
+        to_record(
+            row, "translation", columns | {"target": "translation.de"}, languages=LanguagePair("en", "fr"), as_pair=True
+        )
     with pytest.raises(DataError, match="none of the formats"):
-        detect_format({"translation"}, {"source": "texts.en", "target": "texts.fr", "translation": "x"}, "seq2seq_lm")
+        detect_format(
+            {"translation"}, TASKS["seq2seq_lm"], {"source": "texts.en", "target": "texts.fr", "translation": "x"}
+        )
 
 
 def test_a_translation_may_be_the_text_of_an_object() -> None:
@@ -377,13 +384,16 @@ def test_a_call_of_sharegpt_that_is_none_is_named_with_its_place(value: str) -> 
 )
 def test_preference_rows_are_told_to_be_none_that_are_trained(columns: list[str], told: str, remedy: str) -> None:
     with pytest.raises(DataError, match=told) as caught:
-        detect_format(columns)
+        detect_format(columns, TASKS["causal_lm"])
     assert remedy in str(caught.value.problems[0].remedy)
 
 
 def test_preference_rows_are_read_as_the_config_says() -> None:
-    assert detect_format(["prompt", "chosen", "rejected"], {"completion": "chosen"}) == "prompt_completion"
-    assert detect_format(["chosen", "rejected"], {"messages": "chosen"}) == "messages"
+    assert (
+        detect_format(["prompt", "chosen", "rejected"], TASKS["causal_lm"], {"completion": "chosen"})
+        == "prompt_completion"
+    )
+    assert detect_format(["chosen", "rejected"], TASKS["causal_lm"], {"messages": "chosen"}) == "messages"
 
 
 @pytest.mark.parametrize(
@@ -417,9 +427,9 @@ def test_parts_that_are_all_text_are_one_text() -> None:
         (["Frage", "Antwort"], "causal_lm", None),
     ],
 )
-def test_columns_that_differ_in_case_alone_are_suggested(columns: list[str], task: Task, said: str | None) -> None:
+def test_columns_that_differ_in_case_alone_are_suggested(columns: list[str], task: TaskName, said: str | None) -> None:
     with pytest.raises(DataError) as refused:
-        detect_format(columns, task=task)
+        detect_format(columns, TASKS[task])
     remedy = refused.value.problems[0].remedy or ""
     assert ("differ in case alone" in remedy) == (said is not None)
     assert (said or "") in remedy

@@ -12,8 +12,8 @@ import pytest
 
 from loraft.errors import DataError
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Text
-from loraft.tasks.causal_lm import Renderer
 from loraft.tokenization.assistant_mask import ChatTemplate
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from loraft.tokenization.examples import IGNORED, Example
 from tests.tokenization.chats import (
     CHATS,
@@ -28,7 +28,7 @@ from tests.tokenization.chats import (
 MIXED = ["two and", " ", "  ", "\n", "é", "日本", "🙂", "a", "The user", "said:", "\n\n", "\t", "x9", "four."]
 
 
-def trained_parts(renderer: Renderer, example: Example) -> list[str]:
+def trained_parts(renderer: CausalLMRenderer, example: Example) -> list[str]:
     """The text of each unbroken stretch of trained tokens."""
     pairs = zip(example.input_ids, example.labels, strict=True)
     assert all(label in (token, IGNORED) for token, label in zip(example.input_ids, example.labels, strict=True))
@@ -37,7 +37,7 @@ def trained_parts(renderer: Renderer, example: Example) -> list[str]:
 
 
 def parts_of(chat: Chat, messages: tuple[Message, ...], **options: str) -> list[str]:
-    renderer = Renderer.for_tokenizer(tokenizer_for(chat), **options)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(chat), **options)
     return trained_parts(renderer, renderer.example(Conversation(messages), "here"))
 
 
@@ -54,7 +54,7 @@ def test_c3_answers_with_their_end_and_nothing_else_are_trained(name: str, messa
 @pytest.mark.parametrize("name", CHATS)
 def test_c1_the_end_of_turn_is_trained_though_it_is_the_padding_token(name: str) -> None:
     chat = CHATS[name]
-    renderer = Renderer.for_tokenizer(tokenizer_for(chat))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(chat))
     example = renderer.example(Conversation(THREE_TURNS), "here")
     end = renderer.tokenizer.convert_tokens_to_ids(chat.stops[0])
     assert example.labels.count(end) == 3
@@ -64,7 +64,7 @@ def test_c1_the_end_of_turn_is_trained_though_it_is_the_padding_token(name: str)
 @pytest.mark.parametrize("name", CHATS)
 def test_c2_bos_stands_once_at_most(name: str) -> None:
     chat = CHATS[name]
-    renderer = Renderer.for_tokenizer(tokenizer_for(chat))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(chat))
     ids = renderer.example(Conversation(THREE_TURNS), "here").input_ids
     printed = 1 if "bos_token" in chat.template else 0  # as apply_chat_template does, none is added
     assert ids.count(renderer.tokenizer.bos_token_id) == printed
@@ -74,7 +74,7 @@ def test_c2_bos_stands_once_at_most(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHATS)
 def test_c7_what_is_trained_follows_the_prompt_of_a_generation(name: str) -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_for(CHATS[name]))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS[name]))
     example = renderer.example(Conversation(ONE_TURN), "here")
     untrained = example.labels.index(next(label for label in example.labels if label != IGNORED))
     assert renderer.prompt_ids(ONE_TURN[:1]) == example.input_ids[:untrained]
@@ -83,7 +83,7 @@ def test_c7_what_is_trained_follows_the_prompt_of_a_generation(name: str) -> Non
 @pytest.mark.parametrize("name", CHATS)
 def test_c8_the_end_of_turn_and_the_end_of_text_are_stop_ids(name: str) -> None:
     chat = CHATS[name]
-    renderer = Renderer.for_tokenizer(tokenizer_for(chat))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(chat))
     assert set(renderer.stop_ids) == set(renderer.tokenizer.convert_tokens_to_ids(list(chat.stops)))
 
 
@@ -94,7 +94,7 @@ def test_last_trains_the_last_answer_only(name: str) -> None:
 
 
 def test_all_trains_every_token() -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["chatml"]), train_on="all")
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]), train_on="all")
     example = renderer.example(Conversation(THREE_TURNS), "here")
     assert example.labels == example.input_ids
 
@@ -133,7 +133,7 @@ def test_reasoning_that_a_template_takes_apart_is_trained() -> None:
 
 def test_a_system_prompt_that_moves_into_the_last_question() -> None:
     tokenizer = tokenizer_of(("<s>", "</s>", "[INST]", "[/INST]"), eos="</s>", bos="<s>", template=MISTRAL_WITH_SYSTEM)
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     example = renderer.example(Conversation((Message("system", "Be brief."), *THREE_TURNS)), "here")
     assert [part.strip() for part in trained_parts(renderer, example)] == [
         "It is four.</s>",
@@ -152,14 +152,14 @@ def test_a_template_that_changes_the_answers_is_refused_in_one_sentence() -> Non
     upper = "{% for m in messages %}{{ m['content'] | upper | replace('\\ue000', '') | reverse }}{% endfor %}"
     shortened = "{% for m in messages %}{{ m['role'] }}: {{ m['content'][:3] }}\n{% endfor %}"
     for template in (upper, shortened):
-        renderer = Renderer.for_tokenizer(tokenizer_of(template=template))
+        renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(template=template))
         with pytest.raises(DataError, match="chat template") as caught:
             renderer.example(Conversation(ONE_TURN), "rows.jsonl:3")
         assert caught.value.problems[0].where == "rows.jsonl:3"
 
 
 def test_a_template_that_fails_is_named_with_its_own_words() -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["gemma"]))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["gemma"]))
     with pytest.raises(DataError, match="System role not supported") as caught:
         renderer.example(Conversation((Message("system", "x"), *ONE_TURN)), "rows.jsonl:9")
     assert caught.value.problems[0].where == "rows.jsonl:9"
@@ -170,7 +170,7 @@ def test_a_template_that_is_no_template(text: str, tmp_path: Path) -> None:
     path = tmp_path / "own.jinja"
     path.write_text(text)
     with pytest.raises(DataError, match="chat template"):
-        Renderer.for_tokenizer(tokenizer_of(), chat_template=str(path))
+        CausalLMRenderer.for_tokenizer(tokenizer_of(), chat_template=str(path))
 
 
 def _cut(random: Random) -> PromptCompletion:
@@ -186,7 +186,7 @@ def _cut(random: Random) -> PromptCompletion:
 def test_c5_a_completion_is_learned_behind_the_tokens_of_its_prompt(bos: str | None, trim_offsets: bool) -> None:
     """Prompt and completion are one text, cut only where the tokenizer would join them."""
     tokenizer = tokenizer_of(("<s>", "</s>"), eos="</s>", bos=bos, trim_offsets=trim_offsets)
-    renderer = replace(Renderer.for_tokenizer(tokenizer), plain=True)
+    renderer = replace(CausalLMRenderer.for_tokenizer(tokenizer), plain=True)
     random = Random(5)
     rows = [_cut(random) for _ in range(2500)]
     examples = renderer.examples([renderer.render(row) for row in rows], ["here"] * len(rows))
@@ -209,7 +209,7 @@ def test_c5_a_completion_is_learned_behind_the_tokens_of_its_prompt(bos: str | N
     ("prompt", "completion"), [("two ", "and"), ("a", "b"), ("a b", "ok yes"), ("two", "\n\nand"), ("two\n", "\nand")]
 )
 def test_c5_the_whole_completion_is_trained_and_nothing_before_it(prompt: str, completion: str) -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_of())
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of())
     example = renderer.example(PromptCompletion(prompt, completion), "here")
     assert trained_parts(renderer, example) == [f"{completion}<|endoftext|>"]
 
@@ -217,7 +217,7 @@ def test_c5_the_whole_completion_is_trained_and_nothing_before_it(prompt: str, c
 @pytest.mark.parametrize("appends_eos", [False, True])
 def test_plain_text_ends_with_one_trained_end_of_text(appends_eos: bool) -> None:
     tokenizer = tokenizer_of(("<s>", "</s>"), eos="</s>", bos="<s>", appends_eos=appends_eos)
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     for record in (
         Text("two and two"),
         PromptCompletion("two", " and two"),
@@ -231,7 +231,7 @@ def test_plain_text_ends_with_one_trained_end_of_text(appends_eos: bool) -> None
 
 def test_an_adapter_of_plain_text_is_asked_in_plain_text() -> None:
     tokenizer = tokenizer_of(("<s>", "</s>"), eos="</s>", bos="<s>", appends_eos=True)
-    renderer = Renderer.for_tokenizer(tokenizer, conversations=False)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer, conversations=False)
     assert renderer.chat_template is None
     ids = renderer.prompt_ids([Message("user", "two and")])
     assert ids == [tokenizer.bos_token_id, *tokenizer("two and", add_special_tokens=False)["input_ids"]]
@@ -239,7 +239,9 @@ def test_an_adapter_of_plain_text_is_asked_in_plain_text() -> None:
 
 @pytest.mark.parametrize("setting", ["auto", "chatml", "alpaca"])
 def test_the_templates_we_bring_end_each_answer_with_a_stop_id(setting: str) -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_of(("<s>", "</s>"), eos="</s>", bos="<s>"), chat_template=setting)
+    renderer = CausalLMRenderer.for_tokenizer(
+        tokenizer_of(("<s>", "</s>"), eos="</s>", bos="<s>"), chat_template=setting
+    )
     example = renderer.example(Conversation(THREE_TURNS), "here")
     assert trained_parts(renderer, example) == [
         "It is four.</s>",
@@ -251,26 +253,26 @@ def test_the_templates_we_bring_end_each_answer_with_a_stop_id(setting: str) -> 
 
 
 def test_rows_keep_their_order_among_other_kinds() -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
     records = [Text("two"), Conversation(ONE_TURN), PromptCompletion("a", "b"), Conversation(THREE_TURNS), Text("four")]
     together = renderer.examples([renderer.render(record) for record in records], [*"01234"])
     assert together == [renderer.example(record, str(at)) for at, record in enumerate(records)]
 
 
 def test_a_renderer_can_be_pickled() -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["phi-3"]))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["phi-3"]))
     again = pickle.loads(pickle.dumps(renderer))
     assert again.example(Conversation(ONE_TURN), "here") == renderer.example(Conversation(ONE_TURN), "here")
 
 
 def test_train_true_at_a_turn_that_is_never_trained_is_refused() -> None:
     turns = Conversation((Message("user", "two?", train=True), Message("assistant", "four")))
-    renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
     with pytest.raises(
         DataError, match="completions trains turns of the assistant, and train: true stands at one of the user"
     ):
         renderer.example(turns, "here")
-    whole = Renderer.for_tokenizer(tokenizer_for(CHATS["chatml"]), train_on="all")
+    whole = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]), train_on="all")
     assert "two?" in trained_parts(whole, whole.example(turns, "here"))[0]
 
 

@@ -8,8 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from loraft.rows.formats import Conversation, Message, PromptCompletion
-from loraft.tasks.causal_lm import SPACED, Renderer
 from loraft.tokenization.boundaries import BorderedText, TextEncoder
+from loraft.tokenization.causal_lm_rows import SPACED, CausalLMRenderer
 from loraft.tokenization.examples import IGNORED
 from tests.tokenization.chats import (
     CHATML,
@@ -40,7 +40,7 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_a_chat_begins_with_the_prompt_that_transformers_makes(name: str, answer: str) -> None:
     tokenizer = TOKENIZERS[name]()
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     asked = Message("user", "What is two?")
     prompt = tokenizer.apply_chat_template([vars(asked)], add_generation_prompt=True, tokenize=True)["input_ids"]
     assert renderer.prompt_ids([asked]) == prompt
@@ -56,7 +56,7 @@ def test_a_chat_begins_with_the_prompt_that_transformers_makes(name: str, answer
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_each_turn_of_a_chat_begins_with_its_own_prompt(name: str) -> None:
-    renderer = Renderer.for_tokenizer(TOKENIZERS[name]())
+    renderer = CausalLMRenderer.for_tokenizer(TOKENIZERS[name]())
     example = renderer.example(Conversation(THREE_TURNS), "here")
     for turn in (1, 3, 5):
         prompt = renderer.prompt_ids(THREE_TURNS[:turn])
@@ -71,7 +71,7 @@ def test_each_turn_of_a_chat_begins_with_its_own_prompt(name: str) -> None:
 )
 def test_a_completion_begins_with_the_tokens_of_its_prompt(name: str, prompt: str, completion: str) -> None:
     tokenizer = TOKENIZERS[name]()
-    renderer = Renderer.for_tokenizer(tokenizer, conversations=False)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer, conversations=False)
     before = tokenizer(prompt)["input_ids"]
     example = renderer.example(PromptCompletion(prompt, completion), "here")
     assert example.input_ids[: len(before)] == before
@@ -82,7 +82,7 @@ def test_a_completion_begins_with_the_tokens_of_its_prompt(name: str, prompt: st
 @pytest.mark.parametrize("name", CHATS)
 def test_chats_that_need_no_cut_are_tokenized_as_one_text(name: str) -> None:
     tokenizer = tokenizer_for(CHATS[name])
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     for messages in (ONE_TURN, THREE_TURNS):
         whole = tokenizer.apply_chat_template([vars(message) for message in messages], tokenize=True)["input_ids"]
         assert renderer.example(Conversation(messages), "here").input_ids == whole
@@ -100,7 +100,7 @@ def test_a_text_is_cut_at_those_borders_alone_where_tokens_would_join() -> None:
 def test_a_tokenizer_that_cannot_do_without_a_space_is_said_by_row() -> None:
     """A prefix space before every piece of text, and no character that keeps a word apart from it."""
     tokenizer = metaspace_tokenizer("always", HEADER_ENDS_IN_SPACE)
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     renderer._encoder.__dict__["_guards"] = ()
     rendered = renderer.render(PromptCompletion("two ", "and"))
     renderer.examples([rendered], ["here"])

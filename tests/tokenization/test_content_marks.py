@@ -13,9 +13,8 @@ from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Conversation, Message
-from loraft.tasks.causal_lm import Renderer
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from loraft.tokenization.content_marks import PRIVATE, find_parts, parts_of, unused_characters
-from tests.tasks.test_tools import CALL, TOOL
 from tests.tokenization.chats import (
     CHATML,
     CHATS,
@@ -28,6 +27,7 @@ from tests.tokenization.chats import (
     tokenizer_of,
 )
 from tests.tokenization.test_assistant_mask import trained_parts
+from tests.tokenization.test_tools import CALL, TOOL
 
 INST = ("<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
 MISTRAL = tokenizer_of(INST, eos="</s>", bos="<s>", template=MISTRAL_V3)
@@ -83,7 +83,7 @@ def test_split_turns_trains_each_answer_behind_the_prompt_that_generation_feeds(
 def test_a_prompt_is_what_transformers_prints(template: str) -> None:
     """Byte for byte, for every template that knows a generation prompt; a system message is not lost for others."""
     tokenizer = tokenizer_of((*IM, "<s>", "</s>"), eos="</s>", bos="<s>", template=template)
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     assert renderer.template is not None
     asked = [SYSTEM, ONE[0]]
     theirs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
@@ -147,14 +147,14 @@ def test_a_name_that_is_not_printed_is_counted(tmp_path: Path) -> None:
 def test_an_earlier_answer_that_is_left_out_is_refused() -> None:
     forgets = "{% for m in messages %}{% if m.role == 'user' or loop.last %}<|im_start|>{{ m.content }}<|im_end|>" \
               "{% endif %}{% endfor %}"  # fmt: skip
-    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=forgets), train_on="last")
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=forgets), train_on="last")
     with pytest.raises(DataError, match="leaves out what the assistant says"):
         renderer.example(Conversation(tuple(Message(**message) for message in TWO)), "here")
 
 
 def test_generation_refuses_a_system_message_that_the_template_leaves_out() -> None:
     silent = "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=silent))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=silent))
     with pytest.raises(DataError, match="leaves out what the system says"):
         renderer.prompt_ids([Message("system", "Be brief."), Message("user", "q")])
 
@@ -185,7 +185,7 @@ CALLS = [
 def test_calls_of_tools_are_found_in_the_whole_rendering(
     template: str, special: tuple[str, ...], eos: str, trained: list[str]
 ) -> None:
-    renderer = Renderer.for_tokenizer(
+    renderer = CausalLMRenderer.for_tokenizer(
         tokenizer_of(special, eos=eos, bos="<s>" if eos == "</s>" else None, template=template)
     )
     said = tuple(
@@ -198,7 +198,7 @@ def test_calls_of_tools_are_found_in_the_whole_rendering(
 
 def test_a_row_of_every_private_character_has_its_answers_found() -> None:
     text = "".join(map(chr, PRIVATE[0]))
-    renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
     example = renderer.example(Conversation((Message("user", text), Message("assistant", text))), "here")
     assert trained_parts(renderer, example) == [f"{text}<|im_end|>"]
     everything = "".join(chr(code) for codes in PRIVATE for code in codes)
@@ -227,7 +227,7 @@ def test_train_on_all_is_not_split() -> None:
 
 
 def test_a_split_conversation_is_the_same_in_every_process() -> None:
-    renderer = replace(Renderer.for_tokenizer(QWEN), split_turns=True)
+    renderer = replace(CausalLMRenderer.for_tokenizer(QWEN), split_turns=True)
     conversation = Conversation(tuple(Message(**message) for message in THOUGHT))
     rows = renderer.examples([renderer.render(part) for part in renderer.parts(conversation)], ["a:1", "a:1"])
     prompts = [renderer.prompt_ids(conversation.messages[:turn]) for turn in (1, 3)]
@@ -242,7 +242,7 @@ def test_an_answer_apart_keeps_what_stands_before_its_marks() -> None:
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     tokenizer = tokenizer_of(IM, eos="<|im_end|>", template=marked)
-    renderer = replace(Renderer.for_tokenizer(tokenizer), split_turns=True)
+    renderer = replace(CausalLMRenderer.for_tokenizer(tokenizer), split_turns=True)
     conversation = Conversation(tuple(Message(**message) for message in ONE))
     (part,) = renderer.parts(conversation)
     example = renderer.example(part, "here")
@@ -251,7 +251,7 @@ def test_an_answer_apart_keeps_what_stands_before_its_marks() -> None:
 
 
 def test_turns_apart_of_a_conversation_that_the_assistant_opens_or_in_which_nothing_is_trained() -> None:
-    renderer = replace(Renderer.for_tokenizer(QWEN), split_turns=True)
+    renderer = replace(CausalLMRenderer.for_tokenizer(QWEN), split_turns=True)
     opened = Conversation((Message("assistant", "Hello."), *(Message(**message) for message in ONE)))
     parts = [trained_parts(renderer, renderer.example(part, "here")) for part in renderer.parts(opened)]
     assert parts == [["Hello.<|im_end|>"], ["<think>\n\n</think>\n\na1<|im_end|>"]]

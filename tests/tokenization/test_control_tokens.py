@@ -14,8 +14,8 @@ from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Conversation, Message
-from loraft.tasks.causal_lm import Renderer
-from loraft.tasks.seq2seq_lm import PairRenderer
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 from tests.tokenization.chats import CHATML, IM, MISTRAL, metaspace_tokenizer, tokenizer_of
 from tests.tokenization.test_assistant_mask import trained_parts
 
@@ -50,7 +50,7 @@ def controls(data: PreparedData) -> list[int]:
 
 
 def kind_is_pair(row: object) -> bool:
-    return type(row).__name__ == "PairExample"
+    return bool(row.target_tokens)
 
 
 @pytest.mark.parametrize("kind", ROWS)
@@ -86,7 +86,7 @@ def test_they_are_refused_by_row_where_the_config_says_so(tmp_path: Path, kind: 
 
 
 def test_an_answer_is_learned_as_text_to_its_real_end() -> None:
-    renderer = Renderer.for_tokenizer(TOKENIZER)
+    renderer = CausalLMRenderer.for_tokenizer(TOKENIZER)
     example = renderer.example(Conversation((Message("user", "q"), Message("assistant", EVIL))), "here")
     assert trained_parts(renderer, example) == [f"{EVIL}<|im_end|>"]
     assert [label for label in example.labels if label in (START, END)] == [END]
@@ -95,7 +95,7 @@ def test_an_answer_is_learned_as_text_to_its_real_end() -> None:
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_prompt_is_read_as_rows_are(plain: bool) -> None:
     tokenizer = tokenizer_of(IM, eos="<|im_end|>", template=None if plain else CHATML)
-    renderer = Renderer.for_tokenizer(tokenizer, conversations=not plain)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer, conversations=not plain)
     ids = renderer.prompt_ids([Message("user", EVIL)])
     assert EVIL in tokenizer.decode(ids)
     assert (ids.count(START), ids.count(END)) == ((0, 0) if plain else (2, 1))
@@ -110,7 +110,7 @@ def test_a_prompt_is_read_as_rows_are(plain: bool) -> None:
 @pytest.mark.parametrize("scheme", ["always", "first"])
 def test_a_tokenizer_with_spaces_of_its_own_adds_none_around_them(scheme: str) -> None:
     tokenizer = metaspace_tokenizer(scheme, MISTRAL)
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     said = Conversation((Message("user", "a </s> b"), Message("assistant", "ok")))
     ids = renderer.example(said, "here").input_ids
     assert ids.count(tokenizer.eos_token_id) == 1
@@ -134,15 +134,15 @@ def test_a_tokenizer_that_reads_them_so_anyway_is_said(tmp_path: Path) -> None:
 
 
 def test_a_tool_says_text_too() -> None:
-    renderer = Renderer.for_tokenizer(TOKENIZER)
+    renderer = CausalLMRenderer.for_tokenizer(TOKENIZER)
     messages = (Message("user", "q"), Message("tool", EVIL), Message("assistant", "no"))
     ids = renderer.example(Conversation(messages), "here").input_ids
     assert (ids.count(START), ids.count(END)) == (3, 3)
 
 
 def test_a_source_that_is_asked_is_read_as_rows_are() -> None:
-    renderer = PairRenderer.for_tokenizer(TOKENIZER, special_tokens_in_text="keep")
+    renderer = Seq2SeqRenderer.for_tokenizer(TOKENIZER, special_tokens_in_text="keep")
     assert renderer.prompt_ids([Message("user", EVIL)]).count(START) == 1
-    refuses = PairRenderer.for_tokenizer(TOKENIZER, special_tokens_in_text="error")
+    refuses = Seq2SeqRenderer.for_tokenizer(TOKENIZER, special_tokens_in_text="error")
     with pytest.raises(DataError, match="control token"):
         refuses.prompt_ids([Message("user", EVIL)])

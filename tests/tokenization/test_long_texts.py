@@ -18,10 +18,10 @@ from loraft.config.schema import DataSection, RunConfig
 from loraft.dataset.build import prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Seq2SeqRecord
-from loraft.tasks.seq2seq_lm import PairRenderer
-from loraft.tasks.seq_cls import LabelRenderer
 from loraft.tokenization import long_texts
+from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.tokenization.long_texts import LongTexts, ManyTokensError
+from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 from tests.tiny import tiny_tokenizer
 from tests.tokenization.chats import CHATS, tokenizer_for
 
@@ -207,7 +207,7 @@ def test_long_rows_become_what_they_become_when_read_whole(
 def test_pairs_of_long_texts_are_cut_as_when_read_whole(most: int, small: None) -> None:
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bert(), model_input_names=inputs)
-    renderer = LabelRenderer(tokenizer, ("a", "b"))
+    renderer = ClassificationRenderer(tokenizer, ("a", "b"))
     longer, long, short = long_text(500), long_text(400), "a short text"
     for pair in [(longer, long), (long, longer), (longer, longer), (longer, short), (short, longer), (longer, None)]:
         text, second = renderer.beginnings(*pair, most)
@@ -218,7 +218,7 @@ def test_pairs_of_long_texts_are_cut_as_when_read_whole(most: int, small: None) 
 
 
 def test_long_sources_and_targets_are_cut_as_when_read_whole(small: None) -> None:
-    renderer = PairRenderer.for_tokenizer(PreTrainedTokenizerFast(tokenizer_object=t5(), eos_token="</s>"))
+    renderer = Seq2SeqRenderer.for_tokenizer(PreTrainedTokenizerFast(tokenizer_object=t5(), eos_token="</s>"))
     limits = DataSection.model_validate({"train": "x", "max_length": 60, "max_target_length": 40})
     text = long_text(500)
     for pair in (Seq2SeqRecord(text, "short"), Seq2SeqRecord("short", text), Seq2SeqRecord(text, text)):

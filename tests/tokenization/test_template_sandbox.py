@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from loraft.errors import DataError
-from loraft.tasks.causal_lm import Renderer
 from loraft.tokenization import template_budget
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from loraft.tokenization.template_sandbox import TemplateBoundError, render_bounded
 from tests.tokenization.chats import CHATS, ONE_TURN, THREE_TURNS, tokenizer_for, tokenizer_of
 
@@ -145,7 +145,7 @@ def test_the_error_says_where_the_template_is_from(tmp_path: Path) -> None:
     path = tmp_path / "chat.jinja"
     path.write_text(HOSTILE["a product"], encoding="utf-8")
     with pytest.raises(DataError) as raised:
-        Renderer.for_tokenizer(tokenizer_of(), chat_template=str(path))
+        CausalLMRenderer.for_tokenizer(tokenizer_of(), chat_template=str(path))
     (problem,) = raised.value.problems
     assert str(path) in problem.message
     assert problem.key == "data.chat_template"

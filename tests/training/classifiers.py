@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from loraft.config.schema import RunConfig
-from loraft.models.registry import TRAINED_FOR
+from loraft.models.registry import CLASSIFIERS
 from tests.tiny import save_tiny
 from tests.training.building import WORDS, tiny_config, write_rows
 
-ENCODERS = tuple(name for name, family in TRAINED_FOR["seq_cls"].items() if not family.generates)
+ENCODERS = tuple(name for name, family in CLASSIFIERS.items() if not family.generates)
 SOME = ("bert", "distilbert", "roberta", "deberta-v2", "llama", "gpt2")
 """One of each shape of head."""
 LABELS = ("late", "fine", "other")

@@ -11,13 +11,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from loraft.config.schema import RunConfig
-from loraft.dataset.sampler import BatchLayout, collate_rows
 from loraft.models.class_logits import class_logits
-from loraft.models.registry import TRAINED_FOR
-from loraft.tasks.seq_cls import LabelRenderer
-from loraft.training.class_weights import class_weight_problems, class_weights
+from loraft.models.registry import CLASSIFIERS
+from loraft.tasks import TASKS
+from loraft.tasks.batch import BatchLayout
+from loraft.tasks.loss import ClassificationLoss
+from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.training.eval_loss import class_figures
-from loraft.training.loss import ClassificationLoss
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import recorded, tiny_fit
 from tests.training.classifiers import LABELS, SOME, classifier_config
@@ -68,15 +68,15 @@ def test_c15_padding_does_not_move_the_loss(tmp_path: Path, model_type: str) -> 
     run, _ = tiny_fit(classifier_config(tmp_path, model_type))
     run.adapted.model.eval()
     with torch.no_grad():
-        singles = [run.loss(collate_rows([row], run.layout)).item() for row in run.train]
-        together = run.loss(collate_rows(run.train, run.layout)).item()
-        other_padding = run.loss(collate_rows(run.train, BatchLayout(packed=False, pad_id=7))).item()
+        singles = [run.loss(run.task.collate([row], run.layout)).item() for row in run.train]
+        together = run.loss(run.task.collate(run.train, run.layout)).item()
+        other_padding = run.loss(run.task.collate(run.train, BatchLayout(packed=False, pad_id=7))).item()
     assert len({len(row.input_ids) for row in run.train}) > 3
     assert together == pytest.approx(sum(singles), rel=1e-5)
     assert other_padding == pytest.approx(together, rel=1e-5)
 
 
-@pytest.mark.parametrize("model_type", list(TRAINED_FOR["seq_cls"]))
+@pytest.mark.parametrize("model_type", list(CLASSIFIERS))
 def test_c50_logits_are_those_of_transformers(model_type: str) -> None:
     """C50: every family, uneven lengths, padded with a token of its own or with the one that ends a text."""
     sizes = {**tiny_sizes(model_type), "num_labels": 3}
@@ -84,7 +84,7 @@ def test_c50_logits_are_those_of_transformers(model_type: str) -> None:
         config = AutoConfig.for_model(model_type, **{**sizes, "pad_token_id": pad_id})
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_config(config).eval()
-        family = TRAINED_FOR["seq_cls"][model_type]
+        family = CLASSIFIERS[model_type]
         lengths = [3, 9, 1, 6]
         ids, mask = torch.full((4, 9), pad_id), torch.zeros(4, 9, dtype=torch.long)
         for row, length in enumerate(lengths):
@@ -107,14 +107,14 @@ def test_class_weights_are_those_of_torch(tmp_path: Path, given: str | dict[str,
     run.adapted.model.eval()
     assert isinstance(run.loss, ClassificationLoss)
     labels = sorted(LABELS)
-    weights = class_weights(config, labels, run.train)
+    weights = TASKS["seq_cls"].loss_weights(config, labels, run.train)
     assert weights is not None
     if given == "balanced":
         counts = [sum(row.labels == [number] for row in run.train) for number in range(3)]
         torch.testing.assert_close(weights, torch.tensor([len(run.train) / (3 * count) for count in counts]))
     else:
         assert weights.tolist() == [given[name] for name in labels]  # type: ignore[index]
-    batches = [collate_rows(run.train[start : start + 5], run.layout) for start in range(0, len(run.train), 5)]
+    batches = [run.task.collate(run.train[start : start + 5], run.layout) for start in range(0, len(run.train), 5)]
     with torch.no_grad():
         ours = sum(run.loss(batch).item() for batch in batches) / sum(run.loss.weight(batch) for batch in batches)
         logits = torch.cat([run.loss.logits(batch) for batch in batches])  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_gradients_after_an_evaluation_are_the_same(tmp_path: Path) -> None:
     def evaluate(run: object) -> None:
         run.adapted.model.eval()  # type: ignore[attr-defined]
         with torch.inference_mode():
-            run.loss(collate_rows(run.train, run.layout))  # type: ignore[attr-defined]
+            run.loss(run.task.collate(run.train, run.layout))  # type: ignore[attr-defined]
 
     after = recorded(config, prepare=evaluate)
     assert all(torch.equal(first[0][name], after[0][name]) for name in first[0])
@@ -171,8 +171,8 @@ def test_the_weight_of_true_is_that_of_the_class_however_it_is_spelled() -> None
     data = {"train": "x", "eval": None}
     values = {"task": "seq_cls", "model": {"name_or_path": "x"}, "data": data, "training": {"class_weights": given}}
     config = RunConfig.model_validate(values)
-    renderer = LabelRenderer(tiny_tokenizer(), ("False", "True"))
-    assert class_weight_problems(config, renderer) == []
-    weights = class_weights(config, renderer.labels, [])
+    renderer = ClassificationRenderer(tiny_tokenizer(), ("False", "True"))
+    assert TASKS["seq_cls"].problems(config, renderer) == []
+    weights = TASKS["seq_cls"].loss_weights(config, renderer.labels, [])
     assert weights is not None
     assert weights.tolist() == [1, 3]

@@ -14,7 +14,7 @@ from torch.nn.functional import layer_norm
 
 from loraft.config.schema import RunConfig
 from loraft.models.load_model import linear_modules
-from loraft.models.registry import FAMILIES, TRAINED_FOR
+from loraft.models.registry import FAMILIES, GROUPS
 from loraft.training.loop import fit
 from tests.tiny import mostly_slow, tiny_model
 from tests.training.building import MODEL_OF, tiny_config, tiny_fit
@@ -22,7 +22,7 @@ from tests.training.wide import wide_sizes
 
 LAYOUTS = [("causal_lm", "auto"), ("causal_lm", "off"), ("seq2seq_lm", "auto"), ("seq_cls", "auto")]
 """Tasks, and how `data.packing` lays their rows: pairs and labelled rows are padded whatever it says."""
-AS_ON_CUDA = sorted({name for task in TRAINED_FOR.values() for name in task})
+AS_ON_CUDA = sorted({name for task in GROUPS.values() for name in task})
 
 
 def train_two_steps(config: RunConfig, *, norms_in_float32: bool = False) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from loraft.dataset.sampler import BatchLayout, collate
 from loraft.errors import NonFiniteError
 from loraft.inference.requests import GenerationRequest
 from loraft.models.quantize import disable_cpu_4bit_repack
+from loraft.tasks.batch import BatchLayout, collate_texts
 from loraft.training.eval_loss import evaluate_loss
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, Event, Note, StepLogged
@@ -81,8 +81,8 @@ def test_c10_an_epoch_trains_every_token_and_its_last_window_is_whole(tmp_path: 
     window = run.plan.epoch(0)[(run.steps - 1) * accumulation :]
     examples = [run.train[index] for batch in window for index in batch]
     with torch.no_grad():
-        batch = collate(examples, run.layout)
-        expected = run.loss(batch).item() / batch.target_ids.numel()
+        batch = collate_texts(examples, run.layout)
+        expected = run.loss(batch).item() / batch.labels.numel()
     assert last.loss == pytest.approx(expected, rel=1e-4)
 
 
@@ -106,7 +106,7 @@ def test_last_layers_build_no_graph_below_them_with_checkpointing_too(tmp_path: 
         for layer in layers.children():
             layer.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(_first(out).requires_grad))
         run.adapted.model.train()
-        run.loss(collate(run.train[:2], run.layout))
+        run.loss(collate_texts(run.train[:2], run.layout))
         assert seen[:3] == [False, False, True]
 
 
@@ -139,8 +139,8 @@ def test_c38_the_evaluation_loss_does_not_depend_on_the_batch(tmp_path: Path) ->
     """C38: total negative log-likelihood over total tokens, for batches of 1, 3 and 8."""
     run, _ = tiny_fit(tiny_config(tmp_path))
     run.adapted.model.eval()
-    found = [evaluate_loss(run.loss, run.train, run.layout, size, "cpu") for size in (1, 3, 8)]
-    padded = evaluate_loss(run.loss, run.train, BatchLayout(packed=False, pad_id=0), 3, "cpu")
+    found = [evaluate_loss(run.loss, run.task, run.train, run.layout, size, "cpu") for size in (1, 3, 8)]
+    padded = evaluate_loss(run.loss, run.task, run.train, BatchLayout(packed=False, pad_id=0), 3, "cpu")
     for result in (*found, padded):
         assert result is not None
         assert found[0] is not None

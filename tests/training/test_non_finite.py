@@ -74,6 +74,5 @@ def test_outputs_that_overflow_are_named_where_the_weights_are_finite(tmp_path: 
 def test_a_model_whose_outputs_are_finite_has_no_module_at_fault(tmp_path: Path) -> None:
     run, _ = tiny_fit(tiny_config(tmp_path))
     batches: Any = [window.batches for window in run.plan.windows(run.train, 0, 0, (0, 0))]
-    from loraft.dataset.sampler import collate_rows
 
-    assert first_output(run.loss, (collate_rows(part, run.layout) for parts in batches for part in parts)) is None
+    assert first_output(run.loss, (run.task.collate(part, run.layout) for parts in batches for part in parts)) is None

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from loraft.errors import NonFiniteError
-from loraft.tokenization.examples import PairExample
 from loraft.training.checkpoint import newest_checkpoint
 from loraft.training.loop import fit
 from loraft.training.run_events import StepDone, StepLogged
@@ -113,7 +112,7 @@ def plain_losses(run: Trainer) -> list[float]:
             rows = [run.train[index] for batch in batches[start : start + 3] for index in batch]
             total = torch.zeros(())
             for row in rows:
-                labels = row.labels if isinstance(row, PairExample) else row.labels[:1]
+                labels = row.labels if row.target_tokens else row.labels[:1]
                 told = run.adapted.loaded.model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([labels]))
                 total = total + told.loss * len(labels)
             mean = total / sum(row.trained for row in rows)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraft.dataset.sampler import PairBatch, collate_pairs
 from loraft.models.registry import FAMILIES
-from loraft.tokenization.examples import PairExample
-from loraft.training.loss import LMLoss
+from loraft.tasks.batch import Batch, BatchLayout, collate_pairs
+from loraft.tasks.loss import Seq2SeqLMLoss
+from loraft.tokenization.examples import Example
 from tests.tiny import tiny_model
 from tests.training.building import close, recorded, tiny_config, tiny_fit, without_dropout
 
@@ -33,17 +33,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def pair(seed: int, source: int, target: int) -> PairExample:
+def pair(seed: int, source: int, target: int) -> Example:
     generator = torch.Generator().manual_seed(seed)
     ids, labels = (torch.randint(3, 300, (length,), generator=generator).tolist() for length in (source, target))
-    return PairExample(ids, labels, f"row {seed}")
+    return Example.of_pair(ids, labels, f"row {seed}")
 
 
 PAIRS = [pair(1, 9, 4), pair(2, 3, 11), pair(3, 14, 1)]
 
 
-def batch_of(*pairs: PairExample) -> PairBatch:
-    return collate_pairs(pairs, pad_id=0)
+def batch_of(*pairs: Example) -> Batch:
+    return collate_pairs(pairs, BatchLayout(False, 0))
 
 
 def model_of(variant: str, *, tied: bool = True) -> PreTrainedModel:
@@ -60,8 +60,8 @@ def model_of(variant: str, *, tied: bool = True) -> PreTrainedModel:
     return model
 
 
-def loss_of(variant: str, *, tied: bool = True) -> LMLoss:
-    return LMLoss(model_of(variant, tied=tied), FAMILIES[VARIANTS[variant][0]])
+def loss_of(variant: str, *, tied: bool = True) -> Seq2SeqLMLoss:
+    return Seq2SeqLMLoss(model_of(variant, tied=tied), FAMILIES[VARIANTS[variant][0]])
 
 
 @pytest.mark.parametrize("trained_head", [True, False], ids=["trained head", "frozen head"])
@@ -180,5 +180,5 @@ def test_frozen_layers_below_build_no_graph(
                     (out if isinstance(out, torch.Tensor) else out[0]).grad_fn is not None
                 )
             )
-    run.loss(collate_pairs(run.train[:2], run.layout.pad_id))
+    run.loss(collate_pairs(run.train[:2], run.layout))
     assert seen == {"encoder": encoder, "decoder": decoder}

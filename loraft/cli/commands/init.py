@@ -6,13 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 
 from loraft.cli.options import ColumnsOption, JsonOption, column_names
 from loraft.cli.runner import handle_errors
-from loraft.config.schema import Method, RowFormat, Task
+from loraft.config.schema import DEFAULT_TASK, Method, RowFormat, TaskName
 
 if TYPE_CHECKING:
     from loraft.dataset.detect_format import DatasetProfile
@@ -32,7 +32,7 @@ def init(
         ),
     ] = None,
     task: Annotated[
-        Task | None,
+        TaskName | None,
         typer.Option("--task", show_default=False, help="What is learned [default: what the rows are for]."),
     ] = None,
     method: Annotated[
@@ -95,9 +95,9 @@ def _on_a_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _asked_task(found: DatasetProfile | None) -> Task:
-    proposed: Task = found.fit.task if found is not None else "causal_lm"
-    return _asked("task", ("causal_lm", "seq2seq_lm", "seq_cls"), proposed)
+def _asked_task(found: DatasetProfile | None) -> TaskName:
+    proposed = found.fit.task if found is not None else DEFAULT_TASK
+    return _asked("task", get_args(TaskName), proposed)
 
 
 def _asked_method() -> Method:
@@ -105,10 +105,10 @@ def _asked_method() -> Method:
     return _asked("method", ("lora", "qlora", "full"), lora)
 
 
-def _asked_model(task: Task) -> str:
-    from loraft.config.starter import MODELS
+def _asked_model(task: TaskName) -> str:
+    from loraft.tasks import TASKS
 
-    return str(typer.prompt("model", default=MODELS[task], err=True))
+    return str(typer.prompt("model", default=TASKS[task].starter_model, err=True))
 
 
 def _asked(what: str, choices: Sequence[Choice], proposed: Choice) -> Choice:

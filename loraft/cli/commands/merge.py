@@ -11,6 +11,7 @@ import typer
 from loraft.cli.next_command import try_it
 from loraft.cli.options import BaseModelOption, JsonOption
 from loraft.cli.runner import handle_errors
+from loraft.config.schema import TASK_OF_GROUP
 
 if TYPE_CHECKING:
     from loraft.merging.merge_report import MergeReport
@@ -132,7 +133,8 @@ def _show(report: MergeReport) -> None:
     )
     if report.verified:
         print_result(facts("verified", _measured(report), label_width=30))
-    print_result(f"Try it:  {try_it('seq_cls' if report.labels else 'causal_lm', str(report.out))}")
+    task = TASK_OF_GROUP["classifier" if report.labels else "decoder"]
+    print_result(f"Try it:  {try_it(task, str(report.out))}")
 
 
 def _measured(report: MergeReport) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from loraft.cli.next_command import try_it
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.read_config import read_config
 from loraft.cli.runner import handle_errors
-from loraft.config.schema import Task
+from loraft.tasks import TASKS
 
 __all__ = ["check", "train"]
 
@@ -61,7 +60,7 @@ def train(
     if as_json:
         print_json(result.as_dict())
     else:
-        print_result(*document(_shown(result.as_dict(), run_config.task), rest="run"))
+        print_result(*document(TASKS[run_config.task].summary_of_result(result.as_dict()), rest="run"))
         print_result(f"Try it:  {try_it(run_config.task, str(result.run_folder))}")
 
 
@@ -109,14 +108,6 @@ def _of_all_weights(report: dict[str, Any]) -> dict[str, Any]:
     """A report of a run without an adapter, which has no part of that name."""
     named = {"trained" if part == "adapter" else part: facts for part, facts in report.items()}
     return {**named, "memory": {part: size for part, size in report["memory"].items() if part != "adapter"}}
-
-
-def _shown(result: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """A result in the words of its task: of a text a classifier learns one decision, and no token."""
-    if task != "seq_cls":
-        return dict(result)
-    called = {"trained_tokens": "rows_read"}
-    return {called.get(key, key): value for key, value in result.items() if key != "perplexity"}
 
 
 def _run_name(path: str) -> str:

@@ -102,7 +102,7 @@ def render_preview(preview: Preview, marks: Marks, *, whole: bool = False) -> li
 def heading_of(preview: Preview) -> str:
     """The split in a line."""
     rows = f"{preview.split}: {counted(preview.rows_in_split, 'row')} for {preview.task}"
-    if preview.task == "seq_cls":
+    if preview.classes:
         return f"{rows} · {as_count(preview.tokens)} tokens · {len(preview.classes)} classes"
     share = as_share(preview.trained, preview.tokens)
     return f"{rows} · {as_count(preview.tokens)} tokens, {as_count(preview.trained)} of them learned ({share})"
@@ -221,7 +221,7 @@ def _batches(preview: Preview, marks: Marks) -> Iterator[RenderableType]:
 
 def _batch_words(batch: SeenBatch, preview: Preview) -> str:
     lines, time = batch.shape
-    what = "decisions" if preview.task == "seq_cls" else "tokens"
+    what = "decisions" if preview.classes else "tokens"
     size = f"{as_count(time)} tokens in one line" if preview.end_to_end else f"{lines} lines of {as_count(time)} tokens"
     if batch.target_shape is not None:
         size += f", targets of {as_count(batch.target_shape[1])}"
@@ -242,17 +242,17 @@ def _laid(batch: SeenBatch, preview: Preview, marks: Marks) -> RenderableType:
 
 
 def _legend(preview: Preview, marks: Marks) -> Iterator[Text]:
-    if preview.task == "seq_cls":
+    if preview.classes:
         names = ", ".join(f"{number} {name}" for number, name in enumerate(preview.classes))
         yield Text.assemble(("classes  ", "dim"), printable(names))
     if marks.shaded:
         legend = Text.assemble(("tokens   ", "dim"), ("read", SHADES[False][0]), (" only", SHADES[False][1]))
-        if preview.task != "seq_cls":
+        if not preview.classes:
             legend.append("  ").append("lear", SHADES[True][0]).append("ned", SHADES[True][1])
         legend.append("  ").append("special", _style_of_special())
         yield legend
     else:
-        learned = "" if preview.task == "seq_cls" else f", {BEGINS} {ENDS_WITH} around what is learned"
+        learned = "" if preview.classes else f", {BEGINS} {ENDS_WITH} around what is learned"
         yield Text.assemble(("tokens   ", "dim"), f"{BETWEEN} between tokens{learned}, ⏎ a line end")
     if special := list(special_words(preview)):
         yield Text.assemble(("special  ", "dim"), printable(" · ".join(special)))

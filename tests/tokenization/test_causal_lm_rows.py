@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 
 from loraft.errors import DataError
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Text
-from loraft.tasks.causal_lm import Renderer
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from loraft.tokenization.examples import IGNORED, Example
 from tests.tiny import tiny_tokenizer
 from tests.tokenization.template_texts import TEMPLATES, Chat, chat_tokenizer
@@ -21,7 +21,7 @@ def conversation(*turns: str) -> Conversation:
     return Conversation(tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(turns)))
 
 
-def trained(renderer: Renderer, example: Example) -> list[str]:
+def trained(renderer: CausalLMRenderer, example: Example) -> list[str]:
     """The trained stretches of a row, as text."""
     pairs = zip(example.input_ids, example.labels, strict=True)
     return [
@@ -31,8 +31,8 @@ def trained(renderer: Renderer, example: Example) -> list[str]:
     ]
 
 
-def renderer_of(chat: Chat, **options: object) -> Renderer:
-    return Renderer.for_tokenizer(chat_tokenizer(chat), **options)  # type: ignore[arg-type]
+def renderer_of(chat: Chat, **options: object) -> CausalLMRenderer:
+    return CausalLMRenderer.for_tokenizer(chat_tokenizer(chat), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("chat", TEMPLATES.values(), ids=TEMPLATES)
@@ -82,7 +82,7 @@ def test_c2_the_first_token_stands_once(name: str) -> None:
         single=f"{chat.bos} $A", special_tokens=[(chat.bos, tokenizer.bos_token_id)]
     )
     assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     for ids in (renderer.example(conversation("a", "b"), "a:1").input_ids, renderer.prompt_ids([Message("user", "a")])):
         assert ids.count(tokenizer.bos_token_id) == 1
 
@@ -113,7 +113,7 @@ def test_an_answer_that_repeats_the_question_is_found_where_it_stands() -> None:
 def test_c5_prompt_and_completion_are_tokenized_in_one_piece_unless_they_would_merge() -> None:
     """C5: of 10,000 rows each begins with the tokens that generation feeds, and is one text wherever that is so."""
     tokenizer = tiny_tokenizer()
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     generator = random.Random(0)
     alphabet = "the order is late. äß 漢字 😀 \n\t()"
     records = [
@@ -137,7 +137,7 @@ def test_c5_prompt_and_completion_are_tokenized_in_one_piece_unless_they_would_m
 
 
 def test_plain_text_is_trained_whole_and_ends() -> None:
-    renderer = Renderer.for_tokenizer(tiny_tokenizer())
+    renderer = CausalLMRenderer.for_tokenizer(tiny_tokenizer())
     example = renderer.example(Text("the order is late"), "a:1")
     assert example.labels == example.input_ids
     assert example.input_ids[-1] == renderer.tokenizer.eos_token_id
@@ -146,14 +146,14 @@ def test_plain_text_is_trained_whole_and_ends() -> None:
 def test_a_tokenizer_without_a_template_gets_one_and_it_is_said() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
-    renderer = Renderer.for_tokenizer(tokenizer)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     assert any("chatml is used" in note for note in renderer.notes)
     assert trained(renderer, renderer.example(conversation("a", "b"), "a:1")) == ["b<|im_end|>"]
 
 
 def test_a_template_whose_end_mark_is_no_token_ends_answers_with_the_end_of_text() -> None:
     tokenizer = chat_tokenizer(TEMPLATES["zephyr"])
-    alpaca = Renderer.for_tokenizer(tokenizer, chat_template="alpaca")
+    alpaca = CausalLMRenderer.for_tokenizer(tokenizer, chat_template="alpaca")
     # The tiny tokenizer knows <|im_end|>; alpaca takes it, as chatml does.
     example = alpaca.example(conversation("do it", "done"), "a:1")
     assert trained(alpaca, example)[0].startswith("done")
@@ -163,10 +163,10 @@ def test_a_template_whose_end_mark_is_no_token_ends_answers_with_the_end_of_text
 def test_a_template_from_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "mine.jinja"
     path.write_text(TEMPLATES["chatml"].template.replace("user", "user"))
-    renderer = Renderer.for_tokenizer(tiny_tokenizer(), chat_template=str(path))
+    renderer = CausalLMRenderer.for_tokenizer(tiny_tokenizer(), chat_template=str(path))
     assert renderer.chat_template == path.read_text()
     with pytest.raises(DataError, match="cannot be read"):
-        Renderer.for_tokenizer(tiny_tokenizer(), chat_template=str(tmp_path / "absent.jinja"))
+        CausalLMRenderer.for_tokenizer(tiny_tokenizer(), chat_template=str(tmp_path / "absent.jinja"))
 
 
 def test_a_template_that_refuses_a_row_is_quoted() -> None:
@@ -182,4 +182,4 @@ def test_c3_a_template_that_hides_earlier_turns_is_refused_rather_than_guessed()
         "{% for m in messages[-2:] %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
     )
     with pytest.raises(DataError, match="leaves out what the user says"):
-        Renderer.for_tokenizer(tokenizer).example(conversation("a", "b", "c", "d"), "a:1")
+        CausalLMRenderer.for_tokenizer(tokenizer).example(conversation("a", "b", "c", "d"), "a:1")

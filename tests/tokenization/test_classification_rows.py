@@ -14,8 +14,8 @@ from loraft.config.schema import DataSection, RunConfig
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import ClassificationRecord
-from loraft.tasks.seq_cls import LabelRenderer, labels_of
-from loraft.tokenization.examples import LabelledExample
+from loraft.rows.labels import labels_of
+from loraft.tokenization.classification_rows import ClassificationRenderer
 from tests.tiny import tiny_tokenizer
 
 
@@ -173,8 +173,6 @@ def test_pairs_of_texts_have_their_types_and_stand_among_single_ones(
     pair = {"text": "the order", "text_pair": "late", "label": "yes"}
     given = [pair, {"text": "the order", "label": "no"}, {**pair, "text_pair": ""}]
     first, second, third = prepared(tokenizer, write(tmp_path / "a.jsonl", given)).train
-    assert isinstance(first, LabelledExample)
-    assert isinstance(second, LabelledExample)
     assert first.input_ids == tokenizer("the order", "late")["input_ids"]
     assert first.token_type_ids is not None
     assert first.token_type_ids[-1] == 1
@@ -206,7 +204,7 @@ def test_pairs_that_run_together_are_told(tokenizer: PreTrainedTokenizerFast, tm
 
 
 def test_the_renderer_marks_the_class(tokenizer: PreTrainedTokenizerFast) -> None:
-    renderer = LabelRenderer(tokenizer, ("neg", "pos"))
+    renderer = ClassificationRenderer(tokenizer, ("neg", "pos"))
     example = renderer.examples([renderer.render(ClassificationRecord("late", None, "pos"))], ["a:1"])[0]
     assert renderer.marked(example).endswith("late<|im_end|> ⟦pos⟧")
     assert renderer.too_long(example, DataSection(train="x", max_length=2)) is not None  # type: ignore[arg-type]

@@ -5,30 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraft.dataset.sampler import BatchLayout, collate
+from loraft.kernels import cross_entropy as loss_module
+from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
 from loraft.kernels.packed_attention import ROWS
-from loraft.models.registry import TRAINED, spec_of
+from loraft.models.registry import DECODERS, spec_of
+from loraft.tasks.batch import BatchLayout, collate_texts
+from loraft.tasks.loss import CausalLMLoss
 from loraft.tokenization.examples import IGNORED, Example
-from loraft.training import loss as loss_module
-from loraft.training.loss import HeadWeights, LMLoss, chunked_loss, frozen_head_loss, targets_in_chunk
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
 from tests.training.building import without_dropout
 
 PACKED, PADDED = BatchLayout(packed=True, pad_id=0), BatchLayout(packed=False, pad_id=0)
-PACKING_FAMILIES = [name for name, family in TRAINED.items() if family.packs]
+PACKING_FAMILIES = [name for name, family in DECODERS.items() if family.packs]
 
 
 def example(seed: int, length: int, prompt: int) -> Example:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 300, (length,), generator=generator).tolist()
-    return Example(ids, [IGNORED] * prompt + ids[prompt:], f"row {seed}")
+    return Example.of_text(ids, [IGNORED] * prompt + ids[prompt:], f"row {seed}")
 
 
 ROWS_OF = [example(1, 17, 5), example(2, 30, 20), example(3, 9, 1)]
 
 
-def of(model_type: str) -> LMLoss:
-    return LMLoss(tiny_model(model_type), spec_of(model_type))
+def of(model_type: str) -> CausalLMLoss:
+    return CausalLMLoss(tiny_model(model_type), spec_of(model_type))
 
 
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
@@ -36,12 +37,12 @@ def test_c47_the_loss_is_the_models_own(model_type: str) -> None:
     """C47: soft caps, logit scales and head biases stand around the head, and the loss must pass them."""
     loss = of(model_type)
     for row in ROWS_OF:
-        batch = collate([row], PADDED)
+        batch = collate_texts([row], PADDED)
         expected = loss.model(
             input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels]), use_cache=False
         ).loss
         with torch.no_grad():
-            ours = loss(batch) / batch.target_ids.numel()
+            ours = loss(batch) / batch.labels.numel()
         torch.testing.assert_close(ours, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -51,10 +52,10 @@ def test_c38_the_loss_of_rows_is_that_of_each_row_alone(layout: BatchLayout) -> 
     loss = of("llama")
     if layout.packed:
         loss.model.set_attn_implementation(ROWS)
-    batch = collate(ROWS_OF, layout)
+    batch = collate_texts(ROWS_OF, layout)
     with torch.no_grad():
         each = loss.of_rows(batch, [row.trained for row in ROWS_OF])
-        alone = torch.stack([loss(collate([row], layout)) for row in ROWS_OF])
+        alone = torch.stack([loss(collate_texts([row], layout)) for row in ROWS_OF])
         torch.testing.assert_close(each, alone, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(each.sum(), loss(batch), rtol=1e-5, atol=1e-5)
 
@@ -64,8 +65,8 @@ def test_c15_padding_does_not_move_the_loss(model_type: str) -> None:
     """C15: a padded batch's loss is the token-weighted mean of the single losses."""
     loss = of(model_type)
     with torch.no_grad():
-        together = loss(collate(ROWS_OF, PADDED))
-        alone = sum(loss(collate([row], PADDED)) for row in ROWS_OF)
+        together = loss(collate_texts(ROWS_OF, PADDED))
+        alone = sum(loss(collate_texts([row], PADDED)) for row in ROWS_OF)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
 
 
@@ -77,8 +78,8 @@ def test_c11_packed_rows_do_not_see_each_other(model_type: str, training: bool) 
     loss.model.set_attn_implementation(ROWS)
     loss.train(training)
     without_dropout(loss)
-    changed = Example([7, *ROWS_OF[0].input_ids[1:]], ROWS_OF[0].labels, "changed")
-    batches = [collate([first, *ROWS_OF[1:]], PACKED) for first in (ROWS_OF[0], changed)]
+    changed = Example.of_text([7, *ROWS_OF[0].input_ids[1:]], ROWS_OF[0].labels, "changed")
+    batches = [collate_texts([first, *ROWS_OF[1:]], PACKED) for first in (ROWS_OF[0], changed)]
     with torch.no_grad():
         states = [
             loss.model.base_model(
@@ -88,7 +89,7 @@ def test_c11_packed_rows_do_not_see_each_other(model_type: str, training: bool) 
             for batch in batches
         ]  # fmt: skip
         packed = loss(batches[0])
-        alone = sum(loss(collate([row], PADDED)) for row in ROWS_OF)
+        alone = sum(loss(collate_texts([row], PADDED)) for row in ROWS_OF)
     border = len(ROWS_OF[0].input_ids)
     assert torch.equal(states[0][border:], states[1][border:])
     assert not torch.equal(states[0][:border], states[1][:border])
@@ -101,7 +102,7 @@ def test_c15_a_row_of_padding_at_the_end_of_a_line_moves_neither_loss_nor_gradie
     for layout in (PACKED, BatchLayout(packed=True, pad_id=5, multiple_of=32)):
         loss = of(model_type)
         loss.model.set_attn_implementation(ROWS)
-        total = loss(collate(ROWS_OF, layout))
+        total = loss(collate_texts(ROWS_OF, layout))
         total.backward()
         results.append((total.detach(), {name: p.grad for name, p in loss.named_parameters()}))
     # float32 sums over another number of tokens: the same terms, and zeros, in another order.

@@ -1,14 +1,28 @@
-"""The classes of a classifier, wherever they are told: by loraft's record, a model's config, or a head."""
+"""What a target is for, and its classes: as recorded in training, or as its config or its head tells."""
 
 from __future__ import annotations
 
 from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
+from loraft.config.schema import TASK_OF_GROUP, TaskName
 from loraft.errors import AdapterError
 from loraft.models.hf_config import class_names, is_classifier, load_any_config
-from loraft.models.registry import TRAINED_FOR, spec_of
+from loraft.models.registry import CLASSIFIERS, FAMILIES, spec_of
+from loraft.tasks import TASKS
 
-__all__ = ["classes_of"]
+__all__ = ["classes_of", "task_of"]
+
+
+def task_of(target: ResolvedTarget) -> TaskName:
+    """The task that a target was trained for, or that a base which nobody recorded anything of can do.
+
+    Raises:
+        InvalidInputError: Nothing is recorded, and the base's config cannot be read or is of no kind that loraft knows.
+    """
+    if target.metadata.task is not None:
+        return target.metadata.task
+    config = load_any_config(target.model_section)
+    return TASK_OF_GROUP["classifier" if is_classifier(config) else spec_of(config.model_type, FAMILIES).group]
 
 
 def classes_of(target: ResolvedTarget) -> tuple[str, ...]:
@@ -24,14 +38,14 @@ def classes_of(target: ResolvedTarget) -> tuple[str, ...]:
         config = load_any_config(target.model_section)
         return class_names(config) if is_classifier(config) else ()
     adapter = target.adapters[0]
-    if adapter.manner.task != "seq_cls":
+    if adapter.metadata.task is None or TASKS[adapter.metadata.task].generates:
         return ()
-    return adapter.labels or _unnamed(adapter, target)
+    return adapter.metadata.labels or _unnamed(adapter, target)
 
 
 def _unnamed(adapter: AdapterTarget, target: ResolvedTarget) -> tuple[str, ...]:
     config = load_any_config(target.model_section)
-    decides = spec_of(config.model_type, TRAINED_FOR["seq_cls"]).classifier[-1]
+    decides = spec_of(config.model_type, CLASSIFIERS).classifier[-1]
     whole = (
         tensor
         for key, tensor in read_adapter(adapter.folder).tensors.items()

@@ -9,29 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.config.dump import inline
-from loraft.config.schema import Method, RowFormat, RunConfig, Task
+from loraft.config.schema import Method, RowFormat, RunConfig, TaskName
+from loraft.tasks import TASKS
+from loraft.tasks.task import StarterFacts
 
-__all__ = ["MODELS", "Start", "starter", "starter_config"]
+__all__ = ["Start", "starter", "starter_config"]
 
-MODELS: Mapping[Task, str] = {
-    "causal_lm": "builtin:smollm2-135m-instruct",
-    "seq2seq_lm": "google-t5/t5-small",
-    "seq_cls": "builtin:all-minilm-l6-v2",
-}
-"""Small models to begin with."""
 WIDTH = 100
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SURELY = 512
 """Nearly every model reads so many tokens; of one that is elsewhere a longer bound is left to its positions."""
-MANY_CLASSES = 20
 UNEVEN = 3
 """Classes are weighted where the largest has this many times the rows of the smallest."""
-LANGUAGES = {
-    "ar": "Arabic", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
-    "hi": "Hindi", "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish",
-    "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "tr": "Turkish", "uk": "Ukrainian",
-    "zh": "Chinese",
-}  # fmt: skip
 ROWS: Mapping[RowFormat, str] = {
     "messages": '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
     "sharegpt": '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}',
@@ -42,11 +31,6 @@ ROWS: Mapping[RowFormat, str] = {
     "classification": '{"text": "…", "label": "…"}',
 }
 """A row of each format."""
-TASKS: Mapping[Task, str] = {
-    "causal_lm": "A decoder goes on with a text.",
-    "seq2seq_lm": "An encoder-decoder answers a source with a target.",
-    "seq_cls": "A text gets one of several classes.",
-}
 METHODS: Mapping[Method, str] = {
     "lora": "Small updates beside frozen weights. qlora stores those in 4 bits, full trains every weight.",
     "qlora": "Small updates beside frozen weights in 4 bits: a quarter of the memory, a little slower than lora.",
@@ -75,7 +59,7 @@ class Start:
         bad: How many rows cannot be used.
     """
 
-    task: Task
+    task: TaskName
     method: Method
     model: str
     train: str
@@ -138,7 +122,7 @@ def _nested(said: Sequence[Said]) -> dict[str, object]:
 def _heading(start: Start, path: Path) -> list[str]:
     name = shlex.quote(str(path))
     return [
-        f"# {TASKS[start.task]}",
+        f"# {TASKS[start.task].summary}",
         "#",
         f"#   loraft preview {name}   the rows as the model will see them",
         f"#   loraft check {name}     what can be known before the first step",
@@ -173,12 +157,8 @@ def _data(start: Start) -> Iterator[Said]:
     if start.columns:
         yield "data.columns", dict(start.columns), "Our column names: those of the file."
     yield _evaluation(start)
-    yield from _pairs(start)
-    if start.task == "seq_cls" and 1 < len(start.labels) <= MANY_CLASSES:
-        why = "The classes, numbered in this order. A row of another class is then an error."
-        yield "data.labels", tuple(start.labels), why
-    if start.task == "causal_lm" and start.format != "text":
-        yield "data.train_on", "completions", "Only answers are learned, not the questions; all learns every token."
+    facts = StarterFacts(start.format, start.labels, start.languages, start.prefixed)
+    yield from TASKS[start.task].starter_keys(facts)
     if start.bad:
         rows = "1 row" if start.bad == 1 else f"{start.bad:,} rows"
         yield "data.on_bad_row", "skip", f"{rows} cannot be used, and are left out and counted; error says why of each."
@@ -204,19 +184,6 @@ def _evaluation(start: Start) -> Said:
     return "data.eval", share, "This share is held out of train, by the seed; or name a file of other rows."
 
 
-def _pairs(start: Start) -> Iterator[Said]:
-    if start.task != "seq2seq_lm":
-        return
-    source, target = (*start.languages, None, None)[:2]
-    if source is not None and target is not None:
-        yield "data.source_lang", source, "The key of the source in `translation`; a model such as NLLB takes its code."
-        yield "data.target_lang", target, "The key of the target."
-    prefix = ""
-    if start.prefixed and source in LANGUAGES and target in LANGUAGES:
-        prefix = f"translate {LANGUAGES[source]} to {LANGUAGES[target]}: "
-    yield "data.source_prefix", prefix, "Stands before every source. T5 was trained with such words, others were not."
-
-
 def _max_length(start: Start) -> int:
     needed = LENGTHS[3] if start.longest_tokens is None else start.longest_tokens
     fitting = next((length for length in LENGTHS if length >= needed), LENGTHS[-1])
@@ -224,13 +191,12 @@ def _max_length(start: Start) -> int:
 
 
 def _why_length(start: Start) -> str:
-    rest = (
-        "longer ones are split" if start.format == "text" and start.task == "causal_lm" else "longer ones are dropped"
-    )
-    what = "sources" if start.task == "seq2seq_lm" else "rows"
+    rest = "longer ones are split" if start.format == "text" else "longer ones are dropped"
     about = "" if start.counted else "no more than "
     found = "" if start.longest_tokens is None else f"The longest has {about}{start.longest_tokens:,}. "
-    return f"{found}The most tokens of {what}: {rest} and counted, and `loraft check` tells how many."
+    return (
+        f"{found}The most tokens of {TASKS[start.task].inputs}: {rest} and counted, and `loraft check` tells how many."
+    )
 
 
 def _training(start: Start) -> Iterator[Said]:
@@ -248,5 +214,5 @@ def _training(start: Start) -> Iterator[Said]:
 
 
 def _generation(start: Start) -> Iterator[Said]:
-    if start.task != "seq_cls":
+    if TASKS[start.task].generates:
         yield "generation.max_new_tokens", 256, "The most tokens of an answer, saved with what was trained."

@@ -15,7 +15,7 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Conversation, Message, to_record
 from loraft.rows.raw_rows import Row, read_rows
-from loraft.tasks.causal_lm import Renderer
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from tests.tokenization.chats import CHATS, IM, tokenizer_for, tokenizer_of
 from tests.tokenization.test_assistant_mask import trained_parts
 
@@ -72,18 +72,18 @@ def test_c46_bad_tools_are_named_with_their_place(changes: dict[str, Any], field
 
 
 def test_a_call_is_trained_to_its_end_and_what_the_tool_gave_is_not() -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
     example = renderer.example(conversation(), "here")
     assert trained_parts(renderer, example) == [CALLED, "Yes.<|im_end|>"]
     text = renderer.tokenizer.decode(example.input_ids)
     assert "<tools>" in text
     assert "<tool_response>rain</tool_response>" in text
-    last = Renderer.for_tokenizer(renderer.tokenizer, train_on="last")
+    last = CausalLMRenderer.for_tokenizer(renderer.tokenizer, train_on="last")
     assert trained_parts(last, last.example(conversation(), "here")) == ["Yes.<|im_end|>"]
 
 
 def test_a_call_with_words_before_it() -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
     said = conversation(messages=[TURNS[0], {**TURNS[1], "content": "Let me look."}, *TURNS[2:]])
     assert trained_parts(renderer, renderer.example(said, "here"))[0] == "Let me look." + CALLED
 
@@ -117,7 +117,7 @@ def test_a_template_that_would_leave_tools_out_is_refused_by_row(
 
 
 def test_chatml_prints_what_a_tool_says() -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
     said = conversation(tools=None, messages=[TURNS[0], TURNS[3], TURNS[2], TURNS[3]])
     example = renderer.example(said, "here")
     assert "<|im_start|>tool\nrain<|im_end|>" in renderer.tokenizer.decode(example.input_ids)
@@ -148,14 +148,14 @@ AS_TEXT = HERMES.replace("(call.function | tojson)", "call.function.name + call.
 def test_arguments_are_an_object_or_text_as_the_template_takes_them(
     template: str, called: str, arguments: object
 ) -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=template))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=template))
     call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
     said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
     assert trained_parts(renderer, renderer.example(said, "here"))[0] == called
 
 
 def test_a_call_without_arguments_gets_none() -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
     call = {"type": "function", "function": {"name": "weather"}}
     said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
     trained = trained_parts(renderer, renderer.example(said, "here"))[0]
@@ -163,7 +163,7 @@ def test_a_call_without_arguments_gets_none() -> None:
 
 
 def test_arguments_that_are_no_json_stay_as_they_are() -> None:
-    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=AS_TEXT))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=AS_TEXT))
     call = {"type": "function", "function": {"name": "weather", "arguments": "Oslo"}}
     said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
     assert "<tool_call>weatherOslo</tool_call>" in trained_parts(renderer, renderer.example(said, "here"))[0]
@@ -179,16 +179,18 @@ THINKS = HERMES.replace(
 def test_what_was_thought_is_trained_or_refused_where_the_template_never_prints_it() -> None:
     rows = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "Yes.", "reasoning_content": "wet"}]
     said = conversation(messages=rows, tools=None)
-    renderer = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=THINKS))
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=THINKS))
     assert trained_parts(renderer, renderer.example(said, "here")) == ["<think>wet</think>Yes.<|im_end|>"]
     called = conversation(messages=[rows[0], {**rows[1], "tool_calls": [CALL]}], tools=None)
     thinks_alone = THINKS.partition("{%- for call in")[0] + "{%- endif %}{%- endfor %}"
     with pytest.raises(DataError, match="prints no calls of tools"):
-        Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=thinks_alone)).example(called, "here")
-    forgets = Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+        CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=thinks_alone)).example(
+            called, "here"
+        )
+    forgets = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
     with pytest.raises(DataError, match="the chat template prints no reasoning_content, and the row has it"):
         forgets.example(said, "here")
     other = conversation(messages=[rows[0], {"role": "assistant", "content": "Yes.", "thinking": "wet"}], tools=None)
     named = HERMES + "{#- enable_thinking #}"
     with pytest.raises(DataError, match="prints no thinking"):
-        Renderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=named)).example(other, "here")
+        CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=named)).example(other, "here")

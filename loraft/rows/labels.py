@@ -1,0 +1,59 @@
+"""The names of classes, as rows have them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from loraft.errors import DataError
+from loraft.rows.formats import ClassificationRecord, Record
+
+__all__ = ["class_called", "class_number", "labels_of"]
+
+
+def class_number(label: str | int, labels: Sequence[str]) -> int:
+    """The number of a class that a row names, or gives as its place where the names are no numbers themselves.
+
+    Args:
+        label: What the row has.
+        labels: The names of all classes, in their order.
+
+    Raises:
+        DataError: There is no such class.
+    """
+    name = str(label)
+    if (called := class_called(name, labels)) is not None:
+        return called
+    if name.isdecimal() and int(name) < len(labels) and not any(map(_is_number, labels)):
+        return int(name)
+    shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+    folded = {known.casefold(): known for known in labels}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
+    hint = f"Did you mean {folded[near[0]]}? " if near else ""
+    raise DataError(f"{label!r} is none of the {len(labels)} classes", key="label", remedy=f"{hint}They are {shown}.")
+
+
+def class_called(name: str, labels: Sequence[str]) -> int | None:
+    """The number of the class of a name; None where there is none. True and true are one, unless there are two."""
+    if name in labels:
+        return labels.index(name)
+    alike = [number for number, known in enumerate(labels) if known.lower() == name.lower() in TRUTHS]
+    return alike[0] if len(alike) == 1 else None
+
+
+def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """The classes of some records in their order: numbers by size, texts by the alphabet."""
+    found = {str(record.label) for record in records if isinstance(record, ClassificationRecord)}
+    for truth in TRUTHS:
+        if len(alike := {name for name in found if name.lower() == truth}) > 1:
+            found = found - alike | {truth}
+    by_name = sorted(found)  # 1 and 01 are two classes of one size, and a set has no order
+    return tuple(sorted(by_name, key=int) if all(map(_is_number, found)) else by_name)
+
+
+TRUTHS = ("true", "false")
+"""One class each, however a file spells it: JSON writes true, Python's CSV True and R's TRUE."""
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()

@@ -1,0 +1,207 @@
+"""The losses: the negative log-likelihood of what is trained, and nothing else.
+
+Logits are never held for a whole batch: the head runs only where there is a target, over a chunk of targets at a time.
+Nothing is divided here: a sum is what adds up exactly over batches and ranks, and the loop divides it by the trained
+tokens of its whole window.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
+from loraft.models.class_logits import class_logits
+from loraft.models.decoder_inputs import decoder_inputs
+from loraft.models.registry import ModelSpec
+from loraft.tasks.batch import Batch
+from loraft.tokenization.examples import IGNORED
+
+__all__ = ["CausalLMLoss", "ClassificationLoss", "LMLoss", "Seq2SeqLMLoss", "TaskLoss"]
+
+
+class TaskLoss(nn.Module, ABC):
+    """A model whose forward takes a batch and gives its summed loss.
+
+    The loss is a module's forward so that whatever wraps the module (for data parallel training, say) sees it.
+    """
+
+    def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None) -> None:
+        """Wrap the model itself, with adapters injected where there are any, not a wrapper around it."""
+        super().__init__()
+        self.model = model
+        self._autocast = autocast
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """The summed loss of `batch`, in nats: a float32 scalar."""
+
+    def weight(self, batch: Batch) -> float:
+        """What the summed loss of a batch is divided by: each target counts the same."""
+        return batch.targets
+
+    @abstractmethod
+    def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
+        """The summed loss of each row of `batch`, in nats: `[rows]`, float32.
+
+        Args:
+            batch: The rows.
+            targets: How many targets each row has, in the order of the rows.
+        """
+
+    def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The summed loss and, of a classifier, `[2, rows]`: the right classes and those of the highest scores."""
+        return self(batch), None
+
+    def _autocasting(self, batch: Batch) -> torch.autocast:
+        device = batch.input_ids.device.type
+        return torch.autocast(device, dtype=self._autocast, enabled=self._autocast is not None)
+
+
+class LMLoss(TaskLoss):
+    """The loss of a model that generates: of the tokens that it predicts."""
+
+    def __init__(self, model: PreTrainedModel, family: ModelSpec, autocast: torch.dtype | None = None) -> None:
+        """Wrap `model`.
+
+        Args:
+            model: The model itself, with adapters injected where there are any, not a wrapper around it.
+            family: Says what the model does to its logits.
+            autocast: The dtype of products; None computes in the weights' own.
+        """
+        super().__init__(model, autocast)
+        self._head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._chunk = targets_in_chunk(model.config.vocab_size)
+        self._softcap = _number(model.config, family.final_softcap)
+        scale, divisor = _number(model.config, family.logit_multiplier), _number(model.config, family.logit_divisor)
+        self._scale = (scale or 1.0) / (divisor or 1.0)
+        if family.scales_if is not None and getattr(model.config, family.scales_if, False):
+            self._scale *= float(model.config.hidden_size) ** -0.5
+        self._bias: Tensor | None = getattr(model, family.logits_bias)[0] if family.logits_bias else None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The summed loss of the targets of `batch`, in nats: a float32 scalar."""
+        with self._autocasting(batch):
+            return self._sum(*self._predicting(batch))
+
+    def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
+        """The summed loss of each row of `batch`, in nats: `[rows]`, float32."""
+        with self._autocasting(batch):
+            parts = (torch.split(tensor, list(targets)) for tensor in self._predicting(batch))
+            return torch.stack([self._sum(hidden, ids) for hidden, ids in zip(*parts, strict=True)])
+
+    @abstractmethod
+    def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`[targets, hidden]` and `[targets]`: the final hidden states, and what they predict."""
+
+    def _sum(self, hidden: Tensor, target_ids: Tensor) -> Tensor:
+        frozen = self._frozen_head(hidden.dtype)
+        if frozen is not None:
+            return frozen_head_loss(hidden, target_ids, frozen, self._chunk)
+        return chunked_loss(hidden, target_ids, self._logits, self._chunk)
+
+    def _frozen_head(self, dtype: torch.dtype) -> HeadWeights | None:
+        """The head's weights, unless something in it is trained or it is no plain linear layer."""
+        head = self._head
+        if type(head) is not nn.Linear or head.weight.requires_grad or head.weight.dtype != dtype:
+            return None
+        bias = head.bias if self._bias is None else self._bias.to(dtype)
+        return HeadWeights(head.weight, bias, self._scale, self._softcap)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._head(hidden)
+        if self._scale != 1:
+            logits = logits * self._scale
+        if self._bias is not None:
+            logits = logits + self._bias
+        return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+
+
+class CausalLMLoss(LMLoss):
+    """The loss of a decoder, which predicts the tokens of the text that it reads."""
+
+    def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert batch.target_positions is not None, "collate_texts tells where targets are"
+        packed = {} if batch.row_lengths is None else {
+            "position_ids": batch.position_ids, "row_lengths": batch.row_lengths,
+        }  # fmt: skip
+        stack = self.model.base_model
+        hidden: Tensor = stack(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, batch.target_positions), batch.labels
+
+
+class Seq2SeqLMLoss(LMLoss):
+    """The loss of an encoder-decoder, whose decoder predicts each token of a target from those before it."""
+
+    def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        encoder, decoder = self.model.get_encoder(), self.model.get_decoder()  # type: ignore[no-untyped-call]
+        read = decoder_inputs(self.model, batch.labels)
+        source = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        hidden = decoder(
+            input_ids=read.masked_fill(read == IGNORED, 0),  # padding, which no real token looks at
+            encoder_hidden_states=source,
+            encoder_attention_mask=batch.attention_mask,
+            use_cache=False,
+        ).last_hidden_state
+        real = batch.labels != IGNORED
+        return hidden[real], batch.labels[real]
+
+
+class ClassificationLoss(TaskLoss):
+    """The loss of a classifier: of the class of each row."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: ModelSpec,
+        autocast: torch.dtype | None = None,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        """Wrap `model`.
+
+        Args:
+            model: The model itself, with adapters injected where there are any, not a wrapper around it.
+            family: Says where it reads what it decides by.
+            autocast: The dtype of products; None computes in the weights' own.
+            class_weights: `[classes]`, what a row of each class counts; None counts each the same.
+        """
+        super().__init__(model, autocast)
+        self._family = family
+        self._class_weights = class_weights
+
+    def weight(self, batch: Batch) -> float:
+        """What the summed loss of a batch is divided by: the weights of its rows' classes."""
+        return batch.targets if self._class_weights is None else float(self._class_weights[batch.labels].sum())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The summed, weighted loss of the rows of `batch`, in nats: a float32 scalar."""
+        return self._summed(self.logits(batch), batch.labels)
+
+    def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The summed loss, and `[2, rows]`: the right classes and those of the highest scores."""
+        logits = self.logits(batch)
+        return self._summed(logits, batch.labels), torch.stack([batch.labels, logits.argmax(1)])
+
+    def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
+        """The loss of each row of `batch`, in nats: `[rows]`, float32; no class weighs more than another."""
+        return cross_entropy(self.logits(batch).float(), batch.labels, reduction="none")
+
+    def _summed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits.float(), labels, weight=self._class_weights, reduction="sum")
+
+    def logits(self, batch: Batch) -> Tensor:
+        """`[rows, classes]`, the scores of the classes."""
+        assert batch.attention_mask is not None, "collate_labelled tells what is padding"
+        with self._autocasting(batch):
+            return class_logits(self.model, self._family, batch.input_ids, batch.attention_mask, batch.token_type_ids)
+
+
+def _number(config: object, attribute: str | None) -> float | None:
+    value = getattr(config, attribute, None) if attribute else None
+    return None if value is None or not math.isfinite(value) else float(value)

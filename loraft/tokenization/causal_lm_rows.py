@@ -1,0 +1,364 @@
+"""Tokens and the loss mask: made here and only here, for training, evaluation and generation alike.
+
+A conversation is rendered whole; which characters are trained, and where prompts end, is found in the text
+(`turns.py`), and offsets tell which tokens those are. No token is ever found by comparing ids, so a padding token that
+is also the end of a turn stays trained.
+
+- In a conversation an answer is trained from where the prompt of a generation would end to the end of its
+  end-of-turn token.
+- Plain text and completions are tokenized as the tokenizer does it by itself, and end with the tokenizer's end-of-text
+  token.
+- The tokens before an answer are those that generation feeds, whatever the tokenizer would join (`borders.py`).
+- A token with any trained character in it is trained.
+- The template prints what a conversation begins with: the tokenizer adds nothing to it, as transformers'
+  `apply_chat_template` has it.
+- Control tokens that are written in the text of a row are text, unless the config says otherwise (`control_tokens.py`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from loraft.config.schema import DataSection, SpecialTokensInText
+from loraft.errors import DataError, ModelError
+from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text
+from loraft.tokenization.assistant_mask import ChatTemplate, RenderedTurns
+from loraft.tokenization.boundaries import BorderedText, Encoded, Span, TextEncoder
+from loraft.tokenization.chat_templates import choose_template
+from loraft.tokenization.control_tokens import ControlTokens, Protected
+from loraft.tokenization.examples import IGNORED, TOKENIZED_TOGETHER, Example
+from loraft.tokenization.long_texts import LongTexts
+
+__all__ = ["CausalLMRenderer", "RenderedRow"]
+
+TrainOn = Literal["completions", "last", "all"]
+SPACED = (
+    "the tokenizer puts a space before the answer, which follows its prompt without one: "
+    "end the header of an answer in the chat template with a line end or a control token"
+)
+
+
+@dataclass
+class RenderedRow:
+    """A record as text.
+
+    Attributes:
+        source: What is tokenized. Where a template did not print it, the tokenizer adds its own beginning and the
+            end-of-text token follows.
+        trained: Which of its characters are trained.
+        findings: What a person should know of it, each with what can be done; tokenizing may add to it.
+    """
+
+    source: BorderedText
+    trained: tuple[Span, ...]
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class CausalLMRenderer:
+    """The one way from records to tokens, for one tokenizer.
+
+    Attributes:
+        tokenizer: A fast one, which tells offsets.
+        template: The chat template that is used; None where conversations cannot be rendered.
+        train_on: Which tokens are trained.
+        system_prompt: The system prompt that every training conversation had; generation uses it by default.
+        notes: What was decided, a sentence each.
+        plain: A prompt is plain text, whatever template there is: that is what was learned.
+        split_turns: Each answer of a conversation is a row of its own, behind the prompt that generation feeds.
+        special_tokens_in_text: What is done with control tokens that are written in the text of rows.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate | None
+    train_on: TrainOn = "completions"
+    system_prompt: str | None = None
+    notes: tuple[str, ...] = ()
+    plain: bool = False
+    split_turns: bool = False
+    special_tokens_in_text: SpecialTokensInText = "text"
+
+    @classmethod
+    def for_tokenizer(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat_template: str = "auto",
+        train_on: TrainOn = "completions",
+        system_prompt: str | None = None,
+        conversations: bool = True,
+    ) -> CausalLMRenderer:
+        """The renderer for a tokenizer and the settings of a `data` section.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            chat_template: `data.chat_template`.
+            train_on: `data.train_on`.
+            system_prompt: What generation opens with by default.
+            conversations: There are conversations to render; otherwise no template is made up for a tokenizer that
+                has none, and a prompt is plain text.
+
+        Raises:
+            DataError: The tokenizer tells no offsets, or the template cannot be read or rendered.
+        """
+        if not tokenizer.is_fast:
+            raise DataError(
+                "the tokenizer is a slow one, which cannot tell where in the text a token is",
+                key="model.tokenizer",
+                remedy="name a model or folder with a tokenizer.json",
+            )
+        if chat_template == "auto" and not tokenizer.chat_template and not conversations:
+            return cls(tokenizer, None, train_on, system_prompt)
+        text, notes = choose_template(tokenizer, chat_template)
+        if text is None:
+            return cls(tokenizer, None, train_on, system_prompt, notes)
+        origin = tokenizer.name_or_path if chat_template == "auto" else chat_template
+        template = ChatTemplate.probed(tokenizer, text, origin or "the tokenizer")
+        return cls(tokenizer, template, train_on, system_prompt, (*notes, *template.notes))
+
+    labels: ClassVar[tuple[str, ...]] = ()
+    reads_source: ClassVar[bool] = False
+
+    def as_plain(self) -> CausalLMRenderer:
+        """The same, for prompts that are plain text."""
+        return replace(self, plain=True)
+
+    def conversing(self) -> CausalLMRenderer:
+        """The same, able to print conversations: as chatml where the tokenizer has no chat template.
+
+        Raises:
+            ModelError: The tokenizer can end no turn.
+        """
+        if self.template is not None:
+            if not self.plain:
+                return self
+            note = "it learned plain text, and conversations are printed with a chat template that it has not learned"
+            return replace(self, plain=False, notes=(note,))
+        made = CausalLMRenderer.for_tokenizer(self.tokenizer, system_prompt=self.system_prompt)
+        if made.template is None:
+            message = "the tokenizer has neither a chat template nor an end-of-text token: it prints no conversation"
+            raise ModelError(message, remedy="Give it a prompt alone.")
+        note = "the tokenizer has no chat template: conversations are printed as chatml, which the model may not know"
+        return replace(made, special_tokens_in_text=self.special_tokens_in_text, notes=(note,))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the chat template that is used."""
+        return self.template.text if self.template is not None else None
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer: the tokenizer's end of text, and the chat's end of turn."""
+        turn = self.template.end_of_turn if self.template is not None else None
+        ends = (self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(turn) if turn else None)
+        return tuple(dict.fromkeys(end for end in ends if isinstance(end, int)))
+
+    def example(self, record: Record, where: str) -> Example:
+        """One record as tokens and labels.
+
+        Raises:
+            DataError: The template cannot render it, or renders it so that the answers cannot be told.
+        """
+        try:
+            rendered = self.render(record)
+        except DataError as error:
+            raise DataError.several([replace(problem, where=where) for problem in error.problems]) from None
+        return self.examples([rendered], [where])[0]
+
+    def examples(self, rendered: Sequence[RenderedRow], where: Sequence[str]) -> list[Example]:
+        """Rendered records as tokens and labels; tokenized together, which is many times as fast as one by one."""
+        found: list[Example] = []
+        for start in range(0, len(rendered), TOKENIZED_TOGETHER):
+            chosen = rendered[start : start + TOKENIZED_TOGETHER]
+            encoded = self._encoder.encode([each.source for each in chosen])
+            found += map(self._example, chosen, encoded, where[start : start + TOKENIZED_TOGETHER])
+        return found
+
+    def beginning(self, rendered: RenderedRow, limits: DataSection) -> RenderedRow:
+        """A beginning that is itself too long, where a text is long enough for that to matter; else the record."""
+        source = rendered.source
+        text = LongTexts(self.tokenizer).beginning(source.text, limits.max_length)
+        if len(text) == len(source.text):
+            return rendered
+        spans = tuple((start, min(stop, len(text))) for start, stop in rendered.trained if start < len(text))
+        return replace(rendered, source=source.beginning(len(text)), trained=spans)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens that an answer to `messages` follows: what a conversation was trained with up to the answer.
+
+        Without a chat template, or where plain text was learned, this is the last message's text as the tokenizer
+        reads it.
+        """
+        if self.template is None or self.plain:
+            self.control_tokens.refuse([messages[-1].content])
+            return self._ids(self._plain_text(messages[-1].content))
+        protected = self.control_tokens.protected(messages, ())
+        printed, borders = self.template.asked(protected.messages)
+        text, places, literal = protected.unmarked(printed, borders)
+        return self._ids(BorderedText(text, tuple(places), literal))
+
+    def parts(self, record: Record) -> Sequence[Record]:
+        """The rows that a record becomes: where turns are split, one for each answer that is trained."""
+        if not self.split_turns or not isinstance(record, Conversation):
+            return [record]
+        trained = self._trained_turns(record)
+        return [
+            replace(record, messages=tuple(
+                replace(message, train=place == turn if message.role == "assistant" else None)
+                for place, message in enumerate(record.messages[: turn + 1])
+            ))
+            for turn in trained
+        ] or [record]  # fmt: skip
+
+    def findings(self, rendered: RenderedRow) -> tuple[str, ...]:
+        """What a person should know of a row that became tokens, each with what can be done."""
+        return rendered.findings
+
+    def render(self, record: Record) -> RenderedRow:
+        """The text of a record and its trained characters.
+
+        Raises:
+            DataError: The template cannot render it, or renders it so that the answers cannot be told.
+        """
+        if isinstance(record, Conversation):
+            return self._conversation(record)
+        assert isinstance(record, PromptCompletion | Text), "a pair or a labelled text has a renderer of its own"
+        if isinstance(record, Text):
+            text, border, trained_from = record.text, 0, 0
+        else:
+            text, border = record.prompt + record.completion, len(record.prompt)
+            trained_from = 0 if self.train_on == "all" else border
+        self.control_tokens.refuse([text])
+        source = self._plain_text(text, border)
+        if isinstance(record, Text):
+            source = replace(source, whole=True)
+        return RenderedRow(source, ((trained_from, len(text)),), self.control_tokens.findings([text]))
+
+    def _plain_text(self, text: str, border: int = 0) -> BorderedText:
+        """Text that no template printed, as the tokenizer takes it."""
+        literal = ((0, len(text)),) if self.control_tokens.as_text else ()
+        return BorderedText(text, (border,) if border else (), literal, opens=True)
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer)
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
+        return ControlTokens(self.tokenizer, self.special_tokens_in_text)
+
+    def _ids(self, text: BorderedText) -> list[int]:
+        return self._encoder.encode([text])[0].ids
+
+    @property
+    def recorded(self) -> Mapping[str, object]:
+        """What is saved beside the weights, so that prompts are made the same way."""
+        return {
+            "system_prompt": self.system_prompt,
+            "plain": self.plain,
+            **self.control_tokens.recorded,
+        }
+
+    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
+        """How an example exceeds `data.max_length`; None where it does not."""
+        if len(example.input_ids) <= limits.max_length:
+            return None
+        return f"has {least}{len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+
+    def cut(self, rendered: RenderedRow, example: Example, limits: DataSection, choice: str) -> list[Example]:
+        """What is kept of an example that is too long: its beginning, or all of it in pieces; no token is invented."""
+        ids, labels, most = example.input_ids, example.labels, limits.max_length
+        if choice == "truncate":
+            return [Example.of_text(ids[:most], labels[:most], example.where)]
+        starts = [*range(0, len(ids), most)]
+        if len(ids) - starts[-1] == 1:  # a piece of one token would train nothing: the end of the text would be lost
+            starts[-1] -= 1
+        pairs = pairwise([*starts, len(ids)])
+        return [Example.of_text(ids[start:stop], labels[start:stop], example.where) for start, stop in pairs]
+
+    def marked(self, example: Example) -> str:
+        """The row's text with what is trained in ⟦ ⟧."""
+        text, at = "", 0
+        trained = [label != IGNORED for label in example.labels]
+        for place in range(1, len(trained) + 1):
+            if place == len(trained) or trained[place] != trained[at]:
+                part = str(self.tokenizer.decode(example.input_ids[at:place]))
+                text += f"⟦{part}⟧" if trained[at] else part
+                at = place
+        return text
+
+    def _conversation(self, conversation: Conversation) -> RenderedRow:
+        if self.template is None:
+            raise DataError(
+                "the tokenizer has neither a chat template nor an end-of-text token",
+                key="data.chat_template",
+                remedy="write a .jinja file that ends each answer with a token of the vocabulary",
+            )
+        protected = self.control_tokens.protected(conversation.messages, conversation.tools)
+        template = replace(self.template, tools=protected.tools)
+        if self.train_on == "all":
+            kept_out = [index for index, message in enumerate(protected.messages) if message.train is False]
+            found = template.turns(protected.messages, kept_out, heed_marks=False)
+            edges = [0, *(edge for span in found.spans for edge in span), len(found.text)]
+            found = replace(found, spans=tuple(zip(edges[::2], edges[1::2], strict=True)))
+        else:
+            trained, last = self._trained_turns(conversation), len(protected.messages) - 1
+            apart = self.split_turns and trained == [last]
+            found = template.answer(protected.messages) if apart else template.turns(protected.messages, trained)
+        return _rendered(found, protected)
+
+    def _trained_turns(self, conversation: Conversation) -> list[int]:
+        """The turns of a conversation that are trained.
+
+        Raises:
+            DataError: One that is not the assistant's asks to be.
+        """
+        messages = conversation.messages
+        if asking := next(
+            (message.role for message in messages if message.train and message.role != "assistant"), None
+        ):
+            raise DataError(
+                f"{self.train_on} trains turns of the assistant, and train: true stands at one of the {asking}",
+                key="data.train_on",
+                remedy="write data.train_on: all, and train: false at the turns that are not to be learned",
+            )
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        wanted = answers[-1:] if self.train_on == "last" else answers
+        return [i for i in answers if (i in wanted if messages[i].train is None else messages[i].train)]
+
+    def _example(self, rendered: RenderedRow, encoded: Encoded, where: str) -> Example:
+        if encoded.spaced:
+            rendered.findings = (*rendered.findings, SPACED)
+        ids, offsets = encoded.ids, encoded.offsets
+        labels = [IGNORED] * len(ids)
+        for start, stop in rendered.trained:
+            first = encoded.starts.get(start)
+            if first is None:
+                first = bisect_right(offsets, start, key=lambda offset: offset[1])
+            # White space at the very end may be cut from a token's offsets: what ends with the text is open there.
+            to_the_end = stop == len(rendered.source.text)
+            last = len(ids) if to_the_end else bisect_left(offsets, stop, key=lambda offset: offset[0])
+            labels[first:last] = ids[first:last]
+        eos = self.tokenizer.eos_token_id
+        if rendered.source.opens and isinstance(eos, int):
+            if encoded.closed or ids[-1:] != [eos]:
+                ids = [*ids, eos]
+            labels = [*labels, eos][: len(ids)]
+        return Example.of_text(list(ids), labels, where)
+
+
+def _rendered(found: RenderedTurns, protected: Protected) -> RenderedRow:
+    """What a template printed, without the marks of control tokens."""
+    edges = [edge for span in found.spans for edge in span]
+    text, places, literal = protected.unmarked(found.text, [*edges, *found.borders])
+    edges, borders = places[: len(edges)], places[len(edges) :]
+    spans = tuple(zip(edges[::2], edges[1::2], strict=True))
+    return RenderedRow(BorderedText(text, tuple(borders), literal), spans, (*found.findings, *protected.findings))
