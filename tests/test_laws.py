@@ -62,7 +62,6 @@ LONG_FILES = {
     "loraft/api.py",
     "loraft/config/schema.py",
     "loraft/dataset/build.py",
-    "loraft/dataset/sampler.py",
     "loraft/inspection/row_preview.py",
     "loraft/merging/write_weights.py",
     "loraft/rows/formats.py",
