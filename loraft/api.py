@@ -77,11 +77,6 @@ from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trainer import TrainResult, run_plan
 
-__all__ = [
-    "Answering", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "merge",
-    "open_chat", "predict", "predict_file", "preview", "train",
-]  # fmt: skip
-
 TAKEN = "{} holds a run already: loraft train goes on with it by --resume, and replaces it by --overwrite"
 AS_SAVED = GenerationRequest()
 GREEDY = GenerationRequest(temperature=0, num_beams=1)

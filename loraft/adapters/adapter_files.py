@@ -22,22 +22,8 @@ from loraft.adapters.base_copies import is_copy, refuse_others
 from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError, Problem
 from loraft.grammar import counted
-from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, read_json
-from loraft.io.checksums import altered_settings, refuse_altered
-
-__all__ = [
-    "ADAPTER_CONFIG",
-    "ADAPTER_WEIGHTS",
-    "RECORD",
-    "AdapterFiles",
-    "AdapterShape",
-    "adapter_tensors",
-    "digests",
-    "insert",
-    "non_finite",
-    "read_adapter",
-    "refuse_misfit",
-]
+from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from loraft.io.checksums import RECORD, altered_settings, refuse_altered
 
 OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

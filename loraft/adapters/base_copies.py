@@ -14,8 +14,6 @@ from torch import Tensor
 
 from loraft.errors import AdapterError, Problem
 
-__all__ = ["is_copy", "name_of", "refuse_others"]
-
 COPY = re.compile(r"base_model\.model\.(?P<module>.+)\.base_layer\.(?P<part>weight|bias)")
 REMEDY = (
     "Name the base that it was trained on: --base-model MODEL. Where its vocabulary was made larger in training, let "

@@ -14,8 +14,6 @@ from loraft.config.schema import LoraSection
 from loraft.errors import AdapterError, Problem
 from loraft.models.module_names import is_within
 
-__all__ = ["start_of"]
-
 
 def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = ()) -> AdapterFiles | None:
     """The adapter of `lora.start_from`; None where an adapter begins anew.

@@ -19,8 +19,6 @@ from loraft.models.load_model import linear_modules
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import FAMILIES, Kind, ModelSpec
 
-__all__ = ["depths", "family_in", "sized_modules", "targets_in", "tied_modules"]
-
 
 def family_in(model: PreTrainedModel) -> ModelSpec:
     """The row of the table for this model, with its layers where this class of it has them.

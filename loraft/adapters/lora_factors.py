@@ -23,8 +23,6 @@ from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError
 from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 
-__all__ = ["AdapterReader", "LoraFactors", "open_adapter"]
-
 KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(?:\.(?!weight$)[\w-]+)?(?:\.weight)?"

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import re
 
-__all__ = ["cell", "code", "prose", "quoted"]
-
 UNSEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 """Line ends of every kind, and what else has no place in a line."""
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|&~$!])")

@@ -11,12 +11,10 @@ from pydantic import ValidationError
 
 from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, TaskName
 from loraft.errors import AdapterError
-from loraft.io.atomic import RECORD, read_json
-from loraft.io.checksums import is_weights, refuse_altered
+from loraft.io.atomic import read_json
+from loraft.io.checksums import RECORD, is_weights, refuse_altered
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat, TrainingMetadata
-
-__all__ = ["AdapterTarget", "ResolvedTarget", "adapter_in", "model_in"]
 
 PEFT_TASKS = {task.peft_type: name for name, task in TASKS.items()}
 """Our names of the tasks by peft's."""

@@ -12,8 +12,6 @@ from loraft.adapters.markdown import cell, code, quoted
 from loraft.config.schema import Method, RunConfig, TaskName
 from loraft.tasks import TASKS
 
-__all__ = ["TrainingFacts", "model_card", "shown", "shown_word", "without_paths"]
-
 METHODS: dict[Method, str] = {
     "lora": "LoRA",
     "qlora": "QLoRA (LoRA on a base stored in 4 bits)",

@@ -11,8 +11,6 @@ from collections.abc import Collection, Sequence
 from loraft.errors import Problem
 from loraft.models.module_names import is_within, matches, nearest
 
-__all__ = ["trained_whole"]
-
 KEY = "lora.modules_to_save"
 
 

@@ -18,29 +18,19 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 import loraft
 from loraft.adapters.adapter_config import recorded_lora
-from loraft.adapters.adapter_files import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    AdapterFiles,
-    adapter_tensors,
-    insert,
-    non_finite,
-    read_adapter,
-)
+from loraft.adapters.adapter_files import AdapterFiles, adapter_tensors, insert, non_finite, read_adapter
 from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, add_lora_layers
 from loraft.adapters.linear_modules import tied_modules
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.grammar import counted
-from loraft.io.atomic import atomic_dir, write_json, write_record
+from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS, atomic_dir, write_json, write_record
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import LoadedModel
 from loraft.models.module_names import check_adapter_name, in_peft
 from loraft.tasks import TASKS
 from loraft.tokenization.row_renderer import RowRenderer
-
-__all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")

@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from loraft.errors import Problem
 from loraft.models.module_names import matches, nearest
 
-__all__ = ["shared_experts", "unknown_parts", "unmatched_target"]
-
 KEY = "lora.target_modules"
 
 

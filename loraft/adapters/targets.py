@@ -18,8 +18,6 @@ from loraft.errors import AdapterError, Problem
 from loraft.models.module_names import matches
 from loraft.models.registry import ModelSpec
 
-__all__ = ["ModuleCount", "TargetModules", "parse_layers", "select"]
-
 NOTHING: Mapping[str, int] = MappingProxyType({})
 Key = TypeVar("Key", int, str)
 

@@ -7,8 +7,6 @@ import shlex
 from loraft.config.schema import TaskName
 from loraft.tasks import TASKS
 
-__all__ = ["try_it"]
-
 
 def try_it(task: TaskName, target: str) -> str:
     """The command that lets `target` do what it was trained for."""

@@ -10,36 +10,6 @@ import typer
 if TYPE_CHECKING:
     from loraft.config.schema import QuantizationSection
 
-__all__ = [
-    "AdaptersOption",
-    "BaseModelOption",
-    "ColumnsOption",
-    "ConfigArgument",
-    "DtypeOption",
-    "JsonOption",
-    "LayersOption",
-    "MaxNewTokensOption",
-    "MergeOption",
-    "MinPOption",
-    "NoCacheOption",
-    "NumBeamsOption",
-    "OverridesArgument",
-    "QuantizeOption",
-    "RepetitionPenaltyOption",
-    "SamplingSeedOption",
-    "SourceLanguageOption",
-    "StopOption",
-    "SystemOption",
-    "TargetArgument",
-    "TargetLanguageOption",
-    "TemperatureOption",
-    "TopKOption",
-    "TopPOption",
-    "TraceOption",
-    "column_names",
-    "quantization",
-]
-
 
 def _finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):

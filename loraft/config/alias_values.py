@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 
 from loraft.config.yaml_scalars import Value
 
-__all__ = ["REMEDIES", "bare"]
-
 
 def bare(value: Value) -> str:
     """A value as YAML reads it back, with text left bare."""

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from loraft.config.alias_values import REMEDIES, bare
 from loraft.config.yaml_scalars import Value
 
-__all__ = ["ONLY_NEAR", "SAME_VALUE", "answer_to_key", "answer_to_value", "no_such_value"]
-
 SAME_VALUE: Mapping[str, str] = {
     # peft
     "lora_r": "lora.r",

@@ -35,8 +35,6 @@ from loraft.config.validation_errors import MOST_PROBLEMS, STAND_INS, in_order, 
 from loraft.config.yaml_scalars import Value, in_words, scalar
 from loraft.errors import ConfigError, Problem
 
-__all__ = ["MOST_DEPTH", "dump_config", "load_config", "load_lora"]
-
 MOST_DEPTH = 20
 DATA = (".csv", ".jsonl", ".parquet")
 """How files of rows end, and no config does."""

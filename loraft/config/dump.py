@@ -9,8 +9,6 @@ from loraft.config.schema import DataSource, RunConfig, StackLayers
 from loraft.config.unused_keys import idle_keys, unused_sections
 from loraft.config.yaml_scalars import Value, scalar
 
-__all__ = ["inline", "written"]
-
 BARE = re.compile(r"[\w/.][\w/.@+-]*([: ][\w/.@+-]+)*", re.ASCII)
 OTHERS_MISREAD = re.compile(r"(?i)y|n|yes|no|on|off|[-+.]?\d[\d_:.]*|\d{4}-\d\d?-.*|\.+")
 """Text that readers of YAML 1.1 take for a bool, a number or a date."""

@@ -6,8 +6,6 @@ from typing import Any
 
 from loraft.config.schema import RunConfig
 
-__all__ = ["config_schema"]
-
 
 def config_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of what a config file may hold, shorthands such as a bare path included."""

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from loraft.errors import ConfigError
 
-__all__ = ["MOST_BYTES", "checked_text", "read_text"]
-
 MOST_BYTES = 64 * 1024
 NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 """What YAML does not take as a character of a file, and a byte order mark in the middle of one."""

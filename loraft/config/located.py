@@ -8,8 +8,6 @@ from typing import NamedTuple
 from loraft.config.yaml_scalars import Value
 from loraft.errors import Problem
 
-__all__ = ["Document", "Entry", "Found", "KeyPath", "Place", "dotted"]
-
 KeyPath = tuple[str | int, ...]
 
 

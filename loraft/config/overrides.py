@@ -10,8 +10,6 @@ from loraft.config.schema_info import path_of
 from loraft.config.yaml_scalars import Value, in_words
 from loraft.errors import ConfigError, Problem
 
-__all__ = ["apply_overrides"]
-
 EXAMPLES = "Write an override as training.max_steps=100 or lora.target_modules=[q_proj,v_proj]."
 
 

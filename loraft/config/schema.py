@@ -12,29 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = [
-    "DEFAULT_TASK",
-    "NO_NULL",
-    "TASK_OF_GROUP",
-    "Allowed",
-    "DataSection",
-    "DataSource",
-    "DtypeName",
-    "GenerationSection",
-    "LoraSection",
-    "Method",
-    "ModelGroup",
-    "ModelSection",
-    "QuantizationSection",
-    "RowFormat",
-    "RunConfig",
-    "Section",
-    "SpecialTokensInText",
-    "StackLayers",
-    "TaskName",
-    "TrainingSection",
-]
-
 Auto = Literal["auto"]
 TaskName = Literal["causal_lm", "seq2seq_lm", "seq_cls"]
 DEFAULT_TASK: TaskName = "causal_lm"

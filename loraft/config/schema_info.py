@@ -14,8 +14,6 @@ from pydantic.fields import FieldInfo
 from loraft.config.located import KeyPath, dotted
 from loraft.config.schema import Allowed, RunConfig, Section
 
-__all__ = ["Expected", "expected", "keys_of", "path_of", "places_of"]
-
 NAMES = {str: "text", int: "a whole number", float: "a number"}
 PLURALS = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers"}
 

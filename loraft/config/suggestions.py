@@ -10,8 +10,6 @@ from loraft.config.schema import RunConfig
 from loraft.config.schema_info import expected, keys_of, path_of, places_of
 from loraft.config.yaml_scalars import Value
 
-__all__ = ["advice_for_key"]
-
 KEYS_IN_A_SOURCE = {"type": "format", "ds_type": "format", "field": "columns"}
 
 

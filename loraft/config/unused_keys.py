@@ -7,8 +7,6 @@ from types import MappingProxyType
 
 from loraft.config.schema import Method, RunConfig, TaskName
 
-__all__ = ["OF_METHODS", "OF_TASKS", "idle_keys", "unused_keys", "unused_sections"]
-
 OF_TASKS: Mapping[str, frozenset[TaskName]] = MappingProxyType(
     {
         "data.source_prefix": frozenset({"seq2seq_lm"}),

@@ -17,8 +17,6 @@ from loraft.config.suggestions import advice_for_key
 from loraft.config.yaml_scalars import Value, in_words, scalar
 from loraft.errors import ConfigError, Problem
 
-__all__ = ["MOST_PROBLEMS", "STAND_INS", "in_order", "validated"]
-
 STAND_INS: dict[str, dict[str, Value]] = {"model": {"name_or_path": "?"}, "data": {"train": "?"}}
 """What must be there, for a second look at a config that lacks it."""
 

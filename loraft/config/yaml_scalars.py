@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import sys
 
-__all__ = ["Value", "in_words", "scalar"]
-
 Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
 
 WORDS: dict[str, Value] = {

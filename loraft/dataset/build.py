@@ -47,8 +47,6 @@ from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
 
-__all__ = ["PreparedData", "SourceSpan", "prepare"]
-
 SAMPLES = 3
 SHOWN_COLUMNS = 8
 SAMPLED = 1000

@@ -16,8 +16,6 @@ from loraft.tasks import TASKS
 from loraft.tasks.row_format import check_format, detect_format
 from loraft.tasks.task import Task
 
-__all__ = ["DatasetProfile", "FormatMatch", "profile_dataset"]
-
 READINGS = tuple((task, form) for task in reversed(list(TASKS.values())) for form in task.formats)
 """How rows may be read, the readings first that ask the most of the columns."""
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {

@@ -23,8 +23,6 @@ from loraft.config.schema import DataSource, RunConfig
 from loraft.errors import DataError
 from loraft.rows.raw_rows import content_of
 
-__all__ = ["contents_of", "identity_of"]
-
 SETTINGS = {
     "chat_template", "source_prefix", "source_lang", "target_lang", "labels", "max_length", "max_target_length",
     "on_overlength", "on_bad_row", "train_on", "split_turns", "special_tokens_in_text",

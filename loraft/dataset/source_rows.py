@@ -20,21 +20,6 @@ from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
 
-__all__ = [
-    "ReadSources",
-    "SourceRows",
-    "expand_sources",
-    "findings_of",
-    "format_of",
-    "from_cache",
-    "read_source",
-    "read_sources",
-    "shortened",
-    "to_cache",
-    "tokenize_source",
-    "with_defaults",
-]
-
 SHOWN_PROBLEMS = 20
 NAMED_EACH = 3
 """So many problems of one kind are named one by one."""

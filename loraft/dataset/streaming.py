@@ -28,8 +28,6 @@ from loraft.tasks import TASKS
 from loraft.tokenization.examples import Example
 from loraft.tokenization.row_renderer import RowRenderer
 
-__all__ = ["RowStream", "StreamCounts", "StreamedSource", "StreamingSampler", "streamed"]
-
 TOKENIZED_AT_ONCE = 64
 DRAWS_AT_ONCE = 4096
 ROWS, SOURCES = 0x5EA1, 0x5EA2

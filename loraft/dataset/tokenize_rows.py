@@ -13,8 +13,6 @@ from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import ManyTokensError
 from loraft.tokenization.row_renderer import RowRenderer
 
-__all__ = ["LengthPolicy", "Read", "TokenizedRow", "length_policy", "tokenize_rows"]
-
 DROP = "write data.on_overlength: drop"
 
 

@@ -23,16 +23,6 @@ from loraft.tasks.task import Reference, SourceFormat, Task
 from loraft.tokenization.examples import Example
 from loraft.tokenization.row_renderer import RowRenderer
 
-__all__ = [
-    "EvalExample",
-    "EvalPurpose",
-    "EvalSource",
-    "EvaluatedRows",
-    "read_eval_source",
-    "rows_of",
-    "unasked_as_trained",
-]  # fmt: skip
-
 KEY = "--data"
 OPTIONS = {
     "data": KEY, "data.train": KEY, "data.format": "--format", "data.split": "--split", "data.columns": "--columns",

@@ -14,8 +14,6 @@ from loraft.errors import DataError, DiskFullError
 from loraft.grammar import counted
 from loraft.rows.answer_file import append_whole, refuse_another_type
 
-__all__ = ["RowsFile", "check_rows_file", "open_rows_file"]
-
 KEY = "--output"
 
 

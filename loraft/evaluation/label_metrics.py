@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from loraft.evaluation.accumulators import Counts, Figures
 
-__all__ = ["LabelTally"]
-
 Margin = NDArray[np.float64]
 """A number for each label: `[label]`."""
 

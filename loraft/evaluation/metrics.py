@@ -6,8 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 
-__all__ = ["exact_match_rate", "is_exact_match", "is_valid_json", "perplexity", "valid_json_rate"]
-
 
 def perplexity(negative_log_likelihood: float, tokens: int) -> float:
     """exp(negative log-likelihood / tokens): infinite where that is beyond a float.

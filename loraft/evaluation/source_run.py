@@ -17,8 +17,6 @@ from loraft.dataset.fingerprint import contents_of
 from loraft.dataset.source_rows import expand_sources, with_defaults
 from loraft.errors import DataError
 
-__all__ = ["PastRun", "past_run"]
-
 
 @dataclass(frozen=True)
 class PastRun:

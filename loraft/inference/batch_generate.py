@@ -27,9 +27,8 @@ from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, OPTIONS, Session, Speaker
 from loraft.rows.answer_file import SOURCE, lost_fields, open_answer_file, rows_to_answer, windows_left
 from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, to_question
-from loraft.rows.raw_rows import Row, RowsRead
-
-__all__ = ["ADDED", "BATCH_SIZE", "AnsweredFile", "BatchPrompt", "answer_questions", "read_questions"]
+from loraft.rows.raw_rows import RowsRead
+from loraft.rows.readers import Row
 
 ADDED = ("completion", "finish_reason")
 """What an answer adds to its row."""

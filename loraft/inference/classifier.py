@@ -27,8 +27,6 @@ from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import ManyTokensError
 
-__all__ = ["Classifier", "TextTokens", "open_classifier", "refuse_no_classifier"]
-
 
 @dataclass(frozen=True)
 class TextTokens:

@@ -34,9 +34,7 @@ from loraft.rows.answer_file import (
     windows_left,
 )
 from loraft.rows.fields import Fields
-from loraft.rows.raw_rows import Row, kind_of
-
-__all__ = ["ADDED", "BATCH_SIZE", "PredictedFile", "TextRow", "check_output", "predict_rows", "read_texts"]
+from loraft.rows.readers import Row, kind_of
 
 ADDED = ("prediction", "probabilities")
 """What a prediction adds to its row."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from loraft.config.schema import DtypeName, QuantizationSection
 
-__all__ = ["GenerationRequest", "ModelRequest"]
-
 
 @dataclass(frozen=True)
 class ModelRequest:

@@ -33,8 +33,6 @@ from loraft.tasks import TASKS
 from loraft.tasks.task import Task, TrainingMetadata
 from loraft.tokenization.row_renderer import RowRenderer
 
-__all__ = ["BASE", "OPTIONS", "Session", "Settings", "Speaker", "open_session", "source_language"]
-
 BASE = "base"
 """The voice of the base without an adapter."""
 OPTIONS = {"data.source_lang": "--source-lang", "data.target_lang": "--target-lang"}

@@ -26,8 +26,6 @@ from loraft.models.load_model import linear_modules, parameter_count
 from loraft.models.module_names import matches
 from loraft.models.registry import Kind, ModelSpec
 
-__all__ = ["Anatomy", "AttentionShape", "Experts", "FeedForward", "Stack", "anatomy_of"]
-
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
 CONTEXTS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from loraft.models.device import DeviceConfig
 
-__all__ = ["Fact", "examine"]
-
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 
 WORKS = "works"
@@ -187,7 +185,7 @@ def _disk() -> Iterator[Fact]:
     from huggingface_hub import constants
 
     from loraft.dataset.token_cache import KEPT
-    from loraft.models.sources import cache_folder
+    from loraft.io.cache_dir import cache_folder
 
     here = Path.cwd()
     for name, folder in (

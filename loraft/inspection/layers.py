@@ -24,8 +24,6 @@ from loraft.models.load_model import linear_modules, meta_model
 from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.sources import resolve
 
-__all__ = ["Adapted", "LayerRow", "LoraCount", "ModelTable", "ModuleRow", "model_table"]
-
 
 @dataclass(frozen=True)
 class ModuleRow:

@@ -22,8 +22,6 @@ from loraft.inspection.adapter_deltas import AdapterUpdates, Likeness, adapter_u
 from loraft.inspection.layers import Adapted, ModelTable, model_table
 from loraft.models.safetensors_index import fingerprint
 
-__all__ = ["LayersReport", "report_layers"]
-
 
 @dataclass(frozen=True, eq=False)
 class LayersReport:

@@ -15,8 +15,6 @@ from loraft.models.load_model import linear_modules
 from loraft.models.module_names import matches
 from loraft.models.registry import ModelSpec
 
-__all__ = ["PARTS", "numbers_by_part"]
-
 PARTS = ("embeddings", "positions", "attention", "feed_forward", "norms", "head", "other")
 
 

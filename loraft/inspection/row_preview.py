@@ -20,26 +20,14 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.dataset.statistics import SourceCounts
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, DataError
+from loraft.io.cache_dir import cache_folder
 from loraft.models.hf_config import load_config
 from loraft.models.load_model import load_tokenizer
-from loraft.models.sources import cache_folder
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.task import Task, TokenSpan
 from loraft.tokenization.examples import Example
 from loraft.tokenization.token_strings import Pieces
-
-__all__ = [
-    "BatchRow",
-    "Preview",
-    "RowPart",
-    "SeenBatch",
-    "SeenRow",
-    "SeenToken",
-    "SpecialToken",
-    "Split",
-    "preview_rows",
-]  # fmt: skip
 
 Split = Literal["train", "eval"]
 BATCHES = 2

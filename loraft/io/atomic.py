@@ -13,17 +13,6 @@ from loraft.io.build_once import flush
 from loraft.io.checksums import NOT_SEALED, RECORD, seal
 from loraft.io.disk_space import disk_errors
 
-__all__ = [
-    "ADAPTER_CONFIG",
-    "ADAPTER_WEIGHTS",
-    "RECORD",
-    "atomic_dir",
-    "read_json",
-    "restore_previous",
-    "write_json",
-    "write_record",
-]
-
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

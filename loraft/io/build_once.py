@@ -15,8 +15,6 @@ from loraft.errors import ModelError, ResourceError
 from loraft.io.checksums import fault, seal
 from loraft.io.disk_space import disk_errors
 
-__all__ = ["build_once", "flush", "remade", "require_free_bytes"]
-
 REMADE: list[str] = []
 ELSEWHERE = "Set LORAFT_CACHE to a folder that can be written and has room."
 

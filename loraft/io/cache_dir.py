@@ -7,8 +7,6 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-__all__ = ["cache_folder"]
-
 
 def cache_folder() -> Path:
     """`LORAFT_CACHE`, or the platform's cache folder."""

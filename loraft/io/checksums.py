@@ -17,11 +17,6 @@ from pathlib import Path
 from loraft.errors import InvalidInputError
 from loraft.io.cache_dir import cache_folder
 
-__all__ = [
-    "NOT_SEALED", "RECORD", "Fault", "Seals", "altered_settings", "fault", "is_config", "is_weights", "refuse_altered",
-    "seal", "sha256_of",
-]  # fmt: skip
-
 NOT_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 PUT_BACK = "Put it back as it was, or train or merge again."
 VERIFIED = "verified-1"

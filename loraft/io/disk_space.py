@@ -11,8 +11,6 @@ from pathlib import Path
 
 from loraft.errors import DiskFullError, LoraftError
 
-__all__ = ["disk_errors"]
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 IN_WORDS = re.compile(rf"\(os error ({'|'.join(map(str, FULL))})\)")
 """How libraries that are written in Rust end what they say of a system's error."""

@@ -14,13 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from loraft.dataset.build import prepare
 from loraft.errors import DataError, LoraftError
 from loraft.evaluation.source_run import past_run
-from loraft.models.sources import cache_folder
+from loraft.io.cache_dir import cache_folder
 from loraft.rows.formats import Seq2SeqRecord
 from loraft.rows.synthetic_tickets import tickets
 from loraft.tasks.task import SourceFormat
 from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
-
-__all__ = ["BUILT_IN", "LONGEST", "Rows", "built_in_pairs", "built_in_rows", "rows_for"]
 
 LONGEST = 256
 """The most tokens of a row; fewer where a model has fewer positions."""

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraft.adapters.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFiles, refuse_misfit
+from loraft.adapters.adapter_files import AdapterFiles, refuse_misfit
 from loraft.adapters.delta import Update, scale_of
 from loraft.adapters.inject import ADAPTER_NAME, add_lora_layers
 from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError
+from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from loraft.models.load_model import meta_model
 from loraft.models.safetensors_index import expected_tensors
-
-__all__ = ["MergePlan", "WeightedAdapter", "plan_merge"]
 
 PREFIX = "base_model.model."
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"

@@ -12,8 +12,6 @@ from pathlib import Path
 from loraft.adapters.markdown import code, prose, quoted
 from loraft.adapters.model_card import without_paths
 
-__all__ = ["REPORT", "MergeReport", "explain_base", "merged_card"]
-
 REPORT = "merge_report.json"
 """The report's file; a folder that has it holds a merged model."""
 

@@ -12,19 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import loraft
-from loraft.adapters.adapter_files import RECORD
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.errors import RunFolderError
 from loraft.io.atomic import atomic_dir, read_json, write_json, write_record
 from loraft.io.build_once import require_free_bytes
+from loraft.io.checksums import RECORD
 from loraft.merging.merge_report import REPORT, MergeReport, merged_card
 from loraft.merging.write_weights import Merge, plan_files
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES
-
-__all__ = ["chosen_folder", "merged_folder", "write_company", "write_report"]
 
 TOKENIZER = (
     "tokenizer*.json", "vocab.*", "merges.txt", "*.model", "*.spm", "tekken.json", "special_tokens_map.json",

@@ -17,8 +17,6 @@ import torch
 
 from loraft.adapters.delta import Run
 
-__all__ = ["working_ahead"]
-
 MOST_WORKERS = 8
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -17,8 +17,6 @@ from loraft.merging.output_dir import merged_folder, write_company, write_report
 from loraft.merging.verify import Verified, verify
 from loraft.merging.write_weights import Merge, write_weights
 
-__all__ = ["merge_and_verify"]
-
 
 def merge_and_verify(
     merge: Merge,

@@ -35,8 +35,6 @@ from loraft.models.quantize import compute_in
 from loraft.models.registry import FAMILIES
 from loraft.models.unwrap import wrapped_model
 
-__all__ = ["LEAST_POSITIONS", "Verified", "verify"]
-
 NOT_COMPARED = "Merge without comparing: --no-verify."
 LEAST_POSITIONS = 256
 

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraft.adapters.adapter_files import ADAPTER_WEIGHTS, read_adapter
+from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.base_copies import name_of, refuse_others
 from loraft.adapters.delta import Run, cast_pieces, updated_pieces
 from loraft.adapters.metadata import ResolvedTarget
@@ -28,6 +28,7 @@ from loraft.adapters.resolve_target import base_named_by
 from loraft.adapters.target_task import classes_of
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
+from loraft.io.atomic import ADAPTER_WEIGHTS
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.merging.prefetch import working_ahead
 from loraft.models.device import DTYPES
@@ -46,8 +47,6 @@ from loraft.models.safetensors_index import (
 )
 from loraft.models.safetensors_writer import TORCH_DTYPES, Slot, in_order, write_index, write_shard
 from loraft.models.sources import resolve
-
-__all__ = ["BaseChoice", "Merge", "MergedDtype", "plan_files", "prepare_merge", "write_weights"]
 
 BaseChoice = Literal["original", "dequantized"]
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -16,18 +16,6 @@ from loraft.models.hf_logging import quietly_reading
 from loraft.models.registry import DECODERS, ModelSpec, spec_of
 from loraft.models.sources import resolve
 
-__all__ = [
-    "check_dtype",
-    "class_names",
-    "context_of",
-    "in_order",
-    "is_classifier",
-    "load_any_config",
-    "load_config",
-    "read_config",
-    "written_config",
-]
-
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
 """Parts of the names of architectures that share a model_type with a language model and are none."""
 CLASSIFIER = "ForSequenceClassification"

@@ -54,20 +54,6 @@ from loraft.models.safetensors_index import check_weights, expected_tensors, fin
 from loraft.models.sources import resolve, resolve_tokenizer
 from loraft.models.tokenizer import read_tokenizer
 
-__all__ = [
-    "LoadedModel",
-    "drop_modules",
-    "linear_modules",
-    "load_model",
-    "load_noted_tokenizer",
-    "load_tokenizer",
-    "meta_model",
-    "missing_head_modules",
-    "parameter_count",
-    "random_model",
-    "read_gguf",
-]
-
 ENCODER_HEADS = {
     "SequenceClassification": AutoModelForSequenceClassification,
     "MaskedLM": AutoModelForMaskedLM,

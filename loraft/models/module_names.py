@@ -8,8 +8,6 @@ from collections.abc import Iterable
 
 from loraft.errors import AdapterError
 
-__all__ = ["check_adapter_name", "in_peft", "is_within", "matches", "nearest"]
-
 ADAPTER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DEFAULT = "default"
 """What peft calls an adapter that nobody names."""

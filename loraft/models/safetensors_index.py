@@ -18,8 +18,6 @@ from transformers import PreTrainedModel
 
 from loraft.errors import ModelError, Problem
 
-__all__ = ["INDEX", "TensorHeader", "check_weights", "expected_tensors", "fingerprint", "header_of", "read_headers"]
-
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

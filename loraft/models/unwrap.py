@@ -7,8 +7,6 @@ from typing import Protocol, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["wrapped_model"]
-
 
 class _Wrapper(Protocol):
     def get_base_model(self) -> nn.Module: ...

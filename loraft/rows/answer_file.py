@@ -21,12 +21,8 @@ from pathlib import Path
 from loraft.config.schema import DataSource
 from loraft.errors import DataError, DiskFullError, Interrupted, Problem
 from loraft.grammar import counted
-from loraft.rows.raw_rows import READERS, RowsRead, kind_of, read_rows
-
-__all__ = [
-    "ANSWERED_BY", "SOURCE", "AnswerFile", "append_whole", "check_answer_file", "lost_fields", "open_answer_file",
-    "refuse_another_type", "rows_to_answer", "windows_left",
-]  # fmt: skip
+from loraft.rows.raw_rows import RowsRead, read_rows
+from loraft.rows.readers import READERS, kind_of
 
 ANSWERED_BY = "answered_by"
 """The field that tells answers of one model from those of others; the last one of a row."""

@@ -22,8 +22,6 @@ from loraft.config.schema import DataSource
 from loraft.errors import DataError, Problem
 from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, rows_in
 
-__all__ = ["READERS", "RawRow", "Row", "RowsRead", "content_of", "count_rows", "kind_of", "raw_rows", "read_rows"]
-
 URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/")
 """A path that was read from a command line has one of its slashes left."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

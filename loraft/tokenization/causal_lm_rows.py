@@ -36,8 +36,6 @@ from loraft.tokenization.control_tokens import ControlTokens, Protected
 from loraft.tokenization.examples import IGNORED, TOKENIZED_TOGETHER, Example
 from loraft.tokenization.long_texts import LongTexts
 
-__all__ = ["CausalLMRenderer", "RenderedRow"]
-
 TrainOn = Literal["completions", "last", "all"]
 SPACED = (
     "the tokenizer puts a space before the answer, which follows its prompt without one: "

@@ -17,9 +17,6 @@ from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import LongTexts, calls, require_readable
 
-__all__ = ["ClassificationRenderer"]
-
-
 TOGETHER = (
     "the tokenizer puts nothing between the two texts of a pair: where they are to be told apart, begin text_pair "
     "with a line end or a word of yours, in training and in what is predicted"

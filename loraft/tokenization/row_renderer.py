@@ -13,8 +13,6 @@ from loraft.rows.formats import Message, Record
 from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
 
-__all__ = ["DatasetFacts", "RowRenderer"]
-
 
 class RowRenderer(Protocol):
     """The one way from records to tokens, for one task and tokenizer."""

@@ -22,8 +22,6 @@ from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import LongTexts
 
-__all__ = ["Seq2SeqRenderer", "truncate_keep_eos"]
-
 
 @dataclass(frozen=True, eq=False)
 class Seq2SeqRenderer:

@@ -11,8 +11,6 @@ import torch
 
 from loraft.config.schema import QuantizationSection
 
-__all__ = ["LayerSizes", "MemoryPlan", "StackSizes", "TrainingSizes", "peak_bytes", "predict", "quantized_bytes"]
-
 BLOCK = 64
 """Weights that share one block constant in bitsandbytes' 4-bit types."""
 CONSTANTS_BLOCK = 256

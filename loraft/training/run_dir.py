@@ -22,16 +22,6 @@ from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.training.memory import MemoryPlan
 
-__all__ = [
-    "TRACKERS",
-    "RunFolder",
-    "check_disk",
-    "choose_run_folder",
-    "left_unfinished",
-    "refuse_own_inputs",
-    "refuse_taken",
-]
-
 RUNS = Path("runs")
 LOCK = ".lock"
 BESIDE = ".beside"

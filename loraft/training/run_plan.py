@@ -22,11 +22,11 @@ from loraft.dataset.sampler import BatchSampler
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, InvalidInputError, Problem, ResourceError
 from loraft.grammar import counted
+from loraft.io.cache_dir import cache_folder
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype, context_of, load_config
 from loraft.models.load_model import load_noted_tokenizer
 from loraft.models.registry import spec_of
-from loraft.models.sources import cache_folder
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.task import Task
@@ -35,8 +35,6 @@ from loraft.training.memory_sizes import training_sizes
 from loraft.training.model_summary import ModelSummary, summarize_model
 from loraft.training.optimizer import resolve_optim, warmup_steps
 from loraft.training.trackers import tracker_problems
-
-__all__ = ["RunPlan", "plan_run", "steps_of"]
 
 Result = TypeVar("Result")
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}

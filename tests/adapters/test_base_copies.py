@@ -12,10 +12,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from loraft.adapters.adapter_files import ADAPTER_WEIGHTS, read_adapter
+from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.lora_factors import open_adapter
 from loraft.adapters.save_adapter import load_adapter
 from loraft.errors import AdapterError
+from loraft.io.atomic import ADAPTER_WEIGHTS
 from tests.adapters.setting import logits, tiny_loaded
 from tests.merging.merging import prepared, written
 from tests.tiny import save_tiny

@@ -21,7 +21,7 @@ from loraft import api
 from loraft.cli import silence as quiet
 from loraft.cli.app import app
 from loraft.config.config_file import load_config
-from loraft.training.run_events import Event
+from loraft.events import Event
 from loraft.training.trainer import TrainResult
 from tests.tiny import save_tiny
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from loraft.cli.console import LenientConsole
 from loraft.cli.views.progress import LiveView, PlainView, live_line, view_on
-from loraft.events import Event
-from loraft.training.run_events import Note, Progress, SampleAnswered, Saved, StepDone, StepLogged
+from loraft.events import Event, Note, Progress
+from loraft.training.run_events import SampleAnswered, Saved, StepDone, StepLogged
 from tests.cli.conftest import Trained
 
 

@@ -15,7 +15,7 @@ from loraft.config.schema import QuantizationSection
 from loraft.errors import AdapterError, InvalidInputError, ModelError, OutOfMemoryError
 from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.sampling import SamplingParams
+from loraft.inference.sampling_params import SamplingParams
 from loraft.inference.session import BASE, Session, open_session
 from loraft.models.unwrap import wrapped_model
 from loraft.rows.formats import Message

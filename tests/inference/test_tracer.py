@@ -11,9 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from loraft.errors import ConfigError
+from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import DecoderState
-from loraft.inference.engine import Completion, stream
-from loraft.inference.sampling import GREEDY, SamplingParams
+from loraft.inference.engine import stream
+from loraft.inference.sampling_params import GREEDY, SamplingParams
 from loraft.inference.trace import Trace
 from loraft.inference.tracer import Tracer
 from loraft.models.registry import FAMILIES

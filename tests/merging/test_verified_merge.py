@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from loraft import api
 from loraft.config.schema import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, LoraftError, ModelError, VerificationError
+from loraft.events import Event, Note, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.merging.calibration_text import built_in_rows
 from loraft.merging.equivalence import kl_divergence
@@ -22,7 +23,6 @@ from loraft.merging.merge_report import MergeReport
 from loraft.merging.write_weights import write_weights
 from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_model
-from loraft.training.run_events import Event, Note, Progress
 from tests.adapters.setting import IDS, disturb, logits
 from tests.merging.merging import (
     KINDS,

@@ -9,8 +9,9 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from loraft.errors import ModelError
+from loraft.io.cache_dir import cache_folder
 from loraft.models import sources
-from loraft.models.sources import cache_folder, resolve, resolve_tokenizer
+from loraft.models.sources import resolve, resolve_tokenizer
 from tests.tiny import save_tiny, tiny_tokenizer
 
 

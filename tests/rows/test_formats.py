@@ -22,7 +22,7 @@ from loraft.rows.formats import (
     to_question,
     to_record,
 )
-from loraft.rows.raw_rows import Row
+from loraft.rows.readers import Row
 from loraft.tasks import TASKS
 from loraft.tasks.row_format import check_format, detect_format
 

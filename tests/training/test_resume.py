@@ -11,9 +11,9 @@ from loraft import api
 from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import Interrupted, RunFolderError
+from loraft.events import Event, Note
 from loraft.training.config_changes import rate_note
 from loraft.training.optimizer import learning_rate
-from loraft.training.run_events import Event, Note
 from loraft.training.trainer import TrainResult
 from tests.training.building import contrary, rows, tiny_config, write_rows
 from tests.training.test_trainer import config_of, metrics, stop_at

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from loraft.evaluation.evaluation_result import Confusion, Evaluation
 
-__all__ = ["evaluate"]
-
 LABEL_WIDTH = 22
 MOST_CLASSES = 10
 """The most classes whose whole matrix is shown, and the most mistakes that are listed of more."""

@@ -13,8 +13,6 @@ from loraft.cli.runner import handle_errors
 if TYPE_CHECKING:
     from loraft.config.schema import LoraSection
 
-__all__ = ["inspect_layers"]
-
 
 @handle_errors
 def inspect_layers(

@@ -15,8 +15,6 @@ from loraft.cli.read_config import read_config
 from loraft.cli.runner import handle_errors
 from loraft.tasks import TASKS
 
-__all__ = ["check", "train"]
-
 
 @handle_errors
 def train(

@@ -21,8 +21,6 @@ from loraft.errors import ModelError
 from loraft.io.build_once import require_free_bytes
 from loraft.models.formats.gguf_import import file_digest
 
-__all__ = ["BUILTINS", "Builtin", "builtin_named", "fetch_file"]
-
 PIP_TIMEOUT_SECONDS = 1800
 
 

@@ -21,8 +21,6 @@ from loraft.errors import ModelError
 from loraft.io.build_once import require_free_bytes
 from loraft.models.hf_logging import quietly, quietly_reading
 
-__all__ = ["convert", "file_digest"]
-
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 DIGITS_APART = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])
 LLAMA3 = (
