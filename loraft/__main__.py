@@ -6,8 +6,6 @@ import io
 import signal
 import sys
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Runs the command line and ends the process with its exit code."""

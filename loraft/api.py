@@ -18,7 +18,8 @@ import torch
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.resolve_target import resolve_target
-from loraft.config.schema import DataSource, LoraSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource, LoraSection
 from loraft.errors import AdapterError, ConfigError
 from loraft.evaluation.eval_dataset import read_eval_source
 from loraft.evaluation.evaluation_result import Evaluation
@@ -75,11 +76,6 @@ from loraft.training.run_dir import (
 from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trainer import TrainResult, run_plan
-
-__all__ = [
-    "Answering", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "merge",
-    "open_chat", "predict", "predict_file", "preview", "train",
-]  # fmt: skip
 
 TAKEN = "{} holds a run already: loraft train goes on with it by --resume, and replaces it by --overwrite"
 AS_SAVED = GenerationRequest()

@@ -25,24 +25,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-__all__ = [
-    "AdapterError",
-    "ConfigError",
-    "DataError",
-    "DiskFullError",
-    "Interrupted",
-    "InvalidInputError",
-    "LoraftError",
-    "ModelError",
-    "NonFiniteError",
-    "OutOfMemoryError",
-    "Problem",
-    "ResourceError",
-    "RunError",
-    "RunFolderError",
-    "VerificationError",
-]
-
 
 @dataclass(frozen=True)
 class Problem:

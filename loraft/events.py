@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Event", "Note", "Observer", "Progress"]
-
 
 @dataclass(frozen=True)
 class Event:

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["label_figures", "perplexity"]
-
 
 def perplexity(negative_log_likelihood: float, tokens: int = 1) -> float:
     """exp(negative log-likelihood / tokens): infinite where that is beyond a float.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["counted"]
-
 
 def counted(number: int, one: str, many: str | None = None) -> str:
     """The number with its noun, and whatever else of the sentence follows it: `1 row is`, `1,200 rows are`.

@@ -112,7 +112,8 @@ def train(config: Path) -> Measured:
     """`loraft train` on a config, its steps timed."""
     from loraft import load_config
     from loraft import train as train_run
-    from loraft.training.run_events import Event, StepDone
+    from loraft.events import Event
+    from loraft.training.run_events import StepDone
 
     clock: list[float] = []
     losses: list[float] = []

@@ -245,7 +245,8 @@ def train_trl(model: str, steps: list[list[dict[str, list[int]]]], setting: str)
 def train_loraft(config: Path, steps: list[list[dict[str, list[int]]]]) -> Measured:
     """`loraft train` on the config whose plan these steps are."""
     from loraft import load_config, train
-    from loraft.training.run_events import Event, RunStarted, StepDone
+    from loraft.events import Event
+    from loraft.training.run_events import RunStarted, StepDone
 
     clock: list[float] = []
     losses: list[float] = []

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+from collections import Counter
+from collections.abc import Iterator
 
-# What is started in the background of a script ignores Ctrl-C, and so would every command that a test starts and stops.
+# What is started in the background of a script ignores Ctrl-C, and what nohup starts the end of its terminal: so would
+# every command that a test starts and stops.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Libraries read these when they are imported, so they are set before anything else is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,20 +24,50 @@ from pathlib import Path
 
 import pytest
 
+from tests.words import WORDS, Wording, Words
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--slow` runs what needs a real model or more than a few seconds."""
     parser.addoption("--slow", action="store_true", help="run the slow tests too (real models, long runs)")
+    parser.addoption("--renew-words", action="store_true", help="take what tests are told as what they should be told")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the words of messages."""
+    renewing = config.getoption("--renew-words")
+    if renewing and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--renew-words writes one file: leave -n out")
+    config.stash[WORDS] = Words(renewing=renewing)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the words of messages, where that was asked for."""
+    if session.config.getoption("--renew-words"):
+        session.config.stash[WORDS].save()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip slow and GPU tests where they cannot or should not run, and say why."""
+    config.stash[WORDS].collected = {item.nodeid for item in items}
     slow = config.getoption("--slow")
+    seen: Counter[str] = Counter()
     for item in items:
+        if (mark := item.get_closest_marker("slow_after")) is not None:
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)
         if "slow" in item.keywords and not slow:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if "gpu" in item.keywords and not has_cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and torch sees none"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def has_cuda() -> bool:
@@ -39,6 +75,29 @@ def has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of loraft's own for all tests, with the real models of this machine's: rows of tests are no user's."""
+    from loraft.io.cache_dir import cache_folder
+
+    before, models = os.environ.get("LORAFT_CACHE"), cache_folder() / "converted-1"
+    models.mkdir(parents=True, exist_ok=True)
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / models.name).symlink_to(models.resolve())
+    os.environ["LORAFT_CACHE"] = str(folder)
+    yield
+    if before is None:
+        del os.environ["LORAFT_CACHE"]
+    else:
+        os.environ["LORAFT_CACHE"] = before
+
+
+@pytest.fixture
+def wording(request: pytest.FixtureRequest, tmp_path: Path) -> Wording:
+    """Compares what was said with what `words.json` has of this test."""
+    return lambda said: request.config.stash[WORDS].compare(request.node.nodeid, said, [tmp_path])
 
 
 @pytest.fixture

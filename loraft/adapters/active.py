@@ -13,8 +13,6 @@ from torch import nn
 
 from loraft.adapters.peft_names import in_peft
 
-__all__ = ["act_together", "acting"]
-
 
 @contextmanager
 def acting(model: nn.Module, name: str | None) -> Iterator[nn.Module]:

@@ -16,8 +16,6 @@ from loraft.adapters.bounded_regex import PLAIN, matching
 from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError, Problem
 
-__all__ = ["Json", "parse_adapter_config", "recorded_lora", "refuse_changes", "resolved"]
-
 Json = Mapping[str, object]
 
 RECORDED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")

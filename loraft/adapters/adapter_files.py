@@ -23,18 +23,6 @@ from loraft.grammar import counted
 from loraft.io.atomic import read_json
 from loraft.io.checksums import RECORD, altered_settings, refuse_altered, sha256_of
 
-__all__ = [
-    "AdapterFiles",
-    "AdapterShape",
-    "adapter_tensors",
-    "digests",
-    "insert",
-    "non_finite",
-    "read_adapter",
-    "refuse_misfit",
-    "refuse_other_base",
-]
-
 OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 UPDATE = ("A", "B", "magnitude")

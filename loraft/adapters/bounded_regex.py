@@ -13,8 +13,6 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-__all__ = ["PLAIN", "matching"]
-
 PLAIN = re.compile(r"[\w.-]*")
 """A name, or an expression that costs no more than one: it needs no process."""
 MOST_SECONDS = 5.0

@@ -18,8 +18,6 @@ from threading import local
 import torch
 from torch import Tensor
 
-__all__ = ["Run", "Update", "cast_pieces", "scale_of", "updated", "updated_pieces"]
-
 PIECE = 1 << 18
 """The numbers of a piece: in float32 a MiB, which stays in the cache from reading to writing."""
 

@@ -37,8 +37,6 @@ from loraft.models.modules import matches
 from loraft.models.registry import ModelSpec
 from loraft.tasks import TASKS
 
-__all__ = ["ADAPTER_NAME", "AdaptedModel", "add_lora_layers", "attach"]
-
 ADAPTER_NAME = "default"
 """The name that peft loads an adapter under when nobody names it."""
 

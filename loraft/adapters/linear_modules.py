@@ -13,13 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loraft.adapters.targets import TargetModules, select
-from loraft.config.schema import LoraSection
+from loraft.config.sections import LoraSection
 from loraft.errors import ModelError
 from loraft.models.modules import linear_modules
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import FAMILIES, Kind, ModelSpec
-
-__all__ = ["depths", "family_in", "sized_modules", "targets_in", "tied_modules"]
 
 
 def family_in(model: PreTrainedModel) -> ModelSpec:

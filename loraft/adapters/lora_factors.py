@@ -22,8 +22,6 @@ from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError
 from loraft.io.atomic import read_json
 
-__all__ = ["AdapterReader", "LoraFactors", "open_adapter"]
-
 
 @dataclass(frozen=True, eq=False)
 class LoraFactors:

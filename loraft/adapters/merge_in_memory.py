@@ -21,8 +21,6 @@ from loraft.adapters.peft_names import in_peft
 from loraft.errors import AdapterError
 from loraft.models.quantize import ordinary, unpacked
 
-__all__ = ["merged"]
-
 
 def merged(adapted: AdaptedModel, name: str | None = None) -> PreTrainedModel:
     """The base with an adapter in its weights, and no peft around it; `adapted` is used up.

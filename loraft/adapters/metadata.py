@@ -10,14 +10,12 @@ from typing import Literal, get_args
 from pydantic import ValidationError
 
 from loraft.config.choices import SpecialTokensInText, TaskName
-from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
 from loraft.io.atomic import read_json
 from loraft.io.checksums import RECORD, is_weights, refuse_altered
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat, TrainingMetadata
-
-__all__ = ["AdapterTarget", "ResolvedTarget", "adapter_in", "model_in"]
 
 PEFT_TASKS = {task.peft_type: name for name, task in TASKS.items()}
 """Our names of the tasks by peft's."""

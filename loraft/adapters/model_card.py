@@ -17,8 +17,6 @@ from loraft.config.schema import RunConfig
 from loraft.figures import perplexity
 from loraft.tasks import TASKS
 
-__all__ = ["TrainingFacts", "cell", "code", "model_card", "prose", "quoted", "shown", "shown_word", "without_paths"]
-
 UNSEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 """Line ends of every kind, and what else has no place in a line."""
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|&~$!])")

@@ -11,10 +11,6 @@ from typing import Literal
 
 from loraft.errors import AdapterError
 
-__all__ = [
-    "ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "AdapterTensor", "check_adapter_name", "in_peft", "parse_key", "weights_file",
-]  # fmt: skip
-
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -14,8 +14,6 @@ from loraft.adapters.bounded_regex import PLAIN, matching
 from loraft.errors import AdapterError, Problem
 from loraft.models.modules import nearest
 
-__all__ = ["patterned", "values_for"]
-
 Value = TypeVar("Value")
 
 

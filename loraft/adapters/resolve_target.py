@@ -18,8 +18,6 @@ from loraft.adapters.peft_names import check_adapter_name
 from loraft.errors import AdapterError
 from loraft.io.hub import adapter_from_hub
 
-__all__ = ["adapter_named", "base_named_by", "resolve_target", "resolve_to_look"]
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
 

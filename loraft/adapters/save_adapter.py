@@ -39,8 +39,6 @@ from loraft.tasks import TASKS
 from loraft.tokenization.row_renderer import RowRenderer
 from loraft.version import __version__
 
-__all__ = ["generation_defaults", "load_adapter", "load_adapters", "restore", "save_adapter", "save_full"]
-
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
 

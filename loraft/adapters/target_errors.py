@@ -11,8 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from loraft.errors import Problem
 from loraft.models.modules import is_within, matches, nearest
 
-__all__ = ["shared_experts", "trained_whole", "unknown_parts", "unmatched_target"]
-
 KEY = "lora.target_modules"
 WHOLE = "lora.modules_to_save"
 

@@ -11,8 +11,6 @@ from loraft.models.load_model import load_any_config
 from loraft.models.registry import CLASSIFIERS, FAMILIES, spec_of
 from loraft.tasks import TASKS
 
-__all__ = ["classes_of", "task_of"]
-
 
 def task_of(target: ResolvedTarget) -> TaskName:
     """The task that a target was trained for, or that a base which nobody recorded anything of can do.

@@ -12,12 +12,10 @@ from typing import TypeVar
 
 from loraft.adapters.rank_patterns import patterned
 from loraft.adapters.target_errors import shared_experts, trained_whole, unknown_parts, unmatched_target
-from loraft.config.schema import LoraSection, StackLayers
+from loraft.config.sections import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
 from loraft.models.modules import matches
 from loraft.models.registry import ModelSpec
-
-__all__ = ["ModuleCount", "TargetModules", "parse_layers", "select"]
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 Key = TypeVar("Key", int, str)

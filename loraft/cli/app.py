@@ -20,8 +20,6 @@ from loraft.cli.silence import silence_libraries
 from loraft.cli.unknown_options import HelpfulCommand, HelpfulGroup
 from loraft.version import __version__
 
-__all__ = ["app"]
-
 app = typer.Typer(
     name="loraft",
     cls=HelpfulGroup,

@@ -19,20 +19,6 @@ from rich.text import Text
 
 from loraft.errors import Problem
 
-__all__ = [
-    "LenientConsole",
-    "console_on",
-    "forget",
-    "print_json",
-    "print_message",
-    "print_note",
-    "print_problems",
-    "print_result",
-    "printable",
-    "say",
-    "waiting",
-]
-
 PIPE_WIDTH = 200
 """The width of a table where there is no terminal to ask: nothing that is read by a program should be folded."""
 

@@ -6,8 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 
-__all__ = ["as_bytes", "as_count", "as_duration", "as_measure", "as_rate", "as_share", "as_span"]
-
 
 def as_bytes(number: float) -> str:
     """Decimal units with two or three figures: `812 MB`, `2.1 GB`."""

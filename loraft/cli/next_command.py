@@ -6,8 +6,6 @@ import shlex
 
 from loraft.config.choices import TaskName
 
-__all__ = ["try_it"]
-
 
 def try_it(task: TaskName, target: str) -> str:
     """The command that lets `target` do what it was trained for."""

@@ -8,37 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from loraft.config.schema import QuantizationSection
-
-__all__ = [
-    "AdaptersOption",
-    "BaseModelOption",
-    "ColumnsOption",
-    "ConfigArgument",
-    "DtypeOption",
-    "JsonOption",
-    "LayersOption",
-    "MaxNewTokensOption",
-    "MergeOption",
-    "MinPOption",
-    "NoCacheOption",
-    "NumBeamsOption",
-    "OverridesArgument",
-    "QuantizeOption",
-    "RepetitionPenaltyOption",
-    "SamplingSeedOption",
-    "SourceLanguageOption",
-    "StopOption",
-    "SystemOption",
-    "TargetArgument",
-    "TargetLanguageOption",
-    "TemperatureOption",
-    "TopKOption",
-    "TopPOption",
-    "TraceOption",
-    "column_names",
-    "quantization",
-]
+    from loraft.config.sections import QuantizationSection
 
 
 def _finite(value: float | None) -> float | None:
@@ -244,7 +214,7 @@ SamplingSeedOption = Annotated[
 
 def quantization(kind: Literal["nf4", "fp4"] | None) -> QuantizationSection | None:
     """What `--quantize` means, as a config would say it."""
-    from loraft.config.schema import QuantizationSection
+    from loraft.config.sections import QuantizationSection
 
     return QuantizationSection(type=kind) if kind else None
 

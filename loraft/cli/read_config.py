@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
 
-__all__ = ["read_config"]
-
 
 def read_config(path: str, overrides: list[str] | None) -> RunConfig:
     """The config with its overrides; says which of its sections and keys the method and the task leave unused.

@@ -26,8 +26,6 @@ from loraft.cli.interrupts import interruptible
 from loraft.cli.wording import in_words_of
 from loraft.errors import Interrupted, LoraftError, Problem, RunError
 
-__all__ = ["end_with", "handle_errors"]
-
 Arguments = ParamSpec("Arguments")
 
 BUG = "This is a bug in loraft: nothing you typed should end in a traceback. Please report it with the lines above."

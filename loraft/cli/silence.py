@@ -11,8 +11,6 @@ import os
 import sys
 import warnings
 
-__all__ = ["silence_libraries"]
-
 QUIET_ENVIRONMENT = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

@@ -15,8 +15,6 @@ import typer
 from loraft.cli.console import forget
 from loraft.errors import RunError
 
-__all__ = ["StandardOutput"]
-
 
 class StandardOutput(io.TextIOWrapper):
     """A stream of text whose failures end a command as any other failure does.

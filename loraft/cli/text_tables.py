@@ -17,8 +17,6 @@ from rich.text import Text
 from loraft.cli.console import printable
 from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate
 
-__all__ = ["Column", "document", "facts", "label", "records", "shown", "text_table"]
-
 Document = Mapping[str, object]
 Column = tuple[str, bool]
 """A heading, and whether numbers stand below it."""

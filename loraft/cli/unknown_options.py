@@ -9,8 +9,6 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["COMMANDS_ELSEWHERE", "HelpfulCommand", "HelpfulGroup"]
-
 COMMANDS_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(
         ("sft", "finetune", "fine-tune", "fine_tune", "fit", "tune", "lora", "qlora", "full", "resume", "run"), "train"

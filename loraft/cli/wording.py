@@ -12,8 +12,6 @@ from dataclasses import replace
 
 from loraft.errors import ConfigError, LoraftError, Problem
 
-__all__ = ["in_words_of"]
-
 OPTIONS: Mapping[str, str] = {
     "base_model": "--base-model", "model": "--model", "target": "TARGET", "adapter": "--adapter", "dtype": "--dtype",
     "quantize": "--quantize", "data": "--data", "split": "--split", "row_format": "--format", "columns": "--columns",

@@ -12,8 +12,6 @@ from typing import TypeVar
 from loraft.config.schema_info import expected, path_of
 from loraft.config.yaml_nodes import Value
 
-__all__ = ["ANSWERS", "ONLY_NEAR", "SAME_VALUE", "VALUES", "answer_to_key", "answer_to_value", "no_such_value"]
-
 T = TypeVar("T")
 Answer = str | tuple[str, str] | Mapping[str, str] | Callable[[Value], str]
 """A remedy, in which {value} is the value found; that where a key is switched on and that where it is off; those for

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-__all__ = [
-    "DEFAULT_TASK", "TASK_OF_GROUP", "Auto", "DtypeName", "Method", "ModelGroup", "RowFormat", "SpecialTokensInText",
-    "TaskName",
-]  # fmt: skip
-
 Auto = Literal["auto"]
 TaskName = Literal["causal_lm", "seq2seq_lm", "seq_cls"]
 DEFAULT_TASK: TaskName = "causal_lm"

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loraft.config.schema import LoraSection, RunConfig
+from loraft.config.schema import RunConfig
 from loraft.config.schema_info import path_of
+from loraft.config.sections import LoraSection
 from loraft.config.validation_errors import STAND_INS, refuse, validated
 from loraft.config.yaml_nodes import MOST_DEPTH, Found, Node, Place, dotted, in_words, problem_at, read_yaml
 from loraft.errors import ConfigError
-
-__all__ = ["MOST_BYTES", "load_config", "load_lora"]
 
 MOST_BYTES = 64 * 1024
 DATA = (".csv", ".jsonl", ".parquet")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 
-from loraft.config.schema import DataSource, RunConfig, StackLayers
+from loraft.config.schema import RunConfig
 from loraft.config.schema_info import idle_keys
+from loraft.config.sections import DataSource, StackLayers
 from loraft.config.yaml_nodes import scalar
-
-__all__ = ["dump_config", "inline"]
 
 BARE = re.compile(r"[\w/.][\w/.@+-]*([: ][\w/.@+-]+)*", re.ASCII)
 OTHERS_MISREAD = re.compile(r"(?i)y|n|yes|no|on|off|[-+.]?\d[\d_:.]*|\d{4}-\d\d?-.*|\.+")

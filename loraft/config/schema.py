@@ -10,19 +10,13 @@ from pydantic_core import PydanticCustomError
 
 from loraft.config.choices import (
     DEFAULT_TASK,
-    TASK_OF_GROUP,
     Auto,
-    DtypeName,
     Method,
-    ModelGroup,
-    RowFormat,
-    SpecialTokensInText,
     TaskName,
 )
 from loraft.config.sections import (
     Allowed,
     DataSection,
-    DataSource,
     LoraSection,
     ModelSection,
     Names,
@@ -32,30 +26,8 @@ from loraft.config.sections import (
     QuantizationSection,
     Section,
     Share,
-    StackLayers,
     UsedBy,
 )
-
-__all__ = [
-    "DEFAULT_TASK",
-    "TASK_OF_GROUP",
-    "DataSection",
-    "DataSource",
-    "DtypeName",
-    "GenerationSection",
-    "LoraSection",
-    "Method",
-    "ModelGroup",
-    "ModelSection",
-    "QuantizationSection",
-    "RowFormat",
-    "RunConfig",
-    "Section",
-    "SpecialTokensInText",
-    "StackLayers",
-    "TaskName",
-    "TrainingSection",
-]  # fmt: skip
 
 OF_LMS = UsedBy("causal_lm", "seq2seq_lm")
 STEPS_OR_SHARE = Allowed("a whole number of steps, or a share of all steps below 1")

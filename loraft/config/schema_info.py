@@ -14,10 +14,6 @@ from loraft.config.schema import RunConfig, TrainingSection
 from loraft.config.sections import Allowed, Section, UsedBy
 from loraft.config.yaml_nodes import KeyPath, dotted
 
-__all__ = [
-    "KEYS", "METHODS", "USED_BY", "Expected", "expected", "idle_keys", "keys_of", "path_of", "places_of", "unused_keys",
-]  # fmt: skip
-
 LIMITS = {
     "ge": "of at least {}",
     "gt": "above {}",

@@ -10,11 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from loraft.config.choices import Auto, DtypeName, Method, RowFormat, SpecialTokensInText, TaskName
 
-__all__ = [
-    "NO_NULL", "Allowed", "DataSection", "DataSource", "LoraSection", "ModelSection", "Names", "NonNegativeFloat",
-    "PositiveFloat", "PositiveInt", "QuantizationSection", "Section", "Share", "StackLayers", "UsedBy",
-]  # fmt: skip
-
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 NonEmpty = Annotated[str, Field(min_length=1)]

@@ -17,8 +17,6 @@ from loraft.config.sections import NO_NULL
 from loraft.config.yaml_nodes import MOST_PROBLEMS, Found, KeyPath, Node, Value, dotted, in_words, problem_at, scalar
 from loraft.errors import ConfigError, Problem
 
-__all__ = ["STAND_INS", "advice_for_key", "refuse", "validated"]
-
 STAND_INS: dict[str, dict[str, Value]] = {"model": {"name_or_path": "?"}, "data": {"train": "?"}}
 """What must be there, for a second look at a config that lacks it."""
 KEYS_IN_A_SOURCE = {"type": "format", "ds_type": "format", "field": "columns"}

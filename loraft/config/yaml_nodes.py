@@ -26,11 +26,6 @@ from ruamel.yaml.events import (
 
 from loraft.errors import Problem
 
-__all__ = [
-    "MOST_DEPTH", "MOST_PROBLEMS", "Found", "KeyPath", "Node", "Place", "Value", "dotted", "in_words", "problem_at",
-    "read_yaml", "scalar",
-]  # fmt: skip
-
 MOST_DEPTH = 20
 MOST_PROBLEMS = 100
 """A file that is no config at all is not answered key by key."""

@@ -7,8 +7,6 @@ from loraft.dataset.build import PreparedData
 from loraft.dataset.sampler import BatchSampler
 from loraft.tasks import TASKS
 
-__all__ = ["batch_sampler", "fills", "uses_packing"]
-
 
 def uses_packing(config: RunConfig, *, packs: bool) -> bool:
     """Whether the rows of a batch lie end to end, without padding.

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection, DataSource
 from loraft.dataset.fingerprint import contents_of, identity_of
 from loraft.dataset.held_out_split import digest_of_draw, held_out_rows
 from loraft.dataset.source_rows import (
@@ -46,8 +47,6 @@ from loraft.tasks import TASKS
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
-
-__all__ = ["PreparedData", "SourceSpan", "prepare"]
 
 SAMPLES = 3
 SHOWN_COLUMNS = 8

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraft.config.choices import RowFormat, TaskName
-from loraft.config.schema import DataSource
+from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.rows.fields import column_of
@@ -16,8 +16,6 @@ from loraft.rows.raw_rows import RowsRead, read_rows
 from loraft.tasks import TASKS
 from loraft.tasks.row_format import check_format, detect_format
 from loraft.tasks.task import Task
-
-__all__ = ["DatasetProfile", "FormatMatch", "profile_dataset"]
 
 READINGS = tuple((task, form) for task in reversed(list(TASKS.values())) for form in task.formats)
 """How rows may be read, the readings first that ask the most of the columns."""

@@ -18,13 +18,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource
 from loraft.errors import DataError
 from loraft.io.checksums import sha256_of, sha256_of_facts
 from loraft.rows.raw_rows import content_of
 from loraft.version import __version__
-
-__all__ = ["contents_of", "identity_of"]
 
 SETTINGS = {
     "chat_template", "source_prefix", "source_lang", "target_lang", "labels", "max_length", "max_target_length",

@@ -12,8 +12,6 @@ from loraft.errors import DataError
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 
-__all__ = ["digest_of_draw", "held_out_rows"]
-
 EVAL_STREAM = 0x5EED
 """Keeps the draw of the held-out rows apart from the order of epochs, which has the same seed."""
 

@@ -22,8 +22,6 @@ from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, tokenize_ro
 from loraft.rows.formats import Record
 from loraft.tokenization.row_renderer import RowRenderer
 
-__all__ = ["processes_for", "serve", "tokenized"]
-
 CHUNK = 500
 """Rows that a process is given at a time."""
 PAYS_FROM = 20_000

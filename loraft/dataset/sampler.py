@@ -15,8 +15,6 @@ import numpy as np
 
 from loraft.tokenization.examples import Example
 
-__all__ = ["LENGTH_GROUP", "BatchSampler", "Span", "StepBatches", "pack_rows"]
-
 T = TypeVar("T")
 LENGTH_GROUP = 50
 """How many batches are sorted by length together: enough to cut padding, few enough to keep the order random."""

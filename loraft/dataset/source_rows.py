@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from loraft.config.choices import RowFormat
-from loraft.config.schema import DataSection, DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection, DataSource
 from loraft.dataset.processes import processes_for, tokenized
 from loraft.dataset.statistics import Finding, SourceCounts
 from loraft.dataset.tokenize_rows import TokenizedRow, length_policy
@@ -20,21 +21,6 @@ from loraft.tasks.row_format import check_format, detect_format
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
-
-__all__ = [
-    "ReadSources",
-    "SourceRows",
-    "expand_sources",
-    "findings_of",
-    "format_of",
-    "from_cache",
-    "read_source",
-    "read_sources",
-    "shortened",
-    "to_cache",
-    "tokenize_source",
-    "with_defaults",
-]
 
 SHOWN_PROBLEMS = 20
 NAMED_EACH = 3

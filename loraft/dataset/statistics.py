@@ -16,21 +16,6 @@ from loraft.grammar import counted
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 
-__all__ = [
-    "ClassCount",
-    "DataReport",
-    "Finding",
-    "Lengths",
-    "Repetition",
-    "SourceCounts",
-    "contradictions",
-    "count_classes",
-    "findings",
-    "lengths_of",
-    "repetitions",
-    "unknown_tokens",
-]  # fmt: skip
-
 UNKNOWN_SHARE = 0.01
 """More unknown tokens than this are told."""
 SHOWN = 10

@@ -18,7 +18,8 @@ from math import ceil
 import numpy as np
 
 from loraft.config.choices import RowFormat
-from loraft.config.schema import DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource
 from loraft.dataset.sampler import StepBatches
 from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
 from loraft.errors import DataError
@@ -28,8 +29,6 @@ from loraft.rows.readers import RawRow, Row
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import Example
 from loraft.tokenization.row_renderer import RowRenderer
-
-__all__ = ["RowStream", "StreamCounts", "StreamedSource", "StreamingSampler", "streamed"]
 
 TOKENIZED_AT_ONCE = 64
 DRAWS_AT_ONCE = 4096

@@ -26,8 +26,6 @@ from safetensors.numpy import load_file, save_file
 from loraft.io.checksums import sha256_of
 from loraft.tokenization.examples import Example
 
-__all__ = ["KEPT", "TokenCache"]
-
 KEPT = "rows-2"
 """The folder of kept rows in the cache; the number changes when what an entry holds does."""
 MOST_DAYS = 30

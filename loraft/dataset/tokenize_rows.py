@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraft.config.schema import DataSection, DataSource
+from loraft.config.sections import DataSection, DataSource
 from loraft.errors import DataError, Problem
 from loraft.rows.formats import Record
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import ManyTokensError
 from loraft.tokenization.row_renderer import RowRenderer
-
-__all__ = ["LengthPolicy", "Read", "TokenizedRow", "length_policy", "tokenize_rows"]
 
 DROP = "write data.on_overlength: drop"
 

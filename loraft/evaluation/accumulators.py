@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from loraft.figures import perplexity
 
-__all__ = ["Counts", "Figures", "RowMetric", "RowTally", "Sums", "Tally", "loss_sums"]
-
 Counts = NDArray[np.int64]
 """`[rows]`, how often each row counts."""
 Figures = Mapping[str, float]

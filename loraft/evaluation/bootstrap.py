@@ -10,8 +10,6 @@ import numpy as np
 
 from loraft.evaluation.accumulators import Counts, Figures
 
-__all__ = ["CONFIDENCE", "RESAMPLES", "PairedDifference", "paired_differences"]
-
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 

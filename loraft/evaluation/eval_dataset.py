@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.choices import DEFAULT_TASK
-from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection, DataSource, ModelSection
 from loraft.dataset.build import prepare
 from loraft.dataset.source_rows import ReadSources, SourceRows, expand_sources, read_source, read_sources, shortened
 from loraft.errors import DataError, Problem
@@ -23,16 +24,6 @@ from loraft.tasks import TASKS
 from loraft.tasks.task import Reference, SourceFormat, Task
 from loraft.tokenization.examples import Example
 from loraft.tokenization.row_renderer import RowRenderer
-
-__all__ = [
-    "EvalExample",
-    "EvalPurpose",
-    "EvalSource",
-    "EvaluatedRows",
-    "read_eval_source",
-    "rows_of",
-    "unasked_as_trained",
-]  # fmt: skip
 
 KEY = "--data"
 OPTIONS = {

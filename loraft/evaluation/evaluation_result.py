@@ -8,8 +8,6 @@ from pathlib import Path
 
 from loraft.evaluation.bootstrap import CONFIDENCE, RESAMPLES, PairedDifference
 
-__all__ = ["Confusion", "Evaluation", "Figure"]
-
 
 @dataclass(frozen=True)
 class Figure:

@@ -28,8 +28,6 @@ from loraft.io.jsonl import JsonLines, open_jsonl
 from loraft.io.memory_errors import memory_errors
 from loraft.tokenization.examples import Example
 
-__all__ = ["Answer", "EvalModel", "RowScore", "evaluate"]
-
 BATCHES_A_WINDOW = 4
 ROWS = "rows evaluated"
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from loraft.evaluation.accumulators import Counts, Figures
 from loraft.figures import label_figures
 
-__all__ = ["LabelTally"]
-
 Margin = NDArray[np.float64]
 """A number for each label: `[label]`."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-__all__ = ["is_exact_match", "is_valid_json"]
-
 
 def is_exact_match(prediction: str, reference: str) -> bool:
     """Whether a prediction equals its reference, white space around both aside."""

@@ -32,12 +32,6 @@ from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tokenization.examples import Example
 
-__all__ = [
-    "classifying", "generating", "learned_columns", "opened", "opened_classifier", "purpose_of", "run_of", "tell",
-    "to_be_told",
-]  # fmt: skip
-
-
 ANSWERS = "{} answers; {} would with --compare, or in loraft chat"
 MEASURED = "{} is measured, and {} not: give each alone as --adapter"
 

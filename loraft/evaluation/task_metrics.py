@@ -10,8 +10,6 @@ from loraft.evaluation.metrics import is_valid_json
 from loraft.tasks import TASKS
 from loraft.tasks.task import ROUGE, Task
 
-__all__ = ["chosen_metrics", "known_metrics"]
-
 KEY = "--metrics"
 GROUPS = {"rouge": ROUGE}
 """Several figures under one name."""

@@ -21,8 +21,6 @@ from loraft.tasks.task import ROUGE
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
-__all__ = ["METRICS", "bleu", "chrf", "exact_match", "rouge", "valid_json"]
-
 
 def exact_match() -> RowMetric:
     """The share of answers that equal their reference, white space around both aside."""

@@ -26,9 +26,8 @@ from loraft.inference.session import BASE, OPTIONS, Session, Speaker
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import AskedRows, lost_fields, open_answers
 from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, to_question
-from loraft.rows.raw_rows import SOURCE, Row, RowsRead, rows_to_answer
-
-__all__ = ["ADDED", "BATCH_SIZE", "AnsweredFile", "BatchPrompt", "answer_questions", "read_questions"]
+from loraft.rows.raw_rows import SOURCE, RowsRead, rows_to_answer
+from loraft.rows.readers import Row
 
 ADDED = ("completion", "finish_reason")
 """What an answer adds to its row."""

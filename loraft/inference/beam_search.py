@@ -10,9 +10,8 @@ import torch
 
 from loraft.inference.completion import PartialCompletion
 from loraft.inference.decoder_state import DecoderState
-from loraft.inference.sampling import SamplingParams, apply_logit_rules, normalizers
-
-__all__ = ["search"]
+from loraft.inference.sampling import apply_logit_rules, normalizers
+from loraft.inference.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from itertools import zip_longest
 from loraft.inference.completion import Completion
 from loraft.tokenization.token_strings import Piece
 
-__all__ = ["CacheComparison", "LogprobDifference", "Speed", "compare_cache"]
-
 
 @dataclass(frozen=True)
 class Speed:

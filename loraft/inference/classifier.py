@@ -16,7 +16,7 @@ from loraft.adapters.resolve_target import base_named_by, resolve_target
 from loraft.adapters.save_adapter import load_adapters
 from loraft.adapters.target_task import classes_of
 from loraft.config.choices import DtypeName
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.class_logits import class_logits
 from loraft.models.device import select_device
@@ -27,8 +27,6 @@ from loraft.tasks.batch import BatchLayout, collate_labelled
 from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import ManyTokensError
-
-__all__ = ["Classifier", "TextTokens", "open_classifier", "refuse_no_classifier"]
 
 
 @dataclass(frozen=True)

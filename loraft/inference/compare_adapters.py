@@ -15,8 +15,6 @@ from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session
 
-__all__ = ["AdapterComparison", "compare"]
-
 
 @dataclass(frozen=True)
 class AdapterComparison:

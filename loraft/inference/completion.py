@@ -13,8 +13,6 @@ from loraft.errors import ConfigError
 from loraft.inference.detokenize import Detokenizer, StopStringMatcher
 from loraft.inference.requests import GenerationRequest
 
-__all__ = ["Completion", "Finish", "FinishReason", "PartialCompletion", "stop_texts_of"]
-
 FinishReason = Literal["stop", "length"]
 
 

@@ -28,8 +28,6 @@ from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message
 from loraft.tokenization.boundaries import shared_beginning
 
-__all__ = ["ChatSession", "ChatStream", "save_conversation"]
-
 
 class ChatStream(TokenStream):
     """An answer on its way: iterate over its tokens, or `stop` it; either way it is then part of the conversation.

@@ -25,16 +25,6 @@ from loraft.kernels.packed_attention import ROWS
 from loraft.models.decoder_inputs import start_token
 from loraft.models.modules import wrapped_model
 
-__all__ = [
-    "DecoderState",
-    "EncodedSource",
-    "learned_positions",
-    "ordinary_attention",
-    "pad_left",
-    "products_in_model_dtype",
-    "prompt_limit",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedSource:

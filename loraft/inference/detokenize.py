@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Detokenizer", "StopStringMatcher"]
-
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 

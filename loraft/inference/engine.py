@@ -24,14 +24,13 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import ConfigError, DataError, Problem
 from loraft.inference.beam_search import search
-from loraft.inference.completion import Completion, Finish, FinishReason, PartialCompletion
+from loraft.inference.completion import Completion, Finish, PartialCompletion
 from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, prompt_limit
 from loraft.inference.detokenize import Detokenizer, StopStringMatcher
-from loraft.inference.sampling import SamplingParams, apply_logit_rules, normalizers, probabilities, sample
+from loraft.inference.sampling import apply_logit_rules, normalizers, probabilities, sample
+from loraft.inference.sampling_params import SamplingParams
 from loraft.inference.tracer import Tracer
 from loraft.models.modules import wrapped_model
-
-__all__ = ["Completion", "FinishReason", "Stream", "Token", "TokenStream", "complete_batch", "stream"]
 
 
 @dataclass(frozen=True)

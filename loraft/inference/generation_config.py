@@ -10,8 +10,6 @@ from transformers import GenerationConfig, PreTrainedModel
 from loraft.errors import ModelError, Problem
 from loraft.models.hf_logging import quietly_reading
 
-__all__ = ["own_defaults", "saved_defaults"]
-
 FILE = "generation_config.json"
 
 

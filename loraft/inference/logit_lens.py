@@ -18,8 +18,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from loraft.inference.decoder_state import products_in_model_dtype
 from loraft.models.registry import FAMILIES, spec_of
 
-__all__ = ["LogitLens"]
-
 
 class LogitLens:
     """Catches, while it is entered, what each layer of a model gives for the last token of the first row.

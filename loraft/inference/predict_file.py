@@ -27,9 +27,8 @@ from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import ANSWERED_BY, AskedRows, check_jsonl, lost_fields, open_answers
 from loraft.io.memory_errors import memory_errors
 from loraft.rows.fields import Fields
-from loraft.rows.raw_rows import SOURCE, Row, kind_of, rows_to_answer
-
-__all__ = ["ADDED", "BATCH_SIZE", "PredictedFile", "TextRow", "check_output", "predict_rows", "read_texts"]
+from loraft.rows.raw_rows import SOURCE, rows_to_answer
+from loraft.rows.readers import Row, kind_of
 
 ADDED = ("prediction", "probabilities")
 """What a prediction adds to its row."""

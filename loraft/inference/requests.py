@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 from loraft.config.choices import DtypeName
 
 if TYPE_CHECKING:
-    from loraft.config.schema import QuantizationSection
-
-__all__ = ["GenerationRequest", "ModelRequest"]
+    from loraft.config.sections import QuantizationSection
 
 
 @dataclass(frozen=True)

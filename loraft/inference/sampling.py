@@ -14,21 +14,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
 from loraft.errors import NonFiniteError
-from loraft.inference.sampling_params import GREEDY, SamplingParams
-
-__all__ = [
-    "GREEDY",
-    "SamplingParams",
-    "apply_logit_rules",
-    "min_p",
-    "normalizers",
-    "penalize_repetition",
-    "probabilities",
-    "sample",
-    "sampling_steps",
-    "top_k",
-    "top_p",
-]
+from loraft.inference.sampling_params import SamplingParams
 
 Stage = Literal["temperature", "top_k", "top_p", "min_p"]
 

@@ -11,8 +11,6 @@ from transformers import GenerationConfig
 from loraft.errors import ConfigError, Problem
 from loraft.inference.requests import GenerationRequest
 
-__all__ = ["GREEDY", "SamplingParams", "unheeded_defaults"]
-
 
 @dataclass(frozen=True)
 class SamplingParams:

@@ -18,7 +18,7 @@ from loraft.adapters.resolve_target import base_named_by, resolve_target
 from loraft.adapters.save_adapter import load_adapters
 from loraft.adapters.target_task import classes_of
 from loraft.config.choices import TASK_OF_GROUP
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError
 from loraft.inference.completion import stop_texts_of
 from loraft.inference.generation_config import own_defaults, saved_defaults
@@ -33,8 +33,6 @@ from loraft.rows.formats import Message
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task, TrainingMetadata
 from loraft.tokenization.row_renderer import RowRenderer
-
-__all__ = ["BASE", "OPTIONS", "Session", "Settings", "Speaker", "open_session", "source_language"]
 
 BASE = "base"
 """The voice of the base without an adapter."""

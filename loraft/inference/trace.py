@@ -9,8 +9,6 @@ from typing import Literal
 from loraft.inference.completion import Finish
 from loraft.tokenization.token_strings import Piece
 
-__all__ = ["Attended", "Candidate", "Cut", "EncoderPass", "How", "LayerPrediction", "Step", "Trace"]
-
 Cut = Literal["temperature", "top_k", "top_p", "min_p", "never", "first", "last"]
 How = Literal["greedy", "sampled", "forced"]
 

@@ -23,12 +23,11 @@ from transformers import PreTrainedTokenizerBase
 from loraft.inference.completion import Finish
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.logit_lens import LogitLens
-from loraft.inference.sampling import SamplingParams, probabilities, sampling_steps
+from loraft.inference.sampling import probabilities, sampling_steps
+from loraft.inference.sampling_params import SamplingParams
 from loraft.inference.trace import Attended, Candidate, Cut, EncoderPass, LayerPrediction, Step, Trace
 from loraft.models.modules import wrapped_model
 from loraft.tokenization.token_strings import Pieces
-
-__all__ = ["Tracer"]
 
 CANDIDATES = 5
 LAYERS_ATTENDING = 2

@@ -18,16 +18,6 @@ from loraft.adapters.lora_factors import AdapterReader, LoraFactors
 from loraft.inspection.layers import ModelTable
 from loraft.inspection.low_rank import dora_change, effective_rank, inner_product, singular_values
 
-__all__ = [
-    "AdapterUpdates",
-    "LayerMove",
-    "Likeness",
-    "ModuleMove",
-    "SavedModule",
-    "adapter_updates",
-    "likeness",
-]
-
 PLACE = re.compile(r"(?P<stack>.+?)\.(?P<index>\d+)\.(?P<name>.+)")
 """A module's place by its name alone: the first number is the layer's."""
 

@@ -25,8 +25,6 @@ from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage
 from loraft.models.modules import linear_modules, matches, parameter_count
 from loraft.models.registry import Kind, ModelSpec
 
-__all__ = ["Anatomy", "AttentionShape", "Experts", "FeedForward", "Stack", "anatomy_of"]
-
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
 CONTEXTS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
 

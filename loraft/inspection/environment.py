@@ -18,14 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from loraft.models.device import DeviceConfig
-
-__all__ = ["Fact", "examine"]
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 

@@ -26,8 +26,6 @@ from loraft.models.registry import FAMILIES
 from loraft.models.sources import at_hand
 from loraft.tasks import TASKS
 
-__all__ = ["Started", "check_place", "profile_for_start", "start", "task_of_model"]
-
 T5 = re.compile(r"(?<![a-z])t5", re.IGNORECASE)
 """T5 in the name of a model, and neither mT5 nor ByT5."""
 NO_LIMIT = 2**31 - 1

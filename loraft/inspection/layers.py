@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.linear_modules import family_in, targets_in
-from loraft.config.schema import LoraSection, ModelSection
+from loraft.config.sections import LoraSection, ModelSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage, read_storage
@@ -24,8 +24,6 @@ from loraft.models.load_model import load_any_config, load_config
 from loraft.models.modules import linear_modules
 from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.sources import resolve
-
-__all__ = ["Adapted", "LayerRow", "LoraCount", "ModelTable", "ModuleRow", "model_table"]
 
 
 @dataclass(frozen=True)

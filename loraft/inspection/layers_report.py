@@ -16,13 +16,11 @@ from loraft.adapters.lora_factors import AdapterReader, open_adapter
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import resolve_to_look
 from loraft.adapters.target_task import classes_of
-from loraft.config.schema import LoraSection
+from loraft.config.sections import LoraSection
 from loraft.errors import ModelError
 from loraft.inspection.adapter_deltas import AdapterUpdates, Likeness, adapter_updates, likeness
 from loraft.inspection.layers import Adapted, ModelTable, model_table
 from loraft.models.safetensors_index import fingerprint
-
-__all__ = ["LayersReport", "report_layers"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from loraft.adapters.lora_factors import LoraFactors
 
-__all__ = ["dora_change", "effective_rank", "inner_product", "singular_values"]
-
 
 def singular_values(a: Tensor, b: Tensor) -> Tensor:
     """The singular values of B A, largest first: float64 `[r]`.

@@ -12,8 +12,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.models.auto_model import random_model
 
-__all__ = ["miniature"]
-
 HEADS, HEAD_SIZE = 4, 16
 WIDTHS = ("hidden_size", "embedding_size", "word_embed_proj_dim")
 DEPTHS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")

@@ -19,8 +19,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["Norms", "norms_in"]
-
 INSIDE_ATTENTION = re.compile(r"(^|[._])(q|k|query|key)_?(layer)?_?norm")
 
 

@@ -14,8 +14,6 @@ from transformers import PreTrainedModel
 from loraft.models.modules import linear_modules, matches
 from loraft.models.registry import ModelSpec
 
-__all__ = ["PARTS", "numbers_by_part"]
-
 PARTS = ("embeddings", "positions", "attention", "feed_forward", "norms", "head", "other")
 
 

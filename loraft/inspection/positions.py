@@ -23,8 +23,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.inspection.miniature import miniature
 
-__all__ = ["PositionEncoding", "PositionTable", "position_encoding"]
-
 LENGTHS = (11, 13)
 """Tokens that each stack reads: primes, which are no size of a copy. Different ones keep a decoder's attention to
 itself apart from that to the encoder."""

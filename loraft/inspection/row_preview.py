@@ -28,18 +28,6 @@ from loraft.tasks.task import Task, TokenSpan
 from loraft.tokenization.examples import Example
 from loraft.tokenization.token_strings import Pieces
 
-__all__ = [
-    "BatchRow",
-    "Preview",
-    "RowPart",
-    "SeenBatch",
-    "SeenRow",
-    "SeenToken",
-    "SpecialToken",
-    "Split",
-    "preview_rows",
-]  # fmt: skip
-
 Split = Literal["train", "eval"]
 BATCHES = 2
 NUMBER = re.compile(r"(?::|: row )(\d+)$")

@@ -14,8 +14,6 @@ from loraft.config.schema import RunConfig
 from loraft.tasks import TASKS
 from loraft.tasks.task import StarterFacts
 
-__all__ = ["Start", "starter", "starter_config"]
-
 WIDTH = 100
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SURELY = 512

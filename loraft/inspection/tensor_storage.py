@@ -17,8 +17,6 @@ from transformers import PreTrainedConfig
 
 from loraft.models.safetensors_index import TensorHeader, header_of, read_headers
 
-__all__ = ["DTYPE_BYTES", "Storage", "read_storage"]
-
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
          "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
          "BOOL": "bool"}  # fmt: skip

@@ -13,8 +13,6 @@ from pathlib import Path
 from loraft.errors import AdapterError
 from loraft.io.disk_space import disk_errors
 
-__all__ = ["atomic_dir", "read_json", "restore_previous", "write_json", "write_whole"]
-
 
 def read_json(path: Path) -> dict[str, object]:
     """The object in a JSON file.

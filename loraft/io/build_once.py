@@ -15,8 +15,6 @@ from loraft.io.atomic import atomic_dir, write_whole
 from loraft.io.checksums import fault_by_manifest, seal
 from loraft.io.disk_space import ANOTHER_CACHE, disk_errors
 
-__all__ = ["build_once", "remade"]
-
 REMADE: list[str] = []
 
 

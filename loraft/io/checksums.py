@@ -18,11 +18,6 @@ from loraft.errors import InvalidInputError
 from loraft.io.atomic import write_json, write_whole
 from loraft.io.paths import cache_folder
 
-__all__ = [
-    "RECORD", "Fault", "Seals", "altered_settings", "fault", "fault_by_manifest", "is_config", "is_weights",
-    "known_sha256_of", "refuse_altered", "seal", "sha256_of", "sha256_of_facts", "write_record",
-]  # fmt: skip
-
 NOT_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 PUT_BACK = "Put it back as it was, or train or merge again."
 VERIFIED = "verified-1"

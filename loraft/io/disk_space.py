@@ -11,8 +11,6 @@ from pathlib import Path
 
 from loraft.errors import DiskFullError, LoraftError, ResourceError
 
-__all__ = ["ANOTHER_CACHE", "disk_errors", "require_free_bytes"]
-
 ANOTHER_CACHE = "Set LORAFT_CACHE to a folder that can be written and has room."
 FULL = (errno.ENOSPC, errno.EDQUOT)
 IN_WORDS = re.compile(rf"\(os error ({'|'.join(map(str, FULL))})\)")

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from loraft.errors import AdapterError
 
-__all__ = ["adapter_from_hub"]
-
 FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
 """Config, weights, tokenizer and record; pickled weights come along to be named in the refusal, and are not opened."""
 BELOW_THE_ROOT = "*/*"

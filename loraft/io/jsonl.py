@@ -23,8 +23,6 @@ from loraft.grammar import counted
 from loraft.io.disk_space import disk_errors
 from loraft.io.paths import check_output_file
 
-__all__ = ["ANSWERED_BY", "AskedRows", "JsonLines", "check_jsonl", "lost_fields", "open_answers", "open_jsonl"]
-
 ANSWERED_BY = "answered_by"
 """The field that tells answers of one model from those of others; the last one of a row."""
 KEY = "--output"

@@ -9,8 +9,6 @@ import torch
 
 from loraft.errors import OutOfMemoryError
 
-__all__ = ["memory_errors"]
-
 
 @contextmanager
 def memory_errors(message: str, *, remedy: str, where: str | None = None, key: str | None = None) -> Iterator[None]:

@@ -10,8 +10,6 @@ from platformdirs import user_cache_path
 
 from loraft.errors import DataError, InvalidInputError
 
-__all__ = ["cache_folder", "check_output_file"]
-
 
 def cache_folder() -> Path:
     """`LORAFT_CACHE`, or the platform's cache folder: what is in it can be made again."""

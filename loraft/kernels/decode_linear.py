@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["patch_decode_linears"]
-
 
 @contextmanager
 def patch_decode_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:

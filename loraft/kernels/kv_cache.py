@@ -12,8 +12,6 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-__all__ = ["PreallocatedKVLayer", "new_cache"]
-
 LEAST_ROOM = 64
 """For how many tokens there is room at least, whenever a layer is copied."""
 

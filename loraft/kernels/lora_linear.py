@@ -20,8 +20,6 @@ from torch.nn.functional import linear
 
 from loraft.kernels.product_dtype import product_dtype
 
-__all__ = ["AdaptedLinear", "InPlaceUpdate", "patch_lora_linears"]
-
 
 def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:
     """Let every plain LoRA layer of `model` add its update in place; variants such as DoRA stay as they are.

@@ -29,8 +29,6 @@ from transformers import AttentionInterface
 
 from loraft.kernels.product_dtype import product_dtype
 
-__all__ = ["PADDING", "PRODUCTS_UP_TO", "ROWS", "attend_rows", "rows_attention", "varlen_takes"]
-
 ROWS = "loraft_rows"
 PADDING = 0.7
 """The share of products that a row may add for being computed together with a longer one: a call costs as much."""

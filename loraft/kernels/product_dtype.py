@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["product_dtype"]
-
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that autocast gives to a product with `tensor`, or the tensor's own where autocast is off."""

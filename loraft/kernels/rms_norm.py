@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["patch_rms_norm"]
-
 PROBED_SCALES = (1e-3, 1.0, 1e3)
 """The sizes of the numbers that a module is tried on: with small ones its epsilon shows."""
 

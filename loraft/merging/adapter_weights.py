@@ -15,8 +15,6 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import AdapterError
 from loraft.merging.merge_report import REPORT
 
-__all__ = ["means_a_base", "resolve_weighted", "weighted"]
-
 
 def weighted(given: str) -> tuple[str, float]:
     """The place and the weight in a value of `--adapter`; a weight that is left out is 1.

@@ -20,8 +20,6 @@ from loraft.rows.synthetic_tickets import tickets
 from loraft.tasks.task import SourceFormat
 from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 
-__all__ = ["BUILT_IN", "LONGEST", "Rows", "built_in_pairs", "built_in_rows", "rows_for"]
-
 LONGEST = 256
 """The most tokens of a row; fewer where a model has fewer positions."""
 BUILT_IN = "built-in text"

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from loraft.errors import VerificationError
 
-__all__ = ["MergeCheck", "OutputDifference", "check_equivalence", "difference", "kl_divergence"]
-
 LARGEST_FLOAT32_DIFFERENCE = 1e-3
 """Two float32 models with the same weights differ by the order of their sums, and no logit by more than this."""
 WORTH_A_WARNING = 0.1

@@ -22,8 +22,6 @@ from loraft.errors import AdapterError
 from loraft.models.auto_model import meta_model
 from loraft.models.safetensors_index import expected_tensors
 
-__all__ = ["MergePlan", "WeightedAdapter", "plan_merge"]
-
 
 @dataclass(frozen=True, eq=False)
 class WeightedAdapter:

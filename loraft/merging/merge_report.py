@@ -11,8 +11,6 @@ from pathlib import Path
 
 from loraft.adapters.model_card import code, prose, quoted, without_paths
 
-__all__ = ["REPORT", "MergeReport", "explain_base", "merged_card"]
-
 REPORT = "merge_report.json"
 """The report's file; a folder that has it holds a merged model."""
 

@@ -25,8 +25,6 @@ from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES
 from loraft.version import __version__
 
-__all__ = ["chosen_folder", "merged_folder", "write_company", "write_report"]
-
 TOKENIZER = (
     "tokenizer*.json", "vocab.*", "merges.txt", "*.model", "*.spm", "tekken.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.*",

@@ -23,7 +23,7 @@ from loraft.adapters.model_card import shown
 from loraft.adapters.peft_names import ADAPTER_WEIGHTS, parse_key
 from loraft.adapters.resolve_target import base_named_by
 from loraft.adapters.target_task import classes_of
-from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.models.auto_model import meta_model
@@ -43,8 +43,6 @@ from loraft.models.safetensors_index import (
 )
 from loraft.models.safetensors_writer import TORCH_DTYPES
 from loraft.models.sources import resolve
-
-__all__ = ["BaseChoice", "Merge", "MergedDtype", "prepare_merge"]
 
 BaseChoice = Literal["original", "dequantized"]
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]

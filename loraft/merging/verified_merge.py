@@ -18,8 +18,6 @@ from loraft.merging.prepare_merge import Merge
 from loraft.merging.verify import Verified, verify
 from loraft.merging.write_weights import write_weights
 
-__all__ = ["merge_and_verify"]
-
 
 def merge_and_verify(
     merge: Merge,

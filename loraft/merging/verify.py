@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from loraft.adapters.active import act_together, acting
 from loraft.adapters.save_adapter import load_adapters
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.io.memory_errors import memory_errors
 from loraft.merging.calibration_text import LONGEST, Rows, built_in_rows, rows_for
@@ -34,8 +34,6 @@ from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.modules import wrapped_model
 from loraft.models.quantize import compute_in
 from loraft.models.registry import FAMILIES
-
-__all__ = ["LEAST_POSITIONS", "Verified", "verify"]
 
 NOT_COMPARED = "Merge without comparing: --no-verify."
 LEAST_POSITIONS = 256

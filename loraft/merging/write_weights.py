@@ -25,8 +25,6 @@ from loraft.models.quantize import quantize_roundtrip
 from loraft.models.safetensors_index import TensorHeader, mapped_tensor
 from loraft.models.safetensors_writer import TORCH_DTYPES, Slot, in_order, write_index, write_shard
 
-__all__ = ["plan_files", "write_weights"]
-
 BYTES_AT_ONCE = 4 << 20
 MOST_WORKERS = 8
 WORDS = {dtype: word for word, dtype in TORCH_DTYPES.items()}

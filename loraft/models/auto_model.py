@@ -30,8 +30,6 @@ from loraft.models.hf_logging import quietly_reading
 from loraft.models.modules import is_within
 from loraft.models.registry import FAMILIES, spec_of
 
-__all__ = ["class_of", "from_pretrained", "meta_model", "random_model", "read_gguf"]
-
 ENCODER_HEADS = {
     "SequenceClassification": AutoModelForSequenceClassification,
     "MaskedLM": AutoModelForMaskedLM,

@@ -8,8 +8,6 @@ from transformers import PreTrainedModel
 
 from loraft.models.registry import ModelSpec
 
-__all__ = ["class_logits"]
-
 
 def class_logits(
     model: PreTrainedModel,

@@ -11,8 +11,6 @@ from transformers import PreTrainedModel
 from loraft.errors import ModelError
 from loraft.models.modules import wrapped_model
 
-__all__ = ["decoder_inputs", "start_token"]
-
 
 def decoder_inputs(model: nn.Module, target: Tensor) -> Tensor:
     """What the decoder reads to say `target`, as the model itself makes it in training.

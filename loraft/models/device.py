@@ -13,10 +13,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
-
-__all__ = ["DTYPES", "NATIVE_BF16", "DeviceConfig", "select_device"]
 
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "avx10_2", "sve_bf16", "bf16")
 """The names, among torch's CPU capabilities, of instructions that multiply bfloat16."""

@@ -10,8 +10,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["code_notes", "drop_code"]
-
 KEY = "auto_map"
 FILES = ("config.json", "*_config.json")
 

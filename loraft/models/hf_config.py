@@ -14,16 +14,6 @@ from loraft.errors import ModelError
 from loraft.models.hf_logging import quietly_reading
 from loraft.models.registry import DECODERS, ModelSpec, spec_of
 
-__all__ = [
-    "check_dtype",
-    "class_names",
-    "context_of",
-    "in_order",
-    "is_classifier",
-    "read_config",
-    "written_config",
-]
-
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
 """Parts of the names of architectures that share a model_type with a language model and are none."""
 CLASSIFIER = "ForSequenceClassification"

@@ -11,8 +11,6 @@ from transformers.utils import logging
 
 from loraft.errors import LoraftError, ModelError
 
-__all__ = ["quietly", "quietly_reading"]
-
 
 @contextmanager
 def quietly() -> Iterator[None]:

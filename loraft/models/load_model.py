@@ -14,7 +14,7 @@ from typing import cast
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
 from loraft.io.build_once import remade
 from loraft.io.checksums import altered_settings, is_weights, refuse_altered
@@ -29,17 +29,6 @@ from loraft.models.registry import DECODERS, FAMILIES, ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, header_of, read_headers
 from loraft.models.sources import resolve, resolve_tokenizer
 from loraft.models.tokenizer import read_tokenizer
-
-__all__ = [
-    "LoadedModel",
-    "drop_modules",
-    "load_any_config",
-    "load_config",
-    "load_model",
-    "load_noted_tokenizer",
-    "load_tokenizer",
-    "missing_head_modules",
-]
 
 
 @dataclass(frozen=True, eq=False)

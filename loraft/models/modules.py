@@ -11,8 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["is_within", "linear_modules", "matches", "nearest", "parameter_count", "wrapped_model"]
-
 
 def matches(module: str, name: str) -> bool:
     """Whether `name` is the full name of `module` or its last path parts."""

@@ -17,22 +17,10 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
 from loraft.kernels.product_dtype import product_dtype
 from loraft.models.device import DTYPES, DeviceConfig
-
-__all__ = [
-    "NOT_QUANTIZED",
-    "compute_as_autocast_says",
-    "compute_in",
-    "disable_cpu_4bit_repack",
-    "ordinary",
-    "quantization_config",
-    "quantize_roundtrip",
-    "quantized_modules",
-    "unpacked",
-]
 
 NOT_QUANTIZED = ("lm_head", "score", "classifier", "pre_classifier", "pooler")
 """The modules, by a part of their name, whose linear modules keep the model's dtype: heads."""

@@ -15,8 +15,6 @@ from typing import Any, Literal
 from loraft.config.choices import TASK_OF_GROUP, ModelGroup
 from loraft.errors import ModelError
 
-__all__ = ["CLASSIFIERS", "DECODERS", "FAMILIES", "GROUPS", "TWO_STACKS", "Kind", "ModelSpec", "spec_of"]
-
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 
 

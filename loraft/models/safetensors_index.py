@@ -19,11 +19,6 @@ from transformers import PreTrainedModel
 
 from loraft.errors import ModelError, Problem
 
-__all__ = [
-    "INDEX", "TensorHeader", "check_weights", "expected_tensors", "fingerprint", "header_of", "mapped_tensor",
-    "read_headers",
-]  # fmt: skip
-
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

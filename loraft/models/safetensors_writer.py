@@ -18,8 +18,6 @@ import torch
 
 from loraft.models.safetensors_index import INDEX
 
-__all__ = ["TORCH_DTYPES", "Slot", "in_order", "write_index", "write_shard"]
-
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The floating dtypes by the words that safetensors has for them."""
 ITEM_BYTES = {

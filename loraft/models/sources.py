@@ -31,8 +31,6 @@ from loraft.models.formats.gguf_import import convert
 from loraft.models.formats.zip_archive import unpack
 from loraft.models.safetensors_index import read_headers
 
-__all__ = ["NoSuchModelError", "at_hand", "resolve", "resolve_tokenizer"]
-
 CONVERSION = "converted-1"
 """The folder of converted models in the cache; the number changes when what conversion writes does."""
 

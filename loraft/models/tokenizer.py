@@ -9,8 +9,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from loraft.errors import ModelError
 from loraft.models.hf_logging import quietly_reading
 
-__all__ = ["read_tokenizer"]
-
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 """Where a tokenizer's vocabulary is; without one of them transformers makes up an empty tokenizer."""
 

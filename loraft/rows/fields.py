@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from loraft.errors import DataError
 from loraft.rows.json_text import RepeatedKeyError, loads
-from loraft.rows.raw_rows import Row
-
-__all__ = ["Fields", "clean", "column_of", "kind", "shown"]
+from loraft.rows.readers import Row
 
 
 @dataclass(frozen=True)

@@ -16,27 +16,6 @@ from loraft.rows.fields import Fields, clean, column_of, kind, shown
 from loraft.rows.json_text import RepeatedKeyError, loads
 from loraft.rows.readers import Row
 
-__all__ = [
-    "ASKED",
-    "ASKED_FOR_A_TEXT",
-    "COLUMNS",
-    "THOUGHTS",
-    "ClassificationRecord",
-    "Conversation",
-    "LanguagePair",
-    "Message",
-    "PromptCompletion",
-    "Record",
-    "Seq2SeqRecord",
-    "Text",
-    "columns_of",
-    "has_columns",
-    "refuse_preferences",
-    "to_question",
-    "to_record",
-    "unread_columns",
-]  # fmt: skip
-
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
     "messages": (("messages",),),
     "sharegpt": (("conversations",),),

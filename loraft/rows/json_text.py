@@ -6,8 +6,6 @@ import json
 from collections import Counter
 from typing import Any
 
-__all__ = ["RepeatedKeyError", "loads", "loads_marked", "repeated_in"]
-
 
 class RepeatedKeyError(ValueError):
     """An object has a key twice."""

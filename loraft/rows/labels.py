@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from loraft.errors import DataError
 from loraft.rows.formats import ClassificationRecord, Record
 
-__all__ = ["class_called", "class_number", "labels_of"]
-
 
 def class_number(label: str | int, labels: Sequence[str]) -> int:
     """The number of a class that a row names, or gives as its place where the names are no numbers themselves.

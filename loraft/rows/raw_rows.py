@@ -23,12 +23,7 @@ from loraft.io.checksums import sha256_of
 from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, rows_in
 
 if TYPE_CHECKING:
-    from loraft.config.schema import DataSource
-
-__all__ = [
-    "READERS", "SOURCE", "RawRow", "Row", "RowsRead", "content_of", "count_rows", "kind_of", "raw_rows", "read_rows",
-    "rows_to_answer",
-]  # fmt: skip
+    from loraft.config.sections import DataSource
 
 SOURCE = "--input"
 """What names a file of rows that each get an answer."""

@@ -19,8 +19,6 @@ from typing import Any
 from loraft.errors import DataError, Problem
 from loraft.rows.json_text import RepeatedKeyError, loads, loads_marked, repeated_in
 
-__all__ = ["READERS", "RawRow", "Row", "from_arrow", "kind_of", "rows_in"]
-
 ROWS_OF_PARQUET = 1000
 """Rows of a Parquet file that are decoded together."""
 

@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from random import Random
 
-__all__ = ["SPLITS", "SYSTEM_PROMPT", "tickets"]
-
 SPLITS: Mapping[str, int] = {"train": 800, "eval": 200}
 """The rows of each split; no message stands in both."""
 SEED = 20_240_613

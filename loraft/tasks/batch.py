@@ -12,8 +12,6 @@ from torch import Tensor
 
 from loraft.tokenization.examples import IGNORED, Example
 
-__all__ = ["Batch", "BatchLayout", "collate_labelled", "collate_pairs", "collate_texts"]
-
 
 @dataclass(frozen=True)
 class BatchLayout:

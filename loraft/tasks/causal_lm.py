@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from loraft.config.schema import DataSection, RunConfig
+    from loraft.config.schema import RunConfig
+    from loraft.config.sections import DataSection
     from loraft.tasks.batch import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
     from loraft.tokenization.causal_lm_rows import CausalLMRenderer

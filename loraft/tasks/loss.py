@@ -23,8 +23,6 @@ from loraft.models.registry import ModelSpec
 from loraft.tasks.batch import Batch
 from loraft.tokenization.examples import IGNORED
 
-__all__ = ["CausalLMLoss", "ClassificationLoss", "LMLoss", "Seq2SeqLMLoss", "TaskLoss"]
-
 
 class TaskLoss(nn.Module, ABC):
     """A model whose forward takes a batch and gives its summed loss.

@@ -10,8 +10,6 @@ from loraft.rows.formats import COLUMNS, columns_of, has_columns, refuse_prefere
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
 
-__all__ = ["check_format", "detect_format"]
-
 
 def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, str] | None = None) -> RowFormat:
     """The format that `columns` are of.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from loraft.config.schema import DataSection
+    from loraft.config.sections import DataSection
     from loraft.tasks.batch import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
     from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from loraft.config.schema import DataSection, RunConfig
+    from loraft.config.schema import RunConfig
+    from loraft.config.sections import DataSection
     from loraft.errors import Problem
     from loraft.rows.formats import LanguagePair, Message, Record
     from loraft.rows.readers import Row

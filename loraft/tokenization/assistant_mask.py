@@ -36,9 +36,8 @@ from loraft.tokenization.content_marks import (
     parts_of,
     unused_characters,
 )
-from loraft.tokenization.template_sandbox import TemplateBoundError, render_bounded
-
-__all__ = ["ChatTemplate", "RenderedTurns"]
+from loraft.tokenization.template_budget import TemplateBoundError
+from loraft.tokenization.template_sandbox import render_bounded
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

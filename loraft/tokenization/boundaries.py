@@ -19,8 +19,6 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.tokenization.long_texts import LongTexts
 
-__all__ = ["BorderedText", "Encoded", "Span", "TextEncoder", "shared_beginning"]
-
 Span = tuple[int, int]
 """Characters `start … stop - 1` of a text."""
 

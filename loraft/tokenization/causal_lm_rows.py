@@ -27,7 +27,7 @@ from typing import ClassVar, Literal
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.choices import SpecialTokensInText
-from loraft.config.schema import DataSection
+from loraft.config.sections import DataSection
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text
 from loraft.tokenization.assistant_mask import ChatTemplate, RenderedTurns
@@ -36,8 +36,6 @@ from loraft.tokenization.chat_templates import choose_template
 from loraft.tokenization.control_tokens import ControlTokens, Protected
 from loraft.tokenization.examples import IGNORED, TOKENIZED_TOGETHER, Example
 from loraft.tokenization.long_texts import LongTexts
-
-__all__ = ["CausalLMRenderer", "RenderedRow"]
 
 TrainOn = Literal["completions", "last", "all"]
 SPACED = (

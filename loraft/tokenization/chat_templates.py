@@ -14,8 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import DataError
 
-__all__ = ["choose_template"]
-
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
     "{{ END if message['role'] == 'assistant' else '<|im_end|>' }}{{ '\\n' }}{% endfor %}"

@@ -10,16 +10,13 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.choices import SpecialTokensInText
-from loraft.config.schema import DataSection
+from loraft.config.sections import DataSection
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import ClassificationRecord, Message, Record
 from loraft.rows.labels import class_number
 from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import LongTexts, calls, require_readable
-
-__all__ = ["ClassificationRenderer"]
-
 
 TOGETHER = (
     "the tokenizer puts nothing between the two texts of a pair: where they are to be told apart, begin text_pair "

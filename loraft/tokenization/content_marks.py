@@ -18,8 +18,6 @@ from typing import Any
 from loraft.errors import DataError
 from loraft.rows.formats import THOUGHTS, Message
 
-__all__ = ["APART", "THINKS", "ContentPart", "find_parts", "left_out", "parts_of", "unused_characters"]
-
 PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Unicode's private use areas: characters that mean nothing."""
 APART = "data.split_turns: true makes each answer a row of its own, behind the prompt that generation feeds"

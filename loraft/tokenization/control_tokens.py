@@ -19,8 +19,6 @@ from loraft.rows.formats import Message
 from loraft.tokenization.boundaries import Span
 from loraft.tokenization.content_marks import unused_characters
 
-__all__ = ["ControlTokens", "Protected"]
-
 KEY = "data.special_tokens_in_text"
 
 

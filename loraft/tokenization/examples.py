@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["IGNORED", "TOKENIZED_TOGETHER", "Example"]
-
 IGNORED = -100
 """The label of a token that is not trained."""
 TOKENIZED_TOGETHER = 1000

@@ -31,8 +31,6 @@ from transformers import PreTrainedTokenizerBase
 from loraft.errors import DataError
 from loraft.tokenization.examples import TOKENIZED_TOGETHER
 
-__all__ = ["LONG", "UNBROKEN", "LongTexts", "ManyTokensError", "Tokens", "calls", "require_readable"]
-
 LONG = 65_536
 """Texts of more characters are read in pieces."""
 UNBROKEN = 2_000_000

@@ -16,14 +16,12 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.choices import SpecialTokensInText
-from loraft.config.schema import DataSection
+from loraft.config.sections import DataSection
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Message, Record, Seq2SeqRecord
 from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import LongTexts
-
-__all__ = ["Seq2SeqRenderer", "truncate_keep_eos"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,11 +14,6 @@ from typing import Any
 from jinja2 import TemplateRuntimeError
 from jinja2.utils import Namespace
 
-__all__ = [
-    "BUDGET", "Budget", "Counted", "TemplateBoundError", "as_text", "before_filter", "before_format", "before_method",
-    "before_operator", "parts_of", "weight_of",
-]  # fmt: skip
-
 MOST_SECONDS = 1.0
 """Processor time of a rendering, which usually takes less than a thousandth of it."""
 MOST_CHARACTERS = 30_000_000

@@ -23,7 +23,6 @@ from loraft.tokenization.template_budget import (
     BUDGET,
     Budget,
     Counted,
-    TemplateBoundError,
     as_text,
     before_filter,
     before_format,
@@ -31,8 +30,6 @@ from loraft.tokenization.template_budget import (
     before_operator,
     parts_of,
 )
-
-__all__ = ["TemplateBoundError", "render_bounded"]
 
 SMALL = 1000
 """Texts of so many characters are joined without counting: to keep many takes a list, whose parts are counted."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Piece", "Pieces"]
-
 MOST_IN_A_CHARACTER = 8
 """An emoji of four bytes and what changes its colour, a token a byte."""
 

@@ -12,8 +12,6 @@ from loraft.adapters.targets import TargetModules
 from loraft.training.optimizer import learning_rate
 from loraft.training.run_plan import RunPlan
 
-__all__ = ["CheckReport", "report"]
-
 
 @dataclass(frozen=True)
 class CheckReport:

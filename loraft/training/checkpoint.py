@@ -22,19 +22,6 @@ from loraft.errors import DiskFullError
 from loraft.io.atomic import atomic_dir, restore_previous, write_json
 from loraft.io.checksums import fault_by_manifest, seal
 
-__all__ = [
-    "Checkpoint",
-    "checkpoints",
-    "load_checkpoint",
-    "newest_checkpoint",
-    "prune",
-    "remove_partial",
-    "restore_rng",
-    "rng_state",
-    "save_checkpoint",
-    "verified",
-]
-
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 MANIFEST = "manifest.json"
 

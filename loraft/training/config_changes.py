@@ -10,8 +10,6 @@ from loraft.config.dump import inline
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.training.optimizer import learning_rate, warmup_steps
 
-__all__ = ["Change", "changes", "is_harmless", "rate_note"]
-
 SILENT = "training.output_dir"
 """The folder that is gone on with is the one that was named, however it is written."""
 HARMLESS = frozenset(

@@ -16,8 +16,6 @@ from loraft.tasks.loss import TaskLoss
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 
-__all__ = ["EvalLoss", "class_figures", "evaluate_loss"]
-
 NO_FIGURES: Mapping[str, float] = MappingProxyType({})
 
 

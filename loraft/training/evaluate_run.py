@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from loraft.events import Note
 from loraft.figures import perplexity
 from loraft.grammar import counted
 from loraft.training.eval_loss import EvalLoss, evaluate_loss
 from loraft.training.non_finite import require_finite
-from loraft.training.run_events import Evaluated, Note, SampleAnswered
+from loraft.training.run_events import Evaluated, SampleAnswered
 from loraft.training.stop_signals import StopSignals
 from loraft.training.trainer_state import RunState, Trainer
-
-__all__ = ["evaluate_run", "stops_early"]
 
 
 def evaluate_run(run: Trainer, state: RunState, signals: StopSignals) -> bool:

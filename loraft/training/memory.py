@@ -9,9 +9,7 @@ from pathlib import Path
 
 import torch
 
-from loraft.config.schema import QuantizationSection
-
-__all__ = ["LayerSizes", "MemoryPlan", "StackSizes", "TrainingSizes", "peak_bytes", "predict", "quantized_bytes"]
+from loraft.config.sections import QuantizationSection
 
 BLOCK = 64
 """Weights that share one block constant in bitsandbytes' 4-bit types."""

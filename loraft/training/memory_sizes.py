@@ -17,8 +17,6 @@ from loraft.tokenization.examples import Example
 from loraft.training.memory import StackSizes, TrainingSizes
 from loraft.training.model_summary import ModelSummary
 
-__all__ = ["training_sizes"]
-
 
 def training_sizes(
     config: RunConfig,

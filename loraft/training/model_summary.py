@@ -27,8 +27,6 @@ from loraft.models.sources import resolve
 from loraft.tasks import TASKS
 from loraft.training.memory import LayerSizes
 
-__all__ = ["ModelSummary", "summarize_model"]
-
 
 @dataclass(frozen=True, eq=False)
 class ModelSummary:

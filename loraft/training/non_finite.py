@@ -18,8 +18,6 @@ from loraft.tasks.batch import Batch
 from loraft.tokenization.examples import Example
 from loraft.training.trainer_state import Trainer
 
-__all__ = ["first_output", "first_weight", "require_finite"]
-
 NAMED = 8
 """The most rows that an error names."""
 LOWER_RATE = "a lower training.learning_rate is the usual cure"

@@ -15,8 +15,6 @@ from torch.optim import Optimizer
 
 from loraft.config.schema import TrainingSection
 
-__all__ = ["build_optimizer", "learning_rate", "optimizer_state", "resolve_optim", "restore_optimizer", "warmup_steps"]
-
 Scalar = int | float
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from loraft.adapters.save_adapter import restore
 from loraft.config.config_file import load_config
 from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
+from loraft.events import Note
 from loraft.models.load_model import LoadedModel
 from loraft.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, remove_partial, restore_rng
 from loraft.training.config_changes import changes, is_harmless, rate_note
@@ -17,11 +18,8 @@ from loraft.training.evaluate_run import stops_early
 from loraft.training.loop import all_trained, rotate_checkpoints
 from loraft.training.optimizer import restore_optimizer
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_events import Note
 from loraft.training.run_plan import RunPlan, steps_of
 from loraft.training.trainer_state import RunState, Trainer
-
-__all__ = ["Begun", "compare_with_begun", "refuse_another_base", "resume_from", "weights_in"]
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,6 @@ from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFold
 from loraft.io.atomic import write_whole
 from loraft.training.memory import MemoryPlan
 
-__all__ = [
-    "TRACKERS",
-    "RunFolder",
-    "check_disk",
-    "choose_run_folder",
-    "left_unfinished",
-    "refuse_own_inputs",
-    "refuse_taken",
-]
-
 RUNS = Path("runs")
 LOCK = ".lock"
 TRACKERS = "trackers"

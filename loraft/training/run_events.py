@@ -9,20 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraft.events import Event, Note, Observer, Progress
-
-__all__ = [
-    "Evaluated",
-    "Event",
-    "Note",
-    "Observer",
-    "Progress",
-    "RunStarted",
-    "SampleAnswered",
-    "Saved",
-    "StepDone",
-    "StepLogged",
-]
+from loraft.events import Event
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,6 @@ from loraft.training.model_summary import ModelSummary, summarize_model
 from loraft.training.optimizer import resolve_optim, warmup_steps
 from loraft.training.trackers import tracker_problems
 
-__all__ = ["RunPlan", "plan_run", "steps_of"]
-
 Result = TypeVar("Result")
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 LINE_STEP = 32

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["SaveRequests", "StopSignals"]
-
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

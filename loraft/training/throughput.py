@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Throughput"]
-
 
 class Throughput:
     """The rate of this process's steps, evaluations and saving left out, and what the newest step came to.

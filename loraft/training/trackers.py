@@ -16,10 +16,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from loraft.config.schema import RunConfig
 from loraft.errors import Problem
+from loraft.events import Event, Observer
 from loraft.training.run_dir import TRACKERS
-from loraft.training.run_events import Evaluated, Event, Observer, StepLogged
-
-__all__ = ["tracked", "tracker_problems"]
+from loraft.training.run_events import Evaluated, StepLogged
 
 RUN_NAME_KEY = {"wandb": "name", "mlflow": "run_name", "trackio": "name", "swanlab": "experiment_name"}
 """What each tracker calls the name of a run when it is opened."""

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import TrainingFacts, shown, shown_word
 from loraft.adapters.save_adapter import restore, save_adapter, save_full
+from loraft.events import Note, Observer
 from loraft.figures import perplexity
 from loraft.io.disk_space import disk_errors
 from loraft.io.memory_errors import memory_errors
@@ -31,14 +32,12 @@ from loraft.training.memory import peak_bytes
 from loraft.training.optimizer import build_optimizer
 from loraft.training.resume import Begun, compare_with_begun, refuse_another_base, resume_from, weights_in
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_events import Note, Observer, Saved
+from loraft.training.run_events import Saved
 from loraft.training.run_plan import RunPlan
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trackers import tracked
 from loraft.training.trainer_state import RunState, Trainer
 from loraft.version import __version__
-
-__all__ = ["TrainResult", "build_model", "build_trainer", "run_plan"]
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 Answerer = Callable[[AdaptedModel], Callable[[str], str]]

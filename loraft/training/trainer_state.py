@@ -13,15 +13,13 @@ from loraft.adapters.inject import AdaptedModel
 from loraft.config.schema import TrainingSection
 from loraft.dataset.sampler import BatchSampler
 from loraft.dataset.streaming import StreamingSampler
+from loraft.events import Observer
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.loss import TaskLoss
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_events import Observer
 from loraft.training.stop_signals import SaveRequests
-
-__all__ = ["RunState", "Trainer"]
 
 
 @dataclass

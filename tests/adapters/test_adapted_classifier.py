@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.save_adapter import save_adapter, save_full
-from loraft.config.schema import ModelSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import ModelSection
 from loraft.errors import AdapterError, InvalidInputError, ModelError
 from loraft.inference.classifier import Classifier, open_classifier
 from loraft.models.load_model import load_config, missing_head_modules
@@ -44,6 +45,7 @@ def scores(adapted: AdaptedModel, opened: Classifier) -> torch.Tensor:
     return Classifier(adapted.loaded, adapted.model, opened.renderer, None, None, None, ()).logits(opened.tokens(TEXTS))
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 @pytest.mark.parametrize("model_type", SOME)
 def test_c20_what_was_saved_gives_identical_logits(tmp_path: Path, model_type: str, method: str) -> None:
@@ -54,6 +56,7 @@ def test_c20_what_was_saved_gives_identical_logits(tmp_path: Path, model_type: s
     assert torch.equal(scores(adapted, opened), opened.logits(opened.tokens(TEXTS)))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", SOME)
 def test_c20_pefts_three_lines_give_the_same_logits(tmp_path: Path, model_type: str) -> None:
     """C20: whoever loads it with peft gets the head that was trained, and nothing in the folder names what is not."""

@@ -13,6 +13,7 @@ from loraft import __version__
 from loraft.__main__ import main
 from loraft.cli.unknown_options import COMMANDS_ELSEWHERE
 from tests.cli.conftest import Loraft
+from tests.words import Wording
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -41,32 +42,33 @@ def test_help_lists_every_command(loraft: Loraft) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "hint"),
+    "arguments",
     [
-        (["trian", "x.yaml"], "train"),
-        (["sft", "x.yaml"], "No such command 'sft'. Did you mean 'train'?"),
-        (["infer", "x"], "Did you mean 'generate'?"),
-        (["eval", "x"], "Did you mean 'evaluate'?"),
-        (["export", "x"], "Did you mean 'merge'?"),
-        (["train", "x.yaml", "--resme"], "--resume"),
-        (["train"], "CONFIG"),
-        (["generate", "x", "--temp", "0.5"], "(Possible options: --temperature)"),
-        (["generate", "x", "--tokens", "9"], "(Possible options: --max-new-tokens)"),
-        (["generate", "x", "--max_new_tokens", "9"], "(Possible options: --max-new-tokens)"),
-        (["train", "x.yaml", "--max_steps", "5"], "Write training.max_steps=5 after the config."),
-        (["check", "x.yaml", "--learning-rate=1e-4"], "Write training.learning_rate=1e-4 after the config."),
-        (["preview", "x.yaml", "--data.train", "rows.jsonl"], "Write data.train=rows.jsonl after the config."),
-        (["train", "x.yaml", "--lora_r", "8"], "Write lora.r=8 after the config."),
-        (["train", "x.yaml", "--use_dora"], "Write lora.use_dora=… after the config."),
-        (["generate", "What is up?"], "'What is up?' is TARGET, the model: give what it answers by --prompt"),
-        (["predict", "Well done"], "'Well done' is TARGET, the model: give what it classifies by --text"),
+        ["trian", "x.yaml"],
+        ["sft", "x.yaml"],
+        ["infer", "x"],
+        ["eval", "x"],
+        ["export", "x"],
+        ["train", "x.yaml", "--resme"],
+        ["train"],
+        ["generate", "x", "--temp", "0.5"],
+        ["generate", "x", "--tokens", "9"],
+        ["generate", "x", "--max_new_tokens", "9"],
+        ["train", "x.yaml", "--max_steps", "5"],
+        ["check", "x.yaml", "--learning-rate=1e-4"],
+        ["preview", "x.yaml", "--data.train", "rows.jsonl"],
+        ["train", "x.yaml", "--lora_r", "8"],
+        ["train", "x.yaml", "--use_dora"],
+        ["generate", "What is up?"],
+        ["predict", "Well done"],
     ],
+    ids=" ".join,
 )
-def test_a_slip_of_the_hand_is_refused_with_a_hint(loraft: Loraft, arguments: list[str], hint: str) -> None:
+def test_a_slip_of_the_hand_is_refused_with_a_hint(loraft: Loraft, arguments: list[str], wording: Wording) -> None:
     result = loraft(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert hint in " ".join(result.stderr.split())
+    wording(result.stderr)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_end_to_end import loraft
+from tests.cli.running import loraft
 from tests.inference.voices import adapter_in, base_in
+from tests.words import Wording
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,27 +99,27 @@ def test_commands_say_what_they_did(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    "line",
     [
-        ("/undoo", "there is no command /undoo\n  Did you mean /undo?"),
-        ("/etc/passwd", "there is no command /etc/passwd"),
-        ("/set temperature=hot", "temperature cannot be 'hot'"),
-        ("/set temperature=-1", "temperature: must be 0 (greedy) or above"),
-        ("/set temperature=nan", "temperature: must be 0 (greedy) or above"),
-        ("/set max_new_tokens=0", "max_new_tokens: must be at least 1"),
-        ("/set max_new_tokens=1.5", "max_new_tokens cannot be '1.5'"),
-        ("/set seed=-1", "seed: must be from 0"),
-        ("/set temprature=1", "Did you mean temperature?"),
-        ("/set top_k", "top_k needs a value"),
-        ("/save", "/save needs a file"),
-        ("/save talk", "Name it talk.jsonl"),
-        ("/save talk.jsonl", "there is no answer to save yet"),
-        ("/save ~nobody-of-that-name/talk.jsonl", "there is no answer to save yet"),
+        "/undoo",
+        "/etc/passwd",
+        "/set temperature=hot",
+        "/set temperature=-1",
+        "/set temperature=nan",
+        "/set max_new_tokens=0",
+        "/set max_new_tokens=1.5",
+        "/set seed=-1",
+        "/set temprature=1",
+        "/set top_k",
+        "/save",
+        "/save talk",
+        "/save talk.jsonl",
+        "/save ~nobody-of-that-name/talk.jsonl",
     ],
 )
-def test_what_cannot_be_is_told_and_the_conversation_goes_on(place: Path, line: str, told: str) -> None:
+def test_what_cannot_be_is_told_and_the_conversation_goes_on(place: Path, line: str, wording: Wording) -> None:
     stdout, stderr = talk(place, line, "the order", refused=True)
-    assert told in stderr
+    wording("\n".join(line for line in stderr.splitlines() if not re.search(r" · |^note: device", line)))
     assert stdout
 
 

@@ -8,76 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import loraft.api  # so that the forks below have it
-from loraft.__main__ import main
+from tests.cli.running import loraft, refused
 from tests.tiny import save_tiny
 from tests.training.building import rows, write_rows
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a run of loraft ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def loraft(*words: str, cwd: Path, stdin: str | None = None) -> Done:
-    """Run loraft in a folder, in a process of its own: a fork of this one, which has imported the libraries already."""
-    _, status = os.waitpid(started(*words, cwd=cwd, stdin=stdin), 0)
-    files = _files(cwd)
-    done = Done(os.waitstatus_to_exitcode(status), files[1].read_text(), files[2].read_text())
-    for file in files:
-        file.unlink()
-    return done
-
-
-def started(*words: str, cwd: Path, stdin: str | None = None) -> int:
-    """Begin what `loraft` waits for, and give the number of its process."""
-    _files(cwd)[0].write_text(stdin or "")
-    with warnings.catch_warnings():
-        # From Python 3.12 on a fork of a process with threads warns; this child starts none of their work.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        _become(words, cwd, _files(cwd))
-    return child
-
-
-def _files(cwd: Path) -> list[Path]:
-    return [cwd / f".{name}" for name in ("stdin", "stdout", "stderr")]
-
-
-def _become(words: Sequence[str], cwd: Path, files: Sequence[Path]) -> NoReturn:
-    """Turn this process into loraft."""
-    code = 1
-    try:
-        os.chdir(cwd)
-        for number, file in enumerate(files):
-            opened = os.open(file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(opened, number)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
-        sys.argv = ["loraft", *words]
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+from tests.words import Wording
 
 
 @pytest.fixture
@@ -93,14 +34,6 @@ def place(tmp_path: Path) -> Path:
         "generation: {max_new_tokens: 8, temperature: 0}\n"
     )
     return tmp_path
-
-
-def refused(done: Done) -> str:
-    """The message of a refusal, which must be one: exit code 2, nothing on standard output, no traceback."""
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    return " ".join(done.stderr.split())
 
 
 def test_check_train_generate(place: Path) -> None:
@@ -130,6 +63,7 @@ def test_check_train_generate(place: Path) -> None:
     assert checkpoint.stdout == plain.stdout
 
 
+@pytest.mark.slow
 def test_pefts_three_lines_give_what_loraft_gives(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AutoModelForCausalLM, PeftModel and generate, unchanged, with the files beside the adapter."""
     from peft import PeftModel
@@ -199,23 +133,24 @@ def test_a_stream_is_checked_and_trained_on(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    "words",
     [
-        (["absent.yaml"], "absent.yaml"),
-        (["c.yaml", "data.train=absent.jsonl"], "there is no such file"),
-        (["c.yaml", "training.lr=1"], "learning_rate"),
-        (["c.yaml", "lora.target_modules=[q_prj]"], "q_proj"),
-        (["c.yaml", "lora.layers=last:99"], "the model has 3 layers"),
-        (["c.yaml", "model.name_or_path=nobody/nothing"], "nobody/nothing"),
-        (["c.yaml", "model.name_or_path=builtin:smollm"], "builtin:smollm2-135m-instruct"),
-        (["c.yaml", "data.max_length=100000"], "positions"),
+        ["absent.yaml"],
+        ["c.yaml", "data.train=absent.jsonl"],
+        ["c.yaml", "training.lr=1"],
+        ["c.yaml", "lora.target_modules=[q_prj]"],
+        ["c.yaml", "lora.layers=last:99"],
+        ["c.yaml", "model.name_or_path=nobody/nothing"],
+        ["c.yaml", "model.name_or_path=builtin:smollm"],
+        ["c.yaml", "data.max_length=100000"],
     ],
+    ids=" ".join,
 )
 def test_what_check_refuses_train_refuses_too_and_nothing_is_written(
-    place: Path, words: list[str], message: str
+    place: Path, words: list[str], wording: Wording
 ) -> None:
     told = [refused(loraft(verb, *words, cwd=place)) for verb in ("check", "train")]
-    assert message in told[0]
+    wording(told[0])
     assert told[0] == told[1]
     assert not (place / "run").exists()
 
@@ -279,6 +214,7 @@ def test_an_adapter_on_another_base_is_refused(place: Path) -> None:
     assert "other base weights" in told
 
 
+@pytest.mark.slow
 def test_qlora_from_the_command_line(place: Path) -> None:
     done = loraft("train", "c.yaml", "method=qlora", "training.optim=paged_adamw_32bit", "--json", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -288,6 +224,7 @@ def test_qlora_from_the_command_line(place: Path) -> None:
     assert loraft("generate", "run", "-p", "hi", cwd=place).returncode == 0
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_gives_a_model_that_is_a_target(place: Path) -> None:
     done = loraft("train", "c.yaml", "method=full", "--json", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -295,6 +232,7 @@ def test_full_fine_tuning_gives_a_model_that_is_a_target(place: Path) -> None:
     assert loraft("generate", "run", "-p", "hi", cwd=place).returncode == 0
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("rows", [{"prompt": "the customer", "completion": " said"}, {"text": "the customer said"}])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_c7_what_learned_plain_text_is_asked_with_plain_text(place: Path, rows: dict[str, str], method: str) -> None:

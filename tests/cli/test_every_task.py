@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_end_to_end import loraft
+from tests.cli.running import loraft
 from tests.tiny import save_tiny
 
 WORDS = ("the", "customer", "said", "that", "order", "is", "late", "and", "answer", "in", "text")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loraft.cli.console import print_json
 from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate, as_share, as_span
 
 
@@ -72,3 +77,9 @@ def test_shares(part: int, whole: int, text: str) -> None:
 )
 def test_spans(indices: list[int], text: str) -> None:
     assert as_span(indices) == text
+
+
+def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"loss": math.inf, "rows": [{"loss": math.nan}, {"loss": 0.5}], "run_folder": Path("runs/a")})
+    document = json.loads(capsys.readouterr().out)
+    assert document == {"loss": None, "rows": [{"loss": None}, {"loss": 0.5}], "run_folder": "runs/a"}

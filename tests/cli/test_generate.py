@@ -4,60 +4,72 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from tests.cli import fake_api
-from tests.cli.conftest import Loraft
+from tests.cli.conftest import ANSWER, Calls, Loraft
+from tests.cli.running import started
+from tests.words import Wording
 
-ROOT = Path(__file__).parents[2]
 
-
+@pytest.mark.usefixtures("place")
 def test_the_answer_and_nothing_else_is_on_standard_output(loraft: Loraft) -> None:
-    result = loraft("generate", "builtin:any", "-p", "Capital?")
+    result = loraft("generate", "run", "-p", "Capital?")
     assert result.exit_code == 0
-    assert result.stdout == "Paris.\x1b[2J\n", "into a pipe the text goes as it is"
-    assert "note: the adapter was trained on another revision of its base" in result.stderr
-    assert "3 tokens · prompt read in 42 ms · 22.2 tokens/s · the model ended its answer" in result.stderr
+    assert result.stdout == f"{ANSWER}\n", "into a pipe the text goes as it is"
+    note, ended = result.stderr.splitlines()
+    assert note.startswith("note: device cpu")
+    tokens, read, rate, why = ended.split(" · ")
+    assert (tokens, why) == ("9 tokens", "the model ended its answer")
+    assert read.startswith("prompt read in ")
+    assert rate.endswith(" tokens/s")
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
-    ("by", "text", "said"),
-    [("limit", None, "cut at the limit (--max-new-tokens)"), ("stop_text", "\n\n", r"ended at the stop text '\n\n'")],
+    ("options", "said"),
+    [
+        (["--max-new-tokens", "2"], "cut at the limit (--max-new-tokens)"),
+        (["--stop", "is."], "ended at the stop text 'is.'"),
+    ],
 )
-def test_what_ended_an_answer_is_said(
-    loraft: Loraft, monkeypatch: pytest.MonkeyPatch, by: str, text: str | None, said: str
-) -> None:
-    monkeypatch.setattr(fake_api.Stream, "ending", SimpleNamespace(by=by, text=text))
-    assert said in loraft("generate", "builtin:any", "-p", "Capital?").stderr
+def test_what_ended_an_answer_is_said(loraft: Loraft, options: list[str], said: str) -> None:
+    result = loraft("generate", "run", "-p", "Capital?", *options)
+    assert said in result.stderr
+    assert ANSWER.startswith(result.stdout[:-1])
 
 
-def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft) -> None:
+@pytest.mark.usefixtures("place")
+def test_options_left_out_are_left_to_what_was_saved(loraft: Loraft, calls: Calls) -> None:
     loraft("generate", "--adapter", "run/adapter", "--prompt", "Hi", "--top-k", "5")
-    assert fake_api.CALLS[-1] == {
-        "model": ModelRequest(None, ["run/adapter"]),
-        "prompt": "Hi",
-        "options": GenerationRequest(top_k=5, seed=0),
-        "trace": False,
-        "layers": False,
-        "use_cache": True,
-    }
+    assert calls == [
+        {
+            "model": ModelRequest(None, ["run/adapter"]),
+            "prompt": "Hi",
+            "options": GenerationRequest(top_k=5, seed=0),
+            "trace": False,
+            "layers": False,
+            "use_cache": True,
+        }
+    ]
 
 
-def test_every_option_arrives(loraft: Loraft) -> None:
+@pytest.mark.usefixtures("place")
+def test_every_option_arrives(loraft: Loraft, calls: Calls) -> None:
     words = "--system S --max-new-tokens 9 --temperature 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 --repetition-penalty 1.1"
-    loraft("generate", "any", "-p", "Hi", *words.split(), "--stop", "a b", "--stop", "c", "--seed", "3")
-    assert fake_api.CALLS[-1]["options"] == GenerationRequest("S", 9, 0.5, 0.9, 5, 3, 0.1, 1.1, ("a b", "c"))
-    loraft("generate", "any", "-p", "Hi", "--num-beams", "4")
-    assert fake_api.CALLS[-1]["options"] == GenerationRequest(seed=0, num_beams=4)
+    done = loraft("generate", "run", "-p", "Hi", *words.split(), "--stop", "a b", "--stop", "c", "--seed", "3")
+    assert done.exit_code == 0
+    assert calls[-1]["options"] == GenerationRequest("S", 9, 0.5, 0.9, 5, 3, 0.1, 1.1, ("a b", "c"))
+    assert loraft("generate", "run", "-p", "Hi", "--num-beams", "4").exit_code == 0
+    assert calls[-1]["options"] == GenerationRequest(seed=0, num_beams=4)
 
 
+@pytest.mark.usefixtures("place")
 def test_json_is_the_completion(loraft: Loraft) -> None:
-    document = json.loads(loraft("generate", "any", "-p", "Hi", "--json").stdout)
+    document = json.loads(loraft("generate", "run", "-p", "Hi", "--json").stdout)
     assert list(document) == [
         "prompt",
         "completion",
@@ -69,10 +81,11 @@ def test_json_is_the_completion(loraft: Loraft) -> None:
     ]
 
 
-@pytest.mark.parametrize(("stdin", "prompt"), [("two\nlines\n", "two\nlines"), ("", ""), ("é\n\n", "é\n")])
-def test_a_dash_reads_standard_input(loraft: Loraft, stdin: str, prompt: str) -> None:
-    loraft("generate", "any", "-p", "-", stdin=stdin)
-    assert fake_api.CALLS[-1]["prompt"] == prompt
+@pytest.mark.usefixtures("place")
+def test_a_dash_reads_standard_input(loraft: Loraft, calls: Calls) -> None:
+    for stdin, prompt in (("two\nlines\n", "two\nlines"), ("", ""), ("é\n\n", "é\n")):
+        loraft("generate", "run", "-p", "-", stdin=stdin)
+        assert calls[-1]["prompt"] == prompt
 
 
 def test_a_prompt_that_is_no_text_is_refused(loraft: Loraft) -> None:
@@ -109,22 +122,22 @@ def test_a_prompt_that_is_no_text_is_refused(loraft: Loraft) -> None:
         ["any", "-p", "Hi", "--num-beams", "0"],
         ["any", "-p", "Hi", "--layers"],
     ],
+    ids=" ".join,
 )
-def test_what_cannot_be_is_refused(loraft: Loraft, arguments: list[str]) -> None:
+def test_what_cannot_be_is_refused(loraft: Loraft, calls: Calls, arguments: list[str], wording: Wording) -> None:
     result = loraft("generate", *arguments)
     assert result.exit_code == 2
     assert "Error: " in result.stderr
-    assert fake_api.CALLS == []
+    wording(result.stderr)
+    assert calls == []
 
 
-def test_a_reader_who_goes_away_is_no_error() -> None:
+def test_a_reader_who_goes_away_is_no_error(place: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    words = fake_api.command_line("generate", "any", "-p", "Hi")
-    done = subprocess.run(
-        words, stdout=writer, stderr=subprocess.PIPE, text=True, env={"PYTHONPATH": str(ROOT)}, check=False
-    )
+    _, status = os.waitpid(started("generate", "run", "-p", "Hi", cwd=place, output=writer), 0)
     os.close(writer)
-    assert done.returncode == 141
-    assert "Error" not in done.stderr
-    assert "Traceback" not in done.stderr
+    said = (place / ".stderr").read_text()
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGPIPE
+    assert "Error" not in said
+    assert "Traceback" not in said

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_end_to_end import loraft, refused
+from tests.cli.running import loraft, refused
 from tests.inference.voices import adapter_in, base_in
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +37,7 @@ def rows_of(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_c35_a_file_of_64_prompts_is_answered_as_one_by_one(place: Path, tmp_path: Path) -> None:
     """Left-padded, greedy, float32; `-p` 64 times and once each give the same text as the file."""
     output = tmp_path / "o.jsonl"

@@ -14,12 +14,13 @@ import typer
 from typer.testing import CliRunner, Result
 
 from loraft.cli.app import app
+from loraft.config.choices import Method, RowFormat, TaskName
 from loraft.config.config_file import load_config
-from loraft.config.schema import Method, RowFormat, TaskName
 from loraft.config.schema_info import unused_keys
 from loraft.tasks import TASKS
 from tests.tiny import save_tiny
 from tests.training.building import write_rows
+from tests.words import Wording
 
 METHODS = get_args(Method)
 KINDS: dict[TaskName, str] = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
@@ -222,20 +223,20 @@ def test_a_path_that_yaml_would_misread_is_quoted(here: Path) -> None:
 
 
 BAD = [
-    ("nowhere.jsonl", "there is no such file"),
-    ("empty.jsonl", "is empty"),
-    ("blank.jsonl", "holds no rows"),
-    ("broken.jsonl", "is not JSON"),
-    ("unknown.jsonl", "the columns are a, b, and none of them is known"),
-    ("folder", "is a folder"),
-    ("scores.jsonl", "scores.jsonl:1 label: is 0.5, and a class is text or a whole number"),
-    ("one.jsonl", "the rows have only the class 'x', and there is nothing to tell apart"),
-    ("semicolons.csv", "the header has semicolons between its columns"),
+    "nowhere.jsonl",
+    "empty.jsonl",
+    "blank.jsonl",
+    "broken.jsonl",
+    "unknown.jsonl",
+    "folder",
+    "scores.jsonl",
+    "one.jsonl",
+    "semicolons.csv",
 ]
 
 
-@pytest.mark.parametrize(("data", "message"), BAD)
-def test_rows_that_cannot_be_used_are_refused_and_nothing_is_written(here: Path, data: str, message: str) -> None:
+@pytest.mark.parametrize("data", BAD)
+def test_rows_that_cannot_be_used_are_refused_and_nothing_is_written(here: Path, data: str, wording: Wording) -> None:
     Path("empty.jsonl").touch()
     Path("blank.jsonl").write_text("\n\n")
     Path("broken.jsonl").write_text("{\n")
@@ -246,21 +247,24 @@ def test_rows_that_cannot_be_used_are_refused_and_nothing_is_written(here: Path,
     Path("semicolons.csv").write_text("text;label\ngood;x\n")
     result = init("c.yaml", "--data", data)
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert data in result.stderr
+    wording(result.stderr)
     assert not Path("c.yaml").exists()
-    if data == "unknown.jsonl":
-        assert "--columns prompt=THEIRS,completion=THEIRS" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
-    [("promt=a", "promt is no column of ours"), ("text=c", "there is no column 'c'"), ("text", "is not of the form")],
+    "columns",
+    [
+        "promt=a",
+        "text=c",
+        "text",
+    ],
 )
-def test_columns_that_are_not_there_are_refused(here: Path, columns: str, message: str) -> None:
+def test_columns_that_are_not_there_are_refused(here: Path, columns: str, wording: Wording) -> None:
     write_rows(Path("rows.jsonl"), [{"a": "x", "b": "y"}])
     result = init("c.yaml", "--data", "rows.jsonl", "--columns", columns)
     assert result.exit_code == 2
-    assert message in result.stderr
+    wording(result.stderr)
 
 
 def test_what_is_there_is_never_written_over_unasked(here: Path) -> None:
@@ -275,14 +279,18 @@ def test_what_is_there_is_never_written_over_unasked(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
-    [("folder.yaml", "is a folder"), ("config", "does not end in .yaml"), ("no/c.yaml", "there is no folder no")],
+    "path",
+    [
+        "folder.yaml",
+        "config",
+        "no/c.yaml",
+    ],
 )
-def test_a_place_where_no_config_can_be_is_refused(here: Path, path: str, message: str) -> None:
+def test_a_place_where_no_config_can_be_is_refused(here: Path, path: str, wording: Wording) -> None:
     Path("folder.yaml").mkdir()
     result = init(path)
     assert result.exit_code == 2
-    assert message in result.stderr
+    wording(result.stderr)
 
 
 def test_a_model_of_another_kind_is_refused(here: Path) -> None:

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from loraft.cli.interrupts import SignalReceived, interruptible, pass_on_unless_ctrl_c
 from loraft.training import loop
-from tests.cli.test_end_to_end import loraft, place, started
+from tests.cli.running import loraft, started
+from tests.cli.test_end_to_end import place
 
 __all__ = ["place"]  # a fixture
 
@@ -72,6 +73,7 @@ def running(place: Path, *words: str) -> Iterator[Run]:
             run.end()
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_what_stops_a_run_saves_it(place: Path, number: int, code: int) -> None:
     with running(place, *ENDLESS) as run:
@@ -116,6 +118,7 @@ def test_sigusr1_before_the_first_step_is_granted_after_it(place: Path, monkeypa
         assert run.checkpoints() == ["step-000001"]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_second_signal_ends_a_run_at_once(place: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(*_: object) -> NoReturn:

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from loraft.cli.console import LenientConsole
 from loraft.cli.views.progress import LiveView, PlainView, live_line, view_on
-from loraft.training.run_events import Note, Progress, SampleAnswered, Saved, StepDone
-from tests.cli import fake_api
+from loraft.events import Event, Note, Progress
+from loraft.training.run_events import SampleAnswered, Saved, StepDone, StepLogged
+from tests.cli.conftest import Trained
 
 
 class Gone(io.StringIO):
@@ -47,15 +48,20 @@ def test_the_live_line_is_never_wider_than_the_terminal(width: int) -> None:
         assert live_line(event, width).cell_len <= width
 
 
-def test_columns_stand_under_their_titles_in_eighty_characters() -> None:
+def events_of(run: Trained) -> list[Event]:
+    """What a run told, with the progress of a longer one before it."""
+    return [*(Progress("rows made into tokens", done, 800) for done in range(0, 801, 100)), *run.events]
+
+
+def test_columns_stand_under_their_titles_in_eighty_characters(trained: Trained) -> None:
     console = terminal()
     with LiveView(console) as view:
-        for event in fake_api.run_events():
+        for event in events_of(trained):
             view(event)
     lines = lines_of(console)
     title = next(line for line in lines if "grad norm" in line)
-    rows = [line for line in lines if re.match(r" +\d+ +\d\.\d\d +\d\.\d{4} +1\.4200", line)]
-    assert len(rows) == fake_api.STEPS / 10
+    rows = [line for line in lines if re.match(r" +\d+ +\d+\.\d\d +\d\.\d{4} +\d+\.\d{4}", line)]
+    assert len(rows) == sum(isinstance(event, StepLogged) for event in trained.events) == 30
     assert {len(row) for row in rows} == {len(title)}
     assert all(len(line) <= 80 for line in lines)
 
@@ -72,10 +78,10 @@ def test_a_note_is_broken_between_words_on_a_terminal_and_nowhere_else() -> None
 
 
 @pytest.mark.parametrize("view_of", [PlainView, LiveView])
-def test_a_view_without_a_reader_never_stops_a_run(view_of: type[PlainView] | type[LiveView]) -> None:
+def test_a_view_without_a_reader_never_stops_a_run(view_of: type[PlainView] | type[LiveView], trained: Trained) -> None:
     console = terminal(file=Gone())
     with view_of(console) as view:
-        for event in fake_api.run_events():
+        for event in events_of(trained):
             view(event)
 
 

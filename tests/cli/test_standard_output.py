@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from loraft.__main__ import main
+from loraft.training.run_dir import RunFolder
 from tests.cli.conftest import Loraft, WriteConfig
 from tests.cli.test_app import COMMANDS, ROOT
 from tests.tiny import save_tiny
@@ -61,15 +62,15 @@ def test_help_and_version_on_a_full_disk(to_full: ToFull, words: list[str]) -> N
         ["check", "tickets.yaml", "--json"],
         ["train", "tickets.yaml"],
         ["train", "tickets.yaml", "--json"],
-        ["generate", "any", "-p", "Hi"],
-        ["generate", "any", "-p", "Hi", "-p", "Ho"],
-        ["generate", "any", "-p", "Hi", "--json"],
-        ["generate", "any", "-p", "Hi", "--compare"],
-        ["merge", "any"],
-        ["merge", "any", "--json"],
+        ["generate", "run", "-p", "Hi"],
+        ["generate", "run", "-p", "Hi", "-p", "Ho"],
+        ["generate", "run", "-p", "Hi", "--json"],
+        ["generate", "run", "-p", "Hi", "--compare"],
+        ["merge", "run"],
+        ["merge", "run", "--json"],
     ],
 )
-def test_results_on_a_full_disk(loraft: Loraft, config: WriteConfig, to_full: ToFull, words: list[str]) -> None:
+def test_results_on_a_full_disk(config: WriteConfig, to_full: ToFull, words: list[str]) -> None:
     config()
     is_told(to_full(*words))
 
@@ -148,7 +149,7 @@ def test_a_disk_that_refuses_anywhere_is_no_bug(
     def refused(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system", "runs/x/metrics.jsonl")
 
-    monkeypatch.setattr("tests.cli.fake_api.train", refused)
+    monkeypatch.setattr(RunFolder, "append", refused)
     result = loraft("train", str(config()))
     assert result.exit_code == 3
     assert result.stderr.splitlines()[-1] == "error: runs/x/metrics.jsonl: Read-only file system"

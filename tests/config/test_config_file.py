@@ -15,7 +15,8 @@ import pytest
 
 from loraft.config.config_file import MOST_BYTES, load_config, load_lora
 from loraft.config.dump import dump_config
-from loraft.config.schema import LoraSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import LoraSection
 from loraft.config.yaml_nodes import MOST_DEPTH
 from loraft.errors import ConfigError
 from tests.config.written_files import LEAST, only, problems, write

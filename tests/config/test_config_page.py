@@ -10,8 +10,9 @@ from pathlib import Path
 
 from loraft.config.config_file import load_config
 from loraft.config.dump import inline
-from loraft.config.schema import DataSource, RunConfig, Section, StackLayers
+from loraft.config.schema import RunConfig
 from loraft.config.schema_info import METHODS, USED_BY, expected, path_of
+from loraft.config.sections import DataSource, Section, StackLayers
 from loraft.inspection.starter import ROWS
 from loraft.rows.formats import OPTIONAL_COLUMNS
 from loraft.tasks import TASKS

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from loraft import api
+from loraft.config.choices import Method, TaskName
 from loraft.config.config_file import load_config
-from loraft.config.schema import DataSource, Method, RunConfig, TaskName
+from loraft.config.schema import RunConfig
 from loraft.config.schema_info import unused_keys
+from loraft.config.sections import DataSource
 from loraft.errors import ResourceError
 from loraft.models.device import DeviceConfig
 from loraft.training.memory import quantized_bytes
@@ -102,6 +104,7 @@ def tiny_stand_in(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"model": model, "data": data})
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("name", list(LOADED))
 def test_check_passes_it_on_a_tiny_model_of_its_family(name: str, tmp_path: Path) -> None:
     assert plan_run(tiny_stand_in(LOADED[name], tmp_path)).steps > 0
@@ -116,6 +119,7 @@ def one_step(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"training": training, "data": data})
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("name", mostly_slow(LOADED, *(name for name in LOADED if name != "qlora-llama2-70b")))
 def test_it_trains_a_step_on_a_tiny_model_of_its_family(name: str, tmp_path: Path, cache: Path) -> None:
     run = api.train(one_step(tiny_stand_in(LOADED[name], tmp_path), tmp_path))
@@ -134,6 +138,7 @@ def test_it_trains_a_step_as_it_is_shipped(name: str, tmp_path: Path) -> None:
     assert math.isfinite(run.loss)
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_preview_shows_rows_of_it(path: Path, tmp_path: Path) -> None:
     from loraft.inspection.row_preview import preview_rows

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.test_end_to_end import loraft
+from tests.cli.running import loraft
 
 EARLIER = Path(__file__).parent / "version_0_1_0"
 CHECKPOINT = "run/checkpoints/step-000028"
@@ -73,6 +73,7 @@ def assert_alike(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("config", ["causal_lm.yaml", "run/config.yaml"])
 def test_a_stopped_run_goes_on_to_the_weights_of_a_run_that_was_not_stopped(place: Path, config: str) -> None:
     """The weights are those that the earlier version saved after the same 60 steps without a stop.
@@ -115,6 +116,7 @@ def test_predict_tells_the_same_classes(place: Path, name: str) -> None:
     assert_alike(told, [chosen(row, "text", "label", "prediction", "probabilities") for row in expected])
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("name", TARGETS)
 def test_evaluate_measures_the_same(place: Path, name: str) -> None:
     told = now(place, "evaluate", TARGETS[name], *ROWS[name])
@@ -135,6 +137,7 @@ def test_inspect_layers_finds_the_same(place: Path, name: str) -> None:
     assert_alike(told, chosen(expected, *keys, *(["adapters"] if "adapters" in expected else [])))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", ["causal_lm", "qlora", "seq2seq_lm"])
 def test_a_merged_adapter_answers_as_the_adapter_did(place: Path, name: str) -> None:
     _merge(place, name)

@@ -14,7 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from loraft import api
-from loraft.config.schema import DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource
 from loraft.dataset.build import prepare
 from loraft.errors import Interrupted, NonFiniteError
 from loraft.evaluation.eval_dataset import EvaluatedRows, read_eval_source, rows_of
@@ -205,6 +206,7 @@ def peak_growth(place: Path) -> tuple[int, int]:
     return growth, tokens
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", ["llama", "t5"])
 def test_c37_memory_does_not_grow_with_the_rows(tmp_path: Path, model_type: str) -> None:
     """C37: 1,200 rows need what 16 need, but for their texts and tokens: 30 MB is room for those.

@@ -47,6 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize(("what", "name"), [(what, name) for what, names in FILES.items() for name in names])
 @pytest.mark.parametrize("harm", HARMS)
 def test_every_file_that_decides_an_answer_is_verified(

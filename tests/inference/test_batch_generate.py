@@ -89,6 +89,7 @@ def test_each_row_has_its_own_system_prompt_or_the_trained_one(session: Session,
     assert questions[1].to(voice, "Be loud.")[0].content == "Be loud."
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.77, 0.999])
 def test_a_run_that_was_cut_short_ends_with_the_same_bytes(session: Session, tmp_path: Path, share: float) -> None:
     """The window that was cut is answered whole again, so each row has the neighbours that it would have had."""

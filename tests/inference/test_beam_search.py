@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from loraft.errors import ConfigError
 from loraft.inference.engine import complete_batch, stream
 from loraft.inference.requests import GenerationRequest
-from loraft.inference.sampling import SamplingParams
+from loraft.inference.sampling_params import SamplingParams
 from tests.inference.test_engine import TOKENIZER, prompts
 from tests.tiny import tiny_model
 
@@ -27,6 +27,7 @@ def of_transformers(model: PreTrainedModel, prompt: list[int], stops: list[int] 
     return answer[:-1] if stops and answer[-1] in stops else answer
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom", "t5", "bart", "marian"])
 @pytest.mark.parametrize(
     "settings",

@@ -9,7 +9,8 @@ import pytest
 from loraft.errors import AdapterError
 from loraft.events import Event, Progress
 from loraft.inference.compare_adapters import compare
-from loraft.inference.engine import Completion, stream
+from loraft.inference.completion import Completion
+from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
 from tests.inference.voices import adapter_in, base_in

@@ -7,9 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from loraft.errors import DataError, ModelError
+from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import DecoderState, learned_positions
-from loraft.inference.engine import Completion, complete_batch, stream
-from loraft.inference.sampling import GREEDY, SamplingParams
+from loraft.inference.engine import complete_batch, stream
+from loraft.inference.sampling_params import GREEDY, SamplingParams
 from loraft.models.registry import TWO_STACKS
 from tests.inference.test_engine import TOKENIZER, prompts
 from tests.tiny import mostly_slow, tiny_model
@@ -38,6 +39,7 @@ def answer(model: PreTrainedModel, prompt: list[int], rules: SamplingParams = GR
     return stream(model, TOKENIZER, prompt, rules=rules, **settings).completion  # type: ignore[arg-type]
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("rules", [GREEDY, VARIED], ids=["greedy", "with a penalty"])
 @pytest.mark.parametrize("model_type", TYPES)
 def test_greedy_is_transformers_generate(model_type: str, rules: SamplingParams) -> None:
@@ -51,6 +53,7 @@ def test_greedy_is_transformers_generate(model_type: str, rules: SamplingParams)
         assert list(answer(model, prompt, rules).token_ids) == expected[0, 1:].tolist()
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", mostly_slow(TYPES, "t5", "bart"))
 def test_c35_batched_is_one_by_one(model_type: str) -> None:
     """64 prompts of different lengths, greedy, float32, token for token; the encoder's padding is hidden."""
@@ -63,6 +66,7 @@ def test_c35_batched_is_one_by_one(model_type: str) -> None:
     assert len({a.token_ids for a in alone}) > 32, "the answers differ, so the source is read"
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", mostly_slow(TYPES, "t5", "bart"))
 def test_c36_cached_is_uncached(model_type: str) -> None:
     """64 prompts × 64 tokens, float32: identical."""
@@ -118,6 +122,7 @@ def test_an_answer_that_must_end_at_its_limit_is_that_of_transformers(model_type
         assert (cut.finish_reason == "length") == (len(cut.token_ids) == 8), "a limit is no word of the model's"
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("last", [(), (2,)], ids=["free", "forced end"])
 def test_beams_are_those_of_transformers(model_type: str, last: tuple[int, ...]) -> None:

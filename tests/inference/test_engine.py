@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
 
 from loraft.errors import ConfigError, DataError, NonFiniteError
-from loraft.inference.completion import stop_texts_of
+from loraft.inference.completion import Completion, stop_texts_of
 from loraft.inference.decoder_state import DecoderState, prompt_limit
-from loraft.inference.engine import Completion, complete_batch, stream
+from loraft.inference.engine import complete_batch, stream
 from loraft.inference.requests import GenerationRequest
-from loraft.inference.sampling import GREEDY, SamplingParams
+from loraft.inference.sampling_params import GREEDY, SamplingParams
 from tests.inference.test_decoder_state import adapted
 from tests.tiny import TINY_MODEL_TYPES, mostly_slow, tiny_model, tiny_tokenizer
 
@@ -44,6 +44,7 @@ def of_transformers(model: PreTrainedModel, prompt: list[int], max_new_tokens: i
     return ids[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_greedy_is_transformers_generate(model_type: str) -> None:
     model = tiny_model(model_type)
@@ -51,6 +52,7 @@ def test_greedy_is_transformers_generate(model_type: str) -> None:
         assert list(answer(model, prompt, max_new_tokens=24).token_ids) == of_transformers(model, prompt, 24)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", mostly_slow(SIX, "llama", "gpt2"))
 def test_c35_batched_is_one_by_one(model_type: str) -> None:
     """64 prompts of different lengths, greedy, float32, token for token; stop ids make rows end at different steps."""
@@ -63,6 +65,7 @@ def test_c35_batched_is_one_by_one(model_type: str) -> None:
     assert {a.finish_reason for a in alone} == {"stop", "length"}
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", mostly_slow(TINY_MODEL_TYPES, "llama", "gpt2"))
 def test_c36_cached_is_uncached(model_type: str) -> None:
     """64 prompts × 64 tokens, float32: identical."""
@@ -161,6 +164,7 @@ def test_a_special_token_is_a_stop_text_too() -> None:
     assert stream(model, TOKENIZER, [5, 6], **options).completion.token_ids[0] == 1  # type: ignore[arg-type]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_c35_and_c36_hold_with_a_repetition_penalty(model_type: str) -> None:
     """Padding is not seen, and counts for nothing: as transformers, together, alone, with and without a cache."""

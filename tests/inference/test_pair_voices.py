@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, M2M100Tokenizer, MBartTokenizer
 
 from loraft.adapters.resolve_target import resolve_target
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import DataError, ModelError
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest
@@ -53,6 +53,7 @@ def of_peft(base: Path, adapter: Path, texts: tuple[str, ...] = TEXTS, prefix: s
     return found
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own use of it
 @pytest.mark.parametrize("model_type", TYPES)
 def test_an_adapter_answers_as_peft_and_transformers_do(tmp_path: Path, model_type: str) -> None:
@@ -80,6 +81,7 @@ def multilingual_base(folder: Path, kind: str) -> tuple[Path, str, str]:
     return folder, source, target
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own use of it
 @pytest.mark.parametrize("kind", ["nllb", "mbart25", "m2m"])
 def test_answers_begin_in_the_language_of_the_target(tmp_path: Path, kind: str) -> None:

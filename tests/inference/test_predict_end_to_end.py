@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.cli.test_end_to_end import Done, loraft
+from tests.cli.running import Done, loraft
 from tests.tiny import mostly_slow, save_tiny
 from tests.training.building import write_rows
 from tests.training.classifiers import labelled_rows
@@ -43,6 +43,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "method"),
     mostly_slow(
@@ -130,6 +131,7 @@ def test_a_file_that_was_begun_is_gone_on_with(tmp_path: Path) -> None:
     assert (tmp_path / "o.jsonl").read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_for_and_left_out_without_a_word(tmp_path: Path) -> None:
     """Of two --text the last would win; a column that no row has is one mistake, and a finished file no empty table."""
     setting(tmp_path)
@@ -149,6 +151,7 @@ def test_nothing_is_asked_for_and_left_out_without_a_word(tmp_path: Path) -> Non
     assert "predictions" not in again.stdout
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_classifier_on_a_bare_encoder_are_counted(tmp_path: Path) -> None:
     """The adapter's names are those of the model with its head; a bare encoder's lack their first part."""
     setting(tmp_path)
@@ -183,6 +186,7 @@ BAD_ROWS = [
 ]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("row", "file", "message"), BAD_ROWS)
 def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], file: str, message: str) -> None:
     setting(tmp_path)
@@ -200,6 +204,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("overrides", "message"), OTHERS)
 def test_bad_settings_are_named(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     setting(tmp_path)
@@ -208,6 +213,7 @@ def test_bad_settings_are_named(tmp_path: Path, overrides: tuple[str, ...], mess
     assert message in " ".join(refused.stderr.split())
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", ["granite", "t5"])
 def test_a_base_that_no_classifier_is_made_of_is_refused(tmp_path: Path, model_type: str) -> None:
     setting(tmp_path, model_type)

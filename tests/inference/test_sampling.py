@@ -15,15 +15,8 @@ from transformers import (
 )
 
 from loraft.errors import NonFiniteError
-from loraft.inference.sampling import (
-    GREEDY,
-    SamplingParams,
-    apply_logit_rules,
-    normalizers,
-    penalize_repetition,
-    probabilities,
-    sample,
-)
+from loraft.inference.sampling import apply_logit_rules, normalizers, penalize_repetition, probabilities, sample
+from loraft.inference.sampling_params import GREEDY, SamplingParams
 
 # Logits whose softmax is 0.5, 0.3, 0.15, 0.05, not in order.
 LOGITS = torch.tensor([0.15, 0.5, 0.05, 0.3]).log()

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, InvalidInputError, ModelError, OutOfMemoryError
 from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.sampling import SamplingParams
+from loraft.inference.sampling_params import SamplingParams
 from loraft.inference.session import BASE, Session, open_session
 from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message
@@ -236,6 +236,7 @@ def test_c28_a_name_that_means_the_base_is_refused(place: Path, name: str) -> No
         open_session(ModelRequest(None, [f"{name}={place / 'whole'}"]))
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize(
     "name", ["lora_A", "lora_", "model", "0", "q_proj", "default", "-", "a" * 64, "keys", "type", "weight", "__init__"]
 )

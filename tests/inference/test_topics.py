@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_end_to_end import loraft
+from tests.cli.running import loraft
 
 ENCODER = {
     "model": {"name_or_path": "builtin:all-minilm-l6-v2", "dtype": "float32"},

@@ -11,9 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from loraft.errors import ConfigError
+from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import DecoderState
-from loraft.inference.engine import Completion, stream
-from loraft.inference.sampling import GREEDY, SamplingParams
+from loraft.inference.engine import stream
+from loraft.inference.sampling_params import GREEDY, SamplingParams
 from loraft.inference.trace import Trace
 from loraft.inference.tracer import Tracer
 from loraft.models.registry import FAMILIES
@@ -35,6 +36,7 @@ def traced(
     return tracer.trace, completion
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("model_type", SOME)
 @pytest.mark.parametrize("rules", [GREEDY, ALL_RULES, SamplingParams(first=41)], ids=["greedy", "sampled", "forced"])
 def test_a_traced_answer_is_the_untraced_one(model_type: str, rules: SamplingParams) -> None:

@@ -41,6 +41,7 @@ def logits(model: torch.nn.Module, ids: list[int], target: list[int]) -> torch.T
         return model(input_ids=torch.tensor([ids]), decoder_input_ids=said).logits[0].float()  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", mostly_slow(TYPES, "t5", "bart"))
 @pytest.mark.parametrize("stack", STACKS)
 def test_c27_merged_is_adapted_in_the_stacks_that_were_trained(tmp_path: Path, model_type: str, stack: str) -> None:
@@ -94,6 +95,7 @@ def test_the_figures_are_those_of_the_rows_that_were_held_out(tmp_path: Path) ->
     assert report.kl_adapted_base == pytest.approx(float(torch.cat(apart).mean()), rel=1e-4)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", ["bart", "marian"])
 def test_a_model_of_few_positions_is_compared_on_rows_that_fit(tmp_path: Path, model_type: str) -> None:
     """The built-in texts are longer than its table of positions."""

@@ -199,6 +199,7 @@ def test_c34_files_follow_the_umask(tmp_path: Path, merge: Merge) -> None:
         assert {path.stat().st_mode & 0o777 for path in (tmp_path / f"out-{umask}").iterdir()} == {0o666 & ~umask}
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_no_folder_and_the_next_merge_is_whole(tmp_path: Path, merge: Merge) -> None:
     program = """
 import sys, time

@@ -13,16 +13,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from loraft import api
-from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, LoraftError, ModelError, VerificationError
-from loraft.inference.requests import ModelRequest
+from loraft.events import Event, Note, Progress
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.merging.calibration_text import built_in_rows
 from loraft.merging.equivalence import kl_divergence
 from loraft.merging.merge_report import MergeReport
 from loraft.merging.write_weights import write_weights
 from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_model
-from loraft.training.run_events import Event, Note, Progress
 from tests.adapters.setting import IDS, disturb, logits
 from tests.merging.merging import (
     KINDS,
@@ -55,6 +55,7 @@ def said(report: MergeReport) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "lora", [{}, {"use_rslora": True, "alpha": 4}, {"use_dora": True}], ids=["lora", "rslora", "dora"]
 )
@@ -78,6 +79,7 @@ def test_c27_a_merge_in_float32_is_proven(tmp_path: Path, lora: dict[str, Any]) 
     assert "same likeliest token" in (report.out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_proof_are_those_of_transformers_and_peft(tmp_path: Path) -> None:
     """Measured again, from the files alone and on the same text."""
     base = save_base(tmp_path / "base", dtype=torch.bfloat16)
@@ -108,6 +110,7 @@ def in_4_bits(base: Path, adapter: Path, stored: QuantizationSection, dtype: tor
     return PeftModel.from_pretrained(loaded.model, adapter)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stored", mostly_slow(STORAGES, STORAGES[0]), ids=str)
 def test_c26_a_4_bit_adapter_is_merged_into_the_base_that_it_knows(
@@ -131,6 +134,7 @@ def test_c26_a_4_bit_adapter_is_merged_into_the_base_that_it_knows(
         assert kl_divergence(trained, logits(merged)).mean() <= max(limit, 1e-2 if dtype == torch.bfloat16 else 0)
 
 
+@pytest.mark.slow
 def test_c26_float32_of_a_base_that_was_trained_in_bfloat16_is_exact(tmp_path: Path) -> None:
     own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"), "qlora", dtype=torch.bfloat16)
     report = api.merge(str(tmp_path / "run"))
@@ -153,6 +157,7 @@ def test_c26_the_original_base_is_a_choice_and_said(tmp_path: Path) -> None:
     assert report.kl_adapted_merged > 1000 * right.kl_adapted_merged
 
 
+@pytest.mark.slow
 def test_c26_products_in_a_dtype_of_their_own_are_compared_as_they_were_trained(tmp_path: Path) -> None:
     stored = QuantizationSection(compute_dtype="bfloat16")
     own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"), "qlora", quantization=stored)
@@ -218,6 +223,7 @@ def test_a_merge_that_is_wrong_does_not_appear(tmp_path: Path, monkeypatch: pyte
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter"]
 
 
+@pytest.mark.slow
 def test_several_adapters_are_proven_together(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     for name, seed in (("a", 1), ("b", 2)):
@@ -230,6 +236,7 @@ def test_several_adapters_are_proven_together(tmp_path: Path) -> None:
     assert "the adapter changes nothing" in alone.warnings[0]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith(("t5", "bart", "bert"))])
 def test_encoders_and_encoder_decoders_are_compared_by_what_they_give(tmp_path: Path, kind: str) -> None:
     base = save_base(tmp_path / "base", kind)
@@ -266,10 +273,10 @@ def test_c23_an_adapter_of_other_weights_is_refused(tmp_path: Path) -> None:
 def test_what_was_merged_is_a_target_like_any_other(tmp_path: Path) -> None:
     own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"))
     report = api.merge(str(tmp_path / "run"))
-    unmerged = api.generate(str(tmp_path / "run"), prompt="Hello", options=api.GenerationRequest(max_new_tokens=8))
-    merged = api.generate(str(report.out), prompt="Hello", options=api.GenerationRequest(max_new_tokens=8))
+    unmerged = api.generate(str(tmp_path / "run"), prompt="Hello", options=GenerationRequest(max_new_tokens=8))
+    merged = api.generate(str(report.out), prompt="Hello", options=GenerationRequest(max_new_tokens=8))
     choice = ModelRequest(str(tmp_path / "run"), merge=True)
-    in_memory = api.generate(choice, prompt="Hello", options=api.GenerationRequest(max_new_tokens=8))
+    in_memory = api.generate(choice, prompt="Hello", options=GenerationRequest(max_new_tokens=8))
     for answer in (unmerged, merged, in_memory):
         assert list(answer)
     assert merged.completion.prompt == unmerged.completion.prompt, "the system prompt went along"
@@ -285,6 +292,7 @@ def test_weighted_adapters_are_merged_beside_the_first_one(tmp_path: Path) -> No
     assert api.merge(None, None, words).out == tmp_path / "runs/a/merged"
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("order", [("q", "plain"), ("plain", "q")])
 def test_adapters_of_bases_that_were_stored_differently_are_summed_on_the_original_one_alone(
     tmp_path: Path, order: tuple[str, str]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loraft.config.schema import RowFormat, TaskName
+from loraft.config.choices import RowFormat, TaskName
 from loraft.errors import DataError
 from loraft.rows.formats import (
     ClassificationRecord,
@@ -22,7 +22,7 @@ from loraft.rows.formats import (
     to_question,
     to_record,
 )
-from loraft.rows.raw_rows import Row
+from loraft.rows.readers import Row
 from loraft.tasks import TASKS
 from loraft.tasks.row_format import check_format, detect_format
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from loraft.config.schema import TaskName
+from loraft.config.choices import TaskName
 from loraft.rows import formats, labels
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task

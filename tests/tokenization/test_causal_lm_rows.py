@@ -109,6 +109,7 @@ def test_an_answer_that_repeats_the_question_is_found_where_it_stands() -> None:
     assert trained(renderer, example) == ["assistant<|im_end|>", "user<|im_end|>"]
 
 
+@pytest.mark.slow
 def test_c5_prompt_and_completion_are_tokenized_in_one_piece_unless_they_would_merge() -> None:
     """C5: of 10,000 rows each begins with the tokens that generation feeds, and is one text wherever that is so."""
     tokenizer = tiny_tokenizer()

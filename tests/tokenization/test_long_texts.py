@@ -14,7 +14,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from loraft.config.schema import DataSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection
 from loraft.dataset.build import prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Seq2SeqRecord
@@ -110,6 +111,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(long_texts, name, size)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_give_the_tokens_of_the_whole(kind: str, small: None) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=KINDS[kind]())

@@ -11,7 +11,8 @@ import pytest
 from loraft.errors import DataError
 from loraft.tokenization import template_budget
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-from loraft.tokenization.template_sandbox import TemplateBoundError, render_bounded
+from loraft.tokenization.template_budget import TemplateBoundError
+from loraft.tokenization.template_sandbox import render_bounded
 from tests.tokenization.chats import CHATS, ONE_TURN, THREE_TURNS, tokenizer_for, tokenizer_of
 
 ASKED = [{"role": "user", "content": "hi"}]

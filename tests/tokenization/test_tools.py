@@ -10,11 +10,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from loraft.config.schema import DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Conversation, Message, to_record
-from loraft.rows.raw_rows import Row, read_rows
+from loraft.rows.raw_rows import read_rows
+from loraft.rows.readers import Row
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from tests.tokenization.chats import CHATS, IM, tokenizer_for, tokenizer_of
 from tests.tokenization.test_assistant_mask import trained_parts

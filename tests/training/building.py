@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from loraft.config.schema import RunConfig
+from loraft.events import Event
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_events import Event
 from loraft.training.run_plan import plan_run
 from loraft.training.trainer import build_model, build_trainer
 from loraft.training.trainer_state import RunState, Trainer

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from loraft.errors import NonFiniteError
+from loraft.events import Event, Note
 from loraft.inference.requests import GenerationRequest
 from loraft.models.quantize import disable_cpu_4bit_repack
 from loraft.tasks.batch import BatchLayout, collate_texts
 from loraft.training.eval_loss import evaluate_loss
 from loraft.training.loop import fit
-from loraft.training.run_events import Evaluated, Event, Note, StepLogged
+from loraft.training.run_events import Evaluated, StepLogged
 from loraft.training.trainer import build_model
 from tests.training.building import close, contrary, recorded, rows, tiny_config, tiny_fit, write_rows
 
@@ -220,6 +221,7 @@ def test_every_frozen_4bit_module_is_kept_exact(tmp_path: Path) -> None:
     assert not any(module.support_avx512bf16_for_cpu for module in kept)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("zeros", [9, 10, 25])
 def test_a_gradient_of_zero_for_ten_logged_steps_is_said_once(tmp_path: Path, zeros: int) -> None:
     """A frozen head, say, or rows that are known by heart: the loss does not depend on what is trained."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.training.memory import LayerSizes, StackSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
 
 STACK = StackSizes(
@@ -80,6 +80,7 @@ def test_the_peak_of_this_process_is_that_of_the_system() -> None:
     assert peak_bytes("cpu") > 50_000_000
 
 
+@pytest.mark.slow
 def test_what_the_starting_program_held_is_not_counted() -> None:
     held = bytearray(700_000_000)
     held[::4096] = b"x" * len(held[::4096])

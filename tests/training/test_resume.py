@@ -11,9 +11,9 @@ from loraft import api
 from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import Interrupted, RunFolderError
+from loraft.events import Event, Note
 from loraft.training.config_changes import rate_note
 from loraft.training.optimizer import learning_rate
-from loraft.training.run_events import Event, Note
 from loraft.training.trainer import TrainResult
 from tests.training.building import contrary, rows, tiny_config, write_rows
 from tests.training.test_trainer import config_of, metrics, stop_at
@@ -44,6 +44,7 @@ def begin(config: RunConfig, step: int = 3) -> None:
         api.train(config, observer=stop_at(step))
 
 
+@pytest.mark.slow
 def test_what_changes_no_step_is_taken_on_and_said_in_one_line(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     whole = api.train(config_of(tmp_path, "whole"))
@@ -99,6 +100,7 @@ def test_a_finished_run_says_how_to_train_on_and_does(tmp_path: Path) -> None:
     assert [line["learning_rate"] for line in metrics(tmp_path / "run") if "loss" in line][4] == rate
 
 
+@pytest.mark.slow
 def test_more_epochs_are_a_longer_run_too(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     begin(longer(tmp_path, None, training__num_train_epochs=1), step=2)
@@ -120,6 +122,7 @@ def test_a_longer_run_is_compared_all_the_same(tmp_path: Path) -> None:
         resume(longer(tmp_path, 8))
 
 
+@pytest.mark.slow
 def test_a_shorter_run_is_another(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     begin(longer(tmp_path, 6))
@@ -130,6 +133,7 @@ def test_a_shorter_run_is_another(tmp_path: Path) -> None:
     assert any("training.max_steps was 6 and is 5" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_says_so_and_goes_on_with_more_patience(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     held_out = str(write_rows(tmp_path / "eval.jsonl", contrary()))

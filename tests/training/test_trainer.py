@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from loraft import api
 from loraft.errors import DataError, DiskFullError, Interrupted, RunError, RunFolderError
+from loraft.events import Event, Note
 from loraft.training import evaluate_run as evaluating
 from loraft.training.eval_loss import evaluate_loss
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_events import Event, Note, StepDone
+from loraft.training.run_events import StepDone
 from tests.training.building import contrary, labelled, rows, tiny_config, write_rows
 
 CLOCK = ("tokens_per_second", "peak_bytes")
@@ -48,6 +49,7 @@ def config_of(tmp_path: Path, output: str, **overrides: Any) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "options",
     [
@@ -79,6 +81,7 @@ def test_stopped_at_any_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, op
         assert metrics(again.run_folder) == metrics(whole.run_folder)
 
 
+@pytest.mark.slow
 def test_a_stream_stopped_at_any_step_and_resumed_is_the_same_bytes(tmp_path: Path) -> None:
     """Two epochs of a stream, one row of which is bad and one too long: 5 steps are told, and 4 windows are there."""
     tiny_config(tmp_path)
@@ -106,6 +109,7 @@ def test_a_stream_stopped_at_any_step_and_resumed_is_the_same_bytes(tmp_path: Pa
         assert metrics(again.run_folder) == metrics(whole.run_folder)
 
 
+@pytest.mark.slow
 def test_a_killed_run_forgets_what_was_logged_after_its_checkpoint(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     whole = api.train(config_of(tmp_path, "whole"))
@@ -121,6 +125,7 @@ def test_a_killed_run_forgets_what_was_logged_after_its_checkpoint(tmp_path: Pat
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_kill_before_older_checkpoints_are_removed_leaves_none_too_many(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     done = api.train(config_of(tmp_path, "run", training__save_total_limit=1)).run_folder / "checkpoints"
@@ -183,6 +188,7 @@ def stopped_in_evaluation(number: int) -> Any:
     return evaluate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "number"), [(3, 1), (7, 3)])
 def test_an_evaluation_that_is_stopped_is_made_up_for_even_at_the_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: int
@@ -201,6 +207,7 @@ def test_an_evaluation_that_is_stopped_is_made_up_for_even_at_the_last_step(
     assert again.eval_loss == whole.eval_loss
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -234,6 +241,7 @@ def test_what_no_checkpoint_has_cannot_be_taken_on(tmp_path: Path, change: dict[
     assert len(refused.value.problems) == 1
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("optims", [("adamw", "adamw_8bit"), ("adamw_8bit", "adamw")])
 def test_another_optimizer_begins_anew_and_what_was_taken_on_is_the_run(
     tmp_path: Path, optims: tuple[str, str]
@@ -257,6 +265,7 @@ def test_another_optimizer_begins_anew_and_what_was_taken_on_is_the_run(
         assert bool(begins) == ("resume_anyway" in options)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
@@ -279,6 +288,7 @@ def test_c33_what_cannot_be_compared_any_more_is_told(tmp_path: Path, name: str,
     assert api.train(config_of(tmp_path, "run"), resume_anyway=True).steps == 7
 
 
+@pytest.mark.slow
 def test_a_signal_between_sample_prompts_leaves_the_evaluation_owed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +330,7 @@ def test_c33_classes_of_another_name_are_noticed(tmp_path: Path) -> None:
         api.train(config, resume=True)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_fewer_rows_than_were_trained_on_are_taken_on_with_the_next_epoch(tmp_path: Path, streaming: bool) -> None:
     """A place behind the end of an epoch gives no step: looking for one there would never end."""
@@ -334,6 +345,7 @@ def test_fewer_rows_than_were_trained_on_are_taken_on_with_the_next_epoch(tmp_pa
     assert api.train(config, resume_anyway=True).steps == 9
 
 
+@pytest.mark.slow
 def test_a_bad_row_late_in_a_stream_loses_no_step(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     path = write_rows(tmp_path / "stream.jsonl", [*rows(1100), {"messages": []}])
@@ -468,6 +480,7 @@ REMOVED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("changes", REMOVED.values(), ids=REMOVED)
 def test_a_folder_that_is_removed_while_the_run_goes_on_is_told(tmp_path: Path, changes: dict[str, Any]) -> None:
     tiny_config(tmp_path)

@@ -36,8 +36,6 @@ from loraft.inference.requests import GenerationRequest, ModelRequest
 if TYPE_CHECKING:
     from loraft.inference.conversation import ChatSession, ChatStream
 
-__all__ = ["chat"]
-
 NO_TEXT = "\udcff"
 """What a line stands for that is not UTF-8."""
 BEGIN_ANEW = "/reset begins a new conversation, /undo takes the last turn back."

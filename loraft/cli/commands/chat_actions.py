@@ -17,8 +17,6 @@ from loraft.errors import InvalidInputError
 if TYPE_CHECKING:
     from loraft.inference.conversation import ChatSession
 
-__all__ = ["ACTIONS"]
-
 
 def _help(_: ChatSession, __: str) -> Iterator[str]:
     width = max(len(usage) for usage, _ in COMMANDS.values())

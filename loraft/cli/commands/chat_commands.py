@@ -10,8 +10,6 @@ from typing import Any, get_type_hints
 from loraft.errors import InvalidInputError
 from loraft.inference.requests import GenerationRequest
 
-__all__ = ["COMMANDS", "UNSAID", "ChatCommand", "parse_line", "setting_names", "with_settings"]
-
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "/help": ("/help", "this list"),
     "/system": ("/system [TEXT]", 'set the system prompt, "" for none; alone: show it'),

@@ -11,8 +11,6 @@ from types import FrameType
 from loraft.cli.console import print_message
 from loraft.cli.interrupts import pass_on_unless_ctrl_c
 
-__all__ = ["first_interrupt_noted", "line_editing", "read_line"]
-
 
 def read_line(prompt: str) -> str | None:
     """A line that a person typed, None at the end of all; the first Ctrl-C says what a second one does.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from loraft.cli.options import JsonOption
 from loraft.cli.runner import handle_errors
 
-__all__ = ["doctor", "schema"]
-
 
 @handle_errors
 def schema() -> None:

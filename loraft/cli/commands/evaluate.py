@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from loraft.evaluation.evaluation_result import Confusion, Evaluation
 
-__all__ = ["evaluate"]
-
 LABEL_WIDTH = 22
 MOST_CLASSES = 10
 """The most classes whose whole matrix is shown, and the most mistakes that are listed of more."""
@@ -121,7 +119,7 @@ def evaluate(
 
     from loraft.cli.console import console_on, print_json, print_result, waiting
     from loraft.cli.views.progress import view_on
-    from loraft.config.schema import DataSource
+    from loraft.config.sections import DataSource
 
     with waiting("loading libraries"):
         from loraft import api

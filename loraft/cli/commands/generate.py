@@ -46,10 +46,7 @@ from loraft.inference.requests import GenerationRequest, ModelRequest
 if TYPE_CHECKING:
     from loraft.api import Answering
     from loraft.inference.cache_comparison import CacheComparison, Speed
-    from loraft.inference.completion import Finish
-    from loraft.inference.engine import Completion
-
-__all__ = ["generate"]
+    from loraft.inference.completion import Completion, Finish
 
 ENDS = {"stop_id": "the model ended its answer", "limit": "cut at the limit (--max-new-tokens)"}
 

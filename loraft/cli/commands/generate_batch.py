@@ -10,8 +10,6 @@ from pathlib import Path
 
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
-__all__ = ["Asked", "answer_compared", "answer_file", "answer_several"]
-
 LOADING = "loading libraries"
 
 

@@ -17,8 +17,6 @@ from loraft.config.choices import DEFAULT_TASK, Method, RowFormat, TaskName
 if TYPE_CHECKING:
     from loraft.dataset.detect_format import DatasetProfile
 
-__all__ = ["init"]
-
 Choice = TypeVar("Choice", bound=str)
 
 

@@ -11,9 +11,7 @@ from loraft.cli.options import AdaptersOption, BaseModelOption, JsonOption, Targ
 from loraft.cli.runner import handle_errors
 
 if TYPE_CHECKING:
-    from loraft.config.schema import LoraSection
-
-__all__ = ["inspect_layers"]
+    from loraft.config.sections import LoraSection
 
 
 @handle_errors

@@ -16,8 +16,6 @@ from loraft.config.choices import TASK_OF_GROUP
 if TYPE_CHECKING:
     from loraft.merging.merge_report import MergeReport
 
-__all__ = ["merge"]
-
 
 @handle_errors
 def merge(

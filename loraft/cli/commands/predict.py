@@ -24,8 +24,6 @@ from loraft.cli.runner import handle_errors
 from loraft.errors import Interrupted, InvalidInputError
 from loraft.inference.requests import ModelRequest
 
-__all__ = ["predict"]
-
 
 @handle_errors
 def predict(

@@ -14,8 +14,6 @@ from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.read_config import read_config
 from loraft.cli.runner import handle_errors
 
-__all__ = ["check", "train"]
-
 
 @handle_errors
 def train(

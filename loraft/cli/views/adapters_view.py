@@ -13,8 +13,6 @@ from rich.console import RenderableType
 from loraft.cli.formatting import as_count, as_measure, as_share, as_span
 from loraft.cli.text_tables import Column, facts, text_table
 
-__all__ = ["adapters_view"]
-
 Document = Mapping[str, Any]
 
 WIDE = 20

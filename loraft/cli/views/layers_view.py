@@ -15,8 +15,6 @@ from loraft.cli.formatting import as_bytes, as_count, as_share, as_span
 from loraft.cli.text_tables import Column, facts, text_table
 from loraft.cli.views.adapters_view import adapters_view
 
-__all__ = ["layers_view"]
-
 Document = Mapping[str, Any]
 
 WIDE = 20

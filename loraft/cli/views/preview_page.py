@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
     from loraft.inspection.row_preview import Preview, RowPart, SeenBatch, SeenRow, SeenToken
 
-__all__ = ["check_page", "page", "write_page"]
-
 KEY = "--html"
 MARK = '<meta name="generator" content="loraft preview">'
 """Tells a page of this command, which may be replaced, from any other file."""

@@ -22,17 +22,6 @@ from loraft.grammar import counted
 if TYPE_CHECKING:
     from loraft.inspection.row_preview import Preview, RowPart, SeenBatch, SeenRow, SeenToken
 
-__all__ = [
-    "Marks",
-    "heading_of",
-    "laid_words",
-    "legible",
-    "place_words",
-    "render_preview",
-    "row_words",
-    "special_words",
-]
-
 ENDS = 150
 """Tokens that are shown of each end of a long row."""
 SHORT = 3 * ENDS

@@ -16,20 +16,9 @@ from rich.text import Text
 
 from loraft.cli.console import forget, printable
 from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
+from loraft.events import Event, Note, Progress
 from loraft.grammar import counted
-from loraft.training.run_events import (
-    Evaluated,
-    Event,
-    Note,
-    Progress,
-    RunStarted,
-    SampleAnswered,
-    Saved,
-    StepDone,
-    StepLogged,
-)
-
-__all__ = ["LiveView", "PlainView", "View", "live_line", "view_on"]
+from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
 
 SECONDS_BETWEEN_FRAMES = 0.1
 SECONDS_BETWEEN_PLAIN_PROGRESS = 10.0

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from loraft.inference.compare_adapters import AdapterComparison
     from loraft.inference.completion import Completion
 
-__all__ = ["side_by_side"]
-
 MOST_COLUMNS = 4
 """Voices beside one another; more stand below one another."""
 ENDS = {"stop": "ended", "length": "cut"}

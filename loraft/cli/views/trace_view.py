@@ -16,10 +16,8 @@ from loraft.cli.console import printable
 from loraft.cli.formatting import as_bytes, as_count
 
 if TYPE_CHECKING:
-    from loraft.inference.engine import Completion
+    from loraft.inference.completion import Completion
     from loraft.inference.trace import Candidate, Step, Trace
-
-__all__ = ["render_trace", "visible"]
 
 SEEN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 CUTS = {

@@ -21,8 +21,6 @@ from loraft.errors import ModelError
 from loraft.io.checksums import known_sha256_of
 from loraft.io.disk_space import require_free_bytes
 
-__all__ = ["BUILTINS", "Builtin", "builtin_named", "fetch_file"]
-
 PIP_TIMEOUT_SECONDS = 1800
 
 

@@ -19,8 +19,6 @@ from loraft.io.disk_space import require_free_bytes
 from loraft.models.auto_model import read_gguf
 from loraft.models.hf_logging import quietly, quietly_reading
 
-__all__ = ["convert"]
-
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 DIGITS_APART = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])
 LLAMA3 = (

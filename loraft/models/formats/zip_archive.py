@@ -13,8 +13,6 @@ from pathlib import Path, PurePosixPath
 from loraft.errors import ModelError
 from loraft.io.disk_space import require_free_bytes
 
-__all__ = ["unpack"]
-
 PARTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 """What a model is made of: config, weights, tokenizer."""
 
