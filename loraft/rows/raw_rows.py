@@ -113,6 +113,8 @@ def rows_to_answer(path: Path) -> RowsRead:
     Raises:
         DataError: There is no such file, or it is no file of rows.
     """
+    from loraft.config.sections import DataSource
+
     if kind_of(path) not in READERS:
         remedy = f"Write it as {', '.join(READERS)}."
         raise DataError("is no file of rows", where=str(path), key=SOURCE, remedy=remedy)
