@@ -18,7 +18,8 @@ import torch
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.resolve_target import resolve_target
-from loraft.config.schema import DataSource, LoraSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource, LoraSection
 from loraft.errors import AdapterError, ConfigError
 from loraft.evaluation.eval_dataset import read_eval_source
 from loraft.evaluation.eval_rows_file import check_rows_file

@@ -20,7 +20,7 @@ from torch import nn
 
 from loraft.adapters.resolve_target import resolve_target
 from loraft.adapters.save_adapter import load_adapter
-from loraft.config.schema import DataSource
+from loraft.config.sections import DataSource
 from loraft.errors import InvalidInputError
 from loraft.evaluation.metrics import exact_match_rate, valid_json_rate
 from loraft.inference.engine import complete_batch

@@ -60,7 +60,6 @@ LONG_FUNCTIONS = {
 }
 LONG_FILES = {
     "loraft/api.py",
-    "loraft/config/schema.py",
     "loraft/dataset/build.py",
     "loraft/inspection/row_preview.py",
     "loraft/merging/write_weights.py",

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from loraft.adapters.adapter_files import AdapterFiles, read_adapter
 from loraft.adapters.resolve_target import adapter_named
 from loraft.adapters.targets import TargetModules
-from loraft.config.schema import LoraSection
+from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
 from loraft.models.module_names import is_within
 

@@ -28,7 +28,8 @@ from loraft.adapters.adapter_files import insert
 from loraft.adapters.init_from_adapter import start_of
 from loraft.adapters.linear_modules import targets_in
 from loraft.adapters.targets import TargetModules
-from loraft.config.schema import Method, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import Method
 from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.models.load_model import LoadedModel, meta_model
 from loraft.models.module_names import matches

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loraft.adapters.targets import TargetModules, select
-from loraft.config.schema import LoraSection
+from loraft.config.sections import LoraSection
 from loraft.errors import ModelError
 from loraft.models.load_model import linear_modules
 from loraft.models.quantize import quantized_modules

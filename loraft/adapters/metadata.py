@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
-from loraft.config.schema import ModelSection, QuantizationSection, SpecialTokensInText, TaskName
+from loraft.config.sections import ModelSection, QuantizationSection, SpecialTokensInText, TaskName
 from loraft.errors import AdapterError
 from loraft.io.atomic import read_json
 from loraft.io.checksums import RECORD, is_weights, refuse_altered

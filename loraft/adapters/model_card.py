@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.adapters.markdown import cell, code, quoted
-from loraft.config.schema import Method, RunConfig, TaskName
+from loraft.config.schema import RunConfig
+from loraft.config.sections import Method, TaskName
 from loraft.tasks import TASKS
 
 METHODS: dict[Method, str] = {

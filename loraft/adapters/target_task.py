@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
-from loraft.config.schema import TASK_OF_GROUP, TaskName
+from loraft.config.sections import TASK_OF_GROUP, TaskName
 from loraft.errors import AdapterError
 from loraft.models.hf_config import class_names, is_classifier, load_any_config
 from loraft.models.registry import CLASSIFIERS, FAMILIES, spec_of

@@ -13,7 +13,7 @@ from typing import TypeVar
 from loraft.adapters.modules_to_save import trained_whole
 from loraft.adapters.rank_patterns import patterned
 from loraft.adapters.target_errors import shared_experts, unknown_parts, unmatched_target
-from loraft.config.schema import LoraSection, StackLayers
+from loraft.config.sections import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
 from loraft.models.module_names import matches
 from loraft.models.registry import ModelSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from loraft.config.schema import TaskName
+from loraft.config.sections import TaskName
 from loraft.tasks import TASKS
 
 

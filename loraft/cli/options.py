@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from loraft.config.schema import QuantizationSection
+    from loraft.config.sections import QuantizationSection
 
 
 def _finite(value: float | None) -> float | None:
@@ -214,7 +214,7 @@ SamplingSeedOption = Annotated[
 
 def quantization(kind: Literal["nf4", "fp4"] | None) -> QuantizationSection | None:
     """What `--quantize` means, as a config would say it."""
-    from loraft.config.schema import QuantizationSection
+    from loraft.config.sections import QuantizationSection
 
     return QuantizationSection(type=kind) if kind else None
 

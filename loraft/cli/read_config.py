@@ -17,11 +17,9 @@ def read_config(path: str, overrides: list[str] | None) -> RunConfig:
     """
     from loraft.cli.console import print_note
     from loraft.config.config_file import load_config
-    from loraft.config.unused_keys import unused_keys, unused_sections
+    from loraft.config.schema_info import unused_keys
 
     config = load_config(Path(path), overrides or [])
-    for section in unused_sections(config):
-        print_note(f"the section {section} is not used by method: {config.method}")
     for key, by in unused_keys(config):
         print_note(f"{key} is not used by {by}")
     return config

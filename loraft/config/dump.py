@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 
-from loraft.config.schema import DataSource, RunConfig, StackLayers
-from loraft.config.unused_keys import idle_keys, unused_sections
-from loraft.config.yaml_scalars import Value, scalar
+from loraft.config.schema import RunConfig
+from loraft.config.schema_info import idle_keys
+from loraft.config.sections import DataSource, StackLayers
+from loraft.config.yaml_nodes import scalar
 
 BARE = re.compile(r"[\w/.][\w/.@+-]*([: ][\w/.@+-]+)*", re.ASCII)
 OTHERS_MISREAD = re.compile(r"(?i)y|n|yes|no|on|off|[-+.]?\d[\d_:.]*|\d{4}-\d\d?-.*|\.+")
@@ -15,13 +16,13 @@ OTHERS_MISREAD = re.compile(r"(?i)y|n|yes|no|on|off|[-+.]?\d[\d_:.]*|\d{4}-\d\d?
 TO_ESCAPE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
-def written(config: RunConfig) -> str:
-    """The config as YAML, a blank line before each section.
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML that `load_config` reads back equal, a blank line before each section.
 
     A section or key that method and task do not use is left out where it says nothing of its own.
     """
     lines: list[str] = []
-    idle = {*_idle_sections(config), *idle_keys(config)}
+    idle = idle_keys(config)
     for name, field in RunConfig.model_fields.items():
         value = getattr(config, name)
         if name in idle and value == field.default:
@@ -38,50 +39,30 @@ def written(config: RunConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _idle_sections(config: RunConfig) -> tuple[str, ...]:
-    """The sections that the method does not use, set or not."""
-    everything_set = config.model_copy(update={name: getattr(config, name) for name in RunConfig.model_fields})
-    return unused_sections(everything_set)
-
-
-def _short(value: object) -> Value:
-    """Sources with no more than a path as that path, and a list of one as that one."""
-    if isinstance(value, tuple):
-        entries = [_short(entry) for entry in value]
-        return entries[0] if len(entries) == 1 and isinstance(value[0], DataSource) else entries
+def inline(value: object) -> str:
+    """A value of a config on one line, as short as it can be said: a source that says no more is its path."""
+    if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], DataSource):
+        (value,) = value
     if isinstance(value, DataSource):
         said = value.model_dump(exclude_defaults=True)
-        return value.path if set(said) == {"path"} else said
-    if isinstance(value, StackLayers):
-        return {stack: _short(layers) for stack, layers in value if layers is not None}
-    if isinstance(value, dict):
-        return {str(key): _short(inner) for key, inner in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a config holds no {type(value).__name__}")
-
-
-def inline(value: object) -> str:
-    """A value of a config on one line, as short as it can be said."""
-    return _inline(_short(value))
-
-
-def _inline(value: Value) -> str:
+        value = value.path if said.keys() == {"path"} else said
+    elif isinstance(value, StackLayers):
+        value = {stack: layers for stack, layers in value if layers is not None}
     match value:
         case str():
             return _text(value)
-        case list():
-            return f"[{', '.join(_inline(entry) for entry in value)}]"
+        case list() | tuple():
+            return f"[{', '.join(map(inline, value))}]"
         case dict():
-            return f"{{{', '.join(f'{_text(key)}: {_inline(inner)}' for key, inner in value.items())}}}"
-        case float() if value.is_integer() and abs(value) < 1e15:
-            return str(int(value))
-        case float():
+            return f"{{{', '.join(f'{_text(str(key))}: {inline(inner)}' for key, inner in value.items())}}}"
+        case float() if not value.is_integer() or abs(value) >= 1e15:
             # 1e-05 is text to readers of YAML 1.1, 1.0e-05 is a number to all.
             digits = repr(value)
             return digits if "." in digits else digits.replace("e", ".0e")
+        case None | bool() | int() | float():
+            return json.dumps(int(value) if isinstance(value, float) else value)
         case _:
-            return json.dumps(value)
+            raise TypeError(f"a config holds no {type(value).__name__}")
 
 
 def _text(text: str) -> str:

@@ -1,20 +1,27 @@
-"""The schema, read as data: which keys there are, and what each takes, in words."""
+"""The schema, read as data: which keys there are, what each takes, in words, and which of them a config uses."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Literal, Union, get_args, get_origin
 
-import annotated_types as bounds
 from pydantic.fields import FieldInfo
 
-from loraft.config.located import KeyPath, dotted
-from loraft.config.schema import Allowed, RunConfig, Section
+from loraft.config.schema import RunConfig, TrainingSection
+from loraft.config.sections import Allowed, Method, Section, UsedBy
+from loraft.config.yaml_nodes import KeyPath, dotted
 
-NAMES = {str: "text", int: "a whole number", float: "a number"}
+LIMITS = {
+    "ge": "of at least {}",
+    "gt": "above {}",
+    "le": "of at most {}",
+    "lt": "below {}",
+    "min_length": "that is not empty",
+}
+NAMES: dict[object, str] = {str: "text", int: "a whole number", float: "a number", types.NoneType: "null", None: "null"}
+METHODS: frozenset[str] = frozenset(get_args(Method))
 PLURALS = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers"}
 
 
@@ -28,7 +35,7 @@ class Expected:
     @classmethod
     def of(cls, annotation: object, metadata: Iterable[object] = ()) -> Expected:
         """An annotation as pydantic keeps it, unpacked as far as its limits go."""
-        limits = tuple(_limits(metadata))
+        limits = tuple(one for note in metadata for one in (note.metadata if isinstance(note, FieldInfo) else [note]))
         if get_origin(annotation) is Annotated:
             inner, *notes = get_args(annotation)
             return cls.of(inner, (*limits, *notes))
@@ -92,47 +99,19 @@ class Expected:
         elif origin is dict:
             inner = str(Expected.of(get_args(self.annotation)[1]))
             yield f"a mapping of names, each to {inner}"
-        elif self.annotation in (None, types.NoneType):
-            yield "null"
         elif self.annotation is bool:
             yield from ("true", "false")
         elif isinstance(self.annotation, type) and issubclass(self.annotation, Section):
             yield "a mapping with keys such as " + ", ".join(list(self.annotation.model_fields)[:2])
         else:
-            yield self._bounded()
-
-    def _bounded(self) -> str:
-        words = []
-        for limit in self.metadata:
-            match limit:
-                case bounds.Ge(ge=low):
-                    words.append(f"of at least {low}")
-                case bounds.Gt(gt=low):
-                    words.append(f"above {low}")
-                case bounds.Le(le=high):
-                    words.append(f"of at most {high}")
-                case bounds.Lt(lt=high):
-                    words.append(f"below {high}")
-                case bounds.MinLen():
-                    words.append("that is not empty")
-        name = NAMES[self.annotation] if isinstance(self.annotation, type) else str(self.annotation)
-        return " ".join((name, " and ".join(words))).strip()
-
-
-def _limits(metadata: Iterable[object]) -> Iterator[object]:
-    for note in metadata:
-        if isinstance(note, FieldInfo):
-            yield from note.metadata
-        else:
-            yield note
-
-
-TOP = Expected(RunConfig)
+            limits = [(getattr(note, name, None), words) for note in self.metadata for name, words in LIMITS.items()]
+            said = " and ".join(words.format(limit) for limit, words in limits if limit is not None)
+            yield f"{NAMES[self.annotation]} {said}".strip()
 
 
 def expected(path: KeyPath) -> Expected | None:
     """What may stand under `path`; None where the schema has no such key."""
-    found: Expected | None = TOP
+    found: Expected | None = Expected(RunConfig)
     for part in path:
         found = found.under(part) if found is not None else None
     return found
@@ -144,12 +123,9 @@ def keys_of(path: KeyPath) -> tuple[str, ...]:
     return tuple(found.section.model_fields) if found is not None and found.section is not None else ()
 
 
-@cache
 def places_of(key: str) -> tuple[str, ...]:
     """The dotted keys that end in `key`, leaving out those of single data sources."""
-    sections = [name for name in RunConfig.model_fields if expected((name,)) and keys_of((name,))]
-    found = [dotted((name, key)) for name in sections if key in keys_of((name,))]
-    return (key, *found) if key in RunConfig.model_fields else tuple(found)
+    return tuple(known for known in KEYS if known.rpartition(".")[2] == key)
 
 
 def path_of(key: str) -> tuple[str, ...]:
@@ -160,3 +136,43 @@ def path_of(key: str) -> tuple[str, ...]:
         if found is not None and found.takes(dict):
             return (*parts[:depth], ".".join(parts[depth:]))
     return tuple(parts)
+
+
+KEYS: Mapping[str, Expected] = {
+    dotted(path): found
+    for section in RunConfig.model_fields
+    for path in ((section,), *((section, key) for key in keys_of((section,))))
+    if (found := expected(path)) is not None
+}
+"""Every section and key, dotted, with what it takes."""
+USED_BY: Mapping[str, frozenset[str]] = {
+    key: note.names for key, found in KEYS.items() for note in found.metadata if isinstance(note, UsedBy)
+}
+"""The sections and keys that not every task or method uses, and the tasks or methods that do."""
+
+
+def idle_keys(config: RunConfig) -> list[str]:
+    """The dotted keys and sections that the chosen task or method does not use, whatever they say."""
+    return [key for key, users in USED_BY.items() if users.isdisjoint((config.task, config.method))]
+
+
+def unused_keys(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """What is set and not used, each with what does not use it.
+
+    A section of another method is set as soon as it stands in the file, a key once it says something of its own.
+    """
+    for key in idle_keys(config):
+        section, _, name = key.partition(".")
+        within, name = (getattr(config, section), name) if name else (config, section)
+        if USED_BY[key] <= METHODS:
+            yield from [(f"the section {key}", f"method: {config.method}")] if name in within.model_fields_set else []
+        elif getattr(within, name) != type(within).model_fields[name].default:
+            yield key, f"task: {config.task}"
+    data, training = config.data, config.training
+    if training.group_by_length and data.packing == "fill":
+        yield "training.group_by_length", "data.packing: fill"
+    if isinstance(data.eval, tuple) and any(source.weight != 1 for source in data.eval):
+        yield "the weight of a source", "data.eval"
+    for key in ("metric_for_best_model", "sample_prompts") if data.eval is None else ():
+        if getattr(training, key) != TrainingSection.model_fields[key].default:
+            yield f"training.{key}", "data.eval: null"

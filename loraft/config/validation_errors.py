@@ -3,173 +3,173 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import NoReturn
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from loraft.config.aliases import ONLY_NEAR, answer_to_value, no_such_value
-from loraft.config.located import Document, Found, KeyPath, dotted
-from loraft.config.schema import NO_NULL, RunConfig
-from loraft.config.schema_info import Expected, expected, keys_of
-from loraft.config.suggestions import advice_for_key
-from loraft.config.yaml_scalars import Value, in_words, scalar
+from loraft.config.aliases import ONLY_NEAR, answer_to_key, answer_to_value, no_such_value
+from loraft.config.schema import RunConfig
+from loraft.config.schema_info import KEYS, Expected, expected, keys_of, places_of
+from loraft.config.sections import NO_NULL
+from loraft.config.yaml_nodes import MOST_PROBLEMS, Found, KeyPath, Node, Value, dotted, in_words, problem_at, scalar
 from loraft.errors import ConfigError, Problem
 
 STAND_INS: dict[str, dict[str, Value]] = {"model": {"name_or_path": "?"}, "data": {"train": "?"}}
 """What must be there, for a second look at a config that lacks it."""
+KEYS_IN_A_SOURCE = {"type": "format", "ds_type": "format", "field": "columns"}
+BOOLS = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
 
-MOST_PROBLEMS = 100
-"""A file that is no config at all is not answered key by key."""
 
-
-def validated(document: Document, earlier: Iterable[Found] = ()) -> RunConfig:
-    """The config that `document` holds.
-
-    Args:
-        document: The values, overrides included.
-        earlier: What was found wrong before the values were looked at.
+def validated(top: Node, found: Sequence[Found] = ()) -> RunConfig:
+    """The config that a tree holds, where nothing was `found` wrong with it before.
 
     Raises:
         ConfigError: With everything that is wrong, in the order of the file, overrides last.
     """
-    found = list(earlier)
     try:
-        config = RunConfig.model_validate(document.values)
+        config = RunConfig.model_validate(top.value)
     except ValidationError as error:
         known = {place for place, _ in found}
-        found += [one for one in _problems(error.errors(include_url=False), document) if one[0] not in known]
-    else:
-        if not found:
-            return config
-    raise ConfigError.several(in_order(found))
+        more = [one for one in _problems(error.errors(include_url=False), top) if one[0] not in known]
+        refuse([*found, *more])
+    if found:
+        refuse(found)
+    return config
 
 
-def in_order(found: Iterable[Found]) -> list[Problem]:
-    """The problems by their places, `MOST_PROBLEMS` of them at most."""
+def refuse(found: Iterable[Found]) -> NoReturn:
+    """Raise the problems in the order of their places, `MOST_PROBLEMS` of them at most."""
     problems = [problem for _, problem in sorted(found, key=lambda one: one[0])]
-    if len(problems) > MOST_PROBLEMS:
-        left_out = len(problems) - MOST_PROBLEMS
-        return [*problems[:MOST_PROBLEMS], Problem(f"and {left_out} more problems")]
-    return problems
+    if left_out := len(problems[MOST_PROBLEMS:]):
+        problems[MOST_PROBLEMS:] = [Problem(f"and {left_out} more problems")]
+    raise ConfigError.several(problems)
 
 
-def _problems(errors: list[ErrorDetails], document: Document) -> list[Found]:
+def _problems(errors: list[ErrorDetails], top: Node) -> list[Found]:
     """One problem for each place; where branches of a union disagree, what lies deepest tells most."""
-    located = {path: error for error in errors if (path := _path(error, document))}
+    located = {path: error for error in errors if (path := _path(error, top))}
     outer = {path[:length] for path in located for length in range(1, len(path))}
-    innermost = [(path, error) for path, error in located.items() if path not in outer]
-    wrong = [path for path, _ in innermost]
-    missing = [path for path, error in innermost if error["type"] == "missing"]
-    told = {path: _problem(path, error, document) for path, error in innermost[:MOST_PROBLEMS]}
-    found = [one for path, one in told.items() if path not in missing or not _is_told(path, told.values())]
+    innermost = {path: error for path, error in located.items() if path not in outer}
+    ordered = sorted(innermost, key=lambda path: top.near(path).key)
+    told = {path: _problem(path, innermost[path], top) for path in ordered[:MOST_PROBLEMS]}
+    remedies = [problem.remedy or "" for _, problem in told.values()]
+    # What is missing is told already where the remedy for a key of another tool says how to write it.
+    asked = {f"Write {name}.{key}: ": name for name, needed in STAND_INS.items() for key in needed}
+    said = {name for start, name in asked.items() if any(remedy.startswith(start) for remedy in remedies)}
+    found = [one for path, one in told.items() if innermost[path]["type"] != "missing" or path[0] not in said]
+    found += [problem_at(top.near(path).key, "is wrong") for path in ordered[MOST_PROBLEMS:]]  # no more than counted
     contradictions = [error for error in errors if error["type"] == "contradiction"]
-    if wrong and not contradictions:
-        contradictions = _contradictions_beside(wrong, document)
-    return found + [_contradiction(error, document) for error in contradictions]
+    if innermost and not contradictions:
+        contradictions = _contradictions_beside([*innermost], top)
+    for error in contradictions:
+        key = str(error["ctx"]["keys"][0])
+        found.append(problem_at(top.near(tuple(key.split("."))).key, error["msg"], key))
+    return found
 
 
-def _is_told(missing: KeyPath, told: Iterable[Found]) -> bool:
-    """Whether the remedy for a key of another tool says how to write what is missing."""
-    section = str(missing[0])
-    keys = [f"Write {section}.{key}: " for key in STAND_INS.get(section, ())]
-    return any((problem.remedy or "").startswith(key) for _, problem in told for key in keys)
-
-
-def _path(error: ErrorDetails, document: Document) -> KeyPath:
-    """The path in the document, without the names that pydantic gives to branches of a union."""
+def _path(error: ErrorDetails, top: Node) -> KeyPath:
+    """The path in the tree, without the names that pydantic gives to branches of a union."""
     path: KeyPath = ()
-    parts = error["loc"]
-    for number, part in enumerate(parts, start=1):
-        missing = error["type"] == "missing" and number == len(parts)
-        if missing or document.has((*path, part)):
-            path = (*path, part)
+    node = top
+    for number, part in enumerate(error["loc"], start=1):
+        inner = node.child(part)
+        if inner is not None or (error["type"] == "missing" and number == len(error["loc"])):
+            path, node = (*path, part), inner or node
     return path
 
 
-def _problem(path: KeyPath, error: ErrorDetails, document: Document) -> Found:
-    value = document.at(path)
-    wanted = expected(path)
-    entry = document.entry(path)
-    key = dotted(path)
+def _contradictions_beside(wrong: list[KeyPath], top: Node) -> list[ErrorDetails]:
+    """Contradictions between values that are right in themselves, though others are wrong.
+
+    The wrong ones are taken out, and what is missing gets a stand-in, so that the schema gets that far.
+    """
+    values = top.value
+    assert isinstance(values, dict)
+    for name, *inner in wrong:
+        section = values.get(str(name))
+        if inner and isinstance(section, dict):
+            section.pop(str(inner[0]), None)
+        else:
+            values.pop(str(name), None)
+    for name, needed in STAND_INS.items():
+        section = values.get(name)
+        values[name] = needed | (section if isinstance(section, dict) else {})
+    try:
+        RunConfig.model_validate(values)
+    except ValidationError as error:
+        taken = {dotted(path[:2]) for path in wrong}
+        contradictions = [one for one in error.errors(include_url=False) if one["type"] == "contradiction"]
+        return [one for one in contradictions if not taken.intersection(one["ctx"]["keys"])]
+    return []
+
+
+def _problem(path: KeyPath, error: ErrorDetails, top: Node) -> Found:
+    node, wanted, key = top.near(path), expected(path), dotted(path)
+    value = node.value
     if error["type"] == "missing":
-        return entry.key, _missing(path, entry.key.text)
+        return problem_at(node.key, *_missing(path))
     if wanted is None:
-        return entry.key, Problem("is no key of loraft", entry.key.text, key, advice_for_key(path, value))
+        return problem_at(node.key, "is no key of loraft", key, advice_for_key(path, value))
     if len(path) == 1 and keys_of(path) and not isinstance(value, dict):
-        return entry.value, _no_section(path, value, entry.value.text)
+        return problem_at(node.place, *_no_section(key, value, keys_of(path)))
     if error["type"] == "value_error":
-        message = str(error["msg"]).removeprefix("Value error, ")
-        return entry.value, Problem(f"{message}; found {in_words(value)}", entry.value.text, key)
-    message = f"must be {wanted}; found {in_words(value)}"
-    return entry.value, Problem(message, entry.value.text, key, _remedy(value, wanted, key))
+        message, remedy = error["msg"].removeprefix("Value error, "), None
+    else:
+        message, remedy = f"must be {wanted}", _remedy(value, wanted, key)
+    return problem_at(node.place, f"{message}; found {in_words(value)}", key, remedy)
 
 
-def _no_section(path: KeyPath, value: Value, where: str) -> Problem:
-    key = dotted(path)
-    if value is None:
-        remedy = f"Indent its keys beneath it, or remove {key}."
-        return Problem("is an empty section", where, key, remedy)
-    known = keys_of(path)
-    first = known[0]
-    shown = (
-        f" For this one, write {key}.{first}: {value}." if key in ("model", "data") and isinstance(value, str) else ""
-    )
-    remedy = f"Its keys are {', '.join(known)}.{shown}"
-    return Problem(f"must be a section, with its keys indented beneath it; found {in_words(value)}", where, key, remedy)
-
-
-def _missing(path: KeyPath, where: str) -> Problem:
+def _missing(path: KeyPath) -> tuple[str, str, str]:
     *sections, key = (str(part) for part in path if isinstance(part, str))
     if not sections and keys_of(path):
-        return Problem("is missing", where, key, f"Add {key}: with {keys_of(path)[0]} beneath it.")
-    message = f"is missing; it must be {expected(path)}"
-    return Problem(message, where, dotted(path), f"Add {key}: … under {'.'.join(sections)}:.")
+        return "is missing", key, f"Add {key}: with {keys_of(path)[0]} beneath it."
+    return f"is missing; it must be {expected(path)}", dotted(path), f"Add {key}: … under {'.'.join(sections)}:."
+
+
+def _no_section(key: str, value: Value, known: Sequence[str]) -> tuple[str, str, str]:
+    if value is None:
+        return "is an empty section", key, f"Indent its keys beneath it, or remove {key}."
+    is_meant = key in STAND_INS and isinstance(value, str)
+    shown = f" For this one, write {key}.{known[0]}: {value}." if is_meant else ""
+    message = f"must be a section, with its keys indented beneath it; found {in_words(value)}"
+    return message, key, f"Its keys are {', '.join(known)}.{shown}"
 
 
 def _remedy(value: Value, wanted: Expected, key: str) -> str | None:
     """What to write instead, where the value found tells what was meant."""
-    takes_text = wanted.takes(str)
-    if meant := _meant_null(value, wanted, key):
-        return meant
-    if isinstance(value, str) and wanted.takes(tuple) and not wanted.choices and not takes_text:
-        return "Write a list, even of one, in brackets."
     if isinstance(value, str):
+        if wanted.takes(type(None)) and value.lower() in NO_NULL:
+            return "Did you mean null?"
+        if wanted.takes(tuple) and not wanted.choices and not wanted.takes(str):
+            return "Write a list, even of one, in brackets."
         return _meant_number(value, wanted) or _meant_bool(value, wanted) or _meant_word(value, wanted, key)
-    if isinstance(value, int | float):
-        return _meant_otherwise(value, wanted, key)
-    return None
-
-
-def _meant_null(value: Value, wanted: Expected, key: str) -> str | None:
-    if isinstance(value, str) and wanted.takes(type(None)) and value.lower() in NO_NULL:
-        return "Did you mean null?"
-    return "Write null for no evaluation." if key == "data.eval" and value in (0, False) else None
+    return _meant_otherwise(value, wanted, key) if isinstance(value, int | float) else None
 
 
 def _meant_otherwise(value: float, wanted: Expected, key: str) -> str | None:
     """What a number or a truth value stands for, where it is neither that is wanted."""
+    if key == "data.eval" and not value:
+        return "Write null for no evaluation."
     if value is False and "off" in wanted.choices:
         return f"Write {key}: off."
     if wanted.takes(str):
         return "Put it in quotes if it is meant as text."
-    if isinstance(value, float) and value.is_integer() and not wanted.takes(float):
-        return f"Write {int(value)}."
-    return None
+    is_whole = isinstance(value, float) and value.is_integer() and not wanted.takes(float)
+    return f"Write {int(value)}." if is_whole else None
 
 
 def _meant_number(text: str, wanted: Expected) -> str | None:
-    kinds = [kind for kind in (int, float) if wanted.takes(kind)]
     number = scalar(re.sub("(?<=[0-9])[_,](?=[0-9]{3})", "", text.strip()))
-    if not kinds or isinstance(number, bool) or not isinstance(number, int | float):
+    if not (wanted.takes(int) or wanted.takes(float)) or isinstance(number, str | bool | None):
         return None
     return f"Write the number without quotes: {number}." if number == scalar(text) else f"Write {number}."
 
 
 def _meant_bool(text: str, wanted: Expected) -> str | None:
-    meant = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
-    word = meant.get(text.lower())
+    word = BOOLS.get(text.lower())
     if word is None or not wanted.takes(bool):
         return None
     quoted = " without quotes" if isinstance(scalar(text), bool) else ""
@@ -182,41 +182,38 @@ def _meant_word(text: str, wanted: Expected, key: str) -> str | None:
     ours = answer_to_value(text, wanted.choices)
     if ours is not None:
         return f"Here it is called {ours}."
-    if text.lower() in ONLY_NEAR:
+    if wanted.choices and text.lower() in ONLY_NEAR:
         return no_such_value(text, wanted.choices)
     near = get_close_matches(text.lower(), wanted.choices, n=1)
     return f"Did you mean {near[0]}?" if near else None
 
 
-def _contradictions_beside(wrong: list[KeyPath], document: Document) -> list[ErrorDetails]:
-    """Contradictions between values that are right in themselves, though others are wrong.
-
-    The wrong ones are taken out, and what is missing gets a stand-in, so that the schema gets that far.
-    """
-    try:
-        RunConfig.model_validate(_without(wrong, document.values))
-    except ValidationError as error:
-        taken = {dotted(path[:2]) for path in wrong}
-        contradictions = [one for one in error.errors(include_url=False) if one["type"] == "contradiction"]
-        return [one for one in contradictions if not taken.intersection(one["ctx"]["keys"])]
-    return []
-
-
-def _without(wrong: list[KeyPath], values: dict[str, Value]) -> dict[str, Value]:
-    rest = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
-    for name, *inner in wrong:
-        section = rest.get(str(name))
-        if inner and isinstance(section, dict):
-            section.pop(str(inner[0]), None)
-        else:
-            rest.pop(str(name), None)
-    for name, needed in STAND_INS.items():
-        section = rest.get(name)
-        rest[name] = needed | (section if isinstance(section, dict) else {})
-    return rest
+def advice_for_key(path: KeyPath, value: Value) -> str:
+    """The remedy for an unknown key: another tool's name, a near miss, another level, or what there is."""
+    section, key = path[:-1], str(path[-1])
+    nested = tuple(key.split("."))
+    if len(nested) == 2 and not section and expected(nested) is not None:
+        return f"Keys are nested: write {nested[0]}: and, indented beneath it, {nested[1]}."
+    if len(section) > 1 and key in KEYS_IN_A_SOURCE:
+        return f"Write {KEYS_IN_A_SOURCE[key]}."
+    if foreign := answer_to_key(key, value):
+        return foreign
+    here = {dotted((*section, known)): known for known in keys_of(section)}
+    if near := _did_you_mean(here, key):
+        return near
+    if places := places_of(key):
+        return f"It belongs to another level: write {' or '.join(places)}."
+    return (
+        _did_you_mean({known: known.rpartition(".")[2] for known in KEYS}, key)
+        or f"Known keys {'in ' + dotted(section) if section else 'at the top'}: {', '.join(here.values())}."
+    )
 
 
-def _contradiction(error: ErrorDetails, document: Document) -> Found:
-    first = str(error["ctx"]["keys"][0])
-    place = document.entry(tuple(first.split("."))).key
-    return place, Problem(error["msg"], place.text, first)
+def _did_you_mean(known: dict[str, str], key: str) -> str | None:
+    """Names that are spelt alike, or that hold all the words of `key`: `batch_size` in `per_device_…`."""
+    spelt = key.replace("-", "_").lower()
+    alike = get_close_matches(spelt, known.values(), n=3, cutoff=0.75)
+    words = set(spelt.split("_"))
+    near = alike or [name for name in known.values() if words <= set(name.split("_"))]
+    found = [place for place, name in known.items() if name in near]
+    return f"Did you mean {' or '.join(found)}?" if found else None

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection, DataSource
 from loraft.dataset.fingerprint import contents_of, identity_of
 from loraft.dataset.held_out_split import digest_of_draw, held_out_rows
 from loraft.dataset.source_rows import (

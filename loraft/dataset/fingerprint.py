@@ -19,7 +19,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 import loraft
-from loraft.config.schema import DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource
 from loraft.errors import DataError
 from loraft.rows.raw_rows import content_of
 

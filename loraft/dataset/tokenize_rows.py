@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraft.config.schema import DataSection, DataSource
+from loraft.config.sections import DataSection, DataSource
 from loraft.errors import DataError, Problem
 from loraft.rows.formats import Record
 from loraft.tokenization.examples import Example

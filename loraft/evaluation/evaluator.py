@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from loraft.config.schema import TaskName
+from loraft.config.sections import TaskName
 from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.accumulators import RowTally, loss_sums
 from loraft.evaluation.bootstrap import PairedDifference, paired_differences

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from loraft.config.config_file import load_config
-from loraft.config.schema import DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource
 from loraft.dataset.fingerprint import contents_of
 from loraft.dataset.source_rows import expand_sources, with_defaults
 from loraft.errors import DataError

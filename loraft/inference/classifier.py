@@ -15,7 +15,7 @@ from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, resolve_target
 from loraft.adapters.save_adapter import load_adapters
 from loraft.adapters.target_task import classes_of
-from loraft.config.schema import DtypeName, QuantizationSection
+from loraft.config.sections import DtypeName, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.class_logits import class_logits
 from loraft.models.device import select_device

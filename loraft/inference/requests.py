@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loraft.config.schema import DtypeName, QuantizationSection
+from loraft.config.sections import DtypeName, QuantizationSection
 
 
 @dataclass(frozen=True)

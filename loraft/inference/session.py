@@ -17,7 +17,7 @@ from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, resolve_target
 from loraft.adapters.save_adapter import load_adapters
 from loraft.adapters.target_task import classes_of
-from loraft.config.schema import TASK_OF_GROUP, QuantizationSection
+from loraft.config.sections import TASK_OF_GROUP, QuantizationSection
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError
 from loraft.inference.completion import stop_texts_of
 from loraft.inference.generation_config import own_defaults, saved_defaults

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraft.config.schema import DEFAULT_TASK, TASK_OF_GROUP, Method, RowFormat, TaskName
+from loraft.config.sections import DEFAULT_TASK, TASK_OF_GROUP, Method, RowFormat, TaskName
 from loraft.dataset.build import prepare
 from loraft.dataset.detect_format import DatasetProfile, profile_dataset
 from loraft.dataset.statistics import DataReport

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.linear_modules import family_in, targets_in
-from loraft.config.schema import LoraSection, ModelSection
+from loraft.config.sections import LoraSection, ModelSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage, read_storage

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.config.dump import inline
-from loraft.config.schema import Method, RowFormat, RunConfig, TaskName
+from loraft.config.schema import RunConfig
+from loraft.config.sections import Method, RowFormat, TaskName
 from loraft.tasks import TASKS
 from loraft.tasks.task import StarterFacts
 
@@ -84,10 +85,9 @@ def starter(start: Start, path: Path) -> str:
         start: What it is made from.
         path: Where it will lie, for the commands that its heading names.
     """
-    said = _said(start)
     starter_config(start)  # what is not a config is never written
     lines, section = _heading(start, path), ""
-    for key, value, why in said:
+    for key, value, why in _said(start):
         name, _, inner = key.rpartition(".")
         if name != section:
             lines += ["", f"{name}:"] if name else [""]
@@ -100,21 +100,21 @@ def starter(start: Start, path: Path) -> str:
 
 def starter_config(start: Start) -> RunConfig:
     """The config that `starter` writes down."""
-    return RunConfig.model_validate(_nested(_said(start)))
-
-
-def _said(start: Start) -> list[Said]:
-    return [*_head(start), *_lora(start), *_data(start), *_training(start), *_generation(start)]
-
-
-def _nested(said: Sequence[Said]) -> dict[str, object]:
     values: dict[str, object] = {}
-    for key, value, _ in said:
+    for key, value, _ in _said(start):
         section, _, name = key.rpartition(".")
         inner = values.setdefault(section, {}) if section else values
         assert isinstance(inner, dict)
         inner[name] = value
-    return values
+    return RunConfig.model_validate(values)
+
+
+def _said(start: Start) -> Iterator[Said]:
+    yield from _head(start)
+    yield from _data(start)
+    yield from _training(start)
+    if TASKS[start.task].generates:
+        yield "generation.max_new_tokens", 256, "The most tokens of an answer, saved with what was trained."
 
 
 def _heading(start: Start, path: Path) -> list[str]:
@@ -138,9 +138,6 @@ def _head(start: Start) -> Iterator[Said]:
     yield "model.name_or_path", start.model, "A Hub id, a folder, a .gguf file, or builtin:NAME."
     if start.method == "qlora":
         yield "quantization.type", "nf4", "nf4 fits weights that are normally distributed; fp4 is the other type."
-
-
-def _lora(start: Start) -> Iterator[Said]:
     if start.method == "full":
         return
     yield "lora.r", 16, "The rank of each update: what it can learn grows with it, and so does its size."
@@ -209,8 +206,3 @@ def _training(start: Start) -> Iterator[Said]:
         yield "training.class_weights", "balanced", why
     if start.method == "full":
         yield "training.save_total_limit", 1, "Each checkpoint holds all weights and twice their size of moments."
-
-
-def _generation(start: Start) -> Iterator[Said]:
-    if TASKS[start.task].generates:
-        yield "generation.max_new_tokens", 256, "The most tokens of an answer, saved with what was trained."

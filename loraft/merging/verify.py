@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from loraft.adapters.active import act_together, acting
 from loraft.adapters.save_adapter import load_adapters
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.io.memory_errors import memory_errors
 from loraft.merging.calibration_text import LONGEST, Rows, built_in_rows, rows_for

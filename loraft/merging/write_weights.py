@@ -26,7 +26,7 @@ from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import base_named_by
 from loraft.adapters.target_task import classes_of
-from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.io.atomic import ADAPTER_WEIGHTS
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "avx10_2", "sve_bf16", "bf16")

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.models.hf_logging import quietly_reading
 from loraft.models.registry import DECODERS, ModelSpec, spec_of

@@ -31,7 +31,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.pytorch_utils import Conv1D
 
-from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError, OutOfMemoryError
 from loraft.grammar import counted
 from loraft.io.build_once import remade

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
 from loraft.kernels.product_dtype import product_dtype
 from loraft.models.device import DTYPES, DeviceConfig

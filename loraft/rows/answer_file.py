@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
-from loraft.config.schema import DataSource
+from loraft.config.sections import DataSource
 from loraft.errors import DataError, DiskFullError, Interrupted, Problem
 from loraft.grammar import counted
 from loraft.rows.raw_rows import RowsRead, read_rows

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from loraft.config.schema import DataSource
+from loraft.config.sections import DataSource
 from loraft.errors import DataError, Problem
 from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, rows_in
 

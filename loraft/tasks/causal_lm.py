@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraft.config.schema import DataSection, RowFormat, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection, RowFormat
 from loraft.models.registry import ModelSpec
 from loraft.rows.formats import Conversation, LanguagePair, Message, PromptCompletion, Record, to_record
 from loraft.rows.readers import Row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loraft.config.schema import DataSection, RowFormat
+from loraft.config.sections import DataSection, RowFormat
 from loraft.models.registry import ModelSpec
 from loraft.rows.formats import LanguagePair, Record, Seq2SeqRecord, to_record
 from loraft.rows.readers import Row

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraft.config.schema import DataSection, RowFormat, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection, RowFormat
 from loraft.errors import Problem
 from loraft.models.registry import ModelSpec
 from loraft.rows.formats import ClassificationRecord, LanguagePair, Record, to_record

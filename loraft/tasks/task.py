@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from loraft.config.schema import DataSection, ModelGroup, RowFormat, RunConfig, SpecialTokensInText, TaskName
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection, ModelGroup, RowFormat, SpecialTokensInText, TaskName
 from loraft.models.registry import GROUPS, ModelSpec
 
 if TYPE_CHECKING:

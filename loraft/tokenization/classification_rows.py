@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, SpecialTokensInText
+from loraft.config.sections import DataSection, SpecialTokensInText
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import ClassificationRecord, Message, Record
 from loraft.rows.labels import class_number

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection
+from loraft.config.sections import DataSection
 from loraft.rows.formats import Message, Record
 from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example

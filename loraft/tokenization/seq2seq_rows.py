@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.schema import DataSection, SpecialTokensInText
+from loraft.config.sections import DataSection, SpecialTokensInText
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Message, Record, Seq2SeqRecord
 from loraft.tokenization.control_tokens import ControlTokens

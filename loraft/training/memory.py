@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 
 BLOCK = 64
 """Weights that share one block constant in bitsandbytes' 4-bit types."""

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.save_adapter import save_adapter, save_full
-from loraft.config.schema import ModelSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import ModelSection
 from loraft.errors import AdapterError, InvalidInputError, ModelError
 from loraft.inference.classifier import Classifier, open_classifier
 from loraft.models.hf_config import load_config

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.save_adapter import save_adapter
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError
 from loraft.models.load_model import LoadedModel
 from loraft.models.quantize import disable_cpu_4bit_repack, quantization_config

@@ -11,7 +11,7 @@ from torch import nn
 
 from loraft.adapters.merge_in_memory import merged
 from loraft.adapters.save_adapter import load_adapters
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.merging.equivalence import kl_divergence
 from tests.adapters.setting import logits, tiny_loaded
 from tests.merging.merging import KINDS, own_adapter, peft_adapter, save_base

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loraft.adapters.metadata import ResolvedTarget, adapter_in, model_in
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError
 from loraft.tasks.task import SourceFormat, TrainingMetadata
 

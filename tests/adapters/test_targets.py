@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loraft.adapters.targets import ModuleCount, TargetModules, parse_layers, select
-from loraft.config.schema import LoraSection
+from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError
 from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 

@@ -1,4 +1,4 @@
-"""`loraft schema` and `loraft doctor`."""
+"""`loraft doctor`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,6 @@ def _examined(monkeypatch: pytest.MonkeyPatch) -> None:
         Fact("hub", "offline", True),
     ]
     monkeypatch.setattr(machine, "examine", lambda: facts)
-
-
-def test_schema_is_a_json_schema_of_every_section(loraft: Loraft) -> None:
-    document = json.loads(loraft("schema").stdout)
-    assert document["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert {"model", "data", "training"} <= set(document["properties"])
-    assert document["additionalProperties"] is False
 
 
 @pytest.mark.usefixtures("_examined")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.aliases import ONLY_NEAR, SAME_VALUE, SECTIONS, VALUES, answer_to_value
+from loraft.config.aliases import ANSWERS, ONLY_NEAR, SAME_VALUE, VALUES, answer_to_value
 from loraft.config.schema_info import expected, path_of, places_of
-from loraft.config.suggestions import advice_for_key
-from loraft.config.yaml_scalars import Value
+from loraft.config.validation_errors import advice_for_key
+from loraft.config.yaml_nodes import Value
 from tests.config.written_files import problems, write
 
 PRECISION = (
@@ -29,7 +29,11 @@ def test_every_answer_names_a_key_that_exists(ours: str) -> None:
 
 
 def test_no_key_of_ours_is_taken_for_a_foreign_one() -> None:
-    assert [key for key in (*SAME_VALUE, *SECTIONS) if places_of(key)] == []
+    assert [key for key in (*SAME_VALUE, *ANSWERS) if places_of(key)] == []
+
+
+def test_no_key_has_two_answers() -> None:
+    assert SAME_VALUE.keys().isdisjoint(ANSWERS)
 
 
 def test_every_foreign_value_has_a_place_for_ours() -> None:

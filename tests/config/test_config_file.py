@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.config_file import MOST_DEPTH, dump_config, load_config, load_lora
-from loraft.config.schema import LoraSection, RunConfig
+from loraft.config.config_file import MOST_BYTES, load_config, load_lora
+from loraft.config.dump import dump_config
+from loraft.config.schema import RunConfig
+from loraft.config.sections import LoraSection
+from loraft.config.yaml_nodes import MOST_DEPTH
 from loraft.errors import ConfigError
 from tests.config.written_files import LEAST, only, problems, write
 
@@ -73,6 +76,13 @@ def test_a_file_of_rows_is_no_config(tmp_path: Path, name: str, text: str) -> No
     assert only(path).remedy == f"loraft init CONFIG.yaml --data {shlex.quote(str(path))}"
 
 
+def test_a_file_of_just_the_size_is_read_and_an_endless_one_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, LEAST + "#" * (MOST_BYTES - len(LEAST)))
+    assert path.stat().st_size == MOST_BYTES
+    assert load_config(path).model.name_or_path == "a/b"
+    assert "larger than 64 KiB" in only(Path("/dev/zero")).message
+
+
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, b"\xef\xbb\xbf" + LEAST.encode())).model.name_or_path == "a/b"
 
@@ -115,6 +125,7 @@ def test_c45_duplicate_keys_name_both_places(tmp_path: Path) -> None:
         (LEAST + 'seed: "\\0"\n', "run.yaml:3:7", "no text"),
         (LEAST + 'seed: "\\ud800"\n', "run.yaml:3:7", "no text"),
         (LEAST + "seed: a\0b\n", "run.yaml:3:8", "U+0000"),
+        ("a: b\nc:\x1b[31m", "run.yaml:2:3", "holds the character U+001B"),
         (LEAST.encode() + b"seed: \xff\n", "run.yaml:3", "not valid UTF-8 (byte 0xff)"),
         (LEAST.encode("utf-16"), "run.yaml:1", "not valid UTF-8"),
         ("# " + "x" * 64 * 1024, "run.yaml", "larger than 64 KiB"),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from loraft.config.config_file import load_config
 from loraft.config.dump import inline
-from loraft.config.schema import DataSource, RunConfig, Section, StackLayers
-from loraft.config.schema_info import expected, path_of
-from loraft.config.unused_keys import OF_METHODS, OF_TASKS
+from loraft.config.schema import RunConfig
+from loraft.config.schema_info import METHODS, USED_BY, expected, path_of
+from loraft.config.sections import DataSource, Section, StackLayers
 from loraft.inspection.starter import ROWS
 from loraft.rows.formats import OPTIONAL_COLUMNS
 from loraft.tasks import TASKS
@@ -26,8 +26,8 @@ INNER = {
 INTRODUCTION = """\
 # The config
 
-Every key, as `loraft/config/schema.py` has it; `loraft schema` prints the same as JSON for an editor. Two keys have no
-default, so the shortest config is
+Every key, as `schema.py` and `sections.py` in `loraft/config` have it; `loraft schema` prints the same as JSON for an
+editor. Two keys have no default, so the shortest config is
 
 ```yaml
 model:
@@ -96,7 +96,7 @@ def _section(key: str) -> type[Section] | None:
 def _description(key: str, text: str | None) -> str:
     """On one line, with the tasks that use the key where not all do; the sections of a method say so themselves."""
     assert text
-    tasks = " and ".join(f"`task: {task}`" for task in sorted(OF_TASKS.get(key, ())))
+    tasks = " and ".join(f"`task: {task}`" for task in sorted(USED_BY.get(key, METHODS) - METHODS))
     return " ".join([*text.split(), *([f"*Used by {tasks}.*"] if tasks else [])])
 
 
@@ -113,8 +113,10 @@ def test_every_key_of_the_schema_is_on_the_page() -> None:
 
 
 def test_every_limit_to_tasks_and_methods_is_on_the_page() -> None:
-    assert page().count("*Used by") == len(OF_TASKS)
-    for name, methods in OF_METHODS.items():
+    of_methods = {key: users for key, users in USED_BY.items() if users <= METHODS}
+    assert of_methods.keys() == {"lora", "quantization"}
+    assert page().count("*Used by") == len(USED_BY) - len(of_methods) > 10
+    for name, methods in of_methods.items():
         assert (section := _section(name)) is not None
         assert all(f"`method: {method}`" in (section.__doc__ or "") for method in methods)
 

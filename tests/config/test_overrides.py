@@ -29,6 +29,13 @@ def test_an_override_mends_what_the_file_has_wrong(tmp_path: Path) -> None:
     assert (config.model.name_or_path, config.lora.r, config.data.train[0].weight) == ("a/b", 8, 2.0)
 
 
+def test_an_override_takes_over_value_and_places(tmp_path: Path) -> None:
+    path = write(tmp_path, LEAST + "lora: {layers: [1, -2, 3]}\n")
+    assert load_config(path, ["lora.layers=[7]"]).lora.layers == (7,)
+    problem = only(path, ["lora.layers=[7, 8, -1]"])
+    assert (problem.where, problem.key) == ("override lora.layers=…", "lora.layers[2]")
+
+
 @pytest.mark.parametrize("override", ["seed", "=3", "lora..r=3", "", "lora.=1"])
 def test_what_is_no_key_and_value(tmp_path: Path, override: str) -> None:
     problem = only(write(tmp_path, LEAST), [override])
@@ -49,10 +56,11 @@ def test_what_is_no_key_and_value(tmp_path: Path, override: str) -> None:
         ("lora={r: 1, r: 2}", "override lora=…", "lora", "given twice"),
         ("data.train.path=b", "override data.train.path=…", "data.train.path", "data.train is the text 'rows.jsonl'"),
         ("lora.rnk=3", "override lora.rnk=…", "lora.rnk", "no key of loraft"),
+        ("lora" + ".r" * 2_000 + "=1", "override lora" + ".r" * 2_000 + "=…", None, "nested deeper than 20 levels"),
         ("model=null", "override model=…", "model", "empty section"),
     ],
 )
-def test_where_and_what_is_wrong(tmp_path: Path, override: str, where: str, key: str, words: str) -> None:
+def test_where_and_what_is_wrong(tmp_path: Path, override: str, where: str, key: str | None, words: str) -> None:
     problem = only(write(tmp_path, LEAST), [override])
     assert (problem.where, problem.key) == (where, key)
     assert words in problem.message

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from loraft.config.config_file import load_config
-from loraft.config.schema import RunConfig, StackLayers
+from loraft.config.schema import RunConfig
+from loraft.config.sections import StackLayers
 from tests.config.written_files import LEAST, write
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loraft.config.validation_errors import advice_for_key
 from tests.config.written_files import LEAST, only, problems, write
 
 
@@ -152,6 +153,7 @@ def test_a_wrong_value(tmp_path: Path, line: str, where: str, key: str, message:
     [
         ("eval: {path: x, weight: heavy}", "run.yaml:2:45", "data.eval.weight", "a number above 0"),
         ("eval: [x, {path: y, wieght: 2}]", "run.yaml:2:41", "data.eval[1].wieght", "no key of loraft"),
+        ("eval: {path: x, '0': 1}", "run.yaml:2:37", "data.eval.0", "no key of loraft"),
         ("eval: [x, {splt: y}]", "run.yaml:2:31", "data.eval[1].path", "is missing"),
         ("eval: [x, 5]", "run.yaml:2:31", "data.eval[1]", "must be a path, or a mapping of path"),
         ("eval: 5", "run.yaml:2:27", "data.eval", "like data.train, a fraction above 0 and below 1, or null"),
@@ -172,6 +174,13 @@ def test_what_is_missing_is_named_with_where_to_add_it(tmp_path: Path) -> None:
     model, data = problems(write(tmp_path, "seed: 3\ndata: {eval: null}\n"))
     assert (model.where, model.key, model.remedy) == ("run.yaml", "model", "Add model: with name_or_path beneath it.")
     assert (data.where, data.key, data.remedy) == ("run.yaml:2:1", "data.train", "Add train: … under data:.")
+
+
+def test_more_problems_than_anybody_reads_are_counted(tmp_path: Path) -> None:
+    text = "".join(f"k{n}: {n}\n" for n in range(3_000)) + "seed: many\nlora: {r: 0}\n"
+    found = problems(write(tmp_path, text))
+    assert [problem.key for problem in found[:3]] == ["model", "data", "k0"]
+    assert (found[99].key, found[100].message) == ("k97", "and 2904 more problems")
 
 
 def test_a_section_given_as_text(tmp_path: Path) -> None:
@@ -217,3 +226,35 @@ def test_no_evaluation_is_null(tmp_path: Path, value: str, remedy: str) -> None:
     problem = only(write(tmp_path, LEAST), [f"data.eval={value}"])
     assert problem.message.startswith("must be like data.train, a fraction above 0 and below 1, or null; found ")
     assert (problem.key, problem.remedy) == ("data.eval", remedy)
+
+
+@pytest.mark.parametrize("word", ["adam", "cosine_with_restarts"])
+def test_a_word_of_other_tools_where_no_word_is_taken(tmp_path: Path, word: str) -> None:
+    problem = only(write(tmp_path, LEAST), [f"lora.r={word}"])
+    assert (problem.key, problem.remedy) == ("lora.r", None)
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        (("lora", "alhpa"), "Did you mean lora.alpha?"),
+        (("trainning",), "Did you mean training?"),
+        (("model", "name"), "Did you mean model.name_or_path?"),
+        (("data", "train", 1, "wieght"), "Did you mean data.train[1].weight?"),
+        (("learning_rate",), "It belongs to another level: write training.learning_rate."),
+        (("training", "seed"), "It belongs to another level: write seed."),
+        (("training", "max_length"), "It belongs to another level: write data.max_length."),
+        (("max_step",), "Did you mean training.max_steps?"),
+        (("lora.r",), "Keys are nested: write lora: and, indented beneath it, r."),
+        (("data", "train", 0, "type"), "Write format."),
+        (("generation", "zzz"), "Known keys in generation: max_new_tokens, temperature."),
+    ],
+)
+def test_what_to_write_instead(path: tuple[str | int, ...], advice: str) -> None:
+    assert advice_for_key(path, 1) == advice
+
+
+def test_at_the_top_every_section_is_listed() -> None:
+    assert advice_for_key(("zzz",), None) == (
+        "Known keys at the top: task, method, seed, model, quantization, lora, data, training, generation."
+    )

@@ -280,7 +280,7 @@ def test_a_system_prompt_that_all_rows_share_is_kept(tokenizer: PreTrainedTokeni
 
 
 def test_lone_surrogates_are_refused_by_field(tmp_path: Path) -> None:
-    from loraft.config.schema import DataSource
+    from loraft.config.sections import DataSource
     from loraft.rows.formats import to_record
 
     path = write(tmp_path / "a.jsonl", ['{"text": "\\ud800"}'])

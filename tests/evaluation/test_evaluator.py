@@ -14,7 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from loraft import api
-from loraft.config.schema import DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource
 from loraft.dataset.build import prepare
 from loraft.errors import Interrupted, NonFiniteError
 from loraft.evaluation.eval_dataset import EvaluatedRows, read_eval_source, rows_of

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.schema import DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource
 from loraft.dataset.fingerprint import contents_of
 from loraft.dataset.source_rows import expand_sources
 from loraft.errors import DataError

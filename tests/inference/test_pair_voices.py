@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, M2M100Tokenizer, MBartTokenizer
 
 from loraft.adapters.resolve_target import resolve_target
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import DataError, ModelError
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest

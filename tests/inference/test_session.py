@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, InvalidInputError, ModelError, OutOfMemoryError
 from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest, ModelRequest

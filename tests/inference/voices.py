@@ -10,7 +10,8 @@ from torch import nn
 
 from loraft.adapters.inject import attach
 from loraft.adapters.save_adapter import save_adapter
-from loraft.config.schema import ModelSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import ModelSection
 from loraft.models.device import select_device
 from loraft.models.load_model import load_model
 from loraft.models.registry import FAMILIES

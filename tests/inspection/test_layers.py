@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.config.config_file import load_lora
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.layers import ModelTable, model_table
 from loraft.inspection.layers_report import report_layers

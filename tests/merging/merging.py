@@ -22,7 +22,7 @@ from transformers import (
 
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.save_adapter import save_adapter
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.merging.adapter_weights import resolve_weighted
 from loraft.merging.output_dir import write_company
 from loraft.merging.write_weights import Merge, prepare_merge, write_weights

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from loraft import api
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.errors import VerificationError
 from loraft.merging.merge_report import MergeReport
 from tests.adapters.setting import IDS

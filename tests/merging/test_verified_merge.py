@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from loraft import api
-from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, LoraftError, ModelError, VerificationError
 from loraft.events import Event, Note, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest

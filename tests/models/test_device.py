@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.models import device as placement
 from loraft.models.device import select_device

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import ModelError, ResourceError
 from loraft.models.formats.gguf_import import file_digest
 from loraft.models.load_model import load_tokenizer

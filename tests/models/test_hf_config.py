@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from loraft.config.schema import ModelSection
+from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.models.hf_config import check_dtype, context_of, is_classifier, load_config
 from loraft.models.registry import CLASSIFIERS, FAMILIES

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
 from loraft.models.device import DeviceConfig
 from loraft.models.hf_config import load_config

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from loraft.config.schema import ModelSection, QuantizationSection
+from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
 from loraft.models.device import DeviceConfig
 from loraft.models.hf_config import load_config

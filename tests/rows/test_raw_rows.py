@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from loraft.config.schema import DataSource
+from loraft.config.sections import DataSource
 from loraft.errors import DataError
 from loraft.rows.raw_rows import RowsRead, read_rows
 

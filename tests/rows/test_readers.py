@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from loraft.config.schema import DataSource
+from loraft.config.sections import DataSource
 from loraft.errors import DataError, Problem
 from loraft.rows.answer_file import rows_to_answer
 from loraft.rows.raw_rows import content_of, count_rows, read_rows

@@ -10,7 +10,8 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from loraft.config.schema import DataSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import ClassificationRecord

@@ -14,7 +14,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from loraft.config.schema import DataSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection
 from loraft.dataset.build import prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Seq2SeqRecord

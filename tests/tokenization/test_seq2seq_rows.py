@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
 
-from loraft.config.schema import DataSection
+from loraft.config.sections import DataSection
 from loraft.errors import DataError
 from loraft.rows.formats import Message, Seq2SeqRecord
 from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer, truncate_keep_eos

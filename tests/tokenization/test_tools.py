@@ -10,7 +10,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from loraft.config.schema import DataSource, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSource
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Conversation, Message, to_record

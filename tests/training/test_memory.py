@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.schema import QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.training.memory import LayerSizes, StackSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
 
 STACK = StackSizes(

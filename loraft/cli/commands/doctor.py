@@ -16,7 +16,8 @@ def schema() -> None:
     from loraft.cli.console import print_json
     from loraft.config.schema import RunConfig
 
-    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()})
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    print_json({"$schema": draft, **RunConfig.model_json_schema(), "title": "loraft config"})
 
 
 @handle_errors

@@ -25,7 +25,7 @@ from loraft.cli.options import (
     quantization,
 )
 from loraft.cli.runner import handle_errors
-from loraft.config.schema import DataSource, RowFormat
+from loraft.config.sections import DataSource, RowFormat
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:

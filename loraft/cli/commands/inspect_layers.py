@@ -11,7 +11,7 @@ from loraft.cli.options import AdaptersOption, BaseModelOption, JsonOption, Targ
 from loraft.cli.runner import handle_errors
 
 if TYPE_CHECKING:
-    from loraft.config.schema import LoraSection
+    from loraft.config.sections import LoraSection
 
 
 @handle_errors

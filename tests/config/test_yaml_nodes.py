@@ -1,4 +1,4 @@
-"""Plain words are YAML 1.2, and values are said in words."""
+"""Plain words are YAML 1.2, values are said in words, and keep their places."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from loraft.config.yaml_scalars import in_words, scalar
+from loraft.config.yaml_nodes import dotted, in_words, read_yaml, scalar
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,30 @@ def test_numbers_without_an_end() -> None:
 )
 def test_a_value_in_words(value: object, words: str) -> None:
     assert in_words(value) == words
+
+
+def test_a_path_as_it_is_written() -> None:
+    assert dotted(("data", "train", 1, "path")) == "data.train[1].path"
+
+
+def test_every_value_has_its_place_and_that_of_its_key() -> None:
+    top, found = read_yaml("lora:\n  layers: [1, 2]\n  r:\n", "run.yaml")
+    assert top is not None
+    assert found == []
+    assert top.value == {"lora": {"layers": [1, 2], "r": None}}
+    places = [
+        (node.key.text, node.place.text) for node in map(top.near, [("lora",), ("lora", "layers", 1), ("lora", "r")])
+    ]
+    assert places == [
+        ("run.yaml:1:1", "run.yaml:2:3"),
+        ("run.yaml:2:15", "run.yaml:2:15"),
+        ("run.yaml:3:3", "run.yaml:3:3"),
+    ]
+
+
+def test_what_is_missing_is_nearest_to_what_is_around_it() -> None:
+    top, _ = read_yaml("lora:\n  layers: [1]\n", "run.yaml")
+    assert top is not None
+    assert top.near(("lora", "layers", 1)) is top.near(("lora", "layers"))
+    assert top.near(("lora", "layers", 0, "deeper")).value == 1
+    assert top.near(("model", "dtype")).key.text == "run.yaml"
