@@ -8,14 +8,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from loraft.version import __version__
+
 if TYPE_CHECKING:
     from loraft.api import check, evaluate, generate, merge, train
     from loraft.config.config_file import load_config
     from loraft.config.schema import RunConfig
 
 __all__ = ["RunConfig", "__version__", "check", "evaluate", "generate", "load_config", "merge", "train"]
-
-__version__ = "0.1.0"
 
 HOMES = {
     "RunConfig": "loraft.config.schema",

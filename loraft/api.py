@@ -17,25 +17,13 @@ from types import MappingProxyType
 import torch
 
 from loraft.adapters.inject import AdaptedModel
-from loraft.adapters.resolve_target import resolve_target
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource, LoraSection
 from loraft.errors import AdapterError, ConfigError
 from loraft.evaluation.eval_dataset import read_eval_source
-from loraft.evaluation.eval_rows_file import check_rows_file
 from loraft.evaluation.evaluation_result import Evaluation
 from loraft.evaluation.evaluator import evaluate as measure
-from loraft.evaluation.open_model import (
-    classifying,
-    generating,
-    learned_columns,
-    opened,
-    opened_classifier,
-    purpose_of,
-    run_of,
-    tell,
-    to_be_told,
-)
+from loraft.evaluation.open_model import RequestedModel, classifying, generating, purpose_of, run_of, tell, to_be_told
 from loraft.evaluation.task_metrics import chosen_metrics, known_metrics
 from loraft.events import Note, Observer, Progress
 from loraft.inference.batch_generate import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
@@ -50,19 +38,18 @@ from loraft.inference.predict_file import BATCH_SIZE as TEXTS_AT_ONCE
 from loraft.inference.predict_file import PredictedFile, check_output, predict_rows, read_texts
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.sampling_params import SamplingParams
-from loraft.inference.session import source_language
 from loraft.inference.trace import Trace
 from loraft.inference.tracer import Tracer
 from loraft.inspection.layers_report import LayersReport, report_layers
 from loraft.inspection.row_preview import Preview, Split, preview_rows
+from loraft.io.jsonl import AskedRows, check_jsonl
 from loraft.io.memory_errors import memory_errors
 from loraft.merging.adapter_weights import resolve_weighted, weighted
 from loraft.merging.merge_report import MergeReport
 from loraft.merging.output_dir import chosen_folder
+from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge
 from loraft.merging.verified_merge import merge_and_verify
 from loraft.merging.verify import LEAST_POSITIONS
-from loraft.merging.write_weights import BaseChoice, MergedDtype, prepare_merge
-from loraft.rows.answer_file import check_answer_file
 from loraft.rows.formats import Message
 from loraft.tokenization.token_strings import Pieces
 from loraft.training.check_report import CheckReport, report
@@ -250,7 +237,7 @@ def generate(
     Raises:
         InvalidInputError: The target or the prompt cannot be used.
     """
-    session = opened(model)
+    session = RequestedModel(model).session()
     voice = session.voice()
     notes = [*session.notes, *to_be_told(session, options)]
     settings = voice.settings(options)
@@ -289,7 +276,7 @@ def complete(
     Returns:
         One completion a prompt, in the order of the prompts.
     """
-    session = opened(model)
+    session = RequestedModel(model).session()
     tell(observer, *session.notes, *to_be_told(session, options))
     voice = session.voice()
     asked = [voice.conversation(prompt, options.system) for prompt in prompts]
@@ -312,7 +299,7 @@ def compare(
     Returns:
         One comparison a prompt, in the order of the prompts.
     """
-    session = opened(model)
+    session = RequestedModel(model).session()
     tell(observer, *session.notes)
     return compare_voices(session, prompts, options=options, batch_size=batch_size, observer=observer)
 
@@ -345,10 +332,11 @@ def answer_file(
         RunError: While answering; the rows so far are in `output`.
         Interrupted: By a signal; the rows so far are in `output`.
     """
-    choice = ModelRequest(model) if isinstance(model, str) else model
-    questions = read_questions(prompts, lambda: source_language(choice), column=prompt_column)
-    check_answer_file(output, [question.row.values for question in questions], prompts, ADDED, overwrite=overwrite)
-    session = opened(choice)
+    requested = RequestedModel(model)
+    questions = read_questions(prompts, lambda: requested.source_language, column=prompt_column)
+    asked = AskedRows([question.row.values for question in questions], ADDED)
+    check_jsonl(output, reads=[prompts], asked=asked, overwrite=overwrite)
+    session = requested.session()
     tell(observer, *session.notes, *to_be_told(session, options))
     return answer_questions(
         session,
@@ -393,22 +381,22 @@ def evaluate(
         RunError: While running; the rows so far are in `output`.
         Interrupted: By a signal; the rows so far are in `output`.
     """
-    choice = ModelRequest(model) if isinstance(model, str) else model
+    requested = RequestedModel(model)
     rows_from = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
     if output is not None:
-        check_rows_file(output, rows_from.path if rows_from is not None else None, overwrite=overwrite)
-    found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
+        check_jsonl(output, reads=[] if rows_from is None else [Path(rows_from.path).expanduser()], overwrite=overwrite)
+    found = requested.found
     if baseline and not found.adapters:
         message = "there is no adapter to compare with its base"
         raise AdapterError(message, where="--baseline", remedy="Name an adapter or a run that has one as TARGET.")
-    purpose = purpose_of(found, choice, baseline=baseline)
+    purpose = purpose_of(requested, baseline=baseline)
     asked = None if metrics is None else known_metrics(metrics, purpose.task)
     source = read_eval_source(run_of(found), found.base, rows_from, purpose)
     names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
     if purpose.labels:
-        rows, subjects = classifying(choice, source, options, limit, observer, baseline=baseline)
+        rows, subjects = classifying(requested, source, options, limit, observer, baseline=baseline)
     else:
-        rows, subjects = generating(choice, source, options, batch_size, limit, observer, baseline=baseline)
+        rows, subjects = generating(requested, source, options, batch_size, limit, observer, baseline=baseline)
     return measure(
         rows,
         subjects[0],
@@ -441,7 +429,7 @@ def predict(
         NonFiniteError: A score is not a number.
         OutOfMemoryError: The device is too small for the texts together.
     """
-    classifier = opened_classifier(model, observer)
+    classifier = RequestedModel(model).classifier(observer)
     tell(observer, *classifier.about(texts))
     tokens = classifier.tokens(texts)
     if any(each.is_cut for each in tokens):
@@ -479,9 +467,10 @@ def predict_file(
         RunError: While running; the rows so far are in `output`.
         Interrupted: By a signal; the rows so far are in `output`.
     """
-    rows = read_texts(texts, columns, learned_columns(model))
+    requested = RequestedModel(model)
+    rows = read_texts(texts, columns, requested.learned_columns)
     check_output(output, rows, texts, overwrite=overwrite)
-    classifier = opened_classifier(model, observer)
+    classifier = requested.classifier(observer)
     tell(observer, *classifier.about((row.text, row.second) for row in rows))
     return predict_rows(classifier, rows, output, batch_size=batch_size, overwrite=overwrite, observer=observer)
 
@@ -563,5 +552,5 @@ def open_chat(
     Raises:
         InvalidInputError: The target cannot be used, or the model holds no conversation.
     """
-    session = opened(model)
+    session = RequestedModel(model).session()
     return ChatSession(session, options)

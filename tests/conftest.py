@@ -80,7 +80,7 @@ def has_cuda() -> bool:
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of loraft's own for all tests, with the real models of this machine's: rows of tests are no user's."""
-    from loraft.io.cache_dir import cache_folder
+    from loraft.io.paths import cache_folder
 
     before, models = os.environ.get("LORAFT_CACHE"), cache_folder() / "converted-1"
     models.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from loraft.models.module_names import in_peft
+from loraft.adapters.peft_names import in_peft
 
 
 @contextmanager

@@ -5,9 +5,7 @@ It reads safetensors and JSON only.
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,17 +16,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loraft.adapters.adapter_config import Json, parse_adapter_config, refuse_changes
-from loraft.adapters.base_copies import is_copy, refuse_others
+from loraft.adapters.peft_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, parse_key, weights_file
 from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError, Problem
 from loraft.grammar import counted
-from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
-from loraft.io.checksums import RECORD, altered_settings, refuse_altered
+from loraft.io.atomic import read_json
+from loraft.io.checksums import RECORD, altered_settings, refuse_altered, sha256_of
 
 OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-LORA_KEY = re.compile(
-    r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|embedding_A|embedding_B|magnitude_vector)"
+UPDATE = ("A", "B", "magnitude")
+OF_ANOTHER_BASE = (
+    "Name the base that it was trained on: --base-model MODEL. Where its vocabulary was made larger in training, let "
+    "peft write base and adapter as one model: merge_and_unload(), then save_pretrained()."
 )
 
 
@@ -69,6 +69,20 @@ class AdapterFiles:
     record: Json | None
     base_copies: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def factors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The tensors of the update of each adapted module, by what they are: `A`, `B` and `magnitude`."""
+        factors: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in self.tensors.items():
+            if (of := parse_key(key)).part in UPDATE:
+                factors.setdefault(of.module, {})[of.part] = tensor
+        return factors
+
+    @property
+    def whole(self) -> dict[str, torch.Tensor]:
+        """The tensors that were trained whole, by what the base calls them."""
+        return {of.name: tensor for key, tensor in self.tensors.items() if (of := parse_key(key)).part == "whole"}
+
     @cached_property
     def shape(self) -> AdapterShape:
         """What the tensors and the config say together.
@@ -77,16 +91,10 @@ class AdapterFiles:
             AdapterError: A pattern cannot be used.
         """
         config = self.config
-        found = {key: LORA_KEY.fullmatch(key) for key in self.tensors}
-        ranks = {
-            match["module"]: self.tensors[key].shape[0]
-            for key, match in found.items()
-            if match and match["part"] in ("A.weight", "embedding_A")
-        }
+        ranks = {module: parts["A"].shape[0] for module, parts in self.factors.items() if "A" in parts}
         where = str(self.folder / ADAPTER_CONFIG)
         alphas = values_for(ranks, config.alpha_pattern or {}, config.lora_alpha, where=where, key="alpha_pattern")
-        whole = (key for key, match in found.items() if not match)
-        saved = frozenset(key.removeprefix("base_model.model.").rpartition(".")[0] for key in whole)
+        saved = frozenset(name.rpartition(".")[0] for name in self.whole)
         return AdapterShape(ranks, alphas, saved, config.use_rslora, config.use_dora)
 
     def check_base(self, fingerprint: str) -> tuple[str, ...]:
@@ -128,7 +136,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
     config = parse_adapter_config(declared, str(folder / ADAPTER_CONFIG))
     refuse_changes(declared, record, str(folder / ADAPTER_CONFIG))
     tensors = _tensors(folder)
-    copies = {key: tensors.pop(key) for key in [*tensors] if is_copy(key)}
+    copies = {key: tensors.pop(key) for key in [*tensors] if parse_key(key).part == "copy"}
     files = AdapterFiles(folder, config, tensors, record, copies)
     _refuse_other_ranks(files)
     return files
@@ -141,7 +149,7 @@ def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
         AdapterError: If a key is missing or left over, a shape differs, or weights of another base lie beside them.
     """
     refuse_misfit(model, files, name)
-    refuse_others(files.base_copies, model.get_parameter, str(files.folder / ADAPTER_WEIGHTS))
+    refuse_other_base(files.base_copies, model.get_parameter, str(files.folder / ADAPTER_WEIGHTS))
     # peft annotates its result with the function `namedtuple`
     unplaced = set_peft_model_state_dict(model, files.tensors, adapter_name=name).unexpected_keys  # type: ignore[attr-defined]
     if unplaced:
@@ -157,7 +165,7 @@ def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
         AdapterError: If a key is missing or left over, a shape differs, or a file is not what was written.
     """
     where = str(files.folder / ADAPTER_WEIGHTS)
-    refuse_others(files.base_copies, lambda key: model.get_parameter(key).to("meta"), where)
+    refuse_other_base(files.base_copies, lambda key: model.get_parameter(key).to("meta"), where)
     expected = adapter_tensors(model, name)
     problems = [
         *(f"the tensor {key} is missing" for key in sorted(expected.keys() - files.tensors.keys())),
@@ -172,6 +180,50 @@ def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
         unsaid = [f"and {len(problems) - 10} more like these"] if len(problems) > 10 else []
         raise AdapterError.several(Problem(message, where) for message in [*problems[:10], *unsaid])
     refuse_altered(files.folder, lambda name: name in OWN_FILES, AdapterError)
+
+
+def refuse_other_base(copies: Mapping[str, torch.Tensor], weight: Callable[[str], torch.Tensor], where: str) -> None:
+    """Compare copies of the base's own weights with the base's; on the meta device their sizes alone.
+
+    Where they differ the adapter was trained on other weights, such as those of a vocabulary that grew, and on this
+    base it would answer wrongly.
+
+    Args:
+        copies: The tensors by their keys in the adapter's file.
+        weight: The base's for a key; raises AttributeError or KeyError where the base has none.
+        where: The adapter's file, for errors.
+
+    Raises:
+        AdapterError: With every weight that is another than the base's.
+    """
+    problems = list(_differing(copies, weight, where))
+    if problems:
+        raise AdapterError.several(problems)
+
+
+def _differing(
+    copies: Mapping[str, torch.Tensor], weight: Callable[[str], torch.Tensor], where: str
+) -> Iterator[Problem]:
+    for key, copy in sorted(copies.items()):
+        name = parse_key(key).name
+        try:
+            own = weight(key)
+        except (AttributeError, KeyError):
+            yield Problem(f"it brings the {name} of its base, and this base has none", where, remedy=OF_ANOTHER_BASE)
+            continue
+        if own.shape != copy.shape:
+            sizes = f"it is {list(copy.shape)} there, and {list(own.shape)} here"
+            yield Problem(f"it brings the {name} of another base: {sizes}", where, remedy=OF_ANOTHER_BASE)
+        elif own.device.type != "meta" and not _equal(copy, own):
+            yield Problem(
+                f"it brings the {name} of another base: its numbers are not this base's", where, remedy=OF_ANOTHER_BASE
+            )
+
+
+def _equal(copy: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether two weights are one, as far as the narrower of their dtypes tells."""
+    own = own.detach().to(copy.device)
+    return torch.equal(copy.to(own.dtype), own) or torch.equal(copy, own.to(copy.dtype))
 
 
 def adapter_tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
@@ -191,11 +243,7 @@ def non_finite(tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / ADAPTER_WEIGHTS
-    if not path.is_file():
-        pickled = sorted(file.name for file in folder.glob("adapter_model.*"))
-        remedy = f"{pickled[0]} is not read: pickled weights can run code." if pickled else "The folder is incomplete."
-        raise AdapterError(f"there is no {ADAPTER_WEIGHTS}", where=str(folder), remedy=remedy)
+    path = weights_file(folder)
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -207,7 +255,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
             where=str(path),
             remedy="Save the adapter in float32, float16 or bfloat16.",
         )
-    if flat := [name for name, tensor in tensors.items() if LORA_KEY.fullmatch(name) and not tensor.dim()]:
+    if flat := [key for key, tensor in tensors.items() if parse_key(key).part in UPDATE and not tensor.dim()]:
         raise AdapterError(f"the tensor {flat[0]} is one number, and has no rank", where=str(path))
     bad = list(non_finite(tensors))
     if bad:
@@ -227,4 +275,4 @@ def _refuse_other_ranks(files: AdapterFiles) -> None:
 
 def digests(folder: Path) -> list[str]:
     """What tells an adapter from every other: the sha256 of its config and that of its weights."""
-    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    return [sha256_of(folder / name) for name in OWN_FILES]

@@ -12,7 +12,7 @@ from loraft.adapters.resolve_target import adapter_named
 from loraft.adapters.targets import TargetModules
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
-from loraft.models.module_names import is_within
+from loraft.models.modules import is_within
 
 
 def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = ()) -> AdapterFiles | None:

@@ -28,11 +28,12 @@ from loraft.adapters.adapter_files import insert
 from loraft.adapters.init_from_adapter import start_of
 from loraft.adapters.linear_modules import targets_in
 from loraft.adapters.targets import TargetModules
+from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
-from loraft.config.sections import Method
 from loraft.kernels.lora_linear import patch_lora_linears
-from loraft.models.load_model import LoadedModel, meta_model
-from loraft.models.module_names import matches
+from loraft.models.auto_model import meta_model
+from loraft.models.load_model import LoadedModel
+from loraft.models.modules import matches
 from loraft.models.registry import ModelSpec
 from loraft.tasks import TASKS
 

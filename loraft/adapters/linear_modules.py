@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from loraft.adapters.targets import TargetModules, select
 from loraft.config.sections import LoraSection
 from loraft.errors import ModelError
-from loraft.models.load_model import linear_modules
+from loraft.models.modules import linear_modules
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import FAMILIES, Kind, ModelSpec
 

@@ -7,7 +7,6 @@ handed on, for whoever looks at an adapter wants to see them.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,17 +17,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from loraft.adapters.base_copies import is_copy
+from loraft.adapters.peft_names import ADAPTER_CONFIG, parse_key, weights_file
 from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError
-from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
-
-KEY = re.compile(
-    r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
-    r"(?:\.(?!weight$)[\w-]+)?(?:\.weight)?"
-)
-"""A tensor of PEFT's files; some tools leave the adapter's name in it."""
-PARTS = {"A": "a", "B": "b", "embedding_A": "a", "embedding_B": "b", "magnitude_vector": "magnitude"}
+from loraft.io.atomic import read_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +72,7 @@ class AdapterReader:
     @property
     def ranks(self) -> dict[str, int]:
         """The rank of each adapted module, from the sizes of its tensors."""
-        return {name: self.file.get_slice(parts["a"]).get_shape()[0] for name, parts in self.keys.items()}
+        return {name: self.file.get_slice(parts["A"]).get_shape()[0] for name, parts in self.keys.items()}
 
     @cached_property
     def _alphas(self) -> Mapping[str, float]:
@@ -90,15 +82,16 @@ class AdapterReader:
     def factors(self, module: str) -> LoraFactors:
         """The factors of a module, read now."""
         parts = self.keys[module]
-        a, b = self.file.get_tensor(parts["a"]), self.file.get_tensor(parts["b"])
+        a, b = self.file.get_tensor(parts["A"]), self.file.get_tensor(parts["B"])
         magnitude = self.file.get_tensor(parts["magnitude"]) if "magnitude" in parts else None
         alpha = self._alphas[module]
         scale = alpha / math.sqrt(a.shape[0]) if self.declared.get("use_rslora") else alpha / a.shape[0]
-        return LoraFactors(a, b, scale, magnitude, "lora_embedding" in parts["a"])
+        return LoraFactors(a, b, scale, magnitude, parse_key(parts["A"]).of_embedding)
 
     def saved_tensor(self, name: str) -> Tensor:
         """A tensor that was trained whole, read now."""
-        read: Tensor = self.file.get_tensor(next(key for key in self.file.keys() if _plain(key) == name))  # noqa: SIM118
+        keys = (key for key in self.file.keys() if (of := parse_key(key)).part == "whole" and of.name == name)  # noqa: SIM118
+        read: Tensor = self.file.get_tensor(next(keys))
         return read
 
 
@@ -111,11 +104,7 @@ def open_adapter(folder: Path) -> Iterator[AdapterReader]:
     """
     declared = read_json(folder / ADAPTER_CONFIG)
     _refuse_other_kinds(declared, folder)
-    path = folder / ADAPTER_WEIGHTS
-    if not path.is_file():
-        pickled = sorted(file.name for file in folder.glob("adapter_model.*"))
-        remedy = f"{pickled[0]} is not read: pickled weights can run code." if pickled else "The folder is incomplete."
-        raise AdapterError(f"there is no {ADAPTER_WEIGHTS}", where=str(folder), remedy=remedy)
+    path = weights_file(folder)
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -149,26 +138,21 @@ def _listed(folder: Path, declared: Mapping[str, Any], file: Any, path: Path) ->
         part = file.get_slice(key)
         shape = tuple(part.get_shape())
         dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + math.prod(shape)
-        match = KEY.fullmatch(key)
-        if match and (match["part"] == "magnitude_vector" or len(shape) == 2):
-            keys.setdefault(match["module"], {})[PARTS[match["part"]]] = key
-        elif match:
+        tensor = parse_key(key)
+        if tensor.part == "whole":
+            saved[tensor.name] = shape
+        elif tensor.part == "magnitude" or (tensor.part in ("A", "B") and len(shape) == 2):
+            keys.setdefault(tensor.module, {})[tensor.part] = key
+        elif tensor.part != "copy":
             unread.append(key)
-        elif not is_copy(key):
-            saved[_plain(key)] = shape
-    halves = sorted(name for name, parts in keys.items() if not {"a", "b"} <= parts.keys())
+    halves = sorted(name for name, parts in keys.items() if not {"A", "B"} <= parts.keys())
     if halves:
-        missing = "A" if "a" not in keys[halves[0]] else "B"
+        missing = "A" if "A" not in keys[halves[0]] else "B"
         raise AdapterError(f"{halves[0]} and {len(halves) - 1} more have no {missing}", where=str(path))
     for name, parts in keys.items():
-        a, b = (file.get_slice(parts[part]).get_shape() for part in ("a", "b"))
+        a, b = (file.get_slice(parts[part]).get_shape() for part in ("A", "B"))
         if a[0] != b[1] or not a[0]:
             raise AdapterError(f"the A of {name} is {a} and its B {b}: they make no product", where=str(path))
         if "magnitude" in parts and math.prod(m := file.get_slice(parts["magnitude"]).get_shape()) != b[0]:
             raise AdapterError(f"the magnitude of {name} is {m} and its B {b}", where=str(path))
     return AdapterReader(folder, declared, keys, saved, tuple(unread), dtypes, file)
-
-
-def _plain(key: str) -> str:
-    """The name of a whole tensor in the base: without what peft and its wrappers put into it."""
-    return re.sub(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)", "", key.removeprefix("base_model.model."))

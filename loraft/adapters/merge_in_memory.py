@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from loraft.adapters.active import acting
 from loraft.adapters.delta import Update, updated
 from loraft.adapters.inject import AdaptedModel
+from loraft.adapters.peft_names import in_peft
 from loraft.errors import AdapterError
-from loraft.models.module_names import in_peft
 from loraft.models.quantize import ordinary, unpacked
 
 

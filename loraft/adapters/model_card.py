@@ -1,18 +1,25 @@
-"""The model card: what was trained, on what, how, and what was measured."""
+"""The model card: what was trained, on what, how, and what was measured.
+
+A card is shown as a page, and its header is read by programs: a name, a label or a path with a line end, a backtick or
+a tag must neither break the one nor become a part of the other.
+"""
 
 from __future__ import annotations
 
-import math
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraft.adapters.markdown import cell, code, quoted
+from loraft.config.choices import Method, TaskName
 from loraft.config.schema import RunConfig
-from loraft.config.sections import Method, TaskName
+from loraft.figures import perplexity
 from loraft.tasks import TASKS
 
+UNSEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
+"""Line ends of every kind, and what else has no place in a line."""
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|&~$!])")
 METHODS: dict[Method, str] = {
     "lora": "LoRA",
     "qlora": "QLoRA (LoRA on a base stored in 4 bits)",
@@ -192,8 +199,38 @@ def _result(facts: TrainingFacts, task: TaskName) -> Iterator[str]:
     if facts.eval_loss is None:
         yield "- held-out loss: not measured"
     else:
-        perplexity = math.exp(min(facts.eval_loss, 700.0))
-        figures = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in facts.figures.items()]
-        measured = f"{facts.eval_loss:.4f} a {each} ({', '.join(figures) or f'perplexity {perplexity:.4g}'})"
-        yield f"- held-out loss: {measured}, on {facts.eval_rows:,} rows"
+        of_classes = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in facts.figures.items()]
+        figures = ", ".join(of_classes) or f"perplexity {perplexity(facts.eval_loss):.4g}"
+        yield f"- held-out loss: {facts.eval_loss:.4f} a {each} ({figures}), on {facts.eval_rows:,} rows"
     yield "\nNothing else was measured: neither other tasks, nor languages, nor safety."
+
+
+def code(text: str) -> str:
+    """A code span that shows `text` in one line; `|` in a table needs `cell` besides.
+
+    Source: CommonMark 0.31, 6.1: a span ends at a run of as many backticks as it began with.
+    """
+    text = _flat(text)
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    edge = " " if text.startswith("`") or text.endswith("`") or not text else ""
+    return f"{fence}{edge}{text}{edge}{fence}"
+
+
+def prose(text: str) -> str:
+    """A part of a sentence that shows `text` as it is."""
+    return SPECIAL.sub(r"\\\1", _flat(text))
+
+
+def cell(text: str) -> str:
+    """Markdown as a cell of a table, where `|` would begin the next one, in code too."""
+    return text.replace("|", "\\|")
+
+
+def quoted(text: str) -> str:
+    """A string of YAML, of JSON and of Python alike."""
+    return json.dumps(_flat(text), ensure_ascii=False)
+
+
+def _flat(text: str) -> str:
+    """One line that can be written as UTF-8: a file's name may hold bytes that are no text."""
+    return UNSEEN.sub(" ", text).encode("utf-8", errors="replace").decode("utf-8").strip()

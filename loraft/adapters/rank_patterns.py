@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from loraft.adapters.bounded_regex import PLAIN, matching
 from loraft.errors import AdapterError, Problem
-from loraft.models.module_names import nearest
+from loraft.models.modules import nearest
 
 Value = TypeVar("Value")
 

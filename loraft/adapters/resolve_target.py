@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget, adapter_in, model_in
+from loraft.adapters.peft_names import check_adapter_name
 from loraft.errors import AdapterError
 from loraft.io.hub import adapter_from_hub
-from loraft.models.module_names import check_adapter_name
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."

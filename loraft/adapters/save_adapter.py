@@ -16,21 +16,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import loraft
 from loraft.adapters.adapter_config import recorded_lora
-from loraft.adapters.adapter_files import AdapterFiles, adapter_tensors, insert, non_finite, read_adapter
+from loraft.adapters.adapter_files import (
+    AdapterFiles,
+    adapter_tensors,
+    insert,
+    non_finite,
+    read_adapter,
+)
 from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, add_lora_layers
 from loraft.adapters.linear_modules import tied_modules
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
+from loraft.adapters.peft_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_name, in_peft
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.grammar import counted
-from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS, atomic_dir, write_json, write_record
+from loraft.io.atomic import atomic_dir, write_json
+from loraft.io.checksums import write_record
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import LoadedModel
-from loraft.models.module_names import check_adapter_name, in_peft
 from loraft.tasks import TASKS
 from loraft.tokenization.row_renderer import RowRenderer
+from loraft.version import __version__
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
@@ -213,7 +220,7 @@ def _write_company(
         defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
         defaults |= task.first_tokens(loaded.model, renderer)
         write_json(folder / "generation_config.json", defaults)
-    (folder / "README.md").write_text(model_card(config, facts, loraft.__version__, renderer.labels), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(config, facts, __version__, renderer.labels), encoding="utf-8")
     drop_code(folder)
     write_record(folder, _record(adapted, config, renderer))
 
@@ -241,7 +248,7 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
         "quantization": config.quantization.model_dump() if adapted.method == "qlora" else None,
         "task": config.task,
         **renderer.recorded,
-        "versions": {"loraft": loraft.__version__, **{name: version(name) for name in LIBRARIES}},
+        "versions": {"loraft": __version__, **{name: version(name) for name in LIBRARIES}},
     }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
-from loraft.config.sections import TASK_OF_GROUP, TaskName
+from loraft.config.choices import TASK_OF_GROUP, TaskName
 from loraft.errors import AdapterError
-from loraft.models.hf_config import class_names, is_classifier, load_any_config
+from loraft.models.hf_config import class_names, is_classifier
+from loraft.models.load_model import load_any_config
 from loraft.models.registry import CLASSIFIERS, FAMILIES, spec_of
 from loraft.tasks import TASKS
 
@@ -19,7 +20,7 @@ def task_of(target: ResolvedTarget) -> TaskName:
     """
     if target.metadata.task is not None:
         return target.metadata.task
-    config = load_any_config(target.model_section)
+    config = load_any_config(target.model)
     return TASK_OF_GROUP["classifier" if is_classifier(config) else spec_of(config.model_type, FAMILIES).group]
 
 
@@ -33,7 +34,7 @@ def classes_of(target: ResolvedTarget) -> tuple[str, ...]:
         InvalidInputError: The base's config cannot be read, or an adapter is damaged or lacks its head.
     """
     if not target.adapters:
-        config = load_any_config(target.model_section)
+        config = load_any_config(target.model)
         return class_names(config) if is_classifier(config) else ()
     adapter = target.adapters[0]
     if adapter.metadata.task is None or TASKS[adapter.metadata.task].generates:
@@ -42,7 +43,7 @@ def classes_of(target: ResolvedTarget) -> tuple[str, ...]:
 
 
 def _unnamed(adapter: AdapterTarget, target: ResolvedTarget) -> tuple[str, ...]:
-    config = load_any_config(target.model_section)
+    config = load_any_config(target.model)
     decides = spec_of(config.model_type, CLASSIFIERS).classifier[-1]
     whole = (
         tensor

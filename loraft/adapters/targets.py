@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
-from loraft.adapters.modules_to_save import trained_whole
 from loraft.adapters.rank_patterns import patterned
-from loraft.adapters.target_errors import shared_experts, unknown_parts, unmatched_target
+from loraft.adapters.target_errors import shared_experts, trained_whole, unknown_parts, unmatched_target
 from loraft.config.sections import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
-from loraft.models.module_names import matches
+from loraft.models.modules import matches
 from loraft.models.registry import ModelSpec
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
@@ -165,11 +164,7 @@ def select(
     return TargetModules(
         modules=tuple(adapted),
         layers=tuple(sorted({place.layer for place in chosen})),
-        layers_by_stack={
-            stack: tuple(sorted({place.layer for place in chosen if place.stack == stack}))
-            for stack in family.stacks
-            if any(place.stack == stack for place in chosen)
-        },
+        layers_by_stack=_by_stack(chosen, family),
         ranks=ranks,
         alphas=alphas,
         parameters=sum(sizes.values()),
@@ -180,6 +175,12 @@ def select(
         saved=saved,
         saved_parameters=sum(modules[name] for name in saved),
     )
+
+
+def _by_stack(places: Sequence[_Place], family: ModelSpec) -> Mapping[str, tuple[int, ...]]:
+    """The layers of each stack that has any of the places."""
+    found = {stack: tuple(sorted({place.layer for place in places if place.stack == stack})) for stack in family.stacks}
+    return {stack: layers for stack, layers in found.items() if layers}
 
 
 def _parameters(shape: tuple[int, int], rank: int, use_dora: bool) -> int:

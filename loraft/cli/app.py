@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from loraft import __version__
 from loraft.cli.commands import chat
 from loraft.cli.commands import doctor as setup
 from loraft.cli.commands import evaluate as evaluation
@@ -19,6 +18,7 @@ from loraft.cli.commands import preview as previewing
 from loraft.cli.commands import train as training
 from loraft.cli.silence import silence_libraries
 from loraft.cli.unknown_options import HelpfulCommand, HelpfulGroup
+from loraft.version import __version__
 
 app = typer.Typer(
     name="loraft",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 
-from loraft.config.sections import TaskName
-from loraft.tasks import TASKS
+from loraft.config.choices import TaskName
 
 
 def try_it(task: TaskName, target: str) -> str:
     """The command that lets `target` do what it was trained for."""
+    from loraft.tasks import TASKS
+
     return shlex.join(TASKS[task].try_command(target))

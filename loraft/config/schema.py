@@ -8,13 +8,16 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from loraft.config.sections import (
+from loraft.config.choices import (
     DEFAULT_TASK,
-    Allowed,
     Auto,
+    Method,
+    TaskName,
+)
+from loraft.config.sections import (
+    Allowed,
     DataSection,
     LoraSection,
-    Method,
     ModelSection,
     Names,
     NonNegativeFloat,
@@ -23,7 +26,6 @@ from loraft.config.sections import (
     QuantizationSection,
     Section,
     Share,
-    TaskName,
     UsedBy,
 )
 

@@ -9,8 +9,9 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from loraft.config.choices import Method
 from loraft.config.schema import RunConfig, TrainingSection
-from loraft.config.sections import Allowed, Method, Section, UsedBy
+from loraft.config.sections import Allowed, Section, UsedBy
 from loraft.config.yaml_nodes import KeyPath, dotted
 
 LIMITS = {

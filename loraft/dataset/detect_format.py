@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loraft.config.sections import DataSource, RowFormat, TaskName
+from loraft.config.choices import RowFormat, TaskName
+from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.rows.fields import column_of

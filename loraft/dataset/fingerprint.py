@@ -18,11 +18,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-import loraft
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.errors import DataError
+from loraft.io.checksums import sha256_of, sha256_of_facts
 from loraft.rows.raw_rows import content_of
+from loraft.version import __version__
 
 SETTINGS = {
     "chat_template", "source_prefix", "source_lang", "target_lang", "labels", "max_length", "max_target_length",
@@ -56,7 +57,7 @@ def identity_of(
     except (OSError, UnicodeDecodeError):  # it is found, and told, on the way to tokens
         return None
     described = {
-        "program": [loraft.__version__, _program(), *(version(name) for name in LIBRARIES)] if program else None,
+        "program": [__version__, _program(), *(version(name) for name in LIBRARIES)] if program else None,
         "task": config.task,
         "settings": config.data.model_dump(mode="json", include=SETTINGS),
         "sources": [[source.model_dump(mode="json", exclude={"weight"}) for source in part] for part in sources],
@@ -65,7 +66,7 @@ def identity_of(
         "tokenizer": list(_facts(tokenizer)),
         "day": date.today().isoformat() if "strftime_now" in template else None,
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return sha256_of_facts(described)
 
 
 def contents_of(sources: Sequence[DataSource], *, streaming: bool = False) -> tuple[str | None, ...]:
@@ -111,7 +112,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """A sha256 of each file that holds the vocabulary."""
     with TemporaryDirectory() as folder:
         tokenizer.save_vocabulary(folder)
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())}
+        return {path.name: sha256_of(path) for path in sorted(Path(folder).iterdir())}
 
 
 @cache

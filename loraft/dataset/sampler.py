@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -74,6 +74,7 @@ class BatchSampler:
     seed: int
     group_by_length: bool = False
     fill_to: int | None = None
+    _batches: dict[int, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of epoch `number` (from 0), each a list of examples."""
@@ -109,8 +110,12 @@ class BatchSampler:
 
     def steps(self, number: int) -> int:
         """The optimizer steps of epoch `number`; the last one may have fewer batches."""
-        drawn = sum(_times(span) for span in self.spans)
-        batches = len(self.epoch(number)) if self.fill_to is not None else math.ceil(drawn / self.batch_size)
+        if self.fill_to is None:
+            batches = math.ceil(sum(_times(span) for span in self.spans) / self.batch_size)
+        else:  # it takes a packing of all rows to count them, and every step asks
+            if number not in self._batches:
+                self._batches[number] = len(self.epoch(number))
+            batches = self._batches[number]
         return math.ceil(batches / self.accumulation)
 
     def _drawn(self, random: np.random.Generator) -> list[int]:

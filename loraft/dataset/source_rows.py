@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from loraft.config.choices import RowFormat
 from loraft.config.schema import RunConfig
-from loraft.config.sections import DataSection, DataSource, RowFormat
+from loraft.config.sections import DataSection, DataSource
 from loraft.dataset.processes import processes_for, tokenized
 from loraft.dataset.statistics import Finding, SourceCounts
 from loraft.dataset.tokenize_rows import TokenizedRow, length_policy

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from loraft.config.sections import RowFormat
+from loraft.config.choices import RowFormat
 from loraft.grammar import counted
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example

@@ -17,8 +17,9 @@ from math import ceil
 
 import numpy as np
 
+from loraft.config.choices import RowFormat
 from loraft.config.schema import RunConfig
-from loraft.config.sections import DataSource, RowFormat
+from loraft.config.sections import DataSource
 from loraft.dataset.sampler import StepBatches
 from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
 from loraft.errors import DataError

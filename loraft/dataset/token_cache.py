@@ -8,7 +8,6 @@ damaged is told, and never an error.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from loraft.io.checksums import sha256_of
 from loraft.tokenization.examples import Example
 
 KEPT = "rows-2"
@@ -84,7 +84,7 @@ class TokenCache:
             save_file(arrays, beside / ARRAYS)
             (beside / FACTS).write_text(json.dumps(described), encoding="utf-8")
             shutil.copymode(beside / FACTS, beside / ARRAYS)  # safetensors writes 0600 whatever the umask
-            sums = {name: _sha256(beside / name) for name in (ARRAYS, FACTS)}
+            sums = {name: sha256_of(beside / name) for name in (ARRAYS, FACTS)}
             (beside / MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
             for name in (ARRAYS, FACTS, MANIFEST):
                 with (beside / name).open("rb") as file:
@@ -136,13 +136,8 @@ def _verify(folder: Path) -> None:
     """
     sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     for name in (ARRAYS, FACTS):
-        if not isinstance(sums, dict) or _sha256(folder / name) != sums.get(name):
+        if not isinstance(sums, dict) or sha256_of(folder / name) != sums.get(name):
             raise ValueError(f"{name} is not what was written")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _prune(root: Path, *, newest: Path) -> None:

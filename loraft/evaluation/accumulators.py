@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from loraft.evaluation.metrics import perplexity
+from loraft.figures import perplexity
 
 Counts = NDArray[np.int64]
 """`[rows]`, how often each row counts."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from loraft.config.choices import DEFAULT_TASK
 from loraft.config.schema import RunConfig
-from loraft.config.sections import DEFAULT_TASK, DataSection, DataSource, ModelSection
+from loraft.config.sections import DataSection, DataSource, ModelSection
 from loraft.dataset.build import prepare
 from loraft.dataset.source_rows import ReadSources, SourceRows, expand_sources, read_source, read_sources, shortened
 from loraft.errors import DataError, Problem

@@ -10,21 +10,21 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from loraft.config.sections import TaskName
+from loraft.config.choices import TaskName
 from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.accumulators import RowTally, loss_sums
 from loraft.evaluation.bootstrap import PairedDifference, paired_differences
 from loraft.evaluation.eval_dataset import EvalExample, EvaluatedRows
-from loraft.evaluation.eval_rows_file import RowsFile, open_rows_file
 from loraft.evaluation.evaluation_result import Confusion, Evaluation, Figure
 from loraft.evaluation.label_metrics import LabelTally
 from loraft.evaluation.text_metrics import METRICS
 from loraft.events import Observer, Progress
+from loraft.io.jsonl import JsonLines, open_jsonl
 from loraft.io.memory_errors import memory_errors
 from loraft.tokenization.examples import Example
 
@@ -149,7 +149,7 @@ def evaluate(
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller --batch-size" + (", or a smaller --max-new-tokens." if metrics and not labels else ".")
     with (
-        open_rows_file(output) as file,
+        nullcontext() if output is None else open_jsonl(output) as file,
         _told(file, len(items)),
         memory_errors(out_of_memory, remedy=remedy),
     ):
@@ -243,7 +243,7 @@ def _signatures(tallies: _Tallies) -> dict[str, str]:
 
 
 @contextmanager
-def _told(file: RowsFile | None, total: int) -> Iterator[None]:
+def _told(file: JsonLines | None, total: int) -> Iterator[None]:
     """What ends the work early, with how far it came."""
     try:
         yield

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraft.evaluation.accumulators import Counts, Figures
+from loraft.figures import label_figures
 
 Margin = NDArray[np.float64]
 """A number for each label: `[label]`."""
@@ -48,21 +49,16 @@ class LabelTally:
     def figures(self, counts: Counts | None = None) -> Figures:
         """`accuracy`, `macro_f1` and `mcc`; of each row once, or as often as `counts` says where rows were kept.
 
-        Macro-F1 is the mean over the labels that are right or predicted in some row, and a correlation where one label
-        stands alone is 0: both as scikit-learn has it, whose functions are too slow for a bootstrap's thousand draws.
+        A correlation where one label stands alone is 0, as scikit-learn has it, whose functions are too slow for a
+        bootstrap's thousand draws.
 
-        Source: F1 of a label is 2·hits / (right + predicted); Matthews' correlation of several labels is Gorodkin's,
-        2004.
+        Source: Matthews' correlation of several labels is Gorodkin's, 2004.
         """
         right, given, hits = self._margins() if counts is None else self._drawn(counts)
         rows = right.sum()
-        there = (right + given) > 0
         spread = (rows**2 - given @ given) * (rows**2 - right @ right)
-        return {
-            "accuracy": float(hits.sum() / rows),
-            "macro_f1": float((2 * hits[there] / (right + given)[there]).mean()),
-            "mcc": float((hits.sum() * rows - right @ given) / np.sqrt(spread)) if spread > 0 else 0.0,
-        }
+        mcc = float((hits.sum() * rows - right @ given) / np.sqrt(spread)) if spread > 0 else 0.0
+        return {**label_figures(right, given, hits), "mcc": mcc}
 
     def _margins(self) -> tuple[Margin, Margin, Margin]:
         """`[label]`: how many rows are of each label, were given it, and both."""

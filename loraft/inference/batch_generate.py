@@ -7,8 +7,6 @@ again, so that every row has the neighbours, and the answer, that it would have 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,9 +23,10 @@ from loraft.inference.decoder_state import prompt_limit
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, OPTIONS, Session, Speaker
-from loraft.rows.answer_file import SOURCE, lost_fields, open_answer_file, rows_to_answer, windows_left
+from loraft.io.checksums import sha256_of_facts
+from loraft.io.jsonl import AskedRows, lost_fields, open_answers
 from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, to_question
-from loraft.rows.raw_rows import RowsRead
+from loraft.rows.raw_rows import SOURCE, RowsRead, rows_to_answer
 from loraft.rows.readers import Row
 
 ADDED = ("completion", "finish_reason")
@@ -161,35 +160,39 @@ def answer_questions(
         DiskFullError: The disk filled up.
         Interrupted: By SIGINT or SIGTERM; the rows so far are on disk.
     """
-    voice = session.voice()
-    if any(len(question.messages) > 1 for question in questions):
-        voice = voice.conversing()
-        for note in voice.renderer.notes:
-            observer(Note(note))
+    voice = _voice(session, questions, observer)
     prompts = _prompts(session, voice, questions, options.system)
     for note in voice.about_prompts(question.to(voice, options.system) for question in questions):
         observer(Note(note))
-    rows = [question.row.values for question in questions]
+    asked = AskedRows([question.row.values for question in questions], ADDED, _answered_by(session, voice, options))
     begun, answers = perf_counter(), []
-    answered_by = _answered_by(session, voice, options)
-    with open_answer_file(output, rows, ADDED, answered_by, overwrite=overwrite) as file:
-        held = file.rows
+    with open_answers(output, asked, overwrite=overwrite) as file:
+        held, total = file.rows, len(questions)
         with _memory_told(output, batch_size):
-            for window in windows_left(held, len(rows), batch_size * BATCHES_A_WINDOW):
+            for window in file.windows(total, batch_size * BATCHES_A_WINDOW):
                 answered = complete_batch(
                     session.model,
                     voice.tokenizer,
                     prompts[window.start : window.stop],
                     **voice.settings(_from_row(options, window.start)),
                     batch_size=batch_size,
-                    on_batch=_progress(observer, window.start, held, len(rows)),
+                    on_batch=_progress(observer, window.start, held, total),
                 )
                 new = answered[file.rows - window.start :]
-                each = zip(rows[file.rows : window.stop], new, strict=True)
-                file.append([(row, (answer.completion, answer.finish_reason)) for row, answer in each])
+                file.append(asked.answered(file.rows, ((each.completion, each.finish_reason) for each in new)))
                 answers += [(len(answer.token_ids), answer.finish_reason) for answer in new]
     cut = sum(reason == "length" for _, reason in answers)
-    return AnsweredFile(output, len(rows), held, cut, sum(length for length, _ in answers), perf_counter() - begun)
+    return AnsweredFile(output, total, held, cut, sum(length for length, _ in answers), perf_counter() - begun)
+
+
+def _voice(session: Session, questions: Sequence[BatchPrompt], observer: Observer) -> Speaker:
+    """The voice that speaks first, as it is asked more than single texts where a question is a conversation."""
+    voice = session.voice()
+    if any(len(question.messages) > 1 for question in questions):
+        voice = voice.conversing()
+        for note in voice.renderer.notes:
+            observer(Note(note))
+    return voice
 
 
 def _from_row(options: GenerationRequest, row: int) -> GenerationRequest:
@@ -255,4 +258,4 @@ def _answered_by(session: Session, voice: Speaker, options: GenerationRequest) -
         **voice.renderer.recorded,
         "template": voice.renderer.chat_template,
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return sha256_of_facts(described)[:16]

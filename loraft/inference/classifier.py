@@ -15,12 +15,13 @@ from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, resolve_target
 from loraft.adapters.save_adapter import load_adapters
 from loraft.adapters.target_task import classes_of
-from loraft.config.sections import DtypeName, QuantizationSection
+from loraft.config.choices import DtypeName
+from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
 from loraft.models.class_logits import class_logits
 from loraft.models.device import select_device
-from loraft.models.hf_config import context_of, load_any_config
-from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.hf_config import context_of
+from loraft.models.load_model import LoadedModel, load_any_config, load_model
 from loraft.models.registry import CLASSIFIERS
 from loraft.tasks.batch import BatchLayout, collate_labelled
 from loraft.tokenization.classification_rows import ClassificationRenderer
@@ -145,6 +146,7 @@ def open_classifier(
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
     dtype: DtypeName | None = None,
+    found: ResolvedTarget | None = None,
 ) -> Classifier:
     """Load a classifier.
 
@@ -154,14 +156,15 @@ def open_classifier(
         base_model: The base to use, whatever the adapter names.
         quantize: Store the base in 4 bits; None stores it as it was in training.
         dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
+        found: What these words mean, where that was found already.
 
     Raises:
         InvalidInputError: Something cannot be found or does not fit, or is no classifier.
     """
-    found = resolve_target(target, adapters, base_model=base_model)
+    found = found or resolve_target(target, adapters, base_model=base_model)
     if len(found.adapters) > 1:
         raise AdapterError("one classifier tells classes, and there are several", where="--adapter")
-    section = found.model_section
+    section = found.model.section
     if dtype is not None:
         section = section.model_copy(update={"dtype": dtype})
     quantization = found.quantization if quantize is None else quantize
@@ -169,7 +172,9 @@ def open_classifier(
     with base_named_by(found):
         labels = classes_of(found)
         refuse_no_classifier(found, labels, target)
-        loaded = load_model(section, select_device(section), quantization=quantization, among=families, labels=labels)
+        loaded = load_model(
+            found.model, select_device(section), quantization=quantization, among=families, labels=labels
+        )
     notes = (*found.notes, *loaded.notes)
     model: nn.Module = loaded.model
     if found.adapters:
@@ -221,7 +226,7 @@ def _refuse_no_choice(found: ResolvedTarget, labels: Sequence[str], called: str)
     if twice := sorted({name for name in labels if labels.count(name) > 1}):
         message = f"{called} has several classes of the name {', '.join(twice)}"
         raise ModelError(message, where="TARGET", remedy="Give them names of their own: id2label in its config.json.")
-    problem_type = None if found.adapters else load_any_config(found.model_section).problem_type
+    problem_type = None if found.adapters else load_any_config(found.model).problem_type
     if len(labels) == 1 or problem_type == "regression":
         message = f"{called} gives a text a number, not one of several classes"
     elif problem_type == "multi_label_classification":

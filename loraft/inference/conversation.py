@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,15 +21,15 @@ import torch
 from loraft.errors import DataError, OutOfMemoryError
 from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import DecoderState, learned_positions, prompt_limit
-from loraft.inference.engine import Stream, Token, stream
+from loraft.inference.engine import Stream, Token, TokenStream, stream
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message
 from loraft.tokenization.boundaries import shared_beginning
 
 
-class ChatStream(Iterator[Token]):
+class ChatStream(TokenStream):
     """An answer on its way: iterate over its tokens, or `stop` it; either way it is then part of the conversation.
 
     Attributes:
@@ -38,21 +38,9 @@ class ChatStream(Iterator[Token]):
     """
 
     def __init__(self, tokens: Generator[Token, None, Completion], prompt_tokens: int, held: int) -> None:
+        super().__init__(tokens)
         self.prompt_tokens = prompt_tokens
         self.held = held
-        self._tokens = tokens
-        self._completion: Completion | None = None
-
-    def __next__(self) -> Token:
-        try:
-            return next(self._tokens)
-        except StopIteration as end:
-            self._completion = self._completion or end.value
-            raise StopIteration from None
-
-    def stop(self) -> None:
-        """End the answer here."""
-        self._tokens.close()
 
     @property
     def completion(self) -> Completion | None:
@@ -145,7 +133,7 @@ class ChatSession:
                 "the device ran out of memory: the answer and its question are taken back"
             ) from error
         except GeneratorExit:
-            answered.close()
+            answered.stop()
             if text:
                 self._messages = [*asked, Message("assistant", text)]
             self._keep(voice, context)

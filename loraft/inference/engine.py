@@ -30,7 +30,7 @@ from loraft.inference.detokenize import Detokenizer, StopStringMatcher
 from loraft.inference.sampling import apply_logit_rules, normalizers, probabilities, sample
 from loraft.inference.sampling_params import SamplingParams
 from loraft.inference.tracer import Tracer
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,11 @@ class Token:
     index: int
 
 
-class Stream(Iterator[Token]):
-    """The tokens of one answer, as they come; then `completion`.
+class TokenStream(Iterator[Token]):
+    """The tokens of one answer, as they come."""
 
-    Until it is exhausted or closed, the model stays in `ordinary_attention`.
-    """
-
-    def __init__(self, answer: PartialCompletion, tokens: Generator[Token, None, Completion]) -> None:
-        self._answer, self._tokens = answer, tokens
+    def __init__(self, tokens: Generator[Token, None, Completion]) -> None:
+        self._tokens = tokens
         self._completion: Completion | None = None
 
     def __next__(self) -> Token:
@@ -67,9 +64,20 @@ class Stream(Iterator[Token]):
             self._completion = self._completion or end.value
             raise StopIteration from None
 
-    def close(self) -> None:
-        """End the answer here and give the model back."""
+    def stop(self) -> None:
+        """End the answer here, and give the model back."""
         self._tokens.close()
+
+
+class Stream(TokenStream):
+    """The tokens of one answer, as they come; then `completion`.
+
+    Until it is exhausted or stopped, the model stays in `ordinary_attention`.
+    """
+
+    def __init__(self, answer: PartialCompletion, tokens: Generator[Token, None, Completion]) -> None:
+        super().__init__(tokens)
+        self._answer = answer
 
     @property
     def ending(self) -> Finish | None:
@@ -82,7 +90,7 @@ class Stream(Iterator[Token]):
         for _ in self:
             pass
         if self._completion is None:
-            raise ValueError("the stream was closed before its end")
+            raise ValueError("the stream was stopped before its end")
         return self._completion
 
 

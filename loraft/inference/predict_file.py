@@ -8,9 +8,8 @@ so that every row has the neighbours that it would have had.
 from __future__ import annotations
 
 import csv
-import hashlib
+import io
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,17 +22,12 @@ from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.events import Note, Observer, Progress
 from loraft.inference.classifier import Classifier
+from loraft.io.atomic import write_whole
+from loraft.io.checksums import sha256_of_facts
+from loraft.io.jsonl import ANSWERED_BY, AskedRows, check_jsonl, lost_fields, open_answers
 from loraft.io.memory_errors import memory_errors
-from loraft.rows.answer_file import (
-    ANSWERED_BY,
-    SOURCE,
-    check_answer_file,
-    lost_fields,
-    open_answer_file,
-    rows_to_answer,
-    windows_left,
-)
 from loraft.rows.fields import Fields
+from loraft.rows.raw_rows import SOURCE, rows_to_answer
 from loraft.rows.readers import Row, kind_of
 
 ADDED = ("prediction", "probabilities")
@@ -154,38 +148,39 @@ def predict_rows(
         DiskFullError: The disk filled up.
         Interrupted: By SIGINT or SIGTERM; the rows so far are on disk.
     """
-    rows = [text.row.values for text in texts]
+    asked = AskedRows([text.row.values for text in texts], ADDED, _answered_by(classifier))
     lines = _lines_of(output)
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller --batch-size; what is classified stays."
     begun, cut, given = perf_counter(), 0, Counter[str]()
-    with open_answer_file(lines, rows, ADDED, _answered_by(classifier), overwrite=overwrite) as file:
-        held = file.rows
+    with open_answers(lines, asked, overwrite=overwrite) as file:
+        held, total = file.rows, len(texts)
         with memory_errors(out_of_memory, remedy=remedy, where=str(output)):
-            for window in windows_left(held, len(rows), batch_size * BATCHES_A_WINDOW):
+            for window in file.windows(total, batch_size * BATCHES_A_WINDOW):
                 found, is_cut = _window(classifier, texts[window.start : window.stop], batch_size)
                 new = slice(file.rows - window.start, None)
                 cut += sum(is_cut[new])
                 predicted = [(max(each, key=each.__getitem__), each) for each in found[new]]
                 given.update(label for label, _ in predicted)
-                file.append(list(zip(rows[file.rows : window.stop], predicted, strict=True)))
-                observer(Progress("rows classified", file.rows, len(rows)))
+                file.append(asked.answered(file.rows, predicted))
+                observer(Progress("rows classified", file.rows, total))
     if lines != output:
         _write_csv(lines, output)
     if cut:
         many = "1 text is" if cut == 1 else f"{cut:,} texts are"
         observer(Note(f"{many} longer than the model's {classifier.context} positions, and cut to them"))
-    return PredictedFile(output, len(rows), held, cut, dict(given.most_common()), perf_counter() - begun)
+    return PredictedFile(output, total, held, cut, dict(given.most_common()), perf_counter() - begun)
 
 
 def check_output(output: Path, texts: Sequence[TextRow], source: Path, *, overwrite: bool) -> None:
     """Refuse, before anything is loaded, a file that the classes of `texts` cannot be written to.
 
     Raises:
-        DataError: As `check_answer_file`; or a .csv file is there already.
+        DataError: As `check_jsonl`; or a .csv file is there already.
     """
     lines = _lines_of(output)
-    check_answer_file(lines, [each.row.values for each in texts], source, ADDED, overwrite=overwrite)
+    asked = AskedRows([each.row.values for each in texts], ADDED)
+    check_jsonl(lines, reads=[source], asked=asked, overwrite=overwrite)
     if lines != output and output.exists() and not overwrite:
         raise DataError(
             "is there already", where=str(output), key="--output", remedy="Name another file, or give --overwrite."
@@ -210,15 +205,13 @@ def _write_csv(lines: Path, output: Path) -> None:
         for row in rows
     ]
     columns = list(dict.fromkeys(column for row in flat for column in row))
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns)
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in flat)
     try:
-        with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows({key: _cell(value) for key, value in row.items()} for row in flat)
-        beside.replace(output)
+        write_whole(output, table.getvalue(), errors="backslashreplace")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise DataError(f"cannot be written: {error.strerror}", where=str(output), key="--output") from error
     lines.unlink()
 
@@ -250,4 +243,4 @@ def _answered_by(classifier: Classifier) -> str:
         "labels": classifier.labels,
         "quantization": classifier.quantization.model_dump() if classifier.quantization else None,
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_of_facts(described)[:16]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from loraft.config.sections import DtypeName, QuantizationSection
+from loraft.config.choices import DtypeName
+
+if TYPE_CHECKING:
+    from loraft.config.sections import QuantizationSection
 
 
 @dataclass(frozen=True)

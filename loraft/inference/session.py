@@ -17,7 +17,8 @@ from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, resolve_target
 from loraft.adapters.save_adapter import load_adapters
 from loraft.adapters.target_task import classes_of
-from loraft.config.sections import TASK_OF_GROUP, QuantizationSection
+from loraft.config.choices import TASK_OF_GROUP
+from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError
 from loraft.inference.completion import stop_texts_of
 from loraft.inference.generation_config import own_defaults, saved_defaults
@@ -25,8 +26,8 @@ from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.sampling_params import SamplingParams, unheeded_defaults
 from loraft.io.memory_errors import memory_errors
 from loraft.models.device import DTYPES, select_device
-from loraft.models.hf_config import check_dtype, load_config
-from loraft.models.load_model import LoadedModel, load_model, load_tokenizer
+from loraft.models.hf_config import check_dtype
+from loraft.models.load_model import LoadedModel, load_config, load_model, load_tokenizer
 from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 from loraft.rows.formats import Message
 from loraft.tasks import TASKS
@@ -196,25 +197,29 @@ class Session:
         return acting(self.model, None if voice.name == BASE else voice.name)
 
 
-def open_session(choice: ModelRequest) -> Session:
+def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> Session:
     """Load what a choice means, each base once.
+
+    Args:
+        choice: What answers.
+        found: What it means, where that was found already.
 
     Raises:
         InvalidInputError: Something cannot be found or does not fit, or the model does not generate text.
     """
-    found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
+    found = found or resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if choice.merge and len(found.adapters) != 1:
         raise AdapterError(f"one adapter can be merged, and there are {len(found.adapters)}", where="--merge")
-    section = found.model_section
+    section = found.model.section
     if choice.dtype is not None:
         section = section.model_copy(update={"dtype": choice.dtype})
     _refuse_classifier(found, choice)
     with base_named_by(found):
-        model_type = load_config(section, FAMILIES).model_type
+        model_type = load_config(found.model, FAMILIES).model_type
     _refuse_no_writer(choice, model_type)
     check_dtype(spec_of(model_type, FAMILIES), DTYPES.get(section.dtype))
     quantization = found.quantization if choice.quantize is None else choice.quantize
-    loaded = load_model(section, select_device(section), quantization=quantization, among=FAMILIES)
+    loaded = load_model(found.model, select_device(section), quantization=quantization, among=FAMILIES)
     adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
     voices = _voices(found, loaded, choice)
     stored = _storage_notes(found.adapters, quantization)
@@ -228,16 +233,6 @@ def open_session(choice: ModelRequest) -> Session:
         with memory_errors("memory ran out while the adapter was merged", where="--merge", remedy=remedy):
             return Session(loaded, merged(adapted), voices, quantization, notes, merged=True)
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
-
-
-def source_language(choice: ModelRequest) -> str | None:
-    """The language of what an encoder-decoder reads, as rows of translations call it; None where nobody says.
-
-    Raises:
-        InvalidInputError: The target cannot be found.
-    """
-    found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
-    return choice.source_lang or found.metadata.sources.source_lang
 
 
 def _refuse_classifier(found: ResolvedTarget, choice: ModelRequest) -> None:
@@ -265,12 +260,11 @@ def _refuse_no_writer(choice: ModelRequest, model_type: str) -> None:
 
 def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) -> dict[str, Speaker]:
     """The voice of each adapter and of the base; one tokenizer for all that have the same."""
-    section = found.model_section
-    tokenizers = {section.tokenizer: loaded.tokenizer}
+    tokenizers = {found.model.section.tokenizer: loaded.tokenizer}
 
     def voice(name: str, folder: Path, tokenizer: str | None, metadata: TrainingMetadata) -> Speaker:
         if tokenizer not in tokenizers:
-            tokenizers[tokenizer] = load_tokenizer(section.model_copy(update={"tokenizer": tokenizer}), FAMILIES)
+            tokenizers[tokenizer] = load_tokenizer(found.model.with_tokenizer(tokenizer), FAMILIES)
         own = tokenizers[tokenizer]
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
         task = TASKS[TASK_OF_GROUP[loaded.family.group]]

@@ -26,7 +26,7 @@ from loraft.inference.logit_lens import LogitLens
 from loraft.inference.sampling import probabilities, sampling_steps
 from loraft.inference.sampling_params import SamplingParams
 from loraft.inference.trace import Attended, Candidate, Cut, EncoderPass, LayerPrediction, Step, Trace
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 from loraft.tokenization.token_strings import Pieces
 
 CANDIDATES = 5

@@ -22,8 +22,7 @@ from loraft.inspection.norms import Norms, norms_in
 from loraft.inspection.parameter_groups import numbers_by_part
 from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage
-from loraft.models.load_model import linear_modules, parameter_count
-from loraft.models.module_names import matches
+from loraft.models.modules import linear_modules, matches, parameter_count
 from loraft.models.registry import Kind, ModelSpec
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")

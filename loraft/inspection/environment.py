@@ -185,7 +185,7 @@ def _disk() -> Iterator[Fact]:
     from huggingface_hub import constants
 
     from loraft.dataset.token_cache import KEPT
-    from loraft.io.cache_dir import cache_folder
+    from loraft.io.paths import cache_folder
 
     here = Path.cwd()
     for name, folder in (

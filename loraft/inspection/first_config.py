@@ -6,20 +6,20 @@ It refuses to ask: whoever calls it has asked already.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraft.config.sections import DEFAULT_TASK, TASK_OF_GROUP, Method, RowFormat, TaskName
+from loraft.config.choices import DEFAULT_TASK, TASK_OF_GROUP, Method, RowFormat, TaskName
 from loraft.dataset.build import prepare
 from loraft.dataset.detect_format import DatasetProfile, profile_dataset
 from loraft.dataset.statistics import DataReport
 from loraft.errors import ConfigError, DataError, ModelError
 from loraft.inspection.starter import Start, starter, starter_config
+from loraft.io.atomic import write_whole
+from loraft.io.paths import check_output_file
 from loraft.models.formats.builtin import BUILTINS
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES
@@ -69,17 +69,11 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
     Raises:
         ConfigError: It is there already, is the file of the rows, has another ending, or there is no folder for it.
     """
-    where = str(path)
-    if path.is_dir():
-        raise ConfigError("is a folder", where=where, remedy="Name a file in it, such as run.yaml.")
+    check_output_file(path, reads=() if data is None else (Path(data),), error=ConfigError)
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError("does not end in .yaml", where=where, remedy=f"Name it {path.name}.yaml.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"there is no folder {path.parent}", where=where, remedy="Make it first.")
-    if data is not None and path.exists() and Path(data).exists() and path.samefile(data):
-        raise ConfigError("is the file of the rows", where=where, remedy="Name another file.")
+        raise ConfigError("does not end in .yaml", where=str(path), remedy=f"Name it {path.name}.yaml.")
     if path.exists() and not overwrite:
-        raise ConfigError("is there already", where=where, remedy=ANOTHER)
+        raise ConfigError("is there already", where=str(path), remedy=ANOTHER)
 
 
 def profile_for_start(
@@ -248,13 +242,9 @@ def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed
-            beside.unlink(missing_ok=True)
         raise ConfigError(
             f"cannot be written: {error.strerror}", where=str(path), remedy="Name a file in another folder."
         ) from error

@@ -10,7 +10,7 @@ import copy
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraft.models.load_model import random_model
+from loraft.models.auto_model import random_model
 
 HEADS, HEAD_SIZE = 4, 16
 WIDTHS = ("hidden_size", "embedding_size", "word_embed_proj_dim")

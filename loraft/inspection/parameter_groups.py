@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraft.models.load_model import linear_modules
-from loraft.models.module_names import matches
+from loraft.models.modules import linear_modules, matches
 from loraft.models.registry import ModelSpec
 
 PARTS = ("embeddings", "positions", "attention", "feed_forward", "norms", "head", "other")

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loraft.config.choices import Method, RowFormat, TaskName
 from loraft.config.dump import inline
 from loraft.config.schema import RunConfig
-from loraft.config.sections import Method, RowFormat, TaskName
 from loraft.tasks import TASKS
 from loraft.tasks.task import StarterFacts
 

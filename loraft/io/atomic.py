@@ -1,20 +1,17 @@
-"""A folder that is there whole, or not at all, and the JSON files in it."""
+"""Files and folders that are there whole, or not at all, and JSON files."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from loraft.errors import AdapterError
-from loraft.io.build_once import flush
-from loraft.io.checksums import NOT_SEALED, RECORD, seal
 from loraft.io.disk_space import disk_errors
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -32,8 +29,32 @@ def read_json(path: Path) -> dict[str, object]:
     return value
 
 
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write a file that people read too: indented, with every letter as it is."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write a file as UTF-8; it is on disk when this returns, and after an error or a kill `path` is as it was.
+
+    A kill leaves `.NAME.PID` beside it. `errors` says what becomes of what is no text, as `str.encode` has it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(text.encode("utf-8", errors))
+        _flush(beside)
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            beside.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
-def atomic_dir(folder: Path) -> Iterator[Path]:
+def atomic_dir(folder: Path, *, remedy: str = "Free some space.") -> Iterator[Path]:
     """Give an empty folder to write into; on leaving without an error it becomes `folder`, replacing what was there.
 
     Every file is synchronised before the rename, and has the mode that the umask gives to new files: safetensors
@@ -41,14 +62,16 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
     of a replacement: then the old folder lies beside, as `.NAME.previous`, and the next writing takes it back first.
 
     Raises:
-        DiskFullError: If the disk fills up while the files are written.
+        DiskFullError: If the disk fills up while the files are written, with `remedy`.
     """
-    staging, previous = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "previous"))
-    with disk_errors(folder, remedy="Free some space."):
+    # What a killed process has started may still be writing, so that each process has a folder of its own.
+    staging, previous = (folder.with_name(f".{folder.name}.{end}") for end in (f"partial-{os.getpid()}", "previous"))
+    with disk_errors(folder, remedy=remedy):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             restore_previous(folder)
-            shutil.rmtree(staging, ignore_errors=True)
+            for stale in folder.parent.glob(f".{escape(folder.name)}.partial*"):
+                shutil.rmtree(stale, ignore_errors=True)
             staging.mkdir()
             yield staging
             _settle(staging)
@@ -73,8 +96,8 @@ def _settle(staging: Path) -> None:
     for path in sorted(staging.rglob("*")):
         if path.is_file():
             path.chmod(mode)
-        flush(path)
-    flush(staging)
+        _flush(path)
+    _flush(staging)
 
 
 def _swap(staging: Path, folder: Path, previous: Path) -> None:
@@ -82,15 +105,14 @@ def _swap(staging: Path, folder: Path, previous: Path) -> None:
     if folder.exists():
         folder.rename(previous)
     staging.rename(folder)
-    flush(folder.parent)
+    _flush(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def write_record(folder: Path, record: Mapping[str, object]) -> None:
-    """Write `loraft.json`, with the sizes and sha256 of the other files, when these are all there."""
-    write_json(folder / RECORD, {**record, "files": seal(folder, NOT_SEALED)})
-
-
-def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write a file that people read too: indented, with every letter as it is."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

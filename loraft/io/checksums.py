@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from loraft.errors import InvalidInputError
-from loraft.io.cache_dir import cache_folder
+from loraft.io.atomic import write_json, write_whole
+from loraft.io.paths import cache_folder
 
 NOT_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 PUT_BACK = "Put it back as it was, or train or merge again."
@@ -91,6 +92,22 @@ def fault(folder: Path, seals: Seals, wanted: Callable[[str], bool] = lambda _: 
     return None
 
 
+def fault_by_manifest(folder: Path, manifest: Path) -> str | None:
+    """What is wrong with a folder whose seals are the `files` of a manifest; None where each file is as it says."""
+    try:
+        found = fault(folder, json.loads(manifest.read_text(encoding="utf-8"))["files"])
+    except FileNotFoundError:
+        return f"{manifest.name} is missing"
+    except NOT_READ:
+        return f"{manifest.name} cannot be read"
+    return None if found is None else str(found)
+
+
+def write_record(folder: Path, record: Mapping[str, object]) -> None:
+    """Write `loraft.json`, with the seals of the other files, when these are all there."""
+    write_json(folder / RECORD, {**record, "files": seal(folder, NOT_SEALED)})
+
+
 def is_config(name: str) -> bool:
     """Whether a file holds settings, which people change by hand: a change is told, and only a loss is refused."""
     return name.endswith("config.json")
@@ -146,6 +163,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_facts(facts: Mapping[str, object]) -> str:
+    """The sha256 of facts as JSON, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def known_sha256_of(path: Path) -> str:
+    """As `sha256_of`, computed once in this process while the file keeps its size and its time of change."""
+    facts = path.stat()
+    return _known_sha256_of(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _known_sha256_of(path: Path, size: int, changed: int) -> str:
+    return sha256_of(path)
+
+
 def _agrees(path: Path, sha256: str) -> bool:
     facts = path.stat()
     if facts.st_size < REMEMBERED_FROM:
@@ -160,7 +193,5 @@ def _agrees(path: Path, sha256: str) -> bool:
         return False
     with suppress(OSError):  # where nothing can be remembered it is hashed again
         note.parent.mkdir(parents=True, exist_ok=True)
-        beside = note.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps(known), encoding="utf-8")
-        beside.replace(note)
+        write_whole(note, json.dumps(known))
     return True

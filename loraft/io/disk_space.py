@@ -1,4 +1,4 @@
-"""A disk that filled up, as one error: Python says it by a number, and safetensors and tokenizers only in words."""
+"""Room on a disk, asked for before it is needed, and a disk that filled up all the same, as one error each."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loraft.errors import DiskFullError, LoraftError
+from loraft.errors import DiskFullError, LoraftError, ResourceError
 
+ANOTHER_CACHE = "Set LORAFT_CACHE to a folder that can be written and has room."
 FULL = (errno.ENOSPC, errno.EDQUOT)
 IN_WORDS = re.compile(rf"\(os error ({'|'.join(map(str, FULL))})\)")
-"""How libraries that are written in Rust end what they say of a system's error."""
+"""How libraries that are written in Rust, safetensors and tokenizers, end what they say of a system's error."""
 
 
 @contextmanager
-def disk_errors(where: Path, *, remedy: str) -> Iterator[None]:
+def disk_errors(where: Path, *, remedy: str, after: str = "") -> Iterator[None]:
     """Turn what is raised where the disk of `where` is full into an error with a remedy; all else passes.
+
+    `after` says how far the work was.
 
     Raises:
         DiskFullError: The disk is full.
@@ -32,10 +35,23 @@ def disk_errors(where: Path, *, remedy: str) -> Iterator[None]:
             raise
         there = next(folder for folder in (where, *where.absolute().parents) if folder.exists())
         free = shutil.disk_usage(there).free
-        raise DiskFullError(f"the disk filled up; {free:,} bytes are free", where=str(where), remedy=remedy) from error
+        message = f"the disk filled up{after and f' after {after}'}; {free:,} bytes are free"
+        raise DiskFullError(message, where=str(where), remedy=remedy) from error
 
 
 def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in FULL
     return IN_WORDS.search(str(error)) is not None
+
+
+def require_free_bytes(folder: Path, needed: int, purpose: str, *, remedy: str = ANOTHER_CACHE) -> None:
+    """Refuse to begin what will not fit.
+
+    Raises:
+        ResourceError: The disk of `folder` has less than `needed` bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        message = f"{purpose} needs {needed:,} bytes, and {free:,} are free"
+        raise ResourceError(message, where=str(folder), remedy=remedy)

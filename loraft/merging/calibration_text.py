@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from loraft.dataset.build import prepare
 from loraft.errors import DataError, LoraftError
 from loraft.evaluation.source_run import past_run
-from loraft.io.cache_dir import cache_folder
+from loraft.io.paths import cache_folder
 from loraft.rows.formats import Seq2SeqRecord
 from loraft.rows.synthetic_tickets import tickets
 from loraft.tasks.task import SourceFormat

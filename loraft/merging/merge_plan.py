@@ -6,7 +6,7 @@ It reads no weight of the base: each of its tensors ends in a tensor of the resu
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +17,10 @@ from transformers.pytorch_utils import Conv1D
 from loraft.adapters.adapter_files import AdapterFiles, refuse_misfit
 from loraft.adapters.delta import Update, scale_of
 from loraft.adapters.inject import ADAPTER_NAME, add_lora_layers
-from loraft.adapters.rank_patterns import values_for
+from loraft.adapters.peft_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from loraft.errors import AdapterError
-from loraft.io.atomic import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from loraft.models.load_model import meta_model
+from loraft.models.auto_model import meta_model
 from loraft.models.safetensors_index import expected_tensors
-
-PREFIX = "base_model.model."
-A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
-EMBEDDING_A, EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
-ENDS = (A, B, MAGNITUDE, EMBEDDING_A, EMBEDDING_B)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +73,10 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter]) -> M
     modules = dict(model.named_modules())
     for adapter in adapters:
         _refuse_what_does_not_fit(model, adapter.files)
-        parts = _parts(adapter.files.tensors)
-        alphas = _alphas(parts, adapter.files)
-        for name, found in parts.items():
-            update = _update(name, found, modules[name], adapter, alphas[name])
+        for name, found in adapter.files.factors.items():
+            update = _update(name, found, modules[name], adapter)
             updates.setdefault(f"{name}.weight", []).append(update)
-        whole = {key for key in adapter.files.tensors if not key.endswith(ENDS)}
-        replaced |= {key.removeprefix(PREFIX): adapter.files.tensors[key] for key in whole}
+        replaced |= adapter.files.whole
     transposed = {f"{name}.weight" for name, part in modules.items() if isinstance(part, Conv1D | nn.Embedding)}
     return MergePlan(
         updates={name: tuple(each) for name, each in updates.items()},
@@ -127,32 +118,14 @@ def _refuse_what_does_not_fit(model: PreTrainedModel, files: AdapterFiles) -> No
     refuse_misfit(wrapped, files, ADAPTER_NAME)
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each adapted module, by what they are."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        end = next((end for end in ENDS if key.endswith(f".{end}")), None)
-        if end is not None:
-            parts.setdefault(key.removeprefix(PREFIX).removesuffix(f".{end}"), {})[end] = tensor
-    return parts
-
-
-def _alphas(modules: Collection[str], files: AdapterFiles) -> Mapping[str, float]:
-    config, where = files.config, str(files.folder / ADAPTER_CONFIG)
-    return values_for(modules, config.alpha_pattern or {}, config.lora_alpha, where=where, key="alpha_pattern")
-
-
-def _update(
-    name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: WeightedAdapter, alpha: float
-) -> Update:
-    config, where = adapter.files.config, str(adapter.files.folder / ADAPTER_WEIGHTS)
+def _update(name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: WeightedAdapter) -> Update:
+    shape, where = adapter.files.shape, str(adapter.files.folder / ADAPTER_WEIGHTS)
     is_embedding = isinstance(module, nn.Embedding)
-    if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or (is_embedding and MAGNITUDE in parts):
+    if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or (is_embedding and "magnitude" in parts):
         what = f"DoRA on {name}" if is_embedding else f"an update of {name}, a {type(module).__name__},"
         raise AdapterError(f"{what} cannot be merged", where=where)
-    a, b = (parts[EMBEDDING_A], parts[EMBEDDING_B]) if is_embedding else (parts[A], parts[B])
-    scale = adapter.weight * scale_of(alpha, a.shape[0], use_rslora=config.use_rslora)
-    return Update(a, b, scale, parts.get(MAGNITUDE))
+    scale = adapter.weight * scale_of(shape.alphas[name], shape.ranks[name], use_rslora=shape.use_rslora)
+    return Update(parts["A"], parts["B"], scale, parts.get("magnitude"))
 
 
 def _untied(model: PreTrainedModel, changed: set[str], adapter: WeightedAdapter) -> dict[str, str]:

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loraft.adapters.markdown import code, prose, quoted
-from loraft.adapters.model_card import without_paths
+from loraft.adapters.model_card import code, prose, quoted, without_paths
 
 REPORT = "merge_report.json"
 """The report's file; a folder that has it holds a merged model."""

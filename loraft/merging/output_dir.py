@@ -11,18 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import loraft
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.errors import RunFolderError
-from loraft.io.atomic import atomic_dir, read_json, write_json, write_record
-from loraft.io.build_once import require_free_bytes
-from loraft.io.checksums import RECORD
+from loraft.io.atomic import atomic_dir, read_json, write_json
+from loraft.io.checksums import RECORD, write_record
+from loraft.io.disk_space import require_free_bytes
 from loraft.merging.merge_report import REPORT, MergeReport, merged_card
-from loraft.merging.write_weights import Merge, plan_files
+from loraft.merging.prepare_merge import Merge
+from loraft.merging.write_weights import plan_files
 from loraft.models.foreign_code import drop_code
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES
+from loraft.version import __version__
 
 TOKENIZER = (
     "tokenizer*.json", "vocab.*", "merges.txt", "*.model", "*.spm", "tekken.json", "special_tokens_map.json",
@@ -135,7 +136,7 @@ def write_company(merge: Merge, folder: Path) -> None:
             "task": record.get("task"),
             **{key: record[key] for key in OF_SOURCES if key in record},
             **({"labels": list(merge.labels)} if merge.labels else {}),
-            "versions": {"loraft": loraft.__version__},
+            "versions": {"loraft": __version__},
         },
     )
     drop_code(folder)
@@ -145,7 +146,7 @@ def write_report(folder: Path, report: MergeReport) -> None:
     """Write the report, and the model card that says the same to people; what there is now is what was merged."""
     write_json(folder / REPORT, report.as_dict())
     write_record(folder, read_json(folder / RECORD))
-    (folder / "README.md").write_text(merged_card(report, loraft.__version__), encoding="utf-8")
+    (folder / "README.md").write_text(merged_card(report, __version__), encoding="utf-8")
 
 
 def _config(merge: Merge) -> dict[str, object]:
@@ -162,7 +163,7 @@ def _config(merge: Merge) -> dict[str, object]:
             "architectures": [merge.architecture],
             "id2label": dict(enumerate(merge.labels)),
             "label2id": {label: number for number, label in enumerate(merge.labels)},
-            "pad_token_id": load_tokenizer(merge.section, FAMILIES).pad_token_id,
+            "pad_token_id": load_tokenizer(merge.model, FAMILIES).pad_token_id,
             "problem_type": "single_label_classification",
         }
     if merge.plan.untied:

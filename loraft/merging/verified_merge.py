@@ -14,8 +14,9 @@ from loraft.adapters.model_card import shown
 from loraft.merging.equivalence import check_equivalence
 from loraft.merging.merge_report import MergeReport, explain_base
 from loraft.merging.output_dir import merged_folder, write_company, write_report
+from loraft.merging.prepare_merge import Merge
 from loraft.merging.verify import Verified, verify
-from loraft.merging.write_weights import Merge, write_weights
+from loraft.merging.write_weights import write_weights
 
 
 def merge_and_verify(
@@ -74,7 +75,7 @@ def _report(
         positions=fidelity.merged.positions if fidelity else 0,
         measured_on=found.rows.source if found else None,
         compared=found.compared if found else None,
-        base_model=shown(merge.section.name_or_path),
+        base_model=shown(merge.model.section.name_or_path),
         architecture=merge.architecture,
         why_this_base=explain_base(merge.base, is_as_trained=merge.is_as_trained),
         adapters=tuple({"name": adapter.name, "weight": adapter.weight} for adapter in merge.adapters),

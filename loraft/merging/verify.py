@@ -25,15 +25,15 @@ from loraft.errors import ModelError
 from loraft.io.memory_errors import memory_errors
 from loraft.merging.calibration_text import LONGEST, Rows, built_in_rows, rows_for
 from loraft.merging.equivalence import MergeCheck, OutputDifference, difference
-from loraft.merging.write_weights import Merge
+from loraft.merging.prepare_merge import Merge
 from loraft.models.class_logits import class_logits
 from loraft.models.decoder_inputs import decoder_inputs
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.modules import wrapped_model
 from loraft.models.quantize import compute_in
 from loraft.models.registry import FAMILIES
-from loraft.models.unwrap import wrapped_model
 
 NOT_COMPARED = "Merge without comparing: --no-verify."
 LEAST_POSITIONS = 256
@@ -132,7 +132,7 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
     stored = merge.trained_storage
     held_in = (merge.trained_dtype or merge.dtype) if stored else merge.dtype
     placement, labels = _placement(held_in), merge.labels
-    loaded = load_model(merge.section, placement, quantization=stored, among=FAMILIES, labels=labels)
+    loaded = load_model(merge.model, placement, quantization=stored, among=FAMILIES, labels=labels)
     if stored is None:
         return loaded, held_in
     products = DTYPES.get(stored.compute_dtype, held_in)

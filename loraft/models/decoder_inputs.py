@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraft.errors import ModelError
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 
 
 def decoder_inputs(model: nn.Module, target: Tensor) -> Tensor:

@@ -10,44 +10,14 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.models.hf_logging import quietly_reading
 from loraft.models.registry import DECODERS, ModelSpec, spec_of
-from loraft.models.sources import resolve
 
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
 """Parts of the names of architectures that share a model_type with a language model and are none."""
 CLASSIFIER = "ForSequenceClassification"
 """What the architectures of classifiers are called, behind the family's name."""
-
-
-def load_config(
-    section: ModelSection, among: Mapping[str, ModelSpec] = DECODERS, labels: Sequence[str] = ()
-) -> PreTrainedConfig:
-    """The model's config, of a family that will do, with the attention that is asked for; no weights are fetched.
-
-    With `labels` it is the config of a classifier of these classes.
-
-    Raises:
-        ModelError: No such model, or a kind that will not do.
-    """
-    folder = resolve(section.name_or_path, section.revision, weights=False)
-    return read_config(folder, section.attn_implementation, among, labels)
-
-
-def load_any_config(section: ModelSection) -> PreTrainedConfig:
-    """The config of any model that transformers knows, to be looked at: whatever its family, its head and its storage.
-
-    Raises:
-        ModelError: No such model, or a config that transformers cannot read.
-    """
-    folder = resolve(section.name_or_path, section.revision, weights=False)
-    file = folder / "config.json"
-    written_config(file)
-    with quietly_reading(file):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return cast("PreTrainedConfig", config)
 
 
 def check_dtype(family: ModelSpec, dtype: torch.dtype | None) -> None:

@@ -150,9 +150,7 @@ def quantize_roundtrip(
     packed = list(run(quantize, spans))
     scales = torch.cat([state.absmax for _, state in packed])
     if section.double_quant:
-        offset = scales.mean()
-        twice, second = bnb.quantize_blockwise(scales - offset, blocksize=256)
-        scales = bnb.dequantize_blockwise(twice, second) + offset
+        scales = _quantized_twice(scales)
     result = torch.empty(weight.shape, dtype=DTYPES.get(section.compute_dtype, dtype))
     blocks = len(packed[0][1].absmax)  # of every piece but the last, which may have fewer
 
@@ -164,6 +162,16 @@ def quantize_roundtrip(
 
     list(run(restore, spans))
     return result
+
+
+def _quantized_twice(scales: torch.Tensor) -> torch.Tensor:
+    """The constants of the blocks as double quantization keeps them: in 8 bits around their mean."""
+    import bitsandbytes.functional as bnb
+
+    offset = scales.mean()
+    codes, state = bnb.quantize_blockwise(scales - offset, blocksize=256)
+    restored: torch.Tensor = bnb.dequantize_blockwise(codes, state) + offset
+    return restored
 
 
 def unpacked(module: nn.Module) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from loraft.config.sections import TASK_OF_GROUP, ModelGroup
+from loraft.config.choices import TASK_OF_GROUP, ModelGroup
 from loraft.errors import ModelError
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]

@@ -1,8 +1,7 @@
 """The weights of a folder, known from the headers of its safetensors files.
 
-This module reads names, shapes and dtypes, and finds files that are cut short, shards that are absent and tensors that
-are missing. It refuses to read anything but safetensors: pickled weights can run code when they are opened, and no
-function here opens one.
+Files that are cut short, shards that are absent and tensors that are missing are found without reading a weight.
+Nothing but safetensors is read: pickled weights can run code when they are opened, and no function here opens one.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import safe_open
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraft.errors import ModelError, Problem
@@ -210,3 +211,13 @@ def _ends(header: TensorHeader) -> Iterator[bytes]:
 def _some(names: list[str]) -> str:
     rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + rest
+
+
+def mapped_tensor(header: TensorHeader) -> Tensor:
+    """A tensor of the base, which stays in its file; what is read of it leaves memory with it.
+
+    The file is opened for each: as long as it is, all that was ever read of it counts as this process's memory.
+    """
+    with safe_open(header.file, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(header.name)
+    return tensor

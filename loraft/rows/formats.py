@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loraft.config.sections import RowFormat
+from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.fields import Fields, clean, column_of, kind, shown
 from loraft.rows.json_text import RepeatedKeyError, loads

@@ -12,16 +12,21 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loraft.config.sections import DataSource
 from loraft.errors import DataError, Problem
+from loraft.io.checksums import sha256_of
 from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, rows_in
 
+if TYPE_CHECKING:
+    from loraft.config.sections import DataSource
+
+SOURCE = "--input"
+"""What names a file of rows that each get an answer."""
 URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/")
 """A path that was read from a command line has one of its slashes left."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -102,6 +107,23 @@ def count_rows(source: DataSource) -> int | None:
     return int(found.num_examples) if found is not None and found.num_examples else None
 
 
+def rows_to_answer(path: Path) -> RowsRead:
+    """The rows of a file that each get an answer.
+
+    Raises:
+        DataError: There is no such file, or it is no file of rows.
+    """
+    from loraft.config.sections import DataSource
+
+    if kind_of(path) not in READERS:
+        remedy = f"Write it as {', '.join(READERS)}."
+        raise DataError("is no file of rows", where=str(path), key=SOURCE, remedy=remedy)
+    try:
+        return read_rows(DataSource(path=str(path)))
+    except DataError as error:
+        raise DataError.several([replace(problem, key=SOURCE) for problem in error.problems]) from error
+
+
 def content_of(source: DataSource, *, streaming: bool = False) -> str | None:
     """What tells whether the rows of a source are still the same: a sha256 of a file, a dataset's own fingerprint.
 
@@ -114,8 +136,7 @@ def content_of(source: DataSource, *, streaming: bool = False) -> str | None:
         return hashlib.sha256(json.dumps(_builtin(source)).encode()).hexdigest()
     if (path := _file(source)) is not None:
         next(rows_in(path), None)  # raises what is wrong with the file as a whole
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     return source.path if streaming else getattr(_hub(source, streaming=False), "_fingerprint", None)
 
 

@@ -5,7 +5,7 @@ A new task is a module with a subclass of `Task` and a line below; its name stan
 
 from collections.abc import Mapping
 
-from loraft.config.sections import TaskName
+from loraft.config.choices import TaskName
 from loraft.tasks.causal_lm import CausalLM
 from loraft.tasks.seq2seq_lm import Seq2SeqLM
 from loraft.tasks.seq_cls import SequenceClassification

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraft.config.schema import RunConfig
-from loraft.config.sections import DataSection, RowFormat
+from loraft.config.choices import RowFormat
 from loraft.models.registry import ModelSpec
 from loraft.rows.formats import Conversation, LanguagePair, Message, PromptCompletion, Record, to_record
 from loraft.rows.readers import Row
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from loraft.config.schema import RunConfig
+    from loraft.config.sections import DataSection
     from loraft.tasks.batch import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
     from loraft.tokenization.causal_lm_rows import CausalLMRenderer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from loraft.config.sections import RowFormat
+from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.formats import COLUMNS, columns_of, has_columns, refuse_preferences
 from loraft.tasks import TASKS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loraft.config.sections import DataSection, RowFormat
+from loraft.config.choices import RowFormat
 from loraft.models.registry import ModelSpec
 from loraft.rows.formats import LanguagePair, Record, Seq2SeqRecord, to_record
 from loraft.rows.readers import Row
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from loraft.config.sections import DataSection
     from loraft.tasks.batch import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
     from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer

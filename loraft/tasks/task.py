@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from loraft.config.schema import RunConfig
-from loraft.config.sections import DataSection, ModelGroup, RowFormat, SpecialTokensInText, TaskName
+from loraft.config.choices import ModelGroup, RowFormat, SpecialTokensInText, TaskName
 from loraft.models.registry import GROUPS, ModelSpec
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from loraft.config.schema import RunConfig
+    from loraft.config.sections import DataSection
     from loraft.errors import Problem
     from loraft.rows.formats import LanguagePair, Message, Record
     from loraft.rows.readers import Row

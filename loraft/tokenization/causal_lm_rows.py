@@ -26,7 +26,8 @@ from typing import ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.sections import DataSection, SpecialTokensInText
+from loraft.config.choices import SpecialTokensInText
+from loraft.config.sections import DataSection
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text
 from loraft.tokenization.assistant_mask import ChatTemplate, RenderedTurns

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.sections import DataSection, SpecialTokensInText
+from loraft.config.choices import SpecialTokensInText
+from loraft.config.sections import DataSection
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import ClassificationRecord, Message, Record
 from loraft.rows.labels import class_number

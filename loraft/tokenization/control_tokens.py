@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.sections import SpecialTokensInText
+from loraft.config.choices import SpecialTokensInText
 from loraft.errors import DataError
 from loraft.rows.formats import Message
 from loraft.tokenization.boundaries import Span

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.sections import DataSection, SpecialTokensInText
+from loraft.config.choices import SpecialTokensInText
+from loraft.config.sections import DataSection
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Message, Record, Seq2SeqRecord
 from loraft.tokenization.control_tokens import ControlTokens

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loraft.errors import DiskFullError
 from loraft.io.atomic import atomic_dir, restore_previous, write_json
-from loraft.io.checksums import fault, seal
+from loraft.io.checksums import fault_by_manifest, seal
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 MANIFEST = "manifest.json"
@@ -106,10 +106,10 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
     damaged: list[str] = []
     for folder in checkpoints(root):
-        fault = _fault(folder)
-        if fault is None:
+        found = _fault(folder)
+        if found is None:
             return folder, damaged
-        damaged.append(f"checkpoint {folder.name} is damaged ({fault}) and is passed over")
+        damaged.append(f"checkpoint {folder.name} is damaged ({found}) and is passed over")
     return None, damaged
 
 
@@ -146,19 +146,12 @@ def remove_partial(root: Path) -> None:
     """Remove what a kill left unfinished; of a checkpoint that was to be replaced, the old one is put back."""
     for previous in root.glob(".step-*.previous"):
         restore_previous(root / previous.name.removeprefix(".").removesuffix(".previous"))
-    for left in (*root.glob(".step-*.partial"), *root.glob(".step-*.previous")):
+    for left in (*root.glob(".step-*.partial*"), *root.glob(".step-*.previous")):
         shutil.rmtree(left)
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None when each is as its manifest says."""
-    try:
-        found = fault(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
-    return None if found is None else str(found)
+    return fault_by_manifest(folder, folder / MANIFEST)
 
 
 def _step(folder: Path) -> int:

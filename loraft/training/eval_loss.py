@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loraft.figures import label_figures
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.loss import TaskLoss
 from loraft.tasks.task import Task
@@ -64,19 +65,7 @@ def evaluate_loss(
 
 
 def class_figures(right: Tensor, given: Tensor) -> Mapping[str, float]:
-    """`accuracy`, and `macro_f1` over the classes that are right or given in some row.
-
-    Args:
-        right: `[rows]`, the numbers of the right classes.
-        given: `[rows]`, those that were predicted.
-
-    Source: F1 = 2 · true positives / (rows of the class + predictions of it), as scikit-learn has it.
-    """
+    """`accuracy` and `macro_f1` of rows whose classes are `right` and who were given `given`: `[rows]` each."""
     classes = int(torch.stack([right, given]).max()) + 1
-    hits = torch.bincount(right[right == given], minlength=classes)
-    both = torch.bincount(right, minlength=classes) + torch.bincount(given, minlength=classes)
-    seen = both > 0
-    return {
-        "accuracy": hits.sum().item() / len(right),
-        "macro_f1": (2 * hits[seen].double() / both[seen]).mean().item(),
-    }
+    counted = (torch.bincount(each, minlength=classes).numpy() for each in (right, given, right[right == given]))
+    return label_figures(*counted)

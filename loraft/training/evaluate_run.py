@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 
 from loraft.events import Note
+from loraft.figures import perplexity
 from loraft.grammar import counted
 from loraft.training.eval_loss import EvalLoss, evaluate_loss
 from loraft.training.non_finite import require_finite
@@ -34,8 +34,8 @@ def evaluate_run(run: Trainer, state: RunState, signals: StopSignals) -> bool:
         return False
     best = _compared(state, found, run.settings.metric_for_best_model)
     event = Evaluated(
-        state.step, run.epochs(state.step), found.loss, _exp(found.loss), found.targets, len(run.evaluation), best,
-        found.figures,
+        state.step, run.epochs(state.step), found.loss, perplexity(found.loss), found.targets, len(run.evaluation),
+        best, found.figures,
     )  # fmt: skip
     of_tokens = {} if found.figures else {"eval_perplexity": event.perplexity}
     figures = {f"eval_{name}": value for name, value in found.figures.items()}
@@ -89,7 +89,3 @@ def _answers(run: Trainer, signals: StopSignals) -> list[tuple[str, str]] | None
             return None
         answers.append((prompt, run.answer(prompt)))
     return answers
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf

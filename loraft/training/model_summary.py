@@ -14,14 +14,16 @@ from loraft.adapters.init_from_adapter import start_of
 from loraft.adapters.linear_modules import depths, targets_in
 from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
+from loraft.models.auto_model import meta_model
 from loraft.models.decoder_inputs import decoder_inputs
-from loraft.models.hf_config import class_names, context_of, is_classifier, load_any_config
+from loraft.models.hf_config import class_names, context_of, is_classifier
 from loraft.models.hf_logging import quietly_reading
-from loraft.models.load_model import drop_modules, linear_modules, meta_model, missing_head_modules, parameter_count
+from loraft.models.load_model import drop_modules, load_any_config, missing_head_modules
+from loraft.models.modules import linear_modules, parameter_count
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
-from loraft.models.sources import resolve
+from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.training.memory import LayerSizes
 
@@ -77,11 +79,14 @@ class ModelSummary:
         return self.depths[stack] - first
 
 
-def summarize_model(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) -> ModelSummary:
+def summarize_model(
+    run: RunConfig, model: ModelHandle, labels: Sequence[str], config: PreTrainedConfig
+) -> ModelSummary:
     """The shape of the model that a run trains.
 
     Args:
         run: The run.
+        model: Its base.
         labels: The classes of a classifier; none for other tasks.
         config: The model's config; for a classifier one that knows the classes.
 
@@ -91,7 +96,7 @@ def summarize_model(run: RunConfig, labels: Sequence[str], config: PreTrainedCon
     """
     family = spec_of(config.model_type, TASKS[run.task].families)
     skeleton = meta_model(config)
-    folder = resolve(run.model.name_or_path, run.model.revision, weights=False)
+    folder = model.small_files
     if family.encoder_path is not None:
         _require_start(skeleton, folder)
     new = family.classifier if labels else ()
@@ -117,7 +122,7 @@ def summarize_model(run: RunConfig, labels: Sequence[str], config: PreTrainedCon
         context=context_of(config, family),
         targets=targets,
         linear=linear,
-        notes=(*told, *(_head_notes(run, new) if labels else ())),
+        notes=(*told, *(_head_notes(run, model, new) if labels else ())),
     )
 
 
@@ -129,9 +134,9 @@ def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
     decoder_inputs(skeleton, torch.full((1, 1), some_token))
 
 
-def _head_notes(run: RunConfig, new: Sequence[str]) -> Iterator[str]:
+def _head_notes(run: RunConfig, model: ModelHandle, new: Sequence[str]) -> Iterator[str]:
     """What there is to say about where a classifier's head begins."""
-    base = load_any_config(run.model)
+    base = load_any_config(model)
     if run.method != "full" and run.lora.start_from is not None:
         yield "the head for classes is that of lora.start_from, and training goes on with it"
     elif not new:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,14 +21,13 @@ from filelock import FileLock, Timeout
 from loraft.config.dump import dump_config
 from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
+from loraft.io.atomic import write_whole
 from loraft.training.memory import MemoryPlan
 
 RUNS = Path("runs")
 LOCK = ".lock"
-BESIDE = ".beside"
-"""What a file is written as before it gets its name."""
 TRACKERS = "trackers"
-OURS = frozenset({LOCK, BESIDE, TRACKERS})
+OURS = re.compile(r"\.lock|\.beside|trackers|\.(config\.yaml|manifest\.json)\.\d+")
 """What a run that was stopped before it began may have left."""
 
 
@@ -145,21 +145,13 @@ class RunFolder:
             if kept == held:
                 os.truncate(path, len(kept))
             else:
-                self._replace(path, kept.decode())
+                write_whole(path, kept.decode())
         return tuple(notes)
 
     def describe(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
         """Write what the run is, each file whole or not at all."""
-        self._replace(self.config, dump_config(config))
-        self._replace(self.manifest, json.dumps(manifest, indent=1) + "\n")
-
-    def _replace(self, path: Path, text: str) -> None:
-        beside = self.path / BESIDE
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_whole(self.config, dump_config(config))
+        write_whole(self.manifest, json.dumps(manifest, indent=1) + "\n")
 
     def empty(self) -> None:
         """Remove all but the lock; the config, by which the folder is known as a run's, goes last."""
@@ -196,7 +188,7 @@ def refuse_taken(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
             key=key,
             remedy="go on with it by --resume, replace it by --overwrite, or name another training.output_dir",
         )
-    if not folder.holds_run and folder.path.exists() and any(p.name not in OURS for p in folder.path.iterdir()):
+    if not folder.holds_run and folder.path.exists() and any(not OURS.fullmatch(p.name) for p in folder.path.iterdir()):
         raise RunFolderError(
             "holds files that are not a run's", where=where, key=key, remedy="name a new or empty folder"
         )

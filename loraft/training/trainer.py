@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 import time
@@ -16,11 +15,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-import loraft
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import TrainingFacts, shown, shown_word
 from loraft.adapters.save_adapter import restore, save_adapter, save_full
 from loraft.events import Note, Observer
+from loraft.figures import perplexity
 from loraft.io.disk_space import disk_errors
 from loraft.io.memory_errors import memory_errors
 from loraft.kernels.packed_attention import ROWS
@@ -38,6 +37,7 @@ from loraft.training.run_plan import RunPlan
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trackers import tracked
 from loraft.training.trainer_state import RunState, Trainer
+from loraft.version import __version__
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 Answerer = Callable[[AdaptedModel], Callable[[str], str]]
@@ -137,7 +137,7 @@ def build_model(plan: RunPlan) -> AdaptedModel:
     placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
     quantization = plan.config.quantization if method == "qlora" else None
     loaded = load_model(
-        plan.config.model,
+        plan.model,
         placement,
         quantization=quantization,
         among=plan.task.families,
@@ -231,7 +231,7 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
     train, held_out = plan.data.contents
     named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
     manifest = {
-        "versions": {"loraft": loraft.__version__, "python": platform.python_version()}
+        "versions": {"loraft": __version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
         "hardware": {"device": plan.placement.device_name, "memory_bytes": plan.placement.total_bytes},
         "base": {
@@ -279,7 +279,7 @@ def _result(run: Trainer, state: RunState, saved: Path, saved_step: int, seconds
         steps=state.step,
         loss=state.last_loss,
         eval_loss=state.eval_loss,
-        perplexity=None if state.eval_loss is None or state.eval_figures else math.exp(min(state.eval_loss, 700.0)),
+        perplexity=None if state.eval_loss is None or state.eval_figures else perplexity(state.eval_loss),
         figures=dict(state.eval_figures),
         best_eval_loss=state.best_loss,
         best_step=state.best_step,

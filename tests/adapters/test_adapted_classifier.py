@@ -17,8 +17,7 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import ModelSection
 from loraft.errors import AdapterError, InvalidInputError, ModelError
 from loraft.inference.classifier import Classifier, open_classifier
-from loraft.models.hf_config import load_config
-from loraft.models.load_model import missing_head_modules
+from loraft.models.load_model import load_config, missing_head_modules
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import CLASSIFIERS
 from loraft.training.run_plan import plan_run

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.lora_factors import open_adapter
+from loraft.adapters.peft_names import ADAPTER_WEIGHTS
 from loraft.adapters.save_adapter import load_adapter
 from loraft.errors import AdapterError
-from loraft.io.atomic import ADAPTER_WEIGHTS
 from tests.adapters.setting import logits, tiny_loaded
 from tests.merging.merging import prepared, written
 from tests.tiny import save_tiny

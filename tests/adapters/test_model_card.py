@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loraft.adapters.markdown import cell, code, prose
-from loraft.adapters.model_card import model_card, shown_word, without_paths
+from loraft.adapters.model_card import cell, code, model_card, prose, shown_word, without_paths
 from loraft.merging.merge_report import MergeReport, merged_card
 from tests.adapters.setting import FACTS, run_config
 

@@ -14,9 +14,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from loraft.cli.app import app
+from loraft.config.choices import Method, RowFormat, TaskName
 from loraft.config.config_file import load_config
 from loraft.config.schema_info import unused_keys
-from loraft.config.sections import Method, RowFormat, TaskName
 from loraft.tasks import TASKS
 from tests.tiny import save_tiny
 from tests.training.building import write_rows

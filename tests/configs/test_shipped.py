@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from loraft import api
+from loraft.config.choices import Method, TaskName
 from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import unused_keys
-from loraft.config.sections import DataSource, Method, TaskName
+from loraft.config.sections import DataSource
 from loraft.errors import ResourceError
 from loraft.models.device import DeviceConfig
 from loraft.training.memory import quantized_bytes

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraft.dataset import sampler
 from loraft.dataset.build import SourceSpan
 from loraft.dataset.sampler import BatchSampler, pack_rows
 from loraft.tasks.batch import BatchLayout, collate_texts
@@ -113,3 +114,18 @@ def test_to_moves_every_tensor(packed: bool) -> None:
     moved = collate_texts([ONE, TWO], BatchLayout(packed, 0)).to("meta")
     tensors = (moved.input_ids, moved.position_ids, moved.target_positions, moved.labels)
     assert all(tensor.device == torch.device("meta") for tensor in tensors)
+
+
+def test_rows_are_filled_once_to_count_the_steps_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every optimizer step asks how many there are: packing 50,000 rows anew each time took 0.17 s."""
+    chosen, packed = plan(40, fill_to=20), []
+
+    def counted(lengths: list[int], capacity: int) -> list[list[int]]:
+        packed.append(capacity)
+        return pack_rows(lengths, capacity)
+
+    monkeypatch.setattr(sampler, "pack_rows", counted)
+    asked = [chosen.steps(epoch) for epoch in (0, 1, 0, 1, 1, 0)]
+    assert len(packed) == 2
+    first, second = len(chosen.epoch(0)), len(chosen.epoch(1))
+    assert asked == [first, second, first, second, second, first]

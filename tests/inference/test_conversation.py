@@ -15,7 +15,7 @@ from loraft.inference.conversation import ChatSession, save_conversation
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message, to_record
 from loraft.rows.readers import Row
 from loraft.tasks import TASKS

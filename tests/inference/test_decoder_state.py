@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from loraft.adapters.inject import add_lora_layers
 from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, pad_left
 from loraft.kernels.packed_attention import ROWS
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
 
 ROW = [5, 9, 200, 31, 7, 40, 11, 8, 77, 300, 2, 19]

@@ -314,15 +314,15 @@ def test_an_adapted_model_answers_with_its_adapter() -> None:
     assert list(answer(model, [5, 6, 7]).token_ids) == expected[0, 3:].tolist() != list(base.token_ids)
 
 
-def test_a_stream_that_is_closed_gives_the_model_back() -> None:
+def test_a_stream_that_is_stopped_gives_the_model_back() -> None:
     model = tiny_model("llama").train()
     answered = stream(model, TOKENIZER, [5, 6], rules=GREEDY, max_new_tokens=9, stop_ids=())
     next(answered)
     assert not model.training
     assert not torch.is_inference_mode_enabled()
-    answered.close()
+    answered.stop()
     assert model.training
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(ValueError, match="stopped"):
         _ = answered.completion
 
 

@@ -17,7 +17,7 @@ from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.sampling_params import SamplingParams
 from loraft.inference.session import BASE, Session, open_session
-from loraft.models.unwrap import wrapped_model
+from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message
 from tests.inference.voices import KINDS, adapter_in, base_in, logits
 from tests.tiny import save_tiny

@@ -13,7 +13,7 @@ from loraft.adapters.linear_modules import family_in
 from loraft.inspection import positions
 from loraft.inspection.miniature import miniature
 from loraft.inspection.positions import PositionEncoding, position_encoding
-from loraft.models.load_model import meta_model
+from loraft.models.auto_model import meta_model
 from loraft.models.registry import FAMILIES
 from tests.tiny import tiny_sizes
 

@@ -10,7 +10,7 @@ import pytest
 
 from loraft.errors import AdapterError, ModelError
 from loraft.io import checksums as seals
-from loraft.io.checksums import Fault, altered_settings, fault, is_weights, refuse_altered, seal
+from loraft.io.checksums import Fault, altered_settings, fault, is_weights, known_sha256_of, refuse_altered, seal
 
 
 @pytest.fixture
@@ -105,3 +105,11 @@ def test_a_record_that_is_none_is_refused(folder: Path, record: str) -> None:
     (folder / "loraft.json").write_text(record)
     with pytest.raises(ModelError, match="what its files were cannot be read"):
         refuse_altered(folder, lambda _: True, ModelError)
+
+
+def test_the_digest_follows_the_content(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"one")
+    first = known_sha256_of(file)
+    file.write_bytes(b"another")
+    assert known_sha256_of(file) != first

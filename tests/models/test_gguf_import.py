@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError, ResourceError
-from loraft.models.formats.gguf_import import file_digest
 from loraft.models.load_model import load_tokenizer
 from loraft.models.sources import resolve
 from tests.models.gguf_files import write_tiny_gguf
@@ -86,11 +85,3 @@ def test_a_disk_that_is_too_small_is_foreseen(tmp_path: Path, cache: Path, monke
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(ResourceError, match="and 1,000 are free"):
         resolve(str(tmp_path / "tiny.gguf"))
-
-
-def test_the_digest_follows_the_content(tmp_path: Path) -> None:
-    file = tmp_path / "x"
-    file.write_bytes(b"one")
-    first = file_digest(file)
-    file.write_bytes(b"another")
-    assert file_digest(file) != first

@@ -11,7 +11,8 @@ import torch
 
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
-from loraft.models.hf_config import check_dtype, context_of, is_classifier, load_config
+from loraft.models.hf_config import check_dtype, context_of, is_classifier
+from loraft.models.load_model import load_config
 from loraft.models.registry import CLASSIFIERS, FAMILIES
 from tests.tiny import save_tiny
 

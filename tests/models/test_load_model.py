@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
+from loraft.models.auto_model import meta_model
 from loraft.models.device import DeviceConfig
-from loraft.models.hf_config import load_config
-from loraft.models.load_model import linear_modules, load_model, load_tokenizer, meta_model, parameter_count
+from loraft.models.load_model import load_config, load_model, load_tokenizer
+from loraft.models.modules import linear_modules, parameter_count
 from loraft.models.registry import FAMILIES
 from tests.tiny import TINY_MODEL_TYPES, save_tiny, tiny_model, tiny_tokenizer
 

@@ -11,9 +11,9 @@ from transformers import AutoConfig
 
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
+from loraft.models.auto_model import meta_model
 from loraft.models.device import DeviceConfig
-from loraft.models.hf_config import load_config
-from loraft.models.load_model import load_model, meta_model
+from loraft.models.load_model import load_config, load_model
 from loraft.models.quantize import quantization_config, quantize_roundtrip, quantized_modules, unpacked
 from loraft.models.registry import CLASSIFIERS, TWO_STACKS
 from tests.tiny import save_tiny

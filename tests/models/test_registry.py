@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from loraft.config.sections import TaskName
+from loraft.config.choices import TaskName
 from loraft.errors import ModelError
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import DECODERS, FAMILIES, spec_of

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from loraft.errors import ModelError
-from loraft.io.cache_dir import cache_folder
+from loraft.io.paths import cache_folder
 from loraft.models import sources
 from loraft.models.sources import resolve, resolve_tokenizer
 from tests.tiny import save_tiny, tiny_tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loraft.config.sections import RowFormat, TaskName
+from loraft.config.choices import RowFormat, TaskName
 from loraft.errors import DataError
 from loraft.rows.formats import (
     ClassificationRecord,

@@ -11,8 +11,7 @@ from pyarrow import parquet
 
 from loraft.config.sections import DataSource
 from loraft.errors import DataError, Problem
-from loraft.rows.answer_file import rows_to_answer
-from loraft.rows.raw_rows import content_of, count_rows, read_rows
+from loraft.rows.raw_rows import content_of, count_rows, read_rows, rows_to_answer
 from tests.training.building import write_rows
 
 ROWS = [{"prompt": "a, b", "completion": "c"}, {"prompt": "d", "completion": "e"}]

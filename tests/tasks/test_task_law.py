@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from loraft.config.sections import TaskName
+from loraft.config.choices import TaskName
 from loraft.rows import formats, labels
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
@@ -19,7 +19,7 @@ ABOVE = [
     if path.parent.name not in ("tasks", "tokenization") and path not in map(Path, (formats.__file__, labels.__file__))
 ]
 """Every file but those that tasks are made of: their records, how these become tokens, and the tasks themselves."""
-NAMES_OF_TASKS = {"config/schema.py", "config/sections.py", "config/aliases.py"}
+NAMES_OF_TASKS = {"config/schema.py", "config/sections.py", "config/choices.py", "config/aliases.py"}
 """Where the names of tasks stand: in the schema, and beside the words that other tools have for them."""
 OWN = ("Record", "Example", "Batch", "Loss", "Renderer", "Conversation", "PromptCompletion")
 """How the names of what a task alone looks into end."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from loraft.config.schema import RunConfig
-from loraft.models.load_model import linear_modules
+from loraft.models.modules import linear_modules
 from loraft.models.registry import FAMILIES, GROUPS
 from loraft.training.loop import fit
 from tests.tiny import mostly_slow, tiny_model

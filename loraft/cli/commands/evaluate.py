@@ -25,7 +25,7 @@ from loraft.cli.options import (
     quantization,
 )
 from loraft.cli.runner import handle_errors
-from loraft.config.sections import DataSource, RowFormat
+from loraft.config.choices import RowFormat
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def evaluate(
 
     from loraft.cli.console import console_on, print_json, print_result, waiting
     from loraft.cli.views.progress import view_on
+    from loraft.config.sections import DataSource
 
     with waiting("loading libraries"):
         from loraft import api

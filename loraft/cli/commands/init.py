@@ -12,7 +12,7 @@ import typer
 
 from loraft.cli.options import ColumnsOption, JsonOption, column_names
 from loraft.cli.runner import handle_errors
-from loraft.config.sections import DEFAULT_TASK, Method, RowFormat, TaskName
+from loraft.config.choices import DEFAULT_TASK, Method, RowFormat, TaskName
 
 if TYPE_CHECKING:
     from loraft.dataset.detect_format import DatasetProfile

@@ -11,7 +11,7 @@ import typer
 from loraft.cli.next_command import try_it
 from loraft.cli.options import BaseModelOption, JsonOption
 from loraft.cli.runner import handle_errors
-from loraft.config.sections import TASK_OF_GROUP
+from loraft.config.choices import TASK_OF_GROUP
 
 if TYPE_CHECKING:
     from loraft.merging.merge_report import MergeReport

@@ -13,7 +13,6 @@ from loraft.cli.next_command import try_it
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.read_config import read_config
 from loraft.cli.runner import handle_errors
-from loraft.tasks import TASKS
 
 
 @handle_errors
@@ -58,6 +57,8 @@ def train(
     if as_json:
         print_json(result.as_dict())
     else:
+        from loraft.tasks import TASKS
+
         print_result(*document(TASKS[run_config.task].summary_of_result(result.as_dict()), rest="run"))
         print_result(f"Try it:  {try_it(run_config.task, str(result.run_folder))}")
 

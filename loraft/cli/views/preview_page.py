@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import TYPE_CHECKING
 from loraft.cli.views.preview_view import heading_of, laid_words, legible, place_words, row_words, special_words
 from loraft.errors import DataError
 from loraft.grammar import counted
+from loraft.io.atomic import write_whole
+from loraft.io.paths import check_output_file
 
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
@@ -41,20 +41,12 @@ def check_page(path: Path, config: RunConfig, config_path: Path, *, overwrite: b
     Raises:
         DataError: It is the config or a file of rows, it is no page of this command, or there is no folder for it.
     """
-    where = str(path)
-    if path.is_dir():
-        raise DataError("is a folder", where=where, key=KEY, remedy="Name a file in it.")
-    if not path.parent.is_dir():
-        raise DataError(f"there is no folder {path.parent}", where=where, key=KEY, remedy="Make it first.")
-    if not path.exists():
-        return
     evaluation = config.data.eval if isinstance(config.data.eval, tuple) else ()
-    read = [config_path, *(Path(source.path) for source in (*config.data.train, *evaluation))]
-    if any(other.exists() and path.samefile(other) for other in read):
-        raise DataError("is a file that this command reads", where=where, key=KEY, remedy="Name another file.")
-    if not overwrite and not _is_page(path):
+    rows = (Path(source.path) for source in (*config.data.train, *evaluation))
+    check_output_file(path, reads=(config_path, *rows), key=KEY)
+    if path.exists() and not overwrite and not _is_page(path):
         remedy = "Name another file, or replace it with --overwrite."
-        raise DataError("is there already, and is no page of loraft preview", where=where, key=KEY, remedy=remedy)
+        raise DataError("is there already, and is no page of loraft preview", where=str(path), key=KEY, remedy=remedy)
 
 
 def write_page(preview: Preview, path: Path, title: str) -> None:
@@ -63,17 +55,8 @@ def write_page(preview: Preview, path: Path, title: str) -> None:
     Raises:
         DataError: The file cannot be written.
     """
-    text = page(preview, title).encode("utf-8", errors="replace")  # a file's name may be no text
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text)
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except OSError:
-            os.unlink(name)
-            raise
+        write_whole(path, page(preview, title), errors="replace")  # a file's name may be no text
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path), key=KEY) from error
 
@@ -151,9 +134,3 @@ def _is_page(path: Path) -> bool:
             return MARK.encode() in file.read(400)
     except OSError:
         return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

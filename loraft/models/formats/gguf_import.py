@@ -7,10 +7,7 @@ So the rules are here, and a tokenizer with an unknown one is left out: `model.t
 
 from __future__ import annotations
 
-import hashlib
 import json
-import stat
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,8 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loraft.errors import ModelError
-from loraft.io.build_once import require_free_bytes
+from loraft.io.disk_space import require_free_bytes
+from loraft.models.auto_model import read_gguf
 from loraft.models.hf_logging import quietly, quietly_reading
 
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -49,18 +47,6 @@ Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe`.
 PROBE = "Hello, wörld!  It's 12 345:\n\n\tdef f(x): return x  # 漢字 😀"
 
 
-def file_digest(file: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal; computed once while the file stays as it is."""
-    facts = file.stat()
-    return _digest(file, facts.st_size, facts.st_mtime_ns)
-
-
-@lru_cache(maxsize=16)
-def _digest(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def convert(file: Path, folder: Path) -> None:
     """Write the model of `file` into `folder`, so that plain transformers loads it from there.
 
@@ -68,8 +54,6 @@ def convert(file: Path, folder: Path) -> None:
         ModelError: The file cannot be read as .gguf, or its architecture is not in the table.
         ResourceError: The disk is too small for the weights in float32.
     """
-    from loraft.models.load_model import read_gguf  # the door to base models, which itself resolves sources
-
     facts = _facts(file)
     require_free_bytes(folder, int(1.05 * 4 * facts["parameters"]), f"converting {file.name}")
     model = read_gguf(file)
@@ -117,8 +101,7 @@ def _check_tokenizer(folder: Path, file: Path) -> None:
 def _tidy(folder: Path) -> None:
     """Leave what any machine and any version of transformers reads.
 
-    What described this machine goes, the tokenizer gets the class name that older versions know too, and the weights,
-    which safetensors writes for their owner alone, get the mode of their neighbours.
+    What described this machine goes, and the tokenizer gets the class name that older versions know too.
     """
     for name, dropped in {
         "config.json": ("_name_or_path", "_model_name_or_path"),
@@ -132,6 +115,3 @@ def _tidy(folder: Path) -> None:
         if name == "tokenizer_config.json":
             content["tokenizer_class"] = "PreTrainedTokenizerFast"
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
-    for weights in folder.glob("*.safetensors"):
-        weights.chmod(mode)

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from loraft.errors import ModelError
-from loraft.io.build_once import require_free_bytes
+from loraft.io.disk_space import require_free_bytes
 
 PARTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 """What a model is made of: config, weights, tokenizer."""

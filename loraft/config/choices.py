@@ -1,0 +1,20 @@
+"""The words that a config takes: tasks, methods, formats and dtypes. They load in no time, for help and completion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+Auto = Literal["auto"]
+TaskName = Literal["causal_lm", "seq2seq_lm", "seq_cls"]
+DEFAULT_TASK: TaskName = "causal_lm"
+ModelGroup = Literal["decoder", "encoder_decoder", "classifier"]
+"""What a model is taken for: one that goes on with a text, one that answers it, or one that tells its class."""
+TASK_OF_GROUP: Mapping[ModelGroup, TaskName] = {
+    "decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "classifier": "seq_cls",
+}  # fmt: skip
+"""The task that models of a group are trained for where nothing else is said."""
+Method = Literal["lora", "qlora", "full"]
+SpecialTokensInText = Literal["error", "text", "keep"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "translation", "classification"]

@@ -1,0 +1,48 @@
+"""Figures that training and evaluation both give, from losses and from counts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def perplexity(negative_log_likelihood: float, tokens: int = 1) -> float:
+    """exp(negative log-likelihood / tokens): infinite where that is beyond a float.
+
+    Args:
+        negative_log_likelihood: The sum over all trained tokens, natural logarithm. A mean of the means of
+            batches would weigh the tokens of short batches more.
+        tokens: How many tokens were summed over; 1 where the loss is their mean already.
+
+    Raises:
+        ValueError: If there are no tokens.
+
+    Source: Jurafsky and Martin, Speech and Language Processing, 3rd edition, chapter 3.
+    """
+    if tokens < 1:
+        raise ValueError("perplexity of no tokens")
+    try:
+        return math.exp(negative_log_likelihood / tokens)
+    except OverflowError:
+        return math.inf
+
+
+def label_figures(
+    right: NDArray[np.float64 | np.int64], given: NDArray[np.float64 | np.int64], hits: NDArray[np.float64 | np.int64]
+) -> dict[str, float]:
+    """`accuracy`, and `macro_f1` over the labels that are right or given in some row, as scikit-learn has both.
+
+    Args:
+        right: `[label]`, how many rows are of each.
+        given: How many were given each.
+        hits: How many of them were right.
+
+    Source: F1 of a label is 2 · hits / (right + given).
+    """
+    both = right + given
+    seen = both > 0
+    return {"accuracy": float(hits.sum() / right.sum()), "macro_f1": float((2 * hits[seen] / both[seen]).mean())}

@@ -1,0 +1,134 @@
+"""The only door to the model classes of transformers: from a config alone, from files, and out of a .gguf file."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from loraft.errors import ModelError, OutOfMemoryError
+from loraft.grammar import counted
+from loraft.models.hf_config import is_classifier
+from loraft.models.hf_logging import quietly_reading
+from loraft.models.modules import is_within
+from loraft.models.registry import FAMILIES, spec_of
+
+ENCODER_HEADS = {
+    "SequenceClassification": AutoModelForSequenceClassification,
+    "MaskedLM": AutoModelForMaskedLM,
+    "PreTraining": AutoModelForMaskedLM,
+}
+"""The classes of transformers for an encoder, by a part of the name of its architecture."""
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config on the meta device: shapes and names without memory.
+
+    Raises:
+        ModelError: The config's sizes make no model, or the family has no such attention.
+    """
+    with quietly_reading(Path("config.json")), torch.device("meta"):
+        return _from_config(copy.deepcopy(config))
+
+
+def random_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
+    """The model of a config on the CPU in float32, with seeded random weights and attention by plain products.
+
+    Raises:
+        ModelError: The config's sizes make no model.
+    """
+    with quietly_reading(Path("config.json")), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+        model = _from_config(config, dtype=torch.float32, **plain)
+    model.train(False)
+    return model
+
+
+def _from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    made_by = class_of(config)
+    make = made_by._from_config if issubclass(made_by, PreTrainedModel) else made_by.from_config
+    return cast("PreTrainedModel", make(config, **options))
+
+
+def class_of(config: PreTrainedConfig) -> Any:
+    """The class of transformers that makes the model of a config: with the head that its family is used with.
+
+    An encoder is used with many heads, so its config says which; without one that is known it has none. A family that
+    is not in the table is made by the class that its config names.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        named_class = getattr(transformers, (config.architectures or [""])[0], None)
+        is_model = isinstance(named_class, type) and issubclass(named_class, PreTrainedModel)
+        return named_class if is_model else AutoModel
+    named = " ".join(config.architectures or ())
+    if family.kind == "decoder":
+        return AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
+    if family.kind == "encoder_decoder":
+        return AutoModelForSeq2SeqLM
+    return next((made for head, made in ENCODER_HEADS.items() if head in named), AutoModel)
+
+
+def read_gguf(file: Path) -> PreTrainedModel:
+    """The model in a .gguf file, unpacked to float32.
+
+    Raises:
+        ModelError: An architecture that is not in the table, or one that transformers cannot read from .gguf.
+    """
+    with quietly_reading(file):
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    spec_of(config.model_type)
+    options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+    with redirect_stderr(io.StringIO()):  # its progress bar for .gguf files has no other switch
+        return from_pretrained(class_of(config), file.parent, options)
+
+
+def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new: Sequence[str] = ()) -> PreTrainedModel:
+    """Load a model from its files, on which no tensor outside the modules `new` is missing.
+
+    Args:
+        made_by: The class of transformers that makes it.
+        folder: Where its files are.
+        options: What else that class is told.
+        new: The modules of a head that the files lack.
+
+    Raises:
+        ModelError: The files cannot be read, or tensors are missing.
+        OutOfMemoryError: The device is too small for the weights.
+    """
+    with quietly_reading(folder):
+        try:
+            model, report = made_by.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=bool(new),
+                **options,
+            )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemoryError("the weights do not fit into the memory of the device", where=str(folder)) from error
+    absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
+    if lost := sorted(name for name in absent if not any(is_within(name, module) for module in new)):
+        were = counted(len(lost), "tensor was", "tensors were")
+        raise ModelError(f"{were} not loaded: {', '.join(lost[:8])}", where=str(folder))
+    return cast("PreTrainedModel", model)
