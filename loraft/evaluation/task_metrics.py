@@ -57,7 +57,7 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
         references: The right answers of the rows that have one.
 
     Raises:
-        DataError: One that was asked for is not of this task, has nothing to compare answers with, or its package is absent.
+        DataError: One that was asked for is not of this task, has no references, or its package is absent.
     """
     metrics = task.metrics
     if asked is None:
