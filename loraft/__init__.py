@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from loraft.version import __version__
 
 if TYPE_CHECKING:
-    from loraft.api import check, evaluate, generate, merge, train
+    from loraft.api import check, evaluate, generate, merge, predict, train
     from loraft.config.config_file import load_config
     from loraft.config.schema import RunConfig
 
-__all__ = ["RunConfig", "__version__", "check", "evaluate", "generate", "load_config", "merge", "train"]
+__all__ = ["RunConfig", "__version__", "check", "evaluate", "generate", "load_config", "merge", "predict", "train"]
 
 HOMES = {
     "RunConfig": "loraft.config.schema",
@@ -24,6 +24,7 @@ HOMES = {
     "generate": "loraft.api",
     "load_config": "loraft.config.config_file",
     "merge": "loraft.api",
+    "predict": "loraft.api",
     "train": "loraft.api",
 }
 

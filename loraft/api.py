@@ -9,10 +9,9 @@ values back; what there is to tell on the way goes to an observer, and nothing i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 
@@ -77,7 +76,7 @@ from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trainer import TrainResult, run_plan
 
-TAKEN = "{} holds a run already: loraft train goes on with it by --resume, and replaces it by --overwrite"
+TAKEN = "{} holds a run already: `loraft.train` goes on with it by `resume`, and replaces it by `overwrite`"
 AS_SAVED = GenerationRequest()
 GREEDY = GenerationRequest(temperature=0, num_beams=1)
 
@@ -239,7 +238,7 @@ def generate(
     """Answer a prompt.
 
     Args:
-        model: What answers; a name alone is a TARGET.
+        model: What answers; a name alone is that of a model, an adapter, a run or a config.
         prompt: What is asked.
         options: How it is answered.
         trace: Tell how each token comes about.
@@ -330,7 +329,7 @@ def answer_file(
     """Answer a file of prompts into a file of answers.
 
     Args:
-        model: What answers; a name alone is a TARGET.
+        model: What answers; a name alone is that of a model, an adapter, a run or a config.
         prompts: The file of rows with `prompt`, `messages`, `source` or `translation`.
         prompt_column: What `prompt` is called in it, where it calls it otherwise.
         output: Where each row is written with its `completion`; one that was begun is gone on with.
@@ -377,7 +376,7 @@ def evaluate(
     """Measure a model on rows: its loss on their answers or classes, and its own answers by theirs.
 
     Args:
-        model: What is evaluated; a name alone is a TARGET.
+        model: What is evaluated; a name alone is that of a model, an adapter, a run or a config.
         data: The rows; None takes those that the run of what is evaluated held out.
         metrics: The figures besides loss and perplexity; None gives those of the task, where rows have a right answer.
         output: Where each row is written with its loss and its answer.
@@ -400,7 +399,7 @@ def evaluate(
     found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if baseline and not found.adapters:
         message = "there is no adapter to compare with its base"
-        raise AdapterError(message, where="--baseline", remedy="Name an adapter or a run that has one as TARGET.")
+        raise AdapterError(message, parameter="baseline", remedy="Name an adapter or a run that has one as `target`.")
     purpose = purpose_of(found, choice, baseline=baseline)
     asked = None if metrics is None else known_metrics(metrics, purpose.task)
     source = read_eval_source(run_of(found), found.base, rows_from, purpose)
@@ -424,13 +423,13 @@ def evaluate(
 
 
 def predict(
-    model: ModelRequest | str, *, texts: Sequence[tuple[str, str | None]], observer: Observer = _ignore
+    model: ModelRequest | str, *, texts: Sequence[str | tuple[str, str | None]], observer: Observer = _ignore
 ) -> list[dict[str, float]]:
     """Tell the probability of each class for a few texts.
 
     Args:
-        model: The classifier; a name alone is a TARGET.
-        texts: Each a text and the second one of a pair, or None.
+        model: The classifier; a name alone is that of a model, an adapter, a run or a config.
+        texts: Each a text, or the two of a pair.
         observer: Is told what was found.
 
     Returns:
@@ -442,8 +441,9 @@ def predict(
         OutOfMemoryError: The device is too small for the texts together.
     """
     classifier = opened_classifier(model, observer)
-    tell(observer, *classifier.about(texts))
-    tokens = classifier.tokens(texts)
+    pairs = [(each, None) if isinstance(each, str) else each for each in texts]
+    tell(observer, *classifier.about(pairs))
+    tokens = classifier.tokens(pairs)
     if any(each.is_cut for each in tokens):
         observer(Note(f"the text is longer than the model's {classifier.context} positions, and was cut to them"))
     longest = max((len(each.ids) for each in tokens), default=0)
@@ -456,7 +456,8 @@ def predict_file(
     *,
     texts: Path,
     output: Path,
-    columns: Mapping[str, str] = MappingProxyType({}),
+    text_column: str | None = None,
+    pair_column: str | None = None,
     batch_size: int = TEXTS_AT_ONCE,
     overwrite: bool = False,
     observer: Observer = _ignore,
@@ -464,12 +465,12 @@ def predict_file(
     """Classify a file of texts into a file of rows with their classes.
 
     Args:
-        model: The classifier; a name alone is a TARGET.
+        model: The classifier; a name alone is that of a model, an adapter, a run or a config.
         texts: The file of rows with `text`, and `text_pair` where there are two.
         output: Where each row is written with its `prediction` and `probabilities`; one that was begun is gone on with.
             A .csv file has a column for each probability.
-        columns: What `text` and `text_pair` are called in the file, where it calls them otherwise than the
-            rows of training did.
+        text_column: What `text` is called in the file, where it calls it otherwise than the rows of training did.
+        pair_column: What `text_pair` is called in it.
         batch_size: How many rows at a time.
         overwrite: Begin anew, whatever `output` holds.
         observer: Is told how far it is.
@@ -479,6 +480,8 @@ def predict_file(
         RunError: While running; the rows so far are in `output`.
         Interrupted: By a signal; the rows so far are in `output`.
     """
+    given = {"text": text_column, "text_pair": pair_column}
+    columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
     rows = read_texts(texts, columns, learned_columns(model))
     check_output(output, rows, texts, overwrite=overwrite)
     classifier = opened_classifier(model, observer)

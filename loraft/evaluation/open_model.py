@@ -32,8 +32,8 @@ from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tokenization.examples import Example
 
-ANSWERS = "{} answers; {} would with --compare, or in loraft chat"
-MEASURED = "{} is measured, and {} not: give each alone as --adapter"
+ANSWERS = "{} answers; {} would with `compare`, or in a chat"
+MEASURED = "{} is measured, and {} not: give each alone as `adapters`"
 
 
 def purpose_of(found: ResolvedTarget, choice: ModelRequest, *, baseline: bool) -> EvalPurpose:
@@ -54,7 +54,7 @@ def purpose_of(found: ResolvedTarget, choice: ModelRequest, *, baseline: bool) -
         refuse_no_classifier(found, labels, choice.target)
     if not task.translates and (choice.source_lang or choice.target_lang):
         message = f"its task is {task.name}, and only what translates has a source and a target language"
-        raise ModelError(message, where="--source-lang" if choice.source_lang else "--target-lang")
+        raise ModelError(message, parameter="source_lang" if choice.source_lang else "target_lang")
     if labels and baseline and classes_of(replace(found, adapters=())) != labels:
         raise _no_baseline(found.base)
     return EvalPurpose(task, sources, labels)
@@ -62,7 +62,7 @@ def purpose_of(found: ResolvedTarget, choice: ModelRequest, *, baseline: bool) -
 
 def _no_baseline(base: str) -> AdapterError:
     message = f"the head that tells the classes was trained with the adapter, and {base} has none: it would guess"
-    return AdapterError(message, where="--baseline", remedy="Leave it out.")
+    return AdapterError(message, parameter="baseline", remedy="Leave it out.")
 
 
 def generating(
@@ -104,7 +104,7 @@ def classifying(
     if baseline and classifier.loaded.new_modules:
         raise _no_baseline(classifier.loaded.name)
     rows = rows_of(source, classifier.loaded.tokenizer, positions=classifier.context, limit=limit)
-    unused = ("a classifier generates nothing: --max-new-tokens is not used",) if options.max_new_tokens else ()
+    unused = ("a classifier generates nothing: `max_new_tokens` is not used",) if options.max_new_tokens else ()
     tell(observer, *rows.notes, *unused)
     named = [(classifier.name or BASE, False), *([(BASE, True)] if baseline else [])]
     return rows, [_telling(classifier, name, base=base) for name, base in named]
