@@ -59,7 +59,8 @@ class Problem:
 
     def as_dict(self) -> dict[str, str | None]:
         """The problem as JSON shows it."""
-        return asdict(self)
+        said = asdict(self)
+        return said if self.parameter else {name: said[name] for name in said if name != "parameter"}
 
 
 class LoraftError(Exception):

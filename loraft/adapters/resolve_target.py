@@ -232,7 +232,7 @@ def _from_folder(folder: Path) -> ResolvedTarget:
             return model_in(candidate)
     checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
     if checkpoints:
-        go_on = f"`loraft.train({str(folder / 'config.yaml')!r}, resume=True)`"
+        go_on = f"`loraft.train(loraft.load_config({str(folder / 'config.yaml')!r}), resume=True)`"
         remedy = f"Name a checkpoint ({checkpoints[-1]}), or go on: {go_on}"
         raise AdapterError("the run has not saved its result", where=str(folder), remedy=remedy)
     looked_for = "adapter_config.json, adapter/adapter_config.json, config.json, model/config.json"

@@ -18,7 +18,8 @@ from loraft.errors import ConfigError, LoraftError, Problem
 
 COMMANDS: list[Callable[..., None]] = []
 """Every command, as `handle_errors` finds it: its parameters say what they are called."""
-MARKED = re.compile(r"`([^`]+)`")
+MARKED = re.compile(r"`(loraft\.[a-z_]+(?:\([^`]*\))?|[a-z_]+(?:=[^`]+)?)`")
+"""What the library says of Python: a function of ours, called or not, or a parameter, with a value or without."""
 BASE = ("base_model", "model", "target", "adapters")
 GIVEN_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("model.name_or_path", "model.revision", "model.tokenizer"), BASE),
@@ -66,7 +67,7 @@ def _typed(code: str) -> str | None:
     """A parameter, with its value or without, or a call of one of our functions; None for anything else."""
     try:
         said: Any = ast.parse(code if code.startswith("loraft.") else f"_({code})", mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return None
     if isinstance(said, ast.Attribute):
         return f"loraft {said.attr.replace('_', '-')}"
@@ -96,12 +97,13 @@ def _given(name: str, value: ast.expr) -> str | None:
 def _value(value: ast.expr) -> str:
     if isinstance(value, ast.Constant):
         return shlex.quote(str(value.value))
+    if isinstance(value, ast.Call):  # of `load_config("c.yaml")` one types the file alone
+        return " ".join(map(_value, value.args))
     if isinstance(value, ast.List):
         return " ".join(map(_value, value.elts))
     if isinstance(value, ast.Dict):
-        return ",".join(
-            f"{_value(ours)}={_value(theirs)}" for ours, theirs in zip(value.keys, value.values, strict=True) if ours
-        )
+        pairs = zip(value.keys, value.values, strict=True)
+        return ",".join(f"{_value(ours)}={_value(theirs)}" for ours, theirs in pairs if ours)
     return ast.unparse(value)
 
 

@@ -174,7 +174,7 @@ def _stopped(run: Trainer, state: RunState, signal_number: int, *, meanwhile: Ex
     return Interrupted(
         f"stopped at step {state.step} of {run.steps}; {kept}",
         signal_number=signal_number,
-        remedy=f"go on: `loraft.train({str(run.folder.config)!r}, resume=True)`",
+        remedy=f"go on: `loraft.train(loraft.load_config({str(run.folder.config)!r}), resume=True)`",
     )
 
 

@@ -264,5 +264,5 @@ def left_unfinished(chosen: Path, name: str) -> Iterator[str]:
     if before != chosen and folder.checkpoints.exists() and not (folder.adapter.exists() or folder.model.exists()):
         yield (
             f"{before} has not ended, and {chosen} begins anew; that one goes on by "
-            f"`loraft.train({str(folder.config)!r}, resume=True)`"
+            f"`loraft.train(loraft.load_config({str(folder.config)!r}), resume=True)`"
         )

@@ -65,8 +65,9 @@ def test_a_rows_field_is_no_key_of_a_config() -> None:
         ("`base_model='a b'`", "--base-model 'a b'"),
         ("`adapters=['NAME=DIR']`", "--adapter NAME=DIR"),
         ("`columns={'prompt': THEIRS}`", "--columns prompt=THEIRS"),
+        ("`loraft.predict('a', texts=[TEXT])`", "loraft predict a --text TEXT"),
         ("`overwrite=True` `verified=False`", "--overwrite --no-verify"),
-        ("`loraft.train('my run/c.yaml', resume=True)`", "loraft train 'my run/c.yaml' --resume"),
+        ("`loraft.train(loraft.load_config('my run/c.yaml'), resume=True)`", "loraft train 'my run/c.yaml' --resume"),
         ("`loraft.inspect_layers` of `overwrite_all`", "loraft inspect-layers of `overwrite_all`"),
         (
             "run `hf auth login`, `nothing=1`, `batch_size + 1` or ``",
