@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,6 +15,7 @@ from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
 from loraft.io.atomic import read_json
 from loraft.io.checksums import RECORD, is_weights, refuse_altered
+from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat, TrainingMetadata
 
@@ -83,9 +85,9 @@ class ResolvedTarget:
         """How what answers was trained."""
         return self.adapters[0].metadata if self.adapters else self.own
 
-    @property
-    def model_section(self) -> ModelSection:
-        """The base as the `model` section of a config, with the tokenizer and the precision that were trained with.
+    @cached_property
+    def model(self) -> ModelHandle:
+        """The base, with the tokenizer and the precision that were trained with; looked up once.
 
         What was trained in 16 bits runs in those that the device has.
         """
@@ -93,7 +95,9 @@ class ResolvedTarget:
         trained_in = first.dtype if first else self.dtype
         dtype: Literal["float32", "auto"] = "float32" if trained_in == "float32" else "auto"
         tokenizer = first.tokenizer if first else None
-        return ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=tokenizer, dtype=dtype)
+        return ModelHandle(
+            ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=tokenizer, dtype=dtype)
+        )
 
 
 def adapter_in(folder: Path) -> ResolvedTarget:

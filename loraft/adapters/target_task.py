@@ -20,7 +20,7 @@ def task_of(target: ResolvedTarget) -> TaskName:
     """
     if target.metadata.task is not None:
         return target.metadata.task
-    config = load_any_config(target.model_section)
+    config = load_any_config(target.model)
     return TASK_OF_GROUP["classifier" if is_classifier(config) else spec_of(config.model_type, FAMILIES).group]
 
 
@@ -34,7 +34,7 @@ def classes_of(target: ResolvedTarget) -> tuple[str, ...]:
         InvalidInputError: The base's config cannot be read, or an adapter is damaged or lacks its head.
     """
     if not target.adapters:
-        config = load_any_config(target.model_section)
+        config = load_any_config(target.model)
         return class_names(config) if is_classifier(config) else ()
     adapter = target.adapters[0]
     if adapter.metadata.task is None or TASKS[adapter.metadata.task].generates:
@@ -43,7 +43,7 @@ def classes_of(target: ResolvedTarget) -> tuple[str, ...]:
 
 
 def _unnamed(adapter: AdapterTarget, target: ResolvedTarget) -> tuple[str, ...]:
-    config = load_any_config(target.model_section)
+    config = load_any_config(target.model)
     decides = spec_of(config.model_type, CLASSIFIERS).classifier[-1]
     whole = (
         tensor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -36,12 +37,64 @@ ANSWERS = "{} answers; {} would with `compare`, or in a chat"
 MEASURED = "{} is measured, and {} not: give each alone as `adapters`"
 
 
-def purpose_of(found: ResolvedTarget, choice: ModelRequest, *, baseline: bool) -> EvalPurpose:
+class RequestedModel:
+    """What a caller asks for; what it means is looked up once, when it is first needed.
+
+    Attributes:
+        choice: As the caller says it.
+    """
+
+    def __init__(self, model: ModelRequest | str) -> None:
+        """A name alone is a target."""
+        self.choice = ModelRequest(model) if isinstance(model, str) else model
+
+    @cached_property
+    def found(self) -> ResolvedTarget:
+        """What it means.
+
+        Raises:
+            InvalidInputError: Nothing is found, or what is found does not go together.
+        """
+        return resolve_target(self.choice.target, self.choice.adapters, base_model=self.choice.base_model)
+
+    @property
+    def source_language(self) -> str | None:
+        """The language of what an encoder-decoder reads, as rows of translations call it; None where nobody says."""
+        return self.choice.source_lang or self.found.metadata.sources.source_lang
+
+    @property
+    def learned_columns(self) -> Mapping[str, str]:
+        """What the rows of its run called our columns; nothing where no run is near."""
+        run = run_of(self.found)
+        return expand_sources(run.config.data)[0][0].columns if run is not None else {}
+
+    def session(self) -> Session:
+        """It, loaded and ready to answer.
+
+        Raises:
+            InvalidInputError: It writes no text, or cannot be used.
+        """
+        return open_session(self.choice, self.found)
+
+    def classifier(self, observer: Observer) -> Classifier:
+        """It, loaded and ready to tell classes; what there is to say about it is told.
+
+        Raises:
+            InvalidInputError: It is none, or cannot be used.
+        """
+        choice = self.choice
+        opened = open_classifier(choice.target, quantize=choice.quantize, dtype=choice.dtype, found=self.found)
+        tell(observer, *opened.notes)
+        return opened
+
+
+def purpose_of(model: RequestedModel, *, baseline: bool) -> EvalPurpose:
     """What a target is for, as far as its record and its config tell, before any weight is loaded.
 
     Raises:
         InvalidInputError: It is to classify and cannot, or what was asked for has no meaning for it.
     """
+    found, choice = model.found, model.choice
     task = TASKS[task_of(found)]
     trained = found.metadata.sources
     sources = replace(
@@ -66,7 +119,7 @@ def _no_baseline(base: str) -> AdapterError:
 
 
 def generating(
-    choice: ModelRequest,
+    model: RequestedModel,
     source: EvalSource,
     options: GenerationRequest,
     batch_size: int,
@@ -76,7 +129,7 @@ def generating(
     baseline: bool,
 ) -> tuple[EvaluatedRows, list[EvalModel]]:
     """The rows as what writes text reads them; it, and its base where that is wanted."""
-    session = open_session(choice)
+    session = model.session()
     tell(observer, *session.notes, *to_be_told(session, options, MEASURED))
     voice = session.voice()
     rows = rows_of(source, voice.tokenizer, positions=prompt_limit(session.model), limit=limit)
@@ -87,7 +140,7 @@ def generating(
 
 
 def classifying(
-    choice: ModelRequest,
+    model: RequestedModel,
     source: EvalSource,
     options: GenerationRequest,
     limit: int | None,
@@ -100,7 +153,7 @@ def classifying(
     Raises:
         AdapterError: Its base is wanted, whose files lack the head.
     """
-    classifier = opened_classifier(choice, observer)
+    classifier = model.classifier(observer)
     if baseline and classifier.loaded.new_modules:
         raise _no_baseline(classifier.loaded.name)
     rows = rows_of(source, classifier.loaded.tokenizer, positions=classifier.context, limit=limit)
@@ -113,13 +166,6 @@ def classifying(
 def run_of(found: ResolvedTarget) -> PastRun | None:
     """The run that trained what a target means, where it lies in the folder of one."""
     return past_run(found.adapter or Path(found.base).expanduser())
-
-
-def learned_columns(model: ModelRequest | str) -> Mapping[str, str]:
-    """What the rows called our columns that the run of what is meant was trained on; nothing where no run is near."""
-    choice = ModelRequest(model) if isinstance(model, str) else model
-    run = run_of(resolve_target(choice.target, choice.adapters, base_model=choice.base_model))
-    return expand_sources(run.config.data)[0][0].columns if run is not None else {}
 
 
 def _subject(session: Session, name: str, settings: Settings, batch_size: int) -> EvalModel:
@@ -164,29 +210,6 @@ def _telling(classifier: Classifier, name: str, *, base: bool) -> EvalModel:
         ]
 
     return EvalModel(name, read)
-
-
-def opened_classifier(model: ModelRequest | str, observer: Observer) -> Classifier:
-    """The classifier that is meant; what there is to say about it is told.
-
-    Raises:
-        InvalidInputError: It is none, or cannot be used.
-    """
-    choice = ModelRequest(model) if isinstance(model, str) else model
-    found = open_classifier(
-        choice.target, choice.adapters, base_model=choice.base_model, quantize=choice.quantize, dtype=choice.dtype
-    )
-    tell(observer, *found.notes)
-    return found
-
-
-def opened(model: ModelRequest | str) -> Session:
-    """The session of what is meant.
-
-    Raises:
-        InvalidInputError: It writes no text, or cannot be used.
-    """
-    return open_session(ModelRequest(model) if isinstance(model, str) else model)
 
 
 def to_be_told(session: Session, options: GenerationRequest, of_several: str = ANSWERS) -> Iterator[str]:

@@ -146,6 +146,7 @@ def open_classifier(
     base_model: str | None = None,
     quantize: QuantizationSection | None = None,
     dtype: DtypeName | None = None,
+    found: ResolvedTarget | None = None,
 ) -> Classifier:
     """Load a classifier.
 
@@ -155,14 +156,15 @@ def open_classifier(
         base_model: The base to use, whatever the adapter names.
         quantize: Store the base in 4 bits; None stores it as it was in training.
         dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
+        found: What these words mean, where that was found already.
 
     Raises:
         InvalidInputError: Something cannot be found or does not fit, or is no classifier.
     """
-    found = resolve_target(target, adapters, base_model=base_model)
+    found = found or resolve_target(target, adapters, base_model=base_model)
     if len(found.adapters) > 1:
         raise AdapterError("one classifier tells classes, and there are several", parameter="adapters")
-    section = found.model_section
+    section = found.model.section
     if dtype is not None:
         section = section.model_copy(update={"dtype": dtype})
     quantization = found.quantization if quantize is None else quantize
@@ -170,7 +172,9 @@ def open_classifier(
     with base_named_by(found):
         labels = classes_of(found)
         refuse_no_classifier(found, labels, target)
-        loaded = load_model(section, select_device(section), quantization=quantization, among=families, labels=labels)
+        loaded = load_model(
+            found.model, select_device(section), quantization=quantization, among=families, labels=labels
+        )
     notes = (*found.notes, *loaded.notes)
     model: nn.Module = loaded.model
     if found.adapters:
@@ -221,10 +225,9 @@ def _refuse_no_choice(found: ResolvedTarget, labels: Sequence[str], called: str)
     """
     if twice := sorted({name for name in labels if labels.count(name) > 1}):
         message = f"{called} has several classes of the name {', '.join(twice)}"
-        raise ModelError(
-            message, parameter="target", remedy="Give them names of their own: id2label in its config.json."
-        )
-    problem_type = None if found.adapters else load_any_config(found.model_section).problem_type
+        remedy = "Give them names of their own: id2label in its config.json."
+        raise ModelError(message, parameter="target", remedy=remedy)
+    problem_type = None if found.adapters else load_any_config(found.model).problem_type
     if len(labels) == 1 or problem_type == "regression":
         message = f"{called} gives a text a number, not one of several classes"
     elif problem_type == "multi_label_classification":

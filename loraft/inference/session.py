@@ -196,25 +196,29 @@ class Session:
         return acting(self.model, None if voice.name == BASE else voice.name)
 
 
-def open_session(choice: ModelRequest) -> Session:
+def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> Session:
     """Load what a choice means, each base once.
+
+    Args:
+        choice: What answers.
+        found: What it means, where that was found already.
 
     Raises:
         InvalidInputError: Something cannot be found or does not fit, or the model does not generate text.
     """
-    found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
+    found = found or resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if choice.merge and len(found.adapters) != 1:
         raise AdapterError(f"one adapter can be merged, and there are {len(found.adapters)}", parameter="merge")
-    section = found.model_section
+    section = found.model.section
     if choice.dtype is not None:
         section = section.model_copy(update={"dtype": choice.dtype})
     _refuse_classifier(found, choice)
     with base_named_by(found):
-        model_type = load_config(section, FAMILIES).model_type
+        model_type = load_config(found.model, FAMILIES).model_type
     _refuse_no_writer(choice, model_type)
     check_dtype(spec_of(model_type, FAMILIES), DTYPES.get(section.dtype))
     quantization = found.quantization if choice.quantize is None else choice.quantize
-    loaded = load_model(section, select_device(section), quantization=quantization, among=FAMILIES)
+    loaded = load_model(found.model, select_device(section), quantization=quantization, among=FAMILIES)
     adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
     voices = _voices(found, loaded, choice)
     stored = _storage_notes(found.adapters, quantization)
@@ -228,16 +232,6 @@ def open_session(choice: ModelRequest) -> Session:
         with memory_errors("memory ran out while the adapter was merged", parameter="merge", remedy=remedy):
             return Session(loaded, merged(adapted), voices, quantization, notes, merged=True)
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
-
-
-def source_language(choice: ModelRequest) -> str | None:
-    """The language of what an encoder-decoder reads, as rows of translations call it; None where nobody says.
-
-    Raises:
-        InvalidInputError: The target cannot be found.
-    """
-    found = resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
-    return choice.source_lang or found.metadata.sources.source_lang
 
 
 def _refuse_classifier(found: ResolvedTarget, choice: ModelRequest) -> None:
@@ -265,12 +259,11 @@ def _refuse_no_writer(choice: ModelRequest, model_type: str) -> None:
 
 def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) -> dict[str, Speaker]:
     """The voice of each adapter and of the base; one tokenizer for all that have the same."""
-    section = found.model_section
-    tokenizers = {section.tokenizer: loaded.tokenizer}
+    tokenizers = {found.model.section.tokenizer: loaded.tokenizer}
 
     def voice(name: str, folder: Path, tokenizer: str | None, metadata: TrainingMetadata) -> Speaker:
         if tokenizer not in tokenizers:
-            tokenizers[tokenizer] = load_tokenizer(section.model_copy(update={"tokenizer": tokenizer}), FAMILIES)
+            tokenizers[tokenizer] = load_tokenizer(found.model.with_tokenizer(tokenizer), FAMILIES)
         own = tokenizers[tokenizer]
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
         task = TASKS[TASK_OF_GROUP[loaded.family.group]]

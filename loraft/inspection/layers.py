@@ -15,15 +15,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.linear_modules import family_in, targets_in
-from loraft.config.sections import LoraSection, ModelSection
+from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage, read_storage
 from loraft.models.auto_model import meta_model
-from loraft.models.load_model import load_any_config, load_config
+from loraft.models.load_model import Model, load_any_config, load_config
 from loraft.models.modules import linear_modules
 from loraft.models.registry import FAMILIES, ModelSpec
-from loraft.models.sources import resolve
+from loraft.models.sources import ModelHandle
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Adapted:
 
 
 def model_table(
-    section: ModelSection,
+    model: Model,
     lora: LoraSection | None = None,
     adapted: Adapted | None = None,
     labels: Sequence[str] = (),
@@ -144,7 +144,7 @@ def model_table(
     """Look at a model without loading its weights.
 
     Args:
-        section: Which model.
+        model: Which model.
         lora: What LoRA is to be counted for; None counts `adapted`, or what a config with nothing in it would train.
         adapted: An adapter that is there already.
         labels: The classes that it tells apart: the model is looked at with the head that tells them, whose names the
@@ -154,28 +154,28 @@ def model_table(
         ModelError: No such model, or one that cannot be looked into.
         AdapterError: `lora` fits nothing.
     """
-    config = load_config(section, FAMILIES, labels) if labels else load_any_config(section)
-    folder = resolve(section.name_or_path, section.revision, weights=False)
-    storage = read_storage(folder, config)
-    model = meta_model(config)
-    family = family_in(model)
-    anatomy = _anatomy(model, family, storage)
+    handle = ModelHandle.of(model)
+    config = load_config(handle, FAMILIES, labels) if labels else load_any_config(handle)
+    storage = read_storage(handle.small_files, config)
+    empty = meta_model(config)
+    family = family_in(empty)
+    anatomy = _anatomy(empty, family, storage)
     ranks, count, notes = (
-        _count_adapted(model, family, adapted, anatomy.parameters)
+        _count_adapted(empty, family, adapted, anatomy.parameters)
         if lora is None and adapted is not None
-        else _count_section(model, family, lora, anatomy.parameters)
+        else _count_section(empty, family, lora, anatomy.parameters)
     )
     magnitudes = lora.use_dora if lora is not None else adapted is not None and adapted.magnitudes
-    rows = _rows(model, storage, ranks, magnitudes=magnitudes)
+    rows = _rows(empty, storage, ranks, magnitudes=magnitudes)
     return ModelTable(
         anatomy=anatomy,
-        layers=_by_layer(model, family, rows),
+        layers=_by_layer(empty, family, rows),
         outside=tuple(row for path, row in rows.items() if not _is_inside(path, family)),
         lora=count,
         notes=notes,
         family=family,
         storage=storage,
-        transposed=frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D)),
+        transposed=frozenset(name for name, module in empty.named_modules() if isinstance(module, Conv1D)),
     )
 
 

@@ -96,9 +96,9 @@ def _table(
     if opened:
         each, file = opened[0]
         adapted = Adapted(each.name, file.ranks, file.saved, bool(file.declared.get("use_dora")))
-    section = replace(found, adapters=()).model_section
+    model = replace(found, adapters=()).model
     try:
-        table = model_table(section, lora, adapted, classes_of(found) if opened else ())
+        table = model_table(model, lora, adapted, classes_of(found) if opened else ())
     except ModelError as error:
         if not opened or insists:
             raise

@@ -22,6 +22,7 @@ from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, DataError
 from loraft.io.paths import cache_folder
 from loraft.models.load_model import load_config, load_tokenizer
+from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.task import Task, TokenSpan
@@ -197,9 +198,9 @@ def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", p
         remedy = "Name a file, or a share of the training rows."
         raise ConfigError("is null: nothing is evaluated", key="data.eval", remedy=remedy)
     task = TASKS[config.task]
-    families = task.families
-    family = families[load_config(config.model, families).model_type]
-    tokenizer = load_tokenizer(config.model, families)
+    families, model = task.families, ModelHandle(config.model)
+    family = families[load_config(model, families).model_type]
+    tokenizer = load_tokenizer(model, families)
     data = prepare(config, tokenizer, cache_folder())
     sight = _Sight(task, tokenizer, data)
     examples = data.eval if split == "eval" else data.train

@@ -164,7 +164,7 @@ def _config(merge: Merge) -> dict[str, object]:
             "architectures": [merge.architecture],
             "id2label": dict(enumerate(merge.labels)),
             "label2id": {label: number for number, label in enumerate(merge.labels)},
-            "pad_token_id": load_tokenizer(merge.section, FAMILIES).pad_token_id,
+            "pad_token_id": load_tokenizer(merge.model, FAMILIES).pad_token_id,
             "problem_type": "single_label_classification",
         }
     if merge.plan.untied:

@@ -23,7 +23,7 @@ from loraft.adapters.model_card import shown
 from loraft.adapters.peft_names import ADAPTER_WEIGHTS, parse_key
 from loraft.adapters.resolve_target import base_named_by
 from loraft.adapters.target_task import classes_of
-from loraft.config.sections import ModelSection, QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.models.auto_model import meta_model
@@ -42,7 +42,7 @@ from loraft.models.safetensors_index import (
     read_headers,
 )
 from loraft.models.safetensors_writer import TORCH_DTYPES
-from loraft.models.sources import resolve
+from loraft.models.sources import ModelHandle
 
 BaseChoice = Literal["original", "dequantized"]
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -54,7 +54,7 @@ class Merge:
 
     Attributes:
         target: What was asked for.
-        section: The base, as the `model` section of a config.
+        model: The base.
         architecture: The name of the class of transformers that the base is.
         folder: Where its files are.
         family: Its row of the table of architectures.
@@ -76,7 +76,7 @@ class Merge:
     """
 
     target: ResolvedTarget
-    section: ModelSection
+    model: ModelHandle
     architecture: str
     folder: Path
     family: ModelSpec
@@ -147,7 +147,7 @@ def prepare_merge(
     base, trained_storage, storage, about_storage = _storage(target, base)
     return Merge(
         target=target,
-        section=target.model_section,
+        model=target.model,
         architecture=type(read.model).__name__,
         folder=read.folder,
         family=read.family,
@@ -182,13 +182,12 @@ class _Base:
 
 
 def _read_base(target: ResolvedTarget, dtype: MergedDtype) -> _Base:
-    section = target.model_section
     with base_named_by(target):
         labels = classes_of(target)
-        config = load_config(section, FAMILIES, labels)
+        config = load_config(target.model, FAMILIES, labels)
     family = spec_of(config.model_type, FAMILIES)
     _refuse_overflow(family, dtype)
-    folder = resolve(section.name_or_path, section.revision)
+    folder = target.model.folder
     model = meta_model(config)
     new = missing_head_modules(folder, config, family) if labels else ()
     expected = drop_modules(new, expected_tensors(model))

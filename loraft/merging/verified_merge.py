@@ -75,7 +75,7 @@ def _report(
         positions=fidelity.merged.positions if fidelity else 0,
         measured_on=found.rows.source if found else None,
         compared=found.compared if found else None,
-        base_model=shown(merge.section.name_or_path),
+        base_model=shown(merge.model.section.name_or_path),
         architecture=merge.architecture,
         why_this_base=explain_base(merge.base, is_as_trained=merge.is_as_trained),
         adapters=tuple({"name": adapter.name, "weight": adapter.weight} for adapter in merge.adapters),

@@ -132,7 +132,7 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
     stored = merge.trained_storage
     held_in = (merge.trained_dtype or merge.dtype) if stored else merge.dtype
     placement, labels = _placement(held_in), merge.labels
-    loaded = load_model(merge.section, placement, quantization=stored, among=FAMILIES, labels=labels)
+    loaded = load_model(merge.model, placement, quantization=stored, among=FAMILIES, labels=labels)
     if stored is None:
         return loaded, held_in
     products = DTYPES.get(stored.compute_dtype, held_in)

@@ -27,8 +27,11 @@ from loraft.models.modules import is_within
 from loraft.models.quantize import compute_as_autocast_says, disable_cpu_4bit_repack, quantization_config
 from loraft.models.registry import DECODERS, FAMILIES, ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, header_of, read_headers
-from loraft.models.sources import resolve, resolve_tokenizer
+from loraft.models.sources import ModelHandle
 from loraft.models.tokenizer import read_tokenizer
+
+Model = ModelSection | ModelHandle
+"""A model by its section of a config, or as it was looked up already."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,7 @@ class LoadedModel:
 
 
 def load_model(
-    section: ModelSection,
+    model: Model,
     placement: DeviceConfig,
     *,
     quantization: QuantizationSection | None = None,
@@ -70,7 +73,7 @@ def load_model(
     """Load a base model and its tokenizer.
 
     Args:
-        section: Which model, and how it attends: `attn_implementation: auto` is scaled-dot-product attention, or
+        model: Which model, and how it attends: `attn_implementation: auto` is scaled-dot-product attention, or
             plain products for the families that transformers has no such attention for.
         placement: Device and dtype.
         quantization: How the linear modules are stored in 4 bits; None stores them in `placement.dtype`.
@@ -81,15 +84,15 @@ def load_model(
         ModelError: The model or its tokenizer is absent, damaged, of a kind that will not do, or not for this dtype.
         OutOfMemoryError: The device is too small for the weights.
     """
-    folder = resolve(section.name_or_path, section.revision)
-    config = read_config(folder, section.attn_implementation, among, labels)
+    handle = ModelHandle.of(model)
+    folder = handle.folder
+    config = read_config(folder, handle.section.attn_implementation, among, labels)
     family = spec_of(config.model_type, among)
     check_dtype(family, placement.dtype)
-    new = missing_head_modules(folder, config, family) if labels else ()
-    skeleton = meta_model(config)
+    new, skeleton = missing_head_modules(folder, config, family) if labels else (), meta_model(config)
     check_weights(folder, drop_modules(new, expected_tensors(skeleton)))
     refuse_altered(folder, is_weights, ModelError)
-    tokenizer, notes = _tokenizer(section, config)
+    tokenizer, notes = _tokenizer(handle, config)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
     options = {
@@ -104,7 +107,7 @@ def load_model(
         family=family,
         placement=placement,
         folder=folder,
-        name=section.name_or_path,
+        name=handle.section.name_or_path,
         fingerprint=fingerprint(folder),
         notes=(*placement.notes, *notes),
         new_modules=new,
@@ -122,7 +125,7 @@ def _frozen(model: PreTrainedModel, new: Sequence[str]) -> PreTrainedModel:
 
 
 def load_config(
-    section: ModelSection, among: Mapping[str, ModelSpec] = DECODERS, labels: Sequence[str] = ()
+    model: Model, among: Mapping[str, ModelSpec] = DECODERS, labels: Sequence[str] = ()
 ) -> PreTrainedConfig:
     """The model's config, of a family that will do, with the attention that is asked for; no weights are fetched.
 
@@ -131,17 +134,17 @@ def load_config(
     Raises:
         ModelError: No such model, or a kind that will not do.
     """
-    folder = resolve(section.name_or_path, section.revision, weights=False)
-    return read_config(folder, section.attn_implementation, among, labels)
+    handle = ModelHandle.of(model)
+    return read_config(handle.small_files, handle.section.attn_implementation, among, labels)
 
 
-def load_any_config(section: ModelSection) -> PreTrainedConfig:
+def load_any_config(model: Model) -> PreTrainedConfig:
     """The config of any model that transformers knows, to be looked at: whatever its family, its head and its storage.
 
     Raises:
         ModelError: No such model, or a config that transformers cannot read.
     """
-    folder = resolve(section.name_or_path, section.revision, weights=False)
+    folder = ModelHandle.of(model).small_files
     file = folder / "config.json"
     written_config(file)
     with quietly_reading(file):
@@ -149,24 +152,23 @@ def load_any_config(section: ModelSection) -> PreTrainedConfig:
     return cast("PreTrainedConfig", config)
 
 
-def load_tokenizer(section: ModelSection, among: Mapping[str, ModelSpec] = DECODERS) -> Tokenizer:
+def load_tokenizer(model: Model, among: Mapping[str, ModelSpec] = DECODERS) -> Tokenizer:
     """The tokenizer that the config names, or the model's own; with offsets, and with padding where it can have it.
 
     Raises:
         ModelError: No tokenizer, one without offsets, or one with tokens beyond the model's embeddings.
     """
-    return load_noted_tokenizer(section, among)[0]
+    return load_noted_tokenizer(model, among)[0]
 
 
-def load_noted_tokenizer(
-    section: ModelSection, among: Mapping[str, ModelSpec] = DECODERS
-) -> tuple[Tokenizer, tuple[str, ...]]:
+def load_noted_tokenizer(model: Model, among: Mapping[str, ModelSpec] = DECODERS) -> tuple[Tokenizer, tuple[str, ...]]:
     """`load_tokenizer`, and what there is to say about it: a token that stands in for padding, say.
 
     Raises:
         ModelError: As `load_tokenizer` does.
     """
-    return _tokenizer(section, load_config(section, among))
+    handle = ModelHandle.of(model)
+    return _tokenizer(handle, load_config(handle, among))
 
 
 def missing_head_modules(folder: Path, config: PreTrainedConfig, family: ModelSpec) -> tuple[str, ...]:
@@ -199,10 +201,9 @@ def drop_modules(modules: Sequence[str], tensors: Mapping[str, tuple[int, ...]])
     return {name: shape for name, shape in tensors.items() if not any(is_within(name, m) for m in modules)}
 
 
-def _tokenizer(section: ModelSection, config: PreTrainedConfig) -> tuple[Tokenizer, tuple[str, ...]]:
-    name = section.tokenizer or section.name_or_path
-    folder = resolve_tokenizer(name) if section.tokenizer else resolve(name, section.revision, weights=False)
+def _tokenizer(handle: ModelHandle, config: PreTrainedConfig) -> tuple[Tokenizer, tuple[str, ...]]:
+    name, folder = handle.section.tokenizer or handle.section.name_or_path, handle.tokenizer_folder
     offsets = FAMILIES[config.model_type].kind == "decoder"
     tokenizer, notes = read_tokenizer(folder, name=name, embeddings=config.vocab_size, offsets=offsets)
-    model = resolve(section.name_or_path, section.revision, weights=False)
+    model = handle.small_files
     return tokenizer, (*remade(), *altered_settings(model), *notes, *code_notes(model, folder))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from functools import cached_property
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -22,6 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.io.build_once import build_once
 from loraft.io.checksums import known_sha256_of
@@ -48,6 +50,55 @@ INSIDE_A_RUN = {
 
 class NoSuchModelError(ModelError):
     """There is nothing of a model's name: no folder, and nothing that the Hub gives."""
+
+
+class ModelHandle:
+    """A base model that is asked for: its files are looked up once each, and what was found is handed on.
+
+    Attributes:
+        section: Which model, as a config says it.
+    """
+
+    def __init__(self, section: ModelSection) -> None:
+        self.section = section
+
+    @classmethod
+    def of(cls, model: ModelSection | ModelHandle) -> ModelHandle:
+        """What was looked up already, or is to be."""
+        return model if isinstance(model, ModelHandle) else cls(model)
+
+    @cached_property
+    def small_files(self) -> Path:
+        """The folder with config and tokenizer; weights may be in it.
+
+        Raises:
+            ModelError: As `resolve` does.
+        """
+        return resolve(self.section.name_or_path, self.section.revision, weights=False)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder with the weights too.
+
+        Raises:
+            ModelError: As `resolve` does.
+        """
+        return resolve(self.section.name_or_path, self.section.revision)
+
+    @cached_property
+    def tokenizer_folder(self) -> Path:
+        """The folder of the tokenizer: one that is named apart, or the model's.
+
+        Raises:
+            ModelError: As `resolve_tokenizer` does.
+        """
+        return resolve_tokenizer(self.section.tokenizer) if self.section.tokenizer else self.small_files
+
+    def with_tokenizer(self, name: str | None) -> ModelHandle:
+        """The same model with another tokenizer; None is its own."""
+        other = ModelHandle(self.section.model_copy(update={"tokenizer": name}))
+        vars(other).update({key: found for key, found in vars(self).items() if key in ("small_files", "folder")})
+        return other
 
 
 def resolve(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> Path:

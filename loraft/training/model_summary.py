@@ -23,7 +23,7 @@ from loraft.models.modules import linear_modules, parameter_count
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
-from loraft.models.sources import resolve
+from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.training.memory import LayerSizes
 
@@ -79,11 +79,14 @@ class ModelSummary:
         return self.depths[stack] - first
 
 
-def summarize_model(run: RunConfig, labels: Sequence[str], config: PreTrainedConfig) -> ModelSummary:
+def summarize_model(
+    run: RunConfig, model: ModelHandle, labels: Sequence[str], config: PreTrainedConfig
+) -> ModelSummary:
     """The shape of the model that a run trains.
 
     Args:
         run: The run.
+        model: Its base.
         labels: The classes of a classifier; none for other tasks.
         config: The model's config; for a classifier one that knows the classes.
 
@@ -93,7 +96,7 @@ def summarize_model(run: RunConfig, labels: Sequence[str], config: PreTrainedCon
     """
     family = spec_of(config.model_type, TASKS[run.task].families)
     skeleton = meta_model(config)
-    folder = resolve(run.model.name_or_path, run.model.revision, weights=False)
+    folder = model.small_files
     if family.encoder_path is not None:
         _require_start(skeleton, folder)
     new = family.classifier if labels else ()
@@ -119,7 +122,7 @@ def summarize_model(run: RunConfig, labels: Sequence[str], config: PreTrainedCon
         context=context_of(config, family),
         targets=targets,
         linear=linear,
-        notes=(*told, *(_head_notes(run, new) if labels else ())),
+        notes=(*told, *(_head_notes(run, model, new) if labels else ())),
     )
 
 
@@ -131,9 +134,9 @@ def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
     decoder_inputs(skeleton, torch.full((1, 1), some_token))
 
 
-def _head_notes(run: RunConfig, new: Sequence[str]) -> Iterator[str]:
+def _head_notes(run: RunConfig, model: ModelHandle, new: Sequence[str]) -> Iterator[str]:
     """What there is to say about where a classifier's head begins."""
-    base = load_any_config(run.model)
+    base = load_any_config(model)
     if run.method != "full" and run.lora.start_from is not None:
         yield "the head for classes is that of lora.start_from, and training goes on with it"
     elif not new:

@@ -27,6 +27,7 @@ from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype, context_of
 from loraft.models.load_model import load_config, load_noted_tokenizer
 from loraft.models.registry import spec_of
+from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.task import Task
@@ -49,6 +50,7 @@ class RunPlan:
 
     Attributes:
         config: The config with every `auto` resolved that decides what is computed.
+        model: The base model, looked up.
         placement: Device and dtype.
         tokenizer: The model's, or the one the config names.
         data: Rows as tokens.
@@ -64,6 +66,7 @@ class RunPlan:
     """
 
     config: RunConfig
+    model: ModelHandle
     placement: DeviceConfig
     tokenizer: PreTrainedTokenizerBase
     data: PreparedData
@@ -92,18 +95,18 @@ def plan_run(config: RunConfig) -> RunPlan:
     problems: list[Problem] = []
     placement = _collected(problems, lambda: select_device(config.model))
     task = TASKS[config.task]
-    families = task.families
-    architecture = _collected(problems, lambda: load_config(config.model, families))
+    families, model = task.families, ModelHandle(config.model)
+    architecture = _collected(problems, lambda: load_config(model, families))
     length_notes: list[str] = []
     if architecture is not None:
         family = spec_of(architecture.model_type, families)
         config, length_notes = _fitting_length(config, context_of(architecture, family))
         dtype = placement.dtype if placement is not None else DTYPES.get(config.model.dtype)
         _collected(problems, lambda: check_dtype(family, dtype))
-    read = _collected(problems, lambda: load_noted_tokenizer(config.model, families))
+    read = _collected(problems, lambda: load_noted_tokenizer(model, families))
     tokenizer, tokenizer_notes = read if read is not None else (None, ())
     data = _collected(problems, lambda: prepare(config, tokenizer, cache_folder())) if tokenizer is not None else None
-    shape = _collected(problems, lambda: _shape(config, data)) if architecture is not None else None
+    shape = _collected(problems, lambda: _shape(config, model, data)) if architecture is not None else None
     if shape is not None:
         problems += _beyond_context(config, shape)
     problems += tracker_problems(config.training.report_to)
@@ -134,6 +137,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     config, memory, memory_notes = _memory(config, placement, shape, data, known, packed=packed)
     return RunPlan(
         config=config,
+        model=model,
         placement=placement,
         tokenizer=tokenizer,
         data=data,
@@ -161,12 +165,12 @@ def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, 
     return config.model_copy(update={"data": data}), [f"data.max_length is {context}: the model has no more positions"]
 
 
-def _shape(config: RunConfig, data: PreparedData | None) -> ModelSummary:
+def _shape(config: RunConfig, model: ModelHandle, data: PreparedData | None) -> ModelSummary:
     """The model's shape; of a classifier whose classes could not be found it is that of one with two."""
     task = TASKS[config.task]
     labels = data.renderer.labels if data is not None else () if task.generates else ("0", "1")
-    architecture = load_config(config.model, task.families, labels)
-    return summarize_model(config, labels, architecture)
+    architecture = load_config(model, task.families, labels)
+    return summarize_model(config, model, labels, architecture)
 
 
 def _base_notes(config: RunConfig) -> Iterator[str]:

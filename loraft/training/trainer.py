@@ -137,7 +137,7 @@ def build_model(plan: RunPlan) -> AdaptedModel:
     placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
     quantization = plan.config.quantization if method == "qlora" else None
     loaded = load_model(
-        plan.config.model,
+        plan.model,
         placement,
         quantization=quantization,
         among=plan.task.families,

@@ -65,4 +65,4 @@ def test_the_base_is_stored_as_it_was_in_training(tmp_path: Path) -> None:
     ("dtype", "expected"), [("float32", "float32"), ("bfloat16", "auto"), ("float16", "auto"), (3, "auto")]
 )
 def test_what_was_trained_in_float32_runs_in_it(tmp_path: Path, dtype: object, expected: str) -> None:
-    assert adapter_in(write(tmp_path, {"base": {"dtype": dtype}})).model_section.dtype == expected
+    assert adapter_in(write(tmp_path, {"base": {"dtype": dtype}})).model.section.dtype == expected

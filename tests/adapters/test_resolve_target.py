@@ -56,9 +56,9 @@ def test_an_adapter_by_its_folder_run_checkpoint_or_config(here: Path, target: s
     found = resolve_target(target)
     inside = Path("runs/a/adapter") if target == "train.yaml" else Path(target)
     assert found.adapter == (inside if inside.name == "adapter" else inside / "adapter")
-    assert (found.base, found.revision, found.model_section.tokenizer) == ("org/base", "v1", str(found.adapter))
+    assert (found.base, found.revision, found.model.section.tokenizer) == ("org/base", "v1", str(found.adapter))
     assert found.quantization is None
-    assert found.model_section.name_or_path == "org/base"
+    assert found.model.section.name_or_path == "org/base"
 
 
 def test_a_config_without_output_dir_means_its_newest_run(here: Path) -> None:

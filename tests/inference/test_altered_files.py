@@ -142,4 +142,4 @@ def test_what_was_trained_whole_in_float32_runs_in_float32(tmp_path: Path, dtype
     from loraft.adapters.resolve_target import resolve_target
 
     api.train(tiny_config(tmp_path, method="full", training__max_steps=1, model__dtype=dtype, model_type="gpt2"))
-    assert resolve_target(str(tmp_path / "run"), ()).model_section.dtype == expected
+    assert resolve_target(str(tmp_path / "run"), ()).model.section.dtype == expected

@@ -15,9 +15,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig,
 from loraft.adapters.resolve_target import resolve_target
 from loraft.config.sections import ModelSection
 from loraft.errors import DataError, ModelError
+from loraft.evaluation.open_model import RequestedModel
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.session import BASE, Session, Speaker, open_session, source_language
+from loraft.inference.session import BASE, Session, Speaker, open_session
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import TWO_STACKS
 from loraft.rows.formats import Message
@@ -153,9 +154,9 @@ def test_the_base_beside_an_adapter_is_asked_as_the_adapter_is(tmp_path: Path) -
 def test_the_language_of_rows_is_that_of_training_or_the_one_that_is_said(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", "t5")
     adapter = pair_adapter_in(tmp_path / "adapter", base, languages=("en", "xx"))
-    assert source_language(ModelRequest(str(adapter))) == "en"
-    assert source_language(ModelRequest(str(adapter), source_lang="xx")) == "xx"
-    assert source_language(ModelRequest(str(base))) is None
+    assert RequestedModel(ModelRequest(str(adapter))).source_language == "en"
+    assert RequestedModel(ModelRequest(str(adapter), source_lang="xx")).source_language == "xx"
+    assert RequestedModel(ModelRequest(str(base))).source_language is None
     assert resolve_target(str(adapter)).metadata.task == "seq2seq_lm"
     session = open_session(ModelRequest(str(base), source_lang="en"))
     assert any("no codes of languages" in note for note in session.notes)

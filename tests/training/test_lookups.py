@@ -1,0 +1,81 @@
+"""A name is looked up once for each of config, tokenizer and weights, and each file of rows is read once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraft import api
+from loraft.config.schema import RunConfig
+from loraft.inference.requests import GenerationRequest
+from loraft.models import sources
+from loraft.rows import raw_rows
+from tests.tiny import save_tiny
+from tests.training.building import ROWS_OF, write_rows
+
+MODELS = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
+
+
+@pytest.fixture(params=MODELS)
+def run(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Path, Counter[Any]]:
+    """A run of a base on the Hub, which is a folder here, and the look-ups of its name: (name, with weights)."""
+    base = save_tiny(tmp_path / "hub", MODELS[request.param])
+    asked: Counter[Any] = Counter()
+
+    def from_hub(name: str, revision: str | None, *, weights: bool, key: str = "") -> Path:
+        asked[name, weights] += 1
+        return base
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "_from_hub", from_hub)
+    write_rows(tmp_path / "rows.jsonl", ROWS_OF[request.param]())
+    config = {
+        "task": request.param,
+        "model": {"name_or_path": "org/base", "dtype": "float32"},
+        "lora": {"r": 2},
+        "data": {"train": [{"path": "rows.jsonl"}], "eval": 0.2, "max_length": 64},
+        "training": {"output_dir": "run", "max_steps": 1},
+    }
+    api.train(RunConfig.model_validate(config))
+    return request.param, tmp_path / "run", asked
+
+
+def test_training_looks_a_name_up_once_for_config_and_tokenizer_and_once_for_weights(
+    run: tuple[str, Path, Counter[Any]],
+) -> None:
+    assert run[2] == {("org/base", False): 1, ("org/base", True): 1}
+
+
+def test_so_do_evaluating_and_answering(run: tuple[str, Path, Counter[Any]]) -> None:
+    task, folder, asked = run
+    for verb in ("evaluate", "answer"):
+        asked.clear()
+        if verb == "evaluate":
+            api.evaluate(str(folder), options=GenerationRequest(max_new_tokens=2))
+        elif task == "seq_cls":
+            api.predict(str(folder), texts=[("late", None)])
+        else:
+            api.generate(str(folder), prompt="late", options=GenerationRequest(max_new_tokens=2)).completion  # noqa: B018
+        assert asked == {("org/base", False): 1, ("org/base", True): 1}, verb
+
+
+@pytest.mark.parametrize("data", [None, "rows.jsonl"])
+def test_evaluating_reads_each_file_of_rows_once(
+    run: tuple[str, Path, Counter[Any]], data: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: Counter[str] = Counter()
+    take = raw_rows.RowsRead.take
+
+    def counted(self: raw_rows.RowsRead, raw: raw_rows.RawRow) -> None:
+        read[raw.where] += 1
+        take(self, raw)
+
+    monkeypatch.setattr(raw_rows.RowsRead, "take", counted)
+    api.evaluate(str(run[1]), data=data, options=GenerationRequest(max_new_tokens=2))
+    assert set(read.values()) == {1}
+    assert len(read) == 12
