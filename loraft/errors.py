@@ -51,7 +51,7 @@ class Problem:
     def place(self) -> str:
         """Where it is and the key, which an override has in its name already."""
         in_name = self.where is not None and self.where == f"override {self.key}=…"
-        return " ".join(part for part in (self.where, None if in_name else self.key, self.parameter) if part)
+        return " ".join(part for part in (self.where, self.parameter, None if in_name else self.key) if part)
 
     def __str__(self) -> str:
         text = f"{self.place}: {self.message}" if self.place else self.message
