@@ -17,6 +17,7 @@ from typing import IO, TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from loraft.cli.wording import in_options
 from loraft.errors import Problem
 
 PIPE_WIDTH = 200
@@ -84,7 +85,7 @@ def print_message(message: str) -> None:
 
 def print_note(note: str) -> None:
     """Something that was decided or found, on standard error."""
-    say(("note: ", "cyan"), printable(note), prose=True)
+    say(("note: ", "cyan"), printable(in_options(note)), prose=True)
 
 
 def print_problems(problems: Iterable[Problem]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-
+from loraft.cli.wording import in_options
 from loraft.config.choices import TaskName
 
 
@@ -11,4 +10,4 @@ def try_it(task: TaskName, target: str) -> str:
     """The command that lets `target` do what it was trained for."""
     from loraft.tasks import TASKS
 
-    return shlex.join(TASKS[task].try_command(target))
+    return in_options(f"`{TASKS[task].try_call(target)}`")

@@ -11,7 +11,6 @@ from loraft.io.extras import lacking
 from loraft.tasks import TASKS
 from loraft.tasks.task import ROUGE, Task
 
-KEY = "--metrics"
 PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", **dict.fromkeys(ROUGE, "rouge_score")}
 """The packages that compute metrics, where not loraft does."""
 GROUPS = {"rouge": ROUGE}
@@ -37,7 +36,7 @@ def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, 
             offered = every if task is None else _names(task)
             nearest = _nearest(given.strip(), offered)
             remedy = f"{f'Did you mean {nearest}? ' if nearest else ''}The metrics are {', '.join(offered)}."
-            raise DataError(f"there is no metric {given.strip()!r}", where=KEY, remedy=remedy)
+            raise DataError(f"there is no metric {given.strip()!r}", parameter="metrics", remedy=remedy)
         found += GROUPS.get(name, (name,))
     return tuple(dict.fromkeys(found))
 
@@ -70,11 +69,11 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
     if unfit := [name for name in wanted if name not in metrics.offered]:
         others = [other.name for other in TASKS.values() if unfit[0] in _names(other)]
         message = f"{unfit[0]} measures {' and '.join(others)}, and this is {task.name}"
-        raise DataError(message, where=KEY, remedy=f"There are {', '.join(_names(task))}.")
+        raise DataError(message, parameter="metrics", remedy=f"There are {', '.join(_names(task))}.")
     if wanted and not references:
         message = f"{wanted[0]} compares answers with references, and no row has one"
         remedy = "Plain text has only a loss; rows of messages or of prompt and completion have references."
-        raise DataError(message, where=KEY, remedy=remedy)
+        raise DataError(message, parameter="metrics", remedy=remedy)
     _require_packages(wanted)
     return wanted
 
@@ -86,7 +85,7 @@ def _require_packages(names: Sequence[str]) -> None:
         DataError: One is not; with the extra that brings it.
     """
     needed = {PACKAGES[name]: name for name in reversed(names) if name in PACKAGES}
-    absent = (lacking(package, name, where=KEY) for package, name in needed.items())
+    absent = (lacking(package, name, parameter="metrics") for package, name in needed.items())
     if problems := [problem for problem in absent if problem is not None]:
         raise DataError.several(problems)
 

@@ -10,16 +10,20 @@ EXTRAS = {"gguf": "gguf", "rouge_score": "eval", "sacrebleu": "eval", "tensorboa
 """The extra that brings a package, by the name that it is imported by."""
 
 
-def lacking(package: str, what: str, *, key: str | None = None, where: str | None = None) -> Problem | None:
+def lacking(
+    package: str, what: str, *, key: str | None = None, parameter: str | None = None, where: str | None = None
+) -> Problem | None:
     """The problem that a package of an extra is not installed; None where it is.
 
     Args:
         package: As it is imported.
         what: What needs it.
-        key: The config key or parameter that asks for it.
+        key: The config key that asks for it.
+        parameter: The parameter that does.
         where: What asks for it.
     """
     if find_spec(package) is not None:
         return None
     remedy = f"pip install 'loraft[{EXTRAS[package]}]'"
-    return Problem(f"{what} needs the package {package}, which is not installed", where, key, remedy)
+    message = f"{what} needs the package {package}, which is not installed"
+    return Problem(message, where, key, remedy, parameter=parameter)

@@ -44,7 +44,7 @@ BEGIN_ANEW = "/reset begins a new conversation, /undo takes the last turn back."
 @handle_errors
 def chat(
     target: TargetArgument = None,
-    adapter: AdaptersOption = None,
+    adapters: AdaptersOption = None,
     base_model: BaseModelOption = None,
     quantize: QuantizeOption = None,
     dtype: DtypeOption = None,
@@ -66,7 +66,7 @@ def chat(
     /undo, /adapter, /set, /save, /quit. Ctrl-C stops an answer, Ctrl-D ends. From a pipe each line is a message, and
     the exit code is 2 where one was refused.
     """
-    if target is None and not adapter:
+    if target is None and not adapters:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
 
     from loraft.cli.console import print_note, waiting
@@ -75,7 +75,7 @@ def chat(
         from loraft import api
 
         conversation = api.open_chat(
-            ModelRequest(target, adapter or (), base_model, quantization(quantize), dtype),
+            ModelRequest(target, adapters or (), base_model, quantization(quantize), dtype),
             options=GenerationRequest(system, max_new_tokens, temperature, top_p, top_k, seed),
         )
     for note in conversation.notes:
@@ -93,6 +93,7 @@ class _FromPipe:
     def run(self) -> int:
         """Takes lines until there are no more, or one says so; the exit code tells the worst that came of one."""
         from loraft.cli.console import print_message, print_problems
+        from loraft.cli.wording import by_options
 
         exit_code = 0
         while (line := self._line()) is not None:
@@ -108,7 +109,7 @@ class _FromPipe:
                     self._do(meant)
             except (InvalidInputError, OutOfMemoryError) as error:
                 exit_code = max(exit_code, error.exit_code)
-                print_problems(error.problems)
+                print_problems(map(by_options, error.problems))
                 if isinstance(error, OutOfMemoryError):
                     print_message(BEGIN_ANEW)
         return exit_code

@@ -93,7 +93,7 @@ def evaluate(
         int, typer.Option("--batch-size", metavar="N", min=1, help="How many rows at a time: speed and memory alone.")
     ] = 8,
     max_new_tokens: MaxNewTokensOption = None,
-    adapter: AdaptersOption = None,
+    adapters: AdaptersOption = None,
     base_model: BaseModelOption = None,
     quantize: QuantizeOption = None,
     dtype: DtypeOption = None,
@@ -107,7 +107,7 @@ def evaluate(
     prompt, languages and stop tokens are those that were saved with the adapter. A classifier is measured by the
     classes that it tells, with the matrix of which it took for which.
     """
-    if target is None and not adapter:
+    if target is None and not adapters:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     if overwrite and output is None:
         raise typer.BadParameter("--overwrite is about --output, and there is none.")
@@ -128,7 +128,7 @@ def evaluate(
         found = api.evaluate(
             ModelRequest(
                 target,
-                adapter or (),
+                adapters or (),
                 base_model,
                 quantization(quantize),
                 dtype,
@@ -148,7 +148,7 @@ def evaluate(
     if as_json:
         print_json({"target": target, **found.as_dict()})
     else:
-        named = found.measured.name if len(adapter or ()) > 1 else target or (adapter or ("",))[0]
+        named = found.measured.name if len(adapters or ()) > 1 else target or (adapters or ("",))[0]
         print_result(*_drawn(found, named))
 
 

@@ -93,7 +93,7 @@ def generate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Let the base and every adapter answer, side by side.")
     ] = False,
-    adapter: AdaptersOption = None,
+    adapters: AdaptersOption = None,
     base_model: BaseModelOption = None,
     quantize: QuantizeOption = None,
     dtype: DtypeOption = None,
@@ -120,7 +120,7 @@ def generate(
     One answer goes to standard output as it comes; those to a file of prompts go to a file. Template, system prompt,
     stop tokens and sampling are those that were saved with the adapter, unless an option says otherwise.
     """
-    if target is None and not adapter:
+    if target is None and not adapters:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     if target is not None and not prompt and prompts is None:
         raise typer.BadParameter(f"{target!r} is TARGET, the model: give what it answers by --prompt or --input.")
@@ -134,7 +134,7 @@ def generate(
     asked = Asked(
         ModelRequest(
             target,
-            adapter or (),
+            adapters or (),
             base_model,
             quantization(quantize),
             dtype,

@@ -12,6 +12,7 @@ import typer
 
 from loraft.cli.options import ColumnsOption, JsonOption, column_names
 from loraft.cli.runner import handle_errors
+from loraft.cli.wording import with_options
 from loraft.config.choices import DEFAULT_TASK, Method, RowFormat, TaskName
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def init(
     for note in started.notes:
         print_note(note)
     if as_json:
-        print_json(started.as_dict())
+        print_json(with_options(started.as_dict(), "notes"))
         return
     facts = {key: value for key, value in started.as_dict().items() if key != "notes" and value not in ({}, None)}
     print_result(*document(facts, rest="written"))

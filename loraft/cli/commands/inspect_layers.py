@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @handle_errors
 def inspect_layers(
     target: TargetArgument = None,
-    adapter: AdaptersOption = None,
+    adapters: AdaptersOption = None,
     base_model: BaseModelOption = None,
     lora: Annotated[
         str | None,
@@ -39,7 +39,7 @@ def inspect_layers(
     each linear module and what LoRA would train there. Of an adapter how far each module moved; of two how alike they
     are. No weights are loaded: a config alone will do.
     """
-    if target is None and not adapter:
+    if target is None and not adapters:
         raise typer.BadParameter("Name a TARGET, or an --adapter.")
     section = _lora(lora)
 
@@ -51,7 +51,7 @@ def inspect_layers(
             report_layers,  # and not loraft.api: training's libraries would double the time
         )
 
-        report = report_layers(target, adapter or (), base_model=base_model, lora=section)
+        report = report_layers(target, adapters or (), base_model=base_model, lora=section)
     document = report.as_dict()
     if as_json:
         print_json(document)

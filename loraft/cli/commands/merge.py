@@ -11,6 +11,7 @@ import typer
 from loraft.cli.next_command import try_it
 from loraft.cli.options import BaseModelOption, JsonOption
 from loraft.cli.runner import handle_errors
+from loraft.cli.wording import with_options
 from loraft.config.choices import TASK_OF_GROUP
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def merge(
             metavar="OUT", show_default=False, help="The folder to write [default: merged, beside the adapter]."
         ),
     ] = None,
-    adapter: Annotated[
+    adapters: Annotated[
         list[str] | None,
         typer.Option(
             "--adapter",
@@ -55,7 +56,7 @@ def merge(
         typer.Option("--dtype", help="Of the merged weights; auto is that of the base's files."),
     ] = "auto",
     base_model: BaseModelOption = None,
-    no_verify: Annotated[
+    no_verified: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare the merged model with the adapted one.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the merged model that OUT holds.")] = False,
@@ -67,9 +68,9 @@ def merge(
     they differ too much, OUT does not appear and the exit code is 3. OUT loads in transformers and in servers, and is a
     TARGET like any other.
     """
-    if target is None and not adapter:
+    if target is None and not adapters:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
-    target, out = _places(target, out, adapter)
+    target, out = _places(target, out, adapters)
 
     from loraft.cli.console import console_on, print_json, print_note, waiting
     from loraft.cli.views.progress import view_on
@@ -81,18 +82,18 @@ def merge(
         report = api.merge(
             target,
             out,
-            adapter or (),
+            adapters or (),
             base=base,
             dtype=dtype,
             base_model=base_model,
-            verified=not no_verify,
+            verified=not no_verified,
             overwrite=overwrite,
             observer=view,
         )
     for warning in report.warnings:
         print_note(warning)
     if as_json:
-        print_json({"out": report.out, **report.as_dict()})
+        print_json({"out": report.out, **with_options(report.as_dict(), "warnings")})
     else:
         _show(report)
 

@@ -64,7 +64,7 @@ def predict(
         typer.Option("--pair-column", metavar="NAME", show_default=False, help="What --input calls text_pair."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="How many rows at a time.")] = 32,
-    adapter: AdaptersOption = None,
+    adapters: AdaptersOption = None,
     base_model: BaseModelOption = None,
     quantize: QuantizeOption = None,
     dtype: DtypeOption = None,
@@ -74,7 +74,7 @@ def predict(
 
     Each row gets its prediction, the likeliest class, and the probability of every class.
     """
-    if target is None and not adapter:
+    if target is None and not adapters:
         raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
     first, second = _one("--text", text), _one("--text-pair", text_pair)
     if target is not None and first is None and texts is None:
@@ -82,10 +82,9 @@ def predict(
     _refuse_contradictions(first, second, texts, output, overwrite=overwrite)
     if texts is None and (text_column or pair_column):
         raise typer.BadParameter("--text-column and --pair-column are about --input, and there is none.")
-    model = ModelRequest(target, adapter or (), base_model, quantization(quantize), dtype)
+    model = ModelRequest(target, adapters or (), base_model, quantization(quantize), dtype)
     if texts is not None:
-        given = {"text": text_column, "text_pair": pair_column}
-        columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
+        columns = {"text_column": text_column, "pair_column": pair_column}
         _predict_file(model, texts, output, columns, batch_size=batch_size, overwrite=overwrite, as_json=as_json)
     elif first is not None:
         _predict_text(model, first, second, as_json=as_json)
@@ -115,7 +114,7 @@ def _predict_file(
     model: ModelRequest,
     texts: Path,
     output: Path | None,
-    columns: dict[str, str],
+    columns: dict[str, str | None],
     *,
     batch_size: int,
     overwrite: bool,
@@ -151,7 +150,7 @@ def _predict_file(
 
 
 def _classify(
-    model: ModelRequest, texts: Path, output: Path, columns: dict[str, str], *, batch_size: int, overwrite: bool
+    model: ModelRequest, texts: Path, output: Path, columns: dict[str, str | None], *, batch_size: int, overwrite: bool
 ) -> dict[str, object]:
     from loraft.cli.console import console_on, waiting
     from loraft.cli.views.progress import view_on
@@ -164,7 +163,7 @@ def _classify(
             model,
             texts=texts,
             output=output,
-            columns=columns,
+            **columns,
             batch_size=batch_size,
             overwrite=overwrite,
             observer=view,

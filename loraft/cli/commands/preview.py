@@ -21,7 +21,7 @@ def preview(
     split: Annotated[
         Literal["train", "eval"], typer.Option("--split", help="The rows that are trained on, or those held out.")
     ] = "train",
-    row: Annotated[
+    places: Annotated[
         list[str] | None,
         typer.Option(
             "--row",
@@ -60,7 +60,7 @@ def preview(
     with waiting("reading the rows"):
         from loraft.inspection.row_preview import preview_rows  # and not loraft.api: training's libraries take seconds
 
-        seen = preview_rows(run_config, count=count, split=split, places=row or ())
+        seen = preview_rows(run_config, count=count, split=split, places=places or ())
     for note in seen.notes:
         print_note(note)
     if html is not None:

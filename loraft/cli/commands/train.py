@@ -13,6 +13,7 @@ from loraft.cli.next_command import try_it
 from loraft.cli.options import ConfigArgument, JsonOption, OverridesArgument
 from loraft.cli.read_config import read_config
 from loraft.cli.runner import handle_errors
+from loraft.cli.wording import with_options
 
 
 @handle_errors
@@ -89,7 +90,7 @@ def check(
     for note in report.notes:
         print_note(note)
     if as_json:
-        print_json(report.as_dict())
+        print_json(with_options(report.as_dict(), "notes"))
     else:
         shown = _without_notes(report.as_dict())
         print_result(*document(_of_all_weights(shown) if run_config.method == "full" else shown, rest="run"))
