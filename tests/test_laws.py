@@ -63,7 +63,7 @@ LONG_FILES = {
     "loraft/tokenization/causal_lm_rows.py",
     "loraft/tokenization/long_texts.py",
 }
-FULL_FOLDERS = {"loraft/training"}
+FULL_FOLDERS: set[str] = set()
 SPEAKS_OF_OPTIONS = {
     "loraft/inspection/starter.py",  # the head of a config says what one types next
     "loraft/models/formats/builtin.py",  # the options are pip's

@@ -12,8 +12,7 @@ from peft import LoraConfig
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from pydantic_core import ErrorDetails
 
-from loraft.adapters.bounded_regex import PLAIN, matching
-from loraft.adapters.rank_patterns import values_for
+from loraft.adapters.rank_patterns import PLAIN, matching, values_for
 from loraft.errors import AdapterError, Problem
 
 Json = Mapping[str, object]

@@ -14,8 +14,7 @@ from loraft.errors import ConfigError
 from loraft.evaluation.open_model import RequestedModel, tell, to_be_told
 from loraft.events import Observer, ignored
 from loraft.inference.batch_generate import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
-from loraft.inference.cache_comparison import CacheComparison, compare_cache
-from loraft.inference.compare_adapters import AdapterComparison
+from loraft.inference.compare_adapters import AdapterComparison, CacheComparison, compare_cache
 from loraft.inference.compare_adapters import compare as compare_voices
 from loraft.inference.completion import Completion, Finish
 from loraft.inference.conversation import ChatSession

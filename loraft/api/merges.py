@@ -10,8 +10,7 @@ from loraft.merging.adapter_weights import resolve_weighted, weighted
 from loraft.merging.merge_report import MergeReport
 from loraft.merging.output_dir import chosen_folder
 from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge
-from loraft.merging.verified_merge import merge_and_verify
-from loraft.merging.verify import LEAST_POSITIONS
+from loraft.merging.verify import LEAST_POSITIONS, merge_and_verify
 
 
 def merge(

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Sequence
 
 from loraft.errors import DataError
-from loraft.evaluation.metrics import is_valid_json
+from loraft.evaluation.text_metrics import is_valid_json
 from loraft.io.extras import lacking
 from loraft.tasks import TASKS
 from loraft.tasks.task import ROUGE, Task

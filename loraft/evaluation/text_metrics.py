@@ -1,4 +1,4 @@
-"""Measures of generated text: what each answer adds, and the figure of many.
+"""Metrics of generated text: what each answer adds, and the figure of many.
 
 BLEU and chrF are sacrebleu's and ROUGE is rouge-score's, each over all rows and not a mean of figures of rows, save
 for ROUGE, which is defined as that. Percentages are sacrebleu's habit: BLEU and chrF run from 0 to 100, the rest from
@@ -7,6 +7,7 @@ for ROUGE, which is defined as that. Percentages are sacrebleu's habit: BLEU and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraft.evaluation.accumulators import Figures, RowMetric
-from loraft.evaluation.metrics import is_exact_match, is_valid_json
 from loraft.tasks.task import ROUGE
 
 if TYPE_CHECKING:
@@ -102,3 +102,21 @@ def _sacrebleu(name: str, metric: Metric, size: int) -> RowMetric:
 
     numbers("a", "a")  # the signature wants to know how many references a row has
     return RowMetric((name,), size, numbers, figures, metric.get_signature().format())
+
+
+def is_exact_match(prediction: str, reference: str) -> bool:
+    """Whether a prediction equals its reference, white space around both aside."""
+    return prediction.strip() == reference.strip()
+
+
+def is_valid_json(text: str) -> bool:
+    """Whether a text is one JSON value by RFC 8259, which has no NaN and no Infinity."""
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")

@@ -24,9 +24,8 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import ConfigError, DataError, Problem
 from loraft.inference.beam_search import search
-from loraft.inference.completion import Completion, Finish, PartialCompletion
+from loraft.inference.completion import Completion, Detokenizer, Finish, PartialCompletion, StopStringMatcher
 from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, prompt_limit
-from loraft.inference.detokenize import Detokenizer, StopStringMatcher
 from loraft.inference.sampling import apply_logit_rules, normalizers, probabilities, sample
 from loraft.inference.sampling_params import SamplingParams
 from loraft.inference.tracer import Tracer

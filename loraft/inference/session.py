@@ -21,9 +21,8 @@ from loraft.config.choices import TASK_OF_GROUP
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ConfigError, ModelError
 from loraft.inference.completion import stop_texts_of
-from loraft.inference.generation_config import own_defaults, saved_defaults
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.sampling_params import SamplingParams, unheeded_defaults
+from loraft.inference.sampling_params import SamplingParams, own_defaults, saved_defaults, unheeded_defaults
 from loraft.io.memory_errors import memory_errors
 from loraft.models.device import DTYPES, select_device
 from loraft.models.hf_config import check_dtype

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loraft.config.sections import ModelSection, QuantizationSection
@@ -28,7 +28,6 @@ from loraft.models.quantize import compute_as_autocast_says, disable_cpu_4bit_re
 from loraft.models.registry import DECODERS, FAMILIES, ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, header_of, read_headers
 from loraft.models.sources import ModelHandle
-from loraft.models.tokenizer import read_tokenizer
 
 Model = ModelSection | ModelHandle
 """A model by its section of a config, or as it was looked up already."""
@@ -207,3 +206,50 @@ def _tokenizer(handle: ModelHandle, config: PreTrainedConfig) -> tuple[Tokenizer
     tokenizer, notes = read_tokenizer(folder, name=name, embeddings=config.vocab_size, offsets=offsets)
     model = handle.small_files
     return tokenizer, (*remade(), *altered_settings(model), *notes, *code_notes(model, folder))
+
+
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+"""Where a tokenizer's vocabulary is; without one of them transformers makes up an empty tokenizer."""
+
+
+def read_tokenizer(
+    folder: Path, *, name: str, embeddings: int, offsets: bool = True
+) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """The tokenizer in a folder, and what there is to say about it.
+
+    Where it has no padding token its end-of-text token stands in: labels never derive from padding.
+
+    Args:
+        folder: Its folder.
+        name: What the config calls it, for errors.
+        embeddings: The rows of the model's embeddings.
+        offsets: It must tell where in a text each token is: prompts and answers are one text. Marian's and M2M100's
+            tokenizers cannot, and sources and targets are tokenized apart.
+
+    Raises:
+        ModelError: No tokenizer, one without offsets that are needed, or one with tokens beyond the embeddings.
+    """
+    if not any((folder / file).is_file() for file in FILES):
+        raise ModelError("there is no tokenizer", where=name, remedy="Name the one to use in model.tokenizer.")
+    with quietly_reading(folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    if offsets and not tokenizer.is_fast:
+        raise ModelError("the tokenizer gives no offsets, and the loss mask needs them", where=name)
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    if last >= embeddings:
+        raise ModelError(
+            f"the tokenizer has tokens up to id {last}, and the model has {embeddings} embeddings",
+            where=name,
+            remedy="Use the tokenizer that the model was trained with.",
+        )
+    return tokenizer, _give_padding(tokenizer)
+
+
+def _give_padding(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    stand_in = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is not None or stand_in is None:
+        return ()
+    tokenizer.pad_token = stand_in
+    return (f"the tokenizer has no padding token: {stand_in} stands in, and no label depends on it",)

@@ -20,7 +20,6 @@ from loraft.training.non_finite import require_finite
 from loraft.training.optimizer import learning_rate, optimizer_state
 from loraft.training.run_events import RunStarted, Saved, StepDone, StepLogged
 from loraft.training.stop_signals import StopSignals
-from loraft.training.throughput import Throughput
 from loraft.training.trainer_state import RunState, Trainer
 
 LOGGED_WITHOUT_GRADIENT = 10
@@ -250,3 +249,33 @@ def _rate(run: Trainer, step: int) -> float:
 
 def _record(event: StepLogged, leave_out: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in asdict(event).items() if key not in leave_out}
+
+
+class Throughput:
+    """The rate of this process's steps, evaluations and saving left out, and what the newest step came to.
+
+    Attributes:
+        norm: The norm of the newest step's gradient, before it was clipped.
+        rate: The newest step's learning rate.
+        loss: Its loss, in nats a trained token.
+    """
+
+    def __init__(self, first_step: int) -> None:
+        self._first_step = first_step
+        self._seconds = 0.0
+        self._tokens = 0
+        self.norm = self.rate = self.loss = 0.0
+
+    def add(self, seconds: float, tokens: int) -> None:
+        """Count a step."""
+        self._seconds += seconds
+        self._tokens += tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The rate since this process began."""
+        return self._tokens / self._seconds
+
+    def seconds_left(self, step: int, steps: int) -> float:
+        """How long the steps after `step` will take, of `steps` in all."""
+        return self._seconds / (step - self._first_step) * (steps - step)

@@ -32,8 +32,7 @@ from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.task import Task
 from loraft.training.memory import MemoryPlan, predict
-from loraft.training.memory_sizes import training_sizes
-from loraft.training.model_summary import ModelSummary, summarize_model
+from loraft.training.model_summary import ModelSummary, summarize_model, training_sizes
 from loraft.training.optimizer import resolve_optim, warmup_steps
 from loraft.training.trackers import tracker_problems
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraft.inference.cache_comparison import LogprobDifference, Speed, compare_cache
+from loraft.inference.compare_adapters import LogprobDifference, Speed, compare_cache
 from loraft.inference.completion import Completion
 from loraft.tokenization.token_strings import Piece
 

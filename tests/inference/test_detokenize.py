@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from loraft.inference.detokenize import Detokenizer, StopStringMatcher
+from loraft.inference.completion import Detokenizer, StopStringMatcher
 from tests.tiny import tiny_tokenizer
 
 TEXTS = (

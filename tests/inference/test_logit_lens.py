@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loraft.inference.decoder_state import DecoderState
-from loraft.inference.logit_lens import LogitLens
+from loraft.inference.tracer import LogitLens
 from loraft.models.registry import FAMILIES
 from tests.inference.test_decoder_state import ROW, adapted
 from tests.tiny import TINY_MODEL_TYPES, tiny_model

@@ -17,7 +17,7 @@ from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.loss import ClassificationLoss
 from loraft.tokenization.classification_rows import ClassificationRenderer
-from loraft.training.eval_loss import class_figures
+from loraft.training.evaluate_run import class_figures
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import recorded, tiny_fit
 from tests.training.classifiers import LABELS, SOME, classifier_config

@@ -15,7 +15,7 @@ from loraft.events import Event, Note
 from loraft.inference.requests import GenerationRequest
 from loraft.models.quantize import disable_cpu_4bit_repack
 from loraft.tasks.batch import BatchLayout, collate_texts
-from loraft.training.eval_loss import evaluate_loss
+from loraft.training.evaluate_run import evaluate_loss
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, StepLogged
 from loraft.training.trainer import build_model

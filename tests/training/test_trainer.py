@@ -18,7 +18,7 @@ from loraft.api import runs
 from loraft.errors import DataError, DiskFullError, Interrupted, RunError, RunFolderError
 from loraft.events import Event, Note
 from loraft.training import evaluate_run as evaluating
-from loraft.training.eval_loss import evaluate_loss
+from loraft.training.evaluate_run import evaluate_loss
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import StepDone
 from tests.training.building import contrary, labelled, rows, tiny_config, write_rows

