@@ -46,12 +46,6 @@ OWED = [f"C{number}" for number in (*range(1, 29), 34, 35, 36, 37, 38, 40, 43, 4
 LONG_FUNCTIONS = {
     "loraft/api.py:evaluate",
     "loraft/api.py:train",
-    "loraft/cli/commands/evaluate.py:evaluate",
-    "loraft/cli/commands/generate.py:generate",
-    "loraft/cli/commands/init.py:init",
-    "loraft/cli/commands/merge.py:merge",
-    "loraft/cli/commands/predict.py:predict",
-    "loraft/cli/commands/preview.py:preview",
     "loraft/evaluation/evaluator.py:evaluate",
     "loraft/training/run_plan.py:plan_run",
 }

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import IO, TextIO
+from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from loraft.cli.standard_output import forget
 from loraft.errors import Problem
 
 PIPE_WIDTH = 200
@@ -58,14 +58,6 @@ def say(*pieces: str | tuple[str, str], prose: bool = False) -> None:
         console.print(Text.assemble(*pieces), soft_wrap=not (prose and console.is_terminal))
     except OSError:
         forget(sys.stderr)
-
-
-def forget(stream: IO[str]) -> None:
-    """Points a stream whose reader is gone to nowhere, so that later writes, and Python's own at exit, succeed."""
-    with suppress(OSError):  # a stream in memory has no descriptor
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
 
 
 @contextmanager

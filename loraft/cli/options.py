@@ -1,14 +1,82 @@
-"""The arguments and options that commands share, each said once."""
+"""The options that commands share, and groups of options: dataclasses whose fields say what typer is to know.
+
+A command takes a group as one parameter, and the command line has an option for each of its fields.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from loraft.config.choices import DtypeName
+from loraft.inference.requests import GenerationRequest, ModelRequest
+
 if TYPE_CHECKING:
-    from loraft.config.sections import QuantizationSection
+    from loraft.config.schema import RunConfig
+
+
+def argument(metavar: str, text: str, **default: Any) -> Any:
+    """A field that is an argument, which must be given where it has no default."""
+    return field(metadata={"typer": typer.Argument(metavar=metavar, help=text)}, **default)
+
+
+def option(metavar: str | None, text: str, *names: str, default: Any = None, **rules: Any) -> Any:
+    """A field that is an option, called as the field is where no names are given; `rules` are typer's min and such."""
+    return field(default=default, metadata={"typer": typer.Option(*names, metavar=metavar, help=text, **rules)})
+
+
+def flag(name: str, text: str) -> Any:
+    """A field that is an option without a value."""
+    return option(None, text, name, default=False)
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer takes it: each parameter whose type is a group stands for the fields of that group.
+
+    `Annotated[Group, "one other"]` takes those fields alone, in that order; the others keep their defaults.
+    """
+    groups: dict[str, tuple[Any, list[str]]] = {}
+    parameters: list[inspect.Parameter] = []
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        group = getattr(hints[name], "__origin__", hints[name])
+        if not is_dataclass(group):
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        options = _options_of(group)
+        taken = hints[name].__metadata__[0].split() if group is not hints[name] else list(options)
+        groups[name] = (group, taken)
+        parameters += [options[each] for each in taken]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        packed = {name: group(**{each: given.pop(each) for each in taken}) for name, (group, taken) in groups.items()}
+        command(**packed, **given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _options_of(group: Any) -> dict[str, inspect.Parameter]:
+    """The fields of a group by name, as parameters that typer reads."""
+    hints = get_type_hints(group)
+    return {
+        each.name: inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if each.default is MISSING else each.default,
+            annotation=Annotated[hints[each.name], each.metadata["typer"]],
+        )
+        for each in fields(group)
+    }
 
 
 def _finite(value: float | None) -> float | None:
@@ -35,188 +103,117 @@ def _not_empty(values: list[str] | None) -> list[str] | None:
     return values
 
 
-ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", show_default=False, help="The YAML file of the run.")]
-OverridesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        show_default=False,
-        help="Values that replace those of the file, such as training.max_steps=50.",
-    ),
-]
-TargetArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="TARGET",
-        show_default=False,
-        help="A base model (Hub id, folder, .gguf, builtin:NAME), an adapter, a run, a checkpoint or a config.",
-    ),
-]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")
 ]
-AdaptersOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--adapter",
-        metavar="[NAME=]DIR",
-        show_default=False,
-        help="An adapter (folder, run, Hub id), by a name where there are several; alone, it brings its base.",
-    ),
-]
-BaseModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--base-model", metavar="MODEL", show_default=False, help="The base to use, whatever the adapter names."
-    ),
-]
-ColumnsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--columns",
-        metavar="OURS=THEIRS,…",
-        show_default=False,
-        help="What the columns are, where they have names of their own, such as prompt=Frage,completion=Antwort.",
-    ),
-]
-QuantizeOption = Annotated[
-    Literal["nf4", "fp4"] | None,
-    typer.Option("--quantize", show_default=False, help="Store the base in 4 bits [default: as in training]."),
-]
-DtypeOption = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option("--dtype", show_default=False, help="Compute in it [default: as trained, and as the device can]."),
-]
-SourceLanguageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--source-lang",
-        metavar="CODE",
-        show_default=False,
-        help="The language of what an encoder-decoder reads, as its tokenizer calls it [default: as trained].",
-    ),
-]
-TargetLanguageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--target-lang",
-        metavar="CODE",
-        show_default=False,
-        help="The language that it answers in [default: as trained].",
-    ),
-]
-MergeOption = Annotated[
-    bool,
-    typer.Option(
-        "--merge", help="Fold the adapter into the weights first, in memory: the same answers but for rounding, faster."
-    ),
-]
-SystemOption = Annotated[
-    str | None,
-    typer.Option("--system", metavar="TEXT", show_default=False, help="The system prompt [default: as trained]."),
-]
-MaxNewTokensOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens",
-        metavar="N",
-        min=1,
-        show_default=False,
-        help="The most tokens of an answer [default: saved].",
-    ),
-]
-TemperatureOption = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature",
-        metavar="T",
-        min=0,
-        callback=_finite,
-        show_default=False,
-        help="0 is greedy [default: as saved].",
-    ),
-]
-TopPOption = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p",
-        metavar="P",
-        callback=_share,
-        show_default=False,
-        help="Sample among the likeliest that hold this probability.",
-    ),
-]
-TopKOption = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k", metavar="K", min=1, show_default=False, help="Sample among this many of the likeliest tokens."
-    ),
-]
-MinPOption = Annotated[
-    float | None,
-    typer.Option(
-        "--min-p",
-        metavar="P",
-        callback=_share,
-        show_default=False,
-        help="Sample among the tokens at least this share as likely as the likeliest.",
-    ),
-]
-RepetitionPenaltyOption = Annotated[
-    float | None,
-    typer.Option(
-        "--repetition-penalty",
-        metavar="X",
-        callback=_above_zero,
-        show_default=False,
-        help="Above 1, tokens that are there already become less likely; for greedy answers too.",
-    ),
-]
-StopOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--stop",
-        metavar="TEXT",
-        callback=_not_empty,
-        show_default=False,
-        help="End the answer in front of this text; may be given several times.",
-    ),
-]
-NumBeamsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--num-beams",
-        metavar="N",
-        min=1,
-        show_default=False,
-        help="Follow N answers at once and give the likeliest: beam search, without sampling.",
-    ),
-]
-TraceOption = Annotated[
-    bool, typer.Option("--trace", help="Tell how each token came about: what was fed, what was likely, what was taken.")
-]
-LayersOption = Annotated[
-    bool, typer.Option("--layers", help="With --trace: what each layer would have said, had it been the last.")
-]
-NoCacheOption = Annotated[
-    bool,
-    typer.Option(
-        "--no-kv-cache", help="Read everything again at each step, and compare the answer and its speed with the cache."
-    ),
-]
-SamplingSeedOption = Annotated[
-    int,
-    typer.Option(
-        "--seed", metavar="N", min=0, max=2**32 - 1, help="The seed of sampling: the same seed, the same answer."
-    ),
-]
 
 
-def quantization(kind: Literal["nf4", "fp4"] | None) -> QuantizationSection | None:
-    """What `--quantize` means, as a config would say it."""
-    from loraft.config.sections import QuantizationSection
+@dataclass(frozen=True)
+class ConfigOptions:
+    """A config and what replaces values of it."""
 
-    return QuantizationSection(type=kind) if kind else None
+    config: str = argument("CONFIG", "The YAML file of the run.")
+    overrides: list[str] | None = argument(
+        "KEY=VALUE", "Values that replace those of the file, such as training.max_steps=50.", default=None
+    )
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return Path(self.config).stem
+
+    def read(self) -> RunConfig:
+        """The config with its overrides; says which of its sections and keys the method and the task leave unused.
+
+        Raises:
+            ConfigError: With every problem of the file and of the overrides.
+        """
+        from loraft.cli.console import print_note
+        from loraft.config.config_file import load_config
+        from loraft.config.schema_info import unused_keys
+
+        config = load_config(Path(self.config), self.overrides or [])
+        for key, by in unused_keys(config):
+            print_note(f"{key} is not used by {by}")
+        return config
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What answers, and how; a command takes those of its fields that matter to it."""
+
+    target: str | None = argument(
+        "TARGET",
+        "A base model (Hub id, folder, .gguf, builtin:NAME), an adapter, a run, a checkpoint or a config.",
+        default=None,
+    )
+    adapter: list[str] | None = option(
+        "[NAME=]DIR",
+        "An adapter (folder, run, Hub id), by a name where there are several; alone, it brings its base.",
+    )
+    base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
+    quantize: Literal["nf4", "fp4"] | None = option(None, "Store the base in 4 bits [default: as in training].")
+    dtype: DtypeName | None = option(None, "Compute in it [default: as trained, and as the device can].")
+    merge: bool = flag(
+        "--merge", "Fold the adapter into the weights first, in memory: the same answers but for rounding, faster."
+    )
+    system: str | None = option("TEXT", "The system prompt [default: as trained].")
+    source_lang: str | None = option(
+        "CODE", "The language of what an encoder-decoder reads, as its tokenizer calls it [default: as trained]."
+    )
+    target_lang: str | None = option("CODE", "The language that it answers in [default: as trained].")
+    max_new_tokens: int | None = option("N", "The most tokens of an answer [default: saved].", min=1)
+    temperature: float | None = option("T", "0 is greedy [default: as saved].", min=0, callback=_finite)
+    top_p: float | None = option("P", "Sample among the likeliest that hold this probability.", callback=_share)
+    top_k: int | None = option("K", "Sample among this many of the likeliest tokens.", min=1)
+    min_p: float | None = option(
+        "P", "Sample among the tokens at least this share as likely as the likeliest.", callback=_share
+    )
+    repetition_penalty: float | None = option(
+        "X", "Above 1, tokens that are there already become less likely; for greedy answers too.", callback=_above_zero
+    )
+    stop: list[str] | None = option(
+        "TEXT", "End the answer in front of this text; may be given several times.", callback=_not_empty
+    )
+    num_beams: int | None = option(
+        "N", "Follow N answers at once and give the likeliest: beam search, without sampling.", min=1
+    )
+    seed: int | None = option(
+        "N", "The seed of sampling: the same seed, the same answer.", default=0, min=0, max=2**32 - 1
+    )
+
+    @property
+    def model(self) -> ModelRequest:
+        """What answers.
+
+        Raises:
+            typer.BadParameter: Nothing is named that could.
+        """
+        if self.target is None and not self.adapter:
+            raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
+        quantize = None
+        if self.quantize:
+            from loraft.config.sections import QuantizationSection
+
+            quantize = QuantizationSection(type=self.quantize)
+        return ModelRequest(
+            self.target, self.adapter or (), self.base_model, quantize, self.dtype, self.merge,
+            self.source_lang, self.target_lang,
+        )  # fmt: skip
+
+    @property
+    def generation(self) -> GenerationRequest:
+        """How it answers."""
+        given = {each.name: getattr(self, each.name) for each in fields(GenerationRequest)}
+        return GenerationRequest(**{**given, "stop": tuple(self.stop or ())})
+
+
+def columns_option() -> Any:
+    """The field `columns`, which `column_names` reads."""
+    return option(
+        "OURS=THEIRS,…",
+        "What the columns are, where they have names of their own, such as prompt=Frage,completion=Antwort.",
+    )
 
 
 def column_names(text: str | None) -> dict[str, str] | None:

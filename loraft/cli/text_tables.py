@@ -6,6 +6,7 @@ shown too.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
@@ -14,8 +15,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from loraft.cli.console import printable
+from loraft.cli.console import print_result, printable
 from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate
+from loraft.config.choices import TaskName
 
 Document = Mapping[str, object]
 Column = tuple[str, bool]
@@ -81,11 +83,19 @@ def text_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[st
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    frame = Table.grid()
-    frame.add_row(Text(title, style="bold"))
-    frame.add_row(Padding(table, (0, 0, 0, 1)))
-    frame.add_row("")
-    return frame
+    return _titled(title, Padding(table, (0, 0, 0, 1)))
+
+
+def print_try_it(task: TaskName, target: str) -> None:
+    """The command that lets `target` do what it was trained for: what a person would type next."""
+    from loraft.tasks import TASKS
+
+    print_result(f"Try it:  {shlex.join(TASKS[task].try_command(target))}")
+
+
+def print_document(sections: Document, *, rest: str) -> None:
+    """The document on standard output."""
+    print_result(*document(sections, rest=rest))
 
 
 def document(sections: Document, *, rest: str) -> list[RenderableType]:

@@ -4,91 +4,78 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from loraft.cli.options import (
-    AdaptersOption,
-    BaseModelOption,
-    DtypeOption,
-    JsonOption,
-    QuantizeOption,
-    TargetArgument,
-    quantization,
-)
-from loraft.cli.runner import handle_errors
+from loraft.cli.console import print_json, print_result, waiting
+from loraft.cli.options import AnswerOptions, JsonOption, flag, option
+from loraft.cli.text_tables import print_document, text_table
+from loraft.cli.views.progress import watching
 from loraft.errors import Interrupted, InvalidInputError
 from loraft.inference.requests import ModelRequest
 
 
-@handle_errors
+@dataclass(frozen=True)
+class TextOptions:
+    """What is classified, and where the classes go."""
+
+    text: list[str] | None = option("TEXT", "A text to classify.")
+    text_pair: list[str] | None = option("TEXT", "The second text of a pair.")
+    input: Path | None = option("FILE", "Rows with text, and text_pair where there are two: JSONL, JSON, CSV, Parquet.")
+    output: Path | None = option(
+        "FILE",
+        "Where each row of --input is written with its prediction and probabilities, as JSONL or .csv; the same "
+        "command goes on with it [default: standard output].",
+    )
+    overwrite: bool = flag("--overwrite", "Begin anew, whatever the output holds.")
+    text_column: str | None = option("NAME", "What --input calls text.")
+    pair_column: str | None = option("NAME", "What --input calls text_pair.")
+    batch_size: int = option("N", "How many rows at a time.", default=32, min=1)
+
+    def check(self, target: str | None) -> None:
+        """Refuse options that contradict one another."""
+        first, second = _one("--text", self.text), _one("--text-pair", self.text_pair)
+        if target is not None and first is None and self.input is None:
+            raise typer.BadParameter(f"{target!r} is TARGET, the model: give what it classifies by --text or --input.")
+        if (first is None) == (self.input is None):
+            raise typer.BadParameter("Give either --text or --input.")
+        if second is not None and first is None:
+            raise typer.BadParameter("--text-pair stands beside --text.")
+        if self.input is None and self.output is not None:
+            raise typer.BadParameter("--output is about --input, and there is none.")
+        if self.overwrite and self.output is None:
+            raise typer.BadParameter("--overwrite is about --output, and there is none.")
+        if self.input is None and (self.text_column or self.pair_column):
+            raise typer.BadParameter("--text-column and --pair-column are about --input, and there is none.")
+
+
 def predict(
-    target: TargetArgument = None,
-    text: Annotated[
-        list[str] | None, typer.Option("--text", metavar="TEXT", show_default=False, help="A text to classify.")
-    ] = None,
-    text_pair: Annotated[
-        list[str] | None,
-        typer.Option("--text-pair", metavar="TEXT", show_default=False, help="The second text of a pair."),
-    ] = None,
-    texts: Annotated[
-        Path | None,
-        typer.Option(
-            "--input",
-            metavar="FILE",
-            show_default=False,
-            help="Rows with text, and text_pair where there are two: JSONL, JSON, CSV, Parquet.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            metavar="FILE",
-            show_default=False,
-            help="Where each row of --input is written with its prediction and probabilities, as JSONL or .csv; the "
-            "same command goes on with it [default: standard output].",
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever the output holds.")] = False,
-    text_column: Annotated[
-        str | None,
-        typer.Option("--text-column", metavar="NAME", show_default=False, help="What --input calls text."),
-    ] = None,
-    pair_column: Annotated[
-        str | None,
-        typer.Option("--pair-column", metavar="NAME", show_default=False, help="What --input calls text_pair."),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="How many rows at a time.")] = 32,
-    adapter: AdaptersOption = None,
-    base_model: BaseModelOption = None,
-    quantize: QuantizeOption = None,
-    dtype: DtypeOption = None,
+    given: TextOptions,
+    asked: Annotated[AnswerOptions, "target adapter base_model quantize dtype"],
     as_json: JsonOption = False,
 ) -> None:
     """Tell the classes of texts by a classifier that was trained with task: seq_cls.
 
     Each row gets its prediction, the likeliest class, and the probability of every class.
     """
-    if target is None and not adapter:
-        raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
-    first, second = _one("--text", text), _one("--text-pair", text_pair)
-    if target is not None and first is None and texts is None:
-        raise typer.BadParameter(f"{target!r} is TARGET, the model: give what it classifies by --text or --input.")
-    _refuse_contradictions(first, second, texts, output, overwrite=overwrite)
-    if texts is None and (text_column or pair_column):
-        raise typer.BadParameter("--text-column and --pair-column are about --input, and there is none.")
-    model = ModelRequest(target, adapter or (), base_model, quantization(quantize), dtype)
-    if texts is not None:
-        given = {"text": text_column, "text_pair": pair_column}
-        columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
-        _predict_file(model, texts, output, columns, batch_size=batch_size, overwrite=overwrite, as_json=as_json)
-    elif first is not None:
-        _predict_text(model, first, second, as_json=as_json)
+    model = asked.model
+    given.check(asked.target)
+    if given.text:
+        _predict_text(model, given.text[0], given.text_pair[0] if given.text_pair else None, as_json=as_json)
+    elif given.output is not None:
+        told = _classify(model, given, given.output)
+        if as_json:
+            print_json(told)
+        else:
+            names = {"held": "there before", "cut": "texts cut to the model's positions"}
+            shown = {names.get(key, key): value for key, value in told.items() if value not in ({}, None)}
+            print_document({key: value for key, value in shown.items() if key == "rows" or value != 0}, rest="rows")
+    else:
+        _print_rows(model, given, as_json=as_json)
 
 
 def _one(option: str, values: list[str] | None) -> str | None:
@@ -98,75 +85,36 @@ def _one(option: str, values: list[str] | None) -> str | None:
     return values[0] if values else None
 
 
-def _refuse_contradictions(
-    text: str | None, text_pair: str | None, texts: Path | None, output: Path | None, *, overwrite: bool
-) -> None:
-    if (text is None) == (texts is None):
-        raise typer.BadParameter("Give either --text or --input.")
-    if text_pair is not None and text is None:
-        raise typer.BadParameter("--text-pair stands beside --text.")
-    if texts is None and output is not None:
-        raise typer.BadParameter("--output is about --input, and there is none.")
-    if overwrite and output is None:
-        raise typer.BadParameter("--overwrite is about --output, and there is none.")
-
-
-def _predict_file(
-    model: ModelRequest,
-    texts: Path,
-    output: Path | None,
-    columns: dict[str, str],
-    *,
-    batch_size: int,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    """The classes in a file, and on standard output what was done; without a file the rows themselves."""
-    from loraft.cli.console import print_json, print_result
-    from loraft.cli.text_tables import document
-
-    if output is None:
-        with TemporaryDirectory() as folder:
-            rows = Path(folder) / "rows.jsonl"
-            try:
-                _classify(model, texts, rows, columns, batch_size=batch_size, overwrite=False)
-            except Interrupted as stop:  # what lay in the folder goes with it
-                message, remedy = "stopped: nothing was printed", "With --output FILE the same command goes on."
-                raise Interrupted(message, signal_number=stop.signal_number, remedy=remedy) from None
-            lines = rows.read_text(encoding="utf-8")
-        if as_json:
-            print_json([json.loads(line) for line in lines.split("\n")[:-1]])
-        else:
-            sys.stdout.write(lines)
-        return
-    told = _classify(model, texts, output, columns, batch_size=batch_size, overwrite=overwrite)
+def _print_rows(model: ModelRequest, given: TextOptions, *, as_json: bool) -> None:
+    """The rows with their classes on standard output, where no file is named for them."""
+    with TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.jsonl"
+        try:
+            _classify(model, given, rows)
+        except Interrupted as stop:  # what lay in the folder goes with it
+            message, remedy = "stopped: nothing was printed", "With --output FILE the same command goes on."
+            raise Interrupted(message, signal_number=stop.signal_number, remedy=remedy) from None
+        lines = rows.read_text(encoding="utf-8")
     if as_json:
-        print_json(told)
+        print_json([json.loads(line) for line in lines.split("\n")[:-1]])
     else:
-        names = {"held": "there before", "cut": "texts cut to the model's positions"}
-        shown = {names.get(key, key): value for key, value in told.items() if value not in ({}, None)}
-        print_result(
-            *document({key: value for key, value in shown.items() if key == "rows" or value != 0}, rest="rows")
-        )
+        sys.stdout.write(lines)
 
 
-def _classify(
-    model: ModelRequest, texts: Path, output: Path, columns: dict[str, str], *, batch_size: int, overwrite: bool
-) -> dict[str, object]:
-    from loraft.cli.console import console_on, waiting
-    from loraft.cli.views.progress import view_on
-
+def _classify(model: ModelRequest, given: TextOptions, output: Path) -> dict[str, object]:
     with waiting("loading libraries"):
         from loraft import api
 
-    with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
+    assert given.input is not None
+    columns = {"text": given.text_column, "text_pair": given.pair_column}
+    with watching() as view:
         result = api.predict_file(
             model,
-            texts=texts,
+            texts=given.input,
             output=output,
-            columns=columns,
-            batch_size=batch_size,
-            overwrite=overwrite,
+            columns={ours: theirs for ours, theirs in columns.items() if theirs is not None},
+            batch_size=given.batch_size,
+            overwrite=given.overwrite,
             observer=view,
         )
     return result.as_dict()
@@ -174,20 +122,16 @@ def _classify(
 
 def _predict_text(model: ModelRequest, text: str, second: str | None, *, as_json: bool) -> None:
     """The class of one text, and how likely each is."""
-    for option, given in (("--text", text), ("--text-pair", second)):
+    for name, given in (("--text", text), ("--text-pair", second)):
         if given is not None and not given.strip():
-            raise InvalidInputError("is empty", where=option)
+            raise InvalidInputError("is empty", where=name)
         if given is not None and not _is_unicode(given):
-            raise InvalidInputError("is not UTF-8 text", where=option)
-
-    from loraft.cli.console import console_on, print_json, print_result, waiting
-    from loraft.cli.text_tables import text_table
-    from loraft.cli.views.progress import view_on
+            raise InvalidInputError("is not UTF-8 text", where=name)
 
     with waiting("loading libraries and model"):
         from loraft import api
 
-    with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
+    with watching() as view:
         (shares,) = api.predict(model, texts=[(text, second)], observer=view)
     likeliest = sorted(shares, key=shares.__getitem__, reverse=True)
     if as_json:

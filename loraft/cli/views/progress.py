@@ -6,7 +6,10 @@ characters.
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -14,8 +17,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from loraft.cli.console import forget, printable
+from loraft.cli.console import console_on, printable
 from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
+from loraft.cli.standard_output import forget
 from loraft.events import Event, Note, Progress
 from loraft.grammar import counted
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
@@ -42,6 +46,13 @@ class View(Protocol):
 def view_on(console: Console) -> View:
     """The live view where `console` is a terminal that can move its cursor, else the plain one."""
     return LiveView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(console)
+
+
+@contextmanager
+def watching() -> Iterator[View]:
+    """A view on standard error; what libraries print meanwhile goes there too."""
+    with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
+        yield view
 
 
 class PlainView:
