@@ -74,9 +74,10 @@ def print_message(message: str) -> None:
     say(printable(message))
 
 
-def print_note(note: str) -> None:
-    """Something that was decided or found, on standard error."""
-    say(("note: ", "cyan"), printable(note), prose=True)
+def print_note(*notes: str) -> None:
+    """What was decided or found, on standard error."""
+    for note in notes:
+        say(("note: ", "cyan"), printable(note), prose=True)
 
 
 def print_problems(problems: Iterable[Problem]) -> None:

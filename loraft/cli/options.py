@@ -79,30 +79,24 @@ def _options_of(group: Any) -> dict[str, inspect.Parameter]:
     }
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a temperature; 0 is greedy, 1 is the model's own distribution.")
-    return value
+def refuse(*contradictions: tuple[object, str]) -> None:
+    """Refuse a command line by the first of these that is so."""
+    for is_so, why in contradictions:
+        if is_so:
+            raise typer.BadParameter(why)
 
 
-def _share(value: float | None) -> float | None:
-    if value is not None and not 0 < value <= 1:
-        raise typer.BadParameter(f"{value} is not above 0 and at most 1.")
-    return value
+def _must(holds: Callable[[Any], bool], otherwise: str) -> Callable[[Any], Any]:
+    """A check of a value that was given."""
+
+    def checked(value: Any) -> Any:
+        refuse((value is not None and not holds(value), otherwise.format(value)))
+        return value
+
+    return checked
 
 
-def _above_zero(value: float | None) -> float | None:
-    if value is not None and not 0 < value < math.inf:
-        raise typer.BadParameter(f"{value} is not above 0; 1 is no penalty, 1.1 a mild one.")
-    return value
-
-
-def _not_empty(values: list[str] | None) -> list[str] | None:
-    if "" in (values or ()):
-        raise typer.BadParameter("An empty text would end every answer before its first token.")
-    return values
-
-
+SHARE = _must(lambda share: 0 < share <= 1, "{} is not above 0 and at most 1.")
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")
 ]
@@ -133,8 +127,7 @@ class ConfigOptions:
         from loraft.config.schema_info import unused_keys
 
         config = load_config(Path(self.config), self.overrides or [])
-        for key, by in unused_keys(config):
-            print_note(f"{key} is not used by {by}")
+        print_note(*(f"{key} is not used by {by}" for key, by in unused_keys(config)))
         return config
 
 
@@ -163,18 +156,23 @@ class AnswerOptions:
     )
     target_lang: str | None = option("CODE", "The language that it answers in [default: as trained].")
     max_new_tokens: int | None = option("N", "The most tokens of an answer [default: saved].", min=1)
-    temperature: float | None = option("T", "0 is greedy [default: as saved].", min=0, callback=_finite)
-    top_p: float | None = option("P", "Sample among the likeliest that hold this probability.", callback=_share)
+    temperature: float | None = option(
+        "T", "0 is greedy [default: as saved].", min=0,
+        callback=_must(math.isfinite, "{} is not a temperature; 0 is greedy, 1 is the model's own distribution."),
+    )  # fmt: skip
+    top_p: float | None = option("P", "Sample among the likeliest that hold this probability.", callback=SHARE)
     top_k: int | None = option("K", "Sample among this many of the likeliest tokens.", min=1)
     min_p: float | None = option(
-        "P", "Sample among the tokens at least this share as likely as the likeliest.", callback=_share
+        "P", "Sample among the tokens at least this share as likely as the likeliest.", callback=SHARE
     )
     repetition_penalty: float | None = option(
-        "X", "Above 1, tokens that are there already become less likely; for greedy answers too.", callback=_above_zero
-    )
+        "X", "Above 1, tokens that are there already become less likely; for greedy answers too.",
+        callback=_must(lambda x: 0 < x < math.inf, "{} is not above 0; 1 is no penalty, 1.1 a mild one."),
+    )  # fmt: skip
     stop: list[str] | None = option(
-        "TEXT", "End the answer in front of this text; may be given several times.", callback=_not_empty
-    )
+        "TEXT", "End the answer in front of this text; may be given several times.",
+        callback=_must(lambda texts: "" not in texts, "An empty text would end every answer before its first token."),
+    )  # fmt: skip
     num_beams: int | None = option(
         "N", "Follow N answers at once and give the likeliest: beam search, without sampling.", min=1
     )
@@ -189,8 +187,7 @@ class AnswerOptions:
         Raises:
             typer.BadParameter: Nothing is named that could.
         """
-        if self.target is None and not self.adapter:
-            raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
+        refuse((self.target is None and not self.adapter, "Name a TARGET, or an --adapter that brings its base."))
         quantize = None
         if self.quantize:
             from loraft.config.sections import QuantizationSection

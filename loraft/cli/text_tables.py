@@ -66,14 +66,12 @@ def facts(title: str, rows: Document, *, label_width: int = 0) -> RenderableType
 
 def records(title: str, rows: Sequence[Document]) -> RenderableType:
     """A titled table, a row for each record; the columns are those of all records, numbers to the right."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
-    for key in columns:
-        is_number = all(isinstance(row.get(key), int | float | None) for row in rows)
-        table.add_column(label(key), justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(shown(key, row.get(key)) for key in columns))
-    return _titled(title, Padding(table, (0, 0, 0, 1)))
+    columns = {
+        key: all(isinstance(row.get(key), int | float | None) for row in rows)
+        for key in dict.fromkeys(key for row in rows for key in row)
+    }
+    cells = ([shown(key, row.get(key)) for key in columns] for row in rows)
+    return text_table(title, [(label(key), is_number) for key, is_number in columns.items()], cells)
 
 
 def text_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> RenderableType:

@@ -53,8 +53,7 @@ def chat(
         from loraft import api
 
         conversation = api.open_chat(model, options=asked.generation)
-    for note in conversation.notes:
-        print_note(note)
+    print_note(*conversation.notes)
     raise typer.Exit((_OnTerminal if sys.stdin.isatty() else _FromPipe)(conversation).run())
 
 

@@ -171,13 +171,7 @@ def _save(conversation: ChatSession, text: str) -> Iterator[str]:
 
 
 ACTIONS: Mapping[str, Callable[[ChatSession, str], Iterator[str]]] = {
-    "/help": _help,
-    "/system": _system,
-    "/reset": _reset,
-    "/undo": _undo,
-    "/adapter": _adapter,
-    "/set": _set,
-    "/save": _save,
+    f"/{action.__name__[1:]}": action for action in (_help, _system, _reset, _undo, _adapter, _set, _save)
 }
 """What every command does but the one that ends: it takes the conversation and what is written behind the command's
 name, and yields the lines to show."""

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.console import RenderableType
 
 from loraft.cli.console import print_json, print_result, waiting
 from loraft.cli.formatting import as_measure
-from loraft.cli.options import AnswerOptions, JsonOption, column_names, columns_option, flag, option
+from loraft.cli.options import AnswerOptions, JsonOption, column_names, columns_option, flag, option, refuse
 from loraft.cli.text_tables import facts, text_table
 from loraft.cli.views.progress import watching
 from loraft.config.choices import RowFormat
@@ -53,12 +52,17 @@ class MeasureOptions:
 
     def check(self) -> None:
         """Refuse options that contradict one another."""
-        if self.overwrite and self.output is None:
-            raise typer.BadParameter("--overwrite is about --output, and there is none.")
-        if self.metrics is not None and not self.metrics.strip(" ,"):
-            raise typer.BadParameter("--metrics names at least one; loss alone generates nothing.")
-        if self.data is None and (self.split, self.row_format, self.columns) != (None, None, None):
-            raise typer.BadParameter("--columns, --split and --format are about --data, and there is none.")
+        refuse(
+            (self.overwrite and self.output is None, "--overwrite is about --output, and there is none."),
+            (
+                self.metrics is not None and not self.metrics.strip(" ,"),
+                "--metrics names at least one; loss alone generates nothing.",
+            ),
+            (
+                self.data is None and (self.split, self.row_format, self.columns) != (None, None, None),
+                "--columns, --split and --format are about --data, and there is none.",
+            ),
+        )
 
 
 def evaluate(

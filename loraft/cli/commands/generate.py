@@ -13,7 +13,7 @@ import typer
 
 from loraft.cli.commands.generate_batch import PromptOptions, answer_compared, answer_file, answer_several
 from loraft.cli.console import print_json, print_note, print_result, printable, say, waiting
-from loraft.cli.options import AnswerOptions, JsonOption, flag
+from loraft.cli.options import AnswerOptions, JsonOption, flag, refuse
 from loraft.cli.views.trace_view import render_trace, visible
 from loraft.errors import InvalidInputError
 from loraft.grammar import counted
@@ -43,8 +43,7 @@ class WatchOptions:
 
     def check(self, *, many: bool) -> None:
         """Refuse to look at several answers."""
-        if self.layers and not self.trace:
-            raise typer.BadParameter("--layers tells more of a --trace: give both.")
+        refuse((self.layers and not self.trace, "--layers tells more of a --trace: give both."))
         if (self.trace or self.no_kv_cache) and many:
             name = "--trace" if self.trace else "--no-kv-cache"
             raise typer.BadParameter(f"{name} looks at the answer to one --prompt: not with --input or --compare.")
@@ -60,8 +59,7 @@ def generate(
     """
     model, options = asked.model, asked.generation
     given.check(asked.target)
-    if given.compare and asked.merge:
-        raise typer.BadParameter("--compare needs the base without its adapter, and --merge leaves none.")
+    refuse((given.compare and asked.merge, "--compare needs the base without its adapter, and --merge leaves none."))
     watch.check(many=given.compare or given.input is not None or len(given.prompt or ()) > 1)
     if given.input is not None:
         answer_file(model, options, given, as_json=as_json)
@@ -91,8 +89,7 @@ def _stream(
             layers=watch.layers,
             use_cache=not watch.no_kv_cache,
         )
-    for note in stream.notes:
-        print_note(note)
+    print_note(*stream.notes)
     with redirect_stdout(sys.stderr):
         pieces = (token.text for token in stream)
         if as_json or watch.trace:

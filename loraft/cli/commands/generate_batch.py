@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from loraft.cli.console import print_json, print_result, printable, waiting
 from loraft.cli.formatting import as_count
-from loraft.cli.options import flag, option
+from loraft.cli.options import flag, option, refuse
 from loraft.cli.text_tables import print_document
 from loraft.cli.views.progress import watching
 from loraft.inference.requests import GenerationRequest, ModelRequest
@@ -48,20 +47,18 @@ class PromptOptions:
     def check(self, target: str | None) -> None:
         """Refuse options that contradict one another."""
         prompt, from_file = self.prompt or [], self.input is not None
-        if target is not None and not prompt and not from_file:
-            raise typer.BadParameter(f"{target!r} is TARGET, the model: give what it answers by --prompt or --input.")
-        if bool(prompt) == from_file:
-            raise typer.BadParameter("Give either --prompt or --input.")
-        if from_file != (self.output is not None):
-            raise typer.BadParameter("--input and --output belong together.")
-        if self.compare and from_file:
-            raise typer.BadParameter("--compare answers each --prompt; it does not take --input.")
-        if self.overwrite and self.output is None:
-            raise typer.BadParameter("--overwrite is about --output, and there is none.")
-        if prompt.count("-") > 1:
-            raise typer.BadParameter("Standard input is one prompt: give -p - once.")
-        if self.prompt_column and not from_file:
-            raise typer.BadParameter("--prompt-column is about --input, and there is none.")
+        refuse(
+            (
+                target is not None and not prompt and not from_file,
+                f"{target!r} is TARGET, the model: give what it answers by --prompt or --input.",
+            ),
+            (bool(prompt) == from_file, "Give either --prompt or --input."),
+            (from_file != (self.output is not None), "--input and --output belong together."),
+            (self.compare and from_file, "--compare answers each --prompt; it does not take --input."),
+            (self.overwrite and self.output is None, "--overwrite is about --output, and there is none."),
+            (prompt.count("-") > 1, "Standard input is one prompt: give -p - once."),
+            (self.prompt_column and not from_file, "--prompt-column is about --input, and there is none."),
+        )
 
 
 def answer_several(

@@ -64,8 +64,7 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
             row_format=given.row_format,
             overwrite=given.overwrite,
         )
-    for note in started.notes:
-        print_note(note)
+    print_note(*started.notes)
     if as_json:
         print_json(started.as_dict())
         return

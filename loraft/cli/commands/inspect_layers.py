@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from loraft.cli.console import print_json, print_note, print_result, waiting
-from loraft.cli.options import AnswerOptions, JsonOption, flag, option
+from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
 from loraft.cli.views.layers_view import layers_view
 
 if TYPE_CHECKING:
@@ -36,8 +34,7 @@ def inspect_layers(
     each linear module and what LoRA would train there. Of an adapter how far each module moved; of two how alike they
     are. No weights are loaded: a config alone will do.
     """
-    if of.target is None and not of.adapter:
-        raise typer.BadParameter("Name a TARGET, or an --adapter.")
+    refuse((of.target is None and not of.adapter, "Name a TARGET, or an --adapter."))
     section = _lora(show.lora)
     with waiting("looking into the model"):
         from loraft.inspection.layers_report import (
@@ -49,8 +46,7 @@ def inspect_layers(
     if as_json:
         print_json(document)
         return
-    for note in report.notes:
-        print_note(note)
+    print_note(*report.notes)
     print_result(*layers_view(document, every=show.every))
 
 

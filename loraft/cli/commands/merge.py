@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import typer
-
 from loraft.cli.console import print_json, print_note, print_result, waiting
-from loraft.cli.options import JsonOption, argument, flag, option
+from loraft.cli.options import JsonOption, argument, flag, option, refuse
 from loraft.cli.text_tables import facts, print_try_it
 from loraft.cli.views.progress import watching
 from loraft.config.choices import TASK_OF_GROUP
@@ -48,8 +46,7 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
     they differ too much, OUT does not appear and the exit code is 3. OUT loads in transformers and in servers, and is a
     TARGET like any other.
     """
-    if given.target is None and not given.adapter:
-        raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
+    refuse((given.target is None and not given.adapter, "Name a TARGET, or an --adapter that brings its base."))
     target, out = _places(given.target, given.out, given.adapter)
     with waiting("loading libraries"):
         from loraft import api
@@ -66,8 +63,7 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
             overwrite=given.overwrite,
             observer=view,
         )
-    for warning in report.warnings:
-        print_note(warning)
+    print_note(*report.warnings)
     if as_json:
         print_json({"out": report.out, **report.as_dict()})
     else:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from loraft.cli.console import print_json, print_result, waiting
-from loraft.cli.options import AnswerOptions, JsonOption, flag, option
+from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
 from loraft.cli.text_tables import print_document, text_table
 from loraft.cli.views.progress import watching
 from loraft.errors import Interrupted, InvalidInputError
@@ -39,18 +39,20 @@ class TextOptions:
     def check(self, target: str | None) -> None:
         """Refuse options that contradict one another."""
         first, second = _one("--text", self.text), _one("--text-pair", self.text_pair)
-        if target is not None and first is None and self.input is None:
-            raise typer.BadParameter(f"{target!r} is TARGET, the model: give what it classifies by --text or --input.")
-        if (first is None) == (self.input is None):
-            raise typer.BadParameter("Give either --text or --input.")
-        if second is not None and first is None:
-            raise typer.BadParameter("--text-pair stands beside --text.")
-        if self.input is None and self.output is not None:
-            raise typer.BadParameter("--output is about --input, and there is none.")
-        if self.overwrite and self.output is None:
-            raise typer.BadParameter("--overwrite is about --output, and there is none.")
-        if self.input is None and (self.text_column or self.pair_column):
-            raise typer.BadParameter("--text-column and --pair-column are about --input, and there is none.")
+        refuse(
+            (
+                target is not None and first is None and self.input is None,
+                f"{target!r} is TARGET, the model: give what it classifies by --text or --input.",
+            ),
+            ((first is None) == (self.input is None), "Give either --text or --input."),
+            (second is not None and first is None, "--text-pair stands beside --text."),
+            (self.input is None and self.output is not None, "--output is about --input, and there is none."),
+            (self.overwrite and self.output is None, "--overwrite is about --output, and there is none."),
+            (
+                self.input is None and (self.text_column or self.pair_column),
+                "--text-column and --pair-column are about --input, and there is none.",
+            ),
+        )
 
 
 def predict(

@@ -44,8 +44,7 @@ def preview(given: ConfigOptions, show: PreviewOptions, as_json: JsonOption = Fa
         from loraft.inspection.row_preview import preview_rows  # and not loraft.api: training's libraries take seconds
 
         seen = preview_rows(config, count=show.count, split=show.split, places=show.row or ())
-    for note in seen.notes:
-        print_note(note)
+    print_note(*seen.notes)
     if html is not None:
         write_page(seen, html, path.name)
     if as_json:

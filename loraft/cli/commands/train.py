@@ -6,10 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import typer
-
 from loraft.cli.console import print_json, print_note, waiting
-from loraft.cli.options import ConfigOptions, JsonOption, flag
+from loraft.cli.options import ConfigOptions, JsonOption, flag, refuse
 from loraft.cli.text_tables import print_document, print_try_it
 from loraft.cli.views.progress import watching
 
@@ -28,8 +26,12 @@ def train(given: ConfigOptions, begin: BeginningOptions, as_json: JsonOption = F
 
     Progress goes to standard error, the result to standard output. Ctrl-C saves the state; --resume goes on.
     """
-    if begin.overwrite and (begin.resume or begin.resume_anyway):
-        raise typer.BadParameter("--overwrite begins anew and --resume goes on: choose one.")
+    refuse(
+        (
+            begin.overwrite and (begin.resume or begin.resume_anyway),
+            "--overwrite begins anew and --resume goes on: choose one.",
+        )
+    )
     config = given.read()
     with waiting("loading libraries"):
         from loraft import api
@@ -70,8 +72,7 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
         from loraft import api
 
         report = api.check(config, name=given.name, verbose=told.verbose)
-    for note in report.notes:
-        print_note(note)
+    print_note(*report.notes)
     if as_json:
         print_json(report.as_dict())
     else:
