@@ -16,9 +16,9 @@ import typer
 from loraft.cli.commands.chat_commands import ACTIONS, COMMANDS, ChatCommand, parse_line, setting_names
 from loraft.cli.commands.chat_terminal import first_interrupt_noted, line_editing, read_line
 from loraft.cli.console import print_message, print_note, print_problems, printable, say, waiting
-from loraft.cli.formatting import as_count
 from loraft.cli.interrupts import pass_on_unless_ctrl_c
 from loraft.cli.options import AnswerOptions, option
+from loraft.cli.text_tables import as_count
 from loraft.errors import DataError, InvalidInputError, OutOfMemoryError
 from loraft.grammar import counted
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from rich.console import RenderableType
 
 from loraft.cli.console import print_json, print_result, waiting
-from loraft.cli.formatting import as_measure
 from loraft.cli.options import AnswerOptions, JsonOption, column_names, columns_option, flag, option, refuse
-from loraft.cli.text_tables import facts, text_table
+from loraft.cli.text_tables import as_measure, facts, text_table
 from loraft.cli.views.progress import watching
 from loraft.config.choices import RowFormat
 from loraft.inference.requests import GenerationRequest
@@ -52,16 +51,12 @@ class MeasureOptions:
 
     def check(self) -> None:
         """Refuse options that contradict one another."""
+        none_named = self.metrics is not None and not self.metrics.strip(" ,")
+        of_no_data = self.data is None and (self.split, self.row_format, self.columns) != (None, None, None)
         refuse(
             (self.overwrite and self.output is None, "--overwrite is about --output, and there is none."),
-            (
-                self.metrics is not None and not self.metrics.strip(" ,"),
-                "--metrics names at least one; loss alone generates nothing.",
-            ),
-            (
-                self.data is None and (self.split, self.row_format, self.columns) != (None, None, None),
-                "--columns, --split and --format are about --data, and there is none.",
-            ),
+            (none_named, "--metrics names at least one; loss alone generates nothing."),
+            (of_no_data, "--columns, --split and --format are about --data, and there is none."),
         )
 
 

@@ -9,8 +9,6 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, TextIO
 
-import typer
-
 from loraft.cli.commands.generate_batch import PromptOptions, answer_compared, answer_file, answer_several
 from loraft.cli.console import print_json, print_note, print_result, printable, say, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, refuse
@@ -20,7 +18,6 @@ from loraft.grammar import counted
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
-    from loraft.api import Answering
     from loraft.inference.cache_comparison import CacheComparison, Speed
     from loraft.inference.completion import Completion, Finish
 
@@ -44,9 +41,9 @@ class WatchOptions:
     def check(self, *, many: bool) -> None:
         """Refuse to look at several answers."""
         refuse((self.layers and not self.trace, "--layers tells more of a --trace: give both."))
-        if (self.trace or self.no_kv_cache) and many:
-            name = "--trace" if self.trace else "--no-kv-cache"
-            raise typer.BadParameter(f"{name} looks at the answer to one --prompt: not with --input or --compare.")
+        name = "--trace" if self.trace else "--no-kv-cache"
+        why = f"{name} looks at the answer to one --prompt: not with --input or --compare."
+        refuse((many and (self.trace or self.no_kv_cache), why))
 
 
 def generate(
@@ -96,32 +93,20 @@ def _stream(
             deque(pieces, maxlen=0)
         else:
             _write(pieces, answers)
-    compared = _with_cache(stream)
+    compared = None
+    if stream.with_cache is not None:
+        with waiting("the same answer, with the cache"):
+            compared = stream.with_cache()
     if as_json:
-        print_json(_document(stream, compared))
+        traced = {} if stream.trace is None else {"trace": stream.trace.as_dict()}
+        both = {} if compared is None else {"no_kv_cache": compared.as_dict()}
+        print_json({**asdict(stream.completion), **traced, **both})
         return
     if stream.trace is not None:
         print_result(*render_trace(stream.trace, stream.completion))
     _tell_end(stream.completion, stream.ending)
     if compared is not None:
         _tell_comparison(compared)
-
-
-def _with_cache(stream: Answering) -> CacheComparison | None:
-    """The same answer again with a cache, where that is to be compared."""
-    if stream.with_cache is None:
-        return None
-    with waiting("the same answer, with the cache"):
-        return stream.with_cache()
-
-
-def _document(stream: Answering, compared: CacheComparison | None) -> dict[str, object]:
-    document: dict[str, object] = asdict(stream.completion)
-    if stream.trace is not None:
-        document["trace"] = stream.trace.as_dict()
-    if compared is not None:
-        document["no_kv_cache"] = compared.as_dict()
-    return document
 
 
 def _prompt_texts(prompts: list[str]) -> list[str]:

@@ -14,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from loraft.cli.console import print_json, print_result, printable, waiting
-from loraft.cli.formatting import as_count
 from loraft.cli.options import flag, option, refuse
-from loraft.cli.text_tables import print_document
+from loraft.cli.text_tables import as_count, print_document
 from loraft.cli.views.progress import watching
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
@@ -46,18 +45,16 @@ class PromptOptions:
 
     def check(self, target: str | None) -> None:
         """Refuse options that contradict one another."""
-        prompt, from_file = self.prompt or [], self.input is not None
+        prompt, file, out = self.prompt or [], self.input is not None, self.output is not None
+        unasked = f"{target!r} is TARGET, the model: give what it answers by --prompt or --input."
         refuse(
-            (
-                target is not None and not prompt and not from_file,
-                f"{target!r} is TARGET, the model: give what it answers by --prompt or --input.",
-            ),
-            (bool(prompt) == from_file, "Give either --prompt or --input."),
-            (from_file != (self.output is not None), "--input and --output belong together."),
-            (self.compare and from_file, "--compare answers each --prompt; it does not take --input."),
-            (self.overwrite and self.output is None, "--overwrite is about --output, and there is none."),
+            (target is not None and not prompt and not file, unasked),
+            (bool(prompt) == file, "Give either --prompt or --input."),
+            (file != out, "--input and --output belong together."),
+            (self.compare and file, "--compare answers each --prompt; it does not take --input."),
+            (self.overwrite and not out, "--overwrite is about --output, and there is none."),
             (prompt.count("-") > 1, "Standard input is one prompt: give -p - once."),
-            (self.prompt_column and not from_file, "--prompt-column is about --input, and there is none."),
+            (self.prompt_column and not file, "--prompt-column is about --input, and there is none."),
         )
 
 

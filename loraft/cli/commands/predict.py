@@ -9,8 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import typer
-
 from loraft.cli.console import print_json, print_result, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
 from loraft.cli.text_tables import print_document, text_table
@@ -39,19 +37,15 @@ class TextOptions:
     def check(self, target: str | None) -> None:
         """Refuse options that contradict one another."""
         first, second = _one("--text", self.text), _one("--text-pair", self.text_pair)
+        file, out, names = self.input is not None, self.output is not None, self.text_column or self.pair_column
+        unasked = f"{target!r} is TARGET, the model: give what it classifies by --text or --input."
         refuse(
-            (
-                target is not None and first is None and self.input is None,
-                f"{target!r} is TARGET, the model: give what it classifies by --text or --input.",
-            ),
-            ((first is None) == (self.input is None), "Give either --text or --input."),
+            (target is not None and first is None and not file, unasked),
+            ((first is not None) == file, "Give either --text or --input."),
             (second is not None and first is None, "--text-pair stands beside --text."),
-            (self.input is None and self.output is not None, "--output is about --input, and there is none."),
-            (self.overwrite and self.output is None, "--overwrite is about --output, and there is none."),
-            (
-                self.input is None and (self.text_column or self.pair_column),
-                "--text-column and --pair-column are about --input, and there is none.",
-            ),
+            (out and not file, "--output is about --input, and there is none."),
+            (self.overwrite and not out, "--overwrite is about --output, and there is none."),
+            (names and not file, "--text-column and --pair-column are about --input, and there is none."),
         )
 
 
@@ -80,10 +74,9 @@ def predict(
         _print_rows(model, given, as_json=as_json)
 
 
-def _one(option: str, values: list[str] | None) -> str | None:
+def _one(name: str, values: list[str] | None) -> str | None:
     """The one value of an option; of several the last would win, and the others be lost without a word."""
-    if values is not None and len(values) > 1:
-        raise typer.BadParameter(f"{option} is one text; many go into a file, with --input and --output.")
+    refuse((len(values or ()) > 1, f"{name} is one text; many go into a file, with --input and --output."))
     return values[0] if values else None
 
 

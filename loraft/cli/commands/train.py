@@ -26,12 +26,8 @@ def train(given: ConfigOptions, begin: BeginningOptions, as_json: JsonOption = F
 
     Progress goes to standard error, the result to standard output. Ctrl-C saves the state; --resume goes on.
     """
-    refuse(
-        (
-            begin.overwrite and (begin.resume or begin.resume_anyway),
-            "--overwrite begins anew and --resume goes on: choose one.",
-        )
-    )
+    goes_on = begin.resume or begin.resume_anyway
+    refuse((begin.overwrite and goes_on, "--overwrite begins anew and --resume goes on: choose one."))
     config = given.read()
     with waiting("loading libraries"):
         from loraft import api
@@ -41,7 +37,7 @@ def train(given: ConfigOptions, begin: BeginningOptions, as_json: JsonOption = F
         result = api.train(
             config,
             name=given.name,
-            resume=begin.resume or begin.resume_anyway,
+            resume=goes_on,
             resume_anyway=begin.resume_anyway,
             overwrite=begin.overwrite,
             observer=view,

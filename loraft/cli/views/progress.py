@@ -17,8 +17,8 @@ from rich.live import Live
 from rich.text import Text
 
 from loraft.cli.console import console_on, printable
-from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
 from loraft.cli.standard_output import forget
+from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
 from loraft.events import Event, Note, Progress
 from loraft.grammar import counted
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged

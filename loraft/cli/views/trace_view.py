@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loraft.cli.console import printable
-from loraft.cli.formatting import as_bytes, as_count
+from loraft.cli.text_tables import as_bytes, as_count
 
 if TYPE_CHECKING:
     from loraft.inference.completion import Completion
