@@ -62,7 +62,7 @@ def facts(title: str, rows: Document, *, label_width: int = 0) -> RenderableType
             grid.add_row(f"  {label(key)}", shown(f"{key}_bytes", value), _bar(value, rows.get("peak_bytes")))
         else:
             grid.add_row(f"  {label(key)}", shown(key, value))
-    return _titled(title, grid)
+    return titled(title, grid)
 
 
 def records(title: str, rows: Sequence[Document]) -> RenderableType:
@@ -82,7 +82,7 @@ def text_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[st
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    return _titled(title, Padding(table, (0, 0, 0, 1)))
+    return titled(title, table, indent=1)
 
 
 def print_try_it(task: TaskName, target: str) -> None:
@@ -123,11 +123,11 @@ def _section(title: str, part: Document, width: int) -> Iterable[RenderableType]
             yield records(f"{label(title)}: {label(key)}", rows)
 
 
-def _titled(title: str, body: RenderableType) -> RenderableType:
+def titled(title: str, body: RenderableType, *, indent: int = 0) -> RenderableType:
+    """A body below its title, and an empty line below it."""
     frame = Table.grid()
     frame.add_row(Text(title, style="bold"))
-    frame.add_row(body)
-    frame.add_row("")
+    frame.add_row(Padding(body, (0, 0, 1, indent)))
     return frame
 
 

@@ -6,12 +6,12 @@ It needs the tokenizer and the data, and loads no weight.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import RunConfig
@@ -232,18 +232,16 @@ class _Sight:
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
         self._pieces = Pieces(tokenizer)
-        self._special = _special_ids(tokenizer)
+        added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self._special = {*added, *tokenizer.all_special_ids}
         self._task = task
         self._labels = data.renderer.labels
 
     def rows(self, examples: Sequence[Example], count: int) -> Iterator[SeenRow]:
         """The first `count` rows, pieces of a split one told apart."""
-        whole: dict[str, int] = {}
-        for example in examples:
-            whole[example.where] = whole.get(example.where, 0) + 1
-        seen: dict[str, int] = {}
+        whole, seen = Counter(example.where for example in examples), Counter[str]()
         for example in examples[:count]:
-            seen[example.where] = seen.get(example.where, 0) + 1
+            seen[example.where] += 1
             piece = (seen[example.where], whole[example.where]) if whole[example.where] > 1 else None
             yield self.row(example, piece)
 
@@ -266,11 +264,6 @@ class _Sight:
         each = zip(span.ids, self._pieces.row(span.ids), span.trained, of_texts, strict=True)
         tokens = tuple(SeenToken(i, text, on, i in self._special, of) for i, text, on, of in each)
         return RowPart(span.name, tokens)
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | set(tokenizer.all_special_ids))
 
 
 def _special_in(rows: Sequence[SeenRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[SpecialToken]:
@@ -303,18 +296,15 @@ def _first_batches(config: RunConfig, data: PreparedData) -> tuple[list[list[Exa
 def _batch(task: Task, examples: Sequence[Example], layout: BatchLayout) -> SeenBatch:
     """A batch as it is laid for the model."""
     laid = task.collate(examples, layout)
-    shapes = [_shape(laid.input_ids)] + ([_shape(laid.labels)] if examples[0].target_tokens else [])
+    lines = (laid.input_ids, laid.labels) if examples[0].target_tokens else (laid.input_ids,)
+    shapes = [(each.shape[0], each.shape[1]) for each in lines]
     return SeenBatch(
         rows=tuple(BatchRow(e.where, len(e.input_ids), e.target_tokens or None) for e in examples),
         shape=shapes[0],
         target_shape=shapes[1] if len(shapes) > 1 else None,
         trained=laid.targets,
-        padding=sum(lines * time for lines, time in shapes) - laid.tokens,
+        padding=sum(count * time for count, time in shapes) - laid.tokens,
     )
-
-
-def _shape(lines: Tensor) -> tuple[int, int]:
-    return lines.shape[0], lines.shape[1]
 
 
 def _at(place: str, config: RunConfig, split: Split, data: PreparedData, sight: _Sight) -> list[SeenRow]:

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from loraft.cli.console import print_json, print_result, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, column_names, columns_option, flag, option, refuse
-from loraft.cli.text_tables import as_measure, facts, text_table
+from loraft.cli.text_tables import as_measure, facts, label, text_table
 from loraft.cli.views.progress import watching
 from loraft.config.choices import RowFormat
 from loraft.inference.requests import GenerationRequest
@@ -134,7 +134,7 @@ def _figures(found: Evaluation) -> RenderableType:
         apart = found.differences[name]
         interval = f"{_figure(name, apart.low, signed=True)} to {_figure(name, apart.high, signed=True)}"
         difference = _figure(name, apart.difference, signed=True)
-        rows.append([_label(name), _figure(name, base.figures[name]), _figure(name, value), difference, interval])
+        rows.append([label(name), _figure(name, base.figures[name]), _figure(name, value), difference, interval])
     return text_table("figures", columns, rows)
 
 
@@ -142,8 +142,8 @@ def _confusion(found: Confusion) -> RenderableType:
     """The matrix where it fits a screen; else which classes were most often taken for which."""
     labels = found.labels
     if len(labels) <= MOST_CLASSES:
-        rows = [[label, *(f"{count:,}" for count in row)] for label, row in zip(labels, found.matrix, strict=True)]
-        return text_table("rows by class", [("is ╲ told", False), *((label, True) for label in labels)], rows)
+        rows = [[name, *(f"{count:,}" for count in row)] for name, row in zip(labels, found.matrix, strict=True)]
+        return text_table("rows by class", [("is ╲ told", False), *((name, True) for name in labels)], rows)
     mistakes = sorted(
         (
             (count, labels[right], labels[told])
@@ -169,7 +169,3 @@ def _figure(name: str, value: float, *, signed: bool = False) -> str:
     if name in OF_A_HUNDRED:
         return f"{sign}{value:.2f}"
     return f"{sign}{100 * value:.2f} %"
-
-
-def _label(name: str) -> str:
-    return name.replace("_", " ")
