@@ -11,27 +11,48 @@ from typing import TYPE_CHECKING
 from loraft.version import __version__
 
 if TYPE_CHECKING:
-    from loraft.api import check, evaluate, generate, merge, train
+    from loraft.api import (
+        answer_file,
+        check,
+        compare,
+        complete,
+        evaluate,
+        generate,
+        inspect_layers,
+        load,
+        merge,
+        open_chat,
+        predict,
+        predict_file,
+        preview,
+        train,
+    )
     from loraft.config.config_file import load_config
     from loraft.config.schema import RunConfig
+    from loraft.errors import Interrupted, InvalidInputError, LoraftError, RunError
+    from loraft.inference.requests import GenerationRequest, ModelRequest
+    from loraft.models.sources import resolve
 
-__all__ = ["RunConfig", "__version__", "check", "evaluate", "generate", "load_config", "merge", "train"]
+__all__ = [
+    "GenerationRequest", "Interrupted", "InvalidInputError", "LoraftError", "ModelRequest", "RunConfig", "RunError",
+    "__version__", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "load",
+    "load_config", "merge", "open_chat", "predict", "predict_file", "preview", "resolve", "train",
+]  # fmt: skip
 
 HOMES = {
     "RunConfig": "loraft.config.schema",
-    "check": "loraft.api",
-    "evaluate": "loraft.api",
-    "generate": "loraft.api",
     "load_config": "loraft.config.config_file",
-    "merge": "loraft.api",
-    "train": "loraft.api",
+    "resolve": "loraft.models.sources",
+    **dict.fromkeys(("GenerationRequest", "ModelRequest"), "loraft.inference.requests"),
+    **dict.fromkeys(("Interrupted", "InvalidInputError", "LoraftError", "RunError"), "loraft.errors"),
 }
+"""Where public names are that are no verbs; those are in `loraft.api`."""
 
 
 def __getattr__(name: str) -> object:
-    if name not in HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(HOMES[name]), name)
+    value: object = getattr(import_module(HOMES.get(name, "loraft.api")), name)
     globals()[name] = value
     return value
 

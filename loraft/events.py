@@ -31,3 +31,7 @@ class Progress(Event):
 
 
 Observer = Callable[[Event], None]
+
+
+def ignored(_: object) -> None:
+    """The observer of a caller who has none."""

@@ -31,6 +31,11 @@ def printable(text: str) -> str:
     return text.translate(VISIBLE_CONTROLS)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8: what a terminal or a pipe gave may be bytes of something else."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 class LenientConsole(Console):
     """A console that leaves it to the caller what a lost reader means; rich itself would end the process."""
 

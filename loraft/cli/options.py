@@ -141,8 +141,7 @@ class AnswerOptions:
         default=None,
     )
     adapter: list[str] | None = option(
-        "[NAME=]DIR",
-        "An adapter (folder, run, Hub id), by a name where there are several; alone, it brings its base.",
+        "[NAME=]DIR", "An adapter (folder, run, Hub id), by a name where there are several; alone, it brings its base."
     )
     base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
     quantize: Literal["nf4", "fp4"] | None = option(None, "Store the base in 4 bits [default: as in training].")

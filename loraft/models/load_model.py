@@ -85,12 +85,11 @@ def load_model(
         OutOfMemoryError: The device is too small for the weights.
     """
     handle = ModelHandle.of(model)
-    section, folder = handle.section, handle.folder
-    config = read_config(folder, section.attn_implementation, among, labels)
+    folder = handle.folder
+    config = read_config(folder, handle.section.attn_implementation, among, labels)
     family = spec_of(config.model_type, among)
     check_dtype(family, placement.dtype)
-    new = missing_head_modules(folder, config, family) if labels else ()
-    skeleton = meta_model(config)
+    new, skeleton = missing_head_modules(folder, config, family) if labels else (), meta_model(config)
     check_weights(folder, drop_modules(new, expected_tensors(skeleton)))
     refuse_altered(folder, is_weights, ModelError)
     tokenizer, notes = _tokenizer(handle, config)
@@ -108,7 +107,7 @@ def load_model(
         family=family,
         placement=placement,
         folder=folder,
-        name=section.name_or_path,
+        name=handle.section.name_or_path,
         fingerprint=fingerprint(folder),
         notes=(*placement.notes, *notes),
         new_modules=new,

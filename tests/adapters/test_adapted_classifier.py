@@ -91,6 +91,7 @@ def test_c20_the_cards_code_loads_an_adapter_on_a_base_with_another_head(tmp_pat
     torch.testing.assert_close(scores(adapted, opened), theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow_after(7)
 @pytest.mark.parametrize("model_type", list(CLASSIFIERS))
 def test_c20_new_modules_are_those_that_transformers_reports(tmp_path: Path, model_type: str) -> None:
     """C20: what transformers says that it made up is what is trained as new, for every family."""
@@ -150,6 +151,7 @@ def test_the_head_begins_as_a_function_of_the_seed(tmp_path: Path) -> None:
     assert 0.005 < starts[0].std() < 0.05
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("model_type", SOME)
 def test_the_head_is_not_quantized(tmp_path: Path, model_type: str) -> None:
     from bitsandbytes.nn.modules import Linear4bit

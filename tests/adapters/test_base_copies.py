@@ -38,6 +38,7 @@ def adapter_of_peft(folder: Path, *targets: str, tied: bool = False, grown: int 
     return model.eval()
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("targets", [[HEAD], [EMBEDDING], [HEAD, EMBEDDING]])
 def test_it_is_loaded_and_merged_where_the_weight_is_the_bases(tmp_path: Path, targets: list[str], tied: bool) -> None:

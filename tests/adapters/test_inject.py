@@ -20,6 +20,7 @@ from tests.adapters.setting import FACTS, IDS, Rendering, disturb, logits, run_c
 from tests.tiny import TINY_MODEL_TYPES
 
 
+@pytest.mark.slow_after(7)
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_every_family_is_adapted_where_its_row_says(tmp_path: Path, model_type: str) -> None:
     loaded = tiny_loaded(tmp_path, model_type)

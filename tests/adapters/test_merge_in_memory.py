@@ -32,6 +32,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_c27_merged_is_adapted(tmp_path: Path, shape: str) -> None:
     kind, lora = SHAPES[shape]

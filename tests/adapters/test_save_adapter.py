@@ -54,6 +54,7 @@ def saved(folder: Path, model_type: str = "llama", **lora: object) -> tuple[Adap
     return adapted, folder / "adapter"
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own use of it
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_three_lines_of_peft_give_the_same_logits(tmp_path: Path, shape: str) -> None:
@@ -67,6 +68,7 @@ def test_the_three_lines_of_peft_give_the_same_logits(tmp_path: Path, shape: str
     assert not torch.allclose(logits(model), plain, atol=1e-2), "the adapter has an effect"
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_load_adapter_gives_the_same_logits(tmp_path: Path, shape: str) -> None:
     model_type, lora = SHAPES[shape]
@@ -336,6 +338,7 @@ def test_c28_a_name_that_could_be_a_path_is_refused(tmp_path: Path, name: str) -
         load_adapter(tiny_loaded(tmp_path / "base"), tmp_path, name=name)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("name", ["a", "lora", "default", "mine-2_b"])
 def test_c28_any_other_name_is_taken(tmp_path: Path, name: str) -> None:
     adapted, folder = saved(tmp_path)

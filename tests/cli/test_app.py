@@ -74,6 +74,7 @@ def test_a_slip_of_the_hand_is_refused_with_a_hint(loraft: Loraft, arguments: li
     wording(result.stderr)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     "arguments",
     [

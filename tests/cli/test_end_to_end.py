@@ -132,6 +132,7 @@ def test_a_stream_is_checked_and_trained_on(place: Path) -> None:
     assert "a share of the rows cannot be held out" in refusal
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize(
     "words",
     [

@@ -45,6 +45,7 @@ def place(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "place"
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("target", ["run", "c.yaml", "run/adapter", "run/checkpoints/step-000004"])
 def test_a_run_is_measured_on_its_own_held_out_rows(place: Path, target: str) -> None:
     """The loss is that which training logged last."""

@@ -54,6 +54,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 CELLS = [(task, method, form) for task, method in product(get_args(TaskName), METHODS) for form in TASKS[task].formats]
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize(("task", "method", "row_format"), CELLS)
 def test_every_task_method_and_format_gives_a_config_that_loads(
     here: Path, task: TaskName, method: Method, row_format: RowFormat
@@ -149,6 +150,7 @@ def test_columns_that_rows_may_have_besides_are_not_lost(
     assert "nothing is read from category" in result.stderr
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("column", ["messages", "conversations", "conversation"])
 @pytest.mark.parametrize("keys", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
 def test_turns_of_either_kind_pass_check_in_any_column(here: Path, column: str, keys: tuple[str, ...]) -> None:

@@ -95,6 +95,7 @@ def test_a_config_says_what_lora_is_counted_for(here: Path) -> None:
     )
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     ("lora", "message"),
     [

@@ -104,15 +104,15 @@ def test_sigusr1_saves_and_the_run_goes_on(place: Path) -> None:
 
 
 def test_sigusr1_before_the_first_step_is_granted_after_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loraft import api
+    from loraft.api import runs
 
-    load = api.plan_run
+    load = runs.plan_run
 
     def asked(config: object) -> object:
         os.kill(os.getpid(), signal.SIGUSR1)
         return load(config)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(api, "plan_run", asked)
+    monkeypatch.setattr(runs, "plan_run", asked)
     with running(place, *ENDLESS) as run:
         run.wait_for(run.checkpoints)
         assert run.checkpoints() == ["step-000001"]

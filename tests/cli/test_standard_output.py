@@ -118,6 +118,7 @@ def test_a_process_of_its_own_says_it_once_and_ends_with_3() -> None:
     )
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("words", [["schema"], ["--help"], ["--version"], ["train", "--help"]])
 def test_a_reader_who_has_gone_is_no_error(words: list[str]) -> None:
     left = f"{sys.executable} -m loraft {' '.join(words)} | true; exit ${{PIPESTATUS[0]}}"

@@ -101,6 +101,7 @@ def test_a_stopped_run_goes_on_to_the_weights_of_a_run_that_was_not_stopped(plac
         assert torch.allclose(weights[name], tensor, rtol=0, atol=1e-6), name
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generate_takes_the_same_tokens(place: Path, name: str) -> None:
     told = now(place, "generate", GENERATORS[name], *PROMPT, "--temperature", "0")
@@ -127,6 +128,7 @@ def test_evaluate_measures_the_same(place: Path, name: str) -> None:
     )
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("name", TARGETS)
 def test_inspect_layers_finds_the_same(place: Path, name: str) -> None:
     """The parts of the model, what LoRA trained there, and how far each module moved."""

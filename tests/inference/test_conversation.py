@@ -74,6 +74,7 @@ def fresh(conversation: ChatSession, text: str) -> tuple[int, ...]:
     return said(other, text)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom", "mistral", "gemma2", "cohere2", "gpt_neox"])
 def test_each_turn_reads_only_what_is_new_and_answers_as_a_fresh_reading(tmp_path: Path, model_type: str) -> None:
     """Float32, token for token; sliding windows of 8 tokens, learned positions and ALiBi among them."""

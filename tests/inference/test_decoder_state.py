@@ -40,6 +40,7 @@ def test_c36_reading_in_pieces_is_reading_at_once(model_type: str) -> None:
     torch.testing.assert_close(again.read(torch.tensor([ROW[5:]]))[0], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow_after(14)
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_c35_a_padded_row_reads_as_it_does_alone(model_type: str, use_cache: bool) -> None:

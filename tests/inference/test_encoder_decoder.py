@@ -109,6 +109,7 @@ def test_what_the_encoder_read_takes_no_position_of_the_decoder() -> None:
         answer(model, [5] * 17)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("model_type", TYPES)
 def test_an_answer_that_must_end_at_its_limit_is_that_of_transformers(model_type: str) -> None:
     """BART's and Marian's forced_eos_token_id: the last token that the limit allows is the end, and no other."""
@@ -136,6 +137,7 @@ def test_beams_are_those_of_transformers(model_type: str, last: tuple[int, ...])
         assert list(found.token_ids) == expected
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("model_type", TYPES)
 def test_sampled_answers_do_not_depend_on_their_neighbours(model_type: str) -> None:
     """Row n of a batch draws from seed + n, from the distribution that it would have alone."""

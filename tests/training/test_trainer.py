@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from loraft import api
+from loraft.api import runs
 from loraft.errors import DataError, DiskFullError, Interrupted, RunError, RunFolderError
 from loraft.events import Event, Note
 from loraft.training import evaluate_run as evaluating
@@ -300,7 +301,7 @@ def test_a_signal_between_sample_prompts_leaves_the_evaluation_owed(
         return lambda _: os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(api, "_answerer", stopping)
+        patched.setattr(runs, "_answerer", stopping)
         with pytest.raises(Interrupted, match="stopped at step 3 of 7"):
             api.train(config_of(tmp_path, "stopped", **prompts))
     again = api.train(config_of(tmp_path, "stopped", **prompts), resume=True)

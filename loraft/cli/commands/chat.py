@@ -15,7 +15,7 @@ import typer
 
 from loraft.cli.commands.chat_commands import ACTIONS, COMMANDS, ChatCommand, parse_line, setting_names
 from loraft.cli.commands.chat_terminal import first_interrupt_noted, line_editing, read_line
-from loraft.cli.console import print_message, print_note, print_problems, printable, say, waiting
+from loraft.cli.console import is_unicode, print_message, print_note, print_problems, printable, say, waiting
 from loraft.cli.interrupts import pass_on_unless_ctrl_c
 from loraft.cli.options import AnswerOptions, option
 from loraft.cli.text_tables import as_count
@@ -50,9 +50,9 @@ def chat(
     """
     model = asked.model
     with waiting("loading libraries and model"):
-        from loraft import api
+        from loraft.api import open_chat
 
-        conversation = api.open_chat(model, options=asked.generation)
+        conversation = open_chat(model, options=asked.generation)
     print_note(*conversation.notes)
     raise typer.Exit((_OnTerminal if sys.stdin.isatty() else _FromPipe)(conversation).run())
 
@@ -71,7 +71,9 @@ class _FromPipe:
             if not line.strip():
                 continue
             try:
-                meant = parse_line(_text(line.strip()))
+                if not is_unicode(line):
+                    raise InvalidInputError("the message is not UTF-8 text")
+                meant = parse_line(line.strip())
                 if isinstance(meant, str):
                     self._answer(meant)
                 elif meant.name == "/quit":
@@ -191,11 +193,3 @@ def _pieces(reply: ChatStream) -> Iterator[str]:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _text(line: str) -> str:
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidInputError("the message is not UTF-8 text") from error
-    return line

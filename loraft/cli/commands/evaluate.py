@@ -75,7 +75,7 @@ def evaluate(
     given.check()
     names = column_names(given.columns) or {}
     with waiting("loading libraries"):
-        from loraft import api
+        from loraft.api import evaluate as measure
         from loraft.config.sections import DataSource
 
     data = (
@@ -84,7 +84,7 @@ def evaluate(
         else None
     )
     with watching() as view:
-        found = api.evaluate(
+        found = measure(
             model,
             data=data,
             metrics=[name for name in given.metrics.split(",") if name.strip()] if given.metrics is not None else None,

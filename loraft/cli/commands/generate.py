@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 from loraft.cli.commands.generate_batch import PromptOptions, answer_compared, answer_file, answer_several
-from loraft.cli.console import print_json, print_note, print_result, printable, say, waiting
+from loraft.cli.console import is_unicode, print_json, print_note, print_result, printable, say, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, refuse
 from loraft.cli.views.trace_view import render_trace, visible
 from loraft.errors import InvalidInputError
@@ -76,9 +76,9 @@ def _stream(
     """One answer, as it comes."""
     answers = sys.stdout
     with waiting("loading libraries and model"):
-        from loraft import api
+        from loraft.api import generate as answer
 
-        stream = api.generate(
+        stream = answer(
             model,
             prompt=prompt,
             options=options,
@@ -115,16 +115,10 @@ def _prompt_texts(prompts: list[str]) -> list[str]:
     Raises:
         InvalidInputError: It is not UTF-8.
     """
-    texts = []
-    try:
-        for prompt in prompts:
-            if prompt == "-":
-                texts.append(sys.stdin.buffer.read().decode("utf-8").removesuffix("\n"))
-            else:
-                prompt.encode("utf-8")
-                texts.append(prompt)
-    except UnicodeError as error:
-        raise InvalidInputError("the prompt is not UTF-8 text", where="--prompt") from error
+    piped = (sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n") for _ in prompts)
+    texts = [next(piped) if prompt == "-" else prompt for prompt in prompts]
+    if not all(map(is_unicode, texts)):
+        raise InvalidInputError("the prompt is not UTF-8 text", where="--prompt")
     return texts
 
 

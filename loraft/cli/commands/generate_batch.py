@@ -63,10 +63,10 @@ def answer_several(
 ) -> None:
     """Each prompt with its answer on standard output, in the order of the prompts."""
     with waiting(LOADING):
-        from loraft import api
+        from loraft.api import complete
 
     with watching() as view:
-        answers = api.complete(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
+        answers = complete(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
     if as_json:
         print_json([asdict(answer) for answer in answers])
         return
@@ -78,12 +78,12 @@ def answer_several(
 def answer_file(model: ModelRequest, options: GenerationRequest, given: PromptOptions, *, as_json: bool) -> None:
     """The answers in a file, and on standard output what was done."""
     with waiting(LOADING):
-        from loraft import api
+        from loraft.api import answer_file as answer_rows
 
     assert given.input is not None
     assert given.output is not None
     with watching() as view:
-        result = api.answer_file(
+        result = answer_rows(
             model,
             prompts=given.input,
             output=given.output,
@@ -118,10 +118,10 @@ def answer_compared(
 ) -> None:
     """Each prompt with the answers of all voices beside one another."""
     with waiting(LOADING):
-        from loraft import api
+        from loraft.api import compare
 
     with watching() as view:
-        compared = api.compare(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
+        compared = compare(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
     if as_json:
         documents = [asdict(each) for each in compared]
         print_json(documents if len(documents) > 1 else documents[0])

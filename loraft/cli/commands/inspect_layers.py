@@ -37,11 +37,9 @@ def inspect_layers(
     refuse((of.target is None and not of.adapter, "Name a TARGET, or an --adapter."))
     section = _lora(show.lora)
     with waiting("looking into the model"):
-        from loraft.inspection.layers_report import (
-            report_layers,  # and not loraft.api: training's libraries would double the time
-        )
+        from loraft.api import inspect_layers as look
 
-        report = report_layers(of.target, of.adapter or (), base_model=of.base_model, lora=section)
+        report = look(of.target, of.adapter or (), base_model=of.base_model, lora=section)
     document = report.as_dict()
     if as_json:
         print_json(document)

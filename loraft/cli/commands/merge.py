@@ -49,10 +49,10 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
     refuse((given.target is None and not given.adapter, "Name a TARGET, or an --adapter that brings its base."))
     target, out = _places(given.target, given.out, given.adapter)
     with waiting("loading libraries"):
-        from loraft import api
+        from loraft.api import merge as fold
 
     with watching() as view:
-        report = api.merge(
+        report = fold(
             target,
             out,
             given.adapter or (),

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from loraft.cli.console import print_json, print_result, waiting
+from loraft.cli.console import is_unicode, print_json, print_result, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
 from loraft.cli.text_tables import print_document, text_table
 from loraft.cli.views.progress import watching
@@ -98,12 +98,12 @@ def _print_rows(model: ModelRequest, given: TextOptions, *, as_json: bool) -> No
 
 def _classify(model: ModelRequest, given: TextOptions, output: Path) -> dict[str, object]:
     with waiting("loading libraries"):
-        from loraft import api
+        from loraft.api import predict_file
 
     assert given.input is not None
     columns = {"text": given.text_column, "text_pair": given.pair_column}
     with watching() as view:
-        result = api.predict_file(
+        result = predict_file(
             model,
             texts=given.input,
             output=output,
@@ -120,14 +120,14 @@ def _predict_text(model: ModelRequest, text: str, second: str | None, *, as_json
     for name, given in (("--text", text), ("--text-pair", second)):
         if given is not None and not given.strip():
             raise InvalidInputError("is empty", where=name)
-        if given is not None and not _is_unicode(given):
+        if given is not None and not is_unicode(given):
             raise InvalidInputError("is not UTF-8 text", where=name)
 
     with waiting("loading libraries and model"):
-        from loraft import api
+        from loraft.api import predict as classify
 
     with watching() as view:
-        (shares,) = api.predict(model, texts=[(text, second)], observer=view)
+        (shares,) = classify(model, texts=[(text, second)], observer=view)
     likeliest = sorted(shares, key=shares.__getitem__, reverse=True)
     if as_json:
         pair = {} if second is None else {"text_pair": second}
@@ -135,11 +135,3 @@ def _predict_text(model: ModelRequest, text: str, second: str | None, *, as_json
         return
     rows = [(label, f"{100 * shares[label]:.2f} %") for label in likeliest]
     print_result(text_table(likeliest[0], [("class", False), ("probability", True)], rows))
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

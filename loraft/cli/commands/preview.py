@@ -41,9 +41,9 @@ def preview(given: ConfigOptions, show: PreviewOptions, as_json: JsonOption = Fa
     if html is not None:
         check_page(html, config, path, overwrite=show.overwrite)
     with waiting("reading the rows"):
-        from loraft.inspection.row_preview import preview_rows  # and not loraft.api: training's libraries take seconds
+        from loraft.api import preview as look
 
-        seen = preview_rows(config, count=show.count, split=show.split, places=show.row or ())
+        seen = look(config, count=show.count, split=show.split, places=show.row or ())
     print_note(*seen.notes)
     if html is not None:
         write_page(seen, html, path.name)

@@ -30,11 +30,11 @@ def train(given: ConfigOptions, begin: BeginningOptions, as_json: JsonOption = F
     refuse((begin.overwrite and goes_on, "--overwrite begins anew and --resume goes on: choose one."))
     config = given.read()
     with waiting("loading libraries"):
-        from loraft import api
+        from loraft.api import train as fine_tune
         from loraft.tasks import TASKS
 
     with watching() as view:
-        result = api.train(
+        result = fine_tune(
             config,
             name=given.name,
             resume=goes_on,
@@ -65,9 +65,9 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
     """
     config = given.read()
     with waiting("loading libraries, then model and rows"):
-        from loraft import api
+        from loraft.api import check as look
 
-        report = api.check(config, name=given.name, verbose=told.verbose)
+        report = look(config, name=given.name, verbose=told.verbose)
     print_note(*report.notes)
     if as_json:
         print_json(report.as_dict())

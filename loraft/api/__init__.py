@@ -1,0 +1,62 @@
+"""The Python API: one short function a verb.
+
+`preview` shows rows as the model will see them, `check` tells what `train` would do, and `train` does it. `load`
+opens what came of it once, to be asked many times; `generate` answers one prompt as it comes, `complete` several,
+`answer_file` a file of them, `compare` beside the base, `open_chat` in a conversation. `predict` and `predict_file`
+tell the classes of texts. `evaluate` measures what was trained, `merge` folds it into its base, and `inspect_layers`
+looks into it. Each takes plain values and gives plain values back; what there is to tell goes to an observer, and
+nothing is printed.
+
+A verb is imported when it is first asked for, so that looking at rows costs none of the libraries that training needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loraft.api.answers import Answering, OpenModel, answer_file, compare, complete, generate, load, open_chat
+    from loraft.api.classes import OpenClassifier, predict, predict_file
+    from loraft.api.evaluating import evaluate
+    from loraft.api.looks import inspect_layers, preview
+    from loraft.api.merges import merge
+    from loraft.api.runs import check, train
+
+__all__ = [
+    "Answering",
+    "OpenClassifier",
+    "OpenModel",
+    "answer_file",
+    "check",
+    "compare",
+    "complete",
+    "evaluate",
+    "generate",
+    "inspect_layers",
+    "load",
+    "merge",
+    "open_chat",
+    "predict",
+    "predict_file",
+    "preview",
+    "train",
+]
+
+HOMES = {
+    "check": "runs", "train": "runs", "preview": "looks", "inspect_layers": "looks", "evaluate": "evaluating",
+    "merge": "merges", "OpenClassifier": "classes", "predict": "classes", "predict_file": "classes",
+}  # fmt: skip
+"""The module of each name; the others are in `answers`."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{HOMES.get(name, 'answers')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,98 @@
+"""The classes of texts, told by a trained classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from loraft.evaluation.open_model import RequestedModel, tell
+from loraft.events import Note, Observer, ignored
+from loraft.inference.classifier import Classifier
+from loraft.inference.predict_file import BATCH_SIZE as TEXTS_AT_ONCE
+from loraft.inference.predict_file import PredictedFile, check_output, predict_rows, read_texts
+from loraft.inference.requests import ModelRequest
+from loraft.io.memory_errors import memory_errors
+
+
+class OpenClassifier:
+    """A classifier that is loaded once and asked many times."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        """Ask an open classifier."""
+        self._classifier = classifier
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes in their order."""
+        return self._classifier.labels
+
+    def predict(
+        self, texts: Sequence[tuple[str, str | None]], *, observer: Observer = ignored
+    ) -> list[dict[str, float]]:
+        """Tell the probability of each class for a few texts; the arguments are those of `loraft.predict`."""
+        classifier = self._classifier
+        tell(observer, *classifier.about(texts))
+        tokens = classifier.tokens(texts)
+        if any(each.is_cut for each in tokens):
+            observer(Note(f"the text is longer than the model's {classifier.context} positions, and was cut to them"))
+        longest = max((len(each.ids) for each in tokens), default=0)
+        with memory_errors(f"the device ran out of memory with {longest:,} tokens", remedy="Give a shorter text."):
+            return classifier.probabilities(tokens)
+
+
+def predict(
+    model: ModelRequest | str, *, texts: Sequence[tuple[str, str | None]], observer: Observer = ignored
+) -> list[dict[str, float]]:
+    """Tell the probability of each class for a few texts.
+
+    Args:
+        model: The classifier; a name alone is a TARGET.
+        texts: Each a text and the second one of a pair, or None.
+        observer: Is told what was found.
+
+    Returns:
+        For each text the probabilities by the names of the classes.
+
+    Raises:
+        InvalidInputError: The target is no classifier, or cannot be used.
+        NonFiniteError: A score is not a number.
+        OutOfMemoryError: The device is too small for the texts together.
+    """
+    return OpenClassifier(RequestedModel(model).classifier(observer)).predict(texts, observer=observer)
+
+
+def predict_file(
+    model: ModelRequest | str,
+    *,
+    texts: Path,
+    output: Path,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    batch_size: int = TEXTS_AT_ONCE,
+    overwrite: bool = False,
+    observer: Observer = ignored,
+) -> PredictedFile:
+    """Classify a file of texts into a file of rows with their classes.
+
+    Args:
+        model: The classifier; a name alone is a TARGET.
+        texts: The file of rows with `text`, and `text_pair` where there are two.
+        output: Where each row is written with its `prediction` and `probabilities`; one that was begun is gone on with.
+            A .csv file has a column for each probability.
+        columns: What `text` and `text_pair` are called in the file, where it calls them otherwise than the
+            rows of training did.
+        batch_size: How many rows at a time.
+        overwrite: Begin anew, whatever `output` holds.
+        observer: Is told how far it is.
+
+    Raises:
+        InvalidInputError: Before anything is classified, with every bad row.
+        RunError: While running; the rows so far are in `output`.
+        Interrupted: By a signal; the rows so far are in `output`.
+    """
+    requested = RequestedModel(model)
+    rows = read_texts(texts, columns, requested.learned_columns)
+    check_output(output, rows, texts, overwrite=overwrite)
+    classifier = requested.classifier(observer)
+    tell(observer, *classifier.about((row.text, row.second) for row in rows))
+    return predict_rows(classifier, rows, output, batch_size=batch_size, overwrite=overwrite, observer=observer)
