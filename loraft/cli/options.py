@@ -5,11 +5,11 @@ A command takes a group as one parameter, and the command line has an option for
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import partial, wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 def argument(metavar: str, text: str, **default: Any) -> Any:
     """A field that is an argument, which must be given where it has no default."""
-    return field(metadata={"typer": typer.Argument(metavar=metavar, help=text)}, **default)
+    return field(metadata={"names": None, "typer": partial(typer.Argument, metavar=metavar, help=text)}, **default)
 
 
 def option(metavar: str | None, text: str, *names: str, default: Any = None, **rules: Any) -> Any:
     """A field that is an option, called as the field is where no names are given; `rules` are typer's min and such."""
-    return field(default=default, metadata={"typer": typer.Option(*names, metavar=metavar, help=text, **rules)})
+    return field(
+        default=default, metadata={"names": names, "typer": partial(typer.Option, metavar=metavar, help=text, **rules)}
+    )
 
 
 def flag(name: str, text: str) -> Any:
@@ -37,46 +39,44 @@ def flag(name: str, text: str) -> Any:
     return option(None, text, name, default=False)
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
+def spread(command: Callable[..., None]) -> Callable[..., None]:
     """The command as typer takes it: each parameter whose type is a group stands for the fields of that group.
 
     `Annotated[Group, "one other"]` takes those fields alone, in that order; the others keep their defaults.
     """
     groups: dict[str, tuple[Any, list[str]]] = {}
-    parameters: list[inspect.Parameter] = []
+    parameters: list[Parameter] = []
     hints = get_type_hints(command, include_extras=True)
-    for name, parameter in inspect.signature(command).parameters.items():
+    for name, parameter in signature(command).parameters.items():
         group = getattr(hints[name], "__origin__", hints[name])
         if not is_dataclass(group):
-            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(annotation=hints[name], kind=Parameter.KEYWORD_ONLY))
             continue
         options = _options_of(group)
         taken = hints[name].__metadata__[0].split() if group is not hints[name] else list(options)
         groups[name] = (group, taken)
         parameters += [options[each] for each in taken]
 
-    @functools.wraps(command)
+    @wraps(command)
     def run(**given: Any) -> None:
         packed = {name: group(**{each: given.pop(each) for each in taken}) for name, (group, taken) in groups.items()}
         command(**packed, **given)
 
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
-def _options_of(group: Any) -> dict[str, inspect.Parameter]:
+def _options_of(group: Any) -> dict[str, Parameter]:
     """The fields of a group by name, as parameters that typer reads."""
-    hints = get_type_hints(group)
-    return {
-        each.name: inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if each.default is MISSING else each.default,
-            annotation=Annotated[hints[each.name], each.metadata["typer"]],
-        )
-        for each in fields(group)
-    }
+    hints, found = get_type_hints(group), {}
+    for each in fields(group):
+        names = each.metadata["names"]
+        named = () if names is None else names or (f"--{each.name.replace('_', '-')}",)
+        hint: Any = Annotated[hints[each.name], each.metadata["typer"](*named)]
+        default = Parameter.empty if each.default is MISSING else each.default
+        found[each.name] = Parameter(each.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+    return found
 
 
 def refuse(*contradictions: tuple[object, str]) -> None:

@@ -1,30 +1,13 @@
-"""The commands, loaded when they are asked for; what does not exist is answered with what was meant."""
+"""Commands and options that do not exist, answered with what was meant: an option, a command or a config key."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from importlib import import_module
-from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
-COMMANDS: Mapping[str, tuple[str, str]] = {
-    "init": ("init", "Write a commented config to start with."),
-    "check": ("train", "Tell everything that can be known before training."),
-    "preview": ("preview", "Show rows as the model will see them."),
-    "train": ("train", "Fine-tune a model as the config says."),
-    "evaluate": ("evaluate", "Measure a model on rows that it has not learned."),
-    "merge": ("merge", "Fold an adapter into its base, and prove the result."),
-    "generate": ("generate", "Answer prompts with a base, or with what was trained."),
-    "chat": ("chat", "Talk with a base model, or with what was trained."),
-    "predict": ("predict", "Tell the classes of texts, by a trained classifier."),
-    "inspect-layers": ("inspect_layers", "Tell how a model is built, and what an adapter changed."),
-    "schema": ("doctor", "Print the JSON schema of the config, for editors."),
-    "doctor": ("doctor", "Tell what this machine can do."),
-}
-"""Each command: the module of `commands` that holds it, and what the list of commands says of it."""
 COMMANDS_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(
         ("sft", "finetune", "fine-tune", "fine_tune", "fit", "tune", "lora", "qlora", "full", "resume", "run"), "train"
@@ -44,41 +27,6 @@ COMMANDS_ELSEWHERE: Mapping[str, str] = {
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for a command line that is wrong, wherever it keeps the class."""
-
-
-def _loaded(name: str) -> Any:
-    """The command of a name; its options are made only now."""
-    from loraft.cli.options import with_options
-    from loraft.cli.runner import handle_errors
-
-    module, _ = COMMANDS[name]
-    function = getattr(import_module(f"loraft.cli.commands.{module}"), name.replace("-", "_"))
-    alone = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-    alone.command(name, cls=HelpfulCommand)(handle_errors(with_options(function)))
-    return typer.main.get_command(alone)
-
-
-class HelpfulGroup(TyperGroup):
-    """The commands, of which one that there is not is answered with ours."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{**settings, "commands": dict.fromkeys(COMMANDS)})
-
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
-        """The command, loaded."""
-        return _loaded(cmd_name) if cmd_name in COMMANDS else None
-
-    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
-        """The list of commands, for which none of them is loaded."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
-
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[Any, Any, list[str]]:  # type: ignore[override]
-        """As typer does it, with other tools' words known."""
-        ours = COMMANDS_ELSEWHERE.get(args[0].lower()) if args else None
-        if ours is not None and args[0] not in self.commands:
-            ctx.fail(f"No such command '{args[0]}'. Did you mean '{ours}'?")
-        return super().resolve_command(ctx, args)
 
 
 class HelpfulCommand(TyperCommand):

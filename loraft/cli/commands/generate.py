@@ -57,8 +57,8 @@ def generate(
     model, options = asked.model, asked.generation
     given.check(asked.target)
     refuse((given.compare and asked.merge, "--compare needs the base without its adapter, and --merge leaves none."))
-    watch.check(many=given.compare or given.input is not None or len(given.prompt or ()) > 1)
-    if given.input is not None:
+    watch.check(many=given.compare or given.prompts is not None or len(given.prompt or ()) > 1)
+    if given.prompts is not None:
         answer_file(model, options, given, as_json=as_json)
         return
     texts = _prompt_texts(given.prompt or [])

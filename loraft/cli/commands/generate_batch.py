@@ -34,7 +34,9 @@ class PromptOptions:
     """What is to be answered, and where the answers go."""
 
     prompt: list[str] | None = option("TEXT", "A prompt; - reads standard input. May be repeated.", "--prompt", "-p")
-    input: Path | None = option("FILE", "Rows with prompt, messages, source or translation: JSONL, JSON, CSV, Parquet.")
+    prompts: Path | None = option(
+        "FILE", "Rows with prompt, messages, source or translation: JSONL, JSON, CSV, Parquet.", "--input"
+    )
     output: Path | None = option(
         "FILE", "Where each row of --input is written with its completion; the same command goes on with it."
     )
@@ -45,7 +47,7 @@ class PromptOptions:
 
     def check(self, target: str | None) -> None:
         """Refuse options that contradict one another."""
-        prompt, file, out = self.prompt or [], self.input is not None, self.output is not None
+        prompt, file, out = self.prompt or [], self.prompts is not None, self.output is not None
         unasked = f"{target!r} is TARGET, the model: give what it answers by --prompt or --input."
         refuse(
             (target is not None and not prompt and not file, unasked),
@@ -80,12 +82,12 @@ def answer_file(model: ModelRequest, options: GenerationRequest, given: PromptOp
     with waiting(LOADING):
         from loraft.api import answer_file as answer_rows
 
-    assert given.input is not None
+    assert given.prompts is not None
     assert given.output is not None
     with watching() as view:
         result = answer_rows(
             model,
-            prompts=given.input,
+            prompts=given.prompts,
             output=given.output,
             prompt_column=given.prompt_column,
             options=options,

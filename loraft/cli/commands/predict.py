@@ -23,7 +23,9 @@ class TextOptions:
 
     text: list[str] | None = option("TEXT", "A text to classify.")
     text_pair: list[str] | None = option("TEXT", "The second text of a pair.")
-    input: Path | None = option("FILE", "Rows with text, and text_pair where there are two: JSONL, JSON, CSV, Parquet.")
+    texts: Path | None = option(
+        "FILE", "Rows with text, and text_pair where there are two: JSONL, JSON, CSV, Parquet.", "--input"
+    )
     output: Path | None = option(
         "FILE",
         "Where each row of --input is written with its prediction and probabilities, as JSONL or .csv; the same "
@@ -37,7 +39,7 @@ class TextOptions:
     def check(self, target: str | None) -> None:
         """Refuse options that contradict one another."""
         first, second = _one("--text", self.text), _one("--text-pair", self.text_pair)
-        file, out, names = self.input is not None, self.output is not None, self.text_column or self.pair_column
+        file, out, names = self.texts is not None, self.output is not None, self.text_column or self.pair_column
         unasked = f"{target!r} is TARGET, the model: give what it classifies by --text or --input."
         refuse(
             (target is not None and first is None and not file, unasked),
@@ -100,12 +102,12 @@ def _classify(model: ModelRequest, given: TextOptions, output: Path) -> dict[str
     with waiting("loading libraries"):
         from loraft.api import predict_file
 
-    assert given.input is not None
+    assert given.texts is not None
     columns = {"text": given.text_column, "text_pair": given.pair_column}
     with watching() as view:
         result = predict_file(
             model,
-            texts=given.input,
+            texts=given.texts,
             output=output,
             columns={ours: theirs for ours, theirs in columns.items() if theirs is not None},
             batch_size=given.batch_size,
