@@ -34,9 +34,9 @@ def option(metavar: str | None, text: str, *names: str, default: Any = None, **r
     )
 
 
-def flag(name: str, text: str) -> Any:
+def flag(text: str) -> Any:
     """A field that is an option without a value."""
-    return option(None, text, name, default=False)
+    return option(None, text, default=False)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
@@ -146,9 +146,7 @@ class AnswerOptions:
     base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
     quantize: Literal["nf4", "fp4"] | None = option(None, "Store the base in 4 bits [default: as in training].")
     dtype: DtypeName | None = option(None, "Compute in it [default: as trained, and as the device can].")
-    merge: bool = flag(
-        "--merge", "Fold the adapter into the weights first, in memory: the same answers but for rounding, faster."
-    )
+    merge: bool = flag("Fold the adapter into the weights first, in memory: the same answers but for rounding, faster.")
     system: str | None = option("TEXT", "The system prompt [default: as trained].")
     source_lang: str | None = option(
         "CODE", "The language of what an encoder-decoder reads, as its tokenizer calls it [default: as trained]."

@@ -44,8 +44,8 @@ class MeasureOptions:
         "macro_f1, mcc; with loss alone nothing is generated [default: the task's].",
     )
     output: Path | None = option("FILE", "Where each row is written with its loss and its answer or class, as JSONL.")
-    overwrite: bool = flag("--overwrite", "Replace what the output holds.")
-    baseline: bool = flag("--baseline", "Measure the base without the adapter too, and how sure the difference is.")
+    overwrite: bool = flag("Replace what the output holds.")
+    baseline: bool = flag("Measure the base without the adapter too, and how sure the difference is.")
     limit: int | None = option("N", "At most so many rows.", min=1)
     batch_size: int = option("N", "How many rows at a time: speed and memory alone.", default=8, min=1)
 

@@ -32,11 +32,9 @@ TAKEN = (
 class WatchOptions:
     """What is told of how one answer came about."""
 
-    trace: bool = flag("--trace", "Tell how each token came about: what was fed, what was likely, what was taken.")
-    layers: bool = flag("--layers", "With --trace: what each layer would have said, had it been the last.")
-    no_kv_cache: bool = flag(
-        "--no-kv-cache", "Read everything again at each step, and compare the answer and its speed with the cache."
-    )
+    trace: bool = flag("Tell how each token came about: what was fed, what was likely, what was taken.")
+    layers: bool = flag("With --trace: what each layer would have said, had it been the last.")
+    no_kv_cache: bool = flag("Read everything again at each step, and compare the answer and its speed with the cache.")
 
     def check(self, *, many: bool) -> None:
         """Refuse to look at several answers."""

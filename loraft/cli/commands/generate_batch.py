@@ -40,10 +40,10 @@ class PromptOptions:
     output: Path | None = option(
         "FILE", "Where each row of --input is written with its completion; the same command goes on with it."
     )
-    overwrite: bool = flag("--overwrite", "Begin anew, whatever the output holds.")
+    overwrite: bool = flag("Begin anew, whatever the output holds.")
     prompt_column: str | None = option("NAME", "What --input calls prompt.")
     batch_size: int = option("N", "How many prompts at a time, where there are many.", default=8, min=1)
-    compare: bool = flag("--compare", "Let the base and every adapter answer, side by side.")
+    compare: bool = flag("Let the base and every adapter answer, side by side.")
 
     def check(self, target: str | None) -> None:
         """Refuse options that contradict one another."""

@@ -33,7 +33,7 @@ class StartOptions:
     model: str | None = option("MODEL", "The base model [default: a small one].")
     columns: str | None = columns_option()
     row_format: RowFormat | None = option(None, "The format of the rows [default: by their columns].", "--format")
-    overwrite: bool = flag("--overwrite", "Replace the file that is there.")
+    overwrite: bool = flag("Replace the file that is there.")
 
 
 def init(given: StartOptions, as_json: JsonOption = False) -> None:

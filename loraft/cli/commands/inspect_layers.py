@@ -22,7 +22,7 @@ class LayersOptions:
         "KEY=VALUE,…|CONFIG",
         "What LoRA is counted for, such as r=8,target_modules=[q_proj,v_proj],layers=last:4, or a config.",
     )
-    every: bool = flag("--every", "Show every layer and module, not only the groups of equal ones.")
+    every: bool = flag("Show every layer and module, not only the groups of equal ones.")
 
 
 def inspect_layers(

@@ -35,8 +35,8 @@ class FoldOptions:
         None, "Of the merged weights; auto is that of the base's files.", default="auto"
     )
     base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
-    no_verify: bool = flag("--no-verify", "Do not compare the merged model with the adapted one.")
-    overwrite: bool = flag("--overwrite", "Replace the merged model that OUT holds.")
+    no_verify: bool = flag("Do not compare the merged model with the adapted one.")
+    overwrite: bool = flag("Replace the merged model that OUT holds.")
 
 
 def merge(given: FoldOptions, as_json: JsonOption = False) -> None:

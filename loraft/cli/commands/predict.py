@@ -31,7 +31,7 @@ class TextOptions:
         "Where each row of --input is written with its prediction and probabilities, as JSONL or .csv; the same "
         "command goes on with it [default: standard output].",
     )
-    overwrite: bool = flag("--overwrite", "Begin anew, whatever the output holds.")
+    overwrite: bool = flag("Begin anew, whatever the output holds.")
     text_column: str | None = option("NAME", "What --input calls text.")
     pair_column: str | None = option("NAME", "What --input calls text_pair.")
     batch_size: int = option("N", "How many rows at a time.", default=32, min=1)

@@ -24,9 +24,9 @@ class PreviewOptions:
         "A row by its line or number, or by its place as loraft prints it, such as train.jsonl:17; and why, where it "
         "is left out. May be given several times.",
     )
-    whole: bool = flag("--whole", "Show every token of long rows.")
+    whole: bool = flag("Show every token of long rows.")
     html: Path | None = option("FILE", "Write a page to share instead: one file, no scripts.")
-    overwrite: bool = flag("--overwrite", "Replace FILE even if it is no page of this command.")
+    overwrite: bool = flag("Replace FILE even if it is no page of this command.")
 
 
 def preview(given: ConfigOptions, show: PreviewOptions, as_json: JsonOption = False) -> None:

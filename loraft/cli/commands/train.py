@@ -16,9 +16,9 @@ from loraft.cli.views.progress import watching
 class BeginningOptions:
     """Where a run begins."""
 
-    resume: bool = flag("--resume", "Go on from the newest checkpoint of the run that verifies.")
-    resume_anyway: bool = flag("--resume-anyway", "Go on even where config, data or base differ from the checkpoint's.")
-    overwrite: bool = flag("--overwrite", "Replace the run that the folder holds.")
+    resume: bool = flag("Go on from the newest checkpoint of the run that verifies.")
+    resume_anyway: bool = flag("Go on even where config, data or base differ from the checkpoint's.")
+    overwrite: bool = flag("Replace the run that the folder holds.")
 
 
 def train(given: ConfigOptions, begin: BeginningOptions, as_json: JsonOption = False) -> None:
@@ -54,7 +54,7 @@ def train(given: ConfigOptions, begin: BeginningOptions, as_json: JsonOption = F
 class CheckOptions:
     """How much is told."""
 
-    verbose: bool = flag("--verbose", "Name each row that stands in the data twice, with file and line.")
+    verbose: bool = flag("Name each row that stands in the data twice, with file and line.")
 
 
 def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False) -> None:
