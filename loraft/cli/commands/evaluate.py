@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from heapq import nlargest
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -144,19 +146,14 @@ def _confusion(found: Confusion) -> RenderableType:
     if len(labels) <= MOST_CLASSES:
         rows = [[name, *(f"{count:,}" for count in row)] for name, row in zip(labels, found.matrix, strict=True)]
         return text_table("rows by class", [("is ╲ told", False), *((name, True) for name in labels)], rows)
-    mistakes = sorted(
-        (
-            (count, labels[right], labels[told])
-            for right, row in enumerate(found.matrix)
-            for told, count in enumerate(row)
-            if count and told != right
-        ),
-        key=lambda each: -each[0],
-    )[:MOST_CLASSES]
-    columns = [("is", False), ("told", False), ("rows", True)]
-    return text_table(
-        "most frequent mistakes", columns, [[right, told, f"{count:,}"] for count, right, told in mistakes]
+    mistakes = (
+        (count, labels[right], labels[told])
+        for right, row in enumerate(found.matrix)
+        for told, count in enumerate(row)
+        if count and told != right
     )
+    rows = [[right, told, f"{count:,}"] for count, right, told in nlargest(MOST_CLASSES, mistakes, key=itemgetter(0))]
+    return text_table("most frequent mistakes", [("is", False), ("told", False), ("rows", True)], rows)
 
 
 def _figure(name: str, value: float, *, signed: bool = False) -> str:
