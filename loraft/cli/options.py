@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import partial, wraps
-from inspect import Parameter, Signature, signature
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,46 +36,6 @@ def option(metavar: str | None, text: str, *names: str, default: Any = None, **r
 def flag(text: str) -> Any:
     """A field that is an option without a value."""
     return option(None, text, default=False)
-
-
-def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer takes it: each parameter whose type is a group stands for the fields of that group.
-
-    `Annotated[Group, "one other"]` takes those fields alone, in that order; the others keep their defaults.
-    """
-    groups: dict[str, tuple[Any, list[str]]] = {}
-    parameters: list[Parameter] = []
-    hints = get_type_hints(command, include_extras=True)
-    for name, parameter in signature(command).parameters.items():
-        group = getattr(hints[name], "__origin__", hints[name])
-        if not is_dataclass(group):
-            parameters.append(parameter.replace(annotation=hints[name], kind=Parameter.KEYWORD_ONLY))
-            continue
-        options = _options_of(group)
-        taken = hints[name].__metadata__[0].split() if group is not hints[name] else list(options)
-        groups[name] = (group, taken)
-        parameters += [options[each] for each in taken]
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        packed = {name: group(**{each: given.pop(each) for each in taken}) for name, (group, taken) in groups.items()}
-        command(**packed, **given)
-
-    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
-
-
-def _options_of(group: Any) -> dict[str, Parameter]:
-    """The fields of a group by name, as parameters that typer reads."""
-    hints, found = get_type_hints(group), {}
-    for each in fields(group):
-        names = each.metadata["names"]
-        named = () if names is None else names or (f"--{each.name.replace('_', '-')}",)
-        hint: Any = Annotated[hints[each.name], each.metadata["typer"](*named)]
-        default = Parameter.empty if each.default is MISSING else each.default
-        found[each.name] = Parameter(each.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-    return found
 
 
 def refuse(*contradictions: tuple[object, str]) -> None:
