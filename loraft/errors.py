@@ -35,18 +35,23 @@ class Problem:
         where: `file`, `file:line` or `file:line:column` (both from 1), or the name of an override.
         key: The dotted config key or the field of a row that is at fault.
         remedy: What to do about it.
+        parameter: The parameter of `loraft.api`'s functions that is at fault.
+
+    Message and remedy put what is called in Python in backticks: `batch_size`, `base_model=MODEL`,
+    `loraft.train(CONFIG, resume=True)`. The command line says it by its options.
     """
 
     message: str
     where: str | None = None
     key: str | None = None
     remedy: str | None = None
+    parameter: str | None = None
 
     @property
     def place(self) -> str:
         """Where it is and the key, which an override has in its name already."""
         in_name = self.where is not None and self.where == f"override {self.key}=…"
-        return " ".join(part for part in (self.where, None if in_name else self.key) if part)
+        return " ".join(part for part in (self.where, self.parameter, None if in_name else self.key) if part)
 
     def __str__(self) -> str:
         text = f"{self.place}: {self.message}" if self.place else self.message
@@ -54,7 +59,8 @@ class Problem:
 
     def as_dict(self) -> dict[str, str | None]:
         """The problem as JSON shows it."""
-        return asdict(self)
+        said = asdict(self)
+        return said if self.parameter else {name: said[name] for name in said if name != "parameter"}
 
 
 class LoraftError(Exception):
@@ -69,8 +75,9 @@ class LoraftError(Exception):
         where: str | None = None,
         key: str | None = None,
         remedy: str | None = None,
+        parameter: str | None = None,
     ) -> None:
-        self.problems: tuple[Problem, ...] = (Problem(message, where, key, remedy),)
+        self.problems: tuple[Problem, ...] = (Problem(message, where, key, remedy, parameter),)
         super().__init__(str(self.problems[0]))
 
     @classmethod

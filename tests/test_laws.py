@@ -57,6 +57,10 @@ LONG_FILES = {
     "loraft/tokenization/long_texts.py",
 }
 FULL_FOLDERS = {"loraft/training"}
+SPEAKS_OF_OPTIONS = {
+    "loraft/inspection/starter.py",  # the head of a config says what one types next
+    "loraft/models/formats/builtin.py",  # the options are pip's
+}
 """What is still larger than it may be. A name leaves its list once it no longer needs to be there."""
 
 
@@ -188,6 +192,19 @@ def test_no_modules_import_one_another_in_a_circle_and_none_imports_the_package_
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
     assert graph.find_modules_that_directly_import("loraft") <= {"loraft.__main__"}
     assert len(imports) > 100
+
+
+def test_the_library_does_not_speak_of_options() -> None:
+    """Only the command line does: errors and notes name parameters, which `cli/wording.py` turns into options."""
+    option = re.compile(r"(?<![\w-])--[a-z]|\bTARGET\b")
+    speaking = {
+        module_id(path)
+        for path in MODULES
+        if LIBRARY / "cli" not in path.parents
+        for node in definitions(path, ast.Constant)
+        if isinstance(node.value, str) and option.search(node.value)
+    }
+    assert speaking == SPEAKS_OF_OPTIONS
 
 
 def test_no_file_is_named_for_nothing() -> None:

@@ -27,7 +27,7 @@ OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 UPDATE = ("A", "B", "magnitude")
 OF_ANOTHER_BASE = (
-    "Name the base that it was trained on: --base-model MODEL. Where its vocabulary was made larger in training, let "
+    "Name the base that it was trained on: `base_model=MODEL`. Where its vocabulary was made larger in training, let "
     "peft write base and adapter as one model: merge_and_unload(), then save_pretrained()."
 )
 

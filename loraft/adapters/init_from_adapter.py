@@ -29,7 +29,7 @@ def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = 
     if lora.start_from is None:
         return None
     remedy = "Name an adapter, a run or a checkpoint."
-    start = read_adapter(adapter_named(lora.start_from, "lora.start_from", remedy=remedy).folder)
+    start = read_adapter(adapter_named(lora.start_from, {"key": "lora.start_from"}, remedy=remedy).folder)
     _refuse_another(start, targets, lora, labels)
     return start
 

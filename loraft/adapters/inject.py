@@ -43,7 +43,7 @@ ADAPTER_NAME = "default"
 HARMLESS = (
     "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
     "Model has `tie_word_embeddings=True`",  # training such an adapter is refused; loading one is told in a note
-    "The PEFT config's `base_model_name_or_path` was renamed",  # resolving TARGET tells which base is used, and why
+    "The PEFT config's `base_model_name_or_path` was renamed",  # resolving a target tells which base is used, and why
 )
 """Warnings of peft that say nothing to the user."""
 

@@ -67,7 +67,7 @@ def without_paths(text: str) -> str:
 
 
 def shown_word(word: str) -> str:
-    """A word of a command line without absolute paths: `DIR`, `--option=DIR`, `key=DIR`, `NAME=DIR=WEIGHT`, `[DIR]`."""
+    """A word of a command line without absolute paths: `DIR`, `key=DIR`, `NAME=DIR=WEIGHT`, `[DIR]`."""
     parts = (part if shown(part) == part else shown(part) for part in word.split("="))
     return "=".join(without_paths(part) for part in parts)
 

@@ -85,12 +85,12 @@ def check_adapter_name(name: str) -> None:
     if not ADAPTER.fullmatch(name):
         raise AdapterError(
             f"{name!r} cannot be an adapter's name",
-            where="--adapter",
+            parameter="adapters",
             remedy="Use 1 to 64 letters, digits, underscores and hyphens.",
         )
     if name in TAKEN:
         message = f"{name!r} means the base without an adapter, and cannot be an adapter's name"
-        raise AdapterError(message, where="--adapter", remedy="Give it another one: --adapter NAME=DIR.")
+        raise AdapterError(message, parameter="adapters", remedy="Give it another one: `adapters=['NAME=DIR']`.")
 
 
 def in_peft(name: str) -> str:

@@ -1,14 +1,13 @@
-"""TARGET, the word of the commands, resolved: a base model, an adapter, a run, a checkpoint or a config.
+"""What a target means: a base model, an adapter, a run, a checkpoint or a config.
 
-It refuses to load anything, and torch with it: a wrong TARGET is told before the libraries are imported.
+Nothing is loaded here, and torch neither: a wrong target is told before the libraries are imported.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,45 +18,46 @@ from loraft.errors import AdapterError
 from loraft.io.hub import adapter_from_hub
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+OF_TARGET = {"parameter": "target"}
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
 
 
 def resolve_target(
     target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None
 ) -> ResolvedTarget:
-    """Find the base and the adapters that TARGET, `--adapter` and `--base-model` mean.
+    """Find the base and the adapters that `target`, `adapters` and `base_model` mean.
 
-    Beside `--adapter`, TARGET is the base. Where the adapter recorded its base's weights they are compared once they
+    Beside `adapters`, `target` is the base. Where the adapter recorded its base's weights they are compared once they
     are loaded, and the base may have another name; where it did not, another name is taken from `base_model` alone.
 
     Args:
-        target: TARGET.
-        adapters: Adapters to put on it, each a TARGET that is an adapter, with a name before it or none: `NAME=DIR`.
+        target: A base model, an adapter, a run, a checkpoint or a config.
+        adapters: Adapters to put on it, each with a name before it or none: `NAME=DIR`.
         base_model: The base to use whatever the adapters name.
 
     Raises:
         AdapterError: If nothing is found there; it says what was looked for.
     """
     if target is None and not adapters:
-        raise AdapterError("there is no model to work on", where="TARGET", remedy=REMEDY)
+        raise AdapterError("there is no model to work on", parameter="target", remedy=REMEDY)
     named = [_named(given, adapters) for given in adapters]
     _refuse_twice([name for name, _ in named])
     chosen = [_only_adapter(name, given) for name, given in named]
     if target is None:
         return _on_base(chosen, None, base_model)
-    found = _found(target, "TARGET")
+    found = _found(target, OF_TARGET)
     if not chosen:
         if not found.adapters and base_model is not None:
-            remedy = f"Give {base_model} as TARGET."
-            raise AdapterError(f"{target} is no adapter, so it has no base", where="--base-model", remedy=remedy)
+            remedy = f"Give {base_model} as `target`."
+            raise AdapterError(f"{target} is no adapter, so it has no base", parameter="base_model", remedy=remedy)
         return _on_base(found.adapters, None, base_model) if found.adapters else found
     if found.adapters:
         raise AdapterError(
-            f"{target} has an adapter of its own", where="TARGET", remedy="Give a base beside --adapter."
+            f"{target} has an adapter of its own", parameter="target", remedy="Give a base beside `adapters`."
         )
     if base_model is not None and base_model != target:
         message = f"{target} and {base_model} are two bases"
-        raise AdapterError(message, where="--base-model", remedy="Name one of them.")
+        raise AdapterError(message, parameter="base_model", remedy="Name one of them.")
     return _on_base(chosen, found, base_model)
 
 
@@ -66,18 +66,18 @@ def resolve_to_look(
 ) -> ResolvedTarget:
     """As `resolve_target`, for those who look at adapters and run none.
 
-    TARGET may be an adapter beside others; and where the adapters' base cannot be found, the base is empty and a note
+    `target` may be an adapter beside others; and where the adapters' base cannot be found, the base is empty and a note
     says why.
 
     Raises:
         AdapterError: If nothing is found there, or two bases are named.
     """
-    if target is not None and adapters and _found(target, "TARGET").adapters:
+    if target is not None and adapters and _found(target, OF_TARGET).adapters:
         return resolve_to_look(None, [target, *adapters], base_model=base_model)
     try:
         return resolve_target(target, adapters, base_model=base_model)
     except _NoBaseError as error:
-        alone = _found(target, "TARGET").adapters if target is not None else ()
+        alone = _found(target, OF_TARGET).adapters if target is not None else ()
         found = alone or tuple(_only_adapter(*_named(given, adapters)) for given in adapters)
         return ResolvedTarget("", adapters=found, notes=(error.problems[0].message,))
 
@@ -105,7 +105,7 @@ class _NoBaseError(AdapterError):
 
 
 def _named(given: str, among: Sequence[str]) -> tuple[str, str]:
-    """The name and the TARGET in a value of `--adapter`; one that is given no name is called after its folder."""
+    """The name and the place in a value of `adapters`; one that is given no name is called after its folder."""
     name, equals, place = given.partition("=")
     if equals and not os.path.exists(given):
         check_adapter_name(name)
@@ -122,28 +122,32 @@ def _refuse_twice(names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         message = f"several adapters are called {twice[0]}"
-        raise AdapterError(message, where="--adapter", remedy="Give each a name of its own: --adapter NAME=DIR.")
+        raise AdapterError(
+            message, parameter="adapters", remedy="Give each a name of its own: `adapters=['NAME=DIR']`."
+        )
 
 
 def _only_adapter(name: str, given: str) -> AdapterTarget:
-    return replace(adapter_named(given, "--adapter", remedy="Give a base model as TARGET alone."), name=name)
+    return replace(
+        adapter_named(given, {"parameter": "adapters"}, remedy="Give a base model as `target` alone."), name=name
+    )
 
 
-def adapter_named(given: str, where: str, *, remedy: str) -> AdapterTarget:
+def adapter_named(given: str, named_by: Mapping[str, str], *, remedy: str) -> AdapterTarget:
     """The adapter that a folder, run, checkpoint, config or Hub id means.
 
     Args:
         given: Its name.
-        where: Where it was named.
+        named_by: The parameter or the key of a config that names it.
         remedy: What to do where that is no adapter.
 
     Raises:
         AdapterError: It is none.
     """
-    found = _found(given, where)
+    found = _found(given, named_by)
     if not found.adapters:
         unseen = "" if os.path.exists(given) or given.startswith("builtin:") else ", or the Hub cannot be reached"
-        raise AdapterError(f"{given} is no adapter{unseen}", where=where, remedy=remedy)
+        raise AdapterError(f"{given} is no adapter{unseen}", **named_by, remedy=remedy)
     return found.adapters[0]
 
 
@@ -154,12 +158,12 @@ def _on_base(adapters: Sequence[AdapterTarget], given: ResolvedTarget | None, ba
         first = _with_a_base(adapters[0])
         if other := next((adapter for adapter in adapters if not _same_base(adapter, first)), None):
             message = f"{other.name} names the base {other.base or '(none)'}, and {first.name} names {first.base}"
-            raise AdapterError(message, where="--adapter", remedy="Say with --base-model which one to use.")
+            raise AdapterError(message, parameter="adapters", remedy="Say with `base_model` which one to use.")
         return ResolvedTarget(first.base, first.revision, tuple(adapters))
     differing = [adapter for adapter in adapters if not _is_called(adapter.base, base)]
     if base_model is None and (unknown := [adapter for adapter in differing if adapter.fingerprint is None]):
         message = f"the adapter names {unknown[0].base or 'no model'} as its base, and not {base}"
-        remedy = f"Where it is to be used on {base} all the same: --base-model {base}"
+        remedy = f"Where it is to be used on {base} all the same: `base_model={base!r}`"
         raise AdapterError(message, where=str(unknown[0].folder), key="base_model_name_or_path", remedy=remedy)
     revision = adapters[0].revision if not differing else None
     notes = (
@@ -181,30 +185,30 @@ def _same_base(one: AdapterTarget, other: AdapterTarget) -> bool:
     return (one.base, one.revision) == (other.base, other.revision)
 
 
-def _found(given: str, where: str) -> ResolvedTarget:
+def _found(given: str, named_by: Mapping[str, str]) -> ResolvedTarget:
     path = Path(os.path.expanduser(given))
     if path.suffix in (".yaml", ".yml") and not os.path.isdir(path):
-        return _from_config(path, where)
+        return _from_config(path, named_by)
     # os.path asks without raising, whatever is asked for: a name may be longer than a file's can be.
     if os.path.isdir(path):
-        return _from_folder(path, where)
+        return _from_folder(path)
     if os.path.isfile(path) or given.startswith("builtin:"):
         return ResolvedTarget(given)
     if _is_no_hub_id(given):
-        raise AdapterError(f"there is no file or folder {given}, and it is no Hub id", where=where, remedy=REMEDY)
+        raise AdapterError(f"there is no file or folder {given}, and it is no Hub id", **named_by, remedy=REMEDY)
     fetched = adapter_from_hub(given)
     return adapter_in(fetched) if fetched is not None else ResolvedTarget(given)
 
 
-def _from_config(path: Path, where: str) -> ResolvedTarget:
+def _from_config(path: Path, named_by: Mapping[str, str]) -> ResolvedTarget:
     from loraft.config.config_file import load_config
 
     output = load_config(path).training.output_dir
     folder = Path(output).expanduser() if output else _newest_run(path.stem)
     if folder is None or not folder.is_dir():
         missing = output or f"runs/{path.stem}-N"
-        raise AdapterError(f"{path} has no run yet: there is no {missing}", where=where, remedy="Train it first.")
-    return _from_folder(folder, where)
+        raise AdapterError(f"{path} has no run yet: there is no {missing}", **named_by, remedy="Train it first.")
+    return _from_folder(folder)
 
 
 def _newest_run(stem: str) -> Path | None:
@@ -218,7 +222,7 @@ def _is_numbered(run: Path, stem: str) -> bool:
     return run.is_dir() and run.name.removeprefix(f"{stem}-").isdecimal()
 
 
-def _from_folder(folder: Path, where: str) -> ResolvedTarget:
+def _from_folder(folder: Path) -> ResolvedTarget:
     """What a folder holds: an adapter, a model trained whole, a base, or a run or checkpoint with one inside."""
     for candidate in (folder, folder / "adapter"):
         if (candidate / "adapter_config.json").is_file():
@@ -228,8 +232,8 @@ def _from_folder(folder: Path, where: str) -> ResolvedTarget:
             return model_in(candidate)
     checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
     if checkpoints:
-        config = shlex.quote(str(folder / "config.yaml"))
-        remedy = f"Name a checkpoint ({checkpoints[-1]}), or go on: loraft train {config} --resume"
+        go_on = f"`loraft.train(loraft.load_config({str(folder / 'config.yaml')!r}), resume=True)`"
+        remedy = f"Name a checkpoint ({checkpoints[-1]}), or go on: {go_on}"
         raise AdapterError("the run has not saved its result", where=str(folder), remedy=remedy)
     looked_for = "adapter_config.json, adapter/adapter_config.json, config.json, model/config.json"
     raise AdapterError(
@@ -246,7 +250,7 @@ def _with_a_base(found: AdapterTarget) -> AdapterTarget:
 
 
 def _no_base(adapter: AdapterTarget, what: str) -> _NoBaseError:
-    remedy = "Say which one to use: --base-model MODEL."
+    remedy = "Say which one to use: `base_model=MODEL`."
     if adapter.base and not adapter.base.startswith(("/", "~", "builtin:")):
         remedy += " A relative path is that of the folder where it was trained."
     return _NoBaseError(f"adapter_config.json {what}", where=str(adapter.folder), remedy=remedy)

@@ -141,7 +141,7 @@ def load(model: ModelRequest | str, *, observer: Observer = ignored) -> OpenMode
     """Load a model once, to ask it many times.
 
     Args:
-        model: What answers; a name alone is a TARGET: a base, an adapter, a run, a checkpoint or a config.
+        model: What answers; a name alone is its target: a base, an adapter, a run, a checkpoint or a config.
         observer: Is told what was decided and found.
 
     Returns:
@@ -170,7 +170,7 @@ def generate(
     """Answer a prompt.
 
     Args:
-        model: What answers; a name alone is a TARGET.
+        model: What answers; a name alone is its target.
         prompt: What is asked.
         options: How it is answered.
         trace: Tell how each token comes about.
@@ -246,7 +246,7 @@ def answer_file(
     """Answer a file of prompts into a file of answers.
 
     Args:
-        model: What answers; a name alone is a TARGET.
+        model: What answers; a name alone is its target.
         prompts: The file of rows with `prompt`, `messages`, `source` or `translation`.
         prompt_column: What `prompt` is called in it, where it calls it otherwise.
         output: Where each row is written with its `completion`; one that was begun is gone on with.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from loraft.evaluation.open_model import RequestedModel, tell
 from loraft.events import Note, Observer, ignored
@@ -28,12 +27,13 @@ class OpenClassifier:
         return self._classifier.labels
 
     def predict(
-        self, texts: Sequence[tuple[str, str | None]], *, observer: Observer = ignored
+        self, texts: Sequence[str | tuple[str, str | None]], *, observer: Observer = ignored
     ) -> list[dict[str, float]]:
         """Tell the probability of each class for a few texts; the arguments are those of `loraft.predict`."""
         classifier = self._classifier
-        tell(observer, *classifier.about(texts))
-        tokens = classifier.tokens(texts)
+        pairs = [(each, None) if isinstance(each, str) else each for each in texts]
+        tell(observer, *classifier.about(pairs))
+        tokens = classifier.tokens(pairs)
         if any(each.is_cut for each in tokens):
             observer(Note(f"the text is longer than the model's {classifier.context} positions, and was cut to them"))
         longest = max((len(each.ids) for each in tokens), default=0)
@@ -42,13 +42,13 @@ class OpenClassifier:
 
 
 def predict(
-    model: ModelRequest | str, *, texts: Sequence[tuple[str, str | None]], observer: Observer = ignored
+    model: ModelRequest | str, *, texts: Sequence[str | tuple[str, str | None]], observer: Observer = ignored
 ) -> list[dict[str, float]]:
     """Tell the probability of each class for a few texts.
 
     Args:
-        model: The classifier; a name alone is a TARGET.
-        texts: Each a text and the second one of a pair, or None.
+        model: The classifier; a name alone is its target.
+        texts: Each a text, or the two of a pair.
         observer: Is told what was found.
 
     Returns:
@@ -67,7 +67,8 @@ def predict_file(
     *,
     texts: Path,
     output: Path,
-    columns: Mapping[str, str] = MappingProxyType({}),
+    text_column: str | None = None,
+    pair_column: str | None = None,
     batch_size: int = TEXTS_AT_ONCE,
     overwrite: bool = False,
     observer: Observer = ignored,
@@ -75,12 +76,12 @@ def predict_file(
     """Classify a file of texts into a file of rows with their classes.
 
     Args:
-        model: The classifier; a name alone is a TARGET.
+        model: The classifier; a name alone is its target.
         texts: The file of rows with `text`, and `text_pair` where there are two.
         output: Where each row is written with its `prediction` and `probabilities`; one that was begun is gone on with.
             A .csv file has a column for each probability.
-        columns: What `text` and `text_pair` are called in the file, where it calls them otherwise than the
-            rows of training did.
+        text_column: What `text` is called in the file, where it calls it otherwise than the rows of training did.
+        pair_column: What `text_pair` is called in it.
         batch_size: How many rows at a time.
         overwrite: Begin anew, whatever `output` holds.
         observer: Is told how far it is.
@@ -91,6 +92,8 @@ def predict_file(
         Interrupted: By a signal; the rows so far are in `output`.
     """
     requested = RequestedModel(model)
+    given = {"text": text_column, "text_pair": pair_column}
+    columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
     rows = read_texts(texts, columns, requested.learned_columns)
     check_output(output, rows, texts, overwrite=overwrite)
     classifier = requested.classifier(observer)

@@ -36,7 +36,7 @@ def evaluate(
     """Measure a model on rows: its loss on their answers or classes, and its own answers by theirs.
 
     Args:
-        model: What is evaluated; a name alone is a TARGET.
+        model: What is evaluated; a name alone is its target.
         data: The rows; None takes those that the run of what is evaluated held out.
         metrics: The figures besides loss and perplexity; None gives those of the task, where rows have a right answer.
         output: Where each row is written with its loss and its answer.
@@ -59,7 +59,7 @@ def evaluate(
     found = requested.found
     if baseline and not found.adapters:
         message = "there is no adapter to compare with its base"
-        raise AdapterError(message, where="--baseline", remedy="Name an adapter or a run that has one as TARGET.")
+        raise AdapterError(message, parameter="baseline", remedy="Name an adapter or a run that has one as `target`.")
     purpose = purpose_of(requested, baseline=baseline)
     asked = None if metrics is None else known_metrics(metrics, purpose.task)
     source = read_eval_source(run_of(found), found.base, rows_from, purpose)

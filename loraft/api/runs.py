@@ -25,7 +25,7 @@ from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trainer import TrainResult, run_plan
 
-TAKEN = "{} holds a run already: loraft train goes on with it by --resume, and replaces it by --overwrite"
+TAKEN = "{} holds a run already: `loraft.train` goes on with it by `resume`, and replaces it by `overwrite`"
 
 
 def check(config: RunConfig, *, name: str = "run", verbose: bool = False) -> CheckReport:

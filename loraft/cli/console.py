@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from loraft.cli.standard_output import forget
+from loraft.cli.wording import in_options
 from loraft.errors import Problem
 
 PIPE_WIDTH = 200
@@ -82,7 +83,7 @@ def print_message(message: str) -> None:
 def print_note(*notes: str) -> None:
     """What was decided or found, on standard error."""
     for note in notes:
-        say(("note: ", "cyan"), printable(note), prose=True)
+        say(("note: ", "cyan"), printable(in_options(note)), prose=True)
 
 
 def print_problems(problems: Iterable[Problem]) -> None:

@@ -99,8 +99,10 @@ class AnswerOptions:
         "A base model (Hub id, folder, .gguf, builtin:NAME), an adapter, a run, a checkpoint or a config.",
         default=None,
     )
-    adapter: list[str] | None = option(
-        "[NAME=]DIR", "An adapter (folder, run, Hub id), by a name where there are several; alone, it brings its base."
+    adapters: list[str] | None = option(
+        "[NAME=]DIR",
+        "An adapter (folder, run, Hub id), by a name where there are several; alone, it brings its base.",
+        "--adapter",
     )
     base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
     quantize: Literal["nf4", "fp4"] | None = option(None, "Store the base in 4 bits [default: as in training].")
@@ -143,14 +145,14 @@ class AnswerOptions:
         Raises:
             typer.BadParameter: Nothing is named that could.
         """
-        refuse((self.target is None and not self.adapter, "Name a TARGET, or an --adapter that brings its base."))
+        refuse((self.target is None and not self.adapters, "Name a TARGET, or an --adapter that brings its base."))
         quantize = None
         if self.quantize:
             from loraft.config.sections import QuantizationSection
 
             quantize = QuantizationSection(type=self.quantize)
         return ModelRequest(
-            self.target, self.adapter or (), self.base_model, quantize, self.dtype, self.merge,
+            self.target, self.adapters or (), self.base_model, quantize, self.dtype, self.merge,
             self.source_lang, self.target_lang,
         )  # fmt: skip
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loraft.cli.console import print_result, printable
+from loraft.cli.wording import in_options
 from loraft.config.choices import TaskName
 
 Document = Mapping[str, object]
@@ -89,7 +89,8 @@ def print_try_it(task: TaskName, target: str) -> None:
     """The command that lets `target` do what it was trained for: what a person would type next."""
     from loraft.tasks import TASKS
 
-    print_result(f"Try it:  {shlex.join(TASKS[task].try_command(target))}")
+    call = in_options(f"`{TASKS[task].try_call(target)}`")
+    print_result(f"Try it:  {call}")
 
 
 def print_document(sections: Document, *, rest: str) -> None:

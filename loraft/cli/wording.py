@@ -1,24 +1,25 @@
-"""What is wrong, in the words of a command that reads no config.
+"""What is wrong and what there is to say, in the words of the command line: its options, TARGET and whole commands.
 
-What loads models and reads rows calls everything by the keys of a config, and most commands are given none: there the
-same thing is TARGET, or an option.
+The library calls things by the parameters of Python's functions and by the keys of a config. Most commands read no
+config: there what a key says is given by a parameter, too.
 """
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from typing import Any, get_type_hints
 
+from loraft.cli.command_table import COMMANDS, function_of
 from loraft.errors import ConfigError, LoraftError, Problem
 
-OPTIONS: Mapping[str, str] = {
-    "base_model": "--base-model", "model": "--model", "target": "TARGET", "adapter": "--adapter", "dtype": "--dtype",
-    "quantize": "--quantize", "data": "--data", "split": "--split", "row_format": "--format", "columns": "--columns",
-    "source_lang": "--source-lang", "target_lang": "--target-lang", "task": "--task", "method": "--method",
-}  # fmt: skip
-"""What the parameters of commands are called on the command line."""
-BASE = ("base_model", "model", "target", "adapter")
+MARKED = re.compile(r"`(loraft\.[a-z_]+(?:\([^`]*\))?|[a-z_]+(?:=[^`]+)?)`")
+"""What the library says of Python: a function of ours, called or not, or a parameter, with a value or without."""
+BASE = ("base_model", "model", "target", "adapters")
 GIVEN_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("model.name_or_path", "model.revision", "model.tokenizer"), BASE),
     "model.dtype": ("dtype",),
@@ -38,24 +39,105 @@ INSTEAD: Mapping[str, str] = {
 KEY = re.compile(r"\b(?:model|quantization|lora|data|training|generation)\.[a-z_]+\b")
 
 
+@cache
+def options() -> Mapping[str, str]:
+    """What each parameter of a command is called on the command line: `--batch-size`, `TARGET`."""
+    found: dict[str, str] = {}
+    for command in map(function_of, COMMANDS):
+        for name, hint in get_type_hints(command, include_extras=True).items():
+            for said in getattr(hint, "__metadata__", ()):
+                first = said.default  # of an `Annotated` option it is the first of its names
+                found[name] = first if isinstance(first, str) else said.metavar or name.upper()
+    return found
+
+
+def in_options(text: str) -> str:
+    """A text whose `parameters` and `loraft.functions()` are said as one types them; other words stay as they are."""
+    return MARKED.sub(lambda found: _typed(found[1]) or found[0], text)
+
+
+def with_options(document: Mapping[str, object], *keys: str) -> dict[str, object]:
+    """A document for JSON in which the sentences under `keys` are said as one types them."""
+    said = {key: [in_options(each) for each in part] for key in keys if isinstance(part := document.get(key), Sequence)}
+    return {**document, **said}
+
+
+def _typed(code: str) -> str | None:
+    """A parameter, with its value or without, or a call of one of our functions; None for anything else."""
+    try:
+        said: Any = ast.parse(code if code.startswith("loraft.") else f"_({code})", mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+    if isinstance(said, ast.Attribute):
+        return f"loraft {said.attr.replace('_', '-')}"
+    if not isinstance(said, ast.Call):
+        return None
+    is_ours = isinstance(said.func, ast.Attribute)
+    first = ["loraft", said.func.attr.replace("_", "-")] if is_ours else []  # type: ignore[attr-defined]
+    words = [_value(each) if is_ours else options().get(ast.unparse(each)) for each in said.args]
+    words += [_given(each.arg or "", each.value) for each in said.keywords]
+    return None if None in words else " ".join(map(str, [*first, *words]))
+
+
+def _given(name: str, value: ast.expr) -> str | None:
+    """A parameter and its value.
+
+    A switch has no value, and one that is switched off has another name; what is a list in Python is one at a time.
+    """
+    is_switch = isinstance(value, ast.Constant) and isinstance(value.value, bool)
+    if is_switch and not value.value:  # type: ignore[attr-defined]
+        name = f"no_{name}"
+    elif isinstance(value, ast.List) and name.removesuffix("s") in options():
+        name = name.removesuffix("s")
+    option = options().get(name)
+    return option if option is None or is_switch else f"{option} {_value(value)}"
+
+
+def _value(value: ast.expr) -> str:
+    if isinstance(value, ast.Constant):
+        return shlex.quote(str(value.value))
+    if isinstance(value, ast.Call):  # of `load_config("c.yaml")` one types the file alone
+        return " ".join(map(_value, value.args))
+    if isinstance(value, ast.List):
+        return " ".join(map(_value, value.elts))
+    if isinstance(value, ast.Dict):
+        pairs = zip(value.keys, value.values, strict=True)
+        return ",".join(f"{_value(ours)}={_value(theirs)}" for ours, theirs in pairs if ours)
+    return ast.unparse(value)
+
+
 def in_words_of(parameters: Mapping[str, object], error: LoraftError) -> tuple[Problem, ...]:
     """The problems of an error, as the command with these parameters calls things.
 
-    Those of a config stay as they are, and so do all where the command was given one to work by.
+    The keys of a config stay as they are where it is the config that is wrong or that the command works by.
     """
+    problems = tuple(map(by_options, error.problems))
     if "config" in parameters or isinstance(error, ConfigError):
-        return error.problems
-    return tuple(_translated(problem, parameters) for problem in error.problems)
+        return problems
+    return tuple(_without_keys(problem, parameters) for problem in problems)
 
 
-def _translated(problem: Problem, parameters: Mapping[str, object]) -> Problem:
-    remedy = _remedy(problem, parameters)
+def by_options(problem: Problem) -> Problem:
+    """A problem that names options and commands instead of parameters and functions."""
+    said = replace(problem, message=in_options(problem.message), remedy=problem.remedy and in_options(problem.remedy))
+    if problem.parameter is None:
+        return said
+    option = options().get(problem.parameter, problem.parameter)
+    return replace(said, parameter=None, **({"where": option} if problem.where is None else {"key": option}))
+
+
+def _without_keys(problem: Problem, parameters: Mapping[str, object]) -> Problem:
+    """A problem whose key of a config is the option by which the command was given it."""
+    problem = replace(problem, message=_message(problem.message, parameters), remedy=_remedy(problem, parameters))
     option = _option(problem.key, parameters)
     if option is None or (problem.key == "data" and problem.where != parameters.get("data")):
-        return replace(problem, remedy=remedy)  # a row may have a field that is called data
-    if problem.where is None:
-        return replace(problem, where=option, key=None, remedy=remedy)
-    return replace(problem, key=option, remedy=remedy)
+        return problem  # a row may have a field that is called data
+    return replace(problem, **({"where": option, "key": None} if problem.where is None else {"key": option}))
+
+
+def _message(message: str, parameters: Mapping[str, object]) -> str:
+    """The message with options for keys, as far as the command has them."""
+    return KEY.sub(lambda key: _option(key[0], parameters) or key[0], message)
 
 
 def _remedy(problem: Problem, parameters: Mapping[str, object]) -> str | None:
@@ -73,4 +155,4 @@ def _option(key: str | None, parameters: Mapping[str, object]) -> str | None:
     """What a key is called: the parameter that was given, or else the first that could have been."""
     names = [name for name in GIVEN_BY.get(key or "", ()) if name in parameters]
     given = [name for name in names if parameters[name]]
-    return OPTIONS[(given or names)[0]] if names else None
+    return options()[(given or names)[0]] if names else None

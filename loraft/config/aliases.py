@@ -58,8 +58,8 @@ DTYPE_ELSEWHERE = (
 )
 METHODS = "There is no {value} here: method: lora, qlora and full are what there is."
 OPTION = (
-    "It is an option of the command: `loraft train CONFIG %s`.",
-    "Leave it out: `loraft train CONFIG` does it with %s alone.",
+    "It is given beside the config: `loraft.train(CONFIG, %s=True)`.",
+    "Leave it out: `loraft.train(CONFIG)` does it with `%s` alone.",
 )
 UNQUANTIZED = "Leave it out: without method: qlora nothing is quantized."
 
@@ -212,11 +212,11 @@ ANSWERS: Mapping[str, Answer] = _each(
         "logging_strategy": "Write training.logging_steps: the number of steps between two lines.",
         "evals_per_epoch": "Write training.eval_steps: null (once an epoch) or a number of steps.",
         "saves_per_epoch": "Write training.save_steps: null (once an epoch) or a number of steps.",
-        "load_best_model_at_end": "Leave it out: the best checkpoint is always kept, and is a TARGET.",
-        "do_train": "Leave it out: `loraft train` trains.",
+        "load_best_model_at_end": "Leave it out: the best checkpoint is always kept, and can be named as a target.",
+        "do_train": "Leave it out: `loraft.train` trains.",
         "do_eval": ("Leave it out: data.eval says what is evaluated.", "Write data.eval: null."),
-        "overwrite_output_dir": (OPTION[0] % "--overwrite", OPTION[1] % "--overwrite"),
-        "resume_from_checkpoint auto_resume_from_checkpoints": (OPTION[0] % "--resume", OPTION[1] % "--resume"),
+        "overwrite_output_dir": (OPTION[0] % "overwrite", OPTION[1] % "overwrite"),
+        "resume_from_checkpoint auto_resume_from_checkpoints": (OPTION[0] % "resume", OPTION[1] % "resume"),
         "use_wandb": ("Write training.report_to: [wandb].", "Leave it out: training.report_to: [] reports to nobody."),
         "do_sample": ("Write generation.temperature: a number above 0.", "Write generation.temperature: 0."),
         "trust_remote_code": "Code from a model's repository is never switched on by a file.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +33,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     name, suffix = str(path), Path(path).suffix.lower()
     top, found = (None, []) if suffix in DATA else read_yaml(_text(name), name)
     if suffix in DATA or (suffix == ".json" and top is not None and isinstance(top.content, list)):
-        remedy = f"loraft init CONFIG.yaml --data {shlex.quote(name)}"
+        remedy = "Name it as data.train in a config: loraft init writes one."
         raise ConfigError("is data, not a config", where=name, remedy=remedy)
     if top is None:
         refuse(found)
@@ -54,13 +53,15 @@ def load_lora(text: str) -> LoraSection:
     parts = [part.strip() for part in re.split(r",(?![^\[{]*[\]}])", text) if part.strip()]
     if unsaid := [part for part in parts if "=" not in part]:
         remedy = "Write it as r=8,target_modules=[q_proj,v_proj],layers=last:4, or name a config."
-        raise ConfigError(f"{unsaid[0]!r} is no key=value", where="--lora", remedy=remedy)
-    top, _ = read_yaml(str(STAND_INS), "--lora")  # a dict of texts is YAML as Python prints it
+        raise ConfigError(f"{unsaid[0]!r} is no key=value", parameter="lora", remedy=remedy)
+    top, _ = read_yaml(str(STAND_INS), "lora")  # a dict of texts is YAML as Python prints it
     assert top is not None
     try:
         return _with_overrides(top, [], [f"lora.{part}" for part in parts]).lora
     except ConfigError as error:
-        raise ConfigError.several(replace(problem, where="--lora") for problem in error.problems) from None
+        raise ConfigError.several(
+            replace(problem, where=None, parameter="lora") for problem in error.problems
+        ) from None
 
 
 def _text(name: str) -> str:

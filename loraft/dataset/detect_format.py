@@ -118,7 +118,7 @@ def profile_dataset(
         fit = _fit(read.columns, task, columns, row_format)
     except DataError as error:
         problem = error.problems[0]
-        raise DataError(problem.message, where=path, key="--data", remedy=problem.remedy) from None
+        raise DataError(problem.message, where=path, parameter="data", remedy=problem.remedy) from None
     languages = _languages(read, fit)
     records, problems = _records(read, fit, languages)
     if not records:
@@ -127,7 +127,7 @@ def profile_dataset(
     if len(labels) == 1:
         only = f"the rows have only the class {next(iter(labels))!r}, and there is nothing to tell apart"
         wrong = shortened([*read.problems, *problems], remedy=None)
-        raise DataError.several([*wrong, Problem(only, path, "--data")])
+        raise DataError.several([*wrong, Problem(only, path, parameter="data")])
     return DatasetProfile(
         path=path,
         rows=len(records),
@@ -192,11 +192,11 @@ def _fit_nothing(columns: Collection[str], readings: Sequence[tuple[Task, RowFor
     is_known = len({task.name for task, _ in readings}) == 1
     usual: RowFormat = "prompt_completion"
     form = next((form for _, form in readings if is_known and len(OURS[form]) > 1), usual)
-    example = ",".join(f"{ours}=THEIRS" for ours in OURS[form][:2])
+    example = ", ".join(f"{ours!r}: THEIRS" for ours in OURS[form][:2])
     needs = [f"{' and '.join(OURS[form][:2])} ({task.name}, {form})" for task, form in readings]
     return DataError(
         f"the columns are {', '.join(columns)}, and none of them is known to loraft by such a name",
-        remedy=f"Say which are which, as in --columns {example}. Ours are {'; '.join(needs)}.",
+        remedy=f"Say which are which, as in `columns={{{example}}}`. Ours are {'; '.join(needs)}.",
     )
 
 

@@ -25,12 +25,6 @@ from loraft.tasks.task import Reference, SourceFormat, Task
 from loraft.tokenization.examples import Example
 from loraft.tokenization.row_renderer import RowRenderer
 
-KEY = "--data"
-OPTIONS = {
-    "data": KEY, "data.train": KEY, "data.format": "--format", "data.split": "--split", "data.columns": "--columns",
-    "data.source_lang": "--source-lang", "data.target_lang": "--target-lang",
-}  # fmt: skip
-"""What a key of a config is called on the command line of those who evaluate."""
 MEND = "Mend the row, or leave it out."
 
 
@@ -130,17 +124,18 @@ def read_eval_source(
     except DataError as error:
         if data is None:
             raise
-        raise DataError.several(map(_as_ours, error.problems)) from None
+        raise DataError.several(map(_with_a_way_out, error.problems)) from None
 
 
 def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: EvalPurpose) -> EvalSource:
     if data is None:
         if run is None:
             message = "there are no rows to evaluate on: what is evaluated belongs to no run"
-            raise DataError(message, where=KEY, remedy="Name a file of rows, or evaluate a run, which holds some out.")
+            remedy = "Name a file of rows, or evaluate a run, which holds some out."
+            raise DataError(message, parameter="data", remedy=remedy)
         if run.config.data.eval is None:
             message = "there are no rows to evaluate on: the run held none out (data.eval is null)"
-            raise DataError(message, where=KEY, remedy="Name a file of rows.")
+            raise DataError(message, parameter="data", remedy="Name a file of rows.")
         notes, called = [*run.about_held_out()], "the run's held-out rows"
         config = _as_trained(run.config, purpose)
         read = read_sources(config)
@@ -204,7 +199,7 @@ def rows_of(
     except DataError as error:
         if source.held_out:
             raise
-        raise DataError.several(map(_as_ours, error.problems)) from None
+        raise DataError.several(map(_with_a_way_out, error.problems)) from None
     if source.held_out and source.run is not None:
         source.run.check_held_out(prepared.held_out)
     examples = prepared.eval if source.held_out else prepared.train
@@ -268,13 +263,7 @@ def _as_trained(config: RunConfig, purpose: EvalPurpose) -> RunConfig:
     return config.model_copy(update={"data": data.model_copy(update=said)})
 
 
-def _as_ours(problem: Problem) -> Problem:
-    """A problem of rows as this command says it: by its options, and with what to do about a row."""
-    key = OPTIONS.get(problem.key or "")
-    remedy = problem.remedy or (None if key else MEND)
-    message = problem.message
-    for name in ("data.source_lang", "data.target_lang"):  # a row that lacks a language names who asked for it
-        message = message.replace(name, OPTIONS[name])
-    if remedy is not None:
-        remedy = remedy.replace("data.columns", OPTIONS["data.columns"])
-    return replace(problem, message=message, key=key or problem.key, remedy=remedy)
+def _with_a_way_out(problem: Problem) -> Problem:
+    """A problem of rows with what to do about it; of the source as a whole there is nothing more to say."""
+    is_of_all = (problem.key or "").partition(".")[0] == "data"
+    return problem if problem.remedy or is_of_all else replace(problem, remedy=MEND)

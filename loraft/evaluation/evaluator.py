@@ -147,7 +147,7 @@ def evaluate(
     tallies = [_Tallies(metrics, labels, keep=baseline is not None) for _ in subjects]
     begun = perf_counter()
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
-    remedy = "Give a smaller --batch-size" + (", or a smaller --max-new-tokens." if metrics and not labels else ".")
+    remedy = "Give a smaller `batch_size`" + (", or a smaller `max_new_tokens`." if metrics and not labels else ".")
     with (
         nullcontext() if output is None else open_jsonl(output) as file,
         _told(file, len(items)),
@@ -194,7 +194,7 @@ def _measure(
         found |= zip(places, subject.read([window[place].example for place in places]), strict=True)
     for place, reading in found.items():
         if not math.isfinite(reading.loss):
-            remedy = "Compute in another --dtype: float16 overflows in some models."
+            remedy = "Compute in another `dtype`: float16 overflows in some models."
             message = f"the loss of {subject.name} is {reading.loss}"
             raise NonFiniteError(message, where=window[place].example.where, remedy=remedy)
     asking = [place for place, item in enumerate(window) if item.question is not None] if answered else []
@@ -250,5 +250,5 @@ def _told(file: JsonLines | None, total: int) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         number = getattr(stop, "signal_number", signal.SIGINT)
         kept = f": {file.rows:,} of {total:,} rows are in {file.path}" if file is not None else ""
-        remedy = "An evaluation begins anew: --overwrite replaces the file." if file is not None else None
+        remedy = "An evaluation begins anew: `overwrite` replaces the file." if file is not None else None
         raise Interrupted(f"stopped{kept}", signal_number=number, remedy=remedy) from None

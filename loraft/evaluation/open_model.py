@@ -33,8 +33,8 @@ from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tokenization.examples import Example
 
-ANSWERS = "{} answers; {} would with --compare, or in loraft chat"
-MEASURED = "{} is measured, and {} not: give each alone as --adapter"
+ANSWERS = "{} answers; {} would with `compare`, or in a chat"
+MEASURED = "{} is measured, and {} not: give each alone as `adapters`"
 
 
 class RequestedModel:
@@ -45,7 +45,7 @@ class RequestedModel:
     """
 
     def __init__(self, model: ModelRequest | str) -> None:
-        """A name alone is a TARGET."""
+        """A name alone is a target."""
         self.choice = ModelRequest(model) if isinstance(model, str) else model
 
     @cached_property
@@ -107,7 +107,7 @@ def purpose_of(model: RequestedModel, *, baseline: bool) -> EvalPurpose:
         refuse_no_classifier(found, labels, choice.target)
     if not task.translates and (choice.source_lang or choice.target_lang):
         message = f"its task is {task.name}, and only what translates has a source and a target language"
-        raise ModelError(message, where="--source-lang" if choice.source_lang else "--target-lang")
+        raise ModelError(message, parameter="source_lang" if choice.source_lang else "target_lang")
     if labels and baseline and classes_of(replace(found, adapters=())) != labels:
         raise _no_baseline(found.base)
     return EvalPurpose(task, sources, labels)
@@ -115,7 +115,7 @@ def purpose_of(model: RequestedModel, *, baseline: bool) -> EvalPurpose:
 
 def _no_baseline(base: str) -> AdapterError:
     message = f"the head that tells the classes was trained with the adapter, and {base} has none: it would guess"
-    return AdapterError(message, where="--baseline", remedy="Leave it out.")
+    return AdapterError(message, parameter="baseline", remedy="Leave it out.")
 
 
 def generating(
@@ -157,7 +157,7 @@ def classifying(
     if baseline and classifier.loaded.new_modules:
         raise _no_baseline(classifier.loaded.name)
     rows = rows_of(source, classifier.loaded.tokenizer, positions=classifier.context, limit=limit)
-    unused = ("a classifier generates nothing: --max-new-tokens is not used",) if options.max_new_tokens else ()
+    unused = ("a classifier generates nothing: `max_new_tokens` is not used",) if options.max_new_tokens else ()
     tell(observer, *rows.notes, *unused)
     named = [(classifier.name or BASE, False), *([(BASE, True)] if baseline else [])]
     return rows, [_telling(classifier, name, base=base) for name, base in named]

@@ -48,14 +48,14 @@ class PastRun:
             raise DataError(
                 "the rows that the run held out cannot be read from here",
                 where=", ".join(gone),
-                remedy="Go to the folder that the run was started in, or name a file of rows: --data FILE.",
+                remedy="Go to the folder that the run was started in, or name a file of rows: `data=FILE`.",
             )
         changed = [path for path, old, new in known if old != new]
         if changed and is_share:
             raise DataError(
                 "has changed since the run began: which of its rows were held out can no longer be told",
                 where=", ".join(changed),
-                remedy="Put it back as it was, or name a file of rows that were not learned: --data FILE.",
+                remedy="Put it back as it was, or name a file of rows that were not learned: `data=FILE`.",
             )
         if changed:
             yield f"{', '.join(changed)} has changed since the run began: its own evaluations were of other rows"
@@ -74,7 +74,7 @@ class PastRun:
                 "the run drew the rows that it held out in another way than this version of loraft does: which they "
                 "were can no longer be told",
                 where=str(self.folder),
-                remedy="Name a file of rows that were not learned: --data FILE.",
+                remedy="Name a file of rows that were not learned: `data=FILE`.",
             )
 
     def about_rows(self, rows: DataSource) -> Iterator[str]:

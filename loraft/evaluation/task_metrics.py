@@ -10,7 +10,6 @@ from loraft.evaluation.metrics import is_valid_json
 from loraft.tasks import TASKS
 from loraft.tasks.task import ROUGE, Task
 
-KEY = "--metrics"
 GROUPS = {"rouge": ROUGE}
 """Several figures under one name."""
 
@@ -34,7 +33,7 @@ def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, 
             offered = every if task is None else _names(task)
             nearest = _nearest(given.strip(), offered)
             remedy = f"{f'Did you mean {nearest}? ' if nearest else ''}The metrics are {', '.join(offered)}."
-            raise DataError(f"there is no metric {given.strip()!r}", where=KEY, remedy=remedy)
+            raise DataError(f"there is no metric {given.strip()!r}", parameter="metrics", remedy=remedy)
         found += GROUPS.get(name, (name,))
     return tuple(dict.fromkeys(found))
 
@@ -66,11 +65,11 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
     if unfit := [name for name in wanted if name not in metrics.offered]:
         others = [other.name for other in TASKS.values() if unfit[0] in _names(other)]
         message = f"{unfit[0]} measures {' and '.join(others)}, and this is {task.name}"
-        raise DataError(message, where=KEY, remedy=f"There are {', '.join(_names(task))}.")
+        raise DataError(message, parameter="metrics", remedy=f"There are {', '.join(_names(task))}.")
     if wanted and not references:
         message = f"{wanted[0]} compares answers with references, and no row has one"
         remedy = "Plain text has only a loss; rows of messages or of prompt and completion have references."
-        raise DataError(message, where=KEY, remedy=remedy)
+        raise DataError(message, parameter="metrics", remedy=remedy)
     return wanted
 
 

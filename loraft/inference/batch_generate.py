@@ -22,11 +22,11 @@ from loraft.events import Note, Observer, Progress
 from loraft.inference.decoder_state import prompt_limit
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest
-from loraft.inference.session import BASE, OPTIONS, Session, Speaker
+from loraft.inference.session import BASE, Session, Speaker
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import AskedRows, lost_fields, open_answers
 from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, to_question
-from loraft.rows.raw_rows import SOURCE, RowsRead, rows_to_answer
+from loraft.rows.raw_rows import RowsRead, rows_to_answer
 from loraft.rows.readers import Row
 
 ADDED = ("completion", "finish_reason")
@@ -94,7 +94,7 @@ def read_questions(
     Raises:
         DataError: There is no such file, or rows are not as they must be; the first ones are named.
     """
-    read = rows_to_answer(path)
+    read = rows_to_answer(path, "prompts")
     _require_column(path, read, column)
     problems, questions = list(read.problems), []
     languages = LanguagePair(source_lang()) if source_lang and any(map(_is_translation, read.rows)) else LanguagePair()
@@ -102,7 +102,7 @@ def read_questions(
         try:
             questions.append(BatchPrompt(row, to_question(row, languages, column)))
         except DataError as error:
-            problems += map(_as_ours, error.problems)
+            problems += error.problems
         problems += lost_fields(row.where, row.values, ADDED)
     if problems:
         raise DataError.several(shortened(list(dict.fromkeys(problems)), remedy=None))
@@ -117,16 +117,8 @@ def _require_column(path: Path, read: RowsRead, column: str | None) -> None:
     message = f"there is no column {missing}; the columns are {', '.join(read.columns)}"
     wanted = (column.lower(),) if column else ASKED
     near = next((name for name in read.columns if name.lower() in wanted), "NAME")
-    remedy = f"Name the one that holds the prompts: --prompt-column {near}."
-    raise DataError(message, where=str(path), key=SOURCE, remedy=remedy)
-
-
-def _as_ours(problem: Problem) -> Problem:
-    """A problem of a row by the options of those who generate."""
-    message = problem.message
-    for key, option in OPTIONS.items():
-        message = message.replace(f"({key})", f"({option})")
-    return replace(problem, message=message, key=OPTIONS.get(problem.key or "", problem.key))
+    remedy = f"Name the one that holds the prompts: `prompt_column={near!r}`."
+    raise DataError(message, where=str(path), parameter="prompts", remedy=remedy)
 
 
 def _is_translation(row: Row) -> bool:
@@ -212,7 +204,7 @@ def _memory_told(output: Path, batch_size: int) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, OutOfMemoryError) as error:
         message = f"the device ran out of memory with {batch_size} rows at a time"
-        remedy = "Give a smaller --batch-size; what is answered stays."
+        remedy = "Give a smaller `batch_size`; what is answered stays."
         raise OutOfMemoryError(message, where=str(output), remedy=remedy) from error
 
 

@@ -133,8 +133,8 @@ class Classifier:
         """
         scores = self.logits(texts)
         if not scores.isfinite().all():
-            remedy = "Compute in another --dtype: float16 overflows in some models."
-            raise NonFiniteError("the scores of the classes are not finite", where="TARGET", remedy=remedy)
+            remedy = "Compute in another `dtype`: float16 overflows in some models."
+            raise NonFiniteError("the scores of the classes are not finite", parameter="target", remedy=remedy)
         shares = scores.softmax(-1).tolist()
         return [dict(zip(self.labels, each, strict=True)) for each in shares]
 
@@ -163,7 +163,7 @@ def open_classifier(
     """
     found = found or resolve_target(target, adapters, base_model=base_model)
     if len(found.adapters) > 1:
-        raise AdapterError("one classifier tells classes, and there are several", where="--adapter")
+        raise AdapterError("one classifier tells classes, and there are several", parameter="adapters")
     section = found.model.section
     if dtype is not None:
         section = section.model_copy(update={"dtype": dtype})
@@ -194,9 +194,9 @@ def refuse_no_classifier(found: ResolvedTarget, labels: Sequence[str], target: s
     """Refuse what does not tell one of several classes.
 
     Args:
-        found: What TARGET means.
+        found: What the target means.
         labels: Its classes, as `classes_of` gives them.
-        target: TARGET, as it was given.
+        target: Its name, as it was given.
 
     Raises:
         ModelError: It has no head for classes, or one whose scores are no choice between them.
@@ -208,13 +208,13 @@ def refuse_no_classifier(found: ResolvedTarget, labels: Sequence[str], target: s
     if found.adapters and found.metadata.task is not None:
         raise ModelError(
             f"{called} was trained for {found.metadata.task}: it writes text, and tells no classes",
-            where="TARGET",
-            remedy=f"Let it answer: loraft generate {called} --prompt TEXT",
+            parameter="target",
+            remedy=f"Let it answer: `loraft.generate({called!r}, prompt=TEXT)`",
         )
     raise ModelError(
         f"{called} has no head that tells classes",
-        where="TARGET",
-        remedy="Train one first: task: seq_cls. What writes text answers by loraft generate.",
+        parameter="target",
+        remedy="Train one first: task: seq_cls. What writes text answers by `loraft.generate`.",
     )
 
 
@@ -225,7 +225,8 @@ def _refuse_no_choice(found: ResolvedTarget, labels: Sequence[str], called: str)
     """
     if twice := sorted({name for name in labels if labels.count(name) > 1}):
         message = f"{called} has several classes of the name {', '.join(twice)}"
-        raise ModelError(message, where="TARGET", remedy="Give them names of their own: id2label in its config.json.")
+        remedy = "Give them names of their own: id2label in its config.json."
+        raise ModelError(message, parameter="target", remedy=remedy)
     problem_type = None if found.adapters else load_any_config(found.model).problem_type
     if len(labels) == 1 or problem_type == "regression":
         message = f"{called} gives a text a number, not one of several classes"
@@ -233,4 +234,4 @@ def _refuse_no_choice(found: ResolvedTarget, labels: Sequence[str], called: str)
         message = f"several classes of {called} may hold of one text, and loraft tells one"
     else:
         return
-    raise ModelError(message, where="TARGET", remedy="Use it with transformers, or train a head: task: seq_cls.")
+    raise ModelError(message, parameter="target", remedy="Use it with transformers, or train a head: task: seq_cls.")

@@ -47,7 +47,7 @@ def compare(
     """
     if not session.adapters:
         message = "there is no adapter to compare the base with"
-        raise AdapterError(message, where="--compare", remedy="Name an adapter or a run, or give --adapter NAME=DIR.")
+        raise AdapterError(message, parameter="compare", remedy="Name an adapter or a run, or give `adapters`.")
     voices = (BASE, *session.adapters)
     total = len(voices) * len(prompts)
     answers: dict[str, list[Completion]] = {}

@@ -219,7 +219,7 @@ class DecoderState:
 def _reading(model: PreTrainedModel) -> Iterator[None]:
     """The model's products in its dtype, and memory that runs out as an error with a remedy."""
     message = "the device ran out of memory while it answered"
-    remedy = "Answer fewer prompts at a time (--batch-size), or shorter ones (--max-new-tokens)."
+    remedy = "Answer fewer prompts at a time (`batch_size`), or shorter ones (`max_new_tokens`)."
     with memory_errors(message, remedy=remedy), products_in_model_dtype(model):
         yield
 

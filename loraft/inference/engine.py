@@ -1,6 +1,6 @@
 """Generation: the prompt is read once, then one token a step on a KV cache.
 
-What the numbers mean, here and in `--json`:
+What the numbers mean, here and in JSON:
 
 - An answer ends with `finish_reason` "stop" at a stop id, which is in neither `token_ids` nor the text, or at a stop
   text, whose tokens are in `token_ids`, but which is not in the text; or with "length" after `max_new_tokens`,

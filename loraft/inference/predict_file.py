@@ -24,10 +24,10 @@ from loraft.events import Note, Observer, Progress
 from loraft.inference.classifier import Classifier
 from loraft.io.atomic import write_whole
 from loraft.io.checksums import sha256_of_facts
-from loraft.io.jsonl import ANSWERED_BY, AskedRows, check_jsonl, lost_fields, open_answers
+from loraft.io.jsonl import ANSWERED_BY, OUTPUT, AskedRows, check_jsonl, lost_fields, open_answers
 from loraft.io.memory_errors import memory_errors
 from loraft.rows.fields import Fields
-from loraft.rows.raw_rows import SOURCE, rows_to_answer
+from loraft.rows.raw_rows import rows_to_answer
 from loraft.rows.readers import Row, kind_of
 
 ADDED = ("prediction", "probabilities")
@@ -83,7 +83,7 @@ def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str
     Raises:
         DataError: There is no such file, or rows are not as they must be; the first ones are named.
     """
-    read = rows_to_answer(path)
+    read = rows_to_answer(path, "texts")
     as_learned = {ours: learned[ours] for ours in ("text", "text_pair") if learned.get(ours) in read.columns}
     columns = {**as_learned, **columns}
     _require_columns(path, read.rows, columns)
@@ -105,14 +105,14 @@ def _require_columns(path: Path, rows: Sequence[Row], columns: Mapping[str, str]
     """A column that no row has is one mistake, not one a row."""
     there = list(dict.fromkeys(name for row in rows for name in row.values))
     by_small = {name.lower(): name for name in there}
-    options = {"text": "--text-column", "text_pair": "--pair-column"}
+    named_by = {"text": "text_column", "text_pair": "pair_column"}
     wanted = {"text": "text", **columns}
     problems = [
         Problem(
             f"there is no column {theirs!r}; the columns are {', '.join(there)}",
             str(path),
-            SOURCE,
-            f"Name the one that holds the texts: {options[ours]} {by_small.get(theirs.lower(), 'NAME')}.",
+            remedy=f"Name the one that holds the texts: `{named_by[ours]}={by_small.get(theirs.lower(), 'NAME')!r}`.",
+            parameter="texts",
         )
         for ours, theirs in wanted.items()
         if len(rows) > 1 and theirs not in there
@@ -151,7 +151,7 @@ def predict_rows(
     asked = AskedRows([text.row.values for text in texts], ADDED, _answered_by(classifier))
     lines = _lines_of(output)
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
-    remedy = "Give a smaller --batch-size; what is classified stays."
+    remedy = "Give a smaller `batch_size`; what is classified stays."
     begun, cut, given = perf_counter(), 0, Counter[str]()
     with open_answers(lines, asked, overwrite=overwrite) as file:
         held, total = file.rows, len(texts)
@@ -183,7 +183,7 @@ def check_output(output: Path, texts: Sequence[TextRow], source: Path, *, overwr
     check_jsonl(lines, reads=[source], asked=asked, overwrite=overwrite)
     if lines != output and output.exists() and not overwrite:
         raise DataError(
-            "is there already", where=str(output), key="--output", remedy="Name another file, or give --overwrite."
+            "is there already", where=str(output), parameter=OUTPUT, remedy="Name another file, or give `overwrite`."
         )
 
 
@@ -212,7 +212,7 @@ def _write_csv(lines: Path, output: Path) -> None:
     try:
         write_whole(output, table.getvalue(), errors="backslashreplace")
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(output), key="--output") from error
+        raise DataError(f"cannot be written: {error.strerror}", where=str(output), parameter=OUTPUT) from error
     lines.unlink()
 
 

@@ -19,7 +19,7 @@ from loraft.adapters.save_adapter import load_adapters
 from loraft.adapters.target_task import classes_of
 from loraft.config.choices import TASK_OF_GROUP
 from loraft.config.sections import QuantizationSection
-from loraft.errors import AdapterError, ConfigError, DataError, ModelError
+from loraft.errors import AdapterError, ConfigError, ModelError
 from loraft.inference.completion import stop_texts_of
 from loraft.inference.generation_config import own_defaults, saved_defaults
 from loraft.inference.requests import GenerationRequest, ModelRequest
@@ -36,7 +36,6 @@ from loraft.tokenization.row_renderer import RowRenderer
 
 BASE = "base"
 """The voice of the base without an adapter."""
-OPTIONS = {"data.source_lang": "--source-lang", "data.target_lang": "--target-lang"}
 """What a key of a config is called on the command line of those who generate."""
 LARGEST_SEED = 2**32 - 1
 MAX_NEW_TOKENS = 256
@@ -209,7 +208,7 @@ def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> S
     """
     found = found or resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if choice.merge and len(found.adapters) != 1:
-        raise AdapterError(f"one adapter can be merged, and there are {len(found.adapters)}", where="--merge")
+        raise AdapterError(f"one adapter can be merged, and there are {len(found.adapters)}", parameter="merge")
     section = found.model.section
     if choice.dtype is not None:
         section = section.model_copy(update={"dtype": choice.dtype})
@@ -229,8 +228,8 @@ def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> S
         notes += ("the tokenizer has no codes of languages: their names are those of the rows alone",)
     if choice.merge and adapted is not None:
         del voices[BASE]
-        remedy = "Answer without --merge, or fold the adapter in file by file with loraft merge."
-        with memory_errors("memory ran out while the adapter was merged", where="--merge", remedy=remedy):
+        remedy = "Answer without `merge`, or fold the adapter in file by file with `loraft.merge`."
+        with memory_errors("memory ran out while the adapter was merged", parameter="merge", remedy=remedy):
             return Session(loaded, merged(adapted), voices, quantization, notes, merged=True)
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
 
@@ -240,8 +239,8 @@ def _refuse_classifier(found: ResolvedTarget, choice: ModelRequest) -> None:
         called = choice.target or (choice.adapters[0] if choice.adapters else found.base)
         raise ModelError(
             f"{called} is a classifier: it tells the class of a text, and writes none",
-            where="TARGET",
-            remedy=f"Let it classify: loraft predict {called} --text TEXT",
+            parameter="target",
+            remedy=f"Let it classify: `loraft.predict({called!r}, texts=[TEXT])`",
         )
 
 
@@ -255,7 +254,7 @@ def _refuse_no_writer(choice: ModelRequest, model_type: str) -> None:
         )
     if family.kind == "decoder" and (choice.source_lang or choice.target_lang):
         message = f"model type {model_type!r} goes on with its prompt: it has no source and no target language"
-        raise ModelError(message, key="--source-lang" if choice.source_lang else "--target-lang")
+        raise ModelError(message, parameter="source_lang" if choice.source_lang else "target_lang")
 
 
 def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) -> dict[str, Speaker]:
@@ -291,10 +290,7 @@ def _renderer(
         source_lang=choice.source_lang or metadata.sources.source_lang,
         target_lang=choice.target_lang or metadata.sources.target_lang,
     )
-    try:
-        return task.renderer_as_trained(tokenizer, replace(metadata, sources=sources))
-    except DataError as error:
-        raise DataError.several([replace(each, key=OPTIONS.get(each.key or "")) for each in error.problems]) from error
+    return task.renderer_as_trained(tokenizer, replace(metadata, sources=sources))
 
 
 def _storage_notes(adapters: Sequence[AdapterTarget], used: QuantizationSection | None) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from loraft.tasks import TASKS
 T5 = re.compile(r"(?<![a-z])t5", re.IGNORECASE)
 """T5 in the name of a model, and neither mT5 nor ByT5."""
 NO_LIMIT = 2**31 - 1
-ANOTHER = "Name another file, or replace it with --overwrite."
+ANOTHER = "Name another file, or replace it with `overwrite`."
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _counted(chosen: Start) -> Start:
             f"every row has more tokens ({found.length.shortest:,} and more) than the model reads "
             f"({chosen.positions:,})",
             where=chosen.train,
-            key="--data",
+            parameter="data",
             remedy="Name a model that reads longer texts, or shorten the rows.",
         )
     return replace(chosen, longest_tokens=longest, counted=True, bad=sum(source.bad for source in found.sources))
@@ -196,8 +196,8 @@ def _check_model(model: str, task: TaskName) -> None:
         raise ConfigError(
             f"is of type {name}, which is not trained for task {task}",
             where=model,
-            key="--model",
-            remedy=f"Write --task {other}, or name another model, such as {TASKS[task].starter_model}.",
+            parameter="model",
+            remedy=f"Write `task={other!r}`, or name another model, such as {TASKS[task].starter_model}.",
         )
 
 
@@ -221,20 +221,20 @@ def _architecture(model: str | None) -> Mapping[str, object]:
 def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
     if found is None:
         what = "an example" if chosen.train.startswith("builtin:") else "a file that you have to write"
-        return (f"no rows were named with --data: data.train is {chosen.train}, {what}",)
+        return (f"no rows were named with `data`: data.train is {chosen.train}, {what}",)
     notes = []
     if found.fit.columns:
         names = ", ".join(f"{theirs} as {ours}" for ours, theirs in found.fit.columns.items())
         notes.append(f"the columns of {found.path} are read by other names: {names}")
     if found.unread:
-        notes.append(f"nothing is read from {', '.join(found.unread)} (--columns says which are which)")
+        notes.append(f"nothing is read from {', '.join(found.unread)} (`columns` says which are which)")
     if found.unusable:
         rows = "1 row" if found.unusable == 1 else f"{found.unusable} rows"
-        notes.append(f"{rows} of {found.path} cannot be used: loraft check says why")
+        notes.append(f"{rows} of {found.path} cannot be used: `loraft.check` says why")
     if found.run_together:
         notes.append(
             f"prompt and completion follow one another as they stand, and in {found.run_together} of {found.rows} rows "
-            "nothing is between them; read as instruction and output (--columns) a chat template keeps them apart"
+            "nothing is between them; read as instruction and output (`columns`) a chat template keeps them apart"
         )
     if len(found.languages) > 2:
         notes.append(f"the rows have {len(found.languages)} languages: data.source_lang and data.target_lang are two")

@@ -204,7 +204,7 @@ def _count_section(model: PreTrainedModel, family: ModelSpec, lora: LoraSection 
             raise
         return None, None, tuple(f"LoRA is not counted: {problem.message}" for problem in error.problems)
     count = LoraCount(
-        source="--lora" if lora is not None else "the defaults of a config",
+        source="what is asked for" if lora is not None else "the defaults of a config",
         rank=_one_or_all(targets.ranks),
         modules=len(targets.modules),
         layers=targets.layers_by_stack,

@@ -59,10 +59,10 @@ def report_layers(
     base_model: str | None = None,
     lora: LoraSection | None = None,
 ) -> LayersReport:
-    """Look at what TARGET, `--adapter` and `--base-model` mean.
+    """Look at what `target`, `adapters` and `base_model` mean.
 
     Args:
-        target: TARGET; beside `adapters` it may be one more of them.
+        target: A base model, an adapter, a run, a checkpoint or a config; beside `adapters` it may be one more of them.
         adapters: Adapters, `NAME=DIR` or `DIR`.
         base_model: The base, whatever the adapters name.
         lora: What LoRA is to be counted for.

@@ -345,4 +345,6 @@ def _no_row(place: str, examples: Sequence[Example], data: PreparedData) -> Data
     if data.report.sampled is not None:
         besides = f" among the first {data.report.sampled:,} rows, all that are looked at of a stream{besides}"
     example = f" Rows are named like {examples[0].where}." if examples else ""
-    return DataError(f"no row is at {place!r}{besides}", key="--row", remedy=f"Name its line or its number.{example}")
+    return DataError(
+        f"no row is at {place!r}{besides}", parameter="places", remedy=f"Name its line or its number.{example}"
+    )

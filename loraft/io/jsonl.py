@@ -25,8 +25,8 @@ from loraft.io.paths import check_output_file
 
 ANSWERED_BY = "answered_by"
 """The field that tells answers of one model from those of others; the last one of a row."""
-KEY = "--output"
-ANOTHER = "Name another file, or replace it with --overwrite."
+OUTPUT = "output"
+ANOTHER = "Name another file, or replace it with `overwrite`."
 NO_ANSWER = "is no answer to the row of its number"
 
 
@@ -60,13 +60,13 @@ class AskedRows:
         *whole, cut = content.split(b"\n")
         if len(whole) > len(self.rows):
             message = f"holds {len(whole):,} rows, and there are {len(self.rows):,} to answer"
-            raise DataError(message, where=str(path), key=KEY, remedy=ANOTHER)
+            raise DataError(message, where=str(path), parameter=OUTPUT, remedy=ANOTHER)
         for number, (line, row) in enumerate(zip(whole, self.rows, strict=False), start=1):
             self._refuse_another(f"{path}:{number}", line, row)
         if cut:
             beginning = self._beginning(self.rows[len(whole)]) if len(whole) < len(self.rows) else b""
             if not beginning or not (cut.startswith(beginning) or beginning.startswith(cut)):
-                raise DataError(NO_ANSWER, where=f"{path}:{len(whole) + 1}", key=KEY, remedy=ANOTHER)
+                raise DataError(NO_ANSWER, where=f"{path}:{len(whole) + 1}", parameter=OUTPUT, remedy=ANOTHER)
         return len(whole), len(content) - len(cut)
 
     def _refuse_another(self, where: str, line: bytes, row: Mapping[str, object]) -> None:
@@ -75,10 +75,10 @@ class AskedRows:
             with suppress(ValueError):
                 told = json.loads(line)
         if not isinstance(told, dict) or not {*self.added, ANSWERED_BY} <= told.keys():
-            raise DataError(NO_ANSWER, where=where, key=KEY, remedy=ANOTHER)
+            raise DataError(NO_ANSWER, where=where, parameter=OUTPUT, remedy=ANOTHER)
         if self.answered_by is not None and told[ANSWERED_BY] != self.answered_by:
             message = "was answered by another model, or with other settings"
-            raise DataError(message, where=where, key=KEY, remedy=ANOTHER)
+            raise DataError(message, where=where, parameter=OUTPUT, remedy=ANOTHER)
 
     def _beginning(self, row: Mapping[str, object]) -> bytes:
         """How the answer to a row begins, up to what was answered."""
@@ -99,7 +99,7 @@ class JsonLines:
     path: Path
     file: FileIO
     rows: int = 0
-    remedy: str = "Free some space, or evaluate without --output."
+    remedy: str = "Free some space, or evaluate without `output`."
 
     def append(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Write rows, and wait until they are on disk.
@@ -132,23 +132,25 @@ def check_jsonl(path: Path, *, reads: Iterable[Path] = (), asked: AskedRows | No
         DataError: It holds something else, is read itself, has the name of another type of file, or there is no folder
             for it.
     """
-    check_output_file(path, reads=reads, key=KEY)
+    check_output_file(path, reads=reads, parameter=OUTPUT)
     if path.suffix.lower() in (".csv", ".parquet"):
         message = f"rows are written as JSON Lines, not as {path.suffix}"
-        raise DataError(message, where=str(path), key=KEY, remedy=f"Name it {path.with_suffix('.jsonl').name}.")
+        raise DataError(
+            message, where=str(path), parameter=OUTPUT, remedy=f"Name it {path.with_suffix('.jsonl').name}."
+        )
     if not path.exists():
         return
     if asked is None:
         if path.stat().st_size and not overwrite:
-            raise DataError("holds something already", where=str(path), key=KEY, remedy=ANOTHER)
+            raise DataError("holds something already", where=str(path), parameter=OUTPUT, remedy=ANOTHER)
         return
     if not path.is_file():  # a pipe or a device: what it holds cannot be read, or has no end
-        raise DataError("is no ordinary file", where=str(path), key=KEY, remedy="Name a file to go on with.")
+        raise DataError("is no ordinary file", where=str(path), parameter=OUTPUT, remedy="Name a file to go on with.")
     if not overwrite:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", where=str(path), key=KEY) from error
+            raise DataError(f"cannot be read: {error.strerror}", where=str(path), parameter=OUTPUT) from error
         replace(asked, answered_by=None).held(path, content)
 
 
@@ -202,13 +204,13 @@ def _open(path: Path) -> Iterator[FileIO]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path), key=KEY) from error
+        raise DataError(f"cannot be written: {error.strerror}", where=str(path), parameter=OUTPUT) from error
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         if _is_ordinary(file):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise DataError("another process is writing to it", where=str(path), key=KEY) from error
+                raise DataError("another process is writing to it", where=str(path), parameter=OUTPUT) from error
         yield file
 
 

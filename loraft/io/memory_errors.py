@@ -11,7 +11,9 @@ from loraft.errors import OutOfMemoryError
 
 
 @contextmanager
-def memory_errors(message: str, *, remedy: str, where: str | None = None, key: str | None = None) -> Iterator[None]:
+def memory_errors(
+    message: str, *, remedy: str, where: str | None = None, key: str | None = None, parameter: str | None = None
+) -> Iterator[None]:
     """Turn what is raised where memory is out into an error with a remedy; all else passes.
 
     Raises:
@@ -23,4 +25,4 @@ def memory_errors(message: str, *, remedy: str, where: str | None = None, key: s
         out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not out:
             raise
-        raise OutOfMemoryError(message, where=where, key=key, remedy=remedy) from error
+        raise OutOfMemoryError(message, where=where, key=key, remedy=remedy, parameter=parameter) from error

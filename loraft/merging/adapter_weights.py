@@ -17,7 +17,7 @@ from loraft.merging.merge_report import REPORT
 
 
 def weighted(given: str) -> tuple[str, float]:
-    """The place and the weight in a value of `--adapter`; a weight that is left out is 1.
+    """The place and the weight in a value of `adapters`; a weight that is left out is 1.
 
     Raises:
         AdapterError: The weight is no finite number.
@@ -31,7 +31,7 @@ def weighted(given: str) -> tuple[str, float]:
         weight = math.nan
     if not place or not math.isfinite(weight):
         message = f"{number!r} is no weight"
-        raise AdapterError(message, where="--adapter", remedy="Write DIR=WEIGHT, such as runs/a=0.7, or DIR alone.")
+        raise AdapterError(message, parameter="adapters", remedy="Write DIR=WEIGHT, such as runs/a=0.7, or DIR alone.")
     return place, weight
 
 
@@ -54,12 +54,14 @@ def resolve_weighted(
     found = resolve_target(target, named, base_model=base_model)
     if not found.adapters:
         message = f"{target} has no adapter that could be merged"
-        raise AdapterError(message, where="TARGET", remedy="Name an adapter, a run or a checkpoint, or add --adapter.")
+        raise AdapterError(
+            message, parameter="target", remedy="Name an adapter, a run or a checkpoint, or add `adapters`."
+        )
     return found, tuple(weight for _, weight in places) or (1.0,)
 
 
 def means_a_base(word: str, adapters: Sequence[str]) -> bool:
-    """Whether a single word beside `--adapter` names a base, and not the folder to write.
+    """Whether a single word beside `adapters` names a base, and not the folder to write.
 
     A model that is there is one, and so is the name that the adapters have for theirs.
     """

@@ -97,13 +97,13 @@ def check_equivalence(fidelity: MergeCheck, *, is_float32: bool, is_as_trained: 
         raise VerificationError(
             f"the merged model's logits differ from the adapted one's by up to {merged.max_abs:.3g}, "
             f"and in float32 by more than {LARGEST_FLOAT32_DIFFERENCE:g} they should not; nothing was written",
-            remedy="This merge is wrong: please report it. --no-verify writes it all the same.",
+            remedy="This merge is wrong: please report it. `verified=False` writes it all the same.",
         )
     if merged.kl > max(base.kl, NOISE):
         raise VerificationError(
             f"the merge lost more than it kept: KL(adapted ‖ merged) is {merged.kl:.3g}, and KL(adapted ‖ base), "
             f"the adapter's whole effect, is {base.kl:.3g}; nothing was written",
-            remedy=f"{remedy} --no-verify writes it all the same.",
+            remedy=f"{remedy} `verified=False` writes it all the same.",
         )
     if base.kl <= NOISE and base.max_abs > 0:
         return (
@@ -123,7 +123,7 @@ def check_equivalence(fidelity: MergeCheck, *, is_float32: bool, is_as_trained: 
 
 def _remedy(*, is_float32: bool, is_as_trained: bool) -> str:
     if not is_as_trained:
-        return "Merge into the base that the adapter was trained on: leave --base out."
+        return "Merge into the base that the adapter was trained on: leave `base` out."
     if not is_float32:
-        return "--dtype float32 keeps what rounding to 16 bits loses."
+        return "`dtype='float32'` keeps what rounding to 16 bits loses."
     return "Use the adapter unmerged."

@@ -146,6 +146,6 @@ def _untied(model: PreTrainedModel, changed: set[str], adapter: WeightedAdapter)
             f"the adapter changes one side of a weight that {broken[stuck[0]]} and {stuck[0]} share, "
             f"and {model.config.model_type} has no form with two",
             where=str(adapter.files.folder),
-            remedy="Use it unmerged: loraft generate with --adapter.",
+            remedy="Use it unmerged: `loraft.generate` with `adapters`.",
         )
     return {name: source for name, source in ties.items() if name in own}

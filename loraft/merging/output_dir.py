@@ -70,7 +70,7 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
     _refuse_taken(out, overwrite=overwrite)
     needed = SMALL_FILES_BYTES + sum(slot.num_bytes for slots in plan_files(merge).values() for slot in slots)
     there = next(parent for parent in out.parents if parent.exists())
-    require_free_bytes(there, needed, "the merged model", remedy="Free some space, or name an OUT on another disk.")
+    require_free_bytes(there, needed, "the merged model", remedy="Free some space, or name an `out` on another disk.")
     try:
         with atomic_dir(out) as staging:
             yield staging
@@ -86,7 +86,7 @@ def _refuse_among_what_is_read(merge: Merge, out: Path) -> None:
             raise RunFolderError(
                 f"the merged model would be in one place with the {what} ({folder})",
                 where=str(out),
-                remedy="Name another folder as OUT.",
+                remedy="Name another folder as `out`.",
             )
 
 
@@ -95,23 +95,24 @@ def _refuse_taken(out: Path, *, overwrite: bool) -> None:
         raise RunFolderError(
             f"would be a folder: a merged model is written in transformers' format, and not as a {out.suffix} file",
             where=str(out),
-            remedy=f"Name a folder as OUT, such as {out.stem}; llama.cpp's convert_hf_to_gguf.py makes a .gguf of it.",
+            remedy=f"Name a folder as `out`, such as {out.stem}; "
+            "llama.cpp's convert_hf_to_gguf.py makes a .gguf of it.",
         )
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir():
-        raise RunFolderError("is a file, not a folder", where=str(out), remedy="Name another folder as OUT.")
+        raise RunFolderError("is a file, not a folder", where=str(out), remedy="Name another folder as `out`.")
     if not any(out.iterdir()):
         return
     if not (out / REPORT).is_file():
         raise RunFolderError(
             f"holds something else than a merged model (there is no {REPORT})",
             where=str(out),
-            remedy="Name another folder as OUT.",
+            remedy="Name another folder as `out`.",
         )
     if not overwrite:
         raise RunFolderError(
-            "holds a merged model already", where=str(out), remedy="Replace it by --overwrite, or name another OUT."
+            "holds a merged model already", where=str(out), remedy="Replace it by `overwrite`, or name another `out`."
         )
 
 

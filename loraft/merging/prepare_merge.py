@@ -234,7 +234,7 @@ def _refuse_overflow(family: ModelSpec, dtype: MergedDtype) -> None:
     if dtype == "float16" and not family.stable_in_float16:
         raise ModelError(
             f"{family.model_type} is not stable in float16: its activations overflow",
-            where="--dtype",
+            parameter="dtype",
             remedy="Merge into bfloat16 or float32.",
         )
 
@@ -260,8 +260,8 @@ def _common_storage(target: ResolvedTarget, base: BaseChoice | None) -> Quantiza
     if len(stored) > 1 and base != "original":
         raise AdapterError(
             "the adapters were trained on bases that were stored differently, so there is no one base that all know",
-            where="--adapter",
-            remedy="Merge them into the original base: --base original.",
+            parameter="adapters",
+            remedy="Merge them into the original base: `base='original'`.",
         )
     return target.quantization if len(stored) == 1 else None
 

@@ -35,7 +35,7 @@ from loraft.models.modules import wrapped_model
 from loraft.models.quantize import compute_in
 from loraft.models.registry import FAMILIES
 
-NOT_COMPARED = "Merge without comparing: --no-verify."
+NOT_COMPARED = "Merge without comparing: `verified=False`."
 LEAST_POSITIONS = 256
 
 

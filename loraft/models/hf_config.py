@@ -103,7 +103,7 @@ def _require_usable(written: Mapping[str, Any], family: ModelSpec, file: Path, a
             raise ModelError(
                 f"the model is a {architecture}, which writes no text",
                 where=str(file),
-                remedy="A classifier is trained by task: seq_cls, and answers by `loraft predict`."
+                remedy="A classifier is trained by task: seq_cls, and answers by `loraft.predict`."
                 if CLASSIFIER in architecture
                 else "Name a model with the head of a language model (…ForCausalLM).",
             )

@@ -25,8 +25,6 @@ from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, rows_
 if TYPE_CHECKING:
     from loraft.config.sections import DataSource
 
-SOURCE = "--input"
-"""What names a file of rows that each get an answer."""
 URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/")
 """A path that was read from a command line has one of its slashes left."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -107,8 +105,12 @@ def count_rows(source: DataSource) -> int | None:
     return int(found.num_examples) if found is not None and found.num_examples else None
 
 
-def rows_to_answer(path: Path) -> RowsRead:
+def rows_to_answer(path: Path, parameter: str) -> RowsRead:
     """The rows of a file that each get an answer.
+
+    Args:
+        path: The file.
+        parameter: What names it, for errors.
 
     Raises:
         DataError: There is no such file, or it is no file of rows.
@@ -117,11 +119,13 @@ def rows_to_answer(path: Path) -> RowsRead:
 
     if kind_of(path) not in READERS:
         remedy = f"Write it as {', '.join(READERS)}."
-        raise DataError("is no file of rows", where=str(path), key=SOURCE, remedy=remedy)
+        raise DataError("is no file of rows", where=str(path), parameter=parameter, remedy=remedy)
     try:
         return read_rows(DataSource(path=str(path)))
     except DataError as error:
-        raise DataError.several([replace(problem, key=SOURCE) for problem in error.problems]) from error
+        raise DataError.several(
+            [replace(problem, key=None, parameter=parameter) for problem in error.problems]
+        ) from error
 
 
 def content_of(source: DataSource, *, streaming: bool = False) -> str | None:

@@ -165,6 +165,6 @@ class SequenceClassification(Task):
         called = {"trained_tokens": "rows_read"}
         return {called.get(key, key): value for key, value in result.items() if key != "perplexity"}
 
-    def try_command(self, target: str) -> tuple[str, ...]:
-        """The command that tells the class of a text."""
-        return ("loraft", "predict", target, "--text", "TEXT")
+    def try_call(self, target: str) -> str:
+        """The call that tells the class of a text."""
+        return f"loraft.predict({target!r}, texts=[TEXT])"

@@ -292,9 +292,9 @@ class Task(ABC):
         """A training result as a person reads it."""
         return result
 
-    def try_command(self, target: str) -> tuple[str, ...]:
-        """The command that lets `target` do what it was trained for."""
-        return ("loraft", "generate", target, "--prompt", "TEXT")
+    def try_call(self, target: str) -> str:
+        """The call in Python that lets `target` do what it was trained for."""
+        return f"loraft.generate({target!r}, prompt=TEXT)"
 
 
 @dataclass(frozen=True)

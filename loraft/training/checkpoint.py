@@ -91,7 +91,7 @@ def save_checkpoint(
             f"the disk filled up while the checkpoint of step {step} was written: {_needed(root)}"
             f"{shutil.disk_usage(root.parent).free:,} bytes are free",
             where=str(root),
-            remedy="free some space and go on with --resume: the checkpoints before it are whole",
+            remedy="free some space and go on with `resume`: the checkpoints before it are whole",
         ) from error
     return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -175,7 +174,7 @@ def _stopped(run: Trainer, state: RunState, signal_number: int, *, meanwhile: Ex
     return Interrupted(
         f"stopped at step {state.step} of {run.steps}; {kept}",
         signal_number=signal_number,
-        remedy=f"go on: loraft train {shlex.quote(str(run.folder.config))} --resume",
+        remedy=f"go on: `loraft.train(loraft.load_config({str(run.folder.config)!r}), resume=True)`",
     )
 
 

@@ -21,7 +21,7 @@ from loraft.training.trainer_state import Trainer
 NAMED = 8
 """The most rows that an error names."""
 LOWER_RATE = "a lower training.learning_rate is the usual cure"
-GO_ON = "; --resume-anyway goes on with it from the last checkpoint, if there is one"
+GO_ON = "; `resume_anyway` goes on with it from the last checkpoint, if there is one"
 DAMAGED = "the files that the run begins with are damaged: copy or download them again"
 
 

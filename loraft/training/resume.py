@@ -92,7 +92,7 @@ def refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:
 
 def _refuse(found: Sequence[str], folder: RunFolder) -> None:
     if found:
-        remedy = "undo the change, take it on with --resume-anyway, or begin anew with another training.output_dir"
+        remedy = "undo the change, take it on with `resume_anyway`, or begin anew with another training.output_dir"
         problems = [Problem(f"since the run was begun, {text}", where=str(folder.path)) for text in found]
         raise RunFolderError.several([*problems[:-1], replace(problems[-1], remedy=remedy)])
 
@@ -143,9 +143,9 @@ def resume_from(run: Trainer, state: RunState, begun: Begun) -> bool:
 
 def _how_to_train_on(run: Trainer, state: RunState) -> str:
     if not all_trained(run, state):
-        return "to train on, --resume with a greater training.early_stopping_patience, or with null"
+        return "to train on, `resume` with a greater training.early_stopping_patience, or with null"
     key = "num_train_epochs" if run.settings.max_steps is None else "max_steps"
-    return f"to train on, --resume with a greater training.{key}"
+    return f"to train on, `resume` with a greater training.{key}"
 
 
 def _restore_weights(run: Trainer, folder: Path) -> None:

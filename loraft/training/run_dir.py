@@ -1,6 +1,6 @@
 """The folder of a run: its name, who holds it, and the files in it that are not checkpoints.
 
-A run is not written over unless `--overwrite` says so.
+A run is not written over unless `overwrite` says so.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -99,7 +98,7 @@ class RunFolder:
             name = getattr(error, "filename", None)
             if not isinstance(error, OSError) or not self._holds(name):
                 raise
-            raise RunError(f"cannot be written: {error.strerror}", where=name, remedy="go on with --resume") from error
+            raise RunError(f"cannot be written: {error.strerror}", where=name, remedy="go on with `resume`") from error
 
     def _holds(self, name: object) -> bool:
         return isinstance(name, str) and Path(name).absolute().is_relative_to(self.path.absolute())
@@ -186,7 +185,7 @@ def refuse_taken(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
             "holds a run already",
             where=where,
             key=key,
-            remedy="go on with it by --resume, replace it by --overwrite, or name another training.output_dir",
+            remedy="go on with it by `resume`, replace it by `overwrite`, or name another training.output_dir",
         )
     if not folder.holds_run and folder.path.exists() and any(not OURS.fullmatch(p.name) for p in folder.path.iterdir()):
         raise RunFolderError(
@@ -210,7 +209,7 @@ def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
         "data.chat_template": [config.data.chat_template],
     }
     inside = [
-        Problem(f"lies in {folder.path}, which --overwrite would replace", where=path, key=key)
+        Problem(f"lies in {folder.path}, which `overwrite` would replace", where=path, key=key)
         for key, paths in sources.items()
         for path in paths
         if path is not None and _lies_in(Path(path).expanduser(), folder.path)
@@ -265,5 +264,5 @@ def left_unfinished(chosen: Path, name: str) -> Iterator[str]:
     if before != chosen and folder.checkpoints.exists() and not (folder.adapter.exists() or folder.model.exists()):
         yield (
             f"{before} has not ended, and {chosen} begins anew; that one goes on by "
-            f"loraft train {shlex.quote(str(folder.config))} --resume"
+            f"`loraft.train(loraft.load_config({str(folder.config)!r}), resume=True)`"
         )

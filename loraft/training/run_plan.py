@@ -178,7 +178,7 @@ def _base_notes(config: RunConfig) -> Iterator[str]:
     name = config.model.name_or_path
     if config.method != "full" and shown(name) != name:
         yield (
-            f"the adapter names its base by a path of this machine, {name}: where that is not, --base-model MODEL says "
+            f"the adapter names its base by a path of this machine, {name}: where that is not, `base_model=MODEL` says "
             "where the base is"
         )
 

@@ -110,7 +110,7 @@ def run_plan(
     for note in plan.notes:
         observer(Note(note))
     begun = compare_with_begun(plan, folder, anyway=resume_anyway) if resume else Begun()
-    full_disk = disk_errors(folder.path, remedy="free some space and go on with --resume")
+    full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
     with _memory_errors(plan), folder.kept(), full_disk:
         adapted = build_model(plan)
         if resume and not resume_anyway:
@@ -296,5 +296,5 @@ def _memory_errors(plan: RunPlan) -> AbstractContextManager[None]:
         f"{plan.placement.device_name} ran out of memory; about {predicted:.1f} GB were predicted",
         key="training.per_device_train_batch_size",
         remedy="halve it and double training.gradient_accumulation_steps, or set training.gradient_checkpointing: "
-        "true; then go on with --resume-anyway",
+        "true; then go on with `resume_anyway`",
     )

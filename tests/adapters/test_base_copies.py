@@ -79,7 +79,7 @@ def test_a_weight_of_another_base_is_refused_for_what_it_is(tmp_path: Path, targ
         with pytest.raises(AdapterError, match=rf"brings the .*{target}\.weight of another base") as refused:
             use()
         (problem,) = refused.value.problems
-        assert "--base-model" in (problem.remedy or "")
+        assert "`base_model=MODEL`" in (problem.remedy or "")
 
 
 def test_a_vocabulary_that_grew_is_refused_for_what_it_is(tmp_path: Path) -> None:

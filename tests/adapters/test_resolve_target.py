@@ -1,4 +1,4 @@
-"""What TARGET means."""
+"""What a target means."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def recorded(fingerprint: str = "sha256:1") -> dict[str, object]:
 def test_c43_another_base_than_the_recorded_one_needs_base_model_and_is_told(here: Path) -> None:
     make_adapter(here / "a")
     assert resolve_target("org/base", ["a"]) == resolve_target("a")
-    with pytest.raises(AdapterError, match=r"names org/base as its base(.|\n)*--base-model org/other"):
+    with pytest.raises(AdapterError, match=r"names org/base as its base(.|\n)*`base_model='org/other'`"):
         resolve_target("org/other", ["a"])
     for found in (
         resolve_target("org/other", ["a"], base_model="org/other"),
@@ -110,13 +110,13 @@ def test_c43_two_paths_of_one_folder_are_one_base(here: Path) -> None:
     found = resolve_target("models/base", ["a"])
     assert (found.base, found.notes) == ("models/base", ())
     make_model(here / "models/other")
-    with pytest.raises(AdapterError, match="--base-model models/other"):
+    with pytest.raises(AdapterError, match="`base_model='models/other'`"):
         resolve_target("models/other", ["a"])
 
 
 def test_c23_a_base_that_is_gone_is_told_with_what_to_do(here: Path) -> None:
     make_adapter(here / "a", base="/nowhere/base")
-    with pytest.raises(AdapterError, match=r"names the base /nowhere/base(.|\n)*--base-model"):
+    with pytest.raises(AdapterError, match=r"names the base /nowhere/base(.|\n)*`base_model=MODEL`"):
         resolve_target("a")
     make_model(here / "moved")
     assert resolve_target("a", base_model="moved").base == "moved"
@@ -127,7 +127,7 @@ def test_a_relative_path_from_another_folder_is_no_hub_id(here: Path, base: str)
     make_adapter(here / "a", base=base)
     with pytest.raises(AdapterError, match=rf"names the base {base}, which is not there") as caught:
         resolve_target("a")
-    assert "--base-model MODEL. A relative path is that of the folder where" in str(caught.value)
+    assert "`base_model=MODEL`. A relative path is that of the folder where" in str(caught.value)
 
 
 def test_a_base_that_is_neither_here_nor_at_the_hub_is_told_of_the_adapter(here: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_base_that_is_neither_here_nor_at_the_hub_is_told_of_the_adapter(here:
     with pytest.raises(AdapterError, match=message) as caught, base_named_by(resolve_target("a")):
         resolve("org/base")
     assert caught.value.problems[0].where == "a"
-    assert "--base-model MODEL. A relative path" in str(caught.value)
+    assert "`base_model=MODEL`. A relative path" in str(caught.value)
     with pytest.raises(ModelError), base_named_by(resolve_target("a", base_model="org/other")):
         resolve("org/other")
 
@@ -168,7 +168,7 @@ def test_several_adapters_of_different_bases(here: Path) -> None:
     make_adapter(here / "b", base="org/renamed", record=recorded())
     make_adapter(here / "c", base="org/other", record=recorded("sha256:2"))
     assert resolve_target(None, ["a", "b"]).base == "org/base"
-    with pytest.raises(AdapterError, match=r"c names the base org/other, and a names org/base(.|\n)*--base-model"):
+    with pytest.raises(AdapterError, match=r"c names the base org/other, and a names org/base(.|\n)*`base_model`"):
         resolve_target(None, ["a", "c"])
 
 
@@ -204,7 +204,7 @@ def test_an_adapter_of_somebody_else_by_its_hub_id(here: Path, monkeypatch: pyte
         (None, "org/absent", "is no adapter, or the Hub cannot be reached"),
         (None, "runs", "looked for adapter_config.json"),
         ("empty", None, "looked for adapter_config.json"),
-        ("unfinished", None, r"unfinished/checkpoints/step-000002(.|\n)*loraft train unfinished/config\.yaml --resume"),
+        ("unfinished", None, r"unfinished/checkpoints/step-000002(.|\n)*'unfinished/config\.yaml'\), resume=True\)`"),
         ("absent.yaml", None, "absent.yaml"),
         ("nameless", None, "does not name a base"),
         ("a", "a", "has an adapter of its own"),

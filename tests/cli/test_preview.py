@@ -95,7 +95,7 @@ def test_json_is_one_document(here: Path) -> None:
     assert document["sources"][0]["read"] == 10
     refused = json.loads(preview("--json", "--row", "77").stdout)
     assert refused["exit_code"] == 2
-    assert refused["problems"][0]["key"] == "--row"
+    assert refused["problems"][0]["where"] == "--row"
 
 
 class Page(HTMLParser):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+from typer.main import get_command
 
-from loraft.cli.wording import in_words_of
+from loraft.cli.app import app
+from loraft.cli.wording import in_options, in_words_of, options
 from loraft.errors import ConfigError, DataError, ModelError, Problem
 
 GONE = Problem("there is no such model", key="model.name_or_path", remedy="There is builtin:x.")
@@ -21,9 +23,9 @@ def told(problem: Problem, **parameters: object) -> Problem:
 @pytest.mark.parametrize(
     ("parameters", "place"),
     [
-        ({"target": "x", "adapter": None, "base_model": None}, "TARGET"),
-        ({"target": "a", "adapter": None, "base_model": "x"}, "--base-model"),
-        ({"target": None, "adapter": ["x"], "base_model": None}, "--adapter"),
+        ({"target": "x", "adapters": None, "base_model": None}, "TARGET"),
+        ({"target": "a", "adapters": None, "base_model": "x"}, "--base-model"),
+        ({"target": None, "adapters": ["x"], "base_model": None}, "--adapter"),
         ({"path": "c.yaml", "model": "x"}, "--model"),
     ],
 )
@@ -53,3 +55,43 @@ def test_a_rows_field_is_no_key_of_a_config() -> None:
         row,
         Problem("is absent", "rows.jsonl", "--data"),
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "typed"),
+    [
+        ("Give a smaller `batch_size`.", "Give a smaller --batch-size."),
+        ("`base_model=MODEL`, as `target`", "--base-model MODEL, as TARGET"),
+        ("`base_model='a b'`", "--base-model 'a b'"),
+        ("`adapters=['NAME=DIR']`", "--adapter NAME=DIR"),
+        ("`columns={'prompt': THEIRS}`", "--columns prompt=THEIRS"),
+        ("`loraft.predict('a', texts=[TEXT])`", "loraft predict a --text TEXT"),
+        ("`overwrite=True` `verified=False`", "--overwrite --no-verify"),
+        ("`loraft.train(loraft.load_config('my run/c.yaml'), resume=True)`", "loraft train 'my run/c.yaml' --resume"),
+        ("`loraft.inspect_layers` of `overwrite_all`", "loraft inspect-layers of `overwrite_all`"),
+        (
+            "run `hf auth login`, `nothing=1`, `batch_size + 1` or ``",
+            "run `hf auth login`, `nothing=1`, `batch_size + 1` or ``",
+        ),
+    ],
+)
+def test_what_is_said_of_python_is_said_of_the_command_line(said: str, typed: str) -> None:
+    assert app.registered_commands
+    assert in_options(said) == typed
+
+
+def test_a_parameter_is_an_option_and_the_place_where_nothing_else_is() -> None:
+    assert told(Problem("is no number", parameter="batch_size")) == Problem("is no number", "--batch-size")
+    assert told(Problem("is there", "o.jsonl", parameter="output")) == Problem("is there", "o.jsonl", "--output")
+    (of_config,) = in_words_of({"config": "c.yaml"}, ConfigError("is wrong", key="lora.r", parameter="lora"))
+    assert of_config == Problem("is wrong", "--lora", "lora.r")
+
+
+def test_all_commands_call_a_parameter_by_one_name() -> None:
+    called: dict[str, set[str]] = {}
+    for command in get_command(app).commands.values():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            option = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar
+            called.setdefault(parameter.name, set()).add(option)
+    called.pop("help", None)
+    assert {name: {option} for name, option in options().items()} == called

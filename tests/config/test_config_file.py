@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shlex
 import subprocess
 import sys
 import time
@@ -73,7 +72,7 @@ def test_a_file_of_rows_is_no_config(tmp_path: Path, name: str, text: str) -> No
     path = tmp_path / name
     path.write_text(text)
     assert only(path).message == "is data, not a config"
-    assert only(path).remedy == f"loraft init CONFIG.yaml --data {shlex.quote(str(path))}"
+    assert only(path).remedy == "Name it as data.train in a config: loraft init writes one."
 
 
 def test_a_file_of_just_the_size_is_read_and_an_endless_one_refused(tmp_path: Path) -> None:
@@ -263,4 +262,4 @@ def test_a_lora_section_in_one_line_is_checked_like_a_file(text: str, words: str
     with pytest.raises(ConfigError) as caught:
         load_lora(text)
     assert words in str(caught.value)
-    assert all(problem.where == "--lora" for problem in caught.value.problems)
+    assert all((problem.where, problem.parameter) == (None, "lora") for problem in caught.value.problems)

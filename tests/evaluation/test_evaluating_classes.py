@@ -129,7 +129,7 @@ def test_memory_that_runs_out_is_told_without_words_about_answers(place: Path, m
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("loraft.inference.classifier.class_logits", full)
-    with pytest.raises(OutOfMemoryError, match=r"Give a smaller --batch-size\.$"):
+    with pytest.raises(OutOfMemoryError, match=r"Give a smaller `batch_size`\.$"):
         evaluated(place)
     with pytest.raises(OutOfMemoryError, match="shorter text"):
         api.predict(str(place / "run"), texts=[("late", None)])
@@ -138,5 +138,5 @@ def test_memory_that_runs_out_is_told_without_words_about_answers(place: Path, m
 def test_scores_that_are_no_numbers_are_no_probabilities(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """float16 overflows in some models: NaN stood in the file for every class, and the first one was told."""
     monkeypatch.setattr("loraft.inference.classifier.class_logits", lambda *_: torch.full((1, 3), math.nan))
-    with pytest.raises(NonFiniteError, match="--dtype"):
+    with pytest.raises(NonFiniteError, match="`dtype`"):
         api.predict(str(place / "run"), texts=[("late", None)])

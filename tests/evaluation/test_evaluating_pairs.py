@@ -96,7 +96,7 @@ def test_languages_are_those_of_the_adapter_and_may_be_said(place: Path) -> None
 
 
 def test_a_base_that_nobody_trained_must_be_told_the_languages(place: Path) -> None:
-    with pytest.raises(DataError, match="--source-lang: is not set, and the rows have the languages en, xx"):
+    with pytest.raises(DataError, match=r"data\.source_lang: is not set, and the rows have the languages en, xx"):
         evaluated(place, "base", data=place / "turned.jsonl")
 
 

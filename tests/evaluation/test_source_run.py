@@ -47,7 +47,7 @@ def test_a_share_held_out_of_what_has_changed_is_refused(files: Path) -> None:
     """Which rows the share is drawn from would be others: those that were learned would be measured as held out."""
     run = begun(files, eval=0.5)
     append(files / "train.jsonl")
-    with pytest.raises(DataError, match=r"train\.jsonl: has changed since the run began(.|\n)*--data FILE"):
+    with pytest.raises(DataError, match=r"train\.jsonl: has changed since the run began(.|\n)*`data=FILE`"):
         list(run.about_held_out())
 
 
@@ -90,7 +90,7 @@ def test_rows_that_were_drawn_otherwise_are_not_measured_as_held_out(files: Path
     """An earlier version drew others: it wrote nothing down of its draw, or something else."""
     run = begun(files, eval=0.5)
     manifest = files / "run/manifest.json"
-    with pytest.raises(DataError, match=r"can no longer be told(.|\n)*--data FILE"):
+    with pytest.raises(DataError, match=r"can no longer be told(.|\n)*`data=FILE`"):
         run.check_held_out("now")
     written = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({"data": {**written["data"], "held_out": "now"}}))

@@ -150,7 +150,7 @@ def test_another_adapter_or_another_storage_does_not_go_on_with_it(
     ("error", "raised", "message"),
     [
         (KeyboardInterrupt(), Interrupted, r"stopped: 16 of 23 rows are in(.|\n)*The same command goes on"),
-        (torch.OutOfMemoryError(), OutOfMemoryError, r"ran out of memory with 2 rows at a time(.|\n)*--batch-size"),
+        (torch.OutOfMemoryError(), OutOfMemoryError, r"ran out of memory with 2 rows at a time(.|\n)*`batch_size`"),
     ],
 )
 def test_what_ends_it_early_is_told_and_the_windows_before_stand(
@@ -215,7 +215,7 @@ def test_c46_a_bad_row_is_named_with_file_line_and_field(tmp_path: Path, row: st
 )
 def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "p.txt").write_text("x")
-    with pytest.raises(DataError, match=f"--input: {message}"):
+    with pytest.raises(DataError, match=f"prompts: {message}"):
         read_questions(tmp_path / name)
 
 
@@ -225,8 +225,8 @@ def test_columns_at_fault_are_one_mistake_and_an_option_names_the_right_one(tmp_
     for column, missing in ((None, "prompt, messages, conversations, source or translation"), ("Frage", "'Frage'")):
         with pytest.raises(DataError, match=f"no column {missing}; the columns are id, question, system") as caught:
             read_questions(path, column=column)
-        assert [problem.key for problem in caught.value.problems] == ["--input"]
-        assert "--prompt-column NAME" in str(caught.value)
+        assert [problem.parameter for problem in caught.value.problems] == ["prompts"]
+        assert "`prompt_column='NAME'`" in str(caught.value)
     questions = read_questions(path, column="question")
     assert questions[1].messages == (Message("system", "Be kind."), Message("user", "How?"))
 
@@ -278,5 +278,5 @@ def test_a_row_that_the_template_refuses_is_named(place: Path, tmp_path: Path) -
 def test_a_language_that_a_row_lacks_is_told_by_the_option_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"translation": {"de": "hallo"}}\n')
-    with pytest.raises(DataError, match=r"has no text in en \(--source-lang\); it has de"):
+    with pytest.raises(DataError, match=r"has no text in en \(data.source_lang\); it has de"):
         read_questions(path, lambda: "en")

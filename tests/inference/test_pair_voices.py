@@ -1,4 +1,4 @@
-"""Encoder-decoders as TARGET: asked as in training, answering as transformers does with what was saved."""
+"""Encoder-decoders as targets: asked as in training, answering as transformers does with what was saved."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ def test_answers_begin_in_the_language_of_the_target(tmp_path: Path, kind: str) 
 
 def test_a_base_that_knows_languages_is_asked_in_those_that_are_said(tmp_path: Path) -> None:
     base, source, target = multilingual_base(tmp_path / "base", "nllb")
-    with pytest.raises(DataError, match="--source-lang: is not set"):
+    with pytest.raises(DataError, match=r"data\.source_lang: is not set"):
         open_session(ModelRequest(str(base)))
-    with pytest.raises(DataError, match="--target-lang: 'fra_Latin' is none") as caught:
+    with pytest.raises(DataError, match=r"data\.target_lang: 'fra_Latin' is none") as caught:
         open_session(ModelRequest(str(base), source_lang=source, target_lang="fra_Latin"))
     assert target in (caught.value.problems[0].remedy or "")
     session = open_session(ModelRequest(str(base), dtype="float32", source_lang=source, target_lang=target))
@@ -163,7 +163,7 @@ def test_the_language_of_rows_is_that_of_training_or_the_one_that_is_said(tmp_pa
 
 
 def test_a_decoder_has_no_source_language(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="--source-lang: model type 'llama' goes on with its prompt"):
+    with pytest.raises(ModelError, match="source_lang: model type 'llama' goes on with its prompt"):
         open_session(ModelRequest(str(base_in(tmp_path / "llama")), source_lang="en"))
 
 

@@ -73,7 +73,7 @@ def test_a_file_that_holds_something_else_is_refused_and_left_as_it_is(tmp_path:
     path, questions = tmp_path / "o", tmp_path / "q"
     questions.touch()
     path.write_bytes(OTHERS[other])
-    with pytest.raises(DataError, match=r"is no answer to the row of its number(.|\n)*--overwrite"):
+    with pytest.raises(DataError, match=r"is no answer to the row of its number(.|\n)*`overwrite`"):
         check(path, questions)
     with pytest.raises(DataError), open_answers(path, asked(), overwrite=False):
         pass
@@ -88,11 +88,11 @@ def test_answers_of_another_model_or_to_other_rows_are_refused(tmp_path: Path) -
     questions.touch()
     check(tmp_path / "o", questions)
     with (
-        pytest.raises(DataError, match=r"o:1 --output: was answered by another model"),
+        pytest.raises(DataError, match=r"o:1 output: was answered by another model"),
         open_answers(tmp_path / "o", asked("another"), overwrite=False),
     ):
         pass
-    with pytest.raises(DataError, match="o:2 --output: is no answer"):
+    with pytest.raises(DataError, match="o:2 output: is no answer"):
         check(tmp_path / "o", questions, [ROWS[0], ROWS[2], ROWS[1]])
     with pytest.raises(DataError, match="holds 3 rows, and there are 2 to answer"):
         check(tmp_path / "o", questions, ROWS[:2])

@@ -70,9 +70,9 @@ def test_c27_float32_logits_that_differ_by_more_than_a_thousandth_fail() -> None
 def test_c25_a_merge_that_loses_more_than_a_tenth_is_warned_of_with_the_remedy() -> None:
     (warning,) = check_equivalence(merged(kl=0.06), is_float32=False, is_as_trained=True)
     assert "lost 12 % of the adapter's effect" in warning
-    assert "--dtype float32" in warning
+    assert "`dtype='float32'`" in warning
     (warning,) = check_equivalence(merged(kl=0.4, max_abs=1.0), is_float32=True, is_as_trained=False)
-    assert "leave --base out" in warning
+    assert "leave `base` out" in warning
 
 
 def test_c25_a_merge_that_loses_more_than_it_keeps_fails() -> None:

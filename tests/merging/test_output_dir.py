@@ -153,7 +153,7 @@ def test_a_merged_model_is_replaced_only_when_that_is_said(tmp_path: Path, merge
         with merged_folder(merge, out, overwrite=overwrite) as staging:
             (staging / "merge_report.json").write_text(text)
     assert (out / "merge_report.json").read_text() == "second"
-    refuse(merge, out, RunFolderError, r"holds a merged model already(.|\n)*--overwrite")
+    refuse(merge, out, RunFolderError, r"holds a merged model already(.|\n)*`overwrite`")
 
     def broken_off() -> None:
         with merged_folder(merge, out, overwrite=True) as staging:

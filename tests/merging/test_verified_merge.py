@@ -183,7 +183,7 @@ def test_c25_a_small_adapter_in_bfloat16_is_warned_of_or_fails_and_float32_keeps
     report = api.merge(str(tmp_path / "small"))
     assert report.dtype == "bfloat16"
     assert "of the adapter's effect" in report.warnings[0]
-    assert "--dtype float32" in report.warnings[0]
+    assert "`dtype='float32'`" in report.warnings[0]
     assert report.warnings[0] in said(report)["warnings"]
     with pytest.raises(VerificationError, match="lost more than it kept"):
         api.merge(str(tmp_path / "smaller"))
@@ -254,7 +254,7 @@ def test_what_cannot_be_run_here_says_how_to_merge_without(tmp_path: Path) -> No
     peft_adapter(tmp_path / "adapter", base)
     for file in base.glob("*token*"):
         file.unlink()
-    with pytest.raises(ModelError, match=r"no tokenizer(.|\n)*--no-verify"):
+    with pytest.raises(ModelError, match=r"no tokenizer(.|\n)*`verified=False`"):
         api.merge(str(tmp_path / "adapter"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     api.merge(str(tmp_path / "adapter"), tmp_path / "out", verified=False)

@@ -282,7 +282,7 @@ def test_an_adapter_that_names_another_base(tmp_path: Path) -> None:
     edit_config(tmp_path / "adapter", base_model_name_or_path=str(other))
     with pytest.raises(AdapterError, match="the base has no place for the tensor"):
         prepared(str(tmp_path / "adapter"))
-    with pytest.raises(AdapterError, match=r"names .*other as its base, and not .*base(.|\n)*--base-model"):
+    with pytest.raises(AdapterError, match=r"names .*other as its base, and not .*base(.|\n)*`base_model="):
         prepared(str(tmp_path / "adapter"), target=str(base))
 
 

@@ -31,7 +31,7 @@ def test_the_end_of_a_name_may_be_in_capitals(tmp_path: Path, kind: str) -> None
             parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     source = DataSource(path=str(path))
     assert [row.values for row in read_rows(source).rows] == ROWS
-    assert [row.values for row in rows_to_answer(path).rows] == ROWS
+    assert [row.values for row in rows_to_answer(path, "texts").rows] == ROWS
     assert count_rows(source) == 2
     assert content_of(source)
 

@@ -88,7 +88,7 @@ def test_a_finished_run_says_how_to_train_on_and_does(tmp_path: Path) -> None:
     result, notes = resume(longer(tmp_path, 4))
     assert result.steps == 4
     assert (
-        "the run is finished: its result is saved again from step-000004; to train on, --resume with a greater "
+        "the run is finished: its result is saved again from step-000004; to train on, `resume` with a greater "
         "training.max_steps" in notes
     )
     result, notes = resume(longer(tmp_path, 8))

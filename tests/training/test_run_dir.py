@@ -28,7 +28,7 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds a run already"):
         api.train(config_of(tmp_path, "run", seed=1))
     (told,) = [note for note in api.check(config_of(tmp_path, "run", seed=1)).notes if "holds a run already" in note]
-    assert "--resume" in told
+    assert "`resume`" in told
     assert (first.saved / "adapter_model.safetensors").read_bytes() == before
     second = api.train(config_of(tmp_path, "run", seed=1), overwrite=True)
     assert (second.saved / "adapter_model.safetensors").read_bytes() != before
@@ -67,7 +67,7 @@ def test_what_a_run_begins_with_is_not_overwritten(tmp_path: Path, change: dict[
         (tmp_path / "run" / name).mkdir(parents=True)
     (tmp_path / "run/rows.jsonl").touch()
     inside = {key: path.format(run=tmp_path / "run") for key, path in change.items()}
-    with pytest.raises(RunFolderError, match=f"{named}: lies in .*, which --overwrite would replace"):
+    with pytest.raises(RunFolderError, match=f"{named}: lies in .*, which `overwrite` would replace"):
         api.train(config_of(tmp_path, "run", **inside), overwrite=True)
 
 
@@ -102,7 +102,7 @@ def test_a_run_left_unfinished_is_told_when_another_begins(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/mine-1/checkpoints/step-000002").mkdir(parents=True)
     (told,) = left_unfinished(Path("runs/mine-2"), "mine")
-    assert told.endswith("that one goes on by loraft train runs/mine-1/config.yaml --resume")
+    assert told.endswith("goes on by `loraft.train(loraft.load_config('runs/mine-1/config.yaml'), resume=True)`")
     (tmp_path / "runs/mine-1/adapter").mkdir()
     assert not list(left_unfinished(Path("runs/mine-2"), "mine"))
     assert not list(left_unfinished(Path("runs/other-1"), "other"))

@@ -70,7 +70,7 @@ def test_a_base_that_is_named_by_a_path_of_this_machine_is_told(
     here = tiny_config(tmp_path).model.name_or_path
     for name, method, told in ((here, "lora", 1), ("model", "lora", 0), (here, "full", 0)):
         notes = plan_run(tiny_config(tmp_path, method=method, model__name_or_path=name)).notes
-        assert sum("--base-model" in note and here in note for note in notes) == told
+        assert sum("`base_model=MODEL`" in note and here in note for note in notes) == told
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart", "m2m_100"])

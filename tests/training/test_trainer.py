@@ -169,7 +169,7 @@ def test_a_full_disk_is_told_wherever_it_is_met(tmp_path: Path, monkeypatch: pyt
     tiny_config(tmp_path)
     with pytest.raises(DiskFullError, match="bytes are free") as told:
         api.train(config_of(tmp_path, "run"))
-    assert "--resume" in str(told.value)
+    assert "`resume" in str(told.value)
 
 
 def stopped_in_evaluation(number: int) -> Any:

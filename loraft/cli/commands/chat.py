@@ -19,6 +19,7 @@ from loraft.cli.console import is_unicode, print_message, print_note, print_prob
 from loraft.cli.interrupts import pass_on_unless_ctrl_c
 from loraft.cli.options import AnswerOptions, option
 from loraft.cli.text_tables import as_count
+from loraft.cli.wording import by_options
 from loraft.errors import DataError, InvalidInputError, OutOfMemoryError
 from loraft.grammar import counted
 
@@ -39,7 +40,7 @@ class TalkOptions(AnswerOptions):
 
 def chat(
     asked: Annotated[
-        TalkOptions, "target adapter base_model quantize dtype system max_new_tokens temperature top_p top_k seed"
+        TalkOptions, "target adapters base_model quantize dtype system max_new_tokens temperature top_p top_k seed"
     ],
 ) -> None:
     """Talk with a base model, or with what was trained.
@@ -82,7 +83,7 @@ class _FromPipe:
                     self._do(meant)
             except (InvalidInputError, OutOfMemoryError) as error:
                 exit_code = max(exit_code, error.exit_code)
-                print_problems(error.problems)
+                print_problems(map(by_options, error.problems))
                 if isinstance(error, OutOfMemoryError):
                     print_message(BEGIN_ANEW)
         return exit_code

@@ -64,7 +64,7 @@ class MeasureOptions:
 
 def evaluate(
     given: MeasureOptions,
-    asked: Annotated[AnswerOptions, "target max_new_tokens adapter base_model quantize dtype source_lang target_lang"],
+    asked: Annotated[AnswerOptions, "target max_new_tokens adapters base_model quantize dtype source_lang target_lang"],
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on rows that it has not learned: loss, perplexity, and its answers by the right ones.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ENDS = {"stop_id": "the model ended its answer", "limit": "cut at the limit (--max-new-tokens)"}
 TAKEN = (
-    "target adapter base_model quantize dtype merge system source_lang target_lang max_new_tokens temperature top_p "
+    "target adapters base_model quantize dtype merge system source_lang target_lang max_new_tokens temperature top_p "
     "top_k min_p repetition_penalty stop num_beams seed"
 )
 

@@ -14,6 +14,7 @@ import typer
 from loraft.cli.console import print_json, print_note, print_result, waiting
 from loraft.cli.options import JsonOption, argument, column_names, columns_option, flag, option
 from loraft.cli.text_tables import print_document
+from loraft.cli.wording import with_options
 from loraft.config.choices import DEFAULT_TASK, Method, RowFormat, TaskName
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
         )
     print_note(*started.notes)
     if as_json:
-        print_json(started.as_dict())
+        print_json(with_options(started.as_dict(), "notes"))
         return
     facts = {key: value for key, value in started.as_dict().items() if key != "notes" and value not in ({}, None)}
     print_document(facts, rest="written")

@@ -26,7 +26,7 @@ class LayersOptions:
 
 
 def inspect_layers(
-    of: Annotated[AnswerOptions, "target adapter base_model"], show: LayersOptions, as_json: JsonOption = False
+    of: Annotated[AnswerOptions, "target adapters base_model"], show: LayersOptions, as_json: JsonOption = False
 ) -> None:
     """Tell the anatomy of a model, and what an adapter changed in it.
 
@@ -34,12 +34,12 @@ def inspect_layers(
     each linear module and what LoRA would train there. Of an adapter how far each module moved; of two how alike they
     are. No weights are loaded: a config alone will do.
     """
-    refuse((of.target is None and not of.adapter, "Name a TARGET, or an --adapter."))
+    refuse((of.target is None and not of.adapters, "Name a TARGET, or an --adapter."))
     section = _lora(show.lora)
     with waiting("looking into the model"):
         from loraft.api import inspect_layers as look
 
-        report = look(of.target, of.adapter or (), base_model=of.base_model, lora=section)
+        report = look(of.target, of.adapters or (), base_model=of.base_model, lora=section)
     document = report.as_dict()
     if as_json:
         print_json(document)

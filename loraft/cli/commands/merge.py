@@ -9,6 +9,7 @@ from loraft.cli.console import print_json, print_note, print_result, waiting
 from loraft.cli.options import JsonOption, argument, flag, option, refuse
 from loraft.cli.text_tables import facts, print_try_it
 from loraft.cli.views.progress import watching
+from loraft.cli.wording import with_options
 from loraft.config.choices import TASK_OF_GROUP
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class FoldOptions:
         default=None,
     )
     out: str | None = argument("OUT", "The folder to write [default: merged, beside the adapter].", default=None)
-    adapter: list[str] | None = option(
-        "DIR[=WEIGHT]", "An adapter (folder, run, Hub id) and how much of it; several are summed."
+    adapters: list[str] | None = option(
+        "DIR[=WEIGHT]", "An adapter (folder, run, Hub id) and how much of it; several are summed.", "--adapter"
     )
     base: Literal["original", "dequantized"] | None = option(
         None, "The base as its files have it, or as 4-bit training saw it [default: as trained]."
@@ -35,7 +36,9 @@ class FoldOptions:
         None, "Of the merged weights; auto is that of the base's files.", default="auto"
     )
     base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
-    no_verify: bool = flag("Do not compare the merged model with the adapted one.")
+    no_verified: bool = option(
+        None, "Do not compare the merged model with the adapted one.", "--no-verify", default=False
+    )
     overwrite: bool = flag("Replace the merged model that OUT holds.")
 
 
@@ -46,8 +49,8 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
     they differ too much, OUT does not appear and the exit code is 3. OUT loads in transformers and in servers, and is a
     TARGET like any other.
     """
-    refuse((given.target is None and not given.adapter, "Name a TARGET, or an --adapter that brings its base."))
-    target, out = _places(given.target, given.out, given.adapter)
+    refuse((given.target is None and not given.adapters, "Name a TARGET, or an --adapter that brings its base."))
+    target, out = _places(given.target, given.out, given.adapters)
     with waiting("loading libraries"):
         from loraft.api import merge as fold
 
@@ -55,17 +58,17 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
         report = fold(
             target,
             out,
-            given.adapter or (),
+            given.adapters or (),
             base=given.base,
             dtype=given.dtype,
             base_model=given.base_model,
-            verified=not given.no_verify,
+            verified=not given.no_verified,
             overwrite=given.overwrite,
             observer=view,
         )
     print_note(*report.warnings)
     if as_json:
-        print_json({"out": report.out, **report.as_dict()})
+        print_json({"out": report.out, **with_options(report.as_dict(), "warnings")})
     else:
         _show(report)
 

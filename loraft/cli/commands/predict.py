@@ -53,7 +53,7 @@ class TextOptions:
 
 def predict(
     given: TextOptions,
-    asked: Annotated[AnswerOptions, "target adapter base_model quantize dtype"],
+    asked: Annotated[AnswerOptions, "target adapters base_model quantize dtype"],
     as_json: JsonOption = False,
 ) -> None:
     """Tell the classes of texts by a classifier that was trained with task: seq_cls.
@@ -103,13 +103,13 @@ def _classify(model: ModelRequest, given: TextOptions, output: Path) -> dict[str
         from loraft.api import predict_file
 
     assert given.texts is not None
-    columns = {"text": given.text_column, "text_pair": given.pair_column}
     with watching() as view:
         result = predict_file(
             model,
             texts=given.texts,
             output=output,
-            columns={ours: theirs for ours, theirs in columns.items() if theirs is not None},
+            text_column=given.text_column,
+            pair_column=given.pair_column,
             batch_size=given.batch_size,
             overwrite=given.overwrite,
             observer=view,

@@ -19,10 +19,11 @@ class PreviewOptions:
 
     count: int = option("N", "How many rows, from the first.", "--count", "-n", default=5, min=1)
     split: Literal["train", "eval"] = option(None, "The rows that are trained on, or those held out.", default="train")
-    row: list[str] | None = option(
+    places: list[str] | None = option(
         "PLACE",
         "A row by its line or number, or by its place as loraft prints it, such as train.jsonl:17; and why, where it "
         "is left out. May be given several times.",
+        "--row",
     )
     whole: bool = flag("Show every token of long rows.")
     html: Path | None = option("FILE", "Write a page to share instead: one file, no scripts.")
@@ -43,7 +44,7 @@ def preview(given: ConfigOptions, show: PreviewOptions, as_json: JsonOption = Fa
     with waiting("reading the rows"):
         from loraft.api import preview as look
 
-        seen = look(config, count=show.count, split=show.split, places=show.row or ())
+        seen = look(config, count=show.count, split=show.split, places=show.places or ())
     print_note(*seen.notes)
     if html is not None:
         write_page(seen, html, path.name)

@@ -10,6 +10,7 @@ from loraft.cli.console import print_json, print_note, waiting
 from loraft.cli.options import ConfigOptions, JsonOption, flag, refuse
 from loraft.cli.text_tables import print_document, print_try_it
 from loraft.cli.views.progress import watching
+from loraft.cli.wording import with_options
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
         report = look(config, name=given.name, verbose=told.verbose)
     print_note(*report.notes)
     if as_json:
-        print_json(report.as_dict())
+        print_json(with_options(report.as_dict(), "notes"))
     else:
         shown = _without_notes(report.as_dict())
         print_document(_of_all_weights(shown) if config.method == "full" else shown, rest="run")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
     from loraft.inspection.row_preview import Preview, RowPart, SeenBatch, SeenRow, SeenToken
 
-KEY = "--html"
+HTML = "html"
 MARK = '<meta name="generator" content="loraft preview">'
 """Tells a page of this command, which may be replaced, from any other file."""
 STYLE = """
@@ -50,10 +50,12 @@ def check_page(path: Path, config: RunConfig, config_path: Path, *, overwrite: b
     """
     evaluation = config.data.eval if isinstance(config.data.eval, tuple) else ()
     rows = (Path(source.path) for source in (*config.data.train, *evaluation))
-    check_output_file(path, reads=(config_path, *rows), key=KEY)
+    check_output_file(path, reads=(config_path, *rows), parameter=HTML)
     if path.exists() and not overwrite and not _is_page(path):
         remedy = "Name another file, or replace it with --overwrite."
-        raise DataError("is there already, and is no page of loraft preview", where=str(path), key=KEY, remedy=remedy)
+        raise DataError(
+            "is there already, and is no page of loraft preview", where=str(path), parameter=HTML, remedy=remedy
+        )
 
 
 def write_page(preview: Preview, path: Path, title: str) -> None:
@@ -65,7 +67,7 @@ def write_page(preview: Preview, path: Path, title: str) -> None:
     try:
         write_whole(path, page(preview, title), errors="replace")  # a file's name may be no text
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path), key=KEY) from error
+        raise DataError(f"cannot be written: {error.strerror}", where=str(path), parameter=HTML) from error
 
 
 def page(preview: Preview, title: str) -> str:

@@ -19,6 +19,7 @@ from rich.text import Text
 from loraft.cli.console import console_on, printable
 from loraft.cli.standard_output import forget
 from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
+from loraft.cli.wording import in_options
 from loraft.events import Event, Note, Progress
 from loraft.grammar import counted
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
@@ -190,7 +191,7 @@ def _told(event: Event) -> Text | None:
     """What reads the same on a terminal and in a file; None for what only a live line shows."""
     match event:
         case Note(text):
-            return Text.assemble(("note: ", "cyan"), printable(text))
+            return Text.assemble(("note: ", "cyan"), printable(in_options(text)))
         case RunStarted():
             return _beginning(event)
         case SampleAnswered(step, prompt, answer):
