@@ -22,9 +22,9 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.adapters.save_adapter import load_adapter
 from loraft.config.sections import DataSource
 from loraft.errors import InvalidInputError
-from loraft.evaluation.metrics import exact_match_rate, valid_json_rate
+from loraft.evaluation.metrics import is_exact_match, is_valid_json
 from loraft.inference.engine import complete_batch
-from loraft.inference.sampling import SamplingRules
+from loraft.inference.sampling_params import SamplingParams
 from loraft.models.device import select_device
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.rows.formats import Conversation, Message, to_record
@@ -96,7 +96,7 @@ def answers(
         model,
         loaded.tokenizer,
         [renderer.prompt_ids(ticket.asked) for ticket in tickets],
-        rules=SamplingRules(),
+        rules=SamplingParams(),
         max_new_tokens=max_new_tokens,
         stop_ids=renderer.stop_ids,
         batch_size=25,
@@ -122,10 +122,12 @@ def print_examples(tickets: Sequence[Ticket], before: Sequence[str], after: Sequ
 def print_table(expected: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
     """The two rates, before and after."""
     print(f"{len(expected)} held-out messages{'before':>12}{'after':>10}")
-    for label, rates in (
-        ("exact match", [exact_match_rate(given, expected) for given in (before, after)]),
-        ("valid JSON", [valid_json_rate(given) for given in (before, after)]),
+    both = (before, after)
+    for label, hits in (
+        ("exact match", [[is_exact_match(*each) for each in zip(given, expected, strict=True)] for given in both]),
+        ("valid JSON", [[is_valid_json(each) for each in given] for given in both]),
     ):
+        rates = [sum(each) / len(each) for each in hits]
         print(f"{label:<21}{rates[0]:>12.0%}{rates[1]:>10.0%}")
 
 

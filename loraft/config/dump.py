@@ -7,7 +7,7 @@ import re
 
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import idle_keys
-from loraft.config.sections import DataSource, StackLayers
+from loraft.config.sections import NO_NULL, DataSource, StackLayers
 from loraft.config.yaml_nodes import scalar
 
 BARE = re.compile(r"[\w/.][\w/.@+-]*([: ][\w/.@+-]+)*", re.ASCII)
@@ -45,7 +45,8 @@ def inline(value: object) -> str:
         (value,) = value
     if isinstance(value, DataSource):
         said = value.model_dump(exclude_defaults=True)
-        value = value.path if said.keys() == {"path"} else said
+        plain = said.keys() == {"path"} and value.path.lower() not in NO_NULL  # which alone would be a slip for null
+        value = value.path if plain else said
     elif isinstance(value, StackLayers):
         value = {stack: layers for stack, layers in value if layers is not None}
     match value:

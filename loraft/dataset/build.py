@@ -50,8 +50,6 @@ from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
 
 SAMPLES = 3
 SHOWN_COLUMNS = 8
-SAMPLED = 1000
-"""Rows of each source that are looked at before a stream begins."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def prepare(
         contents_of(given, streaming=data.streaming), contents_of(given_held, streaming=data.streaming)
     )  # fmt: skip
     if data.streaming:
-        return _streamed(config, given, given_held, contents, tokenizer)
+        return _streamed(config, given, given_held, contents, tokenizer, read)
     name = identity_of(config, (given, given_held), contents, tokenizer) if cache is not None else None
     keeper = TokenCache(cache, name) if cache is not None and name is not None else None
     found = keeper.find() if keeper is not None else None
@@ -166,13 +164,14 @@ def _streamed(
     given_held: Sequence[DataSource],
     contents: Contents,
     tokenizer: PreTrainedTokenizerBase,
+    read: ReadSources | None,
 ) -> PreparedData:
     """What is known of training rows that come one after the other: the first of each source, and how many there are.
 
     Raises:
         DataError: As `prepare`, of the rows that were read; or the number of steps depends on rows that were not.
     """
-    train, held_out, renderer, _ = _made(config, read_sources(config, SAMPLED), tokenizer)
+    train, held_out, renderer, _ = _made(config, read or read_sources(config), tokenizer)
     stream = streamed(config, [(source.given, source.counts.format) for source in train], renderer)
     in_pieces = any(source.counts.done == "split" for source in train)
     if config.training.max_steps is None and (stream.rows is None or in_pieces):

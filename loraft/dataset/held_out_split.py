@@ -31,17 +31,18 @@ def held_out_rows(examples: Sequence[Example], task: Task, share: float, seed: i
     Raises:
         DataError: There are fewer than two rows.
     """
-    inputs: dict[str, list[int]] = {}
+    inputs: dict[str, hashlib.blake2b] = {}
     classes: dict[str, int] = {}
     for example in examples:
-        inputs.setdefault(example.where, []).extend([*example.input_ids, -1])
+        tokens = array("q", [*example.input_ids, -1]).tobytes()
+        inputs.setdefault(example.where, hashlib.blake2b(digest_size=16)).update(tokens)
         if (number := task.class_number(example)) is not None:
             classes[example.where] = number
     rows = sorted(inputs)
     random = np.random.Generator(np.random.PCG64([seed, EVAL_STREAM]))
     groups: dict[bytes, list[str]] = {}
     for index in random.permutation(len(rows)):
-        groups.setdefault(array("q", inputs[rows[index]]).tobytes(), []).append(rows[index])
+        groups.setdefault(inputs[rows[index]].digest(), []).append(rows[index])
     if len(rows) < 2:
         raise DataError(
             "one row cannot be shared between training and evaluation", key="data.eval", remedy="write data.eval: null"

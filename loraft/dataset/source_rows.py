@@ -25,6 +25,8 @@ from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
 SHOWN_PROBLEMS = 20
 NAMED_EACH = 3
 """So many problems of one kind are named one by one."""
+SAMPLED = 1000
+"""Rows of each source that are looked at before a stream begins."""
 OF_A_ROW = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d,]*")
 FILE_OF_PLACE = re.compile(r"(:\d+|: row \d+)$")
 LEAVE_OUT = "data.on_bad_row: skip leaves bad rows out and counts them"
@@ -108,9 +110,10 @@ class ReadSources:
     problems: list[Problem]
 
 
-def read_sources(config: RunConfig, most: int | None = None) -> ReadSources:
-    """Read every source, of those to train on the first `most` rows."""
+def read_sources(config: RunConfig) -> ReadSources:
+    """Read every source; of those that are streamed the first rows alone, which stand for the others."""
     given, given_held = expand_sources(config.data)
+    most = SAMPLED if config.data.streaming else None
     problems: list[Problem] = []
     train = _read_all(given, config, problems, most)
     return ReadSources(train, _read_all(given_held, config, problems), problems)

@@ -26,8 +26,8 @@ from safetensors.numpy import load_file, save_file
 from loraft.io.checksums import sha256_of
 from loraft.tokenization.examples import Example
 
-KEPT = "rows-2"
-"""The folder of kept rows in the cache; the number changes when what an entry holds does."""
+KEPT, BEFORE = "rows-2", ("rows-1",)
+"""The folder of kept rows in the cache, and those of earlier versions; the number changes when an entry does."""
 MOST_DAYS = 30
 MOST_BYTES = 10_000_000_000
 """Entries are removed when they were not used for so many days, and the longest unused where all have more bytes."""
@@ -73,6 +73,8 @@ class TokenCache:
                 if not self._folder.is_dir():
                     self._write(_arrays(examples), described)
                 _prune(self._root, newest=self._folder)
+            for earlier in BEFORE:
+                shutil.rmtree(self._root.with_name(earlier), ignore_errors=True)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             self.notes.append(f"the tokens could not be kept for the next start: {reason}")

@@ -137,7 +137,9 @@ def _examples(
     except DataError as error:
         if len(rendered) == 1:
             return [_unusable(error, where[0], wanted)]
-        return [_examples(renderer, [each], [place], wanted)[0] for each, place in zip(rendered, where, strict=True)]
+        half = len(rendered) // 2
+        first = _examples(renderer, rendered[:half], where[:half], wanted)
+        return first + _examples(renderer, rendered[half:], where[half:], wanted)
 
 
 def _unusable(error: DataError, place: str, wanted: LengthPolicy) -> TokenizedRow:

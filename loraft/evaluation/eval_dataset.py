@@ -53,7 +53,7 @@ class EvalSource:
 
     Attributes:
         config: A config whose training rows, or whose held-out ones, they are.
-        read: Its sources as records.
+        read: Its sources as records, which become tokens once.
         held_out: They are its held-out ones.
         called: What they are, in a few words.
         questions: What the rows that have a right answer ask, by their places.

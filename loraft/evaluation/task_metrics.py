@@ -7,9 +7,12 @@ from collections.abc import Collection, Sequence
 
 from loraft.errors import DataError
 from loraft.evaluation.metrics import is_valid_json
+from loraft.io.extras import lacking
 from loraft.tasks import TASKS
 from loraft.tasks.task import ROUGE, Task
 
+PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", **dict.fromkeys(ROUGE, "rouge_score")}
+"""The packages that compute metrics, where not loraft does."""
 GROUPS = {"rouge": ROUGE}
 """Several figures under one name."""
 
@@ -53,12 +56,13 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
         references: The right answers of the rows that have one.
 
     Raises:
-        DataError: One that was asked for is not of this task, or has nothing to compare answers with.
+        DataError: One that was asked for is not of this task, has no references, or its package is absent.
     """
     metrics = task.metrics
     if asked is None:
         if not references:
             return ()
+        _require_packages(metrics.default)
         all_json = bool(metrics.where_json) and all(map(_is_json_structure, references))
         return metrics.default + (metrics.where_json if all_json else ())
     wanted = tuple(name for name in asked if name not in metrics.always)
@@ -70,7 +74,20 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
         message = f"{wanted[0]} compares answers with references, and no row has one"
         remedy = "Plain text has only a loss; rows of messages or of prompt and completion have references."
         raise DataError(message, parameter="metrics", remedy=remedy)
+    _require_packages(wanted)
     return wanted
+
+
+def _require_packages(names: Sequence[str]) -> None:
+    """Refuse metrics whose package is not installed.
+
+    Raises:
+        DataError: One is not; with the extra that brings it.
+    """
+    needed = {PACKAGES[name]: name for name in reversed(names) if name in PACKAGES}
+    absent = (lacking(package, name, parameter="metrics") for package, name in needed.items())
+    if problems := [problem for problem in absent if problem is not None]:
+        raise DataError.several(problems)
 
 
 def _names(task: Task) -> tuple[str, ...]:

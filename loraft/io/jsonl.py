@@ -94,22 +94,24 @@ class JsonLines:
         file: It, open for this process alone.
         rows: How many rows it holds.
         remedy: What helps where the disk is full.
+        goes_on: Another process may go on after its rows.
     """
 
     path: Path
     file: FileIO
     rows: int = 0
     remedy: str = "Free some space, or evaluate without `output`."
+    goes_on: bool = False
 
     def append(self, rows: Sequence[Mapping[str, object]]) -> None:
-        """Write rows, and wait until they are on disk.
+        """Write rows; where others go on after them, they are on disk before it ends.
 
         Raises:
             DiskFullError: The disk filled up; the rows before are whole.
         """
         with disk_errors(self.path, remedy=self.remedy, after=counted(self.rows, "row")):
             _write_all(self.file, b"".join(_serialized(row) + b"\n" for row in rows))
-            if _is_ordinary(self.file):
+            if self.goes_on and _is_ordinary(self.file):
                 os.fsync(self.file.fileno())
         self.rows += len(rows)
 
@@ -167,7 +169,7 @@ def open_jsonl(path: Path) -> Iterator[JsonLines]:
     Raises:
         DataError: It cannot be written, or another process writes to it.
     """
-    with _open(path) as file:
+    with _open(path, os.O_WRONLY, "wb") as file:  # of a pipe nobody but its reader holds the other end
         if _is_ordinary(file):
             file.truncate(0)
         yield JsonLines(path, file)
@@ -186,11 +188,11 @@ def open_answers(path: Path, asked: AskedRows, *, overwrite: bool) -> Iterator[J
         DataError: It holds something else, cannot be written, or another process writes to it.
         Interrupted: By a signal; the rows so far are in the file.
     """
-    with _open(path) as file:
+    with _open(path, os.O_RDWR, "r+b") as file:
         held, size = (0, 0) if overwrite else asked.held(path, file.read())
         file.truncate(size)
         file.seek(size)
-        lines = JsonLines(path, file, held, "Free some space; the same command goes on.")
+        lines = JsonLines(path, file, held, "Free some space; the same command goes on.", goes_on=True)
         try:
             yield lines
         except KeyboardInterrupt as stop:
@@ -200,12 +202,12 @@ def open_answers(path: Path, asked: AskedRows, *, overwrite: bool) -> Iterator[J
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[FileIO]:
+def _open(path: Path, access: int, mode: str) -> Iterator[FileIO]:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, access | os.O_CREAT, 0o666)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path), parameter=OUTPUT) from error
-    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+    with FileIO(descriptor, mode) as file:
         if _is_ordinary(file):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,6 +6,9 @@ import json
 from collections import Counter
 from typing import Any
 
+DEEPEST = 100
+"""The most levels of lists and objects: Python walks through some hundreds, and no row means so many."""
+
 
 class RepeatedKeyError(ValueError):
     """An object has a key twice."""
@@ -29,12 +32,30 @@ def loads(text: str) -> Any:
         RecursionError: It is nested too deeply.
         ValueError: A number is too long.
     """
-    return READER.decode(text)
+    return _shallow(text, READER.decode(text))
 
 
 def loads_marked(text: str) -> Any:
     """As `loads`, but an object that has a key twice is there, for `repeated_in` to find."""
-    return json.loads(text, object_pairs_hook=_marked)
+    return _shallow(text, json.loads(text, object_pairs_hook=_marked))
+
+
+def _shallow(text: str, value: Any) -> Any:
+    """A value that what follows can walk through.
+
+    Raises:
+        RecursionError: It is nested too deeply.
+    """
+    if text.count("{") + text.count("[") <= DEEPEST:
+        return value
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise RecursionError
+        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [inner for each in inside for inner in each if isinstance(inner, dict | list)]
+    return value
 
 
 def repeated_in(value: object) -> str | None:

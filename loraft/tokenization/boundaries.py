@@ -25,7 +25,8 @@ Span = tuple[int, int]
 GUARDS = ("\n", "a", "1", ".")
 """What is put before a text that is tokenized apart where a tokenizer begins every text with a space of its own."""
 
-KNOWN_PROMPTS = 10_000
+KNOWN_CHARACTERS = 4_000_000
+"""Prompts whose tokens are kept, in characters of all of them."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._added = frozenset(tokenizer.get_added_vocab().values())
         self._prompts: dict[_Piece, list[int]] = {}
+        self._characters = 0
 
     def encode(self, texts: Sequence[BorderedText]) -> list[Encoded]:
         """The tokens of `texts`, tokenized together, which is many times as fast as one by one."""
@@ -151,9 +153,11 @@ class TextEncoder:
     def _look_up(self, prompts: Iterable[_Piece]) -> None:
         """Tokenize those prompts that are not known yet."""
         prompts = dict.fromkeys(prompts)
-        if len(self._prompts) > KNOWN_PROMPTS:  # headers come again, and whole prompts do not
+        if self._characters > KNOWN_CHARACTERS:  # headers come again, and whole prompts do not
             self._prompts.clear()
+            self._characters = 0
         new = [prompt for prompt in prompts if prompt not in self._prompts]
+        self._characters += sum(len(prompt.text) for prompt in new)
         self._prompts |= zip(new, (encoded.ids for encoded in self._tokenized(new)), strict=True)
 
     def _tokenized(self, pieces: Sequence[_Piece]) -> list[Encoded]:

@@ -17,6 +17,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from loraft.config.schema import RunConfig
 from loraft.errors import Problem
 from loraft.events import Event, Observer
+from loraft.io.extras import EXTRAS, lacking
 from loraft.training.run_dir import TRACKERS
 from loraft.training.run_events import Evaluated, StepLogged
 
@@ -34,6 +35,8 @@ def tracker_problems(report_to: tuple[str, ...]) -> list[Problem]:
             problems.append(
                 Problem(f"{name!r} is no tracker", key="training.report_to", remedy=f"one of {', '.join(known)}")
             )
+        elif name in EXTRAS and (problem := lacking(name, f"{name!r}", key="training.report_to")):
+            problems.append(problem)
         elif name not in installed:
             problems.append(
                 Problem(

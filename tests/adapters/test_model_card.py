@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from loraft.adapters.model_card import cell, code, model_card, prose, shown_word, without_paths
+from loraft.config.schema import RunConfig
 from loraft.merging.merge_report import MergeReport, merged_card
 from tests.adapters.setting import FACTS, run_config
 
@@ -132,3 +133,13 @@ def test_no_word_of_a_command_shows_an_absolute_path(word: str, shown: str) -> N
 def test_no_sentence_shows_an_absolute_path() -> None:
     said = "the rows cannot be read: /home/me/rows.jsonl: there is no such file (or /tmp/x). 3/4 of a/b stay"
     assert without_paths(said) == "the rows cannot be read: rows.jsonl: there is no such file (or x). 3/4 of a/b stay"
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_the_card_imports_is_there(method: str) -> None:
+    base = {"name_or_path": "builtin:smollm2-135m-instruct"}
+    config = RunConfig.model_validate({"method": method, "model": base, "data": {"train": "rows.jsonl"}})
+    (code_block,) = re.findall(r"```python\n(.*?)```", model_card(config, FACTS, "1"), flags=re.S)
+    imports = [line for line in code_block.splitlines() if line.startswith("from ")]
+    assert len(imports) == (3 if method == "lora" else 1)
+    exec("\n".join(imports), {})

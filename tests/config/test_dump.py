@@ -93,6 +93,13 @@ def test_what_is_written_reads_back_equal(tmp_path: Path, values: dict[str, Any]
     assert load_config(write(tmp_path, dump_config(config))) == config
 
 
+@pytest.mark.parametrize("path", ["no", "FALSE", "None", "0.5", "null"])
+def test_a_file_that_is_called_like_a_word_reads_back_equal(tmp_path: Path, path: str) -> None:
+    data = {"train": [{"path": path}], "eval": [{"path": path}]}
+    config = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": data})
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_read_back_equal(tmp_path: Path, path: Path) -> None:
     config = load_config(path)

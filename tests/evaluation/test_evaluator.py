@@ -276,3 +276,17 @@ def test_a_file_is_read_by_the_names_that_are_given_those_of_the_run_or_its_own(
     source = read_eval_source(PastRun(tmp_path, run), "x", DataSource(path=path, **given))
     assert [question.reference for question in source.questions.values()] == ["me"] * 3
     assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 3
+
+
+def test_the_training_rows_of_a_stream_are_not_read_to_evaluate(tmp_path: Path) -> None:
+    """Only their first rows are looked at: a bad one far behind them is no fault of the held-out rows."""
+    write_rows(tmp_path / "many.jsonl", rows(12) * 100)
+    with (tmp_path / "many.jsonl").open("a") as file:
+        file.write("no row\n")
+    write_rows(tmp_path / "held.jsonl", rows(5))
+    config = tiny_config(
+        tmp_path, data__train=str(tmp_path / "many.jsonl"), data__streaming=True,
+        data__eval=[{"path": str(tmp_path / "held.jsonl")}], training__max_steps=1,
+    )  # fmt: skip
+    api.train(config)
+    assert api.evaluate(str(tmp_path / "run"), metrics=["loss"]).rows == 5

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -200,3 +203,17 @@ def test_a_full_device_is_told() -> None:
     check_jsonl(Path("/dev/full"), overwrite=False)
     with open_jsonl(Path("/dev/full")) as file, pytest.raises(DiskFullError, match="the disk filled up after 0 rows"):
         file.append([{"a": 1}])
+
+
+def test_a_pipe_whose_reader_went_away_is_a_broken_pipe(tmp_path: Path) -> None:
+    """A pipe that is opened for reading too has itself as a reader: it would be waited for, for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    program = (
+        "from pathlib import Path\nfrom loraft.io.jsonl import open_jsonl\n"
+        f"with open_jsonl(Path({str(tmp_path / 'pipe')!r})) as file:\n"
+        "    for _ in range(3000):\n        file.append([{'row': 'x' * 100}])"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    with (tmp_path / "pipe").open("rb") as reader:
+        assert json.loads(reader.readline()) == {"row": "x" * 100}
+    assert "BrokenPipeError" in writer.communicate(timeout=60)[1]

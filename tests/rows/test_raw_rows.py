@@ -217,3 +217,20 @@ def test_a_row_that_cannot_be_read_is_told_what_to_do(tmp_path: Path, name: str,
     (tmp_path / name).write_bytes(content)
     (problem,) = read_rows(DataSource(path=str(tmp_path / name))).problems
     assert problem.remedy == remedy
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize("levels", [100, 700, 5000])
+def test_a_row_that_is_nested_deeper_than_anything_walks_through_is_a_bad_row(
+    tmp_path: Path, levels: int, kind: str
+) -> None:
+    deep = '{"a": ' * levels + "1" + "}" * levels
+    row = f'{{"prompt": "a", "completion": "b", "more": {deep}}}'
+    path = tmp_path / f"rows.{kind}"
+    path.write_text(row + "\n" if kind == "jsonl" else f"[{row}]")
+    if kind == "json":
+        with pytest.raises(DataError, match="nested too deeply"):
+            read_rows(DataSource(path=str(path)))
+    else:
+        (problem,) = read_rows(DataSource(path=str(path))).problems
+        assert "nested too deeply" in problem.message

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loraft.errors import ModelError
 from loraft.io.disk_space import require_free_bytes
+from loraft.io.extras import lacking
 from loraft.models.auto_model import read_gguf
 from loraft.models.hf_logging import quietly, quietly_reading
 
@@ -51,9 +52,11 @@ def convert(file: Path, folder: Path) -> None:
     """Write the model of `file` into `folder`, so that plain transformers loads it from there.
 
     Raises:
-        ModelError: The file cannot be read as .gguf, or its architecture is not in the table.
+        ModelError: The file cannot be read as .gguf, its architecture is not in the table, or gguf is not installed.
         ResourceError: The disk is too small for the weights in float32.
     """
+    if problem := lacking("gguf", "a .gguf file", where=file.name, key="model.name_or_path"):
+        raise ModelError.several([problem])
     facts = _facts(file)
     require_free_bytes(folder, int(1.05 * 4 * facts["parameters"]), f"converting {file.name}")
     model = read_gguf(file)

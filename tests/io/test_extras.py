@@ -1,0 +1,48 @@
+"""A package of an extra that is not installed is asked for by its extra, before anything is loaded."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from loraft.errors import DataError, ModelError
+from loraft.evaluation.task_metrics import chosen_metrics
+from loraft.io import extras
+from loraft.models.formats.gguf_import import convert
+from loraft.tasks import TASKS
+from loraft.training.trackers import tracker_problems
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without any extra."""
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in extras.EXTRAS else find_spec(name))
+
+
+@pytest.mark.usefixtures("bare")
+def test_metrics_name_the_extra() -> None:
+    for asked in (None, ("bleu", "rouge1")):
+        with pytest.raises(DataError) as refused:
+            chosen_metrics(asked, TASKS["seq2seq_lm"], ["a"])
+        assert {problem.remedy for problem in refused.value.problems} == {"pip install 'loraft[eval]'"}
+    assert chosen_metrics(("exact_match",), TASKS["seq2seq_lm"], ["a"]) == ("exact_match",)
+    assert chosen_metrics(None, TASKS["causal_lm"], ["a"]) == ("exact_match",)
+
+
+@pytest.mark.usefixtures("bare")
+def test_gguf_files_name_the_extra(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="gguf") as refused:
+        convert(tmp_path / "model.gguf", tmp_path)
+    assert refused.value.problems[0].remedy == "pip install 'loraft[gguf]'"
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_tracker_names_the_extra() -> None:
+    (problem,) = tracker_problems(("tensorboard",))
+    assert (problem.key, problem.remedy) == ("training.report_to", "pip install 'loraft[tensorboard]'")
+
+
+def test_nothing_is_lacking_where_all_is_installed() -> None:
+    assert [extras.lacking(package, "it") for package in extras.EXTRAS] == [None] * len(extras.EXTRAS)
