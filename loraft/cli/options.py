@@ -33,9 +33,9 @@ def option(metavar: str | None, text: str, *names: str, default: Any = None, **r
     )
 
 
-def flag(text: str) -> Any:
+def flag(text: str, *names: str) -> Any:
     """A field that is an option without a value."""
-    return option(None, text, default=False)
+    return option(None, text, *names, default=False)
 
 
 def refuse(*contradictions: tuple[object, str]) -> None:

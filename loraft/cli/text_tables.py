@@ -89,8 +89,7 @@ def print_try_it(task: TaskName, target: str) -> None:
     """The command that lets `target` do what it was trained for: what a person would type next."""
     from loraft.tasks import TASKS
 
-    call = in_options(f"`{TASKS[task].try_call(target)}`")
-    print_result(f"Try it:  {call}")
+    print_result("Try it:  " + in_options(f"`{TASKS[task].try_call(target)}`"))
 
 
 def print_document(sections: Document, *, rest: str) -> None:

@@ -28,9 +28,8 @@ def doctor(as_json: JsonOption = False) -> None:
     with waiting("trying what works here"):
         from loraft.inspection.environment import examine
 
-        facts = examine()
-    for fact in facts:
-        parts.setdefault(fact.part, {})[fact.name] = fact.value
+        for fact in examine():
+            parts.setdefault(fact.part, {})[fact.name] = fact.value
     if as_json:
         print_json(parts)
     else:

@@ -36,9 +36,7 @@ class FoldOptions:
         None, "Of the merged weights; auto is that of the base's files.", default="auto"
     )
     base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
-    no_verified: bool = option(
-        None, "Do not compare the merged model with the adapted one.", "--no-verify", default=False
-    )
+    no_verified: bool = flag("Do not compare the merged model with the adapted one.", "--no-verify")
     overwrite: bool = flag("Replace the merged model that OUT holds.")
 
 

@@ -69,9 +69,8 @@ class PlainView:
 
     def _is_time(self, seconds: float) -> bool:
         """Whether so many seconds are over since this was last so."""
-        now = time.monotonic()
-        over = now - self._drawn_at >= seconds
-        self._drawn_at = now if over else self._drawn_at
+        if over := time.monotonic() - self._drawn_at >= seconds:
+            self._drawn_at = time.monotonic()
         return over
 
 
