@@ -46,18 +46,11 @@ OWED = [f"C{number}" for number in (*range(1, 29), 34, 35, 36, 37, 38, 40, 43, 4
 LONG_FUNCTIONS = {
     "loraft/api/evaluating.py:evaluate",
     "loraft/api/runs.py:train",
-    "loraft/cli/commands/evaluate.py:evaluate",
-    "loraft/cli/commands/generate.py:generate",
-    "loraft/cli/commands/init.py:init",
-    "loraft/cli/commands/merge.py:merge",
-    "loraft/cli/commands/predict.py:predict",
-    "loraft/cli/commands/preview.py:preview",
     "loraft/evaluation/evaluator.py:evaluate",
     "loraft/training/run_plan.py:plan_run",
 }
 LONG_FILES = {
     "loraft/dataset/build.py",
-    "loraft/inspection/row_preview.py",
     "loraft/rows/formats.py",
     "loraft/tokenization/assistant_mask.py",
     "loraft/tokenization/causal_lm_rows.py",

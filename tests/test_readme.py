@@ -42,7 +42,7 @@ def commands(document: Path, program: str) -> list[list[str]]:
 def take(words: list[str]) -> None:
     """Read a command as the command line does, to the point where it would run."""
     name, *arguments = words
-    given: dict[str, Any] = GROUP.commands[name].make_context(name, arguments).params
+    given: dict[str, Any] = GROUP.get_command(None, name).make_context(name, arguments).params
     if given.get("config"):
         path = ROOT / given["config"]
         assert path.is_file() or "/" not in given["config"], f"{given['config']} is not there"

@@ -1,28 +1,53 @@
-"""The program `loraft`: its commands by name."""
+"""The program `loraft`: its commands by name, each of which is loaded when it is asked for."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from loraft.cli.commands import chat
-from loraft.cli.commands import doctor as setup
-from loraft.cli.commands import evaluate as evaluation
-from loraft.cli.commands import generate as generation
-from loraft.cli.commands import init as starting
-from loraft.cli.commands import inspect_layers as inspection
-from loraft.cli.commands import merge as merging
-from loraft.cli.commands import predict as prediction
-from loraft.cli.commands import preview as previewing
-from loraft.cli.commands import train as training
+from loraft.cli.command_table import COMMANDS, function_of
 from loraft.cli.silence import silence_libraries
-from loraft.cli.unknown_options import HelpfulCommand, HelpfulGroup
+from loraft.cli.unknown_options import COMMANDS_ELSEWHERE, HelpfulCommand
 from loraft.version import __version__
+
+
+def _loaded(name: str) -> Any:
+    """The command of a name; its options are made only now."""
+    from loraft.cli.runner import handle_errors
+
+    alone = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+    alone.command(name, cls=HelpfulCommand)(handle_errors(function_of(name)))
+    return typer.main.get_command(alone)
+
+
+class CommandGroup(TyperGroup):
+    """The commands; one that there is not is answered with ours."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "commands": dict.fromkeys(COMMANDS)})
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        """The command, loaded."""
+        return _loaded(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """The list of commands, for which none of them is loaded."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[Any, Any, list[str]]:  # type: ignore[override]
+        """As typer does it, with other tools' words known."""
+        ours = COMMANDS_ELSEWHERE.get(args[0].lower()) if args else None
+        if ours is not None and args[0] not in self.commands:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{ours}'?")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="loraft",
-    cls=HelpfulGroup,
+    cls=CommandGroup,
     rich_markup_mode=None,
     add_completion=False,
     no_args_is_help=True,
@@ -53,19 +78,3 @@ def _general_options(
     """
     if not verbose:
         silence_libraries()
-
-
-app.command(cls=HelpfulCommand)(starting.init)
-app.command(cls=HelpfulCommand)(training.check)
-app.command(cls=HelpfulCommand)(previewing.preview)
-app.command(cls=HelpfulCommand)(training.train)
-app.command(cls=HelpfulCommand, short_help="Measure a model on rows that it has not learned.")(evaluation.evaluate)
-app.command(cls=HelpfulCommand, short_help="Fold an adapter into its base, and prove the result.")(merging.merge)
-app.command(cls=HelpfulCommand, short_help="Answer prompts with a base, or with what was trained.")(generation.generate)
-app.command(cls=HelpfulCommand)(chat.chat)
-app.command(cls=HelpfulCommand, short_help="Tell the classes of texts, by a trained classifier.")(prediction.predict)
-app.command(cls=HelpfulCommand, short_help="Tell how a model is built, and what an adapter changed.")(
-    inspection.inspect_layers
-)
-app.command(cls=HelpfulCommand)(setup.schema)
-app.command(cls=HelpfulCommand)(setup.doctor)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import IO, TextIO
+from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from loraft.cli.standard_output import forget
 from loraft.cli.wording import in_options
 from loraft.errors import Problem
 
@@ -30,6 +30,11 @@ VISIBLE_CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 def printable(text: str) -> str:
     """`text` with its control characters made visible, save for line ends and tabs."""
     return text.translate(VISIBLE_CONTROLS)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8: what a terminal or a pipe gave may be bytes of something else."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 class LenientConsole(Console):
@@ -61,14 +66,6 @@ def say(*pieces: str | tuple[str, str], prose: bool = False) -> None:
         forget(sys.stderr)
 
 
-def forget(stream: IO[str]) -> None:
-    """Points a stream whose reader is gone to nowhere, so that later writes, and Python's own at exit, succeed."""
-    with suppress(OSError):  # a stream in memory has no descriptor
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-
-
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Shows on a terminal that something goes on, until it is done, and keeps `stdout` free of what libraries print."""
@@ -83,9 +80,10 @@ def print_message(message: str) -> None:
     say(printable(message))
 
 
-def print_note(note: str) -> None:
-    """Something that was decided or found, on standard error."""
-    say(("note: ", "cyan"), printable(in_options(note)), prose=True)
+def print_note(*notes: str) -> None:
+    """What was decided or found, on standard error."""
+    for note in notes:
+        say(("note: ", "cyan"), printable(in_options(note)), prose=True)
 
 
 def print_problems(problems: Iterable[Problem]) -> None:

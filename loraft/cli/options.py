@@ -1,222 +1,174 @@
-"""The arguments and options that commands share, each said once."""
+"""The options that commands share, and groups of options: dataclasses whose fields say what typer is to know.
+
+A command takes a group as one parameter, and the command line has an option for each of its fields.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from loraft.config.choices import DtypeName
+from loraft.inference.requests import GenerationRequest, ModelRequest
+
 if TYPE_CHECKING:
-    from loraft.config.sections import QuantizationSection
+    from loraft.config.schema import RunConfig
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a temperature; 0 is greedy, 1 is the model's own distribution.")
-    return value
+def argument(metavar: str, text: str, **default: Any) -> Any:
+    """A field that is an argument, which must be given where it has no default."""
+    return field(metadata={"names": None, "typer": partial(typer.Argument, metavar=metavar, help=text)}, **default)
 
 
-def _share(value: float | None) -> float | None:
-    if value is not None and not 0 < value <= 1:
-        raise typer.BadParameter(f"{value} is not above 0 and at most 1.")
-    return value
+def option(metavar: str | None, text: str, *names: str, default: Any = None, **rules: Any) -> Any:
+    """A field that is an option, called as the field is where no names are given; `rules` are typer's min and such."""
+    return field(
+        default=default, metadata={"names": names, "typer": partial(typer.Option, metavar=metavar, help=text, **rules)}
+    )
 
 
-def _above_zero(value: float | None) -> float | None:
-    if value is not None and not 0 < value < math.inf:
-        raise typer.BadParameter(f"{value} is not above 0; 1 is no penalty, 1.1 a mild one.")
-    return value
+def flag(text: str, *names: str) -> Any:
+    """A field that is an option without a value."""
+    return option(None, text, *names, default=False)
 
 
-def _not_empty(values: list[str] | None) -> list[str] | None:
-    if "" in (values or ()):
-        raise typer.BadParameter("An empty text would end every answer before its first token.")
-    return values
+def refuse(*contradictions: tuple[object, str]) -> None:
+    """Refuse a command line by the first of these that is so."""
+    for is_so, why in contradictions:
+        if is_so:
+            raise typer.BadParameter(why)
 
 
-ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", show_default=False, help="The YAML file of the run.")]
-OverridesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        show_default=False,
-        help="Values that replace those of the file, such as training.max_steps=50.",
-    ),
-]
-TargetArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="TARGET",
-        show_default=False,
-        help="A base model (Hub id, folder, .gguf, builtin:NAME), an adapter, a run, a checkpoint or a config.",
-    ),
-]
+def _must(holds: Callable[[Any], bool], otherwise: str) -> Callable[[Any], Any]:
+    """A check of a value that was given."""
+
+    def checked(value: Any) -> Any:
+        refuse((value is not None and not holds(value), otherwise.format(value)))
+        return value
+
+    return checked
+
+
+SHARE = _must(lambda share: 0 < share <= 1, "{} is not above 0 and at most 1.")
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")
 ]
-AdaptersOption = Annotated[
-    list[str] | None,
-    typer.Option(
+
+
+@dataclass(frozen=True)
+class ConfigOptions:
+    """A config and what replaces values of it."""
+
+    config: str = argument("CONFIG", "The YAML file of the run.")
+    overrides: list[str] | None = argument(
+        "KEY=VALUE", "Values that replace those of the file, such as training.max_steps=50.", default=None
+    )
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return Path(self.config).stem
+
+    def read(self) -> RunConfig:
+        """The config with its overrides; says which of its sections and keys the method and the task leave unused.
+
+        Raises:
+            ConfigError: With every problem of the file and of the overrides.
+        """
+        from loraft.cli.console import print_note
+        from loraft.config.config_file import load_config
+        from loraft.config.schema_info import unused_keys
+
+        config = load_config(Path(self.config), self.overrides or [])
+        print_note(*(f"{key} is not used by {by}" for key, by in unused_keys(config)))
+        return config
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What answers, and how; a command takes those of its fields that matter to it."""
+
+    target: str | None = argument(
+        "TARGET",
+        "A base model (Hub id, folder, .gguf, builtin:NAME), an adapter, a run, a checkpoint or a config.",
+        default=None,
+    )
+    adapters: list[str] | None = option(
+        "[NAME=]DIR",
+        "An adapter (folder, run, Hub id), by a name where there are several; alone, it brings its base.",
         "--adapter",
-        metavar="[NAME=]DIR",
-        show_default=False,
-        help="An adapter (folder, run, Hub id), by a name where there are several; alone, it brings its base.",
-    ),
-]
-BaseModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--base-model", metavar="MODEL", show_default=False, help="The base to use, whatever the adapter names."
-    ),
-]
-ColumnsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--columns",
-        metavar="OURS=THEIRS,…",
-        show_default=False,
-        help="What the columns are, where they have names of their own, such as prompt=Frage,completion=Antwort.",
-    ),
-]
-QuantizeOption = Annotated[
-    Literal["nf4", "fp4"] | None,
-    typer.Option("--quantize", show_default=False, help="Store the base in 4 bits [default: as in training]."),
-]
-DtypeOption = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option("--dtype", show_default=False, help="Compute in it [default: as trained, and as the device can]."),
-]
-SourceLanguageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--source-lang",
-        metavar="CODE",
-        show_default=False,
-        help="The language of what an encoder-decoder reads, as its tokenizer calls it [default: as trained].",
-    ),
-]
-TargetLanguageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--target-lang",
-        metavar="CODE",
-        show_default=False,
-        help="The language that it answers in [default: as trained].",
-    ),
-]
-MergeOption = Annotated[
-    bool,
-    typer.Option(
-        "--merge", help="Fold the adapter into the weights first, in memory: the same answers but for rounding, faster."
-    ),
-]
-SystemOption = Annotated[
-    str | None,
-    typer.Option("--system", metavar="TEXT", show_default=False, help="The system prompt [default: as trained]."),
-]
-MaxNewTokensOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens",
-        metavar="N",
-        min=1,
-        show_default=False,
-        help="The most tokens of an answer [default: saved].",
-    ),
-]
-TemperatureOption = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature",
-        metavar="T",
-        min=0,
-        callback=_finite,
-        show_default=False,
-        help="0 is greedy [default: as saved].",
-    ),
-]
-TopPOption = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p",
-        metavar="P",
-        callback=_share,
-        show_default=False,
-        help="Sample among the likeliest that hold this probability.",
-    ),
-]
-TopKOption = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k", metavar="K", min=1, show_default=False, help="Sample among this many of the likeliest tokens."
-    ),
-]
-MinPOption = Annotated[
-    float | None,
-    typer.Option(
-        "--min-p",
-        metavar="P",
-        callback=_share,
-        show_default=False,
-        help="Sample among the tokens at least this share as likely as the likeliest.",
-    ),
-]
-RepetitionPenaltyOption = Annotated[
-    float | None,
-    typer.Option(
-        "--repetition-penalty",
-        metavar="X",
-        callback=_above_zero,
-        show_default=False,
-        help="Above 1, tokens that are there already become less likely; for greedy answers too.",
-    ),
-]
-StopOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--stop",
-        metavar="TEXT",
-        callback=_not_empty,
-        show_default=False,
-        help="End the answer in front of this text; may be given several times.",
-    ),
-]
-NumBeamsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--num-beams",
-        metavar="N",
-        min=1,
-        show_default=False,
-        help="Follow N answers at once and give the likeliest: beam search, without sampling.",
-    ),
-]
-TraceOption = Annotated[
-    bool, typer.Option("--trace", help="Tell how each token came about: what was fed, what was likely, what was taken.")
-]
-LayersOption = Annotated[
-    bool, typer.Option("--layers", help="With --trace: what each layer would have said, had it been the last.")
-]
-NoCacheOption = Annotated[
-    bool,
-    typer.Option(
-        "--no-kv-cache", help="Read everything again at each step, and compare the answer and its speed with the cache."
-    ),
-]
-SamplingSeedOption = Annotated[
-    int,
-    typer.Option(
-        "--seed", metavar="N", min=0, max=2**32 - 1, help="The seed of sampling: the same seed, the same answer."
-    ),
-]
+    )
+    base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
+    quantize: Literal["nf4", "fp4"] | None = option(None, "Store the base in 4 bits [default: as in training].")
+    dtype: DtypeName | None = option(None, "Compute in it [default: as trained, and as the device can].")
+    merge: bool = flag("Fold the adapter into the weights first, in memory: the same answers but for rounding, faster.")
+    system: str | None = option("TEXT", "The system prompt [default: as trained].")
+    source_lang: str | None = option(
+        "CODE", "The language of what an encoder-decoder reads, as its tokenizer calls it [default: as trained]."
+    )
+    target_lang: str | None = option("CODE", "The language that it answers in [default: as trained].")
+    max_new_tokens: int | None = option("N", "The most tokens of an answer [default: saved].", min=1)
+    temperature: float | None = option(
+        "T", "0 is greedy [default: as saved].", min=0,
+        callback=_must(math.isfinite, "{} is not a temperature; 0 is greedy, 1 is the model's own distribution."),
+    )  # fmt: skip
+    top_p: float | None = option("P", "Sample among the likeliest that hold this probability.", callback=SHARE)
+    top_k: int | None = option("K", "Sample among this many of the likeliest tokens.", min=1)
+    min_p: float | None = option(
+        "P", "Sample among the tokens at least this share as likely as the likeliest.", callback=SHARE
+    )
+    repetition_penalty: float | None = option(
+        "X", "Above 1, tokens that are there already become less likely; for greedy answers too.",
+        callback=_must(lambda x: 0 < x < math.inf, "{} is not above 0; 1 is no penalty, 1.1 a mild one."),
+    )  # fmt: skip
+    stop: list[str] | None = option(
+        "TEXT", "End the answer in front of this text; may be given several times.",
+        callback=_must(lambda texts: "" not in texts, "An empty text would end every answer before its first token."),
+    )  # fmt: skip
+    num_beams: int | None = option(
+        "N", "Follow N answers at once and give the likeliest: beam search, without sampling.", min=1
+    )
+    seed: int | None = option(
+        "N", "The seed of sampling: the same seed, the same answer.", default=0, min=0, max=2**32 - 1
+    )
+
+    @property
+    def model(self) -> ModelRequest:
+        """What answers.
+
+        Raises:
+            typer.BadParameter: Nothing is named that could.
+        """
+        refuse((self.target is None and not self.adapters, "Name a TARGET, or an --adapter that brings its base."))
+        quantize = None
+        if self.quantize:
+            from loraft.config.sections import QuantizationSection
+
+            quantize = QuantizationSection(type=self.quantize)
+        return ModelRequest(
+            self.target, self.adapters or (), self.base_model, quantize, self.dtype, self.merge,
+            self.source_lang, self.target_lang,
+        )  # fmt: skip
+
+    @property
+    def generation(self) -> GenerationRequest:
+        """How it answers."""
+        given = {each.name: getattr(self, each.name) for each in fields(GenerationRequest)}
+        return GenerationRequest(**{**given, "stop": tuple(self.stop or ())})
 
 
-def quantization(kind: Literal["nf4", "fp4"] | None) -> QuantizationSection | None:
-    """What `--quantize` means, as a config would say it."""
-    from loraft.config.sections import QuantizationSection
-
-    return QuantizationSection(type=kind) if kind else None
+def columns_option() -> Any:
+    """The field `columns`, which `column_names` reads."""
+    return option(
+        "OURS=THEIRS,…",
+        "What the columns are, where they have names of their own, such as prompt=Frage,completion=Antwort.",
+    )
 
 
 def column_names(text: str | None) -> dict[str, str] | None:

@@ -23,7 +23,7 @@ from typing import ParamSpec
 import typer
 
 from loraft.cli.interrupts import interruptible
-from loraft.cli.wording import COMMANDS, in_words_of
+from loraft.cli.wording import in_words_of
 from loraft.errors import Interrupted, LoraftError, Problem, RunError
 
 Arguments = ParamSpec("Arguments")
@@ -44,7 +44,6 @@ def handle_errors(command: Callable[Arguments, None]) -> Callable[Arguments, Non
 
     A command that has `as_json` prints its problems as a JSON document too.
     """
-    COMMANDS.append(command)
 
     @functools.wraps(command)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:

@@ -6,14 +6,23 @@ Help, version, tables, JSON and answers all go this way, whoever prints them.
 from __future__ import annotations
 
 import io
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO
 
 import typer
 
-from loraft.cli.console import forget
 from loraft.errors import RunError
+
+
+def forget(stream: IO[str]) -> None:
+    """Points a stream whose reader is gone to nowhere, so that later writes, and Python's own at exit, succeed."""
+    with suppress(OSError):  # a stream in memory has no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class StandardOutput(io.TextIOWrapper):

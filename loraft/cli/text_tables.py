@@ -1,4 +1,4 @@
-"""Documents as tables: what `--json` prints for machines, laid out for people.
+"""Numbers as a person reads them, and documents as tables: what `--json` prints for machines, laid out for people.
 
 A mapping is a section, each fact in it a row, and a list of mappings a table: a fact that is added to a document is
 shown too.
@@ -6,6 +6,8 @@ shown too.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
@@ -14,8 +16,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from loraft.cli.console import printable
-from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate
+from loraft.cli.console import print_result, printable
+from loraft.cli.wording import in_options
+from loraft.config.choices import TaskName
 
 Document = Mapping[str, object]
 Column = tuple[str, bool]
@@ -59,19 +62,17 @@ def facts(title: str, rows: Document, *, label_width: int = 0) -> RenderableType
             grid.add_row(f"  {label(key)}", shown(f"{key}_bytes", value), _bar(value, rows.get("peak_bytes")))
         else:
             grid.add_row(f"  {label(key)}", shown(key, value))
-    return _titled(title, grid)
+    return titled(title, grid)
 
 
 def records(title: str, rows: Sequence[Document]) -> RenderableType:
     """A titled table, a row for each record; the columns are those of all records, numbers to the right."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
-    for key in columns:
-        is_number = all(isinstance(row.get(key), int | float | None) for row in rows)
-        table.add_column(label(key), justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(shown(key, row.get(key)) for key in columns))
-    return _titled(title, Padding(table, (0, 0, 0, 1)))
+    columns = {
+        key: all(isinstance(row.get(key), int | float | None) for row in rows)
+        for key in dict.fromkeys(key for row in rows for key in row)
+    }
+    cells = ([shown(key, row.get(key)) for key in columns] for row in rows)
+    return text_table(title, [(label(key), is_number) for key, is_number in columns.items()], cells)
 
 
 def text_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> RenderableType:
@@ -81,11 +82,19 @@ def text_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[st
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    frame = Table.grid()
-    frame.add_row(Text(title, style="bold"))
-    frame.add_row(Padding(table, (0, 0, 0, 1)))
-    frame.add_row("")
-    return frame
+    return titled(title, table, indent=1)
+
+
+def print_try_it(task: TaskName, target: str) -> None:
+    """The command that lets `target` do what it was trained for: what a person would type next."""
+    from loraft.tasks import TASKS
+
+    print_result("Try it:  " + in_options(f"`{TASKS[task].try_call(target)}`"))
+
+
+def print_document(sections: Document, *, rest: str) -> None:
+    """The document on standard output."""
+    print_result(*document(sections, rest=rest))
 
 
 def document(sections: Document, *, rest: str) -> list[RenderableType]:
@@ -114,11 +123,11 @@ def _section(title: str, part: Document, width: int) -> Iterable[RenderableType]
             yield records(f"{label(title)}: {label(key)}", rows)
 
 
-def _titled(title: str, body: RenderableType) -> RenderableType:
+def titled(title: str, body: RenderableType, *, indent: int = 0) -> RenderableType:
+    """A body below its title, and an empty line below it."""
     frame = Table.grid()
     frame.add_row(Text(title, style="bold"))
-    frame.add_row(body)
-    frame.add_row("")
+    frame.add_row(Padding(body, (0, 0, 1, indent)))
     return frame
 
 
@@ -158,3 +167,60 @@ def _items(key: str, items: Sequence[object]) -> str:
     if len(items) > MOST_ITEMS:
         words.append(f"… {len(items) - MOST_ITEMS} more")
     return ", ".join(words) if words else "–"
+
+
+def as_bytes(number: float) -> str:
+    """Decimal units with two or three figures: `812 MB`, `2.1 GB`."""
+    size, unit = float(number), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if abs(size) < 999.5:
+            break
+        size, unit = size / 1000, larger
+    figures = f"{size:.1f}" if unit != "B" and abs(size) < 9.95 else f"{size:.0f}"
+    return f"{figures} {unit}"
+
+
+def as_count(number: float) -> str:
+    """Whole numbers in groups of three: `4,884,480`; others as they are: `2.5`."""
+    return f"{int(number):,}" if math.isfinite(number) and number == int(number) else f"{number:,g}"
+
+
+def as_duration(seconds: float) -> str:
+    """The two largest units: `42s`, `4m12s`, `3h05m`, `2d04h`."""
+    whole = max(0, round(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+def as_measure(number: float) -> str:
+    """A loss, a norm or a perplexity: four decimals while small, five figures when large."""
+    if not math.isfinite(number):
+        return str(number)
+    if number != 0 and abs(number) < 0.001:
+        return f"{number:.1e}"
+    return f"{number:.4f}" if abs(number) < 100 else f"{number:,.1f}"
+
+
+def as_rate(learning_rate: float) -> str:
+    """A learning rate: `2.00e-4`, without the zeros of the exponent."""
+    if learning_rate == 0:
+        return "0"
+    mantissa, exponent = f"{learning_rate:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def as_share(part: float, whole: float) -> str:
+    """A part in per cent of the whole, with enough decimals to tell it from nothing: `3.50 %`."""
+    percent = 100 * part / whole if whole else 0.0
+    return f"{percent:.3f} %" if 0 < percent < 0.1 else f"{percent:.2f} %" if percent < 10 else f"{percent:.1f} %"
+
+
+def as_span(indices: Sequence[int]) -> str:
+    """Whole numbers in ascending order, unbroken runs by their ends: `0–29`, `0, 3–5`."""
+    runs = [list(run) for _, run in itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
+    ends = [(run[0][1], run[-1][1]) for run in runs]
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in ends)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 COMMANDS_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(
@@ -28,17 +27,6 @@ COMMANDS_ELSEWHERE: Mapping[str, str] = {
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for a command line that is wrong, wherever it keeps the class."""
-
-
-class HelpfulGroup(TyperGroup):
-    """The commands, of which one that there is not is answered with ours."""
-
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[Any, Any, list[str]]:  # type: ignore[override]
-        """As typer does it, with other tools' words known."""
-        ours = COMMANDS_ELSEWHERE.get(args[0].lower()) if args else None
-        if ours is not None and args[0] not in self.commands:
-            ctx.fail(f"No such command '{args[0]}'. Did you mean '{ours}'?")
-        return super().resolve_command(ctx, args)
 
 
 class HelpfulCommand(TyperCommand):

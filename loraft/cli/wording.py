@@ -9,15 +9,14 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, get_type_hints
 
+from loraft.cli.command_table import COMMANDS, function_of
 from loraft.errors import ConfigError, LoraftError, Problem
 
-COMMANDS: list[Callable[..., None]] = []
-"""Every command, as `handle_errors` finds it: its parameters say what they are called."""
 MARKED = re.compile(r"`(loraft\.[a-z_]+(?:\([^`]*\))?|[a-z_]+(?:=[^`]+)?)`")
 """What the library says of Python: a function of ours, called or not, or a parameter, with a value or without."""
 BASE = ("base_model", "model", "target", "adapters")
@@ -44,7 +43,7 @@ KEY = re.compile(r"\b(?:model|quantization|lora|data|training|generation)\.[a-z_
 def options() -> Mapping[str, str]:
     """What each parameter of a command is called on the command line: `--batch-size`, `TARGET`."""
     found: dict[str, str] = {}
-    for command in COMMANDS:
+    for command in map(function_of, COMMANDS):
         for name, hint in get_type_hints(command, include_extras=True).items():
             for said in getattr(hint, "__metadata__", ()):
                 first = said.default  # of an `Annotated` option it is the first of its names

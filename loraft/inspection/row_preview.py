@@ -5,13 +5,12 @@ It needs the tokenizer and the data, and loads no weight.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import RunConfig
@@ -31,8 +30,6 @@ from loraft.tokenization.token_strings import Pieces
 
 Split = Literal["train", "eval"]
 BATCHES = 2
-NUMBER = re.compile(r"(?::|: row )(\d+)$")
-"""The line or the number of a row at the end of its place."""
 SHOWN_TOKENS = 100_000
 """Of a row that is left out, no more tokens are shown."""
 
@@ -232,18 +229,16 @@ class _Sight:
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
         self._pieces = Pieces(tokenizer)
-        self._special = _special_ids(tokenizer)
+        added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self._special = {*added, *tokenizer.all_special_ids}
         self._task = task
         self._labels = data.renderer.labels
 
     def rows(self, examples: Sequence[Example], count: int) -> Iterator[SeenRow]:
         """The first `count` rows, pieces of a split one told apart."""
-        whole: dict[str, int] = {}
-        for example in examples:
-            whole[example.where] = whole.get(example.where, 0) + 1
-        seen: dict[str, int] = {}
+        whole, seen = Counter(example.where for example in examples), Counter[str]()
         for example in examples[:count]:
-            seen[example.where] = seen.get(example.where, 0) + 1
+            seen[example.where] += 1
             piece = (seen[example.where], whole[example.where]) if whole[example.where] > 1 else None
             yield self.row(example, piece)
 
@@ -268,21 +263,12 @@ class _Sight:
         return RowPart(span.name, tokens)
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | set(tokenizer.all_special_ids))
-
-
 def _special_in(rows: Sequence[SeenRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[SpecialToken]:
-    roles: dict[str, list[str]] = {}
     named: Mapping[str, Any] = tokenizer.special_tokens_map
-    for role, text in named.items():
-        if isinstance(text, str):
-            roles.setdefault(text, []).append(role)
     tokens = [token for row in rows for part in row.parts for token in part.tokens if token.special]
     for number, text in dict.fromkeys((token.id, token.text) for token in tokens):
         name = str(tokenizer.convert_ids_to_tokens(number))
-        yield SpecialToken(number, text or name, tuple(roles.get(name, ())))
+        yield SpecialToken(number, text or name, tuple(role for role, own in named.items() if own == name))
 
 
 def _first_batches(config: RunConfig, data: PreparedData) -> tuple[list[list[Example]], int | None]:
@@ -303,18 +289,15 @@ def _first_batches(config: RunConfig, data: PreparedData) -> tuple[list[list[Exa
 def _batch(task: Task, examples: Sequence[Example], layout: BatchLayout) -> SeenBatch:
     """A batch as it is laid for the model."""
     laid = task.collate(examples, layout)
-    shapes = [_shape(laid.input_ids)] + ([_shape(laid.labels)] if examples[0].target_tokens else [])
+    lines = (laid.input_ids, laid.labels) if examples[0].target_tokens else (laid.input_ids,)
+    shapes = [(each.shape[0], each.shape[1]) for each in lines]
     return SeenBatch(
         rows=tuple(BatchRow(e.where, len(e.input_ids), e.target_tokens or None) for e in examples),
         shape=shapes[0],
         target_shape=shapes[1] if len(shapes) > 1 else None,
         trained=laid.targets,
-        padding=sum(lines * time for lines, time in shapes) - laid.tokens,
+        padding=sum(count * time for count, time in shapes) - laid.tokens,
     )
-
-
-def _shape(lines: Tensor) -> tuple[int, int]:
-    return lines.shape[0], lines.shape[1]
 
 
 def _at(place: str, config: RunConfig, split: Split, data: PreparedData, sight: _Sight) -> list[SeenRow]:
@@ -324,20 +307,19 @@ def _at(place: str, config: RunConfig, split: Split, data: PreparedData, sight: 
         DataError: No source has such a row.
     """
     here, there = (data.eval, data.train) if split == "eval" else (data.train, data.eval)
-    if found := [example for example in here if _is_at(example.where, place)]:
+    if found := _among(here, place):
         return list(sight.rows(found, len(found)))
     why = "is held out for evaluation" if split == "train" else "is trained on, not evaluated"
-    if found := [example for example in there if _is_at(example.where, place)]:
+    if found := _among(there, place):
         return [sight.row(example, left_out=f"{why} (data.eval)") for example in found]
-    whole = _without_limits(config, data.renderer.tokenizer)
-    if found := [example for example in whole if _is_at(example.where, place)]:
+    if found := _among(_without_limits(config, data.renderer.tokenizer), place):
         return [sight.row(example, left_out=_too_long(example, config, data)) for example in found]
     raise _no_row(place, here, data)
 
 
-def _is_at(where: str, place: str) -> bool:
-    number = NUMBER.search(where)
-    return where == place or (number is not None and number[1] == place)
+def _among(examples: Iterable[Example], place: str) -> list[Example]:
+    ends = (f":{place}", f": row {place}") if place.isdecimal() else ()
+    return [example for example in examples if example.where == place or example.where.endswith(ends)]
 
 
 def _without_limits(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
@@ -356,9 +338,9 @@ def _too_long(example: Example, config: RunConfig, data: PreparedData) -> str:
 
 def _no_row(place: str, examples: Sequence[Example], data: PreparedData) -> DataError:
     """There is no such row, or it was skipped, which the counts of its source tell."""
-    bad = sum(source.bad for source in data.report.sources)
-    untrained = sum(source.untrained for source in data.report.sources)
-    skipped = [f"{bad} bad rows"] * bool(bad) + [f"{untrained} rows without a trained token"] * bool(untrained)
+    sources = data.report.sources
+    counts = {"bad rows": [s.bad for s in sources], "rows without a trained token": [s.untrained for s in sources]}
+    skipped = [f"{sum(numbers)} {what}" for what, numbers in counts.items() if any(numbers)]
     besides = f"; {' and '.join(skipped)} were left out" if skipped else ""
     if data.report.sampled is not None:
         besides = f" among the first {data.report.sampled:,} rows, all that are looked at of a stream{besides}"

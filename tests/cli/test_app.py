@@ -11,6 +11,7 @@ import pytest
 
 from loraft import __version__
 from loraft.__main__ import main
+from loraft.cli.command_table import COMMANDS as LISTED
 from loraft.cli.unknown_options import COMMANDS_ELSEWHERE
 from tests.cli.conftest import Loraft
 from tests.words import Wording
@@ -20,6 +21,8 @@ COMMANDS = [
     "init", "check", "preview", "train", "evaluate", "merge", "generate", "chat", "predict", "inspect-layers", "schema",
     "doctor",
 ]  # fmt: skip
+SHORTER = ("evaluate", "generate", "inspect-layers", "merge", "predict")
+"""The commands of which the list says less than they say of themselves."""
 HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "numpy"]
 
 
@@ -97,6 +100,30 @@ def test_nothing_heavy_is_loaded_before_the_config_is_right(arguments: list[str]
     )
     assert "light" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["evaluate", "--help"], ["chat", "--help"]])
+def test_help_loads_no_schema_and_no_task(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom loraft.__main__ import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    print(*(name for name in sys.modules if name.startswith('loraft.')), file=sys.stderr)"
+    )
+    words = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    loaded = set(done.stderr.split())
+    assert "loraft.cli.app" in loaded, done.stderr
+    assert loaded.isdisjoint({"loraft.config.schema", "loraft.config.sections", "loraft.tasks"})
+    if "evaluate" not in arguments and "chat" not in arguments:
+        assert not any(name.startswith("loraft.cli.commands.") for name in loaded), (
+            "each is loaded when it is asked for"
+        )
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself(loraft: Loraft) -> None:
+    for name, (_, summary) in LISTED.items():
+        first = loraft(name, "--help").stdout.split("\n\n")[1].strip().split("\n")[0].strip()
+        assert name in SHORTER or summary == first, f"{name}: {first}"
 
 
 @pytest.mark.slow

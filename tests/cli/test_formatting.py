@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraft.cli.console import print_json
-from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate, as_share, as_span
+from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_measure, as_rate, as_share, as_span
 
 
 @pytest.mark.parametrize(

@@ -8,30 +8,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraft.cli.commands.chat_actions import ACTIONS
-from loraft.cli.commands.chat_commands import COMMANDS, ChatCommand, parse_line, setting_names
+from loraft.cli.commands.chat_commands import ACTIONS, COMMANDS, ChatCommand, parse_line, setting_names
+from loraft.cli.commands.chat_terminal import first_interrupt_noted, line_editing, read_line
+from loraft.cli.console import is_unicode, print_message, print_note, print_problems, printable, say, waiting
 from loraft.cli.interrupts import pass_on_unless_ctrl_c
-from loraft.cli.options import (
-    AdaptersOption,
-    BaseModelOption,
-    DtypeOption,
-    MaxNewTokensOption,
-    QuantizeOption,
-    SystemOption,
-    TargetArgument,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    quantization,
-)
-from loraft.cli.runner import handle_errors
-from loraft.errors import InvalidInputError, OutOfMemoryError
+from loraft.cli.options import AnswerOptions, option
+from loraft.cli.text_tables import as_count
+from loraft.cli.wording import by_options
+from loraft.errors import DataError, InvalidInputError, OutOfMemoryError
 from loraft.grammar import counted
-from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
     from loraft.inference.conversation import ChatSession, ChatStream
@@ -41,24 +31,17 @@ NO_TEXT = "\udcff"
 BEGIN_ANEW = "/reset begins a new conversation, /undo takes the last turn back."
 
 
-@handle_errors
+@dataclass(frozen=True)
+class TalkOptions(AnswerOptions):
+    """What talks, and how; where no seed is given each conversation has its own."""
+
+    seed: int | None = option("N", "The seed of sampling [default: any].", min=0, max=2**32 - 1)
+
+
 def chat(
-    target: TargetArgument = None,
-    adapters: AdaptersOption = None,
-    base_model: BaseModelOption = None,
-    quantize: QuantizeOption = None,
-    dtype: DtypeOption = None,
-    system: SystemOption = None,
-    max_new_tokens: MaxNewTokensOption = None,
-    temperature: TemperatureOption = None,
-    top_p: TopPOption = None,
-    top_k: TopKOption = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", metavar="N", min=0, max=2**32 - 1, show_default=False, help="The seed of sampling [default: any]."
-        ),
-    ] = None,
+    asked: Annotated[
+        TalkOptions, "target adapters base_model quantize dtype system max_new_tokens temperature top_p top_k seed"
+    ],
 ) -> None:
     """Talk with a base model, or with what was trained.
 
@@ -66,20 +49,12 @@ def chat(
     /undo, /adapter, /set, /save, /quit. Ctrl-C stops an answer, Ctrl-D ends. From a pipe each line is a message, and
     the exit code is 2 where one was refused.
     """
-    if target is None and not adapters:
-        raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
-
-    from loraft.cli.console import print_note, waiting
-
+    model = asked.model
     with waiting("loading libraries and model"):
-        from loraft import api
+        from loraft.api import open_chat
 
-        conversation = api.open_chat(
-            ModelRequest(target, adapters or (), base_model, quantization(quantize), dtype),
-            options=GenerationRequest(system, max_new_tokens, temperature, top_p, top_k, seed),
-        )
-    for note in conversation.notes:
-        print_note(note)
+        conversation = open_chat(model, options=asked.generation)
+    print_note(*conversation.notes)
     raise typer.Exit((_OnTerminal if sys.stdin.isatty() else _FromPipe)(conversation).run())
 
 
@@ -92,15 +67,14 @@ class _FromPipe:
 
     def run(self) -> int:
         """Takes lines until there are no more, or one says so; the exit code tells the worst that came of one."""
-        from loraft.cli.console import print_message, print_problems
-        from loraft.cli.wording import by_options
-
         exit_code = 0
         while (line := self._line()) is not None:
             if not line.strip():
                 continue
             try:
-                meant = parse_line(_text(line.strip()))
+                if not is_unicode(line):
+                    raise InvalidInputError("the message is not UTF-8 text")
+                meant = parse_line(line.strip())
                 if isinstance(meant, str):
                     self._answer(meant)
                 elif meant.name == "/quit":
@@ -127,8 +101,6 @@ class _FromPipe:
         self._tell_end(reply)
 
     def _ask(self, text: str) -> ChatStream:
-        from loraft.errors import DataError
-
         with redirect_stdout(sys.stderr):
             try:
                 return self.conversation.ask(text)
@@ -137,9 +109,6 @@ class _FromPipe:
 
     def _tell_end(self, reply: ChatStream) -> None:
         """How long the answer was, what was read for it, and whether there is room for another."""
-        from loraft.cli.console import print_note, say
-        from loraft.cli.formatting import as_count
-
         whole = reply.completion
         if whole is None:
             return
@@ -164,8 +133,6 @@ class _FromPipe:
 
     def _do(self, command: ChatCommand) -> None:
         """Carries a command out, and says what came of it."""
-        from loraft.cli.console import print_message
-
         with redirect_stdout(sys.stderr):
             for line in ACTIONS[command.name](self.conversation, command.argument):
                 print_message(line)
@@ -176,9 +143,6 @@ class _OnTerminal(_FromPipe):
 
     def run(self) -> int:
         """Greets, and takes lines until the person ends it, who has seen what was refused."""
-        from loraft.cli.commands.chat_terminal import line_editing
-        from loraft.cli.console import say
-
         session = self.conversation.session
         voices = (f"/adapter {name}" for name in (*session.adapters, "none"))
         settings = (f"/set {name}=" for name in setting_names())
@@ -188,17 +152,12 @@ class _OnTerminal(_FromPipe):
         return 0
 
     def _line(self) -> str | None:
-        from loraft.cli.commands.chat_terminal import read_line
-
         try:
             return read_line(f"{self.conversation.voice.name}> " if self.conversation.session.adapters else "> ")
         except UnicodeDecodeError:
             return NO_TEXT
 
     def _answer(self, text: str) -> None:
-        from loraft.cli.commands.chat_terminal import first_interrupt_noted
-        from loraft.cli.console import print_message, printable
-
         show = printable if sys.stdout.isatty() else str
         try:
             with first_interrupt_noted() as interrupts:
@@ -235,11 +194,3 @@ def _pieces(reply: ChatStream) -> Iterator[str]:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _text(line: str) -> str:
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidInputError("the message is not UTF-8 text") from error
-    return line

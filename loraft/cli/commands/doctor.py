@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+from loraft.cli.console import print_json, waiting
 from loraft.cli.options import JsonOption
-from loraft.cli.runner import handle_errors
+from loraft.cli.text_tables import print_document
 
 
-@handle_errors
 def schema() -> None:
     """Print the JSON schema of the config, for editors.
 
     Save it as loraft.schema.json and begin a config with the line
     "# yaml-language-server: $schema=loraft.schema.json": the editor then completes keys and marks mistakes.
     """
-    from loraft.cli.console import print_json
     from loraft.config.schema import RunConfig
 
     draft = "https://json-schema.org/draft/2020-12/schema"
     print_json({"$schema": draft, **RunConfig.model_json_schema(), "title": "loraft config"})
 
 
-@handle_errors
 def doctor(as_json: JsonOption = False) -> None:
     """Tell what this machine can do.
 
     Versions, devices, what of bitsandbytes works here (each tried for real), free disk, cache and Hub.
     """
-    from loraft.cli.console import print_json, print_result, waiting
-    from loraft.cli.text_tables import document
-
     parts: dict[str, dict[str, object]] = {}
     with waiting("trying what works here"):
         from loraft.inspection.environment import examine
 
-        facts = examine()
-    for fact in facts:
-        parts.setdefault(fact.part, {})[fact.name] = fact.value
+        for fact in examine():
+            parts.setdefault(fact.part, {})[fact.name] = fact.value
     if as_json:
         print_json(parts)
     else:
-        print_result(*document(parts, rest="machine"))
+        print_document(parts, rest="machine")

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from loraft.cli.options import AdaptersOption, BaseModelOption, JsonOption, TargetArgument
-from loraft.cli.runner import handle_errors
+from loraft.cli.console import print_json, print_note, print_result, waiting
+from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
+from loraft.cli.views.layers_view import layers_view
 
 if TYPE_CHECKING:
     from loraft.config.sections import LoraSection
 
 
-@handle_errors
+@dataclass(frozen=True)
+class LayersOptions:
+    """What is told of the model."""
+
+    lora: str | None = option(
+        "KEY=VALUE,…|CONFIG",
+        "What LoRA is counted for, such as r=8,target_modules=[q_proj,v_proj],layers=last:4, or a config.",
+    )
+    every: bool = flag("Show every layer and module, not only the groups of equal ones.")
+
+
 def inspect_layers(
-    target: TargetArgument = None,
-    adapters: AdaptersOption = None,
-    base_model: BaseModelOption = None,
-    lora: Annotated[
-        str | None,
-        typer.Option(
-            "--lora",
-            metavar="KEY=VALUE,…|CONFIG",
-            show_default=False,
-            help="What LoRA is counted for, such as r=8,target_modules=[q_proj,v_proj],layers=last:4, or a config.",
-        ),
-    ] = None,
-    every: Annotated[
-        bool, typer.Option("--every", help="Show every layer and module, not only the groups of equal ones.")
-    ] = False,
-    as_json: JsonOption = False,
+    of: Annotated[AnswerOptions, "target adapters base_model"], show: LayersOptions, as_json: JsonOption = False
 ) -> None:
     """Tell the anatomy of a model, and what an adapter changed in it.
 
@@ -39,26 +34,18 @@ def inspect_layers(
     each linear module and what LoRA would train there. Of an adapter how far each module moved; of two how alike they
     are. No weights are loaded: a config alone will do.
     """
-    if target is None and not adapters:
-        raise typer.BadParameter("Name a TARGET, or an --adapter.")
-    section = _lora(lora)
-
-    from loraft.cli.console import print_json, print_note, print_result, waiting
-    from loraft.cli.views.layers_view import layers_view
-
+    refuse((of.target is None and not of.adapters, "Name a TARGET, or an --adapter."))
+    section = _lora(show.lora)
     with waiting("looking into the model"):
-        from loraft.inspection.layers_report import (
-            report_layers,  # and not loraft.api: training's libraries would double the time
-        )
+        from loraft.api import inspect_layers as look
 
-        report = report_layers(target, adapters or (), base_model=base_model, lora=section)
+        report = look(of.target, of.adapters or (), base_model=of.base_model, lora=section)
     document = report.as_dict()
     if as_json:
         print_json(document)
         return
-    for note in report.notes:
-        print_note(note)
-    print_result(*layers_view(document, every=every))
+    print_note(*report.notes)
+    print_result(*layers_view(document, every=show.every))
 
 
 def _lora(text: str | None) -> LoraSection | None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import typer
-
-from loraft.cli.next_command import try_it
-from loraft.cli.options import BaseModelOption, JsonOption
-from loraft.cli.runner import handle_errors
+from loraft.cli.console import print_json, print_note, print_result, waiting
+from loraft.cli.options import JsonOption, argument, flag, option, refuse
+from loraft.cli.text_tables import facts, print_try_it
+from loraft.cli.views.progress import watching
 from loraft.cli.wording import with_options
 from loraft.config.choices import TASK_OF_GROUP
 
@@ -18,80 +16,55 @@ if TYPE_CHECKING:
     from loraft.merging.merge_report import MergeReport
 
 
-@handle_errors
-def merge(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="TARGET",
-            show_default=False,
-            help="An adapter, a run, a checkpoint or a config; beside --adapter the base, which may be left out.",
-        ),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="OUT", show_default=False, help="The folder to write [default: merged, beside the adapter]."
-        ),
-    ] = None,
-    adapters: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--adapter",
-            metavar="DIR[=WEIGHT]",
-            show_default=False,
-            help="An adapter (folder, run, Hub id) and how much of it; several are summed.",
-        ),
-    ] = None,
-    base: Annotated[
-        Literal["original", "dequantized"] | None,
-        typer.Option(
-            "--base",
-            show_default=False,
-            help="The base as its files have it, or as 4-bit training saw it [default: as trained].",
-        ),
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option("--dtype", help="Of the merged weights; auto is that of the base's files."),
-    ] = "auto",
-    base_model: BaseModelOption = None,
-    no_verified: Annotated[
-        bool, typer.Option("--no-verify", help="Do not compare the merged model with the adapted one.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the merged model that OUT holds.")] = False,
-    as_json: JsonOption = False,
-) -> None:
+@dataclass(frozen=True)
+class FoldOptions:
+    """What is folded into what."""
+
+    target: str | None = argument(
+        "TARGET",
+        "An adapter, a run, a checkpoint or a config; beside --adapter the base, which may be left out.",
+        default=None,
+    )
+    out: str | None = argument("OUT", "The folder to write [default: merged, beside the adapter].", default=None)
+    adapters: list[str] | None = option(
+        "DIR[=WEIGHT]", "An adapter (folder, run, Hub id) and how much of it; several are summed.", "--adapter"
+    )
+    base: Literal["original", "dequantized"] | None = option(
+        None, "The base as its files have it, or as 4-bit training saw it [default: as trained]."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        None, "Of the merged weights; auto is that of the base's files.", default="auto"
+    )
+    base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
+    no_verified: bool = flag("Do not compare the merged model with the adapted one.", "--no-verify")
+    overwrite: bool = flag("Replace the merged model that OUT holds.")
+
+
+def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
     """Fold an adapter into its base, and prove that it is the model that was trained.
 
     The weights are read and written tensor by tensor. Then the adapted and the merged model read the same text: where
     they differ too much, OUT does not appear and the exit code is 3. OUT loads in transformers and in servers, and is a
     TARGET like any other.
     """
-    if target is None and not adapters:
-        raise typer.BadParameter("Name a TARGET, or an --adapter that brings its base.")
-    target, out = _places(target, out, adapters)
-
-    from loraft.cli.console import console_on, print_json, print_note, waiting
-    from loraft.cli.views.progress import view_on
-
+    refuse((given.target is None and not given.adapters, "Name a TARGET, or an --adapter that brings its base."))
+    target, out = _places(given.target, given.out, given.adapters)
     with waiting("loading libraries"):
-        from loraft import api
+        from loraft.api import merge as fold
 
-    with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
-        report = api.merge(
+    with watching() as view:
+        report = fold(
             target,
             out,
-            adapters or (),
-            base=base,
-            dtype=dtype,
-            base_model=base_model,
-            verified=not no_verified,
-            overwrite=overwrite,
+            given.adapters or (),
+            base=given.base,
+            dtype=given.dtype,
+            base_model=given.base_model,
+            verified=not given.no_verified,
+            overwrite=given.overwrite,
             observer=view,
         )
-    for warning in report.warnings:
-        print_note(warning)
+    print_note(*report.warnings)
     if as_json:
         print_json({"out": report.out, **with_options(report.as_dict(), "warnings")})
     else:
@@ -109,9 +82,6 @@ def _places(target: str | None, out: str | None, adapters: list[str] | None) -> 
 
 
 def _show(report: MergeReport) -> None:
-    from loraft.cli.console import print_result
-    from loraft.cli.text_tables import facts
-
     adapters = [f"{each['name']} × {each['weight']:g}" for each in report.adapters]
     print_result(
         facts(
@@ -133,7 +103,7 @@ def _show(report: MergeReport) -> None:
     if report.verified:
         print_result(facts("verified", _measured(report), label_width=30))
     task = TASK_OF_GROUP["classifier" if report.labels else "decoder"]
-    print_result(f"Try it:  {try_it(task, str(report.out))}")
+    print_try_it(task, str(report.out))
 
 
 def _measured(report: MergeReport) -> dict[str, object]:

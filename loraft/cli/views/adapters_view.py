@@ -10,8 +10,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from loraft.cli.formatting import as_count, as_measure, as_share, as_span
-from loraft.cli.text_tables import Column, facts, text_table
+from loraft.cli.text_tables import Column, as_count, as_measure, as_share, as_span, facts, text_table
 
 Document = Mapping[str, Any]
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from loraft.cli.formatting import as_bytes, as_count, as_share, as_span
-from loraft.cli.text_tables import Column, facts, text_table
+from loraft.cli.text_tables import Column, as_bytes, as_count, as_share, as_span, facts, text_table
 from loraft.cli.views.adapters_view import adapters_view
 
 Document = Mapping[str, Any]

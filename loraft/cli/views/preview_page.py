@@ -7,9 +7,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraft.cli.views.preview_view import heading_of, laid_words, legible, place_words, row_words, special_words
+from loraft.cli.views.preview_view import (
+    heading_of,
+    laid_words,
+    legible,
+    part_words,
+    place_words,
+    row_words,
+    special_words,
+)
 from loraft.errors import DataError
-from loraft.grammar import counted
 from loraft.io.atomic import write_whole
 from loraft.io.paths import check_output_file
 
@@ -99,8 +106,7 @@ def _row(row: SeenRow) -> Iterator[str]:
 
 def _part(part: RowPart) -> Iterator[str]:
     if part.name != "text":
-        what = "the encoder reads" if part.name == "source" else "the decoder learns"
-        yield f"<p>{what}, {counted(len(part.tokens), 'token')}</p>"
+        yield f"<p>{part_words(part)}</p>"
     yield f"<pre>{''.join(_token(token) for token in part.tokens)}</pre>"
 
 

@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from loraft.cli.console import printable
-from loraft.cli.formatting import as_count, as_share
+from loraft.cli.text_tables import as_count, as_share
 from loraft.grammar import counted
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ SHADES = {
 """Two shades for tokens that are only read, and two for those that are learned."""
 SPECIAL = "#ffb454"
 BEGINS, BETWEEN, ENDS_WITH = "⟦", "│", "⟧"
-UNTITLED = ("text",)
 ROLES = {
     "bos_token": "beginning of text", "eos_token": "end of text", "pad_token": "padding", "unk_token": "unknown",
     "sep_token": "separator", "cls_token": "summary", "mask_token": "mask",
@@ -109,6 +108,12 @@ def row_words(row: SeenRow) -> str:
     return " · ".join(words)
 
 
+def part_words(part: RowPart) -> str:
+    """Who reads a part of a row."""
+    what = "the encoder reads" if part.name == "source" else "the decoder learns"
+    return f"{what}, {counted(len(part.tokens), 'token')}"
+
+
 def special_words(preview: Preview) -> Iterator[str]:
     """The special tokens that are shown, by name."""
     for token in preview.special_tokens:
@@ -150,9 +155,8 @@ def _row(row: SeenRow, preview: Preview, marks: Marks, *, whole: bool) -> Iterat
     if row.left_out is not None:
         yield Text.assemble(("  not in this split: ", "bold red"), printable(row.left_out))
     for part in row.parts:
-        if part.name not in UNTITLED:
-            what = "the encoder reads" if part.name == "source" else "the decoder learns"
-            yield Text(f"  {what}, {counted(len(part.tokens), 'token')}", style="dim")
+        if part.name != "text":
+            yield Text(f"  {part_words(part)}", style="dim")
         tokens = _tokens(part, marks, whole=whole)
         tokens.rstrip()  # the line end of the last token, whose sign stands before it
         yield Padding(tokens, (0, 0, 0, 2))
@@ -238,14 +242,9 @@ def _legend(preview: Preview, marks: Marks) -> Iterator[Text]:
         legend = Text.assemble(("tokens   ", "dim"), ("read", SHADES[False][0]), (" only", SHADES[False][1]))
         if not preview.classes:
             legend.append("  ").append("lear", SHADES[True][0]).append("ned", SHADES[True][1])
-        legend.append("  ").append("special", _style_of_special())
-        yield legend
+        yield legend.append("  ").append("special", SHADES[False][0].replace("#c9d1d9", SPECIAL))
     else:
         learned = "" if preview.classes else f", {BEGINS} {ENDS_WITH} around what is learned"
         yield Text.assemble(("tokens   ", "dim"), f"{BETWEEN} between tokens{learned}, ⏎ a line end")
     if special := list(special_words(preview)):
         yield Text.assemble(("special  ", "dim"), printable(" · ".join(special)))
-
-
-def _style_of_special() -> str:
-    return SHADES[False][0].replace("#c9d1d9", SPECIAL)

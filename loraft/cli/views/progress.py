@@ -6,16 +6,19 @@ characters.
 
 from __future__ import annotations
 
+import sys
 import time
-from types import TracebackType
-from typing import Protocol, Self
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from loraft.cli.console import forget, printable
-from loraft.cli.formatting import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
+from loraft.cli.console import console_on, printable
+from loraft.cli.standard_output import forget
+from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
 from loraft.cli.wording import in_options
 from loraft.events import Event, Note, Progress
 from loraft.grammar import counted
@@ -27,113 +30,79 @@ BAR_WIDTHS = range(10, 31)
 PROMPT_WIDTH = 100
 
 
-class View(Protocol):
-    """An observer that is open while a run goes on."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def __call__(self, event: Event) -> None:
-        """Draws what `event` tells."""
-
-
-def view_on(console: Console) -> View:
-    """The live view where `console` is a terminal that can move its cursor, else the plain one."""
-    return LiveView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(console)
-
-
 class PlainView:
-    """One line an event, for files and pipes."""
+    """An observer of a run that is open while it goes on; one line an event, for files and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress_shown_at = time.monotonic()
+        self._drawn_at = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left open."""
 
     def __call__(self, event: Event) -> None:
-        """Prints what `event` tells, if it is worth a line."""
-        line = self._line(event)
-        if line is not None:
-            try:
-                self._console.print(line, soft_wrap=True)
-            except OSError:
-                forget(self._console.file)
+        """Draws what `event` tells, if it is worth a line."""
+        with self._read_or_not():
+            self._draw(event)
 
-    def _line(self, event: Event) -> Text | None:
+    @contextmanager
+    def _read_or_not(self) -> Iterator[None]:
+        """A reader who has gone away stops no run."""
+        try:
+            yield
+        except OSError:
+            forget(self._console.file)
+
+    def _draw(self, event: Event) -> None:
+        line = _told(event)
         if isinstance(event, StepLogged):
-            return _plain_step(event)
-        if isinstance(event, Evaluated):
-            return Text(f"evaluation at step {event.step}: loss {as_measure(event.loss)}, {_verdict(event, ', ')}")
-        if isinstance(event, Progress):
-            return self._seldom(event)
-        return _told(event)
+            line = _plain_step(event)
+        elif isinstance(event, Evaluated):
+            line = Text(f"evaluation at step {event.step}: loss {as_measure(event.loss)}, {_verdict(event, ', ')}")
+        elif isinstance(event, Progress) and self._is_time(SECONDS_BETWEEN_PLAIN_PROGRESS):
+            line = Text(f"{event.what}: {as_count(event.done)} of {as_count(event.total)}")
+        if line is not None:
+            self._console.print(line, soft_wrap=True)
 
-    def _seldom(self, event: Progress) -> Text | None:
-        now = time.monotonic()
-        if now - self._progress_shown_at < SECONDS_BETWEEN_PLAIN_PROGRESS:
-            return None
-        self._progress_shown_at = now
-        return Text(f"{event.what}: {as_count(event.done)} of {as_count(event.total)}")
+    def _is_time(self, seconds: float) -> bool:
+        """Whether so many seconds are over since this was last so."""
+        if over := time.monotonic() - self._drawn_at >= seconds:
+            self._drawn_at = time.monotonic()
+        return over
 
 
-class LiveView:
-    """Aligned columns, and below them one line that is drawn anew."""
+class LiveView(PlainView):
+    """Aligned columns, and below them one line that is drawn anew for steps and progress."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        super().__init__(console)
         self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
         self._drawn_at = 0.0
         self._has_header = False
 
     def __enter__(self) -> Self:
-        try:
+        with self._read_or_not():
             self._live.start()
-        except OSError:
-            forget(self._console.file)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
+    def __exit__(self, *_: object) -> None:
+        with self._read_or_not():
             self._live.stop()
             if self._has_header:
                 self._console.print()
-        except OSError:
-            forget(self._console.file)
 
-    def __call__(self, event: Event) -> None:
-        """Draws what `event` tells: steps and progress in the live line, the rest above it."""
-        try:
-            if isinstance(event, StepDone | Progress):
-                self._redraw(event)
-            else:
-                self._print(event)
-        except OSError:
-            forget(self._console.file)
-
-    def _redraw(self, event: StepDone | Progress) -> None:
-        now = time.monotonic()
-        if now - self._drawn_at >= SECONDS_BETWEEN_FRAMES:
-            self._drawn_at = now
-            self._live.update(live_line(event, self._console.width), refresh=True)
-
-    def _print(self, event: Event) -> None:
+    def _draw(self, event: Event) -> None:
+        if isinstance(event, StepDone | Progress):
+            if self._is_time(SECONDS_BETWEEN_FRAMES):
+                self._live.update(live_line(event, self._console.width), refresh=True)
+            return
         if isinstance(event, StepLogged | Evaluated) and not self._has_header:
             self._has_header = True
-            self._console.print(
-                _row("step", "epoch", "loss", "grad norm", "rate", "tokens/s", "peak", "left"), style="dim"
-            )
+            header = _row("step", "epoch", "loss", "grad norm", "rate", "tokens/s", "peak", "left")
+            self._console.print(header, style="dim")
         if isinstance(event, StepLogged):
             self._console.print(_columns(event))
         elif isinstance(event, Evaluated):
@@ -142,6 +111,18 @@ class LiveView:
             self._console.print(Text.assemble((start, "bold"), ("  eval · " + _verdict(event, " · "), style)))
         elif (text := _told(event)) is not None:
             self._console.print(text, soft_wrap=not isinstance(event, Note))
+
+
+def view_on(console: Console) -> PlainView:
+    """The live view where `console` is a terminal that can move its cursor, else the plain one."""
+    return LiveView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(console)
+
+
+@contextmanager
+def watching() -> Iterator[PlainView]:
+    """A view on standard error; what libraries print meanwhile goes there too."""
+    with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
+        yield view
 
 
 def live_line(event: StepDone | Progress, width: int) -> Text:

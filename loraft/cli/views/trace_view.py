@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loraft.cli.console import printable
-from loraft.cli.formatting import as_bytes, as_count
+from loraft.cli.text_tables import as_bytes, as_count, titled
 
 if TYPE_CHECKING:
     from loraft.inference.completion import Completion
@@ -51,7 +51,7 @@ def _prompt(trace: Trace) -> RenderableType:
     else:
         title = f"prompt: {count} tokens, each with its id"
     pieces = (Text.assemble((visible(piece.text), "cyan"), (f" {piece.id}", "dim")) for piece in trace.prompt)
-    return _titled(title, _beside(pieces))
+    return titled(title, _beside(pieces), indent=2)
 
 
 def _steps(trace: Trace) -> RenderableType:
@@ -84,7 +84,7 @@ def _steps(trace: Trace) -> RenderableType:
             f"{step.milliseconds:.0f}",
         )
     rules = "".join(f" · {name.replace('_', ' ')} {value}" for name, value in trace.rules.items())
-    return _titled(f"steps: {', '.join(hows)}{rules}", table)
+    return titled(f"steps: {', '.join(hows)}{rules}", table, indent=2)
 
 
 def _legend(trace: Trace) -> RenderableType:
@@ -162,7 +162,8 @@ def _layers(steps: Sequence[Step]) -> Iterator[RenderableType]:
                 for word in said
             )
             table.add_row(str(said[0].layer), *cells)
-        yield _titled("what each layer would have said, in %, had it been the last (green: what was taken)", table)
+        title = "what each layer would have said, in %, had it been the last (green: what was taken)"
+        yield titled(title, table, indent=2)
 
 
 def _ending(trace: Trace) -> str:
@@ -172,10 +173,3 @@ def _ending(trace: Trace) -> str:
     if ending.by == "stop_text":
         return f"the stop text {visible(ending.text or '')}"
     return f"the limit of {as_count(ending.limit or 0)} tokens"
-
-
-def _titled(title: str, body: RenderableType) -> RenderableType:
-    frame = Table.grid()
-    frame.add_row(Text(title, style="bold"))
-    frame.add_row(Padding(body, (0, 0, 1, 2)))
-    return frame
