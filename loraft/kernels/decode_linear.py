@@ -1,18 +1,25 @@
 """Products of one token with large weights, as they are fast on a CPU.
 
-In bfloat16 on a CPU, `x Wᵀ` lays out W anew for each product; for one row `W x` takes it as it lies: the same bits in
-two thirds of the time. For several rows the form that is as fast rounds differently, and is left alone.
+In bfloat16 some CPUs lay out W anew for each product `x Wᵀ`; for one row `W x` takes it as it lies: the same bits in
+two thirds of the time. On others it takes longer, so both are tried once. For several rows the form that is as fast
+rounds differently, and is left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+TRIED, TIMES = (4096, 1024), 12
+"""The weight that the two forms are tried on, `[out, in]`, and how often."""
+CLEARLY = 0.85
+"""What the one may take of the time of the other: a clear gain, so that every start chooses alike."""
 
 
 @contextmanager
@@ -38,12 +45,32 @@ def patch_decode_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]
 def _gains(module: nn.Linear, dtype: torch.dtype) -> bool:
     if dtype == torch.float32:
         return False
-    return module.weight.dtype != dtype or (dtype == torch.bfloat16 and module.weight.device.type == "cpu")
+    on_cpu = module.weight.device.type == "cpu"
+    return module.weight.dtype != dtype or (dtype == torch.bfloat16 and on_cpu and as_it_lies_is_faster())
+
+
+@cache
+def as_it_lies_is_faster() -> bool:
+    """Whether this CPU multiplies a bfloat16 weight with one row clearly faster as it lies."""
+    weight, row = torch.ones(TRIED, dtype=torch.bfloat16), torch.ones(1, TRIED[1], dtype=torch.bfloat16)
+    usual = _least_seconds(lambda: linear(row, weight))
+    return _least_seconds(lambda: torch.mv(weight, row[0])) < CLEARLY * usual
+
+
+def _least_seconds(product: Callable[[], Tensor]) -> float:
+    taken = []
+    with torch.inference_mode():
+        for _ in range(TIMES):
+            begun = perf_counter()
+            product()
+            taken.append(perf_counter() - begun)
+    return min(taken)
 
 
 def _multiply(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
     """`[..., in]` with a weight `[out, in]` and a bias `[out]`: `[..., out]`."""
     inputs = inputs.to(weight.dtype)
-    if bias is None and inputs.numel() == weight.shape[1] and weight.device.type == "cpu":
+    one_row = bias is None and inputs.numel() == weight.shape[1] and weight.device.type == "cpu"
+    if one_row and as_it_lies_is_faster():
         return torch.mv(weight, inputs.flatten()).view(*inputs.shape[:-1], -1)
     return linear(inputs, weight, bias)

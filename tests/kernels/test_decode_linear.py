@@ -8,12 +8,20 @@ from torch import nn
 from torch.nn.functional import linear
 
 from loraft.inference.decoder_state import DecoderState, ordinary_attention
+from loraft.kernels import decode_linear
 from loraft.kernels.decode_linear import patch_decode_linears
 from tests.inference.test_decoder_state import ROW, adapted
 from tests.tiny import tiny_model
 
 # One unit in the last place of bfloat16, for machines whose two kinds of products add in another order.
 ONE_ULP = {"atol": 1e-2, "rtol": 2**-7}
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["as-it-lies", "usual"])
+def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Each form, whichever is faster on this machine."""
+    monkeypatch.setattr(decode_linear, "as_it_lies_is_faster", lambda: request.param)
+    return bool(request.param)
 
 
 def read_one_by_one(model: nn.Module) -> torch.Tensor:
@@ -51,13 +59,13 @@ def test_an_adapter_is_cast_once_to_what_autocast_casts_it_to() -> None:
     assert any(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_nothing_stays_behind_and_float32_is_left_alone() -> None:
+def test_nothing_stays_behind_and_float32_is_left_alone(chosen: bool) -> None:
     model = tiny_model("llama")
     with patch_decode_linears(model, torch.float32):
         assert not any("forward" in vars(module) for module in model.modules())
     model = model.bfloat16()
     with patch_decode_linears(model, torch.bfloat16):
-        assert "forward" in vars(model.lm_head)
+        assert ("forward" in vars(model.lm_head)) is chosen
     assert not any("forward" in vars(module) for module in model.modules())
 
 
