@@ -232,6 +232,7 @@ def test_a_config_error_never_reaches_the_api(loraft: Loraft, config: WriteConfi
     assert calls == []
 
 
+@pytest.mark.slow
 def test_a_run_outlives_whoever_read_its_progress(place: Path, config: WriteConfig) -> None:
     reader, writer = os.pipe()
     os.close(reader)

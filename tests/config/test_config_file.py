@@ -188,6 +188,7 @@ def mutated(text: str, chance: random.Random) -> bytes:
     return bytes(raw)
 
 
+@pytest.mark.slow
 def test_c45_a_thousand_mutated_configs_end_in_a_config_or_a_config_error(tmp_path: Path) -> None:
     texts = [path.read_text() for path in sorted((ROOT / "configs").glob("*.yaml"))] + [LEAST]
     path, accepted = tmp_path / "run.yaml", 0

@@ -51,6 +51,7 @@ def test_tokens_and_order_are_the_same_whatever_the_number(tmp_path: Path, count
     assert prepared(path, num_proc=count).train == prepared(path, num_proc=1).train
 
 
+@pytest.mark.slow
 def test_errors_of_rows_keep_their_line(tmp_path: Path) -> None:
     template = tmp_path / "own.jinja"
     template.write_text(

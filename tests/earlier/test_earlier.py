@@ -147,6 +147,7 @@ def test_a_merged_adapter_answers_as_the_adapter_did(place: Path, name: str) -> 
     assert_alike(told, chosen(then(place, f"generate_{name}"), "token_ids", "logprobs"))
 
 
+@pytest.mark.slow
 def test_a_merged_classifier_tells_the_classes_that_the_adapter_told(place: Path) -> None:
     _merge(place, "seq_cls")
     told = now(place, "predict", "merged", "--input", "rows/labelled.jsonl", "--dtype", "float32")

@@ -100,7 +100,7 @@ def test_a_base_that_nobody_trained_must_be_told_the_languages(place: Path) -> N
         evaluated(place, "base", data=place / "turned.jsonl")
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own use of it
 @pytest.mark.parametrize(("kind", "seed"), [("nllb", 6), ("mbart25", 1), ("m2m", 6)])
 def test_what_knows_languages_is_asked_and_read_in_those_of_the_rows(tmp_path: Path, kind: str, seed: int) -> None:

@@ -91,6 +91,7 @@ def test_the_rows_of_the_file_are_what_the_figures_are_made_of(place: Path, tmp_
         assert measured.cut == sum(said(line)["finish_reason"] == "length" for line in lines)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_generate(place: Path, tmp_path: Path) -> None:
     """Row by row, of the adapter and of its base."""
     output = tmp_path / "o.jsonl"
@@ -206,7 +207,7 @@ def peak_growth(place: Path) -> tuple[int, int]:
     return growth, tokens
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "t5"])
 def test_c37_memory_does_not_grow_with_the_rows(tmp_path: Path, model_type: str) -> None:
     """C37: 1,200 rows need what 16 need, but for their texts and tokens: 30 MB is room for those.
@@ -223,6 +224,7 @@ def test_c37_memory_does_not_grow_with_the_rows(tmp_path: Path, model_type: str)
     assert growth < 30e6
 
 
+@pytest.mark.slow
 def test_c37_memory_of_a_classifier_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     """C37 of classes: of a row with 1,000 of them stay two numbers, not its probabilities.
 

@@ -65,6 +65,7 @@ def rows_of(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_c35_each_row_is_answered_as_it_would_be_alone(session: Session, tmp_path: Path) -> None:
     """Greedy and sampled: row n draws from seed + n, whatever rows are beside it."""
     for options in (OPTIONS, GenerationRequest(max_new_tokens=10)):
@@ -133,6 +134,7 @@ def test_other_options_do_not_go_on_with_it(session: Session, tmp_path: Path, op
         run(session, tmp_path, "o.jsonl", options=options)
 
 
+@pytest.mark.slow
 def test_another_adapter_or_another_storage_does_not_go_on_with_it(
     place: Path, session: Session, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ def test_greedy_is_transformers_generate(model_type: str, rules: SamplingParams)
         assert list(answer(model, prompt, rules).token_ids) == expected[0, 1:].tolist()
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", mostly_slow(TYPES, "t5", "bart"))
 def test_c35_batched_is_one_by_one(model_type: str) -> None:
     """64 prompts of different lengths, greedy, float32, token for token; the encoder's padding is hidden."""

@@ -164,7 +164,7 @@ def test_a_special_token_is_a_stop_text_too() -> None:
     assert stream(model, TOKENIZER, [5, 6], **options).completion.token_ids[0] == 1  # type: ignore[arg-type]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_c35_and_c36_hold_with_a_repetition_penalty(model_type: str) -> None:
     """Padding is not seen, and counts for nothing: as transformers, together, alone, with and without a cache."""

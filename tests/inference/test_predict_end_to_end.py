@@ -238,6 +238,7 @@ def test_bad_rows_to_predict_are_refused_before_anything_is_written(tmp_path: Pa
     assert not (tmp_path / "o.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_columns_of_the_run_are_those_of_a_new_file(tmp_path: Path) -> None:
     setting(tmp_path)
     for name in ("train", "eval"):

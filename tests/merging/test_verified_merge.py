@@ -143,6 +143,7 @@ def test_c26_float32_of_a_base_that_was_trained_in_bfloat16_is_exact(tmp_path: P
     assert report.max_abs_logit_difference <= 1e-4
 
 
+@pytest.mark.slow
 def test_c26_the_original_base_is_a_choice_and_said(tmp_path: Path) -> None:
     stored = QuantizationSection.model_validate({"type": "fp4"})
     own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"), "qlora", quantization=stored)
@@ -176,6 +177,7 @@ def test_a_foreign_adapter_can_be_merged_into_a_dequantized_base(tmp_path: Path)
     assert report.max_abs_logit_difference <= 1e-4
 
 
+@pytest.mark.slow
 def test_c25_a_small_adapter_in_bfloat16_is_warned_of_or_fails_and_float32_keeps_it(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", dtype=torch.bfloat16)
     own_adapter(tmp_path / "small/adapter", base, amount=0.004, dtype=torch.bfloat16)

@@ -193,6 +193,7 @@ def test_the_first_twenty_steps_are_those_of_a_plain_loop(tmp_path: Path) -> Non
         torch.testing.assert_close(parameter, other.adapted.trainable[name], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_c1_after_overfitting_generation_stops_by_itself(tmp_path: Path) -> None:
     """C1: the end of the turn is learned, though here it is the padding token too."""
     from loraft import api
