@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from loraft.api.answers import Answering, OpenModel, answer_file, compare, complete, generate, load, open_chat
     from loraft.api.classes import OpenClassifier, predict, predict_file
     from loraft.api.evaluating import evaluate
-    from loraft.api.looks import inspect_layers, preview
     from loraft.api.merges import merge
     from loraft.api.runs import check, train
+    from loraft.inspection.layers_report import inspect_layers
+    from loraft.inspection.row_preview import preview
 
 __all__ = [
     "Answering",
@@ -44,16 +45,20 @@ __all__ = [
 ]
 
 HOMES = {
-    "check": "runs", "train": "runs", "preview": "looks", "inspect_layers": "looks", "evaluate": "evaluating",
-    "merge": "merges", "OpenClassifier": "classes", "predict": "classes", "predict_file": "classes",
-}  # fmt: skip
-"""The module of each name; the others are in `answers`."""
+    **dict.fromkeys(("check", "train"), "api.runs"),
+    **dict.fromkeys(("OpenClassifier", "predict", "predict_file"), "api.classes"),
+    "evaluate": "api.evaluating",
+    "inspect_layers": "inspection.layers_report",
+    "merge": "api.merges",
+    "preview": "inspection.row_preview",
+}
+"""The module of each name; the others are in `api.answers`."""
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{HOMES.get(name, 'answers')}"), name)
+    value: object = getattr(import_module(f"loraft.{HOMES.get(name, 'api.answers')}"), name)
     globals()[name] = value
     return value
 

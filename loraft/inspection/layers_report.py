@@ -52,7 +52,7 @@ class LayersReport:
         return document | {"notes": list(self.notes)}
 
 
-def report_layers(
+def inspect_layers(
     target: str | None,
     adapters: Sequence[str] = (),
     *,

@@ -179,7 +179,7 @@ class Preview:
         return asdict(self)
 
 
-def preview_rows(config: RunConfig, *, count: int = 5, split: Split = "train", places: Sequence[str] = ()) -> Preview:
+def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places: Sequence[str] = ()) -> Preview:
     """Some rows of a run as the model will see them.
 
     Args:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.choices import SpecialTokensInText
 from loraft.config.sections import DataSection
-from loraft.errors import DataError, ModelError
+from loraft.errors import DataError
 from loraft.rows.formats import ClassificationRecord, Message, Record
 from loraft.rows.labels import class_number
-from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import LongTexts, calls, require_readable
+from loraft.tokenization.row_renderer import PlainTextRenderer
 
 TOGETHER = (
     "the tokenizer puts nothing between the two texts of a pair: where they are to be told apart, begin text_pair "
@@ -25,7 +24,7 @@ TOGETHER = (
 
 
 @dataclass(frozen=True, eq=False)
-class ClassificationRenderer:
+class ClassificationRenderer(PlainTextRenderer):
     """The one way from labelled texts to tokens, for one tokenizer and one list of classes.
 
     Attributes:
@@ -68,31 +67,6 @@ class ClassificationRenderer:
         ((ids, types),) = self.text_ids([("a", "b")])
         return not set(ids[1:-1]).intersection(self.tokenizer.all_special_ids) and len(set(types or [0])) == 1
 
-    reads_source: ClassVar[bool] = True
-
-    def as_plain(self) -> ClassificationRenderer:
-        """This one: texts are read as they are."""
-        return self
-
-    def conversing(self) -> ClassificationRenderer:
-        """Never: the model reads texts, each alone.
-
-        Raises:
-            ModelError: Always.
-        """
-        message = "the model reads one text and writes another: it holds no conversation"
-        raise ModelError(message, remedy="Give it each text alone, as a prompt.")
-
-    @property
-    def chat_template(self) -> str | None:
-        """None: texts are read as they are."""
-        return None
-
-    @property
-    def system_prompt(self) -> str | None:
-        """None: a text has no conversation around it."""
-        return None
-
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """None: no answer is generated."""
@@ -103,18 +77,9 @@ class ClassificationRenderer:
         """What is saved beside the weights: the names of the classes in their order."""
         return {"labels": list(self.labels), **self.control_tokens.recorded}
 
-    def parts(self, record: Record) -> Sequence[Record]:
-        """The record: a labelled text is one row."""
-        return [record]
-
     def findings(self, rendered: ClassificationRecord) -> tuple[str, ...]:
         """What a person should know of a labelled text, each with what can be done."""
         return self.control_tokens.findings(_texts(rendered))
-
-    @cached_property
-    def control_tokens(self) -> ControlTokens:
-        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
-        return ControlTokens(self.tokenizer, self.special_tokens_in_text)
 
     def render(self, record: Record) -> ClassificationRecord:
         """The record with its class as a number.

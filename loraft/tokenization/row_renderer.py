@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, Self
 
 from transformers import PreTrainedTokenizerBase
 
+from loraft.config.choices import SpecialTokensInText
 from loraft.config.sections import DataSection
+from loraft.errors import ModelError
 from loraft.rows.formats import Message, Record
 from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
@@ -121,3 +124,35 @@ class DatasetFacts:
     conversations: bool = True
     labels: tuple[str, ...] = ()
     pairs: bool = False
+
+
+class PlainTextRenderer:
+    """What renderers of plain texts have in common: no conversation is around a text, and each record is one row."""
+
+    tokenizer: PreTrainedTokenizerBase
+    special_tokens_in_text: SpecialTokensInText
+    chat_template: ClassVar[str | None] = None
+    system_prompt: ClassVar[str | None] = None
+    reads_source: ClassVar[bool] = True
+
+    def as_plain(self) -> Self:
+        """This one: texts are read as they are."""
+        return self
+
+    def conversing(self) -> Self:
+        """Never: the model reads texts, each alone.
+
+        Raises:
+            ModelError: Always.
+        """
+        message = "the model reads one text and writes another: it holds no conversation"
+        raise ModelError(message, remedy="Give it each text alone, as a prompt.")
+
+    def parts(self, record: Record) -> Sequence[Record]:
+        """The record itself."""
+        return [record]
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
+        return ControlTokens(self.tokenizer, self.special_tokens_in_text)

@@ -10,22 +10,21 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.choices import SpecialTokensInText
 from loraft.config.sections import DataSection
-from loraft.errors import DataError, ModelError
+from loraft.errors import DataError
 from loraft.rows.formats import Message, Record, Seq2SeqRecord
-from loraft.tokenization.control_tokens import ControlTokens
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import LongTexts
+from loraft.tokenization.row_renderer import PlainTextRenderer
 
 
 @dataclass(frozen=True, eq=False)
-class Seq2SeqRenderer:
+class Seq2SeqRenderer(PlainTextRenderer):
     """The one way from sources and targets to tokens, for one tokenizer.
 
     Attributes:
@@ -66,30 +65,6 @@ class Seq2SeqRenderer:
         return cls(tokenizer, prefix, source_lang, target_lang, special_tokens_in_text=special_tokens_in_text)
 
     labels: ClassVar[tuple[str, ...]] = ()
-    reads_source: ClassVar[bool] = True
-
-    def as_plain(self) -> Seq2SeqRenderer:
-        """This one: sources are plain texts."""
-        return self
-
-    def conversing(self) -> Seq2SeqRenderer:
-        """Never: the model reads texts, each alone.
-
-        Raises:
-            ModelError: Always.
-        """
-        message = "the model reads one text and writes another: it holds no conversation"
-        raise ModelError(message, remedy="Give it each text alone, as a prompt.")
-
-    @property
-    def chat_template(self) -> str | None:
-        """None: sources are plain texts."""
-        return None
-
-    @property
-    def system_prompt(self) -> str | None:
-        """None: a source has no conversation around it."""
-        return None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -121,18 +96,9 @@ class Seq2SeqRenderer:
             **self.control_tokens.recorded,
         }
 
-    def parts(self, record: Record) -> Sequence[Record]:
-        """The record: a pair is one row."""
-        return [record]
-
     def findings(self, rendered: Seq2SeqRecord) -> tuple[str, ...]:
         """What a person should know of a pair, each with what can be done."""
         return self.control_tokens.findings([rendered.source, rendered.target])
-
-    @cached_property
-    def control_tokens(self) -> ControlTokens:
-        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
-        return ControlTokens(self.tokenizer, self.special_tokens_in_text)
 
     @property
     def _texts(self) -> LongTexts:

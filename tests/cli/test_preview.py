@@ -56,9 +56,9 @@ def test_without_colours_everything_is_said_by_marks(here: Path) -> None:
 
 @pytest.mark.parametrize("colours", ["truecolor", "256"])
 def test_with_colours_neighbouring_tokens_have_other_shades(here: Path, colours: str) -> None:
-    from loraft.inspection.row_preview import preview_rows
+    from loraft.inspection.row_preview import preview
 
-    seen = preview_rows(load_config("c.yaml"), count=1)
+    seen = preview(load_config("c.yaml"), count=1)
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, color_system=colours, width=100, no_color=False)  # type: ignore[arg-type]
     assert Marks.for_console(console).shaded

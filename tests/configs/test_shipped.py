@@ -141,10 +141,10 @@ def test_it_trains_a_step_as_it_is_shipped(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow_after(6)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_preview_shows_rows_of_it(path: Path, tmp_path: Path) -> None:
-    from loraft.inspection.row_preview import preview_rows
+    from loraft.inspection.row_preview import preview
 
     config = tiny_stand_in(LOADED[path.stem], tmp_path)
-    assert preview_rows(config, count=2).trained > 0
+    assert preview(config, count=2).trained > 0
 
 
 @pytest.mark.slow

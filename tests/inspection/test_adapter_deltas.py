@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from loraft.errors import AdapterError, ModelError
-from loraft.inspection.layers_report import LayersReport, report_layers
+from loraft.inspection.layers_report import LayersReport, inspect_layers
 from tests.tiny import save_tiny, tiny_model
 
 RANDOM = torch.Generator()
@@ -68,7 +68,7 @@ def test_norms_are_those_of_what_peft_merges(tmp_path: Path, model_type: str, lo
     base = base_in(tmp_path / "base", model_type)
     fan = {"fan_in_fan_out": True} if model_type == "gpt2" else {}
     folder = adapter_on(base, tmp_path / "a", model_type=model_type, **lora, **fan)
-    adapter = only(report_layers(str(folder)))
+    adapter = only(inspect_layers(str(folder)))
     from peft import PeftModel
 
     made_by = AutoModelForSeq2SeqLM if model_type == "t5" else AutoModelForCausalLM
@@ -87,7 +87,7 @@ def test_norms_are_those_of_what_peft_merges(tmp_path: Path, model_type: str, lo
 def test_patterns_decide_the_scale(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     folder = adapter_on(base, tmp_path / "a", rank_pattern={"v_proj": 2}, alpha_pattern={"v_proj": 5})
-    moves = {move.name: move for move in only(report_layers(str(folder))).modules}
+    moves = {move.name: move for move in only(inspect_layers(str(folder))).modules}
     assert (moves["self_attn.q_proj"].rank, moves["self_attn.q_proj"].scale) == (4, 1.5)
     assert (moves["self_attn.v_proj"].rank, moves["self_attn.v_proj"].scale) == (2, 2.5)
 
@@ -95,14 +95,14 @@ def test_patterns_decide_the_scale(tmp_path: Path) -> None:
 def test_layers_that_moved_are_told_in_their_stack(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", "t5")
     folder = adapter_on(base, tmp_path / "a", model_type="t5", target_modules=r"decoder\.block\.1\..*\.q")
-    adapter = only(report_layers(str(folder)))
+    adapter = only(inspect_layers(str(folder)))
     assert [(layer.stack, layer.index) for layer in adapter.layers] == [("decoder", 1)]
     assert {move.name for move in adapter.modules} == {"layer.0.SelfAttention.q", "layer.1.EncDecAttention.q"}
 
 
 def test_lora_parameters_of_the_document_are_the_adapters_own(tmp_path: Path) -> None:
     folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a", modules_to_save=["model.norm"])
-    report = report_layers(str(folder))
+    report = inspect_layers(str(folder))
     document = report.as_dict()
     tensors = load_file(folder / "adapter_model.safetensors")
     lora = sum(tensor.numel() for name, tensor in tensors.items() if "lora_" in name)
@@ -118,7 +118,7 @@ def test_dead_modules_are_told(tmp_path: Path) -> None:
     folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a")
     key = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
     edit(folder, lambda tensors: tensors[key].zero_())
-    adapter = only(report_layers(str(folder)))
+    adapter = only(inspect_layers(str(folder)))
     assert adapter.dead == ("model.layers.1.self_attn.q_proj",)
     dead = next(move for move in adapter.modules if move.dead)
     assert (dead.norm, dead.relative, dead.effective_rank) == (0.0, 0.0, 0.0)
@@ -130,7 +130,7 @@ def test_c23_values_that_are_not_finite_are_told_and_no_crash(tmp_path: Path, va
     folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a")
     key = "base_model.model.model.layers.2.self_attn.v_proj.lora_A.weight"
     edit(folder, lambda tensors: tensors[key][0, 0].fill_(value))
-    adapter = only(report_layers(str(folder)))
+    adapter = only(inspect_layers(str(folder)))
     assert adapter.non_finite == ("model.layers.2.self_attn.v_proj",)
     assert adapter.norm is None
     assert [layer.index for layer in adapter.layers] == [0, 1]
@@ -139,31 +139,31 @@ def test_c23_values_that_are_not_finite_are_told_and_no_crash(tmp_path: Path, va
 
 def test_c14_the_adapters_dtypes_are_told(tmp_path: Path) -> None:
     folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a")
-    assert only(report_layers(str(folder))).dtypes.keys() == {"F32"}
+    assert only(inspect_layers(str(folder))).dtypes.keys() == {"F32"}
 
     def to_half(tensors: dict[str, torch.Tensor]) -> None:
         tensors.update({name: t.to(torch.bfloat16) for name, t in tensors.items() if "lora_A" in name})
 
     edit(folder, to_half)
-    assert only(report_layers(str(folder))).dtypes.keys() == {"F32", "BF16"}
+    assert only(inspect_layers(str(folder))).dtypes.keys() == {"F32", "BF16"}
 
 
 def test_keys_of_tools_that_leave_the_adapters_name_in_them(tmp_path: Path) -> None:
     folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a")
-    expected = only(report_layers(str(folder)))
+    expected = only(inspect_layers(str(folder)))
 
     def renamed(tensors: dict[str, torch.Tensor]) -> None:
         for name in list(tensors):
             tensors[name.replace(".weight", ".my-adapter.weight")] = tensors.pop(name)
 
     edit(folder, renamed)
-    assert only(report_layers(str(folder))).modules == expected.modules
+    assert only(inspect_layers(str(folder))).modules == expected.modules
 
 
 def test_an_adapted_embedding(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     folder = adapter_on(base, tmp_path / "a", target_modules=["embed_tokens"])
-    adapter = only(report_layers(str(folder)))
+    adapter = only(inspect_layers(str(folder)))
     embedding = adapter.modules[0]
     tensors = load_file(folder / "adapter_model.safetensors")
     a, b = (next(t for name, t in tensors.items() if f"embedding_{part}" in name) for part in "AB")
@@ -176,25 +176,25 @@ def test_an_adapted_embedding(tmp_path: Path) -> None:
 def test_without_its_base_an_adapter_is_looked_at_all_the_same(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     folder = adapter_on(base, tmp_path / "a")
-    with_base = only(report_layers(str(folder)))
+    with_base = only(inspect_layers(str(folder)))
     base.rename(tmp_path / "moved")
-    report = report_layers(str(folder))
+    report = inspect_layers(str(folder))
     assert report.table is None
     assert "which is not there" in report.notes[0]
     assert [move.norm for move in only(report).modules] == [move.norm for move in with_base.modules]
     assert all(move.relative is None for move in only(report).modules)
     assert {layer.stack for layer in only(report).layers} == {"model.layers"}
-    mended = only(report_layers(str(folder), base_model=str(tmp_path / "moved")))
+    mended = only(inspect_layers(str(folder), base_model=str(tmp_path / "moved")))
     assert mended.modules == with_base.modules
     with pytest.raises(ModelError):
-        report_layers(str(folder), base_model="nowhere-at-all")
+        inspect_layers(str(folder), base_model="nowhere-at-all")
 
 
 def test_a_base_on_the_hub_that_cannot_be_had_is_a_note(tmp_path: Path) -> None:
     folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a")
     config = folder / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "org/not-here"}))
-    report = report_layers(str(folder))
+    report = inspect_layers(str(folder))
     assert report.table is None
     assert "org/not-here is not at hand" in report.notes[0]
     assert only(report).norm is not None
@@ -203,7 +203,7 @@ def test_a_base_on_the_hub_that_cannot_be_had_is_a_note(tmp_path: Path) -> None:
 def test_a_base_with_other_weights_than_the_recorded_ones_is_told(tmp_path: Path) -> None:
     folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a")
     (folder / "loraft.json").write_text(json.dumps({"base": {"fingerprint": "sha256:other"}}))
-    assert "trained on other base weights" in report_layers(str(folder)).notes[0]
+    assert "trained on other base weights" in inspect_layers(str(folder)).notes[0]
 
 
 # Two adapters
@@ -222,7 +222,7 @@ def dense_cosine(one: Path, other: Path, part: str) -> float:
 def test_cosines_of_two_adapters_are_those_of_their_dense_updates(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     one, other = adapter_on(base, tmp_path / "one"), adapter_on(base, tmp_path / "other", seed=1, r=2)
-    report = report_layers(None, [f"a={one}", f"b={other}"])
+    report = inspect_layers(None, [f"a={one}", f"b={other}"])
     (alike,) = report.likenesses
     assert (alike.one, alike.other) == ("a", "b")
     assert alike.cosine == pytest.approx(dense_cosine(one, other, "layers"), abs=1e-9)
@@ -236,14 +236,14 @@ def test_cosines_of_two_adapters_are_those_of_their_dense_updates(tmp_path: Path
 def test_an_adapter_is_like_itself_and_its_opposite_is_not(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     one, other = adapter_on(base, tmp_path / "one"), adapter_on(base, tmp_path / "other")
-    assert report_layers(str(one), [f"b={other}"]).likenesses[0].cosine == pytest.approx(1.0)
+    assert inspect_layers(str(one), [f"b={other}"]).likenesses[0].cosine == pytest.approx(1.0)
 
     def turned(tensors: dict[str, torch.Tensor]) -> None:
         for name, tensor in tensors.items():
             tensor.mul_(-1 if "lora_B" in name else 1)
 
     edit(other, turned)
-    report = report_layers(str(one), [str(other)])
+    report = inspect_layers(str(one), [str(other)])
     assert [adapter.name for adapter in report.adapters] == ["one", "other"]
     assert report.likenesses[0].cosine == pytest.approx(-1.0)
 
@@ -252,7 +252,7 @@ def test_adapters_of_different_modules_are_not_compared(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     one = adapter_on(base, tmp_path / "one", target_modules=["q_proj"])
     other = adapter_on(base, tmp_path / "other", target_modules=["v_proj"])
-    report = report_layers(None, [str(one), str(other)])
+    report = inspect_layers(None, [str(one), str(other)])
     assert report.likenesses == ()
     assert "one and other adapt no module in common" in report.notes
 
@@ -275,7 +275,7 @@ def test_what_is_no_lora_is_refused(tmp_path: Path, change: dict[str, Any], mess
     config = folder / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(AdapterError, match=message):
-        report_layers(str(folder))
+        inspect_layers(str(folder))
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
@@ -284,11 +284,11 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[:300])
     with pytest.raises(AdapterError, match="cannot be read"):
-        report_layers(str(folder))
+        inspect_layers(str(folder))
     file.write_bytes(whole)
     edit(folder, lambda tensors: tensors.pop("base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"))
     with pytest.raises(AdapterError, match=r"model\.layers\.0\.self_attn\.q_proj and 0 more have no B"):
-        report_layers(str(folder))
+        inspect_layers(str(folder))
     file.rename(folder / "adapter_model.bin")
     with pytest.raises(AdapterError, match="pickled weights can run code"):
-        report_layers(str(folder))
+        inspect_layers(str(folder))

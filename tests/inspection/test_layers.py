@@ -18,7 +18,7 @@ from loraft.config.config_file import load_lora
 from loraft.config.sections import ModelSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.layers import ModelTable, model_table
-from loraft.inspection.layers_report import report_layers
+from loraft.inspection.layers_report import inspect_layers
 from loraft.models.registry import FAMILIES
 from tests.tiny import SIZES, VOCABULARY, save_tiny, tiny_model
 
@@ -368,7 +368,7 @@ def test_weights_that_were_quantized_before_are_looked_at(tmp_path: Path) -> Non
 
 
 def test_the_document_keeps_the_contract(tmp_path: Path) -> None:
-    document = report_layers(str(save_tiny(tmp_path / "llama"))).as_dict()
+    document = inspect_layers(str(save_tiny(tmp_path / "llama"))).as_dict()
     for key, value in {
         "model_type": "llama",
         "num_layers": 3,
@@ -389,7 +389,7 @@ def test_the_document_keeps_the_contract(tmp_path: Path) -> None:
 
 
 def test_the_document_of_two_stacks_tells_them_apart(tmp_path: Path) -> None:
-    document = report_layers(str(saved(tmp_path, "bart"))).as_dict()
+    document = inspect_layers(str(saved(tmp_path, "bart"))).as_dict()
     assert (document["encoder_layers"], document["decoder_layers"]) == (3, 2)
     assert "num_layers" not in document
     assert [(layer["stack"], layer["index"]) for layer in document["layers"]] == [
@@ -428,5 +428,5 @@ def test_the_api_looks_too(tmp_path: Path) -> None:
     folder = str(config_alone(tmp_path, LLAMA_2_7B))
     assert (
         inspect_layers(folder, lora=load_lora("r=8")).as_dict()
-        == report_layers(folder, lora=load_lora("r=8")).as_dict()
+        == inspect_layers(folder, lora=load_lora("r=8")).as_dict()
     )

@@ -10,7 +10,7 @@ import pytest
 
 from loraft.config.schema import RunConfig
 from loraft.errors import InvalidInputError
-from loraft.inspection.row_preview import SeenRow, preview_rows
+from loraft.inspection.row_preview import SeenRow, preview
 from loraft.training.run_plan import plan_run
 from tests.tiny import save_tiny
 from tests.training.building import tiny_config, write_rows
@@ -31,7 +31,7 @@ def text_of(row: SeenRow, part: int = 0, *, trained: bool = False) -> str:
 
 def test_the_tokens_and_what_is_learned_are_those_of_training(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    plan, seen = plan_run(config), preview_rows(config, count=3)
+    plan, seen = plan_run(config), preview(config, count=3)
     for example, row in zip(plan.data.train[:3], seen.rows, strict=True):
         (part,) = row.parts
         assert [token.id for token in part.tokens] == example.input_ids
@@ -53,7 +53,7 @@ def test_the_tokens_and_what_is_learned_are_those_of_training(tmp_path: Path) ->
 def test_c11_batches_are_those_of_training(tmp_path: Path, data: dict[str, str]) -> None:
     """What stands in one batch here is what one forward pass reads there; rows end where they end (C11)."""
     config = tiny_config(tmp_path, **{f"data__{key}": value for key, value in data.items()})
-    plan, seen = plan_run(config), preview_rows(config)
+    plan, seen = plan_run(config), preview(config)
     epoch = plan.batches.epoch(0)
     assert seen.batches_an_epoch == len(epoch)
     assert seen.end_to_end is plan.layout.packed
@@ -71,13 +71,13 @@ def test_the_first_batches_of_a_stream_are_those_of_training(tmp_path: Path) -> 
     streamed = {"data__streaming": True, "data__shuffle_buffer": 5, "data__eval": None}
     sizes = {"training__per_device_train_batch_size": 2, "training__gradient_accumulation_steps": 3}
     config = tiny_config(tmp_path, **streamed, **sizes)
-    seen, plan = preview_rows(config), plan_run(config)
+    seen, plan = preview(config), plan_run(config)
     window = next(plan.batches.windows([], 0, 0, (0, 0)))
     drawn = [[example.where for example in batch] for batch in window.batches]
     assert [[row.where for row in batch.rows] for batch in seen.batches] == drawn[:2]
     assert seen.batches_an_epoch is None
     with pytest.raises(InvalidInputError, match=r"no row is at '999' among the first \d+ rows, all that are looked at"):
-        preview_rows(config, places=["999"])
+        preview(config, places=["999"])
 
 
 def test_a_pair_is_what_the_encoder_reads_and_what_the_decoder_learns(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_pair_is_what_the_encoder_reads_and_what_the_decoder_learns(tmp_path: 
     config = config_of(
         tmp_path, "t5", rows, "seq2seq_lm", source_prefix="say: ", source_lang="en", target_lang="fr"
     )  # fmt: skip
-    seen = preview_rows(config)
+    seen = preview(config)
     source, target = seen.rows[2].parts
     assert (source.name, target.name) == ("source", "target")
     assert text_of(seen.rows[2]) == "say: the order 2"
@@ -113,7 +113,7 @@ def test_a_labelled_text_has_its_class_and_its_texts_apart(tmp_path: Path) -> No
     settings = tmp_path / "bert/tokenizer_config.json"
     kept = json.loads(settings.read_text()) | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     settings.write_text(json.dumps(kept))
-    seen = preview_rows(config)
+    seen = preview(config)
     assert seen.classes == ("bad", "good", "so-so")
     assert [(row.label, row.class_number) for row in seen.rows] == [("so-so", 2), ("bad", 0), ("good", 1), ("bad", 0)]
     tokens = seen.rows[0].parts[0].tokens
@@ -126,39 +126,39 @@ def test_a_row_is_found_by_line_or_place_and_what_is_left_out_says_why(tmp_path:
     rows = [{"text": "the order " * (1 + 30 * (n == 2))} for n in range(8)]
     config = config_of(tmp_path, "llama", rows, "causal_lm", eval=0.25, on_overlength="drop")
     path = config.data.train[0].path
-    whole = preview_rows(config, count=100)
-    held_out = preview_rows(config, split="eval").rows[0].where
+    whole = preview(config, count=100)
+    held_out = preview(config, split="eval").rows[0].where
     assert whole.rows_in_split == 5
-    (by_line,), (by_place,) = (preview_rows(config, places=[where]).rows for where in ("1", f"{path}:1"))
+    (by_line,), (by_place,) = (preview(config, places=[where]).rows for where in ("1", f"{path}:1"))
     assert by_line == by_place
     assert by_line.where == f"{path}:1"
-    (dropped,) = preview_rows(config, places=["3"]).rows
+    (dropped,) = preview(config, places=["3"]).rows
     assert dropped.left_out is not None
     assert "more than data.max_length 64, and is dropped" in dropped.left_out
     assert dropped.tokens > 64
-    (other,) = preview_rows(config, places=[held_out]).rows
+    (other,) = preview(config, places=[held_out]).rows
     assert other.left_out == "is held out for evaluation (data.eval)"
-    (trained,) = preview_rows(config, places=[whole.rows[0].where], split="eval").rows
+    (trained,) = preview(config, places=[whole.rows[0].where], split="eval").rows
     assert trained.left_out == "is trained on, not evaluated (data.eval)"
     with pytest.raises(InvalidInputError, match="no row is at '99'"):
-        preview_rows(config, places=["99"])
+        preview(config, places=["99"])
 
 
 def test_pieces_of_a_split_row_are_numbered(tmp_path: Path) -> None:
     config = config_of(tmp_path, "llama", [{"text": "the order is late " * 20}, {"text": "late"}], "causal_lm")
-    seen = preview_rows(config, count=10)
+    seen = preview(config, count=10)
     pieces = [row.piece for row in seen.rows]
     assert pieces[-1] is None
     assert pieces[:-1] == [(n + 1, len(pieces) - 1) for n in range(len(pieces) - 1)]
-    assert [row.piece for row in preview_rows(config, places=["1"]).rows] == pieces[:-1]
+    assert [row.piece for row in preview(config, places=["1"]).rows] == pieces[:-1]
 
 
 def test_no_weight_is_read(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     (tmp_path / "model/model.safetensors").unlink()
-    assert preview_rows(config).rows
+    assert preview(config).rows
 
 
 def test_nothing_is_evaluated(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"data\.eval.*nothing is evaluated"):
-        preview_rows(tiny_config(tmp_path), split="eval")
+        preview(tiny_config(tmp_path), split="eval")

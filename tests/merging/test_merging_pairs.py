@@ -14,7 +14,7 @@ from loraft import api
 from loraft.adapters.resolve_target import resolve_target
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
-from loraft.inspection.layers_report import report_layers
+from loraft.inspection.layers_report import inspect_layers
 from loraft.merging.calibration_text import built_in_pairs, rows_for
 from loraft.merging.equivalence import kl_divergence
 from loraft.models.decoder_inputs import decoder_inputs
@@ -117,7 +117,7 @@ def test_built_in_texts_are_read_in_the_languages_of_training(tmp_path: Path) ->
 def test_inspect_layers_tells_both_stacks_and_what_changed_in_each(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", "bart")
     adapter = pair_adapter_in(tmp_path / "adapter", base, layers=STACKS["both"])
-    told = report_layers(str(adapter)).as_dict()
+    told = inspect_layers(str(adapter)).as_dict()
     assert (told["encoder_layers"], told["decoder_layers"]) == (3, 2)
     assert "num_layers" not in told
     assert told["lora"]["layers"] == {"encoder": (1, 2), "decoder": (0, 1)}
