@@ -29,7 +29,6 @@ from loraft.tasks import TASKS
 from loraft.tokenization.token_strings import Pieces
 
 AS_SAVED = GenerationRequest()
-GREEDY = GenerationRequest(temperature=0, num_beams=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +63,7 @@ class Answering(Iterator[Token]):
     @property
     def trace(self) -> Trace | None:
         """How the answer came about, where that was asked for."""
-        _ = self.completion
+        _ = self.completion  # the answer runs to its end
         return self.tracer.trace if self.tracer is not None else None
 
 
@@ -94,7 +93,7 @@ class OpenModel:
         notes = [*session.notes, *to_be_told(session, options)]
         settings = voice.settings(options)
         if (trace or not use_cache) and settings["rules"].num_beams > 1:
-            notes.append(_without_beams(settings, options, "traced" if trace else "compared token by token"))
+            notes.append(_drop_saved_beams(settings, options, "traced" if trace else "compared token by token"))
         if settings["seed"] is None:
             settings["seed"] = torch.Generator().seed() % 2**32  # drawn once, for an answer that may be given twice
         asked = voice.conversation(prompt, options.system)
@@ -183,15 +182,15 @@ def generate(
     return opened.generate(prompt, options=options, trace=trace, layers=layers, use_cache=use_cache)
 
 
-def _without_beams(settings: Settings, options: GenerationRequest, what: str) -> str:
-    """Leave out the beams that were saved with a model; what is said of it.
+def _drop_saved_beams(settings: Settings, options: GenerationRequest, what: str) -> str:
+    """Set `settings` to one beam, whatever was saved with the model, and give the note about it.
 
     Raises:
         ConfigError: The caller asks for beams.
     """
     beams = settings["rules"].num_beams
     if options.num_beams is not None:
-        raise ConfigError(f"beams cannot be {what}", key="num_beams", remedy="Ask for an answer without beams.")
+        raise ConfigError(f"beams cannot be {what}", parameter="num_beams", remedy="Ask for an answer without beams.")
     settings["rules"] = replace(settings["rules"], num_beams=1)
     return f"the {beams} beams that generation_config.json asks for cannot be {what}: it is one here"
 

@@ -25,7 +25,7 @@ from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trainer import TrainResult, run_plan
 
-TAKEN = "{} holds a run already: `loraft.train` goes on with it by `resume`, and replaces it by `overwrite`"
+FOLDER_IN_USE = "{} holds a run already: `loraft.train` goes on with it by `resume`, and replaces it by `overwrite`"
 
 
 def check(config: RunConfig, *, name: str = "run", verbose: bool = False) -> CheckReport:
@@ -44,7 +44,7 @@ def check(config: RunConfig, *, name: str = "run", verbose: bool = False) -> Che
     plan = plan_run(config)
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
     found = report(plan, folder.path, verbose=verbose)
-    return replace(found, notes=(*found.notes, TAKEN.format(folder.path))) if folder.holds_run else found
+    return replace(found, notes=(*found.notes, FOLDER_IN_USE.format(folder.path))) if folder.holds_run else found
 
 
 def train(

@@ -95,7 +95,7 @@ class PreparedData:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Look for no garbage in cycles meanwhile: rows are in none, and the looking took a sixth of the time."""
+    """Pause the garbage collector: rows form no cycles of references, and it took a sixth of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -214,12 +214,12 @@ def _made(
     data, task = config.data, TASKS[config.task]
     train, held_out, problems = read.train, read.held_out, list(read.problems)
     records = [record for source in train for record in source.records]
-    if task.reads_system_prompts:  # what is learned otherwise, such as the classes, the training rows alone tell
+    if task.reads_system_prompts:  # all else, such as the classes, is told by the training rows alone
         records += [record for source in held_out for record in source.records]
     learned = task.facts(data, records)
     try:
         renderer = task.renderer(data, tokenizer, learned)
-    except DataError as error:  # without a row it follows from what is wrong with all of them, and else it may
+    except DataError as error:  # with no record left it only follows from the bad rows, and is left out
         follows = () if problems and not records else error.problems
         raise DataError.several(shortened([*problems, *follows])) from None
     for source in (*train, *held_out):

@@ -60,7 +60,10 @@ def held_out_rows(examples: Sequence[Example], task: Task, share: float, seed: i
 
 
 def _in_turn(groups: Sequence[list[str]], classes: dict[str, int]) -> list[list[str]]:
-    """Groups in the order in which they are held out: one of each class, then by the share of each that is out."""
+    """Groups in the order in which they are held out.
+
+    First one group of each class, then always one of the class of which the smallest share is held out so far.
+    """
     of_class: dict[int | None, list[list[str]]] = {}
     for group in groups:
         of_class.setdefault(classes.get(group[0]), []).append(group)

@@ -35,7 +35,6 @@ from loraft.tokenization.row_renderer import RowRenderer
 
 BASE = "base"
 """The voice of the base without an adapter."""
-"""What a key of a config is called on the command line of those who generate."""
 LARGEST_SEED = 2**32 - 1
 MAX_NEW_TOKENS = 256
 """The most tokens of an answer where neither the caller nor the model says."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from loraft.config.choices import DEFAULT_TASK, TASK_OF_GROUP, Method, RowFormat, TaskName
 from loraft.dataset.build import prepare
-from loraft.dataset.detect_format import DatasetProfile, profile_dataset
+from loraft.dataset.dataset_profile import DatasetProfile, profile_dataset
 from loraft.dataset.statistics import DataReport
 from loraft.errors import ConfigError, DataError, ModelError
 from loraft.inspection.starter import Start, starter, starter_config

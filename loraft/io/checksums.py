@@ -1,7 +1,7 @@
 """The sizes and sha256 of files, written down when they were whole, and whether they still are so.
 
 A file of weights takes as long to hash as to load, so a hash that agreed is remembered in the cache, for as long as the
-file keeps its size, its time of change and its place on the disk.
+file keeps its size, its time of change and its inode.
 """
 
 from __future__ import annotations

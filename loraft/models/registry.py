@@ -172,6 +172,7 @@ GROUPS: Mapping[ModelGroup, Mapping[str, ModelSpec]] = MappingProxyType(
 )
 
 ENCODER_HINTS = ("bert", "electra", "mpnet", "roformer")
+"""Parts of the names of model types that are encoders."""
 ENCODER_DECODERS = (
     "bart", "bigbird_pegasus", "blenderbot", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus",
     "plbart", "prophetnet", "t5", "t5gemma", "udop", "umt5", "whisper",
@@ -183,7 +184,7 @@ NEEDS: Mapping[ModelGroup, str] = {
     "classifier": "needs a family that transformers has a classifier of",
 }
 MIXTURE_HINTS = ("moe", "mixtral", "deepseek", "dbrx", "jetmoe", "gpt_oss", "llama4", "qwen3_next", "glm4_5")
-"""Parts of the names of model types: encoders, and those whose feed-forward part is a mixture of experts."""
+"""Parts of the names of model types whose feed-forward part is a mixture of experts."""
 
 
 def spec_of(model_type: str, among: Mapping[str, ModelSpec] = DECODERS) -> ModelSpec:

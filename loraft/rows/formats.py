@@ -206,7 +206,7 @@ def to_record(
         row_format: The format that its columns are of.
         columns: Our column names: theirs.
         languages: Which languages of a `translation` row are the source and the target.
-        as_pair: Whatever the format, a source and a target: an instruction is otherwise a conversation.
+        as_pair: Give a source and a target, whatever the format; without it an instruction becomes a conversation.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
@@ -227,6 +227,7 @@ def to_record(
         return Conversation(tuple([Message("system", system), *turns] if system else turns))
     if row_format == "prompt_completion":
         return PromptCompletion(fields.text("prompt"), fields.text("completion"))
+    assert row_format == "text", f"{row_format} is read above"
     return Text(fields.text("text"))
 
 

@@ -1,6 +1,7 @@
 """What a model is trained for: one module a task, and the one registry of them.
 
-A new task is a module with a subclass of `Task` and a line below; its name stands in `config.schema.TaskName`.
+A new task is a module with a subclass of `Task` and a line below, those first whose formats ask the least of the
+columns; its name stands in `config.choices.TaskName`.
 """
 
 from collections.abc import Mapping

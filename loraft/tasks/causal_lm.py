@@ -35,7 +35,9 @@ class CausalLM(Task):
     formats = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
     peft_type = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
-    metrics = TaskMetrics(("loss", "perplexity"), TEXT_METRICS, ("exact_match",), ("valid_json",))
+    metrics = TaskMetrics(
+        always=("loss", "perplexity"), offered=TEXT_METRICS, default=("exact_match",), where_json=("valid_json",)
+    )
     packs = True
     joins_prompts = True
     reads_system_prompts = True
@@ -110,7 +112,7 @@ class CausalLM(Task):
         return made
 
     def prompt_ids(self, example: Example, asked: Reference, renderer: RowRenderer) -> list[int]:
-        """What its loss was not of, up to its answer."""
+        """The tokens before the answer, on which there was no loss."""
         if not isinstance(asked.asked, str):
             return renderer.prompt_ids(asked.asked)
         start = next((place for place, label in enumerate(example.labels) if label != IGNORED), 0)

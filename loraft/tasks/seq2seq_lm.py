@@ -51,7 +51,9 @@ class Seq2SeqLM(Task):
     only_if_asked = ("prompt_completion", "alpaca")
     peft_type = "SEQ_2_SEQ_LM"
     auto_class = "AutoModelForSeq2SeqLM"
-    metrics = TaskMetrics(("loss", "perplexity"), TEXT_METRICS, ("bleu", "chrf", *ROUGE, "exact_match"))
+    metrics = TaskMetrics(
+        always=("loss", "perplexity"), offered=TEXT_METRICS, default=("bleu", "chrf", *ROUGE, "exact_match")
+    )
     inputs = "sources"
     translates = True
     starter_model = "google-t5/t5-small"

@@ -44,7 +44,7 @@ class SequenceClassification(Task):
     auto_class = "AutoModelForSequenceClassification"
     pipeline_tag = "text-classification"
     unit = "row"
-    metrics = TaskMetrics(("loss",), LABEL_METRICS, LABEL_METRICS)
+    metrics = TaskMetrics(always=("loss",), offered=LABEL_METRICS, default=LABEL_METRICS)
     generates = False
     starter_model = "builtin:all-minilm-l6-v2"
     starter_rows = ("data/train.jsonl", "classification")

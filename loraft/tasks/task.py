@@ -135,12 +135,13 @@ class Task(ABC):
         summary: What is learned, in a sentence.
         group: The models that it takes.
         formats: The formats of rows that it takes, in the order in which they are recognised.
-        only_if_asked: Those of them that columns alone never mean.
+        only_if_asked: Formats of these that are never recognised by columns alone: `data.format` must name them.
         peft_type: What peft calls it.
-        auto_class: The class of transformers that loads what was trained.
+        auto_class: The class of transformers that the example of a model card loads with; loraft itself goes by
+            `models.auto_model.class_of`.
         pipeline_tag: What the Hub calls what was trained.
         unit: What a loss is counted by.
-        inputs: What a model of it reads.
+        inputs: A word for people: what a model of it reads.
         metrics: What its evaluations measure.
         generates: What is trained writes text, token by token.
         packs: Its rows can lie end to end in one line.

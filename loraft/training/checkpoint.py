@@ -132,7 +132,7 @@ def verified(folder: Path) -> bool:
 def prune(root: Path, *, step: int, keep: int | None, best_step: int | None) -> None:
     """Remove all but the newest `keep` checkpoints up to that of `step`, and that of `best_step`.
 
-    Later ones are damaged: the run has gone on from one before them, and comes to their steps again.
+    Checkpoints after `step` did not verify when the run resumed: they do not count, and are written again.
     """
     if keep is None:
         return

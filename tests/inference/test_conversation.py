@@ -19,7 +19,7 @@ from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message, to_record
 from loraft.rows.readers import Row
 from loraft.tasks import TASKS
-from loraft.tasks.row_format import detect_format
+from loraft.tasks.detect_format import detect_format
 from loraft.tokenization.boundaries import shared_beginning
 from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
 from tests.inference.voices import adapter_in, base_in

@@ -18,7 +18,7 @@ from loraft.cli.wording import with_options
 from loraft.config.choices import DEFAULT_TASK, Method, RowFormat, TaskName
 
 if TYPE_CHECKING:
-    from loraft.dataset.detect_format import DatasetProfile
+    from loraft.dataset.dataset_profile import DatasetProfile
 
 Choice = TypeVar("Choice", bound=str)
 

@@ -14,11 +14,11 @@ from loraft.rows.fields import column_of
 from loraft.rows.formats import LanguagePair, Record, columns_of, refuse_preferences, unread_columns
 from loraft.rows.raw_rows import RowsRead, read_rows
 from loraft.tasks import TASKS
-from loraft.tasks.row_format import check_format, detect_format
+from loraft.tasks.detect_format import check_format, detect_format
 from loraft.tasks.task import Task
 
 READINGS = tuple((task, form) for task in reversed(list(TASKS.values())) for form in task.formats)
-"""How rows may be read, the readings first that ask the most of the columns."""
+"""How rows may be read, the readings first that ask the most of the columns: `TASKS` has them the other way round."""
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
     "instruction": ("question", "query", "task", "problem"),
@@ -160,9 +160,9 @@ def _fit(
         if task in (None, each.name) and row_format in (None, form)
         if not (nothing_asked and form in each.only_if_asked)
     ]
-    for guessed in (False, True):
+    for may_guess in (False, True):
         for each, form in readings:
-            names = renamed or _other_names(columns, form, optional_only=not guessed)
+            names = renamed or _other_names(columns, form, optional_only=not may_guess)
             if _fits(columns, each, form, names):
                 return FormatMatch(each.name, form, names)
     if not readings:
