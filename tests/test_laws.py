@@ -47,7 +47,6 @@ LONG_FUNCTIONS = {
     "loraft/api/evaluating.py:evaluate",
     "loraft/api/runs.py:train",
     "loraft/evaluation/evaluator.py:evaluate",
-    "loraft/training/run_plan.py:plan_run",
 }
 LONG_FILES = {
     "loraft/dataset/build.py",

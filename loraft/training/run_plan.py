@@ -85,11 +85,60 @@ class RunPlan:
         return TASKS[self.config.task]
 
 
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of model and data before anything of the run is decided; `notes` are about each of the two."""
+
+    config: RunConfig
+    model: ModelHandle
+    placement: DeviceConfig
+    tokenizer: PreTrainedTokenizerBase
+    data: PreparedData
+    shape: ModelSummary
+    notes: tuple[str, ...]
+
+
 def plan_run(config: RunConfig) -> RunPlan:
     """Decide everything about a run that can be decided before its weights are loaded.
 
     Raises:
         InvalidInputError: With every problem that was found, of the model and of the data.
+    """
+    known = _known(config)
+    placement, data, shape = known.placement, known.data, known.shape
+    config, notes = _resolved(known.config, placement)
+    packed = _packed(config, shape)
+    drawn = _drawn(config, data)
+    batches = drawn if data.stream is None else StreamingSampler(data.stream, drawn.batch_size, drawn.accumulation)
+    steps = steps_of(config, batches)
+    pad_id = known.tokenizer.pad_token_id if isinstance(known.tokenizer.pad_token_id, int) else 0
+    config, memory, memory_notes = _memory(config, placement, shape, data, drawn, packed=packed)
+    return RunPlan(
+        config=config,
+        model=known.model,
+        placement=placement,
+        tokenizer=known.tokenizer,
+        data=data,
+        shape=shape,
+        batches=batches,
+        layout=BatchLayout(packed, pad_id, multiple_of=_line_step(placement)),
+        memory=memory,
+        steps=steps,
+        warmup=warmup_steps(config.training.warmup_steps, steps),
+        eval_every=_every(config.training.eval_steps, steps),
+        save_every=_every(config.training.save_steps, steps),
+        notes=(
+            *known.notes, *data.renderer.notes, *notes, *data.report.notes,
+            *_packing_notes(config, shape, data, packed=packed), *memory_notes, *_base_notes(config),
+        ),
+    )  # fmt: skip
+
+
+def _known(config: RunConfig) -> _Known:
+    """Look at model and data, each as far as the other lets it.
+
+    Raises:
+        InvalidInputError: With every problem that was found of both.
     """
     problems: list[Problem] = []
     placement = _collected(problems, lambda: select_device(config.model))
@@ -113,47 +162,36 @@ def plan_run(config: RunConfig) -> RunPlan:
         problems += task.problems(config, data.renderer)
     if placement is None or shape is None or tokenizer is None or data is None or problems:
         raise InvalidInputError.several(problems)
-    config, notes = _resolved(config, placement)
+    notes = (*placement.notes, *tokenizer_notes, *shape.notes, *length_notes)
+    return _Known(config, model, placement, tokenizer, data, shape, notes)
+
+
+def _packed(config: RunConfig, shape: ModelSummary) -> bool:
+    """Whether rows lie end to end.
+
+    Raises:
+        ConfigError: They are to be filled, and cannot lie so.
+    """
     packed = uses_packing(config, packs=shape.family.packs)
     if fills(config) and not packed:
-        raise ConfigError(
-            f"rows of {shape.family.model_type} cannot be laid end to end"
-            if not shape.family.packs
-            else "filled rows need the attention that keeps rows apart",
-            key="data.packing",
-            remedy="write packing: auto" if not shape.family.packs else "write model.attn_implementation: auto",
-        )
-    known = batch_sampler(config, data)
-    if not known.epoch(0):
-        raise ConfigError(
-            "an epoch draws no row: each source's rows times its weight are less than half a row",
-            key="data.train",
-            remedy="write greater weights",
-        )
-    batches = known if data.stream is None else StreamingSampler(data.stream, known.batch_size, known.accumulation)
-    steps = steps_of(config, batches)
-    pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-    config, memory, memory_notes = _memory(config, placement, shape, data, known, packed=packed)
-    return RunPlan(
-        config=config,
-        model=model,
-        placement=placement,
-        tokenizer=tokenizer,
-        data=data,
-        shape=shape,
-        batches=batches,
-        layout=BatchLayout(packed, pad_id, multiple_of=_line_step(placement)),
-        memory=memory,
-        steps=steps,
-        warmup=warmup_steps(config.training.warmup_steps, steps),
-        eval_every=_every(config.training.eval_steps, steps),
-        save_every=_every(config.training.save_steps, steps),
-        notes=(
-            *placement.notes, *tokenizer_notes, *shape.notes, *length_notes, *data.renderer.notes, *notes,
-            *data.report.notes, *_packing_notes(config, shape, data, packed=packed), *memory_notes,
-            *_base_notes(config),
-        ),
-    )  # fmt: skip
+        why, auto = "filled rows need the attention that keeps rows apart", "model.attn_implementation"
+        if not shape.family.packs:
+            why, auto = f"rows of {shape.family.model_type} cannot be laid end to end", "packing"
+        raise ConfigError(why, key="data.packing", remedy=f"write {auto}: auto")
+    return packed
+
+
+def _drawn(config: RunConfig, data: PreparedData) -> BatchSampler:
+    """The batches of the rows that are known.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    drawn = batch_sampler(config, data)
+    if not drawn.epoch(0):
+        message = "an epoch draws no row: each source's rows times its weight are less than half a row"
+        raise ConfigError(message, key="data.train", remedy="write greater weights")
+    return drawn
 
 
 def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, list[str]]:
