@@ -106,7 +106,7 @@ def test_beams_that_were_saved_are_not_traced_and_that_is_said(tmp_path: Path) -
     assert "generation_config.json asks for min_length=5, which loraft does not do" in done.stderr
     asked = generate(str(model), "--trace", "--num-beams", "2")
     assert asked.exit_code == 2
-    assert "num_beams: beams cannot be traced" in asked.stderr
+    assert "--num-beams: beams cannot be traced" in asked.stderr
 
 
 @pytest.mark.parametrize(
