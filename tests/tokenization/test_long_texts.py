@@ -235,7 +235,8 @@ def test_long_sources_and_targets_are_cut_as_when_read_whole(small: None) -> Non
 GIANT = """
 import re, sys
 from pathlib import Path
-from loraft.config.schema import DataSection, DataSource, ModelSection, RunConfig
+from loraft.config.schema import RunConfig
+from loraft.config.sections import DataSection, DataSource, ModelSection
 from loraft.dataset.build import prepare
 from tests.tiny import tiny_tokenizer
 path, choice = sys.argv[1:]
