@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from loraft.adapters.resolve_target import resolve_target
-from loraft.adapters.save_adapter import load_adapter
+from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import DataSource
 from loraft.errors import InvalidInputError
 from loraft.evaluation.text_metrics import is_exact_match, is_valid_json
@@ -60,7 +60,9 @@ def main() -> None:
     renderer = CausalLMRenderer.for_tokenizer(loaded.tokenizer, system_prompt=target.manner.system_prompt)
     tickets = held_out(options.tickets)
     before = answers(loaded.model, loaded, renderer, tickets, options.max_new_tokens)
-    after = answers(load_adapter(loaded, target.adapter).model, loaded, renderer, tickets, options.max_new_tokens)
+    after = answers(
+        load_adapters(loaded, {"adapter": target.adapter}).model, loaded, renderer, tickets, options.max_new_tokens
+    )
     print_examples(tickets, before, after, options.examples)
     print_table([ticket.expected for ticket in tickets], before, after)
 

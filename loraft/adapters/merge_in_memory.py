@@ -19,6 +19,7 @@ from loraft.adapters.delta import Update, updated
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.peft_names import in_peft
 from loraft.errors import AdapterError
+from loraft.models.modules import output_head
 from loraft.models.quantize import ordinary, unpacked
 
 
@@ -81,6 +82,6 @@ def _frozen(weight: torch.Tensor) -> nn.Parameter:
 
 def _tell_the_config(base: PreTrainedModel) -> None:
     """A config that says `tied` of weights that are not would tie them again on the next occasion."""
-    head: Any = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: Any = output_head(base)
     if head is not None and head.weight is not base.get_input_embeddings().weight:
         base.config.tie_word_embeddings = False

@@ -79,11 +79,6 @@ def save_full(
         _write_company(adapted, staging, config, renderer, facts)
 
 
-def load_adapter(loaded: LoadedModel, folder: Path, *, name: str = ADAPTER_NAME) -> AdaptedModel:
-    """Put one saved adapter into its base, to be used and not trained: `load_adapters` with a single one."""
-    return load_adapters(loaded, {name: folder})
-
-
 def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedModel:
     """Put saved adapters into their base, to be used and not trained; the first of them is active.
 

@@ -45,20 +45,22 @@ __all__ = [
 ]
 
 HOMES = {
-    **dict.fromkeys(("check", "train"), "api.runs"),
+    **dict.fromkeys(("Answering", "OpenModel", "answer_file", "compare"), "api.answers"),
+    **dict.fromkeys(("complete", "generate", "load", "open_chat"), "api.answers"),
     **dict.fromkeys(("OpenClassifier", "predict", "predict_file"), "api.classes"),
+    **dict.fromkeys(("check", "train"), "api.runs"),
     "evaluate": "api.evaluating",
     "inspect_layers": "inspection.layers_report",
     "merge": "api.merges",
     "preview": "inspection.row_preview",
 }
-"""The module of each name; the others are in `api.answers`."""
+"""The module of each name."""
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"loraft.{HOMES.get(name, 'api.answers')}"), name)
+    value: object = getattr(import_module(f"loraft.{HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from loraft.cli.command_table import COMMANDS, function_of
 from loraft.errors import ConfigError, LoraftError, Problem
@@ -65,18 +65,26 @@ def with_options(document: Mapping[str, object], *keys: str) -> dict[str, object
 def _typed(code: str) -> str | None:
     """A parameter, with its value or without, or a call of one of our functions; None for anything else."""
     try:
-        said: Any = ast.parse(code if code.startswith("loraft.") else f"_({code})", mode="eval").body
+        said = ast.parse(code if code.startswith("loraft.") else f"_({code})", mode="eval").body
     except (SyntaxError, ValueError):
         return None
-    if isinstance(said, ast.Attribute):
-        return f"loraft {said.attr.replace('_', '-')}"
-    if not isinstance(said, ast.Call):
-        return None
-    is_ours = isinstance(said.func, ast.Attribute)
-    first = ["loraft", said.func.attr.replace("_", "-")] if is_ours else []  # type: ignore[attr-defined]
-    words = [_value(each) if is_ours else options().get(ast.unparse(each)) for each in said.args]
-    words += [_given(each.arg or "", each.value) for each in said.keywords]
-    return None if None in words else " ".join(map(str, [*first, *words]))
+    words: list[str | None]
+    match said:
+        case ast.Attribute(attr=function):
+            return _command(function)
+        case ast.Call(func=ast.Attribute(attr=function), args=values, keywords=named):
+            words = [_command(function), *map(_value, values)]
+        case ast.Call(args=parameters, keywords=named):
+            words = [options().get(ast.unparse(each)) for each in parameters]
+        case _:
+            return None
+    words += [_given(each.arg or "", each.value) for each in named]
+    said_words = [each for each in words if each is not None]
+    return " ".join(said_words) if len(said_words) == len(words) else None
+
+
+def _command(function: str) -> str:
+    return f"loraft {function.replace('_', '-')}"
 
 
 def _given(name: str, value: ast.expr) -> str | None:
@@ -84,13 +92,11 @@ def _given(name: str, value: ast.expr) -> str | None:
 
     A switch has no value, and one that is switched off has another name; what is a list in Python is one at a time.
     """
-    is_switch = isinstance(value, ast.Constant) and isinstance(value.value, bool)
-    if is_switch and not value.value:  # type: ignore[attr-defined]
-        name = f"no_{name}"
-    elif isinstance(value, ast.List) and name.removesuffix("s") in options():
-        name = name.removesuffix("s")
-    option = options().get(name)
-    return option if option is None or is_switch else f"{option} {_value(value)}"
+    if isinstance(value, ast.Constant) and isinstance(value.value, bool):
+        return options().get(name if value.value else f"no_{name}")
+    one = name.removesuffix("s")
+    option = options().get(one if isinstance(value, ast.List) and one in options() else name)
+    return option and f"{option} {_value(value)}"
 
 
 def _value(value: ast.expr) -> str:

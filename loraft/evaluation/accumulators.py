@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +19,6 @@ from loraft.figures import perplexity
 Counts = NDArray[np.int64]
 """`[rows]`, how often each row counts."""
 Figures = Mapping[str, float]
-
-
-class Tally(Protocol):
-    """Figures of all rows so far."""
-
-    def figures(self, counts: Counts | None = None) -> Figures:
-        """The figures by name: of each row once, or as often as `counts` says where the rows were kept."""
 
 
 class Sums:
@@ -51,7 +43,7 @@ class Sums:
             self._kept.extend(numbers)
 
     def figures(self, counts: Counts | None = None) -> Figures:
-        """As `Tally` has it."""
+        """The figures by name: of each row once, or as often as `counts` says where the rows were kept."""
         if counts is None:
             return self._figures(self._sums)
         if self._kept is None:
@@ -92,7 +84,7 @@ class RowTally:
         self._sums.add(self.metric.numbers(prediction, reference))
 
     def figures(self, counts: Counts | None = None) -> Figures:
-        """As `Tally` has it."""
+        """The figures by name, as those of `Sums`."""
         return self._sums.figures(counts)
 
 

@@ -22,7 +22,7 @@ from loraft.inspection.norms import Norms, norms_in
 from loraft.inspection.parameter_groups import numbers_by_part
 from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage
-from loraft.models.modules import linear_modules, matches, parameter_count
+from loraft.models.modules import linear_modules, matches, output_head, parameter_count
 from loraft.models.registry import Kind, ModelSpec
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
@@ -283,7 +283,7 @@ def _norms(config: PreTrainedConfig, family: ModelSpec) -> Norms | None:
 
 
 def _tied(model: PreTrainedModel) -> bool | None:
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = output_head(model)
     embedding = model.get_input_embeddings()
     if head is None or not isinstance(embedding, nn.Module):
         return None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraft.models.modules import linear_modules, matches
+from loraft.models.modules import linear_modules, matches, output_head
 from loraft.models.registry import ModelSpec
 
 PARTS = ("embeddings", "positions", "attention", "feed_forward", "norms", "head", "other")
@@ -82,6 +82,6 @@ def _sounds_like_attention(name: str) -> bool:
 
 def _top_of_head(model: PreTrainedModel) -> str | None:
     """The outermost module that the output embeddings lie in."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = output_head(model)
     found = (name for name, module in model.named_modules() if module is head)
     return next(found, "").partition(".")[0] or None if head is not None else None

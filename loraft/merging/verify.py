@@ -24,7 +24,7 @@ from loraft.adapters.active import act_together, acting
 from loraft.adapters.model_card import shown
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import ModelSection
-from loraft.errors import ModelError
+from loraft.errors import ModelError, OutOfMemoryError
 from loraft.io.memory_errors import memory_errors
 from loraft.merging.calibration_text import LONGEST, Rows, built_in_rows, rows_for
 from loraft.merging.equivalence import MergeCheck, OutputDifference, check_equivalence, difference
@@ -88,8 +88,8 @@ def verify(
             section = ModelSection(name_or_path=str(folder))
             merged = load_model(section, _placement(merge.dtype), among=FAMILIES, labels=merge.labels)
             outputs = _outputs(merge, merged.model, first.rows, positions, lambda done: told(2, done))
-    except ModelError as error:
-        raise ModelError.several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
+    except (ModelError, OutOfMemoryError) as error:
+        raise type(error).several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
     fidelity = MergeCheck(difference(first.adapted.texts, outputs.texts), first.base)
     is_float32 = first.computes_in == merge.dtype == torch.float32
     return Verified(fidelity, first.rows, outputs.kind, is_float32)

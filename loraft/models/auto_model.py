@@ -126,7 +126,9 @@ def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new:
                 **options,
             )
         except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemoryError("the weights do not fit into the memory of the device", where=str(folder)) from error
+            message = "the weights do not fit into the memory of the device"
+            remedy = "Use a smaller model, or store it in 4 bits."
+            raise OutOfMemoryError(message, where=str(folder), remedy=remedy) from error
     absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
     if lost := sorted(name for name in absent if not any(is_within(name, module) for module in new)):
         were = counted(len(lost), "tensor was", "tensors were")

@@ -61,3 +61,9 @@ def wrapped_model(model: nn.Module) -> PreTrainedModel:
         return model
     # peft puts its layers into the model that it wraps, so the inner model alone is the adapted one.
     return cast("PreTrainedModel", cast("_Wrapper", model).get_base_model())
+
+
+def output_head(model: PreTrainedModel) -> nn.Module | None:
+    """The module that makes logits over the vocabulary; None where a model has none."""
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
 from loraft.models.class_logits import class_logits
 from loraft.models.decoder_inputs import decoder_inputs
+from loraft.models.modules import output_head
 from loraft.models.registry import ModelSpec
 from loraft.tasks.batch import Batch
 from loraft.tokenization.examples import IGNORED
@@ -74,7 +75,9 @@ class LMLoss(TaskLoss):
             autocast: The dtype of products; None computes in the weights' own.
         """
         super().__init__(model, autocast)
-        self._head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head = output_head(model)
+        assert head is not None, "what generates has a head"
+        self._head = head
         self._chunk = targets_in_chunk(model.config.vocab_size)
         self._softcap = _number(model.config, family.final_softcap)
         scale, divisor = _number(model.config, family.logit_multiplier), _number(model.config, family.logit_divisor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -11,7 +12,7 @@ from typing import Any, Self
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class _Handlers:
+class _Handlers(ABC):
     """Signals that are handled while this is entered."""
 
     def __init__(self, numbers: Iterable[int]) -> None:
@@ -31,8 +32,9 @@ class _Handlers:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @abstractmethod
     def _note(self, number: int, _: FrameType | None) -> None:
-        raise NotImplementedError
+        """What a signal does when it comes."""
 
 
 class StopSignals(_Handlers):

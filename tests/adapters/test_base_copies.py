@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.lora_factors import open_adapter
 from loraft.adapters.peft_names import ADAPTER_WEIGHTS
-from loraft.adapters.save_adapter import load_adapter
+from loraft.adapters.save_adapter import load_adapters
 from loraft.errors import AdapterError
 from tests.adapters.setting import logits, tiny_loaded
 from tests.merging.merging import prepared, written
@@ -47,7 +47,9 @@ def test_it_is_loaded_and_merged_where_the_weight_is_the_bases(tmp_path: Path, t
     assert len(files.base_copies) == len(targets), "peft saves them"
     assert files.shape.saved == frozenset()
     assert len(files.shape.ranks) == 3 + len(targets)
-    assert torch.equal(logits(load_adapter(tiny_loaded(tmp_path / "base"), tmp_path / "adapter").model), logits(model))
+    assert torch.equal(
+        logits(load_adapters(tiny_loaded(tmp_path / "base"), {"default": tmp_path / "adapter"}).model), logits(model)
+    )
     merged = AutoModelForCausalLM.from_pretrained(written(prepared(str(tmp_path / "adapter")), tmp_path / "out"))
     assert torch.allclose(logits(merged), logits(model), atol=1e-4)
     with open_adapter(tmp_path / "adapter") as opened:
@@ -57,7 +59,7 @@ def test_it_is_loaded_and_merged_where_the_weight_is_the_bases(tmp_path: Path, t
 def test_a_copy_in_16_bits_is_the_bases_too(tmp_path: Path) -> None:
     adapter_of_peft(tmp_path, HEAD)
     rewrite(tmp_path, lambda weight: weight.to(torch.bfloat16))
-    assert load_adapter(tiny_loaded(tmp_path / "base"), tmp_path / "adapter").notes
+    assert load_adapters(tiny_loaded(tmp_path / "base"), {"default": tmp_path / "adapter"}).notes
     assert prepared(str(tmp_path / "adapter"))
 
 
@@ -72,7 +74,7 @@ def test_a_weight_of_another_base_is_refused_for_what_it_is(tmp_path: Path, targ
     adapter_of_peft(tmp_path, target)
     rewrite(tmp_path, lambda weight: weight + 0.01)
     uses: list[Callable[[], object]] = [
-        lambda: load_adapter(tiny_loaded(tmp_path / "base"), tmp_path / "adapter"),
+        lambda: load_adapters(tiny_loaded(tmp_path / "base"), {"default": tmp_path / "adapter"}),
         lambda: prepared(str(tmp_path / "adapter")),
     ]
     for use in uses:
@@ -85,7 +87,7 @@ def test_a_weight_of_another_base_is_refused_for_what_it_is(tmp_path: Path, targ
 def test_a_vocabulary_that_grew_is_refused_for_what_it_is(tmp_path: Path) -> None:
     adapter_of_peft(tmp_path, HEAD, EMBEDDING, grown=8)
     with pytest.raises(AdapterError) as refused:
-        load_adapter(tiny_loaded(tmp_path / "base"), tmp_path / "adapter")
+        load_adapters(tiny_loaded(tmp_path / "base"), {"default": tmp_path / "adapter"})
     assert [problem.message for problem in refused.value.problems] == [
         "it brings the lm_head.weight of another base: it is [328, 32] there, and [320, 32] here",
         "it brings the model.embed_tokens.weight of another base: it is [328, 32] there, and [320, 32] here",

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.resolve_target import resolve_target
-from loraft.adapters.save_adapter import generation_defaults, load_adapter, restore, save_adapter, save_full
+from loraft.adapters.save_adapter import generation_defaults, load_adapters, restore, save_adapter, save_full
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from tests.adapters.setting import FACTS, Rendering, disturb, logits, run_config, tiny_loaded
@@ -73,7 +73,7 @@ def test_the_three_lines_of_peft_give_the_same_logits(tmp_path: Path, shape: str
 def test_load_adapter_gives_the_same_logits(tmp_path: Path, shape: str) -> None:
     model_type, lora = SHAPES[shape]
     adapted, folder = saved(tmp_path, model_type, **lora)
-    again = load_adapter(tiny_loaded(tmp_path / "base", model_type), folder)
+    again = load_adapters(tiny_loaded(tmp_path / "base", model_type), {"default": folder})
     assert torch.equal(logits(again.model), logits(adapted.model))
     assert again.trainable == {}
     assert not any(weight.requires_grad for weight in again.model.parameters())
@@ -292,7 +292,7 @@ def test_c23_what_is_wrong_with_an_adapter_is_said(tmp_path: Path, damage: str) 
     loaded = tiny_loaded(tmp_path / "base")
     before = logits(loaded.model)
     with pytest.raises(AdapterError, match=message):
-        load_adapter(loaded, folder)
+        load_adapters(loaded, {"default": folder})
     assert torch.equal(logits(loaded.model), before), "the base is left as it was"
     assert not any("lora" in name for name, _ in loaded.model.named_parameters())
 
@@ -302,19 +302,19 @@ def test_c23_a_rank_that_the_tensors_do_not_have(tmp_path: Path) -> None:
     (folder / "loraft.json").unlink()
     edit_json("adapter_config.json", r=8)(folder)
     with pytest.raises(AdapterError, match=r"rank 8 for .* the tensors have rank 4"):
-        load_adapter(tiny_loaded(tmp_path / "base"), folder)
+        load_adapters(tiny_loaded(tmp_path / "base"), {"default": folder})
 
 
 def test_c23_another_base_of_the_same_shape_is_refused(tmp_path: Path) -> None:
     _, folder = saved(tmp_path)
     with pytest.raises(AdapterError, match="trained on other base weights"):
-        load_adapter(tiny_loaded(tmp_path / "base", fingerprint="0" * 64), folder)
+        load_adapters(tiny_loaded(tmp_path / "base", fingerprint="0" * 64), {"default": folder})
 
 
 def test_c23_an_adapter_of_another_tool_is_loaded_and_told(tmp_path: Path) -> None:
     adapted, folder = saved(tmp_path)
     (folder / "loraft.json").unlink()
-    again = load_adapter(tiny_loaded(tmp_path / "base"), folder)
+    again = load_adapters(tiny_loaded(tmp_path / "base"), {"default": folder})
     assert torch.equal(logits(again.model), logits(adapted.model))
     assert "the base was not compared" in again.notes[0]
 
@@ -326,7 +326,7 @@ def test_c22_a_head_of_its_own_on_a_tied_base_is_loaded_whole_and_told(tmp_path:
     disturb({name: weight for name, weight in foreign.named_parameters() if weight.requires_grad})
     foreign.save_pretrained(tmp_path / "adapter")
     fresh = tiny_loaded(tmp_path / "base")
-    again = load_adapter(fresh, tmp_path / "adapter")
+    again = load_adapters(fresh, {"default": tmp_path / "adapter"})
     assert torch.equal(logits(again.model), logits(foreign))
     assert "lm_head of its own" in again.notes[1]
     assert torch.equal(fresh.model.get_input_embeddings().weight, loaded.model.get_input_embeddings().weight)
@@ -335,12 +335,12 @@ def test_c22_a_head_of_its_own_on_a_tied_base_is_loaded_whole_and_told(tmp_path:
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", "x" * 65, "a.b", "ä"])
 def test_c28_a_name_that_could_be_a_path_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(AdapterError, match="cannot be an adapter's name"):
-        load_adapter(tiny_loaded(tmp_path / "base"), tmp_path, name=name)
+        load_adapters(tiny_loaded(tmp_path / "base"), {name: tmp_path})
 
 
 @pytest.mark.slow_after(2)
 @pytest.mark.parametrize("name", ["a", "lora", "default", "mine-2_b"])
 def test_c28_any_other_name_is_taken(tmp_path: Path, name: str) -> None:
     adapted, folder = saved(tmp_path)
-    again = load_adapter(tiny_loaded(tmp_path / "base"), folder, name=name)
+    again = load_adapters(tiny_loaded(tmp_path / "base"), {name: folder})
     assert torch.equal(logits(again.model), logits(adapted.model))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from loraft import api
 from loraft.config.sections import ModelSection, QuantizationSection
-from loraft.errors import AdapterError, LoraftError, ModelError, VerificationError
+from loraft.errors import AdapterError, LoraftError, ModelError, OutOfMemoryError, VerificationError
 from loraft.events import Event, Note, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.merging.calibration_text import built_in_rows
@@ -222,6 +222,21 @@ def test_a_merge_that_is_wrong_does_not_appear(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(VerificationError, match=r"in float32 by more than 0\.001") as caught:
         api.merge(str(tmp_path / "run"))
     assert caught.value.exit_code == 3
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter"]
+
+
+def test_weights_that_do_not_fit_for_the_comparison_can_be_merged_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merging goes file by file; only the comparison needs a whole model in memory."""
+    own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"))
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(OutOfMemoryError, match=r"the weights do not fit (.|\n)*`verified=False`"):
+        api.merge(str(tmp_path / "run"))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter"]
 
 
