@@ -13,8 +13,8 @@ def main() -> None:
         sys.stderr.reconfigure(errors="replace")
     try:
         from loraft.cli.app import app
+        from loraft.cli.console import StandardOutput
         from loraft.cli.runner import end_with
-        from loraft.cli.standard_output import StandardOutput
         from loraft.errors import LoraftError
 
         if sys.stdout is None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import ClassVar
 
 
@@ -151,3 +152,26 @@ class Interrupted(LoraftError):
     def stopped_exit_code(self) -> int:
         """128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + int(signal.Signals(self.signal_number))
+
+
+EXTRAS = {"gguf": "gguf", "rouge_score": "eval", "sacrebleu": "eval", "tensorboard": "tensorboard"}
+"""The extra that brings a package, by the name that it is imported by."""
+
+
+def lacking(
+    package: str, what: str, *, key: str | None = None, parameter: str | None = None, where: str | None = None
+) -> Problem | None:
+    """The problem that a package of an extra is not installed; None where it is.
+
+    Args:
+        package: As it is imported.
+        what: What needs it.
+        key: The config key that asks for it.
+        parameter: The parameter that does.
+        where: What asks for it.
+    """
+    if find_spec(package) is not None:
+        return None
+    remedy = f"pip install 'loraft[{EXTRAS[package]}]'"
+    message = f"{what} needs the package {package}, which is not installed"
+    return Problem(message, where, key, remedy, parameter=parameter)

@@ -7,7 +7,7 @@ Answers are greedy; they end at the end of turn or after --max-new-tokens.
 
 from __future__ import annotations
 
-from loraft.cli.silence import silence_libraries
+from loraft.cli.app import silence_libraries
 
 silence_libraries()  # the libraries below warn while they are imported
 
@@ -22,7 +22,7 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import DataSource
 from loraft.errors import InvalidInputError
-from loraft.evaluation.text_metrics import is_exact_match, is_valid_json
+from loraft.evaluation.metrics import is_exact_match, is_valid_json
 from loraft.inference.engine import complete_batch
 from loraft.inference.sampling_params import SamplingParams
 from loraft.models.device import select_device

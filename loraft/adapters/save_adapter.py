@@ -25,15 +25,15 @@ from loraft.adapters.adapter_files import (
     read_adapter,
 )
 from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, add_lora_layers
-from loraft.adapters.linear_modules import tied_modules
+from loraft.adapters.lora_factors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_name, in_peft
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
-from loraft.adapters.peft_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_name, in_peft
+from loraft.adapters.targets import tied_modules
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
-from loraft.grammar import counted
+from loraft.figures import counted
 from loraft.io.atomic import atomic_dir, write_json
 from loraft.io.checksums import write_record
-from loraft.models.foreign_code import drop_code
+from loraft.models.hf_config import drop_code
 from loraft.models.load_model import LoadedModel
 from loraft.tasks import TASKS
 from loraft.tokenization.row_renderer import RowRenderer

@@ -5,17 +5,21 @@ Nothing here is silent: a name, a layer or a pattern that matches nothing is an 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
 
-from loraft.adapters.rank_patterns import patterned
-from loraft.adapters.target_errors import shared_experts, trained_whole, unknown_parts, unmatched_target
+from torch import nn
+from transformers import PreTrainedModel
+
+from loraft.adapters.rank_patterns import patterned, shared_experts, trained_whole, unknown_parts, unmatched_target
 from loraft.config.sections import LoraSection, StackLayers
-from loraft.errors import AdapterError, Problem
-from loraft.models.modules import matches
-from loraft.models.registry import ModelSpec
+from loraft.errors import AdapterError, ModelError, Problem
+from loraft.models.modules import linear_modules, matches
+from loraft.models.quantize import quantized_modules
+from loraft.models.registry import FAMILIES, Kind, ModelSpec
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 Key = TypeVar("Key", int, str)
@@ -268,3 +272,103 @@ def _part(place: _Place, family: ModelSpec) -> str:
     if any(matches(place.inside, part) for part in family.attention):
         return "attention"
     return "mlp" if any(matches(place.inside, part) for part in family.mlp) else ""
+
+
+def family_in(model: PreTrainedModel) -> ModelSpec:
+    """The row of the table for this model, with its layers where this class of it has them.
+
+    The table says where the model with its head has them: a bare model lacks the first part of that path. A family
+    that the table does not have is known by its structure alone: where its layers are, and not what they are made of.
+
+    Raises:
+        ModelError: No list of layers is found.
+    """
+    row = FAMILIES.get(model.config.model_type)
+    if row is None:
+        return _by_structure(model)
+    here = {name for name, _ in model.named_modules()}
+    paths = {path: path if path in here else path.partition(".")[2] for path in row.stacks.values()}
+    for path in paths.values():
+        if path not in here or not list(model.get_submodule(path).children()):
+            raise ModelError(f"a {type(model).__name__} of this config has no layers at {path}")
+    encoder = paths[row.encoder_path] if row.encoder_path is not None else None
+    return replace(row, layers_path=paths[row.layers_path], encoder_path=encoder)
+
+
+def depths(model: nn.Module, family: ModelSpec) -> Mapping[str, int]:
+    """How many layers each stack of the model has."""
+    return {stack: len(list(model.get_submodule(path).children())) for stack, path in family.stacks.items()}
+
+
+def _by_structure(model: PreTrainedModel) -> ModelSpec:
+    """A row for a model that the table does not have: its largest lists of layers that hold linear modules."""
+    sizes = sized_modules(model)
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        inside_another = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and not inside_another and all(map(linear_modules, module)):
+            found[name] = sizes.get(name, 0)
+    largest = sorted((name for name, size in found.items() if size), key=lambda name: -found[name])
+    model_type = model.config.model_type
+    if not largest:
+        raise ModelError(f"model type {model_type!r} is not in loraft's table, and its structure shows no layers")
+    encoder = next((name for name in largest if "encoder" in name), None)
+    decoder = next((name for name in largest if "decoder" in name), None)
+    if model.config.is_encoder_decoder and encoder and decoder:
+        return ModelSpec(
+            model_type, decoder, (), (), "encoder_decoder", encoder, experts=_experts(model, decoder), packs=False
+        )
+    kind: Kind = "decoder" if model.can_generate() or "ForCausalLM" in type(model).__name__ else "encoder"
+    return ModelSpec(model_type, largest[0], (), (), kind, experts=_experts(model, largest[0]), packs=False)
+
+
+def _experts(model: nn.Module, path: str) -> str | None:
+    """Where the layers at `path` keep experts: a module with a matrix for each of them in one tensor."""
+    for layer in model.get_submodule(path).children():
+        for name, weight in layer.named_parameters():
+            owner = name.rpartition(".")[0]
+            if weight.dim() == 3 and "expert" in owner:
+                return owner
+    return None
+
+
+def sized_modules(model: nn.Module) -> dict[str, int]:
+    """Full name of each module that has parameters: how many, those of its children included."""
+    sizes = {name: sum(weight.numel() for weight in module.parameters()) for name, module in model.named_modules()}
+    return {name: size for name, size in sizes.items() if name and size}
+
+
+def tied_modules(model: nn.Module) -> tuple[str, ...]:
+    """The modules that share a weight with another, such as the embedding and the head."""
+    owners: defaultdict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        for weight in module.parameters(recurse=False):
+            owners[id(weight)].append(name)
+    return tuple(name for names in owners.values() if len(names) > 1 for name in names)
+
+
+def targets_in(
+    model: PreTrainedModel, family: ModelSpec, lora: LoraSection, *, quantized: bool, head: Sequence[str] = ()
+) -> TargetModules:
+    """Resolve the `lora` section against a model, whether its weights are loaded or not.
+
+    Args:
+        model: The base, before anything is attached to it; on the meta device too.
+        family: Its row of the table of architectures.
+        lora: The config's section.
+        quantized: Whether its linear modules are, or will be, stored in 4 bits.
+        head: The modules of a classification head, which are trained whole without being named.
+
+    Raises:
+        AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
+    """
+    named = tuple(name for name in head if name not in lora.modules_to_save)
+    return select(
+        linear_modules(model),
+        family,
+        lora.model_copy(update={"modules_to_save": (*lora.modules_to_save, *named)}),
+        depths(model, family),
+        modules=sized_modules(model),
+        tied=tied_modules(model),
+        quantized=quantized_modules(model) if quantized else (),
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from loraft.adapters.target_task import task_of
+from loraft.adapters.resolve_target import task_of
 from loraft.api.classes import OpenClassifier
 from loraft.errors import ConfigError
 from loraft.evaluation.open_model import RequestedModel, tell, to_be_told
@@ -22,11 +22,10 @@ from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import Stream, Token, complete_batch, stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, Settings
-from loraft.inference.trace import Trace
-from loraft.inference.tracer import Tracer
+from loraft.inference.tracer import Trace, Tracer
 from loraft.io.jsonl import AskedRows, check_jsonl
 from loraft.tasks import TASKS
-from loraft.tokenization.token_strings import Pieces
+from loraft.tokenization.boundaries import Pieces
 
 AS_SAVED = GenerationRequest()
 

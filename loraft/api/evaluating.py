@@ -9,9 +9,9 @@ from loraft.config.sections import DataSource
 from loraft.errors import AdapterError
 from loraft.evaluation.eval_dataset import read_eval_source
 from loraft.evaluation.evaluation_result import Evaluation
+from loraft.evaluation.evaluator import chosen_metrics, known_metrics
 from loraft.evaluation.evaluator import evaluate as measure
 from loraft.evaluation.open_model import RequestedModel, classifying, generating, purpose_of, run_of
-from loraft.evaluation.task_metrics import chosen_metrics, known_metrics
 from loraft.events import Observer, ignored
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.requests import GenerationRequest, ModelRequest

@@ -8,9 +8,9 @@ from pathlib import Path
 from loraft.events import Note, Observer, Progress, ignored
 from loraft.merging.adapter_weights import resolve_weighted, weighted
 from loraft.merging.merge_report import MergeReport
-from loraft.merging.output_dir import chosen_folder
 from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge
 from loraft.merging.verify import LEAST_POSITIONS, merge_and_verify
+from loraft.merging.write_weights import chosen_folder
 
 
 def merge(

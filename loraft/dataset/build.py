@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSection, DataSource
-from loraft.dataset.fingerprint import contents_of, identity_of
-from loraft.dataset.held_out_split import digest_of_draw, held_out_rows
 from loraft.dataset.source_rows import (
     ReadSources,
     SourceRows,
+    digest_of_draw,
     expand_sources,
     from_cache,
+    held_out_rows,
     read_sources,
     shortened,
     to_cache,
@@ -40,9 +40,9 @@ from loraft.dataset.statistics import (
     unknown_tokens,
 )
 from loraft.dataset.streaming import RowStream, streamed
-from loraft.dataset.token_cache import TokenCache
+from loraft.dataset.token_cache import TokenCache, contents_of, identity_of
 from loraft.errors import DataError, Problem
-from loraft.grammar import counted
+from loraft.figures import counted
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example

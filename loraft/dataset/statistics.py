@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from loraft.config.choices import RowFormat
-from loraft.grammar import counted
+from loraft.figures import counted
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 

@@ -6,24 +6,134 @@ by the same function, with the template of what is evaluated; and what a row say
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.choices import DEFAULT_TASK
+from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSection, DataSource, ModelSection
 from loraft.dataset.build import prepare
-from loraft.dataset.source_rows import ReadSources, SourceRows, expand_sources, read_source, read_sources, shortened
+from loraft.dataset.source_rows import (
+    ReadSources,
+    SourceRows,
+    expand_sources,
+    read_source,
+    read_sources,
+    shortened,
+    with_defaults,
+)
+from loraft.dataset.token_cache import contents_of
 from loraft.errors import DataError, Problem
-from loraft.evaluation.source_run import PastRun
 from loraft.rows.formats import has_columns
 from loraft.rows.raw_rows import read_rows
 from loraft.tasks import TASKS
 from loraft.tasks.task import Reference, SourceFormat, Task
 from loraft.tokenization.examples import Example
 from loraft.tokenization.row_renderer import RowRenderer
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A run that has trained something.
+
+    Attributes:
+        folder: Its folder.
+        config: Its resolved config.
+    """
+
+    folder: Path
+    config: RunConfig
+
+    def about_held_out(self) -> Iterator[str]:
+        """What there is to say about the rows that it held out, a sentence each.
+
+        Raises:
+            DataError: They can no longer be told from those that it learned, or cannot be read from here.
+        """
+        learned, held_out = expand_sources(self.config.data)
+        is_share = isinstance(self.config.data.eval, float)
+        sources, before = (learned, self._recorded("train")) if is_share else (held_out, self._recorded("eval"))
+        if not before:  # nobody wrote it down
+            return
+        now = contents_of(sources, streaming=self.config.data.streaming)
+        known = [(each.path, old, new) for each, old, new in zip(sources, before, now, strict=False) if old is not None]
+        if gone := [path for path, _, new in known if new is None]:
+            raise DataError(
+                "the rows that the run held out cannot be read from here",
+                where=", ".join(gone),
+                remedy="Go to the folder that the run was started in, or name a file of rows: `data=FILE`.",
+            )
+        changed = [path for path, old, new in known if old != new]
+        if changed and is_share:
+            raise DataError(
+                "has changed since the run began: which of its rows were held out can no longer be told",
+                where=", ".join(changed),
+                remedy="Put it back as it was, or name a file of rows that were not learned: `data=FILE`.",
+            )
+        if changed:
+            yield f"{', '.join(changed)} has changed since the run began: its own evaluations were of other rows"
+
+    def check_held_out(self, drawn: str | None) -> None:
+        """Refuse rows that are not those which the run held out: it may have learned them.
+
+        Args:
+            drawn: What tells which rows were drawn now.
+
+        Raises:
+            DataError: Others were drawn when it began.
+        """
+        if self._recorded("train") and self._written().get("held_out") != drawn:
+            raise DataError(
+                "the run drew the rows that it held out in another way than this version of loraft does: which they "
+                "were can no longer be told",
+                where=str(self.folder),
+                remedy="Name a file of rows that were not learned: `data=FILE`.",
+            )
+
+    def about_rows(self, rows: DataSource) -> Iterator[str]:
+        """A sentence where rows to evaluate on are what it was trained on, under whatever name."""
+        learned = self._recorded("train")
+        (content,) = contents_of([with_defaults(rows, self.config.data)]) if learned else (None,)
+        if content is not None and content in learned:
+            but = " but for those that it held out" if isinstance(self.config.data.eval, float) else ""
+            yield f"the run was trained on the rows of {rows.path}{but}: their figures say nothing about new rows"
+
+    def _recorded(self, part: str) -> Sequence[str | None]:
+        """What the sources of a part were when it began; nothing where nobody wrote it down."""
+        found = self._written().get(part)
+        return found if isinstance(found, list) else []
+
+    def _written(self) -> Mapping[str, Any]:
+        try:
+            data = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["data"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+
+def past_run(trained: Path) -> PastRun | None:
+    """The run that what lies in a folder belongs to: its result, or that of one of its checkpoints.
+
+    Raises:
+        ConfigError: Its config cannot be read.
+    """
+    folder = next((run for run in _runs(trained) if (run / "config.yaml").is_file()), None)
+    return PastRun(folder, load_config(folder / "config.yaml")) if folder is not None else None
+
+
+def _runs(trained: Path) -> Iterator[Path]:
+    """The folders that would be the run's, of its adapter or model and of a checkpoint's."""
+    if trained.name in ("adapter", "model"):
+        yield trained.parent
+        if trained.parent.parent.name == "checkpoints":
+            yield trained.parents[2]
+
 
 MEND = "Mend the row, or leave it out."
 

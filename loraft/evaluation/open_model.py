@@ -15,13 +15,19 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from loraft.adapters.metadata import ResolvedTarget
-from loraft.adapters.resolve_target import resolve_target
-from loraft.adapters.target_task import classes_of, task_of
+from loraft.adapters.resolve_target import classes_of, resolve_target, task_of
 from loraft.dataset.source_rows import expand_sources
 from loraft.errors import AdapterError, ModelError
-from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, EvaluatedRows, rows_of, unasked_as_trained
+from loraft.evaluation.eval_dataset import (
+    EvalPurpose,
+    EvalSource,
+    EvaluatedRows,
+    PastRun,
+    past_run,
+    rows_of,
+    unasked_as_trained,
+)
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
-from loraft.evaluation.source_run import PastRun, past_run
 from loraft.events import Note, Observer
 from loraft.inference.classifier import Classifier, open_classifier, refuse_no_classifier
 from loraft.inference.decoder_state import prompt_limit

@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 from loraft.adapters.active import acting
 from loraft.adapters.metadata import ResolvedTarget
-from loraft.adapters.resolve_target import base_named_by, resolve_target
+from loraft.adapters.resolve_target import base_named_by, classes_of, resolve_target
 from loraft.adapters.save_adapter import load_adapters
-from loraft.adapters.target_task import classes_of
 from loraft.config.choices import DtypeName
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
-from loraft.models.class_logits import class_logits
 from loraft.models.device import select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_any_config, load_model
+from loraft.models.modules import class_logits
 from loraft.models.registry import CLASSIFIERS
 from loraft.tasks.batch import BatchLayout, collate_labelled
 from loraft.tokenization.classification_rows import ClassificationRenderer

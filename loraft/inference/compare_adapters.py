@@ -15,7 +15,7 @@ from loraft.inference.completion import Completion
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session
-from loraft.tokenization.token_strings import Piece
+from loraft.tokenization.boundaries import Piece
 
 
 @dataclass(frozen=True)

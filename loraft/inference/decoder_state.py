@@ -22,8 +22,7 @@ from loraft.io.memory_errors import memory_errors
 from loraft.kernels.decode_linear import patch_decode_linears
 from loraft.kernels.kv_cache import new_cache
 from loraft.kernels.packed_attention import ROWS
-from loraft.models.decoder_inputs import start_token
-from loraft.models.modules import wrapped_model
+from loraft.models.modules import start_token, wrapped_model
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from loraft.errors import ConfigError, ModelError, Problem
 from loraft.inference.requests import GenerationRequest
-from loraft.models.hf_logging import quietly_reading
+from loraft.models.hf_config import quietly_reading
 
 
 @dataclass(frozen=True)

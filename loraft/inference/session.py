@@ -11,12 +11,10 @@ from typing import TypedDict
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from loraft.adapters.active import acting
-from loraft.adapters.merge_in_memory import merged
+from loraft.adapters.active import acting, merged
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
-from loraft.adapters.resolve_target import base_named_by, resolve_target
+from loraft.adapters.resolve_target import base_named_by, classes_of, resolve_target
 from loraft.adapters.save_adapter import load_adapters
-from loraft.adapters.target_task import classes_of
 from loraft.config.choices import TASK_OF_GROUP
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ConfigError, ModelError

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraft.adapters.linear_modules import depths
-from loraft.inspection.miniature import miniature
-from loraft.inspection.norms import Norms, norms_in
-from loraft.inspection.parameter_groups import numbers_by_part
+from loraft.adapters.targets import depths
+from loraft.inspection.norms import Norms, miniature, norms_in
+from loraft.inspection.parameter_counts import DTYPE_BYTES, Storage, numbers_by_part
 from loraft.inspection.positions import PositionEncoding, position_encoding
-from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage
 from loraft.models.modules import linear_modules, matches, output_head, parameter_count
 from loraft.models.registry import Kind, ModelSpec
 

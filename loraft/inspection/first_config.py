@@ -20,7 +20,7 @@ from loraft.errors import ConfigError, DataError, ModelError
 from loraft.inspection.starter import Start, starter, starter_config
 from loraft.io.atomic import write_whole
 from loraft.io.paths import check_output_file
-from loraft.models.formats.builtin import BUILTINS
+from loraft.models.builtin import BUILTINS
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES
 from loraft.models.sources import at_hand

@@ -14,11 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraft.adapters.linear_modules import family_in, targets_in
+from loraft.adapters.targets import family_in, targets_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
-from loraft.inspection.tensor_storage import DTYPE_BYTES, Storage, read_storage
+from loraft.inspection.parameter_counts import DTYPE_BYTES, Storage, read_storage
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import Model, load_any_config, load_config
 from loraft.models.modules import linear_modules

@@ -14,8 +14,7 @@ from typing import Any
 
 from loraft.adapters.lora_factors import AdapterReader, open_adapter
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
-from loraft.adapters.resolve_target import resolve_to_look
-from loraft.adapters.target_task import classes_of
+from loraft.adapters.resolve_target import classes_of, resolve_to_look
 from loraft.config.sections import LoraSection
 from loraft.errors import ModelError
 from loraft.inspection.adapter_deltas import AdapterUpdates, Likeness, adapter_updates, likeness

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraft.inspection.miniature import miniature
+from loraft.inspection.norms import miniature
 
 LENGTHS = (11, 13)
 """Tokens that each stack reads: primes, which are no size of a copy. Different ones keep a decoder's attention to

@@ -25,8 +25,8 @@ from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.task import Task, TokenSpan
+from loraft.tokenization.boundaries import Pieces
 from loraft.tokenization.examples import Example
-from loraft.tokenization.token_strings import Pieces
 
 Split = Literal["train", "eval"]
 BATCHES = 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.config.choices import Method, RowFormat, TaskName
-from loraft.config.dump import inline
+from loraft.config.config_file import inline
 from loraft.config.schema import RunConfig
 from loraft.tasks import TASKS
 from loraft.tasks.task import StarterFacts

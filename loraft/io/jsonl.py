@@ -19,7 +19,7 @@ from io import FileIO
 from pathlib import Path
 
 from loraft.errors import DataError, Interrupted, Problem
-from loraft.grammar import counted
+from loraft.figures import counted
 from loraft.io.disk_space import disk_errors
 from loraft.io.paths import check_output_file
 

@@ -18,7 +18,13 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from loraft.kernels.product_dtype import product_dtype
+
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that autocast gives to a product with `tensor`, or the tensor's own where autocast is off."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:

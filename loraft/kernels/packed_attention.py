@@ -27,7 +27,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from loraft.kernels.product_dtype import product_dtype
+from loraft.kernels.lora_linear import product_dtype
 
 ROWS = "loraft_rows"
 PADDING = 0.7

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from loraft.adapters.adapter_files import AdapterFiles, refuse_misfit
 from loraft.adapters.delta import Update, scale_of
 from loraft.adapters.inject import ADAPTER_NAME, add_lora_layers
-from loraft.adapters.peft_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from loraft.adapters.lora_factors import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from loraft.errors import AdapterError
 from loraft.models.auto_model import meta_model
 from loraft.models.safetensors_index import expected_tensors

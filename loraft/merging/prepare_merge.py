@@ -18,21 +18,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraft.adapters.adapter_files import read_adapter, refuse_other_base
+from loraft.adapters.lora_factors import ADAPTER_WEIGHTS, parse_key
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
-from loraft.adapters.peft_names import ADAPTER_WEIGHTS, parse_key
-from loraft.adapters.resolve_target import base_named_by
-from loraft.adapters.target_task import classes_of
+from loraft.adapters.resolve_target import base_named_by, classes_of
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES
-from loraft.models.foreign_code import code_notes
+from loraft.models.hf_config import code_notes
 from loraft.models.load_model import drop_modules, load_config, missing_head_modules
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 from loraft.models.safetensors_index import (
+    TORCH_DTYPES,
     TensorHeader,
     check_weights,
     expected_tensors,
@@ -41,7 +41,6 @@ from loraft.models.safetensors_index import (
     mapped_tensor,
     read_headers,
 )
-from loraft.models.safetensors_writer import TORCH_DTYPES
 from loraft.models.sources import ModelHandle
 
 BaseChoice = Literal["original", "dequantized"]

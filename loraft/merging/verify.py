@@ -26,18 +26,23 @@ from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError, OutOfMemoryError
 from loraft.io.memory_errors import memory_errors
-from loraft.merging.calibration_text import LONGEST, Rows, built_in_rows, rows_for
-from loraft.merging.equivalence import MergeCheck, OutputDifference, check_equivalence, difference
+from loraft.merging.equivalence import (
+    LONGEST,
+    MergeCheck,
+    OutputDifference,
+    Rows,
+    built_in_rows,
+    check_equivalence,
+    difference,
+    rows_for,
+)
 from loraft.merging.merge_report import MergeReport, explain_base
-from loraft.merging.output_dir import merged_folder, write_company, write_report
 from loraft.merging.prepare_merge import Merge
-from loraft.merging.write_weights import write_weights
-from loraft.models.class_logits import class_logits
-from loraft.models.decoder_inputs import decoder_inputs
+from loraft.merging.write_weights import merged_folder, write_company, write_report, write_weights
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
-from loraft.models.modules import wrapped_model
+from loraft.models.modules import class_logits, decoder_inputs, wrapped_model
 from loraft.models.quantize import compute_in
 from loraft.models.registry import FAMILIES
 

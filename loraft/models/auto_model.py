@@ -24,9 +24,8 @@ from transformers import (
 )
 
 from loraft.errors import ModelError, OutOfMemoryError
-from loraft.grammar import counted
-from loraft.models.hf_config import is_classifier
-from loraft.models.hf_logging import quietly_reading
+from loraft.figures import counted
+from loraft.models.hf_config import is_classifier, quietly_reading
 from loraft.models.modules import is_within
 from loraft.models.registry import FAMILIES, spec_of
 

@@ -3,16 +3,90 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from logging import ERROR
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
-from loraft.errors import ModelError
-from loraft.models.hf_logging import quietly_reading
+from loraft.errors import LoraftError, ModelError
 from loraft.models.registry import DECODERS, ModelSpec, spec_of
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Silence transformers; what matters of its logs, the caller asks for."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(ERROR)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def quietly_reading(path: Path) -> Iterator[None]:
+    """Silence transformers while it reads `path`.
+
+    Raises:
+        ModelError: transformers cannot read `path`, with the first sentence of its reason.
+    """
+    with quietly():
+        try:
+            yield
+        except LoraftError:
+            raise
+        except Exception as error:  # what it raises on files that are not as it expects has no common root
+            raise ModelError(f"transformers cannot read it: {_reason(error)}", where=str(path)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error, which may stand on two lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+KEY = "auto_map"
+FILES = ("config.json", "*_config.json")
+
+
+def code_notes(*folders: Path) -> tuple[str, ...]:
+    """A sentence about the files in folders that name code; none where none does."""
+    read = (pair for folder in folders for pair in _read(folder))
+    found = dict.fromkeys(file.name for file, values in read if _without(values) != values)
+    if not found:
+        return ()
+    return (f"the model brings code of its own ({KEY} in {', '.join(found)}): it is neither run nor saved",)
+
+
+def drop_code(folder: Path) -> None:
+    """Take what names code out of the files of a model that is being saved."""
+    for file, values in _read(folder):
+        if (clean := _without(values)) != values:
+            file.write_text(json.dumps(clean, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(folder: Path) -> Iterator[tuple[Path, object]]:
+    for file in sorted({file for pattern in FILES for file in folder.glob(pattern)}):
+        try:
+            yield file, json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue  # whoever needs the file tells that it cannot be read
+
+
+def _without(value: object) -> object:
+    """A value without the key, at any depth: a model's parts have configs of their own."""
+    if isinstance(value, dict):
+        return {key: _without(inner) for key, inner in value.items() if key != KEY}
+    return [_without(inner) for inner in value] if isinstance(value, list) else value
+
 
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
 """Parts of the names of architectures that share a model_type with a language model and are none."""

@@ -20,9 +20,15 @@ from loraft.io.build_once import remade
 from loraft.io.checksums import altered_settings, is_weights, refuse_altered
 from loraft.models.auto_model import class_of, from_pretrained, meta_model
 from loraft.models.device import DeviceConfig
-from loraft.models.foreign_code import code_notes
-from loraft.models.hf_config import check_dtype, class_names, in_order, read_config, written_config
-from loraft.models.hf_logging import quietly_reading
+from loraft.models.hf_config import (
+    check_dtype,
+    class_names,
+    code_notes,
+    in_order,
+    quietly_reading,
+    read_config,
+    written_config,
+)
 from loraft.models.modules import is_within
 from loraft.models.quantize import compute_as_autocast_says, disable_cpu_4bit_repack, quantization_config
 from loraft.models.registry import DECODERS, FAMILIES, ModelSpec, spec_of

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from loraft.errors import ModelError
+from loraft.models.registry import ModelSpec
 
 
 def matches(module: str, name: str) -> bool:
@@ -67,3 +70,80 @@ def output_head(model: PreTrainedModel) -> nn.Module | None:
     """The module that makes logits over the vocabulary; None where a model has none."""
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head
+
+
+def decoder_inputs(model: nn.Module, target: Tensor) -> Tensor:
+    """What the decoder reads to say `target`, as the model itself makes it in training.
+
+    mBART begins with the last token of the target, which may be its language; all others with their start token.
+
+    Args:
+        model: An encoder-decoder of transformers, with or without adapters.
+        target: `[rows, time]`.
+
+    Returns:
+        `[rows, time]`.
+
+    Raises:
+        ModelError: The decoder has no start token.
+    """
+    inner: Any = wrapped_model(model)
+    if hasattr(inner, "prepare_decoder_input_ids_from_labels"):
+        try:
+            made: Tensor = inner.prepare_decoder_input_ids_from_labels(labels=target)
+        except (TypeError, ValueError) as error:  # each family says in its own way that there is none
+            raise _no_start() from error
+        return made
+    return torch.cat([torch.full_like(target[:, :1], start_token(inner)), target[:, :-1]], dim=1)
+
+
+def start_token(model: PreTrainedModel) -> int:
+    """What the decoder reads first where nothing else is said.
+
+    Raises:
+        ModelError: The model does not say.
+    """
+    for settings in (model.generation_config, model.config):
+        start = getattr(settings, "decoder_start_token_id", None)
+        if isinstance(start, int):
+            return start
+    raise _no_start()
+
+
+def _no_start() -> ModelError:
+    return ModelError(
+        "the decoder has no start token",
+        key="decoder_start_token_id",
+        remedy="The model's config.json or generation_config.json must name the token that its decoder begins from.",
+    )
+
+
+def class_logits(
+    model: PreTrainedModel,
+    family: ModelSpec,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_type_ids: Tensor | None = None,
+) -> Tensor:
+    """The scores of the classes: `[rows, classes]`.
+
+    A decoder's are read at the last real token of each row, which the mask tells: not at what looks like the first
+    padding, since padding may be the very token that ends a text, and not at padding itself.
+
+    Args:
+        model: The classifier itself, with adapters injected where there are any, not a wrapper around it.
+        family: Its row of the table.
+        input_ids: `[rows, time]`, padded on the right.
+        attention_mask: `[rows, time]`, 1 at real tokens, of which each row has one at least.
+        token_type_ids: `[rows, time]`, which of two texts a token is of; None where the model does not tell them apart.
+    """
+    read = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if token_type_ids is not None:
+        read["token_type_ids"] = token_type_ids
+    if not family.generates:
+        whole: Tensor = model(**read).logits
+        return whole
+    hidden: Tensor = model.base_model(**read, use_cache=False).last_hidden_state
+    last = attention_mask.sum(1) - 1
+    decided: Tensor = model.get_submodule(family.classifier[-1])(hidden[torch.arange(len(last)), last])
+    return decided

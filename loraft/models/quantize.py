@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
-from loraft.kernels.product_dtype import product_dtype
+from loraft.kernels.lora_linear import product_dtype
 from loraft.models.device import DTYPES, DeviceConfig
 
 NOT_QUANTIZED = ("lm_head", "score", "classifier", "pre_classifier", "pooler")

@@ -28,8 +28,8 @@ from loraft.errors import ModelError
 from loraft.io.build_once import build_once
 from loraft.io.checksums import known_sha256_of
 from loraft.io.paths import cache_folder
-from loraft.models.formats.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
-from loraft.models.formats.gguf_import import convert
+from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
+from loraft.models.gguf_import import convert
 from loraft.models.safetensors_index import read_headers
 
 CONVERSION = "converted-1"

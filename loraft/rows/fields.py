@@ -6,8 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from loraft.errors import DataError
-from loraft.rows.json_text import RepeatedKeyError, loads
-from loraft.rows.readers import Row
+from loraft.rows.readers import RepeatedKeyError, Row, loads
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.fields import Fields, clean, column_of, kind, shown
-from loraft.rows.json_text import RepeatedKeyError, loads
-from loraft.rows.readers import Row
+from loraft.rows.readers import RepeatedKeyError, Row, loads
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
     "messages": (("messages",),),

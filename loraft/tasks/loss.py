@@ -17,9 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
-from loraft.models.class_logits import class_logits
-from loraft.models.decoder_inputs import decoder_inputs
-from loraft.models.modules import output_head
+from loraft.models.modules import class_logits, decoder_inputs, output_head
 from loraft.models.registry import ModelSpec
 from loraft.tasks.batch import Batch
 from loraft.tokenization.examples import IGNORED

@@ -135,7 +135,7 @@ class Seq2SeqLM(Task):
         """
         import torch
 
-        from loraft.models.decoder_inputs import decoder_inputs
+        from loraft.models.modules import decoder_inputs
 
         own = _own(renderer)
         device = next(model.parameters()).device

@@ -32,10 +32,10 @@ from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text
 from loraft.tokenization.assistant_mask import ChatTemplate, RenderedTurns
 from loraft.tokenization.boundaries import BorderedText, Encoded, Span, TextEncoder
-from loraft.tokenization.chat_templates import choose_template
-from loraft.tokenization.control_tokens import ControlTokens, Protected
+from loraft.tokenization.content_marks import ControlTokens, Protected
 from loraft.tokenization.examples import IGNORED, TOKENIZED_TOGETHER, Example
 from loraft.tokenization.long_texts import LongTexts
+from loraft.tokenization.template_sandbox import choose_template
 
 TrainOn = Literal["completions", "last", "all"]
 SPACED = (

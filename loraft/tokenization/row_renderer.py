@@ -13,7 +13,7 @@ from loraft.config.choices import SpecialTokensInText
 from loraft.config.sections import DataSection
 from loraft.errors import ModelError
 from loraft.rows.formats import Message, Record
-from loraft.tokenization.control_tokens import ControlTokens
+from loraft.tokenization.content_marks import ControlTokens
 from loraft.tokenization.examples import Example
 
 

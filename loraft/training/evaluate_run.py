@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from loraft.events import Note
-from loraft.figures import label_figures, perplexity
-from loraft.grammar import counted
+from loraft.figures import counted, label_figures, perplexity
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.loss import TaskLoss
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
+from loraft.training.checkpoint import RunState, Trainer
 from loraft.training.non_finite import require_finite
 from loraft.training.run_events import Evaluated, SampleAnswered
 from loraft.training.stop_signals import StopSignals
-from loraft.training.trainer_state import RunState, Trainer
 
 
 def evaluate_run(run: Trainer, state: RunState, signals: StopSignals) -> bool:

@@ -13,14 +13,13 @@ from torch.nn.utils import clip_grad_norm_
 from loraft.dataset.sampler import StepBatches
 from loraft.errors import DataError, Interrupted, LoraftError
 from loraft.events import Note
-from loraft.training.checkpoint import newest_checkpoint, prune, save_checkpoint
+from loraft.training.checkpoint import RunState, Trainer, newest_checkpoint, prune, save_checkpoint
 from loraft.training.evaluate_run import evaluate_run
 from loraft.training.memory import peak_bytes
 from loraft.training.non_finite import require_finite
 from loraft.training.optimizer import learning_rate, optimizer_state
 from loraft.training.run_events import RunStarted, Saved, StepDone, StepLogged
 from loraft.training.stop_signals import StopSignals
-from loraft.training.trainer_state import RunState, Trainer
 
 LOGGED_WITHOUT_GRADIENT = 10
 """So many logged steps in a row with a gradient of zero are told."""

@@ -10,20 +10,17 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from loraft.adapters.init_from_adapter import start_of
-from loraft.adapters.linear_modules import depths, targets_in
-from loraft.adapters.targets import TargetModules
+from loraft.adapters.inject import start_of
+from loraft.adapters.targets import TargetModules, depths, targets_in
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData
 from loraft.dataset.sampler import BatchSampler
 from loraft.kernels.cross_entropy import targets_in_chunk
 from loraft.models.auto_model import meta_model
-from loraft.models.decoder_inputs import decoder_inputs
 from loraft.models.device import DeviceConfig
-from loraft.models.hf_config import class_names, context_of, is_classifier
-from loraft.models.hf_logging import quietly_reading
+from loraft.models.hf_config import class_names, context_of, is_classifier, quietly_reading
 from loraft.models.load_model import drop_modules, load_any_config, missing_head_modules
-from loraft.models.modules import linear_modules, parameter_count
+from loraft.models.modules import decoder_inputs, linear_modules, parameter_count
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint

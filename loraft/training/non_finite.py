@@ -16,7 +16,7 @@ from loraft.errors import NonFiniteError
 from loraft.models.quantize import unpacked
 from loraft.tasks.batch import Batch
 from loraft.tokenization.examples import Example
-from loraft.training.trainer_state import Trainer
+from loraft.training.checkpoint import Trainer
 
 NAMED = 8
 """The most rows that an error names."""

@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from loraft.adapters.save_adapter import restore
-from loraft.config.config_file import load_config
-from loraft.config.dump import inline
+from loraft.config.config_file import inline, load_config
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
 from loraft.events import Note
 from loraft.models.load_model import LoadedModel
-from loraft.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, remove_partial, restore_rng
+from loraft.training.checkpoint import (
+    RunState,
+    Trainer,
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_partial,
+    restore_rng,
+)
 from loraft.training.evaluate_run import stops_early
 from loraft.training.loop import all_trained, rotate_checkpoints
 from loraft.training.optimizer import learning_rate, restore_optimizer, warmup_steps
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan, steps_of
-from loraft.training.trainer_state import RunState, Trainer
 
 
 @dataclass(frozen=True)

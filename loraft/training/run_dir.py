@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from loraft.config.dump import dump_config
+from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.io.atomic import write_whole

@@ -21,7 +21,7 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.dataset.sampler import BatchSampler
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, InvalidInputError, Problem, ResourceError
-from loraft.grammar import counted
+from loraft.figures import counted
 from loraft.io.paths import cache_folder
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype, context_of

@@ -15,9 +15,8 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from loraft.config.schema import RunConfig
-from loraft.errors import Problem
+from loraft.errors import EXTRAS, Problem, lacking
 from loraft.events import Event, Observer
-from loraft.io.extras import EXTRAS, lacking
 from loraft.training.run_dir import TRACKERS
 from loraft.training.run_events import Evaluated, StepLogged
 

@@ -26,7 +26,7 @@ from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.tasks.loss import TaskLoss
-from loraft.training.checkpoint import verified
+from loraft.training.checkpoint import RunState, Trainer, verified
 from loraft.training.loop import fit
 from loraft.training.memory import peak_bytes
 from loraft.training.optimizer import build_optimizer
@@ -36,7 +36,6 @@ from loraft.training.run_events import Saved
 from loraft.training.run_plan import RunPlan
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trackers import tracked
-from loraft.training.trainer_state import RunState, Trainer
 from loraft.version import __version__
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from loraft import api
-from loraft.cli import silence as quiet
+from loraft.cli import app as quiet
 from loraft.cli.app import app
 from loraft.config.config_file import load_config
 from loraft.events import Event

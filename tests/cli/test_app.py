@@ -11,8 +11,8 @@ import pytest
 
 from loraft import __version__
 from loraft.__main__ import main
-from loraft.cli.command_table import COMMANDS as LISTED
-from loraft.cli.unknown_options import COMMANDS_ELSEWHERE
+from loraft.cli.app import COMMANDS_ELSEWHERE
+from loraft.cli.wording import COMMANDS as LISTED
 from tests.cli.conftest import Loraft
 from tests.words import Wording
 

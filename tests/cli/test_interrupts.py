@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 from transformers import AutoModelForCausalLM
 
-from loraft.cli.interrupts import SignalReceived, interruptible, pass_on_unless_ctrl_c
+from loraft.cli.runner import SignalReceived, interruptible, pass_on_unless_ctrl_c
 from loraft.training import loop
 from tests.cli.running import loraft, started
 from tests.cli.test_end_to_end import place

@@ -14,8 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from loraft.cli.app import app
-from loraft.cli.views.preview_page import MARK
-from loraft.cli.views.preview_view import Marks, legible, render_preview
+from loraft.cli.views.preview_view import MARK, Marks, legible, render_preview
 from loraft.config.config_file import load_config
 from tests.tiny import save_tiny
 from tests.training.building import rows, write_rows

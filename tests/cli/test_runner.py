@@ -9,8 +9,7 @@ import pytest
 from typer.main import get_command
 
 from loraft.cli.app import app
-from loraft.cli.command_table import COMMANDS
-from loraft.cli.wording import in_options, in_words_of, options
+from loraft.cli.wording import COMMANDS, in_options, in_words_of, options
 from loraft.errors import ConfigError, DataError, ModelError, Problem
 
 GONE = Problem("there is no such model", key="model.name_or_path", remedy="There is builtin:x.")

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from loraft.cli.silence import silence_libraries
+from loraft.cli.app import silence_libraries
 from tests.cli.conftest import Loraft
 
 

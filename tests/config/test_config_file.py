@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.config_file import MOST_BYTES, load_config, load_lora
-from loraft.config.dump import dump_config
+from loraft.config.config_file import MOST_BYTES, dump_config, load_config, load_lora
 from loraft.config.schema import RunConfig
 from loraft.config.sections import LoraSection
 from loraft.config.yaml_nodes import MOST_DEPTH

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from loraft.config.config_file import load_config
-from loraft.config.dump import inline
+from loraft.config.config_file import inline, load_config
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import METHODS, USED_BY, expected, path_of
 from loraft.config.sections import DataSource, Section, StackLayers

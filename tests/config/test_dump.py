@@ -9,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loraft.config.config_file import load_config
-from loraft.config.dump import dump_config
+from loraft.config.config_file import dump_config, load_config
 from loraft.config.schema import RunConfig
 from loraft.config.sections import NO_NULL
 from tests.config.written_files import LEAST, write

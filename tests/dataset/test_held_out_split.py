@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from loraft.dataset.held_out_split import digest_of_draw, held_out_rows
+from loraft.dataset.source_rows import digest_of_draw, held_out_rows
 from loraft.dataset.statistics import contradictions
 from loraft.errors import DataError
 from loraft.tasks import TASKS

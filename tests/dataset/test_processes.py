@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from loraft.config.schema import RunConfig
-from loraft.dataset import processes
+from loraft.dataset import tokenize_rows
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.processes import PAYS_FROM, processes_for
+from loraft.dataset.tokenize_rows import PAYS_FROM, processes_for
 from loraft.errors import DataError
 from tests.tiny import tiny_tokenizer
 
@@ -66,7 +66,7 @@ def test_errors_of_rows_keep_their_line(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = rows(tmp_path / "a.jsonl", 1200)
-    monkeypatch.setattr(processes, "SERVE", "import sys; sys.stdin.buffer.read(100)")
+    monkeypatch.setattr(tokenize_rows, "SERVE", "import sys; sys.stdin.buffer.read(100)")
     assert prepared(path, num_proc=2).train == prepared(path, num_proc=1).train
 
 

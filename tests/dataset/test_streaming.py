@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.fingerprint import contents_of, identity_of
 from loraft.dataset.sampler import StepBatches
 from loraft.dataset.streaming import StreamingSampler
+from loraft.dataset.token_cache import contents_of, identity_of
 from loraft.errors import DataError
 from tests.tiny import tiny_tokenizer
 
@@ -248,6 +248,6 @@ def test_the_fingerprint_of_a_stream_outlives_a_change_of_the_program(
     sources = (config.data.train, ())
     contents = [contents_of(part) for part in sources]
     before = prepared(path).fingerprint, identity_of(config, sources, contents, tiny_tokenizer())
-    monkeypatch.setattr("loraft.dataset.fingerprint._program", lambda: "another")
+    monkeypatch.setattr("loraft.dataset.token_cache._program", lambda: "another")
     assert prepared(path).fingerprint == before[0]
     assert identity_of(config, sources, contents, tiny_tokenizer()) != before[1]

@@ -164,7 +164,7 @@ def test_another_vocabulary_of_a_tokenizer_in_python_is_noticed(place: Place, tm
 
 def test_a_change_of_the_program_is_noticed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.prepared()
-    monkeypatch.setattr("loraft.dataset.fingerprint._program", lambda: "changed")
+    monkeypatch.setattr("loraft.dataset.token_cache._program", lambda: "changed")
     place.prepared()
     assert place.reads == 2
 

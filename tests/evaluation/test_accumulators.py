@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from loraft.evaluation.accumulators import loss_sums
+from loraft.evaluation.metrics import loss_sums
 
 
 def test_c38_the_loss_is_of_the_tokens_and_not_of_the_rows() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from loraft.evaluation.accumulators import Counts, Figures, loss_sums
-from loraft.evaluation.bootstrap import paired_differences
+from loraft.evaluation.evaluation_result import paired_differences
+from loraft.evaluation.metrics import Counts, Figures, loss_sums
 
 
 def losses(*rows: float) -> Callable[[Counts | None], Figures]:

@@ -18,10 +18,9 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.dataset.build import prepare
 from loraft.errors import Interrupted, NonFiniteError
-from loraft.evaluation.eval_dataset import EvaluatedRows, read_eval_source, rows_of
+from loraft.evaluation.eval_dataset import EvaluatedRows, PastRun, read_eval_source, rows_of
 from loraft.evaluation.evaluation_result import Evaluation
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore, evaluate
-from loraft.evaluation.source_run import PastRun
 from loraft.events import Event, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.training.memory import peak_bytes

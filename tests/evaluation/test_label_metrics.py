@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from loraft.evaluation.label_metrics import LabelTally
+from loraft.evaluation.metrics import LabelTally
 from loraft.tasks.seq_cls import LABEL_METRICS
 
 LABELS = ("bad", "fair", "good")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loraft.evaluation.text_metrics import is_exact_match, is_valid_json
+from loraft.evaluation.metrics import is_exact_match, is_valid_json
 
 
 def test_exact_match_forgives_white_space_around_and_nothing_else() -> None:

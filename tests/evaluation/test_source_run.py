@@ -9,10 +9,10 @@ import pytest
 
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
-from loraft.dataset.fingerprint import contents_of
 from loraft.dataset.source_rows import expand_sources
+from loraft.dataset.token_cache import contents_of
 from loraft.errors import DataError
-from loraft.evaluation.source_run import PastRun
+from loraft.evaluation.eval_dataset import PastRun
 
 
 @pytest.fixture

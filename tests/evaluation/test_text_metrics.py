@@ -7,8 +7,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf
 
-from loraft.evaluation.accumulators import RowMetric, RowTally
-from loraft.evaluation.text_metrics import METRICS, bleu, chrf, exact_match, rouge, valid_json
+from loraft.evaluation.metrics import METRICS, RowMetric, RowTally, bleu, chrf, exact_match, rouge, valid_json
 from loraft.tasks.task import ROUGE
 
 PREDICTIONS = ["the cat sat on the mat", "", "Ein Hund , zwei Katzen .", "a b\nc d", "日本語 の文", "yes"]

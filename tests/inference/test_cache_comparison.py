@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loraft.inference.compare_adapters import LogprobDifference, Speed, compare_cache
 from loraft.inference.completion import Completion
-from loraft.tokenization.token_strings import Piece
+from loraft.tokenization.boundaries import Piece
 
 
 def completion(*token_ids: int, speed: float | None = 30.0) -> Completion:

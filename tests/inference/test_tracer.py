@@ -15,10 +15,9 @@ from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import stream
 from loraft.inference.sampling_params import GREEDY, SamplingParams
-from loraft.inference.trace import Trace
-from loraft.inference.tracer import Tracer
+from loraft.inference.tracer import Trace, Tracer
 from loraft.models.registry import FAMILIES
-from loraft.tokenization.token_strings import Pieces
+from loraft.tokenization.boundaries import Pieces
 from tests.inference.test_decoder_state import adapted
 from tests.inference.test_engine import TOKENIZER, prompts
 from tests.tiny import tiny_model

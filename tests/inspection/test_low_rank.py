@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loraft.adapters.lora_factors import LoraFactors
-from loraft.inspection.low_rank import dora_change, effective_rank, inner_product, singular_values
+from loraft.inspection.adapter_deltas import dora_change, effective_rank, inner_product, singular_values
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

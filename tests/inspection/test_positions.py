@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from loraft.adapters.linear_modules import family_in
+from loraft.adapters.targets import family_in
 from loraft.inspection import positions
-from loraft.inspection.miniature import miniature
+from loraft.inspection.norms import miniature
 from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.models.auto_model import meta_model
 from loraft.models.registry import FAMILIES

@@ -16,7 +16,7 @@ from loraft.io.build_once import build_once, remade
 BUILDER = """
 import os, sys, time
 from pathlib import Path
-from loraft.cli.interrupts import interruptible
+from loraft.cli.runner import interruptible
 from loraft.io.build_once import build_once
 
 target, log, hangs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "hangs"

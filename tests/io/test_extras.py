@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from loraft import errors
 from loraft.errors import DataError, ModelError
-from loraft.evaluation.task_metrics import chosen_metrics
-from loraft.io import extras
-from loraft.models.formats.gguf_import import convert
+from loraft.evaluation.evaluator import chosen_metrics
+from loraft.models.gguf_import import convert
 from loraft.tasks import TASKS
 from loraft.training.trackers import tracker_problems
 
@@ -18,7 +18,7 @@ from loraft.training.trackers import tracker_problems
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation without any extra."""
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in extras.EXTRAS else find_spec(name))
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name in errors.EXTRAS else find_spec(name))
 
 
 @pytest.mark.usefixtures("bare")
@@ -45,4 +45,4 @@ def test_a_tracker_names_the_extra() -> None:
 
 
 def test_nothing_is_lacking_where_all_is_installed() -> None:
-    assert [extras.lacking(package, "it") for package in extras.EXTRAS] == [None] * len(extras.EXTRAS)
+    assert [errors.lacking(package, "it") for package in errors.EXTRAS] == [None] * len(errors.EXTRAS)

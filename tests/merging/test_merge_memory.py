@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loraft.models.safetensors_writer import Slot, in_order, write_index, write_shard
+from loraft.models.safetensors_index import Slot, in_order, write_index, write_shard
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]

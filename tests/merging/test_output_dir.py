@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import LoraftError, ResourceError, RunFolderError
-from loraft.merging.output_dir import chosen_folder, merged_folder, write_company
 from loraft.merging.prepare_merge import Merge
+from loraft.merging.write_weights import chosen_folder, merged_folder, write_company
 from tests.merging.merging import own_adapter, peft_adapter, prepared, save_base, written
 from tests.models.test_foreign_code import name_code
 from tests.tiny import CHATML
@@ -205,7 +205,7 @@ def test_a_kill_in_the_middle_leaves_no_folder_and_the_next_merge_is_whole(tmp_p
 import sys, time
 from pathlib import Path
 from loraft.merging.write_weights import write_weights
-from loraft.merging.output_dir import merged_folder
+from loraft.merging.write_weights import merged_folder
 from tests.merging.merging import prepared
 
 def stop(done, total):

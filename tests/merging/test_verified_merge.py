@@ -17,8 +17,7 @@ from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, LoraftError, ModelError, OutOfMemoryError, VerificationError
 from loraft.events import Event, Note, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.merging.calibration_text import built_in_rows
-from loraft.merging.equivalence import kl_divergence
+from loraft.merging.equivalence import built_in_rows, kl_divergence
 from loraft.merging.merge_report import MergeReport
 from loraft.merging.write_weights import write_weights
 from loraft.models.device import DeviceConfig

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from loraft.errors import ModelError
-from loraft.models import sources
-from loraft.models.formats import builtin
-from loraft.models.formats.builtin import BUILTINS, Builtin, fetch_file, unpack
+from loraft.models import builtin, sources
+from loraft.models.builtin import BUILTINS, Builtin, fetch_file, unpack
 from loraft.models.sources import resolve
 from tests.models.gguf_files import write_tiny_gguf
 from tests.tiny import save_tiny

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loraft.errors import ModelError
-from loraft.models.decoder_inputs import decoder_inputs, start_token
+from loraft.models.modules import decoder_inputs, start_token
 from loraft.models.registry import TWO_STACKS
 from tests.tiny import tiny_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from loraft.models.foreign_code import code_notes, drop_code
+from loraft.models.hf_config import code_notes, drop_code
 
 EVIL = {"auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T", None]}}
 

@@ -11,8 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from loraft.models.safetensors_index import read_headers
-from loraft.models.safetensors_writer import Slot, in_order, write_index, write_shard
+from loraft.models.safetensors_index import Slot, in_order, read_headers, write_index, write_shard
 
 TENSORS = {
     "half.é": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),

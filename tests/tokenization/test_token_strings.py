@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraft.tokenization.token_strings import Pieces
+from loraft.tokenization.boundaries import Pieces
 from tests.inference.test_engine import TOKENIZER
 
 

@@ -12,10 +12,10 @@ import torch
 
 from loraft.config.schema import RunConfig
 from loraft.events import Event
+from loraft.training.checkpoint import RunState, Trainer
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import plan_run
 from loraft.training.trainer import build_model, build_trainer
-from loraft.training.trainer_state import RunState, Trainer
 from tests.tiny import save_tiny
 
 WORDS = ("the order is late and the answer is in the text that the customer said about it again").split()  # noqa: SIM905

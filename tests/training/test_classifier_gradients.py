@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from loraft.config.schema import RunConfig
-from loraft.models.class_logits import class_logits
+from loraft.models.modules import class_logits
 from loraft.models.registry import CLASSIFIERS
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from loraft.errors import NonFiniteError
-from loraft.training.checkpoint import newest_checkpoint
+from loraft.training.checkpoint import Trainer, newest_checkpoint
 from loraft.training.loop import fit
 from loraft.training.run_events import StepDone, StepLogged
-from loraft.training.trainer_state import Trainer
 from tests.training.building import ROWS_OF, close, recorded, tiny_config, tiny_fit, without_dropout, write_rows
 
 SETUPS = {"2x2": (2, 2), "1x4": (1, 4)}

@@ -9,8 +9,7 @@ from typing import Literal
 
 from loraft.cli.console import console_on, print_json, print_note, print_result, waiting
 from loraft.cli.options import ConfigOptions, JsonOption, flag, option
-from loraft.cli.views.preview_page import check_page, write_page
-from loraft.cli.views.preview_view import Marks, render_preview
+from loraft.cli.views.preview_view import Marks, check_page, render_preview, write_page
 
 
 @dataclass(frozen=True)

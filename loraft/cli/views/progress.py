@@ -16,12 +16,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from loraft.cli.console import console_on, printable
-from loraft.cli.standard_output import forget
+from loraft.cli.console import console_on, forget, printable
 from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
 from loraft.cli.wording import in_options
 from loraft.events import Event, Note, Progress
-from loraft.grammar import counted
+from loraft.figures import counted
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
 
 SECONDS_BETWEEN_FRAMES = 0.1

@@ -17,7 +17,7 @@ from loraft.cli.text_tables import as_bytes, as_count, titled
 
 if TYPE_CHECKING:
     from loraft.inference.completion import Completion
-    from loraft.inference.trace import Candidate, Step, Trace
+    from loraft.inference.tracer import Candidate, Step, Trace
 
 SEEN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 CUTS = {

@@ -14,11 +14,10 @@ from typing import Any
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from loraft.errors import ModelError
+from loraft.errors import ModelError, lacking
 from loraft.io.disk_space import require_free_bytes
-from loraft.io.extras import lacking
 from loraft.models.auto_model import read_gguf
-from loraft.models.hf_logging import quietly, quietly_reading
+from loraft.models.hf_config import quietly, quietly_reading
 
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 DIGITS_APART = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])

@@ -1,0 +1,284 @@
+"""Figures that grow row by row: sums are held, and no row.
+
+A figure of many rows is a function of sums over them: a loss of losses and tokens, BLEU of n-gram counts, accuracy of
+hits. Where two models are to be compared by a bootstrap, the few numbers that each row adds are kept, so that the
+figure can be had of rows drawn anew.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraft.figures import label_figures, perplexity
+from loraft.tasks.task import ROUGE
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.base import Metric
+
+
+Counts = NDArray[np.int64]
+"""`[rows]`, how often each row counts."""
+Figures = Mapping[str, float]
+
+
+class Sums:
+    """Figures of sums over rows."""
+
+    def __init__(self, size: int, figures: Callable[[NDArray[np.float64]], Figures], *, keep: bool = False) -> None:
+        """Begin at nothing.
+
+        Args:
+            size: How many numbers a row adds.
+            figures: From the sums `[size]` to the figures.
+            keep: Keep what each row adds, for `figures(counts)`.
+        """
+        self._figures = figures
+        self._sums = np.zeros(size)
+        self._kept = array("d") if keep else None
+
+    def add(self, numbers: Sequence[float]) -> None:
+        """Count one more row, which adds these numbers."""
+        self._sums += numbers
+        if self._kept is not None:
+            self._kept.extend(numbers)
+
+    def figures(self, counts: Counts | None = None) -> Figures:
+        """The figures by name: of each row once, or as often as `counts` says where the rows were kept."""
+        if counts is None:
+            return self._figures(self._sums)
+        if self._kept is None:
+            raise ValueError("the rows were not kept")
+        rows = np.frombuffer(self._kept).reshape(-1, len(self._sums))
+        return self._figures(counts @ rows)
+
+
+@dataclass(frozen=True)
+class RowMetric:
+    """A way to measure answers by their references, row by row.
+
+    Attributes:
+        names: The figures that it gives.
+        size: How many numbers a row adds.
+        numbers: What a prediction with its reference adds.
+        figures: From the sums `[size]` to the figures.
+        signature: What tells this way of computing from others that have the same name; None where there are none.
+    """
+
+    names: tuple[str, ...]
+    size: int
+    numbers: Callable[[str, str], Sequence[float]]
+    figures: Callable[[NDArray[np.float64]], Figures]
+    signature: str | None = None
+
+
+class RowTally:
+    """The figures of a `RowMetric` over the answers so far."""
+
+    def __init__(self, metric: RowMetric, *, keep: bool = False) -> None:
+        """Begin at nothing; the arguments are those of `Sums`."""
+        self.metric = metric
+        self._sums = Sums(metric.size, metric.figures, keep=keep)
+
+    def add(self, prediction: str, reference: str) -> None:
+        """Count one more answer."""
+        self._sums.add(self.metric.numbers(prediction, reference))
+
+    def figures(self, counts: Counts | None = None) -> Figures:
+        """The figures by name, as those of `Sums`."""
+        return self._sums.figures(counts)
+
+
+def loss_sums(*, keep: bool = False, of_text: bool = True) -> Sums:
+    """`loss` and `perplexity` of rows that add their negative log-likelihood, in nats, and their trained tokens.
+
+    Args:
+        keep: Keep what each row adds.
+        of_text: The rows are texts; False of classes, each a row's one decision, of which there is no perplexity.
+
+    Source: total negative log-likelihood / total tokens; a mean of means would weigh the tokens of short rows more.
+    """
+    return Sums(2, _of_losses if of_text else _of_decisions, keep=keep)
+
+
+def _of_losses(sums: NDArray[np.float64]) -> Figures:
+    total, tokens = float(sums[0]), int(sums[1])
+    return {"loss": total / tokens, "perplexity": perplexity(total, tokens)}
+
+
+def _of_decisions(sums: NDArray[np.float64]) -> Figures:
+    return {"loss": float(sums[0] / sums[1])}
+
+
+def exact_match() -> RowMetric:
+    """The share of answers that equal their reference, white space around both aside."""
+    return RowMetric(("exact_match",), 2, lambda given, right: (is_exact_match(given, right), 1), _share("exact_match"))
+
+
+def valid_json() -> RowMetric:
+    """The share of answers that are JSON, whole."""
+    return RowMetric(("valid_json",), 2, lambda given, _: (is_valid_json(given), 1), _share("valid_json"))
+
+
+def bleu() -> RowMetric:
+    """Corpus BLEU, 0 to 100.
+
+    Source: Papineni et al. 2002, as sacrebleu computes it (Post 2018): the signature says how.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    return _sacrebleu("bleu", BLEU(), 10)
+
+
+def chrf() -> RowMetric:
+    """Corpus chrF2, 0 to 100.
+
+    Source: Popović 2015, as sacrebleu computes it: the signature says how.
+    """
+    from sacrebleu.metrics.chrf import CHRF
+
+    return _sacrebleu("chrf", CHRF(), 18)
+
+
+def rouge() -> RowMetric:
+    """ROUGE-1, ROUGE-2 and ROUGE-L: the mean of the rows' F-measures, 0 to 1.
+
+    Only the letters a to z and digits are read, as the field's implementation has it: in other scripts it says
+    nothing.
+
+    Source: Lin 2004, as rouge-score computes it.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    scorer = RougeScorer(ROUGE, tokenizer=DefaultTokenizer(use_stemmer=False))
+
+    def numbers(prediction: str, reference: str) -> Sequence[float]:
+        scores = scorer.score(reference, prediction)
+        return [*(scores[name].fmeasure for name in ROUGE), 1]
+
+    def figures(sums: NDArray[np.float64]) -> Figures:
+        return {name: float(total / sums[-1]) for name, total in zip(ROUGE, sums, strict=False)}
+
+    signature = f"measure:f1|stemmer:no|script:a-z0-9|version:{version('rouge-score')}"
+    return RowMetric(ROUGE, 4, numbers, figures, signature)
+
+
+METRICS: Mapping[str, Callable[[], RowMetric]] = {
+    "exact_match": exact_match,
+    "valid_json": valid_json,
+    "bleu": bleu,
+    "chrf": chrf,
+    **dict.fromkeys(ROUGE, rouge),
+}
+"""Each figure by its name, and what gives it."""
+
+
+def _share(name: str) -> Callable[[NDArray[np.float64]], Figures]:
+    return lambda sums: {name: float(sums[0] / sums[1])}
+
+
+def _sacrebleu(name: str, metric: Metric, size: int) -> RowMetric:
+    """A measure of sacrebleu's, taken apart where its own bootstrap takes it apart: counts of a row, figure of sums."""
+
+    def numbers(prediction: str, reference: str) -> Sequence[float]:
+        (counts,) = metric._extract_corpus_statistics([prediction], [[reference]])
+        return [float(count) for count in counts]
+
+    def figures(sums: NDArray[np.float64]) -> Figures:
+        return {name: float(metric._compute_score_from_stats(sums.astype(int).tolist()).score)}
+
+    numbers("a", "a")  # the signature wants to know how many references a row has
+    return RowMetric((name,), size, numbers, figures, metric.get_signature().format())
+
+
+def is_exact_match(prediction: str, reference: str) -> bool:
+    """Whether a prediction equals its reference, white space around both aside."""
+    return prediction.strip() == reference.strip()
+
+
+def is_valid_json(text: str) -> bool:
+    """Whether a text is one JSON value by RFC 8259, which has no NaN and no Infinity."""
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+Margin = NDArray[np.float64]
+"""A number for each label: `[label]`."""
+
+
+class LabelTally:
+    """The figures of predicted labels: a matrix is held, and no row."""
+
+    def __init__(self, labels: Sequence[str], *, keep: bool = False) -> None:
+        """Begin at nothing.
+
+        Args:
+            labels: The names of all labels, in their order.
+            keep: Keep each row's pair of labels, for `figures(counts)`.
+        """
+        self.labels = tuple(labels)
+        self._places = {label: place for place, label in enumerate(self.labels)}
+        self._cells = np.zeros(len(self.labels) ** 2, dtype=np.int64)
+        self._kept = array("q") if keep else None
+
+    def add(self, prediction: str, reference: str) -> None:
+        """Count one more row.
+
+        Raises:
+            KeyError: One of the two is none of the labels.
+        """
+        cell = self._places[reference] * len(self.labels) + self._places[prediction]
+        self._cells[cell] += 1
+        if self._kept is not None:
+            self._kept.append(cell)
+
+    @property
+    def confusion_matrix(self) -> list[list[int]]:
+        """`[right, predicted]`: how many rows of each label were given each label."""
+        return [list(map(int, row)) for row in self._cells.reshape(len(self.labels), -1)]
+
+    def figures(self, counts: Counts | None = None) -> Figures:
+        """`accuracy`, `macro_f1` and `mcc`; of each row once, or as often as `counts` says where rows were kept.
+
+        A correlation where one label stands alone is 0, as scikit-learn has it, whose functions are too slow for a
+        bootstrap's thousand draws.
+
+        Source: Matthews' correlation of several labels is Gorodkin's, 2004.
+        """
+        right, given, hits = self._margins() if counts is None else self._drawn(counts)
+        rows = right.sum()
+        spread = (rows**2 - given @ given) * (rows**2 - right @ right)
+        mcc = float((hits.sum() * rows - right @ given) / np.sqrt(spread)) if spread > 0 else 0.0
+        return {**label_figures(right, given, hits), "mcc": mcc}
+
+    def _margins(self) -> tuple[Margin, Margin, Margin]:
+        """`[label]`: how many rows are of each label, were given it, and both."""
+        matrix = self._cells.reshape(len(self.labels), -1).astype(np.float64)
+        return matrix.sum(1), matrix.sum(0), matrix.diagonal()
+
+    def _drawn(self, counts: Counts) -> tuple[Margin, Margin, Margin]:
+        """The same of rows drawn anew, without their matrix: a thousand classes have a million cells in each draw."""
+        if self._kept is None:
+            raise ValueError("the rows were not kept")
+        right, given = np.divmod(np.frombuffer(self._kept, dtype=np.int64), len(self.labels))
+        sums = (counts, counts, counts * (right == given))
+        of_rows, of_answers, hits = (
+            np.bincount(labels, weights=weights, minlength=len(self.labels)).astype(np.float64)
+            for labels, weights in zip((right, given, right), sums, strict=True)
+        )
+        return of_rows, of_answers, hits
