@@ -17,7 +17,7 @@ from loraft.adapters.lora_factors import check_adapter_name
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget, adapter_in, model_in
 from loraft.config.choices import TASK_OF_GROUP, TaskName
 from loraft.errors import AdapterError
-from loraft.io.hub import adapter_from_hub
+from loraft.io.paths import adapter_from_hub
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
 from loraft.models.registry import CLASSIFIERS, FAMILIES, spec_of

@@ -11,7 +11,7 @@ from loraft.inference.classifier import Classifier
 from loraft.inference.predict_file import BATCH_SIZE as TEXTS_AT_ONCE
 from loraft.inference.predict_file import PredictedFile, check_output, predict_rows, read_texts
 from loraft.inference.requests import ModelRequest
-from loraft.io.memory_errors import memory_errors
+from loraft.io.resources import memory_errors
 
 
 class OpenClassifier:

@@ -23,7 +23,7 @@ from loraft.evaluation.evaluation_result import Confusion, Evaluation, Figure, P
 from loraft.evaluation.metrics import METRICS, LabelTally, RowTally, is_valid_json, loss_sums
 from loraft.events import Observer, Progress
 from loraft.io.jsonl import JsonLines, open_jsonl
-from loraft.io.memory_errors import memory_errors
+from loraft.io.resources import memory_errors
 from loraft.tasks import TASKS
 from loraft.tasks.task import ROUGE, Task
 from loraft.tokenization.examples import Example

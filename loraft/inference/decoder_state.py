@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from loraft.io.memory_errors import memory_errors
+from loraft.io.resources import memory_errors
 from loraft.kernels.decode_linear import patch_decode_linears
 from loraft.kernels.kv_cache import new_cache
 from loraft.kernels.packed_attention import ROWS

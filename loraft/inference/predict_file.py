@@ -25,7 +25,7 @@ from loraft.inference.classifier import Classifier
 from loraft.io.atomic import write_whole
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import ANSWERED_BY, OUTPUT, AskedRows, check_jsonl, lost_fields, open_answers
-from loraft.io.memory_errors import memory_errors
+from loraft.io.resources import memory_errors
 from loraft.rows.fields import Fields
 from loraft.rows.raw_rows import rows_to_answer
 from loraft.rows.readers import Row, kind_of

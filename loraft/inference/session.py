@@ -21,7 +21,7 @@ from loraft.errors import AdapterError, ConfigError, ModelError
 from loraft.inference.completion import stop_texts_of
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.sampling_params import SamplingParams, own_defaults, saved_defaults, unheeded_defaults
-from loraft.io.memory_errors import memory_errors
+from loraft.io.resources import memory_errors
 from loraft.models.device import DTYPES, select_device
 from loraft.models.hf_config import check_dtype
 from loraft.models.load_model import LoadedModel, load_config, load_model, load_tokenizer

@@ -11,7 +11,7 @@ from glob import escape
 from pathlib import Path
 
 from loraft.errors import AdapterError
-from loraft.io.disk_space import disk_errors
+from loraft.io.resources import disk_errors
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The sizes and sha256 of files, written down when they were whole, and whether they still are so.
+"""The sizes and sha256 of files, written down when they were whole; whether they still are so, in the cache too.
 
 A file of weights takes as long to hash as to load, so a hash that agreed is remembered in the cache, for as long as the
 file keeps its size, its time of change and its inode.
@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from loraft.errors import InvalidInputError
-from loraft.io.atomic import write_json, write_whole
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from loraft.errors import InvalidInputError, ModelError
+from loraft.io.atomic import atomic_dir, write_json, write_whole
 from loraft.io.paths import cache_folder
+from loraft.io.resources import ANOTHER_CACHE, disk_errors
 
 NOT_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 PUT_BACK = "Put it back as it was, or train or merge again."
@@ -195,3 +200,56 @@ def _agrees(path: Path, sha256: str) -> bool:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_whole(note, json.dumps(known))
     return True
+
+
+REMADE: list[str] = []
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Return `folder`, after `build` filled it if it was not there, or is not what `build` made.
+
+    `build` is given a folder beside it, which gets the real name only when everything in it is on disk, with a manifest
+    beside it. Processes that ask at the same time wait for the first; what a killed one left is removed under the lock.
+
+    Raises:
+        ModelError: The cache cannot be written.
+        DiskFullError: The disk filled up meanwhile.
+    """
+    if folder.is_dir() and _fault_of(folder) is None:
+        return folder
+    try:
+        with disk_errors(folder.parent, remedy=ANOTHER_CACHE):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.parent / f"{folder.name}.lock"):
+                if damage := _fault_of(folder) if folder.is_dir() else None:
+                    REMADE.append(f"the cached model {folder.name} was damaged ({damage}), and was made anew")
+                    shutil.rmtree(folder)
+                if not folder.is_dir():
+                    with atomic_dir(folder, remedy=ANOTHER_CACHE) as built:
+                        build(built)
+                        # Before the folder gets its name: one that is there has its manifest.
+                        write_whole(_manifest_of(folder), json.dumps({"files": seal(built)}, indent=1) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"the cache cannot be written: {getattr(error, 'strerror', None) or error}",
+            where=str(folder.parent),
+            remedy=ANOTHER_CACHE,
+        ) from error
+    return folder
+
+
+def _manifest_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.manifest.json")
+
+
+def _fault_of(folder: Path) -> str | None:
+    """What is wrong with a folder that was built; None where it is whole, or nobody wrote down what it was."""
+    manifest = _manifest_of(folder)
+    return fault_by_manifest(folder, manifest) if manifest.exists() else None
+
+
+def remade() -> tuple[str, ...]:
+    """What was made anew since this was last asked, a sentence each."""
+    found = tuple(REMADE)
+    REMADE.clear()
+    return found

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from loraft.errors import DataError, Interrupted, Problem
 from loraft.figures import counted
-from loraft.io.disk_space import disk_errors
 from loraft.io.paths import check_output_file
+from loraft.io.resources import disk_errors
 
 ANSWERED_BY = "answered_by"
 """The field that tells answers of one model from those of others; the last one of a row."""

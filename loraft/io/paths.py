@@ -1,4 +1,4 @@
-"""Where files are: the folder of the cache, and whether a file can be written where somebody wants it."""
+"""Where files are: the folder of the cache, an adapter on the Hub, and whether a file can be written to a place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from loraft.errors import DataError, InvalidInputError
+from loraft.errors import AdapterError, DataError, InvalidInputError
+
+FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
+"""Config, weights, tokenizer and record; pickled weights come along to be named in the refusal, and are not opened."""
+BELOW_THE_ROOT = "*/*"
 
 
 def cache_folder() -> Path:
@@ -39,3 +43,30 @@ def check_output_file(
         raise error(
             "is a file that this command reads", where=str(path), parameter=parameter, remedy="Name another file."
         )
+
+
+def adapter_from_hub(name: str) -> Path | None:
+    """The local folder of the adapter `name` on the Hub; None where there is none of that name, or no adapter in it.
+
+    Raises:
+        AdapterError: The Hub has it and it cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    nothing = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
+    noisy = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        hf_hub_download(name, "adapter_config.json")
+    except nothing:
+        return None
+    else:
+        try:
+            return Path(snapshot_download(name, allow_patterns=[*FILES], ignore_patterns=[BELOW_THE_ROOT]))
+        except nothing as error:
+            raise AdapterError(f"the Hub's {name} cannot be fetched ({type(error).__name__})", where=name) from error
+    finally:
+        if noisy:
+            enable_progress_bars()

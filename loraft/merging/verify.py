@@ -25,7 +25,7 @@ from loraft.adapters.model_card import shown
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError, OutOfMemoryError
-from loraft.io.memory_errors import memory_errors
+from loraft.io.resources import memory_errors
 from loraft.merging.equivalence import (
     LONGEST,
     MergeCheck,

@@ -26,7 +26,7 @@ from loraft.adapters.model_card import shown
 from loraft.errors import NonFiniteError, RunFolderError
 from loraft.io.atomic import atomic_dir, read_json, write_json
 from loraft.io.checksums import RECORD, write_record
-from loraft.io.disk_space import require_free_bytes
+from loraft.io.resources import require_free_bytes
 from loraft.merging.merge_report import REPORT, MergeReport, merged_card
 from loraft.merging.prepare_merge import Merge
 from loraft.models.hf_config import drop_code

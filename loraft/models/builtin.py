@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 from loraft.errors import ModelError
 from loraft.io.checksums import known_sha256_of
-from loraft.io.disk_space import require_free_bytes
+from loraft.io.resources import require_free_bytes
 
 PIP_TIMEOUT_SECONDS = 1800
 

@@ -15,7 +15,7 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loraft.errors import ModelError, lacking
-from loraft.io.disk_space import require_free_bytes
+from loraft.io.resources import require_free_bytes
 from loraft.models.auto_model import read_gguf
 from loraft.models.hf_config import quietly, quietly_reading
 

@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
-from loraft.io.build_once import remade
-from loraft.io.checksums import altered_settings, is_weights, refuse_altered
+from loraft.io.checksums import altered_settings, is_weights, refuse_altered, remade
 from loraft.models.auto_model import class_of, from_pretrained, meta_model
 from loraft.models.device import DeviceConfig
 from loraft.models.hf_config import (

@@ -25,8 +25,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
-from loraft.io.build_once import build_once
-from loraft.io.checksums import known_sha256_of
+from loraft.io.checksums import build_once, known_sha256_of
 from loraft.io.paths import cache_folder
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
 from loraft.models.gguf_import import convert

@@ -20,8 +20,7 @@ from loraft.adapters.model_card import TrainingFacts, shown, shown_word
 from loraft.adapters.save_adapter import restore, save_adapter, save_full
 from loraft.events import Note, Observer
 from loraft.figures import perplexity
-from loraft.io.disk_space import disk_errors
-from loraft.io.memory_errors import memory_errors
+from loraft.io.resources import disk_errors, memory_errors
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.models.load_model import LoadedModel, load_model

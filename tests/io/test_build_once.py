@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from loraft.errors import DiskFullError, ModelError
-from loraft.io.build_once import build_once, remade
+from loraft.io.checksums import build_once, remade
 
 BUILDER = """
 import os, sys, time
 from pathlib import Path
 from loraft.cli.runner import interruptible
-from loraft.io.build_once import build_once
+from loraft.io.checksums import build_once
 
 target, log, hangs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "hangs"
 

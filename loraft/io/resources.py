@@ -1,4 +1,4 @@
-"""Room on a disk, asked for before it is needed, and a disk that filled up all the same, as one error each."""
+"""Disk and memory: room asked for before it is needed, and what ran out all the same, as one error each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loraft.errors import DiskFullError, LoraftError, ResourceError
+from loraft.errors import DiskFullError, LoraftError, OutOfMemoryError, ResourceError
 
 ANOTHER_CACHE = "Set LORAFT_CACHE to a folder that can be written and has room."
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -55,3 +55,22 @@ def require_free_bytes(folder: Path, needed: int, purpose: str, *, remedy: str =
     if free < needed:
         message = f"{purpose} needs {needed:,} bytes, and {free:,} are free"
         raise ResourceError(message, where=str(folder), remedy=remedy)
+
+
+@contextmanager
+def memory_errors(
+    message: str, *, remedy: str, where: str | None = None, key: str | None = None, parameter: str | None = None
+) -> Iterator[None]:
+    """Turn what is raised where memory is out into an error with a remedy; all else passes.
+
+    Raises:
+        OutOfMemoryError: The memory of the device, or of the machine, did not suffice.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+        import torch
+
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(message, where=where, key=key, remedy=remedy, parameter=parameter) from error
