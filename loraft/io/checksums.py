@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,11 +29,12 @@ VERIFIED = "verified-1"
 """The folder of remembered hashes in the cache."""
 REMEMBERED_FROM = 10_000_000
 """Files of so many bytes are remembered; smaller ones are hashed anew in milliseconds."""
-
 RECORD = "loraft.json"
 """What loraft writes beside weights; its `files` are the seals of all that decides an answer."""
 NOT_SEALED = (RECORD, "README.md", "merge_report.json")
 """What tells of a model, and decides no answer."""
+REMADE: list[str] = []
+"""What `build_once` made anew since `remade` was last asked."""
 
 Seals = Mapping[str, Mapping[str, int | str]]
 """Files by their names in a folder: `bytes` and `sha256` of each."""
@@ -41,12 +42,7 @@ Seals = Mapping[str, Mapping[str, int | str]]
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that is not what was written.
-
-    Attributes:
-        name: Its name in the folder.
-        what: What is wrong with it.
-    """
+    """A file, by its name in a folder, and what is wrong with it."""
 
     name: str
     what: str
@@ -60,33 +56,25 @@ def is_weights(name: str) -> bool:
     return name.endswith(".safetensors")
 
 
-def seal(folder: Path, leave_out: Iterable[str] = ()) -> dict[str, dict[str, int | str]]:
+def seal(folder: Path, leave_out: Container[str] = ()) -> dict[str, dict[str, int | str]]:
     """The size and sha256 of every file in a folder, but for those that are left out."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    skipped = set(leave_out)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
-        for name in names
-        if name not in skipped
+        name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for name, path in sorted(files.items())
+        if name not in leave_out
     }
 
 
 def fault(folder: Path, seals: Seals, wanted: Callable[[str], bool] = lambda _: True) -> Fault | None:
-    """The first file that is not as its seal says; None where each is.
-
-    Args:
-        folder: Where the files lie.
-        seals: What they were.
-        wanted: Which of them are looked at, by name.
+    """The first of the wanted files that is not as its seal says; None where each is.
 
     Raises:
         OSError: A file cannot be read.
         ValueError, TypeError, KeyError, AttributeError: The seals are none.
     """
-    for name, sealed in seals.items():
-        path = folder / name
-        if not wanted(name):
-            continue
+    for name in filter(wanted, seals):
+        path, sealed = folder / name, seals[name]
         if not path.is_file():
             return Fault(name, "is missing")
         size = path.stat().st_size
@@ -132,9 +120,8 @@ def refuse_altered(folder: Path, wanted: Callable[[str], bool], error: type[Inva
         raise error("what its files were cannot be read", where=str(folder / RECORD), remedy=PUT_BACK) from None
     if found is not None:
         remedy = f"{PUT_BACK} To use it as it is, take {found.name} out of `files` in {folder / RECORD}."
-        raise error(
-            f"{found.what}: it is not what training or merging wrote", where=str(folder / found.name), remedy=remedy
-        )
+        message = f"{found.what}: it is not what training or merging wrote"
+        raise error(message, where=str(folder / found.name), remedy=remedy)
 
 
 def altered_settings(folder: Path) -> tuple[str, ...]:
@@ -202,9 +189,6 @@ def _agrees(path: Path, sha256: str) -> bool:
     return True
 
 
-REMADE: list[str] = []
-
-
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Return `folder`, after `build` filled it if it was not there, or is not what `build` made.
 
@@ -230,11 +214,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
                         # Before the folder gets its name: one that is there has its manifest.
                         write_whole(_manifest_of(folder), json.dumps({"files": seal(built)}, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"the cache cannot be written: {getattr(error, 'strerror', None) or error}",
-            where=str(folder.parent),
-            remedy=ANOTHER_CACHE,
-        ) from error
+        message = f"the cache cannot be written: {getattr(error, 'strerror', None) or error}"
+        raise ModelError(message, where=str(folder.parent), remedy=ANOTHER_CACHE) from error
     return folder
 
 

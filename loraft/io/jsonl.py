@@ -35,7 +35,6 @@ class AskedRows:
     """The rows that are asked, all of them in order, and what an answer adds to each.
 
     Attributes:
-        rows: The rows.
         added: The fields that an answer adds, `answered_by` aside.
         answered_by: What tells these answers from those of another model or other settings; None takes either.
     """
@@ -87,11 +86,9 @@ class AskedRows:
 
 @dataclass
 class JsonLines:
-    """An open file of rows.
+    """A file of rows, open for this process alone.
 
     Attributes:
-        path: Where it lies.
-        file: It, open for this process alone.
         rows: How many rows it holds.
         remedy: What helps where the disk is full.
         goes_on: Another process may go on after its rows.
@@ -128,7 +125,7 @@ def check_jsonl(path: Path, *, reads: Iterable[Path] = (), asked: AskedRows | No
         path: The file.
         reads: The files that are read to write it.
         asked: Whose answers it may hold already; None is a file that is written from its beginning.
-        overwrite: Replace whatever it holds.
+        overwrite: Whatever it holds is replaced.
 
     Raises:
         DataError: It holds something else, is read itself, has the name of another type of file, or there is no folder
@@ -136,10 +133,8 @@ def check_jsonl(path: Path, *, reads: Iterable[Path] = (), asked: AskedRows | No
     """
     check_output_file(path, reads=reads, parameter=OUTPUT)
     if path.suffix.lower() in (".csv", ".parquet"):
-        message = f"rows are written as JSON Lines, not as {path.suffix}"
-        raise DataError(
-            message, where=str(path), parameter=OUTPUT, remedy=f"Name it {path.with_suffix('.jsonl').name}."
-        )
+        message, remedy = f"rows are written as JSON Lines, not as {path.suffix}", path.with_suffix(".jsonl").name
+        raise DataError(message, where=str(path), parameter=OUTPUT, remedy=f"Name it {remedy}.")
     if not path.exists():
         return
     if asked is None:
@@ -179,11 +174,6 @@ def open_jsonl(path: Path) -> Iterator[JsonLines]:
 def open_answers(path: Path, asked: AskedRows, *, overwrite: bool) -> Iterator[JsonLines]:
     """The file, opened to go on after the answers that it holds; nobody else writes to it meanwhile.
 
-    Args:
-        path: Where it lies, or will.
-        asked: The rows that are asked, and by whom they are answered.
-        overwrite: Begin anew, whatever it holds.
-
     Raises:
         DataError: It holds something else, cannot be written, or another process writes to it.
         Interrupted: By a signal; the rows so far are in the file.
@@ -221,11 +211,7 @@ def _is_ordinary(file: FileIO) -> bool:
 
 
 def _write_all(file: FileIO, content: bytes) -> None:
-    """Write to the end of a file without a buffer, in one call but where a disk is nearly full: all of it or nothing.
-
-    Raises:
-        OSError: It could not be written.
-    """
+    """Write to the end of a file, in one call but where a disk is nearly full: all of it or nothing."""
     left, end = memoryview(content), file.tell() if file.seekable() else None
     try:
         while left:

@@ -26,23 +26,19 @@ def check_output_file(
 ) -> None:
     """Refuse, before anything is read, a file that cannot be written to; what it holds is not looked at.
 
-    Args:
-        path: The file.
-        reads: The files that are read to write it.
-        parameter: What names it, for errors.
-        error: The class of the error.
-
     Raises:
-        InvalidInputError: It is a folder or one of the files that are read, or there is no folder for it.
+        InvalidInputError: Of the class `error`: it is a folder or one of the files that are read to write it, or there
+            is no folder for it.
     """
     if path.is_dir():
-        raise error("is a folder", where=str(path), parameter=parameter, remedy="Name a file in it.")
-    if not path.parent.is_dir():
-        raise error(f"there is no folder {path.parent}", where=str(path), parameter=parameter, remedy="Make it first.")
-    if path.exists() and any(other.exists() and path.samefile(other) for other in reads):
-        raise error(
-            "is a file that this command reads", where=str(path), parameter=parameter, remedy="Name another file."
-        )
+        message, remedy = "is a folder", "Name a file in it."
+    elif not path.parent.is_dir():
+        message, remedy = f"there is no folder {path.parent}", "Make it first."
+    elif path.exists() and any(other.exists() and path.samefile(other) for other in reads):
+        message, remedy = "is a file that this command reads", "Name another file."
+    else:
+        return
+    raise error(message, where=str(path), parameter=parameter, remedy=remedy)
 
 
 def adapter_from_hub(name: str) -> Path | None:
