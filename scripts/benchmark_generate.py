@@ -26,7 +26,7 @@ import transformers
 
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import ModelRequest
-from loraft.inference.sampling_params import GREEDY
+from loraft.inference.sampling import GREEDY
 from loraft.inference.session import open_session
 
 MODEL = "builtin:smollm2-135m-instruct"

@@ -24,7 +24,7 @@ from loraft.config.sections import DataSource
 from loraft.errors import InvalidInputError
 from loraft.evaluation.metrics import is_exact_match, is_valid_json
 from loraft.inference.engine import complete_batch
-from loraft.inference.sampling_params import SamplingParams
+from loraft.inference.sampling import SamplingParams
 from loraft.models.device import select_device
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.rows.formats import Conversation, Message, to_record

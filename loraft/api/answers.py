@@ -13,15 +13,21 @@ from loraft.api.classes import OpenClassifier
 from loraft.errors import ConfigError
 from loraft.evaluation.open_model import RequestedModel, tell, to_be_told
 from loraft.events import Observer, ignored
-from loraft.inference.batch_generate import ADDED, BATCH_SIZE, AnsweredFile, answer_questions, read_questions
-from loraft.inference.compare_adapters import AdapterComparison, CacheComparison, compare_cache
-from loraft.inference.compare_adapters import compare as compare_voices
-from loraft.inference.completion import Completion, Finish
+from loraft.inference.batch_generate import (
+    ADDED,
+    BATCH_SIZE,
+    AdapterComparison,
+    AnsweredFile,
+    answer_questions,
+    read_questions,
+)
+from loraft.inference.batch_generate import compare as compare_voices
+from loraft.inference.completion import CacheComparison, Completion, Finish, Stream, Token, compare_cache
 from loraft.inference.conversation import ChatSession
 from loraft.inference.decoder_state import DecoderState
-from loraft.inference.engine import Stream, Token, complete_batch, stream
+from loraft.inference.engine import Settings, complete_batch, stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.session import Session, Settings
+from loraft.inference.session import Session
 from loraft.inference.tracer import Trace, Tracer
 from loraft.io.jsonl import AskedRows, check_jsonl
 from loraft.tasks import TASKS

@@ -10,7 +10,7 @@ from loraft.config.schema import RunConfig
 from loraft.evaluation.open_model import tell
 from loraft.events import Observer, ignored
 from loraft.inference.engine import stream
-from loraft.inference.sampling_params import SamplingParams
+from loraft.inference.sampling import SamplingParams
 from loraft.rows.formats import Message
 from loraft.training.check_report import CheckReport, report
 from loraft.training.run_dir import (

@@ -1,14 +1,12 @@
-"""A file of prompts answered into a file of answers, many at a time.
+"""Many prompts answered: a file of them into a file of answers, or a few by every voice.
 
-Rows are taken in windows: inside one they are sorted by length, so that little is padded, and its answers are on disk
-before the next begins. A run that was stopped goes on with the window that was cut short: that one is answered whole
-again, so that every row has the neighbours, and the answer, that it would have had. Row `n` draws from `seed + n`.
+Rows of a file are taken in windows: inside one they are sorted by length, so that little is padded. Row `n` draws from
+`seed + n`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -17,14 +15,15 @@ import torch
 
 from loraft.adapters.adapter_files import digests
 from loraft.dataset.source_rows import shortened
-from loraft.errors import DataError, OutOfMemoryError, Problem
+from loraft.errors import AdapterError, DataError, OutOfMemoryError, Problem
 from loraft.events import Note, Observer, Progress
+from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import prompt_limit
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker
 from loraft.io.checksums import sha256_of_facts
-from loraft.io.jsonl import AskedRows, lost_fields, open_answers
+from loraft.io.jsonl import AskedRows, lost_fields, write_answers
 from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, to_question
 from loraft.rows.raw_rows import RowsRead, rows_to_answer
 from loraft.rows.readers import Row
@@ -33,7 +32,6 @@ ADDED = ("completion", "finish_reason")
 """What an answer adds to its row."""
 BATCH_SIZE = 8
 BATCHES_A_WINDOW = 8
-ROWS = "rows answered"
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,6 @@ class BatchPrompt:
     """A row and what it asks.
 
     Attributes:
-        row: The row, with its place.
         messages: The conversation that an answer follows; a system prompt only where the row has one.
     """
 
@@ -60,7 +57,6 @@ class AnsweredFile:
     """What was done.
 
     Attributes:
-        output: The file of answers.
         rows: The rows that it holds: all of them.
         held: Those that it held before this run.
         cut: Of the answers of this run, those that the limit ended.
@@ -97,7 +93,8 @@ def read_questions(
     read = rows_to_answer(path, "prompts")
     _require_column(path, read, column)
     problems, questions = list(read.problems), []
-    languages = LanguagePair(source_lang()) if source_lang and any(map(_is_translation, read.rows)) else LanguagePair()
+    translated = any("translation" in row.values for row in read.rows)
+    languages = LanguagePair(source_lang()) if source_lang and translated else LanguagePair()
     for row in read.rows:
         try:
             questions.append(BatchPrompt(row, to_question(row, languages, column)))
@@ -121,10 +118,6 @@ def _require_column(path: Path, read: RowsRead, column: str | None) -> None:
     raise DataError(message, where=str(path), parameter="prompts", remedy=remedy)
 
 
-def _is_translation(row: Row) -> bool:
-    return "translation" in row.values
-
-
 def answer_questions(
     session: Session,
     questions: Sequence[BatchPrompt],
@@ -137,14 +130,7 @@ def answer_questions(
 ) -> AnsweredFile:
     """Answer every question in the voice that speaks first, and write the answers to `output`.
 
-    Args:
-        session: The open model.
-        questions: The rows, in the order in which they are written.
-        output: The file of answers; one that was begun is gone on with.
-        options: How they are answered.
-        batch_size: How many at a time.
-        overwrite: Begin anew, whatever `output` holds.
-        observer: Is told how far it is.
+    A file that was begun is gone on with, unless it is to be overwritten.
 
     Raises:
         DataError: A question cannot be rendered or is too long, or `output` holds something else.
@@ -157,24 +143,30 @@ def answer_questions(
     for note in voice.about_prompts(question.to(voice, options.system) for question in questions):
         observer(Note(note))
     asked = AskedRows([question.row.values for question in questions], ADDED, _answered_by(session, voice, options))
-    begun, answers = perf_counter(), []
-    with open_answers(output, asked, overwrite=overwrite) as file:
-        held, total = file.rows, len(questions)
-        with _memory_told(output, batch_size):
-            for window in file.windows(total, batch_size * BATCHES_A_WINDOW):
-                answered = complete_batch(
-                    session.model,
-                    voice.tokenizer,
-                    prompts[window.start : window.stop],
-                    **voice.settings(_from_row(options, window.start)),
-                    batch_size=batch_size,
-                    on_batch=_progress(observer, window.start, held, total),
-                )
-                new = answered[file.rows - window.start :]
-                file.append(asked.answered(file.rows, ((each.completion, each.finish_reason) for each in new)))
-                answers += [(len(answer.token_ids), answer.finish_reason) for answer in new]
-    cut = sum(reason == "length" for _, reason in answers)
-    return AnsweredFile(output, total, held, cut, sum(length for length, _ in answers), perf_counter() - begun)
+    begun, total = perf_counter(), len(questions)
+    lengths, reasons = list[int](), list[str]()
+
+    def answers(window: range, first: int) -> list[tuple[str, str]]:
+        answered = complete_batch(
+            session.model,
+            voice.tokenizer,
+            prompts[window.start : window.stop],
+            **voice.settings(_from_row(options, window.start)),
+            batch_size=batch_size,
+            on_batch=lambda count: observer(Progress("rows answered", max(first, window.start + count), total)),
+        )
+        new = answered[first - window.start :]
+        lengths.extend(len(answer.token_ids) for answer in new)
+        reasons.extend(answer.finish_reason for answer in new)
+        return [(answer.completion, answer.finish_reason) for answer in new]
+
+    try:
+        held = write_answers(output, asked, answers, window=batch_size * BATCHES_A_WINDOW, overwrite=overwrite)
+    except (torch.OutOfMemoryError, OutOfMemoryError) as error:
+        message = f"the device ran out of memory with {batch_size} rows at a time"
+        remedy = "Give a smaller `batch_size`; what is answered stays."
+        raise OutOfMemoryError(message, where=str(output), remedy=remedy) from error
+    return AnsweredFile(output, total, held, reasons.count("length"), sum(lengths), perf_counter() - begun)
 
 
 def _voice(session: Session, questions: Sequence[BatchPrompt], observer: Observer) -> Speaker:
@@ -190,22 +182,6 @@ def _voice(session: Session, questions: Sequence[BatchPrompt], observer: Observe
 def _from_row(options: GenerationRequest, row: int) -> GenerationRequest:
     """The options for the rows from `row` on, whose first draws from a seed of its own."""
     return options if options.seed is None else replace(options, seed=(options.seed + row) % 2**32)
-
-
-def _progress(observer: Observer, start: int, held: int, total: int) -> Callable[[int], None]:
-    """Tells of the rows of a window that are answered, after those before it."""
-    return lambda count: observer(Progress(ROWS, max(held, start + count), total))
-
-
-@contextmanager
-def _memory_told(output: Path, batch_size: int) -> Iterator[None]:
-    """Memory that runs out, whoever says so, with what helps here."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, OutOfMemoryError) as error:
-        message = f"the device ran out of memory with {batch_size} rows at a time"
-        remedy = "Give a smaller `batch_size`; what is answered stays."
-        raise OutOfMemoryError(message, where=str(output), remedy=remedy) from error
 
 
 def _prompts(session: Session, voice: Speaker, questions: Sequence[BatchPrompt], system: str | None) -> list[list[int]]:
@@ -238,16 +214,56 @@ def _answered_by(session: Session, voice: Speaker, options: GenerationRequest) -
 
     The number of rows at a time is not among them: it decides speed and memory.
     """
-    adapted = voice.name != BASE
+    settings = voice.settings(options)
     described = {
-        "adapter": digests(voice.folder) if adapted else None,
+        "adapter": digests(voice.folder) if voice.name != BASE else None,
         "base": session.loaded.fingerprint,
         "merged": session.merged,
         "dtype": str(session.loaded.placement.dtype),
         "options": asdict(options),
         "quantization": session.quantization.model_dump() if session.quantization else None,
-        "settings": {**voice.settings(options), "rules": asdict(voice.settings(options)["rules"])},
+        "settings": {**settings, "rules": asdict(settings["rules"])},
         **voice.renderer.recorded,
         "template": voice.renderer.chat_template,
     }
     return sha256_of_facts(described)[:16]
+
+
+@dataclass(frozen=True)
+class AdapterComparison:
+    """A prompt and what each voice answers to it, by the voice's name: the base first, then the adapters."""
+
+    prompt: str
+    completions: dict[str, Completion]
+
+
+def compare(
+    session: Session, prompts: Sequence[str], *, options: GenerationRequest, batch_size: int, observer: Observer
+) -> list[AdapterComparison]:
+    """Let every voice answer every prompt, each as it was trained: with its template, system prompt and defaults.
+
+    Raises:
+        AdapterError: There is no adapter to compare the base with.
+        DataError: A prompt is empty or too long.
+    """
+    if not session.adapters:
+        message = "there is no adapter to compare the base with"
+        raise AdapterError(message, parameter="compare", remedy="Name an adapter or a run, or give `adapters`.")
+    voices = (BASE, *session.adapters)
+    answers: dict[str, list[Completion]] = {}
+    for name in voices:
+        voice = session.voice(name)
+        for note in voice.notes if name != session.voice().name else ():  # those of the first were told already
+            observer(Note(f"{name}: {note}"))
+        asked = [voice.conversation(prompt, options.system) for prompt in prompts]
+        ids = [voice.prompt_ids(messages) for messages in asked]
+        for note in voice.about_prompts(asked):
+            observer(Note(f"{name}: {note}"))
+        with session.speaking(voice) as model:
+            settings = voice.settings(options)
+            answers[name] = complete_batch(model, voice.tokenizer, ids, **settings, batch_size=batch_size)
+        observer(Progress("answers", len(answers) * len(prompts), len(voices) * len(prompts)))
+    return [
+        AdapterComparison(prompt, {name: answers[name][index] for name in voices})
+        for index, prompt in enumerate(prompts)
+    ]

@@ -1,9 +1,11 @@
-"""One answer: what it is when whole, how it grows token by token, and the text of tokens as they come."""
+"""One answer: what it is when whole, how it grows token by token, and where two of them part."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -11,19 +13,17 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from loraft.errors import ConfigError
 from loraft.inference.requests import GenerationRequest
+from loraft.tokenization.boundaries import Piece
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class Finish:
-    """Why an answer ended.
+    """Why an answer ended: the stop id, the stop text or the number of tokens, whichever it was.
 
     Attributes:
         by: A stop id, a stop text, or a limit: the one that was set, or the end of the model's position table.
-        token_id: The stop id.
-        text: The stop text.
-        limit: How many tokens the limit allowed.
     """
 
     by: Literal["stop_id", "stop_text", "limit"]
@@ -65,13 +65,9 @@ class PartialCompletion:
     """An answer while it grows.
 
     Attributes:
-        prompt_ids: What it answers.
-        limit: The most tokens it may have.
-        detokenizer: Spells its tokens.
         generator: Draws its tokens, and no other's.
         text_end: Ends its text at a stop text.
         token_ids: Its tokens so far, without the stop id.
-        logprobs: One a token.
         pieces: One a token: the text that became readable with it.
         seconds: One a step, that of the stop id included.
         ending: None until it has ended.
@@ -81,7 +77,7 @@ class PartialCompletion:
     limit: int
     detokenizer: Detokenizer
     generator: torch.Generator
-    text_end: StopStringMatcher = field(default_factory=lambda: StopStringMatcher(()))
+    text_end: StopStringMatcher
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
@@ -91,28 +87,19 @@ class PartialCompletion:
     @property
     def waits(self) -> bool:
         """Whether it has text that is not out yet: an unfinished character, or what may become a stop text."""
-        return self.detokenizer.waits or self.text_end.holds
+        return bool(self.detokenizer.waiting or self.text_end.held)
 
     @property
     def is_at_end(self) -> bool:
         """Whether the limit allows one token more."""
         return len(self.token_ids) == self.limit - 1
 
-    def is_stopped_by(self, token_ids: Sequence[int]) -> bool:
-        """Whether an answer of these tokens would hold a stop text."""
-        return self.text_end.stops and self.text_end.is_in(self.detokenizer.spell(token_ids))
-
     def take(
         self, token_id: int, logprob: float, seconds: float, stop_ids: frozenset[int], *, is_cut: bool = False
     ) -> None:
         """Take the token of one step; whatever still waits is spelled when it is the last.
 
-        Args:
-            token_id: The token.
-            logprob: Its natural log-probability under the model.
-            seconds: How long the step took.
-            stop_ids: The ids that end an answer.
-            is_cut: The token was forced by the limit: a stop id is then no word of the model's.
+        `is_cut` tells that the limit forced the token: a stop id is then no word of the model's.
         """
         self.seconds.append(seconds)
         if token_id in stop_ids:
@@ -130,8 +117,7 @@ class PartialCompletion:
 
     def _flush(self) -> None:
         if self.waits:
-            self.pieces[-1] += self.text_end.add(self.detokenizer.flush())
-            self.pieces[-1] += self.text_end.flush()
+            self.pieces[-1] += self.text_end.add(self.detokenizer.flush()) + self.text_end.flush()
 
     def completion(self, tokenizer: PreTrainedTokenizerBase) -> Completion:
         """The answer, once it has ended."""
@@ -148,6 +134,65 @@ class PartialCompletion:
         )
 
 
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer, as it comes.
+
+    Attributes:
+        text: What became readable with it; empty while a character is unfinished.
+        logprob: Natural log-probability under the model, before the sampling rules.
+        index: Its place in the answer, from 0.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    index: int
+
+
+class TokenStream(Iterator[Token]):
+    """The tokens of one answer, as they come."""
+
+    def __init__(self, tokens: Generator[Token, None, Completion]) -> None:
+        self._tokens = tokens
+        self._completion: Completion | None = None
+
+    def __next__(self) -> Token:
+        try:
+            return next(self._tokens)
+        except StopIteration as end:
+            self._completion = self._completion or end.value
+            raise StopIteration from None
+
+    def stop(self) -> None:
+        """End the answer here, and give the model back."""
+        self._tokens.close()
+
+
+class Stream(TokenStream):
+    """The tokens of one answer, as they come; then `completion`.
+
+    Until it is exhausted or stopped, the model stays in `ordinary_attention`.
+    """
+
+    def __init__(self, answer: PartialCompletion, tokens: Generator[Token, None, Completion]) -> None:
+        super().__init__(tokens)
+        self._answer = answer
+
+    @property
+    def ending(self) -> Finish | None:
+        """Why the answer ended; None until it has."""
+        return self._answer.ending
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer; what is left of it is generated first."""
+        deque(self, maxlen=0)
+        if self._completion is None:
+            raise ValueError("the stream was stopped before its end")
+        return self._completion
+
+
 def stop_texts_of(defaults: GenerationConfig | None, options: GenerationRequest) -> tuple[str, ...]:
     """The texts that end an answer: the caller's, and those that were saved.
 
@@ -155,14 +200,10 @@ def stop_texts_of(defaults: GenerationConfig | None, options: GenerationRequest)
         ConfigError: One of them is empty: it would end every answer before its first token.
     """
     saved: Any = defaults.stop_strings if defaults is not None else None
-    listed = [saved] if isinstance(saved, str) else list(saved or ())
-    texts = tuple(dict.fromkeys([*options.stop, *listed]))
+    texts = tuple(dict.fromkeys([*options.stop, *([saved] if isinstance(saved, str) else saved or ())]))
     if "" in texts:
         raise ConfigError("must not be empty", key="stop", remedy="Name the text that ends an answer.")
     return texts
-
-
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
@@ -171,23 +212,21 @@ class Detokenizer:
     The pieces of `add`, and at the end of `flush`, make up `tokenizer.decode` of all ids (special tokens skipped,
     spaces not cleaned up). The one exception: where the ids end inside a character of byte tokens, some tokenizers
     then spell the finished characters before it as broken too; here they stay whole.
+
+    Attributes:
+        waiting: The ids whose text is not out yet.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._spelled: list[int] = []
-        self._waiting: list[int] = []
-
-    @property
-    def waits(self) -> bool:
-        """Whether there are ids whose text is not out yet."""
-        return bool(self._waiting)
+        self.waiting: list[int] = []
 
     def add(self, token_id: int) -> str:
         """The text that `token_id` makes readable; empty while a character is unfinished."""
-        self._waiting.append(token_id)
+        self.waiting.append(token_id)
         text = self._new_text()
-        return "" if not text or text.endswith(UNFINISHED) else self._out(text)
+        return "" if not text or text.endswith("\N{REPLACEMENT CHARACTER}") else self._out(text)
 
     def flush(self) -> str:
         """The text of all that waits, unfinished characters as U+FFFD."""
@@ -206,13 +245,13 @@ class Detokenizer:
         drops a leading space there) is done to both and cancels out.
         """
         before = self.spell(self._spelled)
-        both = self.spell(self._spelled + self._waiting)
-        return both[len(before) :] if both.startswith(before) else self.spell(self._waiting)
+        both = self.spell(self._spelled + self.waiting)
+        return both[len(before) :] if both.startswith(before) else self.spell(self.waiting)
 
     def _out(self, text: str) -> str:
         if text:
-            self._spelled = self._waiting
-        self._waiting = []
+            self._spelled = self.waiting
+        self.waiting = []
         return text
 
 
@@ -221,46 +260,75 @@ class StopStringMatcher:
 
     Attributes:
         found: The stop text that ended the text; None while there was none.
+        held: The text that is not out yet.
     """
 
     def __init__(self, stop_texts: Sequence[str]) -> None:
+        self.stop_texts = tuple(stop_texts)
         self.found: str | None = None
-        self._stop_texts = tuple(stop_texts)
-        self._held = ""
-
-    @property
-    def holds(self) -> bool:
-        """Whether there is text that is not out yet."""
-        return bool(self._held)
-
-    @property
-    def stops(self) -> bool:
-        """Whether there is any stop text."""
-        return bool(self._stop_texts)
-
-    def is_in(self, text: str) -> bool:
-        """Whether `text` has a stop text in it."""
-        return any(stop in text for stop in self._stop_texts)
+        self.held = ""
 
     def add(self, text: str) -> str:
         """What of the text so far is certainly in front of a stop text, and is not out yet."""
-        self._held += text
-        places = [(place, stop) for stop in self._stop_texts if (place := self._held.find(stop)) >= 0]
+        whole = self.held + text
+        places = [(place, stop) for stop in self.stop_texts if (place := whole.find(stop)) >= 0]
         if places:
             end, self.found = min(places, key=lambda found: found[0])
-            return self._out(end, dropping_rest=True)
-        beginning = max((_overlap(self._held, stop) for stop in self._stop_texts), default=0)
-        return self._out(len(self._held) - beginning)
+            self.held = ""
+        else:
+            end = len(whole) - max((_overlap(whole, stop) for stop in self.stop_texts), default=0)
+            self.held = whole[end:]
+        return whole[:end]
 
     def flush(self) -> str:
         """What was held back for a stop text that did not come."""
-        return self._out(len(self._held))
-
-    def _out(self, end: int, *, dropping_rest: bool = False) -> str:
-        text, self._held = self._held[:end], "" if dropping_rest else self._held[end:]
+        text, self.held = self.held, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
     """How many characters at the end of `text` are the beginning of `stop`."""
     return next((size for size in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast an answer came, as its `Completion` says it."""
+
+    prefill_ms: float
+    decode_tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class LogprobDifference:
+    """Where two answers part: the place, from 0, and the token of each there; None where it has ended."""
+
+    index: int
+    with_cache: Piece | None
+    without_cache: Piece | None
+
+
+@dataclass(frozen=True)
+class CacheComparison:
+    """One answer, made in both ways."""
+
+    same_tokens: bool
+    first_difference: LogprobDifference | None
+    with_cache: Speed
+    without_cache: Speed
+
+    def as_dict(self) -> dict[str, object]:
+        """The comparison as JSON shows it."""
+        return asdict(self)
+
+
+def compare_cache(cached: Completion, uncached: Completion, piece: Callable[[int], Piece]) -> CacheComparison:
+    """Compare an answer made with a cache with one made without; `piece` spells a token."""
+    pairs = enumerate(zip_longest(cached.token_ids, uncached.token_ids))
+    apart = next(((index, *pair) for index, pair in pairs if pair[0] != pair[1]), None)
+    difference = None
+    if apart is not None:
+        index, *ids = apart
+        difference = LogprobDifference(index, *(None if token_id is None else piece(token_id) for token_id in ids))
+    speeds = (Speed(each.prefill_ms, each.decode_tokens_per_second) for each in (cached, uncached))
+    return CacheComparison(difference is None, difference, *speeds)

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from loraft.errors import DataError, OutOfMemoryError
-from loraft.inference.completion import Completion
+from loraft.inference.completion import Completion, Stream, Token, TokenStream
 from loraft.inference.decoder_state import DecoderState, learned_positions, prompt_limit
-from loraft.inference.engine import Stream, Token, TokenStream, stream
+from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker
 from loraft.models.modules import wrapped_model

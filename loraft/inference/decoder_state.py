@@ -1,20 +1,17 @@
-"""What a model has read of some rows, and the logits of what comes next.
-
-The state is how a model runs while it generates: its encoder, where it has one, its cache, masks, attention and
-dtype.
-"""
+"""How a model runs while it generates: what it has read of some rows, its cache, masks, attention and dtype."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -32,16 +29,11 @@ class EncodedSource:
     Attributes:
         states: `[rows, source, hidden]`.
         mask: `[rows, source]`, 0 where a row is padded on its right; None where no row is.
-        seconds: How long it took.
     """
 
     states: Tensor
     mask: Tensor | None
     seconds: float
-
-    def select(self, rows: Tensor) -> EncodedSource:
-        """These rows of it."""
-        return EncodedSource(self.states[rows], self.mask[rows] if self.mask is not None else None, self.seconds)
 
 
 class DecoderState:
@@ -55,12 +47,17 @@ class DecoderState:
     masks hide it, so the logits are the same.
 
     The model must be in `ordinary_attention` while it reads.
+
+    Attributes:
+        source: What the encoder has read; None without an encoder.
+        keeps: It keeps keys and values.
     """
 
     def __init__(self, model: nn.Module, *, use_cache: bool = True, rewinds: bool = False) -> None:
         self._model = wrapped_model(model)
         self._cache = new_cache(self._model, rewinds=rewinds) if use_cache else None
-        self._source: EncodedSource | None = None
+        self.keeps = use_cache
+        self.source: EncodedSource | None = None
         self._ids: Tensor | None = None
         self._mask: Tensor | None = None
         self._fed_from = 0
@@ -73,11 +70,6 @@ class DecoderState:
     def device(self) -> torch.device:
         """Where the model runs."""
         return self._model.device
-
-    @property
-    def source(self) -> EncodedSource | None:
-        """What the encoder has read; None without an encoder."""
-        return self._source
 
     @property
     def length(self) -> int:
@@ -96,11 +88,6 @@ class DecoderState:
         return self._ids[:, self._fed_from :]
 
     @property
-    def keeps(self) -> bool:
-        """Whether it keeps keys and values."""
-        return self._cache is not None
-
-    @property
     def cache_bytes(self) -> int:
         """What the keys and values take that are kept; 0 without a cache."""
         return _bytes_of(self._cache)
@@ -108,9 +95,7 @@ class DecoderState:
     def begin(self, rows: Sequence[Sequence[int]], *, start: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Make ready to answer these prompts, of which it may have read a beginning already.
 
-        Args:
-            rows: The tokens of each prompt.
-            start: What a decoder behind an encoder reads first; None is the model's own start token.
+        `start` is what a decoder behind an encoder reads first; None is the model's own start token.
 
         Returns:
             Ids `[rows, time]` and mask for the next `read`: what was not read of the prompts, padded on the left. An
@@ -120,9 +105,9 @@ class DecoderState:
             ModelError: The decoder has no start token.
         """
         if not self._model.config.is_encoder_decoder:
-            ids, mask = pad_left(rows, self.device)
+            ids, mask = padded(rows, self.device)
             return ids[:, self.length :], mask
-        self._source = self._encode(*_pad_right(rows, self.device))
+        self.source = self._encode(*padded(rows, self.device, "right"))
         start = start_token(self._model) if start is None else start
         return torch.full((len(rows), 1), start, device=self.device), None
 
@@ -138,17 +123,16 @@ class DecoderState:
         Returns:
             `[rows, vocab]`, float32: the logits of the token after the last one read.
         """
-        read_before = self.length
+        self._fed_from = self.length if self.keeps else 0
         self._ids = ids if self._ids is None else torch.cat([self._ids, ids], dim=1)
         if self._mask is not None:
             mask = torch.cat([self._mask, self._mask.new_ones(ids.shape)], dim=1)
         self._mask = mask
-        self._fed_from = read_before if self._cache is not None else 0
         with _reading(self._model):
             output = self._model(
                 **self._inputs(self._ids, self._fed_from),
                 past_key_values=self._cache,
-                use_cache=self._cache is not None,
+                use_cache=self.keeps,
                 **self._last_only,
             )
         return cast("Tensor", output.logits[:, -1].float())
@@ -179,9 +163,9 @@ class DecoderState:
         return torch.stack(output.cross_attentions).float()
 
     def _inputs(self, ids: Tensor, start: int) -> dict[str, Any]:
-        if self._source is not None:
-            states = BaseModelOutput(last_hidden_state=cast("Any", self._source.states))
-            return {"encoder_outputs": states, "attention_mask": self._source.mask, "decoder_input_ids": ids[:, start:]}
+        if self.source is not None:
+            states = BaseModelOutput(last_hidden_state=cast("Any", self.source.states))
+            return {"encoder_outputs": states, "attention_mask": self.source.mask, "decoder_input_ids": ids[:, start:]}
         inputs: dict[str, Any] = {"input_ids": ids[:, start:], "attention_mask": self._mask}
         if self._mask is not None and self._takes_positions:
             inputs["position_ids"] = (self._mask.cumsum(1) - 1).clamp_(min=0)[:, start:]
@@ -201,9 +185,9 @@ class DecoderState:
         kept = torch.tensor(rows, device=self.device)
         if self._cache is not None:
             self._cache.batch_select_indices(kept)
-        self._source = self._source.select(kept) if self._source is not None else None
-        self._ids = self._ids[kept] if self._ids is not None else None
-        self._mask = self._mask[kept] if self._mask is not None else None
+        if self.source is not None:
+            self.source = replace(self.source, states=self.source.states[kept], mask=_rows(self.source.mask, kept))
+        self._ids, self._mask = _rows(self._ids, kept), _rows(self._mask, kept)
 
     @torch.inference_mode()
     def rewind(self, length: int) -> None:
@@ -223,6 +207,10 @@ def _reading(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
+def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values[rows]
+
+
 def _bytes_of(cache: Cache | None) -> int:
     if isinstance(cache, EncoderDecoderCache):
         return _bytes_of(cache.self_attention_cache) + _bytes_of(cache.cross_attention_cache)
@@ -231,26 +219,21 @@ def _bytes_of(cache: Cache | None) -> int:
     return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
-def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Rows of different lengths as one block that ends together.
+def padded(
+    rows: Sequence[Sequence[int]], device: torch.device, side: Literal["left", "right"] = "left"
+) -> tuple[Tensor, Tensor | None]:
+    """Rows of different lengths as one block that ends together, or begins together, as encoders are trained.
 
     Returns:
         The ids `[rows, time]` and the mask `[rows, time]`, 1 at tokens. No mask where no row is padded: attention
         is faster without.
     """
-    ids, mask = _pad_right([row[::-1] for row in rows], device)
-    return ids.flip(1), mask.flip(1) if mask is not None else None
-
-
-def _pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Rows of different lengths as one block that begins together, as encoders are trained; as `pad_left` else."""
-    longest = max(map(len, rows))
+    tokens = [torch.tensor(row) for row in rows]
     # Any id does as padding, since the mask hides it; 0 is one that every vocabulary has.
-    ids = torch.tensor([[*row] + [0] * (longest - len(row)) for row in rows], device=device)
-    if min(map(len, rows)) == longest:
+    ids = pad_sequence(tokens, batch_first=True, padding_side=side).to(device)
+    if len(set(map(len, rows))) == 1:
         return ids, None
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    return ids, mask
+    return ids, pad_sequence(list(map(torch.ones_like, tokens)), batch_first=True, padding_side=side).to(device)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Generation: the prompt is read once, then one token a step on a KV cache.
+"""Generation: the prompt is read once, then one token a step on a KV cache; or beams, of which the likeliest is given.
 
 What the numbers mean, here and in JSON:
 
@@ -14,83 +14,34 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from time import perf_counter
+from typing import NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import ConfigError, DataError, Problem
-from loraft.inference.beam_search import search
-from loraft.inference.completion import Completion, Detokenizer, Finish, PartialCompletion, StopStringMatcher
+from loraft.inference.completion import Completion, Detokenizer, PartialCompletion, StopStringMatcher, Stream, Token
 from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, prompt_limit
-from loraft.inference.sampling import apply_logit_rules, normalizers, probabilities, sample
-from loraft.inference.sampling_params import SamplingParams
+from loraft.inference.sampling import SamplingParams, apply_logit_rules, normalizers, probabilities, sample
 from loraft.inference.tracer import Tracer
 from loraft.models.modules import wrapped_model
 
 
-@dataclass(frozen=True)
-class Token:
-    """One token of an answer, as it comes.
+class Settings(TypedDict):
+    """How answers are made: how tokens are drawn, how many at most, what ends them, and the seed of the draws.
 
-    Attributes:
-        id: Its id.
-        text: What became readable with it; empty while a character is unfinished.
-        logprob: Natural log-probability under the model, before the sampling rules.
-        index: Its place in the answer, from 0.
+    Without a seed the draws are others each time. The global random state is left alone.
     """
 
-    id: int
-    text: str
-    logprob: float
-    index: int
-
-
-class TokenStream(Iterator[Token]):
-    """The tokens of one answer, as they come."""
-
-    def __init__(self, tokens: Generator[Token, None, Completion]) -> None:
-        self._tokens = tokens
-        self._completion: Completion | None = None
-
-    def __next__(self) -> Token:
-        try:
-            return next(self._tokens)
-        except StopIteration as end:
-            self._completion = self._completion or end.value
-            raise StopIteration from None
-
-    def stop(self) -> None:
-        """End the answer here, and give the model back."""
-        self._tokens.close()
-
-
-class Stream(TokenStream):
-    """The tokens of one answer, as they come; then `completion`.
-
-    Until it is exhausted or stopped, the model stays in `ordinary_attention`.
-    """
-
-    def __init__(self, answer: PartialCompletion, tokens: Generator[Token, None, Completion]) -> None:
-        super().__init__(tokens)
-        self._answer = answer
-
-    @property
-    def ending(self) -> Finish | None:
-        """Why the answer ended; None until it has."""
-        return self._answer.ending
-
-    @property
-    def completion(self) -> Completion:
-        """The whole answer; what is left of it is generated first."""
-        for _ in self:
-            pass
-        if self._completion is None:
-            raise ValueError("the stream was stopped before its end")
-        return self._completion
+    rules: SamplingParams
+    max_new_tokens: int
+    stop_ids: Sequence[int]
+    stop_texts: NotRequired[Sequence[str]]
+    seed: NotRequired[int | None]
 
 
 def stream(
@@ -98,13 +49,9 @@ def stream(
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[int],
     *,
-    rules: SamplingParams,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    seed: int | None = None,
     context: DecoderState | None = None,
-    stop_texts: Sequence[str] = (),
     tracer: Tracer | None = None,
+    **settings: Unpack[Settings],
 ) -> Stream:
     """Answer one prompt, token by token.
 
@@ -112,27 +59,23 @@ def stream(
         model: A model of transformers, with or without an adapter of peft.
         tokenizer: Spells the tokens.
         prompt_ids: The prompt, rendered and tokenized.
-        rules: How each token is drawn.
-        max_new_tokens: The most tokens of the answer, at least 1.
-        stop_ids: The ids that end the answer.
-        seed: The seed of the draws; None is another one each time. The global random state is left alone.
         context: What reads, where it is not a new one with a cache. It may have read a beginning of the prompt already,
             at most all but its last token; it goes on to hold the answer's tokens, save for the last one.
-        stop_texts: The texts that end the answer.
         tracer: Is told how each token came about, which changes none.
+        settings: How it is answered.
 
     Raises:
         ConfigError: If `max_new_tokens` is below 1, or beams are to be traced.
         DataError: If the prompt is empty, or longer than the positions that the model was trained with.
         NonFiniteError: While iterating, if the model's logits are not numbers.
     """
-    answers = _open_answers(model, tokenizer, [prompt_ids], max_new_tokens, seed, stop_texts)
-    stops = frozenset(stop_ids) | _spelled_stop_ids(tokenizer, stop_texts)
+    answers, rules = _open_answers(model, tokenizer, [prompt_ids], settings), settings["rules"]
+    stops = _stop_ids(tokenizer, settings)
     context = context or DecoderState(model)
     if rules.num_beams > 1:
         if tracer is not None:
             raise ConfigError("beams cannot be traced", key="num_beams", remedy="Trace an answer without beams.")
-        steps = search(context, answers[0], rules, stops)
+        steps = _search(context, answers[0], rules, stops)
     else:
         steps = _decode(context, answers, rules, stops, tracer)
     return Stream(answers[0], _tokens(model, tokenizer, answers[0], steps, tracer))
@@ -143,13 +86,9 @@ def complete_batch(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     *,
-    rules: SamplingParams,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    seed: int | None = None,
     batch_size: int = 16,
-    stop_texts: Sequence[str] = (),
     on_batch: Callable[[int], None] | None = None,
+    **settings: Unpack[Settings],
 ) -> list[Completion]:
     """Answer several prompts, up to `batch_size` at a time, and those of like length together.
 
@@ -164,15 +103,15 @@ def complete_batch(
         DataError: If any prompt is empty, or longer than the positions of training; every such one is named.
         NonFiniteError: If the model's logits are not numbers.
     """
-    answers = _open_answers(model, tokenizer, prompts, max_new_tokens, seed, stop_texts)
-    stops = frozenset(stop_ids) | _spelled_stop_ids(tokenizer, stop_texts)
+    answers, rules = _open_answers(model, tokenizer, prompts, settings), settings["rules"]
+    stops = _stop_ids(tokenizer, settings)
     # The longest first: if memory is too small, that shows at once.
     by_length = sorted(answers, key=lambda answer: len(answer.prompt_ids), reverse=True)
     with ordinary_attention(model):
         for start in range(0, len(by_length), batch_size):
             batch = by_length[start : start + batch_size]
             if rules.num_beams > 1:  # the beams of one prompt are a batch by themselves
-                deque(chain.from_iterable(search(DecoderState(model), each, rules, stops) for each in batch), maxlen=0)
+                deque(chain.from_iterable(_search(DecoderState(model), each, rules, stops) for each in batch), maxlen=0)
             else:
                 deque(_decode(DecoderState(model), batch, rules, stops), maxlen=0)
             if on_batch is not None:
@@ -181,15 +120,11 @@ def complete_batch(
 
 
 def _open_answers(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    seed: int | None,
-    stop_texts: Sequence[str],
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], settings: Settings
 ) -> list[PartialCompletion]:
-    if max_new_tokens < 1:
-        raise ConfigError(f"must be at least 1, not {max_new_tokens}", key="max_new_tokens")
+    longest, seed = settings["max_new_tokens"], settings.get("seed")
+    if longest < 1:
+        raise ConfigError(f"must be at least 1, not {longest}", key="max_new_tokens")
     most, positions = prompt_limit(model), learned_positions(model)
     problems = [_prompt_problem(len(ids), most, number) for number, ids in enumerate(prompts, start=1)]
     if found := [problem for problem in problems if problem]:
@@ -201,15 +136,20 @@ def _open_answers(
         # The last token is never read, so it needs no position. What an encoder reads takes none of the decoder's,
         # whose first one goes to the start token.
         taken = 1 if wrapped_model(model).config.is_encoder_decoder else len(ids)
-        limit = max_new_tokens if positions is None else min(max_new_tokens, positions - taken + 1)
-        answers.append(PartialCompletion(ids, limit, Detokenizer(tokenizer), generator, StopStringMatcher(stop_texts)))
+        limit = longest if positions is None else min(longest, positions - taken + 1)
+        text_end = StopStringMatcher(settings.get("stop_texts", ()))
+        answers.append(PartialCompletion(ids, limit, Detokenizer(tokenizer), generator, text_end))
     return answers
 
 
-def _spelled_stop_ids(tokenizer: PreTrainedTokenizerBase, stop_texts: Sequence[str]) -> frozenset[int]:
-    """The special tokens among the stop texts: they are never in the text of an answer, so their ids end it."""
+def _stop_ids(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> frozenset[int]:
+    """The ids that end an answer.
+
+    The special tokens among the stop texts are: they are never in the text of an answer.
+    """
     special = {str(tokenizer.convert_ids_to_tokens(token_id)): token_id for token_id in tokenizer.all_special_ids}
-    return frozenset(special[text] for text in stop_texts if text in special)
+    spelled = (special[text] for text in settings.get("stop_texts", ()) if text in special)
+    return frozenset([*settings["stop_ids"], *spelled])
 
 
 def _prompt_problem(length: int, most: int | None, number: int) -> Problem | None:
@@ -218,9 +158,8 @@ def _prompt_problem(length: int, most: int | None, number: int) -> Problem | Non
         return Problem("has no tokens", where, remedy="Give it at least one word.")
     if most is not None and length > most:
         message = f"has {length:,} tokens, and this model has learned {most:,} positions"
-        return Problem(
-            message, where, remedy=f"Shorten it to {most:,} tokens, or choose a model with a longer context."
-        )
+        remedy = f"Shorten it to {most:,} tokens, or choose a model with a longer context."
+        return Problem(message, where, remedy=remedy)
     return None
 
 
@@ -240,13 +179,16 @@ def _decode(
         seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
         cut = [bool(rules.last) and answer.is_at_end for answer in going]
         allowed = apply_logit_rules(logits, rules, seen=seen, at_start=not going[0].seconds, at_end=cut)
-        chosen, logprobs = _draw(logits, allowed, rules, [answer.generator for answer in going])
+        of_model = normalizers(logits)
+        generators = [answer.generator for answer in going]
+        chosen = allowed.argmax(-1) if rules.greedy else sample(probabilities(allowed, rules), generators)
+        logprobs = logits.gather(1, chosen[:, None])[:, 0] - of_model
         taken = list(zip(going, chosen.tolist(), logprobs.tolist(), strict=True))
         seconds = perf_counter() - started
         for (answer, token_id, logprob), is_cut in zip(taken, cut, strict=True):
             answer.take(token_id, logprob, seconds, stop_ids, is_cut=is_cut)
         if tracer is not None:
-            tracer.step(context, logits[0], allowed[0], rules, taken[0][1], seconds, is_cut=cut[0])
+            tracer.step(context, logits, allowed, rules, taken[0][1], seconds, is_cut=cut[0])
         yield
         started = perf_counter()
         kept = [row for row, answer in enumerate(going) if answer.ending is None]
@@ -258,24 +200,12 @@ def _decode(
         tracer.end(context, answers[0].prompt_ids, rules, ending)
 
 
-def _draw(
-    logits: Tensor, allowed: Tensor, rules: SamplingParams, generators: Sequence[torch.Generator]
-) -> tuple[Tensor, Tensor]:
-    """One token a row `[rows]`, and its log-probability under the model `[rows]`.
-
-    `logits` and `allowed`, both `[rows, vocab]`, are what the model says and what the rules leave of it.
-    """
-    of_model = normalizers(logits)
-    chosen = allowed.argmax(-1) if rules.greedy else sample(probabilities(allowed, rules), generators)
-    return chosen, logits.gather(1, chosen[:, None])[:, 0] - of_model
-
-
 def _tokens(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     answer: PartialCompletion,
     steps: Iterator[None],
-    tracer: Tracer | None = None,
+    tracer: Tracer | None,
 ) -> Generator[Token, None, Completion]:
     """The tokens of a growing answer.
 
@@ -283,10 +213,103 @@ def _tokens(
     token's text. Nothing readable is ever held.
     """
     given = 0
-    with ordinary_attention(model), tracer or nullcontext():
+    with ordinary_attention(model), nullcontext() if tracer is None else tracer.listening():
         for _ in steps:
             ready = len(answer.token_ids) - (1 if answer.waits else 0)
             while given < ready:
                 yield Token(answer.token_ids[given], answer.pieces[given], answer.logprobs[given], given)
                 given += 1
     return answer.completion(tokenizer)
+
+
+@dataclass(frozen=True)
+class _Beam:
+    """One of the answers that are followed.
+
+    Attributes:
+        row: The row of the context that it goes on from.
+        token_ids: Its tokens, a stop id at the end included.
+        score: The sum of the logarithms, after the rules; of a finished one divided by length ** length_penalty.
+    """
+
+    row: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    score: float = 0.0
+
+
+def _search(
+    context: DecoderState, answer: PartialCompletion, rules: SamplingParams, stop_ids: frozenset[int]
+) -> Iterator[None]:
+    """Find the likeliest answer, then let `answer` grow by its tokens at once; one `yield` a token.
+
+    Source: Graves 2012, Sequence Transduction with Recurrent Neural Networks, section 2.5
+        (https://arxiv.org/abs/1211.3711); the length in the score, Wu et al. 2016, GNMT, section 7
+        (https://arxiv.org/abs/1609.08144), as transformers simplifies it.
+    """
+    going, finished, seconds = [_Beam(0)], list[_Beam](), list[float]()
+    started = perf_counter()
+    ids, mask = context.begin([answer.prompt_ids], start=rules.start)
+    # So many continuations that enough go on even where every beam could end with each of the stop ids.
+    most = rules.num_beams * max(2, 1 + len(stop_ids))
+    while going:
+        logits = context.read(ids, mask)
+        candidates = _continuations(context, logits, going, rules, limit=answer.limit, most=most)
+        ended = [_ends(beam, answer, stop_ids) for beam in candidates]
+        for beam, ends in zip(candidates[: rules.num_beams], ended, strict=False):
+            if ends:
+                finished.append(replace(beam, score=beam.score / len(beam.token_ids) ** rules.length_penalty))
+        finished = sorted(finished, key=lambda beam: -beam.score)[: rules.num_beams]
+        going = [beam for beam, ends in zip(candidates, ended, strict=True) if not ends][: rules.num_beams]
+        if going and _is_over(going[0], finished, rules, answer.limit):
+            going = []
+        if going:
+            context.keep([beam.row for beam in going])
+            ids, mask = torch.tensor([beam.token_ids[-1:] for beam in going], device=context.device), None
+        seconds.append(perf_counter() - started)
+        started = perf_counter()
+    best = finished[0]
+    rest = sum(seconds[1:]) / max(1, len(best.token_ids) - 1)  # the time of the search is spread over the tokens
+    for index, (token_id, logprob) in enumerate(zip(best.token_ids, best.logprobs, strict=True)):
+        took = rest if index else seconds[0]
+        answer.take(token_id, logprob, took, stop_ids, is_cut=bool(rules.last) and answer.is_at_end)
+        yield
+
+
+def _continuations(
+    context: DecoderState, logits: Tensor, going: Sequence[_Beam], rules: SamplingParams, *, limit: int, most: int
+) -> list[_Beam]:
+    """The likeliest continuations by a token, the best first; `logits` are `[beams, vocab]`."""
+    of_model = logits - normalizers(logits)[:, None]
+    seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
+    at_end = [len(beam.token_ids) == limit - 1 for beam in going]
+    allowed = apply_logit_rules(of_model, rules, seen=seen, at_start=not going[0].token_ids, at_end=at_end)
+    totals = (allowed + torch.tensor([[beam.score] for beam in going], device=context.device)).flatten()
+    scores, places = totals.topk(min(most, len(totals)))
+    logprobs = of_model.flatten()[places].tolist()
+    found = []
+    for score, place, logprob in zip(scores.tolist(), places.tolist(), logprobs, strict=True):
+        row, token_id = divmod(place, logits.shape[-1])
+        if score > float("-inf"):
+            beam = going[row]
+            found.append(_Beam(row, (*beam.token_ids, token_id), (*beam.logprobs, logprob), score))
+    return found
+
+
+def _ends(beam: _Beam, answer: PartialCompletion, stop_ids: frozenset[int]) -> bool:
+    ids = beam.token_ids
+    if ids[-1] in stop_ids or len(ids) >= answer.limit:
+        return True
+    text = answer.detokenizer.spell(ids) if answer.text_end.stop_texts else ""
+    return any(stop in text for stop in answer.text_end.stop_texts)
+
+
+def _is_over(leader: _Beam, finished: Sequence[_Beam], rules: SamplingParams, limit: int) -> bool:
+    """Whether no better answer is to be hoped for: the worst finished one beats what the leading beam may become."""
+    if len(finished) < rules.num_beams:
+        return False
+    if rules.early_stopping is True:
+        return True
+    to_the_limit = rules.early_stopping == "never" and rules.length_penalty > 0
+    length = limit if to_the_limit else len(leader.token_ids)
+    return bool(leader.score / length**rules.length_penalty <= finished[-1].score)

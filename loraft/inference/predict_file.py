@@ -1,8 +1,6 @@
 """A file of texts classified into a file of rows with their classes, many at a time.
 
-Rows are taken in windows: inside one they are sorted by length, so that little is padded, and its rows are on disk
-before the next begins. A run that was stopped goes on with the window that was cut short: it is classified whole again,
-so that every row has the neighbours that it would have had.
+Rows are taken in windows: inside one they are sorted by length, so that little is padded.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from types import MappingProxyType
 
 from loraft.adapters.adapter_files import digests
 from loraft.dataset.source_rows import shortened
@@ -24,15 +21,14 @@ from loraft.events import Note, Observer, Progress
 from loraft.inference.classifier import Classifier
 from loraft.io.atomic import write_whole
 from loraft.io.checksums import sha256_of_facts
-from loraft.io.jsonl import ANSWERED_BY, OUTPUT, AskedRows, check_jsonl, lost_fields, open_answers
+from loraft.io.jsonl import ANSWERED_BY, OUTPUT, AskedRows, check_jsonl, lost_fields, write_answers
 from loraft.io.resources import memory_errors
 from loraft.rows.fields import Fields
-from loraft.rows.raw_rows import rows_to_answer
+from loraft.rows.raw_rows import RowsRead, rows_to_answer
 from loraft.rows.readers import Row, kind_of
 
 ADDED = ("prediction", "probabilities")
 """What a prediction adds to its row."""
-NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 BATCH_SIZE = 32
 BATCHES_A_WINDOW = 8
 
@@ -51,7 +47,6 @@ class PredictedFile:
     """What was done.
 
     Attributes:
-        output: The file of predictions.
         rows: The rows that it holds: all of them.
         held: Those that it held before this run.
         cut: Of the rows of this run, those whose text is longer than the model's positions.
@@ -72,7 +67,7 @@ class PredictedFile:
         return {**asdict(self), "rows_per_second": done / self.seconds if done and self.seconds else None}
 
 
-def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str] = NO_COLUMNS) -> list[TextRow]:
+def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str]) -> list[TextRow]:
     """Every row of a file of texts.
 
     Args:
@@ -86,7 +81,7 @@ def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str
     read = rows_to_answer(path, "texts")
     as_learned = {ours: learned[ours] for ours in ("text", "text_pair") if learned.get(ours) in read.columns}
     columns = {**as_learned, **columns}
-    _require_columns(path, read.rows, columns)
+    _require_columns(path, read, columns)
     problems, texts = list(read.problems), []
     for row in read.rows:
         fields = Fields(row, columns)
@@ -101,9 +96,9 @@ def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str
     return texts
 
 
-def _require_columns(path: Path, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
+def _require_columns(path: Path, read: RowsRead, columns: Mapping[str, str]) -> None:
     """A column that no row has is one mistake, not one a row."""
-    there = list(dict.fromkeys(name for row in rows for name in row.values))
+    there = read.columns
     by_small = {name.lower(): name for name in there}
     named_by = {"text": "text_column", "text_pair": "pair_column"}
     wanted = {"text": "text", **columns}
@@ -115,7 +110,7 @@ def _require_columns(path: Path, rows: Sequence[Row], columns: Mapping[str, str]
             parameter="texts",
         )
         for ours, theirs in wanted.items()
-        if len(rows) > 1 and theirs not in there
+        if len(read.rows) > 1 and theirs not in there
     ]
     if problems:
         raise DataError.several(problems)
@@ -132,14 +127,8 @@ def predict_rows(
 ) -> PredictedFile:
     """Classify every text, and write its row with what was found to `output`.
 
-    Args:
-        classifier: The open classifier.
-        texts: The rows, in the order in which they are written.
-        output: The file; one that was begun is gone on with. A .csv file is written when every row is classified, from
-            rows of JSON that lie beside it until then.
-        batch_size: How many at a time.
-        overwrite: Begin anew, whatever `output` holds.
-        observer: Is told how far it is.
+    A file that was begun is gone on with, unless it is to be overwritten. A .csv file is written when every row is
+    classified, from rows of JSON that lie beside it until then.
 
     Raises:
         DataError: `output` holds something else.
@@ -149,24 +138,25 @@ def predict_rows(
         Interrupted: By SIGINT or SIGTERM; the rows so far are on disk.
     """
     asked = AskedRows([text.row.values for text in texts], ADDED, _answered_by(classifier))
-    lines = _lines_of(output)
+    lines, total = _lines_of(output), len(texts)
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller `batch_size`; what is classified stays."
-    begun, cut, given = perf_counter(), 0, Counter[str]()
-    with open_answers(lines, asked, overwrite=overwrite) as file:
-        held, total = file.rows, len(texts)
-        with memory_errors(out_of_memory, remedy=remedy, where=str(output)):
-            for window in file.windows(total, batch_size * BATCHES_A_WINDOW):
-                found, is_cut = _window(classifier, texts[window.start : window.stop], batch_size)
-                new = slice(file.rows - window.start, None)
-                cut += sum(is_cut[new])
-                predicted = [(max(each, key=each.__getitem__), each) for each in found[new]]
-                given.update(label for label, _ in predicted)
-                file.append(asked.answered(file.rows, predicted))
-                observer(Progress("rows classified", file.rows, total))
+    begun, given, were_cut = perf_counter(), Counter[str](), list[bool]()
+
+    def answers(window: range, first: int) -> list[tuple[str, dict[str, float]]]:
+        found, is_cut = _window(classifier, texts[window.start : window.stop], batch_size)
+        new = slice(first - window.start, None)
+        predicted = [(max(each, key=each.__getitem__), each) for each in found[new]]
+        given.update(label for label, _ in predicted)
+        were_cut.extend(is_cut[new])
+        observer(Progress("rows classified", window.stop, total))
+        return predicted
+
+    with memory_errors(out_of_memory, remedy=remedy, where=str(output)):
+        held = write_answers(lines, asked, answers, window=batch_size * BATCHES_A_WINDOW, overwrite=overwrite)
     if lines != output:
         _write_csv(lines, output)
-    if cut:
+    if cut := sum(were_cut):
         many = "1 text is" if cut == 1 else f"{cut:,} texts are"
         observer(Note(f"{many} longer than the model's {classifier.context} positions, and cut to them"))
     return PredictedFile(output, total, held, cut, dict(given.most_common()), perf_counter() - begun)
@@ -182,9 +172,8 @@ def check_output(output: Path, texts: Sequence[TextRow], source: Path, *, overwr
     asked = AskedRows([each.row.values for each in texts], ADDED)
     check_jsonl(lines, reads=[source], asked=asked, overwrite=overwrite)
     if lines != output and output.exists() and not overwrite:
-        raise DataError(
-            "is there already", where=str(output), parameter=OUTPUT, remedy="Name another file, or give `overwrite`."
-        )
+        remedy = "Name another file, or give `overwrite`."
+        raise DataError("is there already", where=str(output), parameter=OUTPUT, remedy=remedy)
 
 
 def _lines_of(output: Path) -> Path:
@@ -235,9 +224,8 @@ def _window(
 
 def _answered_by(classifier: Classifier) -> str:
     """What tells predictions of this classifier from others: a hash over all that decides them."""
-    adapter = classifier.adapter
     described = {
-        "adapter": digests(adapter) if adapter else None,
+        "adapter": digests(classifier.adapter) if classifier.adapter else None,
         "base": classifier.loaded.fingerprint,
         "dtype": str(classifier.loaded.placement.dtype),
         "labels": classifier.labels,

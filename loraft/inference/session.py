@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
 
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -19,16 +18,17 @@ from loraft.config.choices import TASK_OF_GROUP
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ConfigError, ModelError
 from loraft.inference.completion import stop_texts_of
+from loraft.inference.engine import Settings
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.sampling_params import SamplingParams, own_defaults, saved_defaults, unheeded_defaults
+from loraft.inference.sampling import SamplingParams, own_defaults, saved_defaults, unheeded_defaults
 from loraft.io.resources import memory_errors
 from loraft.models.device import DTYPES, select_device
 from loraft.models.hf_config import check_dtype
 from loraft.models.load_model import LoadedModel, load_config, load_model, load_tokenizer
-from loraft.models.registry import FAMILIES, ModelSpec, spec_of
+from loraft.models.registry import FAMILIES, spec_of
 from loraft.rows.formats import Message
 from loraft.tasks import TASKS
-from loraft.tasks.task import Task, TrainingMetadata
+from loraft.tasks.task import SourceFormat, Task, TrainingMetadata
 from loraft.tokenization.row_renderer import RowRenderer
 
 BASE = "base"
@@ -36,16 +36,6 @@ BASE = "base"
 LARGEST_SEED = 2**32 - 1
 MAX_NEW_TOKENS = 256
 """The most tokens of an answer where neither the caller nor the model says."""
-
-
-class Settings(TypedDict):
-    """How answers are made, as `engine.stream` and `engine.complete_batch` take it."""
-
-    rules: SamplingParams
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    stop_texts: tuple[str, ...]
-    seed: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +59,6 @@ class Speaker:
     first_tokens: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
-    def reads_prompt(self) -> bool:
-        """Whether the model reads the prompt with an encoder, as plain text, to its end."""
-        return self.renderer.reads_source
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """What there is to say about how it is asked and answers, a sentence each."""
         unheeded = unheeded_defaults(self.defaults)
@@ -87,11 +72,6 @@ class Speaker:
         listed = saved if isinstance(saved, list) else [] if saved is None else [saved]
         return tuple(dict.fromkeys([*self.renderer.stop_ids, *listed]))
 
-    @property
-    def max_new_tokens(self) -> int:
-        """The most tokens of an answer where the caller does not say."""
-        return (self.defaults.max_new_tokens if self.defaults is not None else None) or MAX_NEW_TOKENS
-
     def settings(self, options: GenerationRequest) -> Settings:
         """What the caller asks for; what was saved where the caller says nothing.
 
@@ -102,9 +82,10 @@ class Speaker:
             raise ConfigError(f"must be at least 1, not {options.max_new_tokens}", key="max_new_tokens")
         if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
             raise ConfigError(f"must be from 0 to {LARGEST_SEED:,}, not {options.seed}", key="seed")
+        saved = self.defaults.max_new_tokens if self.defaults is not None else None
         return Settings(
             rules=SamplingParams.of(self.defaults, options).beginning_with(self.first_tokens),
-            max_new_tokens=self.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
+            max_new_tokens=options.max_new_tokens or saved or MAX_NEW_TOKENS,
             stop_ids=self.stop_ids,
             stop_texts=stop_texts_of(self.defaults, options),
             seed=options.seed,
@@ -160,16 +141,6 @@ class Session:
     merged: bool = False
 
     @property
-    def task(self) -> Task:
-        """What a model of its kind is for."""
-        return TASKS[TASK_OF_GROUP[self.family.group]]
-
-    @property
-    def family(self) -> ModelSpec:
-        """The base's row of the table of architectures."""
-        return self.loaded.family
-
-    @property
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters, the one that answers first."""
         return tuple(name for name in self.voices if name != BASE)
@@ -193,11 +164,7 @@ class Session:
 
 
 def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> Session:
-    """Load what a choice means, each base once.
-
-    Args:
-        choice: What answers.
-        found: What it means, where that was found already.
+    """Load what a choice means, each base once; `found` is what it means, where that was found already.
 
     Raises:
         InvalidInputError: Something cannot be found or does not fit, or the model does not generate text.
@@ -233,37 +200,48 @@ def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> S
 def _refuse_classifier(found: ResolvedTarget, choice: ModelRequest) -> None:
     if classes_of(found):
         called = choice.target or (choice.adapters[0] if choice.adapters else found.base)
-        raise ModelError(
-            f"{called} is a classifier: it tells the class of a text, and writes none",
-            parameter="target",
-            remedy=f"Let it classify: `loraft.predict({called!r}, texts=[TEXT])`",
-        )
+        message = f"{called} is a classifier: it tells the class of a text, and writes none"
+        remedy = f"Let it classify: `loraft.predict({called!r}, texts=[TEXT])`"
+        raise ModelError(message, parameter="target", remedy=remedy)
 
 
 def _refuse_no_writer(choice: ModelRequest, model_type: str) -> None:
     family = spec_of(model_type, FAMILIES)
     if not family.generates:
-        raise ModelError(
-            f"model type {model_type!r} is an encoder: it fills in and classifies, and does not generate text",
-            key="model.name_or_path",
-            remedy="Name a decoder-only or an encoder-decoder model.",
-        )
+        message = f"model type {model_type!r} is an encoder: it fills in and classifies, and does not generate text"
+        remedy = "Name a decoder-only or an encoder-decoder model."
+        raise ModelError(message, key="model.name_or_path", remedy=remedy)
     if family.kind == "decoder" and (choice.source_lang or choice.target_lang):
         message = f"model type {model_type!r} goes on with its prompt: it has no source and no target language"
         raise ModelError(message, parameter="source_lang" if choice.source_lang else "target_lang")
 
 
+def task_of_base(loaded: LoadedModel) -> Task:
+    """What a model of its kind is for."""
+    return TASKS[TASK_OF_GROUP[loaded.family.group]]
+
+
+def in_languages(sources: SourceFormat, choice: ModelRequest) -> SourceFormat:
+    """How sources are rendered that were rendered as `sources` in training, in the languages that are asked for."""
+    source, target = choice.source_lang or sources.source_lang, choice.target_lang or sources.target_lang
+    return replace(sources, source_lang=source, target_lang=target)
+
+
 def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) -> dict[str, Speaker]:
-    """The voice of each adapter and of the base; one tokenizer for all that have the same."""
-    tokenizers = {found.model.section.tokenizer: loaded.tokenizer}
+    """The voice of each adapter and of the base; one tokenizer for all that have the same.
+
+    Raises:
+        DataError: A tokenizer needs to know languages, and nobody says which.
+    """
+    tokenizers, task = {found.model.section.tokenizer: loaded.tokenizer}, task_of_base(loaded)
 
     def voice(name: str, folder: Path, tokenizer: str | None, metadata: TrainingMetadata) -> Speaker:
         if tokenizer not in tokenizers:
             tokenizers[tokenizer] = load_tokenizer(found.model.with_tokenizer(tokenizer), FAMILIES)
         own = tokenizers[tokenizer]
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
-        task = TASKS[TASK_OF_GROUP[loaded.family.group]]
-        renderer = _renderer(task, own, metadata, choice)
+        metadata = replace(metadata, sources=in_languages(metadata.sources, choice))
+        renderer = task.renderer_as_trained(own, metadata)
         defaults = defaults or (own_defaults(loaded.model, loaded.folder) if renderer.reads_source else None)
         return Speaker(name, folder, own, renderer, defaults, task.tokens_of_language(loaded.model, renderer))
 
@@ -273,31 +251,13 @@ def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) ->
     return {**voices, BASE: voice(BASE, loaded.folder, None, base)}
 
 
-def _renderer(
-    task: Task, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata, choice: ModelRequest
-) -> RowRenderer:
-    """Makes prompts as they were in training, in the languages that are asked for.
-
-    Raises:
-        DataError: The tokenizer needs to know languages, and nobody says which.
-    """
-    sources = replace(
-        metadata.sources,
-        source_lang=choice.source_lang or metadata.sources.source_lang,
-        target_lang=choice.target_lang or metadata.sources.target_lang,
-    )
-    return task.renderer_as_trained(tokenizer, replace(metadata, sources=sources))
-
-
-def _storage_notes(adapters: Sequence[AdapterTarget], used: QuantizationSection | None) -> tuple[str, ...]:
+def _storage_notes(adapters: Sequence[AdapterTarget], used: QuantizationSection | None) -> Iterator[str]:
     """What there is to say where a base is not stored as it was while an adapter was trained on it."""
-    recorded = (adapter for adapter in adapters if adapter.fingerprint is not None)
-    return tuple(
-        f"the adapter {adapter.name} was trained on its base {_stored(adapter.quantization)}, "
-        f"and runs on it {_stored(used)}: its answers differ"
-        for adapter in recorded
-        if _stored(adapter.quantization) != _stored(used)
-    )
+    for adapter in adapters:
+        trained, now = _stored(adapter.quantization), _stored(used)
+        if adapter.fingerprint is not None and trained != now:  # else nobody recorded how it was trained
+            name = adapter.name
+            yield f"the adapter {name} was trained on its base {trained}, and runs on it {now}: its answers differ"
 
 
 def _stored(quantization: QuantizationSection | None) -> str:

@@ -1,31 +1,23 @@
 """Watching an answer come about, token by token, and what each layer would have said: the logit lens.
 
-It refuses to change anything: the traced answer is the same as the untraced one.
-
-- With a cache the prompt is fed once, then the newest token alone; without one, everything at each step.
-- The model gives a distribution over all tokens, for the position after the last one. A rule takes one of them.
-- What a decoder attends to of its source is computed again when the answer has ended, in one pass over the same tokens
-  with plain attention, since faster kinds keep no weights.
+It changes nothing: the traced answer is the same as the untraced one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from loraft.inference.completion import Finish
 from loraft.inference.decoder_state import DecoderState, products_in_model_dtype
-from loraft.inference.sampling import probabilities, sampling_steps
-from loraft.inference.sampling_params import SamplingParams
+from loraft.inference.sampling import GREEDY, SamplingParams, probabilities, sampling_steps
 from loraft.models.modules import wrapped_model
 from loraft.models.registry import FAMILIES, spec_of
 from loraft.tokenization.boundaries import Piece, Pieces
@@ -36,13 +28,9 @@ How = Literal["greedy", "sampled", "forced"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the tokens that could have come.
+    """One of the tokens that could have come: its probability by the model, and what the rules left of it.
 
     Attributes:
-        id: Its id.
-        text: Its piece.
-        probability: What the model gave it.
-        probability_after: What the rules left it.
         cut_by: The rule that took it out; None where it could have been taken.
     """
 
@@ -55,13 +43,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class LayerPrediction:
-    """What a layer would have said, had it been the last.
+    """What a layer would have said, had it been the last: the token that it finds likeliest.
 
     Attributes:
         layer: Its number, from 0.
-        id: The token that it finds likeliest.
-        text: Its piece.
-        probability: What it gives that token.
         rank_of_taken: The place of the token that was taken in its order, from 1.
     """
 
@@ -78,7 +63,6 @@ class Attended:
 
     Attributes:
         position: Its place in the source, from 0.
-        text: Its piece.
         weight: Its share of the attention, a mean over the heads of the last layers.
     """
 
@@ -93,7 +77,7 @@ class Step:
 
     Attributes:
         index: Its place in the answer, from 0.
-        fed: The tokens that the model was fed.
+        fed: What the model was fed: with a cache the prompt, then the newest token alone; without one all each time.
         taken: The token that was taken; the last one may be a stop id.
         how: greedy (the likeliest), sampled, or forced (an answer must begin or end with it).
         probability: What the model gave it.
@@ -101,8 +85,6 @@ class Step:
         candidates: The likeliest by the model, and what was taken where it is not among them.
         entropy_bits: How undecided the model was, before the rules: 0 is certain, n is as open as 2ⁿ equal choices.
         cache_tokens: How many tokens of each layer the cache holds then; 0 without a cache.
-        cache_bytes: What the cache takes.
-        milliseconds: From what was fed to what was taken.
         layers: What each layer would have said; empty where nobody asked.
         attended: What it attended to most in the source; empty without an encoder.
     """
@@ -124,12 +106,7 @@ class Step:
 
 @dataclass(frozen=True)
 class EncoderPass:
-    """The one pass of the encoder.
-
-    Attributes:
-        tokens: How many tokens it read, each of which became one vector.
-        milliseconds: How long it took.
-    """
+    """The one pass of the encoder: how many tokens it read, each of which became one vector, and how long it took."""
 
     tokens: int
     milliseconds: float
@@ -140,12 +117,9 @@ class Trace:
     """How an answer came about.
 
     Attributes:
-        prompt: What was asked, token by token.
         encoder: The encoder's pass over the prompt; None without an encoder.
-        use_cache: Whether keys and values were kept.
         rules: What the rules were, where they differ from plain greedy choice.
         steps: One a token, the stop id included.
-        ending: Why it ended.
         ended_with: The stop id's piece; None where it was no stop id.
     """
 
@@ -170,27 +144,17 @@ MOST_ATTENDED = 3
 
 
 class Tracer:
-    """Is told of each step of one answer, and makes its trace.
-
-    Entered while the model runs: it listens to the layers where their words are asked for.
-    """
+    """Is told of each step of one answer, and makes its trace."""
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, layers: bool = False) -> None:
         self._pieces = Pieces(tokenizer)
         self._lens = LogitLens(wrapped_model(model)) if layers else None
-        self._entered = ExitStack()
         self._steps: list[Step] = []
         self._trace: Trace | None = None
 
-    def __enter__(self) -> Self:
-        if self._lens is not None:
-            self._entered.enter_context(self._lens)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._entered.close()
+    def listening(self) -> AbstractContextManager[object]:
+        """For as long as the model runs: the layers are listened to where their words are asked for."""
+        return nullcontext() if self._lens is None else self._lens.listening()
 
     @property
     def trace(self) -> Trace:
@@ -214,16 +178,16 @@ class Tracer:
 
         Args:
             context: What the model has read, this step included.
-            logits: `[vocab]`, what the model said.
-            allowed: `[vocab]`, what is left after the rules that hold for greedy answers too.
+            logits: `[1, vocab]`, what the model said.
+            allowed: `[1, vocab]`, what is left after the rules that hold for greedy answers too.
             rules: All of them.
             token_id: What was taken.
             seconds: How long it took.
             is_cut: The limit forced what was taken.
         """
-        index = len(self._steps)
-        before = logits.softmax(-1)
-        after = allowed.softmax(-1) if rules.greedy else probabilities(allowed, rules)
+        index, (own,) = len(self._steps), logits
+        before = own.softmax(-1)
+        (after,) = allowed.softmax(-1) if rules.greedy else probabilities(allowed, rules)
         if index == 0 and context.source is not None:
             seconds -= context.source.seconds
         forced: Cut | None = "last" if is_cut else "first" if index == 0 and rules.first is not None else None
@@ -236,24 +200,24 @@ class Tracer:
                 probability=before[token_id].item(),
                 probability_after=after[token_id].item(),
                 candidates=self._candidates(before, after, _cuts(allowed, rules, forced=forced), token_id),
-                entropy_bits=_entropy_bits(logits),
+                entropy_bits=_entropy_bits(own),
                 cache_tokens=context.length if context.keeps else 0,
                 cache_bytes=context.cache_bytes,
                 milliseconds=seconds * 1000,
-                layers=self._layers(logits, token_id),
+                layers=self._layers(own, token_id),
             )
         )
 
     def end(self, context: DecoderState, prompt_ids: Sequence[int], rules: SamplingParams, ending: Finish) -> None:
         """The answer has ended."""
-        source = context.source
-        stop_id = ending.token_id
-        attended = self._attended(context, prompt_ids)
+        source, stop_id = context.source, ending.token_id
+        attended, plain = self._attended(context, prompt_ids), asdict(GREEDY)
         self._trace = Trace(
             prompt=self._pieces.all(prompt_ids),
             encoder=EncoderPass(len(prompt_ids), source.seconds * 1000) if source is not None else None,
             use_cache=context.keeps,
-            rules=_telling(rules),
+            # Those that differ from plain greedy choice; the start token is told by what is fed first.
+            rules={name: value for name, value in asdict(rules).items() if value != plain[name] and name != "start"},
             steps=tuple(replace(step, attended=looks) for step, looks in zip(self._steps, attended, strict=True)),
             ending=ending,
             ended_with=self._pieces.of(stop_id).text if stop_id is not None else None,
@@ -301,17 +265,11 @@ class Tracer:
         ]
 
 
-def _telling(rules: SamplingParams) -> dict[str, object]:
-    """The rules that differ from plain greedy choice; the start token is told by what is fed first."""
-    plain = asdict(SamplingParams())
-    return {name: value for name, value in asdict(rules).items() if value != plain[name] and name != "start"}
-
-
 def _cuts(allowed: Tensor, rules: SamplingParams, *, forced: Cut | None) -> dict[Cut, Tensor]:
     """Which tokens were out after each rule, `[vocab]`, in the order of the rules."""
-    cuts: dict[Cut, Tensor] = {forced or "never": allowed.isneginf()}
+    cuts: dict[Cut, Tensor] = {forced or "never": allowed[0].isneginf()}
     if not rules.greedy:
-        cuts |= {rule: left.isneginf() for rule, left in sampling_steps(allowed, rules)}
+        cuts |= {rule: left[0].isneginf() for rule, left in sampling_steps(allowed, rules)}
     return cuts
 
 
@@ -326,7 +284,7 @@ def _entropy_bits(logits: Tensor) -> float:
 
 
 class LogitLens:
-    """Catches, while it is entered, what each layer of a model gives for the last token of the first row.
+    """Catches, while it listens, what each layer of a model gives for the last token of the first row.
 
     What a layer would have said comes from a pass of the model in which the last layer's output is replaced, so that
     all that follows it is done by the model itself.
@@ -338,28 +296,23 @@ class LogitLens:
         self._layers: list[nn.Module] = list(cast("nn.ModuleList", model.get_submodule(path)))
         self._states: list[Tensor] = []
         self._in_place: Tensor | None = None
-        self._hooks: list[RemovableHandle] = []
 
-    def __enter__(self) -> Self:
-        self._hooks = [layer.register_forward_hook(self._caught) for layer in self._layers]
-        self._hooks.append(self._layers[-1].register_forward_hook(self._replaced))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """The model's layers with ears on them."""
+        hooks = [layer.register_forward_hook(self._caught) for layer in self._layers]
+        hooks.append(self._layers[-1].register_forward_hook(self._replaced))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @torch.inference_mode()
     def logits(self, own: Tensor) -> Tensor:
-        """What each layer says to the token that the model read last.
+        """What each layer says to the token that the model read last, `[layers, vocab]`, float32.
 
-        Args:
-            own: `[vocab]`, what the model itself said to it: the last layer's.
-
-        Returns:
-            `[layers, vocab]`, float32.
+        `own`, `[vocab]`, is what the model itself said to it: the last layer's.
         """
         said = self.through_the_end(torch.stack(self._states))
         return torch.cat([said[:-1], own[None]])

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -189,6 +189,39 @@ def open_answers(path: Path, asked: AskedRows, *, overwrite: bool) -> Iterator[J
             message = f"stopped: {lines.rows:,} of {len(asked.rows):,} rows are in {path}"
             number = getattr(stop, "signal_number", signal.SIGINT)
             raise Interrupted(message, signal_number=number, remedy="The same command goes on.") from None
+
+
+def write_answers(
+    path: Path,
+    asked: AskedRows,
+    answers: Callable[[range, int], Iterable[Sequence[object]]],
+    *,
+    window: int,
+    overwrite: bool,
+) -> int:
+    """Answer the rows that a file lacks, a window of them at a time, and tell how many it held.
+
+    A window that was cut short is answered whole again, so that every row has the neighbours, and the answer, that it
+    would have had. The answers of each are on disk before the next begins.
+
+    Args:
+        path: The file; one that was begun is gone on with.
+        asked: The rows that are asked, and by whom they are answered.
+        answers: From the rows of a window, and the first of them that is not in the file, to what answers that and all
+            behind it.
+        window: How many rows are answered together.
+        overwrite: Begin anew, whatever it holds.
+
+    Raises:
+        DataError: It holds something else, cannot be written, or another process writes to it.
+        DiskFullError: The disk filled up; the rows before are whole.
+        Interrupted: By a signal; the rows so far are in the file.
+    """
+    with open_answers(path, asked, overwrite=overwrite) as file:
+        held = file.rows
+        for rows in file.windows(len(asked.rows), window):
+            file.append(asked.answered(file.rows, answers(rows, file.rows)))
+    return held
 
 
 @contextmanager

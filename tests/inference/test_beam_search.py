@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from loraft.errors import ConfigError
 from loraft.inference.engine import complete_batch, stream
 from loraft.inference.requests import GenerationRequest
-from loraft.inference.sampling_params import SamplingParams
+from loraft.inference.sampling import SamplingParams
 from tests.inference.test_engine import TOKENIZER, prompts
 from tests.tiny import tiny_model
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from loraft.inference.compare_adapters import LogprobDifference, Speed, compare_cache
-from loraft.inference.completion import Completion
+from loraft.inference.completion import Completion, LogprobDifference, Speed, compare_cache
 from loraft.tokenization.boundaries import Piece
 
 

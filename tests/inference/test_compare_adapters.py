@@ -8,7 +8,7 @@ import pytest
 
 from loraft.errors import AdapterError
 from loraft.events import Event, Progress
-from loraft.inference.compare_adapters import compare
+from loraft.inference.batch_generate import compare
 from loraft.inference.completion import Completion
 from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest, ModelRequest

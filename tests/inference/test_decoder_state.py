@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loraft.adapters.inject import add_lora_layers
-from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, pad_left
+from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, padded
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.modules import wrapped_model
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
@@ -46,7 +46,7 @@ def test_c36_reading_in_pieces_is_reading_at_once(model_type: str) -> None:
 def test_c35_a_padded_row_reads_as_it_does_alone(model_type: str, use_cache: bool) -> None:
     model = tiny_model(model_type)
     rows = [ROW, ROW[:3], ROW[2:9]]
-    ids, mask = pad_left(rows, model.device)
+    ids, mask = padded(rows, model.device)
     context = DecoderState(model, use_cache=use_cache)
     together = [context.read(ids, mask), context.read(torch.tensor([[1], [2], [3]]))]
     context.keep([2, 1])
@@ -77,13 +77,13 @@ def test_a_context_that_went_back_reads_on_as_one_that_never_was_there(model_typ
 
 
 def test_rows_of_one_length_have_no_mask() -> None:
-    ids, mask = pad_left([[1, 2], [3, 4]], torch.device("cpu"))
+    ids, mask = padded([[1, 2], [3, 4]], torch.device("cpu"))
     assert ids.tolist() == [[1, 2], [3, 4]]
     assert mask is None
 
 
 def test_padding_is_on_the_left() -> None:
-    ids, mask = pad_left([[1, 2, 3], [4]], torch.device("cpu"))
+    ids, mask = padded([[1, 2, 3], [4]], torch.device("cpu"))
     assert ids.tolist() == [[1, 2, 3], [0, 0, 4]]
     assert mask is not None
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]

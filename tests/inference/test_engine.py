@@ -14,7 +14,7 @@ from loraft.inference.completion import Completion, stop_texts_of
 from loraft.inference.decoder_state import DecoderState, prompt_limit
 from loraft.inference.engine import complete_batch, stream
 from loraft.inference.requests import GenerationRequest
-from loraft.inference.sampling_params import GREEDY, SamplingParams
+from loraft.inference.sampling import GREEDY, SamplingParams
 from tests.inference.test_decoder_state import adapted
 from tests.tiny import TINY_MODEL_TYPES, mostly_slow, tiny_model, tiny_tokenizer
 

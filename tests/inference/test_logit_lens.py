@@ -19,7 +19,8 @@ def test_the_last_layers_words_are_the_models(model_type: str) -> None:
     """Final norm, projection, head, scales and soft caps are all in: the last state gives the model's logits."""
     model = tiny_model(model_type)
     context = DecoderState(model)
-    with LogitLens(model) as lens:
+    lens = LogitLens(model)
+    with lens.listening():
         for ids in (ROW[:6], ROW[6:7]):
             begun, _ = context.begin([ids]) if context.length == 0 else (torch.tensor([ids]), None)
             own = context.read(begun)[0]
@@ -36,7 +37,8 @@ def test_the_last_layers_words_are_the_models(model_type: str) -> None:
 def test_an_earlier_layers_words_are_those_of_the_shorter_model(model_type: str) -> None:
     """A model whose upper layers add nothing says what the layer below them says."""
     model = tiny_model(model_type)
-    with LogitLens(model) as lens:
+    lens = LogitLens(model)
+    with lens.listening():
         own = DecoderState(model).read(torch.tensor([ROW]))[0]
         said = lens.logits(own)
     layers = model.get_submodule("transformer.h" if model_type == "gpt2" else "model.layers")
@@ -52,7 +54,8 @@ def test_listening_changes_nothing_and_leaves_nothing() -> None:
     model = adapted(tiny_model("llama").bfloat16())
     base = model.get_base_model()
     expected = DecoderState(model).read(torch.tensor([ROW]))
-    with LogitLens(base) as lens:
+    lens = LogitLens(base)
+    with lens.listening():
         context = DecoderState(model)
         own = context.read(torch.tensor([ROW]))
         lens.logits(own[0])

@@ -15,69 +15,75 @@ from transformers import (
 )
 
 from loraft.errors import NonFiniteError
-from loraft.inference.sampling import apply_logit_rules, normalizers, penalize_repetition, probabilities, sample
-from loraft.inference.sampling_params import GREEDY, SamplingParams
+from loraft.inference.sampling import (
+    SamplingParams,
+    apply_logit_rules,
+    normalizers,
+    probabilities,
+    sample,
+)
 
 # Logits whose softmax is 0.5, 0.3, 0.15, 0.05, not in order.
-LOGITS = torch.tensor([0.15, 0.5, 0.05, 0.3]).log()
+LOGITS = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+
+
+def shares(rules: SamplingParams) -> list[float]:
+    return probabilities(LOGITS, rules)[0].tolist()  # type: ignore[no-any-return]
 
 
 def by_hand(*values: float) -> list[float]:
     return pytest.approx(list(values), abs=1e-6)  # type: ignore[no-any-return]
 
 
-def test_greedy_puts_all_mass_on_the_first_of_the_highest() -> None:
-    assert probabilities(torch.tensor([1.0, 3.0, 3.0]), GREEDY).tolist() == [0, 1, 0]
-
-
 def test_temperature_divides_the_logits() -> None:
     """At temperature 1/2 probabilities are squared: 0.0225, 0.25, 0.0025, 0.09 of 0.365."""
-    hot = probabilities(LOGITS, SamplingParams(temperature=0.5))
-    assert hot.tolist() == by_hand(0.0225 / 0.365, 0.25 / 0.365, 0.0025 / 0.365, 0.09 / 0.365)
+    hot = shares(SamplingParams(temperature=0.5))
+    assert hot == by_hand(0.0225 / 0.365, 0.25 / 0.365, 0.0025 / 0.365, 0.09 / 0.365)
 
 
 def test_top_k_keeps_the_k_likeliest() -> None:
-    assert probabilities(LOGITS, SamplingParams(1, top_k=2)).tolist() == by_hand(0, 0.625, 0, 0.375)
+    assert shares(SamplingParams(1, top_k=2)) == by_hand(0, 0.625, 0, 0.375)
 
 
 def test_top_k_beyond_the_vocabulary_keeps_all() -> None:
-    assert probabilities(LOGITS, SamplingParams(1, top_k=99)).tolist() == by_hand(0.15, 0.5, 0.05, 0.3)
+    assert shares(SamplingParams(1, top_k=99)) == by_hand(0.15, 0.5, 0.05, 0.3)
 
 
 def test_top_p_includes_the_token_that_crosses() -> None:
     """0.5 falls short of 0.6, and 0.5 + 0.3 crosses it."""
-    assert probabilities(LOGITS, SamplingParams(1, top_p=0.6)).tolist() == by_hand(0, 0.625, 0, 0.375)
+    assert shares(SamplingParams(1, top_p=0.6)) == by_hand(0, 0.625, 0, 0.375)
 
 
 def test_top_p_below_the_likeliest_keeps_it_alone() -> None:
-    assert probabilities(LOGITS, SamplingParams(1, top_p=0.01)).tolist() == by_hand(0, 1, 0, 0)
+    assert shares(SamplingParams(1, top_p=0.01)) == by_hand(0, 1, 0, 0)
 
 
 def test_top_p_of_one_keeps_all() -> None:
-    assert probabilities(LOGITS, SamplingParams(1, top_p=1.0)).tolist() == by_hand(0.15, 0.5, 0.05, 0.3)
+    assert shares(SamplingParams(1, top_p=1.0)) == by_hand(0.15, 0.5, 0.05, 0.3)
 
 
 def test_top_p_is_the_mass_of_what_top_k_left() -> None:
     """Top-k 2 leaves 0.625 and 0.375, so top-p 0.6 keeps one; of the whole it would keep two."""
-    assert probabilities(LOGITS, SamplingParams(1, top_k=2, top_p=0.6)).tolist() == by_hand(0, 1, 0, 0)
+    assert shares(SamplingParams(1, top_k=2, top_p=0.6)) == by_hand(0, 1, 0, 0)
 
 
 def test_min_p_keeps_what_is_a_share_as_likely_as_the_likeliest() -> None:
     """0.5 · 0.25 is 0.125: 0.15 and 0.3 stay beside 0.5, and 0.05 goes."""
-    kept = probabilities(LOGITS, SamplingParams(1, min_p=0.25))
-    assert kept.tolist() == by_hand(0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95)
+    kept = shares(SamplingParams(1, min_p=0.25))
+    assert kept == by_hand(0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95)
 
 
 def test_the_penalty_of_seen_tokens_by_hand() -> None:
     """Divided where positive, multiplied where negative; tokens that were not seen keep theirs."""
     logits, seen = torch.tensor([[2.0, -2.0, 2.0, -2.0]]), torch.tensor([[True, True, False, False]])
-    assert penalize_repetition(logits, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]
+    rules = SamplingParams(repetition_penalty=2.0)
+    assert apply_logit_rules(logits, rules, seen=seen).tolist() == [[1.0, -4.0, 2.0, -2.0]]
 
 
 def test_what_must_not_come_and_what_must_come_first() -> None:
     rules = SamplingParams(never=(1,), first=0)
-    assert apply_logit_rules(LOGITS[None], rules).argmax().item() == 3
-    assert apply_logit_rules(LOGITS[None], rules, at_start=True).softmax(-1).tolist() == [[1, 0, 0, 0]]
+    assert apply_logit_rules(LOGITS, rules).argmax().item() == 3
+    assert apply_logit_rules(LOGITS, rules, at_start=True).softmax(-1).tolist() == [[1, 0, 0, 0]]
 
 
 def test_normalizers_are_what_logits_exceed_their_log_probabilities_by() -> None:
@@ -118,10 +124,6 @@ def test_as_transformers(
     seen = torch.zeros(8, 1000, dtype=torch.bool).scatter(1, ids, True)
     ours = probabilities(apply_logit_rules(logits, rules, seen=seen), rules)
     torch.testing.assert_close(ours, expected.softmax(-1), atol=1e-6, rtol=0)
-
-
-def test_choose_without_generators_takes_the_likeliest() -> None:
-    assert sample(torch.tensor([[0.2, 0.8], [0.9, 0.1]]), None).tolist() == [1, 0]
 
 
 def test_choose_draws_by_the_distribution() -> None:

@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 
 from loraft.errors import ConfigError
 from loraft.inference.requests import GenerationRequest
-from loraft.inference.sampling_params import GREEDY, SamplingParams, unheeded_defaults
+from loraft.inference.sampling import GREEDY, SamplingParams, unheeded_defaults
 
 
 def test_rules_name_every_value_out_of_bounds() -> None:

@@ -14,7 +14,7 @@ from loraft.errors import ConfigError
 from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import stream
-from loraft.inference.sampling_params import GREEDY, SamplingParams
+from loraft.inference.sampling import GREEDY, SamplingParams
 from loraft.inference.tracer import Trace, Tracer
 from loraft.models.registry import FAMILIES
 from loraft.tokenization.boundaries import Pieces

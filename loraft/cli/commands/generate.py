@@ -25,8 +25,8 @@ from loraft.figures import counted
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
-    from loraft.inference.compare_adapters import AdapterComparison, CacheComparison, Speed
-    from loraft.inference.completion import Completion, Finish
+    from loraft.inference.batch_generate import AdapterComparison
+    from loraft.inference.completion import CacheComparison, Completion, Finish, Speed
 
 
 LOADING = "loading libraries"
