@@ -46,7 +46,6 @@ OWED = [f"C{number}" for number in (*range(1, 29), 34, 35, 36, 37, 38, 40, 43, 4
 LONG_FUNCTIONS = {
     "loraft/api/evaluating.py:evaluate",
     "loraft/api/runs.py:train",
-    "loraft/evaluation/evaluator.py:evaluate",
 }
 LONG_FILES = {
     "loraft/adapters/inject.py",
@@ -54,7 +53,6 @@ LONG_FILES = {
     "loraft/cli/views/preview_view.py",
     "loraft/dataset/build.py",
     "loraft/evaluation/eval_dataset.py",
-    "loraft/inference/tracer.py",
     "loraft/inspection/adapter_deltas.py",
     "loraft/merging/write_weights.py",
     "loraft/rows/formats.py",

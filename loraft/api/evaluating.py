@@ -72,8 +72,6 @@ def evaluate(
         rows,
         subjects[0],
         subjects[1] if baseline else None,
-        task=purpose.task.name,
-        data=source.called,
         metrics=names,
         labels=purpose.labels,
         batch_size=batch_size,

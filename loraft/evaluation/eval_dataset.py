@@ -198,13 +198,14 @@ class EvaluatedRows:
     """The rows of an evaluation.
 
     Attributes:
-        items: The examples.
+        called: What they are, in a few words.
         task: What is evaluated was trained for it.
         renderer: What made their tokens.
         notes: What a person should know, a sentence each.
     """
 
     items: Sequence[EvalExample]
+    called: str
     task: Task
     renderer: RowRenderer
     notes: tuple[str, ...]
@@ -321,9 +322,8 @@ def rows_of(
     told = prepared.report.notes
     if not source.held_out:  # they were prepared as if they were to be learned
         told = tuple(note.replace("training row", "row") for note in told)
-    return EvaluatedRows(
-        items, TASKS[source.config.task], prepared.renderer, (*source.notes, *prepared.renderer.notes, *told)
-    )
+    notes = (*source.notes, *prepared.renderer.notes, *told)
+    return EvaluatedRows(items, source.called, TASKS[source.config.task], prepared.renderer, notes)
 
 
 def unasked_as_trained(rows: EvaluatedRows, system_prompt: str | None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What an evaluation found, as values."""
+"""What an evaluation found, as values, and how far two models' figures are apart."""
 
 from __future__ import annotations
 
@@ -17,13 +17,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """One figure of two models on the same rows.
-
-    Attributes:
-        difference: The second model's figure minus the first's.
-        low: The lower end of its confidence interval.
-        high: The upper end.
-    """
+    """One figure of a second model minus that of a first on the same rows, and the ends of its confidence interval."""
 
     difference: float
     low: float
@@ -35,7 +29,6 @@ def paired_differences(
     second: Callable[[Counts | None], Figures],
     rows: int,
     *,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Mapping[str, PairedDifference]:
     """The difference of each figure of two models, with a confidence interval of 95 %.
@@ -47,7 +40,6 @@ def paired_differences(
         first: Figures of one model, of each row as often as it is told.
         second: The same of the other model.
         rows: How many rows there are.
-        resamples: How often rows are drawn.
         seed: The seed of the draws.
 
     Raises:
@@ -59,7 +51,7 @@ def paired_differences(
         raise ValueError("a bootstrap over no rows")
     random = np.random.Generator(np.random.PCG64(seed))
     drawn: dict[str, list[float]] = {}
-    for _ in range(resamples):
+    for _ in range(RESAMPLES):
         counts = np.bincount(random.integers(rows, size=rows), minlength=rows)
         for name, value in _minus(second(counts), first(counts)).items():
             drawn.setdefault(name, []).append(value)
@@ -84,7 +76,6 @@ class Figure:
     """One model's figures.
 
     Attributes:
-        name: What it is called.
         loss: Negative log-likelihood a trained token, in nats; of a classifier a row.
         perplexity: exp(loss); None of a classifier.
         metrics: The other figures by name.
@@ -109,7 +100,6 @@ class Confusion:
     """Which classes were taken for which.
 
     Attributes:
-        labels: The classes, in their order.
         matrix: `[right, predicted]`: how many rows of each class were given each class.
     """
 
@@ -123,17 +113,14 @@ class Evaluation:
 
     Attributes:
         task: As a config says it.
-        data: What the rows are.
+        data: What the rows are, in a few words.
         rows: How many there are.
         references: Those of them that have a right answer.
         tokens: The trained tokens that the loss is of; of a classifier the rows.
-        measured: The figures of what was evaluated.
-        baseline: Those of its base, where that was asked for.
         differences: What was evaluated minus its base, with the interval of each difference.
         signatures: How the figures were computed whose name does not say it.
-        output: Where the rows were written.
         seconds: What it took, loading aside.
-        confusion_matrix: What a classifier took for what; None of what writes text.
+        confusion_matrix: None of what writes text.
     """
 
     task: str

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from loraft.config.choices import TaskName
 from loraft.errors import DataError, Interrupted, NonFiniteError, lacking
 from loraft.evaluation.eval_dataset import EvalExample, EvaluatedRows
 from loraft.evaluation.evaluation_result import Confusion, Evaluation, Figure, PairedDifference, paired_differences
@@ -35,11 +34,7 @@ GROUPS = {"rouge": ROUGE}
 
 
 def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, ...]:
-    """The figures that are meant, each once, groups taken apart.
-
-    Args:
-        names: As they were given.
-        task: Whose figures alone are proposed where a name is wrong.
+    """The figures that are meant, each once, groups taken apart; where one is wrong, those of `task` are proposed.
 
     Raises:
         DataError: A name is none that any task knows; the nearest one is named.
@@ -51,26 +46,16 @@ def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, 
         name = by_lower_case.get(given.strip().lower().replace("-", "_"))
         if name is None:
             offered = every if task is None else _names(task)
-            nearest = _nearest(given.strip(), offered)
+            begin = [each for each in offered if each.lower().startswith(given.strip().lower())]
+            nearest = next(iter(begin or difflib.get_close_matches(given.strip().lower(), offered, n=1)), None)
             remedy = f"{f'Did you mean {nearest}? ' if nearest else ''}The metrics are {', '.join(offered)}."
             raise DataError(f"there is no metric {given.strip()!r}", parameter="metrics", remedy=remedy)
         found += GROUPS.get(name, (name,))
     return tuple(dict.fromkeys(found))
 
 
-def _nearest(given: str, offered: Sequence[str]) -> str | None:
-    """The metric that begins as what was given does, or else is spelt alike."""
-    begin = [name for name in offered if name.lower().startswith(given.lower())]
-    return next(iter(begin or difflib.get_close_matches(given.lower(), offered, n=1)), None)
-
-
 def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collection[str]) -> tuple[str, ...]:
-    """The figures that are computed besides the loss.
-
-    Args:
-        asked: Those that were asked for, as `known_metrics` gives them; None leaves it to the task.
-        task: What is evaluated was trained for it.
-        references: The right answers of the rows that have one.
+    """The figures that are computed besides the loss: those that were asked for, or what suits task and references.
 
     Raises:
         DataError: One that was asked for is not of this task, has no references, or its package is absent.
@@ -96,11 +81,6 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
 
 
 def _require_packages(names: Sequence[str]) -> None:
-    """Refuse metrics whose package is not installed.
-
-    Raises:
-        DataError: One is not; with the extra that brings it.
-    """
     needed = {PACKAGES[name]: name for name in reversed(names) if name in PACKAGES}
     absent = (lacking(package, name, parameter="metrics") for package, name in needed.items())
     if problems := [problem for problem in absent if problem is not None]:
@@ -118,7 +98,6 @@ def _is_json_structure(text: str) -> bool:
 
 
 BATCHES_A_WINDOW = 4
-ROWS = "rows evaluated"
 
 
 @dataclass(frozen=True)
@@ -142,7 +121,7 @@ class RowScore:
 
     Attributes:
         loss: The summed negative log-likelihood of what is trained in it, in nats.
-        answer: The class that it tells; None where answers are generated.
+        answer: The class that it tells; where answers are generated, that follows.
     """
 
     loss: float
@@ -154,7 +133,6 @@ class EvalModel:
     """A model that is evaluated.
 
     Attributes:
-        name: What it is called.
         read: What it makes of each of a few examples.
         answers: Its answers to prompts of tokens; None where it generates none.
     """
@@ -165,25 +143,22 @@ class EvalModel:
 
 
 class _Tallies:
-    """What one model's rows have added up to."""
+    """A model, and what its rows have added up to."""
 
-    def __init__(self, names: Sequence[str], labels: Sequence[str], *, keep: bool) -> None:
+    def __init__(self, model: EvalModel, names: Sequence[str], labels: Sequence[str], *, keep: bool) -> None:
+        self.model, self.names, self.cut = model, names, 0
         self.losses = loss_sums(keep=keep, of_text=not labels)
         self.classes = LabelTally(labels, keep=keep) if labels else None
         makers = () if labels else dict.fromkeys(METRICS[name] for name in names)
         self.texts = [RowTally(maker(), keep=keep) for maker in makers]
-        self.names = names
-        self.cut = 0
+        self.answers: list[RowTally | LabelTally] = [*self.texts, *([self.classes] if self.classes else [])]
 
     @property
-    def answers(self) -> list[RowTally | LabelTally]:
-        return [*self.texts, *([] if self.classes is None else [self.classes])]
-
-    def measured(self, name: str) -> Figure:
+    def figure(self) -> Figure:
         figures = {key: value for tally in self.answers for key, value in tally.figures().items()}
         of_losses = self.losses.figures()
         asked = {key: figures[key] for key in self.names}
-        return Figure(name, of_losses["loss"], of_losses.get("perplexity"), asked, self.cut)
+        return Figure(self.model.name, of_losses["loss"], of_losses.get("perplexity"), asked, self.cut)
 
     def add(self, item: EvalExample, reading: RowScore) -> None:
         self.losses.add((reading.loss, item.example.trained))
@@ -198,85 +173,69 @@ def evaluate(
     subject: EvalModel,
     baseline: EvalModel | None,
     *,
-    task: TaskName,
-    data: str,
     metrics: Sequence[str],
     labels: Sequence[str] = (),
     batch_size: int,
     output: Path | None,
     observer: Observer,
 ) -> Evaluation:
-    """Measure a model on rows, and its base beside it.
+    """Measure a model on rows and, on the same tokens, its base where there is one to compare it with.
 
-    Args:
-        rows: The rows.
-        subject: What is evaluated.
-        baseline: What it is compared with, on the same tokens; None compares with nothing.
-        task: As a config says it.
-        data: What the rows are, in a few words.
-        metrics: The figures besides the loss; where there are none, nothing is generated.
-        labels: The classes that the models tell apart; none where they write text.
-        batch_size: How many rows at a time.
-        output: The file for the rows, in their order.
-        observer: Is told how far it is.
+    Where there are no `metrics` besides the loss, nothing is generated. `labels` are the classes that the models tell
+    apart. The rows go to `output` in their order.
 
     Raises:
         DataError: There are no rows, or a row's prompt cannot be read.
-        NonFiniteError: A loss is not a number.
-        OutOfMemoryError: The device is too small for so many at a time.
-        DiskFullError: The disk filled up.
+        RunError: A loss is not a number, the device is too small for so many rows at a time, or the disk filled up.
         Interrupted: By SIGINT or SIGTERM, with the rows so far in `output`.
     """
-    items = rows.items
-    if not items:
-        raise DataError("no row is left to evaluate on", where=data)
-    references = sum(item.question is not None for item in items)
+    if not rows.items:
+        raise DataError("no row is left to evaluate on", where=rows.called)
+    references = sum(item.question is not None for item in rows.items)
     metrics = metrics if references else ()
-    subjects = [subject] if baseline is None else [subject, baseline]
-    tallies = [_Tallies(metrics, labels, keep=baseline is not None) for _ in subjects]
-    begun = perf_counter()
+    begun, measured = perf_counter(), _Tallies(subject, metrics, labels, keep=baseline is not None)
+    base = None if baseline is None else _Tallies(baseline, metrics, labels, keep=True)
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller `batch_size`" + (", or a smaller `max_new_tokens`." if metrics and not labels else ".")
-    with (
-        nullcontext() if output is None else open_jsonl(output) as file,
-        _told(file, len(items)),
-        memory_errors(out_of_memory, remedy=remedy),
-    ):
-        for start in range(0, len(items), batch_size * BATCHES_A_WINDOW):
-            window = items[start : start + batch_size * BATCHES_A_WINDOW]
-            found = [_measure(each, window, rows, batch_size, answered=bool(metrics)) for each in subjects]
-            for tally, of_subject in zip(tallies, found, strict=True):
-                for item, reading in zip(window, of_subject, strict=True):
-                    tally.add(item, reading)
-            if file is not None:
-                file.append([_line(item, *each) for item, *each in zip(window, *found, strict=True)])
-            observer(Progress(ROWS, start + len(window), len(items)))
-    seconds, told = perf_counter() - begun, tallies[0].classes
+    with memory_errors(out_of_memory, remedy=remedy):
+        _tally(rows, [measured, base] if base else [measured], batch_size, output, observer)
+    seconds, told = perf_counter() - begun, measured.classes
     return Evaluation(
-        task=task,
-        data=data,
-        rows=len(items),
+        task=rows.task.name,
+        data=rows.called,
+        rows=len(rows.items),
         references=references,
-        tokens=sum(item.example.trained for item in items),
-        measured=tallies[0].measured(subject.name),
-        baseline=tallies[1].measured(baseline.name) if baseline is not None else None,
-        differences=_differences(*tallies, rows=len(items), references=references) if baseline is not None else {},
-        signatures=_signatures(tallies[0]),
+        tokens=sum(item.example.trained for item in rows.items),
+        measured=measured.figure,
+        baseline=base.figure if base else None,
+        differences=_differences(measured, base, rows=len(rows.items), references=references) if base else {},
+        signatures=_signatures(measured),
         output=output,
         seconds=seconds,
-        confusion_matrix=Confusion(tuple(labels), told.confusion_matrix) if told is not None else None,
+        confusion_matrix=Confusion(tuple(labels), told.confusion_matrix) if told else None,
     )
 
 
-def _measure(
-    subject: EvalModel, window: Sequence[EvalExample], rows: EvaluatedRows, batch_size: int, *, answered: bool
-) -> list[RowScore]:
-    """What a model makes of each row of a window and, where that is wanted, its answer to each that asks something.
+def _tally(
+    rows: EvaluatedRows, models: Sequence[_Tallies], batch_size: int, output: Path | None, observer: Observer
+) -> None:
+    """Let every model read and answer every row, a window at a time, and write the rows."""
+    total = len(rows.items)
+    with nullcontext() if output is None else open_jsonl(output) as file, _told(file, total):
+        for start in range(0, total, batch_size * BATCHES_A_WINDOW):
+            window = rows.items[start : start + batch_size * BATCHES_A_WINDOW]
+            found = [_measure(each, window, rows, batch_size) for each in models]
+            for tallies, readings in zip(models, found, strict=True):
+                for item, reading in zip(window, readings, strict=True):
+                    tallies.add(item, reading)
+            if file is not None:
+                file.append([_line(item, *each) for item, *each in zip(window, *found, strict=True)])
+            observer(Progress("rows evaluated", start + len(window), total))
 
-    Raises:
-        NonFiniteError: A loss is not a number.
-    """
-    found: dict[int, RowScore] = {}
+
+def _measure(tallies: _Tallies, window: Sequence[EvalExample], rows: EvaluatedRows, batch_size: int) -> list[RowScore]:
+    """What a model makes of each row of a window and, where metrics need it, its answer to each that asks something."""
+    subject, found = tallies.model, dict[int, RowScore]()
     by_length = sorted(range(len(window)), key=lambda place: -len(window[place].example.input_ids))
     for start in range(0, len(window), batch_size):
         places = by_length[start : start + batch_size]
@@ -286,7 +245,7 @@ def _measure(
             remedy = "Compute in another `dtype`: float16 overflows in some models."
             message = f"the loss of {subject.name} is {reading.loss}"
             raise NonFiniteError(message, where=window[place].example.where, remedy=remedy)
-    asking = [place for place, item in enumerate(window) if item.question is not None] if answered else []
+    asking = [place for place, item in enumerate(window) if item.question is not None] if tallies.names else []
     if asking and subject.answers is not None:
         prompts = [rows.prompt_ids(window[place]) for place in asking]
         for place, answer in zip(asking, subject.answers(prompts), strict=True):
@@ -318,8 +277,7 @@ def _said(reading: RowScore, tokens: int) -> dict[str, object]:
 
 def _differences(measured: _Tallies, base: _Tallies, *, rows: int, references: int) -> dict[str, PairedDifference]:
     """What is measured minus its base, for every figure that is shown."""
-    found: dict[str, PairedDifference] = {}
-    found |= paired_differences(base.losses.figures, measured.losses.figures, rows)
+    found = {**paired_differences(base.losses.figures, measured.losses.figures, rows)}
     always = tuple(found)
     for tally, other in zip(measured.answers, base.answers, strict=True):
         found |= paired_differences(other.figures, tally.figures, references)

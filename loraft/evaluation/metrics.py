@@ -23,7 +23,6 @@ from loraft.tasks.task import ROUGE
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
-
 Counts = NDArray[np.int64]
 """`[rows]`, how often each row counts."""
 Figures = Mapping[str, float]
@@ -65,9 +64,7 @@ class RowMetric:
     """A way to measure answers by their references, row by row.
 
     Attributes:
-        names: The figures that it gives.
-        size: How many numbers a row adds.
-        numbers: What a prediction with its reference adds.
+        numbers: What a prediction with its reference adds, `[size]`.
         figures: From the sums `[size]` to the figures.
         signature: What tells this way of computing from others that have the same name; None where there are none.
     """
@@ -83,7 +80,6 @@ class RowTally:
     """The figures of a `RowMetric` over the answers so far."""
 
     def __init__(self, metric: RowMetric, *, keep: bool = False) -> None:
-        """Begin at nothing; the arguments are those of `Sums`."""
         self.metric = metric
         self._sums = Sums(metric.size, metric.figures, keep=keep)
 
@@ -99,32 +95,30 @@ class RowTally:
 def loss_sums(*, keep: bool = False, of_text: bool = True) -> Sums:
     """`loss` and `perplexity` of rows that add their negative log-likelihood, in nats, and their trained tokens.
 
-    Args:
-        keep: Keep what each row adds.
-        of_text: The rows are texts; False of classes, each a row's one decision, of which there is no perplexity.
+    Where the rows are not `of_text` each is one decision, of which there is no perplexity.
 
     Source: total negative log-likelihood / total tokens; a mean of means would weigh the tokens of short rows more.
     """
-    return Sums(2, _of_losses if of_text else _of_decisions, keep=keep)
 
+    def figures(sums: NDArray[np.float64]) -> Figures:
+        total, tokens = float(sums[0]), int(sums[1])
+        return {"loss": total / tokens, **({"perplexity": perplexity(total, tokens)} if of_text else {})}
 
-def _of_losses(sums: NDArray[np.float64]) -> Figures:
-    total, tokens = float(sums[0]), int(sums[1])
-    return {"loss": total / tokens, "perplexity": perplexity(total, tokens)}
-
-
-def _of_decisions(sums: NDArray[np.float64]) -> Figures:
-    return {"loss": float(sums[0] / sums[1])}
+    return Sums(2, figures, keep=keep)
 
 
 def exact_match() -> RowMetric:
     """The share of answers that equal their reference, white space around both aside."""
-    return RowMetric(("exact_match",), 2, lambda given, right: (is_exact_match(given, right), 1), _share("exact_match"))
+    return _share("exact_match", is_exact_match)
 
 
 def valid_json() -> RowMetric:
     """The share of answers that are JSON, whole."""
-    return RowMetric(("valid_json",), 2, lambda given, _: (is_valid_json(given), 1), _share("valid_json"))
+    return _share("valid_json", lambda given, _: is_valid_json(given))
+
+
+def _share(name: str, holds: Callable[[str, str], bool]) -> RowMetric:
+    return RowMetric((name,), 2, lambda *texts: (holds(*texts), 1), lambda sums: {name: float(sums[0] / sums[1])})
 
 
 def bleu() -> RowMetric:
@@ -181,10 +175,6 @@ METRICS: Mapping[str, Callable[[], RowMetric]] = {
 """Each figure by its name, and what gives it."""
 
 
-def _share(name: str) -> Callable[[NDArray[np.float64]], Figures]:
-    return lambda sums: {name: float(sums[0] / sums[1])}
-
-
 def _sacrebleu(name: str, metric: Metric, size: int) -> RowMetric:
     """A measure of sacrebleu's, taken apart where its own bootstrap takes it apart: counts of a row, figure of sums."""
 
@@ -206,15 +196,15 @@ def is_exact_match(prediction: str, reference: str) -> bool:
 
 def is_valid_json(text: str) -> bool:
     """Whether a text is one JSON value by RFC 8259, which has no NaN and no Infinity."""
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not JSON")
+
     try:
-        json.loads(text, parse_constant=_refuse)
+        json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is not JSON")
 
 
 Margin = NDArray[np.float64]
@@ -225,12 +215,7 @@ class LabelTally:
     """The figures of predicted labels: a matrix is held, and no row."""
 
     def __init__(self, labels: Sequence[str], *, keep: bool = False) -> None:
-        """Begin at nothing.
-
-        Args:
-            labels: The names of all labels, in their order.
-            keep: Keep each row's pair of labels, for `figures(counts)`.
-        """
+        """Begin at nothing; `keep` keeps each row's pair of labels, for `figures(counts)`."""
         self.labels = tuple(labels)
         self._places = {label: place for place, label in enumerate(self.labels)}
         self._cells = np.zeros(len(self.labels) ** 2, dtype=np.int64)
@@ -276,9 +261,8 @@ class LabelTally:
         if self._kept is None:
             raise ValueError("the rows were not kept")
         right, given = np.divmod(np.frombuffer(self._kept, dtype=np.int64), len(self.labels))
-        sums = (counts, counts, counts * (right == given))
-        of_rows, of_answers, hits = (
-            np.bincount(labels, weights=weights, minlength=len(self.labels)).astype(np.float64)
-            for labels, weights in zip((right, given, right), sums, strict=True)
-        )
-        return of_rows, of_answers, hits
+
+        def margin(labels: NDArray[np.int64], weights: Counts) -> Margin:
+            return np.bincount(labels, weights=weights, minlength=len(self.labels)).astype(np.float64)
+
+        return margin(right, counts), margin(given, counts), margin(right, counts * (right == given))

@@ -31,9 +31,9 @@ from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
 from loraft.events import Note, Observer
 from loraft.inference.classifier import Classifier, open_classifier, refuse_no_classifier
 from loraft.inference.decoder_state import prompt_limit
-from loraft.inference.engine import complete_batch
+from loraft.inference.engine import Settings, complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.session import BASE, Session, Settings, open_session
+from loraft.inference.session import BASE, Session, in_languages, open_session, task_of_base
 from loraft.models.modules import wrapped_model
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
@@ -102,12 +102,6 @@ def purpose_of(model: RequestedModel, *, baseline: bool) -> EvalPurpose:
     """
     found, choice = model.found, model.choice
     task = TASKS[task_of(found)]
-    trained = found.metadata.sources
-    sources = replace(
-        trained,
-        source_lang=choice.source_lang or trained.source_lang,
-        target_lang=choice.target_lang or trained.target_lang,
-    )
     labels = () if task.generates else classes_of(found)
     if not task.generates:
         refuse_no_classifier(found, labels, choice.target)
@@ -116,7 +110,7 @@ def purpose_of(model: RequestedModel, *, baseline: bool) -> EvalPurpose:
         raise ModelError(message, parameter="source_lang" if choice.source_lang else "target_lang")
     if labels and baseline and classes_of(replace(found, adapters=())) != labels:
         raise _no_baseline(found.base)
-    return EvalPurpose(task, sources, labels)
+    return EvalPurpose(task, in_languages(found.metadata.sources, choice), labels)
 
 
 def _no_baseline(base: str) -> AdapterError:
@@ -182,13 +176,14 @@ def _subject(session: Session, name: str, settings: Settings, batch_size: int) -
     voice = session.voice(name)
     dtype = session.loaded.placement.dtype
     autocast = None if dtype == torch.float32 else dtype
-    loss = session.task.loss(wrapped_model(session.model), session.family, autocast)
+    task = task_of_base(session.loaded)
+    loss = task.loss(wrapped_model(session.model), session.loaded.family, autocast)
     # Padding is on the right, where no real token attends to it; 0 is a token that every vocabulary has.
     layout = BatchLayout(packed=False, pad_id=0)
 
     def read(examples: Sequence[Example]) -> list[RowScore]:
         with session.speaking(voice), torch.inference_mode():
-            batch = session.task.collate(examples, layout).to(session.loaded.placement.device)
+            batch = task.collate(examples, layout).to(session.loaded.placement.device)
             losses = loss.of_rows(batch, [example.trained for example in examples]).tolist()
         return [RowScore(each) for each in losses]
 
@@ -223,7 +218,7 @@ def to_be_told(session: Session, options: GenerationRequest, of_several: str = A
     if len(session.adapters) > 1:
         first, *silent = session.adapters
         yield of_several.format(first, " and ".join(silent))
-    if options.system and session.voice().reads_prompt:
+    if options.system and session.voice().renderer.reads_source:
         yield "the model reads a source and no conversation: the system prompt is not used"
     elif options.system and session.voice().renderer.chat_template is None:
         yield "the tokenizer has no chat template, which alone can print a system prompt: it is not used"

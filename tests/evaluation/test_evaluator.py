@@ -153,7 +153,7 @@ def few_items(place: Path, count: int = 5) -> EvaluatedRows:
 
 
 def measured_by(place: Path, subject: EvalModel, **arguments: Any) -> Evaluation:
-    settings = {"task": "causal_lm", "data": "rows", "metrics": (), "batch_size": 1, "output": None}
+    settings = {"metrics": (), "batch_size": 1, "output": None}
     return evaluate(few_items(place, 20), subject, None, **settings | {"observer": lambda _: None} | arguments)
 
 
