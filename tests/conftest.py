@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -35,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the words of messages."""
+    gc.disable()  # while tests are imported, of which nothing goes again
     renewing = config.getoption("--renew-words")
     if renewing and config.getoption("numprocesses", None):
         raise pytest.UsageError("--renew-words writes one file: leave -n out")
@@ -66,8 +68,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """What was imported stays: the collector of garbage need not look through it again and again."""
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.set_verbosity_error()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)  # a model is many small objects, and the 700 of Python's default are soon there
+    gc.enable()
 
 
 def has_cuda() -> bool:

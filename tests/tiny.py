@@ -6,6 +6,9 @@ soft caps, logit scales and sliding windows are small enough to bite.
 
 from __future__ import annotations
 
+import copy
+import json
+import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -108,7 +111,13 @@ def tiny_model(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTraine
     `overrides` go to the config under transformers' common names (`hidden_size`, `num_hidden_layers`, …). Other than
     three layers leave out the families' alternating layer types. An encoder-decoder has three layers and two.
     """
-    config = AutoConfig.for_model(model_type, **tiny_sizes(model_type, **overrides))
+    return copy.deepcopy(_made(model_type, seed, json.dumps(overrides, sort_keys=True)))
+
+
+@cache
+def _made(model_type: str, seed: int, overrides: str) -> PreTrainedModel:
+    """The model that copies are given of: made once a process."""
+    config = AutoConfig.for_model(model_type, **tiny_sizes(model_type, **json.loads(overrides)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made_by = HEADS[FAMILIES[model_type].kind]
@@ -186,6 +195,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def save_tiny(folder: Path, model_type: str = "llama", **overrides: Any) -> Path:
     """Write a tiny model and its tokenizer as a folder in transformers' format, and return the folder."""
-    tiny_model(model_type, **overrides).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _saved(model_type, json.dumps(overrides, sort_keys=True)).items():
+        (folder / name).write_bytes(content)
     return folder
+
+
+@cache
+def _saved(model_type: str, overrides: str) -> dict[str, bytes]:
+    """The files of such a folder: made once a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_model(model_type, **json.loads(overrides)).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

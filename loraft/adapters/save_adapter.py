@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -37,7 +36,7 @@ from loraft.models.hf_config import drop_code
 from loraft.models.load_model import LoadedModel
 from loraft.tasks import TASKS
 from loraft.tokenization.row_renderer import RowRenderer
-from loraft.version import __version__
+from loraft.version import __version__, version_of
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
@@ -243,7 +242,7 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
         "quantization": config.quantization.model_dump() if adapted.method == "qlora" else None,
         "task": config.task,
         **renderer.recorded,
-        "versions": {"loraft": __version__, **{name: version(name) for name in LIBRARIES}},
+        "versions": {"loraft": __version__, **{name: version_of(name) for name in LIBRARIES}},
     }
 
 

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +34,7 @@ from loraft.errors import DataError
 from loraft.io.checksums import sha256_of, sha256_of_facts
 from loraft.rows.raw_rows import content_of
 from loraft.tokenization.examples import Example
-from loraft.version import __version__
+from loraft.version import __version__, version_of
 
 SETTINGS = {
     "chat_template", "source_prefix", "source_lang", "target_lang", "labels", "max_length", "max_target_length",
@@ -69,7 +68,7 @@ def identity_of(
     except (OSError, UnicodeDecodeError):  # it is found, and told, on the way to tokens
         return None
     described = {
-        "program": [__version__, _program(), *(version(name) for name in LIBRARIES)] if program else None,
+        "program": [__version__, _program(), *(version_of(name) for name in LIBRARIES)] if program else None,
         "task": config.task,
         "settings": config.data.model_dump(mode="json", include=SETTINGS),
         "sources": [[source.model_dump(mode="json", exclude={"weight"}) for source in part] for part in sources],

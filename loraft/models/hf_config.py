@@ -21,12 +21,14 @@ from loraft.models.registry import DECODERS, ModelSpec, spec_of
 def quietly() -> Iterator[None]:
     """Silence transformers; what matters of its logs, the caller asks for."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(ERROR)
+    if verbosity != ERROR:  # setting it empties a cache in each logger that there is
+        logging.set_verbosity(ERROR)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        if verbosity != ERROR:
+            logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 

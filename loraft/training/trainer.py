@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from loraft.training.run_events import Saved
 from loraft.training.run_plan import RunPlan
 from loraft.training.stop_signals import SaveRequests
 from loraft.training.trackers import tracked
-from loraft.version import __version__
+from loraft.version import __version__, version_of
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 Answerer = Callable[[AdaptedModel], Callable[[str], str]]
@@ -230,7 +229,7 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
     named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
     manifest = {
         "versions": {"loraft": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in LIBRARIES},
+        | {name: version_of(name) for name in LIBRARIES},
         "hardware": {"device": plan.placement.device_name, "memory_bytes": plan.placement.total_bytes},
         "base": {
             "name": shown(loaded.name),

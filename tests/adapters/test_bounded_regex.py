@@ -101,6 +101,7 @@ def test_peft_adapts_the_same_modules_with_the_same_ranks_and_scales(declared: d
     assert adapted(add_lora_layers(tiny_model("llama"), LoraConfig(r=2, **declared))) == expected
 
 
+@pytest.mark.slow
 def test_a_hostile_pattern_of_a_config_is_a_problem_of_its_key(impatient: None) -> None:
     values, counts, problems = patterned(NAMES, {"q_proj": 3, HANGS: 4}, 2, "lora.rank_pattern")
     assert (set(values.values()), counts) == ({2}, {})

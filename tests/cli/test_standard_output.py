@@ -52,6 +52,7 @@ def test_help_and_version_on_a_full_disk(to_full: ToFull, words: list[str]) -> N
     is_told(to_full(*words))
 
 
+@pytest.mark.slow_after(8)
 @pytest.mark.parametrize(
     "words",
     [
@@ -60,14 +61,14 @@ def test_help_and_version_on_a_full_disk(to_full: ToFull, words: list[str]) -> N
         ["init", "new.yaml", "--json"],
         ["check", "tickets.yaml"],
         ["check", "tickets.yaml", "--json"],
-        ["train", "tickets.yaml"],
-        ["train", "tickets.yaml", "--json"],
         ["generate", "run", "-p", "Hi"],
-        ["generate", "run", "-p", "Hi", "-p", "Ho"],
         ["generate", "run", "-p", "Hi", "--json"],
-        ["generate", "run", "-p", "Hi", "--compare"],
         ["merge", "run"],
         ["merge", "run", "--json"],
+        ["train", "tickets.yaml"],
+        ["train", "tickets.yaml", "--json"],
+        ["generate", "run", "-p", "Hi", "-p", "Ho"],
+        ["generate", "run", "-p", "Hi", "--compare"],
     ],
 )
 def test_results_on_a_full_disk(config: WriteConfig, to_full: ToFull, words: list[str]) -> None:

@@ -20,7 +20,7 @@ from loraft.errors import AdapterError, ModelError
 from loraft.inspection.layers import ModelTable, model_table
 from loraft.inspection.layers_report import inspect_layers
 from loraft.models.registry import FAMILIES
-from tests.tiny import SIZES, VOCABULARY, save_tiny, tiny_model
+from tests.tiny import SIZES, VOCABULARY, mostly_slow, save_tiny, tiny_model
 
 LLAMA_2_7B = {
     "architectures": ["LlamaForCausalLM"],
@@ -45,6 +45,9 @@ LLAMA_2_70B = LLAMA_2_7B | {
     "num_key_value_heads": 8,
 }
 
+UNLIKE = ("llama", "gpt2", "bloom", "opt", "phi3", "gemma2", "olmo", "mixtral", "bert", "deberta-v2", "t5", "bart")
+"""Families whose parts are laid out or called differently."""
+
 
 def config_alone(folder: Path, config: dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
@@ -62,7 +65,7 @@ def saved(folder: Path, model_type: str, **overrides: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", mostly_slow(FAMILIES, *UNLIKE))
 def test_parameters_are_those_of_the_model(tmp_path: Path, model_type: str) -> None:
     model = tiny_model(model_type)
     model.save_pretrained(tmp_path)
@@ -87,7 +90,7 @@ WITH_POSITIONS = (
 """Those with a table of positions among their parameters."""
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", mostly_slow(FAMILIES, *UNLIKE))
 def test_parts_are_named_for_what_they_are(tmp_path: Path, model_type: str) -> None:
     parts = table_of(saved(tmp_path, model_type)).anatomy.parameters_by_part
     assert {"embeddings", "attention", "feed_forward"} <= parts.keys()

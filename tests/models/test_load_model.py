@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import logging
 
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
@@ -37,18 +39,32 @@ def edit_config(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@contextmanager
+def talkative() -> Iterator[None]:
+    """Have transformers tell all that it has to tell, and goes on to do so afterwards."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_info()
+    try:
+        yield
+        assert logging.get_verbosity() == logging.INFO
+    finally:
+        logging.set_verbosity(before)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "model")
 
 
+@pytest.mark.slow_after(12)
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_each_family_comes_through_the_door_as_it_was_saved(
     tmp_path: Path, model_type: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = save_tiny(tmp_path, model_type)
     capfd.readouterr()
-    loaded = load_model(section(folder), placed())
+    with talkative():
+        loaded = load_model(section(folder), placed())
     said = capfd.readouterr()
     assert said.out + said.err == ""
     assert loaded.family is FAMILIES[model_type]

@@ -40,6 +40,7 @@ def train_two_steps(config: RunConfig, *, norms_in_float32: bool = False) -> Non
     assert not still
 
 
+@pytest.mark.slow_after(10)
 @pytest.mark.parametrize(("task", "packing"), LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
@@ -66,7 +67,7 @@ def task_of(model_type: str) -> str:
     return {"decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "encoder": "seq_cls"}[FAMILIES[model_type].kind]
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("method", mostly_slow(["lora", "qlora", "full"], "lora"))
 @pytest.mark.parametrize("model_type", mostly_slow(AS_ON_CUDA, *MODEL_OF.values(), "gpt2", "opt", "qwen3"))
 def test_it_trains_where_norms_give_float32(tmp_path: Path, model_type: str, method: str) -> None:
     """As on CUDA, where inputs of linear layers are float32 while products are bfloat16."""

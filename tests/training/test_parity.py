@@ -146,6 +146,7 @@ def test_c17_an_evaluation_that_is_not_finite_names_its_rows_and_the_checkpoint_
     assert newest_checkpoint(run.folder.checkpoints)[1] == []
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_c13_gradient_checkpointing_changes_no_gradient_of_a_classifier(
