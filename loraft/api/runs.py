@@ -13,6 +13,7 @@ from loraft.inference.engine import stream
 from loraft.inference.sampling import SamplingParams
 from loraft.rows.formats import Message
 from loraft.training.check_report import CheckReport, report
+from loraft.training.loop import SaveRequests
 from loraft.training.run_dir import (
     RunFolder,
     check_disk,
@@ -22,7 +23,6 @@ from loraft.training.run_dir import (
     refuse_taken,
 )
 from loraft.training.run_plan import RunPlan, plan_run
-from loraft.training.stop_signals import SaveRequests
 from loraft.training.trainer import TrainResult, run_plan
 
 FOLDER_IN_USE = "{} holds a run already: `loraft.train` goes on with it by `resume`, and replaces it by `overwrite`"
@@ -92,7 +92,7 @@ def train(
                 resume_anyway=resume_anyway,
                 overwrite=overwrite,
                 observer=observer,
-                save_requests=save_requests,
+                save_asked=save_requests.take,
                 answerer=lambda adapted: _answerer(adapted, plan),
                 command=command,
             )
@@ -111,7 +111,7 @@ def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
         ids = renderer.prompt_ids([Message("system", system), *asked] if system else asked)
         limit = plan.config.generation.max_new_tokens
         answered = stream(
-            adapted.model, plan.tokenizer, ids, rules=rules, max_new_tokens=limit, stop_ids=renderer.stop_ids
+            adapted.model, renderer.tokenizer, ids, rules=rules, max_new_tokens=limit, stop_ids=renderer.stop_ids
         )
         return answered.completion.completion
 

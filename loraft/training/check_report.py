@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loraft.adapters.model_card import shown
-from loraft.adapters.targets import TargetModules
-from loraft.training.optimizer import learning_rate
+from loraft.training.optimizer import learning_rate, warmup_steps
 from loraft.training.run_plan import RunPlan
 
 
@@ -37,25 +35,11 @@ class CheckReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON shows it."""
-        return {
-            "model": self.model,
-            "data": self.data,
-            "adapter": self.adapter,
-            "memory": self.memory,
-            "training": self.training,
-            "steps": self.steps,
-            "notes": list(self.notes),
-        }
+        return {**vars(self), "notes": list(self.notes)}
 
 
 def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport:
-    """The report of a plan whose run would be written to `folder`.
-
-    Args:
-        plan: The run.
-        folder: Where it would be written.
-        verbose: Name each row that is there twice.
-    """
+    """The report of a plan whose run would be written to `folder`; `verbose` names each row that is there twice."""
     return CheckReport(
         model=_model(plan),
         data=plan.data.report.as_dict(verbose=verbose),
@@ -68,11 +52,12 @@ def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport
 
 
 def _model(plan: RunPlan) -> dict[str, Any]:
-    shape = plan.shape
+    shape, depths = plan.shape, plan.shape.depths
+    layers = {f"{stack}_layers" if len(depths) > 1 else "num_layers": depth for stack, depth in depths.items()}
     facts: dict[str, Any] = {
         "name": shown(plan.config.model.name_or_path),
         "model_type": shape.family.model_type,
-        **_layers(shape.depths),
+        **layers,
         "hidden_size": next(iter(shape.layers.values())).hidden,
         "vocabulary": shape.vocabulary,
         "parameters": shape.total_parameters,
@@ -87,32 +72,20 @@ def _model(plan: RunPlan) -> dict[str, Any]:
     return facts
 
 
-def _layers(depths: Mapping[str, int]) -> dict[str, int]:
-    if len(depths) == 1:
-        return {"num_layers": sum(depths.values())}
-    return {f"{stack}_layers": depth for stack, depth in depths.items()}
-
-
 def _adapter(plan: RunPlan) -> dict[str, Any]:
-    trainable = plan.shape.trainable_parameters
-    total = plan.shape.total_parameters + (trainable if plan.shape.targets is not None else 0)
+    trainable, total, targets = plan.shape.trainable_parameters, plan.shape.parameters_in_training, plan.shape.targets
     facts: dict[str, Any] = {
         "method": plan.config.method,
         "trainable_parameters": trainable,
         "total_parameters": total,
         "trainable_share": trainable / total,
     }
-    return facts | (
-        _targets(plan.shape.targets, two_stacks=len(plan.shape.depths) > 1) if plan.shape.targets is not None else {}
-    )
-
-
-def _targets(targets: TargetModules, *, two_stacks: bool) -> dict[str, Any]:
+    if targets is None:
+        return facts
     by_stack = {stack: list(layers) for stack, layers in targets.layers_by_stack.items()}
-    layers = by_stack if two_stacks else list(targets.layers)
-    facts: dict[str, Any] = {"layers": layers, "modules": len(targets.modules)}
-    patterns = {**targets.by_rank_pattern, **targets.by_alpha_pattern}
-    if patterns:
+    facts["layers"] = by_stack if len(plan.shape.depths) > 1 else list(targets.layers)
+    facts["modules"] = len(targets.modules)
+    if patterns := {**targets.by_rank_pattern, **targets.by_alpha_pattern}:
         facts["modules_by_pattern"] = patterns
     if targets.saved:
         facts["trained_whole"] = list(targets.saved)
@@ -125,22 +98,14 @@ def _targets(targets: TargetModules, *, two_stacks: bool) -> dict[str, Any]:
 
 def _training(plan: RunPlan, folder: Path) -> dict[str, Any]:
     settings = plan.config.training
-    assert settings.learning_rate != "auto", "the plan resolves it"
-    last = learning_rate(
-        plan.steps,
-        steps=plan.steps,
-        warmup=plan.warmup,
-        peak=settings.learning_rate,
-        schedule=settings.lr_scheduler_type,
-    )
     return {
         "run_folder": shown(folder.as_posix()),
         "rows_a_step": settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
         "layout": "end to end" if plan.layout.packed else "padded",
         "steps_an_epoch": plan.batches.steps(0) if plan.data.report.train_rows is not None else None,
-        "warmup_steps": plan.warmup,
+        "warmup_steps": warmup_steps(settings.warmup_steps, plan.steps),
         "learning_rate": settings.learning_rate,
-        "last_learning_rate": last,
+        "last_learning_rate": learning_rate(settings, plan.steps, plan.steps),
         "lr_scheduler_type": settings.lr_scheduler_type,
         "optim": settings.optim,
         "gradient_checkpointing": settings.gradient_checkpointing,

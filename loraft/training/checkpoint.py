@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
-from loraft.adapters.inject import AdaptedModel
-from loraft.config.schema import TrainingSection
-from loraft.dataset.sampler import BatchSampler
-from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import DiskFullError
-from loraft.events import Observer
 from loraft.io.atomic import atomic_dir, restore_previous, write_json
 from loraft.io.checksums import fault_by_manifest, seal
-from loraft.tasks.batch import BatchLayout
-from loraft.tasks.loss import TaskLoss
-from loraft.tasks.task import Task
-from loraft.tokenization.examples import Example
-from loraft.training.run_dir import RunFolder
-from loraft.training.stop_signals import SaveRequests
 
 
 @dataclass
@@ -40,7 +28,6 @@ class RunState:
     """Where a run is: all that changes from step to step besides tensors. A checkpoint holds it as JSON.
 
     Attributes:
-        step: Optimizer steps taken.
         epoch: The epoch that the next step is in, from 0.
         window: The steps taken in that epoch.
         drawn: The rows of a stream that were drawn in that epoch.
@@ -48,13 +35,8 @@ class RunState:
         tokens: Trained tokens so far.
         logged_loss: The loss summed since the last logged step, in nats.
         logged_weight: What that sum is divided by: the trained tokens since then, or the weights of the rows' classes.
-        last_loss: The loss that was logged last.
-        eval_loss: The newest evaluation's loss.
         eval_figures: What else the newest evaluation measured.
-        best_loss: The best evaluation's loss.
-        best_figures: What else the best evaluation measured.
-        best_score: What it is the best by: the higher, the better.
-        best_step: The step of the best evaluation.
+        best_score: What the best evaluation is the best by: the higher, the better.
         worse: Evaluations since the best one.
         without_gradient: Logged steps in a row, up to the newest, whose gradient was as good as zero.
         owes_evaluation: The evaluation due at this step has not been finished.
@@ -81,69 +63,9 @@ class RunState:
     owes_evaluation: bool = False
     finished: bool = False
 
-
-@dataclass(frozen=True, eq=False)
-class Trainer:
-    """Everything that a run needs and that does not change while it goes on.
-
-    Attributes:
-        adapted: The model and its trained parameters.
-        task: What is learned.
-        loss: The same model, giving the summed loss of a batch.
-        optimizer: The optimizer over the trained parameters.
-        scaler: Loss scaling; enabled for float16 only.
-        plan: Which rows share a batch.
-        layout: How they are laid.
-        train: The training examples.
-        evaluation: The examples of an evaluation; empty evaluates nothing.
-        settings: The resolved training section.
-        steps: All optimizer steps.
-        warmup: The steps of warm-up.
-        peak_rate: The learning rate after the warm-up.
-        eval_every: Steps between evaluations; None is the end of each epoch.
-        save_every: Steps between checkpoints; None is the end of each epoch.
-        folder: The run's folder.
-        total_parameters: All parameters of the model, for the first event.
-        save_weights: Writes the trained weights into a folder it is given.
-        answer: The model's answer to a prompt, as it is now.
-        observer: Who is told.
-        save_requests: Who asks for a checkpoint out of turn.
-    """
-
-    adapted: AdaptedModel
-    task: Task
-    loss: TaskLoss
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler
-    plan: BatchSampler | StreamingSampler
-    layout: BatchLayout
-    train: Sequence[Example]
-    evaluation: Sequence[Example]
-    settings: TrainingSection
-    steps: int
-    warmup: int
-    peak_rate: float
-    eval_every: int | None
-    save_every: int | None
-    folder: RunFolder
-    total_parameters: int
-    save_weights: Callable[[Path], object]
-    answer: Callable[[str], str]
-    observer: Observer
-    save_requests: SaveRequests = field(default_factory=SaveRequests)
-
-    @property
-    def device(self) -> str:
-        """The device that batches go to."""
-        return self.adapted.loaded.placement.device
-
-    def epochs(self, step: int) -> float:
-        """How many epochs `step` optimizer steps are."""
-        epoch = 0
-        while step > (steps := self.plan.steps(epoch)):
-            step -= steps
-            epoch += 1
-        return round(epoch + step / steps, 6)
+    def begin_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        self.epoch, self.window, self.drawn, self.pieces = self.epoch + 1, 0, 0, 0
 
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
@@ -152,14 +74,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What resuming needs, besides the weights in the checkpoint's folder.
-
-    Attributes:
-        state: The loop's state: step, place in the data, partial averages, the best evaluation.
-        optimizer: The optimizer's tensors.
-        optimizer_numbers: The optimizer's numbers.
-        rng: The states of the random generators.
-    """
+    """What resuming needs, besides the weights in the checkpoint's folder; `state` is more than a `RunState`."""
 
     state: Mapping[str, Any]
     optimizer: Mapping[str, Tensor]
@@ -190,13 +105,13 @@ def save_checkpoint(
     state: Mapping[str, Any],
     optimizer: tuple[Mapping[str, Tensor], Mapping[str, int | float]],
 ) -> Path:
-    """Write the checkpoint of `step` under `root` and return its folder.
+    """Write a checkpoint and return its folder.
 
     Args:
         root: The run's `checkpoints` folder.
         step: The optimizer step that was just finished.
         write_weights: Writes the trained weights into the folder it is given.
-        state: The loop's state, as JSON takes it.
+        state: As JSON takes it.
         optimizer: The optimizer's tensors and numbers.
 
     Raises:
@@ -211,12 +126,10 @@ def save_checkpoint(
             write_json(partial / "state.json", {"state": dict(state), "optimizer_numbers": dict(optimizer[1])})
             write_json(partial / MANIFEST, {"files": seal(partial)})
     except DiskFullError as error:
-        raise DiskFullError(
-            f"the disk filled up while the checkpoint of step {step} was written: {_needed(root)}"
-            f"{shutil.disk_usage(root.parent).free:,} bytes are free",
-            where=str(root),
-            remedy="free some space and go on with `resume`: the checkpoints before it are whole",
-        ) from error
+        free = f"{shutil.disk_usage(root.parent).free:,} bytes are free"
+        message = f"the disk filled up while the checkpoint of step {step} was written: {_needed(root)}{free}"
+        remedy = "free some space and go on with `resume`: the checkpoints before it are whole"
+        raise DiskFullError(message, where=str(root), remedy=remedy) from error
     return folder
 
 
@@ -230,7 +143,7 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
     damaged: list[str] = []
     for folder in checkpoints(root):
-        found = _fault(folder)
+        found = checkpoint_fault(folder)
         if found is None:
             return folder, damaged
         damaged.append(f"checkpoint {folder.name} is damaged ({found}) and is passed over")
@@ -240,17 +153,13 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint that was verified."""
     written = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return Checkpoint(
-        state=written["state"],
-        optimizer=load_file(folder / "optimizer.safetensors"),
-        optimizer_numbers=written["optimizer_numbers"],
-        rng=load_file(folder / "rng.safetensors"),
-    )
+    tensors, rng = load_file(folder / "optimizer.safetensors"), load_file(folder / "rng.safetensors")
+    return Checkpoint(written["state"], tensors, written["optimizer_numbers"], rng)
 
 
-def verified(folder: Path) -> bool:
-    """Whether a checkpoint is there, with every file as its manifest says."""
-    return _fault(folder) is None
+def checkpoint_fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is there, with every file as its manifest says."""
+    return fault_by_manifest(folder, folder / MANIFEST)
 
 
 def prune(root: Path, *, step: int, keep: int | None, best_step: int | None) -> None:
@@ -274,21 +183,14 @@ def remove_partial(root: Path) -> None:
         shutil.rmtree(left)
 
 
-def _fault(folder: Path) -> str | None:
-    return fault_by_manifest(folder, folder / MANIFEST)
-
-
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
 def _needed(root: Path) -> str:
     """How much a checkpoint takes, as the newest one tells."""
-    newest = next(iter(checkpoints(root)), None)
-    if newest is None:
+    found = checkpoints(root)
+    if not found:
         return ""
-    return f"one takes about {sum((newest / name).stat().st_size for name in _files(newest)):,} bytes, and "
+    taken = sum(path.stat().st_size for path in found[0].rglob("*") if path.is_file())
+    return f"one takes about {taken:,} bytes, and "

@@ -1,30 +1,86 @@
-"""fit(): the one loop."""
+"""fit(): the one loop.
+
+Signals are wishes that it grants at its next step: SIGINT, SIGTERM and SIGHUP to stop, SIGUSR1 to save.
+"""
 
 from __future__ import annotations
 
 import math
-import time
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
 
-from torch.nn.utils import clip_grad_norm_
-
+from loraft.adapters.model_card import TrainingFacts
+from loraft.adapters.save_adapter import save_adapter, save_full
 from loraft.dataset.sampler import StepBatches
 from loraft.errors import DataError, Interrupted, LoraftError
 from loraft.events import Note
-from loraft.training.checkpoint import RunState, Trainer, newest_checkpoint, prune, save_checkpoint
-from loraft.training.evaluate_run import evaluate_run
+from loraft.figures import counted, perplexity
+from loraft.training.checkpoint import RunState, newest_checkpoint, prune, save_checkpoint
 from loraft.training.memory import peak_bytes
-from loraft.training.non_finite import require_finite
-from loraft.training.optimizer import learning_rate, optimizer_state
-from loraft.training.run_events import RunStarted, Saved, StepDone, StepLogged
-from loraft.training.stop_signals import StopSignals
+from loraft.training.optimizer import optimizer_state
+from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
+from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, require_finite, take_step
 
 LOGGED_WITHOUT_GRADIENT = 10
 """So many logged steps in a row with a gradient of zero are told."""
 NO_GRADIENT = 5e-5
 """A norm below it is 0.0000 in four decimals."""
+
+
+class _Handlers:
+    """Signals that are noted while this is entered; `received` is the newest."""
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self._numbers = numbers
+        self._before: dict[int, Any] = {}
+        self.received: int | None = None
+
+    def __enter__(self) -> Self:
+        # Python delivers signals to the main thread only; elsewhere there is nothing to catch.
+        if threading.current_thread() is threading.main_thread():
+            for number in self._numbers:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+
+
+class StopSignals(_Handlers):
+    """The signals that stop; once one was received, a second one ends the process at once.
+
+    A SIGHUP that is ignored, as nohup has it, stays ignored.
+    """
+
+    def __init__(self) -> None:
+        hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        super().__init__(signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hangs_up else ()))
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        super()._note(number, frame)
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+
+
+class SaveRequests(_Handlers):
+    """SIGUSR1 is noted, from the moment that a run is planned: before the first step it would end the process."""
+
+    def __init__(self) -> None:
+        super().__init__(signal.SIGUSR1)
+
+    def take(self) -> bool:
+        """Whether a checkpoint was asked for since this was called last."""
+        noted, self.received = self.received is not None, None
+        return noted
 
 
 def fit(run: Trainer, state: RunState) -> None:
@@ -35,9 +91,8 @@ def fit(run: Trainer, state: RunState) -> None:
         Interrupted: SIGINT, SIGTERM or SIGHUP came; the state was saved, unless something else went wrong.
     """
     trained = sum(parameter.numel() for parameter in run.adapted.trainable.values())
-    run.observer(
-        RunStarted(run.folder.path, state.step, run.steps, run.epochs(run.steps), trained, run.total_parameters)
-    )
+    steps, total = run.plan.steps, run.plan.shape.parameters_in_training
+    run.observer(RunStarted(run.folder.path, state.step, steps, run.epochs(steps), trained, total))
     with StopSignals() as signals:
         try:
             _train(run, state, signals)
@@ -50,7 +105,7 @@ def fit(run: Trainer, state: RunState) -> None:
 def _train(run: Trainer, state: RunState, signals: StopSignals) -> None:
     clock = Throughput(state.step)
     if state.owes_evaluation:
-        if evaluate_run(run, state, signals):
+        if _evaluate(run, state, signals):
             _save(run, state)
         _grant_a_stop(run, state, signals)
     while not state.finished:
@@ -62,57 +117,28 @@ def _train(run: Trainer, state: RunState, signals: StopSignals) -> None:
             if state.finished:
                 break
         if state.step == before:  # it was resumed anyway, and the epoch has fewer rows than were trained on
-            _begin_epoch(state)
+            state.begin_epoch()
             state.finished = all_trained(run, state)
 
 
 def _windows_or_save(run: Trainer, state: RunState) -> Iterator[StepBatches]:
-    """`_windows`; what was trained is saved where a stream comes to a row that may not be bad.
+    """The windows of the state's epoch that are not yet trained on.
 
     Raises:
-        DataError: It did.
+        DataError: A stream came to a row that may not be bad; what was trained is saved.
     """
+    place = (state.drawn, state.pieces)
     try:
-        yield from _windows(run, state)
+        yield from run.plan.batches.windows(run.plan.data.train, state.epoch, state.window, place)
     except DataError:
         if state.step:
             _save(run, state)
         raise
 
 
-def _windows(run: Trainer, state: RunState) -> Iterator[StepBatches]:
-    """The windows of the state's epoch that are not yet trained on."""
-    return run.plan.windows(run.train, state.epoch, state.window, (state.drawn, state.pieces))
-
-
 def _step(run: Trainer, state: RunState, window: StepBatches, clock: Throughput) -> None:
-    """One optimizer step: the gradient of the mean loss over all trained tokens of the window, then the update."""
-    began = time.perf_counter()
-    rows = window.batches
-    batches = [run.task.collate(examples, run.layout).to(run.device) for examples in rows]
-    weight = sum(run.loss.weight(batch) for batch in batches)
-    loss = 0.0
-    for batch, examples in zip(batches, rows, strict=True):
-        part = run.loss(batch)
-        run.scaler.scale(part / weight).backward()
-        loss += require_finite(part.item(), "the loss", state.step + 1, examples, run)
-    run.scaler.unscale_(run.optimizer)
-    limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
-    norm = clip_grad_norm_(list(run.adapted.trainable.values()), limit).item()
-    if not run.scaler.is_enabled():
-        require_finite(norm, "the gradient", state.step + 1, [example for part in rows for example in part], run)
-    rate = _rate(run, state.step + 1)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    _count(state, run, window, loss, weight, sum(batch.targets for batch in batches))
-    clock.add(time.perf_counter() - began, sum(batch.tokens for batch in batches))
-    clock.norm, clock.rate, clock.loss = norm, rate, loss / weight
-
-
-def _count(state: RunState, run: Trainer, window: StepBatches, loss: float, weight: float, targets: int) -> None:
+    """Take a step, and count it."""
+    loss, weight, targets = take_step(run, state.step + 1, window, clock)
     state.step += 1
     state.window += 1
     state.tokens += targets
@@ -120,44 +146,33 @@ def _count(state: RunState, run: Trainer, window: StepBatches, loss: float, weig
     state.logged_weight += weight
     state.drawn, state.pieces = window.place
     if window.ends_epoch:
-        _begin_epoch(state)
+        state.begin_epoch()
     for note in window.notes:
         run.observer(Note(note))
     state.finished = all_trained(run, state)
 
 
-def _begin_epoch(state: RunState) -> None:
-    state.epoch, state.window, state.drawn, state.pieces = state.epoch + 1, 0, 0, 0
-
-
 def all_trained(run: Trainer, state: RunState) -> bool:
     """Whether all steps are taken, or all epochs: a stream may have fewer rows to train on than it has rows."""
     epochs = run.settings.num_train_epochs if run.settings.max_steps is None else math.inf
-    return state.step >= run.steps or state.epoch >= epochs
+    return state.step >= run.plan.steps or state.epoch >= epochs
 
 
 def _after_step(run: Trainer, state: RunState, clock: Throughput, signals: StopSignals) -> None:
     """Tell, log, evaluate and save what is due at this step, in this order; then grant a wish to stop."""
-    _tell_step(run, state, clock)
-    if state.step % run.settings.logging_steps == 0 or state.finished:
-        _log(run, state, clock)
-    if run.evaluation and _due(run.eval_every, state):
+    _tell(run, state, clock)
+    improved = False
+    if run.plan.data.eval and _due(run.plan.eval_every, state):
         state.owes_evaluation = True
-        improved = evaluate_run(run, state, signals)
-    else:
-        improved = False
-    asked = run.save_requests.take()
-    if _due(run.save_every, state) or improved or asked or signals.received is not None:
+        improved = _evaluate(run, state, signals)
+    asked = run.save_asked()
+    if _due(run.plan.save_every, state) or improved or asked or signals.received is not None:
         _save(run, state)
     _grant_a_stop(run, state, signals)
 
 
 def _grant_a_stop(run: Trainer, state: RunState, signals: StopSignals) -> None:
-    """End where a signal asked for it, unless nothing is left to do; the state was saved.
-
-    Raises:
-        Interrupted: It did.
-    """
+    """End where a signal asked for it, unless nothing is left to do; the state was saved."""
     if signals.received is not None and (state.owes_evaluation or not state.finished):
         raise _stopped(run, state, signals.received)
 
@@ -169,44 +184,32 @@ def _stopped(run: Trainer, state: RunState, signal_number: int, *, meanwhile: Ex
         newest, _ = newest_checkpoint(run.folder.checkpoints)
         reason = meanwhile.problems[0].message if isinstance(meanwhile, LoraftError) else str(meanwhile)
         kept = f"{newest.name if newest else 'nothing'} is saved, for meanwhile {reason}"
-    return Interrupted(
-        f"stopped at step {state.step} of {run.steps}; {kept}",
-        signal_number=signal_number,
-        remedy=f"go on: `loraft.train(loraft.load_config({str(run.folder.config)!r}), resume=True)`",
-    )
+    message = f"stopped at step {state.step} of {run.plan.steps}; {kept}"
+    remedy = f"go on: `loraft.train(loraft.load_config({str(run.folder.config)!r}), resume=True)`"
+    return Interrupted(message, signal_number=signal_number, remedy=remedy)
 
 
 def _due(every: int | None, state: RunState) -> bool:
     return state.finished or (state.window == 0 if every is None else state.step % every == 0)
 
 
-def _tell_step(run: Trainer, state: RunState, clock: Throughput) -> None:
-    run.observer(
-        StepDone(
-            state.step, run.steps, run.epochs(state.step), clock.loss, clock.rate,
-            clock.tokens_per_second, peak_bytes(run.device), clock.seconds_left(state.step, run.steps),
-        )
-    )  # fmt: skip
-
-
-def _log(run: Trainer, state: RunState, clock: Throughput) -> None:
-    state.last_loss = state.logged_loss / state.logged_weight
-    state.logged_loss, state.logged_weight = 0.0, 0.0
-    event = StepLogged(
-        step=state.step,
-        steps=run.steps,
-        epoch=run.epochs(state.step),
-        loss=state.last_loss,
-        grad_norm=clock.norm,
-        learning_rate=clock.rate,
-        tokens=state.tokens,
-        tokens_per_second=clock.tokens_per_second,
-        peak_bytes=peak_bytes(run.device),
-        seconds_left=clock.seconds_left(state.step, run.steps),
-    )
-    run.folder.append(run.folder.metrics, _record(event, leave_out=("steps", "seconds_left")))
-    run.observer(event)
-    _look_for_movement(run, state, clock.norm)
+def _tell(run: Trainer, state: RunState, clock: Throughput) -> None:
+    """Tell of the newest step, and log where that is due."""
+    told: dict[str, Any] = {
+        "step": state.step, "steps": run.plan.steps, "epoch": run.epochs(state.step), "learning_rate": clock.rate,
+        "tokens_per_second": clock.tokens / clock.seconds, "peak_bytes": peak_bytes(run.device),
+        "seconds_left": clock.seconds_left(state.step, run.plan.steps),
+    }  # fmt: skip
+    run.observer(StepDone(loss=clock.loss, **told))
+    if state.step % run.settings.logging_steps == 0 or state.finished:
+        state.last_loss = state.logged_loss / state.logged_weight
+        state.logged_loss, state.logged_weight = 0.0, 0.0
+        event = StepLogged(loss=state.last_loss, grad_norm=clock.norm, tokens=state.tokens, **told)
+        record = asdict(event)
+        del record["steps"], record["seconds_left"]
+        run.folder.append(run.folder.metrics, record)
+        run.observer(event)
+        _look_for_movement(run, state, clock.norm)
 
 
 def _look_for_movement(run: Trainer, state: RunState, norm: float) -> None:
@@ -223,58 +226,107 @@ def _look_for_movement(run: Trainer, state: RunState, norm: float) -> None:
         run.observer(Note(text))
 
 
+def _evaluate(run: Trainer, state: RunState, signals: StopSignals) -> bool:
+    """Read the evaluation rows once and answer the samples; True when the model is better than at any one before.
+
+    When a signal comes in the middle the evaluation stays owed, and is made up for on resuming.
+    """
+    plan, settings = run.plan, run.settings
+    size, rows = settings.per_device_eval_batch_size, plan.data.eval
+    run.adapted.model.eval()
+    found = evaluate_loss(run, rows, plan.layout, size, stop=lambda: signals.received is not None)
+    run.adapted.model.train()
+    if found is None:
+        return False
+    require_finite(found.loss, "the evaluation loss", state.step, found.not_finite, run)
+    answers: list[SampleAnswered] = []
+    for prompt in settings.sample_prompts if plan.task.generates else ():
+        if signals.received is not None:
+            return False
+        answers.append(SampleAnswered(state.step, prompt, run.answer(prompt)))
+    best = _compared(state, found, settings.metric_for_best_model)
+    epoch, likelihood = run.epochs(state.step), perplexity(found.loss)
+    event = Evaluated(state.step, epoch, found.loss, likelihood, found.targets, len(rows), best, found.figures)
+    measured = found.figures or {"perplexity": likelihood}
+    figures = {f"eval_{name}": value for name, value in measured.items()}
+    run.folder.append(run.folder.metrics, {"step": state.step, "epoch": epoch, "eval_loss": found.loss, **figures})
+    run.observer(event)
+    for sample in answers:
+        run.folder.append(run.folder.samples, asdict(sample))
+        run.observer(sample)
+    if not state.finished and stops_early(run, state):
+        state.finished = True
+        run.observer(Note(_why_early(run, state)))
+    return best
+
+
+def stops_early(run: Trainer, state: RunState) -> bool:
+    """Whether `training.early_stopping_patience` has run out."""
+    patience = run.settings.early_stopping_patience
+    return patience is not None and state.worse >= patience
+
+
+def _why_early(run: Trainer, state: RunState) -> str:
+    metric, since = run.settings.metric_for_best_model, counted(state.worse, "evaluation", "evaluations in a row")
+    best = state.best_figures.get(metric, state.best_loss)
+    return (
+        f"stopped early at step {state.step} of {run.plan.steps}: the {metric.replace('_', ' ')} of the evaluation "
+        f"rows has not become better than {best:.4f} at step {state.best_step} in {since} "
+        "(training.early_stopping_patience)"
+    )
+
+
+def _compared(state: RunState, found: EvalLoss, metric: str) -> bool:
+    """Remember an evaluation; whether none before it was better."""
+    score = found.figures.get(metric, -found.loss)
+    best = state.best_score is None or score > state.best_score
+    state.eval_loss, state.eval_figures, state.owes_evaluation = found.loss, dict(found.figures), False
+    if best:
+        state.best_loss, state.best_figures, state.best_score = found.loss, dict(found.figures), score
+        state.best_step, state.worse = state.step, 0
+    else:
+        state.worse += 1
+    return best
+
+
 def _save(run: Trainer, state: RunState) -> None:
     run.folder.require()
-    remembered: dict[str, Any] = asdict(state) | {
-        "files": run.folder.sizes(), "scaler": run.scaler.state_dict(), "optim": run.settings.optim,
-    }  # fmt: skip
+    changing = {"files": run.folder.sizes(), "scaler": run.scaler.state_dict(), "optim": run.settings.optim}
     place = save_checkpoint(
-        run.folder.checkpoints, state.step, run.save_weights, remembered, optimizer_state(run.optimizer)
+        run.folder.checkpoints,
+        state.step,
+        lambda folder: save_weights(run, state, folder),
+        asdict(state) | changing,
+        optimizer_state(run.optimizer),
     )
     rotate_checkpoints(run, state)
     run.observer(Saved(state.step, place))
+
+
+def save_weights(run: Trainer, state: RunState, folder: Path) -> Path:
+    """Save what is trained, as it is now, into the folder of a checkpoint or a run: where it lies there."""
+    facts = TrainingFacts(
+        steps=state.step,
+        epochs=state.epoch + state.window / run.plan.batches.steps(state.epoch),
+        rows=run.plan.data.report.train_rows or len(run.plan.data.train),
+        trained_tokens=state.tokens,
+        train_loss=state.last_loss,
+        eval_loss=state.eval_loss,
+        eval_rows=len(run.plan.data.eval),
+        figures=state.eval_figures,
+    )
+    save = save_full if run.adapted.method == "full" else save_adapter
+    place = weights_in(run, folder)
+    save(run.adapted, place, config=run.plan.config, renderer=run.plan.data.renderer, facts=facts)
+    return place
+
+
+def weights_in(run: Trainer, folder: Path) -> Path:
+    """Where the weights of a checkpoint or a run lie."""
+    return folder / ("model" if run.adapted.method == "full" else "adapter")
 
 
 def rotate_checkpoints(run: Trainer, state: RunState) -> None:
     """Remove the checkpoints that `training.save_total_limit` leaves no room for; the best one stays."""
     keep = run.settings.save_total_limit
     prune(run.folder.checkpoints, step=state.step, keep=keep, best_step=state.best_step)
-
-
-def _rate(run: Trainer, step: int) -> float:
-    schedule = run.settings.lr_scheduler_type
-    return learning_rate(step, steps=run.steps, warmup=run.warmup, peak=run.peak_rate, schedule=schedule)
-
-
-def _record(event: StepLogged, leave_out: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in asdict(event).items() if key not in leave_out}
-
-
-class Throughput:
-    """The rate of this process's steps, evaluations and saving left out, and what the newest step came to.
-
-    Attributes:
-        norm: The norm of the newest step's gradient, before it was clipped.
-        rate: The newest step's learning rate.
-        loss: Its loss, in nats a trained token.
-    """
-
-    def __init__(self, first_step: int) -> None:
-        self._first_step = first_step
-        self._seconds = 0.0
-        self._tokens = 0
-        self.norm = self.rate = self.loss = 0.0
-
-    def add(self, seconds: float, tokens: int) -> None:
-        """Count a step."""
-        self._seconds += seconds
-        self._tokens += tokens
-
-    @property
-    def tokens_per_second(self) -> float:
-        """The rate since this process began."""
-        return self._tokens / self._seconds
-
-    def seconds_left(self, step: int, steps: int) -> float:
-        """How long the steps after `step` will take, of `steps` in all."""
-        return self._seconds / (step - self._first_step) * (steps - step)

@@ -1,46 +1,38 @@
-"""What a run will need, told before a weight is loaded."""
+"""What a run will need, told before a weight is loaded, and what it held at most."""
 
 from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
+from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
+from loraft.dataset.build import PreparedData
+from loraft.dataset.sampler import BatchSampler
+from loraft.errors import ResourceError
+from loraft.kernels.cross_entropy import targets_in_chunk
+from loraft.models.device import DeviceConfig
+from loraft.tasks import TASKS
+from loraft.tokenization.examples import Example
+from loraft.training.model_summary import LayerSizes, ModelSummary
 
+ROOM = 0.9
+"""Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
 BLOCK = 64
 """Weights that share one block constant in bitsandbytes' 4-bit types."""
 CONSTANTS_BLOCK = 256
 """Block constants that share one float32 when they are quantized too."""
 OPTIMIZER_BYTES = {
-    "adamw": 8.0,
-    "paged_adamw_32bit": 8.0,
-    "adamw_8bit": 2.0 + 8 / 256,
-    "paged_adamw_8bit": 2.0 + 8 / 256,
+    **dict.fromkeys(("adamw", "paged_adamw_32bit"), 8.0),
+    **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit"), 2.0 + 8 / 256),
 }
 """Bytes a trained number: two moments in float32, or in 8 bits with a float32 for each block of 256."""
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """What one transformer layer's activations are made of.
-
-    Attributes:
-        hidden: The width of the residual stream.
-        linear_inputs: The in-features of the layer's linear modules, summed.
-        linear_outputs: The out-features of the layer's linear modules, summed.
-        inner: The widest out-features, that of the feed-forward part.
-        heads: The attention heads.
-    """
-
-    hidden: int
-    linear_inputs: int
-    linear_outputs: int
-    inner: int
-    heads: int
 
 
 @dataclass(frozen=True)
@@ -69,10 +61,10 @@ class TrainingSizes:
         quantized_parameters: Frozen numbers that are stored in 4 bits.
         trainable_parameters: Trained numbers, all float32.
         dtype_bytes: The bytes of a number of `model.dtype`, in which frozen weights and activations are.
-        stacks: The stacks of layers: one, or of an encoder-decoder two.
+        stacks: One, or of an encoder-decoder two.
         batch_targets: Trained tokens of the largest batch.
         chunk_targets: The most targets whose logits are held at once.
-        vocabulary: The entries of the vocabulary.
+        vocabulary: What a target is one of: the entries of the vocabulary, or the classes.
         whole_model: Every weight is trained, so that gradients of weights need every input.
     """
 
@@ -94,7 +86,6 @@ class MemoryPlan:
     Attributes:
         weights: The frozen weights, or all of them where all are trained.
         adapter: The trained weights beside them.
-        gradients: Their gradients.
         optimizer: The optimizer's moments.
         activations: What the forward pass keeps for the backward pass.
         logits: The logits of one chunk, and their gradient.
@@ -125,12 +116,7 @@ class MemoryPlan:
 
 
 def predict(
-    sizes: TrainingSizes,
-    *,
-    optimizer: str,
-    quantization: QuantizationSection | None,
-    checkpointing: bool,
-    device: str,
+    sizes: TrainingSizes, *, optimizer: str, quantization: QuantizationSection | None, checkpointing: bool, device: str
 ) -> MemoryPlan:
     """The memory of a training step at its peak.
 
@@ -155,7 +141,8 @@ def predict(
             _activations(stack, sizes, checkpointing=checkpointing, device=device) for stack in sizes.stacks
         ),
         logits=logits,
-        runtime=_runtime_bytes(device),
+        # torch.cuda's own peak, which is what is compared, leaves out the context.
+        runtime=0 if device == "cuda" else int(psutil.Process().memory_info().rss),
     )
 
 
@@ -191,16 +178,94 @@ def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool
     return kept + one_layer
 
 
-def _runtime_bytes(device: str) -> int:
-    if device == "cuda":
-        return 0  # torch.cuda's own peak, which is what is compared, leaves out the context
-    return _resident_bytes()
+def plan_memory(
+    config: RunConfig,
+    placement: DeviceConfig,
+    shape: ModelSummary,
+    data: PreparedData,
+    batches: BatchSampler,
+    *,
+    packed: bool,
+) -> tuple[MemoryPlan, bool]:
+    """Predict the peak, and decide whether gradients are checkpointed; what cannot fit is refused.
+
+    Raises:
+        ResourceError: More is needed than is available.
+    """
+    sizes = _training_sizes(config, placement, shape, data, batches, packed=packed)
+    quantization = config.quantization if config.method == "qlora" else None
+
+    def needed(checkpointing: bool) -> MemoryPlan:
+        return predict(
+            sizes, optimizer=config.training.optim, quantization=quantization,
+            checkpointing=checkpointing, device=placement.device,
+        )  # fmt: skip
+
+    setting, available = config.training.gradient_checkpointing, placement.available_bytes
+    checkpointing = needed(False).peak_bytes > ROOM * available if setting == "auto" else setting
+    memory = needed(checkpointing)
+    if memory.peak_bytes > available:
+        message = f"the run needs about {memory.peak_bytes / 1e9:.1f} GB and {placement.device_name} has "
+        raise ResourceError(
+            f"{message}{available / 1e9:.1f} GB available",
+            key="training.per_device_train_batch_size",
+            remedy=_less_memory(config, memory),
+        )
+    return memory, checkpointing
 
 
-def _resident_bytes() -> int:
-    import psutil
+def _training_sizes(
+    config: RunConfig,
+    placement: DeviceConfig,
+    shape: ModelSummary,
+    data: PreparedData,
+    batches: BatchSampler,
+    *,
+    packed: bool,
+) -> TrainingSizes:
+    """The sizes of a run whose largest batch is that of its first epoch."""
 
-    return int(psutil.Process().memory_info().rss)
+    def cells(lengths: Sequence[int]) -> int:
+        return sum(lengths) if packed else max(lengths) * len(lengths)
+
+    def read(stack: str, examples: Sequence[Example]) -> list[int]:
+        return [TASKS[config.task].read_by(stack, example) for example in examples]
+
+    largest = max(batches.epoch(0), key=lambda rows: cells([batches.lengths[i] for i in rows]))
+    rows = [data.train[i] for i in largest]
+    whole_model = shape.targets is None
+    return TrainingSizes(
+        frozen_parameters=0 if whole_model else shape.total_parameters - shape.quantized_parameters,
+        quantized_parameters=shape.quantized_parameters,
+        trainable_parameters=shape.trainable_parameters,
+        dtype_bytes=placement.dtype.itemsize,
+        stacks=tuple(
+            StackSizes(
+                layer=shape.layers[stack],
+                graph_layers=shape.graph_layers(stack),
+                batch_tokens=cells(read(stack, rows)),
+                longest_row=max(read(stack, data.train)),
+            )
+            for stack in shape.depths
+        ),
+        batch_targets=sum(example.trained for example in rows),
+        chunk_targets=targets_in_chunk(shape.vocabulary),
+        vocabulary=len(data.renderer.labels) or shape.vocabulary,
+        whole_model=whole_model,
+    )
+
+
+def _less_memory(config: RunConfig, memory: MemoryPlan) -> str:
+    if memory.activations + memory.logits > memory.peak_bytes / 2:
+        return (
+            "a smaller per_device_train_batch_size with more gradient_accumulation_steps trains the same with less, "
+            "and so does training.gradient_checkpointing: true"
+        )
+    return {
+        "full": "method lora or qlora needs a fraction of it",
+        "lora": "method qlora stores the frozen weights in 4 bits",
+        "qlora": "the weights alone are too many for this machine; choose a smaller model",
+    }[config.method]
 
 
 def peak_bytes(device: str) -> int:
@@ -210,10 +275,6 @@ def peak_bytes(device: str) -> int:
     """
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return _highest_resident_bytes()
-
-
-def _highest_resident_bytes() -> int:
     try:
         told = Path("/proc/self/status").read_text(encoding="ascii")
         return int(told.partition("VmHWM:")[2].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are loaded, and the sizes that decide how much memory a run needs."""
+"""What is known of a model before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -7,28 +7,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.adapters.inject import start_of
 from loraft.adapters.targets import TargetModules, depths, targets_in
 from loraft.config.schema import RunConfig
-from loraft.dataset.build import PreparedData
-from loraft.dataset.sampler import BatchSampler
-from loraft.kernels.cross_entropy import targets_in_chunk
 from loraft.models.auto_model import meta_model
-from loraft.models.device import DeviceConfig
 from loraft.models.hf_config import class_names, context_of, is_classifier, quietly_reading
-from loraft.models.load_model import drop_modules, load_any_config, missing_head_modules
+from loraft.models.load_model import drop_modules, load_any_config, load_config, missing_head_modules
 from loraft.models.modules import decoder_inputs, linear_modules, parameter_count
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
-from loraft.tasks.task import Task
-from loraft.tokenization.examples import Example
-from loraft.training.memory import LayerSizes, StackSizes, TrainingSizes
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What one transformer layer's activations are made of.
+
+    Attributes:
+        hidden: The width of the residual stream.
+        linear_inputs: The in-features of the layer's linear modules, summed.
+        linear_outputs: The out-features of the layer's linear modules, summed.
+        inner: The widest out-features, that of the feed-forward part.
+    """
+
+    hidden: int
+    linear_inputs: int
+    linear_outputs: int
+    inner: int
+    heads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +47,6 @@ class ModelSummary:
     """What is known of a model from its config and the headers of its files.
 
     Attributes:
-        family: Its row in the table of architectures.
         total_parameters: Its numbers, tied ones once.
         quantized_parameters: Those that a 4-bit base stores in 4 bits.
         depths: The transformer layers of each stack.
@@ -44,7 +54,6 @@ class ModelSummary:
         vocabulary: The entries of its vocabulary.
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
-        linear: The linear modules: (in, out) by full name.
         notes: What was found, a sentence each.
     """
 
@@ -56,7 +65,6 @@ class ModelSummary:
     vocabulary: int
     context: int | None
     targets: TargetModules | None
-    linear: dict[str, tuple[int, int]]
     notes: tuple[str, ...]
 
     @property
@@ -64,57 +72,51 @@ class ModelSummary:
         """What training changes."""
         return self.total_parameters if self.targets is None else self.targets.trainable_parameters
 
-    def first_trained(self, stack: str) -> int | None:
-        """The lowest layer of a stack that training changes; None where it changes none of them."""
-        if self.targets is None:
-            return 0
-        return min(self.targets.layers_by_stack.get(stack, ()), default=None)
+    @property
+    def parameters_in_training(self) -> int:
+        """All numbers, those of the adapter included."""
+        return self.total_parameters + (0 if self.targets is None else self.targets.trainable_parameters)
 
     def graph_layers(self, stack: str) -> int:
-        """The layers of a stack that keep activations: all above the lowest trained one.
+        """The layers of a stack that keep activations: all from the lowest trained one up.
 
         A decoder over an encoder that is trained keeps them in every layer: each reads what the encoder gives.
         """
-        first = self.first_trained(stack)
-        trained_below = stack == "decoder" and len(self.depths) > 1 and self.first_trained("encoder") is not None
-        if first is None or trained_below:
-            return self.depths[stack] if trained_below else 0
-        return self.depths[stack] - first
+        depth = self.depths[stack]
+        if self.targets is None:
+            return depth
+        trained = self.targets.layers_by_stack
+        if stack == "decoder" and trained.get("encoder"):
+            return depth
+        return depth - min(trained.get(stack, ()), default=depth)
 
 
-def summarize_model(
-    run: RunConfig, model: ModelHandle, labels: Sequence[str], config: PreTrainedConfig
-) -> ModelSummary:
-    """The shape of the model that a run trains.
-
-    Args:
-        run: The run.
-        model: Its base.
-        labels: The classes of a classifier; none for other tasks.
-        config: The model's config; for a classifier one that knows the classes.
+def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -> ModelSummary:
+    """The shape of the model that a run trains; `labels` are the classes of a classifier, none for other tasks.
 
     Raises:
         ModelError: Its files lack tensors or have others, or its decoder has no start token.
         AdapterError: The `lora` section names what the model does not have, or goes on from another adapter.
     """
-    family = spec_of(config.model_type, TASKS[run.task].families)
+    families = TASKS[run.task].families
+    config = load_config(model, families, labels)
+    family, folder = spec_of(config.model_type, families), model.small_files
     skeleton = meta_model(config)
-    folder = model.small_files
     if family.encoder_path is not None:
         _require_start(skeleton, folder)
-    new = family.classifier if labels else ()
+    head = new = family.classifier if labels else ()
     has_weights = any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir()
     if has_weights:
         new = missing_head_modules(folder, config, family) if labels else ()
         check_weights(folder, drop_modules(new, expected_tensors(skeleton)))
     linear = linear_modules(skeleton)
     quantized = quantized_modules(skeleton) if run.method == "qlora" else ()
-    head = family.classifier if labels else ()
-    targets, start = None, None
+    notes = [*_head_notes(run, model, new)] if labels else []
+    targets = None
     if run.method != "full":
         targets = targets_in(skeleton, family, run.lora, quantized=run.method == "qlora", head=head)
         start = start_of(run.lora, targets, labels)
-    told = start.check_base(fingerprint(folder)) if start is not None and has_weights else ()
+        notes = [*(start.check_base(fingerprint(folder)) if start is not None and has_weights else ()), *notes]
     return ModelSummary(
         family=family,
         total_parameters=parameter_count(skeleton),
@@ -124,8 +126,7 @@ def summarize_model(
         vocabulary=config.vocab_size,
         context=context_of(config, family),
         targets=targets,
-        linear=linear,
-        notes=(*told, *(_head_notes(run, model, new) if labels else ())),
+        notes=tuple(notes),
     )
 
 
@@ -161,54 +162,3 @@ def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: 
         inner=max(max(linear[name]) for name in inside),
         heads=model.config.num_attention_heads,
     )
-
-
-def training_sizes(
-    config: RunConfig,
-    placement: DeviceConfig,
-    shape: ModelSummary,
-    data: PreparedData,
-    batches: BatchSampler,
-    *,
-    packed: bool,
-) -> TrainingSizes:
-    """The sizes of a run whose largest batch is that of its first epoch."""
-    lengths = batches.lengths
-    largest = max(batches.epoch(0), key=lambda rows: _cells([lengths[i] for i in rows], packed=packed))
-    rows = [data.train[i] for i in largest]
-    lora = shape.targets is not None
-    return TrainingSizes(
-        frozen_parameters=shape.total_parameters - shape.quantized_parameters if lora else 0,
-        quantized_parameters=shape.quantized_parameters,
-        trainable_parameters=shape.trainable_parameters,
-        dtype_bytes=torch.empty(0, dtype=placement.dtype).element_size(),
-        stacks=tuple(
-            _stack(TASKS[config.task], stack, shape, rows, data.train, packed=packed) for stack in shape.depths
-        ),
-        batch_targets=sum(example.trained for example in rows),
-        chunk_targets=targets_in_chunk(shape.vocabulary),
-        vocabulary=_choices(data, shape),
-        whole_model=not lora,
-    )
-
-
-def _choices(data: PreparedData, shape: ModelSummary) -> int:
-    """How many things a target is one of: classes, or the entries of the vocabulary."""
-    return len(data.renderer.labels) or shape.vocabulary
-
-
-def _stack(
-    task: Task, stack: str, shape: ModelSummary, rows: Sequence[Example], every: Sequence[Example], *, packed: bool
-) -> StackSizes:
-    """What one stack reads of the largest batch."""
-    read = [task.read_by(stack, example) for example in rows]
-    return StackSizes(
-        layer=shape.layers[stack],
-        graph_layers=shape.graph_layers(stack),
-        batch_tokens=_cells(read, packed=packed),
-        longest_row=max(task.read_by(stack, example) for example in every),
-    )
-
-
-def _cells(lengths: Sequence[int], *, packed: bool) -> int:
-    return sum(lengths) if packed else max(lengths) * len(lengths)

@@ -6,8 +6,8 @@ The rate is a pure function of the step, so a schedule has no state that could b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +23,20 @@ def warmup_steps(setting: float, steps: int) -> int:
     return math.ceil(setting * steps) if setting < 1 else min(int(setting), steps)
 
 
-def learning_rate(
-    step: int, *, steps: int, warmup: int, peak: float, schedule: Literal["linear", "cosine", "constant"]
-) -> float:
-    """The rate of optimizer step `step`, counted from 1 to `steps`.
+def learning_rate(training: TrainingSection, step: int, steps: int) -> float:
+    """The rate of optimizer step `step`, counted from 1 to `steps`, as the resolved section says.
 
     Warm-up rises linearly and never wastes a step on a rate of zero: step s of w runs at peak · s / (w + 1).
     With p = (step - 1 - w) / (steps - w) the rate after it is peak · (1 - p) for linear, peak · (1 + cos πp) / 2
     for cosine (Loshchilov and Hutter 2017, equation 5), and peak for constant.
     """
+    assert training.learning_rate != "auto", "the plan resolves it"
+    peak, warmup = training.learning_rate, warmup_steps(training.warmup_steps, steps)
     if step <= warmup:
         return peak * step / (warmup + 1)
     progress = (step - 1 - warmup) / max(1, steps - warmup)
     shapes = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}
-    return peak * shapes[schedule]
+    return peak * shapes[training.lr_scheduler_type]
 
 
 def resolve_optim(training: TrainingSection, *, method: str, device: str) -> tuple[str, str | None]:
@@ -52,13 +52,10 @@ def resolve_optim(training: TrainingSection, *, method: str, device: str) -> tup
 
 def build_optimizer(trainable: Mapping[str, nn.Parameter], training: TrainingSection) -> Optimizer:
     """AdamW over `trainable` as the (resolved) section says; vectors, such as norms and biases, do not decay."""
-    decayed = [parameter for parameter in trainable.values() if parameter.ndim >= 2]
-    others = [parameter for parameter in trainable.values() if parameter.ndim < 2]
-    groups: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in ((decayed, training.weight_decay), (others, 0.0))
-        if parameters
-    ]
+    matrices = [parameter for parameter in trainable.values() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trainable.values() if parameter.ndim < 2]
+    decays = ((matrices, training.weight_decay), (vectors, 0.0))
+    groups: list[dict[str, Any]] = [{"params": found, "weight_decay": decay} for found, decay in decays if found]
     betas = (training.adam_beta1, training.adam_beta2)
     if training.optim == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
@@ -73,7 +70,7 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
     """The state of every parameter as tensors and numbers, named `INDEX.FIELD` in the order of the groups."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Scalar] = {}
-    for index, parameter in enumerate(_parameters(optimizer)):
+    for index, (_, parameter) in enumerate(_places(optimizer)):
         for field, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
                 tensors[f"{index}.{field}"] = value.detach().clone().contiguous()
@@ -88,39 +85,19 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], numbe
     for name, value in [*tensors.items(), *numbers.items()]:
         number, _, field = name.partition(".")
         fields.setdefault(int(number), {})[field] = value
-    for index, (place, parameter) in enumerate(_places(optimizer)):
-        if index in fields:
-            _start_state(optimizer, place, parameter)
-            for field, value in fields[index].items():
-                _put(optimizer.state[parameter], field, value, parameter.device)
+    for index, ((g, p), parameter) in enumerate(_places(optimizer)):
+        state = optimizer.state[parameter]
+        if index in fields and hasattr(optimizer, "init_state") and not state:
+            # bitsandbytes allocates its buffers, paged ones included, as its first step would.
+            optimizer.init_state(optimizer.param_groups[g], parameter, g, p)
+        for field, value in fields.get(index, {}).items():
+            if isinstance(value, Tensor) and isinstance(state.get(field), Tensor):
+                state[field].copy_(value)
+            else:  # AdamW keeps its step counter beside the parameter when it is fused; the moments always are.
+                state[field] = value.to(parameter.device) if isinstance(value, Tensor) else value
 
 
-def _put(state: dict[str, Any], field: str, value: Tensor | Scalar, device: torch.device) -> None:
-    there = state.get(field)
-    if isinstance(value, Tensor) and isinstance(there, Tensor):
-        there.copy_(value)
-    elif isinstance(value, Tensor):
-        # AdamW keeps its step counter beside the parameter when it is fused; the moments always are.
-        state[field] = value.to(device)
-    else:
-        state[field] = value
-
-
-def _start_state(optimizer: Optimizer, place: tuple[int, int], parameter: nn.Parameter) -> None:
-    """Have bitsandbytes allocate its buffers, paged ones included, as its first step would."""
-    if hasattr(optimizer, "init_state") and not optimizer.state[parameter]:
-        group_index, parameter_index = place
-        group = optimizer.param_groups[group_index]
-        optimizer.init_state(group, parameter, group_index, parameter_index)
-
-
-def _places(optimizer: Optimizer) -> list[tuple[tuple[int, int], nn.Parameter]]:
-    return [
-        ((g, p), parameter)
-        for g, group in enumerate(optimizer.param_groups)
-        for p, parameter in enumerate(group["params"])
-    ]
-
-
-def _parameters(optimizer: Optimizer) -> Sequence[nn.Parameter]:
-    return [parameter for _, parameter in _places(optimizer)]
+def _places(optimizer: Optimizer) -> Iterator[tuple[tuple[int, int], nn.Parameter]]:
+    """The parameters, each by the numbers of its group and of its place in the group."""
+    for g, group in enumerate(optimizer.param_groups):
+        yield from (((g, p), parameter) for p, parameter in enumerate(group["params"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +16,45 @@ from loraft.events import Note
 from loraft.models.load_model import LoadedModel
 from loraft.training.checkpoint import (
     RunState,
-    Trainer,
     checkpoints,
     load_checkpoint,
     newest_checkpoint,
     remove_partial,
     restore_rng,
 )
-from loraft.training.evaluate_run import stops_early
-from loraft.training.loop import all_trained, rotate_checkpoints
-from loraft.training.optimizer import learning_rate, restore_optimizer, warmup_steps
+from loraft.training.loop import all_trained, rotate_checkpoints, stops_early, weights_in
+from loraft.training.optimizer import learning_rate, restore_optimizer
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan, steps_of
+from loraft.training.train_step import Trainer
+
+SILENT = "training.output_dir"
+"""The folder that is gone on with is the one that was named, however it is written."""
+HARMLESS = frozenset(
+    {
+        "training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to",
+        "training.project", "training.run_name", "training.sample_prompts", "training.per_device_eval_batch_size",
+        "training.gradient_checkpointing", "training.early_stopping_patience", "data.num_proc",
+        "generation.max_new_tokens", "generation.temperature",
+    }
+)  # fmt: skip
+"""Keys that change no step of the training."""
+LENGTH = frozenset({"training.max_steps", "training.num_train_epochs"})
+BY_AN_EARLIER_VERSION = (
+    " (an earlier version of loraft began it, which joined the end of a prompt to its answer, read control tokens in "
+    "the text of rows as such, and drew held-out rows otherwise)"
+)
+"""Why rows that nobody changed are others now."""
 
 
-@dataclass(frozen=True)
-class Begun:
-    """How a run was begun that is gone on with.
-
-    Attributes:
-        taken_on: What differs now and is taken on, a clause each.
-        steps: All its steps, as it was begun; None where that is not known any more.
-    """
-
-    taken_on: tuple[str, ...] = ()
-    steps: int | None = None
-
-
-def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> Begun:
+def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> tuple[tuple[str, ...], int | None]:
     """Compare config and data with those that the run in the folder was begun with, where it has come to a checkpoint.
 
     What changes no step that was taken is taken on, a longer run among it; with `anyway` all is. Before the first
     checkpoint there may be no manifest yet, and nothing was trained on its rows.
+
+    Returns:
+        What is taken on, a clause each, and all steps as the run was begun; None where they are not known any more.
 
     Raises:
         RunFolderError: They differ in more than that, or can no longer be compared.
@@ -62,30 +69,20 @@ def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> Beg
             refused = ["its config.yaml was damaged"]
         else:
             steps = steps_of(before, plan.batches)
-            for change in changes(before, plan.config):
-                harmless = is_harmless(change, before, plan.config, longer=plan.steps >= steps)
-                (taken_on if harmless else refused).append(str(change))
+            for key, change in _changes(before.model_dump(mode="json"), plan.config.model_dump(mode="json")):
+                harmless = _is_harmless(key, before, plan.config, longer=plan.steps >= steps)
+                (taken_on if harmless else refused).append(change)
     elif has_checkpoints:
         refused = ["its config.yaml was lost"]
     recorded = _recorded(folder, "data")
     if recorded is None and has_checkpoints:
         refused.append("its manifest.json was lost or damaged, which tells rows and base")
-    elif recorded not in (None, plan.data.fingerprint):
-        refused.append(f"the rows are not the same, or do not become the same tokens{_by_an_earlier_version(folder)}")
+    elif recorded is not None and recorded["fingerprint"] != plan.data.fingerprint:
+        why = "" if "held_out" in recorded else BY_AN_EARLIER_VERSION
+        refused.append(f"the rows are not the same, or do not become the same tokens{why}")
     if not anyway:
         _refuse(refused, folder)
-    return Begun((*refused, *taken_on), steps)
-
-
-def _by_an_earlier_version(folder: RunFolder) -> str:
-    """Why rows that nobody changed are others than those of a run of an earlier version."""
-    data = json.loads(folder.manifest.read_text(encoding="utf-8"))["data"]
-    if "held_out" in data:
-        return ""
-    return (
-        " (an earlier version of loraft began it, which joined the end of a prompt to its answer, read control tokens "
-        "in the text of rows as such, and drew held-out rows otherwise)"
-    )
+    return (*refused, *taken_on), steps
 
 
 def refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:
@@ -94,7 +91,8 @@ def refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:
     Raises:
         RunFolderError: They are others.
     """
-    if _recorded(folder, "base") not in (None, loaded.fingerprint):
+    recorded = _recorded(folder, "base")
+    if recorded is not None and recorded["fingerprint"] != loaded.fingerprint:
         _refuse(["the base's weights are not the same"], folder)
 
 
@@ -105,17 +103,20 @@ def _refuse(found: Sequence[str], folder: RunFolder) -> None:
         raise RunFolderError.several([*problems[:-1], replace(problems[-1], remedy=remedy)])
 
 
-def _recorded(folder: RunFolder, part: str) -> str | None:
-    """The fingerprint of `part` in the run's manifest; None where there is none to compare with."""
+def _recorded(folder: RunFolder, part: str) -> Mapping[str, Any] | None:
+    """What the run's manifest tells of `part`; None where it has no fingerprint to compare with."""
     try:
-        fingerprint: str = json.loads(folder.manifest.read_text(encoding="utf-8"))[part]["fingerprint"]
+        told: Mapping[str, Any] = json.loads(folder.manifest.read_text(encoding="utf-8"))[part]
+        return told if told["fingerprint"] is not None else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return fingerprint
 
 
-def resume_from(run: Trainer, state: RunState, begun: Begun) -> bool:
-    """Put everything back as the newest good checkpoint has it, and say so; False when there is none."""
+def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_before: int | None) -> bool:
+    """Put everything back as the newest good checkpoint has it, and say so; False when there is none.
+
+    What is taken on and the steps before are those of `compare_with_begun`.
+    """
     remove_partial(run.folder.checkpoints)
     newest, damaged = newest_checkpoint(run.folder.checkpoints)
     for text in damaged:
@@ -137,15 +138,12 @@ def resume_from(run: Trainer, state: RunState, begun: Begun) -> bool:
         run.observer(Note(note))
     restore_rng(checkpoint.rng)
     rotate_checkpoints(run, state)  # a kill may have come between a checkpoint and this
-    if state.finished:
-        text = f"the run is finished: its result is saved again from {newest.name}; {_how_to_train_on(run, state)}"
-    else:
-        text = f"going on from {newest.name}"
-    run.observer(Note(text))
-    if begun.taken_on:
-        run.observer(Note(f"since the run was begun, {'; '.join(begun.taken_on)}: taken on"))
-    if begun.steps is not None and begun.steps != run.steps and not state.finished:
-        run.observer(Note(rate_note(run.settings, step=state.step, before=begun.steps, now=run.steps)))
+    end = f"the run is finished: its result is saved again from {newest.name}; {_how_to_train_on(run, state)}"
+    run.observer(Note(end if state.finished else f"going on from {newest.name}"))
+    if taken_on:
+        run.observer(Note(f"since the run was begun, {'; '.join(taken_on)}: taken on"))
+    if steps_before is not None and steps_before != run.plan.steps and not state.finished:
+        run.observer(Note(rate_note(run.settings, step=state.step, before=steps_before, now=run.plan.steps)))
     return True
 
 
@@ -170,71 +168,26 @@ def _restore_weights(run: Trainer, folder: Path) -> None:
     except AdapterError as error:
         first, *others = error.problems
         more = f", and {len(others)} more of the kind" if others else ""
-        raise RunFolderError(
-            f"{folder.name} has not what is trained now: {first.message}{more}",
-            where=str(run.folder.path),
-            remedy="undo the change, or begin anew with another training.output_dir",
-        ) from error
+        message = f"{folder.name} has not what is trained now: {first.message}{more}"
+        remedy = "undo the change, or begin anew with another training.output_dir"
+        raise RunFolderError(message, where=str(run.folder.path), remedy=remedy) from error
 
 
-def weights_in(run: Trainer, folder: Path) -> Path:
-    """Where the weights of a checkpoint or a run lie."""
-    return folder / ("model" if run.adapted.method == "full" else "adapter")
-
-
-SILENT = "training.output_dir"
-"""The folder that is gone on with is the one that was named, however it is written."""
-HARMLESS = frozenset(
-    {
-        "training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to",
-        "training.project", "training.run_name", "training.sample_prompts", "training.per_device_eval_batch_size",
-        "training.gradient_checkpointing", "training.early_stopping_patience", "data.num_proc",
-        "generation.max_new_tokens", "generation.temperature",
-    }
-)  # fmt: skip
-"""Keys that change no step of the training."""
-LENGTH = frozenset({"training.max_steps", "training.num_train_epochs"})
-
-
-@dataclass(frozen=True)
-class Change:
-    """A key of two resolved configs that is not the same in both."""
-
-    key: str
-    before: object
-    now: object
-
-    def __str__(self) -> str:
-        return f"{self.key} was {_written(self.before)} and is {_written(self.now)}"
-
-
-def changes(before: RunConfig, now: RunConfig) -> list[Change]:
-    """What differs between two resolved configs, but for the name of the run's folder."""
-    found = _changes(before.model_dump(mode="json"), now.model_dump(mode="json"), "")
-    return [change for change in found if change.key != SILENT]
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[Change]:
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The keys of which two resolved configs have other values, and what these are; the run's folder is none."""
+    for name in sorted({*before, *now}):
+        key, old, new = f"{prefix}{name}", before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _changes(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield Change(f"{prefix}{key}", old, new)
+            yield from _changes(old, new, f"{key}.")
+        elif old != new and key != SILENT:
+            yield key, f"{key} was {_written(old)} and is {_written(new)}"
 
 
-def is_harmless(change: Change, before: RunConfig, now: RunConfig, *, longer: bool) -> bool:
-    """Whether the steps that were taken are those of the changed config too.
-
-    Args:
-        change: A key that differs.
-        before: The config that the run was begun with.
-        now: The config that it is gone on with.
-        longer: Whether the run has no fewer steps now.
-    """
-    if change.key == "training.eval_steps":  # with early stopping it decides where the run ends
+def _is_harmless(key: str, before: RunConfig, now: RunConfig, *, longer: bool) -> bool:
+    """Whether the steps that were taken are those of the config whose `key` changed too; `longer` has no fewer."""
+    if key == "training.eval_steps":  # with early stopping it decides where the run ends
         return before.training.early_stopping_patience is None and now.training.early_stopping_patience is None
-    return change.key in HARMLESS or (change.key in LENGTH and longer)
+    return key in HARMLESS or (key in LENGTH and longer)
 
 
 def rate_note(training: TrainingSection, *, step: int, before: int, now: int) -> str:
@@ -246,21 +199,16 @@ def rate_note(training: TrainingSection, *, step: int, before: int, now: int) ->
         before: All steps, as the run was begun.
         now: All steps, as it is gone on with.
     """
-    assert training.learning_rate != "auto", "the plan resolves it"
-    peak, schedule = training.learning_rate, training.lr_scheduler_type
-
-    def rate(at: int, steps: int) -> float:
-        warmup = warmup_steps(training.warmup_steps, steps)
-        return learning_rate(at, steps=steps, warmup=warmup, peak=peak, schedule=schedule)
-
-    begun, taken = rate(min(step + 1, before), before), rate(step + 1, now)
+    begun = learning_rate(training, min(step + 1, before), before)
+    taken = learning_rate(training, step + 1, now)
     goes_on = f"the run goes on to step {now} instead of {before}"
     if begun == taken:
         return f"{goes_on}, and the learning rate stays {taken:.3g}"
     old = f"it would have been {begun:.3g}" if step < before else f"it had come to {begun:.3g}"
+    kind = f"(lr_scheduler_type {training.lr_scheduler_type})"
     return (
-        f"{goes_on}: from here on the learning rate is that of a run of {now} steps (lr_scheduler_type {schedule}), "
-        f"{taken:.3g} at step {step + 1}, where {old}"
+        f"{goes_on}: from here on the learning rate is that of a run of {now} steps {kind}, {taken:.3g} at step "
+        f"{step + 1}, where {old}"
     )
 
 

@@ -25,7 +25,6 @@ from loraft.training.memory import MemoryPlan
 
 RUNS = Path("runs")
 LOCK = ".lock"
-TRACKERS = "trackers"
 OURS = re.compile(r"\.lock|\.beside|trackers|\.(config\.yaml|manifest\.json)\.\d+")
 """What a run that was stopped before it began may have left."""
 

@@ -1,15 +1,27 @@
-"""What a training run tells while it goes on, beside what all long work tells (`loraft.events`).
+"""What a training run tells while it goes on, beside what all long work tells (`loraft.events`), and who logs it.
 
-It is light, so that the command line may import it before torch.
+It is light, so that the command line may import it before torch. Trackers are observers of events and no part of the
+loop: TensorBoard, Weights & Biases, MLflow and the others that accelerate knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from loraft.events import Event
+from loraft.errors import EXTRAS, Problem, lacking
+from loraft.events import Event, Observer
+
+if TYPE_CHECKING:
+    from loraft.config.schema import RunConfig
+
+TRACKERS = "trackers"
+"""The folder of a run in which trackers keep what they write."""
+RUN_NAME_KEY = {"wandb": "name", "mlflow": "run_name", "trackio": "name", "swanlab": "experiment_name"}
+"""What each tracker calls the name of a run when it is opened."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +33,6 @@ class RunStarted(Event):
         step: The last finished optimizer step: 0, or the step that the run was resumed from.
         steps: All optimizer steps of the run.
         epochs: All epochs of the run, a fraction where `max_steps` cuts the last one.
-        trainable_parameters: The number of trained numbers.
         total_parameters: The number of all numbers, the trained ones included.
     """
 
@@ -85,7 +96,6 @@ class Evaluated(Event):
         loss: Total negative log-likelihood over total trained tokens, in nats.
         perplexity: exp(loss).
         tokens: The number of tokens the loss is a mean of.
-        rows: The number of rows.
         best: Whether no evaluation before it was better.
         figures: `accuracy` and `macro_f1` of a classifier; none of other models.
     """
@@ -115,3 +125,63 @@ class Saved(Event):
 
     step: int
     folder: Path
+
+
+def tracker_problems(report_to: Sequence[str]) -> list[Problem]:
+    """What is wrong with `training.report_to`: names that nothing has, and packages that are not installed.
+
+    accelerate leaves out a tracker whose package is missing with a line in its log.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    key, known, problems = "training.report_to", sorted(LOGGER_TYPE_TO_CLASS), []
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in report_to:
+        if name not in known:
+            problems.append(Problem(f"{name!r} is no tracker", key=key, remedy=f"one of {', '.join(known)}"))
+        elif name in EXTRAS and (problem := lacking(name, f"{name!r}", key=key)):
+            problems.append(problem)
+        elif name not in installed:
+            remedy = f"install it with pip, or leave {name} out; metrics.jsonl is written always"
+            problems.append(Problem(f"the package of {name} is not installed", key=key, remedy=remedy))
+    return problems
+
+
+@contextmanager
+def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Observer]:
+    """An observer that passes every event on to `observer`, and the metrics among them to the trackers as well."""
+    settings = config.training
+    if not settings.report_to:
+        yield observer
+        return
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, log_with=list(settings.report_to), project_dir=str(folder / TRACKERS))
+    name = settings.run_name or folder.name
+    named = {tracker: {RUN_NAME_KEY[tracker]: name} for tracker in settings.report_to if tracker in RUN_NAME_KEY}
+    accelerator.init_trackers(
+        settings.project or "loraft", config=dict(_flat(config.model_dump(mode="json"))), init_kwargs=named
+    )
+
+    def track(event: Event) -> None:
+        if isinstance(event, StepLogged):
+            names = ("loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second")
+            accelerator.log({f"train/{name}": getattr(event, name) for name in names}, step=event.step)
+        elif isinstance(event, Evaluated):
+            values = {"loss": event.loss, **(event.figures or {"perplexity": event.perplexity})}
+            accelerator.log({f"eval/{key}": value for key, value in values.items()}, step=event.step)
+        observer(event)
+
+    try:
+        yield track
+    finally:
+        accelerator.end_training()
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
+    """The config as trackers take it: dotted keys with plain values."""
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str | int | float | bool) else str(value)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from loraft.adapters.model_card import shown
 from loraft.config.schema import RunConfig
@@ -20,7 +19,7 @@ from loraft.dataset.batch_plan import batch_sampler, fills, uses_packing
 from loraft.dataset.build import PreparedData, prepare
 from loraft.dataset.sampler import BatchSampler
 from loraft.dataset.streaming import StreamingSampler
-from loraft.errors import ConfigError, InvalidInputError, Problem, ResourceError
+from loraft.errors import ConfigError, InvalidInputError, Problem
 from loraft.figures import counted
 from loraft.io.paths import cache_folder
 from loraft.models.device import DTYPES, DeviceConfig, select_device
@@ -31,52 +30,34 @@ from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.task import Task
-from loraft.training.memory import MemoryPlan, predict
-from loraft.training.model_summary import ModelSummary, summarize_model, training_sizes
-from loraft.training.optimizer import resolve_optim, warmup_steps
-from loraft.training.trackers import tracker_problems
+from loraft.training.memory import MemoryPlan, plan_memory
+from loraft.training.model_summary import ModelSummary, summarize_model
+from loraft.training.optimizer import resolve_optim
+from loraft.training.run_events import tracker_problems
 
 Result = TypeVar("Result")
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 LINE_STEP = 32
-ROOM = 0.9
-"""Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
+CHECKPOINTED = "training.gradient_checkpointing auto is on: without it the run would not fit in memory"
 
 
 @dataclass(frozen=True, eq=False)
-class RunPlan:
-    """A run, decided.
+class KnownRun:
+    """What is known of model and data before anything of the run is decided.
 
     Attributes:
-        config: The config with every `auto` resolved that decides what is computed.
+        config: The run; of a `RunPlan` it has every `auto` resolved that decides what is computed.
         model: The base model, looked up.
         placement: Device and dtype.
-        tokenizer: The model's, or the one the config names.
         data: Rows as tokens.
-        shape: The model's shape.
-        batches: Which rows share a batch.
-        layout: How they are laid.
-        memory: What it will need.
-        steps: All optimizer steps.
-        warmup: The steps of warm-up.
-        eval_every: Steps between evaluations; None is the end of each epoch.
-        save_every: Steps between checkpoints; None is the end of each epoch.
-        notes: What was decided and found, a sentence each.
+        notes: What was found, and of a `RunPlan` decided too, a sentence each.
     """
 
     config: RunConfig
     model: ModelHandle
     placement: DeviceConfig
-    tokenizer: PreTrainedTokenizerBase
     data: PreparedData
     shape: ModelSummary
-    batches: BatchSampler | StreamingSampler
-    layout: BatchLayout
-    memory: MemoryPlan
-    steps: int
-    warmup: int
-    eval_every: int | None
-    save_every: int | None
     notes: tuple[str, ...]
 
     @property
@@ -86,16 +67,24 @@ class RunPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
-    """What is known of model and data before anything of the run is decided; `notes` are about each of the two."""
+class RunPlan(KnownRun):
+    """A run, decided.
 
-    config: RunConfig
-    model: ModelHandle
-    placement: DeviceConfig
-    tokenizer: PreTrainedTokenizerBase
-    data: PreparedData
-    shape: ModelSummary
-    notes: tuple[str, ...]
+    Attributes:
+        batches: Which rows share a batch.
+        layout: How they are laid.
+        memory: What it will need.
+        steps: All optimizer steps.
+        eval_every: Steps between evaluations; None is the end of each epoch.
+        save_every: Steps between checkpoints; None is the end of each epoch.
+    """
+
+    batches: BatchSampler | StreamingSampler
+    layout: BatchLayout
+    memory: MemoryPlan
+    steps: int
+    eval_every: int | None
+    save_every: int | None
 
 
 def plan_run(config: RunConfig) -> RunPlan:
@@ -105,36 +94,35 @@ def plan_run(config: RunConfig) -> RunPlan:
         InvalidInputError: With every problem that was found, of the model and of the data.
     """
     known = _known(config)
-    placement, data, shape = known.placement, known.data, known.shape
-    config, notes = _resolved(known.config, placement)
-    packed = _packed(config, shape)
+    data = known.data
+    config, notes = _resolved(known.config, known.placement)
+    packed = _packed(config, known.shape)
     drawn = _drawn(config, data)
     batches = drawn if data.stream is None else StreamingSampler(data.stream, drawn.batch_size, drawn.accumulation)
-    steps = steps_of(config, batches)
-    pad_id = known.tokenizer.pad_token_id if isinstance(known.tokenizer.pad_token_id, int) else 0
-    config, memory, memory_notes = _memory(config, placement, shape, data, drawn, packed=packed)
-    return RunPlan(
-        config=config,
-        model=known.model,
-        placement=placement,
-        tokenizer=known.tokenizer,
-        data=data,
-        shape=shape,
-        batches=batches,
-        layout=BatchLayout(packed, pad_id, multiple_of=_line_step(placement)),
-        memory=memory,
-        steps=steps,
-        warmup=warmup_steps(config.training.warmup_steps, steps),
-        eval_every=_every(config.training.eval_steps, steps),
-        save_every=_every(config.training.save_steps, steps),
+    memory, checkpointing = plan_memory(config, known.placement, known.shape, data, drawn, packed=packed)
+    memory_notes = (CHECKPOINTED,) if checkpointing and config.training.gradient_checkpointing == "auto" else ()
+    training = config.training.model_copy(update={"gradient_checkpointing": checkpointing})
+    steps, pad_id = steps_of(config, batches), data.renderer.tokenizer.pad_token_id
+    known = replace(
+        known,
+        config=config.model_copy(update={"training": training}),
         notes=(
             *known.notes, *data.renderer.notes, *notes, *data.report.notes,
-            *_packing_notes(config, shape, data, packed=packed), *memory_notes, *_base_notes(config),
+            *_packing_notes(config, known.shape, data, packed=packed), *memory_notes, *_base_notes(config),
         ),
     )  # fmt: skip
+    return RunPlan(
+        **vars(known),
+        batches=batches,
+        layout=BatchLayout(packed, pad_id if isinstance(pad_id, int) else 0, multiple_of=_line_step(known.placement)),
+        memory=memory,
+        steps=steps,
+        eval_every=_every(training.eval_steps, steps),
+        save_every=_every(training.save_steps, steps),
+    )
 
 
-def _known(config: RunConfig) -> _Known:
+def _known(config: RunConfig) -> KnownRun:
     """Look at model and data, each as far as the other lets it.
 
     Raises:
@@ -142,28 +130,28 @@ def _known(config: RunConfig) -> _Known:
     """
     problems: list[Problem] = []
     placement = _collected(problems, lambda: select_device(config.model))
-    task = TASKS[config.task]
-    families, model = task.families, ModelHandle(config.model)
-    architecture = _collected(problems, lambda: load_config(model, families))
+    task, model = TASKS[config.task], ModelHandle(config.model)
+    architecture = _collected(problems, lambda: load_config(model, task.families))
     length_notes: list[str] = []
     if architecture is not None:
-        family = spec_of(architecture.model_type, families)
+        family = spec_of(architecture.model_type, task.families)
         config, length_notes = _fitting_length(config, context_of(architecture, family))
         dtype = placement.dtype if placement is not None else DTYPES.get(config.model.dtype)
         _collected(problems, lambda: check_dtype(family, dtype))
-    read = _collected(problems, lambda: load_noted_tokenizer(model, families))
-    tokenizer, tokenizer_notes = read if read is not None else (None, ())
-    data = _collected(problems, lambda: prepare(config, tokenizer, cache_folder())) if tokenizer is not None else None
-    shape = _collected(problems, lambda: _shape(config, model, data)) if architecture is not None else None
+    read = _collected(problems, lambda: load_noted_tokenizer(model, task.families))
+    data = _collected(problems, lambda: prepare(config, read[0], cache_folder())) if read is not None else None
+    # Of a classifier whose classes could not be found the shape is that of one with two.
+    labels = data.renderer.labels if data is not None else () if task.generates else ("0", "1")
+    shape = _collected(problems, lambda: summarize_model(config, model, labels)) if architecture is not None else None
     if shape is not None:
         problems += _beyond_context(config, shape)
     problems += tracker_problems(config.training.report_to)
     if data is not None:
         problems += task.problems(config, data.renderer)
-    if placement is None or shape is None or tokenizer is None or data is None or problems:
+    if placement is None or shape is None or read is None or data is None or problems:
         raise InvalidInputError.several(problems)
-    notes = (*placement.notes, *tokenizer_notes, *shape.notes, *length_notes)
-    return _Known(config, model, placement, tokenizer, data, shape, notes)
+    notes = (*placement.notes, *read[1], *shape.notes, *length_notes)
+    return KnownRun(config, model, placement, data, shape, notes)
 
 
 def _packed(config: RunConfig, shape: ModelSummary) -> bool:
@@ -200,14 +188,6 @@ def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, 
         return config, []
     data = config.data.model_copy(update={"max_length": context})
     return config.model_copy(update={"data": data}), [f"data.max_length is {context}: the model has no more positions"]
-
-
-def _shape(config: RunConfig, model: ModelHandle, data: PreparedData | None) -> ModelSummary:
-    """The model's shape; of a classifier whose classes could not be found it is that of one with two."""
-    task = TASKS[config.task]
-    labels = data.renderer.labels if data is not None else () if task.generates else ("0", "1")
-    architecture = load_config(model, task.families, labels)
-    return summarize_model(config, model, labels, architecture)
 
 
 def _base_notes(config: RunConfig) -> Iterator[str]:
@@ -281,55 +261,6 @@ def _every(setting: float | None, steps: int) -> int | None:
     if setting is None:
         return None
     return max(1, round(setting * steps)) if setting < 1 else int(setting)
-
-
-def _memory(
-    config: RunConfig,
-    placement: DeviceConfig,
-    shape: ModelSummary,
-    data: PreparedData,
-    batches: BatchSampler,
-    *,
-    packed: bool,
-) -> tuple[RunConfig, MemoryPlan, list[str]]:
-    """Predict the peak, turn gradient checkpointing on where it is needed, and refuse what cannot fit."""
-    sizes = training_sizes(config, placement, shape, data, batches, packed=packed)
-    quantization = config.quantization if config.method == "qlora" else None
-
-    def needed(checkpointing: bool) -> MemoryPlan:
-        return predict(
-            sizes, optimizer=config.training.optim, quantization=quantization,
-            checkpointing=checkpointing, device=placement.device,
-        )  # fmt: skip
-
-    setting, notes = config.training.gradient_checkpointing, []
-    if setting == "auto":
-        setting = needed(checkpointing=False).peak_bytes > ROOM * placement.available_bytes
-        if setting:
-            notes.append("training.gradient_checkpointing auto is on: without it the run would not fit in memory")
-    memory = needed(checkpointing=setting)
-    if memory.peak_bytes > placement.available_bytes:
-        raise ResourceError(
-            f"the run needs about {memory.peak_bytes / 1e9:.1f} GB and {placement.device_name} has "
-            f"{placement.available_bytes / 1e9:.1f} GB available",
-            key="training.per_device_train_batch_size",
-            remedy=_less_memory(config, memory),
-        )
-    training = config.training.model_copy(update={"gradient_checkpointing": setting})
-    return config.model_copy(update={"training": training}), memory, notes
-
-
-def _less_memory(config: RunConfig, memory: MemoryPlan) -> str:
-    if memory.activations + memory.logits > memory.peak_bytes / 2:
-        return (
-            "a smaller per_device_train_batch_size with more gradient_accumulation_steps trains the same with less, "
-            "and so does training.gradient_checkpointing: true"
-        )
-    return {
-        "full": "method lora or qlora needs a fraction of it",
-        "lora": "method qlora stores the frozen weights in 4 bits",
-        "qlora": "the weights alone are too many for this machine; choose a smaller model",
-    }[config.method]
 
 
 def _packing_notes(config: RunConfig, shape: ModelSummary, data: PreparedData, *, packed: bool) -> list[str]:

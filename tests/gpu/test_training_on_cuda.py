@@ -13,7 +13,7 @@ from loraft import api
 from loraft.errors import Interrupted
 from loraft.inference.requests import GenerationRequest
 from loraft.kernels.packed_attention import attend_rows
-from loraft.tasks.batch import BatchLayout, collate_texts
+from loraft.tasks.batch import BatchLayout
 from loraft.training.run_plan import plan_run
 from loraft.training.trainer import build_model
 from tests.training.building import tiny_fit
@@ -93,7 +93,7 @@ def test_c11_packed_and_padded_losses_agree(tmp_path: Path) -> None:
     run, _ = tiny_fit(wide_config(tmp_path, model__dtype="bfloat16"))
     with torch.no_grad():
         losses = [
-            run.loss(collate_texts(run.train[:6], BatchLayout(packed, run.layout.pad_id)).to("cuda")).item()
+            run.loss(run.batch(run.plan.data.train[:6], BatchLayout(packed, run.plan.layout.pad_id))).item()
             for packed in (True, False)
         ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)

@@ -12,7 +12,7 @@ from loraft.errors import DataError, ModelError
 from loraft.evaluation.evaluator import chosen_metrics
 from loraft.models.gguf_import import convert
 from loraft.tasks import TASKS
-from loraft.training.trackers import tracker_problems
+from loraft.training.run_events import tracker_problems
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import torch
 
 from loraft.config.schema import RunConfig
 from loraft.events import Event
-from loraft.training.checkpoint import RunState, Trainer
+from loraft.training.checkpoint import RunState
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import plan_run
+from loraft.training.train_step import Trainer
 from loraft.training.trainer import build_model, build_trainer
 from tests.tiny import save_tiny
 
@@ -108,8 +109,7 @@ def tiny_fit(config: RunConfig, observer: Callable[[Event], None] = lambda _: No
     assert config.training.output_dir is not None
     folder = RunFolder(Path(config.training.output_dir))
     folder.path.mkdir(parents=True, exist_ok=True)
-    state = RunState()
-    return build_trainer(plan, folder, adapted, observer, lambda _: lambda prompt: prompt, state), state
+    return build_trainer(plan, folder, adapted, observer, lambda _: lambda prompt: prompt), RunState()
 
 
 class Recorder(torch.optim.SGD):
@@ -149,7 +149,7 @@ def recorded(
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     without_dropout(run.adapted.loaded.model)
     recorder = Recorder(run)
-    run = replace(run, optimizer=recorder, save_weights=lambda _: None)
+    run = replace(run, optimizer=recorder)
     prepare(run)
     fit(run, state)
     return recorder.steps

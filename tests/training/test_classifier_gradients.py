@@ -17,7 +17,7 @@ from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.loss import ClassificationLoss
 from loraft.tokenization.classification_rows import ClassificationRenderer
-from loraft.training.evaluate_run import class_figures
+from loraft.training.train_step import class_figures
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import recorded, tiny_fit
 from tests.training.classifiers import LABELS, SOME, classifier_config
@@ -68,10 +68,10 @@ def test_c15_padding_does_not_move_the_loss(tmp_path: Path, model_type: str) -> 
     run, _ = tiny_fit(classifier_config(tmp_path, model_type))
     run.adapted.model.eval()
     with torch.no_grad():
-        singles = [run.loss(run.task.collate([row], run.layout)).item() for row in run.train]
-        together = run.loss(run.task.collate(run.train, run.layout)).item()
-        other_padding = run.loss(run.task.collate(run.train, BatchLayout(packed=False, pad_id=7))).item()
-    assert len({len(row.input_ids) for row in run.train}) > 3
+        singles = [run.loss(run.batch([row])).item() for row in run.plan.data.train]
+        together = run.loss(run.batch(run.plan.data.train)).item()
+        other_padding = run.loss(run.plan.task.collate(run.plan.data.train, BatchLayout(packed=False, pad_id=7))).item()
+    assert len({len(row.input_ids) for row in run.plan.data.train}) > 3
     assert together == pytest.approx(sum(singles), rel=1e-5)
     assert other_padding == pytest.approx(together, rel=1e-5)
 
@@ -107,18 +107,18 @@ def test_class_weights_are_those_of_torch(tmp_path: Path, given: str | dict[str,
     run.adapted.model.eval()
     assert isinstance(run.loss, ClassificationLoss)
     labels = sorted(LABELS)
-    weights = TASKS["seq_cls"].loss_weights(config, labels, run.train)
+    weights = TASKS["seq_cls"].loss_weights(config, labels, run.plan.data.train)
     assert weights is not None
     if given == "balanced":
-        counts = [sum(row.labels == [number] for row in run.train) for number in range(3)]
-        torch.testing.assert_close(weights, torch.tensor([len(run.train) / (3 * count) for count in counts]))
+        counts = [sum(row.labels == [number] for row in run.plan.data.train) for number in range(3)]
+        torch.testing.assert_close(weights, torch.tensor([len(run.plan.data.train) / (3 * count) for count in counts]))
     else:
         assert weights.tolist() == [given[name] for name in labels]  # type: ignore[index]
-    batches = [run.task.collate(run.train[start : start + 5], run.layout) for start in range(0, len(run.train), 5)]
+    batches = [run.batch(run.plan.data.train[start : start + 5]) for start in range(0, len(run.plan.data.train), 5)]
     with torch.no_grad():
         ours = sum(run.loss(batch).item() for batch in batches) / sum(run.loss.weight(batch) for batch in batches)
         logits = torch.cat([run.loss.logits(batch) for batch in batches])  # type: ignore[arg-type]
-    targets = torch.tensor([row.labels[0] for row in run.train])
+    targets = torch.tensor([row.labels[0] for row in run.plan.data.train])
     assert ours == pytest.approx(cross_entropy(logits, targets, weight=weights).item(), rel=1e-5)
 
 
@@ -130,7 +130,7 @@ def test_gradients_after_an_evaluation_are_the_same(tmp_path: Path) -> None:
     def evaluate(run: object) -> None:
         run.adapted.model.eval()  # type: ignore[attr-defined]
         with torch.inference_mode():
-            run.loss(run.task.collate(run.train, run.layout))  # type: ignore[attr-defined]
+            run.loss(run.batch(run.plan.data.train))  # type: ignore[attr-defined]
 
     after = recorded(config, prepare=evaluate)
     assert all(torch.equal(first[0][name], after[0][name]) for name in first[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from loraft.events import Event, Note
 from loraft.inference.requests import GenerationRequest
 from loraft.models.quantize import disable_cpu_4bit_repack
 from loraft.tasks.batch import BatchLayout, collate_texts
-from loraft.training.evaluate_run import evaluate_loss
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, StepLogged
+from loraft.training.train_step import evaluate_loss
 from loraft.training.trainer import build_model
 from tests.training.building import close, contrary, recorded, rows, tiny_config, tiny_fit, write_rows
 
@@ -53,8 +52,8 @@ def test_c9_the_gradient_is_the_mean_over_all_trained_tokens(tmp_path: Path) -> 
     total, tokens = torch.zeros(()), 0
     base = run.adapted.loaded.model.train()
     base.set_attn_implementation("sdpa")
-    for index in run.plan.epoch(0)[0]:
-        row = run.train[index]
+    for index in run.plan.batches.epoch(0)[0]:
+        row = run.plan.data.train[index]
         labels = torch.tensor([row.labels])
         count = int((labels[:, 1:] != -100).sum())
         total = total + base(input_ids=torch.tensor([row.input_ids]), labels=labels).loss * count
@@ -74,15 +73,15 @@ def test_c10_an_epoch_trains_every_token_and_its_last_window_is_whole(tmp_path: 
         training__learning_rate=1e-9,
     )  # fmt: skip
     run, state = tiny_fit(config, events.append)
-    fit(replace(run, save_weights=lambda _: None), state)
-    assert state.step == math.ceil(7 / accumulation) == run.steps
-    assert state.tokens == sum(example.trained for example in run.train)
+    fit(run, state)
+    assert state.step == math.ceil(7 / accumulation) == run.plan.steps
+    assert state.tokens == sum(example.trained for example in run.plan.data.train)
     assert (state.epoch, state.window) == (1, 0)
     last = [event for event in events if isinstance(event, StepLogged)][-1]
-    window = run.plan.epoch(0)[(run.steps - 1) * accumulation :]
-    examples = [run.train[index] for batch in window for index in batch]
+    window = run.plan.batches.epoch(0)[(run.plan.steps - 1) * accumulation :]
+    examples = [run.plan.data.train[index] for batch in window for index in batch]
     with torch.no_grad():
-        batch = collate_texts(examples, run.layout)
+        batch = collate_texts(examples, run.plan.layout)
         expected = run.loss(batch).item() / batch.labels.numel()
     assert last.loss == pytest.approx(expected, rel=1e-4)
 
@@ -107,7 +106,7 @@ def test_last_layers_build_no_graph_below_them_with_checkpointing_too(tmp_path: 
         for layer in layers.children():
             layer.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(_first(out).requires_grad))
         run.adapted.model.train()
-        run.loss(collate_texts(run.train[:2], run.layout))
+        run.loss(collate_texts(run.plan.data.train[:2], run.plan.layout))
         assert seen[:3] == [False, False, True]
 
 
@@ -140,12 +139,12 @@ def test_c38_the_evaluation_loss_does_not_depend_on_the_batch(tmp_path: Path) ->
     """C38: total negative log-likelihood over total tokens, for batches of 1, 3 and 8."""
     run, _ = tiny_fit(tiny_config(tmp_path))
     run.adapted.model.eval()
-    found = [evaluate_loss(run.loss, run.task, run.train, run.layout, size, "cpu") for size in (1, 3, 8)]
-    padded = evaluate_loss(run.loss, run.task, run.train, BatchLayout(packed=False, pad_id=0), 3, "cpu")
+    found = [evaluate_loss(run, run.plan.data.train, run.plan.layout, size) for size in (1, 3, 8)]
+    padded = evaluate_loss(run, run.plan.data.train, BatchLayout(packed=False, pad_id=0), 3)
     for result in (*found, padded):
         assert result is not None
         assert found[0] is not None
-        assert result[1] == sum(example.trained for example in run.train)
+        assert result[1] == sum(example.trained for example in run.plan.data.train)
         assert result[0] == pytest.approx(found[0][0], rel=1e-6)
 
 
@@ -176,11 +175,12 @@ def test_the_first_twenty_steps_are_those_of_a_plain_loop(tmp_path: Path) -> Non
     model.set_attn_implementation("sdpa")
     optimizer = torch.optim.AdamW(other.adapted.trainable.values(), lr=0.01, weight_decay=0.0)
     losses = []
-    order = [batch for epoch in range(10) for batch in other.plan.epoch(epoch)][:20]
+    order = [batch for epoch in range(10) for batch in other.plan.batches.epoch(epoch)][:20]
     for batch in order:
-        width = max(len(other.train[i].input_ids) for i in batch)
-        ids = torch.tensor([other.train[i].input_ids + [0] * (width - len(other.train[i].input_ids)) for i in batch])
-        labels = torch.tensor([other.train[i].labels + [-100] * (width - len(other.train[i].labels)) for i in batch])
+        rows = [other.plan.data.train[i] for i in batch]
+        width = max(len(row.input_ids) for row in rows)
+        ids = torch.tensor([row.input_ids + [0] * (width - len(row.input_ids)) for row in rows])
+        labels = torch.tensor([row.labels + [-100] * (width - len(row.labels)) for row in rows])
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(other.adapted.trainable.values(), 1.0)

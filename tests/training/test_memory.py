@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from loraft.config.sections import QuantizationSection
-from loraft.training.memory import LayerSizes, StackSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
+from loraft.training.memory import StackSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
+from loraft.training.model_summary import LayerSizes
 
 STACK = StackSizes(
     layer=LayerSizes(hidden=8, linear_inputs=40, linear_outputs=60, inner=16, heads=2),

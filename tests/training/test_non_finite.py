@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from loraft import api
 from loraft.errors import NonFiniteError
 from loraft.training.loop import fit
-from loraft.training.non_finite import first_output
+from loraft.training.train_step import first_output
 from tests.training.building import tiny_config, tiny_fit
 
 DAMAGED = "the files that the run begins with are damaged"
@@ -74,6 +74,6 @@ def test_outputs_that_overflow_are_named_where_the_weights_are_finite(tmp_path: 
 
 def test_a_model_whose_outputs_are_finite_has_no_module_at_fault(tmp_path: Path) -> None:
     run, _ = tiny_fit(tiny_config(tmp_path))
-    batches: Any = [window.batches for window in run.plan.windows(run.train, 0, 0, (0, 0))]
+    batches: Any = [window.batches for window in run.plan.batches.windows(run.plan.data.train, 0, 0, (0, 0))]
 
-    assert first_output(run.loss, (run.task.collate(part, run.layout) for parts in batches for part in parts)) is None
+    assert first_output(run.loss, (run.batch(part) for parts in batches for part in parts)) is None

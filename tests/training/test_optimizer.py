@@ -20,10 +20,8 @@ from tests.training.building import tiny_config, tiny_fit
 
 
 def rates(schedule: str, steps: int = 10, warmup: int = 3) -> list[float]:
-    return [
-        learning_rate(step, steps=steps, warmup=warmup, peak=1.0, schedule=schedule)  # type: ignore[arg-type]
-        for step in range(1, steps + 1)
-    ]
+    section = TrainingSection(learning_rate=1.0, lr_scheduler_type=schedule, warmup_steps=warmup)  # type: ignore[arg-type]
+    return [learning_rate(section, step, steps) for step in range(1, steps + 1)]
 
 
 def test_c16_linear_rises_to_the_peak_and_falls_to_one_step_above_zero() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import pytest
 import torch
 
 from loraft.errors import NonFiniteError
-from loraft.training.checkpoint import Trainer, newest_checkpoint
+from loraft.training.checkpoint import newest_checkpoint
 from loraft.training.loop import fit
 from loraft.training.run_events import StepDone, StepLogged
+from loraft.training.train_step import Trainer
 from tests.training.building import ROWS_OF, close, recorded, tiny_config, tiny_fit, without_dropout, write_rows
 
 SETUPS = {"2x2": (2, 2), "1x4": (1, 4)}
@@ -88,9 +88,10 @@ def test_c10_two_epochs_are_those_of_a_plain_loop(tmp_path: Path, task: str) -> 
     (ours, state), (theirs, _) = tiny_fit(config, events.append), tiny_fit(config)
     for run in (ours, theirs):
         without_dropout(run.adapted.loaded.model)
-    fit(replace(ours, save_weights=lambda _: None), state)
+    fit(ours, state)
     logged = [event for event in events if isinstance(event, StepLogged)]
-    assert (state.step, ours.steps, state.tokens) == (6, 6, 2 * sum(example.trained for example in ours.train))
+    assert (state.step, ours.plan.steps) == (6, 6)
+    assert state.tokens == 2 * sum(example.trained for example in ours.plan.data.train)
     expected = plain_losses(theirs)
     assert [event.loss for event in logged] == pytest.approx(expected, rel=1e-4)
     assert [event.learning_rate for event in logged] == pytest.approx([0.01 * f for f in RATES])
@@ -106,9 +107,9 @@ def plain_losses(run: Trainer) -> list[float]:
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     losses: list[float] = []
     for epoch in range(2):
-        batches = run.plan.epoch(epoch)  # type: ignore[union-attr]
+        batches = run.plan.batches.epoch(epoch)  # type: ignore[union-attr]
         for start in range(0, len(batches), 3):
-            rows = [run.train[index] for batch in batches[start : start + 3] for index in batch]
+            rows = [run.plan.data.train[index] for batch in batches[start : start + 3] for index in batch]
             total = torch.zeros(())
             for row in rows:
                 labels = row.labels if row.target_tokens else row.labels[:1]

@@ -94,7 +94,7 @@ def test_a_finished_run_says_how_to_train_on_and_does(tmp_path: Path) -> None:
     result, notes = resume(longer(tmp_path, 8))
     assert result.steps == 8
     assert "since the run was begun, training.max_steps was 4 and is 8: taken on" in notes
-    rate = learning_rate(5, steps=8, warmup=1, peak=0.01, schedule="linear")
+    rate = learning_rate(TrainingSection(learning_rate=0.01, lr_scheduler_type="linear", warmup_steps=1), 5, 8)
     (told,) = [note for note in notes if note.startswith("the run goes on to step 8 instead of 4")]
     assert f"{rate:.3g} at step 5, where it had come to" in told
     assert [line["learning_rate"] for line in metrics(tmp_path / "run") if "loss" in line][4] == rate

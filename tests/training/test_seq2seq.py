@@ -180,5 +180,5 @@ def test_frozen_layers_below_build_no_graph(
                     (out if isinstance(out, torch.Tensor) else out[0]).grad_fn is not None
                 )
             )
-    run.loss(collate_pairs(run.train[:2], run.layout))
+    run.loss(collate_pairs(run.plan.data.train[:2], run.plan.layout))
     assert seen == {"encoder": encoder, "decoder": decoder}

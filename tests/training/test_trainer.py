@@ -17,10 +17,10 @@ from loraft import api
 from loraft.api import runs
 from loraft.errors import DataError, DiskFullError, Interrupted, RunError, RunFolderError
 from loraft.events import Event, Note
-from loraft.training import evaluate_run as evaluating
-from loraft.training.evaluate_run import evaluate_loss
+from loraft.training import loop as evaluating
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import StepDone
+from loraft.training.train_step import evaluate_loss
 from tests.training.building import contrary, labelled, rows, tiny_config, write_rows
 
 CLOCK = ("tokens_per_second", "peak_bytes")

@@ -1,0 +1,255 @@
+"""What a run is made of and what it computes: optimizer steps and the loss of evaluation rows, all numbers finite.
+
+Weights and outputs are looked at once something is not finite, and not before: that would cost each step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from loraft.adapters.inject import AdaptedModel
+from loraft.config.schema import TrainingSection
+from loraft.dataset.sampler import StepBatches
+from loraft.errors import NonFiniteError
+from loraft.events import Observer
+from loraft.figures import label_figures
+from loraft.models.quantize import unpacked
+from loraft.tasks.batch import Batch, BatchLayout
+from loraft.tasks.loss import TaskLoss
+from loraft.tokenization.examples import Example
+from loraft.training.optimizer import learning_rate
+from loraft.training.run_dir import RunFolder
+from loraft.training.run_plan import RunPlan
+
+NAMED = 8
+"""The most rows that an error names."""
+LOWER_RATE = "a lower training.learning_rate is the usual cure"
+GO_ON = "; `resume_anyway` goes on with it from the last checkpoint, if there is one"
+DAMAGED = "the files that the run begins with are damaged: copy or download them again"
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """A planned run and its model: all that does not change while it goes on.
+
+    Attributes:
+        loss: The model of `adapted`, giving the summed loss of a batch.
+        scaler: Loss scaling; enabled for float16 only.
+        answer: The model's answer to a prompt, as it is now.
+        save_asked: Whether a checkpoint out of turn was asked for since this was called last.
+    """
+
+    plan: RunPlan
+    folder: RunFolder
+    adapted: AdaptedModel
+    loss: TaskLoss
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    answer: Callable[[str], str]
+    observer: Observer
+    save_asked: Callable[[], bool] = lambda: False
+
+    @property
+    def settings(self) -> TrainingSection:
+        """The resolved training section."""
+        return self.plan.config.training
+
+    @property
+    def device(self) -> str:
+        """The device that batches go to."""
+        return self.adapted.loaded.placement.device
+
+    def batch(self, rows: Sequence[Example], layout: BatchLayout | None = None) -> Batch:
+        """Rows as one batch on the device."""
+        return self.plan.task.collate(rows, layout or self.plan.layout).to(self.device)
+
+    def epochs(self, step: int) -> float:
+        """How many epochs `step` optimizer steps are."""
+        epoch = 0
+        while step > (steps := self.plan.batches.steps(epoch)):
+            step -= steps
+            epoch += 1
+        return round(epoch + step / steps, 6)
+
+
+@dataclass
+class Throughput:
+    """The time and tokens of this process's steps, evaluations and saving left out, and what the newest step came to.
+
+    Attributes:
+        first_step: The step that this process began after.
+        norm: The norm of the newest step's gradient, before it was clipped.
+        rate: The newest step's learning rate.
+        loss: Its loss, in nats a trained token.
+    """
+
+    first_step: int
+    seconds: float = 0.0
+    tokens: int = 0
+    norm: float = 0.0
+    rate: float = 0.0
+    loss: float = 0.0
+
+    def seconds_left(self, step: int, steps: int) -> float:
+        """How long the steps after `step` will take, of `steps` in all."""
+        return self.seconds / (step - self.first_step) * (steps - step)
+
+
+def take_step(run: Trainer, step: int, window: StepBatches, clock: Throughput) -> tuple[float, float, int]:
+    """One optimizer step: the gradient of the mean loss over all trained tokens of the window, then the update.
+
+    Returns:
+        The summed loss in nats, what it is divided by, and the number of targets.
+
+    Raises:
+        NonFiniteError: The loss or the gradient is NaN or infinite.
+    """
+    began = time.perf_counter()
+    batches = [run.batch(rows) for rows in window.batches]
+    weight = sum(run.loss.weight(batch) for batch in batches)
+    loss = 0.0
+    for batch, rows in zip(batches, window.batches, strict=True):
+        part = run.loss(batch)
+        run.scaler.scale(part / weight).backward()
+        loss += require_finite(part.item(), "the loss", step, rows, run)
+    run.scaler.unscale_(run.optimizer)
+    limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
+    clock.norm = clip_grad_norm_(list(run.adapted.trainable.values()), limit).item()
+    if not run.scaler.is_enabled():
+        require_finite(clock.norm, "the gradient", step, [example for rows in window.batches for example in rows], run)
+    clock.rate = learning_rate(run.settings, step, run.plan.steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = clock.rate
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    clock.seconds += time.perf_counter() - began
+    clock.tokens += sum(batch.tokens for batch in batches)
+    clock.loss = loss / weight
+    return loss, weight, sum(batch.targets for batch in batches)
+
+
+class EvalLoss(NamedTuple):
+    """What an evaluation measured.
+
+    Attributes:
+        loss: The summed loss over what it is divided by: the trained tokens, or the weights of the rows' classes.
+        targets: The number of trained tokens, or of rows.
+        figures: `accuracy` and `macro_f1` of a classifier; none of other models.
+        not_finite: The first batch of rows whose loss is not finite, where the reading ended; none is the rule.
+    """
+
+    loss: float
+    targets: int
+    figures: Mapping[str, float]
+    not_finite: Sequence[Example] = ()
+
+
+def evaluate_loss(
+    run: Trainer,
+    examples: Sequence[Example],
+    layout: BatchLayout,
+    batch_size: int,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> EvalLoss | None:
+    """Read the examples once; the model is used in the mode it is in. None when `stop` asked for the end."""
+    total, weight, targets = 0.0, 0.0, 0
+    cells: list[Tensor] = []
+    with torch.inference_mode():
+        for start in range(0, len(examples), batch_size):
+            if stop():
+                return None
+            rows = examples[start : start + batch_size]
+            batch = run.batch(rows, layout)
+            summed, decisions = run.loss.with_decisions(batch)
+            total += summed.item()
+            cells += [] if decisions is None else [decisions.cpu()]
+            if not math.isfinite(total):
+                return EvalLoss(total, targets, {}, rows)
+            weight += run.loss.weight(batch)
+            targets += batch.targets
+    return EvalLoss(total / weight, targets, class_figures(*torch.cat(cells, 1)) if cells else {})
+
+
+def class_figures(right: Tensor, given: Tensor) -> Mapping[str, float]:
+    """`accuracy` and `macro_f1` of rows whose classes are `right` and who were given `given`: `[rows]` each."""
+    classes = int(torch.stack([right, given]).max()) + 1
+    counts = (torch.bincount(each, minlength=classes).numpy() for each in (right, given, right[right == given]))
+    return label_figures(*counts)
+
+
+def require_finite(value: float, what: str, step: int, examples: Sequence[Example], run: Trainer) -> float:
+    """`value`, which is called `what` and was computed from the examples at `step`, where it is finite.
+
+    Raises:
+        NonFiniteError: It is NaN or infinite; with the first module whose weights or outputs are.
+    """
+    if math.isfinite(value):
+        return value
+    named = ", ".join(example.where for example in examples[:NAMED]) + (", …" if len(examples) > NAMED else "")
+    cause, remedy = _cause(run, step, examples)
+    message = f"{what} is {value} at step {step}, on the rows {named}{cause}"
+    raise NonFiniteError(message, where=str(run.folder.path), remedy=remedy)
+
+
+def _cause(run: Trainer, step: int, examples: Sequence[Example]) -> tuple[str, str]:
+    """Where it begins, as the end of a sentence, and the remedy."""
+    if weight := _first_weight(run.adapted.loaded.model):
+        name, trained = weight
+        return f": {name} holds NaN or infinity", LOWER_RATE + GO_ON if trained and step > 1 else DAMAGED
+    size = run.settings.per_device_train_batch_size
+    output = first_output(run.loss, (run.batch(examples[at : at + size]) for at in range(0, len(examples), size)))
+    cause = f": the weights are finite, and {output} is the first module to give NaN or infinity" if output else ""
+    if run.adapted.loaded.placement.dtype == torch.float16:
+        return cause, f"model.dtype bfloat16 or float32 holds larger numbers, or {LOWER_RATE}{GO_ON}"
+    return cause, LOWER_RATE + GO_ON if step > 1 else "no step was taken yet: look at the base and at these rows"
+
+
+def _first_weight(model: nn.Module) -> tuple[str, bool] | None:
+    """The first parameter that is not finite: its name as the model's files have it, and whether it is trained."""
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = not parameter.is_floating_point() and isinstance(module, nn.Linear) and name == "weight"
+            held = unpacked(module) if packed else parameter.data
+            if not held.isfinite().all():
+                return f"{prefix}.{name}".replace(".base_layer.", "."), parameter.requires_grad
+    return None
+
+
+def first_output(loss: nn.Module, batches: Iterator[Batch]) -> str | None:
+    """The name of the first module of the model in `loss` whose output for the batches is not finite."""
+    found: list[str] = []
+
+    def look(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if not found and any(not tensor.isfinite().all() for tensor in _tensors(output)):
+            found.append(name)
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for name, module in loss.get_submodule("model").named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(partial(look, name)))
+        for batch in batches:
+            loss(batch)
+            if found:
+                return found[0].replace(".base_layer", "")
+    return None
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict | tuple):
+        for part in output.values() if isinstance(output, dict) else output:
+            yield from _tensors(part)
