@@ -8,10 +8,17 @@ from pathlib import Path
 from loraft.config.sections import DataSource
 from loraft.errors import AdapterError
 from loraft.evaluation.eval_dataset import read_eval_source
-from loraft.evaluation.evaluation_result import Evaluation
-from loraft.evaluation.evaluator import chosen_metrics, known_metrics
+from loraft.evaluation.evaluator import Evaluation
 from loraft.evaluation.evaluator import evaluate as measure
-from loraft.evaluation.open_model import RequestedModel, classifying, generating, purpose_of, run_of
+from loraft.evaluation.open_model import (
+    RequestedModel,
+    chosen_metrics,
+    classifying,
+    generating,
+    known_metrics,
+    purpose_of,
+    run_of,
+)
 from loraft.events import Observer, ignored
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.requests import GenerationRequest, ModelRequest

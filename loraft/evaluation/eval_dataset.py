@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,7 @@ from loraft.tokenization.row_renderer import RowRenderer
 
 @dataclass(frozen=True)
 class PastRun:
-    """A run that has trained something.
-
-    Attributes:
-        folder: Its folder.
-        config: Its resolved config.
-    """
+    """A run that has trained something."""
 
     folder: Path
     config: RunConfig
@@ -64,37 +60,28 @@ class PastRun:
         now = contents_of(sources, streaming=self.config.data.streaming)
         known = [(each.path, old, new) for each, old, new in zip(sources, before, now, strict=False) if old is not None]
         if gone := [path for path, _, new in known if new is None]:
-            raise DataError(
-                "the rows that the run held out cannot be read from here",
-                where=", ".join(gone),
-                remedy="Go to the folder that the run was started in, or name a file of rows: `data=FILE`.",
-            )
-        changed = [path for path, old, new in known if old != new]
+            message = "the rows that the run held out cannot be read from here"
+            remedy = "Go to the folder that the run was started in, or name a file of rows: `data=FILE`."
+            raise DataError(message, where=", ".join(gone), remedy=remedy)
+        changed = ", ".join(path for path, old, new in known if old != new)
         if changed and is_share:
-            raise DataError(
-                "has changed since the run began: which of its rows were held out can no longer be told",
-                where=", ".join(changed),
-                remedy="Put it back as it was, or name a file of rows that were not learned: `data=FILE`.",
-            )
+            message = "has changed since the run began: which of its rows were held out can no longer be told"
+            remedy = "Put it back as it was, or name a file of rows that were not learned: `data=FILE`."
+            raise DataError(message, where=changed, remedy=remedy)
         if changed:
-            yield f"{', '.join(changed)} has changed since the run began: its own evaluations were of other rows"
+            yield f"{changed} has changed since the run began: its own evaluations were of other rows"
 
     def check_held_out(self, drawn: str | None) -> None:
         """Refuse rows that are not those which the run held out: it may have learned them.
-
-        Args:
-            drawn: What tells which rows were drawn now.
 
         Raises:
             DataError: Others were drawn when it began.
         """
         if self._recorded("train") and self._written().get("held_out") != drawn:
-            raise DataError(
-                "the run drew the rows that it held out in another way than this version of loraft does: which they "
-                "were can no longer be told",
-                where=str(self.folder),
-                remedy="Name a file of rows that were not learned: `data=FILE`.",
-            )
+            message = "the run drew the rows that it held out in another way than this version of loraft does: "
+            message += "which they were can no longer be told"
+            remedy = "Name a file of rows that were not learned: `data=FILE`."
+            raise DataError(message, where=str(self.folder), remedy=remedy)
 
     def about_rows(self, rows: DataSource) -> Iterator[str]:
         """A sentence where rows to evaluate on are what it was trained on, under whatever name."""
@@ -118,35 +105,17 @@ class PastRun:
 
 
 def past_run(trained: Path) -> PastRun | None:
-    """The run that what lies in a folder belongs to: its result, or that of one of its checkpoints.
-
-    Raises:
-        ConfigError: Its config cannot be read.
-    """
-    folder = next((run for run in _runs(trained) if (run / "config.yaml").is_file()), None)
+    """The run that what lies in a folder belongs to: its result, or that of one of its checkpoints."""
+    if trained.name not in ("adapter", "model"):
+        return None
+    runs = [trained.parent, *([trained.parents[2]] if trained.parent.parent.name == "checkpoints" else [])]
+    folder = next((run for run in runs if (run / "config.yaml").is_file()), None)
     return PastRun(folder, load_config(folder / "config.yaml")) if folder is not None else None
-
-
-def _runs(trained: Path) -> Iterator[Path]:
-    """The folders that would be the run's, of its adapter or model and of a checkpoint's."""
-    if trained.name in ("adapter", "model"):
-        yield trained.parent
-        if trained.parent.parent.name == "checkpoints":
-            yield trained.parents[2]
-
-
-MEND = "Mend the row, or leave it out."
 
 
 @dataclass(frozen=True)
 class EvalPurpose:
-    """What is evaluated is for this.
-
-    Attributes:
-        task: The task.
-        sources: How sources were rendered that it was trained with, in the languages that are asked for.
-        labels: The classes that it tells apart; none where it writes text.
-    """
+    """What is evaluated is for this: its task, how its sources are rendered, and the classes that it tells apart."""
 
     task: Task = field(default_factory=lambda: TASKS[DEFAULT_TASK])
     sources: SourceFormat = field(default_factory=SourceFormat)
@@ -165,10 +134,7 @@ class EvalSource:
         config: A config whose training rows, or whose held-out ones, they are.
         read: Its sources as records, which become tokens once.
         held_out: They are its held-out ones.
-        called: What they are, in a few words.
         questions: What the rows that have a right answer ask, by their places.
-        notes: What a person should know, a sentence each.
-        run: The run that trained what is evaluated, where there is one.
     """
 
     config: RunConfig
@@ -182,12 +148,7 @@ class EvalSource:
 
 @dataclass(frozen=True)
 class EvalExample:
-    """A row as it is evaluated.
-
-    Attributes:
-        example: Its tokens and those that its loss is of.
-        question: What it asks; None where it has no right answer.
-    """
+    """A row as it is evaluated, and what it asks; None where it has no right answer."""
 
     example: Example
     question: Reference | None
@@ -195,14 +156,7 @@ class EvalExample:
 
 @dataclass(frozen=True)
 class EvaluatedRows:
-    """The rows of an evaluation.
-
-    Attributes:
-        called: What they are, in a few words.
-        task: What is evaluated was trained for it.
-        renderer: What made their tokens.
-        notes: What a person should know, a sentence each.
-    """
+    """The rows of an evaluation, as tokens."""
 
     items: Sequence[EvalExample]
     called: str
@@ -219,23 +173,15 @@ class EvaluatedRows:
 def read_eval_source(
     run: PastRun | None, base: str, data: DataSource | None, purpose: EvalPurpose = GENERATES
 ) -> EvalSource:
-    """Read the rows and what they ask; nothing is tokenized yet.
+    """Read the rows of a file, or those that the run held out, and what they ask; nothing is tokenized yet.
 
-    Args:
-        run: The run that trained what is evaluated, where there is one: its `data` section says how rows are read.
-        base: The base model's name.
-        data: The file; None takes the rows that the run held out.
-        purpose: What is evaluated is for this.
+    The `data` section of the run that trained what is evaluated, where there is one, says how rows are read.
 
     Raises:
         DataError: There are no rows, rows are not as they must be, or those that were held out can no longer be told.
     """
-    try:
+    with _mendable(are_given=data is not None):
         return _read(run, base, data, purpose)
-    except DataError as error:
-        if data is None:
-            raise
-        raise DataError.several(map(_with_a_way_out, error.problems)) from None
 
 
 def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: EvalPurpose) -> EvalSource:
@@ -291,13 +237,9 @@ def _references(sources: Sequence[SourceRows], config: RunConfig) -> tuple[dict[
 def rows_of(
     source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions: int | None, limit: int | None
 ) -> EvaluatedRows:
-    """The rows as tokens, as they are in training, with the template of `tokenizer`.
+    """The rows, or the first `limit`, as tokens, as they are in training, with the template of `tokenizer`.
 
-    Args:
-        source: The rows.
-        tokenizer: That of what is evaluated, with its chat template.
-        positions: How many positions the model tells apart; None where that has no end.
-        limit: At most so many rows, the first ones.
+    `positions` is how many the model tells apart; None where that has no end.
 
     Raises:
         DataError: Rows cannot be rendered, or none is left.
@@ -305,12 +247,8 @@ def rows_of(
     data = source.config.data.model_copy(update={"chat_template": "auto"})
     if positions is not None and not source.held_out:
         data = data.model_copy(update={"max_length": min(data.max_length, positions)})
-    try:
+    with _mendable(are_given=not source.held_out):
         prepared = prepare(source.config.model_copy(update={"data": data}), tokenizer, read=source.read)
-    except DataError as error:
-        if source.held_out:
-            raise
-        raise DataError.several(map(_with_a_way_out, error.problems)) from None
     if source.held_out and source.run is not None:
         source.run.check_held_out(prepared.held_out)
     examples = prepared.eval if source.held_out else prepared.train
@@ -373,7 +311,17 @@ def _as_trained(config: RunConfig, purpose: EvalPurpose) -> RunConfig:
     return config.model_copy(update={"data": data.model_copy(update=said)})
 
 
-def _with_a_way_out(problem: Problem) -> Problem:
-    """A problem of rows with what to do about it; of the source as a whole there is nothing more to say."""
-    is_of_all = (problem.key or "").partition(".")[0] == "data"
-    return problem if problem.remedy or is_of_all else replace(problem, remedy=MEND)
+@contextmanager
+def _mendable(*, are_given: bool) -> Iterator[None]:
+    """Problems of rows that are given, with what to do about each; of the source as a whole there is no more to say."""
+    try:
+        yield
+    except DataError as error:
+        if not are_given:
+            raise
+        raise DataError.several(
+            problem
+            if problem.remedy or (problem.key or "").partition(".")[0] == "data"
+            else replace(problem, remedy="Mend the row, or leave it out.")
+            for problem in error.problems
+        ) from None

@@ -1,114 +1,42 @@
 """The one loop of an evaluation: rows in, figures out, and nothing kept of a row but the few numbers that it adds.
 
-Rows are taken in windows: inside one they are sorted by length, so that little is padded. Each model reads a window
-and answers it, its rows go to the file, and the next window begins. The loss is the negative log-likelihood of all
-trained tokens over their number; how many rows are read at a time changes nothing but the speed.
+Rows are taken in windows: inside one they are sorted by length, so that little is padded. The loss is the negative
+log-likelihood of all trained tokens over their number; how many rows are read at a time changes but the speed.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from loraft.errors import DataError, Interrupted, NonFiniteError, lacking
+from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.eval_dataset import EvalExample, EvaluatedRows
-from loraft.evaluation.evaluation_result import Confusion, Evaluation, Figure, PairedDifference, paired_differences
-from loraft.evaluation.metrics import METRICS, LabelTally, RowTally, is_valid_json, loss_sums
+from loraft.evaluation.metrics import (
+    CONFIDENCE,
+    METRICS,
+    RESAMPLES,
+    LabelTally,
+    PairedDifference,
+    RowTally,
+    loss_sums,
+    paired_differences,
+)
 from loraft.events import Observer, Progress
 from loraft.io.jsonl import JsonLines, open_jsonl
 from loraft.io.resources import memory_errors
-from loraft.tasks import TASKS
-from loraft.tasks.task import ROUGE, Task
 from loraft.tokenization.examples import Example
-
-PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", **dict.fromkeys(ROUGE, "rouge_score")}
-"""The packages that compute metrics, where not loraft does."""
-GROUPS = {"rouge": ROUGE}
-"""Several figures under one name."""
-
-
-def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, ...]:
-    """The figures that are meant, each once, groups taken apart; where one is wrong, those of `task` are proposed.
-
-    Raises:
-        DataError: A name is none that any task knows; the nearest one is named.
-    """
-    every = tuple(dict.fromkeys([*(name for task in TASKS.values() for name in _names(task)), *GROUPS]))
-    by_lower_case = {name.lower(): name for name in every}
-    found: list[str] = []
-    for given in names:
-        name = by_lower_case.get(given.strip().lower().replace("-", "_"))
-        if name is None:
-            offered = every if task is None else _names(task)
-            begin = [each for each in offered if each.lower().startswith(given.strip().lower())]
-            nearest = next(iter(begin or difflib.get_close_matches(given.strip().lower(), offered, n=1)), None)
-            remedy = f"{f'Did you mean {nearest}? ' if nearest else ''}The metrics are {', '.join(offered)}."
-            raise DataError(f"there is no metric {given.strip()!r}", parameter="metrics", remedy=remedy)
-        found += GROUPS.get(name, (name,))
-    return tuple(dict.fromkeys(found))
-
-
-def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collection[str]) -> tuple[str, ...]:
-    """The figures that are computed besides the loss: those that were asked for, or what suits task and references.
-
-    Raises:
-        DataError: One that was asked for is not of this task, has no references, or its package is absent.
-    """
-    metrics = task.metrics
-    if asked is None:
-        if not references:
-            return ()
-        _require_packages(metrics.default)
-        all_json = bool(metrics.where_json) and all(map(_is_json_structure, references))
-        return metrics.default + (metrics.where_json if all_json else ())
-    wanted = tuple(name for name in asked if name not in metrics.always)
-    if unfit := [name for name in wanted if name not in metrics.offered]:
-        others = [other.name for other in TASKS.values() if unfit[0] in _names(other)]
-        message = f"{unfit[0]} measures {' and '.join(others)}, and this is {task.name}"
-        raise DataError(message, parameter="metrics", remedy=f"There are {', '.join(_names(task))}.")
-    if wanted and not references:
-        message = f"{wanted[0]} compares answers with references, and no row has one"
-        remedy = "Plain text has only a loss; rows of messages or of prompt and completion have references."
-        raise DataError(message, parameter="metrics", remedy=remedy)
-    _require_packages(wanted)
-    return wanted
-
-
-def _require_packages(names: Sequence[str]) -> None:
-    needed = {PACKAGES[name]: name for name in reversed(names) if name in PACKAGES}
-    absent = (lacking(package, name, parameter="metrics") for package, name in needed.items())
-    if problems := [problem for problem in absent if problem is not None]:
-        raise DataError.several(problems)
-
-
-def _names(task: Task) -> tuple[str, ...]:
-    """Every metric of a task."""
-    return (*task.metrics.always, *task.metrics.offered)
-
-
-def _is_json_structure(text: str) -> bool:
-    """Whether a text is a JSON object or list: a bare number is JSON too, but says nothing of what was meant."""
-    return text.lstrip().startswith(("{", "[")) and is_valid_json(text)
-
 
 BATCHES_A_WINDOW = 4
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said.
-
-    Attributes:
-        text: Its answer; a classifier's is the name of a class.
-        finish_reason: `stop`, or `length` where the limit cut it.
-        probabilities: Of each class, where it tells classes.
-    """
+    """What a model said: a text or the name of a class, why it ended, and the probability of each class."""
 
     text: str
     finish_reason: str = "stop"
@@ -130,16 +58,86 @@ class RowScore:
 
 @dataclass(frozen=True)
 class EvalModel:
-    """A model that is evaluated.
-
-    Attributes:
-        read: What it makes of each of a few examples.
-        answers: Its answers to prompts of tokens; None where it generates none.
-    """
+    """A model that is evaluated: what it makes of examples, and where it generates its answers to prompts of tokens."""
 
     name: str
     read: Callable[[Sequence[Example]], Sequence[RowScore]]
     answers: Callable[[Sequence[Sequence[int]]], Sequence[Answer]] | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One model's figures.
+
+    Attributes:
+        loss: Negative log-likelihood a trained token, in nats; of a classifier a row.
+        perplexity: exp(loss); None of a classifier.
+        cut: Of its answers, those that the limit ended.
+    """
+
+    name: str
+    loss: float
+    perplexity: float | None
+    metrics: Mapping[str, float]
+    cut: int
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """All figures by name."""
+        of_text = {} if self.perplexity is None else {"perplexity": self.perplexity}
+        return {"loss": self.loss, **of_text, **self.metrics}
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Which classes were taken for which.
+
+    Attributes:
+        matrix: `[right, predicted]`: how many rows of each class were given each class.
+    """
+
+    labels: Sequence[str]
+    matrix: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found.
+
+    Attributes:
+        task: As a config says it.
+        data: What the rows are, in a few words.
+        rows: How many there are.
+        references: Those of them that have a right answer.
+        tokens: The trained tokens that the loss is of; of a classifier the rows.
+        differences: What was evaluated minus its base, with the interval of each difference.
+        signatures: How the figures were computed whose name does not say it.
+        seconds: What it took, loading aside.
+        confusion_matrix: None of what writes text.
+    """
+
+    task: str
+    data: str
+    rows: int
+    references: int
+    tokens: int
+    measured: Figure
+    baseline: Figure | None
+    differences: Mapping[str, PairedDifference]
+    signatures: Mapping[str, str]
+    output: Path | None
+    seconds: float
+    confusion_matrix: Confusion | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """The result as JSON shows it: the figures of what was evaluated stand at the top."""
+        shown = asdict(self)
+        measured = shown.pop("measured")
+        del shown["differences"]
+        if self.baseline is not None:
+            differences = {name: asdict(each) for name, each in self.differences.items()}
+            shown["baseline"] |= {"differences": differences, "confidence": CONFIDENCE, "resamples": RESAMPLES}
+        return {**measured, **shown}
 
 
 class _Tallies:
@@ -159,6 +157,11 @@ class _Tallies:
         of_losses = self.losses.figures()
         asked = {key: figures[key] for key in self.names}
         return Figure(self.model.name, of_losses["loss"], of_losses.get("perplexity"), asked, self.cut)
+
+    @property
+    def signatures(self) -> dict[str, str]:
+        found = {name: tally.metric.signature for tally in self.texts for name in tally.metric.names}
+        return {name: signature for name in self.names if (signature := found.get(name)) is not None}
 
     def add(self, item: EvalExample, reading: RowScore) -> None:
         self.losses.add((reading.loss, item.example.trained))
@@ -209,7 +212,7 @@ def evaluate(
         measured=measured.figure,
         baseline=base.figure if base else None,
         differences=_differences(measured, base, rows=len(rows.items), references=references) if base else {},
-        signatures=_signatures(measured),
+        signatures=measured.signatures,
         output=output,
         seconds=seconds,
         confusion_matrix=Confusion(tuple(labels), told.confusion_matrix) if told else None,
@@ -282,11 +285,6 @@ def _differences(measured: _Tallies, base: _Tallies, *, rows: int, references: i
     for tally, other in zip(measured.answers, base.answers, strict=True):
         found |= paired_differences(other.figures, tally.figures, references)
     return {name: found[name] for name in (*always, *measured.names)}
-
-
-def _signatures(tallies: _Tallies) -> dict[str, str]:
-    found = {name: tally.metric.signature for tally in tallies.texts for name in tally.metric.names}
-    return {name: signature for name in tallies.names if (signature := found.get(name)) is not None}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ figure can be had of rows drawn anew.
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from loraft.tasks.task import ROUGE
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
+Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 """`[rows]`, how often each row counts."""
 Figures = Mapping[str, float]
@@ -31,14 +33,8 @@ Figures = Mapping[str, float]
 class Sums:
     """Figures of sums over rows."""
 
-    def __init__(self, size: int, figures: Callable[[NDArray[np.float64]], Figures], *, keep: bool = False) -> None:
-        """Begin at nothing.
-
-        Args:
-            size: How many numbers a row adds.
-            figures: From the sums `[size]` to the figures.
-            keep: Keep what each row adds, for `figures(counts)`.
-        """
+    def __init__(self, size: int, figures: Callable[[Floats], Figures], *, keep: bool = False) -> None:
+        """Begin at nothing; a row adds `size` numbers, which are kept for `figures(counts)` where `keep` says so."""
         self._figures = figures
         self._sums = np.zeros(size)
         self._kept = array("d") if keep else None
@@ -72,7 +68,7 @@ class RowMetric:
     names: tuple[str, ...]
     size: int
     numbers: Callable[[str, str], Sequence[float]]
-    figures: Callable[[NDArray[np.float64]], Figures]
+    figures: Callable[[Floats], Figures]
     signature: str | None = None
 
 
@@ -100,7 +96,7 @@ def loss_sums(*, keep: bool = False, of_text: bool = True) -> Sums:
     Source: total negative log-likelihood / total tokens; a mean of means would weigh the tokens of short rows more.
     """
 
-    def figures(sums: NDArray[np.float64]) -> Figures:
+    def figures(sums: Floats) -> Figures:
         total, tokens = float(sums[0]), int(sums[1])
         return {"loss": total / tokens, **({"perplexity": perplexity(total, tokens)} if of_text else {})}
 
@@ -142,10 +138,7 @@ def chrf() -> RowMetric:
 
 
 def rouge() -> RowMetric:
-    """ROUGE-1, ROUGE-2 and ROUGE-L: the mean of the rows' F-measures, 0 to 1.
-
-    Only the letters a to z and digits are read, as the field's implementation has it: in other scripts it says
-    nothing.
+    """ROUGE-1, ROUGE-2 and ROUGE-L: the mean of the rows' F-measures, 0 to 1; only a to z and digits are read.
 
     Source: Lin 2004, as rouge-score computes it.
     """
@@ -158,7 +151,7 @@ def rouge() -> RowMetric:
         scores = scorer.score(reference, prediction)
         return [*(scores[name].fmeasure for name in ROUGE), 1]
 
-    def figures(sums: NDArray[np.float64]) -> Figures:
+    def figures(sums: Floats) -> Figures:
         return {name: float(total / sums[-1]) for name, total in zip(ROUGE, sums, strict=False)}
 
     signature = f"measure:f1|stemmer:no|script:a-z0-9|version:{version('rouge-score')}"
@@ -182,7 +175,7 @@ def _sacrebleu(name: str, metric: Metric, size: int) -> RowMetric:
         (counts,) = metric._extract_corpus_statistics([prediction], [[reference]])
         return [float(count) for count in counts]
 
-    def figures(sums: NDArray[np.float64]) -> Figures:
+    def figures(sums: Floats) -> Figures:
         return {name: float(metric._compute_score_from_stats(sums.astype(int).tolist()).score)}
 
     numbers("a", "a")  # the signature wants to know how many references a row has
@@ -207,26 +200,17 @@ def is_valid_json(text: str) -> bool:
     return True
 
 
-Margin = NDArray[np.float64]
-"""A number for each label: `[label]`."""
-
-
 class LabelTally:
-    """The figures of predicted labels: a matrix is held, and no row."""
+    """The figures of predicted labels: a matrix is held, and no row but with `keep`, for `figures(counts)`."""
 
     def __init__(self, labels: Sequence[str], *, keep: bool = False) -> None:
-        """Begin at nothing; `keep` keeps each row's pair of labels, for `figures(counts)`."""
         self.labels = tuple(labels)
         self._places = {label: place for place, label in enumerate(self.labels)}
         self._cells = np.zeros(len(self.labels) ** 2, dtype=np.int64)
         self._kept = array("q") if keep else None
 
     def add(self, prediction: str, reference: str) -> None:
-        """Count one more row.
-
-        Raises:
-            KeyError: One of the two is none of the labels.
-        """
+        """Count one more row."""
         cell = self._places[reference] * len(self.labels) + self._places[prediction]
         self._cells[cell] += 1
         if self._kept is not None:
@@ -240,8 +224,7 @@ class LabelTally:
     def figures(self, counts: Counts | None = None) -> Figures:
         """`accuracy`, `macro_f1` and `mcc`; of each row once, or as often as `counts` says where rows were kept.
 
-        A correlation where one label stands alone is 0, as scikit-learn has it, whose functions are too slow for a
-        bootstrap's thousand draws.
+        A correlation where one label stands alone is 0, as in scikit-learn, which is too slow for a thousand draws.
 
         Source: Matthews' correlation of several labels is Gorodkin's, 2004.
         """
@@ -251,18 +234,68 @@ class LabelTally:
         mcc = float((hits.sum() * rows - right @ given) / np.sqrt(spread)) if spread > 0 else 0.0
         return {**label_figures(right, given, hits), "mcc": mcc}
 
-    def _margins(self) -> tuple[Margin, Margin, Margin]:
+    def _margins(self) -> tuple[Floats, Floats, Floats]:
         """`[label]`: how many rows are of each label, were given it, and both."""
         matrix = self._cells.reshape(len(self.labels), -1).astype(np.float64)
         return matrix.sum(1), matrix.sum(0), matrix.diagonal()
 
-    def _drawn(self, counts: Counts) -> tuple[Margin, Margin, Margin]:
+    def _drawn(self, counts: Counts) -> tuple[Floats, Floats, Floats]:
         """The same of rows drawn anew, without their matrix: a thousand classes have a million cells in each draw."""
         if self._kept is None:
             raise ValueError("the rows were not kept")
         right, given = np.divmod(np.frombuffer(self._kept, dtype=np.int64), len(self.labels))
 
-        def margin(labels: NDArray[np.int64], weights: Counts) -> Margin:
+        def margin(labels: NDArray[np.int64], weights: Counts) -> Floats:
             return np.bincount(labels, weights=weights, minlength=len(self.labels)).astype(np.float64)
 
         return margin(right, counts), margin(given, counts), margin(right, counts * (right == given))
+
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """One figure of a second model minus that of a first on the same rows, and the ends of its confidence interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def paired_differences(
+    first: Callable[[Counts | None], Figures],
+    second: Callable[[Counts | None], Figures],
+    rows: int,
+    *,
+    seed: int = 0,
+) -> Mapping[str, PairedDifference]:
+    """The difference of each figure of two models, with a confidence interval of 95 %.
+
+    As many rows as there are are drawn, with replacement, and both models are measured on the same draw; the interval
+    runs between the quantiles of the differences of many such draws.
+
+    `first` and `second` give a model's figures of `rows` rows, each as often as they are told.
+
+    Source: Efron and Tibshirani 1993, the percentile interval; paired as in Koehn 2004.
+    """
+    if rows < 1:
+        raise ValueError("a bootstrap over no rows")
+
+    def minus(figures: Figures, others: Figures) -> dict[str, float]:
+        return {name: value - others[name] for name, value in figures.items()}
+
+    random = np.random.Generator(np.random.PCG64(seed))
+    drawn: dict[str, list[float]] = {}
+    for _ in range(RESAMPLES):
+        counts = np.bincount(random.integers(rows, size=rows), minlength=rows)
+        for name, value in minus(second(counts), first(counts)).items():
+            drawn.setdefault(name, []).append(value)
+    found, whole = {}, minus(second(None), first(None))
+    for name, values in drawn.items():
+        # Not a number where some are not, as the difference of two infinities.
+        known = all(map(math.isfinite, values))
+        ends = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if known else (math.nan, math.nan)
+        found[name] = PairedDifference(whole[name], *map(float, ends))
+    return found

@@ -1,4 +1,4 @@
-"""What a verb works on, opened: sessions that answer, classifiers, and what is evaluated of either.
+"""What a verb works on, opened: sessions that answer, classifiers, what is evaluated of either, and by which figures.
 
 Generation, prediction, evaluation and training know nothing of one another; here they are put together for `api`, whose
 functions then read as a table of contents.
@@ -6,7 +6,8 @@ functions then read as a table of contents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import classes_of, resolve_target, task_of
 from loraft.dataset.source_rows import expand_sources
-from loraft.errors import AdapterError, ModelError
+from loraft.errors import AdapterError, DataError, ModelError, lacking
 from loraft.evaluation.eval_dataset import (
     EvalPurpose,
     EvalSource,
@@ -28,6 +29,7 @@ from loraft.evaluation.eval_dataset import (
     unasked_as_trained,
 )
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
+from loraft.evaluation.metrics import is_valid_json
 from loraft.events import Note, Observer
 from loraft.inference.classifier import Classifier, open_classifier, refuse_no_classifier
 from loraft.inference.decoder_state import prompt_limit
@@ -37,6 +39,7 @@ from loraft.inference.session import BASE, Session, in_languages, open_session, 
 from loraft.models.modules import wrapped_model
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
+from loraft.tasks.task import ROUGE, Task
 from loraft.tokenization.examples import Example
 
 ANSWERS = "{} answers; {} would with `compare`, or in a chat"
@@ -44,29 +47,20 @@ MEASURED = "{} is measured, and {} not: give each alone as `adapters`"
 
 
 class RequestedModel:
-    """What a caller asks for; what it means is looked up once, when it is first needed.
-
-    Attributes:
-        choice: As the caller says it.
-    """
+    """What a caller asks for, a name alone as a target; what it means is looked up once, when it is first needed."""
 
     def __init__(self, model: ModelRequest | str) -> None:
-        """A name alone is a target."""
         self.choice = ModelRequest(model) if isinstance(model, str) else model
 
     @cached_property
     def found(self) -> ResolvedTarget:
-        """What it means.
-
-        Raises:
-            InvalidInputError: Nothing is found, or what is found does not go together.
-        """
+        """What it means."""
         return resolve_target(self.choice.target, self.choice.adapters, base_model=self.choice.base_model)
 
     @property
     def source_language(self) -> str | None:
         """The language of what an encoder-decoder reads, as rows of translations call it; None where nobody says."""
-        return self.choice.source_lang or self.found.metadata.sources.source_lang
+        return in_languages(self.found.metadata.sources, self.choice).source_lang
 
     @property
     def learned_columns(self) -> Mapping[str, str]:
@@ -75,21 +69,12 @@ class RequestedModel:
         return expand_sources(run.config.data)[0][0].columns if run is not None else {}
 
     def session(self) -> Session:
-        """It, loaded and ready to answer.
-
-        Raises:
-            InvalidInputError: It writes no text, or cannot be used.
-        """
+        """It, loaded and ready to answer."""
         return open_session(self.choice, self.found)
 
     def classifier(self, observer: Observer) -> Classifier:
-        """It, loaded and ready to tell classes; what there is to say about it is told.
-
-        Raises:
-            InvalidInputError: It is none, or cannot be used.
-        """
-        choice = self.choice
-        opened = open_classifier(choice.target, quantize=choice.quantize, dtype=choice.dtype, found=self.found)
+        """It, loaded and ready to tell classes; what there is to say about it is told."""
+        opened = open_classifier(self.choice, self.found)
         tell(observer, *opened.notes)
         return opened
 
@@ -148,11 +133,7 @@ def classifying(
     *,
     baseline: bool,
 ) -> tuple[EvaluatedRows, list[EvalModel]]:
-    """The same of a classifier.
-
-    Raises:
-        AdapterError: Its base is wanted, whose files lack the head.
-    """
+    """The same of a classifier; its base is refused where its files lack the head."""
     classifier = model.classifier(observer)
     if baseline and classifier.loaded.new_modules:
         raise _no_baseline(classifier.loaded.name)
@@ -173,17 +154,15 @@ def _subject(session: Session, name: str, settings: Settings, batch_size: int) -
 
     The base is asked as its adapter is: the same tokens, the same ends of an answer.
     """
-    voice = session.voice(name)
-    dtype = session.loaded.placement.dtype
-    autocast = None if dtype == torch.float32 else dtype
-    task = task_of_base(session.loaded)
+    voice, placement, task = session.voice(name), session.loaded.placement, task_of_base(session.loaded)
+    autocast = None if placement.dtype == torch.float32 else placement.dtype
     loss = task.loss(wrapped_model(session.model), session.loaded.family, autocast)
     # Padding is on the right, where no real token attends to it; 0 is a token that every vocabulary has.
     layout = BatchLayout(packed=False, pad_id=0)
 
     def read(examples: Sequence[Example]) -> list[RowScore]:
         with session.speaking(voice), torch.inference_mode():
-            batch = task.collate(examples, layout).to(session.loaded.placement.device)
+            batch = task.collate(examples, layout).to(placement.device)
             losses = loss.of_rows(batch, [example.trained for example in examples]).tolist()
         return [RowScore(each) for each in losses]
 
@@ -203,12 +182,9 @@ def _telling(classifier: Classifier, name: str, *, base: bool) -> EvalModel:
             scores = classifier.scores(examples)
         right = torch.tensor([example.labels[0] for example in examples])
         losses = cross_entropy(scores, right, reduction="none").tolist()
-        return [
-            RowScore(
-                loss, Answer(classifier.labels[at], probabilities=dict(zip(classifier.labels, shares, strict=True)))
-            )
-            for loss, at, shares in zip(losses, scores.argmax(1).tolist(), scores.softmax(1).tolist(), strict=True)
-        ]
+        shares = [dict(zip(classifier.labels, each, strict=True)) for each in scores.softmax(1).tolist()]
+        answers = [Answer(classifier.labels[at], probabilities=shares[row]) for row, at in enumerate(scores.argmax(1))]
+        return [RowScore(*each) for each in zip(losses, answers, strict=True)]
 
     return EvalModel(name, read)
 
@@ -228,3 +204,72 @@ def tell(observer: Observer, *notes: str) -> None:
     """Tell an observer some sentences."""
     for note in notes:
         observer(Note(note))
+
+
+PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", **dict.fromkeys(ROUGE, "rouge_score")}
+"""The packages that compute metrics, where not loraft does."""
+GROUPS = {"rouge": ROUGE}
+
+
+def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, ...]:
+    """The figures that are meant, each once, groups taken apart; where one is wrong, those of `task` are proposed.
+
+    Raises:
+        DataError: A name is none that any task knows; the nearest one is named.
+    """
+    every = tuple(dict.fromkeys([*(name for task in TASKS.values() for name in _names(task)), *GROUPS]))
+    by_lower_case = {name.lower(): name for name in every}
+    found: list[str] = []
+    for given in names:
+        name = by_lower_case.get(given.strip().lower().replace("-", "_"))
+        if name is None:
+            offered = every if task is None else _names(task)
+            begin = [each for each in offered if each.lower().startswith(given.strip().lower())]
+            nearest = next(iter(begin or difflib.get_close_matches(given.strip().lower(), offered, n=1)), None)
+            remedy = f"{f'Did you mean {nearest}? ' if nearest else ''}The metrics are {', '.join(offered)}."
+            raise DataError(f"there is no metric {given.strip()!r}", parameter="metrics", remedy=remedy)
+        found += GROUPS.get(name, (name,))
+    return tuple(dict.fromkeys(found))
+
+
+def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collection[str]) -> tuple[str, ...]:
+    """The figures that are computed besides the loss: those that were asked for, or what suits task and references.
+
+    Raises:
+        DataError: One that was asked for is not of this task, has no references, or its package is absent.
+    """
+    metrics = task.metrics
+    if asked is None:
+        if not references:
+            return ()
+        _require_packages(metrics.default)
+        all_json = bool(metrics.where_json) and all(map(_is_json_structure, references))
+        return metrics.default + (metrics.where_json if all_json else ())
+    wanted = tuple(name for name in asked if name not in metrics.always)
+    if unfit := [name for name in wanted if name not in metrics.offered]:
+        others = [other.name for other in TASKS.values() if unfit[0] in _names(other)]
+        message = f"{unfit[0]} measures {' and '.join(others)}, and this is {task.name}"
+        raise DataError(message, parameter="metrics", remedy=f"There are {', '.join(_names(task))}.")
+    if wanted and not references:
+        message = f"{wanted[0]} compares answers with references, and no row has one"
+        remedy = "Plain text has only a loss; rows of messages or of prompt and completion have references."
+        raise DataError(message, parameter="metrics", remedy=remedy)
+    _require_packages(wanted)
+    return wanted
+
+
+def _require_packages(names: Sequence[str]) -> None:
+    needed = {PACKAGES[name]: name for name in reversed(names) if name in PACKAGES}
+    absent = (lacking(package, name, parameter="metrics") for package, name in needed.items())
+    if problems := [problem for problem in absent if problem is not None]:
+        raise DataError.several(problems)
+
+
+def _names(task: Task) -> tuple[str, ...]:
+    """Every metric of a task."""
+    return (*task.metrics.always, *task.metrics.offered)
+
+
+def _is_json_structure(text: str) -> bool:
+    """Whether a text is a JSON object or list: a bare number is JSON too, but says nothing of what was meant."""
+    return text.lstrip().startswith(("{", "[")) and is_valid_json(text)

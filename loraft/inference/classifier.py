@@ -14,9 +14,9 @@ from loraft.adapters.active import acting
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, classes_of, resolve_target
 from loraft.adapters.save_adapter import load_adapters
-from loraft.config.choices import DtypeName
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError, NonFiniteError
+from loraft.inference.requests import ModelRequest
 from loraft.models.device import select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_any_config, load_model
@@ -33,7 +33,6 @@ class TextTokens:
     """A text, or a pair of texts, as tokens.
 
     Attributes:
-        ids: The tokens.
         types: Which of two texts each is of, where the model tells them apart.
         is_cut: The text is longer than the model's positions, and these are its beginning.
     """
@@ -134,46 +133,27 @@ class Classifier:
         if not scores.isfinite().all():
             remedy = "Compute in another `dtype`: float16 overflows in some models."
             raise NonFiniteError("the scores of the classes are not finite", parameter="target", remedy=remedy)
-        shares = scores.softmax(-1).tolist()
-        return [dict(zip(self.labels, each, strict=True)) for each in shares]
+        return [dict(zip(self.labels, each, strict=True)) for each in scores.softmax(-1).tolist()]
 
 
-def open_classifier(
-    target: str | None,
-    adapters: Sequence[str] = (),
-    *,
-    base_model: str | None = None,
-    quantize: QuantizationSection | None = None,
-    dtype: DtypeName | None = None,
-    found: ResolvedTarget | None = None,
-) -> Classifier:
-    """Load a classifier.
-
-    Args:
-        target: An adapter, a run, a checkpoint or a config, or a model that classifies by itself.
-        adapters: An adapter beside its base, which is then `target` or the one that it names.
-        base_model: The base to use, whatever the adapter names.
-        quantize: Store the base in 4 bits; None stores it as it was in training.
-        dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
-        found: What these words mean, where that was found already.
+def open_classifier(choice: ModelRequest, found: ResolvedTarget | None = None) -> Classifier:
+    """Load a classifier; `found` is what the choice means, where that was found already.
 
     Raises:
         InvalidInputError: Something cannot be found or does not fit, or is no classifier.
     """
-    found = found or resolve_target(target, adapters, base_model=base_model)
+    found = found or resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if len(found.adapters) > 1:
         raise AdapterError("one classifier tells classes, and there are several", parameter="adapters")
     section = found.model.section
-    if dtype is not None:
-        section = section.model_copy(update={"dtype": dtype})
-    quantization = found.quantization if quantize is None else quantize
-    families = CLASSIFIERS
+    if choice.dtype is not None:
+        section = section.model_copy(update={"dtype": choice.dtype})
+    quantization = found.quantization if choice.quantize is None else choice.quantize
     with base_named_by(found):
         labels = classes_of(found)
-        refuse_no_classifier(found, labels, target)
-        loaded = load_model(
-            found.model, select_device(section), quantization=quantization, among=families, labels=labels
-        )
+        refuse_no_classifier(found, labels, choice.target)
+        placement = select_device(section)
+        loaded = load_model(found.model, placement, quantization=quantization, among=CLASSIFIERS, labels=labels)
     notes = (*found.notes, *loaded.notes)
     model: nn.Module = loaded.model
     if found.adapters:
@@ -182,55 +162,37 @@ def open_classifier(
     elif loaded.new_modules:
         lacks = " and ".join(loaded.new_modules)
         raise ModelError(f"its files lack {lacks}, and random numbers would answer", where=section.name_or_path)
-    renderer = ClassificationRenderer(
-        loaded.tokenizer, labels, special_tokens_in_text=found.metadata.special_tokens_in_text
-    )
+    control = found.metadata.special_tokens_in_text
+    renderer = ClassificationRenderer(loaded.tokenizer, labels, special_tokens_in_text=control)
     name = found.adapters[0].name if found.adapters else None
     return Classifier(loaded, model, renderer, found.adapter, name, quantization, notes)
 
 
 def refuse_no_classifier(found: ResolvedTarget, labels: Sequence[str], target: str | None) -> None:
-    """Refuse what does not tell one of several classes.
+    """Refuse what does not tell one of several classes, whose names are `labels`; `target` is as it was given.
 
-    Args:
-        found: What the target means.
-        labels: Its classes, as `classes_of` gives them.
-        target: Its name, as it was given.
+    Softmax would make 100 % of the one number of a regression, and share one text among classes that all hold. Of two
+    classes of one name one would get lost.
 
     Raises:
         ModelError: It has no head for classes, or one whose scores are no choice between them.
     """
     called = target or (str(found.adapter) if found.adapter else found.base)
-    if labels:
-        _refuse_no_choice(found, labels, called)
-        return
-    if found.adapters and found.metadata.task is not None:
-        raise ModelError(
-            f"{called} was trained for {found.metadata.task}: it writes text, and tells no classes",
-            parameter="target",
-            remedy=f"Let it answer: `loraft.generate({called!r}, prompt=TEXT)`",
-        )
-    raise ModelError(
-        f"{called} has no head that tells classes",
-        parameter="target",
-        remedy="Train one first: task: seq_cls. What writes text answers by `loraft.generate`.",
-    )
-
-
-def _refuse_no_choice(found: ResolvedTarget, labels: Sequence[str], called: str) -> None:
-    """Softmax would make 100 % of the one number of a regression, and share one text among classes that all hold.
-
-    Of two classes of one name one would get lost.
-    """
-    if twice := sorted({name for name in labels if labels.count(name) > 1}):
+    problem_type = load_any_config(found.model).problem_type if labels and not found.adapters else None
+    remedy = "Use it with transformers, or train a head: task: seq_cls."
+    if not labels and found.adapters and found.metadata.task is not None:
+        message = f"{called} was trained for {found.metadata.task}: it writes text, and tells no classes"
+        remedy = f"Let it answer: `loraft.generate({called!r}, prompt=TEXT)`"
+    elif not labels:
+        message = f"{called} has no head that tells classes"
+        remedy = "Train one first: task: seq_cls. What writes text answers by `loraft.generate`."
+    elif twice := sorted({name for name in labels if labels.count(name) > 1}):
         message = f"{called} has several classes of the name {', '.join(twice)}"
         remedy = "Give them names of their own: id2label in its config.json."
-        raise ModelError(message, parameter="target", remedy=remedy)
-    problem_type = None if found.adapters else load_any_config(found.model).problem_type
-    if len(labels) == 1 or problem_type == "regression":
+    elif len(labels) == 1 or problem_type == "regression":
         message = f"{called} gives a text a number, not one of several classes"
     elif problem_type == "multi_label_classification":
         message = f"several classes of {called} may hold of one text, and loraft tells one"
     else:
         return
-    raise ModelError(message, parameter="target", remedy="Use it with transformers, or train a head: task: seq_cls.")
+    raise ModelError(message, parameter="target", remedy=remedy)

@@ -33,7 +33,7 @@ class ChatStream(TokenStream):
     """An answer on its way: iterate over its tokens, or `stop` it; either way it is then part of the conversation.
 
     Attributes:
-        prompt_tokens: The tokens of the conversation up to this answer.
+        prompt_tokens: How many the conversation has up to this answer.
         held: Those of them that the cache held already; the rest was read.
     """
 
@@ -49,13 +49,7 @@ class ChatStream(TokenStream):
 
 
 class ChatSession:
-    """What was said, in whose voice it goes on, and what that voice has read.
-
-    Attributes:
-        session: The open model.
-        options: How answers are made; what is None is as it was saved.
-        voice: Who answers.
-    """
+    """What was said, in whose voice it goes on, and what that voice has read."""
 
     def __init__(self, session: Session, options: GenerationRequest) -> None:
         self.session = session
@@ -108,13 +102,12 @@ class ChatSession:
             message = f"the conversation has {len(ids):,} tokens, and this model has learned {most:,} positions"
             raise DataError(message, remedy="Begin anew, or take turns back.")
         settings = self.voice.settings(self.options)
-        if settings["rules"].num_beams > 1:  # several answers are followed at once, so nothing of one can be kept
-            answered = stream(self.session.model, self.voice.tokenizer, ids, **settings)
-            return ChatStream(self._tokens(self.voice, asked, None, answered), len(ids), 0)
-        context = self._contexts.pop(self.voice.name, None) or DecoderState(self.session.model, rewinds=True)
-        # The last token is read in any case: its logits are what comes next.
-        held = shared_beginning(context.first_row, ids[:-1])
-        context.rewind(held)
+        context, held = None, 0
+        if settings["rules"].num_beams == 1:  # of several answers that are followed at once nothing can be kept
+            context = self._contexts.pop(self.voice.name, None) or DecoderState(self.session.model, rewinds=True)
+            # The last token is read in any case: its logits are what comes next.
+            held = shared_beginning(context.first_row, ids[:-1])
+            context.rewind(held)
         answered = stream(self.session.model, self.voice.tokenizer, ids, **settings, context=context)
         return ChatStream(self._tokens(self.voice, asked, context, answered), len(ids), held)
 
@@ -122,29 +115,24 @@ class ChatSession:
         self, voice: Speaker, asked: list[Message], context: DecoderState | None, answered: Stream
     ) -> Generator[Token, None, Completion]:
         """The tokens of an answer, which becomes part of the conversation however far it came."""
-        text = ""
+        text, read = "", {} if context is None else {voice.name: context}
         try:
             with self.session.speaking(voice):
                 for token in answered:
                     text += token.text
                     yield token
         except (torch.OutOfMemoryError, OutOfMemoryError) as error:
-            raise OutOfMemoryError(
-                "the device ran out of memory: the answer and its question are taken back"
-            ) from error
+            message = "the device ran out of memory: the answer and its question are taken back"
+            raise OutOfMemoryError(message) from error
         except GeneratorExit:
             answered.stop()
+            self._contexts |= read
             if text:
                 self._messages = [*asked, Message("assistant", text)]
-            self._keep(voice, context)
             raise
+        self._contexts |= read
         self._messages = [*asked, Message("assistant", answered.completion.completion)]
-        self._keep(voice, context)
         return answered.completion
-
-    def _keep(self, voice: Speaker, context: DecoderState | None) -> None:
-        if context is not None:
-            self._contexts[voice.name] = context
 
     def reset(self) -> None:
         """Forget all that was said and read; system prompt, options and voice stay."""
@@ -193,10 +181,14 @@ def save_conversation(path: Path, messages: Sequence[Message]) -> int:
         DataError: There is no answer, the file is there already, or it cannot be written.
     """
     if path.suffix.lower() != ".jsonl":
-        raise DataError(
-            "is not named as a file of rows", where=str(path), remedy=f"Name it {path.stem or 'chat'}.jsonl."
-        )
-    kept = _answered(messages)
+        remedy = f"Name it {path.stem or 'chat'}.jsonl."
+        raise DataError("is not named as a file of rows", where=str(path), remedy=remedy)
+    kept: list[Message] = []
+    for message in messages:
+        if message.role == "assistant" and not message.content.strip():
+            kept.pop()
+        else:
+            kept.append(message)
     answers = sum(message.role == "assistant" for message in kept)
     if not answers:
         raise DataError("there is no answer to save yet", where=str(path))
@@ -213,13 +205,3 @@ def save_conversation(path: Path, messages: Sequence[Message]) -> int:
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from error
     return answers
-
-
-def _answered(messages: Sequence[Message]) -> list[Message]:
-    kept: list[Message] = []
-    for message in messages:
-        if message.role == "assistant" and not message.content.strip():
-            kept.pop()
-        else:
-            kept.append(message)
-    return kept

@@ -98,20 +98,14 @@ def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str
 
 def _require_columns(path: Path, read: RowsRead, columns: Mapping[str, str]) -> None:
     """A column that no row has is one mistake, not one a row."""
-    there = read.columns
+    there, problems = read.columns, []
     by_small = {name.lower(): name for name in there}
-    named_by = {"text": "text_column", "text_pair": "pair_column"}
-    wanted = {"text": "text", **columns}
-    problems = [
-        Problem(
-            f"there is no column {theirs!r}; the columns are {', '.join(there)}",
-            str(path),
-            remedy=f"Name the one that holds the texts: `{named_by[ours]}={by_small.get(theirs.lower(), 'NAME')!r}`.",
-            parameter="texts",
-        )
-        for ours, theirs in wanted.items()
-        if len(read.rows) > 1 and theirs not in there
-    ]
+    for ours, theirs in {"text": "text", **columns}.items():
+        if len(read.rows) > 1 and theirs not in there:
+            named_by = "text_column" if ours == "text" else "pair_column"
+            message = f"there is no column {theirs!r}; the columns are {', '.join(there)}"
+            remedy = f"Name the one that holds the texts: `{named_by}={by_small.get(theirs.lower(), 'NAME')!r}`."
+            problems.append(Problem(message, str(path), remedy=remedy, parameter="texts"))
     if problems:
         raise DataError.several(problems)
 
@@ -182,11 +176,7 @@ def _lines_of(output: Path) -> Path:
 
 
 def _write_csv(lines: Path, output: Path) -> None:
-    """The rows of `lines` as a table, a column for the probability of each class; whole or not at all.
-
-    Raises:
-        DataError: It cannot be written.
-    """
+    """The rows of `lines` as a table, a column for the probability of each class; whole or not at all."""
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").split("\n")[:-1]]
     flat = [
         {key: value for key, value in row.items() if key not in ("probabilities", ANSWERED_BY)}

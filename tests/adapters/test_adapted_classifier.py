@@ -17,6 +17,7 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import ModelSection
 from loraft.errors import AdapterError, InvalidInputError, ModelError
 from loraft.inference.classifier import Classifier, open_classifier
+from loraft.inference.requests import ModelRequest
 from loraft.models.load_model import load_config, missing_head_modules
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import CLASSIFIERS
@@ -51,7 +52,7 @@ def scores(adapted: AdaptedModel, opened: Classifier) -> torch.Tensor:
 def test_c20_what_was_saved_gives_identical_logits(tmp_path: Path, model_type: str, method: str) -> None:
     """C20: reloaded from the adapter alone, base and classes found by it."""
     adapted = trained(classifier_config(tmp_path, model_type, method=method), tmp_path / "saved")
-    opened = open_classifier(str(tmp_path / "saved"), dtype="float32" if method == "full" else None)
+    opened = open_classifier(ModelRequest(str(tmp_path / "saved"), dtype="float32" if method == "full" else None))
     assert opened.labels == tuple(sorted(LABELS))
     assert torch.equal(scores(adapted, opened), opened.logits(opened.tokens(TEXTS)))
 
@@ -61,7 +62,7 @@ def test_c20_what_was_saved_gives_identical_logits(tmp_path: Path, model_type: s
 def test_c20_pefts_three_lines_give_the_same_logits(tmp_path: Path, model_type: str) -> None:
     """C20: whoever loads it with peft gets the head that was trained, and nothing in the folder names what is not."""
     adapted = trained(classifier_config(tmp_path, model_type), tmp_path / "saved")
-    opened = open_classifier(str(tmp_path / "saved"))
+    opened = open_classifier(ModelRequest(str(tmp_path / "saved")))
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=3)
     model = PeftModel.from_pretrained(base, str(tmp_path / "saved")).eval()
     rows = opened.tokens(TEXTS)
@@ -84,7 +85,7 @@ def test_c20_the_cards_code_loads_an_adapter_on_a_base_with_another_head(tmp_pat
     exec(
         code.replace("path/to/adapter", str(tmp_path / "saved")).replace('("model"', f'("{tmp_path / "model"}"'), found
     )
-    opened = open_classifier(str(tmp_path / "saved"))
+    opened = open_classifier(ModelRequest(str(tmp_path / "saved")))
     with torch.no_grad():
         rows = (torch.tensor([row.ids]) for row in opened.tokens(TEXTS))
         theirs = torch.cat([found["model"](input_ids=ids).logits for ids in rows])
@@ -177,13 +178,13 @@ def test_an_adapter_without_the_head_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "saved/adapter_model.safetensors"
     save_file({key: value for key, value in load_file(file).items() if "pooler" not in key}, file)
     with pytest.raises(AdapterError, match=r"neither the adapter nor its base has bert\.pooler"):
-        open_classifier(str(tmp_path / "saved"))
+        open_classifier(ModelRequest(str(tmp_path / "saved")))
 
 
 def test_an_adapter_of_another_tool_tells_how_many_classes_there_are(tmp_path: Path) -> None:
     adapted = trained(classifier_config(tmp_path), tmp_path / "saved")
     (tmp_path / "saved/loraft.json").unlink()
-    opened = open_classifier(str(tmp_path / "saved"), dtype="float32")
+    opened = open_classifier(ModelRequest(str(tmp_path / "saved"), dtype="float32"))
     assert opened.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert torch.equal(scores(adapted, opened), opened.logits(opened.tokens(TEXTS)))
 
@@ -191,7 +192,7 @@ def test_an_adapter_of_another_tool_tells_how_many_classes_there_are(tmp_path: P
 def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
     classifier_config(tmp_path, "llama")
     with pytest.raises(ModelError, match="has no head that tells classes"):
-        open_classifier(str(tmp_path / "model"))
+        open_classifier(ModelRequest(str(tmp_path / "model")))
 
 
 def classifier_of(folder: Path, **sizes: Any) -> Path:
@@ -210,7 +211,7 @@ def test_the_names_of_classes_follow_their_numbers_not_the_file(tmp_path: Path) 
     config["id2label"] = dict(sorted(config["id2label"].items()))
     assert list(config["id2label"])[2] == "10"
     (folder / "config.json").write_text(json.dumps(config))
-    assert open_classifier(str(folder)).labels == tuple(names)
+    assert open_classifier(ModelRequest(str(folder))).labels == tuple(names)
     section = ModelSection(name_or_path=str(folder))
     as_classifier = load_config(section, CLASSIFIERS, names)
     assert missing_head_modules(folder, as_classifier, CLASSIFIERS["bert"]) == ()
@@ -220,7 +221,7 @@ def test_two_classes_without_names_are_told_apart(tmp_path: Path) -> None:
     """Transformers writes no id2label where it has its own names; the head was said to be lacking."""
     folder = classifier_of(tmp_path)
     assert "id2label" not in json.loads((folder / "config.json").read_text())
-    opened = open_classifier(str(folder), dtype="float32")
+    opened = open_classifier(ModelRequest(str(folder), dtype="float32"))
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     (row,) = opened.tokens(TEXTS[:1])
     with torch.no_grad():
@@ -240,4 +241,4 @@ def test_two_classes_without_names_are_told_apart(tmp_path: Path) -> None:
 def test_a_head_that_chooses_no_class_is_refused(tmp_path: Path, sizes: dict[str, Any], message: str) -> None:
     """Softmax would call the one number of a regression 100 %, and share a text among classes that all hold."""
     with pytest.raises(ModelError, match=message):
-        open_classifier(str(classifier_of(tmp_path, **sizes)))
+        open_classifier(ModelRequest(str(classifier_of(tmp_path, **sizes))))

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from loraft.evaluation.evaluation_result import paired_differences
-from loraft.evaluation.metrics import Counts, Figures, loss_sums
+from loraft.evaluation.metrics import Counts, Figures, loss_sums, paired_differences
 
 
 def losses(*rows: float) -> Callable[[Counts | None], Figures]:

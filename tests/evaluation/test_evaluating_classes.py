@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from loraft import api
 from loraft.errors import AdapterError, DataError, NonFiniteError, OutOfMemoryError
-from loraft.evaluation.evaluation_result import Evaluation
+from loraft.evaluation.evaluator import Evaluation
 from loraft.events import Event, Note
 from loraft.inference.requests import ModelRequest
 from tests.tiny import tiny_tokenizer

@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from loraft import api
 from loraft.errors import DataError
-from loraft.evaluation.evaluation_result import Evaluation
+from loraft.evaluation.evaluator import Evaluation
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from tests.inference.test_pair_voices import multilingual_base, of_peft
 from tests.inference.voices import pair_adapter_in

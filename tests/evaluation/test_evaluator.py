@@ -19,8 +19,7 @@ from loraft.config.sections import DataSource
 from loraft.dataset.build import prepare
 from loraft.errors import Interrupted, NonFiniteError
 from loraft.evaluation.eval_dataset import EvaluatedRows, PastRun, read_eval_source, rows_of
-from loraft.evaluation.evaluation_result import Evaluation
-from loraft.evaluation.evaluator import Answer, EvalModel, RowScore, evaluate
+from loraft.evaluation.evaluator import Answer, EvalModel, Evaluation, RowScore, evaluate
 from loraft.events import Event, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.training.memory import peak_bytes

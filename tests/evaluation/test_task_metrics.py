@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loraft.errors import DataError
-from loraft.evaluation.evaluator import chosen_metrics, known_metrics
+from loraft.evaluation.open_model import chosen_metrics, known_metrics
 from loraft.tasks import TASKS
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from loraft import errors
 from loraft.errors import DataError, ModelError
-from loraft.evaluation.evaluator import chosen_metrics
+from loraft.evaluation.open_model import chosen_metrics
 from loraft.models.gguf_import import convert
 from loraft.tasks import TASKS
 from loraft.training.run_events import tracker_problems

@@ -19,7 +19,7 @@ from loraft.config.choices import RowFormat
 from loraft.inference.requests import GenerationRequest
 
 if TYPE_CHECKING:
-    from loraft.evaluation.evaluation_result import Confusion, Evaluation
+    from loraft.evaluation.evaluator import Confusion, Evaluation
 
 LABEL_WIDTH = 22
 MOST_CLASSES = 10
