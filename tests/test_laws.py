@@ -57,7 +57,6 @@ LONG_FILES = {
     "loraft/rows/formats.py",
     "loraft/rows/readers.py",
     "loraft/tokenization/assistant_mask.py",
-    "loraft/tokenization/causal_lm_rows.py",
     "loraft/tokenization/long_texts.py",
 }
 FULL_FOLDERS: set[str] = set()

@@ -35,7 +35,7 @@ from loraft.io.checksums import write_record
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import LoadedModel
 from loraft.tasks import TASKS
-from loraft.tokenization.row_renderer import RowRenderer
+from loraft.tokenization.examples import RowRenderer
 from loraft.version import __version__, version_of
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")

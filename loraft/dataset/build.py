@@ -45,8 +45,7 @@ from loraft.errors import DataError, Problem
 from loraft.figures import counted
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
-from loraft.tokenization.examples import Example
-from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 SAMPLES = 3
 SHOWN_COLUMNS = 8

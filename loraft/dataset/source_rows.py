@@ -22,8 +22,7 @@ from loraft.rows.raw_rows import RowsRead, read_rows
 from loraft.tasks import TASKS
 from loraft.tasks.detect_format import check_format, detect_format
 from loraft.tasks.task import Task
-from loraft.tokenization.examples import Example
-from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 EVAL_STREAM = 0x5EED
 """Keeps the draw of the held-out rows apart from the order of epochs, which has the same seed."""

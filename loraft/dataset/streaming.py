@@ -27,8 +27,7 @@ from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import count_rows, raw_rows
 from loraft.rows.readers import RawRow, Row
 from loraft.tasks import TASKS
-from loraft.tokenization.examples import Example
-from loraft.tokenization.row_renderer import RowRenderer
+from loraft.tokenization.examples import Example, RowRenderer
 
 TOKENIZED_AT_ONCE = 64
 DRAWS_AT_ONCE = 4096

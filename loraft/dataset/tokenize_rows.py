@@ -17,9 +17,8 @@ from typing import Any
 from loraft.config.sections import DataSection, DataSource
 from loraft.errors import DataError, Problem
 from loraft.rows.formats import Record
-from loraft.tokenization.examples import Example
+from loraft.tokenization.examples import Example, RowRenderer
 from loraft.tokenization.long_texts import ManyTokensError
-from loraft.tokenization.row_renderer import RowRenderer
 
 DROP = "write data.on_overlength: drop"
 

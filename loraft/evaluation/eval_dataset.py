@@ -35,8 +35,7 @@ from loraft.rows.formats import has_columns
 from loraft.rows.raw_rows import read_rows
 from loraft.tasks import TASKS
 from loraft.tasks.task import Reference, SourceFormat, Task
-from loraft.tokenization.examples import Example
-from loraft.tokenization.row_renderer import RowRenderer
+from loraft.tokenization.examples import Example, RowRenderer
 
 
 @dataclass(frozen=True)

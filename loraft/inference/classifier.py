@@ -23,9 +23,9 @@ from loraft.models.load_model import LoadedModel, load_any_config, load_model
 from loraft.models.modules import class_logits
 from loraft.models.registry import CLASSIFIERS
 from loraft.tasks.batch import BatchLayout, collate_labelled
-from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import ManyTokensError
+from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def open_classifier(choice: ModelRequest, found: ResolvedTarget | None = None) -
         lacks = " and ".join(loaded.new_modules)
         raise ModelError(f"its files lack {lacks}, and random numbers would answer", where=section.name_or_path)
     control = found.metadata.special_tokens_in_text
-    renderer = ClassificationRenderer(loaded.tokenizer, labels, special_tokens_in_text=control)
+    renderer = ClassificationRenderer(loaded.tokenizer, labels=labels, special_tokens_in_text=control)
     name = found.adapters[0].name if found.adapters else None
     return Classifier(loaded, model, renderer, found.adapter, name, quantization, notes)
 

@@ -29,7 +29,7 @@ from loraft.models.registry import FAMILIES, spec_of
 from loraft.rows.formats import Message
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat, Task, TrainingMetadata
-from loraft.tokenization.row_renderer import RowRenderer
+from loraft.tokenization.examples import RowRenderer
 
 BASE = "base"
 """The voice of the base without an adapter."""

@@ -17,7 +17,7 @@ from loraft.io.paths import cache_folder
 from loraft.rows.formats import Seq2SeqRecord
 from loraft.rows.synthetic_tickets import tickets
 from loraft.tasks.task import SourceFormat
-from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
 LONGEST = 256
 """The most tokens of a row; fewer where a model has fewer positions."""

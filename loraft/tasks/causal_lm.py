@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loraft.tasks.batch import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
     from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+    from loraft.tokenization.examples import DatasetFacts, RowRenderer
 
 
 class CausalLM(Task):
@@ -50,7 +50,7 @@ class CausalLM(Task):
 
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
         """Whether there are conversations, and the system prompt that all of them begin with."""
-        from loraft.tokenization.row_renderer import DatasetFacts
+        from loraft.tokenization.examples import DatasetFacts
 
         conversations = not records or any(isinstance(record, Conversation) for record in records)
         return DatasetFacts(common_system_prompt(records), conversations)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from loraft.config.sections import DataSection
     from loraft.tasks.batch import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
-    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
-    from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+    from loraft.tokenization.examples import DatasetFacts, RowRenderer
+    from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
 LANGUAGES = {
     "ar": "Arabic", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
@@ -65,13 +65,13 @@ class Seq2SeqLM(Task):
 
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
         """Nothing: a pair says all of itself."""
-        from loraft.tokenization.row_renderer import DatasetFacts
+        from loraft.tokenization.examples import DatasetFacts
 
         return DatasetFacts(conversations=not records)
 
     def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> Seq2SeqRenderer:
         """What puts the prefix before sources, and the codes of languages where the tokenizer has them."""
-        from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+        from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
         return Seq2SeqRenderer.for_tokenizer(
             tokenizer,
@@ -115,7 +115,7 @@ class Seq2SeqLM(Task):
 
     def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> Seq2SeqRenderer:
         """What makes sources with the prefix and in the languages of training."""
-        from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+        from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
         return Seq2SeqRenderer.for_tokenizer(
             tokenizer,
@@ -139,7 +139,7 @@ class Seq2SeqLM(Task):
 
         own = _own(renderer)
         device = next(model.parameters()).device
-        target = torch.tensor([own.target_ids("")], dtype=torch.long, device=device)
+        target = torch.tensor(own.target_ids([""]), dtype=torch.long, device=device)
         start = int(decoder_inputs(model, target)[0, 0])
         first = {"forced_bos_token_id": own.forced_bos_id} if own.knows_languages else {}
         return {"decoder_start_token_id": start, **first}
@@ -163,7 +163,7 @@ class Seq2SeqLM(Task):
 
 
 def _own(renderer: RowRenderer) -> Seq2SeqRenderer:
-    from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+    from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
     assert isinstance(renderer, Seq2SeqRenderer), "the task makes its own"
     return renderer

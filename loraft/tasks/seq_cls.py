@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from loraft.config.sections import DataSection
     from loraft.tasks.batch import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
-    from loraft.tokenization.classification_rows import ClassificationRenderer
-    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+    from loraft.tokenization.examples import DatasetFacts, RowRenderer
+    from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
 LABEL_METRICS = ("accuracy", "macro_f1", "mcc")
 WEIGHTS = "training.class_weights"
@@ -63,7 +63,7 @@ class SequenceClassification(Task):
 
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
         """The classes, those of the config or those of the rows, and whether some rows have two texts."""
-        from loraft.tokenization.row_renderer import DatasetFacts
+        from loraft.tokenization.examples import DatasetFacts
 
         pairs = any(isinstance(record, ClassificationRecord) and record.second is not None for record in records)
         return DatasetFacts(labels=tuple(data.labels) or labels_of(records), pairs=pairs)
@@ -72,7 +72,7 @@ class SequenceClassification(Task):
         self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts
     ) -> ClassificationRenderer:
         """What reads texts as the tokenizer does by itself."""
-        from loraft.tokenization.classification_rows import ClassificationRenderer
+        from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
         made = ClassificationRenderer.to_train(tokenizer, facts.labels, pairs=facts.pairs)
         return replace(made, special_tokens_in_text=data.special_tokens_in_text)
@@ -144,11 +144,10 @@ class SequenceClassification(Task):
         self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata
     ) -> ClassificationRenderer:
         """What reads texts as they were read in training."""
-        from loraft.tokenization.classification_rows import ClassificationRenderer
+        from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
-        return ClassificationRenderer(
-            tokenizer, metadata.labels, special_tokens_in_text=metadata.special_tokens_in_text
-        )
+        asked = metadata.special_tokens_in_text
+        return ClassificationRenderer(tokenizer, labels=metadata.labels, special_tokens_in_text=asked)
 
     def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
         """The classes, where they are few."""

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from loraft.rows.readers import Row
     from loraft.tasks.batch import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
-    from loraft.tokenization.examples import Example
-    from loraft.tokenization.row_renderer import DatasetFacts, RowRenderer
+    from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,17 @@
 """Tokens and the loss mask: made here and only here, for training, evaluation and generation alike.
 
 A conversation is rendered whole; which characters are trained, and where prompts end, is found in the text
-(`turns.py`), and offsets tell which tokens those are. No token is ever found by comparing ids, so a padding token that
-is also the end of a turn stays trained.
+(`assistant_mask`), and offsets tell which tokens those are. No token is ever found by comparing ids, so a padding token
+that is also the end of a turn stays trained.
 
 - In a conversation an answer is trained from where the prompt of a generation would end to the end of its
-  end-of-turn token.
+  end-of-turn token. A token with any trained character in it is trained.
 - Plain text and completions are tokenized as the tokenizer does it by itself, and end with the tokenizer's end-of-text
   token.
-- The tokens before an answer are those that generation feeds, whatever the tokenizer would join (`borders.py`).
-- A token with any trained character in it is trained.
+- The tokens before an answer are those that generation feeds, whatever the tokenizer would join (`boundaries`).
 - The template prints what a conversation begins with: the tokenizer adds nothing to it, as transformers'
   `apply_chat_template` has it.
-- Control tokens that are written in the text of a row are text, unless the config says otherwise (`control_tokens.py`).
+- Control tokens that are written in the text of a row are text, unless the config says otherwise (`content_marks`).
 """
 
 from __future__ import annotations
@@ -26,15 +25,14 @@ from typing import ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.choices import SpecialTokensInText
 from loraft.config.sections import DataSection
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text
 from loraft.tokenization.assistant_mask import ChatTemplate, RenderedTurns
 from loraft.tokenization.boundaries import BorderedText, Encoded, Span, TextEncoder
-from loraft.tokenization.content_marks import ControlTokens, Protected
-from loraft.tokenization.examples import IGNORED, TOKENIZED_TOGETHER, Example
-from loraft.tokenization.long_texts import LongTexts
+from loraft.tokenization.content_marks import Protected
+from loraft.tokenization.examples import IGNORED, Example, RowRenderer
+from loraft.tokenization.long_texts import TOKENIZED_TOGETHER, LongTexts
 from loraft.tokenization.template_sandbox import choose_template
 
 TrainOn = Literal["completions", "last", "all"]
@@ -61,28 +59,21 @@ class RenderedRow:
 
 
 @dataclass(frozen=True, eq=False)
-class CausalLMRenderer:
-    """The one way from records to tokens, for one tokenizer.
+class CausalLMRenderer(RowRenderer):
+    """The one way from records to tokens, for one tokenizer: a fast one, which tells offsets.
 
     Attributes:
-        tokenizer: A fast one, which tells offsets.
         template: The chat template that is used; None where conversations cannot be rendered.
         train_on: Which tokens are trained.
-        system_prompt: The system prompt that every training conversation had; generation uses it by default.
-        notes: What was decided, a sentence each.
         plain: A prompt is plain text, whatever template there is: that is what was learned.
         split_turns: Each answer of a conversation is a row of its own, behind the prompt that generation feeds.
-        special_tokens_in_text: What is done with control tokens that are written in the text of rows.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    template: ChatTemplate | None
+    template: ChatTemplate | None = None
     train_on: TrainOn = "completions"
-    system_prompt: str | None = None
-    notes: tuple[str, ...] = ()
     plain: bool = False
     split_turns: bool = False
-    special_tokens_in_text: SpecialTokensInText = "text"
+    reads_source: ClassVar[bool] = False
 
     @classmethod
     def for_tokenizer(
@@ -113,17 +104,15 @@ class CausalLMRenderer:
                 key="model.tokenizer",
                 remedy="name a model or folder with a tokenizer.json",
             )
+        made = cls(tokenizer, train_on=train_on, system_prompt=system_prompt)
         if chat_template == "auto" and not tokenizer.chat_template and not conversations:
-            return cls(tokenizer, None, train_on, system_prompt)
+            return made
         text, notes = choose_template(tokenizer, chat_template)
         if text is None:
-            return cls(tokenizer, None, train_on, system_prompt, notes)
+            return made
         origin = tokenizer.name_or_path if chat_template == "auto" else chat_template
         template = ChatTemplate.probed(tokenizer, text, origin or "the tokenizer")
-        return cls(tokenizer, template, train_on, system_prompt, (*notes, *template.notes))
-
-    labels: ClassVar[tuple[str, ...]] = ()
-    reads_source: ClassVar[bool] = False
+        return replace(made, template=template, notes=(*notes, *template.notes))
 
     def as_plain(self) -> CausalLMRenderer:
         """The same, for prompts that are plain text."""
@@ -159,18 +148,6 @@ class CausalLMRenderer:
         ends = (self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(turn) if turn else None)
         return tuple(dict.fromkeys(end for end in ends if isinstance(end, int)))
 
-    def example(self, record: Record, where: str) -> Example:
-        """One record as tokens and labels.
-
-        Raises:
-            DataError: The template cannot render it, or renders it so that the answers cannot be told.
-        """
-        try:
-            rendered = self.render(record)
-        except DataError as error:
-            raise DataError.several([replace(problem, where=where) for problem in error.problems]) from None
-        return self.examples([rendered], [where])[0]
-
     def examples(self, rendered: Sequence[RenderedRow], where: Sequence[str]) -> list[Example]:
         """Rendered records as tokens and labels; tokenized together, which is many times as fast as one by one."""
         found: list[Example] = []
@@ -196,7 +173,6 @@ class CausalLMRenderer:
         reads it.
         """
         if self.template is None or self.plain:
-            self.control_tokens.refuse([messages[-1].content])
             return self._ids(self._plain_text(messages[-1].content))
         protected = self.control_tokens.protected(messages, ())
         printed, borders = self.template.asked(protected.messages)
@@ -207,14 +183,13 @@ class CausalLMRenderer:
         """The rows that a record becomes: where turns are split, one for each answer that is trained."""
         if not self.split_turns or not isinstance(record, Conversation):
             return [record]
-        trained = self._trained_turns(record)
-        return [
-            replace(record, messages=tuple(
-                replace(message, train=place == turn if message.role == "assistant" else None)
-                for place, message in enumerate(record.messages[: turn + 1])
-            ))
-            for turn in trained
-        ] or [record]  # fmt: skip
+        found = []
+        for turn in self._trained_turns(record):
+            before = [
+                replace(each, train=False if each.role == "assistant" else None) for each in record.messages[:turn]
+            ]
+            found.append(replace(record, messages=(*before, replace(record.messages[turn], train=True))))
+        return found or [record]
 
     def findings(self, rendered: RenderedRow) -> tuple[str, ...]:
         """What a person should know of a row that became tokens, each with what can be done."""
@@ -230,18 +205,16 @@ class CausalLMRenderer:
             return self._conversation(record)
         assert isinstance(record, PromptCompletion | Text), "a pair or a labelled text has a renderer of its own"
         if isinstance(record, Text):
-            text, border, trained_from = record.text, 0, 0
+            text, border = record.text, 0
         else:
             text, border = record.prompt + record.completion, len(record.prompt)
-            trained_from = 0 if self.train_on == "all" else border
-        self.control_tokens.refuse([text])
-        source = self._plain_text(text, border)
-        if isinstance(record, Text):
-            source = replace(source, whole=True)
+        source = replace(self._plain_text(text, border), whole=isinstance(record, Text))
+        trained_from = 0 if self.train_on == "all" else border
         return RenderedRow(source, ((trained_from, len(text)),), self.control_tokens.findings([text]))
 
     def _plain_text(self, text: str, border: int = 0) -> BorderedText:
         """Text that no template printed, as the tokenizer takes it."""
+        self.control_tokens.refuse([text])
         literal = ((0, len(text)),) if self.control_tokens.as_text else ()
         return BorderedText(text, (border,) if border else (), literal, opens=True)
 
@@ -249,28 +222,13 @@ class CausalLMRenderer:
     def _encoder(self) -> TextEncoder:
         return TextEncoder(self.tokenizer)
 
-    @cached_property
-    def control_tokens(self) -> ControlTokens:
-        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
-        return ControlTokens(self.tokenizer, self.special_tokens_in_text)
-
     def _ids(self, text: BorderedText) -> list[int]:
         return self._encoder.encode([text])[0].ids
 
     @property
     def recorded(self) -> Mapping[str, object]:
         """What is saved beside the weights, so that prompts are made the same way."""
-        return {
-            "system_prompt": self.system_prompt,
-            "plain": self.plain,
-            **self.control_tokens.recorded,
-        }
-
-    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
-        """How an example exceeds `data.max_length`; None where it does not."""
-        if len(example.input_ids) <= limits.max_length:
-            return None
-        return f"has {least}{len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+        return {"system_prompt": self.system_prompt, "plain": self.plain, **self.control_tokens.recorded}
 
     def cut(self, rendered: RenderedRow, example: Example, limits: DataSection, choice: str) -> list[Example]:
         """What is kept of an example that is too long: its beginning, or all of it in pieces; no token is invented."""
@@ -321,11 +279,9 @@ class CausalLMRenderer:
             DataError: One that is not the assistant's asks to be.
         """
         messages = conversation.messages
-        if asking := next(
-            (message.role for message in messages if message.train and message.role != "assistant"), None
-        ):
+        if asking := [message.role for message in messages if message.train and message.role != "assistant"]:
             raise DataError(
-                f"{self.train_on} trains turns of the assistant, and train: true stands at one of the {asking}",
+                f"{self.train_on} trains turns of the assistant, and train: true stands at one of the {asking[0]}",
                 key="data.train_on",
                 remedy="write data.train_on: all, and train: false at the turns that are not to be learned",
             )

@@ -1,13 +1,25 @@
-"""A row as tokens."""
+"""A row as tokens, and what makes it of a task's records: all renderers have this one interface."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from loraft.config.choices import SpecialTokensInText
+from loraft.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from loraft.config.sections import DataSection
+    from loraft.rows.formats import Message, Record
+    from loraft.tokenization.content_marks import ControlTokens
 
 IGNORED = -100
 """The label of a token that is not trained."""
-TOKENIZED_TOGETHER = 1000
-"""Texts in one call of a tokenizer, which reads them in parallel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +64,130 @@ class Example:
     def of_class(cls, ids: list[int], number: int, where: str, types: list[int] | None = None) -> Example:
         """A text, or two in one, with the number of its class."""
         return cls(ids, [number], where, 1, len(ids), types)
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What a renderer takes from the training rows; a few words that stand for all of them.
+
+    Attributes:
+        system_prompt: The one that every conversation begins with; None when they differ or have none.
+        conversations: There are conversations to render.
+        labels: The classes, in their order.
+        pairs: Some rows have two texts to classify together.
+    """
+
+    system_prompt: str | None = None
+    conversations: bool = True
+    labels: tuple[str, ...] = ()
+    pairs: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class RowRenderer(ABC):
+    """The one way from records to tokens, for one task and tokenizer; what it has itself is for texts read as they are.
+
+    Attributes:
+        tokenizer: The model's tokenizer.
+        labels: The names of the classes, a class's number being its place; none where answers are text.
+        system_prompt: The one that every training conversation had; None where there was none.
+        notes: What was decided, a sentence each.
+        special_tokens_in_text: What is done with control tokens that are written in the text of rows and prompts.
+        reads_source: The model reads a prompt with an encoder, as plain text, to its end.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    _: KW_ONLY
+    labels: tuple[str, ...] = ()
+    system_prompt: str | None = None
+    notes: tuple[str, ...] = ()
+    special_tokens_in_text: SpecialTokensInText = "text"
+    reads_source: ClassVar[bool] = True
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the chat template that is used; None where conversations are not rendered."""
+        return None
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer; none where none is given."""
+        return ()
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
+        from loraft.tokenization.content_marks import ControlTokens
+
+        return ControlTokens(self.tokenizer, self.special_tokens_in_text)
+
+    @property
+    @abstractmethod
+    def recorded(self) -> Mapping[str, object]:
+        """What is saved beside the weights, so that rows and prompts are rendered the same way later."""
+
+    def as_plain(self) -> RowRenderer:
+        """The same, for prompts that are plain text."""
+        return self
+
+    def conversing(self) -> RowRenderer:
+        """The same, able to print conversations: as chatml where the tokenizer has no chat template.
+
+        Raises:
+            ModelError: The tokenizer can end no turn, or the model reads texts and no conversations.
+        """
+        message = "the model reads one text and writes another: it holds no conversation"
+        raise ModelError(message, remedy="Give it each text alone, as a prompt.")
+
+    def parts(self, record: Record) -> Sequence[Record]:
+        """The rows that a record becomes: itself, unless the config splits it."""
+        return [record]
+
+    @abstractmethod
+    def render(self, record: Record) -> Any:
+        """The text of a record.
+
+        Raises:
+            DataError: It cannot be rendered.
+        """
+
+    @abstractmethod
+    def findings(self, rendered: Any) -> tuple[str, ...]:
+        """What a person should know of a row that became tokens, each with what can be done."""
+
+    @abstractmethod
+    def examples(self, rendered: Sequence[Any], where: Sequence[str]) -> Sequence[Example]:
+        """Rendered records as tokens and labels, not yet cut to any length.
+
+        Raises:
+            DataError: A text is too long to be read whole, and cannot be cut.
+        """
+
+    @abstractmethod
+    def beginning(self, rendered: Any, limits: DataSection) -> Any:
+        """The record; of one with a long text that exceeds the limits a beginning that exceeds them too.
+
+        The beginning has the first tokens of the whole, so that what is cut to the limits is the same.
+
+        Raises:
+            ManyTokensError: A text cannot be cut, and is certain to exceed the limits.
+            DataError: A text is too long to be read whole, and cannot be cut.
+        """
+
+    def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
+        """How an example exceeds the limits, its length after `least`; None where it does not."""
+        if len(example.input_ids) <= limits.max_length:
+            return None
+        return f"has {least}{len(example.input_ids):,} tokens, more than data.max_length {limits.max_length:,}"
+
+    @abstractmethod
+    def cut(self, rendered: Any, example: Example, limits: DataSection, choice: str) -> Sequence[Example]:
+        """What is kept of an example that is too long."""
+
+    @abstractmethod
+    def marked(self, example: Example) -> str:
+        """The row's text with what is trained in ⟦ ⟧."""
+
+    @abstractmethod
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens that an answer to `messages` follows, or that an encoder reads to give it."""

@@ -29,12 +29,13 @@ from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import DataError
-from loraft.tokenization.examples import TOKENIZED_TOGETHER
 
 LONG = 65_536
 """Texts of more characters are read in pieces."""
 UNBROKEN = 2_000_000
 """So many characters are tokenized in one go at most: half a GB."""
+TOKENIZED_TOGETHER = 1000
+"""Texts in one call of a tokenizer, which reads them in parallel."""
 TOGETHER = 1_000_000
 """So many characters of several texts are tokenized in one call."""
 PIECE = 8_000

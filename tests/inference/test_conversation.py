@@ -21,7 +21,7 @@ from loraft.rows.readers import Row
 from loraft.tasks import TASKS
 from loraft.tasks.detect_format import detect_format
 from loraft.tokenization.boundaries import shared_beginning
-from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 from tests.inference.voices import adapter_in, base_in
 
 SHORT = GenerationRequest(max_new_tokens=12)

@@ -90,7 +90,7 @@ def test_answers_begin_in_the_language_of_the_target(tmp_path: Path, kind: str) 
     base, source, target = multilingual_base(tmp_path / "base", kind)
     adapter = pair_adapter_in(tmp_path / "adapter", base, languages=(source, target))
     saved = json.loads((adapter / "generation_config.json").read_text())
-    code = open_session(ModelRequest(str(adapter))).voice().renderer.target_ids("")[0 if kind != "mbart25" else -1]  # type: ignore[union-attr]
+    code = open_session(ModelRequest(str(adapter))).voice().renderer.target_ids([""])[0][0 if kind != "mbart25" else -1]  # type: ignore[union-attr]
     begins = {"decoder_start_token_id": code, "forced_bos_token_id": None}
     if kind != "mbart25":
         begins = {"decoder_start_token_id": 2, "forced_bos_token_id": code}

@@ -15,7 +15,7 @@ from loraft.config.sections import ModelSection
 from loraft.models.device import select_device
 from loraft.models.load_model import load_model
 from loraft.models.registry import FAMILIES
-from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 from tests.adapters.setting import FACTS, Rendering, disturb
 from tests.tiny import CHATML, save_tiny
 

@@ -9,7 +9,9 @@ from functools import cache
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from loraft.rows.formats import Message
+from loraft.rows.formats import Message, Record
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+from loraft.tokenization.examples import Example
 
 CHATML = (
     "{% for message in messages %}"
@@ -301,3 +303,8 @@ def qwen_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
     tokenizer.chat_template = template
     return tokenizer
+
+
+def example_of(renderer: CausalLMRenderer, record: Record, where: str) -> Example:
+    """One record as tokens and labels."""
+    return renderer.examples([renderer.render(record)], [where])[0]

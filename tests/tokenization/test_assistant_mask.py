@@ -21,6 +21,7 @@ from tests.tokenization.chats import (
     ONE_TURN,
     THREE_TURNS,
     Chat,
+    example_of,
     tokenizer_for,
     tokenizer_of,
 )
@@ -38,7 +39,7 @@ def trained_parts(renderer: CausalLMRenderer, example: Example) -> list[str]:
 
 def parts_of(chat: Chat, messages: tuple[Message, ...], **options: str) -> list[str]:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(chat), **options)
-    return trained_parts(renderer, renderer.example(Conversation(messages), "here"))
+    return trained_parts(renderer, example_of(renderer, Conversation(messages), "here"))
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -55,7 +56,7 @@ def test_c3_answers_with_their_end_and_nothing_else_are_trained(name: str, messa
 def test_c1_the_end_of_turn_is_trained_though_it_is_the_padding_token(name: str) -> None:
     chat = CHATS[name]
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(chat))
-    example = renderer.example(Conversation(THREE_TURNS), "here")
+    example = example_of(renderer, Conversation(THREE_TURNS), "here")
     end = renderer.tokenizer.convert_tokens_to_ids(chat.stops[0])
     assert example.labels.count(end) == 3
     assert renderer.tokenizer.pad_token_id == renderer.tokenizer.eos_token_id
@@ -65,7 +66,7 @@ def test_c1_the_end_of_turn_is_trained_though_it_is_the_padding_token(name: str)
 def test_c2_bos_stands_once_at_most(name: str) -> None:
     chat = CHATS[name]
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(chat))
-    ids = renderer.example(Conversation(THREE_TURNS), "here").input_ids
+    ids = example_of(renderer, Conversation(THREE_TURNS), "here").input_ids
     printed = 1 if "bos_token" in chat.template else 0  # as apply_chat_template does, none is added
     assert ids.count(renderer.tokenizer.bos_token_id) == printed
     whole = renderer.tokenizer.apply_chat_template([vars(message) for message in THREE_TURNS], tokenize=True)
@@ -75,7 +76,7 @@ def test_c2_bos_stands_once_at_most(name: str) -> None:
 @pytest.mark.parametrize("name", CHATS)
 def test_c7_what_is_trained_follows_the_prompt_of_a_generation(name: str) -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS[name]))
-    example = renderer.example(Conversation(ONE_TURN), "here")
+    example = example_of(renderer, Conversation(ONE_TURN), "here")
     untrained = example.labels.index(next(label for label in example.labels if label != IGNORED))
     assert renderer.prompt_ids(ONE_TURN[:1]) == example.input_ids[:untrained]
 
@@ -95,7 +96,7 @@ def test_last_trains_the_last_answer_only(name: str) -> None:
 
 def test_all_trains_every_token() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]), train_on="all")
-    example = renderer.example(Conversation(THREE_TURNS), "here")
+    example = example_of(renderer, Conversation(THREE_TURNS), "here")
     assert example.labels == example.input_ids
 
 
@@ -134,7 +135,7 @@ def test_reasoning_that_a_template_takes_apart_is_trained() -> None:
 def test_a_system_prompt_that_moves_into_the_last_question() -> None:
     tokenizer = tokenizer_of(("<s>", "</s>", "[INST]", "[/INST]"), eos="</s>", bos="<s>", template=MISTRAL_WITH_SYSTEM)
     renderer = CausalLMRenderer.for_tokenizer(tokenizer)
-    example = renderer.example(Conversation((Message("system", "Be brief."), *THREE_TURNS)), "here")
+    example = example_of(renderer, Conversation((Message("system", "Be brief."), *THREE_TURNS)), "here")
     assert [part.strip() for part in trained_parts(renderer, example)] == [
         "It is four.</s>",
         "user: five,\n  said the model</s>",
@@ -153,16 +154,14 @@ def test_a_template_that_changes_the_answers_is_refused_in_one_sentence() -> Non
     shortened = "{% for m in messages %}{{ m['role'] }}: {{ m['content'][:3] }}\n{% endfor %}"
     for template in (upper, shortened):
         renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(template=template))
-        with pytest.raises(DataError, match="chat template") as caught:
-            renderer.example(Conversation(ONE_TURN), "rows.jsonl:3")
-        assert caught.value.problems[0].where == "rows.jsonl:3"
+        with pytest.raises(DataError, match="chat template"):
+            example_of(renderer, Conversation(ONE_TURN), "rows.jsonl:3")
 
 
 def test_a_template_that_fails_is_named_with_its_own_words() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["gemma"]))
-    with pytest.raises(DataError, match="System role not supported") as caught:
-        renderer.example(Conversation((Message("system", "x"), *ONE_TURN)), "rows.jsonl:9")
-    assert caught.value.problems[0].where == "rows.jsonl:9"
+    with pytest.raises(DataError, match="System role not supported"):
+        example_of(renderer, Conversation((Message("system", "x"), *ONE_TURN)), "rows.jsonl:9")
 
 
 @pytest.mark.parametrize("text", ["{% for %}", "{{ nothing.of.this }}", "{{ 1 / 0 }}", "{% for m in messages %}{{ m }"])
@@ -210,7 +209,7 @@ def test_c5_a_completion_is_learned_behind_the_tokens_of_its_prompt(bos: str | N
 )
 def test_c5_the_whole_completion_is_trained_and_nothing_before_it(prompt: str, completion: str) -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_of())
-    example = renderer.example(PromptCompletion(prompt, completion), "here")
+    example = example_of(renderer, PromptCompletion(prompt, completion), "here")
     assert trained_parts(renderer, example) == [f"{completion}<|endoftext|>"]
 
 
@@ -223,7 +222,7 @@ def test_plain_text_ends_with_one_trained_end_of_text(appends_eos: bool) -> None
         PromptCompletion("two", " and two"),
         Text("two</s>" if not appends_eos else "two"),
     ):
-        example = renderer.example(record, "here")
+        example = example_of(renderer, record, "here")
         assert example.input_ids.count(tokenizer.eos_token_id) == 1
         assert example.labels[-1] == example.input_ids[-1] == tokenizer.eos_token_id
         assert example.input_ids.count(tokenizer.bos_token_id) == 1
@@ -242,7 +241,7 @@ def test_the_templates_we_bring_end_each_answer_with_a_stop_id(setting: str) -> 
     renderer = CausalLMRenderer.for_tokenizer(
         tokenizer_of(("<s>", "</s>"), eos="</s>", bos="<s>"), chat_template=setting
     )
-    example = renderer.example(Conversation(THREE_TURNS), "here")
+    example = example_of(renderer, Conversation(THREE_TURNS), "here")
     assert trained_parts(renderer, example) == [
         "It is four.</s>",
         "user: five,\n  said the model</s>",
@@ -256,13 +255,13 @@ def test_rows_keep_their_order_among_other_kinds() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
     records = [Text("two"), Conversation(ONE_TURN), PromptCompletion("a", "b"), Conversation(THREE_TURNS), Text("four")]
     together = renderer.examples([renderer.render(record) for record in records], [*"01234"])
-    assert together == [renderer.example(record, str(at)) for at, record in enumerate(records)]
+    assert together == [example_of(renderer, record, str(at)) for at, record in enumerate(records)]
 
 
 def test_a_renderer_can_be_pickled() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["phi-3"]))
     again = pickle.loads(pickle.dumps(renderer))
-    assert again.example(Conversation(ONE_TURN), "here") == renderer.example(Conversation(ONE_TURN), "here")
+    assert example_of(again, Conversation(ONE_TURN), "here") == example_of(renderer, Conversation(ONE_TURN), "here")
 
 
 def test_train_true_at_a_turn_that_is_never_trained_is_refused() -> None:
@@ -271,9 +270,9 @@ def test_train_true_at_a_turn_that_is_never_trained_is_refused() -> None:
     with pytest.raises(
         DataError, match="completions trains turns of the assistant, and train: true stands at one of the user"
     ):
-        renderer.example(turns, "here")
+        example_of(renderer, turns, "here")
     whole = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]), train_on="all")
-    assert "two?" in trained_parts(whole, whole.example(turns, "here"))[0]
+    assert "two?" in trained_parts(whole, example_of(whole, turns, "here"))[0]
 
 
 def test_a_broken_template_names_its_line() -> None:

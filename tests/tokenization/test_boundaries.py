@@ -17,6 +17,7 @@ from tests.tokenization.chats import (
     HEADER_ENDS_IN_SPACE,
     ONE_TURN,
     THREE_TURNS,
+    example_of,
     metaspace_tokenizer,
     qwen_tokenizer,
     tokenizer_for,
@@ -46,7 +47,7 @@ def test_a_chat_begins_with_the_prompt_that_transformers_makes(name: str, answer
     assert renderer.prompt_ids([asked]) == prompt
     if not answer:
         return
-    example = renderer.example(Conversation((asked, Message("assistant", answer))), "here")
+    example = example_of(renderer, Conversation((asked, Message("assistant", answer))), "here")
     assert example.input_ids[: len(prompt)] == prompt
     first = next(at for at, label in enumerate(example.labels) if label != IGNORED)
     assert first == len(prompt)
@@ -57,7 +58,7 @@ def test_a_chat_begins_with_the_prompt_that_transformers_makes(name: str, answer
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_each_turn_of_a_chat_begins_with_its_own_prompt(name: str) -> None:
     renderer = CausalLMRenderer.for_tokenizer(TOKENIZERS[name]())
-    example = renderer.example(Conversation(THREE_TURNS), "here")
+    example = example_of(renderer, Conversation(THREE_TURNS), "here")
     for turn in (1, 3, 5):
         prompt = renderer.prompt_ids(THREE_TURNS[:turn])
         assert example.input_ids[: len(prompt)] == prompt
@@ -73,7 +74,7 @@ def test_a_completion_begins_with_the_tokens_of_its_prompt(name: str, prompt: st
     tokenizer = TOKENIZERS[name]()
     renderer = CausalLMRenderer.for_tokenizer(tokenizer, conversations=False)
     before = tokenizer(prompt)["input_ids"]
-    example = renderer.example(PromptCompletion(prompt, completion), "here")
+    example = example_of(renderer, PromptCompletion(prompt, completion), "here")
     assert example.input_ids[: len(before)] == before
     assert example.labels == [IGNORED] * len(before) + example.input_ids[len(before) :]
     assert tokenizer.decode(example.input_ids, skip_special_tokens=True) == prompt + completion
@@ -85,7 +86,7 @@ def test_chats_that_need_no_cut_are_tokenized_as_one_text(name: str) -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     for messages in (ONE_TURN, THREE_TURNS):
         whole = tokenizer.apply_chat_template([vars(message) for message in messages], tokenize=True)["input_ids"]
-        assert renderer.example(Conversation(messages), "here").input_ids == whole
+        assert example_of(renderer, Conversation(messages), "here").input_ids == whole
 
 
 def test_a_text_is_cut_at_those_borders_alone_where_tokens_would_join() -> None:

@@ -13,6 +13,7 @@ from loraft.rows.formats import Conversation, Message, PromptCompletion, Text
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from loraft.tokenization.examples import IGNORED, Example
 from tests.tiny import tiny_tokenizer
+from tests.tokenization.chats import example_of
 from tests.tokenization.template_texts import TEMPLATES, Chat, chat_tokenizer
 
 
@@ -41,7 +42,7 @@ def test_c3_c1_the_answers_are_trained_with_their_end_and_without_their_header(c
     renderer = renderer_of(chat)
     for count in (1, 3):
         turns = [text for number in range(count) for text in (f"question {number}", f"answer {number} < 3!")]
-        example = renderer.example(conversation(*turns), "a:1")
+        example = example_of(renderer, conversation(*turns), "a:1")
         expected = [chat.trained.replace("A", f"answer {number} < 3!") for number in range(count)]
         assert trained(renderer, example) == expected
         ends = [i for i, label in enumerate(example.labels) if label != IGNORED and label in renderer.stop_ids]
@@ -53,14 +54,14 @@ def test_the_ids_are_those_of_the_rendered_text(chat: Chat) -> None:
     renderer = renderer_of(chat)
     messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]
     expected = renderer.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
-    assert renderer.example(conversation("hello", "world"), "a:1").input_ids == list(expected)
+    assert example_of(renderer, conversation("hello", "world"), "a:1").input_ids == list(expected)
 
 
 @pytest.mark.parametrize("chat", TEMPLATES.values(), ids=TEMPLATES)
 def test_c7_a_prompt_is_what_was_trained_up_to_the_answer(chat: Chat) -> None:
     """C7: generation reads exactly the tokens that stood before the answer in training."""
     renderer = renderer_of(chat)
-    example = renderer.example(conversation("hello there", "answer"), "a:1")
+    example = example_of(renderer, conversation("hello there", "answer"), "a:1")
     first = next(i for i, label in enumerate(example.labels) if label != IGNORED)
     assert renderer.prompt_ids([Message("user", "hello there")]) == example.input_ids[:first]
 
@@ -83,16 +84,19 @@ def test_c2_the_first_token_stands_once(name: str) -> None:
     )
     assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
     renderer = CausalLMRenderer.for_tokenizer(tokenizer)
-    for ids in (renderer.example(conversation("a", "b"), "a:1").input_ids, renderer.prompt_ids([Message("user", "a")])):
+    for ids in (
+        example_of(renderer, conversation("a", "b"), "a:1").input_ids,
+        renderer.prompt_ids([Message("user", "a")]),
+    ):
         assert ids.count(tokenizer.bos_token_id) == 1
 
 
 def test_train_on_last_and_all() -> None:
     turns = conversation("one", "two", "three", "four")
     last = renderer_of(TEMPLATES["chatml"], train_on="last")
-    assert trained(last, last.example(turns, "a:1")) == ["four<|im_end|>"]
+    assert trained(last, example_of(last, turns, "a:1")) == ["four<|im_end|>"]
     whole = renderer_of(TEMPLATES["chatml"], train_on="all")
-    example = whole.example(turns, "a:1")
+    example = example_of(whole, turns, "a:1")
     assert example.labels == example.input_ids
 
 
@@ -100,12 +104,12 @@ def test_a_turn_may_say_for_itself_whether_it_is_trained() -> None:
     renderer = renderer_of(TEMPLATES["chatml"])
     turns = list(conversation("one", "two", "three", "four").messages)
     turns[1] = Message("assistant", "two", train=False)
-    assert trained(renderer, renderer.example(Conversation(tuple(turns)), "a:1")) == ["four<|im_end|>"]
+    assert trained(renderer, example_of(renderer, Conversation(tuple(turns)), "a:1")) == ["four<|im_end|>"]
 
 
 def test_an_answer_that_repeats_the_question_is_found_where_it_stands() -> None:
     renderer = renderer_of(TEMPLATES["chatml"])
-    example = renderer.example(conversation("assistant", "assistant", "assistant", "user"), "a:1")
+    example = example_of(renderer, conversation("assistant", "assistant", "assistant", "user"), "a:1")
     assert trained(renderer, example) == ["assistant<|im_end|>", "user<|im_end|>"]
 
 
@@ -138,7 +142,7 @@ def test_c5_prompt_and_completion_are_tokenized_in_one_piece_unless_they_would_m
 
 def test_plain_text_is_trained_whole_and_ends() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tiny_tokenizer())
-    example = renderer.example(Text("the order is late"), "a:1")
+    example = example_of(renderer, Text("the order is late"), "a:1")
     assert example.labels == example.input_ids
     assert example.input_ids[-1] == renderer.tokenizer.eos_token_id
 
@@ -148,14 +152,14 @@ def test_a_tokenizer_without_a_template_gets_one_and_it_is_said() -> None:
     tokenizer.chat_template = None
     renderer = CausalLMRenderer.for_tokenizer(tokenizer)
     assert any("chatml is used" in note for note in renderer.notes)
-    assert trained(renderer, renderer.example(conversation("a", "b"), "a:1")) == ["b<|im_end|>"]
+    assert trained(renderer, example_of(renderer, conversation("a", "b"), "a:1")) == ["b<|im_end|>"]
 
 
 def test_a_template_whose_end_mark_is_no_token_ends_answers_with_the_end_of_text() -> None:
     tokenizer = chat_tokenizer(TEMPLATES["zephyr"])
     alpaca = CausalLMRenderer.for_tokenizer(tokenizer, chat_template="alpaca")
     # The tiny tokenizer knows <|im_end|>; alpaca takes it, as chatml does.
-    example = alpaca.example(conversation("do it", "done"), "a:1")
+    example = example_of(alpaca, conversation("do it", "done"), "a:1")
     assert trained(alpaca, example)[0].startswith("done")
     assert example.trained >= 2
 
@@ -173,7 +177,7 @@ def test_a_template_that_refuses_a_row_is_quoted() -> None:
     renderer = renderer_of(TEMPLATES["gemma"])
     record = Conversation((Message("system", "be brief"), *conversation("a", "b").messages))
     with pytest.raises(DataError, match="System role not supported"):
-        renderer.example(record, "a:1")
+        example_of(renderer, record, "a:1")
 
 
 def test_c3_a_template_that_hides_earlier_turns_is_refused_rather_than_guessed() -> None:
@@ -182,4 +186,4 @@ def test_c3_a_template_that_hides_earlier_turns_is_refused_rather_than_guessed()
         "{% for m in messages[-2:] %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
     )
     with pytest.raises(DataError, match="leaves out what the user says"):
-        CausalLMRenderer.for_tokenizer(tokenizer).example(conversation("a", "b", "c", "d"), "a:1")
+        example_of(CausalLMRenderer.for_tokenizer(tokenizer), conversation("a", "b", "c", "d"), "a:1")

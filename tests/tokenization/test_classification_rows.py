@@ -16,7 +16,7 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import ClassificationRecord
 from loraft.rows.labels import labels_of
-from loraft.tokenization.classification_rows import ClassificationRenderer
+from loraft.tokenization.plain_text_rows import ClassificationRenderer
 from tests.tiny import tiny_tokenizer
 
 
@@ -205,7 +205,7 @@ def test_pairs_that_run_together_are_told(tokenizer: PreTrainedTokenizerFast, tm
 
 
 def test_the_renderer_marks_the_class(tokenizer: PreTrainedTokenizerFast) -> None:
-    renderer = ClassificationRenderer(tokenizer, ("neg", "pos"))
+    renderer = ClassificationRenderer(tokenizer, labels=("neg", "pos"))
     example = renderer.examples([renderer.render(ClassificationRecord("late", None, "pos"))], ["a:1"])[0]
     assert renderer.marked(example).endswith("late<|im_end|> ⟦pos⟧")
     assert renderer.too_long(example, DataSection(train="x", max_length=2)) is not None  # type: ignore[arg-type]

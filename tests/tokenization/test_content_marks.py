@@ -23,6 +23,7 @@ from tests.tokenization.chats import (
     QWEN3,
     QWEN3_WITH_TOOLS,
     R1_DISTILL,
+    example_of,
     tokenizer_for,
     tokenizer_of,
 )
@@ -149,7 +150,7 @@ def test_an_earlier_answer_that_is_left_out_is_refused() -> None:
               "{% endif %}{% endfor %}"  # fmt: skip
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=forgets), train_on="last")
     with pytest.raises(DataError, match="leaves out what the assistant says"):
-        renderer.example(Conversation(tuple(Message(**message) for message in TWO)), "here")
+        example_of(renderer, Conversation(tuple(Message(**message) for message in TWO)), "here")
 
 
 def test_generation_refuses_a_system_message_that_the_template_leaves_out() -> None:
@@ -192,14 +193,14 @@ def test_calls_of_tools_are_found_in_the_whole_rendering(
         Message(m["role"], m["content"], more={k: v for k, v in m.items() if k in ("tool_calls", "name")})
         for m in CALLS
     )
-    example = renderer.example(Conversation(said, (TOOL,)), "here")
+    example = example_of(renderer, Conversation(said, (TOOL,)), "here")
     assert trained_parts(renderer, example) == trained
 
 
 def test_a_row_of_every_private_character_has_its_answers_found() -> None:
     text = "".join(map(chr, PRIVATE[0]))
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
-    example = renderer.example(Conversation((Message("user", text), Message("assistant", text))), "here")
+    example = example_of(renderer, Conversation((Message("user", text), Message("assistant", text))), "here")
     assert trained_parts(renderer, example) == [f"{text}<|im_end|>"]
     everything = "".join(chr(code) for codes in PRIVATE for code in codes)
     with pytest.raises(DataError, match="private"):
@@ -245,7 +246,7 @@ def test_an_answer_apart_keeps_what_stands_before_its_marks() -> None:
     renderer = replace(CausalLMRenderer.for_tokenizer(tokenizer), split_turns=True)
     conversation = Conversation(tuple(Message(**message) for message in ONE))
     (part,) = renderer.parts(conversation)
-    example = renderer.example(part, "here")
+    example = example_of(renderer, part, "here")
     assert tokenizer.decode(example.input_ids).endswith("<|im_start|>assistant\n<think></think>a1<|im_end|>")
     assert trained_parts(renderer, example) == ["a1<|im_end|>"]
 
@@ -253,10 +254,10 @@ def test_an_answer_apart_keeps_what_stands_before_its_marks() -> None:
 def test_turns_apart_of_a_conversation_that_the_assistant_opens_or_in_which_nothing_is_trained() -> None:
     renderer = replace(CausalLMRenderer.for_tokenizer(QWEN), split_turns=True)
     opened = Conversation((Message("assistant", "Hello."), *(Message(**message) for message in ONE)))
-    parts = [trained_parts(renderer, renderer.example(part, "here")) for part in renderer.parts(opened)]
+    parts = [trained_parts(renderer, example_of(renderer, part, "here")) for part in renderer.parts(opened)]
     assert parts == [["Hello.<|im_end|>"], ["<think>\n\n</think>\n\na1<|im_end|>"]]
     untrained = Conversation(
         tuple(Message(m["role"], m["content"], train=False if m["role"] == "assistant" else None) for m in ONE)
     )
     (alone,) = renderer.parts(untrained)
-    assert renderer.example(alone, "here").trained == 0
+    assert example_of(renderer, alone, "here").trained == 0

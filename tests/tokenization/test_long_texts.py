@@ -20,9 +20,8 @@ from loraft.dataset.build import prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Seq2SeqRecord
 from loraft.tokenization import long_texts
-from loraft.tokenization.classification_rows import ClassificationRenderer
 from loraft.tokenization.long_texts import LongTexts, ManyTokensError
-from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer
+from loraft.tokenization.plain_text_rows import ClassificationRenderer, Seq2SeqRenderer
 from tests.tiny import tiny_tokenizer
 from tests.tokenization.chats import CHATS, tokenizer_for
 
@@ -208,7 +207,7 @@ def test_long_rows_become_what_they_become_when_read_whole(
 def test_pairs_of_long_texts_are_cut_as_when_read_whole(most: int, small: None) -> None:
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bert(), model_input_names=inputs)
-    renderer = ClassificationRenderer(tokenizer, ("a", "b"))
+    renderer = ClassificationRenderer(tokenizer, labels=("a", "b"))
     longer, long, short = long_text(500), long_text(400), "a short text"
     for pair in [(longer, long), (long, longer), (longer, longer), (longer, short), (short, longer), (longer, None)]:
         text, second = renderer.beginnings(*pair, most)

@@ -22,7 +22,7 @@ from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CO
 from loraft.config.sections import DataSection
 from loraft.errors import DataError
 from loraft.rows.formats import Message, Seq2SeqRecord
-from loraft.tokenization.seq2seq_rows import Seq2SeqRenderer, truncate_keep_eos
+from loraft.tokenization.plain_text_rows import Seq2SeqRenderer, truncate_keep_eos
 from tests.tiny import tiny_tokenizer
 
 WORDS = ("▁hello", "▁the", "▁cat", "▁bonjour", "▁le", "▁chat", "▁translate", ":")
@@ -95,7 +95,7 @@ def test_source_and_target_have_the_code_of_their_language(
         assert marks == [written(code), "</s>"], tokens
         assert len(tokens) > 2
     assert renderer.prompt_ids([Message("user", "hello")]) == example.input_ids
-    assert renderer.target_ids("bonjour") == example.labels
+    assert renderer.target_ids(["bonjour"])[0] == example.labels
     assert (tokenizer.src_lang, tokenizer.tgt_lang) == before, "the tokenizer is left as it was"
 
 
@@ -108,7 +108,7 @@ def test_an_answer_begins_with_the_code_where_targets_do(
     code = tokenizer.convert_tokens_to_ids(written(target))
     assert renderer.knows_languages
     assert renderer.forced_bos_id == (code if where == "begins" else None)
-    assert written(target) not in tokenizer.decode(renderer.target_ids("bonjour"), skip_special_tokens=True)
+    assert written(target) not in tokenizer.decode(renderer.target_ids(["bonjour"])[0], skip_special_tokens=True)
 
 
 def test_what_is_recorded_makes_the_same_renderer(multilingual: tuple[PreTrainedTokenizerBase, str, str, str]) -> None:

@@ -18,7 +18,7 @@ from loraft.rows.formats import Conversation, Message, to_record
 from loraft.rows.raw_rows import read_rows
 from loraft.rows.readers import Row
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-from tests.tokenization.chats import CHATS, IM, tokenizer_for, tokenizer_of
+from tests.tokenization.chats import CHATS, IM, example_of, tokenizer_for, tokenizer_of
 from tests.tokenization.test_assistant_mask import trained_parts
 
 HERMES = (
@@ -75,19 +75,19 @@ def test_c46_bad_tools_are_named_with_their_place(changes: dict[str, Any], field
 
 def test_a_call_is_trained_to_its_end_and_what_the_tool_gave_is_not() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
-    example = renderer.example(conversation(), "here")
+    example = example_of(renderer, conversation(), "here")
     assert trained_parts(renderer, example) == [CALLED, "Yes.<|im_end|>"]
     text = renderer.tokenizer.decode(example.input_ids)
     assert "<tools>" in text
     assert "<tool_response>rain</tool_response>" in text
     last = CausalLMRenderer.for_tokenizer(renderer.tokenizer, train_on="last")
-    assert trained_parts(last, last.example(conversation(), "here")) == ["Yes.<|im_end|>"]
+    assert trained_parts(last, example_of(last, conversation(), "here")) == ["Yes.<|im_end|>"]
 
 
 def test_a_call_with_words_before_it() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
     said = conversation(messages=[TURNS[0], {**TURNS[1], "content": "Let me look."}, *TURNS[2:]])
-    assert trained_parts(renderer, renderer.example(said, "here"))[0] == "Let me look." + CALLED
+    assert trained_parts(renderer, example_of(renderer, said, "here"))[0] == "Let me look." + CALLED
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_template_that_would_leave_tools_out_is_refused_by_row(
 def test_chatml_prints_what_a_tool_says() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS["chatml"]))
     said = conversation(tools=None, messages=[TURNS[0], TURNS[3], TURNS[2], TURNS[3]])
-    example = renderer.example(said, "here")
+    example = example_of(renderer, said, "here")
     assert "<|im_start|>tool\nrain<|im_end|>" in renderer.tokenizer.decode(example.input_ids)
     assert trained_parts(renderer, example) == ["Yes.<|im_end|>", "Yes.<|im_end|>"]
 
@@ -153,14 +153,14 @@ def test_arguments_are_an_object_or_text_as_the_template_takes_them(
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=template))
     call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
     said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
-    assert trained_parts(renderer, renderer.example(said, "here"))[0] == called
+    assert trained_parts(renderer, example_of(renderer, said, "here"))[0] == called
 
 
 def test_a_call_without_arguments_gets_none() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
     call = {"type": "function", "function": {"name": "weather"}}
     said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
-    trained = trained_parts(renderer, renderer.example(said, "here"))[0]
+    trained = trained_parts(renderer, example_of(renderer, said, "here"))[0]
     assert trained == '<tool_call>{"name": "weather"}</tool_call><|im_end|>'
 
 
@@ -168,7 +168,7 @@ def test_arguments_that_are_no_json_stay_as_they_are() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=AS_TEXT))
     call = {"type": "function", "function": {"name": "weather", "arguments": "Oslo"}}
     said = conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": [call]}, *TURNS[2:]])
-    assert "<tool_call>weatherOslo</tool_call>" in trained_parts(renderer, renderer.example(said, "here"))[0]
+    assert "<tool_call>weatherOslo</tool_call>" in trained_parts(renderer, example_of(renderer, said, "here"))[0]
 
 
 THINKS = HERMES.replace(
@@ -182,17 +182,16 @@ def test_what_was_thought_is_trained_or_refused_where_the_template_never_prints_
     rows = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "Yes.", "reasoning_content": "wet"}]
     said = conversation(messages=rows, tools=None)
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=THINKS))
-    assert trained_parts(renderer, renderer.example(said, "here")) == ["<think>wet</think>Yes.<|im_end|>"]
+    assert trained_parts(renderer, example_of(renderer, said, "here")) == ["<think>wet</think>Yes.<|im_end|>"]
     called = conversation(messages=[rows[0], {**rows[1], "tool_calls": [CALL]}], tools=None)
     thinks_alone = THINKS.partition("{%- for call in")[0] + "{%- endif %}{%- endfor %}"
+    thinks = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=thinks_alone))
     with pytest.raises(DataError, match="prints no calls of tools"):
-        CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=thinks_alone)).example(
-            called, "here"
-        )
+        example_of(thinks, called, "here")
     forgets = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
     with pytest.raises(DataError, match="the chat template prints no reasoning_content, and the row has it"):
-        forgets.example(said, "here")
+        example_of(forgets, said, "here")
     other = conversation(messages=[rows[0], {"role": "assistant", "content": "Yes.", "thinking": "wet"}], tools=None)
     named = HERMES + "{#- enable_thinking #}"
     with pytest.raises(DataError, match="prints no thinking"):
-        CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=named)).example(other, "here")
+        example_of(CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=named)), other, "here")

@@ -16,7 +16,7 @@ from loraft.models.registry import CLASSIFIERS
 from loraft.tasks import TASKS
 from loraft.tasks.batch import BatchLayout
 from loraft.tasks.loss import ClassificationLoss
-from loraft.tokenization.classification_rows import ClassificationRenderer
+from loraft.tokenization.plain_text_rows import ClassificationRenderer
 from loraft.training.train_step import class_figures
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import recorded, tiny_fit
@@ -171,7 +171,7 @@ def test_the_weight_of_true_is_that_of_the_class_however_it_is_spelled() -> None
     data = {"train": "x", "eval": None}
     values = {"task": "seq_cls", "model": {"name_or_path": "x"}, "data": data, "training": {"class_weights": given}}
     config = RunConfig.model_validate(values)
-    renderer = ClassificationRenderer(tiny_tokenizer(), ("False", "True"))
+    renderer = ClassificationRenderer(tiny_tokenizer(), labels=("False", "True"))
     assert TASKS["seq_cls"].problems(config, renderer) == []
     weights = TASKS["seq_cls"].loss_weights(config, renderer.labels, [])
     assert weights is not None
