@@ -13,7 +13,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,59 +26,40 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 
-WORKS = "works"
-UNPAGED = "falls back to unpaged state"
+Facts = dict[str, str | int | bool]
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One thing that is so on this machine.
-
-    Attributes:
-        part: What it belongs to: `versions`, `devices`, `bitsandbytes`, `disk` or `hub`.
-        name: Its name within the part.
-        value: Itself; what ends in `_bytes` counts bytes.
-    """
-
-    part: str
-    name: str
-    value: str | int | bool | dict[str, str | int | bool]
+def examine() -> dict[str, dict[str, str | int | bool | Facts]]:
+    """Every fact, part by part; what ends in `_bytes` counts bytes."""
+    parts = {"versions": _versions, "devices": _devices, "bitsandbytes": _bitsandbytes, "disk": _disk, "hub": _hub}
+    return {part: dict(facts()) for part, facts in parts.items()}
 
 
-def examine() -> list[Fact]:
-    """Every fact, part by part."""
-    return [*_versions(), *_devices(), *_bitsandbytes(), *_disk(), *_hub()]
-
-
-def _versions() -> Iterator[Fact]:
-    yield Fact("versions", "python", platform.python_version())
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "python", platform.python_version()
     for library in LIBRARIES:
-        yield Fact("versions", library, _version(library))
+        try:
+            yield library, importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            yield library, "not installed"
 
 
-def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _devices() -> Iterator[Fact]:
+def _devices() -> Iterator[tuple[str, str | Facts]]:
     try:
         import torch
 
         from loraft.models.device import select_device
     except (ImportError, OSError) as error:
-        yield Fact("devices", "torch", _failure(error))
+        yield "torch", _failure(error)
         return
     chosen = select_device(ModelSection(name_or_path="any"))
-    yield Fact("devices", "cpu", _cpu(chosen))
+    yield "cpu", _cpu(chosen)
     for index in range(torch.cuda.device_count()):
-        yield Fact("devices", f"cuda:{index}", _gpu(index))
-    yield Fact("devices", "auto_dtype", " ".join(chosen.notes))
+        yield f"cuda:{index}", _gpu(index)
+    yield "auto_dtype", " ".join(chosen.notes)
 
 
-def _cpu(chosen: DeviceConfig) -> dict[str, str | int | bool]:
+def _cpu(chosen: DeviceConfig) -> Facts:
     import psutil
     import torch
 
@@ -96,7 +76,7 @@ def _cpu(chosen: DeviceConfig) -> dict[str, str | int | bool]:
     }
 
 
-def _gpu(index: int) -> dict[str, str | int | bool]:
+def _gpu(index: int) -> Facts:
     import torch
 
     properties = torch.cuda.get_device_properties(index)
@@ -119,17 +99,17 @@ def _processor_name() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _bitsandbytes() -> Iterator[Fact]:
+def _bitsandbytes() -> Iterator[tuple[str, str]]:
     try:
         import torch
         from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW32bit
     except Exception as error:  # its import loads native code, which fails in many ways; each is the answer
-        yield Fact("bitsandbytes", "import", _failure(error))
+        yield "import", _failure(error)
         return
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        yield Fact("bitsandbytes", f"nf4_on_{device}", _tried(partial(_try_nf4, device)))
-        for name, optimizer in (("8bit", AdamW8bit), ("paged", PagedAdamW32bit)):
-            yield Fact("bitsandbytes", f"{name}_optimizer_on_{device}", _tried(partial(_try_step, optimizer, device)))
+        yield f"nf4_on_{device}", _tried(partial(_try_nf4, device))
+        yield f"8bit_optimizer_on_{device}", _tried(partial(_try_step, AdamW8bit, device))
+        yield f"paged_optimizer_on_{device}", _tried(partial(_try_step, PagedAdamW32bit, device))
 
 
 def _tried(trial: Callable[[], str]) -> str:
@@ -164,7 +144,7 @@ def _try_nf4(device: str) -> str:
         return "fails: its outputs are not those of its dequantized weight"
     if rows.grad is None or not torch.allclose(rows.grad, weight.sum(0).expand(4, 128), rtol=1e-3, atol=1e-3):
         return "fails: its gradients are not those of its dequantized weight"
-    return WORKS
+    return "works"
 
 
 def _try_step(kind: type[Optimizer], device: str) -> str:
@@ -177,27 +157,21 @@ def _try_step(kind: type[Optimizer], device: str) -> str:
     optimizer.step()
     if not (weight.isfinite().all() and (weight < 1).all()):
         return "fails: a step does not go downhill"
-    pages_were_asked = bool(getattr(optimizer, "is_paged", False))
-    return UNPAGED if pages_were_asked and not hasattr(optimizer.state[weight]["state1"], "is_paged") else WORKS
+    paged = not getattr(optimizer, "is_paged", False) or hasattr(optimizer.state[weight]["state1"], "is_paged")
+    return "works" if paged else "falls back to unpaged state"
 
 
-def _disk() -> Iterator[Fact]:
+def _disk() -> Iterator[tuple[str, Facts]]:
     from huggingface_hub import constants
 
     from loraft.dataset.token_cache import KEPT
     from loraft.io.paths import cache_folder
 
-    here = Path.cwd()
-    for name, folder in (
-        ("current_folder", here),
-        ("cache", cache_folder()),
-        ("cache_of_rows", cache_folder() / KEPT),
-        ("hub_cache", Path(constants.HF_HUB_CACHE)),
-    ):
-        facts: dict[str, str | int | bool] = {"folder": str(folder)}
-        if folder != here:
-            facts["used_bytes"] = _size(folder)
-        yield Fact("disk", name, facts | {"free_bytes": _free(folder)})
+    cache = cache_folder()
+    yield "current_folder", {"folder": str(Path.cwd()), "free_bytes": _free(Path.cwd())}
+    caches = {"cache": cache, "cache_of_rows": cache / KEPT, "hub_cache": Path(constants.HF_HUB_CACHE)}
+    for name, folder in caches.items():
+        yield name, {"folder": str(folder), "used_bytes": _size(folder), "free_bytes": _free(folder)}
 
 
 def _size(folder: Path) -> int:
@@ -216,9 +190,9 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def _hub() -> Iterator[Fact]:
+def _hub() -> Iterator[tuple[str, str | bool]]:
     from huggingface_hub import constants, get_token
 
-    yield Fact("hub", "address", constants.ENDPOINT)
-    yield Fact("hub", "offline", constants.HF_HUB_OFFLINE)
-    yield Fact("hub", "token_found", get_token() is not None)
+    yield "address", constants.ENDPOINT
+    yield "offline", constants.HF_HUB_OFFLINE
+    yield "token_found", get_token() is not None

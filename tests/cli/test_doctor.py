@@ -7,17 +7,16 @@ import json
 import pytest
 
 from loraft.inspection import environment as machine
-from loraft.inspection.environment import Fact
 from tests.cli.conftest import Loraft
 
 
 @pytest.fixture
 def _examined(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = [
-        Fact("versions", "torch", "2.13.0"),
-        Fact("devices", "cpu", {"name": "a CPU", "cores": 2, "memory_bytes": 8_000_000_000}),
-        Fact("hub", "offline", True),
-    ]
+    facts = {
+        "versions": {"torch": "2.13.0"},
+        "devices": {"cpu": {"name": "a CPU", "cores": 2, "memory_bytes": 8_000_000_000}},
+        "hub": {"offline": True},
+    }
     monkeypatch.setattr(machine, "examine", lambda: facts)
 
 

@@ -5,44 +5,42 @@ from __future__ import annotations
 import builtins
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from loraft.inspection.environment import LIBRARIES, Fact, examine
+from loraft.inspection.environment import LIBRARIES, examine
+
+Parts = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def facts() -> list[Fact]:
+def facts() -> Parts:
     return examine()
 
 
-def value(facts: list[Fact], part: str, name: str) -> object:
-    return next(fact.value for fact in facts if (fact.part, fact.name) == (part, name))
+def test_parts_come_in_order(facts: Parts) -> None:
+    assert list(facts) == ["versions", "devices", "bitsandbytes", "disk", "hub"]
 
 
-def test_parts_come_in_order_and_every_name_once(facts: list[Fact]) -> None:
-    assert list(dict.fromkeys(fact.part for fact in facts)) == ["versions", "devices", "bitsandbytes", "disk", "hub"]
-    assert len({(fact.part, fact.name) for fact in facts}) == len(facts)
-
-
-def test_versions_are_those_installed(facts: list[Fact]) -> None:
+def test_versions_are_those_installed(facts: Parts) -> None:
     import torch
 
-    assert value(facts, "versions", "torch") == torch.__version__
-    assert all(value(facts, "versions", library) != "not installed" for library in LIBRARIES)
+    assert facts["versions"]["torch"] == torch.__version__
+    assert all(facts["versions"][library] != "not installed" for library in LIBRARIES)
 
 
-def test_the_cpu_has_cores_and_memory(facts: list[Fact]) -> None:
-    cpu = value(facts, "devices", "cpu")
+def test_the_cpu_has_cores_and_memory(facts: Parts) -> None:
+    cpu = facts["devices"]["cpu"]
     assert isinstance(cpu, dict)
     assert int(cpu["cores"]) >= 1
     assert 0 < int(cpu["available_bytes"]) <= int(cpu["memory_bytes"])
 
 
-def test_bitsandbytes_is_tried_and_not_presumed(facts: list[Fact]) -> None:
-    assert value(facts, "bitsandbytes", "nf4_on_cpu") == "works"
-    assert value(facts, "bitsandbytes", "8bit_optimizer_on_cpu") == "works"
-    assert value(facts, "bitsandbytes", "paged_optimizer_on_cpu") == "falls back to unpaged state"
+def test_bitsandbytes_is_tried_and_not_presumed(facts: Parts) -> None:
+    assert facts["bitsandbytes"]["nf4_on_cpu"] == "works"
+    assert facts["bitsandbytes"]["8bit_optimizer_on_cpu"] == "works"
+    assert facts["bitsandbytes"]["paged_optimizer_on_cpu"] == "falls back to unpaged state"
 
 
 def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,9 +48,7 @@ def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     right = Linear4bit.forward
     monkeypatch.setattr(Linear4bit, "forward", lambda self, rows: right(self, rows) * 1.1)
-    assert (
-        value(examine(), "bitsandbytes", "nf4_on_cpu") == "fails: its outputs are not those of its dequantized weight"
-    )
+    assert examine()["bitsandbytes"]["nf4_on_cpu"] == "fails: its outputs are not those of its dequantized weight"
 
 
 def test_a_library_that_cannot_be_imported_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +62,7 @@ def test_a_library_that_cannot_be_imported_is_a_fact(monkeypatch: pytest.MonkeyP
     for name in [name for name in sys.modules if name.startswith("bitsandbytes")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", refuse)
-    assert value(examine(), "bitsandbytes", "import") == "fails: RuntimeError: CUDA setup failed"
+    assert examine()["bitsandbytes"]["import"] == "fails: RuntimeError: CUDA setup failed"
 
 
 def test_disk_and_cache_are_measured(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,13 +70,13 @@ def test_disk_and_cache_are_measured(cache: Path, tmp_path: Path, monkeypatch: p
     cache.mkdir()
     (cache / "weights").write_bytes(bytes(1000))
     (cache / "link").symlink_to(cache / "weights")
-    measured = value(examine(), "disk", "cache")
+    measured = examine()["disk"]["cache"]
     assert isinstance(measured, dict)
     assert measured["folder"] == str(cache)
     assert 1000 <= int(measured["used_bytes"]) < 2000
     assert int(measured["free_bytes"]) > 0
 
 
-def test_the_hub_is_told_by_its_settings(facts: list[Fact]) -> None:
-    assert value(facts, "hub", "offline") is True, "tests run offline"
-    assert value(facts, "hub", "token_found") is False
+def test_the_hub_is_told_by_its_settings(facts: Parts) -> None:
+    assert facts["hub"]["offline"] is True, "tests run offline"
+    assert facts["hub"]["token_found"] is False

@@ -24,12 +24,10 @@ def doctor(as_json: JsonOption = False) -> None:
 
     Versions, devices, what of bitsandbytes works here (each tried for real), free disk, cache and Hub.
     """
-    parts: dict[str, dict[str, object]] = {}
     with waiting("trying what works here"):
         from loraft.inspection.environment import examine
 
-        for fact in examine():
-            parts.setdefault(fact.part, {})[fact.name] = fact.value
+        parts = examine()
     if as_json:
         print_json(parts)
     else:
