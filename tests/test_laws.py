@@ -52,7 +52,6 @@ LONG_FILES = {
     "loraft/adapters/targets.py",
     "loraft/cli/views/preview_view.py",
     "loraft/dataset/build.py",
-    "loraft/inspection/adapter_deltas.py",
     "loraft/merging/write_weights.py",
     "loraft/rows/formats.py",
     "loraft/rows/readers.py",

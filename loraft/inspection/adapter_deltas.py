@@ -1,6 +1,6 @@
 """What an adapter changed: how far each module moved, in how many directions, and how alike two adapters are.
 
-It refuses to judge: values that are not finite and modules that did not move are told like all else.
+Values that are not finite and modules that did not move are told like all else.
 """
 
 from __future__ import annotations
@@ -8,22 +8,19 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from loraft.adapters.lora_factors import AdapterReader, LoraFactors
+from loraft.adapters.metadata import AdapterTarget
 from loraft.inspection.layers import ModelTable
 
 
 def singular_values(a: Tensor, b: Tensor) -> Tensor:
-    """The singular values of B A, largest first: float64 `[r]`.
-
-    Args:
-        a: `[r, in]`.
-        b: `[out, r]`.
+    """The singular values of B `[out, r]` by A `[r, in]`, largest first: float64 `[r]`.
 
     Source: Golub and Van Loan, Matrix Computations, section 5.2: an orthogonal factor leaves singular values alone.
     """
@@ -34,12 +31,9 @@ def singular_values(a: Tensor, b: Tensor) -> Tensor:
 
 
 def effective_rank(singular: Tensor) -> float:
-    """Exp of the entropy of the singular values as shares of their sum; 0 where all are zero.
+    """Exp of the entropy of the singular values `[r]` as shares of their sum; 0 where all are zero.
 
     n equal values give n, one alone gives 1.
-
-    Args:
-        singular: `[r]`.
 
     Source: Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality, EUSIPCO.
     """
@@ -51,11 +45,7 @@ def effective_rank(singular: Tensor) -> float:
 
 
 def dora_change(weight: Tensor, factors: LoraFactors) -> float:
-    """‖W' - W‖ of DoRA, whose rows W'ᵢ = mᵢ (W + ΔW)ᵢ / ‖(W + ΔW)ᵢ‖; ΔW itself is not formed.
-
-    Args:
-        weight: W, `[out, in]`.
-        factors: With magnitudes m.
+    """‖W' - W‖ of DoRA, whose rows W'ᵢ = mᵢ (W + ΔW)ᵢ / ‖(W + ΔW)ᵢ‖; W is `[out, in]`, and ΔW itself is not formed.
 
     Source: Liu et al. 2024, DoRA, equation 5 (https://arxiv.org/abs/2402.09353).
     """
@@ -84,21 +74,19 @@ PLACE = re.compile(r"(?P<stack>.+?)\.(?P<index>\d+)\.(?P<name>.+)")
 
 @dataclass(frozen=True)
 class ModuleMove:
-    """How far one module moved.
+    """How far one module moved; what is measured is None where a value is not finite.
 
     Attributes:
         path: Its full name.
         stack: The stack it lies in; where no base is at hand, the path of it; empty outside the layers.
         index: Its layer; None outside the layers.
         name: Its name inside the layer.
-        rank: r.
         scale: What B A is multiplied by.
-        norm: ‖ΔW‖, Frobenius; None where a value is not finite.
+        norm: ‖ΔW‖, Frobenius.
         relative: ‖ΔW‖ / ‖W‖; None where W is not at hand.
         effective_rank: In how many directions ΔW = scale · B A acts, from 1 to r; 0 where it is zero.
         largest: Its largest singular value.
         dead: B is zero, so that nothing was learned here.
-        finite: Whether every value is finite.
     """
 
     path: str
@@ -120,8 +108,6 @@ class LayerMove:
     """How far the adapted modules of one layer moved together.
 
     Attributes:
-        stack: The stack.
-        index: The layer.
         norm: The root of the sum of their squared ‖ΔW‖.
         relative: That, over the same of their W.
     """
@@ -137,11 +123,8 @@ class SavedModule:
     """A tensor that was trained whole.
 
     Attributes:
-        name: Its name.
-        shape: Its sizes.
         norm: How far it is from the base's; None where that is not at hand or has other sizes.
         relative: That, over the base's own norm.
-        finite: Whether every value is finite.
     """
 
     name: str
@@ -157,19 +140,17 @@ class AdapterUpdates:
 
     Attributes:
         name: What it is called here.
-        folder: Where it lies.
         base: The base that it names.
         kind: LoRA, rsLoRA, DoRA or both.
         ranks: The ranks that occur.
-        alpha: `lora_alpha`.
         parameters: All numbers in its file.
         dtypes: How many of them in each dtype, as safetensors writes it.
-        modules: How far each module moved.
-        layers: How far each layer did.
         saved: The tensors that were trained whole.
         unread: Tensors that are neither.
         norm: ‖ΔW‖ over all modules; None where a value is not finite.
         relative: That, over the same of their W.
+        dead: The modules whose B is zero.
+        non_finite: The modules and whole tensors that hold NaN or infinity.
     """
 
     name: str
@@ -186,19 +167,8 @@ class AdapterUpdates:
     unread: tuple[str, ...]
     norm: float | None
     relative: float | None
-
-    @property
-    def dead(self) -> tuple[str, ...]:
-        """The modules whose B is zero."""
-        return tuple(move.path for move in self.modules if move.dead)
-
-    @property
-    def non_finite(self) -> tuple[str, ...]:
-        """The modules and whole tensors that hold NaN or infinity."""
-        return (
-            *(move.path for move in self.modules if not move.finite),
-            *(saved.name for saved in self.saved if not saved.finite),
-        )
+    dead: tuple[str, ...]
+    non_finite: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -206,8 +176,6 @@ class Likeness:
     """How alike the updates of two adapters are: the cosine of the angle between them, from -1 to 1.
 
     Attributes:
-        one: The first adapter.
-        other: The second.
         cosine: Over all modules; None where one of them did not move.
         modules: By module that both adapt.
         layers: By stack and layer.
@@ -220,37 +188,32 @@ class Likeness:
     layers: Mapping[tuple[str, int], float | None]
 
 
-def adapter_updates(name: str, base: str, opened: AdapterReader, table: ModelTable | None) -> AdapterUpdates:
-    """How far an adapter moved its base.
-
-    Args:
-        name: What the adapter is called here.
-        base: The base that it names.
-        opened: The adapter.
-        table: Its base; None where that is not at hand, and then nothing is relative to it.
-    """
+def adapter_updates(adapter: AdapterTarget, opened: AdapterReader, table: ModelTable | None) -> AdapterUpdates:
+    """How far an adapter moved its base; where that is not at hand, nothing is relative to it."""
     measured = [_measured(path, opened.factors(path), table) for path in sorted(opened.keys, key=_in_order)]
-    moves = tuple(move for move, _ in measured)
-    finite = all(move.finite for move in moves)
-    squares = {move.path: (_square(move.norm) or 0.0, _square(weight)) for move, weight in measured}
-    norm, relative = _together(squares.values()) if finite else (None, None)
+    moves = [move for move, _ in measured]
+    saved = [_saved(name, shape, opened, table) for name, shape in opened.saved.items()]
+    norm, relative = _together(measured) if all(move.finite for move in moves) else (None, None)
     declared = opened.declared
     kinds = [word for key, word in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if declared.get(key)]
+    broken = [*(move.path for move in moves if not move.finite), *(each.name for each in saved if not each.finite)]
     return AdapterUpdates(
-        name=name,
+        name=adapter.name,
         folder=str(opened.folder),
-        base=base,
+        base=adapter.base,
         kind=" and ".join(kinds) or "LoRA",
         ranks=tuple(sorted({move.rank for move in moves})),
         alpha=float(declared.get("lora_alpha", 8)),
         parameters=sum(opened.dtypes.values()),
         dtypes=opened.dtypes,
-        modules=moves,
-        layers=_by_layer(moves, squares),
-        saved=tuple(_saved(name, shape, opened, table) for name, shape in opened.saved.items()),
+        modules=tuple(moves),
+        layers=tuple(_by_layer(measured)),
+        saved=tuple(saved),
         unread=opened.unread,
         norm=norm,
         relative=relative,
+        dead=tuple(move.path for move in moves if move.dead),
+        non_finite=tuple(broken),
     )
 
 
@@ -263,21 +226,16 @@ def likeness(
     """
     (first, left), (second, right) = one, other
     parts: dict[str, tuple[float, ...]] = {}
+    layers: dict[tuple[str, int], list[tuple[float, ...]]] = {}
     for path in sorted({*left.keys, *right.keys}, key=_in_order):
-        f = left.factors(path) if path in left.keys else None
-        g = right.factors(path) if path in right.keys else None
-        parts[path] = tuple(
-            inner_product(x, y) if x is not None and y is not None and _same_sizes(x, y) else 0.0
-            for x, y in ((f, g), (f, f), (g, g))
-        )
+        f, g = (file.factors(path) if path in file.keys else None for file in (left, right))
+        parts[path] = (_inner(f, g), _inner(f, f), _inner(g, g))
+        stack, index, _ = _place(path, table)
+        if index is not None:
+            layers.setdefault((stack, index), []).append(parts[path])
     shared = [path for path in parts if path in left.keys and path in right.keys]
     if not shared:
         return None
-    layers: dict[tuple[str, int], list[tuple[float, ...]]] = {}
-    for path, part in parts.items():
-        stack, index, _ = _place(path, table)
-        if index is not None:
-            layers.setdefault((stack, index), []).append(part)
     return Likeness(
         first,
         second,
@@ -287,8 +245,12 @@ def likeness(
     )
 
 
-def _same_sizes(one: LoraFactors, other: LoraFactors) -> bool:
-    return one.a.shape[1] == other.a.shape[1] and one.b.shape[0] == other.b.shape[0]
+def _inner(one: LoraFactors | None, other: LoraFactors | None) -> float:
+    """The inner product of two updates; 0 where one is absent, or their modules have other sizes."""
+    if one is None or other is None:
+        return 0.0
+    same_sizes = one.a.shape[1] == other.a.shape[1] and one.b.shape[0] == other.b.shape[0]
+    return inner_product(one, other) if same_sizes else 0.0
 
 
 def _cosine(parts: Iterable[tuple[float, ...]]) -> float | None:
@@ -298,21 +260,22 @@ def _cosine(parts: Iterable[tuple[float, ...]]) -> float | None:
     return max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(inner / size) else None
 
 
-def _measured(path: str, factors: LoraFactors, table: ModelTable | None) -> tuple[ModuleMove, float | None]:
-    """How far a module moved, and the norm of its weight in the base."""
+_Measured = tuple[ModuleMove, float | None]
+"""How far a module moved, and the norm of its weight in the base."""
+
+
+def _measured(path: str, factors: LoraFactors, table: ModelTable | None) -> _Measured:
     stack, index, name = _place(path, table)
     tensors = [tensor for tensor in (factors.a, factors.b, factors.magnitude) if tensor is not None]
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-    dead = not bool(factors.b.count_nonzero())
-    if not finite:
-        move = ModuleMove(path, stack, index, name, factors.rank, factors.scale, None, None, None, None, dead, False)
-        return move, None
-    singular = factors.scale * singular_values(factors.a, factors.b)
-    norm = float(singular.norm())
-    weight = _weight(path, factors, table)
-    if factors.magnitude is not None and weight is not None and not factors.of_embedding:
-        norm = dora_change(weight, factors)
-    size = float(weight.float().norm()) if weight is not None else None
+    norm = rank = largest = size = None
+    if finite:
+        singular = factors.scale * singular_values(factors.a, factors.b)
+        norm, rank, largest = float(singular.norm()), effective_rank(singular), float(singular.max())
+        weight = _weight(path, factors, table)
+        if factors.magnitude is not None and weight is not None and not factors.of_embedding:
+            norm = dora_change(weight, factors)
+        size = float(weight.float().norm()) if weight is not None else None
     move = ModuleMove(
         path=path,
         stack=stack,
@@ -321,11 +284,11 @@ def _measured(path: str, factors: LoraFactors, table: ModelTable | None) -> tupl
         rank=factors.rank,
         scale=factors.scale,
         norm=norm,
-        relative=norm / size if size else None,
-        effective_rank=effective_rank(singular),
-        largest=float(singular.max()),
-        dead=dead,
-        finite=True,
+        relative=norm / size if norm is not None and size else None,
+        effective_rank=rank,
+        largest=largest,
+        dead=not bool(factors.b.count_nonzero()),
+        finite=finite,
     )
     return move, size
 
@@ -356,28 +319,20 @@ def _in_order(path: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
-def _by_layer(moves: Sequence[ModuleMove], squares: Mapping[str, tuple[float, float | None]]) -> tuple[LayerMove, ...]:
-    found = []
-    inside = [move for move in moves if move.index is not None]
-    for (stack, index), group in itertools.groupby(inside, lambda move: (move.stack, move.index)):
-        members = list(group)
-        if index is not None and all(move.finite for move in members):
-            norm, relative = _together(squares[move.path] for move in members)
-            found.append(LayerMove(stack, index, norm, relative))
-    return tuple(found)
+def _by_layer(measured: Iterable[_Measured]) -> Iterator[LayerMove]:
+    """The layers of which every value is finite."""
+    for (stack, index), group in itertools.groupby(measured, lambda each: (each[0].stack, each[0].index)):
+        inside = list(group)
+        if index is not None and all(move.finite for move, _ in inside):
+            yield LayerMove(stack, index, *_together(inside))
 
 
-def _together(squares: Iterable[tuple[float, float | None]]) -> tuple[float, float | None]:
+def _together(measured: Sequence[_Measured]) -> tuple[float, float | None]:
     """The norm over several modules, and that over the norm of their weights."""
-    pairs = list(squares)
-    norm = math.sqrt(sum(moved for moved, _ in pairs))
-    sizes = [size for _, size in pairs if size is not None]
-    whole = math.sqrt(sum(sizes)) if pairs and len(sizes) == len(pairs) else 0.0
+    norm = math.sqrt(sum((move.norm or 0.0) ** 2 for move, _ in measured))
+    sizes = [size * size for _, size in measured if size is not None]
+    whole = math.sqrt(sum(sizes)) if len(sizes) == len(measured) else 0.0
     return norm, norm / whole if whole else None
-
-
-def _square(value: float | None) -> float | None:
-    return None if value is None else value * value
 
 
 def _saved(name: str, shape: tuple[int, ...], opened: AdapterReader, table: ModelTable | None) -> SavedModule:

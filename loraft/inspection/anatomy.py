@@ -1,42 +1,96 @@
-"""The anatomy of a model: what it is made of, how large each part is, how it is stored.
+"""The anatomy of a model on the meta device: what it is made of, how large each part is, how it is stored.
 
-This module reads a model on the meta device, so that a model of any size is looked at in the time that its config
-takes. Numbers of heads and widths come from the shapes of its modules where the table of families names those, and from
-its config otherwise.
+Numbers of heads and widths come from the shapes of its modules where the table of families names those, and from its
+config otherwise.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraft.adapters.targets import depths
-from loraft.inspection.norms import Norms, miniature, norms_in
-from loraft.inspection.parameter_counts import DTYPE_BYTES, Storage, numbers_by_part
+from loraft.inspection.norms import Norms, norms_of
 from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.models.modules import linear_modules, matches, output_head, parameter_count
 from loraft.models.registry import Kind, ModelSpec
+from loraft.models.safetensors_index import TensorHeader, header_of, read_headers
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
 CONTEXTS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
+HEADS = ("num_attention_heads", "num_key_value_heads", "attention", "head_size", "sliding_window")
+PARTS = ("embeddings", "positions", "attention", "feed_forward", "norms", "head", "other")
+NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+         "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
+         "BOOL": "bool"}  # fmt: skip
+
+
+def bytes_of(dtype: str) -> int:
+    """The bytes of a number; four of a dtype that torch does not have."""
+    known = getattr(torch, dtype, None)
+    return known.itemsize if isinstance(known, torch.dtype) else 4
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a model is stored.
+
+    Attributes:
+        headers: Its tensors as the files have them; empty where there are no weights.
+        usual: The dtype of most of its numbers, or the one that its config names.
+        source: Where that is known from.
+    """
+
+    headers: Mapping[str, TensorHeader] = field(repr=False)
+    usual: str
+    source: str
+
+    def dtype_of(self, name: str) -> str:
+        """The dtype of the tensor that the model calls `name`; the usual one where its file has none of that name."""
+        header = header_of(name, self.headers)
+        return NAMES.get(header.dtype, header.dtype) if header is not None else self.usual
+
+    def tensor(self, name: str) -> Tensor | None:
+        """The tensor that the model calls `name`, read on its own; None where it is not there."""
+        header = header_of(name, self.headers)
+        if header is None:
+            return None
+        with safe_open(header.file, framework="pt") as file:
+            read: Tensor = file.get_tensor(header.name)
+        return read
+
+
+def read_storage(folder: Path, config: PreTrainedConfig) -> Storage:
+    """How the model in `folder` is stored; a folder with a config alone is told by the config.
+
+    Raises:
+        ModelError: A file of weights is damaged or absent though the index lists it.
+    """
+    if not any(folder.glob("*.safetensors")):  # an index alone is what the Hub gives beside a config
+        dtype = getattr(config.get_text_config(), "dtype", None) or config.dtype
+        word = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype | str) else "float32"
+        return Storage({}, word, "config.json" if dtype else "config.json, which names no dtype: float32 is assumed")
+    headers = read_headers(folder)
+    counts = Counter[str]()
+    for header in headers.values():
+        counts[NAMES.get(header.dtype, header.dtype)] += header.stop - header.start
+    return Storage(headers, counts.most_common(1)[0][0], "the files' headers")
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A list of equal layers.
+    """A list of equal layers: `encoder` or `decoder`.
 
     Attributes:
-        name: `encoder` or `decoder`.
         path: Where the model with its head has it, in Python.
         bare_path: Where the bare model (AutoModel) has it.
-        layers: How many there are.
-        layer_class: Their class.
     """
 
     name: str
@@ -47,25 +101,6 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class AttentionShape:
-    """The heads of attention.
-
-    Attributes:
-        kind: MHA (each query head has a key/value head), GQA (several share one) or MQA (all share one).
-        heads: Query heads.
-        key_value_heads: Key/value heads.
-        head_size: Numbers in each.
-        window: A token sees this many at most, in the layers that have a window; None where none has.
-    """
-
-    kind: Literal["MHA", "GQA", "MQA"]
-    heads: int
-    key_value_heads: int
-    head_size: int
-    window: int | None
-
-
-@dataclass(frozen=True)
 class FeedForward:
     """The feed-forward part.
 
@@ -73,11 +108,13 @@ class FeedForward:
         size: Its inner width.
         gated: Whether one inner product gates another: three matrices in place of two; None where that is not known.
         activation: What stands between them.
+        ratio: The size over the hidden size.
     """
 
     size: int | None
     gated: bool | None
     activation: str | None
+    ratio: float | None
 
 
 @dataclass(frozen=True)
@@ -97,30 +134,23 @@ class Experts:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a model is made of.
+    """What a model is made of, by the names and in the order of the document.
 
     Attributes:
-        model_type: As its config has it.
         architecture: The class that was looked at.
-        kind: decoder, encoder or encoder_decoder.
-        stacks: Its lists of layers.
-        hidden_size: The width between layers.
-        attention: Its heads.
-        feed_forward: Its feed-forward part.
-        experts: Its experts; None for a model without them.
-        norms: Its norms; None where they were not found out.
-        vocabulary: Rows of the token embedding.
-        tied: Whether head and embedding are one tensor; None for a model without a head.
+        attention: MHA (each query head has a key/value head), GQA (several share one) or MQA (all share one). It and
+            the numbers of heads are None where the config names no heads.
+        sliding_window: A token sees this many at most, in the layers that have a window; None where none has.
+        norms: None where they were not found out.
+        tied_embeddings: Whether head and embedding are one tensor; None for a model without a head.
         context_length: The longest text that its config speaks of; None where it speaks of none.
-        positions: How it tells positions apart.
         parameters: All numbers, tied ones once.
-        parameters_by_part: Embeddings, positions, attention, feed-forward, norms, head, other.
+        active_parameters: The numbers that a token meets: of the experts only those that it goes through.
         dtypes: For each part its numbers by dtype.
         bytes_by_dtype: The bytes of all parameters as they are stored.
-        stored: What that is known from.
-        kv_cache_bytes: What the cache grows by with each token, in the dtype that most is stored in; None for a model
-            that does not generate, or whose cache has another form.
-        kv_cache_dtype: That dtype.
+        dtype_source: What that is known from.
+        kv_cache_bytes_per_token: In the dtype that most is stored in; None for a model that does not generate, or
+            whose cache has another form.
     """
 
     model_type: str
@@ -128,30 +158,27 @@ class Anatomy:
     kind: Kind
     stacks: tuple[Stack, ...]
     hidden_size: int | None
-    attention: AttentionShape | None
+    num_attention_heads: int | None
+    num_key_value_heads: int | None
+    attention: str | None
+    head_size: int | None
+    sliding_window: int | None
     feed_forward: FeedForward
     experts: Experts | None
     norms: Norms | None
     vocabulary: int | None
-    tied: bool | None
+    tied_embeddings: bool | None
     context_length: int | None
-    positions: PositionEncoding
+    position_encoding: PositionEncoding
     parameters: int
+    active_parameters: int
     parameters_by_part: Mapping[str, int]
     dtypes: Mapping[str, Mapping[str, int]]
+    bytes: int
     bytes_by_dtype: Mapping[str, int]
-    stored: str
-    kv_cache_bytes: int | None
+    dtype_source: str
+    kv_cache_bytes_per_token: int | None
     kv_cache_dtype: str
-
-    @property
-    def active_parameters(self) -> int:
-        """The numbers that a token meets: of the experts only those that it goes through."""
-        if self.experts is None:
-            return self.parameters
-        return self.parameters - self.experts.parameters * (self.experts.count - self.experts.active) // (
-            self.experts.count
-        )
 
 
 def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> Anatomy:
@@ -164,31 +191,40 @@ def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> A
     """
     config = model.config.get_text_config()
     positions = position_encoding(model, family.stacks, storage.tensor)
-    tables = frozenset(table.name for table in positions.tables)
-    dtypes = numbers_by_part(model, family, tables, storage.dtype_of)
+    dtypes = _numbers_by_part(model, family, {table.name for table in positions.tables}, storage.dtype_of)
     whole: Counter[str] = sum((Counter(count) for count in dtypes.values()), Counter())
-    attention = _attention(model, family, config)
     usual = whole.most_common(1)[0][0]
+    bytes_by_dtype = {dtype: count * bytes_of(dtype) for dtype, count in whole.most_common()}
+    stacks, lengths = _stacks(model, family), (getattr(config, name, None) for name in CONTEXTS)
+    layer = linear_modules(model.get_submodule(f"{family.layers_path}.0"))
+    heads = _heads(layer, family, config)
+    parameters, experts = parameter_count(model), _experts(model, family, config)
+    idle = experts.parameters * (experts.count - experts.active) // experts.count if experts else 0
+    # Encoders have no cache, and some decoders one of another form (latent, recurrent).
+    has_cache = family.generates and heads and not getattr(config, "kv_lora_rank", None)
+    numbers = stacks[-1].layers * 2 * heads["num_key_value_heads"] * heads["head_size"] if has_cache else None
     return Anatomy(
         model_type=model.config.model_type,
         architecture=type(model).__name__,
         kind=family.kind,
-        stacks=_stacks(model, family),
+        stacks=stacks,
         hidden_size=getattr(config, "hidden_size", None),
-        attention=attention,
-        feed_forward=_feed_forward(model, family, config),
-        experts=_experts(model, family, config),
-        norms=_norms(model.config, family),
+        **(heads or dict.fromkeys(HEADS)),
+        feed_forward=_feed_forward(model, layer, family, config),
+        experts=experts,
+        norms=norms_of(model.config, family),
         vocabulary=getattr(config, "vocab_size", None),
-        tied=_tied(model),
-        context_length=_context_length(config),
-        positions=positions,
-        parameters=parameter_count(model),
+        tied_embeddings=_tied(model),
+        context_length=next((length for length in lengths if isinstance(length, int) and length > 0), None),
+        position_encoding=positions,
+        parameters=parameters,
+        active_parameters=parameters - idle,
         parameters_by_part={part: sum(count.values()) for part, count in dtypes.items()},
         dtypes=dtypes,
-        bytes_by_dtype={dtype: count * DTYPE_BYTES.get(dtype, 4) for dtype, count in whole.most_common()},
-        stored=storage.source,
-        kv_cache_bytes=_kv_cache_bytes(model, family, config, attention, usual),
+        bytes=sum(bytes_by_dtype.values()),
+        bytes_by_dtype=bytes_by_dtype,
+        dtype_source=storage.source,
+        kv_cache_bytes_per_token=None if numbers is None else numbers * bytes_of(usual),
         kv_cache_dtype=usual,
     )
 
@@ -202,26 +238,21 @@ def _stacks(model: PreTrainedModel, family: ModelSpec) -> tuple[Stack, ...]:
     return tuple(found)
 
 
-def _attention(model: PreTrainedModel, family: ModelSpec, config: PreTrainedConfig) -> AttentionShape | None:
-    """Heads by the shapes of the projections: what queries, keys and values have more than the output is theirs."""
+def _heads(layer: Mapping[str, tuple[int, int]], family: ModelSpec, config: PreTrainedConfig) -> dict[str, Any]:
+    """Heads by the (in, out) of the projections: what queries, keys and values have more than the output is theirs."""
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):
-        return None
-    projections = _first_of_each(family.attention, model, family)
-    if projections:
-        *inputs, output = projections
+        return {}
+    found = (next((shape for name, shape in layer.items() if matches(name, part)), None) for part in family.attention)
+    if projections := [shape for shape in found if shape is not None]:
+        *inputs, output = projections  # the output's comes last in the table
         head_size = output[0] // heads
-        key_value_heads = (sum(shape[1] for shape in inputs) - heads * head_size) // (2 * head_size)
+        shared = (sum(shape[1] for shape in inputs) - heads * head_size) // (2 * head_size)
     else:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        key_value_heads = getattr(config, "num_key_value_heads", None) or heads
-    kind: Literal["MHA", "GQA", "MQA"] = "MHA" if key_value_heads == heads else "MQA" if key_value_heads == 1 else "GQA"
-    return AttentionShape(kind, heads, key_value_heads, head_size, _window(config))
-
-
-def _context_length(config: PreTrainedConfig) -> int | None:
-    written = (getattr(config, name, None) for name in CONTEXTS)
-    return next((value for value in written if isinstance(value, int) and value > 0), None)
+        shared = getattr(config, "num_key_value_heads", None) or heads
+    kind = {heads: "MHA", 1: "MQA"}.get(shared, "GQA")
+    return dict(zip(HEADS, (heads, shared, kind, head_size, _window(config)), strict=True))
 
 
 def _window(config: PreTrainedConfig) -> int | None:
@@ -232,52 +263,33 @@ def _window(config: PreTrainedConfig) -> int | None:
     return int(window) if isinstance(window, int) and used else None
 
 
-def _first_of_each(suffixes: tuple[str, ...], model: PreTrainedModel, family: ModelSpec) -> list[tuple[int, int]]:
-    """The (in, out) of the first linear module of each name in a layer; the output's comes last in the table."""
-    layer = linear_modules(model.get_submodule(f"{family.layers_path}.0"))
-    found = (next((shape for name, shape in layer.items() if matches(name, suffix)), None) for suffix in suffixes)
-    return [shape for shape in found if shape is not None]
-
-
-def _feed_forward(model: PreTrainedModel, family: ModelSpec, config: PreTrainedConfig) -> FeedForward:
-    layer = linear_modules(model.get_submodule(f"{family.layers_path}.0"))
+def _feed_forward(
+    model: PreTrainedModel, layer: Mapping[str, tuple[int, int]], family: ModelSpec, config: PreTrainedConfig
+) -> FeedForward:
     inside = {name: shape for name, shape in layer.items() if not any(matches(name, part) for part in family.attention)}
     shapes = [shape for part in family.mlp for name, shape in inside.items() if matches(name, part)]
     activation = next((value for name in ACTIVATIONS if isinstance(value := getattr(config, name, None), str)), None)
     if activation is None:
         modules = model.get_submodule(f"{family.layers_path}.0").modules()
         activation = next((type(one).__name__ for one in modules if "lu" in type(one).__name__.lower()[-4:]), None)
-    if not shapes:
-        size = getattr(config, "intermediate_size", None)
-        return FeedForward(size if isinstance(size, int) else None, True if family.experts else None, activation)
-    *_, (size, _) = shapes
-    return FeedForward(size, sum(shape[1] for shape in shapes[:-1]) == 2 * size, activation)
+    if shapes:
+        size: int | None = shapes[-1][0]
+        gated: bool | None = sum(shape[1] for shape in shapes[:-1]) == 2 * shapes[-1][0]
+    else:
+        said = getattr(config, "intermediate_size", None)
+        size, gated = said if isinstance(said, int) else None, True if family.experts else None
+    hidden = getattr(config, "hidden_size", None)
+    return FeedForward(size, gated, activation, round(size / hidden, 2) if size and hidden else None)
 
 
 def _experts(model: PreTrainedModel, family: ModelSpec, config: PreTrainedConfig) -> Experts | None:
     if family.experts is None:
         return None
-    held = [
-        weight
-        for name, weight in model.named_parameters()
-        if name.startswith(f"{family.layers_path}.") and f".{family.experts}." in name
-    ]
+    start, inside = f"{family.layers_path}.", f".{family.experts}."
+    held = [weight for name, weight in model.named_parameters() if name.startswith(start) and inside in name]
     count = next((weight.shape[0] for weight in held if weight.dim() == 3), 0)
     active = getattr(config, "num_experts_per_tok", None)
     return Experts(count, int(active or count), sum(weight.numel() for weight in held))
-
-
-def _norms(config: PreTrainedConfig, family: ModelSpec) -> Norms | None:
-    try:
-        copy = miniature(config)
-        layers = list(copy.get_submodule(family.layers_path).children())
-        ids = torch.tensor([[5, 7, 11, 13, 17]])
-        inputs: dict[str, Tensor] = {"input_ids": ids}
-        if len(family.stacks) > 1:
-            inputs["decoder_input_ids"] = ids
-        return norms_in(copy, layers, inputs)
-    except Exception:  # a model that is not in the table may not run at other sizes; positions say why
-        return None
 
 
 def _tied(model: PreTrainedModel) -> bool | None:
@@ -288,11 +300,51 @@ def _tied(model: PreTrainedModel) -> bool | None:
     return any(one is other for one in head.parameters() for other in embedding.parameters())
 
 
-def _kv_cache_bytes(
-    model: PreTrainedModel, family: ModelSpec, config: PreTrainedConfig, attention: AttentionShape | None, dtype: str
-) -> int | None:
-    """Keys and values of each layer; None for encoders, and for caches of another form (latent, recurrent)."""
-    if not family.generates or attention is None or getattr(config, "kv_lora_rank", None):
-        return None
-    layers = list(depths(model, family).values())[-1]
-    return layers * 2 * attention.key_value_heads * attention.head_size * DTYPE_BYTES.get(dtype, 4)
+def _numbers_by_part(
+    model: PreTrainedModel, family: ModelSpec, tables: set[str], dtype_of: Callable[[str], str]
+) -> Mapping[str, Mapping[str, int]]:
+    """How many numbers each part has, by dtype: by classes and by the table of families.
+
+    A tensor that head and embedding share is the embedding's; `tables` are the parameters that tell positions.
+    """
+    counts = {part: Counter[str]() for part in PARTS}
+    modules = dict(model.named_modules())
+    layers = tuple(f"{path}." for path in family.stacks.values())
+    attention = tuple(_around_attention(model, family))
+    base = f"{model.base_model_prefix}."
+    has_base = any(name.startswith(base) for name in modules)
+    head = output_head(model)
+    outermost = next((name for name, module in modules.items() if module is head), "").partition(".")[0]
+    looked_up = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
+    for name, weight in model.named_parameters():
+        if name in tables:
+            part = "positions"
+        elif "norm" in type(modules.get(name.rpartition(".")[0])).__name__.lower():
+            part = "norms"
+        elif name.startswith(layers):
+            part = "attention" if name.startswith(attention) else "feed_forward"
+        elif id(weight) in looked_up:
+            part = "embeddings"
+        else:
+            around = (has_base and not name.startswith(base)) or name.partition(".")[0] == outermost
+            part = "head" if around else "other"
+        counts[part][dtype_of(name)] += weight.numel()
+    return {part: dict(count) for part, count in counts.items() if count}
+
+
+def _around_attention(model: nn.Module, family: ModelSpec) -> set[str]:
+    """The modules around the projections of attention, in every layer, as the beginnings of names.
+
+    In a family that the table does not have they are known by their names; `attention_norm` and the like are norms and
+    known by their class.
+    """
+    around = set()
+    for path in family.stacks.values():
+        stack = model.get_submodule(path)
+        if family.attention:
+            held = (name for name in linear_modules(stack) if any(matches(name, part) for part in family.attention))
+            around |= {f"{path}.{name.rpartition('.')[0]}." for name in held}
+        else:
+            ends = ((name, name.rpartition(".")[2].lower()) for name, _ in stack.named_modules())
+            around |= {f"{path}.{name}." for name, end in ends if "attn" in end or "attention" in end}
+    return around

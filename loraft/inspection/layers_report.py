@@ -1,8 +1,4 @@
-"""What `inspect-layers` tells: a model, what LoRA would train in it, and what adapters changed.
-
-This module puts the answers together and says them as JSON has them. It refuses to find anything out itself, and to
-know how anything is drawn.
-"""
+"""What `inspect-layers` tells, as JSON has it: a model, what LoRA would train in it, and what adapters changed."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from loraft.adapters.resolve_target import classes_of, resolve_to_look
 from loraft.config.sections import LoraSection
 from loraft.errors import ModelError
 from loraft.inspection.adapter_deltas import AdapterUpdates, Likeness, adapter_updates, likeness
-from loraft.inspection.layers import Adapted, ModelTable, model_table
+from loraft.inspection.layers import ModelTable, model_table
 from loraft.models.safetensors_index import fingerprint
 
 
@@ -46,7 +42,7 @@ class LayersReport:
         if self.table is not None:
             document |= _model(self.table)
         if self.adapters:
-            document["adapters"] = [_adapter(adapter) for adapter in self.adapters]
+            document["adapters"] = [asdict(adapter) for adapter in self.adapters]
             document["likenesses"] = [_likeness(each) for each in self.likenesses]
         return document | {"notes": list(self.notes)}
 
@@ -71,33 +67,26 @@ def inspect_layers(
     """
     found = resolve_to_look(target, adapters, base_model=base_model)
     with ExitStack() as files:
-        opened = [(each, files.enter_context(open_adapter(each.folder))) for each in found.adapters]
+        opened = [(each.name, files.enter_context(open_adapter(each.folder))) for each in found.adapters]
         table, notes = _table(found, opened, lora, insists=base_model is not None)
-        updates = tuple(adapter_updates(each.name, each.base, file, table) for each, file in opened)
-        named = [(each.name, file) for each, file in opened]
-        pairs = [(pair, likeness(*pair, table)) for pair in combinations(named, 2)]
-    apart = (f"{one[0]} and {other[0]} adapt no module in common" for (one, other), alike in pairs if alike is None)
-    alike = tuple(each for _, each in pairs if each is not None)
+        updates = tuple(
+            adapter_updates(each, file, table) for each, (_, file) in zip(found.adapters, opened, strict=True)
+        )
+        pairs = [(one[0], other[0], likeness(one, other, table)) for one, other in combinations(opened, 2)]
+    apart = (f"{one} and {other} adapt no module in common" for one, other, alike in pairs if alike is None)
+    alike = tuple(each for *_, each in pairs if each is not None)
     return LayersReport(found.base, table, updates, alike, (*found.notes, *notes, *apart))
 
 
 def _table(
-    found: ResolvedTarget,
-    opened: Sequence[tuple[AdapterTarget, AdapterReader]],
-    lora: LoraSection | None,
-    *,
-    insists: bool,
+    found: ResolvedTarget, opened: Sequence[tuple[str, AdapterReader]], lora: LoraSection | None, *, insists: bool
 ) -> tuple[ModelTable | None, tuple[str, ...]]:
     """The base, where it is at hand: an adapter is looked at without it all the same."""
     if not found.base:
         return None, ("What is relative to the base is left out.",)
-    adapted = None
-    if opened:
-        each, file = opened[0]
-        adapted = Adapted(each.name, file.ranks, file.saved, bool(file.declared.get("use_dora")))
     model = replace(found, adapters=()).model
     try:
-        table = model_table(model, lora, adapted, classes_of(found) if opened else ())
+        table = model_table(model, lora, next(iter(opened), None), classes_of(found) if opened else ())
     except ModelError as error:
         if not opened or insists:
             raise
@@ -119,54 +108,18 @@ def _other_weights(table: ModelTable, adapters: Sequence[AdapterTarget]) -> tupl
 
 
 def _model(table: ModelTable) -> dict[str, Any]:
-    anatomy = table.anatomy
-    depths = {f"{stack.name}_layers": stack.layers for stack in anatomy.stacks}
-    attention = anatomy.attention
-    two = len(anatomy.stacks) > 1
-    document: dict[str, Any] = {
-        "model_type": anatomy.model_type,
-        "architecture": anatomy.architecture,
-        "kind": anatomy.kind,
-        **(depths if two else {"num_layers": anatomy.stacks[0].layers}),
-        "stacks": [asdict(stack) for stack in anatomy.stacks],
-        "hidden_size": anatomy.hidden_size,
-        "num_attention_heads": attention.heads if attention else None,
-        "num_key_value_heads": attention.key_value_heads if attention else None,
-        "attention": attention.kind if attention else None,
-        "head_size": attention.head_size if attention else None,
-        "sliding_window": attention.window if attention else None,
-        "feed_forward": asdict(anatomy.feed_forward)
-        | {"ratio": _ratio(anatomy.feed_forward.size, anatomy.hidden_size)},
-        "experts": asdict(anatomy.experts) if anatomy.experts else None,
-        "norms": asdict(anatomy.norms) if anatomy.norms else None,
-        "vocabulary": anatomy.vocabulary,
-        "tied_embeddings": anatomy.tied,
-        "context_length": anatomy.context_length,
-        "position_encoding": asdict(anatomy.positions),
-        "parameters": anatomy.parameters,
-        "active_parameters": anatomy.active_parameters,
-        "parameters_by_part": dict(anatomy.parameters_by_part),
-        "dtypes": {part: dict(count) for part, count in anatomy.dtypes.items()},
-        "bytes": sum(anatomy.bytes_by_dtype.values()),
-        "bytes_by_dtype": dict(anatomy.bytes_by_dtype),
-        "dtype_source": anatomy.stored,
-        "kv_cache_bytes_per_token": anatomy.kv_cache_bytes,
-        "kv_cache_dtype": anatomy.kv_cache_dtype,
-        "lora": asdict(table.lora) if table.lora else None,
-    }
+    """The layers of one stack do not name it."""
+    stacks = table.anatomy.stacks
+    two = len(stacks) > 1
+    facts = asdict(table.anatomy)
+    document = {key: facts.pop(key) for key in ("model_type", "architecture", "kind")}
+    document |= {f"{stack.name}_layers" if two else "num_layers": stack.layers for stack in stacks}
     layers = [asdict(layer) for layer in table.layers]
     if not two:
         for layer in layers:
             del layer["stack"]
-    return document | {"layers": layers, "outside": [asdict(row) for row in table.outside]}
-
-
-def _ratio(size: int | None, hidden: int | None) -> float | None:
-    return round(size / hidden, 2) if size and hidden else None
-
-
-def _adapter(adapter: AdapterUpdates) -> dict[str, Any]:
-    return asdict(adapter) | {"dead": list(adapter.dead), "non_finite": list(adapter.non_finite)}
+    lora = asdict(table.lora) if table.lora else None
+    return document | facts | {"lora": lora, "layers": layers, "outside": [asdict(row) for row in table.outside]}
 
 
 def _likeness(each: Likeness) -> dict[str, Any]:

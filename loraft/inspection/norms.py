@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.models.auto_model import random_model
+from loraft.models.registry import ModelSpec
 
 HEADS, HEAD_SIZE = 4, 16
 WIDTHS = ("hidden_size", "embedding_size", "word_embed_proj_dim")
@@ -80,7 +81,6 @@ class Norms:
         kind: `LayerNorm`, `RMSNorm` or the class that computes neither.
         place: Where they stand in a layer.
         final: Whether one stands behind the last layer.
-        queries_and_keys: Whether queries and keys are normed too.
     """
 
     kind: str
@@ -95,15 +95,17 @@ class _Call(NamedTuple):
     gave: Tensor
 
 
-def norms_in(model: nn.Module, layers: Sequence[nn.Module], inputs: dict[str, Tensor]) -> Norms | None:
-    """The norms of `layers`, while `model` reads `inputs`; None where there are none.
+def norms_of(config: PreTrainedConfig, family: ModelSpec) -> Norms | None:
+    """The norms of the layers of the model of `config`; None where there are none, or where it cannot be found out."""
+    try:
+        return _norms(miniature(config), family)
+    except Exception:  # a model that is not in the table may not run at other sizes; positions say why
+        return None
 
-    Args:
-        model: A small copy, in eval mode.
-        layers: A stack of it.
-        inputs: What the model is called with.
-    """
-    calls = _calls(model, (layers[0], layers[-1]), inputs)
+
+def _norms(model: nn.Module, family: ModelSpec) -> Norms | None:
+    layers = list(model.get_submodule(family.layers_path).children())
+    calls = _calls(model, (layers[0], layers[-1]), has_decoder=len(family.stacks) > 1)
     first, last = (next(call for call in calls if call.module is layer) for layer in (layers[0], layers[-1]))
     names = {module: name for name, module in layers[0].named_modules()}
     norms = [call for call in calls if _is_norm(call.module)]
@@ -121,8 +123,8 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and not list(module.children())
 
 
-def _calls(model: nn.Module, ends: Sequence[nn.Module], inputs: dict[str, Tensor]) -> list[_Call]:
-    """What norms, linear modules and the layers at both ends were given and gave, in order."""
+def _calls(model: nn.Module, ends: Sequence[nn.Module], *, has_decoder: bool) -> list[_Call]:
+    """What norms, linear modules and the layers at both ends were given and gave, in order, while the model reads."""
     calls: list[_Call] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -134,8 +136,9 @@ def _calls(model: nn.Module, ends: Sequence[nn.Module], inputs: dict[str, Tensor
     for module in model.modules():
         if _is_norm(module) or isinstance(module, nn.Linear | Conv1D) or module in ends:
             module.register_forward_hook(hook, with_kwargs=True)
+    ids = torch.tensor([[5, 7, 11, 13, 17]])
     with torch.no_grad():
-        model(**inputs)
+        model(input_ids=ids, **({"decoder_input_ids": ids} if has_decoder else {}))
     return calls
 
 

@@ -113,7 +113,7 @@ def test_llama_2_7b_by_its_config_alone(tmp_path: Path) -> None:
     assert (table.lora.parameters, table.lora.modules) == (4_194_304, 64)
     assert table.lora.trained_share == pytest.approx(4_194_304 / (6_738_415_616 + 4_194_304))
     assert table.anatomy.feed_forward.size == 11008
-    assert table.anatomy.kv_cache_bytes == 32 * 2 * 4096 * 2
+    assert table.anatomy.kv_cache_bytes_per_token == 32 * 2 * 4096 * 2
     assert table.anatomy.parameters_by_part["feed_forward"] / table.anatomy.parameters_by_part[
         "attention"
     ] == pytest.approx(2.0156, abs=1e-3)
@@ -125,8 +125,7 @@ def test_a_70b_config_is_instant(tmp_path: Path) -> None:
     anatomy = table_of(folder).anatomy
     assert time.perf_counter() - begin < 5, "measured 0.5 s on an idle core; nothing may grow with the weights"
     assert anatomy.parameters == 68_976_648_192
-    assert anatomy.attention is not None
-    assert (anatomy.attention.kind, anatomy.attention.heads, anatomy.attention.key_value_heads) == ("GQA", 64, 8)
+    assert (anatomy.attention, anatomy.num_attention_heads, anatomy.num_key_value_heads) == ("GQA", 64, 8)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +148,9 @@ def test_a_70b_config_is_instant(tmp_path: Path) -> None:
 def test_heads_by_the_shapes_of_the_projections(
     tmp_path: Path, model_type: str, overrides: dict[str, Any], kind: str, shared: int
 ) -> None:
-    attention = table_of(saved(tmp_path, model_type, **overrides)).anatomy.attention
-    assert attention is not None
-    assert (attention.kind, attention.heads, attention.key_value_heads) == (kind, 4, shared)
-    assert attention.head_size == overrides.get("head_dim", 8)
+    anatomy = table_of(saved(tmp_path, model_type, **overrides)).anatomy
+    assert (anatomy.attention, anatomy.num_attention_heads, anatomy.num_key_value_heads) == (kind, 4, shared)
+    assert anatomy.head_size == overrides.get("head_dim", 8)
 
 
 @pytest.mark.parametrize(
@@ -243,9 +241,9 @@ def test_the_feed_forward_part(tmp_path: Path, model_type: str, size: int, gated
 
 
 def test_tied_and_untied_heads(tmp_path: Path) -> None:
-    assert table_of(saved(tmp_path / "a", "llama", tie_word_embeddings=True)).anatomy.tied is True
+    assert table_of(saved(tmp_path / "a", "llama", tie_word_embeddings=True)).anatomy.tied_embeddings is True
     untied = table_of(saved(tmp_path / "b", "llama", tie_word_embeddings=False)).anatomy
-    assert untied.tied is False
+    assert untied.tied_embeddings is False
     assert untied.parameters_by_part["head"] == untied.parameters_by_part["embeddings"]
 
 
@@ -266,10 +264,10 @@ def test_c14_the_dtype_map_is_what_the_files_hold(tmp_path: Path) -> None:
 def test_a_config_alone_is_stored_as_it_says(tmp_path: Path) -> None:
     config_alone(tmp_path, LLAMA_2_7B | {"num_hidden_layers": 1})
     table = table_of(tmp_path)
-    assert table.anatomy.stored == "config.json"
+    assert table.anatomy.dtype_source == "config.json"
     assert table.layers[0].modules[0].dtype == "float16"
     config_alone(tmp_path, {key: value for key, value in LLAMA_2_7B.items() if key != "torch_dtype"})
-    assert "assumed" in table_of(tmp_path).anatomy.stored
+    assert "assumed" in table_of(tmp_path).anatomy.dtype_source
 
 
 def test_a_bare_encoder_and_one_with_a_head(tmp_path: Path) -> None:
@@ -281,8 +279,8 @@ def test_a_bare_encoder_and_one_with_a_head(tmp_path: Path) -> None:
     assert bare.lora is not None
     assert headed.lora is not None
     assert bare.lora.parameters == headed.lora.parameters == 4 * 4 * (32 + 32)
-    assert (bare.anatomy.tied, headed.anatomy.tied) == (None, True)
-    assert bare.anatomy.kv_cache_bytes is None
+    assert (bare.anatomy.tied_embeddings, headed.anatomy.tied_embeddings) == (None, True)
+    assert bare.anatomy.kv_cache_bytes_per_token is None
 
 
 def test_layers_of_two_stacks_are_chosen_in_each(tmp_path: Path) -> None:
@@ -404,7 +402,7 @@ def test_a_table_that_is_empty_in_the_files_is_read(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     model.transformer.wpe.weight.data.zero_()
     model.save_pretrained(tmp_path)
-    assert table_of(tmp_path).anatomy.positions.kind == "none"
+    assert table_of(tmp_path).anatomy.position_encoding.kind == "none"
 
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
@@ -419,7 +417,7 @@ def test_an_index_without_its_files_is_what_the_hub_gives_beside_a_config(tmp_pa
     config_alone(tmp_path, LLAMA_2_7B)
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert table_of(tmp_path).anatomy.stored == "config.json"
+    assert table_of(tmp_path).anatomy.dtype_source == "config.json"
     save_file({"lm_head.weight": torch.zeros(2)}, tmp_path / "model-00002-of-00002.safetensors")
     with pytest.raises(ModelError, match="the file is missing"):
         table_of(tmp_path)
