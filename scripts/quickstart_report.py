@@ -29,8 +29,7 @@ from loraft.models.device import select_device
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.rows.formats import Conversation, Message, to_record
 from loraft.rows.raw_rows import read_rows
-from loraft.tasks import TASKS
-from loraft.tasks.detect_format import detect_format
+from loraft.tasks import TASKS, detect_format
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
 HELD_OUT = DataSource(path="builtin:tickets", split="eval")

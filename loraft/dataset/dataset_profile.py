@@ -13,8 +13,7 @@ from loraft.errors import DataError, Problem
 from loraft.rows.fields import column_of
 from loraft.rows.formats import LanguagePair, Record, columns_of, refuse_preferences, unread_columns
 from loraft.rows.raw_rows import RowsRead, read_rows
-from loraft.tasks import TASKS
-from loraft.tasks.detect_format import check_format, detect_format
+from loraft.tasks import TASKS, check_format, detect_format
 from loraft.tasks.task import Task
 
 READINGS = tuple((task, form) for task in reversed(list(TASKS.values())) for form in task.formats)

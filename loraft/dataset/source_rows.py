@@ -19,8 +19,7 @@ from loraft.dataset.tokenize_rows import TokenizedRow, length_policy, processes_
 from loraft.errors import DataError, InvalidInputError, Problem
 from loraft.rows.formats import LanguagePair, Record, unread_columns
 from loraft.rows.raw_rows import RowsRead, read_rows
-from loraft.tasks import TASKS
-from loraft.tasks.detect_format import check_format, detect_format
+from loraft.tasks import TASKS, check_format, detect_format
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 

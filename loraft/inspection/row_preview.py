@@ -23,7 +23,7 @@ from loraft.io.paths import cache_folder
 from loraft.models.load_model import load_config, load_tokenizer
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
-from loraft.tasks.batch import BatchLayout
+from loraft.tasks.loss import BatchLayout
 from loraft.tasks.task import Task, TokenSpan
 from loraft.tokenization.boundaries import Pieces
 from loraft.tokenization.examples import Example

@@ -101,7 +101,7 @@ def built_in_pairs(tokenizer: PreTrainedTokenizerBase, sources: SourceFormat, lo
     A tokenizer that needs to know languages, of which nobody says any, is left in those that it begins with.
     """
     try:
-        renderer = Seq2SeqRenderer.for_tokenizer(
+        renderer = Seq2SeqRenderer(
             tokenizer, prefix=sources.prefix, source_lang=sources.source_lang, target_lang=sources.target_lang
         )
     except DataError:

@@ -1,18 +1,80 @@
-"""What a model is trained for: one module a task, and the one registry of them.
+"""What a model is trained for: one module a task, the one registry of them, and which format a task's rows are in.
 
 A new task is a module with a subclass of `Task` and a line below, those first whose formats ask the least of the
 columns; its name stands in `config.choices.TaskName`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from loraft.config.choices import TaskName
+from loraft.config.choices import RowFormat, TaskName
+from loraft.errors import DataError
+from loraft.rows.formats import COLUMNS, columns_of, has_columns, refuse_preferences
 from loraft.tasks.causal_lm import CausalLM
 from loraft.tasks.seq2seq_lm import Seq2SeqLM
 from loraft.tasks.seq_cls import SequenceClassification
 from loraft.tasks.task import Task
 
-__all__ = ["TASKS"]
+__all__ = ["TASKS", "check_format", "detect_format"]
 
 TASKS: Mapping[TaskName, Task] = {task.name: task for task in (CausalLM(), Seq2SeqLM(), SequenceClassification())}
 """Every task, by the name that a config gives it."""
+
+
+def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, str] | None = None) -> RowFormat:
+    """The first of the task's formats that `columns` are of; `renamed` says ours: theirs.
+
+    Raises:
+        DataError: No format fits; it names the columns found and those that each format needs. Or `renamed` has a
+            name that no format knows.
+    """
+    theirs = renamed or {}
+    formats = {name: COLUMNS[name] for name in task.formats}
+    known = {column for name in formats for column in columns_of(name)}
+    if unknown := [name for name in theirs if name not in known]:
+        raise DataError(
+            f"{', '.join(unknown)} is no column of ours",
+            key="data.columns",
+            remedy=f"ours are {', '.join(sorted(known))}",
+        )
+    refuse_preferences(columns, theirs)
+    for name in formats:
+        if has_columns(columns, name, theirs):
+            return name
+    found = ", ".join(sorted(columns)) or "none"
+    needs = "; ".join(f"{name}: {' or '.join(map(', '.join, needed))}" for name, needed in formats.items())
+    tasks = [
+        (len(COLUMNS[each][0]), other.name)
+        for other in TASKS.values()
+        for each in other.formats
+        if has_columns(columns, each, theirs)
+    ]
+    hint = f" Rows with these columns fit task: {max(tasks)[1]}." if tasks else ""
+    hint = _of_another_case(columns, list(formats), theirs) or hint
+    raise DataError(
+        f"the columns are {found}, which is none of the formats that task {task.name} takes",
+        key="data.format",
+        remedy=f"The formats need these columns: {needs}. data.columns says what ours are called in the file.{hint}",
+    )
+
+
+def _of_another_case(columns: Collection[str], formats: Sequence[RowFormat], theirs: Mapping[str, str]) -> str:
+    """What to say where the columns of a format are there, in other letters than ours."""
+    by_small = {column.lower(): column for column in columns}
+    for name in formats:
+        found = {ours: by_small[ours] for ours in columns_of(name) if ours not in columns and ours in by_small}
+        if found and has_columns(columns, name, {**theirs, **found}):
+            return f" They differ in case alone: {', '.join(f'{ours} is {there}' for ours, there in found.items())}."
+    return ""
+
+
+def check_format(row_format: RowFormat, task: Task) -> None:
+    """Refuse a format that is not one of the task's.
+
+    Raises:
+        DataError: It is not; with those that are.
+    """
+    if row_format not in task.formats:
+        taken = ", ".join(task.formats)
+        raise DataError(
+            f"task {task.name} takes no rows of format {row_format}", key="data.format", remedy=f"It takes {taken}."
+        )

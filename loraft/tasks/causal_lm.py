@@ -6,24 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraft.config.choices import RowFormat
-from loraft.models.registry import ModelSpec
-from loraft.rows.formats import Conversation, LanguagePair, Message, PromptCompletion, Record, to_record
-from loraft.rows.readers import Row
+from loraft.rows.formats import Conversation, Message, PromptCompletion, Record
 from loraft.tasks.task import TEXT_METRICS, Reference, StarterFacts, Task, TaskMetrics, TokenSpan, TrainingMetadata
-from loraft.tokenization.examples import IGNORED, Example
+from loraft.tokenization.examples import IGNORED, DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from loraft.config.schema import RunConfig
     from loraft.config.sections import DataSection
-    from loraft.tasks.batch import Batch, BatchLayout
-    from loraft.tasks.loss import TaskLoss
+    from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
     from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-    from loraft.tokenization.examples import DatasetFacts, RowRenderer
 
 
 class CausalLM(Task):
@@ -44,14 +37,8 @@ class CausalLM(Task):
     starter_model = "builtin:smollm2-135m-instruct"
     starter_rows = ("builtin:tickets", "messages")
 
-    def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
-        """What a row says: an instruction is a conversation of two turns."""
-        return to_record(row, row_format, columns, languages=languages)
-
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
         """Whether there are conversations, and the system prompt that all of them begin with."""
-        from loraft.tokenization.examples import DatasetFacts
-
         conversations = not records or any(isinstance(record, Conversation) for record in records)
         return DatasetFacts(common_system_prompt(records), conversations)
 
@@ -59,15 +46,12 @@ class CausalLM(Task):
         """What renders conversations with the chat template, and completions as they stand."""
         from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
-        made = CausalLMRenderer.for_tokenizer(
+        return CausalLMRenderer.for_tokenizer(
             tokenizer,
             chat_template=data.chat_template,
+            conversations=facts.conversations,
             train_on=data.train_on,
             system_prompt=facts.system_prompt,
-            conversations=facts.conversations,
-        )
-        return replace(
-            made,
             plain=not facts.conversations,
             split_turns=data.split_turns,
             special_tokens_in_text=data.special_tokens_in_text,
@@ -88,24 +72,27 @@ class CausalLM(Task):
 
     def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
         """Lay texts end to end, or a line each."""
-        from loraft.tasks.batch import collate_texts
+        from loraft.tasks.loss import collate_texts
 
         return collate_texts(examples, layout)
 
-    def loss(
-        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
-    ) -> TaskLoss:
+    @property
+    def loss(self) -> type[TaskLoss]:
         """The loss of the tokens that are trained."""
         from loraft.tasks.loss import CausalLMLoss
 
-        return CausalLMLoss(model, spec, autocast)
+        return CausalLMLoss
 
     def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> CausalLMRenderer:
         """What makes prompts with the chat template, or gives them as they are where plain text was learned."""
         from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
-        made = CausalLMRenderer.for_tokenizer(tokenizer, system_prompt=metadata.system_prompt, conversations=False)
-        made = replace(made, special_tokens_in_text=metadata.special_tokens_in_text)
+        made = CausalLMRenderer.for_tokenizer(
+            tokenizer,
+            conversations=False,
+            system_prompt=metadata.system_prompt,
+            special_tokens_in_text=metadata.special_tokens_in_text,
+        )
         if metadata.plain and made.template is not None:
             note = "it learned plain text: a prompt is given as it is, without the chat template"
             made = replace(made, plain=True, notes=(note,))

@@ -1,4 +1,4 @@
-"""The losses: the negative log-likelihood of what is trained, and nothing else.
+"""Batches, and the losses of models on them: the negative log-likelihood of what is trained, and nothing else.
 
 Logits are never held for a whole batch: the head runs only where there is a target, over a chunk of targets at a time.
 Nothing is divided here: a sum is what adds up exactly over batches and ranks, and the loop divides it by the trained
@@ -10,17 +10,130 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
 from loraft.models.modules import class_logits, decoder_inputs, output_head
 from loraft.models.registry import ModelSpec
-from loraft.tasks.batch import Batch
-from loraft.tokenization.examples import IGNORED
+from loraft.tokenization.examples import IGNORED, Example
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the rows of a batch are laid.
+
+    Attributes:
+        packed: End to end in one line without padding; otherwise a line each, padded on the right.
+        pad_id: The token at padded positions; no real token attends to one and none is trained.
+        multiple_of: A line of rows end to end is filled to a multiple of this many tokens by one more row, of padding,
+            where new lengths cost time.
+    """
+
+    packed: bool
+    pad_id: int
+    multiple_of: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as the model takes them.
+
+    Attributes:
+        input_ids: `[lines, time]`.
+        labels: Of texts `[targets]`, the tokens to predict; of pairs `[rows, target time]`, -100 at padding; of
+            classified texts `[rows]`, the numbers of the classes.
+        tokens: The number of real tokens, padding left out.
+        targets: How many tokens are predicted, or rows decided.
+        attention_mask: `[rows, time]`, 1 at real tokens; None where no real token attends to padding.
+        token_type_ids: `[rows, time]`, which of two texts a token is of; None where the model does not tell them apart.
+        position_ids: `[lines, time]`, from 0 in each row, where the model is given them.
+        row_lengths: The lengths of the rows that lie end to end in the one line, that of padding too; None where each
+            line is a row.
+        target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` whose hidden state predicts a
+            target.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    tokens: int
+    targets: int
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    position_ids: Tensor | None = None
+    row_lengths: tuple[int, ...] | None = None
+    target_positions: Tensor | None = None
+
+    def to(self, device: str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        if device == "cpu":
+            return self
+        moved: Any = {name: v.to(device, non_blocking=True) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
+    """Lay texts as `layout` says.
+
+    The first token of a row is never a target: nothing in its row predicts it.
+    """
+    lengths = [len(example.input_ids) for example in examples]
+    padding = -sum(lengths) % layout.multiple_of if layout.packed else 0
+    width = sum(lengths) + padding if layout.packed else max(lengths)
+    input_ids = torch.full((1 if layout.packed else len(examples), width), layout.pad_id)
+    position_ids = torch.zeros_like(input_ids)
+    starts = np.cumsum([0, *lengths[:-1]]).tolist() if layout.packed else [i * width for i in range(len(examples))]
+    targets: list[int] = []
+    target_ids: list[int] = []
+    for start, length, example in zip(starts, lengths, examples, strict=True):
+        input_ids.view(-1)[start : start + length] = torch.tensor(example.input_ids)
+        position_ids.view(-1)[start : start + length] = torch.arange(length)
+        trained = [place for place in range(1, length) if example.labels[place] != IGNORED]
+        targets += [start + place - 1 for place in trained]
+        target_ids += [example.labels[place] for place in trained]
+    if padding:
+        position_ids.view(-1)[-padding:] = torch.arange(padding)
+    return Batch(
+        input_ids,
+        labels=torch.tensor(target_ids, dtype=torch.long),
+        tokens=sum(lengths),
+        targets=len(target_ids),
+        position_ids=position_ids,
+        row_lengths=(*lengths, *([padding] if padding else [])) if layout.packed else None,
+        target_positions=torch.tensor(targets, dtype=torch.long),
+    )
+
+
+def collate_pairs(examples: Sequence[Example], layout: BatchLayout) -> Batch:
+    """Lay sources and targets, a line each, both padded on the right."""
+    return _lines(examples, layout, _padded([example.labels for example in examples], IGNORED))
+
+
+def collate_labelled(examples: Sequence[Example], layout: BatchLayout) -> Batch:
+    """Lay texts with a class, a line each, padded on the right."""
+    types = None
+    if any(example.token_type_ids is not None for example in examples):
+        types = _padded([example.token_type_ids or [0] * len(example.input_ids) for example in examples], 0)
+    return _lines(examples, layout, torch.tensor([example.labels[0] for example in examples]), types)
+
+
+def _lines(examples: Sequence[Example], layout: BatchLayout, labels: Tensor, types: Tensor | None = None) -> Batch:
+    ids = _padded([example.input_ids for example in examples], layout.pad_id)
+    mask = _padded([[1] * len(example.input_ids) for example in examples], 0)
+    tokens, trained = sum(example.tokens for example in examples), sum(example.trained for example in examples)
+    return Batch(ids, labels, tokens, trained, attention_mask=mask, token_type_ids=types)
+
+
+def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:
+    """`[rows, time]`, filled on the right."""
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=filling)
 
 
 class TaskLoss(nn.Module, ABC):
@@ -29,11 +142,26 @@ class TaskLoss(nn.Module, ABC):
     The loss is a module's forward so that whatever wraps the module (for data parallel training, say) sees it.
     """
 
-    def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None) -> None:
-        """Wrap the model itself, with adapters injected where there are any, not a wrapper around it."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: ModelSpec,
+        autocast: torch.dtype | None = None,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        """Wrap `model`.
+
+        Args:
+            model: The model itself, with adapters injected where there are any, not a wrapper around it.
+            family: Says what the model does to its logits.
+            autocast: The dtype of products; None computes in the weights' own.
+            class_weights: `[classes]`, what a row of each class counts; None counts each the same.
+        """
         super().__init__()
         self.model = model
+        self._family = family
         self._autocast = autocast
+        self._class_weights = class_weights
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -45,12 +173,7 @@ class TaskLoss(nn.Module, ABC):
 
     @abstractmethod
     def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
-        """The summed loss of each row of `batch`, in nats: `[rows]`, float32.
-
-        Args:
-            batch: The rows.
-            targets: How many targets each row has, in the order of the rows.
-        """
+        """The summed loss of each row of `batch`, in nats: `[rows]`, float32; `targets` is how many each row has."""
 
     def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The summed loss and, of a classifier, `[2, rows]`: the right classes and those of the highest scores."""
@@ -64,15 +187,8 @@ class TaskLoss(nn.Module, ABC):
 class LMLoss(TaskLoss):
     """The loss of a model that generates: of the tokens that it predicts."""
 
-    def __init__(self, model: PreTrainedModel, family: ModelSpec, autocast: torch.dtype | None = None) -> None:
-        """Wrap `model`.
-
-        Args:
-            model: The model itself, with adapters injected where there are any, not a wrapper around it.
-            family: Says what the model does to its logits.
-            autocast: The dtype of products; None computes in the weights' own.
-        """
-        super().__init__(model, autocast)
+    def __init__(self, model: PreTrainedModel, family: ModelSpec, *rest: Any) -> None:
+        super().__init__(model, family, *rest)
         head = output_head(model)
         assert head is not None, "what generates has a head"
         self._head = head
@@ -127,11 +243,10 @@ class CausalLMLoss(LMLoss):
 
     def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.target_positions is not None, "collate_texts tells where targets are"
-        packed = {} if batch.row_lengths is None else {
-            "position_ids": batch.position_ids, "row_lengths": batch.row_lengths,
-        }  # fmt: skip
-        stack = self.model.base_model
-        hidden: Tensor = stack(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
+        given: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.row_lengths is not None:
+            given |= {"position_ids": batch.position_ids, "row_lengths": batch.row_lengths}
+        hidden: Tensor = self.model.base_model(**given).last_hidden_state
         return hidden.flatten(0, 1).index_select(0, batch.target_positions), batch.labels
 
 
@@ -154,25 +269,6 @@ class Seq2SeqLMLoss(LMLoss):
 
 class ClassificationLoss(TaskLoss):
     """The loss of a classifier: of the class of each row."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        family: ModelSpec,
-        autocast: torch.dtype | None = None,
-        class_weights: Tensor | None = None,
-    ) -> None:
-        """Wrap `model`.
-
-        Args:
-            model: The model itself, with adapters injected where there are any, not a wrapper around it.
-            family: Says where it reads what it decides by.
-            autocast: The dtype of products; None computes in the weights' own.
-            class_weights: `[classes]`, what a row of each class counts; None counts each the same.
-        """
-        super().__init__(model, autocast)
-        self._family = family
-        self._class_weights = class_weights
 
     def weight(self, batch: Batch) -> float:
         """What the summed loss of a batch is divided by: the weights of its rows' classes."""

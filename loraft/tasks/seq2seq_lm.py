@@ -5,31 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loraft.config.choices import RowFormat
-from loraft.models.registry import ModelSpec
-from loraft.rows.formats import LanguagePair, Record, Seq2SeqRecord, to_record
-from loraft.rows.readers import Row
-from loraft.tasks.task import (
-    ROUGE,
-    TEXT_METRICS,
-    Reference,
-    StarterFacts,
-    Task,
-    TaskMetrics,
-    TokenSpan,
-    TrainingMetadata,
-)
-from loraft.tokenization.examples import Example
+from loraft.rows.formats import Record, Seq2SeqRecord
+from loraft.tasks.task import ROUGE, TEXT_METRICS, Reference, StarterFacts, Task, TaskMetrics, TokenSpan
+from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
     from loraft.config.sections import DataSection
-    from loraft.tasks.batch import Batch, BatchLayout
-    from loraft.tasks.loss import TaskLoss
-    from loraft.tokenization.examples import DatasetFacts, RowRenderer
+    from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
+    from loraft.tasks.task import TrainingMetadata
     from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
 LANGUAGES = {
@@ -59,21 +45,15 @@ class Seq2SeqLM(Task):
     starter_model = "google-t5/t5-small"
     starter_rows = ("data/train.jsonl", "translation")
 
-    def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
-        """What a row says: whatever its format, a source and a target."""
-        return to_record(row, row_format, columns, languages=languages, as_pair=True)
-
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
         """Nothing: a pair says all of itself."""
-        from loraft.tokenization.examples import DatasetFacts
-
         return DatasetFacts(conversations=not records)
 
     def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> Seq2SeqRenderer:
         """What puts the prefix before sources, and the codes of languages where the tokenizer has them."""
         from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
-        return Seq2SeqRenderer.for_tokenizer(
+        return Seq2SeqRenderer(
             tokenizer,
             prefix=data.source_prefix,
             source_lang=data.source_lang,
@@ -101,23 +81,22 @@ class Seq2SeqLM(Task):
 
     def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
         """Lay sources and targets, a line each."""
-        from loraft.tasks.batch import collate_pairs
+        from loraft.tasks.loss import collate_pairs
 
         return collate_pairs(examples, layout)
 
-    def loss(
-        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
-    ) -> TaskLoss:
+    @property
+    def loss(self) -> type[TaskLoss]:
         """The loss of the targets' tokens."""
         from loraft.tasks.loss import Seq2SeqLMLoss
 
-        return Seq2SeqLMLoss(model, spec, autocast)
+        return Seq2SeqLMLoss
 
     def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> Seq2SeqRenderer:
         """What makes sources with the prefix and in the languages of training."""
         from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
-        return Seq2SeqRenderer.for_tokenizer(
+        return Seq2SeqRenderer(
             tokenizer,
             prefix=metadata.sources.prefix,
             source_lang=metadata.sources.source_lang,

@@ -7,25 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraft.config.choices import RowFormat
 from loraft.errors import Problem
 from loraft.models.registry import ModelSpec
-from loraft.rows.formats import ClassificationRecord, LanguagePair, Record, to_record
+from loraft.rows.formats import ClassificationRecord, Record
 from loraft.rows.labels import class_called, class_number, labels_of
-from loraft.rows.readers import Row
 from loraft.tasks.task import Reference, StarterFacts, Task, TaskMetrics, TokenSpan, TrainingMetadata
-from loraft.tokenization.examples import Example
+from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from loraft.config.schema import RunConfig
     from loraft.config.sections import DataSection
-    from loraft.tasks.batch import Batch, BatchLayout
-    from loraft.tasks.loss import TaskLoss
-    from loraft.tokenization.examples import DatasetFacts, RowRenderer
+    from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
     from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
 LABEL_METRICS = ("accuracy", "macro_f1", "mcc")
@@ -49,10 +44,6 @@ class SequenceClassification(Task):
     starter_model = "builtin:all-minilm-l6-v2"
     starter_rows = ("data/train.jsonl", "classification")
 
-    def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
-        """What a row says: its text, or two, and its class."""
-        return to_record(row, row_format, columns, languages=languages)
-
     def classes_in(self, records: Sequence[Record]) -> Mapping[str, int]:
         """The classes in their order, with how many rows each has."""
         names = labels_of(records)
@@ -63,8 +54,6 @@ class SequenceClassification(Task):
 
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
         """The classes, those of the config or those of the rows, and whether some rows have two texts."""
-        from loraft.tokenization.examples import DatasetFacts
-
         pairs = any(isinstance(record, ClassificationRecord) and record.second is not None for record in records)
         return DatasetFacts(labels=tuple(data.labels) or labels_of(records), pairs=pairs)
 
@@ -96,17 +85,16 @@ class SequenceClassification(Task):
 
     def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
         """Lay texts, a line each."""
-        from loraft.tasks.batch import collate_labelled
+        from loraft.tasks.loss import collate_labelled
 
         return collate_labelled(examples, layout)
 
-    def loss(
-        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
-    ) -> TaskLoss:
+    @property
+    def loss(self) -> type[TaskLoss]:
         """The loss of the rows' classes."""
         from loraft.tasks.loss import ClassificationLoss
 
-        return ClassificationLoss(model, spec, autocast, weights)
+        return ClassificationLoss
 
     def loss_weights(self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example]) -> Tensor | None:
         """`[classes]`, what a row of each class counts; None where each counts the same.

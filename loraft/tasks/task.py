@@ -1,7 +1,6 @@
 """What a task is: everything that differs between training a chat model, a translator and a classifier.
 
-A task is one object, and what is above it asks that object. Nothing heavy is imported here, so that the command line
-can ask it too.
+Nothing heavy is imported here, so that the command line can ask a task too.
 """
 
 from __future__ import annotations
@@ -13,31 +12,23 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loraft.config.choices import ModelGroup, RowFormat, SpecialTokensInText, TaskName
 from loraft.models.registry import GROUPS, ModelSpec
+from loraft.rows.formats import LanguagePair, Message, Record, to_record
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from loraft.config.schema import RunConfig
     from loraft.config.sections import DataSection
     from loraft.errors import Problem
-    from loraft.rows.formats import LanguagePair, Message, Record
     from loraft.rows.readers import Row
-    from loraft.tasks.batch import Batch, BatchLayout
-    from loraft.tasks.loss import TaskLoss
+    from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
     from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """How the sources of an encoder-decoder are rendered, as a `data` section says it.
-
-    Attributes:
-        prefix: What stands before every source.
-        source_lang: The language of the sources; None where nobody said.
-        target_lang: That of the targets.
-    """
+    """How the sources of an encoder-decoder are rendered, as a `data` section says it: None where nobody said."""
 
     prefix: str = ""
     source_lang: str | None = None
@@ -46,15 +37,11 @@ class SourceFormat:
 
 @dataclass(frozen=True)
 class TrainingMetadata:
-    """How something was trained, as far as its answers follow from it.
+    """How something was trained, as far as its answers follow from it and it was recorded.
 
     Attributes:
-        task: What it was trained for; None where that was not recorded.
-        system_prompt: The system prompt that it was trained with.
         plain: It learned plain text, and no conversation: its prompts are plain.
-        sources: How the sources were rendered.
-        special_tokens_in_text: What was done with control tokens that were written in the text of rows.
-        labels: The classes that it tells apart, where they were recorded.
+        labels: The classes that it tells apart.
     """
 
     task: TaskName | None = None
@@ -115,8 +102,7 @@ class TokenSpan:
 
     Attributes:
         name: `text`; of an encoder-decoder `source` and `target`.
-        ids: The tokens.
-        trained: Which of them are learned.
+        trained: Which of the tokens are learned.
         segments: Which of two texts each is of, where the model tells them apart.
     """
 
@@ -130,9 +116,7 @@ class Task(ABC):
     """What a model is trained for.
 
     Attributes:
-        name: As a config says it.
         summary: What is learned, in a sentence.
-        group: The models that it takes.
         formats: The formats of rows that it takes, in the order in which they are recognised.
         only_if_asked: Formats of these that are never recognised by columns alone: `data.format` must name them.
         peft_type: What peft calls it.
@@ -141,11 +125,9 @@ class Task(ABC):
         pipeline_tag: What the Hub calls what was trained.
         unit: What a loss is counted by.
         inputs: A word for people: what a model of it reads.
-        metrics: What its evaluations measure.
-        generates: What is trained writes text, token by token.
         packs: Its rows can lie end to end in one line.
         joins_prompts: A prompt and its completion are one text, as they stand.
-        translates: Its rows have a language of the source and one of the target.
+        translates: Its rows, of whatever format, are a source and a target, each in a language.
         reads_system_prompts: Held-out rows tell, as training rows do, whether all have one system prompt.
         starter_model: A small model to begin with.
         starter_rows: Rows to begin with, and their format, where nobody names any.
@@ -177,13 +159,13 @@ class Task(ABC):
 
     # Rows
 
-    @abstractmethod
     def record(self, row: Row, row_format: RowFormat, columns: Mapping[str, str], languages: LanguagePair) -> Record:
         """What a row says.
 
         Raises:
             DataError: A field is missing, empty or of the wrong type; it is named with file and line.
         """
+        return to_record(row, row_format, columns, languages=languages, as_pair=self.translates)
 
     def classes_in(self, records: Sequence[Record]) -> Mapping[str, int]:
         """The classes of records in their order, with how many rows each has; none where rows have no classes."""
@@ -235,18 +217,10 @@ class Task(ABC):
     def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
         """Lay examples as the model takes them."""
 
+    @property
     @abstractmethod
-    def loss(
-        self, model: PreTrainedModel, spec: ModelSpec, autocast: torch.dtype | None, weights: Tensor | None = None
-    ) -> TaskLoss:
-        """The loss of a model.
-
-        Args:
-            model: The model itself, with adapters injected where there are any, not a wrapper around it.
-            spec: Its row of the registry.
-            autocast: The dtype of products; None computes in the weights' own.
-            weights: What `loss_weights` gave.
-        """
+    def loss(self) -> type[TaskLoss]:
+        """The loss of a model; its `class_weights` are what `loss_weights` gave."""
 
     def loss_weights(self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example]) -> Tensor | None:
         """`[classes]`, what a row of each class counts in the loss; None where each counts the same."""
@@ -299,12 +273,10 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class StarterFacts:
-    """What a task needs to know for its keys of a first config.
+    """What a task needs to know of rows and their model for its keys of a first config.
 
     Attributes:
-        format: The format of the rows.
-        labels: The classes and their rows.
-        languages: The languages of the rows.
+        labels: The classes, and how many rows each has.
         prefixed: The model was trained with words before each source that say what to do.
     """
 

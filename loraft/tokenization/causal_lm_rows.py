@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -81,19 +81,17 @@ class CausalLMRenderer(RowRenderer):
         tokenizer: PreTrainedTokenizerBase,
         *,
         chat_template: str = "auto",
-        train_on: TrainOn = "completions",
-        system_prompt: str | None = None,
         conversations: bool = True,
+        **fields: Any,
     ) -> CausalLMRenderer:
         """The renderer for a tokenizer and the settings of a `data` section.
 
         Args:
             tokenizer: The model's tokenizer.
             chat_template: `data.chat_template`.
-            train_on: `data.train_on`.
-            system_prompt: What generation opens with by default.
             conversations: There are conversations to render; otherwise no template is made up for a tokenizer that
                 has none, and a prompt is plain text.
+            fields: Other fields of the renderer.
 
         Raises:
             DataError: The tokenizer tells no offsets, or the template cannot be read or rendered.
@@ -104,7 +102,7 @@ class CausalLMRenderer(RowRenderer):
                 key="model.tokenizer",
                 remedy="name a model or folder with a tokenizer.json",
             )
-        made = cls(tokenizer, train_on=train_on, system_prompt=system_prompt)
+        made = cls(tokenizer, **fields)
         if chat_template == "auto" and not tokenizer.chat_template and not conversations:
             return made
         text, notes = choose_template(tokenizer, chat_template)
@@ -129,12 +127,13 @@ class CausalLMRenderer(RowRenderer):
                 return self
             note = "it learned plain text, and conversations are printed with a chat template that it has not learned"
             return replace(self, plain=False, notes=(note,))
-        made = CausalLMRenderer.for_tokenizer(self.tokenizer, system_prompt=self.system_prompt)
+        asked = self.special_tokens_in_text
+        made = self.for_tokenizer(self.tokenizer, system_prompt=self.system_prompt, special_tokens_in_text=asked)
         if made.template is None:
             message = "the tokenizer has neither a chat template nor an end-of-text token: it prints no conversation"
             raise ModelError(message, remedy="Give it a prompt alone.")
         note = "the tokenizer has no chat template: conversations are printed as chatml, which the model may not know"
-        return replace(made, special_tokens_in_text=self.special_tokens_in_text, notes=(note,))
+        return replace(made, notes=(note,))
 
     @property
     def chat_template(self) -> str | None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.choices import SpecialTokensInText
 from loraft.config.sections import DataSection
 from loraft.errors import DataError
 from loraft.rows.formats import ClassificationRecord, Message, Record, Seq2SeqRecord
@@ -36,32 +35,20 @@ class Seq2SeqRenderer(RowRenderer):
         prefix: What stands before every source.
         source_lang: The language of the sources: the tokenizer's code of it where it has codes.
         target_lang: That of the targets.
+
+    Raises:
+        DataError: The tokenizer needs to know languages, and they are not set or not among its own.
     """
 
     prefix: str = ""
     source_lang: str | None = None
     target_lang: str | None = None
 
-    @classmethod
-    def for_tokenizer(
-        cls,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        prefix: str = "",
-        source_lang: str | None = None,
-        target_lang: str | None = None,
-        special_tokens_in_text: SpecialTokensInText = "text",
-    ) -> Seq2SeqRenderer:
-        """The renderer for a tokenizer and the settings of a `data` section.
-
-        Raises:
-            DataError: The tokenizer needs to know languages, and they are not set or not among its own.
-        """
-        codes = _codes(tokenizer)
-        for key, code in (("data.source_lang", source_lang), ("data.target_lang", target_lang)):
+    def __post_init__(self) -> None:
+        codes = _codes(self.tokenizer)
+        for key, code in (("data.source_lang", self.source_lang), ("data.target_lang", self.target_lang)):
             if codes and code not in codes:
                 raise _no_language(key, code, codes)
-        return cls(tokenizer, prefix, source_lang, target_lang, special_tokens_in_text=special_tokens_in_text)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from loraft.models.load_model import load_config, load_noted_tokenizer
 from loraft.models.registry import spec_of
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
-from loraft.tasks.batch import BatchLayout
+from loraft.tasks.loss import BatchLayout
 from loraft.tasks.task import Task
 from loraft.training.memory import MemoryPlan, plan_memory
 from loraft.training.model_summary import ModelSummary, summarize_model

@@ -25,8 +25,7 @@ from loraft.errors import NonFiniteError
 from loraft.events import Observer
 from loraft.figures import label_figures
 from loraft.models.quantize import unpacked
-from loraft.tasks.batch import Batch, BatchLayout
-from loraft.tasks.loss import TaskLoss
+from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
 from loraft.tokenization.examples import Example
 from loraft.training.optimizer import learning_rate
 from loraft.training.run_dir import RunFolder

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from loraft.dataset import sampler
 from loraft.dataset.build import SourceSpan
 from loraft.dataset.sampler import BatchSampler, pack_rows
-from loraft.tasks.batch import BatchLayout, collate_texts
+from loraft.tasks.loss import BatchLayout, collate_texts
 from loraft.tokenization.examples import Example
 
 ONE = Example.of_text([1, 2, 3], [-100, 2, 3], "a:1")

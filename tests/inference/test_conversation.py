@@ -18,8 +18,7 @@ from loraft.inference.session import Session, open_session
 from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message, to_record
 from loraft.rows.readers import Row
-from loraft.tasks import TASKS
-from loraft.tasks.detect_format import detect_format
+from loraft.tasks import TASKS, detect_format
 from loraft.tokenization.boundaries import shared_beginning
 from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 from tests.inference.voices import adapter_in, base_in

@@ -94,7 +94,7 @@ def pair_adapter_in(
     )
     loaded = load_model(section, select_device(section), among=FAMILIES)
     source, target = languages or (None, None)
-    renderer = Seq2SeqRenderer.for_tokenizer(loaded.tokenizer, prefix=prefix, source_lang=source, target_lang=target)
+    renderer = Seq2SeqRenderer(loaded.tokenizer, prefix=prefix, source_lang=source, target_lang=target)
     adapted = attach(loaded, config)
     generator = torch.Generator().manual_seed(seed)
     for parameter in adapted.trainable.values():

@@ -77,7 +77,7 @@ def test_the_figures_are_those_of_the_rows_that_were_held_out(tmp_path: Path) ->
         f"data: {{train: {tmp_path}/rows.jsonl, eval: {tmp_path}/rows.jsonl, source_prefix: 'turn: '}}\n"
     )
     tokenizer = tiny_tokenizer()
-    renderer = Seq2SeqRenderer.for_tokenizer(tokenizer, prefix="turn: ")
+    renderer = Seq2SeqRenderer(tokenizer, prefix="turn: ")
     examples = renderer.examples([renderer.render(Seq2SeqRecord(*pair)) for pair in PAIRS], [""] * len(PAIRS))
     found = rows_for(adapter, tokenizer, SourceFormat("turn: "))
     assert found.source == "the run's held-out rows"

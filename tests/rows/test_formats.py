@@ -23,8 +23,7 @@ from loraft.rows.formats import (
     to_record,
 )
 from loraft.rows.readers import Row
-from loraft.tasks import TASKS
-from loraft.tasks.detect_format import check_format, detect_format
+from loraft.tasks import TASKS, check_format, detect_format
 
 ASKED, ANSWERED = Message("user", "two?"), Message("assistant", "four")
 TURNS = [{"role": "user", "content": "two?"}, {"role": "assistant", "content": "four"}]

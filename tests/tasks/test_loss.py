@@ -9,8 +9,7 @@ from loraft.kernels import cross_entropy as loss_module
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import DECODERS, spec_of
-from loraft.tasks.batch import BatchLayout, collate_texts
-from loraft.tasks.loss import CausalLMLoss
+from loraft.tasks.loss import BatchLayout, CausalLMLoss, collate_texts
 from loraft.tokenization.examples import IGNORED, Example
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
 from tests.training.building import without_dropout

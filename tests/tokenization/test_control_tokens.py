@@ -141,8 +141,8 @@ def test_a_tool_says_text_too() -> None:
 
 
 def test_a_source_that_is_asked_is_read_as_rows_are() -> None:
-    renderer = Seq2SeqRenderer.for_tokenizer(TOKENIZER, special_tokens_in_text="keep")
+    renderer = Seq2SeqRenderer(TOKENIZER, special_tokens_in_text="keep")
     assert renderer.prompt_ids([Message("user", EVIL)]).count(START) == 1
-    refuses = Seq2SeqRenderer.for_tokenizer(TOKENIZER, special_tokens_in_text="error")
+    refuses = Seq2SeqRenderer(TOKENIZER, special_tokens_in_text="error")
     with pytest.raises(DataError, match="control token"):
         refuses.prompt_ids([Message("user", EVIL)])

@@ -218,7 +218,7 @@ def test_pairs_of_long_texts_are_cut_as_when_read_whole(most: int, small: None) 
 
 
 def test_long_sources_and_targets_are_cut_as_when_read_whole(small: None) -> None:
-    renderer = Seq2SeqRenderer.for_tokenizer(PreTrainedTokenizerFast(tokenizer_object=t5(), eos_token="</s>"))
+    renderer = Seq2SeqRenderer(PreTrainedTokenizerFast(tokenizer_object=t5(), eos_token="</s>"))
     limits = DataSection.model_validate({"train": "x", "max_length": 60, "max_target_length": 40})
     text = long_text(500)
     for pair in (Seq2SeqRecord(text, "short"), Seq2SeqRecord("short", text), Seq2SeqRecord(text, text)):

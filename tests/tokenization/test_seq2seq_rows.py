@@ -86,7 +86,7 @@ def test_source_and_target_have_the_code_of_their_language(
     multilingual: tuple[PreTrainedTokenizerBase, str, str, str],
 ) -> None:
     tokenizer, source, target, where = multilingual
-    renderer = Seq2SeqRenderer.for_tokenizer(tokenizer, source_lang=source, target_lang=target)
+    renderer = Seq2SeqRenderer(tokenizer, source_lang=source, target_lang=target)
     before: Any = (tokenizer.src_lang, tokenizer.tgt_lang)
     example = renderer.examples([Seq2SeqRecord("hello", "bonjour")], ["a:1"])[0]
     for ids, code in ((example.input_ids, source), (example.labels, target)):
@@ -104,7 +104,7 @@ def test_an_answer_begins_with_the_code_where_targets_do(
 ) -> None:
     """mBART-25 writes it behind the text: its decoder begins from it, and it is no first word."""
     tokenizer, source, target, where = multilingual
-    renderer = Seq2SeqRenderer.for_tokenizer(tokenizer, source_lang=source, target_lang=target)
+    renderer = Seq2SeqRenderer(tokenizer, source_lang=source, target_lang=target)
     code = tokenizer.convert_tokens_to_ids(written(target))
     assert renderer.knows_languages
     assert renderer.forced_bos_id == (code if where == "begins" else None)
@@ -113,7 +113,7 @@ def test_an_answer_begins_with_the_code_where_targets_do(
 
 def test_what_is_recorded_makes_the_same_renderer(multilingual: tuple[PreTrainedTokenizerBase, str, str, str]) -> None:
     tokenizer, source, target, _ = multilingual
-    renderer = Seq2SeqRenderer.for_tokenizer(tokenizer, prefix="x ", source_lang=source, target_lang=target)
+    renderer = Seq2SeqRenderer(tokenizer, prefix="x ", source_lang=source, target_lang=target)
     assert renderer.recorded == {"source_prefix": "x ", "source_lang": source, "target_lang": target}
 
 
@@ -124,16 +124,16 @@ def test_a_language_that_is_not_there_names_near_ones(
     tokenizer, source, target, _ = multilingual
     right = {"source_lang": source, "target_lang": target}
     with pytest.raises(DataError, match=rf"data\.{key}.*is not set"):
-        Seq2SeqRenderer.for_tokenizer(tokenizer, **(right | {key: None}))
+        Seq2SeqRenderer(tokenizer, **(right | {key: None}))
     with pytest.raises(DataError, match="is none of the") as caught:
-        Seq2SeqRenderer.for_tokenizer(tokenizer, **(right | {key: f"{source}x"}))
+        Seq2SeqRenderer(tokenizer, **(right | {key: f"{source}x"}))
     assert source in (caught.value.problems[0].remedy or "")
 
 
 @pytest.mark.parametrize(("name", "near"), [("nllb", "eng_Latn"), ("mbart50", "en_XX"), ("mbart25", "en_XX")])
 def test_a_language_by_its_short_name_is_told_its_code(name: str, near: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        Seq2SeqRenderer.for_tokenizer(MULTILINGUAL[name][0](tmp_path), source_lang="en", target_lang="fr")
+        Seq2SeqRenderer(MULTILINGUAL[name][0](tmp_path), source_lang="en", target_lang="fr")
     assert caught.value.problems[0].remedy == f"Codes look like {near}."
 
 
@@ -143,7 +143,7 @@ def t5() -> PreTrainedTokenizerBase:
 
 def test_a_prefix_stands_before_every_source_and_every_text_is_ended() -> None:
     tokenizer = t5()
-    renderer = Seq2SeqRenderer.for_tokenizer(tokenizer, prefix="translate: ", source_lang="en", target_lang="fr")
+    renderer = Seq2SeqRenderer(tokenizer, prefix="translate: ", source_lang="en", target_lang="fr")
     example = renderer.examples([renderer.render(Seq2SeqRecord("hello", "bonjour"))], ["a:1"])[0]
     assert tokenizer.convert_ids_to_tokens(example.input_ids) == ["▁translate", ":", "▁hello", "</s>"]
     assert tokenizer.convert_ids_to_tokens(example.labels) == ["▁bonjour", "</s>"]
@@ -157,7 +157,7 @@ def test_a_prefix_stands_before_every_source_and_every_text_is_ended() -> None:
 def test_c1_a_target_is_ended_where_the_tokenizer_ends_none() -> None:
     """Without an end in the labels no answer would learn to stop."""
     tokenizer = tiny_tokenizer()
-    example = Seq2SeqRenderer.for_tokenizer(tokenizer).examples([Seq2SeqRecord("the order", "is late")], ["a:1"])[0]
+    example = Seq2SeqRenderer(tokenizer).examples([Seq2SeqRecord("the order", "is late")], ["a:1"])[0]
     assert example.labels == [*tokenizer("is late")["input_ids"], tokenizer.eos_token_id]
     assert example.trained == len(example.labels)
 
@@ -170,7 +170,7 @@ def limits(**values: Any) -> DataSection:
 def test_a_source_that_is_cut_keeps_what_closes_it(name: str, tmp_path: Path) -> None:
     made, source, target, where = MULTILINGUAL[name]
     tokenizer = made(tmp_path)
-    renderer = Seq2SeqRenderer.for_tokenizer(tokenizer, source_lang=source, target_lang=target)
+    renderer = Seq2SeqRenderer(tokenizer, source_lang=source, target_lang=target)
     pair = Seq2SeqRecord("hello the cat " * 9, "bonjour le chat " * 9)
     example = renderer.examples([pair], ["a:1"])[0]
     [cut] = renderer.cut(pair, example, limits(max_length=8, max_target_length=5), "truncate")
@@ -191,7 +191,7 @@ def test_closed_keeps_a_short_text_as_it_is() -> None:
 
 def test_what_is_too_long_is_told_by_its_key() -> None:
     tokenizer = t5()
-    renderer = Seq2SeqRenderer.for_tokenizer(tokenizer)
+    renderer = Seq2SeqRenderer(tokenizer)
     example = renderer.examples([Seq2SeqRecord("hello the cat", "bonjour le chat")], ["a:1"])[0]
     assert renderer.too_long(example, limits(max_length=4)) is None
     assert "source of 4 tokens, more than data.max_length 3" in (renderer.too_long(example, limits(max_length=3)) or "")

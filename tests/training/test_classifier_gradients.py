@@ -14,8 +14,7 @@ from loraft.config.schema import RunConfig
 from loraft.models.modules import class_logits
 from loraft.models.registry import CLASSIFIERS
 from loraft.tasks import TASKS
-from loraft.tasks.batch import BatchLayout
-from loraft.tasks.loss import ClassificationLoss
+from loraft.tasks.loss import BatchLayout, ClassificationLoss
 from loraft.tokenization.plain_text_rows import ClassificationRenderer
 from loraft.training.train_step import class_figures
 from tests.tiny import tiny_sizes, tiny_tokenizer

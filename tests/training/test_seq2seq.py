@@ -11,8 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loraft.models.registry import FAMILIES
-from loraft.tasks.batch import Batch, BatchLayout, collate_pairs
-from loraft.tasks.loss import Seq2SeqLMLoss
+from loraft.tasks.loss import Batch, BatchLayout, Seq2SeqLMLoss, collate_pairs
 from loraft.tokenization.examples import Example
 from tests.tiny import tiny_model
 from tests.training.building import close, recorded, tiny_config, tiny_fit, without_dropout
