@@ -83,8 +83,7 @@ def train(
     with SaveRequests() as save_requests:
         plan = plan_run(config)
         check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
-        folder.open()
-        try:
+        with folder.held():
             return run_plan(
                 plan,
                 folder,
@@ -96,8 +95,6 @@ def train(
                 answerer=lambda adapted: _answerer(adapted, plan),
                 command=command,
             )
-        finally:
-            folder.close()
 
 
 def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:

@@ -30,7 +30,7 @@ OURS = re.compile(r"\.lock|\.beside|trackers|\.(config\.yaml|manifest\.json)\.\d
 
 
 class RunFolder:
-    """The paths of one run, and a lock so that two processes do not write one run."""
+    """The files of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,32 +41,32 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.model = path / "model"
-        self._lock = FileLock(path / LOCK)
 
     @property
     def holds_run(self) -> bool:
         """Whether a run was begun here."""
         return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
 
-    def open(self) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
         """Make the folder this process's own.
 
         Raises:
             RunFolderError: Another process is writing to it, or it cannot be written.
         """
+        lock, where = FileLock(self.path / LOCK), str(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
-            raise RunFolderError("another process is writing to this run", where=str(self.path)) from None
+            raise RunFolderError("another process is writing to this run", where=where) from None
         except OSError as error:
-            raise RunFolderError(
-                f"cannot be written: {error.strerror}", where=str(self.path), key="training.output_dir"
-            ) from None
-
-    def close(self) -> None:
-        """Let others have the folder."""
-        self._lock.release()
+            message = f"cannot be written: {error.strerror}"
+            raise RunFolderError(message, where=where, key="training.output_dir") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def require(self) -> None:
         """Make sure that the folder is there still, before something is written that would make it anew.
@@ -75,11 +75,9 @@ class RunFolder:
             RunError: It was removed.
         """
         if not self.path.is_dir():
-            raise RunError(
-                "the run's folder was removed while the run went on, and what was trained with it",
-                where=str(self.path),
-                remedy="begin anew, and remove the folder of a run only once the run has ended",
-            )
+            message = "the run's folder was removed while the run went on, and what was trained with it"
+            remedy = "begin anew, and remove the folder of a run only once the run has ended"
+            raise RunError(message, where=str(self.path), remedy=remedy)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -94,13 +92,12 @@ class RunFolder:
             raise
         except Exception as error:
             self.require()
-            name = getattr(error, "filename", None)
-            if not isinstance(error, OSError) or not self._holds(name):
+            if not isinstance(error, OSError) or not isinstance(error.filename, str):
                 raise
-            raise RunError(f"cannot be written: {error.strerror}", where=name, remedy="go on with `resume`") from error
-
-    def _holds(self, name: object) -> bool:
-        return isinstance(name, str) and Path(name).absolute().is_relative_to(self.path.absolute())
+            if not Path(error.filename).absolute().is_relative_to(self.path.absolute()):
+                raise
+            message = f"cannot be written: {error.strerror}"
+            raise RunError(message, where=error.filename, remedy="go on with `resume`") from error
 
     def append(self, path: Path, record: Mapping[str, Any]) -> None:
         """Add one JSON line to `metrics` or `samples`; it is in the file when this returns."""
@@ -117,7 +114,7 @@ class RunFolder:
             sizes[path.name] = path.stat().st_size if path.exists() else 0
         return sizes
 
-    def cut_back(self, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    def cut_back(self, sizes: Mapping[str, int]) -> list[str]:
         """Forget what was written to the growing files after the checkpoint that remembered `sizes`.
 
         Returns:
@@ -127,13 +124,11 @@ class RunFolder:
         for path in (self.metrics, self.samples):
             size = sizes.get(path.name, 0)
             if not path.exists():
-                notes += (
-                    [f"{path.name} is missing: what was logged before is lost, and new lines follow"] if size else []
-                )
+                if size:
+                    notes.append(f"{path.name} is missing: what was logged before is lost, and new lines follow")
                 continue
             held = path.read_bytes()[:size]
-            lines = held.split(b"\n")
-            whole = [line for line in lines[:-1] if _is_object(line)]
+            whole = [line for line in held.split(b"\n")[:-1] if _is_object(line)]
             kept = b"".join(line + b"\n" for line in whole)
             if len(kept) < size:
                 notes.append(
@@ -144,7 +139,7 @@ class RunFolder:
                 os.truncate(path, len(kept))
             else:
                 write_whole(path, kept.decode())
-        return tuple(notes)
+        return notes
 
     def describe(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
         """Write what the run is, each file whole or not at all."""
@@ -176,20 +171,17 @@ def refuse_taken(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
         RunFolderError: It holds a run and neither `resume` nor `overwrite` is set, or it is something else than the
             folder of a run.
     """
-    where, key = str(folder.path), "training.output_dir"
-    if folder.path.exists() and not folder.path.is_dir():
-        raise RunFolderError("is a file, not a folder", where=where, key=key, remedy="name another folder")
-    if folder.holds_run and not (resume or overwrite):
-        raise RunFolderError(
-            "holds a run already",
-            where=where,
-            key=key,
-            remedy="go on with it by `resume`, replace it by `overwrite`, or name another training.output_dir",
-        )
-    if not folder.holds_run and folder.path.exists() and any(not OURS.fullmatch(p.name) for p in folder.path.iterdir()):
-        raise RunFolderError(
-            "holds files that are not a run's", where=where, key=key, remedy="name a new or empty folder"
-        )
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        message, remedy = "is a file, not a folder", "name another folder"
+    elif folder.holds_run and not (resume or overwrite):
+        message = "holds a run already"
+        remedy = "go on with it by `resume`, replace it by `overwrite`, or name another training.output_dir"
+    elif not folder.holds_run and path.exists() and any(not OURS.fullmatch(entry.name) for entry in path.iterdir()):
+        message, remedy = "holds files that are not a run's", "name a new or empty folder"
+    else:
+        return
+    raise RunFolderError(message, where=str(path), key="training.output_dir", remedy=remedy)
 
 
 def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
@@ -199,27 +191,23 @@ def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
         RunFolderError: The model, the tokenizer, the adapter to go on from, or rows lie there.
     """
     held_out = config.data.eval if isinstance(config.data.eval, tuple) else ()
-    sources: dict[str, list[str | None]] = {
-        "model.name_or_path": [config.model.name_or_path],
-        "model.tokenizer": [config.model.tokenizer],
-        "lora.start_from": [config.lora.start_from],
-        "data.train": [source.path for source in config.data.train],
-        "data.eval": [source.path for source in held_out],
-        "data.chat_template": [config.data.chat_template],
-    }
-    inside = [
-        Problem(f"lies in {folder.path}, which `overwrite` would replace", where=path, key=key)
-        for key, paths in sources.items()
-        for path in paths
-        if path is not None and _lies_in(Path(path).expanduser(), folder.path)
+    sources = [
+        ("model.name_or_path", config.model.name_or_path),
+        ("model.tokenizer", config.model.tokenizer),
+        ("lora.start_from", config.lora.start_from),
+        *(("data.train", source.path) for source in config.data.train),
+        *(("data.eval", source.path) for source in held_out),
+        ("data.chat_template", config.data.chat_template),
     ]
+    message, here = f"lies in {folder.path}, which `overwrite` would replace", folder.path.resolve()
+    inside = []
+    for key, name in sources:
+        place = None if name is None else Path(name).expanduser()
+        if place is not None and place.exists() and place.resolve().is_relative_to(here):
+            inside.append(Problem(message, where=name, key=key))
     if inside:
         remedy = "name another training.output_dir"
         raise RunFolderError.several([*inside[:-1], replace(inside[-1], remedy=remedy)])
-
-
-def _lies_in(path: Path, folder: Path) -> bool:
-    return path.exists() and path.resolve().is_relative_to(folder.resolve())
 
 
 def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
@@ -236,9 +224,9 @@ def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None) -> None:
     free = shutil.disk_usage(there).free
     held = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
     if free + held < kept * a_checkpoint + memory.trained_bytes:
+        wanted = f"{kept} checkpoints of {a_checkpoint / 1e9:.2f} GB are to be kept"
         raise ResourceError(
-            f"{free / 1e9:.2f} GB are free on the disk, and {kept} checkpoints of {a_checkpoint / 1e9:.2f} GB "
-            "are to be kept",
+            f"{free / 1e9:.2f} GB are free on the disk, and {wanted}",
             where=str(folder),
             key="training.save_total_limit",
             remedy="free some space, keep fewer checkpoints, or name a training.output_dir on another disk",
@@ -249,9 +237,8 @@ def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Pat
     """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N; to `resume`, the newest with a run."""
     if output_dir is not None:
         return Path(output_dir).expanduser()
-    numbers = [
-        int(path.name.rsplit("-", 1)[1]) for path in RUNS.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()
-    ]
+    ends = [path.name[len(name) + 1 :] for path in RUNS.glob(f"{name}-*")]
+    numbers = [int(end) for end in ends if end.isdigit()]
     begun = [number for number in numbers if RunFolder(RUNS / f"{name}-{number}").holds_run]
     return RUNS / f"{name}-{max(begun) if resume and begun else max(numbers, default=0) + 1}"
 

@@ -97,7 +97,10 @@ def plan_run(config: RunConfig) -> RunPlan:
     data = known.data
     config, notes = _resolved(known.config, known.placement)
     packed = _packed(config, known.shape)
-    drawn = _drawn(config, data)
+    drawn = batch_sampler(config, data)
+    if not drawn.epoch(0):
+        message = "an epoch draws no row: each source's rows times its weight are less than half a row"
+        raise ConfigError(message, key="data.train", remedy="write greater weights")
     batches = drawn if data.stream is None else StreamingSampler(data.stream, drawn.batch_size, drawn.accumulation)
     memory, checkpointing = plan_memory(config, known.placement, known.shape, data, drawn, packed=packed)
     memory_notes = (CHECKPOINTED,) if checkpointing and config.training.gradient_checkpointing == "auto" else ()
@@ -108,7 +111,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         config=config.model_copy(update={"training": training}),
         notes=(
             *known.notes, *data.renderer.notes, *notes, *data.report.notes,
-            *_packing_notes(config, known.shape, data, packed=packed), *memory_notes, *_base_notes(config),
+            *_packing_notes(config, known.shape, drawn, packed=packed), *memory_notes, *_base_notes(config),
         ),
     )  # fmt: skip
     return RunPlan(
@@ -123,11 +126,7 @@ def plan_run(config: RunConfig) -> RunPlan:
 
 
 def _known(config: RunConfig) -> KnownRun:
-    """Look at model and data, each as far as the other lets it.
-
-    Raises:
-        InvalidInputError: With every problem that was found of both.
-    """
+    """Look at model and data, each as far as the other lets it, and refuse with every problem of both."""
     problems: list[Problem] = []
     placement = _collected(problems, lambda: select_device(config.model))
     task, model = TASKS[config.task], ModelHandle(config.model)
@@ -155,11 +154,7 @@ def _known(config: RunConfig) -> KnownRun:
 
 
 def _packed(config: RunConfig, shape: ModelSummary) -> bool:
-    """Whether rows lie end to end.
-
-    Raises:
-        ConfigError: They are to be filled, and cannot lie so.
-    """
+    """Whether rows lie end to end; that they are to be filled and cannot lie so is refused."""
     packed = uses_packing(config, packs=shape.family.packs)
     if fills(config) and not packed:
         why, auto = "filled rows need the attention that keeps rows apart", "model.attn_implementation"
@@ -167,19 +162,6 @@ def _packed(config: RunConfig, shape: ModelSummary) -> bool:
             why, auto = f"rows of {shape.family.model_type} cannot be laid end to end", "packing"
         raise ConfigError(why, key="data.packing", remedy=f"write {auto}: auto")
     return packed
-
-
-def _drawn(config: RunConfig, data: PreparedData) -> BatchSampler:
-    """The batches of the rows that are known.
-
-    Raises:
-        ConfigError: There are none.
-    """
-    drawn = batch_sampler(config, data)
-    if not drawn.epoch(0):
-        message = "an epoch draws no row: each source's rows times its weight are less than half a row"
-        raise ConfigError(message, key="data.train", remedy="write greater weights")
-    return drawn
 
 
 def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, list[str]]:
@@ -194,10 +176,8 @@ def _base_notes(config: RunConfig) -> Iterator[str]:
     """An adapter names its base as the config does, and a path of this machine means nothing on another."""
     name = config.model.name_or_path
     if config.method != "full" and shown(name) != name:
-        yield (
-            f"the adapter names its base by a path of this machine, {name}: where that is not, `base_model=MODEL` says "
-            "where the base is"
-        )
+        said = "where that is not, `base_model=MODEL` says where the base is"
+        yield f"the adapter names its base by a path of this machine, {name}: {said}"
 
 
 def _line_step(placement: DeviceConfig) -> int:
@@ -215,16 +195,10 @@ def _collected(problems: list[Problem], decide: Callable[[], Result]) -> Result 
 
 
 def _beyond_context(config: RunConfig, shape: ModelSummary) -> list[Problem]:
+    longest = math.inf if shape.context is None else shape.context
+    said, remedy = f"tokens are more than the {longest} positions of the model", f"write {longest} or less"
     limits = TASKS[config.task].length_limits(config.data)
-    return [
-        Problem(
-            f"{most} tokens are more than the {shape.context} positions of the model",
-            key=key,
-            remedy=f"write {shape.context} or less",
-        )
-        for key, most in limits.items()
-        if shape.context is not None and most > shape.context
-    ]
+    return [Problem(f"{most} {said}", key=key, remedy=remedy) for key, most in limits.items() if most > longest]
 
 
 def _resolved(config: RunConfig, placement: DeviceConfig) -> tuple[RunConfig, list[str]]:
@@ -263,17 +237,11 @@ def _every(setting: float | None, steps: int) -> int | None:
     return max(1, round(setting * steps)) if setting < 1 else int(setting)
 
 
-def _packing_notes(config: RunConfig, shape: ModelSummary, data: PreparedData, *, packed: bool) -> list[str]:
+def _packing_notes(config: RunConfig, shape: ModelSummary, drawn: BatchSampler, *, packed: bool) -> list[str]:
     if fills(config):
-        alone = BatchSampler(
-            [example.tokens for example in data.train], data.train_sources, config.training.per_device_train_batch_size,
-            config.training.gradient_accumulation_steps, config.seed,
-        )  # fmt: skip
-        before, filled = alone.steps(0), batch_sampler(config, data).steps(0)
-        if filled == before:
-            return []
+        before, filled = replace(drawn, fill_to=None).steps(0), drawn.steps(0)
         remain = counted(filled, "optimizer step an epoch remains", "optimizer steps an epoch remain")
-        return [f"data.packing fill: {remain} of {before:,}"]
+        return [f"data.packing fill: {remain} of {before:,}"] if filled != before else []
     if config.data.packing == "auto" and not packed and TASKS[config.task].packs:
         return [f"rows are padded on the right: {shape.family.model_type} is not laid end to end with this attention"]
     return []

@@ -154,4 +154,4 @@ def test_metrics_that_were_lost_are_told_and_what_is_left_is_json(
         assert not folder.metrics.exists()
     else:
         assert folder.metrics.read_bytes() == kept
-    assert folder.cut_back({"metrics.jsonl": len(kept or b""), "samples.jsonl": 0}) == ()
+    assert folder.cut_back({"metrics.jsonl": len(kept or b""), "samples.jsonl": 0}) == []
