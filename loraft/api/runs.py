@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from loraft.inference.engine import stream
 from loraft.inference.sampling import SamplingParams
 from loraft.rows.formats import Message
 from loraft.training.check_report import CheckReport, report
-from loraft.training.loop import SaveRequests
+from loraft.training.loop import noted_signals
 from loraft.training.run_dir import (
     RunFolder,
     check_disk,
@@ -80,7 +81,7 @@ def train(
         refuse_own_inputs(folder, config)
     if config.training.output_dir is None and not resume:
         tell(observer, *left_unfinished(folder.path, name))
-    with SaveRequests() as save_requests:
+    with noted_signals(signal.SIGUSR1) as save_requests:  # planning too: before the first step it would end the process
         plan = plan_run(config)
         check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
         with folder.held():
@@ -91,7 +92,7 @@ def train(
                 resume_anyway=resume_anyway,
                 overwrite=overwrite,
                 observer=observer,
-                save_asked=save_requests.take,
+                save_requests=save_requests,
                 answerer=lambda adapted: _answerer(adapted, plan),
                 command=command,
             )

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 from loraft.adapters.model_card import TrainingFacts
 from loraft.adapters.save_adapter import save_adapter, save_full
@@ -32,55 +32,29 @@ NO_GRADIENT = 5e-5
 """A norm below it is 0.0000 in four decimals."""
 
 
-class _Handlers:
-    """Signals that are noted while this is entered; `received` is the newest."""
+@contextmanager
+def noted_signals(*numbers: signal.Signals, once: bool = False) -> Iterator[list[int]]:
+    """The signals of these numbers that came while this is entered; `once` lets a second one end the process at once.
 
-    def __init__(self, *numbers: signal.Signals) -> None:
-        self._numbers = numbers
-        self._before: dict[int, Any] = {}
-        self.received: int | None = None
-
-    def __enter__(self) -> Self:
-        # Python delivers signals to the main thread only; elsewhere there is nothing to catch.
-        if threading.current_thread() is threading.main_thread():
-            for number in self._numbers:
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = number
-
-
-class StopSignals(_Handlers):
-    """The signals that stop; once one was received, a second one ends the process at once.
-
-    A SIGHUP that is ignored, as nohup has it, stays ignored.
+    Python delivers signals to the main thread only; elsewhere there is nothing to catch.
     """
+    came: list[int] = []
+    before: dict[int, Any] = {}
 
-    def __init__(self) -> None:
-        hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-        super().__init__(signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hangs_up else ()))
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        if once:
+            for each in before:
+                signal.signal(each, signal.SIG_DFL)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        super()._note(number, frame)
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-
-
-class SaveRequests(_Handlers):
-    """SIGUSR1 is noted, from the moment that a run is planned: before the first step it would end the process."""
-
-    def __init__(self) -> None:
-        super().__init__(signal.SIGUSR1)
-
-    def take(self) -> bool:
-        """Whether a checkpoint was asked for since this was called last."""
-        noted, self.received = self.received is not None, None
-        return noted
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            before[number] = signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def fit(run: Trainer, state: RunState) -> None:
@@ -93,27 +67,29 @@ def fit(run: Trainer, state: RunState) -> None:
     trained = sum(parameter.numel() for parameter in run.adapted.trainable.values())
     steps, total = run.plan.steps, run.plan.shape.parameters_in_training
     run.observer(RunStarted(run.folder.path, state.step, steps, run.epochs(steps), trained, total))
-    with StopSignals() as signals:
+    # A SIGHUP that is ignored, as nohup has it, stays ignored.
+    hangs_up = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()
+    with noted_signals(signal.SIGINT, signal.SIGTERM, *hangs_up, once=True) as stops:
         try:
-            _train(run, state, signals)
+            _train(run, state, stops)
         except Exception as error:
-            if signals.received is None or isinstance(error, Interrupted):
+            if not stops or isinstance(error, Interrupted):
                 raise
-            raise _stopped(run, state, signals.received, meanwhile=error) from error
+            raise _stopped(run, state, stops[0], meanwhile=error) from error
 
 
-def _train(run: Trainer, state: RunState, signals: StopSignals) -> None:
+def _train(run: Trainer, state: RunState, stops: Sequence[int]) -> None:
     clock = Throughput(state.step)
     if state.owes_evaluation:
-        if _evaluate(run, state, signals):
+        if _evaluate(run, state, stops):
             _save(run, state)
-        _grant_a_stop(run, state, signals)
+        _grant_a_stop(run, state, stops)
     while not state.finished:
         run.adapted.model.train()
         before = state.step
         for window in _windows_or_save(run, state):
             _step(run, state, window, clock)
-            _after_step(run, state, clock, signals)
+            _after_step(run, state, clock, stops)
             if state.finished:
                 break
         if state.step == before:  # it was resumed anyway, and the epoch has fewer rows than were trained on
@@ -158,23 +134,24 @@ def all_trained(run: Trainer, state: RunState) -> bool:
     return state.step >= run.plan.steps or state.epoch >= epochs
 
 
-def _after_step(run: Trainer, state: RunState, clock: Throughput, signals: StopSignals) -> None:
+def _after_step(run: Trainer, state: RunState, clock: Throughput, stops: Sequence[int]) -> None:
     """Tell, log, evaluate and save what is due at this step, in this order; then grant a wish to stop."""
     _tell(run, state, clock)
     improved = False
     if run.plan.data.eval and _due(run.plan.eval_every, state):
         state.owes_evaluation = True
-        improved = _evaluate(run, state, signals)
-    asked = run.save_asked()
-    if _due(run.plan.save_every, state) or improved or asked or signals.received is not None:
+        improved = _evaluate(run, state, stops)
+    asked = bool(run.save_requests)
+    run.save_requests.clear()
+    if _due(run.plan.save_every, state) or improved or asked or stops:
         _save(run, state)
-    _grant_a_stop(run, state, signals)
+    _grant_a_stop(run, state, stops)
 
 
-def _grant_a_stop(run: Trainer, state: RunState, signals: StopSignals) -> None:
+def _grant_a_stop(run: Trainer, state: RunState, stops: Sequence[int]) -> None:
     """End where a signal asked for it, unless nothing is left to do; the state was saved."""
-    if signals.received is not None and (state.owes_evaluation or not state.finished):
-        raise _stopped(run, state, signals.received)
+    if stops and (state.owes_evaluation or not state.finished):
+        raise _stopped(run, state, stops[0])
 
 
 def _stopped(run: Trainer, state: RunState, signal_number: int, *, meanwhile: Exception | None = None) -> Interrupted:
@@ -226,7 +203,7 @@ def _look_for_movement(run: Trainer, state: RunState, norm: float) -> None:
         run.observer(Note(text))
 
 
-def _evaluate(run: Trainer, state: RunState, signals: StopSignals) -> bool:
+def _evaluate(run: Trainer, state: RunState, stops: Sequence[int]) -> bool:
     """Read the evaluation rows once and answer the samples; True when the model is better than at any one before.
 
     When a signal comes in the middle the evaluation stays owed, and is made up for on resuming.
@@ -234,14 +211,14 @@ def _evaluate(run: Trainer, state: RunState, signals: StopSignals) -> bool:
     plan, settings = run.plan, run.settings
     size, rows = settings.per_device_eval_batch_size, plan.data.eval
     run.adapted.model.eval()
-    found = evaluate_loss(run, rows, plan.layout, size, stop=lambda: signals.received is not None)
+    found = evaluate_loss(run, rows, plan.layout, size, stop=lambda: bool(stops))
     run.adapted.model.train()
     if found is None:
         return False
     require_finite(found.loss, "the evaluation loss", state.step, found.not_finite, run)
     answers: list[SampleAnswered] = []
     for prompt in settings.sample_prompts if plan.task.generates else ():
-        if signals.received is not None:
+        if stops:
             return False
         answers.append(SampleAnswered(state.step, prompt, run.answer(prompt)))
     best = _compared(state, found, settings.metric_for_best_model)

@@ -46,7 +46,7 @@ class Trainer:
         loss: The model of `adapted`, giving the summed loss of a batch.
         scaler: Loss scaling; enabled for float16 only.
         answer: The model's answer to a prompt, as it is now.
-        save_asked: Whether a checkpoint out of turn was asked for since this was called last.
+        save_requests: The signals that ask for a checkpoint out of turn, since the last one was.
     """
 
     plan: RunPlan
@@ -57,7 +57,7 @@ class Trainer:
     scaler: torch.amp.GradScaler
     answer: Callable[[str], str]
     observer: Observer
-    save_asked: Callable[[], bool] = lambda: False
+    save_requests: list[int]
 
     @property
     def settings(self) -> TrainingSection:

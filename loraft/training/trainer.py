@@ -85,7 +85,7 @@ def run_plan(
     resume_anyway: bool,
     overwrite: bool,
     observer: Observer,
-    save_asked: Callable[[], bool],
+    save_requests: list[int],
     answerer: Answerer,
     command: Sequence[str],
 ) -> TrainResult:
@@ -110,7 +110,7 @@ def run_plan(
             folder.empty()
         with tracked(observer, plan.config, folder.path) as told:
             state = RunState()
-            run = build_trainer(plan, folder, adapted, told, answerer, save_asked)
+            run = build_trainer(plan, folder, adapted, told, answerer, save_requests)
             goes_on = resume and resume_from(run, state, taken_on, steps_before)
             if not goes_on:
                 folder.cut_back({})
@@ -159,7 +159,7 @@ def build_trainer(
     adapted: AdaptedModel,
     observer: Observer,
     answerer: Answerer,
-    save_asked: Callable[[], bool] = lambda: False,
+    save_requests: list[int],
 ) -> Trainer:
     """What the loop needs for a plan and its model."""
     placement, task = plan.placement, plan.task
@@ -175,7 +175,7 @@ def build_trainer(
         scaler=torch.amp.GradScaler(placement.device, enabled=placement.dtype == torch.float16),
         answer=answerer(adapted),
         observer=observer,
-        save_asked=save_asked,
+        save_requests=save_requests,
     )
 
 

@@ -109,7 +109,7 @@ def tiny_fit(config: RunConfig, observer: Callable[[Event], None] = lambda _: No
     assert config.training.output_dir is not None
     folder = RunFolder(Path(config.training.output_dir))
     folder.path.mkdir(parents=True, exist_ok=True)
-    return build_trainer(plan, folder, adapted, observer, lambda _: lambda prompt: prompt), RunState()
+    return build_trainer(plan, folder, adapted, observer, lambda _: lambda prompt: prompt, []), RunState()
 
 
 class Recorder(torch.optim.SGD):
