@@ -45,7 +45,6 @@ OWED = [f"C{number}" for number in (*range(1, 29), 34, 35, 36, 37, 38, 40, 43, 4
 
 LONG_FUNCTIONS = {
     "loraft/api/evaluating.py:evaluate",
-    "loraft/api/runs.py:train",
 }
 LONG_FILES = {
     "loraft/adapters/inject.py",
