@@ -12,7 +12,6 @@ import psutil
 import torch
 
 from loraft.config.schema import RunConfig
-from loraft.config.sections import QuantizationSection
 from loraft.dataset.build import PreparedData
 from loraft.dataset.sampler import BatchSampler
 from loraft.errors import ResourceError
@@ -40,7 +39,6 @@ class StackSizes:
     """One stack of layers, and what it reads.
 
     Attributes:
-        layer: One layer's sizes.
         graph_layers: Layers that keep activations: those from the first trained one up.
         batch_tokens: Tokens of the largest batch, padding included.
         longest_row: Tokens of the longest row.
@@ -66,6 +64,9 @@ class TrainingSizes:
         chunk_targets: The most targets whose logits are held at once.
         vocabulary: What a target is one of: the entries of the vocabulary, or the classes.
         whole_model: Every weight is trained, so that gradients of weights need every input.
+        double_quant: The block constants of 4-bit weights are quantized too.
+        optimizer: The resolved `training.optim`.
+        device: `cpu` or `cuda`.
     """
 
     frozen_parameters: int
@@ -77,6 +78,9 @@ class TrainingSizes:
     chunk_targets: int
     vocabulary: int
     whole_model: bool
+    double_quant: bool
+    optimizer: str
+    device: str
 
 
 @dataclass(frozen=True)
@@ -115,34 +119,21 @@ class MemoryPlan:
         return {**asdict(self), "peak_bytes": self.peak_bytes}
 
 
-def predict(
-    sizes: TrainingSizes, *, optimizer: str, quantization: QuantizationSection | None, checkpointing: bool, device: str
-) -> MemoryPlan:
-    """The memory of a training step at its peak.
-
-    Args:
-        sizes: The run's sizes.
-        optimizer: The resolved `training.optim`.
-        quantization: How quantized weights are stored; None where none are.
-        checkpointing: Whether activations are recomputed, so that one layer's are held at a time.
-        device: `cpu` or `cuda`.
-    """
-    weights = sizes.frozen_parameters * sizes.dtype_bytes
-    if quantization is not None:
-        weights += quantized_bytes(sizes.quantized_parameters, double_quant=quantization.double_quant)
+def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
+    """The memory of a training step at its peak; with `checkpointing` one layer's activations are held at a time."""
+    in_4_bits = quantized_bytes(sizes.quantized_parameters, double_quant=sizes.double_quant)
+    weights = sizes.frozen_parameters * sizes.dtype_bytes + in_4_bits
     trained = 4 * sizes.trainable_parameters
     logits = min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * (8 + 2 * sizes.dtype_bytes)
     return MemoryPlan(
         weights=weights + trained if sizes.whole_model else weights,
         adapter=0 if sizes.whole_model else trained,
         gradients=trained,
-        optimizer=int(OPTIMIZER_BYTES[optimizer] * sizes.trainable_parameters),
-        activations=sum(
-            _activations(stack, sizes, checkpointing=checkpointing, device=device) for stack in sizes.stacks
-        ),
+        optimizer=int(OPTIMIZER_BYTES[sizes.optimizer] * sizes.trainable_parameters),
+        activations=sum(_activations(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks),
         logits=logits,
         # torch.cuda's own peak, which is what is compared, leaves out the context.
-        runtime=0 if device == "cuda" else int(psutil.Process().memory_info().rss),
+        runtime=0 if sizes.device == "cuda" else int(psutil.Process().memory_info().rss),
     )
 
 
@@ -159,7 +150,7 @@ def quantized_bytes(parameters: int, *, double_quant: bool) -> int:
     return int(parameters / 2 + constants)
 
 
-def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool, device: str) -> int:
+def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool) -> int:
     """Activations of one batch in one stack.
 
     A layer keeps each linear module's output, what stands between, and its norms' inputs.
@@ -170,8 +161,9 @@ def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool
     a_token = width * (layer.linear_outputs + 2 * layer.inner + 4 * layer.hidden) + 16 * layer.hidden
     if sizes.whole_model:
         a_token += width * layer.linear_inputs
-    weights = width * layer.heads * stack.longest_row if device == "cpu" and stack.longest_row <= 512 else 0
-    one_layer = stack.batch_tokens * (a_token + weights)
+    if sizes.device == "cpu" and stack.longest_row <= 512:
+        a_token += width * layer.heads * stack.longest_row
+    one_layer = stack.batch_tokens * a_token
     boundaries = stack.batch_tokens * width * layer.hidden * stack.graph_layers
     # The backward pass holds the gradients of one layer's activations beside what the forward kept.
     kept = boundaries + one_layer if checkpointing else one_layer * stack.graph_layers
@@ -193,25 +185,16 @@ def plan_memory(
         ResourceError: More is needed than is available.
     """
     sizes = _training_sizes(config, placement, shape, data, batches, packed=packed)
-    quantization = config.quantization if config.method == "qlora" else None
-
-    def needed(checkpointing: bool) -> MemoryPlan:
-        return predict(
-            sizes, optimizer=config.training.optim, quantization=quantization,
-            checkpointing=checkpointing, device=placement.device,
-        )  # fmt: skip
-
     setting, available = config.training.gradient_checkpointing, placement.available_bytes
-    checkpointing = needed(False).peak_bytes > ROOM * available if setting == "auto" else setting
-    memory = needed(checkpointing)
+    if setting == "auto":
+        setting = predict(sizes, checkpointing=False).peak_bytes > ROOM * available
+    memory = predict(sizes, checkpointing=setting)
     if memory.peak_bytes > available:
-        message = f"the run needs about {memory.peak_bytes / 1e9:.1f} GB and {placement.device_name} has "
-        raise ResourceError(
-            f"{message}{available / 1e9:.1f} GB available",
-            key="training.per_device_train_batch_size",
-            remedy=_less_memory(config, memory),
-        )
-    return memory, checkpointing
+        needed = f"the run needs about {memory.peak_bytes / 1e9:.1f} GB"
+        message = f"{needed} and {placement.device_name} has {available / 1e9:.1f} GB available"
+        remedy = _less_memory(config, memory)
+        raise ResourceError(message, key="training.per_device_train_batch_size", remedy=remedy)
+    return memory, setting
 
 
 def _training_sizes(
@@ -252,6 +235,9 @@ def _training_sizes(
         chunk_targets=targets_in_chunk(shape.vocabulary),
         vocabulary=len(data.renderer.labels) or shape.vocabulary,
         whole_model=whole_model,
+        double_quant=config.quantization.double_quant,
+        optimizer=config.training.optim,
+        device=placement.device,
     )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.sections import QuantizationSection
 from loraft.training.memory import StackSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
 from loraft.training.model_summary import LayerSizes
 
@@ -30,6 +29,9 @@ SIZES = TrainingSizes(
     chunk_targets=4,
     vocabulary=50,
     whole_model=False,
+    double_quant=True,
+    optimizer="adamw",
+    device="cuda",
 )
 
 
@@ -40,7 +42,7 @@ def test_a_7b_model_in_nf4_takes_what_the_paper_says() -> None:
 
 
 def test_the_parts_by_hand() -> None:
-    plan = predict(SIZES, optimizer="adamw", quantization=None, checkpointing=False, device="cuda")
+    plan = predict(SIZES, checkpointing=False)
     assert (plan.weights, plan.adapter, plan.gradients, plan.optimizer) == (2000, 400, 400, 800)
     assert plan.logits == 4 * 50 * 12
     a_token = 2 * (60 + 2 * 16 + 4 * 8) + 16 * 8
@@ -50,30 +52,24 @@ def test_the_parts_by_hand() -> None:
 
 def test_where_every_weight_is_trained_the_weights_are_weights_and_no_adapters() -> None:
     sizes = replace(SIZES, frozen_parameters=0, whole_model=True)
-    plan = predict(sizes, optimizer="adamw", quantization=None, checkpointing=False, device="cuda")
+    plan = predict(sizes, checkpointing=False)
     assert (plan.weights, plan.adapter, plan.gradients, plan.trained_bytes) == (400, 0, 400, 400)
 
 
 def test_checkpointing_keeps_the_layers_borders_and_one_layer() -> None:
-    with_it, without = (
-        predict(SIZES, optimizer="adamw", quantization=None, checkpointing=on, device="cuda") for on in (True, False)
-    )
+    with_it, without = (predict(SIZES, checkpointing=on) for on in (True, False))
     assert with_it.activations < without.activations
     assert with_it.weights == without.weights
 
 
 def test_fewer_layers_with_a_graph_keep_fewer_activations() -> None:
     fewer = replace(SIZES, stacks=(replace(STACK, graph_layers=1),))
-    plans = [
-        predict(s, optimizer="adamw", quantization=None, checkpointing=False, device="cuda") for s in (fewer, SIZES)
-    ]
+    plans = [predict(sizes, checkpointing=False) for sizes in (fewer, SIZES)]
     assert plans[0].activations == plans[1].activations / 2
 
 
 def test_8bit_moments_take_a_quarter() -> None:
-    plan = predict(
-        SIZES, optimizer="adamw_8bit", quantization=QuantizationSection(), checkpointing=False, device="cuda"
-    )
+    plan = predict(replace(SIZES, optimizer="adamw_8bit"), checkpointing=False)
     assert plan.optimizer == 203  # 100 · (2 + 2 · 4 / 256)
 
 
