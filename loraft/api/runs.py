@@ -84,7 +84,7 @@ def train(
     with noted_signals(signal.SIGUSR1) as save_requests:  # planning too: before the first step it would end the process
         plan = plan_run(config)
         check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
-        with folder.held():
+        with folder.open():
             return run_plan(
                 plan,
                 folder,

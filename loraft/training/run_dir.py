@@ -48,7 +48,7 @@ class RunFolder:
         return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def open(self) -> Iterator[None]:
         """Make the folder this process's own.
 
         Raises:

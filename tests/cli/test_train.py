@@ -111,11 +111,11 @@ def bug(_: RunFolder) -> None:
     [
         ("append", signalled(signal.SIGINT), 130),
         ("append", signalled(signal.SIGTERM), 143),
-        ("held", ctrl_c, 130),
-        ("held", signalled(signal.SIGTERM), 143),
-        ("held", in_a_library(signal.SIGTERM), 143),
-        ("held", in_a_library(signal.SIGINT), 130),
-        ("held", bug, 1),
+        ("open", ctrl_c, 130),
+        ("open", signalled(signal.SIGTERM), 143),
+        ("open", in_a_library(signal.SIGTERM), 143),
+        ("open", in_a_library(signal.SIGINT), 130),
+        ("open", bug, 1),
     ],
 )
 def test_exit_codes_of_train(
