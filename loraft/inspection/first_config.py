@@ -1,14 +1,11 @@
-"""From a file of rows to a first config: what was asked, what was found, and what stands to reason.
-
-It refuses to ask: whoever calls it has asked already.
-"""
+"""From a file of rows to a first config: what was asked, what was found, and what stands to reason."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +19,14 @@ from loraft.io.atomic import write_whole
 from loraft.io.paths import check_output_file
 from loraft.models.builtin import BUILTINS
 from loraft.models.load_model import load_tokenizer
-from loraft.models.registry import FAMILIES
+from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.sources import at_hand
 from loraft.tasks import TASKS
 
 T5 = re.compile(r"(?<![a-z])t5", re.IGNORECASE)
-"""T5 in the name of a model, and neither mT5 nor ByT5."""
+"""T5 in the name of a model that is elsewhere, and neither mT5 nor ByT5: it was trained with words before sources."""
 NO_LIMIT = 2**31 - 1
 ANOTHER = "Name another file, or replace it with `overwrite`."
-
-
-@dataclass(frozen=True)
-class Started:
-    """A config that was written.
-
-    Attributes:
-        config: The file.
-        task: What is to be learned.
-        method: How.
-        model: The base model.
-        train: The rows.
-        format: Their format.
-        columns: Our column names: theirs, where they differ.
-        rows: How many rows there are; None where nobody looked.
-        notes: What was decided and found, a sentence each.
-    """
-
-    config: str
-    task: TaskName
-    method: Method
-    model: str
-    train: str
-    format: RowFormat
-    columns: Mapping[str, str]
-    rows: int | None
-    notes: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The facts as JSON shows them."""
-        return asdict(self)
 
 
 def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
@@ -76,23 +42,9 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
         raise ConfigError("is there already", where=str(path), remedy=ANOTHER)
 
 
-def profile_for_start(
-    data: str | None,
-    task: TaskName | None,
-    columns: Mapping[str, str] | None = None,
-    row_format: RowFormat | None = None,
-) -> DatasetProfile | None:
-    """What the rows hold; None where none are named.
-
-    Raises:
-        DataError: They cannot be read, or fit nothing.
-    """
-    return None if data is None else profile_dataset(data, task=task, columns=columns, row_format=row_format)
-
-
 def task_of_model(model: str | None) -> TaskName | None:
     """What a model on this machine is for; None where it is elsewhere, or of a kind that is not known."""
-    family = FAMILIES.get(str(_architecture(model).get("model_type")))
+    family = _family(model)
     return None if family is None else TASK_OF_GROUP[family.group]
 
 
@@ -106,7 +58,7 @@ def start(
     columns: Mapping[str, str] | None = None,
     row_format: RowFormat | None = None,
     overwrite: bool = False,
-) -> Started:
+) -> dict[str, Any]:
     """Write a config that `check` passes, from what is known.
 
     Args:
@@ -119,21 +71,27 @@ def start(
         row_format: The format of the rows; None recognises it.
         overwrite: Replace the file that is there.
 
+    Returns:
+        What was written and where, as JSON shows it; `notes` are what was decided and found, a sentence each.
+
     Raises:
         ConfigError: The file is there already, or the model is not for the task.
         DataError: The rows cannot be read, fit nothing, or the model's tokenizer and template make nothing of them.
     """
     check_place(path, data, overwrite=overwrite)
     task = task or task_of_model(model)
-    found = profile_for_start(data, task, columns, row_format)
+    found = None if data is None else profile_dataset(data, task=task, columns=columns, row_format=row_format)
     task = task or (found.fit.task if found else DEFAULT_TASK)
     model = model or TASKS[task].starter_model
     _check_model(model, task)
     chosen = _counted(_chosen(task, method, model, found))
-    _write(path, starter(chosen, path))
-    return Started(
-        str(path), task, method, model, chosen.train, chosen.format, chosen.columns, chosen.rows, _notes(found, chosen)
-    )
+    try:
+        write_whole(path, starter(chosen, path))
+    except OSError as error:
+        remedy = "Name a file in another folder."
+        raise ConfigError(f"cannot be written: {error.strerror}", where=str(path), remedy=remedy) from error
+    told = ("task", "method", "model", "train", "format", "columns", "rows")
+    return {"config": str(path), **{key: getattr(chosen, key) for key in told}, "notes": _notes(found, chosen)}
 
 
 def _chosen(task: TaskName, method: Method, model: str, found: DatasetProfile | None) -> Start:
@@ -141,11 +99,23 @@ def _chosen(task: TaskName, method: Method, model: str, found: DatasetProfile | 
     most = positions if isinstance(positions, int) and positions > 1 else None
     if found is None:
         train, row_format = TASKS[task].starter_rows
-        return Start(task, method, model, train, row_format, positions=most)
+        return Start(task=task, method=method, model=model, train=train, format=row_format, positions=most)
+    family = _family(model)
     return Start(
-        task, method, model, found.path, found.fit.format, found.fit.columns, found.rows, found.longest_tokens, most,
-        found.languages, found.labels, _is_prefixed(model), bad=found.unusable,
-    )  # fmt: skip
+        task=task,
+        method=method,
+        model=model,
+        train=found.path,
+        format=found.fit.format,
+        columns=found.fit.columns,
+        rows=found.rows,
+        longest_tokens=found.longest_tokens,
+        positions=most,
+        languages=found.languages,
+        labels=found.labels,
+        prefixed=family.prefixed if family else T5.search(model) is not None,
+        bad=found.unusable,
+    )
 
 
 def _counted(chosen: Start) -> Start:
@@ -164,8 +134,7 @@ def _counted(chosen: Start) -> Start:
 
     def report(on_bad_row: str) -> DataReport:
         whole = {"max_length": NO_LIMIT, "eval": None, "on_bad_row": on_bad_row}
-        data = config.data.model_copy(update=whole)
-        return prepare(config.model_copy(update={"data": data}), tokenizer).report
+        return prepare(config.model_copy(update={"data": config.data.model_copy(update=whole)}), tokenizer).report
 
     try:
         found = report("skip")
@@ -173,32 +142,26 @@ def _counted(chosen: Start) -> Start:
         found = report("error")  # none is left: why each is bad
     longest = max(part.longest for part in (found.length, found.target_length) if part is not None)
     if chosen.positions is not None and found.length.shortest > chosen.positions and chosen.format != "text":
-        raise DataError(
-            f"every row has more tokens ({found.length.shortest:,} and more) than the model reads "
-            f"({chosen.positions:,})",
-            where=chosen.train,
-            parameter="data",
-            remedy="Name a model that reads longer texts, or shorten the rows.",
-        )
+        shortest, remedy = found.length.shortest, "Name a model that reads longer texts, or shorten the rows."
+        message = f"every row has more tokens ({shortest:,} and more) than the model reads ({chosen.positions:,})"
+        raise DataError(message, where=chosen.train, parameter="data", remedy=remedy)
     return replace(chosen, longest_tokens=longest, counted=True, bad=sum(source.bad for source in found.sources))
 
 
-def _is_prefixed(model: str) -> bool:
-    """Whether a model was trained with words before each source; one that is elsewhere is told by its name."""
-    family = FAMILIES.get(str(_architecture(model).get("model_type")))
-    return T5.search(model) is not None if family is None else family.prefixed
-
-
 def _check_model(model: str, task: TaskName) -> None:
-    name = _architecture(model).get("model_type")
-    if isinstance(name, str) and name in FAMILIES and name not in TASKS[task].families:
-        other = TASK_OF_GROUP[FAMILIES[name].group]
+    family = _family(model)
+    if family is not None and family.model_type not in TASKS[task].families:
         raise ConfigError(
-            f"is of type {name}, which is not trained for task {task}",
+            f"is of type {family.model_type}, which is not trained for task {task}",
             where=model,
             parameter="model",
-            remedy=f"Write `task={other!r}`, or name another model, such as {TASKS[task].starter_model}.",
+            remedy=f"Write `task={TASK_OF_GROUP[family.group]!r}`, or name another model, such as "
+            f"{TASKS[task].starter_model}.",
         )
+
+
+def _family(model: str | None) -> ModelSpec | None:
+    return FAMILIES.get(str(_architecture(model).get("model_type")))
 
 
 def _architecture(model: str | None) -> Mapping[str, object]:
@@ -239,12 +202,3 @@ def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
     if len(found.languages) > 2:
         notes.append(f"the rows have {len(found.languages)} languages: data.source_lang and data.target_lang are two")
     return tuple(notes)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_whole(path, text)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be written: {error.strerror}", where=str(path), remedy="Name a file in another folder."
-        ) from error

@@ -114,7 +114,7 @@ def _norms(model: nn.Module, family: ModelSpec) -> Norms | None:
     if not around:
         return None
     within = {module for layer in layers for module in layer.modules()}
-    final = any(_same(norm.given, last.gave) for norm in norms if norm.module not in within)
+    final = any(torch.equal(norm.given, last.gave) for norm in norms if norm.module not in within)
     branches = [call.gave for call in calls if call.module in names and isinstance(call.module, nn.Linear | Conv1D)]
     return Norms(_kind(around[0].module), _place(around, first, branches), final, len(inside) > len(around))
 
@@ -142,10 +142,6 @@ def _calls(model: nn.Module, ends: Sequence[nn.Module], *, has_decoder: bool) ->
     return calls
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
-
-
 def _kind(norm: nn.Module) -> str:
     weight = next(norm.parameters(), torch.zeros(64))
     x = 10 * torch.randn(3, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
@@ -157,9 +153,9 @@ def _kind(norm: nn.Module) -> str:
 
 
 def _place(norms: Sequence[_Call], layer: _Call, branches: Sequence[Tensor]) -> str:
-    before = [norm for norm in norms if _same(norm.given, layer.given)]
-    at_branch_end = any(_same(norm.given, branch) for norm in norms for branch in branches)
-    if any(_same(norm.gave, layer.gave) for norm in norms):
+    before = [norm for norm in norms if torch.equal(norm.given, layer.given)]
+    at_branch_end = any(torch.equal(norm.given, branch) for norm in norms for branch in branches)
+    if any(torch.equal(norm.gave, layer.gave) for norm in norms):
         return "after each sub-layer's sum (post-norm)"
     if before and at_branch_end:
         return "before each sub-layer and behind it, within the branch"

@@ -32,22 +32,19 @@ float32."""
 HIDDEN = -1e4
 """Scores below this are masked."""
 UNKNOWN = "not found out"
-ALIKE = "inside attention, queries and keys of one vector are alike, and their scores differ with the position"
-LINE = "by the same amount from one position to the next, each head by its own: a line, not learned"
 
 PositionKind = Literal["learned", "sinusoidal", "rotary", "relative_bias", "alibi", "none", "unknown"]
 Place = tuple[str, int]
 """A layer: its stack and its index in it."""
-Told = tuple[list[str], dict[str, Any]]
-"""Evidence, and what else there is to say."""
+Found = tuple[list[str], dict[str, Any]]
+"""Evidence, and what else of an encoding was found."""
 
 
 @dataclass(frozen=True)
 class PositionTable:
-    """A table that is looked up by position or by distance.
+    """A parameter that is looked up by position or by distance.
 
     Attributes:
-        name: The parameter.
         shape: Its sizes in the model itself.
         offset: The row of position 0.
         stack: Whose positions it tells.
@@ -64,14 +61,11 @@ class PositionEncoding:
     """How a model tells positions apart.
 
     Attributes:
-        kind: The way that was found.
-        applied: Where it acts.
         layers: The layers inside which it acts, by stack; empty where it acts before them.
         theta: Rotary: the base of the wavelengths as the config has it, by kind of layer where they differ.
         scaling: Rotary: how wavelengths are stretched, as the config has it; None where they are not.
         turned_share: Rotary: the part of each head that is turned.
         limit: The most positions that a table has rows for; None where nothing ends.
-        tables: The tables that hold it.
         evidence: What was seen, a sentence each.
     """
 
@@ -92,7 +86,7 @@ def position_encoding(
     """Find out how a model tells positions apart.
 
     Args:
-        model: The model; its weights are not looked at, and may be on the meta device.
+        model: It may be on the meta device: its weights are not looked at.
         stacks: The path of each list of layers.
         values: The model's own tensor of a name, where it is at hand: tables that say nothing are found by it.
     """
@@ -113,11 +107,10 @@ def position_encoding(
         repeated = f"one token repeated {LENGTHS[0]} times"
         return _nothing("none", f"{repeated}: nothing differs between positions, before the layers or in them")
     found = _inside(run, acting, before=bool(added)) if acting else _before(run, added)
-    tensors = [values(table.name) for table in found.tables]
-    if not tensors or not all(tensor is not None and bool((tensor == tensor[:1]).all()) for tensor in tensors):
+    held = {table.name: values(table.name) for table in found.tables}
+    if not held or not all(tensor is not None and bool((tensor == tensor[:1]).all()) for tensor in held.values()):
         return found
-    names = " and ".join(table.name for table in found.tables)
-    alike = f"but in this model all rows of {names} are the same, so that positions are not told"
+    alike = f"but in this model all rows of {' and '.join(held)} are the same, so that positions are not told"
     return _nothing("none", *found.evidence, alike, tables=found.tables)
 
 
@@ -150,12 +143,9 @@ class _Experiment(TorchFunctionMode):
         self.attention: dict[Place, dict[str, Tensor]] = {}
         self.by_position: list[tuple[nn.Parameter, Tensor]] = []  # tables before the layers, and the rows taken
         self.by_distance: list[tuple[nn.Parameter, Place | None]] = []
-        ids = {stack: torch.full((1, length), 5) for stack, length in self.lengths.items()}
-        inputs = {"input_ids": next(iter(ids.values()))}
-        if len(ids) > 1:
-            inputs["decoder_input_ids"] = ids["decoder"]
+        ids = [torch.full((1, length), 5) for length in self.lengths.values()]
         with torch.no_grad(), self:
-            self.copy.to(dtype)(**inputs)  # type: ignore[arg-type]
+            self.copy.to(dtype)(**dict(zip(("input_ids", "decoder_input_ids"), ids, strict=False)))  # type: ignore[arg-type]
 
     def table(self, weight: nn.Parameter, stack: str, offset: int = 0) -> PositionTable:
         """A table of the copy, as the model itself has it."""
@@ -224,7 +214,7 @@ def _kind_inside(seen: Mapping[str, Tensor]) -> PositionKind:
 
 
 def _inside(run: _Experiment, acting: Mapping[Place, PositionKind], *, before: bool) -> PositionEncoding:
-    """What positions do inside attention: they turn queries and keys, or add to their scores."""
+    """What positions do inside attention, and whether they were added before it as well."""
     # A copy has fewer layers only where none of them has settings of its own: the others are as its last one.
     layers = {
         stack: tuple(index for index in range(depth) if (stack, min(index, run.copied[stack] - 1)) in acting)
@@ -233,25 +223,27 @@ def _inside(run: _Experiment, acting: Mapping[Place, PositionKind], *, before: b
     parts = [f"{len(own)} of the {run.depths[stack]} layers of the {stack}" for stack, own in layers.items() if own]
     everywhere = all(len(own) == run.depths[stack] for stack, own in layers.items())
     where = "every layer" if everywhere else " and ".join(parts)
-    entering = (
-        "what comes into the first layer differs between positions as well"
-        if before
-        else "one token repeated: nothing differs between positions before the first layer"
-    )
+    entering = "one token repeated: nothing differs between positions before the first layer"
+    if before:
+        entering = "what comes into the first layer differs between positions as well"
     first, kind = next(iter(acting.items()))
-    applied = f"inside attention, {'to queries and keys' if kind == 'rotary' else 'added to the scores'}, in {where}"
+    applied = f"inside attention, added to the scores, in {where}"
+    alike = "inside attention, queries and keys of one vector are alike, and their scores differ with the position"
+    line = "by the same amount from one position to the next, each head by its own: a line, not learned"
+    evidence, facts = [alike, line], dict[str, Any]()
     if kind == "rotary":
+        applied = f"inside attention, to queries and keys, in {where}"
         evidence, facts = _turning(run.attention[first], run.model.config)
+    elif kind == "relative_bias":
+        tables, facts = _biases(run)
+        evidence = [alike, *tables]
     elif kind == "unknown":
-        applied, facts = UNKNOWN, {}
+        applied = UNKNOWN
         evidence = ["inside attention, queries or keys of one vector differ with the position, and not by a turn"]
-    else:
-        evidence, facts = _biases(run) if kind == "relative_bias" else ([LINE], {})
-        evidence = [ALIKE, *evidence]
     return PositionEncoding(kind=kind, applied=applied, layers=layers, evidence=(entering, *evidence), **facts)
 
 
-def _turning(seen: Mapping[str, Tensor], config: PreTrainedConfig) -> Told:
+def _turning(seen: Mapping[str, Tensor], config: PreTrainedConfig) -> Found:
     """How much of each head turns, and whether by the theta of the config.
 
     The second of h pairs turns by θ^(-1/h) a position, unless wavelengths are stretched. A pair is a number of the
@@ -289,7 +281,7 @@ def _rope_settings(config: PreTrainedConfig) -> tuple[float | Mapping[str, float
     return theta, scaling.get("", scaling) or None
 
 
-def _biases(run: _Experiment) -> Told:
+def _biases(run: _Experiment) -> Found:
     """The tables that are looked up by distance: which layers look one up, and which add it."""
     evidence, tables = [], []
     first = next(iter(run.depths))  # the stack of a table that is looked up before the layers

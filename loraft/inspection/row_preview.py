@@ -39,7 +39,6 @@ class SeenToken:
     """One token of a row.
 
     Attributes:
-        id: Its id.
         text: What it spells; nothing where the token before it stands for a character that both make.
         trained: The loss is computed on it.
         special: It is no text but a mark: an end, a beginning, padding.
@@ -59,7 +58,6 @@ class RowPart:
 
     Attributes:
         name: text; of an encoder-decoder source (the encoder reads it) and target (the decoder learns it).
-        tokens: The tokens.
     """
 
     name: str
@@ -74,10 +72,8 @@ class SeenRow:
         where: The row's place: `file:line`, or `file: row N`.
         tokens: How many tokens the model reads.
         trained: How many are learned; of a classifier the one decision.
-        parts: Its tokens.
         piece: Which piece of how many, where the row was split.
         label: The name of its class, of a classifier.
-        class_number: The number of its class.
         left_out: Why the split has no such row; None where it has.
     """
 
@@ -96,8 +92,7 @@ class BatchRow:
     """A row in a batch.
 
     Attributes:
-        where: The row's place.
-        tokens: Its tokens; of an encoder-decoder those of its source.
+        tokens: How many; of an encoder-decoder those of its source.
         target: The tokens of its target, of an encoder-decoder.
     """
 
@@ -111,7 +106,6 @@ class SeenBatch:
     """The rows that one forward pass reads.
 
     Attributes:
-        rows: The rows, in order.
         shape: Lines and tokens a line: rows end to end are one line.
         target_shape: Likewise the targets of an encoder-decoder.
         trained: How many tokens, or decisions, are learned.
@@ -130,8 +124,6 @@ class SpecialToken:
     """A special token that stands in the rows that are shown.
 
     Attributes:
-        id: Its id.
-        text: How it is written.
         roles: What the tokenizer calls it: `eos_token`, `pad_token`, …
     """
 
@@ -145,10 +137,8 @@ class Preview:
     """Some rows of a run.
 
     Attributes:
-        task: What is learned.
-        split: train or eval.
         rows_in_split: How many rows, or pieces of rows, there are.
-        tokens: The tokens of all of them.
+        tokens: How many all of them have.
         trained: How many of these are learned.
         rows: Those that are shown.
         end_to_end: The rows of a batch lie end to end, without padding.
@@ -194,16 +184,14 @@ def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places
     if split == "eval" and config.data.eval is None:
         remedy = "Name a file, or a share of the training rows."
         raise ConfigError("is null: nothing is evaluated", key="data.eval", remedy=remedy)
-    task = TASKS[config.task]
-    families, model = task.families, ModelHandle(config.model)
-    family = families[load_config(model, families).model_type]
-    tokenizer = load_tokenizer(model, families)
+    task, model = TASKS[config.task], ModelHandle(config.model)
+    family = task.families[load_config(model, task.families).model_type]
+    tokenizer = load_tokenizer(model, task.families)
     data = prepare(config, tokenizer, cache_folder())
     sight = _Sight(task, tokenizer, data)
     examples = data.eval if split == "eval" else data.train
-    rows = [row for place in places for row in _at(place, config, split, data, sight)]
-    if not places:
-        rows = list(sight.rows(examples, count))
+    found = [row for place in places for row in _at(place, config, split, data, sight)]
+    rows = found if places else sight.rows(examples, count)
     end_to_end = uses_packing(config, packs=family.packs)
     batches, an_epoch = _first_batches(config, data) if split == "train" else ([], 0)
     layout = BatchLayout(end_to_end, tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0)
@@ -225,7 +213,7 @@ def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places
 
 
 class _Sight:
-    """Turns examples into what is shown of them."""
+    """What is shown of examples."""
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
         self._pieces = Pieces(tokenizer)
@@ -234,33 +222,33 @@ class _Sight:
         self._task = task
         self._labels = data.renderer.labels
 
-    def rows(self, examples: Sequence[Example], count: int) -> Iterator[SeenRow]:
+    def rows(self, examples: Sequence[Example], count: int) -> list[SeenRow]:
         """The first `count` rows, pieces of a split one told apart."""
         whole, seen = Counter(example.where for example in examples), Counter[str]()
+        rows = []
         for example in examples[:count]:
             seen[example.where] += 1
             piece = (seen[example.where], whole[example.where]) if whole[example.where] > 1 else None
-            yield self.row(example, piece)
+            rows.append(self.row(example, piece))
+        return rows
 
     def row(self, example: Example, piece: tuple[int, int] | None = None, left_out: str | None = None) -> SeenRow:
-        """One example."""
         number = self._task.class_number(example)
         return SeenRow(
             where=example.where,
             tokens=example.tokens,
             trained=example.trained,
-            parts=tuple(self._part(span) for span in self._task.spans(example)),
+            parts=tuple(RowPart(span.name, tuple(self._tokens(span))) for span in self._task.spans(example)),
             piece=piece,
             label=None if number is None else self._labels[number],
             class_number=number,
             left_out=left_out,
         )
 
-    def _part(self, span: TokenSpan) -> RowPart:
+    def _tokens(self, span: TokenSpan) -> Iterator[SeenToken]:
         of_texts: Sequence[int | None] = span.segments or [None] * len(span.ids)
-        each = zip(span.ids, self._pieces.row(span.ids), span.trained, of_texts, strict=True)
-        tokens = tuple(SeenToken(i, text, on, i in self._special, of) for i, text, on, of in each)
-        return RowPart(span.name, tokens)
+        for i, text, trained, of in zip(span.ids, self._pieces.row(span.ids), span.trained, of_texts, strict=True):
+            yield SeenToken(i, text, trained, i in self._special, of)
 
 
 def _special_in(rows: Sequence[SeenRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[SpecialToken]:
@@ -287,7 +275,6 @@ def _first_batches(config: RunConfig, data: PreparedData) -> tuple[list[list[Exa
 
 
 def _batch(task: Task, examples: Sequence[Example], layout: BatchLayout) -> SeenBatch:
-    """A batch as it is laid for the model."""
     laid = task.collate(examples, layout)
     lines = (laid.input_ids, laid.labels) if examples[0].target_tokens else (laid.input_ids,)
     shapes = [(each.shape[0], each.shape[1]) for each in lines]
@@ -308,7 +295,7 @@ def _at(place: str, config: RunConfig, split: Split, data: PreparedData, sight: 
     """
     here, there = (data.eval, data.train) if split == "eval" else (data.train, data.eval)
     if found := _among(here, place):
-        return list(sight.rows(found, len(found)))
+        return sight.rows(found, len(found))
     why = "is held out for evaluation" if split == "train" else "is trained on, not evaluated"
     if found := _among(there, place):
         return [sight.row(example, left_out=f"{why} (data.eval)") for example in found]

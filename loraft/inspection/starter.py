@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,6 @@ ROWS: Mapping[RowFormat, str] = {
     "translation": '{"source": "…", "target": "…"}',
     "classification": '{"text": "…", "label": "…"}',
 }
-"""A row of each format."""
 METHODS: Mapping[Method, str] = {
     "lora": "Small updates beside frozen weights. qlora stores those in 4 bits, full trains every weight.",
     "qlora": "Small updates beside frozen weights in 4 bits: a quarter of the memory, a little slower than lora.",
@@ -37,23 +36,15 @@ METHODS: Mapping[Method, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Start:
+@dataclass(frozen=True, kw_only=True)
+class Start(StarterFacts):
     """What a first config is made from.
 
     Attributes:
-        task: What is to be learned.
-        method: How.
-        model: The base model.
-        train: The rows to learn from.
-        format: Their format.
         columns: Our column names: theirs, where they differ.
         rows: How many rows there are; None where nobody looked.
         longest_tokens: How many tokens the longest row has, at most; None where nobody looked.
         positions: The most tokens that the model can read; None where nothing is known of it.
-        languages: The languages of the rows.
-        labels: The classes and their rows.
-        prefixed: The model was trained with words before each source that say what to do.
         counted: The longest row was counted with the model's tokenizer and template; otherwise its bytes bound it.
         bad: How many rows cannot be used.
     """
@@ -62,14 +53,10 @@ class Start:
     method: Method
     model: str
     train: str
-    format: RowFormat
     columns: Mapping[str, str] = field(default_factory=dict)
     rows: int | None = None
     longest_tokens: int | None = None
     positions: int | None = None
-    languages: Sequence[str] = ()
-    labels: Mapping[str, int] = field(default_factory=dict)
-    prefixed: bool = False
     counted: bool = False
     bad: int = 0
 
@@ -79,14 +66,19 @@ Said = tuple[str, object, str]
 
 
 def starter(start: Start, path: Path) -> str:
-    """The text of a config that `load_config` accepts, with a comment above each key.
-
-    Args:
-        start: What it is made from.
-        path: Where it will lie, for the commands that its heading names.
-    """
+    """The text of a config that `load_config` accepts, with a comment above each key; its heading names its `path`."""
     starter_config(start)  # what is not a config is never written
-    lines, section = _heading(start, path), ""
+    name = shlex.quote(str(path))
+    lines = [
+        f"# {TASKS[start.task].summary}",
+        "#",
+        f"#   loraft preview {name}   the rows as the model will see them",
+        f"#   loraft check {name}     what can be known before the first step",
+        f"#   loraft train {name}     trains; --resume goes on after a stop",
+        "#",
+        "# What does not stand here has its default; `loraft schema` lists every key.",
+    ]
+    section = ""
     for key, value, why in _said(start):
         name, _, inner = key.rpartition(".")
         if name != section:
@@ -117,19 +109,6 @@ def _said(start: Start) -> Iterator[Said]:
         yield "generation.max_new_tokens", 256, "The most tokens of an answer, saved with what was trained."
 
 
-def _heading(start: Start, path: Path) -> list[str]:
-    name = shlex.quote(str(path))
-    return [
-        f"# {TASKS[start.task].summary}",
-        "#",
-        f"#   loraft preview {name}   the rows as the model will see them",
-        f"#   loraft check {name}     what can be known before the first step",
-        f"#   loraft train {name}     trains; --resume goes on after a stop",
-        "#",
-        "# What does not stand here has its default; `loraft schema` lists every key.",
-    ]
-
-
 def _head(start: Start) -> Iterator[Said]:
     others = " or ".join(task for task in TASKS if task != start.task)
     yield "task", start.task, f"What is learned; {others} is for other rows and other models."
@@ -152,17 +131,15 @@ def _data(start: Start) -> Iterator[Said]:
     if start.columns:
         yield "data.columns", dict(start.columns), "Our column names: those of the file."
     yield _evaluation(start)
-    facts = StarterFacts(start.format, start.labels, start.languages, start.prefixed)
-    yield from TASKS[start.task].starter_keys(facts)
+    yield from TASKS[start.task].starter_keys(start)
     if start.bad:
         rows = "1 row" if start.bad == 1 else f"{start.bad:,} rows"
         yield "data.on_bad_row", "skip", f"{rows} cannot be used, and are left out and counted; error says why of each."
     if start.counted or start.longest_tokens is None or start.longest_tokens <= SURELY:
-        yield "data.max_length", _max_length(start), _why_length(start)
+        yield _max_length(start)
 
 
 def _row(start: Start) -> str:
-    """A row as it looks."""
     if start.languages:
         texts = ", ".join(f'"{name}": "…"' for name in start.languages[:2])
         return f'{{"translation": {{{texts}}}}}'
@@ -179,19 +156,15 @@ def _evaluation(start: Start) -> Said:
     return "data.eval", share, "This share is held out of train, by the seed; or name a file of other rows."
 
 
-def _max_length(start: Start) -> int:
+def _max_length(start: Start) -> Said:
     needed = LENGTHS[3] if start.longest_tokens is None else start.longest_tokens
     fitting = next((length for length in LENGTHS if length >= needed), LENGTHS[-1])
-    return min(fitting, start.positions or fitting)
-
-
-def _why_length(start: Start) -> str:
     rest = "longer ones are split" if start.format == "text" else "longer ones are dropped"
     about = "" if start.counted else "no more than "
     found = "" if start.longest_tokens is None else f"The longest has {about}{start.longest_tokens:,}. "
-    return (
-        f"{found}The most tokens of {TASKS[start.task].inputs}: {rest} and counted, and `loraft check` tells how many."
-    )
+    inputs = TASKS[start.task].inputs
+    why = f"{found}The most tokens of {inputs}: {rest} and counted, and `loraft check` tells how many."
+    return "data.max_length", min(fitting, start.positions or fitting), why
 
 
 def _training(start: Start) -> Iterator[Said]:

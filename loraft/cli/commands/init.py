@@ -46,16 +46,20 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
     names, path = column_names(given.columns), Path(given.path)
     task, method, model = given.task, given.method, given.model
     with waiting("looking at the rows"):
-        from loraft.inspection.first_config import check_place, profile_for_start, start, task_of_model
+        from loraft.dataset.dataset_profile import profile_dataset
+        from loraft.inspection.first_config import check_place, start, task_of_model
 
         check_place(path, given.data, overwrite=given.overwrite)
-        found = profile_for_start(given.data, task or task_of_model(model), names, given.row_format)
+        found = None
+        if given.data is not None:
+            likely = task or task_of_model(model)
+            found = profile_dataset(given.data, task=likely, columns=names, row_format=given.row_format)
     if _on_a_terminal():
         task = task or task_of_model(model) or _asked_task(found)
         method = method or _asked_method()
         model = model or _asked_model(task)
     with waiting("writing the config"):
-        started = start(
+        written = start(
             path,
             task=task,
             method=method or "lora",
@@ -65,11 +69,11 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
             row_format=given.row_format,
             overwrite=given.overwrite,
         )
-    print_note(*started.notes)
+    print_note(*written["notes"])
     if as_json:
-        print_json(with_options(started.as_dict(), "notes"))
+        print_json(with_options(written, "notes"))
         return
-    facts = {key: value for key, value in started.as_dict().items() if key != "notes" and value not in ({}, None)}
+    facts = {key: value for key, value in written.items() if key != "notes" and value not in ({}, None)}
     print_document(facts, rest="written")
     name = shlex.quote(given.path)
     print_result(f"Next:  loraft preview {name}\n       loraft check {name}\n       loraft train {name}")
