@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from loraft.config.choices import DEFAULT_TASK
 from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSection, DataSource, ModelSection
@@ -116,13 +115,9 @@ def past_run(trained: Path) -> PastRun | None:
 class EvalPurpose:
     """What is evaluated is for this: its task, how its sources are rendered, and the classes that it tells apart."""
 
-    task: Task = field(default_factory=lambda: TASKS[DEFAULT_TASK])
-    sources: SourceFormat = field(default_factory=SourceFormat)
+    task: Task
+    sources: SourceFormat
     labels: tuple[str, ...] = ()
-
-
-GENERATES = EvalPurpose()
-"""A decoder that writes text."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +164,7 @@ class EvaluatedRows:
         return self.task.prompt_ids(item.example, item.question, self.renderer)
 
 
-def read_eval_source(
-    run: PastRun | None, base: str, data: DataSource | None, purpose: EvalPurpose = GENERATES
-) -> EvalSource:
+def read_eval_source(run: PastRun | None, base: str, data: DataSource | None, purpose: EvalPurpose) -> EvalSource:
     """Read the rows of a file, or those that the run held out, and what they ask; nothing is tokenized yet.
 
     The `data` section of the run that trained what is evaluated, where there is one, says how rows are read.

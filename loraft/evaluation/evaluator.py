@@ -23,7 +23,7 @@ from loraft.evaluation.metrics import (
     LabelTally,
     PairedDifference,
     RowTally,
-    loss_sums,
+    losses,
     paired_differences,
 )
 from loraft.events import Observer, Progress
@@ -45,12 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class RowScore:
-    """What a model makes of a row that it reads.
-
-    Attributes:
-        loss: The summed negative log-likelihood of what is trained in it, in nats.
-        answer: The class that it tells; where answers are generated, that follows.
-    """
+    """What a model makes of a row: the negative log-likelihood of what is trained in it, in nats, and its answer."""
 
     loss: float
     answer: Answer | None = None
@@ -90,11 +85,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Which classes were taken for which.
-
-    Attributes:
-        matrix: `[right, predicted]`: how many rows of each class were given each class.
-    """
+    """Which classes were taken for which: a matrix `[right, predicted]` of how many rows."""
 
     labels: Sequence[str]
     matrix: Sequence[Sequence[int]]
@@ -145,7 +136,7 @@ class _Tallies:
 
     def __init__(self, model: EvalModel, names: Sequence[str], labels: Sequence[str], *, keep: bool) -> None:
         self.model, self.names, self.cut = model, names, 0
-        self.losses = loss_sums(keep=keep, of_text=not labels)
+        self.losses = RowTally(losses(of_text=not labels), keep=keep)
         self.classes = LabelTally(labels, keep=keep) if labels else None
         makers = () if labels else dict.fromkeys(METRICS[name] for name in names)
         self.texts = [RowTally(maker(), keep=keep) for maker in makers]
@@ -164,7 +155,7 @@ class _Tallies:
         return {name: signature for name in self.names if (signature := found.get(name)) is not None}
 
     def add(self, item: EvalExample, reading: RowScore) -> None:
-        self.losses.add((reading.loss, item.example.trained))
+        self.losses.add(reading.loss, item.example.trained)
         if reading.answer is not None and item.question is not None:
             self.cut += reading.answer.finish_reason == "length"
             for tally in self.answers:

@@ -30,17 +30,34 @@ Counts = NDArray[np.int64]
 Figures = Mapping[str, float]
 
 
-class Sums:
-    """Figures of sums over rows."""
+@dataclass(frozen=True)
+class RowMetric:
+    """A way to measure rows, one by one, by a few numbers of each.
 
-    def __init__(self, size: int, figures: Callable[[Floats], Figures], *, keep: bool = False) -> None:
-        """Begin at nothing; a row adds `size` numbers, which are kept for `figures(counts)` where `keep` says so."""
-        self._figures = figures
-        self._sums = np.zeros(size)
+    Attributes:
+        numbers: What a row adds, `[size]`: a prediction with its reference, say.
+        figures: From the sums `[size]` to the figures.
+        signature: What tells this way of computing from others that have the same name; None where there are none.
+    """
+
+    names: tuple[str, ...]
+    size: int
+    numbers: Callable[..., Sequence[float]]
+    figures: Callable[[Floats], Figures]
+    signature: str | None = None
+
+
+class RowTally:
+    """The figures of a metric over the rows so far; what each row adds is kept for `figures(counts)` if it is to be."""
+
+    def __init__(self, metric: RowMetric, *, keep: bool = False) -> None:
+        self.metric = metric
+        self._sums = np.zeros(metric.size)
         self._kept = array("d") if keep else None
 
-    def add(self, numbers: Sequence[float]) -> None:
-        """Count one more row, which adds these numbers."""
+    def add(self, *row: object) -> None:
+        """Count one more row: a prediction and its reference, or what else the metric is of."""
+        numbers = self.metric.numbers(*row)
         self._sums += numbers
         if self._kept is not None:
             self._kept.extend(numbers)
@@ -48,47 +65,14 @@ class Sums:
     def figures(self, counts: Counts | None = None) -> Figures:
         """The figures by name: of each row once, or as often as `counts` says where the rows were kept."""
         if counts is None:
-            return self._figures(self._sums)
+            return self.metric.figures(self._sums)
         if self._kept is None:
             raise ValueError("the rows were not kept")
         rows = np.frombuffer(self._kept).reshape(-1, len(self._sums))
-        return self._figures(counts @ rows)
+        return self.metric.figures(counts @ rows)
 
 
-@dataclass(frozen=True)
-class RowMetric:
-    """A way to measure answers by their references, row by row.
-
-    Attributes:
-        numbers: What a prediction with its reference adds, `[size]`.
-        figures: From the sums `[size]` to the figures.
-        signature: What tells this way of computing from others that have the same name; None where there are none.
-    """
-
-    names: tuple[str, ...]
-    size: int
-    numbers: Callable[[str, str], Sequence[float]]
-    figures: Callable[[Floats], Figures]
-    signature: str | None = None
-
-
-class RowTally:
-    """The figures of a `RowMetric` over the answers so far."""
-
-    def __init__(self, metric: RowMetric, *, keep: bool = False) -> None:
-        self.metric = metric
-        self._sums = Sums(metric.size, metric.figures, keep=keep)
-
-    def add(self, prediction: str, reference: str) -> None:
-        """Count one more answer."""
-        self._sums.add(self.metric.numbers(prediction, reference))
-
-    def figures(self, counts: Counts | None = None) -> Figures:
-        """The figures by name, as those of `Sums`."""
-        return self._sums.figures(counts)
-
-
-def loss_sums(*, keep: bool = False, of_text: bool = True) -> Sums:
+def losses(*, of_text: bool = True) -> RowMetric:
     """`loss` and `perplexity` of rows that add their negative log-likelihood, in nats, and their trained tokens.
 
     Where the rows are not `of_text` each is one decision, of which there is no perplexity.
@@ -100,7 +84,7 @@ def loss_sums(*, keep: bool = False, of_text: bool = True) -> Sums:
         total, tokens = float(sums[0]), int(sums[1])
         return {"loss": total / tokens, **({"perplexity": perplexity(total, tokens)} if of_text else {})}
 
-    return Sums(2, figures, keep=keep)
+    return RowMetric(("loss", "perplexity") if of_text else ("loss",), 2, lambda *row: row, figures)
 
 
 def exact_match() -> RowMetric:

@@ -80,11 +80,7 @@ class RequestedModel:
 
 
 def purpose_of(model: RequestedModel, *, baseline: bool) -> EvalPurpose:
-    """What a target is for, as far as its record and its config tell, before any weight is loaded.
-
-    Raises:
-        InvalidInputError: It is to classify and cannot, or what was asked for has no meaning for it.
-    """
+    """What a target is for, as far as its record and its config tell, before any weight is loaded."""
     found, choice = model.found, model.choice
     task = TASKS[task_of(found)]
     labels = () if task.generates else classes_of(found)
@@ -183,7 +179,8 @@ def _telling(classifier: Classifier, name: str, *, base: bool) -> EvalModel:
         right = torch.tensor([example.labels[0] for example in examples])
         losses = cross_entropy(scores, right, reduction="none").tolist()
         shares = [dict(zip(classifier.labels, each, strict=True)) for each in scores.softmax(1).tolist()]
-        answers = [Answer(classifier.labels[at], probabilities=shares[row]) for row, at in enumerate(scores.argmax(1))]
+        labels = [classifier.labels[at] for at in scores.argmax(1).tolist()]
+        answers = [Answer(label, probabilities=each) for label, each in zip(labels, shares, strict=True)]
         return [RowScore(*each) for each in zip(losses, answers, strict=True)]
 
     return EvalModel(name, read)
@@ -243,7 +240,8 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
         if not references:
             return ()
         _require_packages(metrics.default)
-        all_json = bool(metrics.where_json) and all(map(_is_json_structure, references))
+        # A JSON object or list: a bare number is JSON too, but says nothing of what was meant.
+        all_json = all(text.lstrip().startswith(("{", "[")) and is_valid_json(text) for text in references)
         return metrics.default + (metrics.where_json if all_json else ())
     wanted = tuple(name for name in asked if name not in metrics.always)
     if unfit := [name for name in wanted if name not in metrics.offered]:
@@ -268,8 +266,3 @@ def _require_packages(names: Sequence[str]) -> None:
 def _names(task: Task) -> tuple[str, ...]:
     """Every metric of a task."""
     return (*task.metrics.always, *task.metrics.offered)
-
-
-def _is_json_structure(text: str) -> bool:
-    """Whether a text is a JSON object or list: a bare number is JSON too, but says nothing of what was meant."""
-    return text.lstrip().startswith(("{", "[")) and is_valid_json(text)

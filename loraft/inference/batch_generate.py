@@ -36,11 +36,7 @@ BATCHES_A_WINDOW = 8
 
 @dataclass(frozen=True)
 class BatchPrompt:
-    """A row and what it asks.
-
-    Attributes:
-        messages: The conversation that an answer follows; a system prompt only where the row has one.
-    """
+    """A row and the conversation that an answer follows; with a system prompt only where the row has one."""
 
     row: Row
     messages: tuple[Message, ...]
@@ -54,14 +50,11 @@ class BatchPrompt:
 
 @dataclass(frozen=True)
 class AnsweredFile:
-    """What was done.
+    """What was done: of all rows, how many the file held before, and how long this run took, loading aside.
 
     Attributes:
-        rows: The rows that it holds: all of them.
-        held: Those that it held before this run.
         cut: Of the answers of this run, those that the limit ended.
         tokens: The tokens of the answers of this run.
-        seconds: What this run took, loading aside.
     """
 
     output: Path
@@ -80,12 +73,9 @@ class AnsweredFile:
 def read_questions(
     path: Path, source_lang: Callable[[], str | None] | None = None, *, column: str | None = None
 ) -> list[BatchPrompt]:
-    """Every row of a file of prompts.
+    """Every row of a file of prompts, whose column may be called otherwise.
 
-    Args:
-        path: The file.
-        source_lang: Tells which text of a `translation` row is asked; called where there are such rows.
-        column: What the column of prompts is called, where it is called otherwise.
+    `source_lang` tells which text of a `translation` row is asked; it is called where there are such rows.
 
     Raises:
         DataError: There is no such file, or rows are not as they must be; the first ones are named.
@@ -128,14 +118,11 @@ def answer_questions(
     overwrite: bool = False,
     observer: Observer,
 ) -> AnsweredFile:
-    """Answer every question in the voice that speaks first, and write the answers to `output`.
-
-    A file that was begun is gone on with, unless it is to be overwritten.
+    """Answer every question in the voice that speaks first, and write the answers to `output`, or go on with it.
 
     Raises:
         DataError: A question cannot be rendered or is too long, or `output` holds something else.
-        OutOfMemoryError: The device is too small for so many at a time.
-        DiskFullError: The disk filled up.
+        RunError: The device is too small for so many at a time, or the disk filled up.
         Interrupted: By SIGINT or SIGTERM; the rows so far are on disk.
     """
     voice = _voice(session, questions, observer)
@@ -185,11 +172,7 @@ def _from_row(options: GenerationRequest, row: int) -> GenerationRequest:
 
 
 def _prompts(session: Session, voice: Speaker, questions: Sequence[BatchPrompt], system: str | None) -> list[list[int]]:
-    """The tokens of every question.
-
-    Raises:
-        DataError: The template cannot render a question, or the model has no position for its tokens.
-    """
+    """The tokens of every question, if the template can render them all and the model has positions for them."""
     positions = prompt_limit(session.model)
     problems, prompts = [], []
     for question in questions:

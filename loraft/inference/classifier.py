@@ -51,8 +51,6 @@ class Classifier:
         model: What is run: the base, or peft's wrapper around it.
         renderer: Makes tokens as they were made in training, and knows the classes.
         adapter: The adapter's folder; None for a model that classifies by itself.
-        name: What the adapter is called; None where there is none.
-        quantization: How the base is stored in 4 bits; None where it is not.
         notes: What was decided and found, a sentence each.
     """
 
@@ -75,21 +73,13 @@ class Classifier:
         return context_of(self.loaded.model.config, self.loaded.family)
 
     def about(self, texts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
-        """What there is to say about what is to be classified, a sentence each.
-
-        Raises:
-            DataError: There is a control token in it, and the model was trained on texts without.
-        """
+        """What there is to say about what is to be classified; control tokens are refused as they were in training."""
         control, each = self.renderer.control_tokens, [text for pair in texts for text in pair if text is not None]
         control.refuse(each)
         return control.findings(each)
 
     def tokens(self, texts: Sequence[tuple[str, str | None]]) -> list[TextTokens]:
-        """Texts, or pairs of texts, as tokens: no more of each than the model has positions for.
-
-        Raises:
-            DataError: A text is too long to be read.
-        """
+        """Texts, or pairs of texts, as tokens: no more of each than the model has positions for."""
         most = self.context
         if most is not None:
             texts = [self._beginnings(*text, most) for text in texts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from loraft.errors import ConfigError
 from loraft.inference.requests import GenerationRequest
+from loraft.inference.sampling import SamplingParams
 from loraft.tokenization.boundaries import Piece
 
 FinishReason = Literal["stop", "length"]
@@ -20,11 +21,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Finish:
-    """Why an answer ended: the stop id, the stop text or the number of tokens, whichever it was.
-
-    Attributes:
-        by: A stop id, a stop text, or a limit: the one that was set, or the end of the model's position table.
-    """
+    """Why an answer ended: at a stop id, a stop text, or a limit: one that was set, or the end of a position table."""
 
     by: Literal["stop_id", "stop_text", "limit"]
     token_id: int | None = None
@@ -62,19 +59,17 @@ class Completion:
 
 @dataclass
 class PartialCompletion:
-    """An answer while it grows.
+    """An answer while it grows: its tokens so far, without a stop id, and for each the text that it made readable.
 
     Attributes:
         generator: Draws its tokens, and no other's.
-        text_end: Ends its text at a stop text.
-        token_ids: Its tokens so far, without the stop id.
-        pieces: One a token: the text that became readable with it.
         seconds: One a step, that of the stop id included.
-        ending: None until it has ended.
     """
 
     prompt_ids: Sequence[int]
     limit: int
+    rules: SamplingParams
+    stop_ids: frozenset[int]
     detokenizer: Detokenizer
     generator: torch.Generator
     text_end: StopStringMatcher
@@ -90,19 +85,14 @@ class PartialCompletion:
         return bool(self.detokenizer.waiting or self.text_end.held)
 
     @property
-    def is_at_end(self) -> bool:
-        """Whether the limit allows one token more."""
-        return len(self.token_ids) == self.limit - 1
+    def is_cut(self) -> bool:
+        """Whether the limit allows one token more, which the rules then force."""
+        return bool(self.rules.last) and len(self.token_ids) == self.limit - 1
 
-    def take(
-        self, token_id: int, logprob: float, seconds: float, stop_ids: frozenset[int], *, is_cut: bool = False
-    ) -> None:
-        """Take the token of one step; whatever still waits is spelled when it is the last.
-
-        `is_cut` tells that the limit forced the token: a stop id is then no word of the model's.
-        """
+    def take(self, token_id: int, logprob: float, seconds: float, *, is_cut: bool) -> None:
+        """Take the token of one step; where the limit forced it (`is_cut`), a stop id is no word of the model's."""
         self.seconds.append(seconds)
-        if token_id in stop_ids:
+        if token_id in self.stop_ids:
             self.ending = Finish("limit", limit=self.limit) if is_cut else Finish("stop_id", token_id=token_id)
             self._flush()
             return
@@ -119,12 +109,12 @@ class PartialCompletion:
         if self.waits:
             self.pieces[-1] += self.text_end.add(self.detokenizer.flush()) + self.text_end.flush()
 
-    def completion(self, tokenizer: PreTrainedTokenizerBase) -> Completion:
+    def completion(self) -> Completion:
         """The answer, once it has ended."""
         assert self.ending is not None
         decode_seconds = sum(self.seconds[1:])
         return Completion(
-            prompt=str(tokenizer.decode(list(self.prompt_ids), clean_up_tokenization_spaces=False)),
+            prompt=self.detokenizer.spell(self.prompt_ids, skips_special=False),
             completion="".join(self.pieces),
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
@@ -141,7 +131,6 @@ class Token:
     Attributes:
         text: What became readable with it; empty while a character is unfinished.
         logprob: Natural log-probability under the model, before the sampling rules.
-        index: Its place in the answer, from 0.
     """
 
     id: int
@@ -194,11 +183,7 @@ class Stream(TokenStream):
 
 
 def stop_texts_of(defaults: GenerationConfig | None, options: GenerationRequest) -> tuple[str, ...]:
-    """The texts that end an answer: the caller's, and those that were saved.
-
-    Raises:
-        ConfigError: One of them is empty: it would end every answer before its first token.
-    """
+    """The texts that end an answer: the caller's, and those that were saved; an empty one would end every answer."""
     saved: Any = defaults.stop_strings if defaults is not None else None
     texts = tuple(dict.fromkeys([*options.stop, *([saved] if isinstance(saved, str) else saved or ())]))
     if "" in texts:
@@ -207,14 +192,11 @@ def stop_texts_of(defaults: GenerationConfig | None, options: GenerationRequest)
 
 
 class Detokenizer:
-    """Turns ids into text one by one.
+    """Turns ids into text one by one; those that are `waiting` have none yet.
 
     The pieces of `add`, and at the end of `flush`, make up `tokenizer.decode` of all ids (special tokens skipped,
     spaces not cleaned up). The one exception: where the ids end inside a character of byte tokens, some tokenizers
     then spell the finished characters before it as broken too; here they stay whole.
-
-    Attributes:
-        waiting: The ids whose text is not out yet.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -232,11 +214,10 @@ class Detokenizer:
         """The text of all that waits, unfinished characters as U+FFFD."""
         return self._out(self._new_text())
 
-    def spell(self, token_ids: Sequence[int]) -> str:
+    def spell(self, token_ids: Sequence[int], *, skips_special: bool = True) -> str:
         """The text of these ids as a whole; what was added plays no part."""
-        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)  # a list only for a list of lists
-        return text
+        how = {"skip_special_tokens": skips_special, "clean_up_tokenization_spaces": False}
+        return str(self._tokenizer.decode(list(token_ids), **how))
 
     def _new_text(self) -> str:
         """What the waiting ids add behind the last ids that were spelled.
@@ -256,12 +237,7 @@ class Detokenizer:
 
 
 class StopStringMatcher:
-    """Lets text through up to the first stop text, and holds back what may become one.
-
-    Attributes:
-        found: The stop text that ended the text; None while there was none.
-        held: The text that is not out yet.
-    """
+    """Lets text through up to the first stop text, which is then `found`; what may become one is `held` back."""
 
     def __init__(self, stop_texts: Sequence[str]) -> None:
         self.stop_texts = tuple(stop_texts)
@@ -275,8 +251,9 @@ class StopStringMatcher:
         if places:
             end, self.found = min(places, key=lambda found: found[0])
             self.held = ""
-        else:
-            end = len(whole) - max((_overlap(whole, stop) for stop in self.stop_texts), default=0)
+        else:  # the longest end that is the beginning of a stop text is held
+            ends = (end for end in range(len(whole)) if any(stop.startswith(whole[end:]) for stop in self.stop_texts))
+            end = next(ends, len(whole))
             self.held = whole[end:]
         return whole[:end]
 
@@ -284,11 +261,6 @@ class StopStringMatcher:
         """What was held back for a stop text that did not come."""
         text, self.held = self.held, ""
         return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are the beginning of `stop`."""
-    return next((size for size in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 @dataclass(frozen=True)
@@ -316,10 +288,6 @@ class CacheComparison:
     first_difference: LogprobDifference | None
     with_cache: Speed
     without_cache: Speed
-
-    def as_dict(self) -> dict[str, object]:
-        """The comparison as JSON shows it."""
-        return asdict(self)
 
 
 def compare_cache(cached: Completion, uncached: Completion, piece: Callable[[int], Piece]) -> CacheComparison:

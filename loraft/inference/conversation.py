@@ -90,7 +90,6 @@ class ChatSession:
         """Say something, and get the answer as it comes.
 
         Raises:
-            ConfigError: An option is out of its bounds.
             DataError: The template cannot print the conversation, or it is longer than the model's positions.
             NonFiniteError: While iterating, if the model's logits are not numbers.
             OutOfMemoryError: While iterating, if the device is too small.
@@ -149,36 +148,21 @@ class ChatSession:
         return question
 
     def speak_as(self, name: str | None) -> None:
-        """Go on in the voice of an adapter, or of the base for None; what was said stays.
-
-        Raises:
-            AdapterError: There is none of that name.
-            ConfigError: Its saved defaults are out of their bounds.
-        """
+        """Go on in the voice of an adapter, or of the base for None; what was said stays."""
         voice = self.session.voice(BASE if name is None else name).conversing()
         voice.settings(self.options)
         self.voice = voice
 
     def set_options(self, options: GenerationRequest) -> None:
-        """Make the next answers in another way.
-
-        Raises:
-            ConfigError: A value is out of its bounds; the options stay as they were.
-        """
+        """Make the next answers in another way; where a value is refused, the options stay as they were."""
         self.voice.settings(options)
         self.options = options
 
 
 def save_conversation(path: Path, messages: Sequence[Message]) -> int:
-    """Write a conversation as one row that loraft trains on: a line of JSON with `messages`.
+    """Write a conversation as one row that loraft trains on, and tell how many answers it has.
 
     Questions that were answered with nothing are left out: there is nothing in them to learn.
-
-    Returns:
-        How many answers the row has.
-
-    Raises:
-        DataError: There is no answer, the file is there already, or it cannot be written.
     """
     if path.suffix.lower() != ".jsonl":
         remedy = f"Name it {path.stem or 'chat'}.jsonl."

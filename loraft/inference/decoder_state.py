@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, EncoderDecoderCache, PreTrainedModel
+from transformers import EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from loraft.io.resources import memory_errors
@@ -24,12 +24,7 @@ from loraft.models.modules import start_token, wrapped_model
 
 @dataclass(frozen=True, eq=False)
 class EncodedSource:
-    """What an encoder has read: one vector a token, attended anew at every step of the decoder.
-
-    Attributes:
-        states: `[rows, source, hidden]`.
-        mask: `[rows, source]`, 0 where a row is padded on its right; None where no row is.
-    """
+    """What an encoder has read: states `[rows, source, hidden]`, and a mask where a row is padded on its right."""
 
     states: Tensor
     mask: Tensor | None
@@ -47,10 +42,6 @@ class DecoderState:
     masks hide it, so the logits are the same.
 
     The model must be in `ordinary_attention` while it reads.
-
-    Attributes:
-        source: What the encoder has read; None without an encoder.
-        keeps: It keeps keys and values.
     """
 
     def __init__(self, model: nn.Module, *, use_cache: bool = True, rewinds: bool = False) -> None:
@@ -90,38 +81,35 @@ class DecoderState:
     @property
     def cache_bytes(self) -> int:
         """What the keys and values take that are kept; 0 without a cache."""
-        return _bytes_of(self._cache)
+        cache: Any = self._cache
+        both = isinstance(cache, EncoderDecoderCache)
+        parts = [cache.self_attention_cache, cache.cross_attention_cache] if both else [cache] if cache else []
+        held = (tensor for part in parts for layer in part.layers for tensor in (layer.keys, layer.values))
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def begin(self, rows: Sequence[Sequence[int]], *, start: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Make ready to answer these prompts, of which it may have read a beginning already.
+        """Ids and mask for the first `read` of these prompts: what was not read of them already, padded on the left.
 
-        `start` is what a decoder behind an encoder reads first; None is the model's own start token.
-
-        Returns:
-            Ids `[rows, time]` and mask for the next `read`: what was not read of the prompts, padded on the left. An
-            encoder reads the prompts here, and the decoder begins from its start token.
-
-        Raises:
-            ModelError: The decoder has no start token.
+        An encoder reads the prompts here, and the decoder begins from `start`, or where that is None from the model's
+        own start token.
         """
         if not self._model.config.is_encoder_decoder:
             ids, mask = padded(rows, self.device)
             return ids[:, self.length :], mask
-        self.source = self._encode(*padded(rows, self.device, "right"))
+        started = perf_counter()
+        ids, mask = padded(rows, self.device, "right")
+        encoder = cast("nn.Module", self._model.get_encoder())
+        with torch.inference_mode(), _reading(self._model):
+            states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        self.source = EncodedSource(states, mask, perf_counter() - started)
         start = start_token(self._model) if start is None else start
         return torch.full((len(rows), 1), start, device=self.device), None
 
     @torch.inference_mode()
     def read(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Read on, the same number of tokens in every row.
+        """Read on, `ids` of `[rows, time]`, and give the logits of the token after them, `[rows, vocab]`, float32.
 
-        Args:
-            ids: `[rows, time]`: at first the prompts, then what comes after what was read.
-            mask: `[rows, time]`, 0 where a row is padded on its left; only with the first read, and None where no
-                row is padded.
-
-        Returns:
-            `[rows, vocab]`, float32: the logits of the token after the last one read.
+        A mask, `[rows, time]`, goes with the first read alone: 0 where a row is padded on its left.
         """
         self._fed_from = self.length if self.keeps else 0
         self._ids = ids if self._ids is None else torch.cat([self._ids, ids], dim=1)
@@ -147,10 +135,8 @@ class DecoderState:
     def attention_to_source(self) -> Tensor:
         """How much each token that the decoder read attends to each of the source.
 
-        Computed again in one pass over the same tokens, with plain attention: faster kinds keep no weights.
-
-        Returns:
-            `[layers, rows, heads, time, source]`, float32; over `source` it sums to 1.
+        Computed again in one pass over the same tokens, with plain attention: faster kinds keep no weights. It is
+        `[layers, rows, heads, time, source]`, float32; over `source` it sums to 1.
         """
         assert self._ids is not None
         attention = self._model.config._attn_implementation
@@ -170,14 +156,6 @@ class DecoderState:
         if self._mask is not None and self._takes_positions:
             inputs["position_ids"] = (self._mask.cumsum(1) - 1).clamp_(min=0)[:, start:]
         return inputs
-
-    @torch.inference_mode()
-    def _encode(self, ids: Tensor, mask: Tensor | None) -> EncodedSource:
-        started = perf_counter()
-        with _reading(self._model):
-            encoder = cast("nn.Module", self._model.get_encoder())
-            states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return EncodedSource(states, mask, perf_counter() - started)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -211,22 +189,12 @@ def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if values is None else values[rows]
 
 
-def _bytes_of(cache: Cache | None) -> int:
-    if isinstance(cache, EncoderDecoderCache):
-        return _bytes_of(cache.self_attention_cache) + _bytes_of(cache.cross_attention_cache)
-    layers: list[Any] = cache.layers if cache is not None else []
-    held = (tensor for layer in layers for tensor in (layer.keys, layer.values))
-    return sum(tensor.nbytes for tensor in held if tensor is not None)
-
-
 def padded(
     rows: Sequence[Sequence[int]], device: torch.device, side: Literal["left", "right"] = "left"
 ) -> tuple[Tensor, Tensor | None]:
     """Rows of different lengths as one block that ends together, or begins together, as encoders are trained.
 
-    Returns:
-        The ids `[rows, time]` and the mask `[rows, time]`, 1 at tokens. No mask where no row is padded: attention
-        is faster without.
+    The ids and the mask are `[rows, time]`; there is no mask where no row is padded: attention is faster without.
     """
     tokens = [torch.tensor(row) for row in rows]
     # Any id does as padding, since the mask hides it; 0 is one that every vocabulary has.
@@ -238,11 +206,10 @@ def padded(
 
 @contextmanager
 def ordinary_attention(model: nn.Module) -> Iterator[None]:
-    """The model as it generates; afterwards as it was.
+    """The model as it generates, with products that are fast for single tokens; afterwards as it was.
 
     Packed rows' attention keeps no cache, so an ordinary one takes its place. Every module is in eval mode: no
-    dropout, and no gradient checkpointing, which acts in training mode only and would forbid the cache. Products are
-    those that are fast for single tokens.
+    dropout, and no gradient checkpointing, which acts in training mode only and would forbid the cache.
     """
     base = wrapped_model(model)
     attention = base.config._attn_implementation

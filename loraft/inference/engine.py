@@ -32,10 +32,7 @@ from loraft.models.modules import wrapped_model
 
 
 class Settings(TypedDict):
-    """How answers are made: how tokens are drawn, how many at most, what ends them, and the seed of the draws.
-
-    Without a seed the draws are others each time. The global random state is left alone.
-    """
+    """How answers are made; without a seed the draws are others each time. The global random state is left alone."""
 
     rules: SamplingParams
     max_new_tokens: int
@@ -53,32 +50,22 @@ def stream(
     tracer: Tracer | None = None,
     **settings: Unpack[Settings],
 ) -> Stream:
-    """Answer one prompt, token by token.
+    """Answer one prompt, token by token; a tracer is told how each came about, which changes none.
 
-    Args:
-        model: A model of transformers, with or without an adapter of peft.
-        tokenizer: Spells the tokens.
-        prompt_ids: The prompt, rendered and tokenized.
-        context: What reads, where it is not a new one with a cache. It may have read a beginning of the prompt already,
-            at most all but its last token; it goes on to hold the answer's tokens, save for the last one.
-        tracer: Is told how each token came about, which changes none.
-        settings: How it is answered.
+    What reads is a new `context` with a cache, or one that may have read a beginning of the prompt already, at most all
+    but its last token; it goes on to hold the answer's tokens, save for the last one.
 
     Raises:
         ConfigError: If `max_new_tokens` is below 1, or beams are to be traced.
         DataError: If the prompt is empty, or longer than the positions that the model was trained with.
         NonFiniteError: While iterating, if the model's logits are not numbers.
     """
-    answers, rules = _open_answers(model, tokenizer, [prompt_ids], settings), settings["rules"]
-    stops = _stop_ids(tokenizer, settings)
-    context = context or DecoderState(model)
-    if rules.num_beams > 1:
-        if tracer is not None:
-            raise ConfigError("beams cannot be traced", key="num_beams", remedy="Trace an answer without beams.")
-        steps = _search(context, answers[0], rules, stops)
-    else:
-        steps = _decode(context, answers, rules, stops, tracer)
-    return Stream(answers[0], _tokens(model, tokenizer, answers[0], steps, tracer))
+    (answer,) = _open_answers(model, tokenizer, [prompt_ids], settings)
+    context, beams = context or DecoderState(model), answer.rules.num_beams > 1
+    if beams and tracer is not None:
+        raise ConfigError("beams cannot be traced", key="num_beams", remedy="Trace an answer without beams.")
+    steps = _search(context, answer) if beams else _decode(context, [answer], tracer)
+    return Stream(answer, _tokens(model, answer, steps, tracer))
 
 
 def complete_batch(
@@ -92,44 +79,44 @@ def complete_batch(
 ) -> list[Completion]:
     """Answer several prompts, up to `batch_size` at a time, and those of like length together.
 
-    The arguments are those of `stream`; `on_batch` is told after each batch how many prompts are answered. Rows that
-    have ended leave their batch, so the rest runs faster.
-
-    Returns:
-        One completion a prompt, in the order of the prompts.
-
-    Raises:
-        ConfigError: If `max_new_tokens` is below 1.
-        DataError: If any prompt is empty, or longer than the positions of training; every such one is named.
-        NonFiniteError: If the model's logits are not numbers.
+    There is one completion a prompt, in the order of the prompts; `on_batch` is told after each batch how many are
+    answered. Rows that have ended leave their batch, so the rest runs faster. Refused is what `stream` refuses.
     """
-    answers, rules = _open_answers(model, tokenizer, prompts, settings), settings["rules"]
-    stops = _stop_ids(tokenizer, settings)
+    answers = _open_answers(model, tokenizer, prompts, settings)
     # The longest first: if memory is too small, that shows at once.
     by_length = sorted(answers, key=lambda answer: len(answer.prompt_ids), reverse=True)
     with ordinary_attention(model):
         for start in range(0, len(by_length), batch_size):
             batch = by_length[start : start + batch_size]
-            if rules.num_beams > 1:  # the beams of one prompt are a batch by themselves
-                deque(chain.from_iterable(_search(DecoderState(model), each, rules, stops) for each in batch), maxlen=0)
+            if settings["rules"].num_beams > 1:  # the beams of one prompt are a batch by themselves
+                deque(chain.from_iterable(_search(DecoderState(model), each) for each in batch), maxlen=0)
             else:
-                deque(_decode(DecoderState(model), batch, rules, stops), maxlen=0)
+                deque(_decode(DecoderState(model), batch), maxlen=0)
             if on_batch is not None:
                 on_batch(start + len(batch))
-    return [answer.completion(tokenizer) for answer in answers]
+    return [answer.completion() for answer in answers]
 
 
 def _open_answers(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], settings: Settings
 ) -> list[PartialCompletion]:
-    longest, seed = settings["max_new_tokens"], settings.get("seed")
+    longest, seed, stop_texts = settings["max_new_tokens"], settings.get("seed"), settings.get("stop_texts", ())
     if longest < 1:
         raise ConfigError(f"must be at least 1, not {longest}", key="max_new_tokens")
     most, positions = prompt_limit(model), learned_positions(model)
-    problems = [_prompt_problem(len(ids), most, number) for number, ids in enumerate(prompts, start=1)]
-    if found := [problem for problem in problems if problem]:
-        raise DataError.several(found)
-    answers = []
+    answers, problems = [], []
+    for number, length in enumerate(map(len, prompts), start=1):
+        if not length:
+            problems.append(Problem("has no tokens", f"prompt {number}", remedy="Give it at least one word."))
+        elif most is not None and length > most:
+            message = f"has {length:,} tokens, and this model has learned {most:,} positions"
+            remedy = f"Shorten it to {most:,} tokens, or choose a model with a longer context."
+            problems.append(Problem(message, f"prompt {number}", remedy=remedy))
+    if problems:
+        raise DataError.several(problems)
+    # Special tokens among the stop texts are in no answer's text: their ids end it.
+    special = {str(tokenizer.convert_ids_to_tokens(token_id)): token_id for token_id in tokenizer.all_special_ids}
+    stop_ids = frozenset([*settings["stop_ids"], *(special[text] for text in stop_texts if text in special)])
     for index, ids in enumerate(prompts):
         generator = torch.Generator()
         _ = generator.seed() if seed is None else generator.manual_seed(seed + index)
@@ -137,47 +124,22 @@ def _open_answers(
         # whose first one goes to the start token.
         taken = 1 if wrapped_model(model).config.is_encoder_decoder else len(ids)
         limit = longest if positions is None else min(longest, positions - taken + 1)
-        text_end = StopStringMatcher(settings.get("stop_texts", ()))
-        answers.append(PartialCompletion(ids, limit, Detokenizer(tokenizer), generator, text_end))
+        detokenizer, text_end = Detokenizer(tokenizer), StopStringMatcher(stop_texts)
+        answers.append(PartialCompletion(ids, limit, settings["rules"], stop_ids, detokenizer, generator, text_end))
     return answers
 
 
-def _stop_ids(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> frozenset[int]:
-    """The ids that end an answer.
-
-    The special tokens among the stop texts are: they are never in the text of an answer.
-    """
-    special = {str(tokenizer.convert_ids_to_tokens(token_id)): token_id for token_id in tokenizer.all_special_ids}
-    spelled = (special[text] for text in settings.get("stop_texts", ()) if text in special)
-    return frozenset([*settings["stop_ids"], *spelled])
-
-
-def _prompt_problem(length: int, most: int | None, number: int) -> Problem | None:
-    where = f"prompt {number}"
-    if length == 0:
-        return Problem("has no tokens", where, remedy="Give it at least one word.")
-    if most is not None and length > most:
-        message = f"has {length:,} tokens, and this model has learned {most:,} positions"
-        remedy = f"Shorten it to {most:,} tokens, or choose a model with a longer context."
-        return Problem(message, where, remedy=remedy)
-    return None
-
-
 def _decode(
-    context: DecoderState,
-    answers: Sequence[PartialCompletion],
-    rules: SamplingParams,
-    stop_ids: frozenset[int],
-    tracer: Tracer | None = None,
+    context: DecoderState, answers: Sequence[PartialCompletion], tracer: Tracer | None = None
 ) -> Iterator[None]:
     """Let the answers grow together, one token of each at a time, until all have ended; one `yield` a step."""
-    going = list(answers)
+    going, rules = list(answers), answers[0].rules
     started = perf_counter()
     ids, mask = context.begin([answer.prompt_ids for answer in going], start=rules.start)
     while going:
         logits = context.read(ids, mask)
         seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
-        cut = [bool(rules.last) and answer.is_at_end for answer in going]
+        cut = [answer.is_cut for answer in going]
         allowed = apply_logit_rules(logits, rules, seen=seen, at_start=not going[0].seconds, at_end=cut)
         of_model = normalizers(logits)
         generators = [answer.generator for answer in going]
@@ -186,9 +148,9 @@ def _decode(
         taken = list(zip(going, chosen.tolist(), logprobs.tolist(), strict=True))
         seconds = perf_counter() - started
         for (answer, token_id, logprob), is_cut in zip(taken, cut, strict=True):
-            answer.take(token_id, logprob, seconds, stop_ids, is_cut=is_cut)
+            answer.take(token_id, logprob, seconds, is_cut=is_cut)
         if tracer is not None:
-            tracer.step(context, logits, allowed, rules, taken[0][1], seconds, is_cut=cut[0])
+            tracer.step(context, logits, allowed, answers[0], taken[0][1], cut=cut[0])
         yield
         started = perf_counter()
         kept = [row for row, answer in enumerate(going) if answer.ending is None]
@@ -196,16 +158,12 @@ def _decode(
             context.keep(kept)
         going = [going[row] for row in kept]
         ids, mask = chosen[kept, None], None
-    if tracer is not None and (ending := answers[0].ending) is not None:
-        tracer.end(context, answers[0].prompt_ids, rules, ending)
+    if tracer is not None:
+        tracer.end(context, answers[0])
 
 
 def _tokens(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    answer: PartialCompletion,
-    steps: Iterator[None],
-    tracer: Tracer | None,
+    model: nn.Module, answer: PartialCompletion, steps: Iterator[None], tracer: Tracer | None
 ) -> Generator[Token, None, Completion]:
     """The tokens of a growing answer.
 
@@ -219,16 +177,14 @@ def _tokens(
             while given < ready:
                 yield Token(answer.token_ids[given], answer.pieces[given], answer.logprobs[given], given)
                 given += 1
-    return answer.completion(tokenizer)
+    return answer.completion()
 
 
 @dataclass(frozen=True)
 class _Beam:
-    """One of the answers that are followed.
+    """One of the answers that are followed, and the row of the context that it goes on from.
 
     Attributes:
-        row: The row of the context that it goes on from.
-        token_ids: Its tokens, a stop id at the end included.
         score: The sum of the logarithms, after the rules; of a finished one divided by length ** length_penalty.
     """
 
@@ -238,30 +194,28 @@ class _Beam:
     score: float = 0.0
 
 
-def _search(
-    context: DecoderState, answer: PartialCompletion, rules: SamplingParams, stop_ids: frozenset[int]
-) -> Iterator[None]:
+def _search(context: DecoderState, answer: PartialCompletion) -> Iterator[None]:
     """Find the likeliest answer, then let `answer` grow by its tokens at once; one `yield` a token.
 
     Source: Graves 2012, Sequence Transduction with Recurrent Neural Networks, section 2.5
         (https://arxiv.org/abs/1211.3711); the length in the score, Wu et al. 2016, GNMT, section 7
         (https://arxiv.org/abs/1609.08144), as transformers simplifies it.
     """
-    going, finished, seconds = [_Beam(0)], list[_Beam](), list[float]()
+    rules, going, finished, seconds = answer.rules, [_Beam(0)], list[_Beam](), list[float]()
     started = perf_counter()
     ids, mask = context.begin([answer.prompt_ids], start=rules.start)
     # So many continuations that enough go on even where every beam could end with each of the stop ids.
-    most = rules.num_beams * max(2, 1 + len(stop_ids))
+    most = rules.num_beams * max(2, 1 + len(answer.stop_ids))
     while going:
         logits = context.read(ids, mask)
-        candidates = _continuations(context, logits, going, rules, limit=answer.limit, most=most)
-        ended = [_ends(beam, answer, stop_ids) for beam in candidates]
+        candidates = _continuations(context, logits, going, answer, most)
+        ended = [_ends(beam, answer) for beam in candidates]
         for beam, ends in zip(candidates[: rules.num_beams], ended, strict=False):
             if ends:
                 finished.append(replace(beam, score=beam.score / len(beam.token_ids) ** rules.length_penalty))
         finished = sorted(finished, key=lambda beam: -beam.score)[: rules.num_beams]
         going = [beam for beam, ends in zip(candidates, ended, strict=True) if not ends][: rules.num_beams]
-        if going and _is_over(going[0], finished, rules, answer.limit):
+        if going and _is_over(going[0], finished, answer):
             going = []
         if going:
             context.keep([beam.row for beam in going])
@@ -271,18 +225,18 @@ def _search(
     best = finished[0]
     rest = sum(seconds[1:]) / max(1, len(best.token_ids) - 1)  # the time of the search is spread over the tokens
     for index, (token_id, logprob) in enumerate(zip(best.token_ids, best.logprobs, strict=True)):
-        took = rest if index else seconds[0]
-        answer.take(token_id, logprob, took, stop_ids, is_cut=bool(rules.last) and answer.is_at_end)
+        answer.take(token_id, logprob, rest if index else seconds[0], is_cut=answer.is_cut)
         yield
 
 
 def _continuations(
-    context: DecoderState, logits: Tensor, going: Sequence[_Beam], rules: SamplingParams, *, limit: int, most: int
+    context: DecoderState, logits: Tensor, going: Sequence[_Beam], answer: PartialCompletion, most: int
 ) -> list[_Beam]:
     """The likeliest continuations by a token, the best first; `logits` are `[beams, vocab]`."""
+    rules = answer.rules
     of_model = logits - normalizers(logits)[:, None]
     seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
-    at_end = [len(beam.token_ids) == limit - 1 for beam in going]
+    at_end = [len(beam.token_ids) == answer.limit - 1 for beam in going]
     allowed = apply_logit_rules(of_model, rules, seen=seen, at_start=not going[0].token_ids, at_end=at_end)
     totals = (allowed + torch.tensor([[beam.score] for beam in going], device=context.device)).flatten()
     scores, places = totals.topk(min(most, len(totals)))
@@ -296,20 +250,21 @@ def _continuations(
     return found
 
 
-def _ends(beam: _Beam, answer: PartialCompletion, stop_ids: frozenset[int]) -> bool:
+def _ends(beam: _Beam, answer: PartialCompletion) -> bool:
     ids = beam.token_ids
-    if ids[-1] in stop_ids or len(ids) >= answer.limit:
+    if ids[-1] in answer.stop_ids or len(ids) >= answer.limit:
         return True
     text = answer.detokenizer.spell(ids) if answer.text_end.stop_texts else ""
     return any(stop in text for stop in answer.text_end.stop_texts)
 
 
-def _is_over(leader: _Beam, finished: Sequence[_Beam], rules: SamplingParams, limit: int) -> bool:
+def _is_over(leader: _Beam, finished: Sequence[_Beam], answer: PartialCompletion) -> bool:
     """Whether no better answer is to be hoped for: the worst finished one beats what the leading beam may become."""
+    rules = answer.rules
     if len(finished) < rules.num_beams:
         return False
     if rules.early_stopping is True:
         return True
     to_the_limit = rules.early_stopping == "never" and rules.length_penalty > 0
-    length = limit if to_the_limit else len(leader.token_ids)
+    length = answer.limit if to_the_limit else len(leader.token_ids)
     return bool(leader.score / length**rules.length_penalty <= finished[-1].score)

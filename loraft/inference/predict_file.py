@@ -44,14 +44,11 @@ class TextRow:
 
 @dataclass(frozen=True)
 class PredictedFile:
-    """What was done.
+    """What was done: of all rows, how many the file held before, and how long this run took, loading aside.
 
     Attributes:
-        rows: The rows that it holds: all of them.
-        held: Those that it held before this run.
         cut: Of the rows of this run, those whose text is longer than the model's positions.
         predictions: How many rows of this run were given each class, the most frequent first.
-        seconds: What this run took, loading aside.
     """
 
     output: Path
@@ -70,10 +67,8 @@ class PredictedFile:
 def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str]) -> list[TextRow]:
     """Every row of a file of texts.
 
-    Args:
-        path: The file.
-        columns: What `text` and `text_pair` are called in it, where it calls them otherwise.
-        learned: What they were called in training: so they are here too, where nobody says and the file has them.
+    What `text` and `text_pair` are called in it `columns` tells; where nobody says, and the file has such columns, they
+    are called as in training (`learned`).
 
     Raises:
         DataError: There is no such file, or rows are not as they must be; the first ones are named.
@@ -119,16 +114,13 @@ def predict_rows(
     overwrite: bool = False,
     observer: Observer,
 ) -> PredictedFile:
-    """Classify every text, and write its row with what was found to `output`.
+    """Classify every text, and write its row with what was found to `output`, or go on with it.
 
-    A file that was begun is gone on with, unless it is to be overwritten. A .csv file is written when every row is
-    classified, from rows of JSON that lie beside it until then.
+    A .csv file is written when every row is classified, from rows of JSON that lie beside it until then.
 
     Raises:
         DataError: `output` holds something else.
-        NonFiniteError: A score is not a number; the rows before are on disk.
-        OutOfMemoryError: The device is too small for so many at a time.
-        DiskFullError: The disk filled up.
+        RunError: A score is not a number, the device is too small for so many at a time, or the disk filled up.
         Interrupted: By SIGINT or SIGTERM; the rows so far are on disk.
     """
     asked = AskedRows([text.row.values for text in texts], ADDED, _answered_by(classifier))
@@ -157,11 +149,7 @@ def predict_rows(
 
 
 def check_output(output: Path, texts: Sequence[TextRow], source: Path, *, overwrite: bool) -> None:
-    """Refuse, before anything is loaded, a file that the classes of `texts` cannot be written to.
-
-    Raises:
-        DataError: As `check_jsonl`; or a .csv file is there already.
-    """
+    """Refuse, before anything is loaded, a file that the classes of `texts` cannot be written to."""
     lines = _lines_of(output)
     asked = AskedRows([each.row.values for each in texts], ADDED)
     check_jsonl(lines, reads=[source], asked=asked, overwrite=overwrite)

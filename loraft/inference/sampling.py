@@ -178,11 +178,7 @@ class _Heeded(BaseModel):
 
 
 def saved_defaults(folder: Path) -> GenerationConfig | None:
-    """The defaults that lie in a folder, or None where none do.
-
-    Raises:
-        ModelError: The file cannot be read, or a value that loraft heeds is of another type.
-    """
+    """The defaults that lie in a folder, or None where none do; refused where a value that loraft heeds is no such."""
     file = folder / "generation_config.json"
     if not file.is_file():
         return None
@@ -192,11 +188,7 @@ def saved_defaults(folder: Path) -> GenerationConfig | None:
 
 
 def own_defaults(model: PreTrainedModel, folder: Path) -> GenerationConfig:
-    """The defaults of an encoder-decoder without the file: its config.json may say how answers begin and end.
-
-    Raises:
-        ModelError: A value that loraft heeds is of another type.
-    """
+    """The defaults of an encoder-decoder without the file: its config.json may say how answers begin and end."""
     return _checked(model.generation_config, folder / "config.json")
 
 
@@ -222,15 +214,8 @@ def apply_logit_rules(
 ) -> Tensor:
     """The logits after what holds for greedy answers too: repetition penalty, and ids that must or must not come.
 
-    Args:
-        logits: `[rows, vocab]`, any floating dtype.
-        rules: What holds.
-        seen: `[rows, vocab]`, True for tokens that are there already; None where `rules` have no repetition penalty.
-        at_start: Whether this is the first token of the answers.
-        at_end: For each row whether this is the last token that its limit allows; none of them where it is empty.
-
-    Returns:
-        `[rows, vocab]`, float32.
+    They are `[rows, vocab]`, and float32 afterwards; so is `seen`, True for tokens that are there already. `at_end`
+    tells of each row whether this is the last token that its limit allows; empty is of none.
 
     Source: Keskar et al. 2019, CTRL, section 4.1 (https://arxiv.org/abs/1909.05858), for the penalty, with the sign
         seen to, as transformers does it.
@@ -254,36 +239,21 @@ def _only(logits: Tensor, ids: Sequence[int]) -> Tensor:
 
 
 def normalizers(logits: Tensor) -> Tensor:
-    """The logarithm of the sum of exponentials of each row: what its logits exceed their log-probabilities by.
-
-    Args:
-        logits: `[rows, vocab]`.
-
-    Returns:
-        `[rows]`.
+    """What the logits `[rows, vocab]` exceed their log-probabilities by, `[rows]`: the logarithm of their sum of exp.
 
     Raises:
         NonFiniteError: A logit is not a number, or infinite.
     """
     sums = logits.logsumexp(-1)
     if not sums.isfinite().all():
-        raise NonFiniteError(
-            "the model's logits are not finite, so no token can be chosen",
-            remedy="Try model.dtype=float32 or bfloat16; if it stays, the weights or the adapter are damaged.",
-        )
+        message = "the model's logits are not finite, so no token can be chosen"
+        remedy = "Try model.dtype=float32 or bfloat16; if it stays, the weights or the adapter are damaged."
+        raise NonFiniteError(message, remedy=remedy)
     return sums
 
 
 def probabilities(logits: Tensor, rules: SamplingParams) -> Tensor:
-    """The distribution that the next token is drawn from, by rules that are not greedy.
-
-    Args:
-        logits: `[rows, vocab]`, any floating dtype; after `apply_logit_rules` where rules hold for greedy too.
-        rules: Those of sampling.
-
-    Returns:
-        `[rows, vocab]`, float32; each row sums to 1.
-    """
+    """The distribution that the next token is drawn from by rules that are not greedy, `[rows, vocab]`, float32."""
     *_, (_, left) = sampling_steps(logits.float(), rules)
     return left.softmax(-1)
 
@@ -299,17 +269,10 @@ def sampling_steps(logits: Tensor, rules: SamplingParams) -> Iterator[tuple[Stag
 
 
 def sample(distributions: Tensor, generators: Sequence[Generator]) -> Tensor:
-    """One token a row.
+    """One token a row, `[rows]`, from distributions `[rows, vocab]`.
 
     Each row draws from a generator of its own, so that a row's tokens do not depend on its neighbours, and the
     global random state is never touched.
-
-    Args:
-        distributions: `[rows, vocab]`, from `probabilities`.
-        generators: One a row, on the CPU.
-
-    Returns:
-        `[rows]`, the token ids, on the device of `distributions`.
     """
     # On the CPU for every device: the same seed then draws the same tokens from the same distribution.
     rows = zip(distributions.cpu(), generators, strict=True)

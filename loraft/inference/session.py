@@ -40,13 +40,9 @@ MAX_NEW_TOKENS = 256
 
 @dataclass(frozen=True, eq=False)
 class Speaker:
-    """How one adapter, or the base alone, is asked and answers.
+    """How one adapter, or the base alone, is asked and answers: as it was in training.
 
     Attributes:
-        name: The adapter's name, or `base`.
-        folder: Where the adapter lies, or the base.
-        tokenizer: The one that it was trained with.
-        renderer: Makes prompts as they were in training.
         defaults: What was saved beside it, or what the base has; None where neither says anything.
         first_tokens: The rules by which an answer begins in the target's language; none where there is none.
     """
@@ -73,11 +69,7 @@ class Speaker:
         return tuple(dict.fromkeys([*self.renderer.stop_ids, *listed]))
 
     def settings(self, options: GenerationRequest) -> Settings:
-        """What the caller asks for; what was saved where the caller says nothing.
-
-        Raises:
-            ConfigError: A value is out of its bounds.
-        """
+        """What the caller asks for, if it is within bounds; what was saved where the caller says nothing."""
         if options.max_new_tokens is not None and options.max_new_tokens < 1:
             raise ConfigError(f"must be at least 1, not {options.max_new_tokens}", key="max_new_tokens")
         if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
@@ -92,11 +84,7 @@ class Speaker:
         )
 
     def conversing(self) -> Speaker:
-        """The same voice, able to print conversations: as chatml where its tokenizer has no chat template.
-
-        Raises:
-            ModelError: Its tokenizer can end no turn, or the model reads texts and no conversations.
-        """
+        """The same voice, able to print conversations: as chatml where its tokenizer has no chat template."""
         try:
             return replace(self, renderer=self.renderer.conversing())
         except ModelError as error:
@@ -125,12 +113,10 @@ class Session:
     """An open model.
 
     Attributes:
-        loaded: The base.
         model: What is run: the base, or peft's wrapper with every adapter in it.
         voices: Each adapter's by its name, then the base's; the first one answers where nobody says which.
         quantization: How the base is stored in 4 bits, or was until it was merged; None where it is not.
         notes: What was decided and found, a sentence each.
-        merged: The adapter was folded into the weights.
     """
 
     loaded: LoadedModel
@@ -146,11 +132,7 @@ class Session:
         return tuple(name for name in self.voices if name != BASE)
 
     def voice(self, name: str | None = None) -> Speaker:
-        """The voice of that name, or the one that answers where nobody says which.
-
-        Raises:
-            AdapterError: There is none of that name.
-        """
+        """The voice of that name, or the one that answers where nobody says which."""
         if name is None:
             return next(iter(self.voices.values()))
         if name not in self.voices:
@@ -228,11 +210,7 @@ def in_languages(sources: SourceFormat, choice: ModelRequest) -> SourceFormat:
 
 
 def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) -> dict[str, Speaker]:
-    """The voice of each adapter and of the base; one tokenizer for all that have the same.
-
-    Raises:
-        DataError: A tokenizer needs to know languages, and nobody says which.
-    """
+    """The voice of each adapter and of the base; one tokenizer for all that have the same."""
     tokenizers, task = {found.model.section.tokenizer: loaded.tokenizer}, task_of_base(loaded)
 
     def voice(name: str, folder: Path, tokenizer: str | None, metadata: TrainingMetadata) -> Speaker:

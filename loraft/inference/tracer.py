@@ -5,6 +5,7 @@ It changes nothing: the traced answer is the same as the untraced one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -12,10 +13,11 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from loraft.inference.completion import Finish
+from loraft.inference.completion import Finish, PartialCompletion
 from loraft.inference.decoder_state import DecoderState, products_in_model_dtype
 from loraft.inference.sampling import GREEDY, SamplingParams, probabilities, sampling_steps
 from loraft.models.modules import wrapped_model
@@ -28,11 +30,7 @@ How = Literal["greedy", "sampled", "forced"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the tokens that could have come: its probability by the model, and what the rules left of it.
-
-    Attributes:
-        cut_by: The rule that took it out; None where it could have been taken.
-    """
+    """A token that could have come, with what the model gave it, what the rules left it, and which took it out."""
 
     id: int
     text: str
@@ -43,12 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class LayerPrediction:
-    """What a layer would have said, had it been the last: the token that it finds likeliest.
-
-    Attributes:
-        layer: Its number, from 0.
-        rank_of_taken: The place of the token that was taken in its order, from 1.
-    """
+    """What a layer would have said, had it been the last; in its order the token that was taken has a rank, from 1."""
 
     layer: int
     id: int
@@ -59,12 +52,7 @@ class LayerPrediction:
 
 @dataclass(frozen=True)
 class Attended:
-    """A token of the source that a step attended to.
-
-    Attributes:
-        position: Its place in the source, from 0.
-        weight: Its share of the attention, a mean over the heads of the last layers.
-    """
+    """A token of the source that a step attended to, with its share: a mean over the heads of the last layers."""
 
     position: int
     text: str
@@ -76,12 +64,8 @@ class Step:
     """How one token came about.
 
     Attributes:
-        index: Its place in the answer, from 0.
         fed: What the model was fed: with a cache the prompt, then the newest token alone; without one all each time.
-        taken: The token that was taken; the last one may be a stop id.
         how: greedy (the likeliest), sampled, or forced (an answer must begin or end with it).
-        probability: What the model gave it.
-        probability_after: What the rules left it.
         candidates: The likeliest by the model, and what was taken where it is not among them.
         entropy_bits: How undecided the model was, before the rules: 0 is certain, n is as open as 2ⁿ equal choices.
         cache_tokens: How many tokens of each layer the cache holds then; 0 without a cache.
@@ -117,7 +101,6 @@ class Trace:
     """How an answer came about.
 
     Attributes:
-        encoder: The encoder's pass over the prompt; None without an encoder.
         rules: What the rules were, where they differ from plain greedy choice.
         steps: One a token, the stop id included.
         ended_with: The stop id's piece; None where it was no stop id.
@@ -139,7 +122,7 @@ class Trace:
 
 CANDIDATES = 5
 LAYERS_ATTENDING = 2
-"""Whose attention to the source is told: the mean over the heads of this many layers, the last ones."""
+"""Whose attention to the source is told: the last ones'."""
 MOST_ATTENDED = 3
 
 
@@ -164,63 +147,50 @@ class Tracer:
         return self._trace
 
     def step(
-        self,
-        context: DecoderState,
-        logits: Tensor,
-        allowed: Tensor,
-        rules: SamplingParams,
-        token_id: int,
-        seconds: float,
-        *,
-        is_cut: bool = False,
+        self, context: DecoderState, logits: Tensor, allowed: Tensor, answer: PartialCompletion, taken: int, cut: bool
     ) -> None:
-        """One token was taken.
+        """One token was taken, which the limit may have forced (`cut`).
 
-        Args:
-            context: What the model has read, this step included.
-            logits: `[1, vocab]`, what the model said.
-            allowed: `[1, vocab]`, what is left after the rules that hold for greedy answers too.
-            rules: All of them.
-            token_id: What was taken.
-            seconds: How long it took.
-            is_cut: The limit forced what was taken.
+        Both `[1, vocab]`, `logits` are what the model said, and `allowed` what the rules of greedy answers leave.
         """
-        index, (own,) = len(self._steps), logits
+        index, (own,), rules, seconds = len(self._steps), logits, answer.rules, answer.seconds[-1]
         before = own.softmax(-1)
         (after,) = allowed.softmax(-1) if rules.greedy else probabilities(allowed, rules)
         if index == 0 and context.source is not None:
             seconds -= context.source.seconds
-        forced: Cut | None = "last" if is_cut else "first" if index == 0 and rules.first is not None else None
+        forced: Cut | None = "last" if cut else "first" if index == 0 and rules.first is not None else None
         self._steps.append(
             Step(
                 index=index,
                 fed=self._pieces.all(context.fed[0].tolist()),
-                taken=self._pieces.of(token_id),
+                taken=self._pieces.of(taken),
                 how="forced" if forced else "greedy" if rules.greedy else "sampled",
-                probability=before[token_id].item(),
-                probability_after=after[token_id].item(),
-                candidates=self._candidates(before, after, _cuts(allowed, rules, forced=forced), token_id),
-                entropy_bits=_entropy_bits(own),
+                probability=before[taken].item(),
+                probability_after=after[taken].item(),
+                candidates=self._candidates(before, after, _cuts(allowed, rules, forced=forced), taken),
+                entropy_bits=Categorical(logits=own).entropy().item() / math.log(2),  # type: ignore[no-untyped-call]
                 cache_tokens=context.length if context.keeps else 0,
                 cache_bytes=context.cache_bytes,
                 milliseconds=seconds * 1000,
-                layers=self._layers(own, token_id),
+                layers=self._layers(own, taken),
             )
         )
 
-    def end(self, context: DecoderState, prompt_ids: Sequence[int], rules: SamplingParams, ending: Finish) -> None:
+    def end(self, context: DecoderState, answer: PartialCompletion) -> None:
         """The answer has ended."""
-        source, stop_id = context.source, ending.token_id
+        source, prompt_ids, ending = context.source, answer.prompt_ids, answer.ending
+        assert ending is not None
         attended, plain = self._attended(context, prompt_ids), asdict(GREEDY)
+        # Those that differ from plain greedy choice; the start token is told by what is fed first.
+        rules = {key: value for key, value in asdict(answer.rules).items() if value != plain[key] and key != "start"}
         self._trace = Trace(
             prompt=self._pieces.all(prompt_ids),
             encoder=EncoderPass(len(prompt_ids), source.seconds * 1000) if source is not None else None,
             use_cache=context.keeps,
-            # Those that differ from plain greedy choice; the start token is told by what is fed first.
-            rules={name: value for name, value in asdict(rules).items() if value != plain[name] and name != "start"},
+            rules=rules,
             steps=tuple(replace(step, attended=looks) for step, looks in zip(self._steps, attended, strict=True)),
             ending=ending,
-            ended_with=self._pieces.of(stop_id).text if stop_id is not None else None,
+            ended_with=None if ending.token_id is None else self._pieces.of(ending.token_id).text,
         )
 
     def _candidates(
@@ -273,16 +243,6 @@ def _cuts(allowed: Tensor, rules: SamplingParams, *, forced: Cut | None) -> dict
     return cuts
 
 
-def _entropy_bits(logits: Tensor) -> float:
-    """The entropy of a distribution: the sum of -p · log2 p.
-
-    Source: Shannon 1948, A Mathematical Theory of Communication, section 6.
-    """
-    logs = logits.log_softmax(-1)
-    terms = torch.where(logs.isneginf(), 0.0, logs.exp() * logs)
-    return -terms.sum().item() / torch.log(torch.tensor(2.0)).item()
-
-
 class LogitLens:
     """Catches, while it listens, what each layer of a model gives for the last token of the first row.
 
@@ -299,7 +259,7 @@ class LogitLens:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """The model's layers with ears on them."""
+        """While the model runs."""
         hooks = [layer.register_forward_hook(self._caught) for layer in self._layers]
         hooks.append(self._layers[-1].register_forward_hook(self._replaced))
         try:

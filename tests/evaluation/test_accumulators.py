@@ -7,28 +7,28 @@ import math
 import numpy as np
 import pytest
 
-from loraft.evaluation.metrics import loss_sums
+from loraft.evaluation.metrics import RowTally, losses
 
 
 def test_c38_the_loss_is_of_the_tokens_and_not_of_the_rows() -> None:
     """C38: one token at ln 16 and three at 0: the mean of the rows' means would be ln(16) / 2."""
-    sums = loss_sums()
-    sums.add((math.log(16), 1))
-    sums.add((0.0, 3))
+    sums = RowTally(losses())
+    sums.add(math.log(16), 1)
+    sums.add(0.0, 3)
     assert sums.figures()["loss"] == pytest.approx(math.log(16) / 4)
     assert sums.figures()["perplexity"] == pytest.approx(2)
 
 
 def test_rows_count_as_often_as_is_said() -> None:
-    sums = loss_sums(keep=True)
+    sums = RowTally(losses(), keep=True)
     for numbers in ((1.0, 1), (4.0, 2), (9.0, 3)):
-        sums.add(numbers)
+        sums.add(*numbers)
     assert sums.figures(np.array([1, 1, 1])) == sums.figures()
     assert sums.figures(np.array([2, 0, 1]))["loss"] == pytest.approx((2 * 1 + 9) / (2 * 1 + 3))
 
 
 def test_rows_that_were_not_kept_cannot_be_drawn() -> None:
-    sums = loss_sums()
-    sums.add((1.0, 1))
+    sums = RowTally(losses())
+    sums.add(1.0, 1)
     with pytest.raises(ValueError, match="not kept"):
         sums.figures(np.array([1]))

@@ -8,13 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from loraft.evaluation.metrics import Counts, Figures, loss_sums, paired_differences
+from loraft.evaluation import metrics
+from loraft.evaluation.metrics import Counts, Figures, RowTally, paired_differences
 
 
 def losses(*rows: float) -> Callable[[Counts | None], Figures]:
-    sums = loss_sums(keep=True)
+    sums = RowTally(metrics.losses(), keep=True)
     for row in rows:
-        sums.add((row, 1))
+        sums.add(row, 1)
     return sums.figures
 
 

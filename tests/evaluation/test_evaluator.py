@@ -18,16 +18,19 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.dataset.build import prepare
 from loraft.errors import Interrupted, NonFiniteError
-from loraft.evaluation.eval_dataset import EvaluatedRows, PastRun, read_eval_source, rows_of
+from loraft.evaluation.eval_dataset import EvalPurpose, EvaluatedRows, PastRun, read_eval_source, rows_of
 from loraft.evaluation.evaluator import Answer, EvalModel, Evaluation, RowScore, evaluate
 from loraft.events import Event, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.tasks import TASKS
+from loraft.tasks.task import SourceFormat
 from loraft.training.memory import peak_bytes
 from tests.inference.voices import adapter_in, base_in
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.building import pairs, rows, tiny_config, write_rows
 from tests.training.classifiers import labelled_rows
 
+GENERATES = EvalPurpose(TASKS["causal_lm"], SourceFormat())
 SHORT = GenerationRequest(temperature=0, num_beams=1, max_new_tokens=6)
 
 
@@ -50,7 +53,7 @@ def reference_loss(place: Path) -> tuple[float, int]:
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place / "base"), str(place / "a")).eval()
-    source = read_eval_source(None, str(place / "base"), DataSource(path=str(place / "rows.jsonl")))
+    source = read_eval_source(None, str(place / "base"), DataSource(path=str(place / "rows.jsonl")), GENERATES)
     total, tokens = 0.0, 0
     for item in rows_of(source, tiny_tokenizer(), positions=None, limit=None).items:
         batch = {
@@ -147,7 +150,7 @@ def test_a_model_trained_whole_is_evaluated_on_its_run_too(tmp_path: Path) -> No
 
 
 def few_items(place: Path, count: int = 5) -> EvaluatedRows:
-    source = read_eval_source(None, str(place / "base"), DataSource(path=str(place / "rows.jsonl")))
+    source = read_eval_source(None, str(place / "base"), DataSource(path=str(place / "rows.jsonl")), GENERATES)
     return rows_of(source, tiny_tokenizer(), positions=None, limit=count)
 
 
@@ -249,7 +252,7 @@ def test_every_row_of_a_file_is_evaluated_of_a_run_that_streamed_its_own(tmp_pat
     run = RunConfig.model_validate(
         {"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", "eval": None, "streaming": True}}
     )
-    source = read_eval_source(PastRun(tmp_path, run), "x", DataSource(path=str(tmp_path / "rows.jsonl")))
+    source = read_eval_source(PastRun(tmp_path, run), "x", DataSource(path=str(tmp_path / "rows.jsonl")), GENERATES)
     assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 1100
 
 
@@ -273,7 +276,7 @@ def test_a_file_is_read_by_the_names_that_are_given_those_of_the_run_or_its_own(
     path = str(tmp_path / "rows.jsonl")
     write_rows(tmp_path / "rows.jsonl", [{names[0]: "who?", names[1]: "me"}] * 3)
     run = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", **trained}})
-    source = read_eval_source(PastRun(tmp_path, run), "x", DataSource(path=path, **given))
+    source = read_eval_source(PastRun(tmp_path, run), "x", DataSource(path=path, **given), GENERATES)
     assert [question.reference for question in source.questions.values()] == ["me"] * 3
     assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 3
 

@@ -238,7 +238,7 @@ def _stream(
             compared = stream.with_cache()
     if as_json:
         traced = {} if stream.trace is None else {"trace": stream.trace.as_dict()}
-        both = {} if compared is None else {"no_kv_cache": compared.as_dict()}
+        both = {} if compared is None else {"no_kv_cache": asdict(compared)}
         print_json({**asdict(stream.completion), **traced, **both})
         return
     if stream.trace is not None:
