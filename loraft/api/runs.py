@@ -13,7 +13,6 @@ from loraft.events import Observer, ignored
 from loraft.inference.engine import stream
 from loraft.inference.sampling import SamplingParams
 from loraft.rows.formats import Message
-from loraft.training.check_report import CheckReport, report
 from loraft.training.loop import noted_signals
 from loraft.training.run_dir import (
     RunFolder,
@@ -23,7 +22,7 @@ from loraft.training.run_dir import (
     refuse_own_inputs,
     refuse_taken,
 )
-from loraft.training.run_plan import RunPlan, plan_run
+from loraft.training.run_plan import CheckReport, RunPlan, plan_run, report
 from loraft.training.trainer import TrainResult, run_plan
 
 FOLDER_IN_USE = "{} holds a run already: `loraft.train` goes on with it by `resume`, and replaces it by `overwrite`"

@@ -12,14 +12,11 @@ import psutil
 import torch
 
 from loraft.config.schema import RunConfig
-from loraft.dataset.build import PreparedData
 from loraft.dataset.sampler import BatchSampler
 from loraft.errors import ResourceError
 from loraft.kernels.cross_entropy import targets_in_chunk
-from loraft.models.device import DeviceConfig
-from loraft.tasks import TASKS
 from loraft.tokenization.examples import Example
-from loraft.training.model_summary import LayerSizes, ModelSummary
+from loraft.training.known_run import KnownRun, LayerSizes
 
 ROOM = 0.9
 """Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
@@ -170,21 +167,13 @@ def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool
     return kept + one_layer
 
 
-def plan_memory(
-    config: RunConfig,
-    placement: DeviceConfig,
-    shape: ModelSummary,
-    data: PreparedData,
-    batches: BatchSampler,
-    *,
-    packed: bool,
-) -> tuple[MemoryPlan, bool]:
+def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tuple[MemoryPlan, bool]:
     """Predict the peak, and decide whether gradients are checkpointed; what cannot fit is refused.
 
     Raises:
         ResourceError: More is needed than is available.
     """
-    sizes = _training_sizes(config, placement, shape, data, batches, packed=packed)
+    sizes, config, placement = _training_sizes(known, batches, packed=packed), known.config, known.placement
     setting, available = config.training.gradient_checkpointing, placement.available_bytes
     if setting == "auto":
         setting = predict(sizes, checkpointing=False).peak_bytes > ROOM * available
@@ -197,23 +186,16 @@ def plan_memory(
     return memory, setting
 
 
-def _training_sizes(
-    config: RunConfig,
-    placement: DeviceConfig,
-    shape: ModelSummary,
-    data: PreparedData,
-    batches: BatchSampler,
-    *,
-    packed: bool,
-) -> TrainingSizes:
+def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> TrainingSizes:
     """The sizes of a run whose largest batch is that of its first epoch."""
 
     def cells(lengths: Sequence[int]) -> int:
         return sum(lengths) if packed else max(lengths) * len(lengths)
 
     def read(stack: str, examples: Sequence[Example]) -> list[int]:
-        return [TASKS[config.task].read_by(stack, example) for example in examples]
+        return [known.task.read_by(stack, example) for example in examples]
 
+    shape, data = known.shape, known.data
     largest = max(batches.epoch(0), key=lambda rows: cells([batches.lengths[i] for i in rows]))
     rows = [data.train[i] for i in largest]
     whole_model = shape.targets is None
@@ -221,7 +203,7 @@ def _training_sizes(
         frozen_parameters=0 if whole_model else shape.total_parameters - shape.quantized_parameters,
         quantized_parameters=shape.quantized_parameters,
         trainable_parameters=shape.trainable_parameters,
-        dtype_bytes=placement.dtype.itemsize,
+        dtype_bytes=known.placement.dtype.itemsize,
         stacks=tuple(
             StackSizes(
                 layer=shape.layers[stack],
@@ -235,9 +217,9 @@ def _training_sizes(
         chunk_targets=targets_in_chunk(shape.vocabulary),
         vocabulary=len(data.renderer.labels) or shape.vocabulary,
         whole_model=whole_model,
-        double_quant=config.quantization.double_quant,
-        optimizer=config.training.optim,
-        device=placement.device,
+        double_quant=known.config.quantization.double_quant,
+        optimizer=known.config.training.optim,
+        device=known.placement.device,
     )
 
 

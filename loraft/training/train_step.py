@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from loraft.figures import label_figures
 from loraft.models.quantize import unpacked
 from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
 from loraft.tokenization.examples import Example
-from loraft.training.optimizer import learning_rate
+from loraft.training.optimizer import build_optimizer, learning_rate
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan
 
@@ -38,26 +38,35 @@ GO_ON = "; `resume_anyway` goes on with it from the last checkpoint, if there is
 DAMAGED = "the files that the run begins with are damaged: copy or download them again"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Trainer:
-    """A planned run and its model: all that does not change while it goes on.
+    """A planned run and its model: what stays the same object while it goes on.
 
     Attributes:
-        loss: The model of `adapted`, giving the summed loss of a batch.
-        scaler: Loss scaling; enabled for float16 only.
         answer: The model's answer to a prompt, as it is now.
         save_requests: The signals that ask for a checkpoint out of turn, since the last one was.
+        loss: The model of `adapted`, giving the summed loss of a batch.
+        scaler: Loss scaling; enabled for float16 only.
     """
 
     plan: RunPlan
     folder: RunFolder
     adapted: AdaptedModel
-    loss: TaskLoss
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler
     answer: Callable[[str], str]
     observer: Observer
     save_requests: list[int]
+    loss: TaskLoss = field(init=False)
+    optimizer: Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        plan, dtype, device = self.plan, self.plan.placement.dtype, self.plan.placement.device
+        weights = plan.task.loss_weights(plan.config, plan.data.renderer.labels, plan.data.train)
+        on_device = None if weights is None else weights.to(device)
+        autocast = None if dtype == torch.float32 else dtype
+        self.loss = plan.task.loss(self.adapted.loaded.model, plan.shape.family, autocast, on_device)
+        self.optimizer = build_optimizer(self.adapted.trainable, self.settings)
+        self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
     @property
     def settings(self) -> TrainingSection:

@@ -26,7 +26,6 @@ from loraft.models.load_model import LoadedModel, load_model
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit, save_weights, weights_in
 from loraft.training.memory import peak_bytes
-from loraft.training.optimizer import build_optimizer
 from loraft.training.resume import compare_with_begun, refuse_another_base, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
@@ -110,7 +109,7 @@ def run_plan(
             folder.empty()
         with tracked(observer, plan.config, folder.path) as told:
             state = RunState()
-            run = build_trainer(plan, folder, adapted, told, answerer, save_requests)
+            run = Trainer(plan, folder, adapted, answerer(adapted), told, save_requests)
             goes_on = resume and resume_from(run, state, taken_on, steps_before)
             if not goes_on:
                 folder.cut_back({})
@@ -151,32 +150,6 @@ def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
             for module in layer.modules():  # T5's attention has the switch too, and lets gradients into its bias by it
                 if hasattr(module, "gradient_checkpointing"):
                     module.gradient_checkpointing = False  # type: ignore[assignment]
-
-
-def build_trainer(
-    plan: RunPlan,
-    folder: RunFolder,
-    adapted: AdaptedModel,
-    observer: Observer,
-    answerer: Answerer,
-    save_requests: list[int],
-) -> Trainer:
-    """What the loop needs for a plan and its model."""
-    placement, task = plan.placement, plan.task
-    weights = task.loss_weights(plan.config, plan.data.renderer.labels, plan.data.train)
-    on_device = None if weights is None else weights.to(placement.device)
-    autocast = None if placement.dtype == torch.float32 else placement.dtype
-    return Trainer(
-        plan=plan,
-        folder=folder,
-        adapted=adapted,
-        loss=task.loss(adapted.loaded.model, plan.shape.family, autocast, on_device),
-        optimizer=build_optimizer(adapted.trainable, plan.config.training),
-        scaler=torch.amp.GradScaler(placement.device, enabled=placement.dtype == torch.float16),
-        answer=answerer(adapted),
-        observer=observer,
-        save_requests=save_requests,
-    )
 
 
 def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from loraft.training.checkpoint import RunState
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import plan_run
 from loraft.training.train_step import Trainer
-from loraft.training.trainer import build_model, build_trainer
+from loraft.training.trainer import build_model
 from tests.tiny import save_tiny
 
 WORDS = ("the order is late and the answer is in the text that the customer said about it again").split()  # noqa: SIM905
@@ -109,7 +108,7 @@ def tiny_fit(config: RunConfig, observer: Callable[[Event], None] = lambda _: No
     assert config.training.output_dir is not None
     folder = RunFolder(Path(config.training.output_dir))
     folder.path.mkdir(parents=True, exist_ok=True)
-    return build_trainer(plan, folder, adapted, observer, lambda _: lambda prompt: prompt, []), RunState()
+    return Trainer(plan, folder, adapted, lambda prompt: prompt, observer, []), RunState()
 
 
 class Recorder(torch.optim.SGD):
@@ -148,8 +147,7 @@ def recorded(
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     without_dropout(run.adapted.loaded.model)
-    recorder = Recorder(run)
-    run = replace(run, optimizer=recorder)
+    run.optimizer = recorder = Recorder(run)
     prepare(run)
     fit(run, state)
     return recorder.steps

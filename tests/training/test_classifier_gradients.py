@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,7 +156,7 @@ def test_the_best_checkpoint_may_be_chosen_by_accuracy(tmp_path: Path) -> None:
             )
         )  # fmt: skip
         told: list[object] = []
-        run = replace(run, observer=told.append)
+        run.observer = told.append
         fit(run, state)
         scores = [(e.loss, e.figures["accuracy"], e.step) for e in told if type(e).__name__ == "Evaluated"]  # type: ignore[attr-defined]
         best = min(scores, key=lambda s: (s[0] if metric == "loss" else -s[1], s[2]))

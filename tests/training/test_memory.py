@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from loraft.training.known_run import LayerSizes
 from loraft.training.memory import StackSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
-from loraft.training.model_summary import LayerSizes
 
 STACK = StackSizes(
     layer=LayerSizes(hidden=8, linear_inputs=40, linear_outputs=60, inner=16, heads=2),

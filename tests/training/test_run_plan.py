@@ -128,7 +128,7 @@ def test_a_batch_that_cannot_fit_is_refused_with_the_remedy(tmp_path: Path, monk
 
         return replace(whole(model), available_bytes=10_000)
 
-    monkeypatch.setattr("loraft.training.run_plan.select_device", small)
+    monkeypatch.setattr("loraft.training.known_run.select_device", small)
     with pytest.raises(ResourceError, match="needs about"):
         plan_run(config)
 
@@ -139,7 +139,7 @@ def test_checkpointing_is_turned_on_where_memory_asks_for_it(tmp_path: Path, mon
     config = tiny_config(tmp_path)
     whole, plan = placement.select_device, plan_run(config)
     between = plan.memory.peak_bytes - plan.memory.activations // 4
-    monkeypatch.setattr("loraft.training.run_plan.select_device", lambda m: replace(whole(m), available_bytes=between))
+    monkeypatch.setattr("loraft.training.known_run.select_device", lambda m: replace(whole(m), available_bytes=between))
     tight = plan_run(config)
     assert tight.config.training.gradient_checkpointing is True
     assert any("gradient_checkpointing auto is on" in note for note in tight.notes)

@@ -1,10 +1,12 @@
-"""What is known of a model before its weights are loaded."""
+"""What is known of a run, its model and its data, before anything is decided and a weight is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -13,15 +15,29 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from loraft.adapters.inject import start_of
 from loraft.adapters.targets import TargetModules, depths, targets_in
 from loraft.config.schema import RunConfig
+from loraft.dataset.build import PreparedData, prepare
+from loraft.errors import InvalidInputError, Problem
+from loraft.io.paths import cache_folder
 from loraft.models.auto_model import meta_model
-from loraft.models.hf_config import class_names, context_of, is_classifier, quietly_reading
-from loraft.models.load_model import drop_modules, load_any_config, load_config, missing_head_modules
+from loraft.models.device import DTYPES, DeviceConfig, select_device
+from loraft.models.hf_config import check_dtype, class_names, context_of, is_classifier, quietly_reading
+from loraft.models.load_model import (
+    drop_modules,
+    load_any_config,
+    load_config,
+    load_noted_tokenizer,
+    missing_head_modules,
+)
 from loraft.models.modules import decoder_inputs, linear_modules, parameter_count
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec, spec_of
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
+from loraft.tasks.task import Task
+from loraft.training.run_events import tracker_problems
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -162,3 +178,84 @@ def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: 
         inner=max(max(linear[name]) for name in inside),
         heads=model.config.num_attention_heads,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class KnownRun:
+    """What is known of model and data before anything of the run is decided.
+
+    Attributes:
+        config: The run; once it is planned, every `auto` is resolved that decides what is computed.
+        model: The base model, looked up.
+        placement: Device and dtype.
+        data: Rows as tokens.
+        notes: What was found, and then decided, a sentence each.
+    """
+
+    config: RunConfig
+    model: ModelHandle
+    placement: DeviceConfig
+    data: PreparedData
+    shape: ModelSummary
+    notes: tuple[str, ...]
+
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        return TASKS[self.config.task]
+
+
+def known_run(config: RunConfig) -> KnownRun:
+    """Look at model and data, each as far as the other lets it.
+
+    Raises:
+        InvalidInputError: With every problem that was found of both.
+    """
+    problems: list[Problem] = []
+    placement = _collected(problems, lambda: select_device(config.model))
+    task, model = TASKS[config.task], ModelHandle(config.model)
+    architecture = _collected(problems, lambda: load_config(model, task.families))
+    length_notes: list[str] = []
+    if architecture is not None:
+        family = spec_of(architecture.model_type, task.families)
+        config, length_notes = _fitting_length(config, context_of(architecture, family))
+        dtype = placement.dtype if placement is not None else DTYPES.get(config.model.dtype)
+        _collected(problems, lambda: check_dtype(family, dtype))
+    read = _collected(problems, lambda: load_noted_tokenizer(model, task.families))
+    data = _collected(problems, lambda: prepare(config, read[0], cache_folder())) if read is not None else None
+    # Of a classifier whose classes could not be found the shape is that of one with two.
+    labels = data.renderer.labels if data is not None else () if task.generates else ("0", "1")
+    shape = _collected(problems, lambda: summarize_model(config, model, labels)) if architecture is not None else None
+    if shape is not None:
+        problems += _beyond_context(config, shape)
+    problems += tracker_problems(config.training.report_to)
+    if data is not None:
+        problems += task.problems(config, data.renderer)
+    if placement is None or shape is None or read is None or data is None or problems:
+        raise InvalidInputError.several(problems)
+    notes = (*placement.notes, *read[1], *shape.notes, *length_notes)
+    return KnownRun(config, model, placement, data, shape, notes)
+
+
+def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, list[str]]:
+    """`data.max_length`, where it is not set, no more than the positions of the model."""
+    if context is None or "max_length" in config.data.model_fields_set or config.data.max_length <= context:
+        return config, []
+    data = config.data.model_copy(update={"max_length": context})
+    return config.model_copy(update={"data": data}), [f"data.max_length is {context}: the model has no more positions"]
+
+
+def _collected(problems: list[Problem], decide: Callable[[], Result]) -> Result | None:
+    """What `decide` gives, or None with its problems noted, so that the others are found too."""
+    try:
+        return decide()
+    except InvalidInputError as error:
+        problems += [problem for problem in error.problems if problem not in problems]
+        return None
+
+
+def _beyond_context(config: RunConfig, shape: ModelSummary) -> list[Problem]:
+    longest = math.inf if shape.context is None else shape.context
+    said, remedy = f"tokens are more than the {longest} positions of the model", f"write {longest} or less"
+    limits = TASKS[config.task].length_limits(config.data)
+    return [Problem(f"{most} {said}", key=key, remedy=remedy) for key, most in limits.items() if most > longest]
