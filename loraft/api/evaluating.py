@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loraft.config.sections import DataSource
 from loraft.errors import AdapterError
-from loraft.evaluation.eval_dataset import read_eval_source
+from loraft.evaluation.eval_dataset import read_eval_source, run_of
 from loraft.evaluation.evaluator import Evaluation
 from loraft.evaluation.evaluator import evaluate as measure
 from loraft.evaluation.open_model import (
@@ -17,7 +17,6 @@ from loraft.evaluation.open_model import (
     generating,
     known_metrics,
     purpose_of,
-    run_of,
 )
 from loraft.events import Observer, ignored
 from loraft.inference.batch_generate import BATCH_SIZE

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from loraft.adapters.metadata import ResolvedTarget
 from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSection, DataSource, ModelSection
@@ -45,11 +46,7 @@ class PastRun:
     config: RunConfig
 
     def about_held_out(self) -> Iterator[str]:
-        """What there is to say about the rows that it held out, a sentence each.
-
-        Raises:
-            DataError: They can no longer be told from those that it learned, or cannot be read from here.
-        """
+        """What there is to say about the rows that it held out, if they can still be told from what it learned."""
         learned, held_out = expand_sources(self.config.data)
         is_share = isinstance(self.config.data.eval, float)
         sources, before = (learned, self._recorded("train")) if is_share else (held_out, self._recorded("eval"))
@@ -70,11 +67,7 @@ class PastRun:
             yield f"{changed} has changed since the run began: its own evaluations were of other rows"
 
     def check_held_out(self, drawn: str | None) -> None:
-        """Refuse rows that are not those which the run held out: it may have learned them.
-
-        Raises:
-            DataError: Others were drawn when it began.
-        """
+        """Refuse rows that are not those which the run held out when it began: it may have learned them."""
         if self._recorded("train") and self._written().get("held_out") != drawn:
             message = "the run drew the rows that it held out in another way than this version of loraft does: "
             message += "which they were can no longer be told"
@@ -109,6 +102,11 @@ def past_run(trained: Path) -> PastRun | None:
     runs = [trained.parent, *([trained.parents[2]] if trained.parent.parent.name == "checkpoints" else [])]
     folder = next((run for run in runs if (run / "config.yaml").is_file()), None)
     return PastRun(folder, load_config(folder / "config.yaml")) if folder is not None else None
+
+
+def run_of(found: ResolvedTarget) -> PastRun | None:
+    """The run that trained what a target means, where it lies in the folder of one."""
+    return past_run(found.adapter or Path(found.base).expanduser())
 
 
 @dataclass(frozen=True)
@@ -168,9 +166,6 @@ def read_eval_source(run: PastRun | None, base: str, data: DataSource | None, pu
     """Read the rows of a file, or those that the run held out, and what they ask; nothing is tokenized yet.
 
     The `data` section of the run that trained what is evaluated, where there is one, says how rows are read.
-
-    Raises:
-        DataError: There are no rows, rows are not as they must be, or those that were held out can no longer be told.
     """
     with _mendable(are_given=data is not None):
         return _read(run, base, data, purpose)
@@ -232,9 +227,6 @@ def rows_of(
     """The rows, or the first `limit`, as tokens, as they are in training, with the template of `tokenizer`.
 
     `positions` is how many the model tells apart; None where that has no end.
-
-    Raises:
-        DataError: Rows cannot be rendered, or none is left.
     """
     data = source.config.data.model_copy(update={"chat_template": "auto"})
     if positions is not None and not source.held_out:

@@ -17,9 +17,8 @@ from time import perf_counter
 from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.eval_dataset import EvalExample, EvaluatedRows
 from loraft.evaluation.metrics import (
-    CONFIDENCE,
+    BOOTSTRAP,
     METRICS,
-    RESAMPLES,
     LabelTally,
     PairedDifference,
     RowTally,
@@ -127,7 +126,7 @@ class Evaluation:
         del shown["differences"]
         if self.baseline is not None:
             differences = {name: asdict(each) for name, each in self.differences.items()}
-            shown["baseline"] |= {"differences": differences, "confidence": CONFIDENCE, "resamples": RESAMPLES}
+            shown["baseline"] |= {"differences": differences, **BOOTSTRAP}
         return {**measured, **shown}
 
 

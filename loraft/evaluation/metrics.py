@@ -28,6 +28,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 """`[rows]`, how often each row counts."""
 Figures = Mapping[str, float]
+Drawn = Callable[[Counts | None], Figures]
+"""A model's figures of rows, each of which counts as often as is told; of each once for None."""
 
 
 @dataclass(frozen=True)
@@ -212,31 +214,25 @@ class LabelTally:
 
         Source: Matthews' correlation of several labels is Gorodkin's, 2004.
         """
-        right, given, hits = self._margins() if counts is None else self._drawn(counts)
+        size = len(self.labels)
+        if counts is None:
+            matrix = self._cells.reshape(size, -1).astype(np.float64)
+            right, given, hits = matrix.sum(1), matrix.sum(0), matrix.diagonal()
+        elif self._kept is None:
+            raise ValueError("the rows were not kept")
+        else:  # without the matrix: a thousand classes have a million cells in each draw
+            of_rows, of_answers = np.divmod(np.frombuffer(self._kept, dtype=np.int64), size)
+            weights = (of_rows, counts), (of_answers, counts), (of_rows, counts * (of_rows == of_answers))
+            right, given, hits = (
+                np.bincount(each, weights=often, minlength=size).astype(np.float64) for each, often in weights
+            )
         rows = right.sum()
         spread = (rows**2 - given @ given) * (rows**2 - right @ right)
         mcc = float((hits.sum() * rows - right @ given) / np.sqrt(spread)) if spread > 0 else 0.0
         return {**label_figures(right, given, hits), "mcc": mcc}
 
-    def _margins(self) -> tuple[Floats, Floats, Floats]:
-        """`[label]`: how many rows are of each label, were given it, and both."""
-        matrix = self._cells.reshape(len(self.labels), -1).astype(np.float64)
-        return matrix.sum(1), matrix.sum(0), matrix.diagonal()
 
-    def _drawn(self, counts: Counts) -> tuple[Floats, Floats, Floats]:
-        """The same of rows drawn anew, without their matrix: a thousand classes have a million cells in each draw."""
-        if self._kept is None:
-            raise ValueError("the rows were not kept")
-        right, given = np.divmod(np.frombuffer(self._kept, dtype=np.int64), len(self.labels))
-
-        def margin(labels: NDArray[np.int64], weights: Counts) -> Floats:
-            return np.bincount(labels, weights=weights, minlength=len(self.labels)).astype(np.float64)
-
-        return margin(right, counts), margin(given, counts), margin(right, counts * (right == given))
-
-
-CONFIDENCE = 0.95
-RESAMPLES = 1000
+BOOTSTRAP = {"confidence": 0.95, "resamples": 1000}
 
 
 @dataclass(frozen=True)
@@ -248,19 +244,11 @@ class PairedDifference:
     high: float
 
 
-def paired_differences(
-    first: Callable[[Counts | None], Figures],
-    second: Callable[[Counts | None], Figures],
-    rows: int,
-    *,
-    seed: int = 0,
-) -> Mapping[str, PairedDifference]:
+def paired_differences(first: Drawn, second: Drawn, rows: int, *, seed: int = 0) -> Mapping[str, PairedDifference]:
     """The difference of each figure of two models, with a confidence interval of 95 %.
 
     As many rows as there are are drawn, with replacement, and both models are measured on the same draw; the interval
     runs between the quantiles of the differences of many such draws.
-
-    `first` and `second` give a model's figures of `rows` rows, each as often as they are told.
 
     Source: Efron and Tibshirani 1993, the percentile interval; paired as in Koehn 2004.
     """
@@ -270,9 +258,10 @@ def paired_differences(
     def minus(figures: Figures, others: Figures) -> dict[str, float]:
         return {name: value - others[name] for name, value in figures.items()}
 
+    quantiles = [(1 - BOOTSTRAP["confidence"]) / 2, (1 + BOOTSTRAP["confidence"]) / 2]
     random = np.random.Generator(np.random.PCG64(seed))
     drawn: dict[str, list[float]] = {}
-    for _ in range(RESAMPLES):
+    for _ in range(int(BOOTSTRAP["resamples"])):
         counts = np.bincount(random.integers(rows, size=rows), minlength=rows)
         for name, value in minus(second(counts), first(counts)).items():
             drawn.setdefault(name, []).append(value)
@@ -280,6 +269,6 @@ def paired_differences(
     for name, values in drawn.items():
         # Not a number where some are not, as the difference of two infinities.
         known = all(map(math.isfinite, values))
-        ends = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if known else (math.nan, math.nan)
+        ends = np.quantile(values, quantiles) if known else (math.nan, math.nan)
         found[name] = PairedDifference(whole[name], *map(float, ends))
     return found

@@ -10,7 +10,6 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -19,15 +18,7 @@ from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import classes_of, resolve_target, task_of
 from loraft.dataset.source_rows import expand_sources
 from loraft.errors import AdapterError, DataError, ModelError, lacking
-from loraft.evaluation.eval_dataset import (
-    EvalPurpose,
-    EvalSource,
-    EvaluatedRows,
-    PastRun,
-    past_run,
-    rows_of,
-    unasked_as_trained,
-)
+from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, EvaluatedRows, rows_of, run_of, unasked_as_trained
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
 from loraft.evaluation.metrics import is_valid_json
 from loraft.events import Note, Observer
@@ -140,11 +131,6 @@ def classifying(
     return rows, [_telling(classifier, name, base=base) for name, base in named]
 
 
-def run_of(found: ResolvedTarget) -> PastRun | None:
-    """The run that trained what a target means, where it lies in the folder of one."""
-    return past_run(found.adapter or Path(found.base).expanduser())
-
-
 def _subject(session: Session, name: str, settings: Settings, batch_size: int) -> EvalModel:
     """The model of a session with the adapter of that name active, or none for the base, as it is evaluated.
 
@@ -209,11 +195,7 @@ GROUPS = {"rouge": ROUGE}
 
 
 def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, ...]:
-    """The figures that are meant, each once, groups taken apart; where one is wrong, those of `task` are proposed.
-
-    Raises:
-        DataError: A name is none that any task knows; the nearest one is named.
-    """
+    """The figures that are meant, each once, groups taken apart; for an unknown one the nearest of `task` is named."""
     every = tuple(dict.fromkeys([*(name for task in TASKS.values() for name in _names(task)), *GROUPS]))
     by_lower_case = {name.lower(): name for name in every}
     found: list[str] = []
@@ -232,8 +214,7 @@ def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, 
 def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collection[str]) -> tuple[str, ...]:
     """The figures that are computed besides the loss: those that were asked for, or what suits task and references.
 
-    Raises:
-        DataError: One that was asked for is not of this task, has no references, or its package is absent.
+    Refused are those of another task, without references, or whose package is absent.
     """
     metrics = task.metrics
     if asked is None:

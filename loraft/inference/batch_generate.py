@@ -75,10 +75,8 @@ def read_questions(
 ) -> list[BatchPrompt]:
     """Every row of a file of prompts, whose column may be called otherwise.
 
-    `source_lang` tells which text of a `translation` row is asked; it is called where there are such rows.
-
-    Raises:
-        DataError: There is no such file, or rows are not as they must be; the first ones are named.
+    `source_lang` tells which text of a `translation` row is asked; it is called where there are such rows. Rows that
+    are not as they must be are refused, and the first ones named.
     """
     read = rows_to_answer(path, "prompts")
     _require_column(path, read, column)
@@ -134,11 +132,12 @@ def answer_questions(
     lengths, reasons = list[int](), list[str]()
 
     def answers(window: range, first: int) -> list[tuple[str, str]]:
+        seed = None if options.seed is None else (options.seed + window.start) % 2**32
         answered = complete_batch(
             session.model,
             voice.tokenizer,
             prompts[window.start : window.stop],
-            **voice.settings(_from_row(options, window.start)),
+            **voice.settings(replace(options, seed=seed)),
             batch_size=batch_size,
             on_batch=lambda count: observer(Progress("rows answered", max(first, window.start + count), total)),
         )
@@ -164,11 +163,6 @@ def _voice(session: Session, questions: Sequence[BatchPrompt], observer: Observe
         for note in voice.renderer.notes:
             observer(Note(note))
     return voice
-
-
-def _from_row(options: GenerationRequest, row: int) -> GenerationRequest:
-    """The options for the rows from `row` on, whose first draws from a seed of its own."""
-    return options if options.seed is None else replace(options, seed=(options.seed + row) % 2**32)
 
 
 def _prompts(session: Session, voice: Speaker, questions: Sequence[BatchPrompt], system: str | None) -> list[list[int]]:
@@ -223,12 +217,7 @@ class AdapterComparison:
 def compare(
     session: Session, prompts: Sequence[str], *, options: GenerationRequest, batch_size: int, observer: Observer
 ) -> list[AdapterComparison]:
-    """Let every voice answer every prompt, each as it was trained: with its template, system prompt and defaults.
-
-    Raises:
-        AdapterError: There is no adapter to compare the base with.
-        DataError: A prompt is empty or too long.
-    """
+    """Let every voice answer every prompt, each as it was trained: with its template, system prompt and defaults."""
     if not session.adapters:
         message = "there is no adapter to compare the base with"
         raise AdapterError(message, parameter="compare", remedy="Name an adapter or a run, or give `adapters`.")

@@ -82,17 +82,14 @@ class Classifier:
         """Texts, or pairs of texts, as tokens: no more of each than the model has positions for."""
         most = self.context
         if most is not None:
-            texts = [self._beginnings(*text, most) for text in texts]
+            try:
+                texts = [self.renderer.beginnings(*text, most) for text in texts]
+            except ManyTokensError as error:
+                raise error.refusal from None
         read = self.renderer.text_ids(texts)
         long = [place for place, (ids, _) in enumerate(read) if most is not None and len(ids) > most]
         cut = dict(zip(long, self.renderer.text_ids([texts[place] for place in long], most), strict=True))
         return [TextTokens(*cut.get(place, whole), is_cut=place in cut) for place, whole in enumerate(read)]
-
-    def _beginnings(self, text: str, second: str | None, most: int) -> tuple[str, str | None]:
-        try:
-            return self.renderer.beginnings(text, second, most)
-        except ManyTokensError as error:
-            raise error.refusal from None
 
     def logits(self, texts: Sequence[TextTokens]) -> Tensor:
         """The scores of the classes, float32 and on the CPU: `[texts, classes]`."""
@@ -114,11 +111,7 @@ class Classifier:
         return acting(self.model, None if base else self.name)
 
     def probabilities(self, texts: Sequence[TextTokens]) -> list[dict[str, float]]:
-        """The probability of each class for each text: softmax over the scores.
-
-        Raises:
-            NonFiniteError: A score is not a number.
-        """
+        """The probability of each class for each text: softmax over the scores, if they are all numbers."""
         scores = self.logits(texts)
         if not scores.isfinite().all():
             remedy = "Compute in another `dtype`: float16 overflows in some models."
@@ -127,11 +120,7 @@ class Classifier:
 
 
 def open_classifier(choice: ModelRequest, found: ResolvedTarget | None = None) -> Classifier:
-    """Load a classifier; `found` is what the choice means, where that was found already.
-
-    Raises:
-        InvalidInputError: Something cannot be found or does not fit, or is no classifier.
-    """
+    """Load what a choice means, if it tells classes; `found` is what it means, where that was found already."""
     found = found or resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if len(found.adapters) > 1:
         raise AdapterError("one classifier tells classes, and there are several", parameter="adapters")
@@ -163,9 +152,6 @@ def refuse_no_classifier(found: ResolvedTarget, labels: Sequence[str], target: s
 
     Softmax would make 100 % of the one number of a regression, and share one text among classes that all hold. Of two
     classes of one name one would get lost.
-
-    Raises:
-        ModelError: It has no head for classes, or one whose scores are no choice between them.
     """
     called = target or (str(found.adapter) if found.adapter else found.base)
     problem_type = load_any_config(found.model).problem_type if labels and not found.adapters else None

@@ -16,8 +16,6 @@ from loraft.inference.requests import GenerationRequest
 from loraft.inference.sampling import SamplingParams
 from loraft.tokenization.boundaries import Piece
 
-FinishReason = Literal["stop", "length"]
-
 
 @dataclass(frozen=True)
 class Finish:
@@ -27,11 +25,6 @@ class Finish:
     token_id: int | None = None
     text: str | None = None
     limit: int | None = None
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        """In a word, as others say it."""
-        return "length" if self.by == "limit" else "stop"
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Completion:
     completion: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish_reason: FinishReason
+    finish_reason: Literal["stop", "length"]
     prefill_ms: float
     decode_tokens_per_second: float | None
 
@@ -61,9 +54,7 @@ class Completion:
 class PartialCompletion:
     """An answer while it grows: its tokens so far, without a stop id, and for each the text that it made readable.
 
-    Attributes:
-        generator: Draws its tokens, and no other's.
-        seconds: One a step, that of the stop id included.
+    A stop id has a place in `seconds` alone.
     """
 
     prompt_ids: Sequence[int]
@@ -94,19 +85,16 @@ class PartialCompletion:
         self.seconds.append(seconds)
         if token_id in self.stop_ids:
             self.ending = Finish("limit", limit=self.limit) if is_cut else Finish("stop_id", token_id=token_id)
-            self._flush()
-            return
-        self.token_ids.append(token_id)
-        self.logprobs.append(logprob)
-        self.pieces.append(self.text_end.add(self.detokenizer.add(token_id)))
-        if self.text_end.found is not None:
-            self.ending = Finish("stop_text", text=self.text_end.found)
-        elif len(self.token_ids) == self.limit:
-            self.ending = Finish("limit", limit=self.limit)
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.waits:
+        else:
+            self.token_ids.append(token_id)
+            self.logprobs.append(logprob)
+            self.pieces.append(self.text_end.add(self.detokenizer.add(token_id)))
+            if self.text_end.found is not None:
+                self.ending = Finish("stop_text", text=self.text_end.found)
+                return
+            if len(self.token_ids) == self.limit:
+                self.ending = Finish("limit", limit=self.limit)
+        if self.ending is not None and self.waits:
             self.pieces[-1] += self.text_end.add(self.detokenizer.flush()) + self.text_end.flush()
 
     def completion(self) -> Completion:
@@ -118,7 +106,7 @@ class PartialCompletion:
             completion="".join(self.pieces),
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
-            finish_reason=self.ending.finish_reason,
+            finish_reason="length" if self.ending.by == "limit" else "stop",
             prefill_ms=self.seconds[0] * 1000,
             decode_tokens_per_second=(len(self.seconds) - 1) / decode_seconds if decode_seconds else None,
         )
@@ -126,12 +114,7 @@ class PartialCompletion:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of an answer, as it comes.
-
-    Attributes:
-        text: What became readable with it; empty while a character is unfinished.
-        logprob: Natural log-probability under the model, before the sampling rules.
-    """
+    """One token of an answer, as it comes; its text is empty while a character is unfinished."""
 
     id: int
     text: str

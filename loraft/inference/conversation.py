@@ -1,9 +1,8 @@
 """A conversation with an open model, and what of it the model has read already.
 
 Each turn the whole conversation is printed anew as the template prints it, and compared with what the cache of keys and
-values holds: only the tokens after the longest common beginning are read. So the history is not read again, and yet the
-answer is that of a fresh reading, whatever a template does to earlier turns, and after a turn was taken back or the
-system prompt changed. Each voice has a cache of its own: keys and values are made with the adapter that acts.
+values holds: only the tokens after the longest common beginning are read, but the answer is that of a fresh reading,
+whatever a template does to earlier turns. Each voice has a cache of its own, made with the adapter that acts.
 
 An answer that is stopped stays as far as it was given; one of which nothing was given is taken back with its question.
 So is one that fails, with all that was read: nothing half-read is ever built upon.

@@ -68,10 +68,7 @@ def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str
     """Every row of a file of texts.
 
     What `text` and `text_pair` are called in it `columns` tells; where nobody says, and the file has such columns, they
-    are called as in training (`learned`).
-
-    Raises:
-        DataError: There is no such file, or rows are not as they must be; the first ones are named.
+    are called as in training (`learned`). Rows that are not as they must be are refused, and the first ones named.
     """
     read = rows_to_answer(path, "texts")
     as_learned = {ours: learned[ours] for ours in ("text", "text_pair") if learned.get(ours) in read.columns}
@@ -175,16 +172,14 @@ def _write_csv(lines: Path, output: Path) -> None:
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, columns)
     writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in flat)
+    for row in flat:
+        nested = {key: value for key, value in row.items() if isinstance(value, dict | list | bool)}
+        writer.writerow(row | {key: json.dumps(value, ensure_ascii=False) for key, value in nested.items()})
     try:
         write_whole(output, table.getvalue(), errors="backslashreplace")
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(output), parameter=OUTPUT) from error
     lines.unlink()
-
-
-def _cell(value: object) -> object:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) else value
 
 
 def _window(

@@ -26,7 +26,7 @@ WARPERS: dict[Stage, Any] = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarpe
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is drawn.
+    """How the next token is drawn; values out of their bounds are refused, all at once.
 
     Attributes:
         temperature: Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy: the likeliest token, always.
@@ -43,9 +43,6 @@ class SamplingParams:
         first: The id that an answer must begin with, such as a language's; None leaves it free.
         last: The ids of which one must come where the limit leaves room for one token; none leave it free.
         start: The id that a decoder behind an encoder reads first; None is the model's own.
-
-    Raises:
-        ConfigError: If a value is out of its bounds; every such value is named.
     """
 
     temperature: float = 0.0
@@ -71,11 +68,8 @@ class SamplingParams:
             "repetition_penalty": ("must be above 0", 0 < self.repetition_penalty < infinite),
             "num_beams": ("must be at least 1", self.num_beams >= 1),
         }
-        problems = [
-            Problem(f"{bound}, not {getattr(self, key)}", key=key)
-            for key, (bound, holds) in bounds.items()
-            if not holds
-        ]
+        wrong = {key: bound for key, (bound, holds) in bounds.items() if not holds}
+        problems = [Problem(f"{bound}, not {getattr(self, key)}", key=key) for key, bound in wrong.items()]
         if self.num_beams > 1 and self.temperature > 0:
             remedy = "Beam search takes the likeliest answer and draws nothing: leave one of them out."
             message = f"beams do not go with temperature {self.temperature}"
@@ -239,11 +233,7 @@ def _only(logits: Tensor, ids: Sequence[int]) -> Tensor:
 
 
 def normalizers(logits: Tensor) -> Tensor:
-    """What the logits `[rows, vocab]` exceed their log-probabilities by, `[rows]`: the logarithm of their sum of exp.
-
-    Raises:
-        NonFiniteError: A logit is not a number, or infinite.
-    """
+    """What logits `[rows, vocab]` exceed their log-probabilities by, `[rows]`; refused where one is not finite."""
     sums = logits.logsumexp(-1)
     if not sums.isfinite().all():
         message = "the model's logits are not finite, so no token can be chosen"

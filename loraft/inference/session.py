@@ -25,7 +25,7 @@ from loraft.io.resources import memory_errors
 from loraft.models.device import DTYPES, select_device
 from loraft.models.hf_config import check_dtype
 from loraft.models.load_model import LoadedModel, load_config, load_model, load_tokenizer
-from loraft.models.registry import FAMILIES, spec_of
+from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 from loraft.rows.formats import Message
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat, Task, TrainingMetadata
@@ -146,22 +146,14 @@ class Session:
 
 
 def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> Session:
-    """Load what a choice means, each base once; `found` is what it means, where that was found already.
-
-    Raises:
-        InvalidInputError: Something cannot be found or does not fit, or the model does not generate text.
-    """
+    """Load what a choice means, if it writes text; `found` is what it means, where that was found already."""
     found = found or resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if choice.merge and len(found.adapters) != 1:
         raise AdapterError(f"one adapter can be merged, and there are {len(found.adapters)}", parameter="merge")
     section = found.model.section
     if choice.dtype is not None:
         section = section.model_copy(update={"dtype": choice.dtype})
-    _refuse_classifier(found, choice)
-    with base_named_by(found):
-        model_type = load_config(found.model, FAMILIES).model_type
-    _refuse_no_writer(choice, model_type)
-    check_dtype(spec_of(model_type, FAMILIES), DTYPES.get(section.dtype))
+    check_dtype(_writer(found, choice), DTYPES.get(section.dtype))
     quantization = found.quantization if choice.quantize is None else choice.quantize
     loaded = load_model(found.model, select_device(section), quantization=quantization, among=FAMILIES)
     adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
@@ -179,15 +171,15 @@ def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> S
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
 
 
-def _refuse_classifier(found: ResolvedTarget, choice: ModelRequest) -> None:
+def _writer(found: ResolvedTarget, choice: ModelRequest) -> ModelSpec:
+    """What kind of model it is; one that writes no text is refused."""
     if classes_of(found):
         called = choice.target or (choice.adapters[0] if choice.adapters else found.base)
         message = f"{called} is a classifier: it tells the class of a text, and writes none"
         remedy = f"Let it classify: `loraft.predict({called!r}, texts=[TEXT])`"
         raise ModelError(message, parameter="target", remedy=remedy)
-
-
-def _refuse_no_writer(choice: ModelRequest, model_type: str) -> None:
+    with base_named_by(found):
+        model_type = load_config(found.model, FAMILIES).model_type
     family = spec_of(model_type, FAMILIES)
     if not family.generates:
         message = f"model type {model_type!r} is an encoder: it fills in and classifies, and does not generate text"
@@ -196,6 +188,7 @@ def _refuse_no_writer(choice: ModelRequest, model_type: str) -> None:
     if family.kind == "decoder" and (choice.source_lang or choice.target_lang):
         message = f"model type {model_type!r} goes on with its prompt: it has no source and no target language"
         raise ModelError(message, parameter="source_lang" if choice.source_lang else "target_lang")
+    return family
 
 
 def task_of_base(loaded: LoadedModel) -> Task:

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from loraft.inference.completion import Finish, PartialCompletion
 from loraft.inference.decoder_state import DecoderState, products_in_model_dtype
-from loraft.inference.sampling import GREEDY, SamplingParams, probabilities, sampling_steps
+from loraft.inference.sampling import GREEDY, probabilities, sampling_steps
 from loraft.models.modules import wrapped_model
 from loraft.models.registry import FAMILIES, spec_of
 from loraft.tokenization.boundaries import Piece, Pieces
@@ -159,6 +159,9 @@ class Tracer:
         if index == 0 and context.source is not None:
             seconds -= context.source.seconds
         forced: Cut | None = "last" if cut else "first" if index == 0 and rules.first is not None else None
+        cuts: dict[Cut, Tensor] = {forced or "never": allowed[0].isneginf()}
+        if not rules.greedy:
+            cuts |= {rule: left[0].isneginf() for rule, left in sampling_steps(allowed, rules)}
         self._steps.append(
             Step(
                 index=index,
@@ -167,7 +170,7 @@ class Tracer:
                 how="forced" if forced else "greedy" if rules.greedy else "sampled",
                 probability=before[taken].item(),
                 probability_after=after[taken].item(),
-                candidates=self._candidates(before, after, _cuts(allowed, rules, forced=forced), taken),
+                candidates=self._candidates(before, after, cuts, taken),
                 entropy_bits=Categorical(logits=own).entropy().item() / math.log(2),  # type: ignore[no-untyped-call]
                 cache_tokens=context.length if context.keeps else 0,
                 cache_bytes=context.cache_bytes,
@@ -233,14 +236,6 @@ class Tracer:
             )
             for step_places, step_shares in zip(places.tolist(), shares.tolist(), strict=True)
         ]
-
-
-def _cuts(allowed: Tensor, rules: SamplingParams, *, forced: Cut | None) -> dict[Cut, Tensor]:
-    """Which tokens were out after each rule, `[vocab]`, in the order of the rules."""
-    cuts: dict[Cut, Tensor] = {forced or "never": allowed[0].isneginf()}
-    if not rules.greedy:
-        cuts |= {rule: left[0].isneginf() for rule, left in sampling_steps(allowed, rules)}
-    return cuts
 
 
 class LogitLens:

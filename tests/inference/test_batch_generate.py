@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_c35_each_row_is_answered_as_it_would_be_alone(session: Session, tmp_pat
             zip(rows_of(tmp_path / "o.jsonl"), read_questions(asked(tmp_path)), strict=True)
         ):
             ids = voice.prompt_ids(question.to(voice, None))
-            settings = voice.settings(batch._from_row(options, number))
+            settings = voice.settings(replace(options, seed=options.seed and options.seed + number))
             alone = stream(session.model, voice.tokenizer, ids, **settings).completion
             assert (row["completion"], row["finish_reason"]) == (alone.completion, alone.finish_reason)
             assert {key: row[key] for key in question.row.values} == question.row.values
