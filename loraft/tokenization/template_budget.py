@@ -29,12 +29,14 @@ SHORT = 100_000
 WIDE = {"batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice", "to_bytes", "tojson", "zfill"}
 """Methods and filters that take a width, a count or a number of digits."""
 LINEAR = WIDE | {
-    "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last",
-    "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "safe", "select", "selectattr",
-    "sort", "string", "sum", "trim", "truncate", "unique", "upper",
+    "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "first", "float", "format", "int", "items",
+    "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "safe",
+    "select", "selectattr", "sort", "string", "sum", "trim", "truncate", "unique", "upper",
 }  # fmt: skip
 WHOLE = {"batch", "dictsort", "list", "slice", "sort", "string", "sum", "tojson", "unique"}
 """Filters that go through all of their input."""
+WIDENING = {"expandtabs", "indent", "translate"}
+"""Methods and filters that may make a character as wide as they are told."""
 PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*([0-9]*)\.?([0-9]*)")
 BRACES = re.compile(r"\{[^{}]*:[^{}0-9]*([0-9]*)[^{}0-9]*([0-9]*)")
 GIVEN_WIDTH = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
@@ -54,16 +56,22 @@ class Budget:
         self._given: object = given
         self._passes = 0
 
+    def _extended(self) -> Budget:
+        given, self._given = self._given, None
+        size = weight_of(given)
+        self._left += PER_CHARACTER * size
+        self._until += SECONDS_PER_CHARACTER * size
+        return self
+
     def look(self) -> None:
         """Look at the clock.
 
         Raises:
             TemplateBoundError: The time is over.
         """
-        if time.thread_time() > self._until:
-            self._extend()
-            if time.thread_time() > self._until:
-                raise TemplateBoundError(f"it takes more than {MOST_SECONDS:.0f} s of processor time")
+        now = time.thread_time()
+        if now > self._until and now > self._extended()._until:
+            raise TemplateBoundError(f"it takes more than {MOST_SECONDS:.0f} s of processor time")
 
     def step(self) -> None:
         """One pass of a loop."""
@@ -78,16 +86,8 @@ class Budget:
             TemplateBoundError: They are more than are left.
         """
         self._left -= characters
-        if self._left < 0:
-            self._extend()
-            if self._left < 0:
-                raise TemplateBoundError(f"it makes more than {MOST_CHARACTERS:,} characters, or parts of lists")
-
-    def _extend(self) -> None:
-        given, self._given = self._given, None
-        size = weight_of(given)
-        self._left += PER_CHARACTER * size
-        self._until += SECONDS_PER_CHARACTER * size
+        if self._left < 0 and self._extended()._left < 0:
+            raise TemplateBoundError(f"it makes more than {MOST_CHARACTERS:,} characters, or parts of lists")
 
 
 BUDGET: ContextVar[Budget] = ContextVar("BUDGET")
@@ -137,6 +137,14 @@ def parts_of(value: object) -> int:
     return weight_of(value, characters=False)
 
 
+def as_text(value: object) -> str:
+    """A value as text, measured before it is one."""
+    if isinstance(value, str):
+        return value
+    BUDGET.get().make(weight_of(value))
+    return str(value)
+
+
 def before_operator(operator: str, left: Any, right: Any) -> None:
     """Measure what an operator makes.
 
@@ -158,29 +166,22 @@ def before_operator(operator: str, left: Any, right: Any) -> None:
         before_format(left, [right])
 
 
-def before_method(owner: str | bytes | int, name: str, args: tuple[Any, ...], values: Sequence[Any]) -> tuple[Any, ...]:
-    """Measure what a method of a text or a number makes, and give its arguments.
+def before_method(owner: str | bytes | int, name: str, values: Sequence[Any]) -> None:
+    """Measure what a method of a text or a number makes, `join` aside.
 
     Raises:
         TemplateBoundError: It is too much.
     """
-    budget = BUDGET.get()
     if name in WIDE:
         _refuse_wide(values)
     if isinstance(owner, int):
-        return args
-    if name == "replace":
-        _before_replace(owner, values)
-    elif name == "join" and args:
-        return (_before_join(owner, args[0]), *args[1:])
-    elif name == "expandtabs":
-        budget.make(len(owner) * max([8, *(value for value in values if isinstance(value, int))]))
-    elif name == "translate":
-        table = values[0].values() if values and isinstance(values[0], Mapping) else ()
-        budget.make(len(owner) * max([1, *(len(value) for value in table if isinstance(value, str))]))
-    else:
-        budget.make(len(owner))
-    return args
+        return
+    made = len(owner)
+    if name in WIDENING:
+        made *= max([8, *(each if isinstance(each, int) else len(each) for each in _leaves(values))])
+    elif name == "replace" and len(values) >= 2 and all(isinstance(each, type(owner)) for each in values[:2]):
+        made += owner.count(values[0]) * len(values[1])
+    BUDGET.get().make(made)
 
 
 def before_filter(name: str, value: Any, values: Sequence[Any]) -> Any:
@@ -193,31 +194,22 @@ def before_filter(name: str, value: Any, values: Sequence[Any]) -> Any:
     budget.look()
     if name in WIDE:
         _refuse_wide(values)
-    widest = max([1, *(number for number in values if isinstance(number, int))])
     if name == "join":
-        return _before_join(values[0] if values and isinstance(values[0], str) else "", value)
-    if name == "replace":
-        _before_replace(as_text(value), [as_text(each) for each in values])
-    elif name == "format":
+        return before_join(values[0] if values and isinstance(values[0], str) else "", value)
+    if name == "format":
         before_format(as_text(value), values)
     elif name == "indent":
-        widths = [len(each) for each in values if isinstance(each, str)]
-        budget.make(as_text(value).count("\n") * max([4, widest, *widths]))
+        before_method(as_text(value), name, values)
+    elif name == "replace":
+        before_method(as_text(value), name, [as_text(each) for each in values])
     elif name in WHOLE:
         if name == "tojson" and weight_of(list(values)) > 200:
             raise TemplateBoundError("it writes JSON with long texts between its parts")
+        widest = max([1, *(number for number in values if isinstance(number, int))])
         budget.make(weight_of(value) * (widest if name == "tojson" else 1) + (widest if name != "sum" else 0))
     elif name not in LINEAR and weight_of([value, *values]) > SHORT:
         raise TemplateBoundError(f"it gives the filter {name} more than {SHORT:,} characters")
     return value
-
-
-def as_text(value: object) -> str:
-    """A value as text, measured before it is one."""
-    if isinstance(value, str):
-        return value
-    BUDGET.get().make(weight_of(value))
-    return str(value)
 
 
 def before_format(form: str | bytes, values: Sequence[Any]) -> None:
@@ -228,24 +220,26 @@ def before_format(form: str | bytes, values: Sequence[Any]) -> None:
         raise TemplateBoundError(f"it formats in a width of more than {MOST_NUMBER:,}")
     if GIVEN_WIDTH.search(text):
         _refuse_wide(values)
-    made = sum(min(int(width), MOST_NUMBER) for width in widths)
-    BUDGET.get().make(len(text) + made + (text.count("%") + text.count("{")) * weight_of(list(values)))
+    fields = text.count("%") + text.count("{")
+    BUDGET.get().make(len(text) + sum(map(int, widths)) + fields * weight_of(list(values)))
 
 
-def _before_replace(text: Any, values: Sequence[Any]) -> None:
-    if len(values) >= 2 and isinstance(values[0], type(text)) and isinstance(values[1], type(text)):
-        BUDGET.get().make(len(text) + text.count(values[0]) * len(values[1]))
-
-
-def _before_join(between: str | bytes, values: Any) -> list[Any]:
+def before_join(between: str | bytes, values: Any) -> list[Any]:
+    """What is joined, as a list, measured before it is joined."""
     listed = list(Counted(values))
     BUDGET.get().make(weight_of(listed) + len(listed) * len(between))
     return listed
 
 
 def _refuse_wide(values: Iterable[Any]) -> None:
+    if any(isinstance(each, int) and abs(each) > MOST_NUMBER for each in _leaves(values)):
+        raise TemplateBoundError(f"it asks for a width or a count of more than {MOST_NUMBER:,}")
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """The numbers and texts in values, however deep."""
     for value in values:
-        if isinstance(value, int) and abs(value) > MOST_NUMBER:
-            raise TemplateBoundError(f"it asks for a width or a count of more than {MOST_NUMBER:,}")
         if isinstance(value, list | tuple | dict):
-            _refuse_wide(value.values() if isinstance(value, dict) else value)
+            yield from _leaves(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, str | bytes | int):
+            yield value

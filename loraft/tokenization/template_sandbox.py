@@ -1,8 +1,7 @@
 """Chat templates of somebody else's, rendered as transformers renders them, in bounded time and memory.
 
-A template is a program. transformers runs it in jinja2's sandbox, which keeps it from files and from Python's insides;
-here loops, calls, operators and filters go through a budget besides. Everything else is transformers' own code: its
-filters, its globals, its marks, and how it hands a conversation over.
+transformers runs a template in jinja2's sandbox, which keeps it from files and from Python's insides; here loops,
+calls, operators and filters go through a budget besides. Everything else is transformers' own code.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from loraft.tokenization.template_budget import (
     as_text,
     before_filter,
     before_format,
+    before_join,
     before_method,
     before_operator,
     parts_of,
@@ -48,14 +48,9 @@ ALPACA = (
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> tuple[str | None, tuple[str, ...]]:
-    """The template that `data.chat_template` means, and what there is to say about it.
+    """The text of the template that `data.chat_template` means, and what there is to say about it.
 
-    Args:
-        tokenizer: Its own template is used for `auto`.
-        setting: auto, chatml, alpaca, or the path of a .jinja file.
-
-    Returns:
-        The template's text; None when the tokenizer can end no turn, so that conversations cannot be rendered.
+    The text is None where the tokenizer can end no turn, so that conversations cannot be rendered.
 
     Raises:
         DataError: The file cannot be read.
@@ -81,9 +76,8 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> tuple[s
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> str:
     """The beginning-of-text token, where the tokenizer itself puts one before every text."""
-    bos = tokenizer.bos_token
-    begins = bos is not None and list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
-    return "{{ bos_token }}" if begins else ""
+    bos = tokenizer.bos_token_id
+    return "{{ bos_token }}" if bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos] else ""
 
 
 def _end_mark(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -127,7 +121,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         budget = BUDGET.get()
         budget.look()
         if isinstance(__obj, BuiltinMethodType) and isinstance(owner := __obj.__self__, str | bytes | int):
-            args = before_method(owner, __obj.__name__, args, [*args, *kwargs.values()])
+            if __obj.__name__ == "join" and args and not isinstance(owner, int):
+                args = (before_join(owner, args[0]), *args[1:])
+            else:
+                before_method(owner, __obj.__name__, [*args, *kwargs.values()])
         elif isinstance(__obj, LoopContext) and args:  # a loop that calls itself
             args = (Counted(args[0]), *args[1:])
         result = super().call(__context, __obj, *args, **kwargs)
@@ -138,7 +135,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """The sandbox's own `format` of a text that a template calls; what it makes is measured before."""
         theirs = super().wrap_str_format(value)
         if theirs is None:
             return None
@@ -150,10 +146,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         return bounded
 
-    @staticmethod
-    def counted(values: Any) -> Counted:
-        """The values of a loop."""
-        return Counted(values)
+    counted = Counted  # the values of a loop
 
     @staticmethod
     def weighed(values: Any) -> Any:
@@ -242,8 +235,7 @@ def _compiled(template: str) -> Template:
     root = compiled.root_render_func
 
     def bounded(context: Any) -> Iterator[str]:
-        budget = Budget(context.get_all())
-        BUDGET.set(budget)
+        BUDGET.set(budget := Budget(context.get_all()))
         for part in root(context):
             budget.make(len(part))
             yield part
@@ -268,15 +260,7 @@ def render_bounded(
     generation_prompt: bool = False,
     marks: bool = False,
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation as `apply_chat_template` renders it, and the spans that the template marks.
-
-    Args:
-        messages: The conversation.
-        template: The template.
-        tools: The tools of the conversation.
-        special_tokens: The tokenizer's, by their names.
-        generation_prompt: The beginning of an answer follows.
-        marks: The spans of `{% generation %}` are wanted.
+    """The text of a conversation as `apply_chat_template` renders it, and the spans of `{% generation %}`, if wanted.
 
     Raises:
         TemplateBoundError: It takes more than a rendering may take.
