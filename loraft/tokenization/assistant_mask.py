@@ -1,7 +1,5 @@
 """Where the assistant's turns stand in the text that a chat template prints.
 
-What the assistant says stands from the place where the prompt of a generation would end to the end of the end-of-turn
-token.
 A template is a program, so nothing is assumed about how it prints. A turn begins where the rendering of the messages
 before it, with the generation prompt, ends: by construction what is trained is what follows the prompt at
 inference. Where that rendering is no beginning of the whole (a template that moves the system prompt into the last
@@ -18,7 +16,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
@@ -30,7 +27,8 @@ from loraft.tokenization.boundaries import Span, shared_beginning
 from loraft.tokenization.content_marks import (
     APART,
     THINKS,
-    ContentPart,
+    Places,
+    Plain,
     find_parts,
     left_out,
     parts_of,
@@ -40,6 +38,9 @@ from loraft.tokenization.template_budget import TemplateBoundError
 from loraft.tokenization.template_sandbox import render_bounded
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+KEY = "data.chat_template"
+
+Starts = Mapping[int, int | None]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class RenderedTurns:
     """A conversation as a template prints it.
 
     Attributes:
-        text: The text.
-        spans: Where in it the turns that were asked for are said, ends of turn included.
+        spans: Where in the text the turns that were asked for are said, ends of turn included.
         borders: Where the prompts of the assistant's turns end.
         findings: What a person should know of it, each with what can be done.
     """
@@ -65,8 +65,6 @@ class ChatTemplate:
 
     Attributes:
         tokenizer: It brings the special tokens that the template may print.
-        text: The template.
-        origin: Where it comes from, in a few words.
         end_of_turn: The token that the template prints after the assistant's last content; None where it prints none.
         tools: The tools of the conversation at hand, as JSON schemas.
         arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
@@ -95,9 +93,10 @@ class ChatTemplate:
         found = re.match(rf"\s*({'|'.join(map(re.escape, longest_first))})", after) if longest_first else None
         call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {}}}
         calls = [asked, Message("assistant", "", more={"tool_calls": [call]})]
+        template = replace(template, end_of_turn=found[1] if found else None)
         takes_text = replace(template, arguments_as_text=True)
-        as_text = _or_nothing(lambda: template.render(calls)) is None and _or_nothing(lambda: takes_text.render(calls))
-        return replace(template, end_of_turn=found[1] if found else None, arguments_as_text=bool(as_text))
+        as_text = _or_nothing(template.render, calls) is None and _or_nothing(takes_text.render, calls)
+        return takes_text if as_text else template
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -118,11 +117,10 @@ class ChatTemplate:
         return self._print(self._plain(messages), self.tools)
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The text of `messages` up to where the assistant's next content begins.
+        """The text of `messages` up to where the assistant's next content begins, as `apply_chat_template` gives it.
 
-        This is what transformers' `apply_chat_template` gives with `add_generation_prompt`. A template that does not
-        know it may print the header of an answer only together with the answer: it is then taken from there, without
-        spaces at its end, which belong to the answer.
+        A template that does not know `add_generation_prompt` may print the header of an answer only together with the
+        answer: it is then taken from there, without spaces at its end, which belong to the answer.
 
         Raises:
             DataError: The template fails.
@@ -137,11 +135,9 @@ class ChatTemplate:
         Raises:
             DataError: The template fails, or leaves out what is said.
         """
-        plain = self._plain(messages)
-        text = self._print_prompt(plain, self.tools)
-        places = find_parts(parts_of(plain, self.tools), plain, self.tools, text, self._print_prompt)
-        lost = [part for part, found in places.items() if not found and part.kind not in (*THINKS, "name")]
-        left_out(messages, lost, "name a template that prints it, or say it in the user's turn")
+        text, places = self._found(messages, self._print_prompt)
+        heeded = {part: found for part, found in places.items() if part.kind not in (*THINKS, "name")}
+        left_out(messages, heeded, "name a template that prints it, or say it in the user's turn")
         starts = self._prompt_ends(messages, text)
         for turn in (turn for turn, start in starts.items() if start is None):
             with suppress(DataError):
@@ -149,33 +145,23 @@ class ChatTemplate:
         return text, tuple(start for start in starts.values() if start)
 
     def turns(self, messages: Sequence[Message], wanted: Sequence[int], *, heed_marks: bool = True) -> RenderedTurns:
-        """The text of `messages`, and where in it the messages `wanted` are said, ends of turn included.
+        """The text of `messages`, and where in it those with the indices `wanted` are said, ends of turn included.
 
-        Args:
-            messages: The conversation.
-            wanted: Indices of messages, in order; the assistant's only where marks are heeded.
-            heed_marks: Take the spans from the template's `{% generation %}` marks where it has them.
+        A template's `{% generation %}` marks tell it where they are heeded, of the assistant's messages alone.
 
         Raises:
             DataError: The template fails, hides where a content ends, or leaves out what is said.
         """
-        plain = self._plain(messages)
-        text = self._print(plain, self.tools)
-        places = find_parts(parts_of(plain, self.tools), plain, self.tools, text, self._print)
-        lost = [part for part, found in places.items() if not found]
-        findings = left_out(messages, lost, f"{APART}; or name another template")
+        text, places = self._found(messages, self._print)
+        findings = left_out(messages, places, f"{APART}; or name another template")
         starts = self._prompt_ends(messages, text)
-        if heed_marks and MARKS.search(self.text):
-            spans = self._marked(messages, wanted)
-            found = dict(zip(wanted, (start for start, _ in spans), strict=True))
-        else:
-            found = {turn: self._start(messages, turn, text, starts) for turn in wanted}
-            spans = tuple((found[turn], self._end(messages, turn, text, places)) for turn in wanted)
-        borders = {**{turn: start for turn, start in starts.items() if start is not None}, **found}
+        marked = heed_marks and MARKS.search(self.text)
+        spans = self._marked(messages, wanted) if marked else self._spans(messages, wanted, text, places, starts)
         for turn in (turn for turn in wanted if turn in starts and starts[turn] is None):
-            findings += self._other_prompt(messages[:turn], text, found[turn])
-        order = sorted({borders[turn] for turn in borders if messages[turn].role == "assistant" and borders[turn]})
-        return RenderedTurns(text, spans, tuple(order), tuple(dict.fromkeys(findings)))
+            findings += self._other_prompt(messages[:turn], text, spans[turn][0])
+        borders = {**starts, **{turn: start for turn, (start, _) in spans.items()}}
+        order = sorted({border for turn, border in borders.items() if messages[turn].role == "assistant" and border})
+        return RenderedTurns(text, tuple(spans.values()), tuple(order), tuple(dict.fromkeys(findings)))
 
     def answer(self, messages: Sequence[Message]) -> RenderedTurns:
         """The last message behind the prompt that generation feeds, whatever the template prints of both together.
@@ -187,43 +173,33 @@ class ChatTemplate:
         if last == 0:  # nothing is asked
             return self.turns(messages, [0])
         prompt, borders = self.asked(messages[:-1])
-        plain = self._plain(messages)
-        text = self._print(plain, self.tools)
-        parts = [part for part in parts_of(plain, self.tools) if part.turn == last]
-        places = find_parts(parts, plain, self.tools, text, self._print)
-        lost = [part for part, found in places.items() if not found]
-        findings = left_out(messages, lost, "name another template, or leave such rows out")
-        begins = self._prompt_ends(messages, text)[last]
-        if MARKS.search(self.text):
-            ((start, stop),) = self._marked(messages, [last])
-            begins = start if begins is None else begins
-        else:
-            begins = self._start(messages, last, text, {last: begins})
-            start, stop = begins, self._end(messages, last, text, places)
+        text, places = self._found(messages, self._print, last)
+        findings = left_out(messages, places, "name another template, or leave such rows out")
+        starts, marked = self._prompt_ends(messages, text), MARKS.search(self.text)
+        spans = self._marked(messages, [last]) if marked else self._spans(messages, [last], text, places, starts)
+        start, stop = spans[last]
+        begins = starts[last]
+        begins = start if begins is None else begins
         moved = len(prompt) - begins
-        return RenderedTurns(
-            prompt + text[begins:], ((start + moved, stop + moved),), (*borders, len(prompt)), tuple(findings)
-        )
+        span = (start + moved, stop + moved)
+        return RenderedTurns(prompt + text[begins:], (span,), (*borders, len(prompt)), tuple(findings))
 
-    def _print(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]],
-        *,
-        generation_prompt: bool = False,
-    ) -> str:
-        """What the template prints of messages and tools as it takes them."""
-        return self._printed(messages, tools, generation_prompt=generation_prompt)[0]
+    def _found(
+        self, messages: Sequence[Message], render: Callable[[Plain, Plain], str], turn: int | None = None
+    ) -> tuple[str, Places]:
+        """What is rendered, and where in it the parts of the messages end: of all, or of one."""
+        plain = self._plain(messages)
+        text = render(plain, self.tools)
+        parts = [part for part in parts_of(plain, self.tools) if turn in (None, part.turn)]
+        return text, find_parts(parts, plain, self.tools, text, render)
+
+    def _print(self, messages: Plain, tools: Plain) -> str:
+        return self._printed(messages, tools)[0]
 
     def _printed(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]],
-        *,
-        generation_prompt: bool = False,
-        marks: bool = False,
+        self, messages: Plain, tools: Plain, *, generation_prompt: bool = False, marks: bool = False
     ) -> tuple[str, list[Span]]:
-        """The same, and the spans that the template marks, where they are wanted."""
+        """What the template prints, and the spans that it marks, where they are wanted."""
         try:
             return render_bounded(
                 messages, self.text, tools=tools, special_tokens=self.tokenizer.special_tokens_map,
@@ -231,13 +207,16 @@ class ChatTemplate:
             )  # fmt: skip
         except TemplateBoundError as error:
             message, remedy = f"the chat template of {self.origin} cannot be used: {error}", "name another template"
-            raise DataError(message, key="data.chat_template", remedy=remedy) from None
+            raise DataError(message, key=KEY, remedy=remedy) from None
         except Exception as error:  # a template is a program of somebody else's: anything can come out of it
-            raise _failure(error) from None
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
+            message = f"the chat template cannot render it: {reason}{line}"
+            raise DataError(message, key=KEY, remedy="change the row, or name another template") from None
 
-    def _print_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+    def _print_prompt(self, messages: Plain, tools: Plain) -> str:
         if "add_generation_prompt" in self.text:
-            return self._print(messages, tools, generation_prompt=True)
+            return self._printed(messages, tools, generation_prompt=True)[0]
         alone = self._print(messages, tools)
         (mark,) = unused_characters(alone)
         answered = self._print([*messages, {"role": "assistant", "content": f"{mark}."}], tools)
@@ -248,13 +227,20 @@ class ChatTemplate:
         """Where the prompt of each assistant's turn ends in `text`; None where it is no beginning of it."""
         ends: dict[int, int | None] = {}
         for turn in (turn for turn, message in enumerate(messages) if turn and message.role == "assistant"):
-            prompt = _or_nothing(partial(self.prompt, messages[:turn]))
+            prompt = _or_nothing(self.prompt, messages[:turn])
             ends[turn] = len(prompt) if prompt is not None and text.startswith(prompt) else None
         return ends
 
-    def _start(self, messages: Sequence[Message], turn: int, text: str, prompt_ends: Mapping[int, int | None]) -> int:
-        start = prompt_ends.get(turn)
-        return self._says_from(messages, turn, text, self.render) if start is None else start
+    def _spans(
+        self, messages: Sequence[Message], wanted: Sequence[int], text: str, places: Places, starts: Starts
+    ) -> dict[int, Span]:
+        """Where in `text` the messages `wanted` are said, ends of turn included."""
+        spans = {}
+        for turn in wanted:
+            start = starts.get(turn)
+            start = self._says_from(messages, turn, text, self.render) if start is None else start
+            spans[turn] = (start, self._end(messages, turn, text, places))
+        return spans
 
     def _says_from(
         self, messages: Sequence[Message], turn: int, text: str, render: Callable[[Sequence[Message]], str]
@@ -271,9 +257,7 @@ class ChatTemplate:
             raise _not_found() from None
         return len(text[: shared_beginning(text, other)].rstrip(" "))
 
-    def _end(
-        self, messages: Sequence[Message], turn: int, text: str, places: Mapping[ContentPart, Sequence[int]]
-    ) -> int:
+    def _end(self, messages: Sequence[Message], turn: int, text: str, places: Places) -> int:
         """The end of a turn in `text`: behind its last part and the end-of-turn token that follows."""
         if "tool_calls" not in messages[turn].more:
             contents = [part for part in places if part.turn == turn and part.path == ("content",)]
@@ -293,8 +277,7 @@ class ChatTemplate:
         return len(until)
 
     def _other_prompt(self, asked: Sequence[Message], text: str, start: int) -> list[str]:
-        """A finding where generation feeds another prompt than the one that an answer is trained behind."""
-        prompt = _or_nothing(lambda: self.prompt(asked))
+        prompt = _or_nothing(self.prompt, asked)
         if prompt is None:
             return []
         common = shared_beginning(prompt, text)
@@ -304,31 +287,26 @@ class ChatTemplate:
 
     def _turn_end(self, text: str, content_end: int) -> int:
         """The end of the end-of-turn token behind `content_end`, or `content_end` where there is none."""
-        if self.end_of_turn is None:
-            return content_end
-        found = re.compile(rf"\s*{re.escape(self.end_of_turn)}").match(text, content_end)
+        end = re.compile(rf"\s*{re.escape(self.end_of_turn)}") if self.end_of_turn is not None else None
+        found = end.match(text, content_end) if end else None
         return found.end() if found else content_end
 
-    def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> tuple[Span, ...]:
+    def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> dict[int, Span]:
         """The spans that the template itself marks, each drawn to the end of its end-of-turn token."""
         text, spans = self._printed(self._plain(messages), self.tools, marks=True)
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if len(spans) != len(answers):
-            raise DataError(
-                f"the chat template marks {len(spans)} spans with {{% generation %}} for {len(answers)} answers",
-                key="data.chat_template",
-                remedy="mark each of the assistant's turns once",
-            )
-        chosen = [span for index, span in zip(answers, spans, strict=True) if index in wanted]
-        return tuple((start, self._marked_end(text, start, stop)) for start, stop in chosen)
+            message = f"the chat template marks {len(spans)} spans with {{% generation %}} for {len(answers)} answers"
+            raise DataError(message, key=KEY, remedy="mark each of the assistant's turns once")
+        marked = zip(answers, spans, strict=True)
+        return {turn: (start, self._marked_end(text, start, stop)) for turn, (start, stop) in marked if turn in wanted}
 
     def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages as the template takes them."""
         plain: list[dict[str, Any]] = [{"role": m.role, "content": m.content, **m.more} for m in messages]
-        for message in plain:
-            if "tool_calls" in message:
-                as_text = self.arguments_as_text
-                message["tool_calls"] = [_with_arguments(call, as_text=as_text) for call in message["tool_calls"]]
+        for message in (message for message in plain if "tool_calls" in message):
+            calls, as_text = message["tool_calls"], self.arguments_as_text
+            message["tool_calls"] = [_with_arguments(call, as_text=as_text) for call in calls]
         return plain
 
     def _marked_end(self, text: str, start: int, stop: int) -> int:
@@ -354,27 +332,15 @@ def _with_arguments(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _or_nothing(render: Callable[[], str]) -> str | None:
+def _or_nothing(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str | None:
     """What is rendered; None where the template refuses it."""
     try:
-        return render()
+        return render(messages)
     except DataError:
         return None
 
 
 def _not_found() -> DataError:
-    return DataError(
-        "the chat template changes or leaves out what is said, so the answers cannot be found in the text",
-        key="data.chat_template",
-        remedy="mark them in the template with {% generation %} and {% endgeneration %}, or name another one",
-    )
-
-
-def _failure(error: Exception) -> DataError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
-    return DataError(
-        f"the chat template cannot render it: {reason}{line}",
-        key="data.chat_template",
-        remedy="change the row, or name another template",
-    )
+    message = "the chat template changes or leaves out what is said, so the answers cannot be found in the text"
+    remedy = "mark them in the template with {% generation %} and {% endgeneration %}, or name another one"
+    return DataError(message, key=KEY, remedy=remedy)

@@ -35,6 +35,9 @@ THINKS = ("thought", *THOUGHTS)
 THINKING = re.compile(r"</?think(?:ing)?>")
 
 
+Steps = tuple[str | int, ...]
+
+
 @dataclass(frozen=True)
 class ContentPart:
     """Something that a conversation says.
@@ -48,47 +51,40 @@ class ContentPart:
 
     kind: str
     turn: int | None
-    path: tuple[str | int, ...]
+    path: Steps
     end: int
 
 
-def parts_of(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[ContentPart]:
-    """The parts of a conversation as a template takes it: messages as mappings, and tools as JSON schemas."""
+Plain = Sequence[Mapping[str, Any]]
+"""Messages, or the JSON schemas of tools, as a template takes them."""
+Places = Mapping[ContentPart, Sequence[int]]
+"""Where in a rendering each part ends; nowhere where it is left out."""
+
+
+def parts_of(messages: Plain, tools: Plain) -> list[ContentPart]:
+    """The parts of a conversation."""
     found = []
     for index, tool in enumerate(tools):
         function = tool.get("function")
         described, way = (function, (index, "function")) if isinstance(function, Mapping) else (tool, (index,))
-        found += [ContentPart("tools", None, *each) for each in _texts(described.get("name"), (*way, "name"))]
+        found += _parts("tools", None, (*way, "name"), described.get("name"))
     for turn, message in enumerate(messages):
         found += [ContentPart("thought" if thought else "content", turn, ("content",), end)
                   for thought, end in _thoughts_and_content(message["content"])]  # fmt: skip
         for key in (*THOUGHTS, "name"):
-            found += [ContentPart(key, turn, path, end) for path, end in _texts(message.get(key), (key,))]
+            found += _parts(key, turn, (key,), message.get(key))
         for index, call in enumerate(message.get("tool_calls") or ()):
             function = call.get("function")
             called = function if isinstance(function, Mapping) else {}
             for key in ("name", "arguments"):
-                path = ("tool_calls", index, "function", key)
-                found += [ContentPart("tool_calls", turn, *each) for each in _texts(called.get(key), path)]
+                found += _parts("tool_calls", turn, ("tool_calls", index, "function", key), called.get(key))
     return found
 
 
 def find_parts(
-    parts: Sequence[ContentPart],
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]],
-    text: str,
-    render: Callable[[Any, Any], str],
+    parts: Sequence[ContentPart], messages: Plain, tools: Plain, text: str, render: Callable[[Plain, Plain], str]
 ) -> dict[ContentPart, list[int]]:
-    """Where in `text` each part ends, nowhere where it is left out; a part that cannot be told is missing.
-
-    Args:
-        parts: What is looked for.
-        messages: The conversation as a template takes it.
-        tools: Its tools.
-        text: What `render` gives for both.
-        render: The template.
-    """
+    """Where in `text`, which `render` gave for messages and tools, each part ends; what cannot be told is missing."""
     if not parts:
         return {}
     marks = dict(zip(unused_characters(text, len(parts)), parts, strict=True))
@@ -108,11 +104,9 @@ def find_parts(
         return places
     if len(parts) == 1:
         return {}
-    half = len(parts) // 2
-    return {
-        **find_parts(parts[:half], messages, tools, text, render),
-        **find_parts(parts[half:], messages, tools, text, render),
-    }
+    halves = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+    first, second = (find_parts(half, messages, tools, text, render) for half in halves)
+    return first | second
 
 
 def unused_characters(text: str, count: int = 1) -> list[str]:
@@ -124,22 +118,20 @@ def unused_characters(text: str, count: int = 1) -> list[str]:
     used = set(text)
     found = list(islice((chr(code) for code in chain(*PRIVATE) if chr(code) not in used), count))
     if len(found) < count:
-        raise DataError(
-            "uses every character of Unicode's private areas: none is left to find the answers by",
-            remedy="leave such rows out",
-        )
+        message = "uses every character of Unicode's private areas: none is left to find the answers by"
+        raise DataError(message, remedy="leave such rows out")
     return found
 
 
-def left_out(messages: Sequence[Message], parts: Sequence[ContentPart], remedy: str) -> list[str]:
-    """What there is to say of parts that the rendering does not hold; `remedy` helps where one may not be missing.
+def left_out(messages: Sequence[Message], places: Places, remedy: str) -> list[str]:
+    """What there is to say of parts that are left out; `remedy` helps where one may not be.
 
     Raises:
         DataError: They may not be missing.
     """
     findings = []
     last = max((turn for turn, message in enumerate(messages) if message.role == "assistant"), default=None)
-    for part in parts:
+    for part in (part for part, found in places.items() if not found):
         role = "" if part.turn is None else messages[part.turn].role
         if part.kind == "name":
             findings.append(f"the chat template does not print the name of a message of role {role}")
@@ -147,25 +139,16 @@ def left_out(messages: Sequence[Message], parts: Sequence[ContentPart], remedy: 
             findings.append(FORGOTTEN)
         elif part.kind == "thought":
             findings.append("the chat template leaves out what is thought in an answer: name a template that prints it")
-        elif part.kind in THOUGHTS:
-            raise DataError(
-                f"the chat template prints no {part.kind}, and the row has it",
-                key="data.chat_template",
-                remedy="name a template that prints it, or leave it out of the rows",
-            )
-        elif part.kind == "content" and role != "tool":
-            raise DataError(
-                f"the chat template leaves out what the {role} says",
-                key="data.chat_template",
-                remedy=remedy,
-            )
         else:
-            what = {"content": "messages of tools", "tool_calls": "calls of tools"}.get(part.kind, part.kind)
-            raise DataError(
-                f"the chat template prints no {what}, and the row has them",
-                key="data.chat_template",
-                remedy="name a template that prints them, or leave such rows out",
-            )
+            message, helps = f"the chat template leaves out what the {role} says", remedy
+            if part.kind in THOUGHTS:
+                message = f"the chat template prints no {part.kind}, and the row has it"
+                helps = "name a template that prints it, or leave it out of the rows"
+            elif part.kind != "content" or role == "tool":
+                what = {"content": "messages of tools", "tool_calls": "calls of tools"}.get(part.kind, part.kind)
+                message = f"the chat template prints no {what}, and the row has them"
+                helps = "name a template that prints them, or leave such rows out"
+            raise DataError(message, key="data.chat_template", remedy=helps)
     return findings
 
 
@@ -182,16 +165,18 @@ def _thoughts_and_content(content: str) -> Iterator[tuple[bool, int]]:
         yield True, len(content.rstrip())
 
 
-def _texts(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    """The texts in a value, however deep, each with its path and its end."""
-    if isinstance(value, str) and value.strip():
-        yield path, len(value.rstrip())
-    elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _texts(each, (*path, key))
-    elif isinstance(value, list | tuple):
-        for index, each in enumerate(value):
-            yield from _texts(each, (*path, index))
+def _parts(kind: str, turn: int | None, path: Steps, value: object) -> list[ContentPart]:
+    texts = ((each, text.rstrip()) for each, text in _strings(value, path))
+    return [ContentPart(kind, turn, each, len(text)) for each, text in texts if text]
+
+
+def _strings(value: object, path: Steps = ()) -> Iterator[tuple[Steps, str]]:
+    """The texts in a value, however deep, each with its path."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _strings(each, (*path, key))
 
 
 def _put(root: Any, part: ContentPart, mark: str) -> None:
@@ -206,12 +191,7 @@ KEY = "data.special_tokens_in_text"
 
 @dataclass(frozen=True, eq=False)
 class ControlTokens:
-    """The control tokens of a tokenizer, and what is done with them in the text of rows.
-
-    Attributes:
-        tokenizer: The model's.
-        setting: `data.special_tokens_in_text`.
-    """
+    """The control tokens of a tokenizer; `data.special_tokens_in_text` says what is done with them in a row's text."""
 
     tokenizer: PreTrainedTokenizerBase
     setting: SpecialTokensInText = "text"
@@ -226,13 +206,9 @@ class ControlTokens:
         """What is saved beside the weights of it: nothing where it is the default."""
         return {} if self.setting == "text" else {"special_tokens_in_text": self.setting}
 
-    def found_in(self, texts: Iterable[str]) -> tuple[str, ...]:
-        """Those that are written in `texts`."""
-        return tuple(dict.fromkeys(found for text in texts for found in self._pattern.findall(text)))
-
     def findings(self, texts: Iterable[str]) -> tuple[str, ...]:
         """What there is to say of those in `texts`."""
-        return tuple(self._finding(token) for token in self.found_in(texts))
+        return tuple(map(self._finding, self._found_in(texts)))
 
     def refuse(self, texts: Iterable[str]) -> None:
         """Refuse those in `texts` where the setting is `error`.
@@ -240,12 +216,10 @@ class ControlTokens:
         Raises:
             DataError: There is one.
         """
-        if self.setting == "error" and (found := self.found_in(texts)):
-            raise DataError(
-                f"the control token {found[0]} is written in the text",
-                key=KEY,
-                remedy="take it out; or write text, which reads it as plain text, or keep",
-            )
+        if self.setting == "error" and (found := self._found_in(texts)):
+            message = f"the control token {found[0]} is written in the text"
+            remedy = "take it out; or write text, which reads it as plain text, or keep"
+            raise DataError(message, key=KEY, remedy=remedy)
 
     def protected(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Protected:
         """A conversation with a mark before each control token that is to be read as text.
@@ -253,7 +227,8 @@ class ControlTokens:
         Raises:
             DataError: There is one, and the setting is `error`.
         """
-        texts = list(_strings([[message.content, message.more] for message in messages])) + list(_strings(tools))
+        said = [[message.content, message.more] for message in messages]
+        texts = [text for _, text in _strings([said, tools])]
         self.refuse(texts)
         findings = self.findings(texts)
         if not findings or not self.as_text:
@@ -267,26 +242,28 @@ class ControlTokens:
                 return {key: marked(each) for key, each in value.items()}
             return [marked(each) for each in value] if isinstance(value, list | tuple) else value
 
-        said = (replace(each, content=marked(each.content), more=marked(each.more)) for each in messages)
-        return Protected(tuple(said), tuple(marked(tools)), re.compile(f"{mark}({self._pattern.pattern})?"), findings)
+        asked = (replace(each, content=marked(each.content), more=marked(each.more)) for each in messages)
+        return Protected(tuple(asked), tuple(marked(tools)), re.compile(f"{mark}({self._pattern.pattern})?"), findings)
+
+    def _found_in(self, texts: Iterable[str]) -> list[str]:
+        return list(dict.fromkeys(found for text in texts for found in self._pattern.findall(text)))
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        tokens = sorted({token for token in added | set(self.tokenizer.all_special_tokens) if token.strip()})
-        longest_first = sorted(tokens, key=len, reverse=True)
+        tokens = {token for token in added | set(self.tokenizer.all_special_tokens) if token.strip()}
+        longest_first = sorted(tokens, key=lambda token: (-len(token), token))
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def _finding(self, token: str) -> str:
+        written = f"the control token {token} is written in the text"
         if self.setting == "keep":
-            return f"the control token {token} is written in the text, and is read as that token ({KEY}: keep)"
+            return f"{written}, and is read as that token ({KEY}: keep)"
         ids: Any = self.tokenizer(token, add_special_tokens=False, split_special_tokens=True, verbose=False)
         if self.tokenizer.convert_tokens_to_ids(token) in ids["input_ids"]:
-            return (
-                f"the control token {token} is written in the text, and the tokenizer cannot read it as plain text: "
-                f"it stays that token; {KEY}: error refuses such rows"
-            )
-        return f"the control token {token} is written in the text, and is read as plain text; {KEY}: keep keeps it"
+            stays = f"it stays that token; {KEY}: error refuses such rows"
+            return f"{written}, and the tokenizer cannot read it as plain text: {stays}"
+        return f"{written}, and is read as plain text; {KEY}: keep keeps it"
 
 
 @dataclass(frozen=True)
@@ -294,8 +271,6 @@ class Protected:
     """A conversation in which a mark stands before each control token that a person wrote.
 
     Attributes:
-        messages: Its messages.
-        tools: Its tools.
         written: What finds such a token with its mark; None where there is none.
         findings: What there is to say, a sentence each.
     """
@@ -310,21 +285,7 @@ class Protected:
         if self.written is None:
             return text, list(places), ()
         marks = list(self.written.finditer(text))
-        starts = [found.start() for found in marks]
-        literal = tuple(
-            (found.start() - before, found.start() - before + len(found[1] or "")) for before, found in enumerate(marks)
-        )
-        moved = [place - sum(start < place for start in starts) for place in places]
+        moved = [place - sum(found.start() < place for found in marks) for place in places]
+        starts = [found.start() - before for before, found in enumerate(marks)]
+        literal = tuple((start, start + len(found[1] or "")) for start, found in zip(starts, marks, strict=True))
         return self.written.sub(lambda found: found[1] or "", text), moved, literal
-
-
-def _strings(value: Any) -> Iterable[str]:
-    """Every text in a value, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _strings(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _strings(each)
