@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,17 +39,6 @@ Seals = Mapping[str, Mapping[str, int | str]]
 """Files by their names in a folder: `bytes` and `sha256` of each."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A file, by its name in a folder, and what is wrong with it."""
-
-    name: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.what}"
-
-
 def is_weights(name: str) -> bool:
     """Whether a file holds tensors, which are verified when they are read and not before."""
     return name.endswith(".safetensors")
@@ -66,8 +54,8 @@ def seal(folder: Path, leave_out: Container[str] = ()) -> dict[str, dict[str, in
     }
 
 
-def fault(folder: Path, seals: Seals, wanted: Callable[[str], bool] = lambda _: True) -> Fault | None:
-    """The first of the wanted files that is not as its seal says; None where each is.
+def fault(folder: Path, seals: Seals, wanted: Callable[[str], bool] = lambda _: True) -> tuple[str, str] | None:
+    """The name of the first wanted file that is not as its seal says, and what is wrong with it; None where none is.
 
     Raises:
         OSError: A file cannot be read.
@@ -76,12 +64,12 @@ def fault(folder: Path, seals: Seals, wanted: Callable[[str], bool] = lambda _: 
     for name in filter(wanted, seals):
         path, sealed = folder / name, seals[name]
         if not path.is_file():
-            return Fault(name, "is missing")
+            return name, "is missing"
         size = path.stat().st_size
         if size != sealed["bytes"]:
-            return Fault(name, f"has {size:,} bytes instead of {sealed['bytes']:,}")
+            return name, f"has {size:,} bytes instead of {sealed['bytes']:,}"
         if not _agrees(path, str(sealed["sha256"])):
-            return Fault(name, "has other contents than were written")
+            return name, "has other contents than were written"
     return None
 
 
@@ -93,7 +81,7 @@ def fault_by_manifest(folder: Path, manifest: Path) -> str | None:
         return f"{manifest.name} is missing"
     except NOT_READ:
         return f"{manifest.name} cannot be read"
-    return None if found is None else str(found)
+    return None if found is None else " ".join(found)
 
 
 def write_record(folder: Path, record: Mapping[str, object]) -> None:
@@ -114,14 +102,14 @@ def refuse_altered(folder: Path, wanted: Callable[[str], bool], error: type[Inva
     """
     try:
         files = _recorded(folder)
-        lost = (Fault(name, "is missing or empty") for name in files if wanted(name) and _is_lost(folder / name))
+        lost = ((name, "is missing or empty") for name in files if wanted(name) and _is_lost(folder / name))
         found = next(lost, None) or fault(folder, files, lambda name: wanted(name) and not is_config(name))
     except NOT_READ:
         raise error("what its files were cannot be read", where=str(folder / RECORD), remedy=PUT_BACK) from None
     if found is not None:
-        remedy = f"{PUT_BACK} To use it as it is, take {found.name} out of `files` in {folder / RECORD}."
-        message = f"{found.what}: it is not what training or merging wrote"
-        raise error(message, where=str(folder / found.name), remedy=remedy)
+        name, what = found
+        remedy = f"{PUT_BACK} To use it as it is, take {name} out of `files` in {folder / RECORD}."
+        raise error(f"{what}: it is not what training or merging wrote", where=str(folder / name), remedy=remedy)
 
 
 def altered_settings(folder: Path) -> tuple[str, ...]:

@@ -30,6 +30,10 @@ ANOTHER = "Name another file, or replace it with `overwrite`."
 NO_ANSWER = "is no answer to the row of its number"
 
 
+def _refusal(message: str, where: object, remedy: str | None = ANOTHER) -> DataError:
+    return DataError(message, where=str(where), parameter=OUTPUT, remedy=remedy)
+
+
 @dataclass(frozen=True)
 class AskedRows:
     """The rows that are asked, all of them in order, and what an answer adds to each.
@@ -58,14 +62,13 @@ class AskedRows:
         """
         *whole, cut = content.split(b"\n")
         if len(whole) > len(self.rows):
-            message = f"holds {len(whole):,} rows, and there are {len(self.rows):,} to answer"
-            raise DataError(message, where=str(path), parameter=OUTPUT, remedy=ANOTHER)
+            raise _refusal(f"holds {len(whole):,} rows, and there are {len(self.rows):,} to answer", path)
         for number, (line, row) in enumerate(zip(whole, self.rows, strict=False), start=1):
             self._refuse_another(f"{path}:{number}", line, row)
         if cut:
             beginning = self._beginning(self.rows[len(whole)]) if len(whole) < len(self.rows) else b""
             if not beginning or not (cut.startswith(beginning) or beginning.startswith(cut)):
-                raise DataError(NO_ANSWER, where=f"{path}:{len(whole) + 1}", parameter=OUTPUT, remedy=ANOTHER)
+                raise _refusal(NO_ANSWER, f"{path}:{len(whole) + 1}")
         return len(whole), len(content) - len(cut)
 
     def _refuse_another(self, where: str, line: bytes, row: Mapping[str, object]) -> None:
@@ -74,10 +77,9 @@ class AskedRows:
             with suppress(ValueError):
                 told = json.loads(line)
         if not isinstance(told, dict) or not {*self.added, ANSWERED_BY} <= told.keys():
-            raise DataError(NO_ANSWER, where=where, parameter=OUTPUT, remedy=ANOTHER)
+            raise _refusal(NO_ANSWER, where)
         if self.answered_by is not None and told[ANSWERED_BY] != self.answered_by:
-            message = "was answered by another model, or with other settings"
-            raise DataError(message, where=where, parameter=OUTPUT, remedy=ANOTHER)
+            raise _refusal("was answered by another model, or with other settings", where)
 
     def _beginning(self, row: Mapping[str, object]) -> bytes:
         """How the answer to a row begins, up to what was answered."""
@@ -125,7 +127,7 @@ def check_jsonl(path: Path, *, reads: Iterable[Path] = (), asked: AskedRows | No
         path: The file.
         reads: The files that are read to write it.
         asked: Whose answers it may hold already; None is a file that is written from its beginning.
-        overwrite: Whatever it holds is replaced.
+        overwrite: What it holds does not matter.
 
     Raises:
         DataError: It holds something else, is read itself, has the name of another type of file, or there is no folder
@@ -133,21 +135,20 @@ def check_jsonl(path: Path, *, reads: Iterable[Path] = (), asked: AskedRows | No
     """
     check_output_file(path, reads=reads, parameter=OUTPUT)
     if path.suffix.lower() in (".csv", ".parquet"):
-        message, remedy = f"rows are written as JSON Lines, not as {path.suffix}", path.with_suffix(".jsonl").name
-        raise DataError(message, where=str(path), parameter=OUTPUT, remedy=f"Name it {remedy}.")
+        remedy = f"Name it {path.with_suffix('.jsonl').name}."
+        raise _refusal(f"rows are written as JSON Lines, not as {path.suffix}", path, remedy)
     if not path.exists():
         return
     if asked is None:
         if path.stat().st_size and not overwrite:
-            raise DataError("holds something already", where=str(path), parameter=OUTPUT, remedy=ANOTHER)
-        return
-    if not path.is_file():  # a pipe or a device: what it holds cannot be read, or has no end
-        raise DataError("is no ordinary file", where=str(path), parameter=OUTPUT, remedy="Name a file to go on with.")
-    if not overwrite:
+            raise _refusal("holds something already", path)
+    elif not path.is_file():  # a pipe or a device: what it holds cannot be read, or has no end
+        raise _refusal("is no ordinary file", path, "Name a file to go on with.")
+    elif not overwrite:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", where=str(path), parameter=OUTPUT) from error
+            raise _refusal(f"cannot be read: {error.strerror}", path, None) from error
         replace(asked, answered_by=None).held(path, content)
 
 
@@ -229,13 +230,13 @@ def _open(path: Path, access: int, mode: str) -> Iterator[FileIO]:
     try:
         descriptor = os.open(path, access | os.O_CREAT, 0o666)
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path), parameter=OUTPUT) from error
+        raise _refusal(f"cannot be written: {error.strerror}", path, None) from error
     with FileIO(descriptor, mode) as file:
         if _is_ordinary(file):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise DataError("another process is writing to it", where=str(path), parameter=OUTPUT) from error
+                raise _refusal("another process is writing to it", path, None) from error
         yield file
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from loraft.errors import AdapterError, ModelError
 from loraft.io import checksums as seals
-from loraft.io.checksums import Fault, altered_settings, fault, is_weights, known_sha256_of, refuse_altered, seal
+from loraft.io.checksums import altered_settings, fault, is_weights, known_sha256_of, refuse_altered, seal
 
 
 @pytest.fixture
@@ -36,12 +36,12 @@ def test_each_fault_names_its_file(folder: Path) -> None:
     sealed = seal(folder)
     weights = folder / "inside/b.safetensors"
     weights.write_bytes(bytes(999) + b"\1")
-    assert fault(folder, sealed) == Fault("inside/b.safetensors", "has other contents than were written")
+    assert fault(folder, sealed) == ("inside/b.safetensors", "has other contents than were written")
     assert fault(folder, sealed, lambda name: not is_weights(name)) is None
     weights.write_bytes(b"")
-    assert str(fault(folder, sealed)) == "inside/b.safetensors has 0 bytes instead of 1,000"
+    assert fault(folder, sealed) == ("inside/b.safetensors", "has 0 bytes instead of 1,000")
     weights.unlink()
-    assert str(fault(folder, sealed)) == "inside/b.safetensors is missing"
+    assert fault(folder, sealed) == ("inside/b.safetensors", "is missing")
 
 
 def test_a_large_file_is_hashed_once_while_it_stays_as_it_is(
