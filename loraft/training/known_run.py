@@ -67,7 +67,6 @@ class ModelSummary:
         quantized_parameters: Those that a 4-bit base stores in 4 bits.
         depths: The transformer layers of each stack.
         layers: The sizes of one layer of each stack.
-        vocabulary: The entries of its vocabulary.
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
         notes: What was found, a sentence each.
@@ -186,9 +185,6 @@ class KnownRun:
 
     Attributes:
         config: The run; once it is planned, every `auto` is resolved that decides what is computed.
-        model: The base model, looked up.
-        placement: Device and dtype.
-        data: Rows as tokens.
         notes: What was found, and then decided, a sentence each.
     """
 

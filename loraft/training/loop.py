@@ -24,7 +24,7 @@ from loraft.training.checkpoint import RunState, newest_checkpoint, prune, save_
 from loraft.training.memory import peak_bytes
 from loraft.training.optimizer import optimizer_state
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
-from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, require_finite, take_step
+from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, take_step
 
 LOGGED_WITHOUT_GRADIENT = 10
 """So many logged steps in a row with a gradient of zero are told."""
@@ -141,9 +141,7 @@ def _after_step(run: Trainer, state: RunState, clock: Throughput, stops: Sequenc
     if run.plan.data.eval and _due(run.plan.eval_every, state):
         state.owes_evaluation = True
         improved = _evaluate(run, state, stops)
-    asked = bool(run.save_requests)
-    run.save_requests.clear()
-    if _due(run.plan.save_every, state) or improved or asked or stops:
+    if _due(run.plan.save_every, state) or improved or run.save_requests or stops:
         _save(run, state)
     _grant_a_stop(run, state, stops)
 
@@ -211,11 +209,10 @@ def _evaluate(run: Trainer, state: RunState, stops: Sequence[int]) -> bool:
     plan, settings = run.plan, run.settings
     size, rows = settings.per_device_eval_batch_size, plan.data.eval
     run.adapted.model.eval()
-    found = evaluate_loss(run, rows, plan.layout, size, stop=lambda: bool(stops))
+    found = evaluate_loss(run, rows, plan.layout, size, step=state.step, stop=lambda: bool(stops))
     run.adapted.model.train()
     if found is None:
         return False
-    require_finite(found.loss, "the evaluation loss", state.step, found.not_finite, run)
     answers: list[SampleAnswered] = []
     for prompt in settings.sample_prompts if plan.task.generates else ():
         if stops:
@@ -267,6 +264,7 @@ def _compared(state: RunState, found: EvalLoss, metric: str) -> bool:
 
 
 def _save(run: Trainer, state: RunState) -> None:
+    run.save_requests.clear()
     run.folder.require()
     changing = {"files": run.folder.sizes(), "scaler": run.scaler.state_dict(), "optim": run.settings.optim}
     place = save_checkpoint(

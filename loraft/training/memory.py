@@ -62,8 +62,6 @@ class TrainingSizes:
         vocabulary: What a target is one of: the entries of the vocabulary, or the classes.
         whole_model: Every weight is trained, so that gradients of weights need every input.
         double_quant: The block constants of 4-bit weights are quantized too.
-        optimizer: The resolved `training.optim`.
-        device: `cpu` or `cuda`.
     """
 
     frozen_parameters: int
@@ -87,7 +85,6 @@ class MemoryPlan:
     Attributes:
         weights: The frozen weights, or all of them where all are trained.
         adapter: The trained weights beside them.
-        optimizer: The optimizer's moments.
         activations: What the forward pass keeps for the backward pass.
         logits: The logits of one chunk, and their gradient.
         runtime: The libraries themselves, on the CPU the process before a model is loaded.

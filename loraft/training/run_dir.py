@@ -39,8 +39,6 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         self.checkpoints = path / "checkpoints"
-        self.adapter = path / "adapter"
-        self.model = path / "model"
 
     @property
     def holds_run(self) -> bool:
@@ -246,8 +244,8 @@ def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Pat
 def left_unfinished(chosen: Path, name: str) -> Iterator[str]:
     """A sentence where a new run begins beside one of the same config that has checkpoints and no result yet."""
     before = choose_run_folder(None, name, resume=True)
-    folder = RunFolder(before)
-    if before != chosen and folder.checkpoints.exists() and not (folder.adapter.exists() or folder.model.exists()):
+    folder, ended = RunFolder(before), any((before / result).exists() for result in ("adapter", "model"))
+    if before != chosen and folder.checkpoints.exists() and not ended:
         yield (
             f"{before} has not ended, and {chosen} begins anew; that one goes on by "
             f"`loraft.train(loraft.load_config({str(folder.config)!r}), resume=True)`"

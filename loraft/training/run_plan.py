@@ -39,8 +39,6 @@ class RunPlan(KnownRun):
     Attributes:
         batches: Which rows share a batch.
         layout: How they are laid.
-        memory: What it will need.
-        steps: All optimizer steps.
         eval_every: Steps between evaluations; None is the end of each epoch.
         save_every: Steps between checkpoints; None is the end of each epoch.
     """

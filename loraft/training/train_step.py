@@ -44,7 +44,7 @@ class Trainer:
 
     Attributes:
         answer: The model's answer to a prompt, as it is now.
-        save_requests: The signals that ask for a checkpoint out of turn, since the last one was.
+        save_requests: The signals since the last checkpoint that ask for one out of turn.
         loss: The model of `adapted`, giving the summed loss of a batch.
         scaler: Loss scaling; enabled for float16 only.
     """
@@ -155,13 +155,11 @@ class EvalLoss(NamedTuple):
         loss: The summed loss over what it is divided by: the trained tokens, or the weights of the rows' classes.
         targets: The number of trained tokens, or of rows.
         figures: `accuracy` and `macro_f1` of a classifier; none of other models.
-        not_finite: The first batch of rows whose loss is not finite, where the reading ended; none is the rule.
     """
 
     loss: float
     targets: int
     figures: Mapping[str, float]
-    not_finite: Sequence[Example] = ()
 
 
 def evaluate_loss(
@@ -170,9 +168,14 @@ def evaluate_loss(
     layout: BatchLayout,
     batch_size: int,
     *,
+    step: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> EvalLoss | None:
-    """Read the examples once; the model is used in the mode it is in. None when `stop` asked for the end."""
+    """Read the examples once; the model is used in the mode it is in. None when `stop` asked for the end.
+
+    Raises:
+        NonFiniteError: The loss after `step` is NaN or infinite on some of them.
+    """
     total, weight, targets = 0.0, 0.0, 0
     cells: list[Tensor] = []
     with torch.inference_mode():
@@ -182,10 +185,8 @@ def evaluate_loss(
             rows = examples[start : start + batch_size]
             batch = run.batch(rows, layout)
             summed, decisions = run.loss.with_decisions(batch)
-            total += summed.item()
+            total += require_finite(summed.item(), "the evaluation loss", step, rows, run)
             cells += [] if decisions is None else [decisions.cpu()]
-            if not math.isfinite(total):
-                return EvalLoss(total, targets, {}, rows)
             weight += run.loss.weight(batch)
             targets += batch.targets
     return EvalLoss(total / weight, targets, class_figures(*torch.cat(cells, 1)) if cells else {})
