@@ -1,1 +1,1 @@
-"""Operations that loraft computes in its own way; each has a plain reference and a function that chooses."""
+"""Operations that loraft computes in its own way: a plain reference, forms for CPU and CUDA, and what chooses."""

@@ -1,8 +1,9 @@
-"""The low-rank update as training computes it: base and update in one function, with a backward of its own.
+"""The low-rank update as training computes it: x Wᵀ + scale · x Aᵀ Bᵀ, the numbers of peft.
 
-The numbers are peft's, x Wᵀ + scale · x Aᵀ Bᵀ. The update is added to the base's output, and its gradient to the
-base's, in place, where peft multiplies by the scale and adds in passes of their own.
-It is for training mode alone: in evaluation mode, merged, disabled or saved, an adapter is peft's own.
+The plain form is peft's own, which multiplies by the scale and adds in passes of their own; in evaluation mode, merged,
+disabled or saved, an adapter is that alone. On a CPU base and update are one function with a backward of its own, which
+adds in place. On CUDA they are the products of torch, the scale and the sum being part of the last one: nothing waits
+for the device, and its kernels are those that torch has for them.
 """
 
 from __future__ import annotations
@@ -27,8 +28,13 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
+def takes_cpu_form(device: torch.device) -> bool:
+    """Which form a device takes: only a CPU takes the CPU's."""
+    return device.type == "cpu"
+
+
 def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:
-    """Let every plain LoRA layer of `model` add its update in place; variants such as DoRA stay as they are.
+    """Let every plain LoRA layer of `model` train by the form for its device; variants such as DoRA stay as they are.
 
     Layers over an ordinary linear module become `AdaptedLinear`; over any other module, 4-bit ones among them, the
     base computes its output and the update is added to it.
@@ -40,39 +46,42 @@ def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequenc
     """
     for module in model.modules():
         if isinstance(module, LoraLayer) and name in module.lora_A and name not in module.lora_variant:
-            module.lora_variant[name] = InPlaceUpdate()
-            _give_own_function(module)
+            module.lora_variant[name] = AddedUpdate()
+            layer: Any = module
+            if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
+                layer.__class__ = AdaptedLinear
     for module in model.modules():
         children = dict(module.named_children())
         for names in same_input:
-            readers = [child for child in map(children.get, names) if isinstance(child, AdaptedLinear)]
-            if len({child.base_layer.weight.dtype for child in readers}) == 1 < len(readers):
-                _read_together(module, readers)
-
-
-def _give_own_function(module: Any) -> None:
-    if type(module) is Linear and type(module.base_layer) is nn.Linear:
-        module.__class__ = AdaptedLinear
+            layers = [child for child in map(children.get, names) if isinstance(child, AdaptedLinear)]
+            if len({child.base_layer.weight.dtype for child in layers}) == 1 < len(layers):
+                readers = _Readers(layers)
+                for layer in layers:
+                    layer._readers = readers
+                module.register_forward_hook(readers.forget, always_call=True)
 
 
 class AdaptedLinear(Linear):
-    """peft's layer over an ordinary linear module, with one function for base and update while it trains.
+    """peft's layer over an ordinary linear module, which computes base and update together while it trains.
 
-    The first of several layers that read the same input computes the outputs of all; the others find theirs ready.
+    On a CPU the first of several layers that read the same input computes the outputs of all; the others find theirs
+    ready.
     """
 
     _readers: _Readers | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        if args or kwargs or not self.is_plain:
-            output: Tensor = super().forward(x, *args, **kwargs)
-            return output
-        return self._readers.output_of(self, x) if self._readers else _adapted(x, [self])[0]
+        if not args and not kwargs and self.is_plain:
+            if takes_cpu_form(x.device):
+                return self._readers.output_of(self, x) if self._readers else cpu_adapted(x, [self])[0]
+            x = x.to(product_dtype(self.base_layer.weight))  # type: ignore[arg-type]
+        output: Tensor = super().forward(x, *args, **kwargs)  # which adds by `AddedUpdate`
+        return output
 
     @property
     def is_plain(self) -> bool:
-        """Whether it trains one adapter without dropout on a frozen base, as the function computes it."""
+        """Whether it trains one adapter without dropout on a frozen base, as the forms compute it."""
         (name, *others), weight = self.active_adapters or [None], self.base_layer.weight
         if not self.training or others or self.disable_adapters or self.merged or weight.requires_grad:
             return False
@@ -84,7 +93,6 @@ class _Readers:
     """Layers of one module that are given the same tensor, one after the other, while that module runs.
 
     Attributes:
-        layers: In the order of their calls.
         read: What the first one was given.
         ready: The outputs for it that are not yet asked for, by the place of their layer.
     """
@@ -97,23 +105,17 @@ class _Readers:
         """A layer's output for `x`; what is ready is given only for the very tensor that it was computed from."""
         place = next(place for place, other in enumerate(self.layers) if other is layer)
         if place == 0 and all(other.is_plain for other in self.layers):
-            self.read, self.ready = x, dict(enumerate(_adapted(x, self.layers)))
+            self.read, self.ready = x, dict(enumerate(cpu_adapted(x, self.layers)))
         out = self.ready.pop(place, None) if x is self.read else None
-        return _adapted(x, [layer])[0] if out is None else out
+        return cpu_adapted(x, [layer])[0] if out is None else out
 
     def forget(self, *_: Any) -> None:
         """Keep nothing: the module that the layers belong to has run."""
         self.read, self.ready = None, {}
 
 
-def _read_together(module: nn.Module, layers: list[AdaptedLinear]) -> None:
-    readers = _Readers(layers)
-    for layer in layers:
-        layer._readers = readers
-    module.register_forward_hook(readers.forget, always_call=True)
-
-
-def _adapted(x: Tensor, layers: Sequence[AdaptedLinear]) -> tuple[Tensor, ...]:
+def cpu_adapted(x: Tensor, layers: Sequence[AdaptedLinear]) -> tuple[Tensor, ...]:
+    """The outputs of layers that read the same `x`, in one function."""
     tensors: list[Any] = []
     scales = []
     for layer in layers:
@@ -124,7 +126,22 @@ def _adapted(x: Tensor, layers: Sequence[AdaptedLinear]) -> tuple[Tensor, ...]:
     return outputs
 
 
-class InPlaceUpdate(LoraVariant):
+def cpu_updated(result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`result + scale · x Aᵀ Bᵀ`, in place."""
+    updated: Tensor = _Update.apply(result, x, a, b, scale)  # type: ignore[no-untyped-call]
+    return updated
+
+
+def cuda_updated(result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`result + scale · x Aᵀ Bᵀ` in the result's dtype, by torch's own products and gradients."""
+    dtype, width = product_dtype(result), result.shape[-1]
+    u = linear(x.reshape(-1, x.shape[-1]).to(dtype), a.to(dtype))
+    if result.dtype == dtype:
+        return torch.addmm(result.reshape(-1, width), u, b.to(dtype).T, alpha=scale).view(result.shape)
+    return torch.add(result, linear(u, b.to(dtype)).view(result.shape), alpha=scale)
+
+
+class AddedUpdate(LoraVariant):
     """peft's hook: it is given the base's output and returns it with the update."""
 
     @staticmethod
@@ -135,9 +152,8 @@ class InPlaceUpdate(LoraVariant):
         if not module.training:  # in peft's own words, so that what is evaluated is peft's to the bit
             plain: Tensor = result + b(a(x)) * scale
             return plain
-        x = module.lora_dropout[active_adapter](x)
-        updated: Tensor = _Update.apply(result, x, a.weight, b.weight, scale)  # type: ignore[no-untyped-call]
-        return updated
+        form = cpu_updated if takes_cpu_form(result.device) else cuda_updated
+        return form(result, module.lora_dropout[active_adapter](x), a.weight, b.weight, scale)
 
 
 class _Adapted(torch.autograd.Function):

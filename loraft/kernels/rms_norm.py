@@ -1,32 +1,60 @@
-"""Root-mean-square norms that train with a backward of their own.
+"""Root-mean-square norms as training computes them, where their weight is frozen.
 
-Modules that compute the formula of Llama's norm are found by what they hold, and by giving them numbers.
-One that answers otherwise, in a single bit, is left alone. What they compute does not change. Their gradient is written
-out: it takes a third fewer passes over the hidden states, and the backward keeps the 16-bit input instead of two
-tensors of float32.
+Modules that compute the formula of Llama's norm are found by what they hold, and by giving them numbers. One that
+answers otherwise, in a single bit, is left alone. In evaluation a module computes as its own class does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 PROBED_SCALES = (1e-3, 1.0, 1e3)
 """The sizes of the numbers that a module is tried on: with small ones its epsilon shows."""
+
+Form = Callable[[Tensor, Tensor, float], Tensor]
+"""From x `[..., hidden]`, the weight `[hidden]` and epsilon to `[..., hidden]`."""
+
+
+def plain_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Llama's own: w · n with n = x / √(mean(x²) + ε), in float32 up to n and in the dtype of x from there."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def cpu_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """The same in place, with a backward of its own.
+
+    That takes a third fewer passes over the hidden states, and keeps the 16-bit input, not two tensors of float32.
+    """
+    out: Tensor = _RootMeanSquareNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+    return out
+
+
+def cuda_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """The same by torch's kernel, one pass in either direction; the weight is outside, for n is rounded before it."""
+    return rms_norm(x, x.shape[-1:], eps=epsilon).to(x.dtype) * weight  # where autocast is on it may give float32
+
+
+def norm_for(device: torch.device) -> Form:
+    """The form for a device."""
+    return cpu_norm if device.type == "cpu" else cuda_norm
 
 
 def patch_rms_norm(model: nn.Module) -> int:
     """Let every frozen norm of `model` that computes Llama's formula train by it; the number of those found."""
     found = [module for module in model.modules() if _is_llamas(module)]
     for module in found:
-        module.__class__ = type(type(module).__name__, (_OwnBackward, type(module)), {})
+        module.__class__ = type(type(module).__name__, (_FrozenNorm, type(module)), {})
     return len(found)
 
 
-class _OwnBackward(nn.Module):
-    """Set before the class of a norm: in training the formula here, else what that class does."""
+class _FrozenNorm(nn.Module):
+    """Set before the class of a norm: in training the form for the device, else what that class does."""
 
     weight: nn.Parameter
     variance_epsilon: float
@@ -34,7 +62,7 @@ class _OwnBackward(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[..., hidden]` to `[..., hidden]`."""
         if self.training and hidden_states.dtype == self.weight.dtype and not self.weight.requires_grad:
-            return _normalised(hidden_states, self.weight, self.variance_epsilon)
+            return norm_for(hidden_states.device)(hidden_states, self.weight, self.variance_epsilon)
         plain: Tensor = super().forward(hidden_states)
         return plain
 
@@ -49,18 +77,11 @@ def _is_llamas(module: nn.Module) -> bool:
     numbers = torch.randn(len(PROBED_SCALES), len(weight), generator=generator)
     probe = (numbers * torch.tensor(PROBED_SCALES)[:, None]).to(weight)
     with torch.no_grad():
-        return torch.equal(module(probe), _normalised(probe, weight, epsilon))
-
-
-def _normalised(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    out: Tensor = _RootMeanSquareNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
-    return out
+        return torch.equal(module(probe), plain_norm(probe, weight, epsilon))
 
 
 class _RootMeanSquareNorm(torch.autograd.Function):
-    """w · n with n = x / √(mean(x²) + ε), in float32 up to n and in the dtype of x from there; w is frozen.
-
-    With G the output's gradient and g = w · G, dx = (g - n · mean(g · n)) / √(mean(x²) + ε).
+    """With G the output's gradient and g = w · G, dx = (g - n · mean(g · n)) / √(mean(x²) + ε); w is frozen.
 
     Source: Zhang and Sennrich 2019, Root Mean Square Layer Normalization, equation 4
     (https://arxiv.org/abs/1910.07467), differentiated.

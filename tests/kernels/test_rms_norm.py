@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loraft.kernels.rms_norm import _normalised, patch_rms_norm
+from loraft.kernels import rms_norm
+from loraft.kernels.rms_norm import Form, cpu_norm, cuda_norm, patch_rms_norm, plain_norm
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
 
 LLAMAS = ("llama", "mistral", "ministral3", "qwen2", "qwen3", "phi3", "granite", "smollm3", "exaone4", "seed_oss")
@@ -22,6 +23,15 @@ def loss_and_gradient(model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Ten
     return logits.detach(), embeddings.grad.float()
 
 
+@pytest.fixture(params=[cpu_norm, cuda_norm], ids=["cpu-form", "cuda-form"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
+    """Each form, on the CPU."""
+    chosen: Form = request.param
+    monkeypatch.setattr(rms_norm, "norm_for", lambda _: chosen)
+    return chosen
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_every_family_computes_the_same(model_type: str, dtype: torch.dtype) -> None:
@@ -59,8 +69,23 @@ def test_a_trained_norm_and_evaluation_are_the_modules_own() -> None:
     assert repr(norm) == repr(tiny_model("llama").model.layers[0].input_layernorm)
 
 
-def test_the_gradient_is_that_of_finite_differences() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_forms_are_the_plain_formula(form: Form, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([1e-2, 1.0, 10.0])[:, None, None]
+    x = (sizes * torch.randn(3, 5, 64, generator=generator)).to(dtype).requires_grad_()
+    weight, given = (torch.randn(shape, generator=generator).to(dtype) for shape in ((64,), (3, 5, 64)))
+    ours, plain = form(x, weight, 1e-6), plain_norm(x, weight, 1e-6)
+    assert ours.dtype == dtype
+    # Bits of a sum in another order; a rounding of n besides where it falls on the other side.
+    rounding = torch.finfo(dtype).eps
+    assert (ours - plain).double().norm() <= rounding * plain.double().norm()
+    (mine,), (theirs,) = (torch.autograd.grad((out * given).sum(), x) for out in (ours, plain))
+    assert (mine - theirs).double().norm() <= 4 * rounding * theirs.double().norm()
+
+
+def test_the_gradient_is_that_of_finite_differences(form: Form) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 8, generator=generator, dtype=torch.float64).requires_grad_()
     weight = torch.randn(8, generator=generator, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda given: _normalised(given, weight, 1e-2), (x,))
+    assert torch.autograd.gradcheck(lambda given: form(given, weight, 1e-2), (x,))

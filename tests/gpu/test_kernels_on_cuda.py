@@ -1,0 +1,82 @@
+"""What training computes in the form for CUDA: the numbers of the plain form, and nothing waits for the device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from loraft.kernels.lora_linear import patch_lora_linears
+from loraft.kernels.rms_norm import cuda_norm, patch_rms_norm, plain_norm
+from loraft.models.registry import FAMILIES
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.gpu
+
+
+WITHOUT_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+@contextmanager
+def no_waits() -> Iterator[None]:
+    """Let whatever makes the host wait for the device be an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("hidden", [64, 2048])
+def test_the_norm_is_the_plain_formula(dtype: torch.dtype, hidden: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 33, hidden, device="cuda").to(dtype).requires_grad_()
+    weight, given = (torch.randn(shape, device="cuda").to(dtype) for shape in ((hidden,), x.shape))
+    with no_waits():
+        ours, plain = cuda_norm(x, weight, 1e-6), plain_norm(x, weight, 1e-6)
+        gradients = [torch.autograd.grad((out * given).sum(), x)[0] for out in (ours, plain)]
+    assert ours.dtype == dtype
+    rounding = torch.finfo(dtype).eps  # sums in another order, and what is rounded to the other side by that
+    for mine, theirs in ((ours, plain), gradients):
+        assert (mine - theirs).double().norm() <= 4 * rounding * theirs.double().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_base_and_update_are_pefts(model_type: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    lora = LoraConfig(
+        r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=model_type == "gpt2"
+    )
+    plain = get_peft_model(tiny_model(model_type, **({} if model_type == "llama" else WITHOUT_DROPOUT)), lora)
+    plain = plain.to("cuda", dtype).train()
+    ours = copy.deepcopy(plain)
+    patch_lora_linears(ours, "default", FAMILIES[model_type].same_input)
+    patch_rms_norm(ours)
+    ids = torch.randint(3, 300, (2, 9), device="cuda")
+    results = [outputs_and_gradients(model, ids) for model in (ours, plain)]
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-1  # either way bfloat16 rounds to 8 bits, in three layers
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine - theirs).norm() <= tolerance * theirs.norm()
+
+
+def outputs_and_gradients(model: nn.Module, ids: Tensor) -> list[Tensor]:
+    logits = model(input_ids=ids).logits.float()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return [logits.detach(), *(gradient.float() for gradient in torch.autograd.grad(logits.square().mean(), trained))]
+
+
+def test_an_adapted_layer_waits_for_nothing() -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(64, 48)), LoraConfig(r=4, target_modules=["0"])).cuda().train()
+    patch_lora_linears(model, "default")
+    layer, x = model.get_submodule("base_model.model.0"), torch.randn(2, 7, 64, device="cuda", requires_grad=True)
+    with no_waits(), torch.autocast("cuda", dtype=torch.bfloat16):
+        layer(x).float().square().sum().backward()
+    assert x.grad is not None
