@@ -105,7 +105,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     optimizer: tuple[Mapping[str, Tensor], Mapping[str, int | float]],
 ) -> Path:
-    """Write a checkpoint and return its folder.
+    """Write the checkpoint of `step` into the run's `checkpoints` folder, and return its own.
 
     Args:
         root: The run's `checkpoints` folder.

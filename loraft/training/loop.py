@@ -98,11 +98,7 @@ def _train(run: Trainer, state: RunState, stops: Sequence[int]) -> None:
 
 
 def _windows_or_save(run: Trainer, state: RunState) -> Iterator[StepBatches]:
-    """The windows of the state's epoch that are not yet trained on.
-
-    Raises:
-        DataError: A stream came to a row that may not be bad; what was trained is saved.
-    """
+    """The windows of the epoch that are left; what was trained is saved before a stream's bad row is refused."""
     place = (state.drawn, state.pieces)
     try:
         yield from run.plan.batches.windows(run.plan.data.train, state.epoch, state.window, place)

@@ -138,8 +138,11 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
         run.observer(Note(note))
     restore_rng(checkpoint.rng)
     rotate_checkpoints(run, state)  # a kill may have come between a checkpoint and this
-    end = f"the run is finished: its result is saved again from {newest.name}; {_how_to_train_on(run, state)}"
-    run.observer(Note(end if state.finished else f"going on from {newest.name}"))
+    longer = "num_train_epochs" if run.settings.max_steps is None else "max_steps"
+    if not all_trained(run, state):
+        longer = "early_stopping_patience, or with null"
+    again = f"its result is saved again from {newest.name}; to train on, `resume` with a greater training.{longer}"
+    run.observer(Note(f"the run is finished: {again}" if state.finished else f"going on from {newest.name}"))
     if taken_on:
         run.observer(Note(f"since the run was begun, {'; '.join(taken_on)}: taken on"))
     if steps_before is not None and steps_before != run.plan.steps and not state.finished:
@@ -147,19 +150,8 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     return True
 
 
-def _how_to_train_on(run: Trainer, state: RunState) -> str:
-    if not all_trained(run, state):
-        return "to train on, `resume` with a greater training.early_stopping_patience, or with null"
-    key = "num_train_epochs" if run.settings.max_steps is None else "max_steps"
-    return f"to train on, `resume` with a greater training.{key}"
-
-
 def _restore_weights(run: Trainer, folder: Path) -> None:
-    """Put the weights of a checkpoint back.
-
-    Raises:
-        RunFolderError: What is trained now has another form.
-    """
+    """Put the weights of a checkpoint back; that what is trained now has another form is refused."""
     place = weights_in(run, folder)
     try:
         if not place.is_dir():
@@ -191,14 +183,7 @@ def _is_harmless(key: str, before: RunConfig, now: RunConfig, *, longer: bool) -
 
 
 def rate_note(training: TrainingSection, *, step: int, before: int, now: int) -> str:
-    """What another number of steps does to the learning rate after `step`, in one sentence.
-
-    Args:
-        training: The resolved section that the run is gone on with.
-        step: The last step that was taken.
-        before: All steps, as the run was begun.
-        now: All steps, as it is gone on with.
-    """
+    """What it does to the learning rate after `step` that a run has `now` steps, where it was begun with `before`."""
     begun = learning_rate(training, min(step + 1, before), before)
     taken = learning_rate(training, step + 1, now)
     goes_on = f"the run goes on to step {now} instead of {before}"

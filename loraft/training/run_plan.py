@@ -21,7 +21,6 @@ from loraft.dataset.sampler import BatchSampler
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError
 from loraft.figures import counted
-from loraft.models.device import DeviceConfig
 from loraft.tasks.loss import BatchLayout
 from loraft.training.known_run import KnownRun, known_run
 from loraft.training.memory import MemoryPlan, plan_memory
@@ -29,6 +28,7 @@ from loraft.training.optimizer import learning_rate, resolve_optim, warmup_steps
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 LINE_STEP = 32
+"""On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
 CHECKPOINTED = "training.gradient_checkpointing auto is on: without it the run would not fit in memory"
 
 
@@ -67,6 +67,8 @@ def plan_run(config: RunConfig) -> RunPlan:
     memory, checkpointing = plan_memory(known, drawn, packed=packed)
     memory_notes = (CHECKPOINTED,) if checkpointing and config.training.gradient_checkpointing == "auto" else ()
     training = config.training.model_copy(update={"gradient_checkpointing": checkpointing})
+    in_16_bits_on_cpu = known.placement.device == "cpu" and known.placement.dtype != torch.float32
+    line_step = LINE_STEP if in_16_bits_on_cpu else 1
     steps, pad_id = steps_of(config, batches), data.renderer.tokenizer.pad_token_id
     known = replace(
         known,
@@ -76,7 +78,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     return RunPlan(
         **vars(known),
         batches=batches,
-        layout=BatchLayout(packed, pad_id if isinstance(pad_id, int) else 0, multiple_of=_line_step(known.placement)),
+        layout=BatchLayout(packed, pad_id if isinstance(pad_id, int) else 0, multiple_of=line_step),
         memory=memory,
         steps=steps,
         eval_every=_every(training.eval_steps, steps),
@@ -102,11 +104,6 @@ def _base_notes(config: RunConfig) -> Iterator[str]:
     if config.method != "full" and shown(name) != name:
         said = "where that is not, `base_model=MODEL` says where the base is"
         yield f"the adapter names its base by a path of this machine, {name}: {said}"
-
-
-def _line_step(placement: DeviceConfig) -> int:
-    """On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
-    return LINE_STEP if placement.device == "cpu" and placement.dtype != torch.float32 else 1
 
 
 def _resolved(known: KnownRun) -> KnownRun:
