@@ -102,7 +102,7 @@ class OpenModel:
         if settings["seed"] is None:
             settings["seed"] = torch.Generator().seed() % 2**32  # drawn once, for an answer that may be given twice
         asked = voice.conversation(prompt, options.system)
-        ids = voice.prompt_ids(asked)
+        ids = voice.renderer.prompt_ids(asked)
         notes += voice.about_prompts([asked])
         tracer = Tracer(session.model, voice.tokenizer, layers=layers) if trace else None
         context = DecoderState(session.model, use_cache=use_cache)
@@ -126,7 +126,7 @@ class OpenModel:
         voice = self._session.voice()
         tell(observer, *self.notes, *to_be_told(self._session, options))
         asked = [voice.conversation(prompt, options.system) for prompt in prompts]
-        ids = [voice.prompt_ids(messages) for messages in asked]
+        ids = [voice.renderer.prompt_ids(messages) for messages in asked]
         tell(observer, *voice.about_prompts(asked))
         settings = voice.settings(options)
         return complete_batch(self._session.model, voice.tokenizer, ids, **settings, batch_size=batch_size)

@@ -66,20 +66,19 @@ def evaluate(
     if baseline and not found.adapters:
         message = "there is no adapter to compare with its base"
         raise AdapterError(message, parameter="baseline", remedy="Name an adapter or a run that has one as `target`.")
-    purpose = purpose_of(requested, baseline=baseline)
+    purpose = purpose_of(requested, baseline=baseline, limit=limit)
     asked = None if metrics is None else known_metrics(metrics, purpose.task)
     source = read_eval_source(run_of(found), found.base, rows_from, purpose)
     names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
     if purpose.labels:
-        rows, subjects = classifying(requested, source, options, limit, observer, baseline=baseline)
+        rows, subjects = classifying(requested, source, options, observer)
     else:
-        rows, subjects = generating(requested, source, options, batch_size, limit, observer, baseline=baseline)
+        rows, subjects = generating(requested, source, options, batch_size, observer)
     return measure(
         rows,
         subjects[0],
         subjects[1] if baseline else None,
         metrics=names,
-        labels=purpose.labels,
         batch_size=batch_size,
         output=output,
         observer=observer,

@@ -111,22 +111,22 @@ def run_of(found: ResolvedTarget) -> PastRun | None:
 
 @dataclass(frozen=True)
 class EvalPurpose:
-    """What is evaluated is for this: its task, how its sources are rendered, and the classes that it tells apart."""
+    """What an evaluation is of; with a `baseline` the base is measured too, and with a `limit` the first rows alone."""
 
     task: Task
     sources: SourceFormat
     labels: tuple[str, ...] = ()
+    baseline: bool = False
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
 class EvalSource:
-    """The rows before they are tokens.
+    """The rows before they are tokens, and what those that have a right answer ask, by their places.
 
     Attributes:
         config: A config whose training rows, or whose held-out ones, they are.
         read: Its sources as records, which become tokens once.
-        held_out: They are its held-out ones.
-        questions: What the rows that have a right answer ask, by their places.
     """
 
     config: RunConfig
@@ -134,8 +134,9 @@ class EvalSource:
     held_out: bool
     called: str
     questions: Mapping[str, Reference]
-    notes: tuple[str, ...] = ()
-    run: PastRun | None = None
+    notes: tuple[str, ...]
+    run: PastRun | None
+    purpose: EvalPurpose
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,14 @@ class EvaluatedRows:
 
     items: Sequence[EvalExample]
     called: str
-    task: Task
+    purpose: EvalPurpose
     renderer: RowRenderer
     notes: tuple[str, ...]
 
     def prompt_ids(self, item: EvalExample) -> list[int]:
         """The tokens that an answer to a row follows: those that its loss was not of, up to its answer."""
         assert item.question is not None, "a row without a right answer asks nothing"
-        return self.task.prompt_ids(item.example, item.question, self.renderer)
+        return self.purpose.task.prompt_ids(item.example, item.question, self.renderer)
 
 
 def read_eval_source(run: PastRun | None, base: str, data: DataSource | None, purpose: EvalPurpose) -> EvalSource:
@@ -199,7 +200,7 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
         raise DataError.several(shortened(problems, remedy=None))
     if config.training.class_weights is not None and purpose.labels:
         notes.append("the run weighted its classes in training (training.class_weights): here each row counts the same")
-    return EvalSource(config, read, data is None, called, questions, tuple(notes), run)
+    return EvalSource(config, read, data is None, called, questions, tuple(notes), run, purpose)
 
 
 def _references(sources: Sequence[SourceRows], config: RunConfig) -> tuple[dict[str, Reference], list[Problem]]:
@@ -221,10 +222,8 @@ def _references(sources: Sequence[SourceRows], config: RunConfig) -> tuple[dict[
     return found, problems
 
 
-def rows_of(
-    source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions: int | None, limit: int | None
-) -> EvaluatedRows:
-    """The rows, or the first `limit`, as tokens, as they are in training, with the template of `tokenizer`.
+def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions: int | None) -> EvaluatedRows:
+    """The rows as tokens, as they are in training, with the template of `tokenizer`.
 
     `positions` is how many the model tells apart; None where that has no end.
     """
@@ -239,13 +238,13 @@ def rows_of(
     last = {example.where: place for place, example in enumerate(examples)}  # of a conversation in one row a turn
     items = [
         EvalExample(example, source.questions.get(example.where) if last[example.where] == place else None)
-        for place, example in enumerate(examples[:limit])
+        for place, example in enumerate(examples[: source.purpose.limit])
     ]
     told = prepared.report.notes
     if not source.held_out:  # they were prepared as if they were to be learned
         told = tuple(note.replace("training row", "row") for note in told)
     notes = (*source.notes, *prepared.renderer.notes, *told)
-    return EvaluatedRows(items, source.called, TASKS[source.config.task], prepared.renderer, notes)
+    return EvaluatedRows(items, source.called, source.purpose, prepared.renderer, notes)
 
 
 def unasked_as_trained(rows: EvaluatedRows, system_prompt: str | None) -> Iterator[str]:

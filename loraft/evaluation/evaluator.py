@@ -61,13 +61,7 @@ class EvalModel:
 
 @dataclass(frozen=True)
 class Figure:
-    """One model's figures.
-
-    Attributes:
-        loss: Negative log-likelihood a trained token, in nats; of a classifier a row.
-        perplexity: exp(loss); None of a classifier.
-        cut: Of its answers, those that the limit ended.
-    """
+    """One model's figures: the loss in nats a trained token, of a classifier a row; `cut` are answers at the limit."""
 
     name: str
     loss: float
@@ -95,10 +89,8 @@ class Evaluation:
     """What was found.
 
     Attributes:
-        task: As a config says it.
         data: What the rows are, in a few words.
-        rows: How many there are.
-        references: Those of them that have a right answer.
+        references: How many rows have a right answer.
         tokens: The trained tokens that the loss is of; of a classifier the rows.
         differences: What was evaluated minus its base, with the interval of each difference.
         signatures: How the figures were computed whose name does not say it.
@@ -137,8 +129,8 @@ class _Tallies:
         self.model, self.names, self.cut = model, names, 0
         self.losses = RowTally(losses(of_text=not labels), keep=keep)
         self.classes = LabelTally(labels, keep=keep) if labels else None
-        makers = () if labels else dict.fromkeys(METRICS[name] for name in names)
-        self.texts = [RowTally(maker(), keep=keep) for maker in makers]
+        metrics = () if labels else dict.fromkeys(METRICS[name] for name in names)
+        self.texts = [RowTally(metric(), keep=keep) for metric in metrics]
         self.answers: list[RowTally | LabelTally] = [*self.texts, *([self.classes] if self.classes else [])]
 
     @property
@@ -167,15 +159,13 @@ def evaluate(
     baseline: EvalModel | None,
     *,
     metrics: Sequence[str],
-    labels: Sequence[str] = (),
     batch_size: int,
     output: Path | None,
     observer: Observer,
 ) -> Evaluation:
     """Measure a model on rows and, on the same tokens, its base where there is one to compare it with.
 
-    Where there are no `metrics` besides the loss, nothing is generated. `labels` are the classes that the models tell
-    apart. The rows go to `output` in their order.
+    Where there are no `metrics` besides the loss, nothing is generated. The rows go to `output` in their order.
 
     Raises:
         DataError: There are no rows, or a row's prompt cannot be read.
@@ -185,7 +175,7 @@ def evaluate(
     if not rows.items:
         raise DataError("no row is left to evaluate on", where=rows.called)
     references = sum(item.question is not None for item in rows.items)
-    metrics = metrics if references else ()
+    metrics, labels = metrics if references else (), rows.purpose.labels
     begun, measured = perf_counter(), _Tallies(subject, metrics, labels, keep=baseline is not None)
     base = None if baseline is None else _Tallies(baseline, metrics, labels, keep=True)
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
@@ -194,7 +184,7 @@ def evaluate(
         _tally(rows, [measured, base] if base else [measured], batch_size, output, observer)
     seconds, told = perf_counter() - begun, measured.classes
     return Evaluation(
-        task=rows.task.name,
+        task=rows.purpose.task.name,
         data=rows.called,
         rows=len(rows.items),
         references=references,
@@ -205,7 +195,7 @@ def evaluate(
         signatures=measured.signatures,
         output=output,
         seconds=seconds,
-        confusion_matrix=Confusion(tuple(labels), told.confusion_matrix) if told else None,
+        confusion_matrix=Confusion(labels, told.confusion_matrix) if told else None,
     )
 
 

@@ -1,8 +1,7 @@
 """Figures that grow row by row: sums are held, and no row.
 
-A figure of many rows is a function of sums over them: a loss of losses and tokens, BLEU of n-gram counts, accuracy of
-hits. Where two models are to be compared by a bootstrap, the few numbers that each row adds are kept, so that the
-figure can be had of rows drawn anew.
+A figure of many rows is a function of sums over them: a loss of losses and tokens, BLEU of n-gram counts. For a
+bootstrap of two models the few numbers that each row adds are kept, so that the figure can be had of rows drawn anew.
 """
 
 from __future__ import annotations
@@ -104,29 +103,23 @@ def _share(name: str, holds: Callable[[str, str], bool]) -> RowMetric:
 
 
 def bleu() -> RowMetric:
-    """Corpus BLEU, 0 to 100.
-
-    Source: Papineni et al. 2002, as sacrebleu computes it (Post 2018): the signature says how.
-    """
+    """Corpus BLEU, 0 to 100: Papineni et al. 2002, as sacrebleu computes it (Post 2018); the signature says how."""
     from sacrebleu.metrics.bleu import BLEU
 
     return _sacrebleu("bleu", BLEU(), 10)
 
 
 def chrf() -> RowMetric:
-    """Corpus chrF2, 0 to 100.
-
-    Source: Popović 2015, as sacrebleu computes it: the signature says how.
-    """
+    """Corpus chrF2, 0 to 100: Popović 2015, as sacrebleu computes it; the signature says how."""
     from sacrebleu.metrics.chrf import CHRF
 
     return _sacrebleu("chrf", CHRF(), 18)
 
 
 def rouge() -> RowMetric:
-    """ROUGE-1, ROUGE-2 and ROUGE-L: the mean of the rows' F-measures, 0 to 1; only a to z and digits are read.
+    """ROUGE-1, ROUGE-2 and ROUGE-L: the mean of the rows' F-measures, 0 to 1: Lin 2004, as rouge-score computes it.
 
-    Source: Lin 2004, as rouge-score computes it.
+    It reads only the letters a to z and digits: in other scripts it says nothing.
     """
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer

@@ -70,7 +70,7 @@ class RequestedModel:
         return opened
 
 
-def purpose_of(model: RequestedModel, *, baseline: bool) -> EvalPurpose:
+def purpose_of(model: RequestedModel, *, baseline: bool, limit: int | None) -> EvalPurpose:
     """What a target is for, as far as its record and its config tell, before any weight is loaded."""
     found, choice = model.found, model.choice
     task = TASKS[task_of(found)]
@@ -82,7 +82,7 @@ def purpose_of(model: RequestedModel, *, baseline: bool) -> EvalPurpose:
         raise ModelError(message, parameter="source_lang" if choice.source_lang else "target_lang")
     if labels and baseline and classes_of(replace(found, adapters=())) != labels:
         raise _no_baseline(found.base)
-    return EvalPurpose(task, in_languages(found.metadata.sources, choice), labels)
+    return EvalPurpose(task, in_languages(found.metadata.sources, choice), labels, baseline, limit)
 
 
 def _no_baseline(base: str) -> AdapterError:
@@ -91,43 +91,30 @@ def _no_baseline(base: str) -> AdapterError:
 
 
 def generating(
-    model: RequestedModel,
-    source: EvalSource,
-    options: GenerationRequest,
-    batch_size: int,
-    limit: int | None,
-    observer: Observer,
-    *,
-    baseline: bool,
+    model: RequestedModel, source: EvalSource, options: GenerationRequest, batch_size: int, observer: Observer
 ) -> tuple[EvaluatedRows, list[EvalModel]]:
     """The rows as what writes text reads them; it, and its base where that is wanted."""
     session = model.session()
     tell(observer, *session.notes, *to_be_told(session, options, MEASURED))
     voice = session.voice()
-    rows = rows_of(source, voice.tokenizer, positions=prompt_limit(session.model), limit=limit)
+    rows = rows_of(source, voice.tokenizer, positions=prompt_limit(session.model))
     tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
     settings = voice.settings(options)
-    names = (voice.name, BASE) if baseline else (voice.name,)
+    names = (voice.name, BASE) if source.purpose.baseline else (voice.name,)
     return rows, [_subject(session, name, settings, batch_size) for name in names]
 
 
 def classifying(
-    model: RequestedModel,
-    source: EvalSource,
-    options: GenerationRequest,
-    limit: int | None,
-    observer: Observer,
-    *,
-    baseline: bool,
+    model: RequestedModel, source: EvalSource, options: GenerationRequest, observer: Observer
 ) -> tuple[EvaluatedRows, list[EvalModel]]:
     """The same of a classifier; its base is refused where its files lack the head."""
     classifier = model.classifier(observer)
-    if baseline and classifier.loaded.new_modules:
+    if source.purpose.baseline and classifier.loaded.new_modules:
         raise _no_baseline(classifier.loaded.name)
-    rows = rows_of(source, classifier.loaded.tokenizer, positions=classifier.context, limit=limit)
+    rows = rows_of(source, classifier.loaded.tokenizer, positions=classifier.context)
     unused = ("a classifier generates nothing: `max_new_tokens` is not used",) if options.max_new_tokens else ()
     tell(observer, *rows.notes, *unused)
-    named = [(classifier.name or BASE, False), *([(BASE, True)] if baseline else [])]
+    named = [(classifier.name or BASE, False), *([(BASE, True)] if source.purpose.baseline else [])]
     return rows, [_telling(classifier, name, base=base) for name, base in named]
 
 

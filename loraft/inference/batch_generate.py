@@ -50,12 +50,7 @@ class BatchPrompt:
 
 @dataclass(frozen=True)
 class AnsweredFile:
-    """What was done: of all rows, how many the file held before, and how long this run took, loading aside.
-
-    Attributes:
-        cut: Of the answers of this run, those that the limit ended.
-        tokens: The tokens of the answers of this run.
-    """
+    """What was done: of the file's rows, those `held` before; of this run the answers cut at the limit, and tokens."""
 
     output: Path
     rows: int
@@ -171,7 +166,7 @@ def _prompts(session: Session, voice: Speaker, questions: Sequence[BatchPrompt],
     problems, prompts = [], []
     for question in questions:
         try:
-            ids = voice.prompt_ids(question.to(voice, system))
+            ids = voice.renderer.prompt_ids(question.to(voice, system))
         except DataError as error:
             problems += [replace(problem, where=question.row.where) for problem in error.problems]
             continue
@@ -228,14 +223,12 @@ def compare(
         for note in voice.notes if name != session.voice().name else ():  # those of the first were told already
             observer(Note(f"{name}: {note}"))
         asked = [voice.conversation(prompt, options.system) for prompt in prompts]
-        ids = [voice.prompt_ids(messages) for messages in asked]
+        ids = [voice.renderer.prompt_ids(messages) for messages in asked]
         for note in voice.about_prompts(asked):
             observer(Note(f"{name}: {note}"))
         with session.speaking(voice) as model:
             settings = voice.settings(options)
             answers[name] = complete_batch(model, voice.tokenizer, ids, **settings, batch_size=batch_size)
         observer(Progress("answers", len(answers) * len(prompts), len(voices) * len(prompts)))
-    return [
-        AdapterComparison(prompt, {name: answers[name][index] for name in voices})
-        for index, prompt in enumerate(prompts)
-    ]
+    of_prompts = zip(prompts, zip(*answers.values(), strict=True), strict=True)
+    return [AdapterComparison(prompt, dict(zip(voices, said, strict=True))) for prompt, said in of_prompts]

@@ -30,12 +30,7 @@ from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
 @dataclass(frozen=True)
 class TextTokens:
-    """A text, or a pair of texts, as tokens.
-
-    Attributes:
-        types: Which of two texts each is of, where the model tells them apart.
-        is_cut: The text is longer than the model's positions, and these are its beginning.
-    """
+    """The tokens of a text or a pair, or of the beginning that fits, and of which text each is where a model asks."""
 
     ids: list[int]
     types: list[int] | None
@@ -49,9 +44,7 @@ class Classifier:
     Attributes:
         loaded: The base, with the adapter's layers in it where there is one.
         model: What is run: the base, or peft's wrapper around it.
-        renderer: Makes tokens as they were made in training, and knows the classes.
         adapter: The adapter's folder; None for a model that classifies by itself.
-        notes: What was decided and found, a sentence each.
     """
 
     loaded: LoadedModel

@@ -52,10 +52,7 @@ class Completion:
 
 @dataclass
 class PartialCompletion:
-    """An answer while it grows: its tokens so far, without a stop id, and for each the text that it made readable.
-
-    A stop id has a place in `seconds` alone.
-    """
+    """An answer while it grows: its tokens, and what each made readable; of a stop id the seconds alone."""
 
     prompt_ids: Sequence[int]
     limit: int
@@ -142,10 +139,7 @@ class TokenStream(Iterator[Token]):
 
 
 class Stream(TokenStream):
-    """The tokens of one answer, as they come; then `completion`.
-
-    Until it is exhausted or stopped, the model stays in `ordinary_attention`.
-    """
+    """The tokens of one answer, then `completion`; until then, or `stop`, the model stays in `ordinary_attention`."""
 
     def __init__(self, answer: PartialCompletion, tokens: Generator[Token, None, Completion]) -> None:
         super().__init__(tokens)

@@ -31,9 +31,7 @@ from loraft.tokenization.boundaries import shared_beginning
 class ChatStream(TokenStream):
     """An answer on its way: iterate over its tokens, or `stop` it; either way it is then part of the conversation.
 
-    Attributes:
-        prompt_tokens: How many the conversation has up to this answer.
-        held: Those of them that the cache held already; the rest was read.
+    Of its `prompt_tokens`, those of the conversation before it, the cache `held` some already; the rest was read.
     """
 
     def __init__(self, tokens: Generator[Token, None, Completion], prompt_tokens: int, held: int) -> None:
@@ -94,7 +92,7 @@ class ChatSession:
             OutOfMemoryError: While iterating, if the device is too small.
         """
         asked = [*self._messages, Message("user", text)]
-        ids = self.voice.prompt_ids(self.voice.with_system(asked, self.options.system))
+        ids = self.voice.renderer.prompt_ids(self.voice.with_system(asked, self.options.system))
         most = prompt_limit(self.session.model)
         if most is not None and len(ids) > most:
             message = f"the conversation has {len(ids):,} tokens, and this model has learned {most:,} positions"

@@ -58,11 +58,6 @@ class DecoderState:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
     @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        return self._model.device
-
-    @property
     def length(self) -> int:
         """How many tokens were read of each row, padding counted, the encoder's not."""
         return 0 if self._ids is None else self._ids.shape[1]
@@ -94,16 +89,16 @@ class DecoderState:
         own start token.
         """
         if not self._model.config.is_encoder_decoder:
-            ids, mask = padded(rows, self.device)
+            ids, mask = padded(rows, self._model.device)
             return ids[:, self.length :], mask
         started = perf_counter()
-        ids, mask = padded(rows, self.device, "right")
+        ids, mask = padded(rows, self._model.device, "right")
         encoder = cast("nn.Module", self._model.get_encoder())
         with torch.inference_mode(), _reading(self._model):
             states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         self.source = EncodedSource(states, mask, perf_counter() - started)
         start = start_token(self._model) if start is None else start
-        return torch.full((len(rows), 1), start, device=self.device), None
+        return torch.full((len(rows), 1), start, device=self._model.device), None
 
     @torch.inference_mode()
     def read(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -160,12 +155,14 @@ class DecoderState:
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order; a row that is named twice goes on twice."""
-        kept = torch.tensor(rows, device=self.device)
+        kept = torch.tensor(rows, device=self._model.device)
         if self._cache is not None:
             self._cache.batch_select_indices(kept)
         if self.source is not None:
-            self.source = replace(self.source, states=self.source.states[kept], mask=_rows(self.source.mask, kept))
-        self._ids, self._mask = _rows(self._ids, kept), _rows(self._mask, kept)
+            mask = None if self.source.mask is None else self.source.mask[kept]
+            self.source = replace(self.source, states=self.source.states[kept], mask=mask)
+        self._ids = None if self._ids is None else self._ids[kept]
+        self._mask = None if self._mask is None else self._mask[kept]
 
     @torch.inference_mode()
     def rewind(self, length: int) -> None:
@@ -183,10 +180,6 @@ def _reading(model: PreTrainedModel) -> Iterator[None]:
     remedy = "Answer fewer prompts at a time (`batch_size`), or shorter ones (`max_new_tokens`)."
     with memory_errors(message, remedy=remedy), products_in_model_dtype(model):
         yield
-
-
-def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if values is None else values[rows]
 
 
 def padded(

@@ -182,16 +182,12 @@ def _tokens(
 
 @dataclass(frozen=True)
 class _Beam:
-    """One of the answers that are followed, and the row of the context that it goes on from.
-
-    Attributes:
-        score: The sum of the logarithms, after the rules; of a finished one divided by length ** length_penalty.
-    """
+    """One of the answers that are followed, and the row of the context that it goes on from."""
 
     row: int
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    score: float = 0.0
+    score: float = 0.0  # the sum after the rules; of a finished one divided by length ** length_penalty
 
 
 def _search(context: DecoderState, answer: PartialCompletion) -> Iterator[None]:
@@ -219,7 +215,7 @@ def _search(context: DecoderState, answer: PartialCompletion) -> Iterator[None]:
             going = []
         if going:
             context.keep([beam.row for beam in going])
-            ids, mask = torch.tensor([beam.token_ids[-1:] for beam in going], device=context.device), None
+            ids, mask = torch.tensor([beam.token_ids[-1:] for beam in going], device=logits.device), None
         seconds.append(perf_counter() - started)
         started = perf_counter()
     best = finished[0]
@@ -238,7 +234,7 @@ def _continuations(
     seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
     at_end = [len(beam.token_ids) == answer.limit - 1 for beam in going]
     allowed = apply_logit_rules(of_model, rules, seen=seen, at_start=not going[0].token_ids, at_end=at_end)
-    totals = (allowed + torch.tensor([[beam.score] for beam in going], device=context.device)).flatten()
+    totals = (allowed + torch.tensor([[beam.score] for beam in going], device=logits.device)).flatten()
     scores, places = totals.topk(min(most, len(totals)))
     logprobs = of_model.flatten()[places].tolist()
     found = []

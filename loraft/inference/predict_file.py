@@ -44,12 +44,7 @@ class TextRow:
 
 @dataclass(frozen=True)
 class PredictedFile:
-    """What was done: of all rows, how many the file held before, and how long this run took, loading aside.
-
-    Attributes:
-        cut: Of the rows of this run, those whose text is longer than the model's positions.
-        predictions: How many rows of this run were given each class, the most frequent first.
-    """
+    """What was done: of the file's rows, those `held` before; of this run the texts that were cut, and classes."""
 
     output: Path
     rows: int

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 from torch import Generator, Tensor
-from transformers import GenerationConfig, MinPLogitsWarper, PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from loraft.errors import ConfigError, ModelError, NonFiniteError, Problem
 from loraft.inference.requests import GenerationRequest
@@ -30,16 +30,12 @@ class SamplingParams:
 
     Attributes:
         temperature: Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy: the likeliest token, always.
-        top_k: Only this many of the likeliest tokens stay; None keeps all.
-        top_p: Only the smallest set of likeliest tokens with at least this mass stays; None keeps all.
-        min_p: Only tokens at least this share as likely as the likeliest stay; None keeps all.
         repetition_penalty: Divides positive logits of tokens that were read or said, and multiplies negative ones;
             of an encoder-decoder only what the decoder read counts. 1 is none.
         num_beams: How many answers are followed at once; 1 follows one. Beams draw nothing: they are greedy.
         length_penalty: The exponent of the length that a beam's score is divided by.
         early_stopping: When beams end: True as soon as there are enough, False when better ones are unlikely,
             "never" when better ones cannot be.
-        never: Ids that the model must not say.
         first: The id that an answer must begin with, such as a language's; None leaves it free.
         last: The ids of which one must come where the limit leaves room for one token; none leave it free.
         start: The id that a decoder behind an encoder reads first; None is the model's own.
@@ -178,15 +174,11 @@ def saved_defaults(folder: Path) -> GenerationConfig | None:
         return None
     with quietly_reading(file):
         defaults: GenerationConfig = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return _checked(defaults, file)
+    return checked(defaults, file)
 
 
-def own_defaults(model: PreTrainedModel, folder: Path) -> GenerationConfig:
-    """The defaults of an encoder-decoder without the file: its config.json may say how answers begin and end."""
-    return _checked(model.generation_config, folder / "config.json")
-
-
-def _checked(defaults: GenerationConfig, file: Path) -> GenerationConfig:
+def checked(defaults: GenerationConfig, file: Path) -> GenerationConfig:
+    """Defaults that a file gives, if the values that loraft heeds have their types."""
     try:
         _Heeded.model_validate(defaults)
     except ValidationError as error:

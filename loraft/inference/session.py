@@ -20,7 +20,7 @@ from loraft.errors import AdapterError, ConfigError, ModelError
 from loraft.inference.completion import stop_texts_of
 from loraft.inference.engine import Settings
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.sampling import SamplingParams, own_defaults, saved_defaults, unheeded_defaults
+from loraft.inference.sampling import SamplingParams, checked, saved_defaults, unheeded_defaults
 from loraft.io.resources import memory_errors
 from loraft.models.device import DTYPES, select_device
 from loraft.models.hf_config import check_dtype
@@ -103,10 +103,6 @@ class Speaker:
         """What there is to say about what is asked, a sentence each."""
         return self.renderer.control_tokens.findings(each.content for messages in prompts for each in messages)
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens that an answer to `messages` follows; for an encoder, those that it reads."""
-        return self.renderer.prompt_ids(messages)
-
 
 @dataclass(frozen=True, eq=False)
 class Session:
@@ -116,7 +112,6 @@ class Session:
         model: What is run: the base, or peft's wrapper with every adapter in it.
         voices: Each adapter's by its name, then the base's; the first one answers where nobody says which.
         quantization: How the base is stored in 4 bits, or was until it was merged; None where it is not.
-        notes: What was decided and found, a sentence each.
     """
 
     loaded: LoadedModel
@@ -213,7 +208,8 @@ def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) ->
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
         metadata = replace(metadata, sources=in_languages(metadata.sources, choice))
         renderer = task.renderer_as_trained(own, metadata)
-        defaults = defaults or (own_defaults(loaded.model, loaded.folder) if renderer.reads_source else None)
+        if defaults is None and renderer.reads_source:  # its config.json may say how answers begin and end
+            defaults = checked(loaded.model.generation_config, loaded.folder / "config.json")
         return Speaker(name, folder, own, renderer, defaults, task.tokens_of_language(loaded.model, renderer))
 
     voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.metadata) for each in found.adapters}

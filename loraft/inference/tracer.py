@@ -69,7 +69,6 @@ class Step:
         candidates: The likeliest by the model, and what was taken where it is not among them.
         entropy_bits: How undecided the model was, before the rules: 0 is certain, n is as open as 2ⁿ equal choices.
         cache_tokens: How many tokens of each layer the cache holds then; 0 without a cache.
-        layers: What each layer would have said; empty where nobody asked.
         attended: What it attended to most in the source; empty without an encoder.
     """
 
@@ -98,13 +97,7 @@ class EncoderPass:
 
 @dataclass(frozen=True)
 class Trace:
-    """How an answer came about.
-
-    Attributes:
-        rules: What the rules were, where they differ from plain greedy choice.
-        steps: One a token, the stop id included.
-        ended_with: The stop id's piece; None where it was no stop id.
-    """
+    """How an answer came about: by rules that differ from plain greedy choice, in a step a token, the stop id's too."""
 
     prompt: tuple[Piece, ...]
     encoder: EncoderPass | None

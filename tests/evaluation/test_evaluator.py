@@ -55,7 +55,7 @@ def reference_loss(place: Path) -> tuple[float, int]:
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place / "base"), str(place / "a")).eval()
     source = read_eval_source(None, str(place / "base"), DataSource(path=str(place / "rows.jsonl")), GENERATES)
     total, tokens = 0.0, 0
-    for item in rows_of(source, tiny_tokenizer(), positions=None, limit=None).items:
+    for item in rows_of(source, tiny_tokenizer(), positions=None).items:
         batch = {
             "input_ids": torch.tensor([item.example.input_ids]),
             "labels": torch.tensor([item.example.labels]),
@@ -150,8 +150,9 @@ def test_a_model_trained_whole_is_evaluated_on_its_run_too(tmp_path: Path) -> No
 
 
 def few_items(place: Path, count: int = 5) -> EvaluatedRows:
-    source = read_eval_source(None, str(place / "base"), DataSource(path=str(place / "rows.jsonl")), GENERATES)
-    return rows_of(source, tiny_tokenizer(), positions=None, limit=count)
+    purpose = EvalPurpose(TASKS["causal_lm"], SourceFormat(), limit=count)
+    source = read_eval_source(None, str(place / "base"), DataSource(path=str(place / "rows.jsonl")), purpose)
+    return rows_of(source, tiny_tokenizer(), positions=None)
 
 
 def measured_by(place: Path, subject: EvalModel, **arguments: Any) -> Evaluation:
@@ -253,7 +254,7 @@ def test_every_row_of_a_file_is_evaluated_of_a_run_that_streamed_its_own(tmp_pat
         {"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", "eval": None, "streaming": True}}
     )
     source = read_eval_source(PastRun(tmp_path, run), "x", DataSource(path=str(tmp_path / "rows.jsonl")), GENERATES)
-    assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 1100
+    assert len(rows_of(source, tiny_tokenizer(), positions=None).items) == 1100
 
 
 NAMED = {"columns": {"instruction": "Frage", "output": "Antwort"}, "format": "alpaca"}
@@ -278,7 +279,7 @@ def test_a_file_is_read_by_the_names_that_are_given_those_of_the_run_or_its_own(
     run = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", **trained}})
     source = read_eval_source(PastRun(tmp_path, run), "x", DataSource(path=path, **given), GENERATES)
     assert [question.reference for question in source.questions.values()] == ["me"] * 3
-    assert len(rows_of(source, tiny_tokenizer(), positions=None, limit=None).items) == 3
+    assert len(rows_of(source, tiny_tokenizer(), positions=None).items) == 3
 
 
 def test_the_training_rows_of_a_stream_are_not_read_to_evaluate(tmp_path: Path) -> None:

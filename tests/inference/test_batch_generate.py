@@ -75,7 +75,7 @@ def test_c35_each_row_is_answered_as_it_would_be_alone(session: Session, tmp_pat
         for number, (row, question) in enumerate(
             zip(rows_of(tmp_path / "o.jsonl"), read_questions(asked(tmp_path)), strict=True)
         ):
-            ids = voice.prompt_ids(question.to(voice, None))
+            ids = voice.renderer.prompt_ids(question.to(voice, None))
             settings = voice.settings(replace(options, seed=options.seed and options.seed + number))
             alone = stream(session.model, voice.tokenizer, ids, **settings).completion
             assert (row["completion"], row["finish_reason"]) == (alone.completion, alone.finish_reason)

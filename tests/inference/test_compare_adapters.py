@@ -29,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def alone(session: Session, prompt: str) -> Completion:
     voice = session.voice()
-    ids = voice.prompt_ids(voice.conversation(prompt))
+    ids = voice.renderer.prompt_ids(voice.conversation(prompt))
     return stream(session.model, voice.tokenizer, ids, **voice.settings(OPTIONS)).completion
 
 

@@ -32,7 +32,7 @@ BOTH = {"layers": {"encoder": "last:2", "decoder": "all"}}
 
 
 def answers(session: Session, voice: Speaker, texts: tuple[str, ...] = TEXTS, **options: Any) -> list[list[int]]:
-    prompts = [voice.prompt_ids(voice.conversation(text)) for text in texts]
+    prompts = [voice.renderer.prompt_ids(voice.conversation(text)) for text in texts]
     with session.speaking(voice) as model:
         found = complete_batch(model, voice.tokenizer, prompts, **voice.settings(GenerationRequest(**options)))
     return [list(answer.token_ids) for answer in found]
@@ -63,7 +63,7 @@ def test_an_adapter_answers_as_peft_and_transformers_do(tmp_path: Path, model_ty
     assert json.loads((adapter / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
     session = open_session(ModelRequest(str(adapter)))
     voice = session.voice()
-    assert voice.prompt_ids([Message("user", "order")]) == voice.tokenizer("say: order")["input_ids"]
+    assert voice.renderer.prompt_ids([Message("user", "order")]) == voice.tokenizer("say: order")["input_ids"]
     said = answers(session, voice)
     assert said == of_peft(base, adapter, prefix="say: ")
     assert said != answers(session, session.voice(BASE)), "the adapter has an effect"
@@ -113,7 +113,7 @@ def test_a_base_that_knows_languages_is_asked_in_those_that_are_said(tmp_path: P
     assert target in (caught.value.problems[0].remedy or "")
     session = open_session(ModelRequest(str(base), dtype="float32", source_lang=source, target_lang=target))
     voice = session.voice()
-    assert voice.tokenizer.convert_ids_to_tokens(voice.prompt_ids([Message("user", "hello")]))[0] == source
+    assert voice.tokenizer.convert_ids_to_tokens(voice.renderer.prompt_ids([Message("user", "hello")]))[0] == source
     other = open_session(ModelRequest(str(base), dtype="float32", source_lang=source, target_lang="spa_Latn"))
     first = {answers(each, each.voice(), ("hello",))[0][0] for each in (session, other)}
     assert first == set(voice.tokenizer.convert_tokens_to_ids([target, "spa_Latn"]))
@@ -147,8 +147,8 @@ def test_the_base_beside_an_adapter_is_asked_as_the_adapter_is(tmp_path: Path) -
     adapter = pair_adapter_in(tmp_path / "adapter", base, prefix="say: ")
     beside = open_session(ModelRequest(str(adapter))).voice(BASE)
     alone = open_session(ModelRequest(str(base))).voice()
-    assert beside.prompt_ids([Message("user", "order")]) == beside.tokenizer("say: order")["input_ids"]
-    assert alone.prompt_ids([Message("user", "order")]) == alone.tokenizer("order")["input_ids"]
+    assert beside.renderer.prompt_ids([Message("user", "order")]) == beside.tokenizer("say: order")["input_ids"]
+    assert alone.renderer.prompt_ids([Message("user", "order")]) == alone.tokenizer("order")["input_ids"]
 
 
 def test_the_language_of_rows_is_that_of_training_or_the_one_that_is_said(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_each_voice_has_its_template_system_prompt_and_stop_ids(place: Path, tmp
     adapter_in(tmp_path / "b", place / "base", chat_template=NAME_FIRST)
     session = open_session(ModelRequest(None, [f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"]))
     texts = {
-        name: voice.tokenizer.decode(voice.prompt_ids(voice.conversation("Hi")))
+        name: voice.tokenizer.decode(voice.renderer.prompt_ids(voice.conversation("Hi")))
         for name, voice in session.voices.items()
     }
     assert texts["a"].startswith("<|im_start|>system\nBe brief.<|im_end|>")
@@ -101,10 +101,10 @@ def test_a_base_without_a_template_converses_in_chatml_and_says_so(tmp_path: Pat
     base = base_in(tmp_path / "base")
     (base / "chat_template.jinja").unlink()
     voice = open_session(ModelRequest(str(base))).voice()
-    assert voice.tokenizer.decode(voice.prompt_ids(voice.conversation("Hi"))) == "Hi"
+    assert voice.tokenizer.decode(voice.renderer.prompt_ids(voice.conversation("Hi"))) == "Hi"
     conversing = voice.conversing()
     assert "printed as chatml" in conversing.renderer.notes[0]
-    text = conversing.tokenizer.decode(conversing.prompt_ids([Message("user", "Hi")]))
+    text = conversing.tokenizer.decode(conversing.renderer.prompt_ids([Message("user", "Hi")]))
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -278,7 +278,7 @@ def test_memory_that_runs_out_while_answering_is_told(place: Path, monkeypatch: 
 
     monkeypatch.setattr(wrapped_model(session.model), "forward", full)
     voice = session.voice()
-    ids = voice.prompt_ids(voice.conversation("Hi"))
+    ids = voice.renderer.prompt_ids(voice.conversation("Hi"))
     with pytest.raises(OutOfMemoryError, match="`max_new_tokens`"):
         _ = stream(session.model, voice.tokenizer, ids, **voice.settings(GenerationRequest())).completion
 
