@@ -94,7 +94,6 @@ Span = tuple[int, int]
 
 GUARDS = ("\n", "a", "1", ".")
 """What is put before a text that is tokenized apart where a tokenizer begins every text with a space of its own."""
-
 KNOWN_CHARACTERS = 4_000_000
 """Prompts whose tokens are kept, in characters of all of them."""
 
@@ -104,7 +103,6 @@ class BorderedText:
     """A text with the places where prompts end in it.
 
     Attributes:
-        text: The text.
         borders: Where the prompt of an answer ends, in order.
         literal: Where control tokens are written that are to be read as plain text.
         opens: The tokenizer puts its own special tokens before the text; otherwise a template has printed them.
@@ -157,7 +155,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Check:
-    """A border inside a piece: how many of its tokens are before it, those that are compared, and with which prompt."""
+    """A border inside a piece: its place, how many of its tokens are before it, and which are compared to what."""
 
     border: int
     place: int
@@ -186,15 +184,12 @@ class TextEncoder:
             rows = {index: [(start, piece, next(encoded)) for start, piece in pieces[index]] for index in left}
             checks = {index: list(self._checks(texts[index], cuts[index], row)) for index, row in rows.items()}
             self._look_up(check.prompt for of in checks.values() for check in of)
-            joined = {
-                index: {check.border for check in of if check.ids != self._prompts[check.prompt]}
-                for index, of in checks.items()
-            }
-            for index in (index for index in left if not joined[index]):
-                found[index] = _together(rows[index], checks[index])
-            left = [index for index in left if joined[index]]
-            for index in left:
-                cuts[index] |= joined[index]
+            for index, of in checks.items():
+                joined = {check.border for check in of if check.ids != self._prompts[check.prompt]}
+                cuts[index] |= joined
+                if not joined:
+                    found[index] = _together(rows[index], of)
+            left = [index for index in left if index not in found]
         return [found[index] for index in range(len(texts))]
 
     def _checks(

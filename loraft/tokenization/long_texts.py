@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -70,12 +70,7 @@ Span = tuple[int, int]
 
 
 class ManyTokensError(Exception):
-    """A text that cannot be cut, and certainly has more tokens than were asked for.
-
-    Attributes:
-        fewest: It has at least so many.
-        refusal: Why it cannot be read.
-    """
+    """A text that cannot be cut, for the reason of `refusal`, and certainly has more tokens than were asked for."""
 
     def __init__(self, fewest: int, refusal: DataError) -> None:
         super().__init__(f"at least {fewest} tokens")
@@ -85,33 +80,14 @@ class ManyTokensError(Exception):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Tokens:
-    """A text as tokens.
+    """A text as tokens, and where in it each begins and ends.
 
     Attributes:
-        ids: The tokens.
-        offsets: Where in the text each begins and ends: pairs, or an array `[tokens, 2]`; empty where they were not
-            asked for.
+        offsets: Pairs, or an array `[tokens, 2]`; empty where they were not asked for.
     """
 
     ids: list[int]
     offsets: Any = ()
-
-
-class _Rough(Sequence[Span]):
-    """Offsets that tell special tokens, which are nowhere in the text, from all others, which are somewhere in it."""
-
-    def __init__(self, count: int, own: range, characters: int) -> None:
-        self._count, self._own, self._characters = count, own, characters
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            start, stop, _ = place.indices(self._count)
-            own = range(max(self._own.start - start, 0), min(self._own.stop, stop) - start)
-            return _Rough(stop - start, own, self._characters)
-        return (0, self._characters) if range(self._count)[place] in self._own else (0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +95,9 @@ class LongTexts:
     """One way of a tokenizer from texts, however long, to tokens.
 
     Attributes:
-        tokenizer: The tokenizer.
-        special: It puts its special tokens around each text.
-        offsets: Offsets are wanted; where `rough`, rough ones of long texts are enough.
-        rough: It takes less time to tell them.
+        special: The tokenizer puts its special tokens around each text.
+        offsets: Offsets are wanted.
+        rough: Of long texts it is enough, and takes less time, that they tell special tokens from those of the text.
         target: The texts are targets, which some tokenizers mark otherwise.
         literal: Control tokens that are written in the texts are read as plain text.
     """
@@ -144,7 +119,7 @@ class LongTexts:
         found: list[Tokens] = []
         for start, stop in calls([len(text) for text in texts]):
             if stop - start == 1 and len(texts[start]) > LONG:
-                found.append(long._long(texts[start], rough=self.rough))
+                found.append(long._long(texts[start]))
             else:
                 found += self._call(texts[start:stop], special=self.special)
         return found
@@ -171,7 +146,7 @@ class LongTexts:
             raise
         return text
 
-    def _long(self, text: str, *, rough: bool) -> Tokens:
+    def _long(self, text: str) -> Tokens:
         before, after = self._around()
         ids, offsets = list(before), [np.zeros((len(before), 2), np.int32)]
         known: dict[int, int] = {}  # one object for each id: a number of Python's own takes four times its place
@@ -182,8 +157,9 @@ class LongTexts:
                 if self.offsets and tokens.ids:
                     offsets.append(_moved(tokens.offsets, start, text))
         ids += after
-        if rough:
-            return Tokens(ids, _Rough(len(ids), range(len(before), len(ids) - len(after)), len(text)))
+        if self.rough:  # special tokens are nowhere in the text, and all others somewhere
+            somewhere = [(0, len(text))] * (len(ids) - len(before) - len(after))
+            return Tokens(ids, [(0, 0)] * len(before) + somewhere + [(0, 0)] * len(after))
         return Tokens(ids, np.concatenate([*offsets, np.zeros((len(after), 2), np.int32)]) if self.offsets else ())
 
     def _around(self) -> tuple[list[int], list[int]]:
@@ -203,27 +179,24 @@ class LongTexts:
             backend.no_padding()
             backend.encode_special_tokens = self.literal
             return [Tokens(read.ids) for read in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        options: dict[str, Any] = {"text_target" if self.target else "text": list(texts), "add_special_tokens": special}
-        options["split_special_tokens"] = self.literal
-        if self.offsets:
-            options["return_offsets_mapping"] = True
-        read: Any = self.tokenizer(**options, verbose=False)
+        options: dict[str, Any] = {"return_offsets_mapping": True} if self.offsets else {}
+        options |= {"text_target" if self.target else "text": list(texts), "add_special_tokens": special}
+        read: Any = self.tokenizer(**options, split_special_tokens=self.literal, verbose=False)
         offsets = read["offset_mapping"] if self.offsets else [()] * len(texts)
         return [Tokens(*each) for each in zip(read["input_ids"], offsets, strict=True)]
 
     def _pieces(self, text: str, at_once: int = AT_ONCE) -> Iterator[list[Span]]:
-        """The pieces of a text, some at a time; a space between two of them belongs to neither, or to the second one.
-
-        Raises:
-            DataError: A piece would be longer than what is read whole.
-        """
+        """The pieces of a text, some at a time; a space between two of them belongs to neither, or to the second."""
         cut = _cut_of(self.tokenizer)
         cuts = self._cuts(text, *cut, min(at_once, AT_ONCE)) if cut is not None else iter(())
         held: list[Span] = []
         start, characters = 0, 0
         for stop in chain(cuts, [len(text)]):
             if stop - start > UNBROKEN:
-                raise _cannot_be_cut(text, start)
+                unbroken = f"from character {start + 1:,} on no place in {UNBROKEN:,} where it can be cut"
+                why = "without changing tokens: it would take too much memory to read"
+                message = f"has {len(text):,} characters, and {unbroken} {why}"
+                raise DataError(message, remedy="put spaces or line ends between words, or leave it out")
             if held and (len(held) >= at_once or characters + stop - start > TOGETHER):
                 yield held
                 held, characters = [], 0
@@ -234,19 +207,19 @@ class LongTexts:
 
     def _cuts(self, text: str, places: re.Pattern[str], skips: bool, at_once: int) -> Iterator[int]:
         """Where the text is cut, in order: at places far enough apart that pass the experiment."""
-        at: int | None = 0
-        while at is not None:
-            tried: list[int] = []
-            while at is not None and len(tried) < at_once:
-                found = places.search(text, at + PIECE)
-                at = None if found is None else found.start()
-                tried += [] if at is None else [at]
+
+        def far_apart() -> Iterator[int]:
+            at = 0
+            while found := places.search(text, at + PIECE):
+                at = found.start()
+                yield at
+
+        left = far_apart()
+        while tried := list(islice(left, at_once)):
             yield from self._harmless(text, tried, skips)
 
     def _harmless(self, text: str, places: Sequence[int], skips: bool) -> list[int]:
         """The places whose two sides have, one after the other, the tokens that they have in one piece."""
-        if not places:
-            return []
         sides = [(max(place - AROUND, 0), place, place + (skips and text[place] == " ")) for place in places]
         spans = [span for base, stop, start in sides for span in ((base, stop), (start, start + AROUND))]
         whole = [(base, start + AROUND) for base, _, start in sides]
@@ -255,10 +228,10 @@ class LongTexts:
         return [place for place, (base, _, start), *three in found if self._agree(text, base, start, *three)]
 
     def _agree(self, text: str, base: int, start: int, left: Tokens, right: Tokens, both: Tokens) -> bool:
-        if left.ids + right.ids != both.ids:
+        if left.ids + right.ids != both.ids or not (left.ids and right.ids):
             return False
-        if not self.offsets or not (left.ids and right.ids):
-            return bool(left.ids and right.ids)
+        if not self.offsets:
+            return True
         apart = np.concatenate([np.asarray(left.offsets, np.int32) + base, _moved(right.offsets, start, text)])
         return np.array_equal(apart, np.asarray(both.offsets, np.int32) + base)
 
@@ -294,14 +267,6 @@ def require_readable(columns: Sequence[Sequence[str]]) -> None:
             raise DataError(f"has {len(text):,} characters: it would take too much memory to read")
 
 
-def _cannot_be_cut(text: str, start: int) -> DataError:
-    return DataError(
-        f"has {len(text):,} characters, and from character {start + 1:,} on no place in {UNBROKEN:,} where it can be "
-        "cut without changing tokens: it would take too much memory to read",
-        remedy="put spaces or line ends between words, or leave it out",
-    )
-
-
 @lru_cache(maxsize=8)
 def _cut_of(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], bool] | None:
     """Where texts may be cut for a tokenizer, and whether a space there is left out; None where they may not be."""
@@ -331,9 +296,9 @@ def _is_local(backend: Any) -> bool:
     if kinds - LOCAL or any(map(FAR.search, expressions)):
         return False
     model = type(backend.model).__name__
-    if model == "BPE":
-        return backend.model.dropout is None
-    return model == "Unigram" or bool(model in ("WordPiece", "WordLevel") and kinds & WORDS)
+    if model in ("WordPiece", "WordLevel"):
+        return bool(kinds & WORDS)
+    return model == "Unigram" or (model == "BPE" and backend.model.dropout is None)
 
 
 def _parts(state: Any) -> Iterator[dict[str, Any]]:
@@ -347,7 +312,7 @@ def _parts(state: Any) -> Iterator[dict[str, Any]]:
 def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The bytes of the longest token, where each byte of a text is in a token; None where bytes may get lost.
 
-    So of a byte-level BPE that normalizes nothing and whose special tokens swallow no spaces.
+    None is lost by a byte-level BPE that normalizes nothing and whose special tokens swallow no spaces.
     """
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if type(getattr(backend, "model", None)).__name__ != "BPE" or backend.normalizer or not backend.pre_tokenizer:
