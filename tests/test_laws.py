@@ -54,7 +54,6 @@ LONG_FILES = {
     "loraft/merging/write_weights.py",
     "loraft/rows/formats.py",
     "loraft/rows/readers.py",
-    "loraft/tokenization/long_texts.py",
 }
 FULL_FOLDERS: set[str] = set()
 SPEAKS_OF_OPTIONS = {

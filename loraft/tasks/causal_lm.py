@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from loraft.config.schema import RunConfig
     from loraft.config.sections import DataSection
-    from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
+    from loraft.tasks.loss import TaskLoss
     from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
 
@@ -69,12 +69,6 @@ class CausalLM(Task):
     def spans(self, example: Example) -> Iterator[TokenSpan]:
         """The text: nothing predicts its first token, whatever the label."""
         yield TokenSpan("text", example.input_ids, [False, *(label != IGNORED for label in example.labels[1:])])
-
-    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
-        """Lay texts end to end, or a line each."""
-        from loraft.tasks.loss import collate_texts
-
-        return collate_texts(examples, layout)
 
     @property
     def loss(self) -> type[TaskLoss]:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -84,30 +83,30 @@ def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
 
     The first token of a row is never a target: nothing in its row predicts it.
     """
-    lengths = [len(example.input_ids) for example in examples]
-    padding = -sum(lengths) % layout.multiple_of if layout.packed else 0
-    width = sum(lengths) + padding if layout.packed else max(lengths)
-    input_ids = torch.full((1 if layout.packed else len(examples), width), layout.pad_id)
-    position_ids = torch.zeros_like(input_ids)
-    starts = np.cumsum([0, *lengths[:-1]]).tolist() if layout.packed else [i * width for i in range(len(examples))]
-    targets: list[int] = []
-    target_ids: list[int] = []
-    for start, length, example in zip(starts, lengths, examples, strict=True):
-        input_ids.view(-1)[start : start + length] = torch.tensor(example.input_ids)
-        position_ids.view(-1)[start : start + length] = torch.arange(length)
-        trained = [place for place in range(1, length) if example.labels[place] != IGNORED]
-        targets += [start + place - 1 for place in trained]
-        target_ids += [example.labels[place] for place in trained]
-    if padding:
-        position_ids.view(-1)[-padding:] = torch.arange(padding)
+    rows = [torch.tensor(example.input_ids, dtype=torch.long) for example in examples]
+    labels = [torch.tensor(example.labels, dtype=torch.long) for example in examples]
+    lengths = [len(row) for row in rows]
+    for row in labels:
+        row[:1] = IGNORED
+    positions, row_lengths = None, None
+    if layout.packed:
+        padding = -sum(lengths) % layout.multiple_of
+        row_lengths = (*lengths, *([padding] if padding else []))
+        input_ids = torch.cat([*rows, torch.full((padding,), layout.pad_id)])[None]
+        positions = torch.cat([torch.arange(length) for length in row_lengths])[None]
+        flat = torch.cat(labels)
+    else:
+        input_ids = pad_sequence(rows, batch_first=True, padding_value=layout.pad_id)
+        flat = pad_sequence(labels, batch_first=True, padding_value=IGNORED).flatten()
+    places = (flat != IGNORED).nonzero().squeeze(1)
     return Batch(
         input_ids,
-        labels=torch.tensor(target_ids, dtype=torch.long),
+        flat[places],
         tokens=sum(lengths),
-        targets=len(target_ids),
-        position_ids=position_ids,
-        row_lengths=(*lengths, *([padding] if padding else [])) if layout.packed else None,
-        target_positions=torch.tensor(targets, dtype=torch.long),
+        targets=len(places),
+        position_ids=positions,
+        row_lengths=row_lengths,
+        target_positions=places - 1,
     )
 
 
@@ -162,6 +161,11 @@ class TaskLoss(nn.Module, ABC):
         self._family = family
         self._autocast = autocast
         self._class_weights = class_weights
+
+    @staticmethod
+    @abstractmethod
+    def collate(examples: Sequence[Example], layout: BatchLayout) -> Batch:
+        """Lay rows as `forward` takes them."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -241,6 +245,8 @@ class LMLoss(TaskLoss):
 class CausalLMLoss(LMLoss):
     """The loss of a decoder, which predicts the tokens of the text that it reads."""
 
+    collate = staticmethod(collate_texts)
+
     def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.target_positions is not None, "collate_texts tells where targets are"
         given: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
@@ -252,6 +258,8 @@ class CausalLMLoss(LMLoss):
 
 class Seq2SeqLMLoss(LMLoss):
     """The loss of an encoder-decoder, whose decoder predicts each token of a target from those before it."""
+
+    collate = staticmethod(collate_pairs)
 
     def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
         encoder, decoder = self.model.get_encoder(), self.model.get_decoder()  # type: ignore[no-untyped-call]
@@ -269,6 +277,8 @@ class Seq2SeqLMLoss(LMLoss):
 
 class ClassificationLoss(TaskLoss):
     """The loss of a classifier: of the class of each row."""
+
+    collate = staticmethod(collate_labelled)
 
     def weight(self, batch: Batch) -> float:
         """What the summed loss of a batch is divided by: the weights of its rows' classes."""

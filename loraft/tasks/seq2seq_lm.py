@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from loraft.config.sections import DataSection
-    from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
+    from loraft.tasks.loss import TaskLoss
     from loraft.tasks.task import TrainingMetadata
     from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
@@ -78,12 +78,6 @@ class Seq2SeqLM(Task):
     def length_limits(self, data: DataSection) -> Mapping[str, int]:
         """Those of sources, and those of targets where they have their own."""
         return {"data.max_length": data.max_length, "data.max_target_length": data.max_target_length or 0}
-
-    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
-        """Lay sources and targets, a line each."""
-        from loraft.tasks.loss import collate_pairs
-
-        return collate_pairs(examples, layout)
 
     @property
     def loss(self) -> type[TaskLoss]:

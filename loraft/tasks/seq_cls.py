@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from loraft.config.schema import RunConfig
     from loraft.config.sections import DataSection
-    from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
+    from loraft.tasks.loss import TaskLoss
     from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
 LABEL_METRICS = ("accuracy", "macro_f1", "mcc")
@@ -82,12 +82,6 @@ class SequenceClassification(Task):
     def head(self, spec: ModelSpec) -> tuple[str, ...]:
         """What gives the scores of the classes."""
         return spec.classifier
-
-    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
-        """Lay texts, a line each."""
-        from loraft.tasks.loss import collate_labelled
-
-        return collate_labelled(examples, layout)
 
     @property
     def loss(self) -> type[TaskLoss]:

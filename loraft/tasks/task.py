@@ -213,14 +213,14 @@ class Task(ABC):
         """The modules of a head of its own, which are trained whole; none where the model's own head is used."""
         return ()
 
-    @abstractmethod
-    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
-        """Lay examples as the model takes them."""
-
     @property
     @abstractmethod
     def loss(self) -> type[TaskLoss]:
         """The loss of a model; its `class_weights` are what `loss_weights` gave."""
+
+    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
+        """Lay examples as the model takes them."""
+        return self.loss.collate(examples, layout)
 
     def loss_weights(self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example]) -> Tensor | None:
         """`[classes]`, what a row of each class counts in the loss; None where each counts the same."""

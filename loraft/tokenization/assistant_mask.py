@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import DataError
 from loraft.rows.formats import Message
-from loraft.tokenization.boundaries import Span, shared_beginning
+from loraft.tokenization.boundaries import shared_beginning
 from loraft.tokenization.content_marks import (
     APART,
     THINKS,
@@ -34,6 +34,7 @@ from loraft.tokenization.content_marks import (
     parts_of,
     unused_characters,
 )
+from loraft.tokenization.long_texts import Span
 from loraft.tokenization.template_budget import TemplateBoundError
 from loraft.tokenization.template_sandbox import render_bounded
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from loraft.tokenization.long_texts import LongTexts
+from loraft.tokenization.long_texts import LongTexts, Span
 
 MOST_IN_A_CHARACTER = 8
 """An emoji of four bytes and what changes its colour, a token a byte."""
@@ -88,9 +88,6 @@ class Pieces:
     def _decode(self, token_ids: list[int]) -> str:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-
-Span = tuple[int, int]
-"""Characters `start … stop - 1` of a text."""
 
 GUARDS = ("\n", "a", "1", ".")
 """What is put before a text that is tokenized apart where a tokenizer begins every text with a space of its own."""

@@ -29,10 +29,10 @@ from loraft.config.sections import DataSection
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text
 from loraft.tokenization.assistant_mask import ChatTemplate, RenderedTurns
-from loraft.tokenization.boundaries import BorderedText, Encoded, Span, TextEncoder
+from loraft.tokenization.boundaries import BorderedText, Encoded, TextEncoder
 from loraft.tokenization.content_marks import Protected
 from loraft.tokenization.examples import IGNORED, Example, RowRenderer
-from loraft.tokenization.long_texts import TOKENIZED_TOGETHER, LongTexts
+from loraft.tokenization.long_texts import TOKENIZED_TOGETHER, LongTexts, Span
 from loraft.tokenization.template_sandbox import choose_template
 
 TrainOn = Literal["completions", "last", "all"]

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from loraft.config.choices import SpecialTokensInText
 from loraft.errors import DataError
 from loraft.rows.formats import THOUGHTS, Message
-from loraft.tokenization.boundaries import Span
+from loraft.tokenization.long_texts import Span
 
 PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Unicode's private use areas: characters that mean nothing."""

@@ -67,6 +67,7 @@ WORDS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 """One of these stands before WordPiece and WordLevel, which know words and no neighbours."""
 
 Span = tuple[int, int]
+"""Characters `start … stop - 1` of a text."""
 
 
 class ManyTokensError(Exception):
