@@ -265,32 +265,20 @@ _Measured = tuple[ModuleMove, float | None]
 
 
 def _measured(path: str, factors: LoraFactors, table: ModelTable | None) -> _Measured:
-    stack, index, name = _place(path, table)
     tensors = [tensor for tensor in (factors.a, factors.b, factors.magnitude) if tensor is not None]
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-    norm = rank = largest = size = None
+    dead = not bool(factors.b.count_nonzero())
+    norm = directions = largest = size = None
     if finite:
         singular = factors.scale * singular_values(factors.a, factors.b)
-        norm, rank, largest = float(singular.norm()), effective_rank(singular), float(singular.max())
+        norm, directions, largest = float(singular.norm()), effective_rank(singular), float(singular.max())
         weight = _weight(path, factors, table)
         if factors.magnitude is not None and weight is not None and not factors.of_embedding:
             norm = dora_change(weight, factors)
         size = float(weight.float().norm()) if weight is not None else None
-    move = ModuleMove(
-        path=path,
-        stack=stack,
-        index=index,
-        name=name,
-        rank=factors.rank,
-        scale=factors.scale,
-        norm=norm,
-        relative=norm / size if norm is not None and size else None,
-        effective_rank=rank,
-        largest=largest,
-        dead=not bool(factors.b.count_nonzero()),
-        finite=finite,
-    )
-    return move, size
+    relative = norm / size if norm is not None and size else None
+    place, rank, scale = _place(path, table), factors.rank, factors.scale
+    return ModuleMove(path, *place, rank, scale, norm, relative, directions, largest, dead, finite), size
 
 
 def _weight(path: str, factors: LoraFactors, table: ModelTable | None) -> Tensor | None:

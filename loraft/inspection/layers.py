@@ -135,16 +135,9 @@ def model_table(
             raise
         notes = tuple(f"LoRA is not counted: {problem.message}" for problem in error.problems)
     layers, outside = _rows(empty, family, storage, trained)
-    return ModelTable(
-        anatomy=anatomy,
-        layers=layers,
-        outside=outside,
-        lora=_count(trained, layers, outside, anatomy.parameters) if trained is not None else None,
-        notes=notes,
-        family=family,
-        storage=storage,
-        transposed=frozenset(name for name, module in empty.named_modules() if isinstance(module, Conv1D)),
-    )
+    count = _count(trained, layers, outside, anatomy.parameters) if trained else None
+    transposed = frozenset(name for name, module in empty.named_modules() if isinstance(module, Conv1D))
+    return ModelTable(anatomy, layers, outside, count, notes, family, storage, transposed)
 
 
 def _anatomy(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> Anatomy:
@@ -188,17 +181,10 @@ def _count(trained: _Trained, layers: Sequence[LayerRow], outside: Sequence[Modu
     for layer in layers:
         if any(row.lora_target for row in layer.modules):
             inside[layer.stack] = (*inside.get(layer.stack, ()), layer.index)
-    ranks = tuple(sorted(set(trained.ranks.values())))
-    return LoraCount(
-        source=trained.source,
-        rank=ranks[0] if len(ranks) == 1 else ranks,
-        modules=len(trained.ranks),
-        layers=inside,
-        parameters=updates,
-        saved=trained.saved,
-        saved_parameters=trained.saved_parameters,
-        trained_share=(updates + trained.saved_parameters) / (parameters + updates),
-    )
+    source, ranks, _, saved, whole = trained
+    rank = tuple(sorted(set(ranks.values())))
+    share = (updates + whole) / (parameters + updates)
+    return LoraCount(source, rank[0] if len(rank) == 1 else rank, len(ranks), inside, updates, saved, whole, share)
 
 
 def _rows(
@@ -215,18 +201,10 @@ def _rows(
         assert isinstance(module.weight, nn.Parameter)
         layer = next((prefix for prefix in inside if path.startswith(prefix)), "")
         size = sum(weight.numel() for weight in module.parameters())
-        rank = trained.ranks.get(path, 0) if trained is not None else 0
+        rank = trained.ranks.get(path, 0) if trained else 0
         updates = rank * (inputs + outputs) + (outputs if rank and trained and trained.magnitudes else 0)
-        row = ModuleRow(
-            name=path.removeprefix(layer),
-            path=path,
-            shape=tuple(module.weight.shape),
-            parameters=size,
-            dtype=dtype,
-            bytes=size * bytes_of(dtype),
-            lora_target=rank > 0,
-            lora_parameters=updates if trained is not None else None,
-        )
+        name, shape, counted = path.removeprefix(layer), tuple(module.weight.shape), updates if trained else None
+        row = ModuleRow(name, path, shape, size, dtype, size * bytes_of(dtype), rank > 0, counted)
         inside.get(layer, outside).append(row)
     held = iter(inside.values())
     rows = [

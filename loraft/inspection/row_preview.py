@@ -188,9 +188,9 @@ def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places
     family = task.families[load_config(model, task.families).model_type]
     tokenizer = load_tokenizer(model, task.families)
     data = prepare(config, tokenizer, cache_folder())
-    sight = _Sight(task, tokenizer, data)
+    sight = _Sight(config, tokenizer, data)
     examples = data.eval if split == "eval" else data.train
-    found = [row for place in places for row in _at(place, config, split, data, sight)]
+    found = [row for place in places for row in sight.at(place, split)]
     rows = found if places else sight.rows(examples, count)
     end_to_end = uses_packing(config, packs=family.packs)
     batches, an_epoch = _first_batches(config, data) if split == "train" else ([], 0)
@@ -213,14 +213,13 @@ def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places
 
 
 class _Sight:
-    """What is shown of examples."""
+    """What is shown of the rows of a run."""
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
+    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
+        self._config, self._data, self._task = config, data, TASKS[config.task]
         self._pieces = Pieces(tokenizer)
         added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
         self._special = {*added, *tokenizer.all_special_ids}
-        self._task = task
-        self._labels = data.renderer.labels
 
     def rows(self, examples: Sequence[Example], count: int) -> list[SeenRow]:
         """The first `count` rows, pieces of a split one told apart."""
@@ -229,10 +228,27 @@ class _Sight:
         for example in examples[:count]:
             seen[example.where] += 1
             piece = (seen[example.where], whole[example.where]) if whole[example.where] > 1 else None
-            rows.append(self.row(example, piece))
+            rows.append(self._row(example, piece))
         return rows
 
-    def row(self, example: Example, piece: tuple[int, int] | None = None, left_out: str | None = None) -> SeenRow:
+    def at(self, place: str, split: Split) -> list[SeenRow]:
+        """The rows at a place, or why the split has none there.
+
+        Raises:
+            DataError: No source has such a row.
+        """
+        here, there, why = self._data.train, self._data.eval, "is held out for evaluation"
+        if split == "eval":
+            here, there, why = there, here, "is trained on, not evaluated"
+        if found := _among(here, place):
+            return self.rows(found, len(found))
+        if found := _among(there, place):
+            return [self._row(example, left_out=f"{why} (data.eval)") for example in found]
+        if found := _among(self._without_limits(), place):
+            return [self._row(example, left_out=self._too_long(example)) for example in found]
+        raise _no_row(place, here, self._data)
+
+    def _row(self, example: Example, piece: tuple[int, int] | None = None, left_out: str | None = None) -> SeenRow:
         number = self._task.class_number(example)
         return SeenRow(
             where=example.where,
@@ -240,7 +256,7 @@ class _Sight:
             trained=example.trained,
             parts=tuple(RowPart(span.name, tuple(self._tokens(span))) for span in self._task.spans(example)),
             piece=piece,
-            label=None if number is None else self._labels[number],
+            label=None if number is None else self._data.renderer.labels[number],
             class_number=number,
             left_out=left_out,
         )
@@ -249,6 +265,20 @@ class _Sight:
         of_texts: Sequence[int | None] = span.segments or [None] * len(span.ids)
         for i, text, trained, of in zip(span.ids, self._pieces.row(span.ids), span.trained, of_texts, strict=True):
             yield SeenToken(i, text, trained, i in self._special, of)
+
+    def _without_limits(self) -> list[Example]:
+        """Every row that has a trained token, however long it is; of a very long one the beginning."""
+        data = self._config.data
+        most = max(SHOWN_TOKENS, data.max_length, data.max_target_length or 0)
+        limits = {"max_length": most, "max_target_length": None, "on_overlength": "truncate"}
+        config = self._config.model_copy(update={"data": data.model_copy(update=limits)})
+        whole = prepare(config, self._data.renderer.tokenizer)
+        return [*whole.train, *whole.eval]
+
+    def _too_long(self, example: Example) -> str:
+        least = "at least " if max(len(example.input_ids), len(example.labels)) >= SHOWN_TOKENS else ""
+        found = self._data.renderer.too_long(example, self._config.data, least=least)
+        return f"{found}, and is dropped (data.on_overlength)" if found else "has no token that is learned"
 
 
 def _special_in(rows: Sequence[SeenRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[SpecialToken]:
@@ -287,40 +317,9 @@ def _batch(task: Task, examples: Sequence[Example], layout: BatchLayout) -> Seen
     )
 
 
-def _at(place: str, config: RunConfig, split: Split, data: PreparedData, sight: _Sight) -> list[SeenRow]:
-    """The rows at a place, or why the split has none there.
-
-    Raises:
-        DataError: No source has such a row.
-    """
-    here, there = (data.eval, data.train) if split == "eval" else (data.train, data.eval)
-    if found := _among(here, place):
-        return sight.rows(found, len(found))
-    why = "is held out for evaluation" if split == "train" else "is trained on, not evaluated"
-    if found := _among(there, place):
-        return [sight.row(example, left_out=f"{why} (data.eval)") for example in found]
-    if found := _among(_without_limits(config, data.renderer.tokenizer), place):
-        return [sight.row(example, left_out=_too_long(example, config, data)) for example in found]
-    raise _no_row(place, here, data)
-
-
 def _among(examples: Iterable[Example], place: str) -> list[Example]:
     ends = (f":{place}", f": row {place}") if place.isdecimal() else ()
     return [example for example in examples if example.where == place or example.where.endswith(ends)]
-
-
-def _without_limits(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Every row that has a trained token, however long it is; of a very long one the beginning."""
-    most = max(SHOWN_TOKENS, config.data.max_length, config.data.max_target_length or 0)
-    limits = {"max_length": most, "max_target_length": None, "on_overlength": "truncate"}
-    whole = prepare(config.model_copy(update={"data": config.data.model_copy(update=limits)}), tokenizer)
-    return [*whole.train, *whole.eval]
-
-
-def _too_long(example: Example, config: RunConfig, data: PreparedData) -> str:
-    least = "at least " if max(len(example.input_ids), len(example.labels)) >= SHOWN_TOKENS else ""
-    found = data.renderer.too_long(example, config.data, least=least)
-    return f"{found}, and is dropped (data.on_overlength)" if found else "has no token that is learned"
 
 
 def _no_row(place: str, examples: Sequence[Example], data: PreparedData) -> DataError:
@@ -332,6 +331,5 @@ def _no_row(place: str, examples: Sequence[Example], data: PreparedData) -> Data
     if data.report.sampled is not None:
         besides = f" among the first {data.report.sampled:,} rows, all that are looked at of a stream{besides}"
     example = f" Rows are named like {examples[0].where}." if examples else ""
-    return DataError(
-        f"no row is at {place!r}{besides}", parameter="places", remedy=f"Name its line or its number.{example}"
-    )
+    remedy = f"Name its line or its number.{example}"
+    return DataError(f"no row is at {place!r}{besides}", parameter="places", remedy=remedy)

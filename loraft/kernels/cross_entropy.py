@@ -23,7 +23,7 @@ def targets_in_chunk(vocabulary: int) -> int:
 
 
 def chunked_loss(hidden: Tensor, target_ids: Tensor, logits_of: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
-    """The summed negative log-likelihood of `target_ids`, computed `chunk` targets at a time.
+    """The summed negative log-likelihood of `target_ids` in nats, -Σ log softmax(logits)[target], a float32 scalar.
 
     Where a gradient is wanted, the logits of a chunk are computed anew in the backward pass, so that at no time
     more than one chunk of them is held.
@@ -33,11 +33,6 @@ def chunked_loss(hidden: Tensor, target_ids: Tensor, logits_of: Callable[[Tensor
         target_ids: `[targets]`.
         logits_of: From `[n, hidden]` to logits `[n, vocab]`.
         chunk: The most targets whose logits are held at once.
-
-    Returns:
-        A float32 scalar, in nats.
-
-    Source: L = -Σ log softmax(logits)[target].
     """
 
     def loss_of(part: Tensor, ids: Tensor) -> Tensor:
@@ -123,18 +118,6 @@ def _losses_to_gradients(logits: Tensor, target_ids: Tensor, head: HeadWeights, 
 
 
 def frozen_head_loss(hidden: Tensor, target_ids: Tensor, head: HeadWeights, chunk: int) -> Tensor:
-    """The summed negative log-likelihood of `target_ids` under a head that is not trained.
-
-    The value and the gradient of `chunked_loss`, at a third of its cost.
-
-    Args:
-        hidden: `[targets, hidden]`, the final hidden states that predict the targets.
-        target_ids: `[targets]`.
-        head: The head's weights, in the dtype of `hidden`.
-        chunk: The most targets whose logits are held at once.
-
-    Returns:
-        A float32 scalar, in nats.
-    """
+    """`chunked_loss` under a head that is not trained, in the dtype of `hidden`: at a third of its cost."""
     total: Tensor = _FrozenHead.apply(hidden, target_ids, head, chunk)  # type: ignore[no-untyped-call]
     return total

@@ -1,8 +1,4 @@
-"""A cache of keys and values that grows in place.
-
-transformers' own cache is copied as a whole with each token. Here each layer has room for tokens to come, and is
-copied only when that is used up.
-"""
+"""A cache of keys and values that grows in place, where transformers' own is copied as a whole with each token."""
 
 from __future__ import annotations
 
@@ -19,10 +15,8 @@ LEAST_ROOM = 64
 class PreallocatedKVLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """The keys and values of one layer, the first part of two larger tensors."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
-        self._key_room: Tensor | None = None
-        self._value_room: Tensor | None = None
+    _key_room: Tensor | None = None
+    _value_room: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Take the keys and values of new tokens, and give all there are: `[rows, heads, time, head_size]`."""
@@ -61,7 +55,9 @@ def new_cache(model: PreTrainedModel, *, rewinds: bool = False) -> DynamicCache 
         said.layer_class_to_replicate = PreallocatedKVLayer
         return EncoderDecoderCache(said, DynamicCache())
     cache = DynamicCache(config=None if rewinds else model.config)
-    cache.layers = [PreallocatedKVLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    for place, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[place] = PreallocatedKVLayer()  # type: ignore[no-untyped-call]
     if cache.layer_class_to_replicate is DynamicLayer:
         cache.layer_class_to_replicate = PreallocatedKVLayer
     return cache

@@ -56,13 +56,13 @@ def rows_attention(
     """Attend row by row, in the form that transformers' attention layers call.
 
     Args:
-        module: The attention layer; not used.
+        module: Not used.
         query: `[batch, heads, time, head_size]`.
         key: `[batch, key_value_heads, time, head_size]`.
-        value: `[batch, key_value_heads, time, head_size]`.
+        value: Likewise.
         attention_mask: Not used: rows are whole, causal, and padded on the right if at all.
         scaling: The factor on the scores; None is 1 / √head_size.
-        dropout: The dropout on the attention weights.
+        dropout: On the attention weights.
         row_lengths: The lengths of the rows that lie end to end; `batch` is 1 then.
         softcap: Scores become `softcap · tanh(scores / softcap)`.
         sliding_window: A token sees itself and the `sliding_window - 1` before it.
@@ -94,10 +94,10 @@ def attend_rows(
     Args:
         query: `[time, heads, head_size]`, the rows of `lengths` one after the other.
         key: `[time, key_value_heads, head_size]`.
-        value: `[time, key_value_heads, head_size]`.
+        value: Likewise.
         lengths: The number of tokens of each row; they sum to `time`.
         scale: The factor on the scores.
-        dropout: The dropout on the attention weights.
+        dropout: On the attention weights.
         softcap: Scores become `softcap · tanh(scores / softcap)`.
         window: A token sees itself and the `window - 1` before it.
 
@@ -205,7 +205,6 @@ class _Places:
         there: Of each place the token and head, as `token · heads + head`; behind the end of a row any that exists.
         back: Of each token and head the place.
         beyond: The places that are behind the end of their row.
-        heads: How many heads.
     """
 
     there: Tensor
