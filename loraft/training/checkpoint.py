@@ -32,7 +32,6 @@ class RunState:
         window: The steps taken in that epoch.
         drawn: The rows of a stream that were drawn in that epoch.
         pieces: The pieces of the next row that were used.
-        tokens: Trained tokens so far.
         logged_loss: The loss summed since the last logged step, in nats.
         logged_weight: What that sum is divided by: the trained tokens since then, or the weights of the rows' classes.
         eval_figures: What else the newest evaluation measured.

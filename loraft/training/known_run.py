@@ -45,7 +45,6 @@ class LayerSizes:
     """What one transformer layer's activations are made of.
 
     Attributes:
-        hidden: The width of the residual stream.
         linear_inputs: The in-features of the layer's linear modules, summed.
         linear_outputs: The out-features of the layer's linear modules, summed.
         inner: The widest out-features, that of the feed-forward part.
@@ -66,7 +65,6 @@ class ModelSummary:
         total_parameters: Its numbers, tied ones once.
         quantized_parameters: Those that a 4-bit base stores in 4 bits.
         depths: The transformer layers of each stack.
-        layers: The sizes of one layer of each stack.
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
         notes: What was found, a sentence each.

@@ -205,7 +205,7 @@ def _evaluate(run: Trainer, state: RunState, stops: Sequence[int]) -> bool:
     plan, settings = run.plan, run.settings
     size, rows = settings.per_device_eval_batch_size, plan.data.eval
     run.adapted.model.eval()
-    found = evaluate_loss(run, rows, plan.layout, size, step=state.step, stop=lambda: bool(stops))
+    found = evaluate_loss(run, rows, size, state.step, stop=lambda: bool(stops))
     run.adapted.model.train()
     if found is None:
         return False

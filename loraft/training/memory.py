@@ -38,7 +38,6 @@ class StackSizes:
     Attributes:
         graph_layers: Layers that keep activations: those from the first trained one up.
         batch_tokens: Tokens of the largest batch, padding included.
-        longest_row: Tokens of the longest row.
     """
 
     layer: LayerSizes
@@ -53,10 +52,8 @@ class TrainingSizes:
 
     Attributes:
         frozen_parameters: Frozen numbers that are stored plainly.
-        quantized_parameters: Frozen numbers that are stored in 4 bits.
         trainable_parameters: Trained numbers, all float32.
         dtype_bytes: The bytes of a number of `model.dtype`, in which frozen weights and activations are.
-        stacks: One, or of an encoder-decoder two.
         batch_targets: Trained tokens of the largest batch.
         chunk_targets: The most targets whose logits are held at once.
         vocabulary: What a target is one of: the entries of the vocabulary, or the classes.

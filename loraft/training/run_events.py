@@ -29,9 +29,7 @@ class RunStarted(Event):
     """The first optimizer step is about to be taken.
 
     Attributes:
-        run_folder: Where everything is written.
         step: The last finished optimizer step: 0, or the step that the run was resumed from.
-        steps: All optimizer steps of the run.
         epochs: All epochs of the run, a fraction where `max_steps` cuts the last one.
         total_parameters: The number of all numbers, the trained ones included.
     """
@@ -72,7 +70,6 @@ class StepLogged(Event):
     Attributes:
         loss: The mean loss of a trained token since the last logged step, in nats.
         grad_norm: The norm of the gradient before clipping, at this step.
-        learning_rate: The rate that this step was taken with.
         tokens: All trained tokens so far.
     """
 

@@ -163,8 +163,6 @@ class CheckReport:
         adapter: What is trained, by module and layer.
         memory: Bytes by part, and the peak.
         training: Batches, rate and optimizer.
-        steps: All optimizer steps.
-        notes: What was decided and found, a sentence each.
     """
 
     model: dict[str, Any]

@@ -25,7 +25,7 @@ from loraft.errors import NonFiniteError
 from loraft.events import Observer
 from loraft.figures import label_figures
 from loraft.models.quantize import unpacked
-from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
+from loraft.tasks.loss import Batch, TaskLoss
 from loraft.tokenization.examples import Example
 from loraft.training.optimizer import build_optimizer, learning_rate
 from loraft.training.run_dir import RunFolder
@@ -78,9 +78,9 @@ class Trainer:
         """The device that batches go to."""
         return self.adapted.loaded.placement.device
 
-    def batch(self, rows: Sequence[Example], layout: BatchLayout | None = None) -> Batch:
+    def batch(self, rows: Sequence[Example]) -> Batch:
         """Rows as one batch on the device."""
-        return self.plan.task.collate(rows, layout or self.plan.layout).to(self.device)
+        return self.plan.task.collate(rows, self.plan.layout).to(self.device)
 
     def epochs(self, step: int) -> float:
         """How many epochs `step` optimizer steps are."""
@@ -163,15 +163,9 @@ class EvalLoss(NamedTuple):
 
 
 def evaluate_loss(
-    run: Trainer,
-    examples: Sequence[Example],
-    layout: BatchLayout,
-    batch_size: int,
-    *,
-    step: int = 0,
-    stop: Callable[[], bool] = lambda: False,
+    run: Trainer, examples: Sequence[Example], size: int, step: int = 0, *, stop: Callable[[], bool] = lambda: False
 ) -> EvalLoss | None:
-    """Read the examples once; the model is used in the mode it is in. None when `stop` asked for the end.
+    """Read the examples once, `size` in a batch; the model stays in its mode. None when `stop` asked for the end.
 
     Raises:
         NonFiniteError: The loss after `step` is NaN or infinite on some of them.
@@ -179,11 +173,11 @@ def evaluate_loss(
     total, weight, targets = 0.0, 0.0, 0
     cells: list[Tensor] = []
     with torch.inference_mode():
-        for start in range(0, len(examples), batch_size):
+        for start in range(0, len(examples), size):
             if stop():
                 return None
-            rows = examples[start : start + batch_size]
-            batch = run.batch(rows, layout)
+            rows = examples[start : start + size]
+            batch = run.batch(rows)
             summed, decisions = run.loss.with_decisions(batch)
             total += require_finite(summed.item(), "the evaluation loss", step, rows, run)
             cells += [] if decisions is None else [decisions.cpu()]

@@ -13,7 +13,7 @@ from loraft import api
 from loraft.errors import Interrupted
 from loraft.inference.requests import GenerationRequest
 from loraft.kernels.packed_attention import attend_rows
-from loraft.tasks.loss import BatchLayout
+from loraft.tasks.loss import BatchLayout, collate_texts
 from loraft.training.run_plan import plan_run
 from loraft.training.trainer import build_model
 from tests.training.building import tiny_fit
@@ -91,11 +91,9 @@ def test_c11_the_variable_length_kernel_is_attention_row_by_row(heads: int, kv_h
 
 def test_c11_packed_and_padded_losses_agree(tmp_path: Path) -> None:
     run, _ = tiny_fit(wide_config(tmp_path, model__dtype="bfloat16"))
+    rows, layouts = run.plan.data.train[:6], [BatchLayout(packed, run.plan.layout.pad_id) for packed in (True, False)]
     with torch.no_grad():
-        losses = [
-            run.loss(run.batch(run.plan.data.train[:6], BatchLayout(packed, run.plan.layout.pad_id))).item()
-            for packed in (True, False)
-        ]
+        losses = [run.loss(collate_texts(rows, layout).to("cuda")).item() for layout in layouts]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,9 @@ def test_c38_the_evaluation_loss_does_not_depend_on_the_batch(tmp_path: Path) ->
     """C38: total negative log-likelihood over total tokens, for batches of 1, 3 and 8."""
     run, _ = tiny_fit(tiny_config(tmp_path))
     run.adapted.model.eval()
-    found = [evaluate_loss(run, run.plan.data.train, run.plan.layout, size) for size in (1, 3, 8)]
-    padded = evaluate_loss(run, run.plan.data.train, BatchLayout(packed=False, pad_id=0), 3)
+    found = [evaluate_loss(run, run.plan.data.train, size) for size in (1, 3, 8)]
+    run.plan = replace(run.plan, layout=BatchLayout(packed=False, pad_id=0))
+    padded = evaluate_loss(run, run.plan.data.train, 3)
     for result in (*found, padded):
         assert result is not None
         assert found[0] is not None
