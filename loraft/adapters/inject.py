@@ -90,7 +90,7 @@ def _numbers(key: str, there: Mapping[str, float], here: Mapping[str, float]) ->
 
 def _whole_modules(there: Collection[str], here: Collection[str]) -> Iterable[Problem]:
     """Weights are saved by the leaf; a module that is trained whole may hold several."""
-    extra = [leaf for leaf in there if not any(is_within(leaf, outer) for outer in here)]
+    extra = [leaf for leaf in there if not is_within(leaf, *here)]
     absent = [outer for outer in here if not any(is_within(leaf, outer) for leaf in there)]
     if absent:
         yield Problem(f"the adapter has no {_listed(sorted(absent))}", key="lora.modules_to_save")

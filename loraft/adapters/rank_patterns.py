@@ -110,7 +110,7 @@ def trained_whole(
     problems: list[Problem] = []
     for name in wanted:
         outermost = [module for module in modules if matches(module, name)]
-        inner = [module for module in modules if any(is_within(module, outer) for outer in outermost)]
+        inner = [module for module in modules if is_within(module, *outermost)]
         found.update(dict.fromkeys(outermost))
         if not outermost:
             problems.append(Problem(f"no module is called {name}", None, WHOLE, nearest(name, modules)))

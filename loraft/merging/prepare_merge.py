@@ -28,13 +28,13 @@ from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES
 from loraft.models.hf_config import code_notes
-from loraft.models.load_model import drop_modules, load_config, missing_head_modules
+from loraft.models.load_model import load_config, require_tensors
+from loraft.models.modules import is_within
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import FAMILIES, ModelSpec, spec_of
 from loraft.models.safetensors_index import (
     TORCH_DTYPES,
     TensorHeader,
-    check_weights,
     expected_tensors,
     fingerprint,
     header_of,
@@ -188,9 +188,7 @@ def _read_base(target: ResolvedTarget, dtype: MergedDtype) -> _Base:
     _refuse_overflow(family, dtype)
     folder = target.model.folder
     model = meta_model(config)
-    new = missing_head_modules(folder, config, family) if labels else ()
-    expected = drop_modules(new, expected_tensors(model))
-    check_weights(folder, expected)
+    new, expected = require_tensors(folder, model, labels)
     headers = read_headers(folder)
     return _Base(model, folder, family, labels, new, headers, _names_in_files(model, expected, headers))
 
@@ -216,8 +214,7 @@ def _complete(plan: MergePlan, base: _Base, adapter: WeightedAdapter) -> MergePl
     Raises:
         AdapterError: The adapter lacks some of them too.
     """
-    expected = expected_tensors(base.model)
-    wanted = expected.keys() - drop_modules(base.new_modules, expected).keys()
+    wanted = {name for name in expected_tensors(base.model) if is_within(name, *base.new_modules)}
     if absent := sorted(wanted - plan.replaced.keys()):
         raise AdapterError(f"neither it nor its base has {', '.join(absent)}", where=str(adapter.files.folder))
     return plan

@@ -47,14 +47,14 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
         return _from_config(copy.deepcopy(config))
 
 
-def random_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
-    """The model of a config on the CPU in float32, with seeded random weights and attention by plain products.
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config on the CPU in float32, with the same random weights each time and plain attention.
 
     Raises:
         ModelError: The config's sizes make no model.
     """
     with quietly_reading(Path("config.json")), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
         model = _from_config(config, dtype=torch.float32, **plain)
     model.train(False)
@@ -101,13 +101,7 @@ def read_gguf(file: Path) -> PreTrainedModel:
 
 
 def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new: Sequence[str] = ()) -> PreTrainedModel:
-    """Load a model from its files, on which no tensor outside the modules `new` is missing.
-
-    Args:
-        made_by: The class of transformers that makes it.
-        folder: Where its files are.
-        options: What else that class is told.
-        new: The modules of a head that the files lack.
+    """Load a model by the class `made_by` from its files, which lack no tensor outside the modules `new`.
 
     Raises:
         ModelError: The files cannot be read, or tensors are missing.
@@ -129,7 +123,7 @@ def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new:
             remedy = "Use a smaller model, or store it in 4 bits."
             raise OutOfMemoryError(message, where=str(folder), remedy=remedy) from error
     absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
-    if lost := sorted(name for name in absent if not any(is_within(name, module) for module in new)):
+    if lost := sorted(name for name in absent if not is_within(name, *new)):
         were = counted(len(lost), "tensor was", "tensors were")
         raise ModelError(f"{were} not loaded: {', '.join(lost[:8])}", where=str(folder))
     return cast("PreTrainedModel", model)

@@ -19,6 +19,7 @@ from loraft.errors import ModelError
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "avx10_2", "sve_bf16", "bf16")
 """The names, among torch's CPU capabilities, of instructions that multiply bfloat16."""
 
+NO_FLOAT16 = "float16 does not train on a CPU: its gradients underflow without loss scaling"
 CGROUP = Path("/sys/fs/cgroup")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """torch's dtypes by the names that the config has for them."""
@@ -56,44 +57,31 @@ def select_device(model: ModelSection) -> DeviceConfig:
     Raises:
         ModelError: The dtype that is asked for does not train on this device.
     """
-    return _on_cuda(model.dtype) if torch.cuda.is_available() else _on_cpu(model.dtype)
-
-
-def _on_cuda(asked: str) -> DeviceConfig:
-    name = torch.cuda.get_device_name()
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    chosen = asked if asked != "auto" else "bfloat16" if native else "float16"
-    if asked != "auto":
+    if torch.cuda.is_available():
+        device, unit, otherwise, name = "cuda", "GPU", "float16", torch.cuda.get_device_name()
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        instructions = ""
+        available, total = torch.cuda.mem_get_info()
+    else:
+        if model.dtype == "float16":
+            raise ModelError(
+                NO_FLOAT16, key="model.dtype", remedy="Use bfloat16, which takes as little memory, or auto."
+            )
+        capabilities = torch.cpu.get_capabilities()
+        name = str(capabilities.get("cpu_name") or platform.processor() or platform.machine())
+        device, unit, otherwise = "cpu", "CPU", "float32"
+        native = next((one for one in NATIVE_BF16 if capabilities.get(one)), None)
+        instructions = f" ({native})"
+        total, available = _memory()
+    chosen: str = model.dtype
+    if chosen != "auto":
         reason = "as asked for"
     elif native:
-        reason = "which this GPU multiplies natively"
+        chosen, reason = "bfloat16", f"which this {unit} multiplies natively{instructions}"
     else:
-        reason = "since this GPU has no bfloat16 products"
-    free, total = torch.cuda.mem_get_info()
-    return DeviceConfig("cuda", DTYPES[chosen], name, total, free, (f"device cuda ({name}), dtype {chosen}, {reason}",))
-
-
-def _on_cpu(asked: str) -> DeviceConfig:
-    if asked == "float16":
-        raise ModelError(
-            "float16 does not train on a CPU: its gradients underflow without loss scaling",
-            key="model.dtype",
-            remedy="Use bfloat16, which takes as little memory, or auto.",
-        )
-    capabilities = torch.cpu.get_capabilities()
-    native = next((name for name in NATIVE_BF16 if capabilities.get(name)), None)
-    chosen = asked if asked != "auto" else "bfloat16" if native else "float32"
-    if asked != "auto":
-        reason = "as asked for"
-    elif native:
-        reason = f"which this CPU multiplies natively ({native})"
-    else:
-        reason = "since this CPU has no bfloat16 products"
-    name = str(capabilities.get("cpu_name") or platform.processor() or platform.machine())
-    total, available = _memory()
-    return DeviceConfig(
-        "cpu", DTYPES[chosen], name, total, available, (f"device cpu ({name}), dtype {chosen}, {reason}",)
-    )
+        chosen, reason = otherwise, f"since this {unit} has no bfloat16 products"
+    note = f"device {device} ({name}), dtype {chosen}, {reason}"
+    return DeviceConfig(device, DTYPES[chosen], name, total, available, (note,))
 
 
 def _memory() -> tuple[int, int]:

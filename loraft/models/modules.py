@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,9 @@ def matches(module: str, name: str) -> bool:
     return module == name or module.endswith(f".{name}")
 
 
-def is_within(module: str, outer: str) -> bool:
-    """Whether `module` is `outer` or lies inside it."""
-    return module == outer or module.startswith(f"{outer}.")
+def is_within(module: str, *outer: str) -> bool:
+    """Whether `module` is one of `outer` or lies inside one."""
+    return any(module == one or module.startswith(f"{one}.") for one in outer)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -34,14 +34,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Every linear module, the head too: (inputs, outputs) by full name; a 4-bit one has the sizes it stands for."""
-    return {name: _sizes(part) for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
-
-
-def _sizes(module: nn.Linear | Conv1D) -> tuple[int, int]:
-    if isinstance(module, Conv1D):  # GPT-2's weight is [inputs, outputs]
-        inputs, outputs = module.weight.shape
-        return inputs, outputs
-    return module.in_features, module.out_features
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Linear):
+            sizes[name] = part.in_features, part.out_features
+        elif isinstance(part, Conv1D):  # GPT-2's weight is [inputs, outputs]
+            sizes[name] = part.weight.shape[0], part.weight.shape[1]
+    return sizes
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -54,16 +53,12 @@ def parameter_count(model: nn.Module) -> int:
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
 
 
-class _Wrapper(Protocol):
-    def get_base_model(self) -> nn.Module: ...
-
-
 def wrapped_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model itself, with its adapters in place, whatever is wrapped around it."""
     if isinstance(model, PreTrainedModel):
         return model
     # peft puts its layers into the model that it wraps, so the inner model alone is the adapted one.
-    return cast("PreTrainedModel", cast("_Wrapper", model).get_base_model())
+    return cast("PreTrainedModel", cast("Any", model).get_base_model())
 
 
 def output_head(model: PreTrainedModel) -> nn.Module | None:
@@ -79,10 +74,7 @@ def decoder_inputs(model: nn.Module, target: Tensor) -> Tensor:
 
     Args:
         model: An encoder-decoder of transformers, with or without adapters.
-        target: `[rows, time]`.
-
-    Returns:
-        `[rows, time]`.
+        target: `[rows, time]`, as is what comes back.
 
     Raises:
         ModelError: The decoder has no start token.

@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
 from loraft.kernels.lora_linear import product_dtype
-from loraft.models.device import DTYPES, DeviceConfig
+from loraft.models.device import DTYPES, NO_FLOAT16, DeviceConfig
+from loraft.models.modules import linear_modules
 
 NOT_QUANTIZED = ("lm_head", "score", "classifier", "pre_classifier", "pooler")
 """The modules, by a part of their name, whose linear modules keep the model's dtype: heads."""
@@ -30,43 +31,32 @@ BLOCK = 64
 PIECE = 1 << 18
 """Weights that are quantized at once: bitsandbytes needs 16 times their memory on the CPU."""
 
-# At import bitsandbytes warns that an inference kernel is missing; `disable_cpu_4bit_repack` turns that kernel off.
+# At import bitsandbytes warns that an inference kernel is missing; `make_4bit_trainable` turns that kernel off.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def quantization_config(
     section: QuantizationSection, placement: DeviceConfig, skeleton: nn.Module
 ) -> BitsAndBytesConfig:
-    """The config of bitsandbytes, by the names of transformers.
+    """The config of bitsandbytes, by the names of transformers, for a model of which `skeleton` is on the meta device.
 
-    `compute_dtype: auto` is the model's dtype. Storage is uint8: two weights a byte. What keeps its dtype is named in
-    full: transformers compares beginnings and ends of names, and would quantize the `dense` inside a pooler.
-
-    Args:
-        section: The config's section.
-        placement: Device and dtype of the model.
-        skeleton: The model on the meta device.
+    Storage is uint8: two weights a byte. What keeps its dtype is named in full: transformers compares beginnings and
+    ends of names, and would quantize the `dense` inside a pooler.
 
     Raises:
         ModelError: The compute dtype does not train on this device.
     """
     compute = placement.dtype if section.compute_dtype == "auto" else DTYPES[section.compute_dtype]
     if compute == torch.float16 and placement.device == "cpu":
-        raise ModelError(
-            "float16 does not train on a CPU: its gradients underflow without loss scaling",
-            key="quantization.compute_dtype",
-            remedy="Use bfloat16 or auto.",
-        )
+        raise ModelError(NO_FLOAT16, key="quantization.compute_dtype", remedy="Use bfloat16 or auto.")
     quantized = set(quantized_modules(skeleton))
-    linear = (name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    kept = [name for name in linear if name not in quantized]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type=section.type,
         bnb_4bit_use_double_quant=section.double_quant,
         bnb_4bit_compute_dtype=compute,
         bnb_4bit_quant_storage=torch.uint8,
-        llm_int8_skip_modules=kept,
+        llm_int8_skip_modules=[name for name in linear_modules(skeleton) if name not in quantized],
     )
 
 
@@ -76,31 +66,15 @@ def quantized_modules(model: nn.Module) -> tuple[str, ...]:
     Those that an architecture keeps in float32 (T5's `wo`) are left alone, as transformers leaves them.
     """
     kept = (*NOT_QUANTIZED, *(getattr(model, "_keep_in_fp32_modules", None) or ()))
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not set(name.split(".")).intersection(kept)
-    )
+    return tuple(name for name in linear_modules(model) if not set(name.split(".")).intersection(kept))
 
 
-def disable_cpu_4bit_repack(model: nn.Module) -> None:
-    """Turn off the CPU kernel that repacks 4-bit weights for inference.
+def make_4bit_trainable(model: nn.Module) -> None:
+    """Have 4-bit modules give right gradients on a CPU, and compute in the dtype of autocast where it is on.
 
     Where the CPU has AVX512-BF16, the first forward in eval mode repacks each weight for a kernel without a backward,
-    `.train()` does not undo it, and gradients are wrong from then on without a word.
-    """
-    from bitsandbytes.nn.modules import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
-def compute_as_autocast_says(model: nn.Module) -> None:
-    """Have 4-bit modules compute in the dtype of autocast where it is on, as every other linear module does.
-
-    bitsandbytes gives the dtype that it was given. On CUDA autocast lets norms give float32, and so what comes out
-    would be float32 too, which models do not expect beside products in 16 bits.
+    `.train()` does not undo it, and gradients are wrong from then on without a word. And on CUDA autocast lets norms
+    give float32, which bitsandbytes would give back, and models do not expect it beside products in 16 bits.
     """
     from bitsandbytes.nn.modules import Linear4bit
 
@@ -110,6 +84,7 @@ def compute_as_autocast_says(model: nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
             module.register_forward_pre_hook(cast_input)
 
 
@@ -126,13 +101,10 @@ def quantize_roundtrip(
     takes their mean over all of it.
 
     Args:
-        weight: `[out, in]`, as the base has it.
+        weight: `[out, in]`, as the base has it; what comes back is so too, in the dtype of the products.
         section: How it is stored.
         dtype: The dtype that the base was loaded in, which it is cast to before it is quantized.
         run: What makes the pieces: `map`, or something like it that has several threads.
-
-    Returns:
-        `[out, in]`, in the dtype of the products.
 
     Source: Dettmers et al. 2023, QLoRA, equation 6 (https://arxiv.org/abs/2305.14314); bitsandbytes'
     `functional.quantize_4bit` and `dequantize_4bit`.
@@ -149,8 +121,10 @@ def quantize_roundtrip(
     spans = [slice(start, start + rows) for start in range(0, weight.shape[0], rows)]
     packed = list(run(quantize, spans))
     scales = torch.cat([state.absmax for _, state in packed])
-    if section.double_quant:
-        scales = _quantized_twice(scales)
+    if section.double_quant:  # the constants are kept in 8 bits around their mean
+        mean = scales.mean()
+        codes, state = bnb.quantize_blockwise(scales - mean, blocksize=256)
+        scales = bnb.dequantize_blockwise(codes, state) + mean
     result = torch.empty(weight.shape, dtype=DTYPES.get(section.compute_dtype, dtype))
     blocks = len(packed[0][1].absmax)  # of every piece but the last, which may have fewer
 
@@ -162,16 +136,6 @@ def quantize_roundtrip(
 
     list(run(restore, spans))
     return result
-
-
-def _quantized_twice(scales: torch.Tensor) -> torch.Tensor:
-    """The constants of the blocks as double quantization keeps them: in 8 bits around their mean."""
-    import bitsandbytes.functional as bnb
-
-    offset = scales.mean()
-    codes, state = bnb.quantize_blockwise(scales - offset, blocksize=256)
-    restored: torch.Tensor = bnb.dequantize_blockwise(codes, state) + offset
-    return restored
 
 
 def unpacked(module: nn.Module) -> torch.Tensor:

@@ -21,17 +21,11 @@ from loraft.io.paths import cache_folder
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype, class_names, context_of, is_classifier, quietly_reading
-from loraft.models.load_model import (
-    drop_modules,
-    load_any_config,
-    load_config,
-    load_noted_tokenizer,
-    missing_head_modules,
-)
+from loraft.models.load_model import load_any_config, load_config, load_noted_tokenizer, require_tensors
 from loraft.models.modules import decoder_inputs, linear_modules, parameter_count
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec, spec_of
-from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
+from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
@@ -120,8 +114,7 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
     head = new = family.classifier if labels else ()
     has_weights = any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir()
     if has_weights:
-        new = missing_head_modules(folder, config, family) if labels else ()
-        check_weights(folder, drop_modules(new, expected_tensors(skeleton)))
+        new, _ = require_tensors(folder, skeleton, labels)
     linear = linear_modules(skeleton)
     quantized = quantized_modules(skeleton) if run.method == "qlora" else ()
     notes = [*_head_notes(run, model, new)] if labels else []

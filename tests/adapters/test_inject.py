@@ -15,7 +15,7 @@ from loraft.adapters.save_adapter import save_adapter
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError
 from loraft.models.load_model import LoadedModel
-from loraft.models.quantize import disable_cpu_4bit_repack, quantization_config
+from loraft.models.quantize import make_4bit_trainable, quantization_config
 from tests.adapters.setting import FACTS, IDS, Rendering, disturb, logits, run_config, tiny_loaded
 from tests.tiny import TINY_MODEL_TYPES
 
@@ -162,7 +162,7 @@ def in_4_bits(folder: Path) -> LoadedModel:
     loaded = tiny_loaded(folder, dtype=torch.bfloat16, tie_word_embeddings=False)
     config = quantization_config(QuantizationSection(), loaded.placement, loaded.model)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=config)
-    disable_cpu_4bit_repack(model)
+    make_4bit_trainable(model)
     return replace(loaded, model=model.eval().requires_grad_(False))
 
 

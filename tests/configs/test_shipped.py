@@ -183,7 +183,7 @@ def on_the_meta_device(
     path = str(write_rows(folder / "rows.jsonl", [{"text": text} for _ in range(20)]))
     gpu = DeviceConfig("cuda", torch.bfloat16, "a GPU", memory, memory, ())
     monkeypatch.setattr("loraft.training.known_run.select_device", lambda _: gpu)
-    monkeypatch.setattr("loraft.training.known_run.check_weights", lambda *_: None)  # there are none to be checked
+    monkeypatch.setattr("loraft.models.load_model.check_weights", lambda *_: None)  # there are none to be checked
     section = {"train": path, "eval": None, "max_length": config.data.max_length, "on_overlength": "truncate"}
     data = type(config.data).model_validate(section)
     model = config.model.model_copy(update={"name_or_path": str(folder / "shape")})

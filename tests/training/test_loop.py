@@ -13,7 +13,6 @@ import torch
 from loraft.errors import NonFiniteError
 from loraft.events import Event, Note
 from loraft.inference.requests import GenerationRequest
-from loraft.models.quantize import disable_cpu_4bit_repack
 from loraft.tasks.loss import BatchLayout, collate_texts
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, StepLogged
@@ -219,7 +218,6 @@ def test_every_frozen_4bit_module_is_kept_exact(tmp_path: Path) -> None:
 
     adapted = build_model(plan_run(tiny_config(tmp_path, method="qlora")))
     kept = [m for m in adapted.loaded.model.modules() if type(m).__name__ == "Linear4bit" and hasattr(m, "quant_state")]
-    disable_cpu_4bit_repack(adapted.loaded.model)
     assert kept
     assert not any(module.support_avx512bf16_for_cpu for module in kept)
 
