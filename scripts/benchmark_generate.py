@@ -70,7 +70,7 @@ def main() -> None:
     options = parse_options()
     session = open_session(ModelRequest(MODEL, [options.adapter] if options.adapter else []))
     voice = session.voice()
-    prompts = [voice.prompt_ids(voice.conversation(prompt)) for prompt in PROMPTS]
+    prompts = [voice.renderer.prompt_ids(voice.conversation(prompt)) for prompt in PROMPTS]
     ours, theirs = answerers(session.model, voice.tokenizer, options.new_tokens)
     batches = {1: [[prompts[index]] for index in (0, 1)], 8: [prompts]}
     results = [compare(size, batch, ours, theirs, options) for size, batch in batches.items()]

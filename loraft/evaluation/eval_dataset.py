@@ -205,20 +205,18 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
 
 def _references(sources: Sequence[SourceRows], config: RunConfig) -> tuple[dict[str, Reference], list[Problem]]:
     """What the rows of sources ask, by their places, and what is wrong with those whose class is none of the labels."""
-    task, problems = TASKS[config.task], []
-    found: dict[str, Reference] = {}
+    task, found, problems = TASKS[config.task], dict[str, Reference](), list[Problem]()
     for source in sources:
         for record, place in zip(source.records, source.places, strict=True):
             try:
                 reference = task.reference(record, config.data.labels)
+                if reference is not None:
+                    found[place] = reference
             except DataError as error:
-                columns = source.given.columns
-                problems += [
-                    replace(each, where=place, key=columns.get(each.key or "", each.key)) for each in error.problems
-                ]
-                continue
-            if reference is not None:
-                found[place] = reference
+                names = source.given.columns
+                problems.extend(
+                    replace(each, where=place, key=names.get(each.key or "", each.key)) for each in error.problems
+                )
     return found, problems
 
 

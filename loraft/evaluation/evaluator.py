@@ -89,7 +89,6 @@ class Evaluation:
     """What was found.
 
     Attributes:
-        data: What the rows are, in a few words.
         references: How many rows have a right answer.
         tokens: The trained tokens that the loss is of; of a classifier the rows.
         differences: What was evaluated minus its base, with the interval of each difference.
@@ -165,12 +164,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on rows and, on the same tokens, its base where there is one to compare it with.
 
-    Where there are no `metrics` besides the loss, nothing is generated. The rows go to `output` in their order.
-
-    Raises:
-        DataError: There are no rows, or a row's prompt cannot be read.
-        RunError: A loss is not a number, the device is too small for so many rows at a time, or the disk filled up.
-        Interrupted: By SIGINT or SIGTERM, with the rows so far in `output`.
+    Where there are no `metrics` besides the loss, nothing is generated. The rows go to `output` in their order;
+    whatever ends it early, those so far are there.
     """
     if not rows.items:
         raise DataError("no row is left to evaluate on", where=rows.called)

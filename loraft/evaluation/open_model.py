@@ -199,10 +199,7 @@ def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, 
 
 
 def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collection[str]) -> tuple[str, ...]:
-    """The figures that are computed besides the loss: those that were asked for, or what suits task and references.
-
-    Refused are those of another task, without references, or whose package is absent.
-    """
+    """The figures besides the loss: those that were asked for, if there are such, or what suits task and references."""
     metrics = task.metrics
     if asked is None:
         if not references:

@@ -1,8 +1,4 @@
-"""Many prompts answered: a file of them into a file of answers, or a few by every voice.
-
-Rows of a file are taken in windows: inside one they are sorted by length, so that little is padded. Row `n` draws from
-`seed + n`.
-"""
+"""Many prompts answered: a file of them into a file of answers, row `n` with `seed + n`, or a few by every voice."""
 
 from __future__ import annotations
 
@@ -113,10 +109,7 @@ def answer_questions(
 ) -> AnsweredFile:
     """Answer every question in the voice that speaks first, and write the answers to `output`, or go on with it.
 
-    Raises:
-        DataError: A question cannot be rendered or is too long, or `output` holds something else.
-        RunError: The device is too small for so many at a time, or the disk filled up.
-        Interrupted: By SIGINT or SIGTERM; the rows so far are on disk.
+    Whatever ends it early, the rows so far are on disk.
     """
     voice = _voice(session, questions, observer)
     prompts = _prompts(session, voice, questions, options.system)

@@ -117,15 +117,13 @@ def open_classifier(choice: ModelRequest, found: ResolvedTarget | None = None) -
     found = found or resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if len(found.adapters) > 1:
         raise AdapterError("one classifier tells classes, and there are several", parameter="adapters")
-    section = found.model.section
-    if choice.dtype is not None:
-        section = section.model_copy(update={"dtype": choice.dtype})
+    section = found.model.section.model_copy(update={"dtype": choice.dtype} if choice.dtype else {})
     quantization = found.quantization if choice.quantize is None else choice.quantize
     with base_named_by(found):
         labels = classes_of(found)
         refuse_no_classifier(found, labels, choice.target)
-        placement = select_device(section)
-        loaded = load_model(found.model, placement, quantization=quantization, among=CLASSIFIERS, labels=labels)
+        placed = select_device(section)
+        loaded = load_model(found.model, placed, quantization=quantization, among=CLASSIFIERS, labels=labels)
     notes = (*found.notes, *loaded.notes)
     model: nn.Module = loaded.model
     if found.adapters:

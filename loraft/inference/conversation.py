@@ -140,8 +140,7 @@ class ChatSession:
         if not self._messages:
             return None
         last = max(index for index, message in enumerate(self._messages) if message.role == "user")
-        question = self._messages[last]
-        self._messages = self._messages[:last]
+        question, self._messages = self._messages[last], self._messages[:last]
         return question
 
     def speak_as(self, name: str | None) -> None:
@@ -180,9 +179,8 @@ def save_conversation(path: Path, messages: Sequence[Message]) -> int:
             file.flush()
             os.fsync(file.fileno())
     except FileExistsError as error:
-        raise DataError(
-            "is there already, and is left as it is", where=str(path), remedy="Name another file."
-        ) from error
+        text = "is there already, and is left as it is"
+        raise DataError(text, where=str(path), remedy="Name another file.") from error
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from error
     return answers

@@ -32,16 +32,12 @@ class EncodedSource:
 
 
 class DecoderState:
-    """What a model has read of one or several rows.
+    """What a model has read of one or several rows; it must be in `ordinary_attention` while it reads.
 
     With a cache each token is read once, and its keys and values are kept. Without one every `read` reads all
     rows from their start: slower with each token, and the same logits but for rounding. An encoder reads its rows
-    once, with or without a cache.
-
-    One that `rewinds` can go back to any point of what it has read. It then keeps what has left a sliding window too:
-    masks hide it, so the logits are the same.
-
-    The model must be in `ordinary_attention` while it reads.
+    once in either case. One that `rewinds` can go back to any point of what it has read: it keeps what has left a
+    sliding window too, which masks hide.
     """
 
     def __init__(self, model: nn.Module, *, use_cache: bool = True, rewinds: bool = False) -> None:

@@ -53,12 +53,9 @@ def stream(
     """Answer one prompt, token by token; a tracer is told how each came about, which changes none.
 
     What reads is a new `context` with a cache, or one that may have read a beginning of the prompt already, at most all
-    but its last token; it goes on to hold the answer's tokens, save for the last one.
-
-    Raises:
-        ConfigError: If `max_new_tokens` is below 1, or beams are to be traced.
-        DataError: If the prompt is empty, or longer than the positions that the model was trained with.
-        NonFiniteError: While iterating, if the model's logits are not numbers.
+    but its last token; it goes on to hold the answer's tokens, save for the last one. Refused are prompts that are
+    empty or longer than the positions of training, no token at most, beams that are to be traced; and while iterating
+    logits that are not numbers.
     """
     (answer,) = _open_answers(model, tokenizer, [prompt_ids], settings)
     context, beams = context or DecoderState(model), answer.rules.num_beams > 1
@@ -89,9 +86,10 @@ def complete_batch(
         for start in range(0, len(by_length), batch_size):
             batch = by_length[start : start + batch_size]
             if settings["rules"].num_beams > 1:  # the beams of one prompt are a batch by themselves
-                deque(chain.from_iterable(_search(DecoderState(model), each) for each in batch), maxlen=0)
+                steps: Iterator[None] = chain.from_iterable(_search(DecoderState(model), each) for each in batch)
             else:
-                deque(_decode(DecoderState(model), batch), maxlen=0)
+                steps = _decode(DecoderState(model), batch, None)
+            deque(steps, maxlen=0)
             if on_batch is not None:
                 on_batch(start + len(batch))
     return [answer.completion() for answer in answers]
@@ -129,9 +127,7 @@ def _open_answers(
     return answers
 
 
-def _decode(
-    context: DecoderState, answers: Sequence[PartialCompletion], tracer: Tracer | None = None
-) -> Iterator[None]:
+def _decode(context: DecoderState, answers: Sequence[PartialCompletion], tracer: Tracer | None) -> Iterator[None]:
     """Let the answers grow together, one token of each at a time, until all have ended; one `yield` a step."""
     going, rules = list(answers), answers[0].rules
     started = perf_counter()

@@ -1,7 +1,4 @@
-"""A file of texts classified into a file of rows with their classes, many at a time.
-
-Rows are taken in windows: inside one they are sorted by length, so that little is padded.
-"""
+"""A file of texts classified into a file of rows with their classes; those of like length together."""
 
 from __future__ import annotations
 
@@ -108,12 +105,8 @@ def predict_rows(
 ) -> PredictedFile:
     """Classify every text, and write its row with what was found to `output`, or go on with it.
 
-    A .csv file is written when every row is classified, from rows of JSON that lie beside it until then.
-
-    Raises:
-        DataError: `output` holds something else.
-        RunError: A score is not a number, the device is too small for so many at a time, or the disk filled up.
-        Interrupted: By SIGINT or SIGTERM; the rows so far are on disk.
+    Whatever ends it early, the rows so far are on disk. A .csv file is written when every row is classified, from rows
+    of JSON that lie beside it until then.
     """
     asked = AskedRows([text.row.values for text in texts], ADDED, _answered_by(classifier))
     lines, total = _lines_of(output), len(texts)
@@ -122,11 +115,10 @@ def predict_rows(
     begun, given, were_cut = perf_counter(), Counter[str](), list[bool]()
 
     def answers(window: range, first: int) -> list[tuple[str, dict[str, float]]]:
-        found, is_cut = _window(classifier, texts[window.start : window.stop], batch_size)
-        new = slice(first - window.start, None)
-        predicted = [(max(each, key=each.__getitem__), each) for each in found[new]]
+        new = _window(classifier, texts[window.start : window.stop], batch_size)[first - window.start :]
+        predicted = [(max(each, key=each.__getitem__), each) for each, _ in new]
         given.update(label for label, _ in predicted)
-        were_cut.extend(is_cut[new])
+        were_cut.extend(is_cut for _, is_cut in new)
         observer(Progress("rows classified", window.stop, total))
         return predicted
 
@@ -177,17 +169,15 @@ def _write_csv(lines: Path, output: Path) -> None:
     lines.unlink()
 
 
-def _window(
-    classifier: Classifier, texts: Sequence[TextRow], batch_size: int
-) -> tuple[list[dict[str, float]], list[bool]]:
-    """The probabilities of each class for each text in its order, and which texts were cut."""
+def _window(classifier: Classifier, texts: Sequence[TextRow], batch_size: int) -> list[tuple[dict[str, float], bool]]:
+    """For each text in its order the probabilities of each class, and whether it was cut."""
     tokens = classifier.tokens([(text.text, text.second) for text in texts])
     by_length = sorted(range(len(tokens)), key=lambda place: -len(tokens[place].ids))
     found: dict[int, dict[str, float]] = {}
     for start in range(0, len(by_length), batch_size):
         places = by_length[start : start + batch_size]
         found |= zip(places, classifier.probabilities([tokens[place] for place in places]), strict=True)
-    return [found[place] for place in range(len(texts))], [each.is_cut for each in tokens]
+    return [(found[place], each.is_cut) for place, each in enumerate(tokens)]
 
 
 def _answered_by(classifier: Classifier) -> str:

@@ -145,9 +145,7 @@ def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> S
     found = found or resolve_target(choice.target, choice.adapters, base_model=choice.base_model)
     if choice.merge and len(found.adapters) != 1:
         raise AdapterError(f"one adapter can be merged, and there are {len(found.adapters)}", parameter="merge")
-    section = found.model.section
-    if choice.dtype is not None:
-        section = section.model_copy(update={"dtype": choice.dtype})
+    section = found.model.section.model_copy(update={"dtype": choice.dtype} if choice.dtype else {})
     check_dtype(_writer(found, choice), DTYPES.get(section.dtype))
     quantization = found.quantization if choice.quantize is None else choice.quantize
     loaded = load_model(found.model, select_device(section), quantization=quantization, among=FAMILIES)

@@ -1,7 +1,4 @@
-"""Watching an answer come about, token by token, and what each layer would have said: the logit lens.
-
-It changes nothing: the traced answer is the same as the untraced one.
-"""
+"""Watching, without a change of it, how an answer comes about, and what each layer would have said: the logit lens."""
 
 from __future__ import annotations
 
@@ -25,7 +22,6 @@ from loraft.models.registry import FAMILIES, spec_of
 from loraft.tokenization.boundaries import Piece, Pieces
 
 Cut = Literal["temperature", "top_k", "top_p", "min_p", "never", "first", "last"]
-How = Literal["greedy", "sampled", "forced"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Step:
     index: int
     fed: tuple[Piece, ...]
     taken: Piece
-    how: How
+    how: Literal["greedy", "sampled", "forced"]
     probability: float
     probability_after: float
     candidates: tuple[Candidate, ...]
@@ -258,10 +254,7 @@ class LogitLens:
 
     @torch.inference_mode()
     def logits(self, own: Tensor) -> Tensor:
-        """What each layer says to the token that the model read last, `[layers, vocab]`, float32.
-
-        `own`, `[vocab]`, is what the model itself said to it: the last layer's.
-        """
+        """What each layer says to the token read last, `[layers, vocab]`, float32; the last's is the model's `own`."""
         said = self.through_the_end(torch.stack(self._states))
         return torch.cat([said[:-1], own[None]])
 
