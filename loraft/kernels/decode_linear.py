@@ -7,10 +7,10 @@ rounds differently, and is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from time import perf_counter
+from timeit import repeat
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ CLEARLY = 0.85
 def patch_decode_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Let the linear modules of a model that computes in `dtype` multiply faster, with the same results.
 
-    Nothing changes in float32. Modules of other classes, 4-bit ones among them, keep their own products. Within
-    another one, or beside it, it leaves to that what is done already.
+    Nothing changes in float32, nor modules of other classes, 4-bit ones among them. Within another one, or beside it,
+    it leaves to that what is done already.
     """
     linears = (module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module))
     modules = [module for module in linears if _gains(module, dtype)]
@@ -53,18 +53,9 @@ def _gains(module: nn.Linear, dtype: torch.dtype) -> bool:
 def as_it_lies_is_faster() -> bool:
     """Whether this CPU multiplies a bfloat16 weight with one row clearly faster as it lies."""
     weight, row = torch.ones(TRIED, dtype=torch.bfloat16), torch.ones(1, TRIED[1], dtype=torch.bfloat16)
-    usual = _least_seconds(lambda: linear(row, weight))
-    return _least_seconds(lambda: torch.mv(weight, row[0])) < CLEARLY * usual
-
-
-def _least_seconds(product: Callable[[], Tensor]) -> float:
-    taken = []
     with torch.inference_mode():
-        for _ in range(TIMES):
-            begun = perf_counter()
-            product()
-            taken.append(perf_counter() - begun)
-    return min(taken)
+        usual = min(repeat(lambda: linear(row, weight), number=1, repeat=TIMES))
+        return min(repeat(lambda: torch.mv(weight, row[0]), number=1, repeat=TIMES)) < CLEARLY * usual
 
 
 def _multiply(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -135,37 +134,35 @@ class _RowProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float
-    ) -> Tensor:
-        layout = _layout(lengths, query.shape[1], key.shape[1])
-        q = layout.queries.into_blocks(query).mul_(scale)
-        k, v = layout.keys.into_blocks(key), layout.keys.into_blocks(value)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
+        blocks, queries, keys = _layout(lengths, query.shape[1], key.shape[1])
+        q = queries.into_blocks(query).mul_(scale)
+        k, v = keys.into_blocks(key), keys.into_blocks(value)
         out = q.new_empty(q.shape[0], v.shape[1])
         weights = []
-        for block in layout.blocks:
+        for block in blocks:
             scores = torch.bmm(block.of_queries(q), block.of_keys(k).transpose(1, 2))
             weights.append(_causal_weights(scores, block.time))
             torch.bmm(weights[-1], block.of_keys(v), out=block.of_queries(out))
         ctx.save_for_backward(q, k, v, *weights)
-        ctx.layout, ctx.scale = layout, scale  # type: ignore[attr-defined]
-        return layout.queries.out_of_blocks(out)
+        ctx.layout, ctx.scale = (blocks, queries, keys), scale
+        return queries.out_of_blocks(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *weights = ctx.saved_tensors
-        layout: _RowsLayout = ctx.layout
-        d_out = layout.queries.into_blocks(grads[0]).index_fill_(0, layout.queries.beyond, 0)
+        blocks, queries, keys = ctx.layout
+        d_out = queries.into_blocks(grads[0]).index_fill_(0, queries.beyond, 0)
         d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for block, p in zip(layout.blocks, weights, strict=True):
+        for block, p in zip(blocks, weights, strict=True):
             d_out_here = block.of_queries(d_out)
             torch.bmm(p.transpose(1, 2), d_out_here, out=block.of_keys(d_v))
             d_p = torch.bmm(d_out_here, block.of_keys(v).transpose(1, 2))
             d_scores = torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype)
             torch.bmm(d_scores, block.of_keys(k), out=block.of_queries(d_q))
             torch.bmm(d_scores.transpose(1, 2), block.of_queries(q), out=block.of_keys(d_k))
-        d_query = layout.queries.out_of_blocks(d_q.mul_(ctx.scale))
-        return d_query, layout.keys.out_of_blocks(d_k), layout.keys.out_of_blocks(d_v), None, None
+        d_query = queries.out_of_blocks(d_q.mul_(ctx.scale))
+        return d_query, keys.out_of_blocks(d_k), keys.out_of_blocks(d_v), None, None
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,7 @@ class _Block:
         batch: The products in a batch: one for each row and each head of keys and values.
         time: The tokens of the longest row.
         groups: The query heads that share a key; they lie one after the other, so that no key is copied.
-        start: The places before it, of keys, in all blocks.
+        start: The places of keys before it.
     """
 
     batch: int
@@ -221,18 +218,9 @@ class _Places:
         return placed.index_select(0, self.back).view(-1, self.heads, placed.shape[1])
 
 
-@dataclass(frozen=True)
-class _RowsLayout:
-    """How some rows are computed: the blocks, and the places in them."""
-
-    blocks: tuple[_Block, ...]
-    queries: _Places
-    keys: _Places
-
-
 @lru_cache(maxsize=8)
-def _layout(lengths: tuple[int, ...], heads: int, key_value_heads: int) -> _RowsLayout:
-    """The rows in groups of like length, computed together."""
+def _layout(lengths: tuple[int, ...], heads: int, key_value_heads: int) -> tuple[list[_Block], _Places, _Places]:
+    """The rows in groups of like length, and the places of queries and of keys in them."""
     starts = torch.tensor([row.start for row in _slices(lengths)])
     blocks: list[_Block] = []
     tokens, inside = [], []
@@ -242,7 +230,7 @@ def _layout(lengths: tuple[int, ...], heads: int, key_value_heads: int) -> _Rows
         tokens.append(starts[group, None] + torch.where(inside[-1], steps, 0))
         start = blocks[-1].start + blocks[-1].batch * blocks[-1].time if blocks else 0
         blocks.append(_Block(len(group) * key_value_heads, len(steps), heads // key_value_heads, start))
-    return _RowsLayout(tuple(blocks), _places(tokens, inside, heads), _places(tokens, inside, key_value_heads))
+    return blocks, _places(tokens, inside, heads), _places(tokens, inside, key_value_heads)
 
 
 def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
