@@ -16,8 +16,7 @@ from transformers import EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from loraft.io.resources import memory_errors
-from loraft.kernels.decode_linear import patch_decode_linears
-from loraft.kernels.kv_cache import new_cache
+from loraft.kernels.decoding import new_cache, patch_decode_linears
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.modules import start_token, wrapped_model
 

@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from loraft.kernels.kv_cache import LEAST_ROOM, PreallocatedKVLayer, new_cache
+from loraft.kernels.decoding import LEAST_ROOM, PreallocatedKVLayer, new_cache
 from tests.tiny import tiny_model
 
 

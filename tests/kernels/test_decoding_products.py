@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.functional import linear
 
 from loraft.inference.decoder_state import DecoderState, ordinary_attention
-from loraft.kernels import decode_linear
-from loraft.kernels.decode_linear import patch_decode_linears
+from loraft.kernels import decoding
+from loraft.kernels.decoding import patch_decode_linears
 from tests.inference.test_decoder_state import ROW, adapted
 from tests.tiny import tiny_model
 
@@ -20,7 +20,7 @@ ONE_ULP = {"atol": 1e-2, "rtol": 2**-7}
 @pytest.fixture(autouse=True, params=[True, False], ids=["as-it-lies", "usual"])
 def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Each form, whichever is faster on this machine."""
-    monkeypatch.setattr(decode_linear, "as_it_lies_is_faster", lambda: request.param)
+    monkeypatch.setattr(decoding, "as_it_lies_is_faster", lambda: request.param)
     return bool(request.param)
 
 
