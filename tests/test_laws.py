@@ -52,8 +52,6 @@ LONG_FILES = {
     "loraft/cli/views/preview_view.py",
     "loraft/dataset/build.py",
     "loraft/merging/write_weights.py",
-    "loraft/rows/formats.py",
-    "loraft/rows/readers.py",
 }
 FULL_FOLDERS: set[str] = set()
 SPEAKS_OF_OPTIONS = {

@@ -10,8 +10,8 @@ from loraft.config.choices import RowFormat, TaskName
 from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
-from loraft.rows.fields import column_of
-from loraft.rows.formats import LanguagePair, Record, columns_of, refuse_preferences, unread_columns
+from loraft.rows.fields import column_of, columns_of, refuse_preferences, unread_columns
+from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import RowsRead, read_rows
 from loraft.tasks import TASKS, check_format, detect_format
 from loraft.tasks.task import Task

@@ -17,7 +17,8 @@ from loraft.config.sections import DataSection, DataSource
 from loraft.dataset.statistics import Finding, SourceCounts
 from loraft.dataset.tokenize_rows import TokenizedRow, length_policy, processes_for, tokenized
 from loraft.errors import DataError, InvalidInputError, Problem
-from loraft.rows.formats import LanguagePair, Record, unread_columns
+from loraft.rows.fields import unread_columns
+from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import RowsRead, read_rows
 from loraft.tasks import TASKS, check_format, detect_format
 from loraft.tasks.task import Task

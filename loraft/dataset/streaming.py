@@ -22,10 +22,10 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.dataset.sampler import StepBatches
 from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
-from loraft.errors import DataError
+from loraft.errors import DataError, Problem
 from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import count_rows, raw_rows
-from loraft.rows.readers import RawRow, Row
+from loraft.rows.readers import RawRow
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import Example, RowRenderer
 
@@ -118,27 +118,22 @@ class RowStream:
     def _outcomes(self, chunk: Sequence[tuple[int, RawRow]]) -> list[TokenizedRow]:
         """What becomes of some rows, in their order."""
         found: dict[int, TokenizedRow] = {}
-        for index, source in enumerate(self.sources):
-            mine = [place for place, (of, _) in enumerate(chunk) if of == index]
-            looked = {place: self._record(source, chunk[place][1]) for place in mine}
-            found |= {place: outcome for place, outcome in looked.items() if isinstance(outcome, TokenizedRow)}
-            records = {place: record for place, record in looked.items() if not isinstance(record, TokenizedRow)}
-            where = [chunk[place][1].where for place in records]
-            found |= dict(
-                zip(records, tokenize_rows(self.renderer, list(records.values()), where, source.wanted), strict=True)
-            )
-        return [self._counted(found[place], self.sources[chunk[place][0]]) for place in range(len(chunk))]
-
-    def _record(self, source: StreamedSource, raw: RawRow) -> Record | TokenizedRow:
-        row = raw.look()
-        if not isinstance(row, Row):
-            return TokenizedRow(problems=(row,))
-        data = self.config.data
+        data, task = self.config.data, TASKS[self.config.task]
         languages = LanguagePair(data.source_lang, data.target_lang)
-        try:
-            return TASKS[self.config.task].record(row, source.format, source.given.columns, languages)
-        except DataError as error:
-            return TokenizedRow(problems=error.problems)
+        for index, source in enumerate(self.sources):
+            records: dict[int, tuple[Record, str]] = {}
+            for place in (place for place, (of, _) in enumerate(chunk) if of == index):
+                row = chunk[place][1]()
+                if isinstance(row, Problem):
+                    found[place] = TokenizedRow(problems=(row,))
+                    continue
+                try:
+                    records[place] = task.record(row, source.format, source.given.columns, languages), row.where
+                except DataError as error:
+                    found[place] = TokenizedRow(problems=error.problems)
+            said, where = [record for record, _ in records.values()], [where for _, where in records.values()]
+            found |= zip(records, tokenize_rows(self.renderer, said, where, source.wanted), strict=True)
+        return [self._counted(found[place], self.sources[of]) for place, (of, _) in enumerate(chunk)]
 
     def _counted(self, outcome: TokenizedRow, source: StreamedSource) -> TokenizedRow:
         if outcome.problems and self.config.data.on_bad_row == "error":

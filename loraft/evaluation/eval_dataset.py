@@ -31,7 +31,7 @@ from loraft.dataset.source_rows import (
 )
 from loraft.dataset.token_cache import contents_of
 from loraft.errors import DataError, Problem
-from loraft.rows.formats import has_columns
+from loraft.rows.fields import has_columns
 from loraft.rows.raw_rows import read_rows
 from loraft.tasks import TASKS
 from loraft.tasks.task import Reference, SourceFormat, Task

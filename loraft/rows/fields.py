@@ -1,12 +1,78 @@
-"""The fields of a row under our names: text where text is needed, and an error that names the field where it is not."""
+"""The columns that rows of each format have, and a row's fields under our names, each checked as it is read."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+import re
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.readers import RepeatedKeyError, Row, loads
+
+COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
+    "messages": (("messages",),),
+    "sharegpt": (("conversations",),),
+    "alpaca": (("instruction", "output"),),
+    "prompt_completion": (("prompt", "completion"),),
+    "text": (("text",),),
+    "translation": (("translation",), ("source", "target")),
+    "classification": (("text", "label"),),
+}
+"""The columns that each format needs; some have alternatives."""
+OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
+    "messages": ("tools", "system"),
+    "sharegpt": ("tools", "system"),
+    "alpaca": ("input", "system"),
+    "classification": ("text_pair",),
+}
+PREFERENCES = ("chosen", "rejected", "rejected_response")
+"""Columns of rows with a better and a worse answer."""
+ABSENT = object()
+"""The value of a field that is not there."""
+
+
+def column_of(name: str, columns: Container[str]) -> str:
+    """The column that a name means: itself, or the one before the dot that holds objects."""
+    return name if name in columns else name.partition(".")[0]
+
+
+def has_columns(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> bool:
+    """Whether `columns` are all that a format needs, under the names that `theirs` gives them."""
+    return any(
+        all(column_of(theirs.get(name, name), columns) in columns for name in needed) for needed in COLUMNS[row_format]
+    )
+
+
+def columns_of(row_format: RowFormat, *, optional: bool = True) -> tuple[str, ...]:
+    """The columns that rows of a format are read from, those that they need first."""
+    needed = tuple(column for columns in COLUMNS[row_format] for column in columns)
+    return (*needed, *OPTIONAL_COLUMNS.get(row_format, ())) if optional else needed
+
+
+def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str]) -> tuple[str, ...]:
+    """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs."""
+    read = {column_of(renamed.get(name, name), columns) for name in columns_of(row_format)}
+    return tuple(column for column in columns if column not in read)
+
+
+def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> None:
+    """Refuse pairs of a better and a worse answer, unless `renamed` says what is to be learned of them.
+
+    Raises:
+        DataError: The columns are of such pairs.
+    """
+    found = [column for column in PREFERENCES if column in columns]
+    if not found or renamed:
+        return
+    remedy = "name the format that is to be learned, as in data.format: messages"
+    if "chosen" in columns:
+        ours = "{prompt: prompt, completion: chosen}" if "prompt" in columns else "{messages: chosen}"
+        remedy = f"to learn the better answers alone, write data.columns: {ours}"
+    verb = "are" if len(found) > 1 else "is"
+    message = f"{' and '.join(found)} {verb} of preference pairs, which loraft does not train (yet)"
+    raise DataError(message, key="data.format", remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -14,7 +80,6 @@ class Fields:
     """A row's fields under our names.
 
     Attributes:
-        row: The row, with its place.
         columns: Our column names: theirs; `translation.en` is the field `en` of a column that holds objects.
     """
 
@@ -23,12 +88,15 @@ class Fields:
 
     def text(self, name: str) -> str:
         """The text of a field that must have some."""
-        value = self.value(name)
+        return self.text_in(name, self.value(name))
+
+    def text_in(self, name: str, value: object, wanted: str = "text") -> str:
+        """A value that must be text and hold some; `wanted` is what an error says that it must be."""
         if not isinstance(value, str):
-            raise self.wrong(name, f"must be text; found {kind(value)}")
+            raise self.wrong(name, f"must be {wanted}; found {kind(value)}")
         if not value.strip():
             raise self.wrong(name, "is empty")
-        return clean(self, name, value)
+        return self.clean(name, value)
 
     def optional_text(self, name: str) -> str:
         """The text of a field that may be absent."""
@@ -37,7 +105,7 @@ class Fields:
             return ""
         if not isinstance(value, str):
             raise self.wrong(name, f"must be text or absent; found {kind(value)}")
-        return clean(self, name, value)
+        return self.clean(name, value)
 
     def sequence(self, name: str) -> Sequence[object]:
         """The items of a field that must have some."""
@@ -52,30 +120,25 @@ class Fields:
         """The texts of a field that must be an object, or JSON text of one, which is how CSV files keep them."""
         value = self.value(name)
         if isinstance(value, str) and value.lstrip().startswith("{"):
-            try:
-                value = loads(value)
-            except RepeatedKeyError as error:
-                raise self.wrong(name, str(error)) from None
-            except (ValueError, RecursionError):
-                pass  # text that is no JSON stays what it is
+            value = self.json(name, value)
         if not isinstance(value, Mapping):
             raise self.wrong(name, f"must be an object with a text for each language; found {kind(value)}")
         return {str(key): text for key, text in value.items() if text is not None}
 
+    def json(self, name: str, text: str, otherwise: str | None = None) -> Any:
+        """What JSON text says; text that is none is wrong, as `otherwise` says, or stays what it is."""
+        try:
+            return loads(text)
+        except RepeatedKeyError as error:
+            raise self.wrong(name, str(error)) from None
+        except (ValueError, RecursionError):
+            if otherwise is None:
+                return text
+            raise self.wrong(name, otherwise) from None
+
     def has(self, name: str) -> bool:
         """Whether the row has a column for a field of that name."""
         return column_of(self.columns.get(name, name), self.row.values) in self.row.values
-
-    def renames(self, *names: str) -> bool:
-        """Whether the config gives a column of this row to one of these fields."""
-        return any(name in self.columns and self.has(name) for name in names)
-
-    def wrong(self, field: str, message: str, remedy: str | None = None) -> DataError:
-        """What is wrong with a field, as an error that names it as the file does."""
-        head, dot, rest = field.partition(".")
-        name, bracket, index = head.partition("[")
-        theirs = f"{self.columns.get(name, name)}{bracket}{index}{dot}{rest}"
-        return DataError(message, where=self.row.where, key=theirs, remedy=remedy)
 
     def value(self, name: str) -> object:
         """The field's value, whatever it is; it must be there."""
@@ -86,14 +149,21 @@ class Fields:
             raise DataError(f"is missing; the row has {found}", where=self.row.where, key=theirs)
         return value
 
+    def clean(self, name: str, text: str) -> str:
+        """Refuse text that no tokenizer can read, or that is a sign of damage: half a surrogate pair, NUL."""
+        if "\0" in text:
+            raise self.wrong(name, f"holds a NUL character at character {text.index(chr(0))}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise self.wrong(name, f"holds half a character (a lone surrogate) at character {error.start}") from None
+        return text
 
-ABSENT = object()
-"""The value of a field that is not there."""
-
-
-def column_of(name: str, columns: Container[str]) -> str:
-    """The column that a name means: itself, or the one before the dot that holds objects."""
-    return name if name in columns else name.partition(".")[0]
+    def wrong(self, field: str, message: str, remedy: str | None = None) -> DataError:
+        """What is wrong with a field, as an error that names it as the file does."""
+        name = re.split(r"[.\[]", field, maxsplit=1)[0]
+        theirs = self.columns.get(name, name) + field[len(name) :]
+        return DataError(message, where=self.row.where, key=theirs, remedy=remedy)
 
 
 def _found(values: Mapping[str, object], name: str) -> object:
@@ -103,17 +173,6 @@ def _found(values: Mapping[str, object], name: str) -> object:
     head, dot, rest = name.partition(".")
     inner = values.get(head)
     return _found(inner, rest) if dot and isinstance(inner, Mapping) else ABSENT
-
-
-def clean(fields: Fields, name: str, text: str) -> str:
-    """Refuse text that no tokenizer can read, or that is a sign of damage: half a surrogate pair, NUL."""
-    if "\0" in text:
-        raise fields.wrong(name, f"holds a NUL character at character {text.index(chr(0))}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise fields.wrong(name, f"holds half a character (a lone surrogate) at character {error.start}") from None
-    return text
 
 
 def kind(value: object) -> str:

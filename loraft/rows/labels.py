@@ -8,13 +8,12 @@ from collections.abc import Iterable, Sequence
 from loraft.errors import DataError
 from loraft.rows.formats import ClassificationRecord, Record
 
+TRUTHS = ("true", "false")
+"""One class each, however a file spells it: JSON writes true, Python's CSV True and R's TRUE."""
+
 
 def class_number(label: str | int, labels: Sequence[str]) -> int:
     """The number of a class that a row names, or gives as its place where the names are no numbers themselves.
-
-    Args:
-        label: What the row has.
-        labels: The names of all classes, in their order.
 
     Raises:
         DataError: There is no such class.
@@ -24,11 +23,11 @@ def class_number(label: str | int, labels: Sequence[str]) -> int:
         return called
     if name.isdecimal() and int(name) < len(labels) and not any(map(_is_number, labels)):
         return int(name)
-    shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
-    folded = {known.casefold(): known for known in labels}
+    known = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+    folded = {each.casefold(): each for each in labels}
     near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
     hint = f"Did you mean {folded[near[0]]}? " if near else ""
-    raise DataError(f"{label!r} is none of the {len(labels)} classes", key="label", remedy=f"{hint}They are {shown}.")
+    raise DataError(f"{label!r} is none of the {len(labels)} classes", key="label", remedy=f"{hint}They are {known}.")
 
 
 def class_called(name: str, labels: Sequence[str]) -> int | None:
@@ -47,10 +46,6 @@ def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
             found = found - alike | {truth}
     by_name = sorted(found)  # 1 and 01 are two classes of one size, and a set has no order
     return tuple(sorted(by_name, key=int) if all(map(_is_number, found)) else by_name)
-
-
-TRUTHS = ("true", "false")
-"""One class each, however a file spells it: JSON writes true, Python's CSV True and R's TRUE."""
 
 
 def _is_number(name: str) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraft.errors import DataError, Problem
 from loraft.io.checksums import sha256_of
-from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, rows_in
+from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, look, rows_in
 
 if TYPE_CHECKING:
     from loraft.config.sections import DataSource
@@ -49,7 +49,7 @@ class RowsRead:
 
     def take(self, raw: RawRow) -> None:
         """Look into a row."""
-        found = raw.look()
+        found = raw()
         if isinstance(found, Row):
             self.rows.append(found)
         else:
@@ -123,9 +123,8 @@ def rows_to_answer(path: Path, parameter: str) -> RowsRead:
     try:
         return read_rows(DataSource(path=str(path)))
     except DataError as error:
-        raise DataError.several(
-            [replace(problem, key=None, parameter=parameter) for problem in error.problems]
-        ) from error
+        problems = [replace(problem, key=None, parameter=parameter) for problem in error.problems]
+        raise DataError.several(problems) from error
 
 
 def content_of(source: DataSource, *, streaming: bool = False) -> str | None:
@@ -180,7 +179,7 @@ def _rows_of_parquet(path: Path) -> int:
 
 
 def _plain(values: Iterable[Mapping[str, object]], name: str) -> Iterator[RawRow]:
-    return (RawRow(f"{name}: row {number}", partial(from_arrow, row)) for number, row in enumerate(values, start=1))
+    return (partial(look, f"{name}: row {number}", from_arrow, row) for number, row in enumerate(values, start=1))
 
 
 def _hub(source: DataSource, *, streaming: bool) -> Any:
@@ -188,7 +187,7 @@ def _hub(source: DataSource, *, streaming: bool) -> Any:
 
     split = source.split or "train"
     try:
-        loaded = load_dataset(source.path, source.name, split=split, **({"streaming": True} if streaming else {}))
+        return load_dataset(source.path, source.name, split=split, **({"streaming": True} if streaming else {}))
     except Exception as error:
         # The library raises a dozen unrelated classes here, one a way in which a dataset cannot be had.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -196,7 +195,6 @@ def _hub(source: DataSource, *, streaming: bool) -> Any:
             f"is no file here, and could not be loaded from the Hub (split {split}): {reason}", where=source.path,
             key="data", remedy="check the name, data.name and data.split, and that this machine reaches the Hub",
         ) from None  # fmt: skip
-    return loaded
 
 
 def _builtin(source: DataSource) -> tuple[Mapping[str, object], ...]:

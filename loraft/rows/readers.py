@@ -31,13 +31,23 @@ class RepeatedKeyError(ValueError):
 
 
 class _Repeated(dict[str, Any]):
-    """An object that had a key twice; the last value stands."""
+    """An object that has a key twice; the last value stands."""
 
-    key = ""
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.key = Counter(name for name, _ in pairs).most_common(1)[0][0]
+
+
+def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Repeated(pairs)
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_object_of_pairs).decode
 
 
 def loads(text: str) -> Any:
-    """What a JSON text says.
+    """What a JSON text says, which whatever follows can walk through.
 
     Raises:
         RepeatedKeyError: An object has a key twice.
@@ -45,64 +55,26 @@ def loads(text: str) -> Any:
         RecursionError: It is nested too deeply.
         ValueError: A number is too long.
     """
-    return _shallow(text, READER.decode(text))
+    value = _decode(text)
+    if (key := _repeated_in(value)) is not None:
+        raise RepeatedKeyError(key)
+    return value
 
 
-def loads_marked(text: str) -> Any:
-    """As `loads`, but an object that has a key twice is there, for `repeated_in` to find."""
-    return _shallow(text, json.loads(text, object_pairs_hook=_marked))
-
-
-def _shallow(text: str, value: Any) -> Any:
-    """A value that what follows can walk through.
+def _repeated_in(value: object) -> str | None:
+    """A key that an object in `value` has twice; None where there is none.
 
     Raises:
         RecursionError: It is nested too deeply.
     """
-    if text.count("{") + text.count("[") <= DEEPEST:
-        return value
-    level, depth = [value], 0
-    while level:
+    level, depth, key = [value], 0, None
+    while level := [each for each in level if isinstance(each, dict | list)]:
         depth += 1
         if depth > DEEPEST:
             raise RecursionError
-        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
-        level = [inner for each in inside for inner in each if isinstance(inner, dict | list)]
-    return value
-
-
-def repeated_in(value: object) -> str | None:
-    """A key that an object in `value`, which `loads_marked` gave, has twice; None where there is none."""
-    stack = [value]
-    while stack:
-        inner = stack.pop()
-        if isinstance(inner, _Repeated):
-            return inner.key
-        if isinstance(inner, dict | list):
-            stack += inner.values() if isinstance(inner, dict) else inner
-    return None
-
-
-def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise RepeatedKeyError(_twice(pairs))
-    return found
-
-
-def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        found = _Repeated(pairs)
-        found.key = _twice(pairs)
-    return found
-
-
-def _twice(pairs: list[tuple[str, Any]]) -> str:
-    return Counter(name for name, _ in pairs).most_common(1)[0][0]
-
-
-READER = json.JSONDecoder(object_pairs_hook=_object_of_pairs)
+        key = key or next((each.key for each in level if isinstance(each, _Repeated)), None)
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return key
 
 
 ROWS_OF_PARQUET = 1000
@@ -122,24 +94,16 @@ class Row:
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """A row as it lies in its file.
+RawRow = Callable[[], Row | Problem]
+"""A row as it lies in its file: it is looked into by a call, and a problem is why it cannot be read."""
 
-    Attributes:
-        where: Its place, as in `Row`.
-        values: Looks into it.
-    """
 
-    where: str
-    values: Callable[[], Mapping[str, object]]
-
-    def look(self) -> Row | Problem:
-        """The row, or why it cannot be read."""
-        try:
-            return Row(self.values(), self.where)
-        except _UnreadableError as error:
-            return Problem(str(error), self.where, remedy=_remedy(str(error)))
+def look(where: str, read: Callable[..., Mapping[str, object]], *given: object) -> Row | Problem:
+    """The row that `read` makes of what is given, or why it cannot be read."""
+    try:
+        return Row(read(*given), where)
+    except _UnreadableError as error:
+        return Problem(str(error), where, remedy=_remedy(str(error)))
 
 
 def kind_of(path: Path) -> str:
@@ -191,7 +155,7 @@ def _jsonl(path: Path) -> Iterator[RawRow]:
             if is_first:
                 _refuse_other_json(raw, file.peek(), path)
             is_first = False
-            yield RawRow(f"{path}:{number}", partial(_object, raw, first=number == 1))
+            yield partial(look, f"{path}:{number}", _object, raw, number == 1)
 
 
 def _refuse_other_json(first: bytes, following: bytes, path: Path) -> None:
@@ -211,13 +175,9 @@ def _refuse_other_json(first: bytes, following: bytes, path: Path) -> None:
 
 
 def _json(path: Path) -> Iterator[RawRow]:
-    marked = False
     try:
-        text = _text(path.read_bytes(), first=True)
-        try:
-            loaded = _loads(text)
-        except RepeatedKeyError:
-            loaded, marked = _loads(text, loads_marked), True
+        loaded = _parsed(_text(path.read_bytes(), first=True), _decode)
+        _parsed(loaded, _repeated_in)  # nested too deeply; a key that stands twice spoils its row alone
     except _UnreadableError as error:
         remedy = _of_several_objects(path) if "Extra data" in str(error) else _remedy(str(error))
         raise DataError(str(error), where=str(path), key="data", remedy=remedy) from None
@@ -230,7 +190,7 @@ def _json(path: Path) -> Iterator[RawRow]:
             inside = f"; the rows seem to be in {lists[0]!r}" if lists else ""
         raise DataError(f"must hold a list of objects{inside}", where=str(path), key="data", remedy=remedy)
     for number, value in enumerate(loaded, start=1):
-        yield RawRow(f"{path}: row {number}", partial(_unrepeated if marked else _checked, value))
+        yield partial(look, f"{path}: row {number}", _unrepeated, value)
 
 
 def _of_several_objects(path: Path) -> str:
@@ -258,10 +218,11 @@ def _csv(path: Path) -> Iterator[RawRow]:
                 if cells and header is None:
                     header = _header(cells, f"{path}:{line}")
                 elif cells and header is not None:
-                    yield RawRow(f"{path}:{line}", partial(_cells, header, cells))
+                    yield partial(look, f"{path}:{line}", _cells, header, cells)
                 line = reader.line_num + 1
         except csv.Error as error:
-            yield RawRow(f"{path}:{line}", partial(_unreadable, f"is not CSV: {error}; nothing after it was read"))
+            why = f"is not CSV: {error}; nothing after it was read"
+            yield partial(Problem, why, f"{path}:{line}")
 
 
 def _header(cells: Sequence[str], where: str) -> list[str]:
@@ -309,7 +270,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
         for batch in parquet.ParquetFile(path).iter_batches(ROWS_OF_PARQUET):
             for values in batch.to_pylist():
                 number += 1
-                yield RawRow(f"{path}: row {number}", partial(from_arrow, values))
+                yield partial(look, f"{path}: row {number}", from_arrow, values)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"is no Parquet file: {str(error).splitlines()[0]}", where=str(path), key="data") from None
 
@@ -342,10 +303,6 @@ class _UnreadableError(Exception):
     """A row that cannot be read; the message says why."""
 
 
-def _unreadable(why: str) -> Mapping[str, object]:
-    raise _UnreadableError(why)
-
-
 def _text(raw: bytes, *, first: bool) -> str:
     if b"\0" in raw:
         raise _UnreadableError("holds a NUL byte")
@@ -355,24 +312,21 @@ def _text(raw: bytes, *, first: bool) -> str:
         raise _UnreadableError(f"is not UTF-8 (byte {error.start + 1})") from None
 
 
-def _object(raw: bytes, *, first: bool) -> Mapping[str, object]:
-    try:
-        return _checked(_loads(_text(raw, first=first).rstrip("\r\n")))
-    except RepeatedKeyError as error:
-        raise _UnreadableError(str(error)) from None
+def _object(raw: bytes, first: bool) -> Mapping[str, object]:
+    return _checked(_parsed(_text(raw, first=first).rstrip("\r\n"), loads))
 
 
 def _unrepeated(value: object) -> Mapping[str, object]:
-    if (key := repeated_in(value)) is not None:
+    if (key := _repeated_in(value)) is not None:
         raise _UnreadableError(str(RepeatedKeyError(key)))
     return _checked(value)
 
 
-def _loads(text: str, read: Callable[[str], Any] = loads) -> Any:
+def _parsed(given: Any, parse: Callable[[Any], Any]) -> Any:
     try:
-        return read(text)
-    except RepeatedKeyError:
-        raise
+        return parse(given)
+    except RepeatedKeyError as error:
+        raise _UnreadableError(str(error)) from None
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise _UnreadableError(f"is not JSON: {error.msg} ({place})") from None

@@ -38,18 +38,8 @@ PRODUCTS = (
 )  # fmt: skip
 ORDERS = ("{}", "#{}", "A-{}", "ORD{}", "NL-{}", "{}-X")
 GREETINGS = (
-    "hi",
-    "hello there",
-    "hey",
-    "good morning",
-    "dear team",
-    "hi support",
-    "to whom it may concern",
-    "",
-    "",
-    "",
-)
-
+    "hi", "hello there", "hey", "good morning", "dear team", "hi support", "to whom it may concern", "", "", "",
+)  # fmt: skip
 NAME_PHRASES = (
     "my name is {}", "this is {}", "{} here", "I am {}", "best, {}", "regards, {}", "yours, {}", "signed {}",
     "name: {}", "it's {} writing", "greetings from {}", "the account is under {}", "you have me down as {}",
@@ -134,11 +124,7 @@ ASIDES = (
 
 @cache
 def tickets(split: str) -> tuple[Mapping[str, object], ...]:
-    """The rows of a split, in the messages format; the same at every call on every machine.
-
-    Args:
-        split: One of `SPLITS`.
-    """
+    """The rows of a split, one of `SPLITS`, in the messages format; the same at every call on every machine."""
     random = Random(SEED)
     seen: set[str] = set()
     rows: dict[str, list[Mapping[str, object]]] = {name: [] for name in SPLITS}
@@ -176,9 +162,8 @@ def _ticket(random: Random) -> tuple[str, Mapping[str, str]]:
     ]
     greeting = _messy(random, _pick(random, GREETINGS))
     said = [part for part in [greeting, *_shuffled(random, parts)] if part]
-    return "".join(part + _pick(random, (". ", ", ", "! ", " - ", "\n", "; ", ". ")) for part in said).strip(
-        " ,;-\n"
-    ), ticket
+    message = "".join(part + _pick(random, (". ", ", ", "! ", " - ", "\n", "; ", ". ")) for part in said)
+    return message.strip(" ,;-\n"), ticket
 
 
 def _filled(random: Random, phrase: str, value: str) -> str:

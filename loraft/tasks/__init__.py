@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from loraft.config.choices import RowFormat, TaskName
 from loraft.errors import DataError
-from loraft.rows.formats import COLUMNS, columns_of, has_columns, refuse_preferences
+from loraft.rows.fields import COLUMNS, columns_of, has_columns, refuse_preferences
 from loraft.tasks.causal_lm import CausalLM
 from loraft.tasks.seq2seq_lm import Seq2SeqLM
 from loraft.tasks.seq_cls import SequenceClassification

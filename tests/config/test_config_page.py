@@ -13,7 +13,7 @@ from loraft.config.schema import RunConfig
 from loraft.config.schema_info import METHODS, USED_BY, expected, path_of
 from loraft.config.sections import DataSource, Section, StackLayers
 from loraft.inspection.starter import ROWS
-from loraft.rows.formats import OPTIONAL_COLUMNS
+from loraft.rows.fields import OPTIONAL_COLUMNS
 from loraft.tasks import TASKS
 
 PAGE = Path(__file__).parents[2] / "docs/config.md"

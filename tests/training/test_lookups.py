@@ -72,8 +72,8 @@ def test_evaluating_reads_each_file_of_rows_once(
     take = raw_rows.RowsRead.take
 
     def counted(self: raw_rows.RowsRead, raw: raw_rows.RawRow) -> None:
-        read[raw.where] += 1
         take(self, raw)
+        read[self.rows[-1].where] += 1
 
     monkeypatch.setattr(raw_rows.RowsRead, "take", counted)
     api.evaluate(str(run[1]), data=data, options=GenerationRequest(max_new_tokens=2))
