@@ -166,13 +166,14 @@ def _due(every: int | None, state: RunState) -> bool:
 
 def _tell(run: Trainer, state: RunState, clock: Throughput) -> None:
     """Tell of the newest step, and log where that is due."""
+    step, steps = state.step, run.plan.steps
     told: dict[str, Any] = {
-        "step": state.step, "steps": run.plan.steps, "epoch": run.epochs(state.step), "learning_rate": clock.rate,
-        "tokens_per_second": clock.tokens / clock.seconds, "peak_bytes": peak_bytes(run.device),
-        "seconds_left": clock.seconds_left(state.step, run.plan.steps),
+        "step": step, "steps": steps, "epoch": run.epochs(step), "learning_rate": clock.rate,
+        "tokens_per_second": clock.tokens / clock.seconds, "peak_bytes": peak_bytes(run.plan.placement.device),
+        "seconds_left": clock.seconds / (step - clock.first_step) * (steps - step),
     }  # fmt: skip
     run.observer(StepDone(loss=clock.loss, **told))
-    if state.step % run.settings.logging_steps == 0 or state.finished:
+    if step % run.settings.logging_steps == 0 or state.finished:
         state.last_loss = state.logged_loss / state.logged_weight
         state.logged_loss, state.logged_weight = 0.0, 0.0
         event = StepLogged(loss=state.last_loss, grad_norm=clock.norm, tokens=state.tokens, **told)

@@ -73,14 +73,9 @@ class Trainer:
         """The resolved training section."""
         return self.plan.config.training
 
-    @property
-    def device(self) -> str:
-        """The device that batches go to."""
-        return self.adapted.loaded.placement.device
-
     def batch(self, rows: Sequence[Example]) -> Batch:
         """Rows as one batch on the device."""
-        return self.plan.task.collate(rows, self.plan.layout).to(self.device)
+        return self.plan.task.collate(rows, self.plan.layout).to(self.plan.placement.device)
 
     def epochs(self, step: int) -> float:
         """How many epochs `step` optimizer steps are."""
@@ -108,10 +103,6 @@ class Throughput:
     norm: float = 0.0
     rate: float = 0.0
     loss: float = 0.0
-
-    def seconds_left(self, step: int, steps: int) -> float:
-        """How long the steps after `step` will take, of `steps` in all."""
-        return self.seconds / (step - self.first_step) * (steps - step)
 
 
 def take_step(run: Trainer, step: int, window: StepBatches, clock: Throughput) -> tuple[float, float, int]:

@@ -205,7 +205,7 @@ def _result(run: Trainer, state: RunState, saved: Path, saved_step: int, seconds
         saved_step=saved_step,
         trained_tokens=state.tokens,
         seconds=seconds,
-        peak_bytes=peak_bytes(run.device),
+        peak_bytes=peak_bytes(run.plan.placement.device),
     )
 
 
