@@ -220,18 +220,13 @@ class LMLoss(TaskLoss):
         """`[targets, hidden]` and `[targets]`: the final hidden states, and what they predict."""
 
     def _sum(self, hidden: Tensor, target_ids: Tensor) -> Tensor:
-        frozen = self._frozen_head(hidden.dtype)
-        if frozen is not None:
-            return frozen_head_loss(hidden, target_ids, frozen, self._chunk)
-        return chunked_loss(hidden, target_ids, self._logits, self._chunk)
-
-    def _frozen_head(self, dtype: torch.dtype) -> HeadWeights | None:
-        """The head's weights, unless something in it is trained or it is no plain linear layer."""
-        head = self._head
+        head, dtype = self._head, hidden.dtype
+        # Something in the head is trained, or it is no plain linear layer.
         if type(head) is not nn.Linear or head.weight.requires_grad or head.weight.dtype != dtype:
-            return None
+            return chunked_loss(hidden, target_ids, self._logits, self._chunk)
         bias = head.bias if self._bias is None else self._bias.to(dtype)
-        return HeadWeights(head.weight, bias, self._scale, self._softcap)
+        weights = HeadWeights(head.weight, bias, self._scale, self._softcap)
+        return frozen_head_loss(hidden, target_ids, weights, self._chunk)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._head(hidden)
@@ -286,19 +281,17 @@ class ClassificationLoss(TaskLoss):
 
     def forward(self, batch: Batch) -> Tensor:
         """The summed, weighted loss of the rows of `batch`, in nats: a float32 scalar."""
-        return self._summed(self.logits(batch), batch.labels)
+        return self.with_decisions(batch)[0]
 
     def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The summed loss, and `[2, rows]`: the right classes and those of the highest scores."""
         logits = self.logits(batch)
-        return self._summed(logits, batch.labels), torch.stack([batch.labels, logits.argmax(1)])
+        loss = cross_entropy(logits.float(), batch.labels, weight=self._class_weights, reduction="sum")
+        return loss, torch.stack([batch.labels, logits.argmax(1)])
 
     def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
         """The loss of each row of `batch`, in nats: `[rows]`, float32; no class weighs more than another."""
         return cross_entropy(self.logits(batch).float(), batch.labels, reduction="none")
-
-    def _summed(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits.float(), labels, weight=self._class_weights, reduction="sum")
 
     def logits(self, batch: Batch) -> Tensor:
         """`[rows, classes]`, the scores of the classes."""

@@ -20,7 +20,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -28,9 +28,8 @@ from transformers import PreTrainedTokenizerBase
 from loraft.config.sections import DataSection
 from loraft.errors import DataError, ModelError
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text
-from loraft.tokenization.assistant_mask import ChatTemplate, RenderedTurns
+from loraft.tokenization.assistant_mask import ChatTemplate
 from loraft.tokenization.boundaries import BorderedText, Encoded, TextEncoder
-from loraft.tokenization.content_marks import Protected
 from loraft.tokenization.examples import IGNORED, Example, RowRenderer
 from loraft.tokenization.long_texts import TOKENIZED_TOGETHER, LongTexts, Span
 from loraft.tokenization.template_sandbox import choose_template
@@ -77,32 +76,24 @@ class CausalLMRenderer(RowRenderer):
 
     @classmethod
     def for_tokenizer(
-        cls,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        chat_template: str = "auto",
-        conversations: bool = True,
-        **fields: Any,
+        cls, tokenizer: PreTrainedTokenizerBase, *, chat_template: str = "auto", conversations: bool = True, **own: Any
     ) -> CausalLMRenderer:
         """The renderer for a tokenizer and the settings of a `data` section.
 
         Args:
-            tokenizer: The model's tokenizer.
+            tokenizer: The model's.
             chat_template: `data.chat_template`.
             conversations: There are conversations to render; otherwise no template is made up for a tokenizer that
                 has none, and a prompt is plain text.
-            fields: Other fields of the renderer.
+            own: Other fields of the renderer.
 
         Raises:
             DataError: The tokenizer tells no offsets, or the template cannot be read or rendered.
         """
         if not tokenizer.is_fast:
-            raise DataError(
-                "the tokenizer is a slow one, which cannot tell where in the text a token is",
-                key="model.tokenizer",
-                remedy="name a model or folder with a tokenizer.json",
-            )
-        made = cls(tokenizer, **fields)
+            message = "the tokenizer is a slow one, which cannot tell where in the text a token is"
+            raise DataError(message, key="model.tokenizer", remedy="name a model or folder with a tokenizer.json")
+        made = cls(tokenizer, **own)
         if chat_template == "auto" and not tokenizer.chat_template and not conversations:
             return made
         text, notes = choose_template(tokenizer, chat_template)
@@ -166,17 +157,15 @@ class CausalLMRenderer(RowRenderer):
         return replace(rendered, source=source.beginning(len(text)), trained=spans)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens that an answer to `messages` follows: what a conversation was trained with up to the answer.
-
-        Without a chat template, or where plain text was learned, this is the last message's text as the tokenizer
-        reads it.
-        """
+        """The tokens that an answer follows; where plain text was learned, or there is no template, the last text's."""
         if self.template is None or self.plain:
-            return self._ids(self._plain_text(messages[-1].content))
-        protected = self.control_tokens.protected(messages, ())
-        printed, borders = self.template.asked(protected.messages)
-        text, places, literal = protected.unmarked(printed, borders)
-        return self._ids(BorderedText(text, tuple(places), literal))
+            asked = self._plain_text(messages[-1].content)
+        else:
+            protected = self.control_tokens.protected(messages, ())
+            printed, borders = self.template.asked(protected.messages)
+            text, places, literal = protected.unmarked(printed, borders)
+            asked = BorderedText(text, tuple(places), literal)
+        return self._encoder.encode([asked])[0].ids
 
     def parts(self, record: Record) -> Sequence[Record]:
         """The rows that a record becomes: where turns are split, one for each answer that is trained."""
@@ -221,9 +210,6 @@ class CausalLMRenderer(RowRenderer):
     def _encoder(self) -> TextEncoder:
         return TextEncoder(self.tokenizer)
 
-    def _ids(self, text: BorderedText) -> list[int]:
-        return self._encoder.encode([text])[0].ids
-
     @property
     def recorded(self) -> Mapping[str, object]:
         """What is saved beside the weights, so that prompts are made the same way."""
@@ -242,22 +228,18 @@ class CausalLMRenderer(RowRenderer):
 
     def marked(self, example: Example) -> str:
         """The row's text with what is trained in ⟦ ⟧."""
-        text, at = "", 0
-        trained = [label != IGNORED for label in example.labels]
-        for place in range(1, len(trained) + 1):
-            if place == len(trained) or trained[place] != trained[at]:
-                part = str(self.tokenizer.decode(example.input_ids[at:place]))
-                text += f"⟦{part}⟧" if trained[at] else part
-                at = place
+        text = ""
+        tokens = zip(example.input_ids, example.labels, strict=True)
+        for trained, alike in groupby(tokens, lambda token: token[1] != IGNORED):
+            part = str(self.tokenizer.decode([token for token, _ in alike]))
+            text += f"⟦{part}⟧" if trained else part
         return text
 
     def _conversation(self, conversation: Conversation) -> RenderedRow:
         if self.template is None:
-            raise DataError(
-                "the tokenizer has neither a chat template nor an end-of-text token",
-                key="data.chat_template",
-                remedy="write a .jinja file that ends each answer with a token of the vocabulary",
-            )
+            message = "the tokenizer has neither a chat template nor an end-of-text token"
+            remedy = "write a .jinja file that ends each answer with a token of the vocabulary"
+            raise DataError(message, key="data.chat_template", remedy=remedy)
         protected = self.control_tokens.protected(conversation.messages, conversation.tools)
         template = replace(self.template, tools=protected.tools)
         if self.train_on == "all":
@@ -269,21 +251,18 @@ class CausalLMRenderer(RowRenderer):
             trained, last = self._trained_turns(conversation), len(protected.messages) - 1
             apart = self.split_turns and trained == [last]
             found = template.answer(protected.messages) if apart else template.turns(protected.messages, trained)
-        return _rendered(found, protected)
+        edges = [edge for span in found.spans for edge in span]
+        text, places, literal = protected.unmarked(found.text, [*edges, *found.borders])
+        edges, borders = places[: len(edges)], places[len(edges) :]
+        spans = tuple(zip(edges[::2], edges[1::2], strict=True))
+        return RenderedRow(BorderedText(text, tuple(borders), literal), spans, (*found.findings, *protected.findings))
 
     def _trained_turns(self, conversation: Conversation) -> list[int]:
-        """The turns of a conversation that are trained.
-
-        Raises:
-            DataError: One that is not the assistant's asks to be.
-        """
         messages = conversation.messages
         if asking := [message.role for message in messages if message.train and message.role != "assistant"]:
-            raise DataError(
-                f"{self.train_on} trains turns of the assistant, and train: true stands at one of the {asking[0]}",
-                key="data.train_on",
-                remedy="write data.train_on: all, and train: false at the turns that are not to be learned",
-            )
+            message = f"{self.train_on} trains turns of the assistant, and train: true stands at one of the {asking[0]}"
+            remedy = "write data.train_on: all, and train: false at the turns that are not to be learned"
+            raise DataError(message, key="data.train_on", remedy=remedy)
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         wanted = answers[-1:] if self.train_on == "last" else answers
         return [i for i in answers if (i in wanted if messages[i].train is None else messages[i].train)]
@@ -307,12 +286,3 @@ class CausalLMRenderer(RowRenderer):
                 ids = [*ids, eos]
             labels = [*labels, eos][: len(ids)]
         return Example.of_text(list(ids), labels, where)
-
-
-def _rendered(found: RenderedTurns, protected: Protected) -> RenderedRow:
-    """What a template printed, without the marks of control tokens."""
-    edges = [edge for span in found.spans for edge in span]
-    text, places, literal = protected.unmarked(found.text, [*edges, *found.borders])
-    edges, borders = places[: len(edges)], places[len(edges) :]
-    spans = tuple(zip(edges[::2], edges[1::2], strict=True))
-    return RenderedRow(BorderedText(text, tuple(borders), literal), spans, (*found.findings, *protected.findings))
