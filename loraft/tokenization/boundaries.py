@@ -28,7 +28,6 @@ class Piece:
     """One token.
 
     Attributes:
-        id: Its id, which means something to one tokenizer only.
         text: What it spells inside a text, its space included; of a part of a character, the vocabulary's own name.
     """
 
@@ -61,21 +60,16 @@ class Pieces:
         Where several tokens make one character it stands with the first of them, and the others spell nothing.
         """
         spelled: list[str] = []
-        at = 0
-        while at < len(token_ids):
-            together = self._character(token_ids[at : at + MOST_IN_A_CHARACTER])
-            spelled += [together[0], *[""] * (together[1] - 1)]
-            at += together[1]
+        while (at := len(spelled)) < len(token_ids):
+            for count in range(1, min(MOST_IN_A_CHARACTER, len(token_ids) - at) + 1):
+                both = self._decode([*self._before, *token_ids[at : at + count]])
+                text = both.removeprefix(self._decode(self._before))
+                if text and "\N{REPLACEMENT CHARACTER}" not in text:
+                    break
+            else:
+                count = 1
+            spelled += [self.of(token_ids[at]).text if count == 1 else text, *[""] * (count - 1)]
         return spelled
-
-    def _character(self, token_ids: Sequence[int]) -> tuple[str, int]:
-        """The text of the first token, or of the first few where fewer would be parts of a character; and how many."""
-        for count in range(1, len(token_ids) + 1):
-            both = self._decode([*self._before, *token_ids[:count]])
-            text = both.removeprefix(self._decode(self._before))
-            if text and "\N{REPLACEMENT CHARACTER}" not in text:
-                return (self.of(token_ids[0]).text, 1) if count == 1 else (text, count)
-        return self.of(token_ids[0]).text, 1
 
     def _text(self, token_id: int) -> str:
         before, both = self._decode(self._before), self._decode([*self._before, token_id])
@@ -150,6 +144,10 @@ class _Piece:
     whole: bool = False
 
 
+Placed = tuple[int, _Piece, Encoded]
+"""A stretch with its place in the text, and its tokens."""
+
+
 @dataclass(frozen=True)
 class _Check:
     """A border inside a piece: its place, how many of its tokens are before it, and which are compared to what."""
@@ -189,9 +187,7 @@ class TextEncoder:
             left = [index for index in left if index not in found]
         return [found[index] for index in range(len(texts))]
 
-    def _checks(
-        self, text: BorderedText, cuts: set[int], row: Sequence[tuple[int, _Piece, Encoded]]
-    ) -> Iterable[_Check]:
+    def _checks(self, text: BorderedText, cuts: set[int], row: Sequence[Placed]) -> Iterable[_Check]:
         """What is to be compared for each border inside a piece.
 
         Both sides begin at the last added token before the border: a tokenizer reads what follows one by itself, so
@@ -243,7 +239,9 @@ class TextEncoder:
             read = self._read([guard + texts[index] for index in left], kind)
             for index, encoded in zip(left, read, strict=True):
                 if encoded.ids[: len(before.ids)] == before.ids:
-                    found[index] = _without(encoded, len(before.ids), len(guard))
+                    own = encoded.offsets[len(before.ids) :]
+                    offsets = [(max(0, start - len(guard)), stop - len(guard)) for start, stop in own]
+                    found[index] = Encoded(encoded.ids[len(before.ids) :], offsets)
         left = [index for index in range(len(texts)) if index not in found]
         spaced = self._read([texts[index] for index in left], kind)
         found |= zip(left, (replace(encoded, spaced=True) for encoded in spaced), strict=True)
@@ -258,22 +256,19 @@ class TextEncoder:
     def _read(self, texts: Sequence[str], kind: _Piece) -> list[Encoded]:
         read = LongTexts(self._tokenizer, special=kind.opens, offsets=True, rough=kind.whole, literal=kind.literal)
         eos = self._tokenizer.eos_token_id
-        return [
-            _unclosed(tokens.ids, tokens.offsets, eos) if kind.opens else Encoded(tokens.ids, tokens.offsets)
-            for tokens in read.read(texts)
-        ]
+        found = [Encoded(tokens.ids, tokens.offsets) for tokens in read.read(texts)]
+        for encoded in found if kind.opens else ():
+            # The tokenizer itself put an end-of-text token behind the text.
+            encoded.closed = encoded.ids[-1:] == [eos] and tuple(encoded.offsets[-1]) == (0, 0)
+            if encoded.closed:
+                encoded.ids, encoded.offsets = encoded.ids[:-1], encoded.offsets[:-1]
+        return found
 
 
 def shared_beginning(one: Sequence[object], other: Sequence[object]) -> int:
     """The length of the longest beginning that two sequences share."""
     differing = (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     return next(differing, min(len(one), len(other)))
-
-
-def _without(encoded: Encoded, tokens: int, characters: int) -> Encoded:
-    """A text without what was put before it."""
-    offsets = [(max(0, start - characters), stop - characters) for start, stop in encoded.offsets[tokens:]]
-    return Encoded(encoded.ids[tokens:], offsets)
 
 
 def _pieces(text: BorderedText, cuts: Sequence[int]) -> Iterable[tuple[int, _Piece]]:
@@ -287,7 +282,7 @@ def _pieces(text: BorderedText, cuts: Sequence[int]) -> Iterable[tuple[int, _Pie
         yield start, _Piece(text.text[start:stop], text.opens and first, not first, literal, text.whole)
 
 
-def _together(pieces: Sequence[tuple[int, _Piece, Encoded]], checks: Sequence[_Check]) -> Encoded:
+def _together(pieces: Sequence[Placed], checks: Sequence[_Check]) -> Encoded:
     """The pieces as one text, and where its borders are."""
     first = [0, *accumulate(len(encoded.ids) for *_, encoded in pieces)]
     whole = pieces[0][2]
@@ -303,9 +298,3 @@ def _together(pieces: Sequence[tuple[int, _Piece, Encoded]], checks: Sequence[_C
     whole.starts = {at: start for (at, *_), start in zip(pieces, first, strict=False)} | {0: own}
     whole.starts |= {check.border: first[check.place] + check.stop for check in checks}
     return whole
-
-
-def _unclosed(ids: list[int], offsets: Any, eos: int | None) -> Encoded:
-    """Tokens without the end-of-text token that the tokenizer itself puts behind a text."""
-    closed = bool(ids) and ids[-1] == eos and tuple(offsets[-1]) == (0, 0)
-    return Encoded(ids[:-1], offsets[:-1], closed=True) if closed else Encoded(ids, offsets)
