@@ -31,30 +31,20 @@ def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, st
     formats = {name: COLUMNS[name] for name in task.formats}
     known = {column for name in formats for column in columns_of(name)}
     if unknown := [name for name in theirs if name not in known]:
-        raise DataError(
-            f"{', '.join(unknown)} is no column of ours",
-            key="data.columns",
-            remedy=f"ours are {', '.join(sorted(known))}",
-        )
+        message = f"{', '.join(unknown)} is no column of ours"
+        raise DataError(message, key="data.columns", remedy=f"ours are {', '.join(sorted(known))}")
     refuse_preferences(columns, theirs)
-    for name in formats:
-        if has_columns(columns, name, theirs):
-            return name
+    if fitting := [name for name in formats if has_columns(columns, name, theirs)]:
+        return fitting[0]
     found = ", ".join(sorted(columns)) or "none"
     needs = "; ".join(f"{name}: {' or '.join(map(', '.join, needed))}" for name, needed in formats.items())
-    tasks = [
-        (len(COLUMNS[each][0]), other.name)
-        for other in TASKS.values()
-        for each in other.formats
-        if has_columns(columns, each, theirs)
-    ]
+    others = [(other, each) for other in TASKS.values() for each in other.formats]
+    tasks = [(len(COLUMNS[each][0]), other.name) for other, each in others if has_columns(columns, each, theirs)]
     hint = f" Rows with these columns fit task: {max(tasks)[1]}." if tasks else ""
     hint = _of_another_case(columns, list(formats), theirs) or hint
-    raise DataError(
-        f"the columns are {found}, which is none of the formats that task {task.name} takes",
-        key="data.format",
-        remedy=f"The formats need these columns: {needs}. data.columns says what ours are called in the file.{hint}",
-    )
+    message = f"the columns are {found}, which is none of the formats that task {task.name} takes"
+    remedy = f"The formats need these columns: {needs}. data.columns says what ours are called in the file.{hint}"
+    raise DataError(message, key="data.format", remedy=remedy)
 
 
 def _of_another_case(columns: Collection[str], formats: Sequence[RowFormat], theirs: Mapping[str, str]) -> str:
@@ -74,7 +64,5 @@ def check_format(row_format: RowFormat, task: Task) -> None:
         DataError: It is not; with those that are.
     """
     if row_format not in task.formats:
-        taken = ", ".join(task.formats)
-        raise DataError(
-            f"task {task.name} takes no rows of format {row_format}", key="data.format", remedy=f"It takes {taken}."
-        )
+        message = f"task {task.name} takes no rows of format {row_format}"
+        raise DataError(message, key="data.format", remedy=f"It takes {', '.join(task.formats)}.")

@@ -48,7 +48,10 @@ class TemplateBoundError(TemplateRuntimeError):
 
 
 class Budget:
-    """What is left to one rendering; what it was given is measured only where that decides."""
+    """What is left to one rendering; what it was given is measured only where that decides.
+
+    What makes more than that raises a TemplateBoundError.
+    """
 
     def __init__(self, given: object) -> None:
         self._until = time.thread_time() + MOST_SECONDS
@@ -58,17 +61,13 @@ class Budget:
 
     def _extended(self) -> Budget:
         given, self._given = self._given, None
-        size = weight_of(given)
+        size = self.weight_of(given)
         self._left += PER_CHARACTER * size
         self._until += SECONDS_PER_CHARACTER * size
         return self
 
     def look(self) -> None:
-        """Look at the clock.
-
-        Raises:
-            TemplateBoundError: The time is over.
-        """
+        """Look at the clock."""
         now = time.thread_time()
         if now > self._until and now > self._extended()._until:
             raise TemplateBoundError(f"it takes more than {MOST_SECONDS:.0f} s of processor time")
@@ -80,14 +79,109 @@ class Budget:
             self.look()
 
     def make(self, characters: int) -> None:
-        """So many characters, or parts of lists, are about to be made.
-
-        Raises:
-            TemplateBoundError: They are more than are left.
-        """
+        """So many characters, or parts of lists, are about to be made."""
         self._left -= characters
         if self._left < 0 and self._extended()._left < 0:
             raise TemplateBoundError(f"it makes more than {MOST_CHARACTERS:,} characters, or parts of lists")
+
+    def as_text(self, value: object) -> str:
+        """A value as text, measured before it is one."""
+        if isinstance(value, str):
+            return value
+        self.make(self.weight_of(value))
+        return str(value)
+
+    def weight_of(self, value: object, *, characters: bool = True) -> int:
+        """About the characters of a value as text: of what lies in it several times, as often as it lies there."""
+        total, parts, stack = 0, 0, [value]
+        while stack:
+            top = stack.pop()
+            parts += 1
+            if isinstance(top, str | bytes):
+                total += len(top) if characters else 0
+            elif isinstance(top, int):
+                total += top.bit_length() // 3
+            elif isinstance(top, range):
+                total += len(top)
+            elif isinstance(top, Mapping):
+                stack += [*top.keys(), *top.values()]
+            elif isinstance(top, list | tuple | set | frozenset):
+                stack += top
+            elif isinstance(top, Namespace):
+                stack.append(object.__getattribute__(top, "_Namespace__attrs"))
+            if parts % 1024 == 0:
+                self.look()
+        return total + parts
+
+    def size_of(self, value: object) -> int:
+        """What is made for a value: of a text its characters, of others their parts, which hold their texts."""
+        return len(value) if isinstance(value, str | bytes) else self.weight_of(value, characters=False)
+
+    def before_operator(self, operator: str, left: Any, right: Any) -> None:
+        """Measure what an operator makes."""
+        if isinstance(left, int) and isinstance(right, int):
+            bits = {"**": left.bit_length() * abs(right), "*": left.bit_length() + right.bit_length()}
+            if bits.get(operator, 0) > MOST_NUMBER:
+                raise TemplateBoundError(f"it computes a number of more than {MOST_NUMBER:,} binary digits")
+        elif operator == "*":
+            value, count = (right, left) if isinstance(left, int) else (left, right)
+            self.make(self.size_of(value) * max(count, 0) if isinstance(count, int) else 0)
+        elif operator == "+":
+            self.make(self.size_of((left, right)))
+        elif operator == "%" and isinstance(left, str | bytes):
+            self.before_format(left, [right])
+
+    def before_method(self, owner: str | bytes | int, name: str, values: Sequence[Any]) -> None:
+        """Measure what a method of a text or a number makes, `join` aside."""
+        if name in WIDE:
+            _refuse_wide(values)
+        if isinstance(owner, int):
+            return
+        made = len(owner)
+        if name in WIDENING:
+            made *= max([8, *(each if isinstance(each, int) else len(each) for each in _leaves(values))])
+        elif name == "replace" and len(values) >= 2 and all(isinstance(each, type(owner)) for each in values[:2]):
+            made += owner.count(values[0]) * len(values[1])
+        self.make(made)
+
+    def before_filter(self, name: str, value: Any, values: Sequence[Any]) -> Any:
+        """Measure what a filter makes of a value, and give the value."""
+        self.look()
+        if name in WIDE:
+            _refuse_wide(values)
+        if name == "join":
+            return self.before_join(values[0] if values and isinstance(values[0], str) else "", value)
+        if name == "format":
+            self.before_format(self.as_text(value), values)
+        elif name == "indent":
+            self.before_method(self.as_text(value), name, values)
+        elif name == "replace":
+            self.before_method(self.as_text(value), name, [self.as_text(each) for each in values])
+        elif name in WHOLE:
+            if name == "tojson" and self.weight_of(list(values)) > 200:
+                raise TemplateBoundError("it writes JSON with long texts between its parts")
+            widest = max([1, *(number for number in values if isinstance(number, int))])
+            self.make(self.weight_of(value) * (widest if name == "tojson" else 1) + (widest if name != "sum" else 0))
+        elif name not in LINEAR and self.weight_of([value, *values]) > SHORT:
+            raise TemplateBoundError(f"it gives the filter {name} more than {SHORT:,} characters")
+        return value
+
+    def before_format(self, form: str | bytes, values: Sequence[Any]) -> None:
+        """A format gives each field as often as it names it, in a width that it says or is given."""
+        text = form if isinstance(form, str) else form.decode("latin-1")
+        widths = [width for found in (PERCENT, BRACES) for pair in found.findall(text) for width in pair if width]
+        if any(len(width) > 6 or int(width) > MOST_NUMBER for width in widths):
+            raise TemplateBoundError(f"it formats in a width of more than {MOST_NUMBER:,}")
+        if GIVEN_WIDTH.search(text):
+            _refuse_wide(values)
+        fields = text.count("%") + text.count("{")
+        self.make(len(text) + sum(map(int, widths)) + fields * self.weight_of(list(values)))
+
+    def before_join(self, between: str | bytes, values: Any) -> list[Any]:
+        """What is joined, as a list, measured before it is joined."""
+        listed = list(Counted(values))
+        self.make(self.weight_of(listed) + len(listed) * len(between))
+        return listed
 
 
 BUDGET: ContextVar[Budget] = ContextVar("BUDGET")
@@ -107,128 +201,6 @@ class Counted:
         for value in self._values:
             step()
             yield value
-
-
-def weight_of(value: object, *, characters: bool = True) -> int:
-    """About the characters of a value as text: of what lies in it several times, as often as it lies there."""
-    total, parts, stack = 0, 0, [value]
-    while stack:
-        top = stack.pop()
-        parts += 1
-        if isinstance(top, str | bytes):
-            total += len(top) if characters else 0
-        elif isinstance(top, int):
-            total += top.bit_length() // 3
-        elif isinstance(top, range):
-            total += len(top)
-        elif isinstance(top, Mapping):
-            stack += [*top.keys(), *top.values()]
-        elif isinstance(top, list | tuple | set | frozenset):
-            stack += top
-        elif isinstance(top, Namespace):
-            stack.append(object.__getattribute__(top, "_Namespace__attrs"))
-        if parts % 1024 == 0:
-            BUDGET.get().look()
-    return total + parts
-
-
-def parts_of(value: object) -> int:
-    """How many values there are in a value: it holds its texts, and does not make them."""
-    return weight_of(value, characters=False)
-
-
-def as_text(value: object) -> str:
-    """A value as text, measured before it is one."""
-    if isinstance(value, str):
-        return value
-    BUDGET.get().make(weight_of(value))
-    return str(value)
-
-
-def before_operator(operator: str, left: Any, right: Any) -> None:
-    """Measure what an operator makes.
-
-    Raises:
-        TemplateBoundError: It is too much.
-    """
-    budget = BUDGET.get()
-    if isinstance(left, int) and isinstance(right, int):
-        bits = {"**": left.bit_length() * abs(right), "*": left.bit_length() + right.bit_length()}
-        if bits.get(operator, 0) > MOST_NUMBER:
-            raise TemplateBoundError(f"it computes a number of more than {MOST_NUMBER:,} binary digits")
-    elif operator == "*":
-        value, count = (right, left) if isinstance(left, int) else (left, right)
-        size = len(value) if isinstance(value, str | bytes) else parts_of(value)
-        budget.make(size * max(count, 0) if isinstance(count, int) else 0)
-    elif operator == "+":
-        budget.make(parts_of((left, right)))
-    elif operator == "%" and isinstance(left, str | bytes):
-        before_format(left, [right])
-
-
-def before_method(owner: str | bytes | int, name: str, values: Sequence[Any]) -> None:
-    """Measure what a method of a text or a number makes, `join` aside.
-
-    Raises:
-        TemplateBoundError: It is too much.
-    """
-    if name in WIDE:
-        _refuse_wide(values)
-    if isinstance(owner, int):
-        return
-    made = len(owner)
-    if name in WIDENING:
-        made *= max([8, *(each if isinstance(each, int) else len(each) for each in _leaves(values))])
-    elif name == "replace" and len(values) >= 2 and all(isinstance(each, type(owner)) for each in values[:2]):
-        made += owner.count(values[0]) * len(values[1])
-    BUDGET.get().make(made)
-
-
-def before_filter(name: str, value: Any, values: Sequence[Any]) -> Any:
-    """Measure what a filter makes of a value, and give the value.
-
-    Raises:
-        TemplateBoundError: It is too much.
-    """
-    budget = BUDGET.get()
-    budget.look()
-    if name in WIDE:
-        _refuse_wide(values)
-    if name == "join":
-        return before_join(values[0] if values and isinstance(values[0], str) else "", value)
-    if name == "format":
-        before_format(as_text(value), values)
-    elif name == "indent":
-        before_method(as_text(value), name, values)
-    elif name == "replace":
-        before_method(as_text(value), name, [as_text(each) for each in values])
-    elif name in WHOLE:
-        if name == "tojson" and weight_of(list(values)) > 200:
-            raise TemplateBoundError("it writes JSON with long texts between its parts")
-        widest = max([1, *(number for number in values if isinstance(number, int))])
-        budget.make(weight_of(value) * (widest if name == "tojson" else 1) + (widest if name != "sum" else 0))
-    elif name not in LINEAR and weight_of([value, *values]) > SHORT:
-        raise TemplateBoundError(f"it gives the filter {name} more than {SHORT:,} characters")
-    return value
-
-
-def before_format(form: str | bytes, values: Sequence[Any]) -> None:
-    """A format gives each field as often as it names it, in a width that it says or is given."""
-    text = form if isinstance(form, str) else form.decode("latin-1")
-    widths = [width for found in (PERCENT, BRACES) for pair in found.findall(text) for width in pair if width]
-    if any(len(width) > 6 or int(width) > MOST_NUMBER for width in widths):
-        raise TemplateBoundError(f"it formats in a width of more than {MOST_NUMBER:,}")
-    if GIVEN_WIDTH.search(text):
-        _refuse_wide(values)
-    fields = text.count("%") + text.count("{")
-    BUDGET.get().make(len(text) + sum(map(int, widths)) + fields * weight_of(list(values)))
-
-
-def before_join(between: str | bytes, values: Any) -> list[Any]:
-    """What is joined, as a list, measured before it is joined."""
-    listed = list(Counted(values))
-    BUDGET.get().make(weight_of(listed) + len(listed) * len(between))
-    return listed
 
 
 def _refuse_wide(values: Iterable[Any]) -> None:

@@ -21,18 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from loraft.errors import DataError
-from loraft.tokenization.template_budget import (
-    BUDGET,
-    Budget,
-    Counted,
-    as_text,
-    before_filter,
-    before_format,
-    before_join,
-    before_method,
-    before_operator,
-    parts_of,
-)
+from loraft.tokenization.template_budget import BUDGET, Budget, Counted
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
@@ -112,7 +101,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if type(left) is not str or type(right) is not str or operator != "+":
-            before_operator(operator, left, right)
+            BUDGET.get().before_operator(operator, left, right)
         elif len(left) + len(right) > SMALL:
             BUDGET.get().make(len(left) + len(right))
         return self.binop_table[operator](left, right)
@@ -122,16 +111,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         budget.look()
         if isinstance(__obj, BuiltinMethodType) and isinstance(owner := __obj.__self__, str | bytes | int):
             if __obj.__name__ == "join" and args and not isinstance(owner, int):
-                args = (before_join(owner, args[0]), *args[1:])
+                args = (budget.before_join(owner, args[0]), *args[1:])
             else:
-                before_method(owner, __obj.__name__, [*args, *kwargs.values()])
+                budget.before_method(owner, __obj.__name__, [*args, *kwargs.values()])
         elif isinstance(__obj, LoopContext) and args:  # a loop that calls itself
             args = (Counted(args[0]), *args[1:])
         result = super().call(__context, __obj, *args, **kwargs)
-        if isinstance(result, str | bytes):
-            budget.make(len(result))
-        elif isinstance(result, dict | Namespace):
-            budget.make(parts_of(result))
+        if isinstance(result, str | bytes | dict | Namespace):
+            budget.make(budget.size_of(result))
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -141,7 +128,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         @wraps(theirs)
         def bounded(*args: Any, **kwargs: Any) -> str:
-            before_format(value.__self__, [*args, *kwargs.values()])
+            BUDGET.get().before_format(value.__self__, [*args, *kwargs.values()])
             return theirs(*args, **kwargs)
 
         return bounded
@@ -151,14 +138,16 @@ class _Environment(ImmutableSandboxedEnvironment):
     @staticmethod
     def weighed(values: Any) -> Any:
         """A list, tuple or dict that the template writes, or a part of a value that it cuts out."""
-        BUDGET.get().make(len(values) if isinstance(values, str | bytes) else parts_of(values))
+        budget = BUDGET.get()
+        budget.make(budget.size_of(values))
         return values
 
     @staticmethod
     def joined(*values: Any) -> str:
         """The values of `a ~ b`."""
-        texts = [as_text(value) for value in values]
-        BUDGET.get().make(sum(map(len, texts)))
+        budget = BUDGET.get()
+        texts = [budget.as_text(value) for value in values]
+        budget.make(sum(map(len, texts)))
         return "".join(texts)
 
     @staticmethod
@@ -171,7 +160,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def _printed(value: Any) -> Any:
     """A value that is printed, measured before it becomes text."""
-    return value if value is None or isinstance(value, str | int | float) else as_text(value)
+    return value if value is None or isinstance(value, str | int | float) else BUDGET.get().as_text(value)
 
 
 class _Bounding(NodeTransformer):
@@ -210,10 +199,11 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
-        value = before_filter(name, args[first], [*args[first + 1 :], *kwargs.values()])
+        budget = BUDGET.get()
+        value = budget.before_filter(name, args[first], [*args[first + 1 :], *kwargs.values()])
         result = function(*args[:first], value, *args[first + 1 :], **kwargs)
         if isinstance(result, str):
-            BUDGET.get().make(len(result))
+            budget.make(len(result))
         return result
 
     return bounded
