@@ -53,9 +53,9 @@ def stream(
     """Answer one prompt, token by token; a tracer is told how each came about, which changes none.
 
     What reads is a new `context` with a cache, or one that may have read a beginning of the prompt already, at most all
-    but its last token; it goes on to hold the answer's tokens, save for the last one. Refused are prompts that are
-    empty or longer than the positions of training, no token at most, beams that are to be traced; and while iterating
-    logits that are not numbers.
+    but its last token; it goes on to hold the answer's tokens, save for the last one. Refused are a prompt that is
+    empty or longer than the positions of training, a limit below one token, beams that are to be traced, and while
+    iterating logits that are not numbers.
     """
     (answer,) = _open_answers(model, tokenizer, [prompt_ids], settings)
     context, beams = context or DecoderState(model), answer.rules.num_beams > 1

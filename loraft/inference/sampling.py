@@ -168,7 +168,7 @@ class _Heeded(BaseModel):
 
 
 def saved_defaults(folder: Path) -> GenerationConfig | None:
-    """The defaults that lie in a folder, or None where none do; refused where a value that loraft heeds is no such."""
+    """The defaults that lie in a folder, if the values that loraft heeds have their types; None where none do."""
     file = folder / "generation_config.json"
     if not file.is_file():
         return None

@@ -93,7 +93,7 @@ class EncoderPass:
 
 @dataclass(frozen=True)
 class Trace:
-    """How an answer came about: by rules that differ from plain greedy choice, in a step a token, the stop id's too."""
+    """How an answer came about: by `rules`, where they differ from plain greedy choice; a stop id has a step too."""
 
     prompt: tuple[Piece, ...]
     encoder: EncoderPass | None
