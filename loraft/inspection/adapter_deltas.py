@@ -317,7 +317,8 @@ def _by_layer(measured: Iterable[_Measured]) -> Iterator[LayerMove]:
 
 def _together(measured: Sequence[_Measured]) -> tuple[float, float | None]:
     """The norm over several modules, and that over the norm of their weights."""
-    norm = math.sqrt(sum((move.norm or 0.0) ** 2 for move, _ in measured))
+    norms = [move.norm or 0.0 for move, _ in measured]
+    norm = math.sqrt(sum(each * each for each in norms))
     sizes = [size * size for _, size in measured if size is not None]
     whole = math.sqrt(sum(sizes)) if len(sizes) == len(measured) else 0.0
     return norm, norm / whole if whole else None

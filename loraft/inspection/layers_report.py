@@ -48,11 +48,7 @@ class LayersReport:
 
 
 def inspect_layers(
-    target: str | None,
-    adapters: Sequence[str] = (),
-    *,
-    base_model: str | None = None,
-    lora: LoraSection | None = None,
+    target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None, lora: LoraSection | None = None
 ) -> LayersReport:
     """Look at what `target`, `adapters` and `base_model` mean.
 

@@ -52,19 +52,11 @@ def rows_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend row by row, in the form that transformers' attention layers call.
+    """`attend_rows` as transformers' attention layers call it.
 
-    Args:
-        module: Not used.
-        query: `[batch, heads, time, head_size]`.
-        key: `[batch, key_value_heads, time, head_size]`.
-        value: Likewise.
-        attention_mask: Not used: rows are whole, causal, and padded on the right if at all.
-        scaling: The factor on the scores; None is 1 / √head_size.
-        dropout: On the attention weights.
-        row_lengths: The lengths of the rows that lie end to end; `batch` is 1 then.
-        softcap: Scores become `softcap · tanh(scores / softcap)`.
-        sliding_window: A token sees itself and the `sliding_window - 1` before it.
+    Queries are `[batch, heads, time, head_size]`, keys and values `[batch, key_value_heads, time, head_size]`; where
+    `row_lengths` lie end to end, `batch` is 1. A scaling of None is 1 / √head_size. The mask is not used: rows are
+    whole, causal, and padded on the right if at all.
 
     Returns:
         `[batch, time, heads, head_size]`, and None for the weights that are never held.

@@ -162,10 +162,7 @@ def test_a_layer_that_is_not_plain_goes_pefts_way(one: str) -> None:
     """Disabled, with dropout or in evaluation: the other two do not mind."""
     plain, ours = adapted_projections()
     x = torch.randn(2, 7, 6, dtype=torch.float64)
-    for change in (
-        lambda layer: layer.eval(),
-        lambda layer: layer.enable_adapters(False),
-    ):
+    for change in (lambda layer: layer.eval(), lambda layer: layer.enable_adapters(False)):
         for model in (plain, ours):
             change(getattr(model.base_model.model.inner, one))
         torch.testing.assert_close(ours(x), plain(x))
