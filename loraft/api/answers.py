@@ -270,21 +270,11 @@ def answer_file(
     session = requested.session()
     tell(observer, *session.notes, *to_be_told(session, options))
     return answer_questions(
-        session,
-        questions,
-        output,
-        options=options,
-        batch_size=batch_size,
-        overwrite=overwrite,
-        observer=observer,
+        session, questions, output, options=options, batch_size=batch_size, overwrite=overwrite, observer=observer
     )
 
 
-def open_chat(
-    model: ModelRequest | str,
-    *,
-    options: GenerationRequest = AS_SAVED,
-) -> ChatSession:
+def open_chat(model: ModelRequest | str, *, options: GenerationRequest = AS_SAVED) -> ChatSession:
     """Begin a conversation; the arguments are those of `generate`.
 
     Raises:

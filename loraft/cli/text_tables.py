@@ -21,8 +21,8 @@ from loraft.cli.wording import in_options
 from loraft.config.choices import TaskName
 
 Document = Mapping[str, object]
-Column = tuple[str, bool]
-"""A heading, and whether numbers stand below it."""
+NUMBERS = ">"
+"""Begins the heading of a column of numbers, which stand to the right."""
 
 MOST_ITEMS = 8
 BAR_WIDTH = 30
@@ -67,19 +67,18 @@ def facts(title: str, rows: Document, *, label_width: int = 0) -> RenderableType
 
 def records(title: str, rows: Sequence[Document]) -> RenderableType:
     """A titled table, a row for each record; the columns are those of all records, numbers to the right."""
-    columns = {
-        key: all(isinstance(row.get(key), int | float | None) for row in rows)
-        for key in dict.fromkeys(key for row in rows for key in row)
-    }
-    cells = ([shown(key, row.get(key)) for key in columns] for row in rows)
-    return text_table(title, [(label(key), is_number) for key, is_number in columns.items()], cells)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    numbers = {key for key in keys if all(isinstance(row.get(key), int | float | None) for row in rows)}
+    headings = [NUMBERS * (key in numbers) + label(key) for key in keys]
+    return text_table(title, headings, ([shown(key, row.get(key)) for key in keys] for row in rows))
 
 
-def text_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> RenderableType:
-    """A titled table of words; numbers stand to the right."""
+def text_table(title: str, headings: Iterable[str], rows: Iterable[Sequence[str]]) -> RenderableType:
+    """A titled table of words; a heading that begins with `>` has numbers below it, which stand to the right."""
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
-    for name, is_number in columns:
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for heading in headings:
+        name = heading.removeprefix(NUMBERS)
+        table.add_column(name, justify="left" if name == heading else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return titled(title, table, indent=1)

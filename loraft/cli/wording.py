@@ -97,7 +97,7 @@ GIVEN_BY: Mapping[str, tuple[str, ...]] = {
 }
 """The parameters by which a command is given what a config says under a key, the one that counts most first."""
 INSTEAD: Mapping[str, str] = {
-    "model.name_or_path": "Give a base model: a Hub id, a folder, a .gguf file or builtin:NAME.",
+    "model.name_or_path": "Give a base model: a Hub id, a folder, a .gguf file or builtin:NAME."
 }
 """What to do about a key, where the remedy is one that a config alone could take."""
 KEY = re.compile(r"\b(?:model|quantization|lora|data|training|generation)\.[a-z_]+\b")

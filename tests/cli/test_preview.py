@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from loraft.cli.app import app
-from loraft.cli.views.preview_view import MARK, Marks, legible, render_preview
+from loraft.cli.views.preview_view import MARK, has_shades, legible, render_preview
 from loraft.config.config_file import load_config
 from tests.tiny import save_tiny
 from tests.training.building import rows, write_rows
@@ -60,8 +60,8 @@ def test_with_colours_neighbouring_tokens_have_other_shades(here: Path, colours:
     seen = preview(load_config("c.yaml"), count=1)
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, color_system=colours, width=100, no_color=False)  # type: ignore[arg-type]
-    assert Marks.for_console(console).shaded
-    console.print(*render_preview(seen, Marks(shaded=True)), sep="\n")
+    assert has_shades(console)
+    console.print(*render_preview(seen, shaded=True), sep="\n")
     drawn = stream.getvalue()
     assert "│" not in drawn
     assert "⟦" not in drawn
@@ -70,7 +70,7 @@ def test_with_colours_neighbouring_tokens_have_other_shades(here: Path, colours:
     assert all(one != other for one, other in pairwise(backgrounds))
     assert len(set(backgrounds)) == 4, "two shades for what is read, two for what is learned"
     for few in ("standard", None):
-        assert not Marks.for_console(Console(file=stream, force_terminal=True, color_system=few)).shaded  # type: ignore[arg-type]
+        assert not has_shades(Console(file=stream, force_terminal=True, color_system=few))  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_seen_is_made_visible() -> None:

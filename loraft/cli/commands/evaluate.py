@@ -130,14 +130,14 @@ def _figures(found: Evaluation) -> RenderableType:
     if base is None:
         shown = {name: _figure(name, value) for name, value in measured.figures.items()}
         return facts("figures", shown, label_width=LABEL_WIDTH)
-    columns = [("", False), (base.name, True), (measured.name, True), ("difference", True), ("95 % interval", True)]
+    headings = ("", f">{base.name}", f">{measured.name}", ">difference", ">95 % interval")
     rows = []
     for name, value in measured.figures.items():
         apart = found.differences[name]
         interval = f"{_figure(name, apart.low, signed=True)} to {_figure(name, apart.high, signed=True)}"
         difference = _figure(name, apart.difference, signed=True)
         rows.append([label(name), _figure(name, base.figures[name]), _figure(name, value), difference, interval])
-    return text_table("figures", columns, rows)
+    return text_table("figures", headings, rows)
 
 
 def _confusion(found: Confusion) -> RenderableType:
@@ -145,7 +145,7 @@ def _confusion(found: Confusion) -> RenderableType:
     labels = found.labels
     if len(labels) <= MOST_CLASSES:
         rows = [[name, *(f"{count:,}" for count in row)] for name, row in zip(labels, found.matrix, strict=True)]
-        return text_table("rows by class", [("is ╲ told", False), *((name, True) for name in labels)], rows)
+        return text_table("rows by class", ["is ╲ told", *(f">{name}" for name in labels)], rows)
     mistakes = (
         (count, labels[right], labels[told])
         for right, row in enumerate(found.matrix)
@@ -153,7 +153,7 @@ def _confusion(found: Confusion) -> RenderableType:
         if count and told != right
     )
     rows = [[right, told, f"{count:,}"] for count, right, told in nlargest(MOST_CLASSES, mistakes, key=itemgetter(0))]
-    return text_table("most frequent mistakes", [("is", False), ("told", False), ("rows", True)], rows)
+    return text_table("most frequent mistakes", ("is", "told", ">rows"), rows)
 
 
 def _figure(name: str, value: float, *, signed: bool = False) -> str:

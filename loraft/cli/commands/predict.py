@@ -136,4 +136,4 @@ def _predict_text(model: ModelRequest, text: str, second: str | None, *, as_json
         print_json({"text": text, **pair, "prediction": likeliest[0], "probabilities": shares})
         return
     rows = [(label, f"{100 * shares[label]:.2f} %") for label in likeliest]
-    print_result(text_table(likeliest[0], [("class", False), ("probability", True)], rows))
+    print_result(text_table(likeliest[0], ("class", ">probability"), rows))

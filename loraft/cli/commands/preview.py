@@ -9,7 +9,7 @@ from typing import Literal
 
 from loraft.cli.console import console_on, print_json, print_note, print_result, waiting
 from loraft.cli.options import ConfigOptions, JsonOption, flag, option
-from loraft.cli.views.preview_view import Marks, check_page, render_preview, write_page
+from loraft.cli.views.preview_view import check_page, has_shades, render_preview, write_page
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,4 @@ def preview(given: ConfigOptions, show: PreviewOptions, as_json: JsonOption = Fa
     elif html is not None:
         print_result(f"wrote {html}: {len(seen.rows)} row{'s' * (len(seen.rows) != 1)}")
     else:
-        print_result(*render_preview(seen, Marks.for_console(console_on(sys.stdout)), whole=show.whole))
+        print_result(*render_preview(seen, shaded=has_shades(console_on(sys.stdout)), whole=show.whole))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from rich.console import RenderableType
 
-from loraft.cli.text_tables import Column, as_bytes, as_count, as_measure, as_share, as_span, facts, text_table
+from loraft.cli.text_tables import as_bytes, as_count, as_measure, as_share, as_span, facts, text_table
 
 Document = Mapping[str, Any]
 
@@ -21,19 +22,27 @@ MOST_ROWS = 12
 """Layers that are shown where not every one is asked for."""
 
 
-def adapters_view(document: Document, *, every: bool) -> list[RenderableType]:
-    """The adapters of the document, and how alike each two of them are.
+LAYER_HEADINGS = ("module", "shape", ">parameters", "dtype", ">bytes", ">LoRA")
+SHARING = {
+    "MHA": "each query head has a key/value head of its own",
+    "GQA": "several query heads share a key/value head",
+    "MQA": "all query heads share one key/value head",
+}
 
-    Args:
-        document: What `--json` prints.
-        every: Show every layer and module, not only the most moved.
-    """
-    parts: list[RenderableType] = []
+
+def layers_view(document: Document, *, every: bool) -> Iterator[RenderableType]:
+    """The whole document; `every` layer and module is shown, or only groups and the most moved."""
+    if "model_type" in document:
+        yield facts("model", _model(document), label_width=WIDE)
+        yield facts("positions", _positions(document["position_encoding"]), label_width=WIDE)
+        yield _sizes(document)
+        yield from _layers(document, every=every)
+        if document["lora"]:
+            yield facts("LoRA", _lora(document["lora"]), label_width=WIDE)
     for adapter in document.get("adapters", ()):
-        parts += _adapter(adapter, every=every)
+        yield from _adapter(adapter, every=every)
     for likeness in document.get("likenesses", ()):
-        parts += _likeness(likeness, every=every)
-    return parts
+        yield from _likeness(likeness, every=every)
 
 
 def _adapter(adapter: Document, *, every: bool) -> Iterator[RenderableType]:
@@ -53,24 +62,22 @@ def _adapter(adapter: Document, *, every: bool) -> Iterator[RenderableType]:
         rows["not understood"] = _some(adapter["unread"], "")
     yield facts(title, rows, label_width=WIDE)
     if adapter["saved"]:
-        columns = (("trained whole", False), ("shape", False), ("‖ΔW‖", True), ("of ‖W‖", True))
-        yield text_table(f"{title}: trained whole", columns, map(_saved, adapter["saved"]))
+        headings = ("trained whole", "shape", ">‖ΔW‖", ">of ‖W‖")
+        yield text_table(f"{title}: trained whole", headings, map(_saved, adapter["saved"]))
     yield from _moves(title, adapter, every=every)
 
 
 def _moves(title: str, adapter: Document, *, every: bool) -> Iterator[RenderableType]:
-    relative = adapter["relative"] is not None
-    by = "relative" if relative else "norm"
+    by = "norm" if adapter["relative"] is None else "relative"
     layers = adapter["layers"] if every else sorted(adapter["layers"], key=lambda layer: -(layer[by] or 0))[:MOST_ROWS]
     most = max((layer[by] or 0 for layer in adapter["layers"]), default=0)
     words = "layers" if every else f"the {len(layers)} layers that moved most, of {len(adapter['layers'])}"
-    columns: list[Column] = [("layer", False), ("‖ΔW‖", True), ("of ‖W‖", True), ("", False)]
     rows = [
         (_layer_name(layer), as_measure(layer["norm"]), _share(layer["relative"]), _bar(layer[by], most))
         for layer in layers
     ]
     if rows:
-        yield text_table(f"{title}: {words}", columns, rows)
+        yield text_table(f"{title}: {words}", ("layer", ">‖ΔW‖", ">of ‖W‖", ""), rows)
     yield from _kinds(title, adapter) if not every else _every_module(title, adapter)
 
 
@@ -83,26 +90,25 @@ def _kinds(title: str, adapter: Document) -> Iterator[RenderableType]:
     rows = []
     for name, group in by_name.items():
         farthest = max(group, key=lambda module: module["relative"] or module["norm"])
+        how_far = _measure(farthest["norm"]) if farthest["relative"] is None else _share(farthest["relative"])
         ranks = [module["effective_rank"] for module in group]
-        where = "" if farthest["index"] is None else _layer_name(farthest)
+        shares = [module["relative"] for module in group]
         rows.append(
             (
                 name,
                 as_count(len(group)),
-                as_measure(sum(module["norm"] for module in group) / len(group)),
-                _share(_mean([module["relative"] for module in group])),
-                f"{_how_far(farthest)} in {where}" if where else "",
+                as_measure(fmean(module["norm"] for module in group)),
+                _share(None if None in shares else fmean(shares)),
+                "" if farthest["index"] is None else f"{how_far} in {_layer_name(farthest)}",
                 f"{min(ranks):.1f}–{max(ranks):.1f} of {as_span(sorted({module['rank'] for module in group}))}",
             )
         )
-    columns = (("module", False), ("count", True), ("mean ‖ΔW‖", True), ("of ‖W‖", True), ("farthest", False),
-               ("effective rank", False))  # fmt: skip
     if rows:
-        yield text_table(f"{title}: by module", columns, rows)
+        headings = ("module", ">count", ">mean ‖ΔW‖", ">of ‖W‖", "farthest", "effective rank")
+        yield text_table(f"{title}: by module", headings, rows)
 
 
 def _every_module(title: str, adapter: Document) -> Iterator[RenderableType]:
-    columns = (("module", False), ("r", True), ("‖ΔW‖", True), ("of ‖W‖", True), ("effective rank", True), ("", False))
     rows = [
         (
             module["path"],
@@ -114,7 +120,7 @@ def _every_module(title: str, adapter: Document) -> Iterator[RenderableType]:
         )
         for module in adapter["modules"]
     ]
-    yield text_table(f"{title}: modules", columns, rows)
+    yield text_table(f"{title}: modules", ("module", ">r", ">‖ΔW‖", ">of ‖W‖", ">effective rank", ""), rows)
 
 
 def _likeness(likeness: Document, *, every: bool) -> Iterator[RenderableType]:
@@ -126,10 +132,10 @@ def _likeness(likeness: Document, *, every: bool) -> Iterator[RenderableType]:
         layers = sorted(layers, key=lambda layer: layer["cosine"] or 0)[:MOST_ROWS]
         words = f"the {MOST_ROWS} layers that are least alike, of {len(likeness['layers'])}"
     rows = [(_layer_name(layer), _cosine(layer["cosine"])) for layer in layers]
-    yield text_table(f"{title}: {words}", (("layer", False), ("cosine", True)), rows)
+    yield text_table(f"{title}: {words}", ("layer", ">cosine"), rows)
     if every:
         modules = [(module["path"], _cosine(module["cosine"])) for module in likeness["modules"]]
-        yield text_table(f"{title}: by module", (("module", False), ("cosine", True)), modules)
+        yield text_table(f"{title}: by module", ("module", ">cosine"), modules)
 
 
 def _layer_name(row: Document) -> str:
@@ -148,8 +154,12 @@ def _some(names: Sequence[str], meaning: str) -> str:
 
 
 def _saved(row: Document) -> tuple[str, ...]:
-    shape = " × ".join(as_count(size) for size in row["shape"])
-    return row["name"], shape, _measure(row["norm"]) if row["finite"] else "not finite", _share(row["relative"])
+    norm = _measure(row["norm"]) if row["finite"] else "not finite"
+    return row["name"], _shape(row), norm, _share(row["relative"])
+
+
+def _shape(module: Document) -> str:
+    return " × ".join(map(as_count, module["shape"]))
 
 
 def _measure(value: float | None) -> str:
@@ -160,51 +170,12 @@ def _share(value: float | None) -> str:
     return "–" if value is None else as_share(value, 1)
 
 
-def _how_far(move: Document) -> str:
-    return _measure(move["norm"]) if move["relative"] is None else _share(move["relative"])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
 def _cosine(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
 
 
 def _bar(part: float | None, whole: float) -> str:
     return "━" * max(1, round(20 * part / whole)) if part and whole else ""
-
-
-LAYER_COLUMNS: Sequence[Column] = (
-    ("module", False), ("shape", False), ("parameters", True), ("dtype", False), ("bytes", True), ("LoRA", True)
-)  # fmt: skip
-SHARING = {
-    "MHA": "each query head has a key/value head of its own",
-    "GQA": "several query heads share a key/value head",
-    "MQA": "all query heads share one key/value head",
-}
-
-
-def layers_view(document: Document, *, every: bool) -> list[RenderableType]:
-    """The whole document.
-
-    Args:
-        document: What `--json` prints.
-        every: Show every layer and module, not only groups and the most moved.
-    """
-    parts: list[RenderableType] = []
-    if "model_type" in document:
-        parts += [
-            facts("model", _model(document), label_width=WIDE),
-            facts("positions", _positions(document["position_encoding"]), label_width=WIDE),
-            _sizes(document),
-            *_layers(document, every=every),
-        ]
-        if document["lora"]:
-            parts.append(facts("LoRA", _lora(document), label_width=WIDE))
-    return parts + adapters_view(document, every=every)
 
 
 def _model(document: Document) -> dict[str, object]:
@@ -289,7 +260,7 @@ def _sizes(document: Document) -> RenderableType:
         (part.replace("_", "-"), as_count(size), as_share(size, whole), " · ".join(document["dtypes"][part]))
         for part, size in document["parameters_by_part"].items()
     ]
-    return text_table("parameters", (("part", False), ("parameters", True), ("share", True), ("dtype", False)), rows)
+    return text_table("parameters", ("part", ">parameters", ">share", "dtype"), rows)
 
 
 def _layers(document: Document, *, every: bool) -> Iterator[RenderableType]:
@@ -304,9 +275,9 @@ def _layers(document: Document, *, every: bool) -> Iterator[RenderableType]:
         else:
             span = f"{owner}layers {first['index']}–{last['index']}"
             title = f"{span}: the same {len(first['modules'])} modules each, {size} parameters a layer"
-        yield text_table(title, LAYER_COLUMNS, map(_module, first["modules"]))
+        yield text_table(title, LAYER_HEADINGS, map(_module, first["modules"]))
     if document["outside"]:
-        yield text_table("outside the layers", LAYER_COLUMNS, map(_module, document["outside"]))
+        yield text_table("outside the layers", LAYER_HEADINGS, map(_module, document["outside"]))
 
 
 def _groups(layers: Sequence[Document], *, every: bool) -> Iterable[list[Document]]:
@@ -325,7 +296,7 @@ def _module(module: Document) -> tuple[str, ...]:
     lora = module["lora_parameters"]
     return (
         module["name"],
-        " × ".join(as_count(size) for size in module["shape"]),
+        _shape(module),
         as_count(module["parameters"]),
         module["dtype"],
         as_bytes(module["bytes"]),
@@ -333,17 +304,11 @@ def _module(module: Document) -> tuple[str, ...]:
     )
 
 
-def _lora(document: Document) -> dict[str, object]:
-    lora = document["lora"]
+def _lora(lora: Document) -> dict[str, object]:
     rank = lora["rank"] if isinstance(lora["rank"], int) else "ranks " + ", ".join(map(str, lora["rank"]))
     layers = " · ".join(f"{stack} {as_span(indices)}" for stack, indices in lora["layers"].items())
-    rows: dict[str, object] = {
-        "counted for": lora["source"],
-        "r": rank,
-        "modules": lora["modules"],
-        "layers": layers,
-        "parameters": lora["parameters"],
-    }
+    rows: dict[str, object] = {"counted for": lora["source"], "r": rank, "modules": lora["modules"], "layers": layers}
+    rows["parameters"] = lora["parameters"]
     if lora["saved"]:
         rows["trained whole"] = f"{', '.join(lora['saved'])} ({as_count(lora['saved_parameters'])} parameters)"
     rows["share of all"] = as_share(lora["trained_share"], 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +39,7 @@ SHADES = {
 """Two shades for tokens that are only read, and two for those that are learned."""
 SPECIAL = "#ffb454"
 BEGINS, BETWEEN, ENDS_WITH = "⟦", "│", "⟧"
+VISIBLE = {"\n": "⏎\n", "\t": "⇥"}
 ROLES = {
     "bos_token": "beginning of text", "eos_token": "end of text", "pad_token": "padding", "unk_token": "unknown",
     "sep_token": "separator", "cls_token": "summary", "mask_token": "mask",
@@ -47,50 +47,30 @@ ROLES = {
 NUMBERED = re.compile(r"(.*?)(?:: (row \d+)|(:\d+))$", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Marks:
-    """How tokens are told apart.
-
-    Attributes:
-        shaded: By background; otherwise by `│` between tokens, and ⟦ ⟧ around what is learned.
-    """
-
-    shaded: bool
-
-    @classmethod
-    def for_console(cls, console: Console) -> Marks:
-        """What a console can show: shades need more than sixteen colours."""
-        return cls(console.color_system in ("256", "truecolor") and not console.no_color)
+def has_shades(console: Console) -> bool:
+    """Whether a console can tell tokens apart by their background, which needs more than sixteen colours."""
+    return console.color_system in ("256", "truecolor") and not console.no_color
 
 
-def legible(text: str, *, breaks: bool = True) -> str:
-    """A token's text with what cannot be seen made visible: line ends, tabs, control and formatting characters.
-
-    Args:
-        text: What the token spells.
-        breaks: A line end ends the line behind its sign too.
-    """
-    seen = []
-    for sign in text:
-        if sign == "\n":
-            seen.append("⏎\n" if breaks else "⏎")
-        elif sign == "\t":
-            seen.append("⇥")
-        elif sign.isprintable():
-            seen.append(sign)
-        else:
-            seen.append(printable(sign) if ord(sign) < 0x20 or ord(sign) == 0x7F else f"<U+{ord(sign):04X}>")
-    return "".join(seen) or "‥"
+def legible(text: str) -> str:
+    """A token's text with what cannot be seen made visible: line ends, tabs, control and formatting characters."""
+    return "".join(map(_legible_sign, text)) or "‥"
 
 
-def render_preview(preview: Preview, marks: Marks, *, whole: bool = False) -> list[RenderableType]:
+def _legible_sign(sign: str) -> str:
+    if sign.isprintable():
+        return sign
+    return VISIBLE.get(sign) or (printable(sign) if sign.isascii() else f"<U+{ord(sign):04X}>")
+
+
+def render_preview(preview: Preview, *, shaded: bool, whole: bool = False) -> list[RenderableType]:
     """The split in a line, its rows, how the first batches are laid, and what the marks mean."""
     parts: list[RenderableType] = [Text(heading_of(preview), style="bold"), *_counts(preview), Text()]
     for row in preview.rows:
-        parts += _row(row, preview, marks, whole=whole)
+        parts += _row(row, shaded=shaded, whole=whole)
     if preview.batches:
-        parts += _batches(preview, marks)
-    parts += _legend(preview, marks)
+        parts += _batches(preview, shaded=shaded)
+    parts += _legend(preview, shaded=shaded)
     return parts
 
 
@@ -128,6 +108,11 @@ def special_words(preview: Preview) -> Iterator[str]:
         yield f"{legible(token.text.strip() or token.text)} is id {token.id}" + (f" ({roles})" if roles else "")
 
 
+def class_words(preview: Preview) -> str:
+    """The classes with their numbers."""
+    return ", ".join(f"{number} {name}" for number, name in enumerate(preview.classes))
+
+
 def place_words(where: str, preview: Preview) -> str:
     """A row's place in a batch: its number alone where all rows come from one source."""
     found = NUMBERED.fullmatch(where)
@@ -144,48 +129,42 @@ def laid_words(preview: Preview) -> str:
 def _counts(preview: Preview) -> Iterator[Text]:
     """What became of the rows of each source, where not all of them are kept."""
     for source in preview.sources:
-        lost = [
-            f"{as_count(number)} {what}"
-            for number, what in (
-                (source.bad, "bad, skipped"),
-                (source.overlength, f"too long, {source.done}"),
-                (source.untrained, "without a learned token, left out"),
-            )
-            if number
-        ]
-        if lost:
+        numbers = {
+            "bad, skipped": source.bad,
+            f"too long, {source.done}": source.overlength,
+            "without a learned token, left out": source.untrained,
+        }
+        if lost := [f"{as_count(number)} {what}" for what, number in numbers.items() if number]:
             yield Text(f"{source.source}: of {as_count(source.read)} rows {' · '.join(lost)}", style="yellow")
 
 
-def _row(row: SeenRow, preview: Preview, marks: Marks, *, whole: bool) -> Iterator[RenderableType]:
+def _row(row: SeenRow, *, shaded: bool, whole: bool) -> Iterator[RenderableType]:
     yield Text.assemble((printable(row.where), "bold"), (f"  {printable(row_words(row))}", "dim"))
     if row.left_out is not None:
         yield Text.assemble(("  not in this split: ", "bold red"), printable(row.left_out))
     for part in row.parts:
         if part.name != "text":
             yield Text(f"  {part_words(part)}", style="dim")
-        tokens = _tokens(part, marks, whole=whole)
+        tokens = _tokens(part.tokens, shaded=shaded, whole=whole)
         tokens.rstrip()  # the line end of the last token, whose sign stands before it
         yield Padding(tokens, (0, 0, 0, 2))
     yield Text()
 
 
-def _tokens(part: RowPart, marks: Marks, *, whole: bool) -> Text:
-    tokens = part.tokens
+def _tokens(tokens: Sequence[SeenToken], *, shaded: bool, whole: bool) -> Text:
     if whole or len(tokens) <= SHORT:
-        return _strip(tokens, 0, marks)
+        return _strip(tokens, 0, shaded=shaded)
     between = tokens[ENDS:-ENDS]
     learned = sum(token.trained for token in between)
     gap = f"\n  … {as_count(len(between))} tokens more, {as_count(learned)} of them learned (--whole shows them) …\n"
-    return Text.assemble(
-        _strip(tokens[:ENDS], 0, marks), (gap, "dim italic"), _strip(tokens[-ENDS:], len(between), marks)
-    )
+    begin, end = _strip(tokens[:ENDS], 0, shaded=shaded), _strip(tokens[-ENDS:], len(between), shaded=shaded)
+    return Text.assemble(begin, (gap, "dim italic"), end)
 
 
-def _strip(tokens: Sequence[SeenToken], first: int, marks: Marks) -> Text:
+def _strip(tokens: Sequence[SeenToken], first: int, *, shaded: bool) -> Text:
     text, learned, segment = Text(), False, tokens[0].segment if tokens else None
     for place, token in enumerate(tokens):
-        if not marks.shaded:
+        if not shaded:
             edge = BETWEEN if place and token.trained == learned else ""
             if token.trained != learned:
                 edge = BEGINS if token.trained else ENDS_WITH
@@ -193,20 +172,18 @@ def _strip(tokens: Sequence[SeenToken], first: int, marks: Marks) -> Text:
         if token.segment != segment:
             text.append(" second text: ", "italic")
         learned, segment = token.trained, token.segment
-        text.append(legible(token.text), _style(token, first + place, marks))
-    return text.append(ENDS_WITH, "bold") if learned and not marks.shaded else text
+        text.append(legible(token.text), _style(token, first + place, shaded=shaded))
+    return text.append(ENDS_WITH, "bold") if learned and not shaded else text
 
 
-def _style(token: SeenToken, place: int, marks: Marks) -> str:
-    if not marks.shaded:
+def _style(token: SeenToken, place: int, *, shaded: bool) -> str:
+    if not shaded:
         return "bold green" if token.trained else "magenta" if token.special else ""
     style = SHADES[token.trained][place % 2]
-    if not token.special:
-        return style
-    return re.sub(r"#[0-9a-f]{6} on", f"{SPECIAL} on", style)
+    return re.sub(r"#[0-9a-f]{6} on", f"{SPECIAL} on", style) if token.special else style
 
 
-def _batches(preview: Preview, marks: Marks) -> Iterator[RenderableType]:
+def _batches(preview: Preview, *, shaded: bool) -> Iterator[RenderableType]:
     shown, total = len(preview.batches), preview.batches_an_epoch
     if total is None:
         which = f"the first {shown} of a stream"
@@ -215,7 +192,7 @@ def _batches(preview: Preview, marks: Marks) -> Iterator[RenderableType]:
     yield Text.assemble(("batches of the first epoch", "bold"), (f"  {which} · rows {laid_words(preview)}", "dim"))
     for number, batch in enumerate(preview.batches, start=1):
         yield Text.assemble((f"  {number}  ", "bold"), (_batch_words(batch, preview), "dim"))
-        yield Padding(_laid(batch, preview, marks), (0, 0, 0, 5))
+        yield Padding(_laid(batch, preview, shaded=shaded), (0, 0, 0, 5))
     yield Text()
 
 
@@ -229,23 +206,20 @@ def _batch_words(batch: SeenBatch, preview: Preview) -> str:
     return f"{counted(len(batch.rows), 'row')} · {size}{padding} · {as_count(batch.trained)} {what} learned"
 
 
-def _laid(batch: SeenBatch, preview: Preview, marks: Marks) -> RenderableType:
+def _laid(batch: SeenBatch, preview: Preview, *, shaded: bool) -> RenderableType:
     """The rows of a batch one after another, none torn apart at the end of a line."""
     words = []
     for place, row in enumerate(batch.rows):
         size = as_count(row.tokens) if row.target is None else f"{as_count(row.tokens)} → {as_count(row.target)}"
-        text = Text.assemble(
-            (printable(place_words(row.where, preview)), "dim" if not marks.shaded else ""), f" {size}"
-        )
-        words.append(Text(f" {text.plain} ", SHADES[False][place % 2]) if marks.shaded else text.append(" ▕", "dim"))
-    return Columns(words, padding=(0, 1 - marks.shaded))
+        text = Text.assemble((printable(place_words(row.where, preview)), "" if shaded else "dim"), f" {size}")
+        words.append(Text(f" {text.plain} ", SHADES[False][place % 2]) if shaded else text.append(" ▕", "dim"))
+    return Columns(words, padding=(0, 1 - shaded))
 
 
-def _legend(preview: Preview, marks: Marks) -> Iterator[Text]:
+def _legend(preview: Preview, *, shaded: bool) -> Iterator[Text]:
     if preview.classes:
-        names = ", ".join(f"{number} {name}" for number, name in enumerate(preview.classes))
-        yield Text.assemble(("classes  ", "dim"), printable(names))
-    if marks.shaded:
+        yield Text.assemble(("classes  ", "dim"), printable(class_words(preview)))
+    if shaded:
         legend = Text.assemble(("tokens   ", "dim"), ("read", SHADES[False][0]), (" only", SHADES[False][1]))
         if not preview.classes:
             legend.append("  ").append("lear", SHADES[True][0]).append("ned", SHADES[True][1])
@@ -305,27 +279,19 @@ def write_page(preview: Preview, path: Path, title: str) -> None:
 
 def page(preview: Preview, title: str) -> str:
     """The page as HTML."""
+    classes = [f"classes: {class_words(preview)}"] if preview.classes else []
+    facts = "".join(f"<li>{escape(line)}</li>" for line in [*preview.notes, *special_words(preview), *classes])
     parts = [
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">', MARK,
         '<meta name="viewport" content="width=device-width">', f"<title>{escape(title)}: rows</title>",
         f"<style>{STYLE}</style>", "</head>", "<body>",
         f"<h1>{escape(title)}</h1>", f"<p>{escape(heading_of(preview))}</p>",
         "<p>Each shade is a token; what is <b>learned</b> is green and underlined. Point at a token for its id.</p>",
-        *_list([*preview.notes, *special_words(preview), *_classes(preview)]),
+        *([f"<ul>{facts}</ul>"] if facts else []),
         *(line for row in preview.rows for line in _row_html(row)),
         *_batches_html(preview), "</body>", "</html>",
     ]  # fmt: skip
     return "\n".join(parts) + "\n"
-
-
-def _list(lines: list[str]) -> Iterator[str]:
-    if lines:
-        yield f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
-
-
-def _classes(preview: Preview) -> Iterator[str]:
-    if preview.classes:
-        yield "classes: " + ", ".join(f"{number} {name}" for number, name in enumerate(preview.classes))
 
 
 def _row_html(row: SeenRow) -> Iterator[str]:
@@ -334,13 +300,9 @@ def _row_html(row: SeenRow) -> Iterator[str]:
     if row.left_out is not None:
         yield f'<p class="out">not in this split: {escape(row.left_out)}</p>'
     for part in row.parts:
-        yield from _part(part)
-
-
-def _part(part: RowPart) -> Iterator[str]:
-    if part.name != "text":
-        yield f"<p>{part_words(part)}</p>"
-    yield f"<pre>{''.join(_token(token) for token in part.tokens)}</pre>"
+        if part.name != "text":
+            yield f"<p>{part_words(part)}</p>"
+        yield f"<pre>{''.join(map(_token, part.tokens))}</pre>"
 
 
 def _token(token: SeenToken) -> str:
@@ -358,15 +320,12 @@ def _batches_html(preview: Preview) -> Iterator[str]:
     which = "Of a stream" if total is None else f"Of {total} in an epoch"
     yield f"<p>{which}; rows {laid_words(preview)}. Tokens of each row.</p>"
     for batch in preview.batches:
-        yield f'<p class="laid">{_laid_html(batch, preview)}</p>'
+        words = (f"{place_words(row.where, preview)}: {row.tokens}" + _target(row.target) for row in batch.rows)
+        yield f'<p class="laid">{"".join(f"<span>{escape(word)}</span>" for word in words)}</p>'
 
 
-def _laid_html(batch: SeenBatch, preview: Preview) -> str:
-    words = (
-        f"{place_words(row.where, preview)}: {row.tokens}" + (f" → {row.target}" if row.target is not None else "")
-        for row in batch.rows
-    )
-    return "".join(f"<span>{escape(word)}</span>" for word in words)
+def _target(tokens: int | None) -> str:
+    return "" if tokens is None else f" → {tokens}"
 
 
 def _is_page(path: Path) -> bool:
