@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loraft.cli.commands.chat_commands import COMMANDS, ChatCommand, parse_line, setting_names, with_settings
+from loraft.cli.commands.chat_commands import ACTIONS, COMMANDS, MEANINGS, SETTINGS, parse_line, with_settings
 from loraft.errors import InvalidInputError
 from loraft.inference.requests import GenerationRequest
 
@@ -12,12 +12,12 @@ from loraft.inference.requests import GenerationRequest
 @pytest.mark.parametrize(
     ("line", "meant"),
     [
-        ("hello", "hello"),
-        ("a /undo", "a /undo"),
-        ("//undo", "/undo"),
-        ("//", "/"),
-        ("/undo", ChatCommand("/undo", "")),
-        ("/system  Be  kind. ", ChatCommand("/system", "Be  kind.")),
+        ("hello", ("", "hello")),
+        ("a /undo", ("", "a /undo")),
+        ("//undo", ("", "/undo")),
+        ("//", ("", "/")),
+        ("/undo", ("/undo", "")),
+        ("/system  Be  kind. ", ("/system", "Be  kind.")),
     ],
 )
 def test_a_line_is_said_or_done(line: str, meant: object) -> None:
@@ -39,7 +39,7 @@ def test_every_setting_is_one_of_the_options() -> None:
     assert with_settings(GenerationRequest(), "system=Say a=b, kindly. top_k=2") == GenerationRequest(
         "Say a=b, kindly.", top_k=2
     )
-    assert set(setting_names()) >= {"temperature", "max_new_tokens", "system"}
+    assert set(SETTINGS) >= {"temperature", "max_new_tokens", "system"}
 
 
 @pytest.mark.parametrize("text", ["temperature", "=1", "top_k=x", "top_k=1.5", "warmth=1", "seed=1e3", "top_p=a b"])
@@ -48,7 +48,6 @@ def test_a_setting_that_cannot_be_is_refused(text: str) -> None:
         with_settings(GenerationRequest(), text)
 
 
-def test_each_command_has_its_usage_and_its_meaning() -> None:
-    for name, (usage, meaning) in COMMANDS.items():
-        assert usage.split()[0] == name
-        assert meaning
+def test_each_command_has_its_meaning_and_its_action() -> None:
+    assert {*ACTIONS, "/quit"} == set(COMMANDS)
+    assert all(MEANINGS.values())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraft.cli.commands.chat_commands import ACTIONS, COMMANDS, ChatCommand, parse_line, setting_names
+from loraft.cli.commands.chat_commands import ACTIONS, COMMANDS, SETTINGS, parse_line
 from loraft.cli.console import is_unicode, print_message, print_note, print_problems, printable, say, waiting
 from loraft.cli.options import AnswerOptions, option
 from loraft.cli.runner import pass_on_unless_ctrl_c
@@ -33,32 +33,34 @@ def read_line(prompt: str) -> str | None:
 
     Raises:
         KeyboardInterrupt: At the second Ctrl-C with no line between them.
-        UnicodeDecodeError: The line is no text.
     """
-    for last in (False, True):
-        try:
-            return _asked(prompt)
-        except EOFError:
-            sys.stderr.write("\n")
-            return None
-        except KeyboardInterrupt as stop:
-            sys.stderr.write("\n")
-            if last:
-                raise
-            pass_on_unless_ctrl_c(stop)
-            print_message("Ctrl-C once more ends, as Ctrl-D does.")
+    try:
+        return _asked(prompt)
+    except KeyboardInterrupt as stop:
+        sys.stderr.write("\n")
+        pass_on_unless_ctrl_c(stop)
+        print_message("Ctrl-C once more ends, as Ctrl-D does.")
+    try:
+        return _asked(prompt)
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        raise
+
+
+def _asked(prompt: str) -> str | None:
+    """A line as it was typed; where it is no text, what is refused later as any other such line."""
+    try:
+        if sys.stdout.isatty():
+            return input(prompt)
+        print(prompt, end="", file=sys.stderr, flush=True)
+        if line := sys.stdin.readline():
+            return line
+    except UnicodeDecodeError:
+        return "\udcff"
+    except EOFError:
+        pass
+    sys.stderr.write("\n")
     return None
-
-
-def _asked(prompt: str) -> str:
-    if sys.stdout.isatty():
-        return input(prompt)
-    sys.stderr.write(prompt)
-    sys.stderr.flush()
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line
 
 
 @contextmanager
@@ -102,8 +104,6 @@ def line_editing(words: Sequence[str]) -> Iterator[None]:
         readline.set_completer_delims(delimiters)
 
 
-NO_TEXT = "\udcff"
-"""What a line stands for that is not UTF-8."""
 BEGIN_ANEW = "/reset begins a new conversation, /undo takes the last turn back."
 
 
@@ -125,7 +125,7 @@ def chat(
     /undo, /adapter, /set, /save, /quit. Ctrl-C stops an answer, Ctrl-D ends. From a pipe each line is a message, and
     the exit code is 2 where one was refused.
     """
-    model = asked.model
+    model = asked.model  # refused before anything is loaded
     with waiting("loading libraries and model"):
         from loraft.api import open_chat
 
@@ -142,7 +142,7 @@ class _FromPipe:
         self._long_told = False
 
     def run(self) -> int:
-        """Takes lines until there are no more, or one says so; the exit code tells the worst that came of one."""
+        """Takes lines until there are no more, or one says so; the exit code tells the worst that was refused."""
         exit_code = 0
         while (line := self._line()) is not None:
             if not line.strip():
@@ -150,13 +150,13 @@ class _FromPipe:
             try:
                 if not is_unicode(line):
                     raise InvalidInputError("the message is not UTF-8 text")
-                meant = parse_line(line.strip())
-                if isinstance(meant, str):
-                    self._answer(meant)
-                elif meant.name == "/quit":
+                command, words = parse_line(line.strip())
+                if command == "/quit":
                     return exit_code
+                if command:
+                    self._do(command, words)
                 else:
-                    self._do(meant)
+                    self._answer(words)
             except (InvalidInputError, OutOfMemoryError) as error:
                 exit_code = max(exit_code, error.exit_code)
                 print_problems(map(by_options, error.problems))
@@ -169,7 +169,6 @@ class _FromPipe:
         return raw.decode("utf-8", errors="surrogateescape") if raw else None
 
     def _answer(self, text: str) -> None:
-        """Asks, and writes the answer as it comes."""
         reply = self._ask(text)
         for piece in _pieces(reply):
             _write(piece)
@@ -185,12 +184,13 @@ class _FromPipe:
 
     def _tell_end(self, reply: ChatStream) -> None:
         """How long the answer was, what was read for it, and whether there is room for another."""
-        whole = reply.completion
-        if whole is None:
+        if (whole := reply.completion) is None:
             return
         tokens = len(whole.token_ids)
-        read = reply.prompt_tokens - reply.held
-        figures = [counted(tokens, "token"), f"{as_count(read)} of {as_count(reply.prompt_tokens)} read"]
+        figures = [
+            counted(tokens, "token"),
+            f"{as_count(reply.prompt_tokens - reply.held)} of {as_count(reply.prompt_tokens)} read",
+        ]
         if whole.decode_tokens_per_second is not None:
             figures.append(f"{whole.decode_tokens_per_second:.1f} tokens/s")
         if not tokens:
@@ -207,10 +207,9 @@ class _FromPipe:
             self._long_told = True
             print_note(f"the conversation is longer than the {trained:,} tokens that the model was trained for")
 
-    def _do(self, command: ChatCommand) -> None:
-        """Carries a command out, and says what came of it."""
+    def _do(self, command: str, words: str) -> None:
         with redirect_stdout(sys.stderr):
-            for line in ACTIONS[command.name](self.conversation, command.argument):
+            for line in ACTIONS[command](self.conversation, words):
                 print_message(line)
 
 
@@ -221,17 +220,14 @@ class _OnTerminal(_FromPipe):
         """Greets, and takes lines until the person ends it, who has seen what was refused."""
         session = self.conversation.session
         voices = (f"/adapter {name}" for name in (*session.adapters, "none"))
-        settings = (f"/set {name}=" for name in setting_names())
+        settings = (f"/set {name}=" for name in SETTINGS)
         with line_editing([*COMMANDS, *voices, *settings]):
             say((f"{session.loaded.name} · /help lists the commands, Ctrl-D ends", "dim"))
             super().run()
         return 0
 
     def _line(self) -> str | None:
-        try:
-            return read_line(f"{self.conversation.voice.name}> " if self.conversation.session.adapters else "> ")
-        except UnicodeDecodeError:
-            return NO_TEXT
+        return read_line(f"{self.conversation.voice.name}> " if self.conversation.session.adapters else "> ")
 
     def _answer(self, text: str) -> None:
         show = printable if sys.stdout.isatty() else str

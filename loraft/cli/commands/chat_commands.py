@@ -1,11 +1,11 @@
-"""The commands of `loraft chat`: what a line that begins with a slash means, what it does, and what is said then."""
+"""The commands of `loraft chat`: what a line that begins with a slash means, does and says."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -15,57 +15,39 @@ from loraft.inference.requests import GenerationRequest
 if TYPE_CHECKING:
     from loraft.inference.conversation import ChatSession
 
-COMMANDS: Mapping[str, tuple[str, str]] = {
-    "/help": ("/help", "this list"),
-    "/system": ("/system [TEXT]", 'set the system prompt, "" for none; alone: show it'),
-    "/reset": ("/reset", "forget all that was said"),
-    "/undo": ("/undo", "take back the last question and its answer"),
-    "/adapter": ("/adapter [NAME]", "go on in the voice of an adapter, none for the base; alone: list them"),
-    "/set": ("/set [KEY=VALUE …]", "change how answers are made, such as temperature=0.7; alone: show it"),
-    "/save": ("/save FILE.jsonl", "write the conversation as a row that loraft trains on"),
-    "/quit": ("/quit", "end, as Ctrl-D does"),
+MEANINGS = {
+    "/help": "this list",
+    "/system [TEXT]": 'set the system prompt, "" for none; alone: show it',
+    "/reset": "forget all that was said",
+    "/undo": "take back the last question and its answer",
+    "/adapter [NAME]": "go on in the voice of an adapter, none for the base; alone: list them",
+    "/set [KEY=VALUE …]": "change how answers are made, such as temperature=0.7; alone: show it",
+    "/save FILE.jsonl": "write the conversation as a row that loraft trains on",
+    "/quit": "end, as Ctrl-D does",
 }
-"""Each command by its name: how it is written, and what it does."""
-
-AS_SAVED = ("", "none", "default")
-"""The values of a setting that leave it to what was saved."""
-
-
-@dataclass(frozen=True)
-class ChatCommand:
-    """A command and what is written behind it."""
-
-    name: str
-    argument: str
+COMMANDS = tuple(usage.split()[0] for usage in MEANINGS)
+SETTINGS = tuple(field.name for field in fields(GenerationRequest))
+"""What `/set` can change."""
+UNSAID = GenerationRequest()
+"""The options of somebody who says nothing: all is as it was saved."""
 
 
-def parse_line(line: str) -> str | ChatCommand:
-    """What a line means: something to say, or a command. Two slashes begin something to say with one.
+def parse_line(line: str) -> tuple[str, str]:
+    """A command and what is written behind it; no command, and something to say, which two slashes begin with one.
 
     Raises:
         InvalidInputError: There is no such command.
     """
     if not line.startswith("/"):
-        return line
+        return "", line
     if line.startswith("//"):
-        return line[1:]
+        return "", line[1:]
     name, _, argument = line.partition(" ")
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-        meant = f"Did you mean {close[0]}? " if close else ""
-        raise InvalidInputError(
-            f"there is no command {name}", remedy=f"{meant}/help lists them; // says a line that begins with /."
-        )
-    return ChatCommand(name, argument.strip())
-
-
-UNSAID = GenerationRequest()
-"""The options of somebody who says nothing: all is as it was saved."""
-
-
-def setting_names() -> tuple[str, ...]:
-    """What `/set` can change."""
-    return tuple(field.name for field in fields(GenerationRequest))
+        remedy = f"{f'Did you mean {close[0]}? ' if close else ''}/help lists them; // says a line that begins with /."
+        raise InvalidInputError(f"there is no command {name}", remedy=remedy)
+    return name, argument.strip()
 
 
 def with_settings(options: GenerationRequest, text: str) -> GenerationRequest:
@@ -81,7 +63,7 @@ def _pairs(text: str) -> Iterator[str]:
     """The pairs in a line; what follows a space without an equals sign belongs to the value before it."""
     pair = ""
     for word in text.split():
-        if pair and "=" in word and word.partition("=")[0] in setting_names():
+        if pair and "=" in word and word.partition("=")[0] in SETTINGS:
             yield pair
             pair = word
         else:
@@ -93,13 +75,13 @@ def _setting(pair: str) -> tuple[str, Any]:
     from pydantic import TypeAdapter, ValidationError
 
     key, equals, value = (part.strip() for part in pair.partition("="))
-    if key not in setting_names():
-        close = difflib.get_close_matches(key, setting_names(), n=1)
-        remedy = f"Did you mean {close[0]}?" if close else f"There is {', '.join(setting_names())}."
+    if key not in SETTINGS:
+        close = difflib.get_close_matches(key, SETTINGS, n=1)
+        remedy = f"Did you mean {close[0]}?" if close else f"There is {', '.join(SETTINGS)}."
         raise InvalidInputError(f"there is no setting {key!r}", remedy=remedy)
     if not equals:
         raise InvalidInputError(f"{key} needs a value", remedy=f"Write {key}=VALUE, or {key}=none for what was saved.")
-    if value.lower() in AS_SAVED:
+    if value.lower() in ("", "none", "default"):
         return key, getattr(UNSAID, key)
     hint = get_type_hints(GenerationRequest)[key]
     given = [part.strip() for part in value.split(",")] if "tuple" in str(hint) else value
@@ -110,8 +92,8 @@ def _setting(pair: str) -> tuple[str, Any]:
 
 
 def _help(_: ChatSession, __: str) -> Iterator[str]:
-    width = max(len(usage) for usage, _ in COMMANDS.values())
-    for usage, meaning in COMMANDS.values():
+    width = max(map(len, MEANINGS))
+    for usage, meaning in MEANINGS.items():
         yield f"{usage:<{width}}  {meaning}"
 
 
@@ -154,7 +136,7 @@ def _set(conversation: ChatSession, text: str) -> Iterator[str]:
         conversation.set_options(with_settings(conversation.options, text))
     settings = conversation.voice.settings(conversation.options)
     in_force = {**vars(settings["rules"]), **settings, "system": conversation.system}
-    for name in setting_names():
+    for name in SETTINGS:
         value = in_force.get(name)
         given = getattr(conversation.options, name) != getattr(UNSAID, name)
         yield f"{name:<16}{'none' if value is None else value}{'' if given else '  (as saved)'}"
@@ -167,11 +149,10 @@ def _save(conversation: ChatSession, text: str) -> Iterator[str]:
         raise InvalidInputError("/save needs a file", remedy="Write /save FILE.jsonl.")
     path = Path(os.path.expanduser(text))
     answers = save_conversation(path, conversation.messages)
-    yield f"{answers} answer{'' if answers == 1 else 's'} saved in {path}, as one row of messages."
+    yield f"{answers} answer{'s' * (answers != 1)} saved in {path}, as one row of messages."
 
 
 ACTIONS: Mapping[str, Callable[[ChatSession, str], Iterator[str]]] = {
     f"/{action.__name__[1:]}": action for action in (_help, _system, _reset, _undo, _adapter, _set, _save)
 }
-"""What every command does but the one that ends: it takes the conversation and what is written behind the command's
-name, and yields the lines to show."""
+"""What every command does but the one that ends: what is written behind its name goes in, lines to show come out."""

@@ -1,10 +1,10 @@
-"""`loraft generate`: a prompt in, an answer out, token by token; or many prompts (`generate_batch.py`)."""
+"""`loraft generate`: a prompt in, an answer out, token by token; or many prompts."""
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from loraft.cli.console import is_unicode, print_json, print_note, print_result, printable, say, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
-from loraft.cli.text_tables import as_count, print_document
+from loraft.cli.text_tables import print_document
 from loraft.cli.views.progress import watching
 from loraft.cli.views.trace_view import render_trace, visible
 from loraft.errors import InvalidInputError
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 LOADING = "loading libraries"
 MOST_COLUMNS = 4
 """Voices beside one another; more stand below one another."""
-ENDS_OF_A_BATCH = {"stop": "ended", "length": "cut"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class PromptOptions:
         )
 
 
-def answer_several(
+def _answer_several(
     model: ModelRequest, options: GenerationRequest, prompts: Sequence[str], *, batch_size: int, as_json: bool
 ) -> None:
     """Each prompt with its answer on standard output, in the order of the prompts."""
@@ -83,15 +82,15 @@ def answer_several(
     sys.stdout.write(shown("\n".join(texts)))
 
 
-def answer_file(model: ModelRequest, options: GenerationRequest, given: PromptOptions, *, as_json: bool) -> None:
+def _answer_file(model: ModelRequest, options: GenerationRequest, given: PromptOptions, *, as_json: bool) -> None:
     """The answers in a file, and on standard output what was done."""
     with waiting(LOADING):
-        from loraft.api import answer_file as answer_rows
+        from loraft.api import answer_file
 
     assert given.prompts is not None
     assert given.output is not None
     with watching() as view:
-        result = answer_rows(
+        done = answer_file(
             model,
             prompts=given.prompts,
             output=given.output,
@@ -100,28 +99,26 @@ def answer_file(model: ModelRequest, options: GenerationRequest, given: PromptOp
             batch_size=given.batch_size,
             overwrite=given.overwrite,
             observer=view,
-        )
+        ).as_dict()
     if as_json:
-        print_json(result.as_dict())
+        print_json(done)
     else:
-        print_document(_summary(result.as_dict()), rest="answers")
+        print_document(dict(_summary(done)), rest="answers")
 
 
-def _summary(done: Mapping[str, object]) -> dict[str, object]:
+def _summary(done: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """What was done with a file, in words that need no legend."""
-    told: dict[str, object] = {}
     for key, value in done.items():
         if key == "held":
             if value:
-                told["there before"] = value
+                yield "there before", value
         elif key == "cut":
-            told["answers cut"] = f"{value} at the limit (--max-new-tokens)" if value else value
+            yield "answers cut", f"{value} at the limit (--max-new-tokens)" if value else value
         else:
-            told["tokens of answers" if key == "tokens" else key] = value
-    return told
+            yield "tokens of answers" if key == "tokens" else key, value
 
 
-def answer_compared(
+def _answer_compared(
     model: ModelRequest, options: GenerationRequest, prompts: Sequence[str], *, batch_size: int, as_json: bool
 ) -> None:
     """Each prompt with the answers of all voices beside one another."""
@@ -131,8 +128,7 @@ def answer_compared(
     with watching() as view:
         compared = compare(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
     if as_json:
-        documents = [asdict(each) for each in compared]
-        print_json(documents if len(documents) > 1 else documents[0])
+        print_json([asdict(each) for each in compared] if len(compared) > 1 else asdict(compared[0]))
     else:
         print_result(*map(_side_by_side, compared))
 
@@ -156,13 +152,12 @@ def _side_by_side(compared: AdapterComparison) -> RenderableType:
 
 
 def _answer(completion: Completion) -> Text:
-    tokens = len(completion.token_ids)
-    how = f"{as_count(tokens)} token{'' if tokens == 1 else 's'}, {ENDS_OF_A_BATCH[completion.finish_reason]}"
+    ended = "ended" if completion.finish_reason == "stop" else "cut"
+    how = f"{counted(len(completion.token_ids), 'token')}, {ended}"
     text = printable(completion.completion.strip()) or "(an empty answer)"
     return Text.assemble(text, "\n", (how, "dim"))
 
 
-ENDS = {"stop_id": "the model ended its answer", "limit": "cut at the limit (--max-new-tokens)"}
 TAKEN = (
     "target adapters base_model quantize dtype merge system source_lang target_lang max_new_tokens temperature top_p "
     "top_k min_p repetition_penalty stop num_beams seed"
@@ -198,13 +193,13 @@ def generate(
     refuse((given.compare and asked.merge, "--compare needs the base without its adapter, and --merge leaves none."))
     watch.check(many=given.compare or given.prompts is not None or len(given.prompt or ()) > 1)
     if given.prompts is not None:
-        answer_file(model, options, given, as_json=as_json)
+        _answer_file(model, options, given, as_json=as_json)
         return
     texts = _prompt_texts(given.prompt or [])
     if given.compare:
-        answer_compared(model, options, texts, batch_size=given.batch_size, as_json=as_json)
+        _answer_compared(model, options, texts, batch_size=given.batch_size, as_json=as_json)
     elif len(texts) > 1:
-        answer_several(model, options, texts, batch_size=given.batch_size, as_json=as_json)
+        _answer_several(model, options, texts, batch_size=given.batch_size, as_json=as_json)
     else:
         _stream(model, options, texts[0], watch, as_json=as_json)
 
@@ -249,16 +244,15 @@ def _stream(
 
 
 def _prompt_texts(prompts: list[str]) -> list[str]:
-    """The prompts as text; `-` is all of standard input, without its last line end.
-
-    Raises:
-        InvalidInputError: It is not UTF-8.
-    """
-    piped = (sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n") for _ in prompts)
-    texts = [next(piped) if prompt == "-" else prompt for prompt in prompts]
+    """The prompts as text; `-` is all of standard input, without its last line end."""
+    texts = [_piped() if prompt == "-" else prompt for prompt in prompts]
     if not all(map(is_unicode, texts)):
         raise InvalidInputError("the prompt is not UTF-8 text", where="--prompt")
     return texts
+
+
+def _piped() -> str:
+    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
 
 
 def _write(pieces: Iterable[str], answers: TextIO) -> None:
@@ -277,21 +271,21 @@ def _tell_end(completion: Completion, ending: Finish | None) -> None:
     """How many tokens, how fast, and why there are no more."""
     told = [counted(len(completion.token_ids), "token"), _speed(completion)]
     if ending is not None:
-        told.append(ENDS.get(ending.by) or f"ended at the stop text {printable(repr(ending.text))}")
+        ends = {"stop_id": "the model ended its answer", "limit": "cut at the limit (--max-new-tokens)"}
+        told.append(ends.get(ending.by) or f"ended at the stop text {printable(repr(ending.text))}")
     say((" · ".join(told), "dim"), prose=True)
 
 
 def _tell_comparison(compared: CacheComparison) -> None:
-    """Both speeds, and the first difference."""
     say(("without the KV cache ", "dim"), _speed(compared.without_cache))
     say(("with it              ", "dim"), _speed(compared.with_cache))
     if (apart := compared.first_difference) is None:
         say(("the same tokens both ways", "green"))
         return
-    pieces = [
-        visible(piece.text) if piece is not None else "(the end)" for piece in (apart.without_cache, apart.with_cache)
-    ]
-    say((f"the answers part at token {apart.index}: {pieces[0]} without the cache, {pieces[1]} with it", "yellow"))
+    one, other = (
+        "(the end)" if each is None else visible(each.text) for each in (apart.without_cache, apart.with_cache)
+    )
+    say((f"the answers part at token {apart.index}: {one} without the cache, {other} with it", "yellow"))
     say(("  the two ways round differently, and likely tokens lie close together; in float32 they agree", "dim"))
 
 

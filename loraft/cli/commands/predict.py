@@ -70,8 +70,8 @@ def predict(
             print_json(told)
         else:
             names = {"held": "there before", "cut": "texts cut to the model's positions"}
-            shown = {names.get(key, key): value for key, value in told.items() if value not in ({}, None)}
-            print_document({key: value for key, value in shown.items() if key == "rows" or value != 0}, rest="rows")
+            held = {key: value for key, value in told.items() if key == "rows" or value not in ({}, None, 0)}
+            print_document({names.get(key, key): value for key, value in held.items()}, rest="rows")
     else:
         _print_rows(model, given, as_json=as_json)
 
@@ -104,7 +104,7 @@ def _classify(model: ModelRequest, given: TextOptions, output: Path) -> dict[str
 
     assert given.texts is not None
     with watching() as view:
-        result = predict_file(
+        return predict_file(
             model,
             texts=given.texts,
             output=output,
@@ -113,8 +113,7 @@ def _classify(model: ModelRequest, given: TextOptions, output: Path) -> dict[str
             batch_size=given.batch_size,
             overwrite=given.overwrite,
             observer=view,
-        )
-    return result.as_dict()
+        ).as_dict()
 
 
 def _predict_text(model: ModelRequest, text: str, second: str | None, *, as_json: bool) -> None:
@@ -134,6 +133,6 @@ def _predict_text(model: ModelRequest, text: str, second: str | None, *, as_json
     if as_json:
         pair = {} if second is None else {"text_pair": second}
         print_json({"text": text, **pair, "prediction": likeliest[0], "probabilities": shares})
-        return
-    rows = [(label, f"{100 * shares[label]:.2f} %") for label in likeliest]
-    print_result(text_table(likeliest[0], ("class", ">probability"), rows))
+    else:
+        rows = ((label, f"{100 * shares[label]:.2f} %") for label in likeliest)
+        print_result(text_table(likeliest[0], ("class", ">probability"), rows))
