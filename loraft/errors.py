@@ -1,26 +1,7 @@
-"""Every error that loraft raises for a person, drawn by fault.
-
-    LoraftError
-    ├── InvalidInputError       exit 2: the input is wrong, or foreseen not to work
-    │   ├── ConfigError         the YAML file or a key=value override
-    │   ├── DataError           a data file or its rows
-    │   ├── ModelError          a base model, its files or its tokenizer
-    │   ├── AdapterError        an adapter: what it is asked to adapt, or its files
-    │   ├── RunFolderError      the folder of a run, or a checkpoint in it
-    │   └── ResourceError       memory or disk that is too small for what is asked
-    ├── RunError                exit 3: it went wrong while running
-    │   ├── NonFiniteError      a loss or gradient that is NaN or infinite
-    │   ├── OutOfMemoryError    the device ran out of memory
-    │   ├── DiskFullError       the disk filled up
-    │   └── VerificationError   a merged model that is not the adapted one
-    └── Interrupted             exit 130, 143 or 129: SIGINT, SIGTERM or SIGHUP, state saved
-
-An error holds one problem or several. A problem says where, what, and what to do.
-"""
+"""Every error that loraft raises for a person, by fault; each holds one problem or several."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -32,10 +13,8 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        message: What is wrong, in one sentence.
         where: `file`, `file:line` or `file:line:column` (both from 1), or the name of an override.
         key: The dotted config key or the field of a row that is at fault.
-        remedy: What to do about it.
         parameter: The parameter of `loraft.api`'s functions that is at fault.
 
     Message and remedy put what is called in Python in backticks: `batch_size`, `base_model=MODEL`,
@@ -92,7 +71,7 @@ class LoraftError(Exception):
 
 
 class InvalidInputError(LoraftError):
-    """The input is wrong, or foreseen not to work; nothing was changed."""
+    """The input is wrong, or foreseen not to work; nothing was changed. Exit code 2."""
 
     exit_code = 2
 
@@ -122,7 +101,7 @@ class ResourceError(InvalidInputError):
 
 
 class RunError(LoraftError):
-    """It went wrong while running."""
+    """It went wrong while running. Exit code 3."""
 
 
 class NonFiniteError(RunError):
@@ -142,7 +121,7 @@ class VerificationError(RunError):
 
 
 class Interrupted(LoraftError):
-    """A signal asked for the end; the state was saved."""
+    """A signal asked for the end; the state was saved. Exit code 130, 143 or 129: SIGINT, SIGTERM or SIGHUP."""
 
     def __init__(self, message: str, *, signal_number: int, remedy: str | None = None) -> None:
         super().__init__(message, remedy=remedy)
@@ -150,8 +129,8 @@ class Interrupted(LoraftError):
 
     @property
     def stopped_exit_code(self) -> int:
-        """128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
-        return 128 + int(signal.Signals(self.signal_number))
+        """128 plus the signal's number, as a shell tells it."""
+        return 128 + self.signal_number
 
 
 EXTRAS = {"gguf": "gguf", "rouge_score": "eval", "sacrebleu": "eval", "tensorboard": "tensorboard"}
@@ -161,17 +140,8 @@ EXTRAS = {"gguf": "gguf", "rouge_score": "eval", "sacrebleu": "eval", "tensorboa
 def lacking(
     package: str, what: str, *, key: str | None = None, parameter: str | None = None, where: str | None = None
 ) -> Problem | None:
-    """The problem that a package of an extra is not installed; None where it is.
-
-    Args:
-        package: As it is imported.
-        what: What needs it.
-        key: The config key that asks for it.
-        parameter: The parameter that does.
-        where: What asks for it.
-    """
+    """The problem that `what` needs a package of an extra that is not installed; None where it is."""
     if find_spec(package) is not None:
         return None
-    remedy = f"pip install 'loraft[{EXTRAS[package]}]'"
     message = f"{what} needs the package {package}, which is not installed"
-    return Problem(message, where, key, remedy, parameter=parameter)
+    return Problem(message, where, key, f"pip install 'loraft[{EXTRAS[package]}]'", parameter)

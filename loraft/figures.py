@@ -11,13 +11,7 @@ if TYPE_CHECKING:
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """The number with its noun, and whatever else of the sentence follows it: `1 row is`, `1,200 rows are`.
-
-    Args:
-        number: How many.
-        one: What stands behind the number 1.
-        many: What stands behind every other; None is `one` with an s.
-    """
+    """The number with its noun, and whatever else follows: `1 row is`, `1,200 rows are`; `many` is `one` with an s."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
@@ -25,8 +19,8 @@ def perplexity(negative_log_likelihood: float, tokens: int = 1) -> float:
     """exp(negative log-likelihood / tokens): infinite where that is beyond a float.
 
     Args:
-        negative_log_likelihood: The sum over all trained tokens, natural logarithm. A mean of the means of
-            batches would weigh the tokens of short batches more.
+        negative_log_likelihood: The sum over all trained tokens, natural logarithm. A mean of the means of batches
+            would weigh the tokens of short batches more.
         tokens: How many tokens were summed over; 1 where the loss is their mean already.
 
     Raises:
@@ -51,9 +45,8 @@ def label_figures(
         right: `[label]`, how many rows are of each.
         given: How many were given each.
         hits: How many of them were right.
-
-    Source: F1 of a label is 2 · hits / (right + given).
     """
     both = right + given
     seen = both > 0
-    return {"accuracy": float(hits.sum() / right.sum()), "macro_f1": float((2 * hits[seen] / both[seen]).mean())}
+    f1 = 2 * hits[seen] / both[seen]
+    return {"accuracy": float(hits.sum() / right.sum()), "macro_f1": float(f1.mean())}

@@ -41,8 +41,8 @@ class HelpfulCommand(TyperCommand):
     """A command that answers an unknown option with the nearest, or with the key=value that it is here."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """As typer does it, which takes the words out of `args` on the way."""
-        words = list(args)
+        """As typer does it."""
+        words = list(args)  # parsing takes them out of `args`
         try:
             return super().parse_args(ctx, args)
         except UsageError as error:
@@ -73,7 +73,7 @@ def _override(wrong: str, words: Sequence[str]) -> str | None:
 
     name = wrong.lstrip("-").replace("-", "_")
     places = (name,) if "." in name and expected(path_of(name)) else places_of(name)
-    found = places or tuple(filter(None, [SAME_VALUE.get(name)]))
+    found = places or ((SAME_VALUE[name],) if name in SAME_VALUE else ())
     keys = [place for place in found if "." in place or not keys_of((place,))]
     return " or ".join(f"{key}={_value(wrong, words)}" for key in keys) or None
 

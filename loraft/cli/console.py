@@ -33,34 +33,23 @@ def forget(stream: IO[str]) -> None:
 
 
 class StandardOutput(io.TextIOWrapper):
-    """A stream of text whose failures end a command as any other failure does.
-
-    Raises:
-        RunError: What was to be written could not be: the disk behind it is full.
-        typer.Exit: With 141, as the shell says it, where whoever read it has gone.
-    """
+    """A stream of text whose failures end a command as any other does, with 141 where its reader has gone."""
 
     @classmethod
     def over(cls, stream: io.TextIOWrapper) -> StandardOutput:
         """Takes the place of `stream`, which is of no use afterwards."""
-        line_buffering, write_through, encoding = stream.line_buffering, stream.write_through, stream.encoding
-        return cls(
-            stream.detach(),
-            encoding=encoding,
-            errors="replace",
-            line_buffering=line_buffering,
-            write_through=write_through,
-        )
+        kept = {name: getattr(stream, name) for name in ("encoding", "line_buffering", "write_through")}
+        return cls(stream.detach(), errors="replace", **kept)
 
     def write(self, text: str, /) -> int:
-        """Writes `text`, or tells that it cannot be."""
+        """Writes `text`, or raises what a command ends with."""
         if text == "":  # typer tries so what a stream takes, and a full disk would refuse even that
             return 0
         with self._told():
             return super().write(text)
 
     def flush(self) -> None:
-        """Brings on its way what was written, or tells that it cannot be."""
+        """Brings on its way what was written, or raises what a command ends with."""
         with self._told():
             super().flush()
 
@@ -73,8 +62,7 @@ class StandardOutput(io.TextIOWrapper):
             raise typer.Exit(128 + signal.SIGPIPE) from None
         except OSError as error:
             forget(self)
-            message = f"cannot be written: {error.strerror or error}"
-            raise RunError(message, where="standard output") from error
+            raise RunError(f"cannot be written: {error.strerror or error}", where="standard output") from error
 
 
 PIPE_WIDTH = 200
@@ -113,8 +101,7 @@ def console_on(stream: TextIO) -> Console:
 def say(*pieces: str | tuple[str, str], prose: bool = False) -> None:
     """Prints one line on standard error, of plain strings and of (string, style) pairs; nobody need read it.
 
-    What is too long for a terminal goes on where it would break, so that commands and paths can be copied whole;
-    `prose` is broken between words.
+    Only `prose` is broken between words: commands and paths can be copied whole.
     """
     console = console_on(sys.stderr)
     try:
@@ -138,24 +125,20 @@ def print_message(message: str) -> None:
 
 
 def print_note(*notes: str) -> None:
-    """What was decided or found, on standard error."""
+    """What was decided or found, a sentence each, on standard error."""
     for note in notes:
         say(("note: ", "cyan"), printable(in_options(note)), prose=True)
 
 
 def print_problems(problems: Iterable[Problem]) -> None:
-    """Every problem on standard error: where, key and message in a line, and below it what to do.
-
-    What to do about several in a row stands once, below the last of them.
-    """
+    """Every problem on standard error; what to do about several in a row stands once, below the last of them."""
     listed = list(problems)
     for problem, following in zip(listed, [*listed[1:], None], strict=True):
         place = f"{printable(problem.place)}: " if problem.place else ""
         say(("error: ", "bold red"), (place, "bold"), printable(problem.message))
-        if following is not None and following.remedy == problem.remedy:
-            continue
-        for line in (problem.remedy or "").splitlines():
-            say((f"  {printable(line)}", "dim"))
+        if following is None or following.remedy != problem.remedy:
+            for line in (problem.remedy or "").splitlines():
+                say((f"  {printable(line)}", "dim"))
 
 
 def print_result(*parts: RenderableType) -> None:
@@ -169,9 +152,9 @@ def print_result(*parts: RenderableType) -> None:
 
 def print_json(document: object) -> None:
     """One JSON document on standard output; what JSON has no number for, such as infinity, is null."""
-    text = json.dumps(_jsonable(document), indent=2, ensure_ascii=not _takes_unicode(), allow_nan=False)
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    takes_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(_jsonable(document), indent=2, ensure_ascii=not takes_unicode, allow_nan=False)
+    print(text, flush=True)
 
 
 def _jsonable(value: object) -> object:
@@ -182,7 +165,3 @@ def _jsonable(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def _takes_unicode() -> bool:
-    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

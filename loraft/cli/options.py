@@ -1,7 +1,4 @@
-"""The options that commands share, and groups of options: dataclasses whose fields say what typer is to know.
-
-A command takes a group as one parameter, and the command line has an option for each of its fields.
-"""
+"""The options that commands share, in groups: a command takes a group as one parameter, and typer each field of it."""
 
 from __future__ import annotations
 
@@ -28,9 +25,8 @@ def argument(metavar: str, text: str, **default: Any) -> Any:
 
 def option(metavar: str | None, text: str, *names: str, default: Any = None, **rules: Any) -> Any:
     """A field that is an option, called as the field is where no names are given; `rules` are typer's min and such."""
-    return field(
-        default=default, metadata={"names": names, "typer": partial(typer.Option, metavar=metavar, help=text, **rules)}
-    )
+    made = partial(typer.Option, metavar=metavar, help=text, **rules)
+    return field(default=default, metadata={"names": names, "typer": made})
 
 
 def flag(text: str, *names: str) -> Any:
@@ -46,8 +42,6 @@ def refuse(*contradictions: tuple[object, str]) -> None:
 
 
 def _must(holds: Callable[[Any], bool], otherwise: str) -> Callable[[Any], Any]:
-    """A check of a value that was given."""
-
     def checked(value: Any) -> Any:
         refuse((value is not None and not holds(value), otherwise.format(value)))
         return value
@@ -76,11 +70,7 @@ class ConfigOptions:
         return Path(self.config).stem
 
     def read(self) -> RunConfig:
-        """The config with its overrides; says which of its sections and keys the method and the task leave unused.
-
-        Raises:
-            ConfigError: With every problem of the file and of the overrides.
-        """
+        """The config with its overrides; says which of its sections and keys the method and the task leave unused."""
         from loraft.cli.console import print_note
         from loraft.config.config_file import load_config
         from loraft.config.schema_info import unused_keys
@@ -140,11 +130,7 @@ class AnswerOptions:
 
     @property
     def model(self) -> ModelRequest:
-        """What answers.
-
-        Raises:
-            typer.BadParameter: Nothing is named that could.
-        """
+        """What answers; refused where nothing is named that could."""
         refuse((self.target is None and not self.adapters, "Name a TARGET, or an --adapter that brings its base."))
         quantize = None
         if self.quantize:

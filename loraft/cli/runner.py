@@ -35,8 +35,7 @@ class SignalReceived(KeyboardInterrupt):
 
     def __init__(self, watch: SignalWatch, number: int) -> None:
         super().__init__()
-        self.watch = watch
-        self.signal_number = number
+        self.watch, self.signal_number = watch, number
 
 
 class SignalWatch:
@@ -62,7 +61,7 @@ class SignalWatch:
 
 @contextmanager
 def interruptible() -> Iterator[SignalWatch]:
-    """A watch that is armed; in threads other than the main one, which no signal reaches, it stays as it is."""
+    """A watch that is armed; not in threads other than the main one, which no signal reaches."""
     watch = SignalWatch()
     if threading.current_thread() is not threading.main_thread():
         yield watch
@@ -92,20 +91,15 @@ Arguments = ParamSpec("Arguments")
 
 BUG = "This is a bug in loraft: nothing you typed should end in a traceback. Please report it with the lines above."
 
-OF_THE_MACHINE = frozenset(
-    {
-        errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE,
-        errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EROFS, errno.ESTALE,
-    }
+OF_THE_MACHINE = (
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE,
+    errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EROFS, errno.ESTALE,
 )  # fmt: skip
 """What a system refuses for reasons of its own: no bug of ours, wherever it comes up."""
 
 
 def handle_errors(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Wraps a command so that whatever it raises becomes a few lines and an exit code.
-
-    A command that has `as_json` prints its problems as a JSON document too.
-    """
+    """Wraps a command so that whatever it raises becomes a few lines, a JSON document `as_json`, and an exit code."""
 
     @functools.wraps(command)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
@@ -123,15 +117,16 @@ def handle_errors(command: Callable[Arguments, None]) -> Callable[Arguments, Non
 
 def _ended(error: BaseException, parameters: Mapping[str, object], received: int | None) -> int:
     """Tell how a command ended, and give its exit code; a signal wins over what a library made of it."""
+    as_json = bool(parameters.get("as_json"))
     if isinstance(error, LoraftError) and (received is None or isinstance(error, Interrupted)):
-        return end_with(error, in_words_of(parameters, error), as_json=bool(parameters.get("as_json")))
+        return end_with(error, in_words_of(parameters, error), as_json=as_json)
     if received is not None or isinstance(error, KeyboardInterrupt | typer.Abort):  # that is Ctrl-C at a question
         with suppress(OSError):  # the terminal may have gone away, which is what SIGHUP tells
             print("stopped.", file=sys.stderr, flush=True)
         return 128 + (getattr(error, "signal_number", signal.SIGINT) if received is None else received)
     if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
         failed = RunError(error.strerror or str(error), where=error.filename and os.fsdecode(error.filename))
-        return end_with(failed, failed.problems, as_json=bool(parameters.get("as_json")))
+        return end_with(failed, failed.problems, as_json=as_json)
     traceback.print_exception(error)
     print(BUG, file=sys.stderr)
     return 1
@@ -141,13 +136,12 @@ def end_with(error: LoraftError, problems: Sequence[Problem], *, as_json: bool =
     """Tells what is wrong, and returns the exit code that says of what kind it is."""
     from loraft.cli.console import print_json, print_message, print_problems
 
-    exit_code = error.stopped_exit_code if isinstance(error, Interrupted) else error.exit_code
     if isinstance(error, Interrupted):
-        (problem, *_) = problems
-        print_message(problem.message)
-        if problem.remedy:
-            print_message(problem.remedy)
+        exit_code = error.stopped_exit_code
+        for said in filter(None, (problems[0].message, problems[0].remedy)):
+            print_message(said)
     else:
+        exit_code = error.exit_code
         print_problems(problems)
     if as_json:
         print_json({"problems": [problem.as_dict() for problem in problems], "exit_code": exit_code})

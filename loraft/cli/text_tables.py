@@ -1,14 +1,10 @@
-"""Numbers as a person reads them, and documents as tables: what `--json` prints for machines, laid out for people.
-
-A mapping is a section, each fact in it a row, and a list of mappings a table: a fact that is added to a document is
-shown too.
-"""
+"""Numbers as a person reads them, and documents as tables: what `--json` prints for machines, laid out for people."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import RenderableType
@@ -39,9 +35,8 @@ def shown(key: str, value: object) -> str:
     if isinstance(value, int | float):
         return _number(key, value)
     if isinstance(value, Mapping):
-        return " · ".join(
-            f"{label(name)} {shown(name if _has_unit(name) else key, item)}" for name, item in value.items()
-        )
+        keys = {name: name if name.endswith(("bytes", "share", "rate")) else key for name in value}
+        return " · ".join(f"{label(name)} {shown(keys[name], item)}" for name, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return _items(key, value)
     return printable(str(value))
@@ -96,25 +91,22 @@ def print_document(sections: Document, *, rest: str) -> None:
     print_result(*document(sections, rest=rest))
 
 
-def document(sections: Document, *, rest: str) -> list[RenderableType]:
+def document(sections: Document, *, rest: str) -> Iterator[RenderableType]:
     """Each mapping a titled section, each list of mappings a table, and what else there is under the title `rest`."""
     flat = {key: value for key, value in sections.items() if not isinstance(value, Mapping) and not _is_records(value)}
     whole: dict[str, object] = {key: value for key, value in sections.items() if key not in flat}
     if flat:
         whole[rest] = flat
-    width = 2 + max(
-        (len(label(key)) for part in whole.values() if isinstance(part, Mapping) for key in part), default=0
-    )
-    parts: list[RenderableType] = []
+    keys = [key for part in whole.values() if isinstance(part, Mapping) for key in part]
+    width = 2 + max((len(label(key)) for key in keys), default=0)
     for title, part in whole.items():
         if isinstance(part, Mapping):
-            parts += _section(title, part, width)
+            yield from _section(title, part, width)
         elif isinstance(part, Sequence):
-            parts.append(records(label(title), part))
-    return parts
+            yield records(label(title), part)
 
 
-def _section(title: str, part: Document, width: int) -> Iterable[RenderableType]:
+def _section(title: str, part: Document, width: int) -> Iterator[RenderableType]:
     inner = {key: value for key, value in part.items() if _is_records(value)}
     yield facts(label(title), {key: value for key, value in part.items() if key not in inner}, label_width=width)
     for key, rows in inner.items():
@@ -131,20 +123,14 @@ def titled(title: str, body: RenderableType, *, indent: int = 0) -> RenderableTy
 
 
 def _bar(part: object, whole: object) -> Text:
-    """A part of the peak as a bar; nothing for what is not a part of it."""
+    """A part of the peak; nothing for what is not a part of it."""
     if not isinstance(part, int) or not isinstance(whole, int) or not 0 < part < whole:
         return Text()
     return Text("━" * max(1, round(BAR_WIDTH * part / whole)), style="green")
 
 
 def _is_records(value: object) -> bool:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        return False
-    return len(value) > 0 and all(isinstance(item, Mapping) for item in value)
-
-
-def _has_unit(key: str) -> bool:
-    return key.endswith(("bytes", "share", "rate"))
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def _number(key: str, value: float) -> str:
@@ -163,9 +149,8 @@ def _items(key: str, items: Sequence[object]) -> str:
     if len(items) > 2 and list(items) == list(range(len(items))):
         return f"0 to {len(items) - 1}"
     words = [shown(key, item) for item in items[:MOST_ITEMS]]
-    if len(items) > MOST_ITEMS:
-        words.append(f"… {len(items) - MOST_ITEMS} more")
-    return ", ".join(words) if words else "–"
+    words += [f"… {len(items) - MOST_ITEMS} more"] * (len(items) > MOST_ITEMS)
+    return ", ".join(words) or "–"
 
 
 def as_bytes(number: float) -> str:

@@ -1,7 +1,6 @@
-"""What is wrong and what there is to say, in the words of the command line: its options, TARGET and whole commands.
+"""The commands and their options, and what the library says of parameters and keys in the words of these.
 
-The library calls things by the parameters of Python's functions and by the keys of a config. Most commands read no
-config: there what a key says is given by a parameter, too.
+Most commands read no config: there what a key says is given by a parameter, too.
 """
 
 from __future__ import annotations
@@ -50,14 +49,14 @@ def _spread(command: Callable[..., None]) -> Callable[..., None]:
     parameters: list[Parameter] = []
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in signature(command).parameters.items():
-        group = getattr(hints[name], "__origin__", hints[name])
-        if not is_dataclass(group):
-            parameters.append(parameter.replace(annotation=hints[name], kind=Parameter.KEYWORD_ONLY))
-            continue
-        options = _options_of(group)
-        taken = hints[name].__metadata__[0].split() if group is not hints[name] else list(options)
-        groups[name] = (group, taken)
-        parameters += [options[each] for each in taken]
+        hint = hints[name]
+        group = getattr(hint, "__origin__", hint)
+        if is_dataclass(group):
+            options = _options_of(group)
+            groups[name] = (group, list(options) if group is hint else hint.__metadata__[0].split())
+            parameters += [options[each] for each in groups[name][1]]
+        else:
+            parameters.append(parameter.replace(annotation=hint, kind=Parameter.KEYWORD_ONLY))
 
     @wraps(command)
     def run(**given: Any) -> None:
@@ -133,22 +132,18 @@ def _typed(code: str) -> str | None:
     except (SyntaxError, ValueError):
         return None
     words: list[str | None]
+    named: list[ast.keyword] = []
     match said:
         case ast.Attribute(attr=function):
-            return _command(function)
+            words = ["loraft", function.replace("_", "-")]
         case ast.Call(func=ast.Attribute(attr=function), args=values, keywords=named):
-            words = [_command(function), *map(_value, values)]
+            words = ["loraft", function.replace("_", "-"), *map(_value, values)]
         case ast.Call(args=parameters, keywords=named):
             words = [options().get(ast.unparse(each)) for each in parameters]
         case _:
             return None
     words += [_given(each.arg or "", each.value) for each in named]
-    said_words = [each for each in words if each is not None]
-    return " ".join(said_words) if len(said_words) == len(words) else None
-
-
-def _command(function: str) -> str:
-    return f"loraft {function.replace('_', '-')}"
+    return None if None in words else " ".join(filter(None, words))
 
 
 def _given(name: str, value: ast.expr) -> str | None:
@@ -164,23 +159,20 @@ def _given(name: str, value: ast.expr) -> str | None:
 
 
 def _value(value: ast.expr) -> str:
-    if isinstance(value, ast.Constant):
-        return shlex.quote(str(value.value))
-    if isinstance(value, ast.Call):  # of `load_config("c.yaml")` one types the file alone
-        return " ".join(map(_value, value.args))
-    if isinstance(value, ast.List):
-        return " ".join(map(_value, value.elts))
-    if isinstance(value, ast.Dict):
-        pairs = zip(value.keys, value.values, strict=True)
-        return ",".join(f"{_value(ours)}={_value(theirs)}" for ours, theirs in pairs if ours)
+    match value:
+        case ast.Constant(value=constant):
+            return shlex.quote(str(constant))
+        case ast.Call(args=parts) | ast.List(elts=parts):  # of `load_config("c.yaml")` one types the file alone
+            return " ".join(map(_value, parts))
+        case ast.Dict(keys=keys, values=values):
+            return ",".join(
+                f"{_value(ours)}={_value(theirs)}" for ours, theirs in zip(keys, values, strict=True) if ours
+            )
     return ast.unparse(value)
 
 
 def in_words_of(parameters: Mapping[str, object], error: LoraftError) -> tuple[Problem, ...]:
-    """The problems of an error, as the command with these parameters calls things.
-
-    The keys of a config stay as they are where it is the config that is wrong or that the command works by.
-    """
+    """The problems of an error, as the command calls things; keys of a config stay where it is that which is wrong."""
     problems = tuple(map(by_options, error.problems))
     if "config" in parameters or isinstance(error, ConfigError):
         return problems
@@ -197,17 +189,13 @@ def by_options(problem: Problem) -> Problem:
 
 
 def _without_keys(problem: Problem, parameters: Mapping[str, object]) -> Problem:
-    """A problem whose key of a config is the option by which the command was given it."""
-    problem = replace(problem, message=_message(problem.message, parameters), remedy=_remedy(problem, parameters))
+    """A problem with options for keys of a config, as far as the command has them."""
+    message = KEY.sub(lambda key: _option(key[0], parameters) or key[0], problem.message)
+    problem = replace(problem, message=message, remedy=_remedy(problem, parameters))
     option = _option(problem.key, parameters)
     if option is None or (problem.key == "data" and problem.where != parameters.get("data")):
         return problem  # a row may have a field that is called data
     return replace(problem, **({"where": option, "key": None} if problem.where is None else {"key": option}))
-
-
-def _message(message: str, parameters: Mapping[str, object]) -> str:
-    """The message with options for keys, as far as the command has them."""
-    return KEY.sub(lambda key: _option(key[0], parameters) or key[0], message)
 
 
 def _remedy(problem: Problem, parameters: Mapping[str, object]) -> str | None:

@@ -1,8 +1,4 @@
-"""A run as it goes on, drawn on standard error from the events that it emits.
-
-A terminal gets aligned columns with a live line below them; elsewhere each event is a plain line without control
-characters.
-"""
+"""A run as it goes on, drawn on standard error: columns with a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ PROMPT_WIDTH = 100
 
 
 class PlainView:
-    """An observer of a run that is open while it goes on; one line an event, for files and pipes."""
+    """An observer that is open while work goes on; one line an event, for files and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -131,13 +127,9 @@ def live_line(event: StepDone | Progress, width: int) -> Text:
     else:
         done, total = event.step, event.steps
         left = [] if event.seconds_left is None else [f"{as_duration(event.seconds_left)} left"]
-        figures = [
-            f"loss {as_measure(event.loss)}",
-            *left,
-            f"{as_count(round(event.tokens_per_second))} tokens/s",
-            as_bytes(event.peak_bytes),
-            f"rate {as_rate(event.learning_rate)}",
-        ]
+        speed = f"{as_count(round(event.tokens_per_second))} tokens/s"
+        rate = f"rate {as_rate(event.learning_rate)}"
+        figures = [f"loss {as_measure(event.loss)}", *left, speed, as_bytes(event.peak_bytes), rate]
     count = f"{done}/{total}"
     room = width - len(count) - 3 - BAR_WIDTHS.start
     while figures and sum(len(figure) + 2 for figure in figures) > room:
