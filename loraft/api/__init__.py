@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loraft.api.answers import Answering, OpenModel, answer_file, compare, complete, generate, load, open_chat
     from loraft.api.classes import OpenClassifier, predict, predict_file
-    from loraft.api.evaluating import evaluate
-    from loraft.api.merges import merge
-    from loraft.api.runs import check, train
+    from loraft.api.runs import check, evaluate, merge, train
     from loraft.inspection.layers_report import inspect_layers
     from loraft.inspection.row_preview import preview
 
@@ -48,10 +46,8 @@ HOMES = {
     **dict.fromkeys(("Answering", "OpenModel", "answer_file", "compare"), "api.answers"),
     **dict.fromkeys(("complete", "generate", "load", "open_chat"), "api.answers"),
     **dict.fromkeys(("OpenClassifier", "predict", "predict_file"), "api.classes"),
-    **dict.fromkeys(("check", "train"), "api.runs"),
-    "evaluate": "api.evaluating",
+    **dict.fromkeys(("check", "evaluate", "merge", "train"), "api.runs"),
     "inspect_layers": "inspection.layers_report",
-    "merge": "api.merges",
     "preview": "inspection.row_preview",
 }
 """The module of each name."""

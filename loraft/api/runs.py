@@ -1,17 +1,39 @@
-"""Runs: what is known of one before its first step, and training itself."""
+"""Runs: what is known of one before its first step, training itself, and what it made measured or merged."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.config.schema import RunConfig
-from loraft.evaluation.open_model import tell
-from loraft.events import Observer, ignored
+from loraft.config.sections import DataSource
+from loraft.errors import AdapterError
+from loraft.evaluation.eval_dataset import read_eval_source, run_of
+from loraft.evaluation.evaluator import Evaluation
+from loraft.evaluation.evaluator import evaluate as measure
+from loraft.evaluation.open_model import (
+    RequestedModel,
+    chosen_metrics,
+    classifying,
+    generating,
+    known_metrics,
+    purpose_of,
+    tell,
+)
+from loraft.events import Observer, Progress, ignored
+from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.engine import stream
+from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.sampling import SamplingParams
+from loraft.io.jsonl import check_jsonl
+from loraft.merging.adapter_weights import resolve_weighted, weighted
+from loraft.merging.merge_report import MergeReport
+from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge
+from loraft.merging.verify import LEAST_POSITIONS, merge_and_verify
+from loraft.merging.write_weights import chosen_folder
 from loraft.rows.formats import Message
 from loraft.training.loop import noted_signals
 from loraft.training.run_dir import (
@@ -25,6 +47,7 @@ from loraft.training.run_dir import (
 from loraft.training.run_plan import CheckReport, RunPlan, plan_run, report
 from loraft.training.trainer import TrainResult, run_plan
 
+GREEDY = GenerationRequest(temperature=0, num_beams=1)
 FOLDER_IN_USE = "{} holds a run already: `loraft.train` goes on with it by `resume`, and replaces it by `overwrite`"
 
 
@@ -113,3 +136,107 @@ def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
         return answered.completion.completion
 
     return answer
+
+
+def evaluate(
+    model: ModelRequest | str,
+    *,
+    data: DataSource | str | Path | None = None,
+    metrics: Sequence[str] | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+    baseline: bool = False,
+    batch_size: int = BATCH_SIZE,
+    limit: int | None = None,
+    options: GenerationRequest = GREEDY,
+    observer: Observer = ignored,
+) -> Evaluation:
+    """Measure a model on rows: its loss on their answers or classes, and its own answers by theirs.
+
+    Args:
+        model: What is evaluated; a name alone is its target.
+        data: The rows; None takes those that the run of what is evaluated held out.
+        metrics: The figures besides loss and perplexity; None gives those of the task, where rows have a right answer.
+        output: Where each row is written with its loss and its answer.
+        overwrite: Replace what `output` holds.
+        baseline: Measure the base too, and the difference.
+        batch_size: How many rows at a time.
+        limit: At most so many rows, the first ones.
+        options: How answers are made.
+        observer: Is told how far it is.
+
+    Raises:
+        InvalidInputError: Before anything is measured, with every bad row.
+        RunError: While running; the rows so far are in `output`.
+        Interrupted: By a signal; the rows so far are in `output`.
+    """
+    requested = RequestedModel(model)
+    rows_from = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
+    if output is not None:
+        check_jsonl(output, reads=[] if rows_from is None else [Path(rows_from.path).expanduser()], overwrite=overwrite)
+    found = requested.found
+    if baseline and not found.adapters:
+        message = "there is no adapter to compare with its base"
+        raise AdapterError(message, parameter="baseline", remedy="Name an adapter or a run that has one as `target`.")
+    purpose = purpose_of(requested, baseline=baseline, limit=limit)
+    asked = None if metrics is None else known_metrics(metrics, purpose.task)
+    source = read_eval_source(run_of(found), found.base, rows_from, purpose)
+    names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
+    if purpose.labels:
+        rows, subjects = classifying(requested, source, options, observer)
+    else:
+        rows, subjects = generating(requested, source, options, batch_size, observer)
+    return measure(
+        rows,
+        subjects[0],
+        subjects[1] if baseline else None,
+        metrics=names,
+        batch_size=batch_size,
+        output=output,
+        observer=observer,
+    )
+
+
+def merge(
+    target: str | None = None,
+    out: str | Path | None = None,
+    adapters: Sequence[str] = (),
+    *,
+    base: BaseChoice | None = None,
+    dtype: MergedDtype = "auto",
+    base_model: str | None = None,
+    verified: bool = True,
+    positions: int = LEAST_POSITIONS,
+    overwrite: bool = False,
+    observer: Observer = ignored,
+) -> MergeReport:
+    """Fold adapters into their base, and prove that the result is the model that was trained.
+
+    Args:
+        target: An adapter, a run, a checkpoint or a config; or the base beside `adapters`.
+        out: The folder to write; None is `merged` beside the adapter.
+        adapters: Adapters to sum, `DIR=WEIGHT` or `DIR`.
+        base: `dequantized` is the base as 4-bit training saw it, `original` as its files have it; None is the one that
+            the adapter was trained on.
+        dtype: Of the merged weights; `auto` is that of the base's files.
+        base_model: The base to use, whatever the adapters name.
+        verified: Compare the merged model with the adapted one before it appears.
+        positions: On how many positions at least.
+        overwrite: Replace the merged model that `out` holds.
+        observer: Is told what happens.
+
+    Raises:
+        InvalidInputError: Before anything is written: an adapter does not fit, a folder is taken, a disk is too small.
+        RunError: The merged model is not the adapted one, or memory or disk ran out; `out` is as it was.
+    """
+    found, weights = resolve_weighted(target, adapters, base_model=base_model)
+    job = prepare_merge(found, weights, base=base, dtype=dtype)
+    folder = Path(out) if out is not None else chosen_folder(found, weighted(adapters[0])[0] if adapters else target)
+    tell(observer, *job.notes)
+    return merge_and_verify(
+        job,
+        folder,
+        positions=positions if verified else None,
+        overwrite=overwrite,
+        progress=lambda what, done, total: observer(Progress(what, done, total)),
+    )
