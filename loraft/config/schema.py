@@ -8,12 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from loraft.config.choices import (
-    DEFAULT_TASK,
-    Auto,
-    Method,
-    TaskName,
-)
+from loraft.config.choices import DEFAULT_TASK, Auto, Method, TaskName
 from loraft.config.sections import (
     Allowed,
     DataSection,

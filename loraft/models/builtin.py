@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
-from types import MappingProxyType
+from pathlib import Path
 
 from loraft.errors import ModelError
 from loraft.io.checksums import known_sha256_of
@@ -30,14 +29,8 @@ class Builtin:
     """A model in a package of PyPI.
 
     Attributes:
-        name: What stands after `builtin:`.
-        requirement: The package and its version, as pip writes it.
-        wheel_sha256: The sha256 of its wheel.
-        wheel_bytes: The size of its wheel.
-        package: The folder of the package in the wheel.
+        package: The folder in the wheel, which is the package to import.
         file: The model in that folder: a .gguf file, or a .zip file of a folder in transformers' format.
-        file_sha256: The sha256 of that file.
-        model_type: Its architecture, as transformers names it.
         positions: The most tokens that it reads.
     """
 
@@ -74,16 +67,12 @@ MINILM = Builtin(
     model_type="bert",
     positions=512,
 )
-BUILTINS: Mapping[str, Builtin] = MappingProxyType({each.name: each for each in (SMOLLM2, MINILM)})
+BUILTINS: Mapping[str, Builtin] = {each.name: each for each in (SMOLLM2, MINILM)}
 """The models that `builtin:NAME` knows."""
 
 
 def builtin_named(name: str) -> Builtin:
-    """The builtin of that name.
-
-    Raises:
-        ModelError: There is none; with the names there are.
-    """
+    """The builtin of that name; a ModelError says which names there are."""
     if name in BUILTINS:
         return BUILTINS[name]
     near = difflib.get_close_matches(name, BUILTINS, n=1, cutoff=0.3)
@@ -102,8 +91,7 @@ def fetch_file(builtin: Builtin, folder: Path) -> Path:
         ModelError: pip cannot fetch the package, or what it fetched is not the file that is written here.
         ResourceError: The disk is too small.
     """
-    installed = _installed(builtin)
-    if installed is not None:
+    if (installed := _installed(builtin)) is not None:
         return installed
     require_free_bytes(folder, 2 * builtin.wheel_bytes, f"downloading {builtin.requirement}")
     wheel = _download(builtin, folder)
@@ -130,10 +118,9 @@ def _installed(builtin: Builtin) -> Path | None:
 
 
 def _download(builtin: Builtin, folder: Path) -> Path:
-    # Whenever pip is killed, all that it wrote is in `folder`.
-    arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input", "--no-cache-dir"]
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    command = [sys.executable, "-m", "pip", *arguments, "--dest", str(folder), builtin.requirement]
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-input", "--no-cache-dir", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, builtin.requirement]
+    environment = {**os.environ, "TMPDIR": str(folder)}  # whenever pip is killed, all that it wrote is in there
     try:
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=PIP_TIMEOUT_SECONDS, env=environment
@@ -166,17 +153,12 @@ def unpack(file: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             # Folders in it hold what other programs make of the model, such as its pooling.
-            members = {PurePosixPath(each.filename): each for each in archive.infolist() if not each.is_dir()}
-            parts = {
-                str(path): each
-                for path, each in members.items()
-                if len(path.parts) == 1 and any(fnmatch(str(path), pattern) for pattern in PARTS)
-            }
+            top = [name for name in archive.namelist() if "/" not in name]
+            parts = [name for name in top if any(fnmatch(name, pattern) for pattern in PARTS)]
             if "config.json" not in parts:
                 raise ModelError("holds no config.json, so it holds no model", where=file.name)
-            require_free_bytes(folder, sum(each.file_size for each in parts.values()), f"unpacking {file.name}")
-            for name, each in parts.items():
-                with archive.open(each) as packed, (folder / name).open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked, 1 << 20)
+            size = sum(archive.getinfo(name).file_size for name in parts)
+            require_free_bytes(folder, size, f"unpacking {file.name}")
+            archive.extractall(folder, parts)
     except zipfile.BadZipFile as error:
         raise ModelError(f"cannot be read as a .zip file: {error}", where=file.name) from error

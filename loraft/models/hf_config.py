@@ -113,7 +113,7 @@ def check_dtype(family: ModelSpec, dtype: torch.dtype | None) -> None:
 def read_config(
     folder: Path, attention: str, among: Mapping[str, ModelSpec], labels: Sequence[str] = ()
 ) -> PreTrainedConfig:
-    """`load_config` of a folder that was found already.
+    """The config in a folder, of a family that will do; with `labels` it is that of a classifier of these classes.
 
     Raises:
         ModelError: A kind that will not do, or a config that cannot be read.
@@ -125,17 +125,13 @@ def read_config(
     chosen = {} if attention == "auto" else {"attn_implementation": attention}
     with quietly_reading(file):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **chosen)
-    return cast("PreTrainedConfig", _as_classifier(config, labels) if labels else config)
-
-
-def _as_classifier(config: PreTrainedConfig, labels: Sequence[str]) -> PreTrainedConfig:
-    """The config of a classifier of these classes over the model of `config`."""
-    config.architectures = [CLASSIFIER]
-    config.num_labels = len(labels)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: number for number, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
-    return config
+    if labels:
+        config.architectures = [CLASSIFIER]
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+    return cast("PreTrainedConfig", config)
 
 
 def is_classifier(config: PreTrainedConfig) -> bool:

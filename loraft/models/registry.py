@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 from loraft.config.choices import TASK_OF_GROUP, ModelGroup
@@ -23,13 +22,10 @@ class ModelSpec:
     """One row of the table.
 
     Attributes:
-        model_type: The name in the model's config.json.
         layers_path: The path of the list of layers, from the model with its head; of an encoder-decoder the decoder's.
         attention: The attention's projections, as suffixes of their paths inside a layer.
         mlp: The feed-forward part's projections, likewise, for what the attention's do not match. Both together are all
             linear modules of a layer.
-        kind: decoder (generates), encoder (does not), or encoder_decoder.
-        encoder_path: The path of the list of the encoder's layers, of an encoder-decoder.
         classifier: The modules of a classification head over the model, the one that gives the scores last: all that
             stands behind the layers and their final norm. They are trained whole, and those that a base lacks begin at
             random. Empty where transformers has no classifier of the family.
@@ -157,19 +153,21 @@ TABLE = (
     _encoder("deberta-v2", "deberta.encoder.layer", DEBERTA, ("pooler", "classifier"), stable_in_float16=False),
     _encoder("distilbert", "distilbert.transformer.layer", DISTILBERT, ("pre_classifier", "classifier")),
 )  # fmt: skip
-FAMILIES: Mapping[str, ModelSpec] = MappingProxyType({family.model_type: family for family in TABLE})
+FAMILIES: Mapping[str, ModelSpec] = {spec.model_type: spec for spec in TABLE}
 """Every family that loraft knows, by model_type: those that it looks into, runs or merges."""
-DECODERS = MappingProxyType(
-    {spec.model_type: spec for spec in TABLE if spec.kind == "decoder" and spec.experts is None}
-)
+DECODERS: Mapping[str, ModelSpec] = {
+    name: spec for name, spec in FAMILIES.items() if spec.kind == "decoder" and spec.experts is None
+}
 """The decoders that loraft trains to go on with a text; each passes the parity tests with a tiny model."""
-TWO_STACKS = MappingProxyType({spec.model_type: spec for spec in TABLE if spec.kind == "encoder_decoder"})
+TWO_STACKS: Mapping[str, ModelSpec] = {n: spec for n, spec in FAMILIES.items() if spec.kind == "encoder_decoder"}
 """The encoder-decoders that it trains, likewise."""
-CLASSIFIERS = MappingProxyType({spec.model_type: spec for spec in TABLE if spec.classifier and spec.experts is None})
+CLASSIFIERS: Mapping[str, ModelSpec] = {
+    name: spec for name, spec in FAMILIES.items() if spec.classifier and spec.experts is None
+}
 """The families that it trains to classify, likewise."""
-GROUPS: Mapping[ModelGroup, Mapping[str, ModelSpec]] = MappingProxyType(
-    {"decoder": DECODERS, "encoder_decoder": TWO_STACKS, "classifier": CLASSIFIERS}
-)
+GROUPS: Mapping[ModelGroup, Mapping[str, ModelSpec]] = {
+    "decoder": DECODERS, "encoder_decoder": TWO_STACKS, "classifier": CLASSIFIERS,
+}  # fmt: skip
 
 ENCODER_HINTS = ("bert", "electra", "mpnet", "roformer")
 """Parts of the names of model types that are encoders."""
@@ -188,11 +186,7 @@ MIXTURE_HINTS = ("moe", "mixtral", "deepseek", "dbrx", "jetmoe", "gpt_oss", "lla
 
 
 def spec_of(model_type: str, among: Mapping[str, ModelSpec] = DECODERS) -> ModelSpec:
-    """The row of the table for a model type.
-
-    Args:
-        model_type: As config.json has it.
-        among: The families that will do: those that loraft trains, or all `FAMILIES`.
+    """The row of the table for a model type, among the families that will do.
 
     Raises:
         ModelError: The type is not among them: a mixture of experts, an encoder, an encoder-decoder, or unknown.
@@ -204,27 +198,27 @@ def spec_of(model_type: str, among: Mapping[str, ModelSpec] = DECODERS) -> Model
     if wanted is not None and other is not None:
         kind = KINDS[FAMILIES[model_type].kind]
         message = f"model type {model_type!r} is {kind}, and task: {TASK_OF_GROUP[wanted]} {NEEDS[wanted]}"
-        raise ModelError(
-            message, key="model.name_or_path", remedy=f"Write task: {TASK_OF_GROUP[other]}, which takes it."
-        )
+        remedy = f"Write task: {TASK_OF_GROUP[other]}, which takes it."
+        raise ModelError(message, key="model.name_or_path", remedy=remedy)
     supported = f"Supported model types: {', '.join(sorted(among))}."
-    near = difflib.get_close_matches(model_type, among, n=1, cutoff=0.75)
+    near: list[str] = []
     if model_type.endswith("_vision") or f"{model_type}_text" in among:
-        raise ModelError(_text_only(model_type), key="model.name_or_path", remedy=supported)
+        why = "reads images as well as text, and loraft trains models of text alone"
+    else:
+        near = difflib.get_close_matches(model_type, among, n=1, cutoff=0.75)
+        why = _why_unknown(model_type) if among is DECODERS else NOT_KNOWN
     remedy = f"The nearest is {near[0]}. {supported}" if near else supported
-    raise ModelError(_why_not(model_type, among), key="model.name_or_path", remedy=remedy)
+    raise ModelError(f"model type {model_type!r} {why}", key="model.name_or_path", remedy=remedy)
 
 
-def _text_only(model_type: str) -> str:
-    return f"model type {model_type!r} reads images as well as text, and loraft trains models of text alone"
+NOT_KNOWN = "is not one that loraft knows"
 
 
-def _why_not(model_type: str, among: Mapping[str, ModelSpec]) -> str:
-    if among is DECODERS:
-        if model_type in ENCODER_DECODERS:
-            return f"model type {model_type!r} is an encoder-decoder that loraft does not know"
-        if any(hint in model_type for hint in ENCODER_HINTS):
-            return f"model type {model_type!r} is an encoder: it does not generate text"
-        if any(hint in model_type for hint in MIXTURE_HINTS):
-            return f"model type {model_type!r} is a mixture of experts, and loraft does not train those"
-    return f"model type {model_type!r} is not one that loraft knows"
+def _why_unknown(model_type: str) -> str:
+    if model_type in ENCODER_DECODERS:
+        return "is an encoder-decoder that loraft does not know"
+    if any(hint in model_type for hint in ENCODER_HINTS):
+        return "is an encoder: it does not generate text"
+    if any(hint in model_type for hint in MIXTURE_HINTS):
+        return "is a mixture of experts, and loraft does not train those"
+    return NOT_KNOWN

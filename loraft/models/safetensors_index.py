@@ -25,31 +25,39 @@ from loraft.errors import ModelError, Problem
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-FLOATING = ("F64", "F32", "F16", "BF16")
 LONGEST_HEADER = 100_000_000  # the limit of the safetensors library, in bytes
 LISTED = 8
 """The most names that an error lists."""
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The floating dtypes by the words that safetensors has for them."""
+ITEM_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+ALIGNED_BYTES = 8
 
 RENAMED = {"lm_head.weight": "embed_out.weight"}
 """Tensors under the names that older files give them (GPT-NeoX's head)."""
 
 
 @dataclass(frozen=True)
-class TensorHeader:
-    """One tensor as its file's header describes it.
-
-    Attributes:
-        name: Its name in the file.
-        dtype: As safetensors writes it: F32, BF16, …
-        shape: Its sizes.
-        file: The file that holds it.
-        start: Its first byte, from the start of the file.
-        stop: The byte after its last.
-    """
+class Slot:
+    """A tensor that a file has a place for; its dtype as safetensors writes it, such as BF16."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in the file."""
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class TensorHeader(Slot):
+    """A tensor as its file's header describes it: from the byte `start` of the file to the one before `stop`."""
+
     file: Path
     start: int
     stop: int
@@ -177,7 +185,7 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
         if header.shape != expected[name]:
             shapes = f"{list(header.shape)}, and config.json makes it {list(expected[name])}"
             problems.append(Problem(f"tensor {name} is {shapes}", where=str(header.file)))
-        elif header.dtype not in FLOATING:
+        elif header.dtype not in TORCH_DTYPES:
             remedy = "Take the unquantized model; method: qlora quantizes it while loading."
             problems.append(Problem(f"tensor {name} holds {header.dtype} numbers", str(header.file), remedy=remedy))
     if problems:
@@ -226,46 +234,17 @@ def mapped_tensor(header: TensorHeader) -> Tensor:
     return tensor
 
 
-TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""The floating dtypes by the words that safetensors has for them."""
-ITEM_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
-}  # fmt: skip
-ALIGNED_BYTES = 8
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor that a file has a place for.
-
-    Attributes:
-        name: Its name in the file.
-        dtype: As safetensors writes it: F32, BF16, …
-        shape: Its sizes.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """What it takes in the file."""
-        return prod(self.shape) * ITEM_BYTES[self.dtype]
-
-
 def in_order(slots: Iterable[Slot]) -> list[Slot]:
     """The slots as a file has them: those of wide numbers first, so that every tensor begins where its dtype may."""
     return sorted(slots, key=lambda slot: -ITEM_BYTES[slot.dtype])
 
 
 def write_shard(file: Path, slots: Sequence[Slot], pieces: Callable[[Slot], Iterable[torch.Tensor]]) -> None:
-    """Write one file.
+    """Write one file with `slots`, in the order of `in_order`.
 
     Args:
         file: Where to.
-        slots: What it holds, in the order of `in_order`.
+        slots: What it holds.
         pieces: The numbers of a slot, in order and in its dtype; each piece is written before the next is asked for.
 
     Raises:

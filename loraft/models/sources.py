@@ -39,11 +39,12 @@ SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt
 """Config and tokenizer files; indexes of shards too."""
 BELOW_THE_ROOT = "*/*"
 """Not fetched: a repository's folders hold the same model for other programs."""
-INSIDE_A_RUN = {
-    "adapter/adapter_config.json": "Name its base here, and its adapter in lora.start_from: {}",
-    "model/config.json": "Name the model that it trained: {}",
+NO_BASE = {
+    "adapter_config.json": ("an adapter", "Name its base here, and the adapter in lora.start_from."),
+    "adapter/adapter_config.json": ("a run", "Name its base here, and its adapter in lora.start_from: {}"),
+    "model/config.json": ("a run", "Name the model that it trained: {}"),
 }
-"""What tells that a folder is a run, and what to name instead."""
+"""What tells that a folder is something else, and what to name instead."""
 
 
 class NoSuchModelError(ModelError):
@@ -51,10 +52,9 @@ class NoSuchModelError(ModelError):
 
 
 class ModelHandle:
-    """A base model that is asked for: its files are looked up once each, and what was found is handed on.
+    """The base model that a section asks for: its files are looked up once each, and what was found is handed on.
 
-    Attributes:
-        section: Which model, as a config says it.
+    A look-up raises what `resolve` or `resolve_tokenizer` does.
     """
 
     def __init__(self, section: ModelSection) -> None:
@@ -67,29 +67,17 @@ class ModelHandle:
 
     @cached_property
     def small_files(self) -> Path:
-        """The folder with config and tokenizer; weights may be in it.
-
-        Raises:
-            ModelError: As `resolve` does.
-        """
+        """The folder with config and tokenizer; weights may be in it."""
         return resolve(self.section.name_or_path, self.section.revision, weights=False)
 
     @cached_property
     def folder(self) -> Path:
-        """The folder with the weights too.
-
-        Raises:
-            ModelError: As `resolve` does.
-        """
+        """The folder with the weights too."""
         return resolve(self.section.name_or_path, self.section.revision)
 
     @cached_property
     def tokenizer_folder(self) -> Path:
-        """The folder of the tokenizer: one that is named apart, or the model's.
-
-        Raises:
-            ModelError: As `resolve_tokenizer` does.
-        """
+        """The folder of the tokenizer: one that is named apart, or the model's."""
         return resolve_tokenizer(self.section.tokenizer) if self.section.tokenizer else self.small_files
 
     def with_tokenizer(self, name: str | None) -> ModelHandle:
@@ -121,7 +109,8 @@ def resolve(name_or_path: str, revision: str | None = None, *, weights: bool = T
     if os.path.isfile(path):
         return _converted(path)
     folder = path if os.path.isdir(path) else _from_hub(name_or_path, revision, weights=weights)
-    _require_config(folder, name_or_path)
+    if not (folder / "config.json").is_file():
+        raise _no_base(folder, name_or_path)
     if weights:
         read_headers(folder)
     return folder
@@ -139,25 +128,12 @@ def resolve_tokenizer(name_or_path: str) -> Path:
     return path if os.path.isdir(path) else _from_hub(name_or_path, None, weights=False, key="model.tokenizer")
 
 
-def _require_config(folder: Path, name: str) -> None:
-    if (folder / "config.json").is_file():
-        return
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            "is an adapter, not a base model",
-            where=name,
-            key="model.name_or_path",
-            remedy="Name its base here, and the adapter in lora.start_from.",
-        )
-    for inside, remedy in INSIDE_A_RUN.items():
+def _no_base(folder: Path, name: str) -> ModelError:
+    for inside, (kind, remedy) in NO_BASE.items():
         if (folder / inside).is_file():
-            raise ModelError(
-                "is a run, not a base model",
-                where=name,
-                key="model.name_or_path",
-                remedy=remedy.format((Path(name) / inside).parent),
-            )
-    raise ModelError("the folder has no config.json, so it holds no model", where=name, key="model.name_or_path")
+            instead = remedy.format((Path(name) / inside).parent)
+            return ModelError(f"is {kind}, not a base model", where=name, key="model.name_or_path", remedy=instead)
+    return ModelError("the folder has no config.json, so it holds no model", where=name, key="model.name_or_path")
 
 
 def _converted(file: Path) -> Path:
@@ -241,8 +217,7 @@ def _refuse_pickles_at_hub(name: str, revision: str | None) -> None:
         listed = HfApi().list_repo_files(name, revision=revision)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
         return  # the folder is without weights in any case, and that is said next
-    pickled = [file for file in listed if file.endswith((".bin", ".pt", ".pth"))]
-    if pickled:
+    if pickled := [file for file in listed if file.endswith((".bin", ".pt", ".pth"))]:
         raise ModelError(
             f"the Hub's {name} has pickled weights only ({pickled[0]}), and loraft opens safetensors only: "
             "a pickle can run code",
