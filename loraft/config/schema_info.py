@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -28,19 +28,16 @@ PLURALS = {"text": "texts", "a whole number": "whole numbers", "a number": "numb
 
 @dataclass(frozen=True)
 class Expected:
-    """What may stand at one place: an annotation and the limits set on it."""
+    """What may stand at one place: an annotation and the limits set on it, as pydantic keeps them of a field."""
 
     annotation: object
     metadata: tuple[object, ...] = ()
 
     @classmethod
-    def of(cls, annotation: object, metadata: Iterable[object] = ()) -> Expected:
-        """An annotation as pydantic keeps it, unpacked as far as its limits go."""
-        limits = tuple(one for note in metadata for one in (note.metadata if isinstance(note, FieldInfo) else [note]))
-        if get_origin(annotation) is Annotated:
-            inner, *notes = get_args(annotation)
-            return cls.of(inner, (*limits, *notes))
-        return cls(annotation, limits)
+    def of(cls, annotation: Any) -> Expected:
+        """An annotation, with its limits apart."""
+        field = FieldInfo.from_annotation(annotation)
+        return cls(field.annotation, tuple(field.metadata))
 
     @property
     def alternatives(self) -> tuple[Expected, ...]:
@@ -80,7 +77,7 @@ class Expected:
         section = self.section
         if section is not None and isinstance(part, str) and part in section.model_fields:
             field = section.model_fields[part]
-            return Expected.of(field.annotation, field.metadata)
+            return Expected(field.annotation, tuple(field.metadata))
         return None
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ruamel.yaml import YAML
@@ -125,12 +125,14 @@ class _Unreadable(Exception):
     """What is wrong ends the reading."""
 
 
+@dataclass
 class _Reader:
     """Builds nodes from the parser's events, and keeps what is wrong with them."""
 
-    def __init__(self, name: str, override: str | None, number: int) -> None:
-        self.name, self.override, self.number = name, override, number
-        self.found: list[Found] = []
+    name: str
+    override: str | None
+    number: int
+    found: list[Found] = field(default_factory=list)
 
     def read(self, text: str) -> Node | None:
         unreadable = NO_TEXT.search(text)

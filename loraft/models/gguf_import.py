@@ -56,40 +56,33 @@ def convert(file: Path, folder: Path) -> None:
     """
     if problem := lacking("gguf", "a .gguf file", where=file.name, key="model.name_or_path"):
         raise ModelError.several([problem])
-    facts = _facts(file)
-    require_free_bytes(folder, int(1.05 * 4 * facts["parameters"]), f"converting {file.name}")
+    kind, rule, parameters = _facts(file)
+    require_free_bytes(folder, int(1.05 * 4 * parameters), f"converting {file.name}")
     model = read_gguf(file)
     with quietly():
         model.save_pretrained(folder)
-    if facts["splits_by"] in RULES or facts["tokenizer"] != "gpt2":
-        tokenizer = _tokenizer(file, facts)
+    if rule in RULES or kind != "gpt2":
+        with quietly_reading(file):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        if kind == "gpt2":
+            tokenizer.backend_tokenizer.pre_tokenizer = RULES[rule]
         tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
         tokenizer.save_pretrained(folder)
         _check_tokenizer(folder, file)
     _tidy(folder)
 
 
-def _facts(file: Path) -> dict[str, Any]:
+def _facts(file: Path) -> tuple[Any, Any, int]:
+    """The kind of the tokenizer, the name of the rule that it splits by, and how many parameters there are."""
     from gguf import GGUFReader
 
     try:
         reader = GGUFReader(file)
-        fields = {
-            name: field.contents() if (field := reader.get_field(f"tokenizer.ggml.{name}")) is not None else None
-            for name in ("model", "pre")
-        }
-        parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
+        fields = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+        kind, rule = (field.contents() if field is not None else None for field in fields)
+        return kind, rule, sum(int(tensor.n_elements) for tensor in reader.tensors)
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise ModelError(f"cannot be read as a .gguf file: {error}", where=str(file)) from error
-    return {"tokenizer": fields["model"], "splits_by": fields["pre"], "parameters": parameters}
-
-
-def _tokenizer(file: Path, facts: dict[str, Any]) -> PreTrainedTokenizerBase:
-    with quietly_reading(file):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    if facts["tokenizer"] == "gpt2":
-        tokenizer.backend_tokenizer.pre_tokenizer = RULES[facts["splits_by"]]
-    return tokenizer
 
 
 def _check_tokenizer(folder: Path, file: Path) -> None:
