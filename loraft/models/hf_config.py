@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import ERROR
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from loraft.errors import LoraftError, ModelError
-from loraft.models.registry import DECODERS, ModelSpec, spec_of
+from loraft.models.registry import ModelSpec
 
 
 @contextmanager
@@ -61,8 +61,7 @@ FILES = ("config.json", "*_config.json")
 
 def code_notes(*folders: Path) -> tuple[str, ...]:
     """A sentence about the files in folders that name code; none where none does."""
-    read = (pair for folder in folders for pair in _read(folder))
-    found = dict.fromkeys(file.name for file, values in read if _without(values) != values)
+    found = dict.fromkeys(file.name for folder in folders for file, _ in _naming_code(folder))
     if not found:
         return ()
     return (f"the model brings code of its own ({KEY} in {', '.join(found)}): it is neither run nor saved",)
@@ -70,17 +69,19 @@ def code_notes(*folders: Path) -> tuple[str, ...]:
 
 def drop_code(folder: Path) -> None:
     """Take what names code out of the files of a model that is being saved."""
-    for file, values in _read(folder):
-        if (clean := _without(values)) != values:
-            file.write_text(json.dumps(clean, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for file, clean in _naming_code(folder):
+        file.write_text(json.dumps(clean, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read(folder: Path) -> Iterator[tuple[Path, object]]:
+def _naming_code(folder: Path) -> Iterator[tuple[Path, object]]:
+    """The files that name code, each with what else it says."""
     for file in sorted({file for pattern in FILES for file in folder.glob(pattern)}):
         try:
-            yield file, json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue  # whoever needs the file tells that it cannot be read
+        if (clean := _without(values)) != values:
+            yield file, clean
 
 
 def _without(value: object) -> object:
@@ -90,8 +91,6 @@ def _without(value: object) -> object:
     return [_without(inner) for inner in value] if isinstance(value, list) else value
 
 
-OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
-"""Parts of the names of architectures that share a model_type with a language model and are none."""
 CLASSIFIER = "ForSequenceClassification"
 """What the architectures of classifiers are called, behind the family's name."""
 
@@ -108,30 +107,6 @@ def check_dtype(family: ModelSpec, dtype: torch.dtype | None) -> None:
             key="model.dtype",
             remedy="Write bfloat16, or float32 where the device has no bfloat16.",
         )
-
-
-def read_config(
-    folder: Path, attention: str, among: Mapping[str, ModelSpec], labels: Sequence[str] = ()
-) -> PreTrainedConfig:
-    """The config in a folder, of a family that will do; with `labels` it is that of a classifier of these classes.
-
-    Raises:
-        ModelError: A kind that will not do, or a config that cannot be read.
-    """
-    file = folder / "config.json"
-    written = written_config(file)
-    family = spec_of(str(written["model_type"]), among)
-    _require_usable(written, family, file, among)
-    chosen = {} if attention == "auto" else {"attn_implementation": attention}
-    with quietly_reading(file):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **chosen)
-    if labels:
-        config.architectures = [CLASSIFIER]
-        config.num_labels = len(labels)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
-        config.problem_type = "single_label_classification"
-    return cast("PreTrainedConfig", config)
 
 
 def is_classifier(config: PreTrainedConfig) -> bool:
@@ -167,22 +142,3 @@ def written_config(file: Path) -> Mapping[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
     return cast("Mapping[str, Any]", written)
-
-
-def _require_usable(written: Mapping[str, Any], family: ModelSpec, file: Path, among: Mapping[str, ModelSpec]) -> None:
-    for architecture in written.get("architectures") or ():
-        if among is DECODERS and any(head in architecture for head in OTHER_HEADS):
-            raise ModelError(
-                f"the model is a {architecture}, which writes no text",
-                where=str(file),
-                remedy="A classifier is trained by task: seq_cls, and answers by `loraft.predict`."
-                if CLASSIFIER in architecture
-                else "Name a model with the head of a language model (…ForCausalLM).",
-            )
-    if quantized := written.get("quantization_config"):
-        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
-        raise ModelError(
-            f"the weights are already quantized ({method})",
-            where=str(file),
-            remedy="Name the unquantized model; method: qlora quantizes it while loading.",
-        )

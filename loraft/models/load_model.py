@@ -20,12 +20,12 @@ from loraft.io.checksums import altered_settings, is_weights, refuse_altered, re
 from loraft.models.auto_model import class_of, from_pretrained, meta_model
 from loraft.models.device import DeviceConfig
 from loraft.models.hf_config import (
+    CLASSIFIER,
     check_dtype,
     class_names,
     code_notes,
     in_order,
     quietly_reading,
-    read_config,
     written_config,
 )
 from loraft.models.modules import is_within
@@ -36,6 +36,8 @@ from loraft.models.sources import ModelHandle
 
 Model = ModelSection | ModelHandle
 """A model by its section of a config, or as it was looked up already."""
+OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
+"""Parts of the names of architectures that share a model_type with a language model and are none."""
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 """Where a tokenizer's vocabulary is; without one of them transformers makes up an empty tokenizer."""
 
@@ -123,7 +125,29 @@ def load_config(
         ModelError: No such model, or a kind that will not do.
     """
     handle = ModelHandle.of(model)
-    return read_config(handle.small_files, handle.section.attn_implementation, among, labels)
+    file = handle.small_files / "config.json"
+    written = written_config(file)
+    spec_of(str(written["model_type"]), among)
+    for architecture in written.get("architectures") or ():
+        if among is DECODERS and any(head in architecture for head in OTHER_HEADS):
+            remedy = "A classifier is trained by task: seq_cls, and answers by `loraft.predict`."
+            if CLASSIFIER not in architecture:
+                remedy = "Name a model with the head of a language model (…ForCausalLM)."
+            message = f"the model is a {architecture}, which writes no text"
+            raise ModelError(message, where=str(file), remedy=remedy)
+    if quantized := written.get("quantization_config"):
+        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
+        remedy = "Name the unquantized model; method: qlora quantizes it while loading."
+        raise ModelError(f"the weights are already quantized ({method})", where=str(file), remedy=remedy)
+    attention = handle.section.attn_implementation
+    config = _read_config(file, **({} if attention == "auto" else {"attn_implementation": attention}))
+    if labels:
+        config.architectures = [CLASSIFIER]
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+    return config
 
 
 def load_any_config(model: Model) -> PreTrainedConfig:
@@ -132,11 +156,14 @@ def load_any_config(model: Model) -> PreTrainedConfig:
     Raises:
         ModelError: No such model, or a config that transformers cannot read.
     """
-    folder = ModelHandle.of(model).small_files
-    file = folder / "config.json"
+    file = ModelHandle.of(model).small_files / "config.json"
     written_config(file)
+    return _read_config(file)
+
+
+def _read_config(file: Path, **chosen: str) -> PreTrainedConfig:
     with quietly_reading(file):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(file.parent, local_files_only=True, trust_remote_code=False, **chosen)
     return cast("PreTrainedConfig", config)
 
 
