@@ -208,7 +208,8 @@ def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) ->
         renderer = task.renderer_as_trained(own, metadata)
         if defaults is None and renderer.reads_source:  # its config.json may say how answers begin and end
             defaults = checked(loaded.model.generation_config, loaded.folder / "config.json")
-        return Speaker(name, folder, own, renderer, defaults, task.tokens_of_language(loaded.model, renderer))
+        first = task.first_tokens(loaded.model, renderer) if renderer.knows_languages else {}
+        return Speaker(name, folder, own, renderer, defaults, first)
 
     voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.metadata) for each in found.adapters}
     # The base beside adapters is asked as the first of them: a prefix names the task, and a language the answer's.

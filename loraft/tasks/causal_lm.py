@@ -98,7 +98,10 @@ class CausalLM(Task):
             return renderer.prompt_ids(asked.asked)
         start = next((place for place, label in enumerate(example.labels) if label != IGNORED), 0)
         if start == 0:  # every token is trained
-            return renderer.as_plain().prompt_ids([Message("user", asked.asked)])
+            from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+
+            assert isinstance(renderer, CausalLMRenderer), "the task makes its own"
+            return replace(renderer, plain=True).prompt_ids([Message("user", asked.asked)])
         return example.input_ids[:start]
 
     def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:

@@ -6,17 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loraft.rows.formats import Record, Seq2SeqRecord
-from loraft.tasks.task import ROUGE, TEXT_METRICS, Reference, StarterFacts, Task, TaskMetrics, TokenSpan
+from loraft.tasks.task import ROUGE, TEXT_METRICS, Reference, SourceFormat, StarterFacts, Task, TaskMetrics, TokenSpan
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from loraft.config.choices import SpecialTokensInText
     from loraft.config.sections import DataSection
     from loraft.tasks.loss import TaskLoss
     from loraft.tasks.task import TrainingMetadata
-    from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
 LANGUAGES = {
     "ar": "Arabic", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
@@ -49,17 +49,10 @@ class Seq2SeqLM(Task):
         """Nothing: a pair says all of itself."""
         return DatasetFacts(conversations=not records)
 
-    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> Seq2SeqRenderer:
+    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> RowRenderer:
         """What puts the prefix before sources, and the codes of languages where the tokenizer has them."""
-        from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
-
-        return Seq2SeqRenderer(
-            tokenizer,
-            prefix=data.source_prefix,
-            source_lang=data.source_lang,
-            target_lang=data.target_lang,
-            special_tokens_in_text=data.special_tokens_in_text,
-        )
+        sources = SourceFormat(data.source_prefix, data.source_lang, data.target_lang)
+        return _renderer(tokenizer, sources, data.special_tokens_in_text)
 
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
         """The source, and the target that answers it."""
@@ -86,17 +79,9 @@ class Seq2SeqLM(Task):
 
         return Seq2SeqLMLoss
 
-    def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> Seq2SeqRenderer:
+    def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> RowRenderer:
         """What makes sources with the prefix and in the languages of training."""
-        from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
-
-        return Seq2SeqRenderer(
-            tokenizer,
-            prefix=metadata.sources.prefix,
-            source_lang=metadata.sources.source_lang,
-            target_lang=metadata.sources.target_lang,
-            special_tokens_in_text=metadata.special_tokens_in_text,
-        )
+        return _renderer(tokenizer, metadata.sources, metadata.special_tokens_in_text)
 
     def first_tokens(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
         """What the decoder reads first and, where the tokenizer knows languages, must say first: as in training.
@@ -109,17 +94,14 @@ class Seq2SeqLM(Task):
         import torch
 
         from loraft.models.modules import decoder_inputs
+        from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
-        own = _own(renderer)
+        assert isinstance(renderer, Seq2SeqRenderer), "the task makes its own"
         device = next(model.parameters()).device
-        target = torch.tensor(own.target_ids([""]), dtype=torch.long, device=device)
+        target = torch.tensor(renderer.target_ids([""]), dtype=torch.long, device=device)
         start = int(decoder_inputs(model, target)[0, 0])
-        first = {"forced_bos_token_id": own.forced_bos_id} if own.knows_languages else {}
+        first = {"forced_bos_token_id": renderer.forced_bos_id} if renderer.knows_languages else {}
         return {"decoder_start_token_id": start, **first}
-
-    def tokens_of_language(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
-        """`first_tokens` where the tokenizer knows languages."""
-        return self.first_tokens(model, renderer) if _own(renderer).knows_languages else {}
 
     def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
         """The languages, and what stands before each source."""
@@ -135,8 +117,7 @@ class Seq2SeqLM(Task):
         yield "data.source_prefix", prefix, why
 
 
-def _own(renderer: RowRenderer) -> Seq2SeqRenderer:
+def _renderer(tokenizer: PreTrainedTokenizerBase, sources: SourceFormat, in_text: SpecialTokensInText) -> RowRenderer:
     from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
-    assert isinstance(renderer, Seq2SeqRenderer), "the task makes its own"
-    return renderer
+    return Seq2SeqRenderer(tokenizer, **vars(sources), special_tokens_in_text=in_text)

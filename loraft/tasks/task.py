@@ -248,10 +248,6 @@ class Task(ABC):
         """How an answer begins, in the words of transformers' generation config; empty where it goes on with a text."""
         return {}
 
-    def tokens_of_language(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
-        """`first_tokens` where they tell the language of the answer; empty where the model's own settings hold."""
-        return {}
-
     # Words
 
     def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:

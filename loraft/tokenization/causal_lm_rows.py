@@ -103,10 +103,6 @@ class CausalLMRenderer(RowRenderer):
         template = ChatTemplate.probed(tokenizer, text, origin or "the tokenizer")
         return replace(made, template=template, notes=(*notes, *template.notes))
 
-    def as_plain(self) -> CausalLMRenderer:
-        """The same, for prompts that are plain text."""
-        return replace(self, plain=True)
-
     def conversing(self) -> CausalLMRenderer:
         """The same, able to print conversations: as chatml where the tokenizer has no chat template.
 

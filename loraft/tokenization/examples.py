@@ -114,6 +114,11 @@ class RowRenderer(ABC):
         """The tokens that end an answer; none where none is given."""
         return ()
 
+    @property
+    def knows_languages(self) -> bool:
+        """Whether the tokenizer writes the language of a text into its tokens."""
+        return False
+
     @cached_property
     def control_tokens(self) -> ControlTokens:
         """The tokenizer's control tokens, and what is done with them in the text of rows and prompts."""
@@ -125,10 +130,6 @@ class RowRenderer(ABC):
     @abstractmethod
     def recorded(self) -> Mapping[str, object]:
         """What is saved beside the weights, so that rows and prompts are rendered the same way later."""
-
-    def as_plain(self) -> RowRenderer:
-        """The same, for prompts that are plain text."""
-        return self
 
     def conversing(self) -> RowRenderer:
         """The same, able to print conversations: as chatml where the tokenizer has no chat template.
