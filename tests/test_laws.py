@@ -49,7 +49,6 @@ LONG_FUNCTIONS = {
 LONG_FILES = {
     "loraft/adapters/inject.py",
     "loraft/adapters/targets.py",
-    "loraft/dataset/build.py",
     "loraft/merging/write_weights.py",
 }
 FULL_FOLDERS: set[str] = set()

@@ -12,12 +12,15 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import RunConfig
-from loraft.config.sections import DataSection, DataSource
+from loraft.config.sections import DataSection
+from loraft.dataset.sampler import SourceSpan
 from loraft.dataset.source_rows import (
     ReadSources,
     SourceRows,
@@ -51,15 +54,6 @@ SAMPLES = 3
 SHOWN_COLUMNS = 8
 
 
-@dataclass(frozen=True)
-class SourceSpan:
-    """The examples `start … stop - 1` of one source, seen `weight` times an epoch."""
-
-    start: int
-    stop: int
-    weight: float
-
-
 Contents = tuple[tuple[str | None, ...], tuple[str | None, ...]]
 """What the sources to train on are, and those to evaluate on; None where nothing tells."""
 
@@ -69,10 +63,7 @@ class PreparedData:
     """The rows of a run as tokens.
 
     Attributes:
-        train: The examples to train on, source after source.
         train_sources: Where each source's examples are, and its weight.
-        eval: The examples to evaluate on.
-        report: All of it in numbers.
         renderer: What made the tokens, and makes prompts the same way.
         fingerprint: sha256 over all tokens and labels, the names of classes too; of a stream over what they depend on.
         contents: What the sources are, by which a later evaluation knows whether they are still the same.
@@ -121,56 +112,48 @@ def prepare(
 
     Raises:
         DataError: With every problem found: files and rows that cannot be read or rendered, rows over `max_length`
-            where that is an error, nothing left to train or to evaluate on.
+            where that is an error, nothing left to train or to evaluate on; or the steps of a stream are not known.
     """
-    data = config.data
+    data, task = config.data, TASKS[config.task]
     given, given_held = expand_sources(data)
-    contents: Contents = (
-        contents_of(given, streaming=data.streaming), contents_of(given_held, streaming=data.streaming)
-    )  # fmt: skip
-    if data.streaming:
-        return _streamed(config, given, given_held, contents, tokenizer, read)
-    name = identity_of(config, (given, given_held), contents, tokenizer) if cache is not None else None
-    keeper = TokenCache(cache, name) if cache is not None and name is not None else None
-    found = keeper.find() if keeper is not None else None
-    if found is not None:
+    contents = contents_of(given, streaming=data.streaming), contents_of(given_held, streaming=data.streaming)
+    named = partial(identity_of, config, (given, given_held), contents, tokenizer)
+    keeper = TokenCache(cache, named() if cache is not None and not data.streaming else None)
+    if (found := keeper.find()) is not None:
         train, held_out, learned = from_cache(*found, given, given_held)
-        renderer = TASKS[config.task].renderer(data, tokenizer, learned)
+        renderer = task.renderer(data, tokenizer, learned)
     else:
         train, held_out, renderer, learned = _made(config, read or read_sources(config), tokenizer)
-        if keeper is not None:
-            keeper.keep(*to_cache(train, held_out, learned))
+        keeper.keep(*to_cache(train, held_out, learned))
+    stream = _streamed(config, train, renderer) if data.streaming else None
     evaluation = [example for source in held_out for example in source.examples]
     if isinstance(data.eval, float):
-        evaluation = _hold_out(train, TASKS[config.task], data.eval, config.seed)
+        evaluation = _hold_out(train, task, data.eval, config.seed)
     examples = [example for source in train for example in source.examples]
     report = _report(config, renderer, train, held_out, examples, evaluation)
+    report = replace(report, notes=(*keeper.notes, *report.notes))
+    stops = accumulate(len(source.examples) for source in train)
+    spans = zip(train, stops, strict=True)
+    tokens = (examples, evaluation), learned.labels
     return PreparedData(
         train=examples,
-        train_sources=list(_spans(train)),
+        train_sources=[SourceSpan(stop - len(source.examples), stop, source.given.weight) for source, stop in spans],
         eval=evaluation,
-        report=replace(report, notes=(*(keeper.notes if keeper is not None else ()), *report.notes)),
+        report=report if stream is None else _report_of_stream(config, report, stream),
         renderer=renderer,
-        fingerprint=_fingerprint((examples, evaluation), learned.labels),
+        fingerprint=_fingerprint(*tokens) if stream is None else named(program=False) or "unknown",
         contents=contents,
         held_out=digest_of_draw(evaluation) if isinstance(data.eval, float) else None,
+        stream=stream,
     )
 
 
-def _streamed(
-    config: RunConfig,
-    given: Sequence[DataSource],
-    given_held: Sequence[DataSource],
-    contents: Contents,
-    tokenizer: PreTrainedTokenizerBase,
-    read: ReadSources | None,
-) -> PreparedData:
-    """What is known of training rows that come one after the other: the first of each source, and how many there are.
+def _streamed(config: RunConfig, train: Sequence[SourceRows], renderer: RowRenderer) -> RowStream:
+    """The stream of the sources whose first rows are known.
 
     Raises:
-        DataError: As `prepare`, of the rows that were read; or the number of steps depends on rows that were not.
+        DataError: A source cannot be streamed, or the number of steps depends on rows that were not read.
     """
-    train, held_out, renderer, _ = _made(config, read or read_sources(config), tokenizer)
     stream = streamed(config, [(source.given, source.counts.format) for source in train], renderer)
     in_pieces = any(source.counts.done == "split" for source in train)
     if config.training.max_steps is None and (stream.rows is None or in_pieces):
@@ -179,10 +162,12 @@ def _streamed(
             f"is needed, for {why}, and data.streaming reads rows as they come", key="training.max_steps",
             remedy="write the number of optimizer steps",
         )  # fmt: skip
-    examples = [example for source in train for example in source.examples]
-    evaluation = [example for source in held_out for example in source.examples]
-    report = _report(config, renderer, train, held_out, examples, evaluation)
-    sampled = sum(source.counts.read for source in train)
+    return stream
+
+
+def _report_of_stream(config: RunConfig, report: DataReport, stream: RowStream) -> DataReport:
+    """The report of the first rows, which says that they are no more than that."""
+    sampled = sum(counts.read for counts in report.sources[: len(stream.sources)])
     known = "not known" if stream.rows is None else f"{stream.rows:,}"
     notes = [f"data.streaming: what is said of the training rows is of the first {sampled:,}; all of them are {known}"]
     if config.training.max_steps is None and any(source.wanted.done == "split" for source in stream.sources):
@@ -190,26 +175,13 @@ def _streamed(
             "data.streaming: steps are counted as if no row were split; where later ones are, training ends before "
             "the last of them (write training.max_steps)"
         )
-    return PreparedData(
-        train=examples,
-        train_sources=list(_spans(train)),
-        eval=evaluation,
-        report=replace(report, train_rows=stream.rows, sampled=sampled, notes=(*notes, *report.notes)),
-        renderer=renderer,
-        fingerprint=identity_of(config, (given, given_held), contents, tokenizer, program=False) or "unknown",
-        contents=contents,
-        stream=stream,
-    )
+    return replace(report, train_rows=stream.rows, sampled=sampled, notes=(*notes, *report.notes))
 
 
 def _made(
     config: RunConfig, read: ReadSources, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[SourceRows], list[SourceRows], RowRenderer, DatasetFacts]:
-    """The sources rendered, tokenized and cut.
-
-    Raises:
-        DataError: With every problem found.
-    """
+    """The sources rendered, tokenized and cut; an error holds every problem found."""
     data, task = config.data, TASKS[config.task]
     train, held_out, problems = read.train, read.held_out, list(read.problems)
     records = [record for source in train for record in source.records]
@@ -246,24 +218,12 @@ def _nothing_left(key: str, sources: Sequence[SourceRows]) -> list[Problem]:
 
 
 def _hold_out(train: list[SourceRows], task: Task, share: float, seed: int) -> list[Example]:
-    """Take that share of the rows out of `train`.
-
-    Raises:
-        DataError: There are fewer than two rows.
-    """
+    """Take that share of the rows out of `train`."""
     taken = held_out_rows([example for source in train for example in source.examples], task, share, seed)
     out = [example for source in train for example in source.examples if example.where in taken]
     for source in train:
         source.examples = [example for example in source.examples if example.where not in taken]
     return out
-
-
-def _spans(sources: Iterable[SourceRows]) -> Iterable[SourceSpan]:
-    start = 0
-    for source in sources:
-        stop = start + len(source.examples)
-        yield SourceSpan(start, stop, source.given.weight)
-        start = stop
 
 
 def _report(
@@ -275,7 +235,6 @@ def _report(
     evaluation: Sequence[Example],
 ) -> DataReport:
     data = config.data
-    lengths = lengths_of([length for source in train for length in source.lengths])
     targets = [length for source in train for length in source.target_lengths]
     repeated, seen = repetitions(examples, evaluation)
     unknown = _unknown(renderer.tokenizer)
@@ -284,7 +243,7 @@ def _report(
         eval_rows=len(evaluation),
         tokens=sum(example.tokens for example in examples),
         trained_tokens=sum(example.trained for example in examples),
-        length=lengths,
+        length=lengths_of([length for source in train for length in source.lengths]),
         max_length=data.max_length,
         sources=[source.counts for source in (*train, *held_out)],
         samples=[{"row": e.where, "text": renderer.marked(e)} for e in examples[:SAMPLES]],
@@ -295,12 +254,8 @@ def _report(
         seen=seen,
         contradicting=contradictions(examples, TASKS[config.task]),
     )
-    notes = (
-        *_notes(data, report, [*train, *held_out]),
-        *_unread(train, held_out),
-        *_seen_sources(train, held_out),
-        *findings(report),
-    )
+    sources = [*train, *held_out]
+    notes = *_notes(data, report, sources), *_unread(sources), *_seen_sources(train, held_out), *findings(report)
     return replace(report, notes=notes)
 
 
@@ -324,9 +279,9 @@ def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows])
             yield f"{counts.source}: in {rows} of {counts.read:,}, the first {found.first}, {found.what}"
 
 
-def _unread(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -> Iterable[str]:
+def _unread(sources: Sequence[SourceRows]) -> Iterable[str]:
     """A sentence where rows say more than is read of them: a label beside plain text, say."""
-    sources = [source for source in (*train, *held_out) if source.unread]
+    sources = [source for source in sources if source.unread]
     if not sources:
         return
     columns = list(dict.fromkeys(column.strip() or "(no name)" for source in sources for column in source.unread))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from loraft.config.choices import RowFormat, TaskName
@@ -29,20 +30,11 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "source": ("src", "document", "article"),
     "target": ("tgt", "summary", "highlights"),
     "text": (
-        "sentence",
-        "content",
-        "review",
-        "tweet",
-        "comment",
-        "message",
-        "body",
-        "document",
-        "premise",
-        "sentence1",
+        "sentence", "content", "review", "tweet", "comment", "message", "body", "document", "premise", "sentence1",
     ),
     "label": ("labels", "class", "category", "sentiment", "topic", "intent", "target", "emotion", "stars", "rating"),
     "text_pair": ("hypothesis", "sentence2"),
-}
+}  # fmt: skip
 """Our columns, and what they are called in other people's files."""
 AROUND_A_TURN = 16
 """Tokens that a chat template puts around a turn, or around all of them; a token of text has at least a byte."""
@@ -50,13 +42,7 @@ AROUND_A_TURN = 16
 
 @dataclass(frozen=True)
 class FormatMatch:
-    """A reading of the rows.
-
-    Attributes:
-        task: The task that they are rows for.
-        format: Their format.
-        columns: Our column names: theirs, where they differ.
-    """
+    """A reading of the rows, for a task and as a format; `columns` has our column names: theirs, where they differ."""
 
     task: TaskName
     format: RowFormat
@@ -68,7 +54,6 @@ class DatasetProfile:
     """What a source of rows holds.
 
     Attributes:
-        path: The source.
         rows: How many rows can be used.
         unusable: How many cannot be read, or do not say what such rows must.
         columns: The columns that some row has.
@@ -162,20 +147,14 @@ def _fit(
     for may_guess in (False, True):
         for each, form in readings:
             names = renamed or _other_names(columns, form, optional_only=not may_guess)
-            if _fits(columns, each, form, names):
-                return FormatMatch(each.name, form, names)
+            with suppress(DataError):
+                if detect_format(columns, each, names) == form:
+                    return FormatMatch(each.name, form, names)
     if not readings:
         assert task is not None
         assert row_format is not None
         check_format(row_format, TASKS[task])
     raise _fit_nothing(columns, readings)
-
-
-def _fits(columns: Collection[str], task: Task, row_format: RowFormat, names: Mapping[str, str]) -> bool:
-    try:
-        return detect_format(columns, task, names) == row_format
-    except DataError:
-        return False
 
 
 def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
@@ -251,13 +230,9 @@ def _run_together(read: RowsRead, fit: FormatMatch) -> int:
     if fit.format != "prompt_completion" or not TASKS[fit.task].joins_prompts:
         return 0
     names = [fit.columns.get(name, name) for name in OURS[fit.format]]
-    borders = ([row.values.get(name) for name in names] for row in read.rows)
-    return sum(
-        isinstance(prompt, str)
-        and isinstance(completion, str)
-        and not (prompt[-1:].isspace() or completion[:1].isspace())
-        for prompt, completion in borders
-    )
+    borders = [[row.values.get(name) for name in names] for row in read.rows]
+    texts = [(each[0], each[1]) for each in borders if isinstance(each[0], str) and isinstance(each[1], str)]
+    return sum(not (prompt[-1:].isspace() or completion[:1].isspace()) for prompt, completion in texts)
 
 
 def _records(read: RowsRead, fit: FormatMatch, languages: Sequence[str]) -> tuple[list[Record], list[Problem]]:

@@ -1,4 +1,4 @@
-"""From examples to batches: which rows share a batch, in which order, and how they are laid.
+"""From examples to batches: which rows share a batch, in which order, and whether they lie end to end.
 
 The order is a pure function of the seed and the epoch, so that a place in the data is two numbers.
 """
@@ -9,10 +9,12 @@ import bisect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from loraft.config.schema import RunConfig
+from loraft.tasks import TASKS
 from loraft.tokenization.examples import Example
 
 T = TypeVar("T")
@@ -20,20 +22,18 @@ LENGTH_GROUP = 50
 """How many batches are sorted by length together: enough to cut padding, few enough to keep the order random."""
 
 
-class Span(Protocol):
+@dataclass(frozen=True)
+class SourceSpan:
     """The examples `start … stop - 1` of one source, seen `weight` times an epoch."""
 
-    @property
-    def start(self) -> int:
-        """The first example."""
+    start: int
+    stop: int
+    weight: float
 
     @property
-    def stop(self) -> int:
-        """The example after the last."""
-
-    @property
-    def weight(self) -> float:
-        """How often an epoch sees each."""
+    def drawn(self) -> int:
+        """How many rows an epoch draws from it."""
+        return round(self.weight * (self.stop - self.start))
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class BatchSampler:
 
     Attributes:
         lengths: The number of tokens of every example.
-        spans: The sources, in order, with their weights.
+        spans: The sources, in order.
         batch_size: Rows in a batch; filled rows where `fill_to` is set.
         accumulation: Batches in an optimizer step.
         seed: The run's seed.
@@ -68,7 +68,7 @@ class BatchSampler:
     """
 
     lengths: Sequence[int]
-    spans: Sequence[Span]
+    spans: Sequence[SourceSpan]
     batch_size: int
     accumulation: int
     seed: int
@@ -95,23 +95,19 @@ class BatchSampler:
     def windows(
         self, train: Sequence[Example], epoch: int, window: int, place: tuple[int, int]
     ) -> Iterator[StepBatches]:
-        """The windows of an epoch from number `window` on, each the batches of one optimizer step.
+        """The windows of an epoch (from 0) from number `window` on, each the batches of one optimizer step.
 
-        Args:
-            train: The examples that batches are of.
-            epoch: Its number, from 0.
-            window: The first window, from 0.
-            place: Of no use here: numbers tell where rows are.
+        `place` is for streams: here numbers tell where rows are.
         """
-        batches, size = self.epoch(epoch), self.accumulation
-        for start in range(window * size, len(batches), size):
-            rows = [[train[index] for index in batch] for batch in batches[start : start + size]]
-            yield StepBatches(rows, ends_epoch=start + size >= len(batches))
+        batches = _chunks(self.epoch(epoch), self.accumulation)
+        for number in range(window, len(batches)):
+            rows = [[train[index] for index in batch] for batch in batches[number]]
+            yield StepBatches(rows, ends_epoch=number == len(batches) - 1)
 
     def steps(self, number: int) -> int:
         """The optimizer steps of epoch `number`; the last one may have fewer batches."""
         if self.fill_to is None:
-            batches = math.ceil(sum(_times(span) for span in self.spans) / self.batch_size)
+            batches = math.ceil(sum(span.drawn for span in self.spans) / self.batch_size)
         else:  # it takes a packing of all rows to count them, and every step asks
             if number not in self._batches:
                 self._batches[number] = len(self.epoch(number))
@@ -123,15 +119,10 @@ class BatchSampler:
         drawn: list[int] = []
         for span in self.spans:
             size = span.stop - span.start
-            whole, rest = divmod(_times(span), size) if size else (0, 0)
+            whole, rest = divmod(span.drawn, size) if size else (0, 0)
             drawn += list(range(span.start, span.stop)) * whole
             drawn += (span.start + random.permutation(size)[:rest]).tolist()
         return drawn
-
-
-def _times(span: Span) -> int:
-    """How many rows an epoch draws from a source."""
-    return round(span.weight * (span.stop - span.start))
 
 
 def _chunks(items: Sequence[T], size: int) -> list[list[T]]:
@@ -162,3 +153,27 @@ def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         rows[row].append(place)
         bisect.insort(by_room, (room - lengths[place], row))
     return rows
+
+
+def uses_packing(config: RunConfig, *, packs: bool) -> bool:
+    """Whether the rows of a batch lie end to end, without padding; `packs` says that the model's family can."""
+    wanted = config.data.packing != "off" and config.model.attn_implementation == "auto"
+    return packs and wanted and TASKS[config.task].packs
+
+
+def fills(config: RunConfig) -> bool:
+    """Whether rows are filled up to `data.max_length` with one another."""
+    return config.data.packing == "fill" and TASKS[config.task].packs
+
+
+def batch_sampler(config: RunConfig, train: Sequence[Example], sources: Sequence[SourceSpan]) -> BatchSampler:
+    """The batches of a run."""
+    return BatchSampler(
+        lengths=[example.tokens for example in train],
+        spans=sources,
+        batch_size=config.training.per_device_train_batch_size,
+        accumulation=config.training.gradient_accumulation_steps,
+        seed=config.seed,
+        group_by_length=config.training.group_by_length,
+        fill_to=config.data.max_length if fills(config) else None,
+    )

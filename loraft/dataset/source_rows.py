@@ -34,12 +34,6 @@ def held_out_rows(examples: Sequence[Example], task: Task, share: float, seed: i
     Rows of the same input are on one side, pieces of one row too. Of each class the same share is held out, at least
     one row where `share` is enough for that, and one at least is left to train on.
 
-    Args:
-        examples: All rows.
-        task: What is learned from them.
-        share: The share of rows to hold out.
-        seed: Draws them.
-
     Raises:
         DataError: There are fewer than two rows.
     """
@@ -56,9 +50,8 @@ def held_out_rows(examples: Sequence[Example], task: Task, share: float, seed: i
     for index in random.permutation(len(rows)):
         groups.setdefault(inputs[rows[index]].digest(), []).append(rows[index])
     if len(rows) < 2:
-        raise DataError(
-            "one row cannot be shared between training and evaluation", key="data.eval", remedy="write data.eval: null"
-        )
+        message = "one row cannot be shared between training and evaluation"
+        raise DataError(message, key="data.eval", remedy="write data.eval: null")
     # Where all rows are the same there is nothing to keep apart.
     together = list(groups.values()) if len(groups) > 1 else [[row] for row in rows]
     most = min(max(1, round(share * len(rows))), len(rows) - 1)
@@ -112,12 +105,10 @@ class SourceRows:
 
     Attributes:
         given: What the config says of it, the defaults of its section filled in.
-        counts: What became of its rows.
         records: What its good rows say, until they are tokens.
         places: Where each of these stands.
         examples: What is left of them as tokens.
         lengths: The tokens of each record, before any is cut; of its source where there is a target.
-        target_lengths: The tokens of each record's target.
         problems: What is wrong with its bad rows.
         unread: The columns that nothing is read from.
     """
@@ -170,11 +161,9 @@ def from_cache(
 
 @dataclass
 class ReadSources:
-    """The sources of a run as records.
+    """The sources of a run as records; none are held out where a share of the rows is.
 
     Attributes:
-        train: Those to train on.
-        held_out: Those to evaluate on; none where a share of the rows is held out.
         problems: What must not be: whole sources that cannot be read, and bad rows where these are errors.
     """
 
@@ -202,17 +191,11 @@ def _read_all(
         except InvalidInputError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
-        if config.data.on_bad_row == "error":
-            problems += _with_a_way_out(source.problems)
+        if config.data.on_bad_row == "error" and source.problems:
+            *others, last = source.problems  # the last one says what can be done about all, where nothing else is
+            problems += [*others, last if last.remedy else replace(last, remedy=f"Mend it; or {LEAVE_OUT}.")]
         found.append(source)
     return found
-
-
-def _with_a_way_out(problems: Sequence[Problem]) -> list[Problem]:
-    """The problems of bad rows; the last one says what can be done about all of them, where nothing else is."""
-    if not problems or problems[-1].remedy is not None:
-        return list(problems)
-    return [*problems[:-1], replace(problems[-1], remedy=f"Mend it; or {LEAVE_OUT}.")]
 
 
 def with_defaults(source: DataSource, data: DataSection) -> DataSource:
@@ -230,17 +213,11 @@ def with_defaults(source: DataSource, data: DataSection) -> DataSource:
 def expand_sources(data: DataSection) -> tuple[list[DataSource], list[DataSource]]:
     """The sources to train on and those to evaluate on, `with_defaults`; of a share held out there are none."""
     held_out = data.eval if isinstance(data.eval, tuple) else ()
-    train, evaluation = ([with_defaults(source, data) for source in part] for part in (data.train, held_out))
-    return train, evaluation
+    return [with_defaults(source, data) for source in data.train], [with_defaults(source, data) for source in held_out]
 
 
 def read_source(given: DataSource, config: RunConfig, read: RowsRead | None = None) -> SourceRows:
-    """A source as records.
-
-    Args:
-        given: The source, `with_defaults`.
-        config: The run's.
-        read: Its rows, where they were read already.
+    """A source, `with_defaults`, as records; of its rows where they were read already.
 
     Raises:
         DataError: What is wrong with the source as a whole, or with all of its rows.
@@ -267,11 +244,7 @@ def read_source(given: DataSource, config: RunConfig, read: RowsRead | None = No
 
 
 def format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
-    """The format of rows that were read.
-
-    Raises:
-        DataError: They are of none that the task takes.
-    """
+    """The format of rows that were read; an error says that they are of none that the task takes."""
     try:
         row_format = given.format
         if row_format == "auto":
@@ -320,24 +293,20 @@ def findings_of(found: Sequence[TokenizedRow], places: Sequence[str]) -> list[Fi
 def shortened(problems: Sequence[Problem], remedy: str | None = LEAVE_OUT) -> list[Problem]:
     """Problems of rows, those of one kind as the first of them with their count, and no more than a screen of kinds.
 
-    Args:
-        problems: What is wrong, row after row.
-        remedy: What can be done about those that are not shown.
+    `remedy` says what can be done about those that are not shown.
     """
     kinds: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
         kinds.setdefault(_kind(problem), []).append(problem)
-    found = [each for kind in kinds.values() for each in ([_all_of(kind)] if len(kind) > NAMED_EACH else kind)]
+    found: list[Problem] = []
+    for kind in kinds.values():
+        first, way_out = kind[0], next((each.remedy for each in kind if each.remedy), None)
+        message = f"{first.message} (so in {len(kind):,} rows, this the first)"
+        found += [replace(first, message=message, remedy=way_out)] if len(kind) > NAMED_EACH else kind
     if len(found) <= SHOWN_PROBLEMS:
         return found
     more = len(found) - SHOWN_PROBLEMS
     return [*found[:SHOWN_PROBLEMS], Problem(f"and {more} more problems like these", remedy=remedy)]
-
-
-def _all_of(kind: Sequence[Problem]) -> Problem:
-    """The first problem of a kind, with how many there are."""
-    remedy = next((each.remedy for each in kind if each.remedy), None)
-    return replace(kind[0], message=f"{kind[0].message} (so in {len(kind):,} rows, this the first)", remedy=remedy)
 
 
 def _kind(problem: Problem) -> tuple[str, ...]:

@@ -24,13 +24,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a person should know of some rows.
-
-    Attributes:
-        what: What it is, and what can be done.
-        rows: How many rows it is so of.
-        first: The place of the first.
-    """
+    """Something that a person should know of some rows, with how many rows it is so of and the place of the first."""
 
     what: str
     rows: int
@@ -42,16 +36,12 @@ class SourceCounts:
     """What became of the rows of one source.
 
     Attributes:
-        source: Its path.
-        format: The format of its rows.
-        read: Rows in it.
         bad: Rows that cannot be used and were skipped (`data.on_bad_row: skip`).
         overlength: Rows longer than `data.max_length`.
         in_part: Those of them whose tokens were not counted to the end, so that their lengths are lower bounds.
         done: What was done with those: dropped, truncated or split.
         untrained: Rows left out because no token of theirs is trained.
         kept: Rows, or pieces of split ones, that can be used.
-        findings: What a person should know of some of them.
     """
 
     source: str
@@ -88,14 +78,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """The rows of one class.
-
-    Attributes:
-        label: Its name.
-        train_rows: Rows to train on.
-        train_share: Their share of all rows to train on.
-        eval_rows: Rows to evaluate on.
-    """
+    """The rows of one class, and its share of all rows to train on."""
 
     label: str
     train_rows: int
@@ -105,12 +88,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Repetition:
-    """A row that says exactly what another one says.
-
-    Attributes:
-        row: Its place.
-        same_as: The place of the first training row that it repeats.
-    """
+    """A row that says what an earlier training row says, each by its place."""
 
     row: str
     same_as: str
@@ -121,13 +99,10 @@ class DataReport:
     """The rows of a run, in numbers.
 
     Attributes:
-        train_rows: Rows to train on.
-        eval_rows: Rows to evaluate on.
         tokens: Tokens of the rows to train on.
         trained_tokens: Those that the loss is computed on.
         length: Lengths of the training rows in tokens; of their sources where they have targets.
         max_length: The setting that they are compared with.
-        sources: What became of the rows of each source.
         samples: Three rows as the model sees them, the trained part in ⟦ ⟧.
         notes: What was found, a sentence each.
         target_length: Lengths of the targets; None where rows have none.
@@ -148,7 +123,7 @@ class DataReport:
     max_length: int
     sources: Sequence[SourceCounts]
     samples: Sequence[dict[str, str]]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     target_length: Lengths | None = None
     classes: Sequence[ClassCount] = ()
     unknown_tokens: int | None = None
@@ -165,8 +140,7 @@ class DataReport:
     def as_dict(self, *, verbose: bool = False) -> dict[str, Any]:
         """The report as JSON shows it; what only some data has stands there only then.
 
-        Args:
-            verbose: Name each repeated row instead of counting them alone.
+        `verbose` names each repeated row instead of counting them alone.
         """
         values = {key: value for key, value in asdict(self).items() if key != "notes"}
         repeated, seen, contradicting = (values.pop(key) for key in ("repeated", "seen", "contradicting"))
@@ -225,23 +199,20 @@ def findings(report: DataReport) -> Iterator[str]:
     for alike in (names for names in spellings.values() if len(names) > 1):
         yield f"{' and '.join(alike)} are {len(alike)} classes, and differ in upper and lower case alone"
     if report.repeated:
-        first = report.repeated[0]
         many = "training rows repeat" if len(report.repeated) > 1 else "training row repeats"
-        yield f"{len(report.repeated)} {many} an earlier one, the first {first.row} ({first.same_as})"
+        yield f"{len(report.repeated)} {many} an earlier one, {_first(report.repeated)}"
     if report.contradicting:
-        first = report.contradicting[0]
         many = "rows have" if len(report.contradicting) > 1 else "row has"
-        yield (
-            f"{len(report.contradicting)} training {many} the text of an earlier one and another label, the first "
-            f"{first.row} ({first.same_as})"
-        )
+        said = "the text of an earlier one and another label"
+        yield f"{len(report.contradicting)} training {many} {said}, {_first(report.contradicting)}"
     if report.seen:
-        first = report.seen[0]
         stand = "stands" if len(report.seen) == 1 else "stand"
-        yield (
-            f"{len(report.seen)} of {counted(report.eval_rows, 'row')} to evaluate on {stand} among the training rows, "
-            f"the first {first.row} ({first.same_as}): they say nothing about new rows"
-        )
+        found = f"{len(report.seen)} of {counted(report.eval_rows, 'row')} to evaluate on {stand}"
+        yield f"{found} among the training rows, {_first(report.seen)}: they say nothing about new rows"
+
+
+def _first(repeated: Sequence[Repetition]) -> str:
+    return f"the first {repeated[0].row} ({repeated[0].same_as})"
 
 
 def _named(labels: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from loraft.tokenization.examples import Example, RowRenderer
 
 TOKENIZED_AT_ONCE = 64
 DRAWS_AT_ONCE = 4096
+DRAWN, BAD, TOO_LONG, UNTRAINED = "drawn", "bad", "too long", "without a trained token"
 ROWS, SOURCES = 0x5EA1, 0x5EA2
 """Keep the draws of rows and of sources apart from each other, and from others of the same seed and epoch."""
 
@@ -40,35 +41,14 @@ class StreamedSource:
     """A source that is read as it comes.
 
     Attributes:
-        given: What the config says of it.
         format: The format of its rows.
-        wanted: What the config says of rows that are too long.
+        wanted: What the config says of it, and of rows that are too long.
         rows: How many it has; None where that is not known.
     """
 
-    given: DataSource
     format: RowFormat
     wanted: LengthPolicy
     rows: int | None
-
-
-@dataclass
-class StreamCounts:
-    """What became of the rows that were drawn."""
-
-    drawn: int = 0
-    bad: int = 0
-    overlength: int = 0
-    untrained: int = 0
-    findings: Counter[str] = field(default_factory=Counter)
-
-    def notes(self) -> tuple[str, ...]:
-        """A sentence, where a row was left out or cut, and one for each finding."""
-        counts = {"bad": self.bad, "too long": self.overlength, "without a trained token": self.untrained}
-        found = [f"{count:,} {what}" for what, count in counts.items() if count]
-        drawn = f"of {self.drawn:,} rows drawn since the start"
-        left_out = [f"{drawn}, {' and '.join(found)}"] if found else []
-        return (*left_out, *(f"{drawn}, in {rows:,}: {what}" for what, rows in self.findings.items()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,19 +59,28 @@ class RowStream:
         config: The run's.
         sources: The sources, which are mixed by how many rows each still has.
         renderer: The one way from records to tokens.
-        tally: What became of the rows so far.
+        counts: What became of the rows so far: how many of them were drawn, and how many are what a word says.
+        findings: What was found in how many of them.
     """
 
     config: RunConfig
     sources: tuple[StreamedSource, ...]
     renderer: RowRenderer
-    tally: StreamCounts = field(default_factory=StreamCounts)
+    counts: Counter[str] = field(default_factory=Counter)
+    findings: Counter[str] = field(default_factory=Counter)
 
     @property
     def rows(self) -> int | None:
         """How many rows there are; None where a source does not say."""
         counts = [source.rows for source in self.sources]
         return None if None in counts else sum(count for count in counts if count is not None)
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence, where a row was left out or cut, and one for each finding."""
+        found = [f"{self.counts[what]:,} {what}" for what in (BAD, TOO_LONG, UNTRAINED) if self.counts[what]]
+        drawn = f"of {self.counts[DRAWN]:,} rows drawn since the start"
+        left_out = [f"{drawn}, {' and '.join(found)}"] if found else []
+        return (*left_out, *(f"{drawn}, in {rows:,}: {what}" for what, rows in self.findings.items()))
 
     def examples(self, epoch: int, drawn: int = 0, pieces: int = 0) -> Iterator[tuple[Example, int, int]]:
         """The examples of an epoch from a place on, each with the place behind it.
@@ -108,12 +97,9 @@ class RowStream:
                 drawn, pieces = drawn + 1, 0
 
     def _order(self, epoch: int) -> Iterator[tuple[int, RawRow]]:
-        seed = self.config.seed
-        mixed = _mixed([source.rows for source in self.sources], self._opened(), _draws([seed, epoch, SOURCES]))
+        seed, opened = self.config.seed, [raw_rows(source.wanted.source, streaming=True) for source in self.sources]
+        mixed = _mixed([source.rows for source in self.sources], opened, _draws([seed, epoch, SOURCES]))
         return _shuffled(mixed, self.config.data.shuffle_buffer, _draws([seed, epoch, ROWS]))
-
-    def _opened(self) -> list[Iterator[RawRow]]:
-        return [raw_rows(source.given, streaming=True) for source in self.sources]
 
     def _outcomes(self, chunk: Sequence[tuple[int, RawRow]]) -> list[TokenizedRow]:
         """What becomes of some rows, in their order."""
@@ -128,7 +114,7 @@ class RowStream:
                     found[place] = TokenizedRow(problems=(row,))
                     continue
                 try:
-                    records[place] = task.record(row, source.format, source.given.columns, languages), row.where
+                    records[place] = task.record(row, source.format, source.wanted.source.columns, languages), row.where
                 except DataError as error:
                     found[place] = TokenizedRow(problems=error.problems)
             said, where = [record for record, _ in records.values()], [where for _, where in records.values()]
@@ -140,11 +126,9 @@ class RowStream:
             raise DataError.several(outcome.problems)
         if outcome.too_long is not None and source.wanted.done == "error":
             raise DataError.several([outcome.too_long])
-        self.tally.drawn += 1
-        self.tally.bad += bool(outcome.problems)
-        self.tally.overlength += outcome.too_long is not None
-        self.tally.untrained += outcome.untrained
-        self.tally.findings.update(outcome.findings)
+        became = {BAD: outcome.problems, TOO_LONG: outcome.too_long, UNTRAINED: outcome.untrained}
+        self.counts.update([DRAWN, *(what for what, is_so in became.items() if is_so)])
+        self.findings.update(outcome.findings)
         return outcome
 
 
@@ -159,28 +143,17 @@ def streamed(config: RunConfig, sources: Sequence[tuple[DataSource, RowFormat]],
         if given.path.endswith(".json"):
             remedy = "write it as .jsonl, one object a line"
             raise DataError("is read whole: a .json file cannot be streamed", where=given.path, remedy=remedy)
-        wanted = length_policy(given, config.data, row_format)
-        found.append(StreamedSource(given, row_format, wanted, count_rows(given)))
-    unknown = [source.given.path for source in found if source.rows is None]
+        found.append(StreamedSource(row_format, length_policy(given, config.data, row_format), count_rows(given)))
+    unknown = [source.wanted.source.path for source in found if source.rows is None]
     if unknown and len(found) > 1:
-        raise DataError(
-            "does not say how many rows it has, so it cannot be mixed with others in a stream",
-            where=unknown[0],
-            key="data.train",
-            remedy="stream it alone",
-        )
+        message = "does not say how many rows it has, so it cannot be mixed with others in a stream"
+        raise DataError(message, where=unknown[0], key="data.train", remedy="stream it alone")
     return RowStream(config, tuple(found), renderer)
 
 
 @dataclass(frozen=True, eq=False)
 class StreamingSampler:
-    """Which rows of a stream share a batch: those that are drawn one after the other.
-
-    Attributes:
-        stream: The rows.
-        batch_size: Rows in a batch.
-        accumulation: Batches in an optimizer step.
-    """
+    """Which rows of a stream share a batch: those that are drawn one after the other."""
 
     stream: RowStream
     batch_size: int
@@ -194,17 +167,16 @@ class StreamingSampler:
         Raises:
             DataError: A row is bad where that is an error, or none of a whole epoch can be trained on.
         """
-        rows = self.stream.examples(epoch, *place)
-        taken = list(islice(rows, self.batch_size * self.accumulation))
+        rows, size = self.stream.examples(epoch, *place), self.batch_size
+        taken = list(islice(rows, size * self.accumulation))
         if not taken and place == (0, 0):
-            raise DataError(
-                "no row of the stream can be trained on", key="data.train", remedy="look at data.max_length"
-            )
+            message = "no row of the stream can be trained on"
+            raise DataError(message, key="data.train", remedy="look at data.max_length")
         while taken:
-            following = list(islice(rows, self.batch_size * self.accumulation))
+            following = list(islice(rows, size * self.accumulation))
             examples = [example for example, _, _ in taken]
-            batches = [examples[at : at + self.batch_size] for at in range(0, len(examples), self.batch_size)]
-            notes = () if following else self.stream.tally.notes()
+            batches = [examples[at : at + size] for at in range(0, len(examples), size)]
+            notes = () if following else self.stream.notes()
             yield StepBatches(batches, place=taken[-1][1:], ends_epoch=not following, notes=notes)
             taken = following
 

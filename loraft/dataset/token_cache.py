@@ -1,9 +1,7 @@
 """Rows that became tokens once, kept so that the next start finds them.
 
-An entry is a folder named by all that its tokens depend on, with arrays and JSON in it and a manifest of their
-sha256.
-It is written beside its place and renamed, under a lock. A cache only saves time: one that cannot be written or is
-damaged is told, and never an error.
+An entry is a folder named by all that its tokens depend on, with arrays and JSON in it and a manifest of their sha256.
+A cache only saves time: one that cannot be written or is damaged is told, and never an error.
 """
 
 from __future__ import annotations
@@ -30,7 +28,8 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
-from loraft.errors import DataError
+from loraft.errors import DataError, DiskFullError
+from loraft.io.atomic import atomic_dir
 from loraft.io.checksums import sha256_of, sha256_of_facts
 from loraft.rows.raw_rows import content_of
 from loraft.tokenization.examples import Example
@@ -81,11 +80,9 @@ def identity_of(
 
 
 def contents_of(sources: Sequence[DataSource], *, streaming: bool = False) -> tuple[str | None, ...]:
-    """What tells whether the rows of each source are still the same; None where nothing does.
+    """What tells whether the rows of each source, with its section's defaults, are still the same.
 
-    Args:
-        sources: The sources, the defaults of their section filled in.
-        streaming: They are read as they come: a Hub dataset is told by its name alone.
+    None where nothing does. Where they are read as they come, a Hub dataset is told by its name alone.
     """
     return tuple(_content(source, streaming) for source in sources)
 
@@ -93,7 +90,7 @@ def contents_of(sources: Sequence[DataSource], *, streaming: bool = False) -> tu
 def _content(source: DataSource, streaming: bool) -> str | None:
     try:
         return content_of(source, streaming=streaming)
-    except (DataError, NotImplementedError, OSError, UnicodeDecodeError):  # as above
+    except (DataError, NotImplementedError, OSError, UnicodeDecodeError):  # it is found, and told, on the way to tokens
         return None
 
 
@@ -144,20 +141,19 @@ ARRAYS, FACTS, MANIFEST = "rows.safetensors", "facts.json", "manifest.json"
 
 
 class TokenCache:
-    """The place of one set of rows in the cache.
+    """The place of one set of rows in the cache; without a key nothing is found and nothing kept.
 
     Attributes:
         notes: What there is to say, a sentence each.
     """
 
-    def __init__(self, root: Path, key: str) -> None:
+    def __init__(self, root: Path | None, key: str | None) -> None:
         self.notes: list[str] = []
-        self._root = root / KEPT
-        self._folder = self._root / key
+        self._folder = None if root is None or key is None else root / KEPT / key
 
     def find(self) -> tuple[list[Example], dict[str, Any]] | None:
         """The examples and facts that were kept; None where there are none, or they are damaged."""
-        if not self._folder.is_dir():
+        if self._folder is None or not self._folder.is_dir():
             return None
         try:
             _verify(self._folder)
@@ -173,63 +169,50 @@ class TokenCache:
 
     def keep(self, examples: Sequence[Example], facts: Mapping[str, Any]) -> None:
         """Keep examples, and facts that JSON holds."""
+        if self._folder is None:
+            return
         described = {"places": [example.where for example in examples], "facts": facts}
+        root = self._folder.parent
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._root / ".lock"):
-                for stale in self._root.glob(".making-*"):
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / ".lock"):
+                for stale in root.glob(".*.partial-*"):
                     shutil.rmtree(stale, ignore_errors=True)
                 if not self._folder.is_dir():
-                    self._write(_arrays(examples), described)
-                _prune(self._root, newest=self._folder)
+                    with atomic_dir(self._folder) as beside:
+                        save_file(_arrays(examples), beside / ARRAYS)
+                        (beside / FACTS).write_text(json.dumps(described), encoding="utf-8")
+                        sums = {name: sha256_of(beside / name) for name in (ARRAYS, FACTS)}
+                        (beside / MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
+                _prune(root, newest=self._folder)
             for earlier in BEFORE:
-                shutil.rmtree(self._root.with_name(earlier), ignore_errors=True)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
+                shutil.rmtree(root.with_name(earlier), ignore_errors=True)
+        except (OSError, SafetensorError, DiskFullError) as error:
+            cause = error.__cause__ if isinstance(error, DiskFullError) else error
+            reason = getattr(cause, "strerror", None) or cause
             self.notes.append(f"the tokens could not be kept for the next start: {reason}")
-
-    def _write(self, arrays: dict[str, np.ndarray[Any, Any]], described: Mapping[str, Any]) -> None:
-        beside = self._root / f".making-{os.getpid()}"
-        beside.mkdir()
-        try:
-            save_file(arrays, beside / ARRAYS)
-            (beside / FACTS).write_text(json.dumps(described), encoding="utf-8")
-            shutil.copymode(beside / FACTS, beside / ARRAYS)  # safetensors writes 0600 whatever the umask
-            sums = {name: sha256_of(beside / name) for name in (ARRAYS, FACTS)}
-            (beside / MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
-            for name in (ARRAYS, FACTS, MANIFEST):
-                with (beside / name).open("rb") as file:
-                    os.fsync(file.fileno())
-            beside.rename(self._folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
     """Columns: `[tokens]` and, for each, `[examples]` where an example ends in it; counts are `[examples]`."""
     types = [example.token_type_ids or [] for example in examples]
     columns = {"ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples], "types": types}
-    arrays: dict[str, np.ndarray[Any, Any]] = {
-        "trained": np.array([example.trained for example in examples], np.int64),
-        "tokens": np.array([example.tokens for example in examples], np.int64),
-    }
+    counts = {"trained": [e.trained for e in examples], "tokens": [e.tokens for e in examples]}
+    arrays = {name: np.array(each, np.int64) for name, each in counts.items()}
     for name, rows in columns.items():
         flat = array("i")
         for row in rows:
             flat.extend(row)
-        arrays[name] = np.frombuffer(flat, dtype=np.int32) if flat else np.zeros(0, np.int32)
+        arrays[name] = np.array(flat, np.int32)
         arrays[f"{name}_ends"] = np.cumsum([len(row) for row in rows], dtype=np.int64)
     return arrays
 
 
 def _examples(arrays: Mapping[str, np.ndarray[Any, Any]], places: Sequence[str]) -> list[Example]:
     ids, labels, types = (_rows(arrays[name], arrays[f"{name}_ends"]) for name in ("ids", "labels", "types"))
-    counts = (arrays[name].tolist() for name in ("trained", "tokens"))
-    each = zip(ids, labels, places, *counts, types, strict=True)
-    return [
-        Example(i, label, where, trained, tokens, segments or None)
-        for i, label, where, trained, tokens, segments in each
-    ]
+    trained, tokens = (arrays[name].tolist() for name in ("trained", "tokens"))
+    segments = (each or None for each in types)
+    return list(map(Example, ids, labels, places, trained, tokens, segments))
 
 
 def _rows(flat: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> Iterable[list[int]]:
@@ -240,11 +223,7 @@ def _rows(flat: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> Iterable[li
 
 
 def _verify(folder: Path) -> None:
-    """Compare an entry with its manifest.
-
-    Raises:
-        ValueError: A file is not what was written.
-    """
+    """Raise a ValueError where a file of an entry is not what was written."""
     sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     for name in (ARRAYS, FACTS):
         if not isinstance(sums, dict) or sha256_of(folder / name) != sums.get(name):

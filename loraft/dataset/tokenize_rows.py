@@ -7,7 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,22 +20,20 @@ from loraft.rows.formats import Record
 from loraft.tokenization.examples import Example, RowRenderer
 from loraft.tokenization.long_texts import ManyTokensError
 
-DROP = "write data.on_overlength: drop"
-
 
 @dataclass(frozen=True)
 class LengthPolicy:
     """What the config says of the rows of a source.
 
     Attributes:
+        source: The source.
         limits: The section that says how long a row may be.
         done: What is done with a longer one: drop, truncate, split or error.
-        columns: Our column names: theirs, for errors.
     """
 
+    source: DataSource
     limits: DataSection
     done: str
-    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +62,8 @@ class TokenizedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """A row, or a part of one, as it is read.
-
-    Attributes:
-        text: What the renderer made of it.
-        in_part: That is a beginning.
-    """
+class Rendered:
+    """What the renderer made of a row, or of a part of one; `in_part` where that is a beginning."""
 
     text: Any
     in_part: bool = False
@@ -79,35 +72,30 @@ class Read:
 def length_policy(source: DataSource, data: DataSection, row_format: str) -> LengthPolicy:
     """What `data` says of the rows of `source`: auto splits plain text and drops the rest."""
     auto = "split" if row_format == "text" else "drop"
-    return LengthPolicy(data, auto if data.on_overlength == "auto" else data.on_overlength, source.columns)
+    return LengthPolicy(source, data, auto if data.on_overlength == "auto" else data.on_overlength)
 
 
 def tokenize_rows(
     renderer: RowRenderer, records: Sequence[Record], places: Sequence[str], wanted: LengthPolicy
 ) -> list[TokenizedRow]:
-    """What becomes of records, one outcome each, in their order.
-
-    Args:
-        renderer: The one way from records to tokens.
-        records: What the rows say.
-        places: Where each of them stands.
-        wanted: What the config says of them.
-    """
+    """What becomes of records that stand in those places, one outcome each, in their order."""
     found: dict[int, TokenizedRow] = {}
-    rendered: list[Read] = []
+    rendered: list[Rendered] = []
     of_record: list[int] = []
     for index, (record, place) in enumerate(zip(records, places, strict=True)):
         try:
             parts = [_rendered(renderer, part, wanted) for part in renderer.parts(record)]
         except DataError as error:
             found[index] = _unusable(error, place, wanted)
-        except ManyTokensError as error:
-            found[index] = _uncounted(error.fewest, place)
+        except ManyTokensError as error:  # one unbroken text that is too long by any count
+            message = f"has at least {error.fewest:,} tokens, more than the config takes"
+            problem = Problem(message, where=place, remedy="write data.on_overlength: drop")
+            found[index] = TokenizedRow(lengths=(error.fewest,), in_part=True, too_long=problem)
         else:
             rendered += parts
             of_record += [index] * len(parts)
     examples = _examples(renderer, rendered, [places[index] for index in of_record], wanted)
-    rows: dict[int, list[tuple[Example, Read]]] = {}
+    rows: dict[int, list[tuple[Example, Rendered]]] = {}
     for index, example, read in zip(of_record, examples, rendered, strict=True):
         if isinstance(example, TokenizedRow):
             found.setdefault(index, example)
@@ -116,7 +104,7 @@ def tokenize_rows(
     return [found[i] if i in found else _outcome(renderer, rows[i], wanted) for i in range(len(records))]
 
 
-def _rendered(renderer: RowRenderer, record: Record, wanted: LengthPolicy) -> Read:
+def _rendered(renderer: RowRenderer, record: Record, wanted: LengthPolicy) -> Rendered:
     """A part of a record as text; of a row that is cut or dropped no more is read than that needs.
 
     Raises:
@@ -125,18 +113,18 @@ def _rendered(renderer: RowRenderer, record: Record, wanted: LengthPolicy) -> Re
     """
     whole = renderer.render(record)
     if wanted.done == "split":
-        return Read(whole)
+        return Rendered(whole)
     try:
         beginning = renderer.beginning(whole, wanted.limits)
     except ManyTokensError as error:
         if wanted.done == "truncate":
             raise error.refusal from None
         raise
-    return Read(beginning, in_part=beginning is not whole)
+    return Rendered(beginning, in_part=beginning is not whole)
 
 
 def _examples(
-    renderer: RowRenderer, rendered: Sequence[Read], where: Sequence[str], wanted: LengthPolicy
+    renderer: RowRenderer, rendered: Sequence[Rendered], where: Sequence[str], wanted: LengthPolicy
 ) -> list[Example | TokenizedRow]:
     """Each text as tokens, or why it cannot be read: of many the one at fault is looked for."""
     try:
@@ -150,17 +138,12 @@ def _examples(
 
 
 def _unusable(error: DataError, place: str, wanted: LengthPolicy) -> TokenizedRow:
-    named = (replace(each, where=place, key=wanted.columns.get(each.key or "", each.key)) for each in error.problems)
+    theirs = wanted.source.columns
+    named = (replace(each, where=place, key=theirs.get(each.key or "", each.key)) for each in error.problems)
     return TokenizedRow(problems=tuple(named))
 
 
-def _uncounted(fewest: int, place: str) -> TokenizedRow:
-    """A row of one unbroken text that is too long by any count."""
-    problem = Problem(f"has at least {fewest:,} tokens, more than the config takes", where=place, remedy=DROP)
-    return TokenizedRow(lengths=(fewest,), in_part=True, too_long=problem)
-
-
-def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Read]], wanted: LengthPolicy) -> TokenizedRow:
+def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Rendered]], wanted: LengthPolicy) -> TokenizedRow:
     pieces: list[Example] = []
     too_long: Problem | None = None
     for example, read in parts:
@@ -168,7 +151,10 @@ def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Read]], wante
         if exceeds is None:
             pieces.append(example)
             continue
-        too_long = too_long or Problem(exceeds, where=example.where, remedy=_remedy(renderer))
+        if too_long is None:
+            ways = "drop or truncate" if renderer.reads_source else "drop, truncate or split"
+            remedy = f"raise it, or write data.on_overlength: {ways}"
+            too_long = Problem(exceeds, where=example.where, remedy=remedy)
         if wanted.done in ("truncate", "split"):
             pieces += renderer.cut(read.text, example, wanted.limits, wanted.done)
     trained = tuple(piece for piece in pieces if piece.trained)
@@ -182,11 +168,6 @@ def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Read]], wante
         untrained=bool(pieces) and not trained,
         findings=tuple(dict.fromkeys(findings)),
     )
-
-
-def _remedy(renderer: RowRenderer) -> str:
-    ways = "drop or truncate" if renderer.reads_source else "drop, truncate or split"
-    return f"raise it, or write data.on_overlength: {ways}"
 
 
 CHUNK = 500
@@ -210,7 +191,11 @@ def processes_for(setting: int | str, rows: int) -> int:
 def tokenized(
     renderer: RowRenderer, records: Sequence[Record], places: Sequence[str], wanted: LengthPolicy, processes: int
 ) -> list[TokenizedRow]:
-    """What becomes of records, one outcome each in their order, found by so many processes."""
+    """What becomes of records, one outcome each in their order, found by so many processes.
+
+    They are started as programs of their own: a fork would copy locks of threads and of the accelerator, and what
+    multiprocessing spawns runs the caller's script once more where that has no guard around its main part.
+    """
     if processes == 1:
         return tokenize_rows(renderer, records, places, wanted)
     starts = range(0, len(records), CHUNK)
@@ -247,19 +232,10 @@ def _started(count: int, setting: bytes) -> Iterator[SimpleQueue[Process]]:
     """So many processes that know `setting`; they are gone afterwards."""
     free: SimpleQueue[Process] = SimpleQueue()
     # One thread a process: together they are as many as the cores.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    found = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false"}
+    command, pipe = [sys.executable, "-c", SERVE], subprocess.PIPE
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SERVE],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        subprocess.Popen(command, env={**os.environ, **found}, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
         for _ in range(count)
     ]
     try:
@@ -280,10 +256,8 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
     renderer, wanted = pickle.load(sys.stdin.buffer)
-    while True:
-        try:
+    with suppress(EOFError):
+        while True:
             records, places = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        pickle.dump(tokenize_rows(renderer, records, places, wanted), answers)
-        answers.flush()
+            pickle.dump(tokenize_rows(renderer, records, places, wanted), answers)
+            answers.flush()

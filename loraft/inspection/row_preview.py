@@ -14,8 +14,8 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from loraft.config.schema import RunConfig
-from loraft.dataset.batch_plan import batch_sampler, uses_packing
 from loraft.dataset.build import PreparedData, prepare
+from loraft.dataset.sampler import batch_sampler, uses_packing
 from loraft.dataset.statistics import SourceCounts
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, DataError
@@ -296,7 +296,7 @@ def _first_batches(config: RunConfig, data: PreparedData) -> tuple[list[list[Exa
         DataError: A row of a stream, beyond those that were looked at before, is bad where that is an error.
     """
     if data.stream is None:
-        epoch = batch_sampler(config, data).epoch(0)
+        epoch = batch_sampler(config, data.train, data.train_sources).epoch(0)
         return [[data.train[i] for i in chosen] for chosen in epoch[:BATCHES]], len(epoch)
     training = config.training
     plan = StreamingSampler(data.stream, training.per_device_train_batch_size, training.gradient_accumulation_steps)

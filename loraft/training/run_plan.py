@@ -16,8 +16,7 @@ import torch
 
 from loraft.adapters.model_card import shown
 from loraft.config.schema import RunConfig
-from loraft.dataset.batch_plan import batch_sampler, fills, uses_packing
-from loraft.dataset.sampler import BatchSampler
+from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_packing
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError
 from loraft.figures import counted
@@ -59,7 +58,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     """
     known = _resolved(known_run(config))
     config, data, packed = known.config, known.data, _packed(known)
-    drawn = batch_sampler(config, data)
+    drawn = batch_sampler(config, data.train, data.train_sources)
     if not drawn.epoch(0):
         message = "an epoch draws no row: each source's rows times its weight are less than half a row"
         raise ConfigError(message, key="data.train", remedy="write greater weights")

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraft.dataset import sampler
-from loraft.dataset.build import SourceSpan
-from loraft.dataset.sampler import BatchSampler, pack_rows
+from loraft.dataset.sampler import BatchSampler, SourceSpan, pack_rows
 from loraft.tasks.loss import BatchLayout, collate_texts
 from loraft.tokenization.examples import Example
 

@@ -201,7 +201,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(place: Place) -> None:
 
 
 def test_what_a_killed_process_left_is_removed(place: Place) -> None:
-    left = place.cache / KEPT / ".making-1"
+    left = place.cache / KEPT / ".another.partial-1"
     left.mkdir(parents=True)
     (left / "rows.safetensors").write_bytes(b"half")
     place.prepared()
