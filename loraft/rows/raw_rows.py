@@ -32,12 +32,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass
 class RowsRead:
-    """What a source held.
-
-    Attributes:
-        rows: The rows that can be read, in order.
-        problems: The rows that cannot.
-    """
+    """The rows of a source, in order, and what is wrong with those that cannot be read."""
 
     rows: list[Row] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -74,9 +69,7 @@ def read_rows(source: DataSource, most: int | None = None) -> RowsRead:
 def raw_rows(source: DataSource, *, streaming: bool = False) -> Iterator[RawRow]:
     """The rows of a source as they come, not yet looked into.
 
-    Args:
-        source: The source.
-        streaming: Take a Hub dataset as it comes over the line, instead of fetching it first.
+    Where they are streamed, a Hub dataset comes over the line instead of being fetched first.
 
     Raises:
         DataError: At the first row: there is no such file, builtin or Hub dataset, or it cannot be read.
@@ -106,11 +99,7 @@ def count_rows(source: DataSource) -> int | None:
 
 
 def rows_to_answer(path: Path, parameter: str) -> RowsRead:
-    """The rows of a file that each get an answer.
-
-    Args:
-        path: The file.
-        parameter: What names it, for errors.
+    """The rows of a file that each get an answer; errors name it by the parameter it was given as.
 
     Raises:
         DataError: There is no such file, or it is no file of rows.
@@ -144,11 +133,7 @@ def content_of(source: DataSource, *, streaming: bool = False) -> str | None:
 
 
 def _file(source: DataSource) -> Path | None:
-    """The path of a source that is a file, or is meant to be one.
-
-    Raises:
-        DataError: It is a URL, or a pattern.
-    """
+    """The path of a source that is a file, or is meant to be one."""
     path = Path(source.path).expanduser()
     if path.exists():
         return path

@@ -7,6 +7,7 @@ asked for.
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import re
 import sys
@@ -23,7 +24,11 @@ DEEPEST = 100
 """The most levels of lists and objects: Python walks through some hundreds, and no row means so many."""
 
 
-class RepeatedKeyError(ValueError):
+class UnreadableError(ValueError):
+    """A row that cannot be read; the message says why."""
+
+
+class RepeatedKeyError(UnreadableError):
     """An object has a key twice."""
 
     def __init__(self, key: str) -> None:
@@ -55,7 +60,10 @@ def loads(text: str) -> Any:
         RecursionError: It is nested too deeply.
         ValueError: A number is too long.
     """
-    value = _decode(text)
+    return _unrepeated(_decode(text))
+
+
+def _unrepeated(value: object) -> Any:
     if (key := _repeated_in(value)) is not None:
         raise RepeatedKeyError(key)
     return value
@@ -102,8 +110,20 @@ def look(where: str, read: Callable[..., Mapping[str, object]], *given: object) 
     """The row that `read` makes of what is given, or why it cannot be read."""
     try:
         return Row(read(*given), where)
-    except _UnreadableError as error:
-        return Problem(str(error), where, remedy=_remedy(str(error)))
+    except (ValueError, RecursionError) as error:
+        why = _why(error)
+        return Problem(why, where, remedy=_remedy(why))
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    if isinstance(error, UnreadableError):
+        return str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8 (byte {error.start + 1})"
+    if isinstance(error, json.JSONDecodeError):
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        return f"is not JSON: {error.msg} ({place})"
+    return "is not JSON that can be read: nested too deeply, or a number too long"
 
 
 def kind_of(path: Path) -> str:
@@ -124,10 +144,8 @@ def rows_in(path: Path) -> Iterator[RawRow]:
     if not path.exists():
         raise DataError("there is no such file", where=str(path), key="data", remedy=_nearest(path))
     if kind_of(path) not in READERS:
-        raise DataError(
-            f"files of type {path.suffix or '(none)'} are not read", where=str(path), key="data",
-            remedy=f"write it as {', '.join(READERS)}",
-        )  # fmt: skip
+        message, remedy = f"files of type {path.suffix or '(none)'} are not read", f"write it as {', '.join(READERS)}"
+        raise DataError(message, where=str(path), key="data", remedy=remedy)
     try:
         if path.stat().st_size == 0:
             raise DataError("is empty", where=str(path), key="data", remedy="Write rows into it, or name another file.")
@@ -137,8 +155,6 @@ def rows_in(path: Path) -> Iterator[RawRow]:
 
 
 def _nearest(path: Path) -> str:
-    import difflib
-
     beside = {entry.name.lower(): entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else {}
     close = difflib.get_close_matches(path.name.lower(), beside, n=1)
     if close:
@@ -155,32 +171,33 @@ def _jsonl(path: Path) -> Iterator[RawRow]:
             if is_first:
                 _refuse_other_json(raw, file.peek(), path)
             is_first = False
-            yield partial(look, f"{path}:{number}", _object, raw, number == 1)
+            yield partial(look, f"{path}:{number}", _line, raw, number == 1)
 
 
 def _refuse_other_json(first: bytes, following: bytes, path: Path) -> None:
     """A list of rows, or rows of several lines each: every line would be wrong, and none would say why."""
     text = first.removeprefix(b"\xef\xbb\xbf").strip()
     if text == b"{" and following.lstrip().startswith(b'"'):
-        raise DataError("has objects of several lines each, and .jsonl is one object a line", where=str(path),
-                        key="data", remedy=f"Write each in one line: jq -c . {path.name}")  # fmt: skip
+        message, remedy = "has objects of several lines each", f"Write each in one line: jq -c . {path.name}"
+        raise DataError(f"{message}, and .jsonl is one object a line", where=str(path), key="data", remedy=remedy)
     if text.startswith(b"["):
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
             value = [{}]  # it goes on in the next line
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            raise DataError("holds a list, and .jsonl is one object a line", where=str(path), key="data",
-                            remedy=f"Name the file {path.stem}.json.")  # fmt: skip
+            remedy = f"Name the file {path.stem}.json."
+            raise DataError("holds a list, and .jsonl is one object a line", where=str(path), key="data", remedy=remedy)
 
 
 def _json(path: Path) -> Iterator[RawRow]:
     try:
-        loaded = _parsed(_text(path.read_bytes(), first=True), _decode)
-        _parsed(loaded, _repeated_in)  # nested too deeply; a key that stands twice spoils its row alone
-    except _UnreadableError as error:
-        remedy = _of_several_objects(path) if "Extra data" in str(error) else _remedy(str(error))
-        raise DataError(str(error), where=str(path), key="data", remedy=remedy) from None
+        loaded = _decode(_text(path.read_bytes(), first=True))
+        _repeated_in(loaded)  # is it nested too deeply? A key that stands twice spoils its row alone
+    except (ValueError, RecursionError) as error:
+        why = _why(error)
+        remedy = _of_several_objects(path) if "Extra data" in why else _remedy(why)
+        raise DataError(why, where=str(path), key="data", remedy=remedy) from None
     if not isinstance(loaded, list):
         lists = [key for key, value in loaded.items() if isinstance(value, list)] if isinstance(loaded, dict) else []
         remedy = "write the list alone, or one object a line as .jsonl"
@@ -190,7 +207,7 @@ def _json(path: Path) -> Iterator[RawRow]:
             inside = f"; the rows seem to be in {lists[0]!r}" if lists else ""
         raise DataError(f"must hold a list of objects{inside}", where=str(path), key="data", remedy=remedy)
     for number, value in enumerate(loaded, start=1):
-        yield partial(look, f"{path}: row {number}", _unrepeated, value)
+        yield partial(look, f"{path}: row {number}", _object, value)
 
 
 def _of_several_objects(path: Path) -> str:
@@ -221,8 +238,7 @@ def _csv(path: Path) -> Iterator[RawRow]:
                     yield partial(look, f"{path}:{line}", _cells, header, cells)
                 line = reader.line_num + 1
         except csv.Error as error:
-            why = f"is not CSV: {error}; nothing after it was read"
-            yield partial(Problem, why, f"{path}:{line}")
+            yield partial(Problem, f"is not CSV: {error}; nothing after it was read", f"{path}:{line}")
 
 
 def _header(cells: Sequence[str], where: str) -> list[str]:
@@ -239,21 +255,19 @@ def _refuse_other_marks(header: str, path: Path) -> None:
     plain = re.sub(r'"[^"]*"', "", header)
     for mark, name in ((";", "semicolons"), ("\t", "tabs")):
         if plain.count(mark) > plain.count(","):
-            raise DataError(
-                f"the header has {name} between its columns: it is separated by {mark if mark == ';' else name}, and "
-                "cells are parted by commas",
-                where=f"{path}:1", key="data", remedy="write the file with commas, or as .jsonl",
-            )  # fmt: skip
+            found = f"the header has {name} between its columns: it is separated by {mark if mark == ';' else name}"
+            message, remedy = f"{found}, and cells are parted by commas", "write the file with commas, or as .jsonl"
+            raise DataError(message, where=f"{path}:1", key="data", remedy=remedy)
 
 
 def _cells(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, object]:
     if len(cells) > len(header):
-        raise _UnreadableError("has more cells than the header has columns")
+        raise UnreadableError("has more cells than the header has columns")
     if len(cells) < len(header):
-        raise _UnreadableError(f"has no cell for {', '.join(header[len(cells) :])}")
+        raise UnreadableError(f"has no cell for {', '.join(header[len(cells) :])}")
     broken = [column for column, cell in zip(header, cells, strict=True) if not _is_utf8(cell)]
     if broken:
-        raise _UnreadableError(f"is not UTF-8 in {', '.join(broken)}")
+        raise UnreadableError(f"is not UTF-8 in {', '.join(broken)}")
     return dict(zip(header, cells, strict=True))
 
 
@@ -299,47 +313,21 @@ def _present(value: object) -> object:
     return [_present(inner) for inner in value] if isinstance(value, list) else value
 
 
-class _UnreadableError(Exception):
-    """A row that cannot be read; the message says why."""
-
-
 def _text(raw: bytes, *, first: bool) -> str:
     if b"\0" in raw:
-        raise _UnreadableError("holds a NUL byte")
-    try:
-        return raw.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        raise _UnreadableError(f"is not UTF-8 (byte {error.start + 1})") from None
+        raise UnreadableError("holds a NUL byte")
+    return raw.decode("utf-8-sig" if first else "utf-8")
 
 
-def _object(raw: bytes, first: bool) -> Mapping[str, object]:
-    return _checked(_parsed(_text(raw, first=first).rstrip("\r\n"), loads))
+def _line(raw: bytes, first: bool) -> Mapping[str, object]:
+    return _object(_decode(_text(raw, first=first).rstrip("\r\n")))
 
 
-def _unrepeated(value: object) -> Mapping[str, object]:
-    if (key := _repeated_in(value)) is not None:
-        raise _UnreadableError(str(RepeatedKeyError(key)))
-    return _checked(value)
+def _object(value: object) -> Mapping[str, object]:
+    if not isinstance(found := _unrepeated(value), dict):
+        raise UnreadableError("is not a JSON object")
+    return found
 
 
-def _parsed(given: Any, parse: Callable[[Any], Any]) -> Any:
-    try:
-        return parse(given)
-    except RepeatedKeyError as error:
-        raise _UnreadableError(str(error)) from None
-    except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise _UnreadableError(f"is not JSON: {error.msg} ({place})") from None
-    except (RecursionError, ValueError):
-        raise _UnreadableError("is not JSON that can be read: nested too deeply, or a number too long") from None
-
-
-def _checked(value: object) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise _UnreadableError("is not a JSON object")
-    return value
-
-
-READERS: Mapping[str, Callable[[Path], Iterator[RawRow]]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
-}  # fmt: skip
+Reader = Callable[[Path], Iterator[RawRow]]
+READERS: Mapping[str, Reader] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}

@@ -19,16 +19,15 @@ SEED = 20_240_613
 SYSTEM_PROMPT = "Write the customer's message as a ticket in JSON: name, product, order, problem, urgency."
 
 FIRST = (
-    "Ana", "Ben", "Carla", "Deniz", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jamal", "Katja", "Liam", "Mei",
-    "Noor", "Omar", "Priya", "Quinn", "Rosa", "Sven", "Tara", "Uma", "Viktor", "Wanda", "Xenia", "Yusuf", "Zoe",
-    "Aiko", "Bruno", "Chloe", "Diego", "Esther", "Fiona", "Goran", "Hana", "Ivan", "Jonas", "Kofi", "Lucia",
-    "Marek", "Nadia",
+    "Ana", "Ben", "Carla", "Deniz", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jamal", "Katja", "Liam", "Mei", "Noor",
+    "Omar", "Priya", "Quinn", "Rosa", "Sven", "Tara", "Uma", "Viktor", "Wanda", "Xenia", "Yusuf", "Zoe", "Aiko",
+    "Bruno", "Chloe", "Diego", "Esther", "Fiona", "Goran", "Hana", "Ivan", "Jonas", "Kofi", "Lucia", "Marek", "Nadia",
 )  # fmt: skip
 LAST = (
     "Abbott", "Becker", "Castillo", "Dubois", "Eriksen", "Fischer", "Garcia", "Haddad", "Ito", "Jansen", "Kowalski",
-    "Lopez", "Moreau", "Novak", "Okafor", "Patel", "Quiroga", "Rossi", "Schmidt", "Tanaka", "Ueda", "Vargas",
-    "Weber", "Xu", "Yilmaz", "Zhang", "Andersson", "Brown", "Costa", "Diaz", "Evans", "Ferrari", "Gruber", "Hansen",
-    "Ivanova", "Johnson", "Keller", "Lindgren", "Murphy", "Nguyen",
+    "Lopez", "Moreau", "Novak", "Okafor", "Patel", "Quiroga", "Rossi", "Schmidt", "Tanaka", "Ueda", "Vargas", "Weber",
+    "Xu", "Yilmaz", "Zhang", "Andersson", "Brown", "Costa", "Diaz", "Evans", "Ferrari", "Gruber", "Hansen", "Ivanova",
+    "Johnson", "Keller", "Lindgren", "Murphy", "Nguyen",
 )  # fmt: skip
 PRODUCTS = (
     "kettle", "desk lamp", "office chair", "rain jacket", "coffee grinder", "bluetooth speaker", "yoga mat", "toaster",
@@ -58,23 +57,22 @@ PROBLEMS: Mapping[str, Sequence[str]] = {
     "damaged": (
         "it arrived broken", "there is a big crack in it", "it was smashed when I opened the box", "one side is dented",
         "it came with scratches all over", "it is bent out of shape",
-        "the packaging was torn and so is what was inside",
-        "it fell apart in my hands", "a corner has chipped off", "it was in pieces on arrival",
-        "the surface is damaged", "it got crushed on its way",
+        "the packaging was torn and so is what was inside", "it fell apart in my hands", "a corner has chipped off",
+        "it was in pieces on arrival", "the surface is damaged", "it got crushed on its way",
     ),
     "late": (
         "it still has not arrived", "I have been waiting for weeks", "the parcel is overdue",
-        "delivery was due last week",
-        "where is my parcel", "the tracking has not moved for days", "nothing has been delivered so far",
-        "it should have been here long ago", "the shipment is stuck somewhere", "no sign of the courier yet",
-        "it was promised for last Friday and did not come", "the delivery is taking forever",
+        "delivery was due last week", "where is my parcel", "the tracking has not moved for days",
+        "nothing has been delivered so far", "it should have been here long ago", "the shipment is stuck somewhere",
+        "no sign of the courier yet", "it was promised for last Friday and did not come",
+        "the delivery is taking forever",
     ),
     "wrong item": (
         "you sent me something else", "that is not what I ordered", "the box held a different article",
         "I received the wrong colour", "the size is not the one I picked", "somebody else's goods were in my parcel",
         "this is another model than I asked for", "you mixed up my order with another one",
-        "I was sent the wrong thing",
-        "what came is not what the picture shows", "it is the wrong version", "a completely different product came",
+        "I was sent the wrong thing", "what came is not what the picture shows", "it is the wrong version",
+        "a completely different product came",
     ),
     "missing part": (
         "the screws are not in the box", "a piece is missing", "there was no manual or cable with it",
@@ -98,27 +96,25 @@ PROBLEMS: Mapping[str, Sequence[str]] = {
 URGENCIES: Mapping[str, Sequence[str]] = {
     "high": (
         "this is urgent", "I need it by tomorrow", "please act immediately", "it cannot wait",
-        "as soon as possible please",
-        "I need an answer today", "this is an emergency", "hurry, please", "right away, please", "time is very short",
-        "I must have this solved tonight", "at once, please",
+        "as soon as possible please", "I need an answer today", "this is an emergency", "hurry, please",
+        "right away, please", "time is very short", "I must have this solved tonight", "at once, please",
     ),
     "normal": (
         "please answer this week", "a reply in a few days would be good", "please look into it",
-        "I hope to hear from you",
-        "let me know what happens next", "please get back to me", "I would be glad about a reply",
-        "please sort this out in the coming days", "kindly check", "tell me how we go on", "please see to it",
-        "a reply by next week is fine",
+        "I hope to hear from you", "let me know what happens next", "please get back to me",
+        "I would be glad about a reply", "please sort this out in the coming days", "kindly check",
+        "tell me how we go on", "please see to it", "a reply by next week is fine",
     ),
     "low": (
         "no hurry", "whenever you have time", "it is not urgent", "take your time", "there is no rush at all",
-        "it can wait", "any time is fine", "just when you get to it", "this has no priority",
-        "no need to rush", "I am in no hurry", "answer when it suits you",
+        "it can wait", "any time is fine", "just when you get to it", "this has no priority", "no need to rush",
+        "I am in no hurry", "answer when it suits you",
     ),
 }  # fmt: skip
 ASIDES = (
     "I have been a customer for 6 years", "my neighbour recommended you", "I called twice", "the weather is awful here",
-    "I paid 49 by card", "it was a gift for my sister", "your site was slow", "I moved to flat 12 in May", "", "",
-    "", "",
+    "I paid 49 by card", "it was a gift for my sister", "your site was slow", "I moved to flat 12 in May", "", "", "",
+    "",
 )  # fmt: skip
 
 
