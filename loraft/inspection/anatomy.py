@@ -182,20 +182,19 @@ class Anatomy:
 
 
 def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> Anatomy:
-    """Take a model on the meta device apart.
-
-    Args:
-        model: On the meta device.
-        family: Its row, with the paths that this class has.
-        storage: How its tensors are stored.
-    """
+    """Take a model on the meta device apart; its family has the paths of this class."""
     config = model.config.get_text_config()
     positions = position_encoding(model, family.stacks, storage.tensor)
     dtypes = _numbers_by_part(model, family, {table.name for table in positions.tables}, storage.dtype_of)
     whole: Counter[str] = sum((Counter(count) for count in dtypes.values()), Counter())
     usual = whole.most_common(1)[0][0]
     bytes_by_dtype = {dtype: count * bytes_of(dtype) for dtype, count in whole.most_common()}
-    stacks, lengths = _stacks(model, family), (getattr(config, name, None) for name in CONTEXTS)
+    stacks = []
+    for name, path in family.stacks.items():
+        layers = list(model.get_submodule(path).children())
+        bare = path.removeprefix(f"{model.base_model_prefix}.")
+        stacks.append(Stack(name, path, bare, len(layers), type(layers[0]).__name__))
+    lengths = (getattr(config, name, None) for name in CONTEXTS)
     layer = linear_modules(model.get_submodule(f"{family.layers_path}.0"))
     heads = _heads(layer, family, config)
     parameters, experts = parameter_count(model), _experts(model, family, config)
@@ -207,7 +206,7 @@ def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> A
         model_type=model.config.model_type,
         architecture=type(model).__name__,
         kind=family.kind,
-        stacks=stacks,
+        stacks=tuple(stacks),
         hidden_size=getattr(config, "hidden_size", None),
         **(heads or dict.fromkeys(HEADS)),
         feed_forward=_feed_forward(model, layer, family, config),
@@ -227,15 +226,6 @@ def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> A
         kv_cache_bytes_per_token=None if numbers is None else numbers * bytes_of(usual),
         kv_cache_dtype=usual,
     )
-
-
-def _stacks(model: PreTrainedModel, family: ModelSpec) -> tuple[Stack, ...]:
-    found = []
-    for name, path in family.stacks.items():
-        layers = list(model.get_submodule(path).children())
-        bare = path.removeprefix(f"{model.base_model_prefix}.")
-        found.append(Stack(name, path, bare, len(layers), type(layers[0]).__name__))
-    return tuple(found)
 
 
 def _heads(layer: Mapping[str, tuple[int, int]], family: ModelSpec, config: PreTrainedConfig) -> dict[str, Any]:

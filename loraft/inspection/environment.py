@@ -1,7 +1,7 @@
-"""What this machine can do for loraft: rows of facts, each looked up or tried, none presumed.
+"""What this machine can do for loraft: facts, each looked up or tried, none presumed from a version number.
 
-It refuses to draw conclusions from version numbers: what of bitsandbytes works is tried on a small layer and compared
-with plain arithmetic. A library that cannot even be imported is a fact like any other, so nothing here fails.
+What of bitsandbytes works is tried on a small layer and compared with plain arithmetic. A library that cannot even be
+imported is a fact like any other, so nothing here fails.
 """
 
 from __future__ import annotations
@@ -132,9 +132,8 @@ def _try_nf4(device: str) -> str:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
-    layer = Linear4bit(  # type: ignore[no-untyped-call]
-        128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4"
-    ).to(device)
+    options = {"bias": False, "compute_dtype": torch.float32, "quant_type": "nf4"}
+    layer = Linear4bit(128, 64, **options).to(device)  # type: ignore[no-untyped-call]
     rows = torch.linspace(-1, 1, 4 * 128, device=device).reshape(4, 128).requires_grad_()
     output = layer(rows)
     output.sum().backward()

@@ -26,7 +26,6 @@ from loraft.tasks import TASKS
 T5 = re.compile(r"(?<![a-z])t5", re.IGNORECASE)
 """T5 in the name of a model that is elsewhere, and neither mT5 nor ByT5: it was trained with words before sources."""
 NO_LIMIT = 2**31 - 1
-ANOTHER = "Name another file, or replace it with `overwrite`."
 
 
 def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
@@ -39,7 +38,8 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError("does not end in .yaml", where=str(path), remedy=f"Name it {path.name}.yaml.")
     if path.exists() and not overwrite:
-        raise ConfigError("is there already", where=str(path), remedy=ANOTHER)
+        remedy = "Name another file, or replace it with `overwrite`."
+        raise ConfigError("is there already", where=str(path), remedy=remedy)
 
 
 def task_of_model(model: str | None) -> TaskName | None:
@@ -151,13 +151,10 @@ def _counted(chosen: Start) -> Start:
 def _check_model(model: str, task: TaskName) -> None:
     family = _family(model)
     if family is not None and family.model_type not in TASKS[task].families:
-        raise ConfigError(
-            f"is of type {family.model_type}, which is not trained for task {task}",
-            where=model,
-            parameter="model",
-            remedy=f"Write `task={TASK_OF_GROUP[family.group]!r}`, or name another model, such as "
-            f"{TASKS[task].starter_model}.",
-        )
+        message = f"is of type {family.model_type}, which is not trained for task {task}"
+        other, model_for_it = TASK_OF_GROUP[family.group], TASKS[task].starter_model
+        remedy = f"Write `task={other!r}`, or name another model, such as {model_for_it}."
+        raise ConfigError(message, where=model, parameter="model", remedy=remedy)
 
 
 def _family(model: str | None) -> ModelSpec | None:

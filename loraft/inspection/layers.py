@@ -18,7 +18,7 @@ from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, Storage, anatomy_of, bytes_of, read_storage
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import Model, load_any_config, load_config
-from loraft.models.modules import linear_modules
+from loraft.models.modules import linear_modules, parameter_count
 from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.sources import ModelHandle
 
@@ -146,9 +146,8 @@ def _anatomy(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> Ana
     except Exception as error:  # a family of the table is known to come apart; of others nothing is known
         if family.model_type in FAMILIES:
             raise
-        raise ModelError(
-            f"model type {family.model_type!r} is not in loraft's table, and it cannot be looked into: {error}"
-        ) from error
+        message = f"model type {family.model_type!r} is not in loraft's table, and it cannot be looked into: {error}"
+        raise ModelError(message) from error
 
 
 class _Trained(NamedTuple):
@@ -175,8 +174,7 @@ def _of_adapter(name: str, opened: AdapterReader) -> _Trained:
 
 
 def _count(trained: _Trained, layers: Sequence[LayerRow], outside: Sequence[ModuleRow], parameters: int) -> LoraCount:
-    rows = [*outside, *(row for layer in layers for row in layer.modules)]
-    updates = sum(row.lora_parameters or 0 for row in rows)
+    updates = sum(row.lora_parameters or 0 for row in (*outside, *(row for layer in layers for row in layer.modules)))
     inside: dict[str, tuple[int, ...]] = {}
     for layer in layers:
         if any(row.lora_target for row in layer.modules):
@@ -200,15 +198,14 @@ def _rows(
         module, dtype = model.get_submodule(path), storage.dtype_of(f"{path}.weight")
         assert isinstance(module.weight, nn.Parameter)
         layer = next((prefix for prefix in inside if path.startswith(prefix)), "")
-        size = sum(weight.numel() for weight in module.parameters())
+        size = parameter_count(module)
         rank = trained.ranks.get(path, 0) if trained else 0
         updates = rank * (inputs + outputs) + (outputs if rank and trained and trained.magnitudes else 0)
         name, shape, counted = path.removeprefix(layer), tuple(module.weight.shape), updates if trained else None
         row = ModuleRow(name, path, shape, size, dtype, size * bytes_of(dtype), rank > 0, counted)
         inside.get(layer, outside).append(row)
-    held = iter(inside.values())
     rows = [
-        LayerRow(stack, index, sum(weight.numel() for weight in layer.parameters()), tuple(next(held)))
+        LayerRow(stack, index, parameter_count(layer), tuple(inside[f"{family.stacks[stack]}.{index}."]))
         for stack, layers in stacks.items()
         for index, layer in enumerate(layers)
     ]

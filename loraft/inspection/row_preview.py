@@ -1,7 +1,4 @@
-"""Rows as the model will see them: their tokens, what of them is learned, and which rows share a batch.
-
-It needs the tokenizer and the data, and loads no weight.
-"""
+"""Rows as the model will see them: their tokens, what is learned, and which share a batch; no weight is loaded."""
 
 from __future__ import annotations
 

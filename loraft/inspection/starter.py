@@ -102,14 +102,6 @@ def starter_config(start: Start) -> RunConfig:
 
 
 def _said(start: Start) -> Iterator[Said]:
-    yield from _head(start)
-    yield from _data(start)
-    yield from _training(start)
-    if TASKS[start.task].generates:
-        yield "generation.max_new_tokens", 256, "The most tokens of an answer, saved with what was trained."
-
-
-def _head(start: Start) -> Iterator[Said]:
     others = " or ".join(task for task in TASKS if task != start.task)
     yield "task", start.task, f"What is learned; {others} is for other rows and other models."
     yield "method", start.method, METHODS[start.method]
@@ -117,16 +109,21 @@ def _head(start: Start) -> Iterator[Said]:
     yield "model.name_or_path", start.model, "A Hub id, a folder, a .gguf file, or builtin:NAME."
     if start.method == "qlora":
         yield "quantization.type", "nf4", "nf4 fits weights that are normally distributed; fp4 is the other type."
-    if start.method == "full":
-        return
-    yield "lora.r", 16, "The rank of each update: what it can learn grows with it, and so does its size."
-    yield "lora.alpha", 32, "The update is scaled by alpha / r; keep it at twice r."
-    yield "lora.target_modules", "all-linear", "Every linear layer; attention or mlp train less, and faster."
+    if start.method != "full":
+        yield "lora.r", 16, "The rank of each update: what it can learn grows with it, and so does its size."
+        yield "lora.alpha", 32, "The update is scaled by alpha / r; keep it at twice r."
+        yield "lora.target_modules", "all-linear", "Every linear layer; attention or mlp train less, and faster."
+    yield from _data(start)
+    yield from _training(start)
+    if TASKS[start.task].generates:
+        yield "generation.max_new_tokens", 256, "The most tokens of an answer, saved with what was trained."
 
 
 def _data(start: Start) -> Iterator[Said]:
     found = "Rows look like" if start.rows is None else f"{start.rows:,} rows. They are read as"
-    yield "data.train", start.train, f"{found} {_row(start)}"
+    texts = ", ".join(f'"{name}": "…"' for name in start.languages[:2])
+    row = f'{{"translation": {{{texts}}}}}' if texts else ROWS[start.format]
+    yield "data.train", start.train, f"{found} {row}"
     yield "data.format", start.format, "What the columns are; auto would recognise it again at every start."
     if start.columns:
         yield "data.columns", dict(start.columns), "Our column names: those of the file."
@@ -137,13 +134,6 @@ def _data(start: Start) -> Iterator[Said]:
         yield "data.on_bad_row", "skip", f"{rows} cannot be used, and are left out and counted; error says why of each."
     if start.counted or start.longest_tokens is None or start.longest_tokens <= SURELY:
         yield _max_length(start)
-
-
-def _row(start: Start) -> str:
-    if start.languages:
-        texts = ", ".join(f'"{name}": "…"' for name in start.languages[:2])
-        return f'{{"translation": {{{texts}}}}}'
-    return ROWS[start.format]
 
 
 def _evaluation(start: Start) -> Said:

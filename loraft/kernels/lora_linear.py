@@ -94,19 +94,18 @@ class _Readers:
 
     Attributes:
         read: What the first one was given.
-        ready: The outputs for it that are not yet asked for, by the place of their layer.
+        ready: The outputs for it that are not yet asked for.
     """
 
     layers: list[AdaptedLinear]
     read: Tensor | None = None
-    ready: dict[int, Tensor] = field(default_factory=dict)
+    ready: dict[AdaptedLinear, Tensor] = field(default_factory=dict)
 
     def output_of(self, layer: AdaptedLinear, x: Tensor) -> Tensor:
         """A layer's output for `x`; what is ready is given only for the very tensor that it was computed from."""
-        place = next(place for place, other in enumerate(self.layers) if other is layer)
-        if place == 0 and all(other.is_plain for other in self.layers):
-            self.read, self.ready = x, dict(enumerate(cpu_adapted(x, self.layers)))
-        out = self.ready.pop(place, None) if x is self.read else None
+        if layer is self.layers[0] and all(other.is_plain for other in self.layers):
+            self.read, self.ready = x, dict(zip(self.layers, cpu_adapted(x, self.layers), strict=True))
+        out = self.ready.pop(layer, None) if x is self.read else None
         return cpu_adapted(x, [layer])[0] if out is None else out
 
     def forget(self, *_: Any) -> None:
@@ -147,8 +146,7 @@ class AddedUpdate(LoraVariant):
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
         """`[..., in]` and the base's output `[..., out]` to the adapted output `[..., out]`."""
-        a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
-        scale = module.scaling[active_adapter]
+        a, b, scale = (of[active_adapter] for of in (module.lora_A, module.lora_B, module.scaling))
         if not module.training:  # in peft's own words, so that what is evaluated is peft's to the bit
             plain: Tensor = result + b(a(x)) * scale
             return plain
