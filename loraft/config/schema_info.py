@@ -60,10 +60,10 @@ class Expected:
     def section(self) -> type[Section] | None:
         """The section whose keys stand here, if one may."""
         for one in self.alternatives:
-            if isinstance(one.annotation, type) and issubclass(one.annotation, Section):
-                return one.annotation
-            if get_origin(one.annotation) is tuple and (inner := Expected.of(get_args(one.annotation)[0]).section):
-                return inner
+            is_list = get_origin(one.annotation) is tuple
+            kind = Expected.of(get_args(one.annotation)[0]).annotation if is_list else one.annotation
+            if isinstance(kind, type) and issubclass(kind, Section):
+                return kind
         return None
 
     def under(self, part: str | int) -> Expected | None:
@@ -74,11 +74,8 @@ class Expected:
                 return Expected.of(arguments[0])
             if origin is dict and isinstance(part, str):
                 return Expected.of(arguments[1])
-        section = self.section
-        if section is not None and isinstance(part, str) and part in section.model_fields:
-            field = section.model_fields[part]
-            return Expected(field.annotation, tuple(field.metadata))
-        return None
+        field = self.section.model_fields.get(str(part)) if self.section is not None else None
+        return Expected(field.annotation, tuple(field.metadata)) if field is not None else None
 
     def __str__(self) -> str:
         for note in self.metadata:

@@ -77,11 +77,8 @@ def builtin_named(name: str) -> Builtin:
         return BUILTINS[name]
     near = difflib.get_close_matches(name, BUILTINS, n=1, cutoff=0.3)
     known = f"Known: {', '.join(f'builtin:{known}' for known in BUILTINS)}."
-    raise ModelError(
-        f"there is no builtin model {name!r}",
-        key="model.name_or_path",
-        remedy=f"Did you mean builtin:{near[0]}? {known}" if near else known,
-    )
+    remedy = f"Did you mean builtin:{near[0]}? {known}" if near else known
+    raise ModelError(f"there is no builtin model {name!r}", key="model.name_or_path", remedy=remedy)
 
 
 def fetch_file(builtin: Builtin, folder: Path) -> Path:

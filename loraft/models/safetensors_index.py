@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
@@ -78,9 +78,8 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     headers: dict[str, TensorHeader] = {}
     for shard in sorted(set(listed.values())):
         if not (folder / shard).is_file():
-            raise ModelError(
-                "the file is missing, and the index lists it", where=str(folder / shard), remedy=FETCH_AGAIN
-            )
+            message = "the file is missing, and the index lists it"
+            raise ModelError(message, where=str(folder / shard), remedy=FETCH_AGAIN)
         headers |= _headers_of(folder / shard)
     if absent := sorted(set(listed) - set(headers)):
         raise ModelError(f"no file holds {_some(absent)}, which the index lists", where=str(folder / INDEX))
@@ -174,13 +173,9 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
     found = {name: header for name in expected if (header := header_of(name, headers)) is not None}
     problems = []
     if missing := [name for name in expected if name not in found]:
-        problems.append(
-            Problem(
-                f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}",
-                where=str(folder),
-                remedy="Training would start from random numbers in their place. " + FETCH_AGAIN,
-            )
-        )
+        message = f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}"
+        remedy = "Training would start from random numbers in their place. " + FETCH_AGAIN
+        problems.append(Problem(message, str(folder), remedy=remedy))
     for name, header in found.items():
         if header.shape != expected[name]:
             shapes = f"{list(header.shape)}, and config.json makes it {list(expected[name])}"
@@ -207,16 +202,11 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for name, header in sorted(read_headers(folder).items()):
         digest.update(json.dumps([name, header.dtype, header.shape]).encode())
-        for part in _ends(header):
-            digest.update(part)
+        with header.file.open("rb") as stream:
+            for start in (header.start, max(header.start, header.stop - 4096)):
+                stream.seek(start)
+                digest.update(stream.read(min(4096, header.stop - start)))
     return f"sha256:{digest.hexdigest()}"
-
-
-def _ends(header: TensorHeader) -> Iterator[bytes]:
-    with header.file.open("rb") as stream:
-        for start in (header.start, max(header.start, header.stop - 4096)):
-            stream.seek(start)
-            yield stream.read(min(4096, header.stop - start))
 
 
 def _some(names: list[str]) -> str:
@@ -242,10 +232,7 @@ def in_order(slots: Iterable[Slot]) -> list[Slot]:
 def write_shard(file: Path, slots: Sequence[Slot], pieces: Callable[[Slot], Iterable[torch.Tensor]]) -> None:
     """Write one file with `slots`, in the order of `in_order`.
 
-    Args:
-        file: Where to.
-        slots: What it holds.
-        pieces: The numbers of a slot, in order and in its dtype; each piece is written before the next is asked for.
+    `pieces` gives the numbers of a slot, in order and in its dtype; each is written before the next is asked for.
 
     Raises:
         ValueError: The pieces of a slot are not as many bytes as it has room for.

@@ -138,12 +138,9 @@ def _no_base(folder: Path, name: str) -> ModelError:
 
 def _converted(file: Path) -> Path:
     if file.suffix != ".gguf":
-        raise ModelError(
-            "is a file, and a model is a folder, a .gguf file, builtin:NAME or a Hub id",
-            where=str(file),
-            key="model.name_or_path",
-            remedy=f"Name the folder: {file.parent}" if file.suffix == ".safetensors" else None,
-        )
+        message = "is a file, and a model is a folder, a .gguf file, builtin:NAME or a Hub id"
+        remedy = f"Name the folder: {file.parent}" if file.suffix == ".safetensors" else None
+        raise ModelError(message, where=str(file), key="model.name_or_path", remedy=remedy)
     name = f"{known_sha256_of(file)[:32]}-{file.stat().st_size}"
     return build_once(cache_folder() / CONVERSION / name, lambda folder: convert(file, folder))
 
@@ -218,9 +215,6 @@ def _refuse_pickles_at_hub(name: str, revision: str | None) -> None:
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
         return  # the folder is without weights in any case, and that is said next
     if pickled := [file for file in listed if file.endswith((".bin", ".pt", ".pth"))]:
-        raise ModelError(
-            f"the Hub's {name} has pickled weights only ({pickled[0]}), and loraft opens safetensors only: "
-            "a pickle can run code",
-            key="model.name_or_path",
-            remedy="Many such models have a copy with safetensors in a pull request: try model.revision: refs/pr/1.",
-        )
+        message = f"the Hub's {name} has pickled weights only ({pickled[0]}), and loraft opens safetensors only: "
+        remedy = "Many such models have a copy with safetensors in a pull request: try model.revision: refs/pr/1."
+        raise ModelError(f"{message}a pickle can run code", key="model.name_or_path", remedy=remedy)
