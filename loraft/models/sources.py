@@ -14,9 +14,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -178,7 +176,7 @@ def _from_hub(name: str, revision: str | None, *, weights: bool, key: str = "mod
         folder = Path(
             snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=[BELOW_THE_ROOT])
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HFValidationError, OSError) as error:  # its other errors are OSErrors all
         raise _not_at_hub(name, revision, key, error) from error
     finally:
         if noisy:
@@ -212,7 +210,7 @@ def _refuse_pickles_at_hub(name: str, revision: str | None) -> None:
     """A repository with other weights than safetensors gets an answer that names them."""
     try:
         listed = HfApi().list_repo_files(name, revision=revision)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+    except OSError:
         return  # the folder is without weights in any case, and that is said next
     if pickled := [file for file in listed if file.endswith((".bin", ".pt", ".pth"))]:
         message = f"the Hub's {name} has pickled weights only ({pickled[0]}), and loraft opens safetensors only: "
