@@ -186,15 +186,7 @@ def evaluate(
         rows, subjects = classifying(requested, source, options, observer)
     else:
         rows, subjects = generating(requested, source, options, batch_size, observer)
-    return measure(
-        rows,
-        subjects[0],
-        subjects[1] if baseline else None,
-        metrics=names,
-        batch_size=batch_size,
-        output=output,
-        observer=observer,
-    )
+    return measure(rows, *subjects, metrics=names, batch_size=batch_size, output=output, observer=observer)
 
 
 def merge(

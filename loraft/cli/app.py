@@ -109,15 +109,6 @@ def silence_libraries() -> None:
         warnings.simplefilter("ignore")
 
 
-def _loaded(name: str) -> Any:
-    """The command of a name; its options are made only now."""
-    from loraft.cli.runner import handle_errors
-
-    alone = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-    alone.command(name, cls=HelpfulCommand)(handle_errors(function_of(name)))
-    return typer.main.get_command(alone)
-
-
 class CommandGroup(TyperGroup):
     """The commands; one that there is not is answered with ours."""
 
@@ -125,8 +116,14 @@ class CommandGroup(TyperGroup):
         super().__init__(**{**settings, "commands": dict.fromkeys(COMMANDS)})
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
-        """The command, loaded."""
-        return _loaded(cmd_name) if cmd_name in COMMANDS else None
+        """The command, loaded; its options are made only now."""
+        if cmd_name not in COMMANDS:
+            return None
+        from loraft.cli.runner import handle_errors
+
+        alone = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+        alone.command(cmd_name, cls=HelpfulCommand)(handle_errors(function_of(cmd_name)))
+        return typer.main.get_command(alone)
 
     def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """The list of commands, for which none of them is loaded."""

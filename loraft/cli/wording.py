@@ -20,7 +20,7 @@ from loraft.errors import ConfigError, LoraftError, Problem
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "init": ("init", "Write a commented config to start with."),
     "check": ("train", "Tell everything that can be known before training."),
-    "preview": ("preview", "Show rows as the model will see them."),
+    "preview": ("train", "Show rows as the model will see them."),
     "train": ("train", "Fine-tune a model as the config says."),
     "evaluate": ("evaluate", "Measure a model on rows that it has not learned."),
     "merge": ("merge", "Fold an adapter into its base, and prove the result."),
@@ -28,8 +28,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "chat": ("chat", "Talk with a base model, or with what was trained."),
     "predict": ("predict", "Tell the classes of texts, by a trained classifier."),
     "inspect-layers": ("inspect_layers", "Tell how a model is built, and what an adapter changed."),
-    "schema": ("doctor", "Print the JSON schema of the config, for editors."),
-    "doctor": ("doctor", "Tell what this machine can do."),
+    "schema": ("init", "Print the JSON schema of the config, for editors."),
+    "doctor": ("init", "Tell what this machine can do."),
 }
 """Each command: the module of `commands` that holds it, and what the list of commands says of it."""
 

@@ -155,7 +155,7 @@ class _Tallies:
 def evaluate(
     rows: EvaluatedRows,
     subject: EvalModel,
-    baseline: EvalModel | None,
+    baseline: EvalModel | None = None,
     *,
     metrics: Sequence[str],
     batch_size: int,

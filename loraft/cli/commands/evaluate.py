@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import nlargest
 from operator import itemgetter
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 LABEL_WIDTH = 22
 MOST_CLASSES = 10
 """The most classes whose whole matrix is shown, and the most mistakes that are listed of more."""
-OF_A_HUNDRED = ("bleu", "chrf")
-"""The figures that run from 0 to 100 by themselves."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,14 @@ def evaluate(
         from loraft.api import evaluate as measure
         from loraft.config.sections import DataSource
 
-    data = (
-        DataSource(path=given.data, split=given.split, format=given.row_format or "auto", columns=names)
-        if given.data
-        else None
-    )
+    data = None
+    if given.data:
+        data = DataSource(path=given.data, split=given.split, format=given.row_format or "auto", columns=names)
     with watching() as view:
         found = measure(
             model,
             data=data,
-            metrics=[name for name in given.metrics.split(",") if name.strip()] if given.metrics is not None else None,
+            metrics=None if given.metrics is None else [name for name in given.metrics.split(",") if name.strip()],
             output=given.output,
             overwrite=given.overwrite,
             baseline=given.baseline,
@@ -105,7 +102,7 @@ def evaluate(
         print_result(*_drawn(found, named))
 
 
-def _drawn(found: Evaluation, named: str) -> list[RenderableType]:
+def _drawn(found: Evaluation, named: str) -> Iterator[RenderableType]:
     """The figures with whose they are, and the base's beside them where there is one."""
     about: dict[str, object] = {"figures of": named, "task": found.task, "data": found.data, "rows": found.rows}
     if found.confusion_matrix is None:
@@ -117,12 +114,12 @@ def _drawn(found: Evaluation, named: str) -> list[RenderableType]:
     if found.output is not None:
         about["output"] = found.output
     about["seconds"] = found.seconds
-    parts = [facts("evaluated", about, label_width=LABEL_WIDTH), _figures(found)]
+    yield facts("evaluated", about, label_width=LABEL_WIDTH)
+    yield _figures(found)
     if found.confusion_matrix is not None:
-        parts.append(_confusion(found.confusion_matrix))
+        yield _confusion(found.confusion_matrix)
     if found.signatures:
-        parts.append(facts("computed as", dict(found.signatures), label_width=LABEL_WIDTH))
-    return parts
+        yield facts("computed as", dict(found.signatures), label_width=LABEL_WIDTH)
 
 
 def _figures(found: Evaluation) -> RenderableType:
@@ -163,6 +160,6 @@ def _figure(name: str, value: float, *, signed: bool = False) -> str:
     sign = "+" if signed and value > 0 else ""
     if name in ("loss", "perplexity", "mcc"):
         return f"{sign}{as_measure(value)}"
-    if name in OF_A_HUNDRED:
+    if name in ("bleu", "chrf"):
         return f"{sign}{value:.2f}"
     return f"{sign}{100 * value:.2f} %"

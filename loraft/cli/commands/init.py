@@ -1,4 +1,4 @@
-"""`loraft init`: a first config, from a file of rows."""
+"""`loraft init`, `loraft schema` and `loraft doctor`: what helps before the first run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import typer
 
@@ -17,9 +17,7 @@ from loraft.cli.text_tables import print_document
 from loraft.cli.wording import with_options
 from loraft.config.choices import DEFAULT_TASK, Method, RowFormat, TaskName
 
-if TYPE_CHECKING:
-    from loraft.dataset.dataset_profile import DatasetProfile
-
+DEFAULT_METHOD: Method = "lora"
 Choice = TypeVar("Choice", bound=str)
 
 
@@ -48,6 +46,7 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
     with waiting("looking at the rows"):
         from loraft.dataset.dataset_profile import profile_dataset
         from loraft.inspection.first_config import check_place, start, task_of_model
+        from loraft.tasks import TASKS
 
         check_place(path, given.data, overwrite=given.overwrite)
         found = None
@@ -55,14 +54,15 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
             likely = task or task_of_model(model)
             found = profile_dataset(given.data, task=likely, columns=names, row_format=given.row_format)
     if _on_a_terminal():
-        task = task or task_of_model(model) or _asked_task(found)
-        method = method or _asked_method()
-        model = model or _asked_model(task)
+        proposed = found.fit.task if found is not None else DEFAULT_TASK
+        task = task or task_of_model(model) or _asked("task", get_args(TaskName), proposed)
+        method = method or _asked("method", get_args(Method), DEFAULT_METHOD)
+        model = model or str(typer.prompt("model", default=TASKS[task].starter_model, err=True))
     with waiting("writing the config"):
         written = start(
             path,
             task=task,
-            method=method or "lora",
+            method=method or DEFAULT_METHOD,
             model=model,
             data=given.data,
             columns=names,
@@ -83,27 +83,35 @@ def _on_a_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _asked_task(found: DatasetProfile | None) -> TaskName:
-    proposed = found.fit.task if found is not None else DEFAULT_TASK
-    return _asked("task", get_args(TaskName), proposed)
-
-
-def _asked_method() -> Method:
-    lora: Method = "lora"
-    return _asked("method", ("lora", "qlora", "full"), lora)
-
-
-def _asked_model(task: TaskName) -> str:
-    from loraft.tasks import TASKS
-
-    return str(typer.prompt("model", default=TASKS[task].starter_model, err=True))
-
-
 def _asked(what: str, choices: Sequence[Choice], proposed: Choice) -> Choice:
     """One of the choices, asked until it is one."""
-    while True:
-        said = typer.prompt(f"{what} ({', '.join(choices)})", default=proposed, err=True)
-        for choice in choices:
-            if said == choice:
-                return choice
+    while (said := typer.prompt(f"{what} ({', '.join(choices)})", default=proposed, err=True)) not in choices:
         typer.echo(f"{said!r} is none of them.", err=True)
+    return choices[choices.index(said)]
+
+
+def schema() -> None:
+    """Print the JSON schema of the config, for editors.
+
+    Save it as loraft.schema.json and begin a config with the line
+    "# yaml-language-server: $schema=loraft.schema.json": the editor then completes keys and marks mistakes.
+    """
+    from loraft.config.schema import RunConfig
+
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    print_json({"$schema": draft, **RunConfig.model_json_schema(), "title": "loraft config"})
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Tell what this machine can do.
+
+    Versions, devices, what of bitsandbytes works here (each tried for real), free disk, cache and Hub.
+    """
+    with waiting("trying what works here"):
+        from loraft.inspection.environment import examine
+
+        parts = examine()
+    if as_json:
+        print_json(parts)
+    else:
+        print_document(parts, rest="machine")

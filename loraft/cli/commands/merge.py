@@ -82,35 +82,25 @@ def _places(target: str | None, out: str | None, adapters: list[str] | None) -> 
 
 
 def _show(report: MergeReport) -> None:
-    adapters = [f"{each['name']} × {each['weight']:g}" for each in report.adapters]
-    print_result(
-        facts(
-            "merged",
-            {
-                "out": report.out,
-                "base model": report.base_model,
-                "base": f"{report.base}: {report.why_this_base}",
-                "adapters": adapters,
-                "changed tensors": report.changed_tensors,
-                **({"untied": report.untied} if report.untied else {}),
-                "dtype": report.dtype,
-                "weights_bytes": report.weights_bytes,
-                "merged in": f"{report.merge_seconds:.1f} s",
-            },
-            label_width=30,
-        )
-    )
-    if report.verified:
-        print_result(facts("verified", _measured(report), label_width=30))
-    task = TASK_OF_GROUP["classifier" if report.labels else "decoder"]
-    print_try_it(task, str(report.out))
-
-
-def _measured(report: MergeReport) -> dict[str, object]:
-    return {
-        "positions": f"{report.positions:,} of {report.measured_on}",
-        f"largest difference of {report.compared}": f"{report.max_abs_logit_difference:.3g}",
-        "KL(adapted ‖ merged)": f"{report.kl_adapted_merged:.3g}",
-        "KL(adapted ‖ base)": f"{report.kl_adapted_base:.3g}",
-        f"same likeliest {'class' if report.labels else 'token'}": f"{100 * (report.top1_agreement or 0):.2f} %",
+    merged = {
+        "out": report.out,
+        "base model": report.base_model,
+        "base": f"{report.base}: {report.why_this_base}",
+        "adapters": [f"{each['name']} × {each['weight']:g}" for each in report.adapters],
+        "changed tensors": report.changed_tensors,
+        **({"untied": report.untied} if report.untied else {}),
+        "dtype": report.dtype,
+        "weights_bytes": report.weights_bytes,
+        "merged in": f"{report.merge_seconds:.1f} s",
     }
+    print_result(facts("merged", merged, label_width=30))
+    if report.verified:
+        measured = {
+            "positions": f"{report.positions:,} of {report.measured_on}",
+            f"largest difference of {report.compared}": f"{report.max_abs_logit_difference:.3g}",
+            "KL(adapted ‖ merged)": f"{report.kl_adapted_merged:.3g}",
+            "KL(adapted ‖ base)": f"{report.kl_adapted_base:.3g}",
+            f"same likeliest {'class' if report.labels else 'token'}": f"{100 * (report.top1_agreement or 0):.2f} %",
+        }
+        print_result(facts("verified", measured, label_width=30))
+    print_try_it(TASK_OF_GROUP["classifier" if report.labels else "decoder"], str(report.out))

@@ -6,7 +6,7 @@ It draws what `--json` prints. Equal layers are one group.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -51,7 +51,7 @@ def _adapter(adapter: Document, *, every: bool) -> Iterator[RenderableType]:
         "folder": adapter["folder"],
         "names the base": adapter["base"],
         "kind": f"{adapter['kind']}, r {', '.join(map(str, adapter['ranks']))}, alpha {as_count(adapter['alpha'])}",
-        "holds": f"{as_count(adapter['parameters'])} numbers: {_numbers(adapter['dtypes'])}",
+        "holds": f"{as_count(adapter['parameters'])} numbers: {_by_dtype(adapter['dtypes'], as_count)}",
         "‖ΔW‖": _measure(adapter["norm"]),
     }
     if adapter["relative"] is not None:
@@ -142,8 +142,8 @@ def _layer_name(row: Document) -> str:
     return f"{row['stack']} {row['index']}"
 
 
-def _numbers(dtypes: Mapping[str, int]) -> str:
-    return " · ".join(f"{as_count(count)} in {dtype}" for dtype, count in dtypes.items())
+def _by_dtype(sizes: Mapping[str, int], said: Callable[[float], str]) -> str:
+    return " · ".join(f"{said(size)} in {dtype}" for dtype, size in sizes.items())
 
 
 def _some(names: Sequence[str], meaning: str) -> str:
@@ -187,12 +187,9 @@ def _model(document: Document) -> dict[str, object]:
         rows[f"{stack['name']} layers"] = f"{stack['layers']} × {stack['layer_class']} at {stack['path']}{bare}"
     rows["hidden size"] = document["hidden_size"]
     if heads:
-        window = document["sliding_window"]
-        rows["attention"] = (
-            f"{document['attention']}: {heads} query heads, {shared} key/value heads of {document['head_size']}; "
-            f"{SHARING[document['attention']]}"
-        )
-        if window:
+        kind, size = document["attention"], document["head_size"]
+        rows["attention"] = f"{kind}: {heads} query heads, {shared} key/value heads of {size}; {SHARING[kind]}"
+        if window := document["sliding_window"]:
             rows["sliding window"] = f"{as_count(window)} tokens, in the layers that have one"
     rows["feed-forward"] = _feed_forward(document["feed_forward"])
     if experts := document["experts"]:
@@ -205,7 +202,7 @@ def _model(document: Document) -> dict[str, object]:
     rows["vocabulary"] = f"{as_count(document['vocabulary'])}{tied}" if document["vocabulary"] else None
     rows["context length"] = document["context_length"]
     rows["parameters"] = document["parameters"]
-    rows["stored"] = f"{_by_dtype(document['bytes_by_dtype'])} (from {document['dtype_source']})"
+    rows["stored"] = f"{_by_dtype(document['bytes_by_dtype'], as_bytes)} (from {document['dtype_source']})"
     if cache := document["kv_cache_bytes_per_token"]:
         rows["KV cache"] = f"{as_count(cache)} bytes a token in {document['kv_cache_dtype']}"
     return rows
@@ -226,10 +223,6 @@ def _norms(norms: Document | None) -> str | None:
     final = ", and one behind the last layer" if norms["final"] else ""
     own = "; queries and keys are normed too" if norms["queries_and_keys"] else ""
     return f"{norms['kind']} {norms['place']}{final}{own}"
-
-
-def _by_dtype(sizes: Mapping[str, int]) -> str:
-    return " · ".join(f"{as_bytes(size)} in {dtype}" for dtype, size in sizes.items())
 
 
 def _positions(found: Document) -> dict[str, object]:
@@ -265,11 +258,12 @@ def _sizes(document: Document) -> RenderableType:
 
 def _layers(document: Document, *, every: bool) -> Iterator[RenderableType]:
     stacks = len(document["stacks"]) > 1
-    for group in _groups(document["layers"], every=every):
+    for _, alike in itertools.groupby(document["layers"], id if every else _kind_of_layer):
+        group = list(alike)
         first, last = group[0], group[-1]
         owner = f"{first['stack']} " if stacks else ""
-        sizes = sorted({layer["parameters"] for layer in group})
-        size = "–".join(as_count(each) for each in dict.fromkeys((sizes[0], sizes[-1])))
+        sizes = {layer["parameters"] for layer in group}
+        size = "–".join(map(as_count, sorted({min(sizes), max(sizes)})))
         if first is last:
             title = f"{owner}layer {first['index']}: {size} parameters"
         else:
@@ -280,14 +274,7 @@ def _layers(document: Document, *, every: bool) -> Iterator[RenderableType]:
         yield text_table("outside the layers", LAYER_HEADINGS, map(_module, document["outside"]))
 
 
-def _groups(layers: Sequence[Document], *, every: bool) -> Iterable[list[Document]]:
-    """Neighbours with equal modules; each alone where every one is asked for."""
-    if every:
-        return [[layer] for layer in layers]
-    return [list(group) for _, group in itertools.groupby(layers, _likeness_of_layer)]
-
-
-def _likeness_of_layer(layer: Document) -> tuple[object, ...]:
+def _kind_of_layer(layer: Document) -> tuple[object, ...]:
     keys = ("name", "shape", "dtype", "lora_parameters")
     return (layer.get("stack"), *(tuple(str(module[key]) for key in keys) for module in layer["modules"]))
 

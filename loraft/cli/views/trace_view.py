@@ -34,14 +34,15 @@ def visible(text: str) -> str:
     return printable("".join(seen)) or "∅"
 
 
-def render_trace(trace: Trace, completion: Completion) -> list[RenderableType]:
+def render_trace(trace: Trace, completion: Completion) -> Iterator[RenderableType]:
     """The prompt, the steps, what the layers say, and why the answer ended."""
-    parts: list[RenderableType] = [_prompt(trace), _steps(trace), _legend(trace)]
+    yield _prompt(trace)
+    yield _steps(trace)
+    yield _legend(trace)
     if any(step.layers for step in trace.steps):
-        parts += _layers(trace.steps)
-    answer = Text.assemble(("answer  ", "bold"), printable(completion.completion))
-    ended = Text.assemble(("ended   ", "bold"), _ending(trace))
-    return [*parts, answer, ended]
+        yield from _layers(trace.steps)
+    yield Text.assemble(("answer  ", "bold"), printable(completion.completion))
+    yield Text.assemble(("ended   ", "bold"), _ending(trace))
 
 
 def _prompt(trace: Trace) -> RenderableType:
@@ -123,7 +124,7 @@ def _candidate(candidate: Candidate, taken: int, *, differ: bool) -> Text:
 
 
 def _attended(step: Step) -> RenderableType:
-    return _beside(Text(f"{visible(look.text)} {_percent(look.weight)}") for look in step.attended)
+    return _beside(Text(f"{visible(look.text)} {100 * look.weight:.1f}") for look in step.attended)
 
 
 def _beside(texts: Iterable[Text]) -> RenderableType:
@@ -136,16 +137,12 @@ def _table() -> Table:
 
 
 def _share(candidate: Candidate, *, differ: bool) -> str:
-    model = _percent(candidate.probability)
+    model = f"{100 * candidate.probability:.1f}"
     if not differ:
         return model
     if candidate.cut_by is not None:
         return f"{model}→{CUTS.get(candidate.cut_by, candidate.cut_by)}"
-    return f"{model}→{_percent(candidate.probability_after)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    return f"{model}→{100 * candidate.probability_after:.1f}"
 
 
 def _layers(steps: Sequence[Step]) -> Iterator[RenderableType]:
@@ -157,11 +154,9 @@ def _layers(steps: Sequence[Step]) -> Iterator[RenderableType]:
         for step in beside:
             table.add_column(f"{step.index}: {visible(step.taken.text)}", overflow="fold")
         for said in zip(*(step.layers for step in beside), strict=True):
-            cells = (
-                Text(f"{visible(word.text)} {_percent(word.probability)}", "green" if word.rank_of_taken == 1 else "")
-                for word in said
-            )
-            table.add_row(str(said[0].layer), *cells)
+            words = (f"{visible(word.text)} {100 * word.probability:.1f}" for word in said)
+            styles = ("green" if word.rank_of_taken == 1 else "" for word in said)
+            table.add_row(str(said[0].layer), *map(Text, words, styles))
         title = "what each layer would have said, in %, had it been the last (green: what was taken)"
         yield titled(title, table, indent=2)
 
