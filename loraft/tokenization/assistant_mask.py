@@ -1,12 +1,10 @@
-"""Where the assistant's turns stand in the text that a chat template prints.
+"""Where the assistant's turns stand in the text that a chat template prints, of which nothing is assumed.
 
-A template is a program, so nothing is assumed about how it prints. A turn begins where the rendering of the messages
-before it, with the generation prompt, ends: by construction what is trained is what follows the prompt at
-inference. Where that rendering is no beginning of the whole (a template that moves the system prompt into the last
-question, say), a turn begins with the first character that depends on what it says. It ends behind the last of its
-parts (`content_marks`) and the end-of-turn token that follows. A template with `{% generation %}` marks says itself
-what the assistant says, and is believed. What a conversation says and its rendering does not hold is refused, or is a
-finding.
+A turn begins where the rendering of the messages before it, with the generation prompt, ends: what is trained is what
+follows the prompt at inference. Where that rendering is no beginning of the whole (a template that moves the system
+prompt into the last question, say), it begins with the first character that depends on what it says. It ends behind
+the last of its parts (`content_marks`) and the end-of-turn token that follows. `{% generation %}` marks are believed.
+What a conversation says and its rendering does not hold is refused, or is a finding.
 """
 
 from __future__ import annotations
@@ -24,16 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from loraft.errors import DataError
 from loraft.rows.formats import Message
 from loraft.tokenization.boundaries import shared_beginning
-from loraft.tokenization.content_marks import (
-    APART,
-    THINKS,
-    Places,
-    Plain,
-    find_parts,
-    left_out,
-    parts_of,
-    unused_characters,
-)
+from loraft.tokenization.content_marks import APART, THINKS, Places, Plain, find_parts, left_out, unused_characters
 from loraft.tokenization.long_texts import Span
 from loraft.tokenization.template_budget import TemplateBoundError
 from loraft.tokenization.template_sandbox import render_bounded
@@ -136,7 +125,7 @@ class ChatTemplate:
         Raises:
             DataError: The template fails, or leaves out what is said.
         """
-        text, places = self._found(messages, self._print_prompt)
+        text, places = find_parts(self._plain(messages), self.tools, self._print_prompt)
         heeded = {part: found for part, found in places.items() if part.kind not in (*THINKS, "name")}
         left_out(messages, heeded, "name a template that prints it, or say it in the user's turn")
         starts = self._prompt_ends(messages, text)
@@ -153,7 +142,7 @@ class ChatTemplate:
         Raises:
             DataError: The template fails, hides where a content ends, or leaves out what is said.
         """
-        text, places = self._found(messages, self._print)
+        text, places = find_parts(self._plain(messages), self.tools, self._print)
         findings = left_out(messages, places, f"{APART}; or name another template")
         starts = self._prompt_ends(messages, text)
         marked = heed_marks and MARKS.search(self.text)
@@ -174,7 +163,7 @@ class ChatTemplate:
         if last == 0:  # nothing is asked
             return self.turns(messages, [0])
         prompt, borders = self.asked(messages[:-1])
-        text, places = self._found(messages, self._print, last)
+        text, places = find_parts(self._plain(messages), self.tools, self._print, last)
         findings = left_out(messages, places, "name another template, or leave such rows out")
         starts, marked = self._prompt_ends(messages, text), MARKS.search(self.text)
         spans = self._marked(messages, [last]) if marked else self._spans(messages, [last], text, places, starts)
@@ -184,15 +173,6 @@ class ChatTemplate:
         moved = len(prompt) - begins
         span = (start + moved, stop + moved)
         return RenderedTurns(prompt + text[begins:], (span,), (*borders, len(prompt)), tuple(findings))
-
-    def _found(
-        self, messages: Sequence[Message], render: Callable[[Plain, Plain], str], turn: int | None = None
-    ) -> tuple[str, Places]:
-        """What is rendered, and where in it the parts of the messages end: of all, or of one."""
-        plain = self._plain(messages)
-        text = render(plain, self.tools)
-        parts = [part for part in parts_of(plain, self.tools) if turn in (None, part.turn)]
-        return text, find_parts(parts, plain, self.tools, text, render)
 
     def _print(self, messages: Plain, tools: Plain) -> str:
         return self._printed(messages, tools)[0]

@@ -1,17 +1,13 @@
 """Tokens and the loss mask: made here and only here, for training, evaluation and generation alike.
 
-A conversation is rendered whole; which characters are trained, and where prompts end, is found in the text
-(`assistant_mask`), and offsets tell which tokens those are. No token is ever found by comparing ids, so a padding token
-that is also the end of a turn stays trained.
+Which characters of a rendering are trained, and where prompts end, is found in the text (`assistant_mask`), and offsets
+tell which tokens those are; one with any trained character in it is trained. No token is found by comparing ids, so a
+padding token that is also the end of a turn stays trained. The tokens before an answer are those that generation feeds,
+whatever the tokenizer would join (`boundaries`).
 
-- In a conversation an answer is trained from where the prompt of a generation would end to the end of its
-  end-of-turn token. A token with any trained character in it is trained.
-- Plain text and completions are tokenized as the tokenizer does it by itself, and end with the tokenizer's end-of-text
-  token.
-- The tokens before an answer are those that generation feeds, whatever the tokenizer would join (`boundaries`).
-- The template prints what a conversation begins with: the tokenizer adds nothing to it, as transformers'
-  `apply_chat_template` has it.
-- Control tokens that are written in the text of a row are text, unless the config says otherwise (`content_marks`).
+The template prints what a conversation begins with: the tokenizer adds nothing to it, as transformers'
+`apply_chat_template` has it. Plain text and completions are tokenized as the tokenizer does it by itself, and end with
+its end-of-text token.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Which of what a conversation says stands in its rendering, and where.
+"""Which of what a conversation says stands in its rendering, and where; and control tokens that a person wrote.
 
-A template is a program, and may move, change or leave out anything that it is given. So each part of a conversation
-(a content, a thought, the name of a tool) gets a mark of its own, a character that the text does not have, and the
-conversation is rendered again: a part whose mark is missing was left out. Without the marks that rendering must be the
-text, or the marks themselves made a difference; then fewer parts are marked at a time.
+A template may move, change or leave out anything that it is given. So each part of a conversation gets a mark of its
+own, a character that the text does not have, and is rendered again: a part whose mark is missing was left out. Without
+the marks that rendering must be the text, or they made a difference themselves; then fewer parts are marked at a time.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ FORGOTTEN = (
 THINKS = ("thought", *THOUGHTS)
 """The kinds of parts that hold what was thought."""
 THINKING = re.compile(r"</?think(?:ing)?>")
-
-
 Steps = tuple[str | int, ...]
 
 
@@ -61,7 +58,17 @@ Places = Mapping[ContentPart, Sequence[int]]
 """Where in a rendering each part ends; nowhere where it is left out."""
 
 
-def parts_of(messages: Plain, tools: Plain) -> list[ContentPart]:
+Render = Callable[[Plain, Plain], str]
+
+
+def find_parts(messages: Plain, tools: Plain, render: Render, turn: int | None = None) -> tuple[str, Places]:
+    """What is rendered, and where in it each part of the messages ends, or of one; what cannot be told is missing."""
+    text = render(messages, tools)
+    parts = [part for part in _parts_of(messages, tools) if turn in (None, part.turn)]
+    return text, _places(parts, messages, tools, text, render)
+
+
+def _parts_of(messages: Plain, tools: Plain) -> list[ContentPart]:
     """The parts of a conversation."""
     found = []
     for index, tool in enumerate(tools):
@@ -81,17 +88,18 @@ def parts_of(messages: Plain, tools: Plain) -> list[ContentPart]:
     return found
 
 
-def find_parts(
-    parts: Sequence[ContentPart], messages: Plain, tools: Plain, text: str, render: Callable[[Plain, Plain], str]
-) -> dict[ContentPart, list[int]]:
-    """Where in `text`, which `render` gave for messages and tools, each part ends; what cannot be told is missing."""
+def _places(parts: Sequence[ContentPart], messages: Plain, tools: Plain, text: str, render: Render) -> Places:
     if not parts:
         return {}
     marks = dict(zip(unused_characters(text, len(parts)), parts, strict=True))
     marked_messages, marked_tools = deepcopy(list(messages)), deepcopy(list(tools))
     # From the last to the first, so that a mark moves no other one's place.
     for mark, part in sorted(marks.items(), key=lambda each: -each[1].end):
-        _put(marked_tools if part.turn is None else marked_messages[part.turn], part, mark)
+        root: Any = marked_tools if part.turn is None else marked_messages[part.turn]
+        *way, last = part.path
+        for step in way:
+            root = root[step]
+        root[last] = root[last][: part.end] + mark + root[last][part.end :]
     try:
         rendered = render(marked_messages, marked_tools)
     except DataError:
@@ -105,8 +113,8 @@ def find_parts(
     if len(parts) == 1:
         return {}
     halves = parts[: len(parts) // 2], parts[len(parts) // 2 :]
-    first, second = (find_parts(half, messages, tools, text, render) for half in halves)
-    return first | second
+    first, second = (_places(half, messages, tools, text, render) for half in halves)
+    return {**first, **second}
 
 
 def unused_characters(text: str, count: int = 1) -> list[str]:
@@ -177,13 +185,6 @@ def _strings(value: object, path: Steps = ()) -> Iterator[tuple[Steps, str]]:
     elif isinstance(value, Mapping | list | tuple):
         for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _strings(each, (*path, key))
-
-
-def _put(root: Any, part: ContentPart, mark: str) -> None:
-    *way, last = part.path
-    for step in way:
-        root = root[step]
-    root[last] = root[last][: part.end] + mark + root[last][part.end :]
 
 
 KEY = "data.special_tokens_in_text"

@@ -1,17 +1,13 @@
 """Long texts as tokens, a piece at a time: the same tokens as in one go, in memory that the text's length does not set.
 
-A tokenizer that is given a text of many MB at once takes hundreds of bytes a character, and time that grows faster than
-the text. So a long text is cut, and only where a cut provably changes no token:
+A tokenizer that is given many MB at once takes hundreds of bytes a character, and time that grows faster than the text.
+So a long text is cut where no token can change, and read whole, up to `UNBROKEN` characters, where there is no place:
 
 - at one space between a letter, or a mark of punctuation, and a letter, behind a line end, or behind the end of a
-  Chinese sentence: nothing is composed, stripped or collapsed across such a place;
-- where no token of the vocabulary has such a place inside it, so that BPE and Unigram, which compose tokens of
-  neighbours, compose none across it, and each side comes out as it does alone;
+  Chinese sentence, where nothing is composed, stripped or collapsed;
+- where no token of the vocabulary has such a place inside it, so that BPE and Unigram compose none across it;
 - with tokenizers all of whose parts decide by characters beside each other;
-- and where an experiment agrees: the characters around the cut are tokenized in one go and in two, and both must give
-  the same tokens at the same places.
-
-Any other text is read whole, up to `UNBROKEN` characters, and beyond that refused.
+- and where the characters around the cut give the same tokens at the same places in one go and in two.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Conversation, Message
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-from loraft.tokenization.content_marks import PRIVATE, find_parts, parts_of, unused_characters
+from loraft.tokenization.content_marks import PRIVATE, find_parts, unused_characters
 from tests.tokenization.chats import (
     CHATML,
     CHATS,
@@ -216,8 +216,8 @@ def test_marks_that_a_template_does_not_take_are_left_out_one_by_one() -> None:
         return " ".join(message["content"] for message in messages[:2])
 
     messages = [{"role": "user", "content": text} for text in ("exactly this", "kept", "lost")]
-    parts = parts_of(messages, [])
-    found = find_parts(parts, messages, [], render(messages, []), render)
+    text, found = find_parts(messages, [], render)
+    assert text == render(messages, [])
     assert {part.turn: places for part, places in found.items()} == {1: [17], 2: []}
 
 
