@@ -236,13 +236,9 @@ def likeness(
     shared = [path for path in parts if path in left.keys and path in right.keys]
     if not shared:
         return None
-    return Likeness(
-        first,
-        second,
-        _cosine(parts.values()),
-        {path: _cosine([parts[path]]) for path in shared},
-        {place: _cosine(inside) for place, inside in layers.items()},
-    )
+    by_module = {path: _cosine([parts[path]]) for path in shared}
+    by_layer = {place: _cosine(inside) for place, inside in layers.items()}
+    return Likeness(first, second, _cosine(parts.values()), by_module, by_layer)
 
 
 def _inner(one: LoraFactors | None, other: LoraFactors | None) -> float:
@@ -293,10 +289,10 @@ def _weight(path: str, factors: LoraFactors, table: ModelTable | None) -> Tensor
 def _place(path: str, table: ModelTable | None) -> tuple[str, int | None, str]:
     """Stack, layer and name inside it."""
     if table is not None:
-        for stack, prefix in table.family.stacks.items():
-            if path.startswith(f"{prefix}."):
-                index, _, name = path.removeprefix(f"{prefix}.").partition(".")
-                return stack, int(index), name
+        for stack in table.anatomy.stacks:
+            if path.startswith(f"{stack.path}."):
+                index, _, name = path.removeprefix(f"{stack.path}.").partition(".")
+                return stack.name, int(index), name
         return "", None, path
     match = PLACE.fullmatch(path)
     return (match["stack"], int(match["index"]), match["name"]) if match else ("", None, path)

@@ -87,7 +87,6 @@ class ModelTable:
         outside: Its linear modules outside the layers, such as the head.
         lora: What LoRA would train; None where it was refused, and a note says why.
         notes: What a person should know, a sentence each.
-        family: Its row of the table of architectures, with the paths that this class has.
         transposed: The modules whose weight is stored [in, out].
     """
 
@@ -96,7 +95,6 @@ class ModelTable:
     outside: tuple[ModuleRow, ...]
     lora: LoraCount | None
     notes: tuple[str, ...]
-    family: ModelSpec
     storage: Storage
     transposed: frozenset[str]
 
@@ -137,7 +135,7 @@ def model_table(
     layers, outside = _rows(empty, family, storage, trained)
     count = _count(trained, layers, outside, anatomy.parameters) if trained else None
     transposed = frozenset(name for name, module in empty.named_modules() if isinstance(module, Conv1D))
-    return ModelTable(anatomy, layers, outside, count, notes, family, storage, transposed)
+    return ModelTable(anatomy, layers, outside, count, notes, storage, transposed)
 
 
 def _anatomy(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> Anatomy:
@@ -189,24 +187,25 @@ def _rows(
     model: PreTrainedModel, family: ModelSpec, storage: Storage, trained: _Trained | None
 ) -> tuple[tuple[LayerRow, ...], tuple[ModuleRow, ...]]:
     """The layers with their linear modules, and the linear modules outside of them."""
-    stacks = {stack: list(model.get_submodule(path).children()) for stack, path in family.stacks.items()}
-    inside: dict[str, list[ModuleRow]] = {
-        f"{family.stacks[stack]}.{index}.": [] for stack, layers in stacks.items() for index in range(len(layers))
+    layers = {
+        f"{path}.{index}.": (stack, index, layer)
+        for stack, path in family.stacks.items()
+        for index, layer in enumerate(model.get_submodule(path).children())
     }
+    inside: dict[str, list[ModuleRow]] = {prefix: [] for prefix in layers}
     outside: list[ModuleRow] = []
     for path, (inputs, outputs) in linear_modules(model).items():
         module, dtype = model.get_submodule(path), storage.dtype_of(f"{path}.weight")
         assert isinstance(module.weight, nn.Parameter)
-        layer = next((prefix for prefix in inside if path.startswith(prefix)), "")
+        owner = next((prefix for prefix in layers if path.startswith(prefix)), "")
         size = parameter_count(module)
         rank = trained.ranks.get(path, 0) if trained else 0
         updates = rank * (inputs + outputs) + (outputs if rank and trained and trained.magnitudes else 0)
-        name, shape, counted = path.removeprefix(layer), tuple(module.weight.shape), updates if trained else None
+        name, shape, counted = path.removeprefix(owner), tuple(module.weight.shape), updates if trained else None
         row = ModuleRow(name, path, shape, size, dtype, size * bytes_of(dtype), rank > 0, counted)
-        inside.get(layer, outside).append(row)
+        inside.get(owner, outside).append(row)
     rows = [
-        LayerRow(stack, index, parameter_count(layer), tuple(inside[f"{family.stacks[stack]}.{index}."]))
-        for stack, layers in stacks.items()
-        for index, layer in enumerate(layers)
+        LayerRow(stack, index, parameter_count(layer), tuple(inside[prefix]))
+        for prefix, (stack, index, layer) in layers.items()
     ]
     return tuple(rows), tuple(outside)
