@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -143,7 +142,7 @@ class Tracer:
         Both `[1, vocab]`, `logits` are what the model said, and `allowed` what the rules of greedy answers leave.
         """
         index, (own,), rules, seconds = len(self._steps), logits, answer.rules, answer.seconds[-1]
-        before = own.softmax(-1)
+        before, logs = own.softmax(-1), own.log_softmax(-1)
         (after,) = allowed.softmax(-1) if rules.greedy else probabilities(allowed, rules)
         if index == 0 and context.source is not None:
             seconds -= context.source.seconds
@@ -160,7 +159,7 @@ class Tracer:
                 probability=before[taken].item(),
                 probability_after=after[taken].item(),
                 candidates=self._candidates(before, after, cuts, taken),
-                entropy_bits=Categorical(logits=own).entropy().item() / math.log(2),  # type: ignore[no-untyped-call]
+                entropy_bits=-torch.where(logs.isneginf(), 0.0, logs.exp() * logs).sum().item() / math.log(2),
                 cache_tokens=context.length if context.keeps else 0,
                 cache_bytes=context.cache_bytes,
                 milliseconds=seconds * 1000,
