@@ -1,7 +1,4 @@
-"""What long work tells while it goes on: frozen events, handed to an observer.
-
-Those of a training run are in `training/run_events.py`.
-"""
+"""What long work tells an observer while it goes on; the events of a run are in `training/run_events.py`."""
 
 from __future__ import annotations
 

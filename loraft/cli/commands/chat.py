@@ -1,7 +1,4 @@
-"""`loraft chat`: a conversation, on a terminal or from a pipe with one message a line.
-
-Answers go to standard output and everything else to standard error.
-"""
+"""`loraft chat`: a conversation, on a terminal or from a pipe with one message a line."""
 
 from __future__ import annotations
 
@@ -29,11 +26,7 @@ if TYPE_CHECKING:
 
 
 def read_line(prompt: str) -> str | None:
-    """A line that a person typed, None at the end of all; the first Ctrl-C says what a second one does.
-
-    Raises:
-        KeyboardInterrupt: At the second Ctrl-C with no line between them.
-    """
+    """A line that a person typed, None at the end of all; the first Ctrl-C says that a second one ends."""
     try:
         return _asked(prompt)
     except KeyboardInterrupt as stop:
@@ -80,28 +73,20 @@ def first_interrupt_noted() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def line_editing(words: Sequence[str]) -> Iterator[None]:
-    """Editing, history and completion of `words` at the start of a line, where Python has readline."""
+def edit_lines(words: Sequence[str]) -> None:
+    """Lines are edited from here on, with `words` completed at their start, where Python has readline."""
     try:
         import readline
     except ImportError:
-        yield
         return
 
     def complete(beginning: str, index: int) -> str | None:
         found = [word for word in words if beginning and word.startswith(beginning)]
         return found[index] if index < len(found) else None
 
-    before, delimiters = readline.get_completer(), readline.get_completer_delims()
     readline.set_completer(complete)
     readline.set_completer_delims("\n")
     readline.parse_and_bind("tab: complete")
-    try:
-        yield
-    finally:
-        readline.set_completer(before)
-        readline.set_completer_delims(delimiters)
 
 
 BEGIN_ANEW = "/reset begins a new conversation, /undo takes the last turn back."
@@ -221,9 +206,9 @@ class _OnTerminal(_FromPipe):
         session = self.conversation.session
         voices = (f"/adapter {name}" for name in (*session.adapters, "none"))
         settings = (f"/set {name}=" for name in SETTINGS)
-        with line_editing([*COMMANDS, *voices, *settings]):
-            say((f"{session.loaded.name} · /help lists the commands, Ctrl-D ends", "dim"))
-            super().run()
+        edit_lines([*COMMANDS, *voices, *settings])
+        say((f"{session.loaded.name} · /help lists the commands, Ctrl-D ends", "dim"))
+        super().run()
         return 0
 
     def _line(self) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -158,12 +158,6 @@ def _answer(completion: Completion) -> Text:
     return Text.assemble(text, "\n", (how, "dim"))
 
 
-TAKEN = (
-    "target adapters base_model quantize dtype merge system source_lang target_lang max_new_tokens temperature top_p "
-    "top_k min_p repetition_penalty stop num_beams seed"
-)
-
-
 @dataclass(frozen=True)
 class WatchOptions:
     """What is told of how one answer came about."""
@@ -180,9 +174,7 @@ class WatchOptions:
         refuse((many and (self.trace or self.no_kv_cache), why))
 
 
-def generate(
-    given: PromptOptions, asked: Annotated[AnswerOptions, TAKEN], watch: WatchOptions, as_json: JsonOption = False
-) -> None:
+def generate(given: PromptOptions, asked: AnswerOptions, watch: WatchOptions, as_json: JsonOption = False) -> None:
     """Answer prompts with a base model, or with what was trained.
 
     One answer goes to standard output as it comes; those to a file of prompts go to a file. Template, system prompt,

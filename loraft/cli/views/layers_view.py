@@ -1,7 +1,4 @@
-"""The document of `inspect-layers` as a person reads it.
-
-It draws what `--json` prints. Equal layers are one group.
-"""
+"""What `inspect-layers --json` prints, as a person reads it: equal layers are one group."""
 
 from __future__ import annotations
 

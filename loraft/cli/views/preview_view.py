@@ -1,7 +1,4 @@
-"""Rows as the model sees them, drawn on a terminal.
-
-Tokens are told apart by shades where there are colours, and by marks where there are none.
-"""
+"""Rows as the model sees them, drawn on a terminal, by shades or by marks, and as a page."""
 
 from __future__ import annotations
 
@@ -266,11 +263,7 @@ def check_page(path: Path, config: RunConfig, config_path: Path, *, overwrite: b
 
 
 def write_page(preview: Preview, path: Path, title: str) -> None:
-    """Write the page, whole or not at all.
-
-    Raises:
-        DataError: The file cannot be written.
-    """
+    """Write the page, whole or not at all."""
     try:
         write_whole(path, page(preview, title), errors="replace")  # a file's name may be no text
     except OSError as error:
