@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerBase
 from loraft.errors import DataError
 from loraft.rows.formats import Message
 from loraft.tokenization.boundaries import shared_beginning
-from loraft.tokenization.content_marks import APART, THINKS, Places, Plain, find_parts, left_out, unused_characters
+from loraft.tokenization.content_marks import APART, THINKS, Places, find_parts, left_out, unused_characters
 from loraft.tokenization.long_texts import Span
 from loraft.tokenization.template_budget import TemplateBoundError
-from loraft.tokenization.template_sandbox import render_bounded
+from loraft.tokenization.template_sandbox import Plain, render_bounded
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 KEY = "data.chat_template"
@@ -177,15 +177,10 @@ class ChatTemplate:
     def _print(self, messages: Plain, tools: Plain) -> str:
         return self._printed(messages, tools)[0]
 
-    def _printed(
-        self, messages: Plain, tools: Plain, *, generation_prompt: bool = False, marks: bool = False
-    ) -> tuple[str, list[Span]]:
-        """What the template prints, and the spans that it marks, where they are wanted."""
+    def _printed(self, messages: Plain, tools: Plain, **options: bool) -> tuple[str, list[Span]]:
+        special = self.tokenizer.special_tokens_map
         try:
-            return render_bounded(
-                messages, self.text, tools=tools, special_tokens=self.tokenizer.special_tokens_map,
-                generation_prompt=generation_prompt, marks=marks,
-            )  # fmt: skip
+            return render_bounded(messages, self.text, tools=tools, special_tokens=special, **options)
         except TemplateBoundError as error:
             message, remedy = f"the chat template of {self.origin} cannot be used: {error}", "name another template"
             raise DataError(message, key=KEY, remedy=remedy) from None
@@ -197,7 +192,7 @@ class ChatTemplate:
 
     def _print_prompt(self, messages: Plain, tools: Plain) -> str:
         if "add_generation_prompt" in self.text:
-            return self._printed(messages, tools, generation_prompt=True)[0]
+            return self._printed(messages, tools, add_generation_prompt=True)[0]
         alone = self._print(messages, tools)
         (mark,) = unused_characters(alone)
         answered = self._print([*messages, {"role": "assistant", "content": f"{mark}."}], tools)
@@ -274,7 +269,7 @@ class ChatTemplate:
 
     def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> dict[int, Span]:
         """The spans that the template itself marks, each drawn to the end of its end-of-turn token."""
-        text, spans = self._printed(self._plain(messages), self.tools, marks=True)
+        text, spans = self._printed(self._plain(messages), self.tools, return_assistant_tokens_mask=True)
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if len(spans) != len(answers):
             message = f"the chat template marks {len(spans)} spans with {{% generation %}} for {len(answers)} answers"

@@ -21,6 +21,7 @@ from loraft.config.choices import SpecialTokensInText
 from loraft.errors import DataError
 from loraft.rows.formats import THOUGHTS, Message
 from loraft.tokenization.long_texts import Span
+from loraft.tokenization.template_sandbox import Plain
 
 PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Unicode's private use areas: characters that mean nothing."""
@@ -52,8 +53,6 @@ class ContentPart:
     end: int
 
 
-Plain = Sequence[Mapping[str, Any]]
-"""Messages, or the JSON schemas of tools, as a template takes them."""
 Places = Mapping[ContentPart, Sequence[int]]
 """Where in a rendering each part ends; nowhere where it is left out."""
 

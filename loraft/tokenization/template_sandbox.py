@@ -23,6 +23,8 @@ from transformers.utils import chat_template_utils
 from loraft.errors import DataError
 from loraft.tokenization.template_budget import BUDGET, Budget, Counted
 
+Plain = Sequence[Mapping[str, Any]]
+"""Messages, or the JSON schemas of tools, as a template takes them."""
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
     "{{ END if message['role'] == 'assistant' else '<|im_end|>' }}{{ '\\n' }}{% endfor %}"
@@ -242,23 +244,16 @@ _render: Any = FunctionType(
 
 
 def render_bounded(
-    messages: Sequence[Mapping[str, Any]],
-    template: str,
-    *,
-    tools: Sequence[Mapping[str, Any]],
-    special_tokens: Mapping[str, Any],
-    generation_prompt: bool = False,
-    marks: bool = False,
+    messages: Plain, template: str, *, tools: Plain, special_tokens: Mapping[str, Any], **options: bool
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation as `apply_chat_template` renders it, and the spans of `{% generation %}`, if wanted.
+    """The text of a conversation, and the spans of `{% generation %}` where `return_assistant_tokens_mask`.
+
+    Text and options are those of transformers' `apply_chat_template`.
 
     Raises:
         TemplateBoundError: It takes more than a rendering may take.
         Exception: Whatever the template raises.
     """
     said = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    (text,), spans = _render(
-        [said], tools=list(tools) or None, chat_template=template, return_assistant_tokens_mask=marks,
-        add_generation_prompt=generation_prompt, **special_tokens,
-    )  # fmt: skip
+    (text,), spans = _render([said], tools=list(tools) or None, chat_template=template, **options, **special_tokens)
     return text, spans[0] if spans else []

@@ -89,7 +89,7 @@ def test_what_is_rendered_is_what_transformers_renders(name: str, generation_pro
         expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
         rendered, _ = render_bounded(
             messages, chat.template, tools=(), special_tokens=tokenizer.special_tokens_map,
-            generation_prompt=generation_prompt,
+            add_generation_prompt=generation_prompt,
         )  # fmt: skip
         assert rendered == expected
 
