@@ -116,8 +116,6 @@ class CausalLM(Task):
 
 def common_system_prompt(records: Sequence[Record]) -> str | None:
     """The system prompt that every conversation begins with; None when they differ or have none."""
-    prompts: set[str | None] = set()
-    for record in records:
-        first = record.messages[0] if isinstance(record, Conversation) else None
-        prompts.add(first.content if first is not None and first.role == "system" else None)
+    first = (record.messages[0] if isinstance(record, Conversation) else None for record in records)
+    prompts = {each.content if each is not None and each.role == "system" else None for each in first}
     return prompts.pop() if len(prompts) == 1 else None

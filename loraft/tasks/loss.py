@@ -31,7 +31,7 @@ class BatchLayout:
 
     Attributes:
         packed: End to end in one line without padding; otherwise a line each, padded on the right.
-        pad_id: The token at padded positions; no real token attends to one and none is trained.
+        pad_id: The token at padded positions.
         multiple_of: A line of rows end to end is filled to a multiple of this many tokens by one more row, of padding,
             where new lengths cost time.
     """
@@ -49,15 +49,13 @@ class Batch:
         input_ids: `[lines, time]`.
         labels: Of texts `[targets]`, the tokens to predict; of pairs `[rows, target time]`, -100 at padding; of
             classified texts `[rows]`, the numbers of the classes.
-        tokens: The number of real tokens, padding left out.
+        tokens: Padding left out.
         targets: How many tokens are predicted, or rows decided.
         attention_mask: `[rows, time]`, 1 at real tokens; None where no real token attends to padding.
         token_type_ids: `[rows, time]`, which of two texts a token is of; None where the model does not tell them apart.
         position_ids: `[lines, time]`, from 0 in each row, where the model is given them.
-        row_lengths: The lengths of the rows that lie end to end in the one line, that of padding too; None where each
-            line is a row.
-        target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` whose hidden state predicts a
-            target.
+        row_lengths: Of rows that lie end to end in the one line, that of padding too; None where each line is a row.
+        target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` that predict a target.
     """
 
     input_ids: Tensor
@@ -79,10 +77,7 @@ class Batch:
 
 
 def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
-    """Lay texts as `layout` says.
-
-    The first token of a row is never a target: nothing in its row predicts it.
-    """
+    """Lay texts as `layout` says; the first token of a row is never a target: nothing in its row predicts it."""
     rows = [torch.tensor(example.input_ids, dtype=torch.long) for example in examples]
     labels = [torch.tensor(example.labels, dtype=torch.long) for example in examples]
     lengths = [len(row) for row in rows]
@@ -148,10 +143,10 @@ class TaskLoss(nn.Module, ABC):
         autocast: torch.dtype | None = None,
         class_weights: Tensor | None = None,
     ) -> None:
-        """Wrap `model`.
+        """Wrap the model itself, with adapters injected where there are any, not a wrapper around it.
 
         Args:
-            model: The model itself, with adapters injected where there are any, not a wrapper around it.
+            model: The model.
             family: Says what the model does to its logits.
             autocast: The dtype of products; None computes in the weights' own.
             class_weights: `[classes]`, what a row of each class counts; None counts each the same.

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
     from loraft.config.sections import DataSection
     from loraft.tasks.loss import TaskLoss
-    from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
 LABEL_METRICS = ("accuracy", "macro_f1", "mcc")
 WEIGHTS = "training.class_weights"
@@ -47,9 +46,8 @@ class SequenceClassification(Task):
     def classes_in(self, records: Sequence[Record]) -> Mapping[str, int]:
         """The classes in their order, with how many rows each has."""
         names = labels_of(records)
-        counted = Counter(
-            class_number(record.label, names) for record in records if isinstance(record, ClassificationRecord)
-        )
+        labels = (record.label for record in records if isinstance(record, ClassificationRecord))
+        counted = Counter(class_number(label, names) for label in labels)
         return {name: counted[number] for number, name in enumerate(names)}
 
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
@@ -57,9 +55,7 @@ class SequenceClassification(Task):
         pairs = any(isinstance(record, ClassificationRecord) and record.second is not None for record in records)
         return DatasetFacts(labels=tuple(data.labels) or labels_of(records), pairs=pairs)
 
-    def renderer(
-        self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts
-    ) -> ClassificationRenderer:
+    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> RowRenderer:
         """What reads texts as the tokenizer does by itself."""
         from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
@@ -122,9 +118,7 @@ class SequenceClassification(Task):
             found.append(Problem(message, key=WEIGHTS, remedy="Give each class one; 1 is plain."))
         return found
 
-    def renderer_as_trained(
-        self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata
-    ) -> ClassificationRenderer:
+    def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> RowRenderer:
         """What reads texts as they were read in training."""
         from loraft.tokenization.plain_text_rows import ClassificationRenderer
 

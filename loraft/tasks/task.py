@@ -59,12 +59,9 @@ TEXT_METRICS = ("exact_match", "valid_json", "bleu", "chrf", *ROUGE)
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """The metrics of a task.
+    """The metrics of a task: those of every evaluation, what may be asked for besides, and what is where nobody asks.
 
     Attributes:
-        always: What every evaluation gives.
-        offered: What may be asked for besides.
-        default: What is given besides where nobody asks.
         where_json: What is given besides where every reference is a JSON object or list.
     """
 

@@ -30,7 +30,6 @@ class Example:
         input_ids: The tokens that the model reads, an encoder-decoder with its encoder.
         labels: Of a text the same tokens where they are trained, else -100; of a pair the tokens of the target; of a
             classified text the number of its class, alone.
-        where: The row's place.
         trained: How many tokens are trained, or decisions.
         tokens: How many tokens the model reads, those of a target too.
         token_type_ids: 0 for the tokens of the first text and 1 for those of the second, where a classifier tells them
@@ -73,7 +72,6 @@ class DatasetFacts:
     Attributes:
         system_prompt: The one that every conversation begins with; None when they differ or have none.
         conversations: There are conversations to render.
-        labels: The classes, in their order.
         pairs: Some rows have two texts to classify together.
     """
 
@@ -92,7 +90,6 @@ class RowRenderer(ABC):
         labels: The names of the classes, a class's number being its place; none where answers are text.
         system_prompt: The one that every training conversation had; None where there was none.
         notes: What was decided, a sentence each.
-        special_tokens_in_text: What is done with control tokens that are written in the text of rows and prompts.
         reads_source: The model reads a prompt with an encoder, as plain text, to its end.
     """
 
