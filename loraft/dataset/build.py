@@ -104,11 +104,8 @@ def prepare(
 ) -> PreparedData:
     """Read and tokenize everything that `config.data` names, or find it as it was tokenized before.
 
-    Args:
-        config: The run's.
-        tokenizer: The model's.
-        cache: Where tokens are kept for the next start; None keeps and finds none.
-        read: The sources as records, where they were read already.
+    `cache` is where tokens are kept for the next start: without it none are kept or found. `read` are the sources as
+    records, where they were read already.
 
     Raises:
         DataError: With every problem found: files and rows that cannot be read or rendered, rows over `max_length`
@@ -158,10 +155,9 @@ def _streamed(config: RunConfig, train: Sequence[SourceRows], renderer: RowRende
     in_pieces = any(source.counts.done == "split" for source in train)
     if config.training.max_steps is None and (stream.rows is None or in_pieces):
         why = "rows are split into pieces" if in_pieces else "a source does not say how many rows it has"
-        raise DataError(
-            f"is needed, for {why}, and data.streaming reads rows as they come", key="training.max_steps",
-            remedy="write the number of optimizer steps",
-        )  # fmt: skip
+        message = f"is needed, for {why}, and data.streaming reads rows as they come"
+        remedy = "write the number of optimizer steps"
+        raise DataError(message, key="training.max_steps", remedy=remedy)
     return stream
 
 
@@ -206,15 +202,12 @@ def _nothing_left(key: str, sources: Sequence[SourceRows]) -> list[Problem]:
     if not sources or any(source.examples for source in sources):
         return []
     total = {name: sum(getattr(s.counts, name) for s in sources) for name in ("read", "bad", "overlength", "untrained")}
-    return [
-        Problem(
-            f"no row is left: of {total['read']} rows read, {total['bad']} were bad, {total['overlength']} too long "
-            f"and {total['untrained']} without a trained token",
-            where=", ".join(source.counts.source for source in sources),
-            key=key,
-            remedy="look at data.max_length and data.train_on" if total["overlength"] or total["untrained"] else None,
-        )
-    ]
+    message = (
+        f"no row is left: of {total['read']} rows read, {total['bad']} were bad, {total['overlength']} too long "
+        f"and {total['untrained']} without a trained token"
+    )
+    remedy = "look at data.max_length and data.train_on" if total["overlength"] or total["untrained"] else None
+    return [Problem(message, where=", ".join(source.counts.source for source in sources), key=key, remedy=remedy)]
 
 
 def _hold_out(train: list[SourceRows], task: Task, share: float, seed: int) -> list[Example]:

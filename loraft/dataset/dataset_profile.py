@@ -86,11 +86,8 @@ def profile_dataset(
 ) -> DatasetProfile:
     """Read a source and tell what it holds.
 
-    Args:
-        path: A file, a Hub dataset, or builtin:NAME.
-        task: What is to be learned; None takes what the columns fit best.
-        columns: Our column names: theirs; None proposes them where the names are others.
-        row_format: The format of the rows; None recognises it.
+    Without `task` it is what the columns fit best, without `columns` (ours: theirs) names are proposed where they are
+    others, and without `row_format` it is recognised.
 
     Raises:
         DataError: It cannot be read, it holds no row that can be used, or its columns fit nothing.

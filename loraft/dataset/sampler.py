@@ -59,10 +59,8 @@ class BatchSampler:
 
     Attributes:
         lengths: The number of tokens of every example.
-        spans: The sources, in order.
         batch_size: Rows in a batch; filled rows where `fill_to` is set.
         accumulation: Batches in an optimizer step.
-        seed: The run's seed.
         group_by_length: Put rows of like length into one batch.
         fill_to: Fill rows up to this many tokens with examples; None leaves each example a row of its own.
     """
@@ -132,9 +130,7 @@ def _chunks(items: Sequence[T], size: int) -> list[list[T]]:
 def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Fill rows of `capacity` tokens with examples, longest first, each into the fullest row that takes it.
 
-    Args:
-        lengths: The tokens of each example, none above `capacity`.
-        capacity: The tokens of a row.
+    No example has more tokens than that.
 
     Returns:
         The rows, each the places of its examples in `lengths`; every place stands once.

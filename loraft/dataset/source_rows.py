@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from loraft.config.choices import RowFormat
 from loraft.config.schema import RunConfig
@@ -99,6 +100,9 @@ LEAVE_OUT = "data.on_bad_row: skip leaves bad rows out and counts them"
 DONE = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}
 
 
+COUNTS = TypeAdapter(SourceCounts)
+
+
 @dataclass
 class SourceRows:
     """A source on its way.
@@ -149,7 +153,7 @@ def from_cache(
         stop = start + kept["examples"]
         sources.append(
             SourceRows(
-                source, SourceCounts.from_dict(kept["counts"]), examples=examples[start:stop], lengths=kept["lengths"],
+                source, COUNTS.validate_python(kept["counts"]), examples=examples[start:stop], lengths=kept["lengths"],
                 target_lengths=kept["target_lengths"], problems=[Problem(**problem) for problem in kept["problems"]],
                 unread=tuple(kept["unread"]),
             )
@@ -187,7 +191,7 @@ def _read_all(
     found = []
     for given in sources:
         try:
-            source = read_source(given, config, None if most is None else read_rows(given, most))
+            source = read_source(given, config, read_rows(given, most))
         except InvalidInputError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
@@ -200,14 +204,8 @@ def _read_all(
 
 def with_defaults(source: DataSource, data: DataSection) -> DataSource:
     """`source` with what the section says for every source that does not say its own."""
-    return source.model_copy(
-        update={
-            "split": source.split or data.split,
-            "name": source.name or data.name,
-            "columns": source.columns or data.columns,
-            "format": data.format if source.format == "auto" else source.format,
-        }
-    )
+    own = {key: getattr(source, key) or getattr(data, key) for key in ("split", "name", "columns")}
+    return source.model_copy(update={**own, "format": data.format if source.format == "auto" else source.format})
 
 
 def expand_sources(data: DataSection) -> tuple[list[DataSource], list[DataSource]]:
@@ -216,13 +214,12 @@ def expand_sources(data: DataSection) -> tuple[list[DataSource], list[DataSource
     return [with_defaults(source, data) for source in data.train], [with_defaults(source, data) for source in held_out]
 
 
-def read_source(given: DataSource, config: RunConfig, read: RowsRead | None = None) -> SourceRows:
-    """A source, `with_defaults`, as records; of its rows where they were read already.
+def read_source(given: DataSource, config: RunConfig, read: RowsRead) -> SourceRows:
+    """The rows of a source, `with_defaults`, as records.
 
     Raises:
         DataError: What is wrong with the source as a whole, or with all of its rows.
     """
-    read = read or read_rows(given)
     task = TASKS[config.task]
     row_format = format_of(read, given, task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))

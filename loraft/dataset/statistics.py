@@ -55,11 +55,6 @@ class SourceCounts:
     kept: int = 0
     findings: list[Finding] = field(default_factory=list)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SourceCounts:
-        """The counts that `asdict` gave."""
-        return cls(**{**values, "findings": [Finding(**each) for each in values["findings"]]})
-
 
 @dataclass(frozen=True)
 class Lengths:

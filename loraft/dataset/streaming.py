@@ -56,9 +56,7 @@ class RowStream:
     """The training rows of a run, as they come.
 
     Attributes:
-        config: The run's.
         sources: The sources, which are mixed by how many rows each still has.
-        renderer: The one way from records to tokens.
         counts: What became of the rows so far: how many of them were drawn, and how many are what a word says.
         findings: What was found in how many of them.
     """

@@ -53,12 +53,8 @@ def identity_of(
 ) -> str | None:
     """The name of the tokens that `sources` become; None where nothing tells whether they are still the same.
 
-    Args:
-        config: The run's.
-        sources: Those to train on and those to evaluate on, the defaults of their section filled in.
-        contents: Their `contents_of`.
-        tokenizer: The model's.
-        program: The code has a say too; without it the name is that of what the tokens are made from.
+    `sources` are those to train on and those to evaluate on, the defaults of their section filled in, and `contents`
+    their `contents_of`. Without `program` it is the name of what the tokens are made from, whatever the code.
     """
     if any(content is None for part in contents for content in part):
         return None

@@ -26,7 +26,6 @@ class LengthPolicy:
     """What the config says of the rows of a source.
 
     Attributes:
-        source: The source.
         limits: The section that says how long a row may be.
         done: What is done with a longer one: drop, truncate, split or error.
     """

@@ -132,12 +132,8 @@ def to_record(
 ) -> Record:
     """What a row says.
 
-    Args:
-        row: The row, with its place.
-        row_format: The format that its columns are of.
-        columns: Our column names: theirs.
-        languages: Which languages of a `translation` row are the source and the target.
-        as_pair: Give a source and a target, whatever the format; without it an instruction becomes a conversation.
+    `columns` has our column names: theirs. `languages` says which of a `translation` row are the source and the target.
+    `as_pair` gives a source and a target, whatever the format; without it an instruction becomes a conversation.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
@@ -165,10 +161,8 @@ def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | 
 
     An empty `system` says that there is none; a row without one leaves it to whoever asks.
 
-    Args:
-        row: The row, with its place.
-        languages: Which language of a `translation` row is the source.
-        prompt: The column with the prompts, whatever others there are.
+    `languages` says which of a `translation` row is the source, and `prompt` the column with the prompts, whatever
+    others there are.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.

@@ -30,9 +30,9 @@ class Place:
         self.write([row(f"q{number}", "a") for number in range(6)])
         read = sources.read_rows
 
-        def counted(source: Any) -> Any:
+        def counted(source: Any, most: int | None) -> Any:
             self.reads += 1
-            return read(source)
+            return read(source, most)
 
         monkeypatch.setattr(sources, "read_rows", counted)
 
