@@ -16,13 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from loraft.adapters.adapter_config import recorded_lora
-from loraft.adapters.adapter_files import (
-    AdapterFiles,
-    adapter_tensors,
-    insert,
-    non_finite,
-    read_adapter,
-)
+from loraft.adapters.adapter_files import AdapterFiles, adapter_tensors, insert, non_finite, read_adapter
 from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, add_lora_layers
 from loraft.adapters.lora_factors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_name, in_peft
 from loraft.adapters.model_card import TrainingFacts, model_card, shown

@@ -116,11 +116,7 @@ class Merge:
 
 
 def prepare_merge(
-    target: ResolvedTarget,
-    weights: Sequence[float],
-    *,
-    base: BaseChoice | None = None,
-    dtype: MergedDtype = "auto",
+    target: ResolvedTarget, weights: Sequence[float], *, base: BaseChoice | None = None, dtype: MergedDtype = "auto"
 ) -> Merge:
     """Read the adapters and the headers of their base, and see that they fit.
 

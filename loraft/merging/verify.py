@@ -211,12 +211,7 @@ def _output(merge: Merge, model: nn.Module, ids: Tensor, target: Tensor | None) 
 
 
 def merge_and_verify(
-    merge: Merge,
-    out: Path,
-    *,
-    positions: int | None,
-    overwrite: bool,
-    progress: Callable[[str, int, int], None],
+    merge: Merge, out: Path, *, positions: int | None, overwrite: bool, progress: Callable[[str, int, int], None]
 ) -> MergeReport:
     """Write the merged model to `out`, if it is the adapted one.
 
