@@ -1,36 +1,41 @@
-"""What an adapter_config.json declares: taken over where loraft honours it, refused where it would be ignored."""
+"""What an adapter_config.json declares: taken over where loraft honours it, refused where it would be ignored.
+
+Its regular expressions may be anybody's: they are matched in bounded time and memory.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Literal
+from typing import Literal, TypeVar
 
 from peft import LoraConfig
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from pydantic_core import ErrorDetails
 
-from loraft.adapters.rank_patterns import PLAIN, matching, values_for
 from loraft.errors import AdapterError, Problem
+from loraft.models.modules import nearest
 
 Json = Mapping[str, object]
+Value = TypeVar("Value")
 
+ADAPTER_CONFIG = "adapter_config.json"
 RECORDED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
-WITHOUT_EFFECT = frozenset(
-    {
-        "auto_mapping",
-        "corda_config",
-        "eva_config",
-        "inference_mode",
-        "loftq_config",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "runtime_config",
-    }
-)
+WITHOUT_EFFECT = {
+    "auto_mapping",
+    "corda_config",
+    "eva_config",
+    "inference_mode",
+    "loftq_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "runtime_config",
+}
 """Keys that say how an adapter was made or kept, and nothing of what it computes."""
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """The values of `init_lora_weights` that leave the base as it is."""
@@ -77,7 +82,10 @@ def parse_adapter_config(declared: Json, where: str) -> LoraConfig:
     try:
         honoured = _Declared.model_validate(declared)
     except ValidationError as error:
-        raise AdapterError.several(_problem(detail, where) for detail in error.errors()) from error
+        raise AdapterError.several(
+            Problem(f"{each['input']!r} is not taken here: {each['msg']}", where, ".".join(map(str, each["loc"])))
+            for each in error.errors()
+        ) from error
     _refuse_expressions(honoured, where)
     if honoured.init_lora_weights not in (*PLAIN_STARTS, None):
         remedy = "Let peft convert it to plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)."
@@ -105,10 +113,7 @@ def _refuse_expressions(honoured: _Declared, where: str) -> None:
 def resolved(config: LoraConfig, modules: Sequence[str], where: str | None) -> LoraConfig:
     """The config with the modules that its expressions match in the place of these, which peft matches without a bound.
 
-    Args:
-        config: What an adapter declares.
-        modules: The names of all modules of its base.
-        where: The file that declares it, for errors.
+    `modules` are the names of all modules of the base, and `where` is the file that declares the config.
 
     Raises:
         AdapterError: An expression cannot be used, or that of the targets matches nothing.
@@ -134,11 +139,6 @@ def _any_of(names: Iterable[str]) -> str:
     return "|".join(map(re.escape, sorted(names)))
 
 
-def _problem(detail: ErrorDetails, where: str) -> Problem:
-    key = ".".join(map(str, detail["loc"]))
-    return Problem(f"{detail['input']!r} is not taken here: {detail['msg']}", where, key)
-
-
 def refuse_changes(declared: Json, record: Json | None, where: str) -> None:
     """An alpha that was edited changes every answer and no shape: only the record tells."""
     recorded = record.get("lora") if record else None
@@ -151,3 +151,105 @@ def refuse_changes(declared: Json, record: Json | None, where: str) -> None:
     ]
     if problems:
         raise AdapterError.several(problems)
+
+
+def values_for(
+    modules: Collection[str], patterns: Mapping[str, Value], default: Value, *, where: str | None, key: str
+) -> dict[str, Value]:
+    """The value of each module: that of the first pattern that matches it, or the default.
+
+    Source: peft, `get_pattern_key`: a pattern is a regular expression for the last path parts of a module's name, and
+    the first pattern that matches wins.
+
+    Raises:
+        AdapterError: A pattern is no regular expression, or takes too long to match; it is the `key` of `where`.
+    """
+    return _decided(modules, patterns, default, _matched(patterns, modules, where, key))[0]
+
+
+def patterned(
+    modules: Sequence[str], patterns: Mapping[str, Value], default: Value, key: str
+) -> tuple[dict[str, Value], dict[str, int], list[Problem]]:
+    """The value of each module, how many modules each pattern decides, and what is wrong with patterns."""
+    try:
+        matched = _matched(patterns, modules, None, key)
+    except AdapterError as error:
+        return dict.fromkeys(modules, default), {}, list(error.problems)
+    values, counts = _decided(modules, patterns, default, matched)
+    problems = [
+        Problem(f"{pattern!r} is hidden: earlier patterns match all its modules", None, key)
+        if matched[pattern]
+        else Problem(f"{pattern!r} matches no adapted module", None, key, nearest(pattern, modules))
+        for pattern, count in counts.items()
+        if not count
+    ]
+    return values, counts, problems
+
+
+def _decided(
+    modules: Collection[str], patterns: Mapping[str, Value], default: Value, matched: Mapping[str, set[str]]
+) -> tuple[dict[str, Value], dict[str, int]]:
+    """The value of each module, and how many modules each pattern decides: it does where no earlier one matches."""
+    values, counts, left = dict.fromkeys(modules, default), {}, set(modules)
+    for pattern, found in matched.items():
+        counts[pattern] = len(found & left)
+        values |= dict.fromkeys(found & left, patterns[pattern])
+        left -= found
+    return values, counts
+
+
+def _matched(patterns: Collection[str], modules: Collection[str], where: str | None, key: str) -> dict[str, set[str]]:
+    """The modules that each pattern matches."""
+    at_the_end = {pattern: rf"(.*\.)?({pattern})$" for pattern in patterns}
+    hard = [pattern for pattern in patterns if not PLAIN.fullmatch(pattern)]
+    answers = dict(zip(hard, matching([at_the_end[pattern] for pattern in hard], list(modules), "match"), strict=True))
+    if unusable := [Problem(f"{each!r} {why}", where, key) for each, why in answers.items() if isinstance(why, str)]:
+        raise AdapterError.several(unusable)
+    return {
+        pattern: set(answers[pattern] if pattern in answers else filter(re.compile(end).match, modules))
+        for pattern, end in at_the_end.items()
+    }
+
+
+PLAIN = re.compile(r"[\w.-]*")
+"""A name, or an expression that costs no more than one: it needs no process."""
+MOST_SECONDS = 5.0
+MOST_BYTES = 512_000_000
+CHILD = f"""
+import json, re, resource, sys
+try:
+    resource.setrlimit(resource.RLIMIT_AS, ({MOST_BYTES}, {MOST_BYTES}))
+except (ValueError, OSError):
+    pass
+method, expressions, names = json.load(sys.stdin)
+for expression in expressions:
+    try:
+        match = getattr(re.compile(expression), method)
+        answer = [place for place, name in enumerate(names) if match(name)]
+    except re.error as error:
+        answer = f"is not a regular expression: {{error}}"
+    except (RecursionError, MemoryError, OverflowError):
+        answer = "is not a regular expression that can be used: it is too large"
+    print(json.dumps(answer), flush=True)
+"""
+
+
+def matching(
+    expressions: Sequence[str], names: Sequence[str], method: Literal["match", "fullmatch"]
+) -> list[set[str] | str]:
+    """The names that each expression matches, by a method of `re`, or why it cannot be used."""
+    if not expressions:
+        return []
+    asked = json.dumps([method, list(expressions), list(names)])
+    child = [sys.executable, "-I", "-S", "-c", CHILD]
+    try:
+        ended = subprocess.run(child, input=asked.encode(), capture_output=True, timeout=MOST_SECONDS, check=False)
+        told, why = ended.stdout, "takes too much memory to match"
+    except subprocess.TimeoutExpired as error:
+        told, why = error.stdout or b"", f"takes more than {MOST_SECONDS:.0f} s to match the names of modules"
+    answers = [json.loads(line) for line in told.splitlines()]
+    found: list[set[str] | str] = [
+        answer if isinstance(answer, str) else {names[place] for place in answer} for answer in answers
+    ]
+    behind = len(expressions) - len(found) - 1
+    return found if behind < 0 else [*found, why, *["stands behind one that could not be matched"] * behind]

@@ -1,11 +1,8 @@
-"""An adapter's folder, read and distrusted.
-
-It reads safetensors and JSON only.
-"""
+"""An adapter's folder, read and distrusted: safetensors and JSON only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from loraft.adapters.adapter_config import Json, parse_adapter_config, refuse_changes
-from loraft.adapters.lora_factors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, parse_key, weights_file
-from loraft.adapters.rank_patterns import values_for
+from loraft.adapters.adapter_config import ADAPTER_CONFIG, Json, parse_adapter_config, refuse_changes, values_for
+from loraft.adapters.lora_factors import ADAPTER_WEIGHTS, parse_key, weights_file
 from loraft.errors import AdapterError, Problem
 from loraft.figures import counted
 from loraft.io.atomic import read_json
@@ -30,25 +26,6 @@ OF_ANOTHER_BASE = (
     "Name the base that it was trained on: `base_model=MODEL`. Where its vocabulary was made larger in training, let "
     "peft write base and adapter as one model: merge_and_unload(), then save_pretrained()."
 )
-
-
-@dataclass(frozen=True)
-class AdapterShape:
-    """What an adapter is, told from its tensors and its config together.
-
-    Attributes:
-        ranks: The rank of each adapted module, by its full name.
-        alphas: The alpha of each.
-        saved: The modules that have weights of their own (`modules_to_save`), down to the leaves.
-        use_rslora: Whether the scale is alpha / √r.
-        use_dora: Whether there are magnitudes.
-    """
-
-    ranks: Mapping[str, int]
-    alphas: Mapping[str, float]
-    saved: frozenset[str]
-    use_rslora: bool
-    use_dora: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +46,7 @@ class AdapterFiles:
     record: Json | None
     base_copies: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def factors(self) -> dict[str, dict[str, torch.Tensor]]:
         """The tensors of the update of each adapted module, by what they are: `A`, `B` and `magnitude`."""
         factors: dict[str, dict[str, torch.Tensor]] = {}
@@ -78,24 +55,30 @@ class AdapterFiles:
                 factors.setdefault(of.module, {})[of.part] = tensor
         return factors
 
-    @property
+    @cached_property
     def whole(self) -> dict[str, torch.Tensor]:
         """The tensors that were trained whole, by what the base calls them."""
         return {of.name: tensor for key, tensor in self.tensors.items() if (of := parse_key(key)).part == "whole"}
 
+    @property
+    def saved(self) -> frozenset[str]:
+        """The modules that have weights of their own (`modules_to_save`), down to the leaves."""
+        return frozenset(name.rpartition(".")[0] for name in self.whole)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each adapted module, by its full name, as the tensors have it."""
+        return {module: parts["A"].shape[0] for module, parts in self.factors.items() if "A" in parts}
+
     @cached_property
-    def shape(self) -> AdapterShape:
-        """What the tensors and the config say together.
+    def alphas(self) -> dict[str, float]:
+        """The alpha of each adapted module.
 
         Raises:
             AdapterError: A pattern cannot be used.
         """
-        config = self.config
-        ranks = {module: parts["A"].shape[0] for module, parts in self.factors.items() if "A" in parts}
-        where = str(self.folder / ADAPTER_CONFIG)
-        alphas = values_for(ranks, config.alpha_pattern or {}, config.lora_alpha, where=where, key="alpha_pattern")
-        saved = frozenset(name.rpartition(".")[0] for name in self.whole)
-        return AdapterShape(ranks, alphas, saved, config.use_rslora, config.use_dora)
+        patterns, where = self.config.alpha_pattern or {}, str(self.folder / ADAPTER_CONFIG)
+        return values_for(self.ranks, patterns, self.config.lora_alpha, where=where, key="alpha_pattern")
 
     def check_base(self, fingerprint: str) -> tuple[str, ...]:
         """Compare the base that the adapter was trained on with the one that is loaded.
@@ -115,11 +98,9 @@ class AdapterFiles:
             said = f"{self.folder} names {name or 'no model'} as its base, and not which weights it was trained on"
             return (f"{said}: the base was not compared.", *altered)
         if recorded != fingerprint:
-            raise AdapterError(
-                "the adapter was trained on other base weights than these",
-                where=str(self.folder),
-                remedy=f"Load it onto {name}, in the revision that it was trained on.",
-            )
+            message = "the adapter was trained on other base weights than these"
+            remedy = f"Load it onto {name}, in the revision that it was trained on."
+            raise AdapterError(message, where=str(self.folder), remedy=remedy)
         return altered
 
 
@@ -131,14 +112,19 @@ def read_adapter(folder: Path) -> AdapterFiles:
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         raise AdapterError(f"there is no {ADAPTER_CONFIG}", where=str(folder), remedy="Name the folder of an adapter.")
+    where = str(folder / ADAPTER_CONFIG)
     declared = read_json(folder / ADAPTER_CONFIG)
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
-    config = parse_adapter_config(declared, str(folder / ADAPTER_CONFIG))
-    refuse_changes(declared, record, str(folder / ADAPTER_CONFIG))
-    tensors = _tensors(folder)
+    config = parse_adapter_config(declared, where)
+    refuse_changes(declared, record, where)
+    tensors = _sound_tensors(weights_file(folder))
     copies = {key: tensors.pop(key) for key in [*tensors] if parse_key(key).part == "copy"}
     files = AdapterFiles(folder, config, tensors, record, copies)
-    _refuse_other_ranks(files)
+    said = values_for(files.ranks, config.rank_pattern or {}, config.r, where=where, key="rank_pattern")
+    for name, rank in files.ranks.items():
+        if said[name] != rank:
+            message = f"it says rank {said[name]} for {name}, and the tensors have rank {rank}"
+            raise AdapterError(message, where=where, key="r")
     return files
 
 
@@ -149,7 +135,7 @@ def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
         AdapterError: If a key is missing or left over, a shape differs, or weights of another base lie beside them.
     """
     refuse_misfit(model, files, name)
-    refuse_other_base(files.base_copies, model.get_parameter, str(files.folder / ADAPTER_WEIGHTS))
+    refuse_other_base(files, model.get_parameter)
     # peft annotates its result with the function `namedtuple`
     unplaced = set_peft_model_state_dict(model, files.tensors, adapter_name=name).unexpected_keys  # type: ignore[attr-defined]
     if unplaced:
@@ -164,8 +150,7 @@ def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
     Raises:
         AdapterError: If a key is missing or left over, a shape differs, or a file is not what was written.
     """
-    where = str(files.folder / ADAPTER_WEIGHTS)
-    refuse_other_base(files.base_copies, lambda key: model.get_parameter(key).to("meta"), where)
+    refuse_other_base(files, lambda key: model.get_parameter(key).to("meta"))
     expected = adapter_tensors(model, name)
     problems = [
         *(f"the tensor {key} is missing" for key in sorted(expected.keys() - files.tensors.keys())),
@@ -178,52 +163,40 @@ def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
     ]
     if problems:
         unsaid = [f"and {len(problems) - 10} more like these"] if len(problems) > 10 else []
+        where = str(files.folder / ADAPTER_WEIGHTS)
         raise AdapterError.several(Problem(message, where) for message in [*problems[:10], *unsaid])
     refuse_altered(files.folder, lambda name: name in OWN_FILES, AdapterError)
 
 
-def refuse_other_base(copies: Mapping[str, torch.Tensor], weight: Callable[[str], torch.Tensor], where: str) -> None:
-    """Compare copies of the base's own weights with the base's; on the meta device their sizes alone.
+def refuse_other_base(files: AdapterFiles, weight: Callable[[str], torch.Tensor]) -> None:
+    """Compare the base's own weights beside an adapter's with the base's; on the meta device their sizes alone.
 
     Where they differ the adapter was trained on other weights, such as those of a vocabulary that grew, and on this
-    base it would answer wrongly.
-
-    Args:
-        copies: The tensors by their keys in the adapter's file.
-        weight: The base's for a key; raises AttributeError or KeyError where the base has none.
-        where: The adapter's file, for errors.
+    base it would answer wrongly. `weight` gives the base's for a key of the adapter's file; it raises AttributeError
+    or KeyError where the base has none.
 
     Raises:
         AdapterError: With every weight that is another than the base's.
     """
-    problems = list(_differing(copies, weight, where))
-    if problems:
+    where = str(files.folder / ADAPTER_WEIGHTS)
+    told = [_difference(key, copy, weight) for key, copy in sorted(files.base_copies.items())]
+    if problems := [Problem(f"it brings the {what}", where, remedy=OF_ANOTHER_BASE) for what in told if what]:
         raise AdapterError.several(problems)
 
 
-def _differing(
-    copies: Mapping[str, torch.Tensor], weight: Callable[[str], torch.Tensor], where: str
-) -> Iterator[Problem]:
-    for key, copy in sorted(copies.items()):
-        name = parse_key(key).name
-        try:
-            own = weight(key)
-        except (AttributeError, KeyError):
-            yield Problem(f"it brings the {name} of its base, and this base has none", where, remedy=OF_ANOTHER_BASE)
-            continue
-        if own.shape != copy.shape:
-            sizes = f"it is {list(copy.shape)} there, and {list(own.shape)} here"
-            yield Problem(f"it brings the {name} of another base: {sizes}", where, remedy=OF_ANOTHER_BASE)
-        elif own.device.type != "meta" and not _equal(copy, own):
-            yield Problem(
-                f"it brings the {name} of another base: its numbers are not this base's", where, remedy=OF_ANOTHER_BASE
-            )
-
-
-def _equal(copy: torch.Tensor, own: torch.Tensor) -> bool:
-    """Whether two weights are one, as far as the narrower of their dtypes tells."""
-    own = own.detach().to(copy.device)
-    return torch.equal(copy.to(own.dtype), own) or torch.equal(copy, own.to(copy.dtype))
+def _difference(key: str, copy: torch.Tensor, weight: Callable[[str], torch.Tensor]) -> str | None:
+    name = parse_key(key).name
+    try:
+        own = weight(key).detach()
+    except (AttributeError, KeyError):
+        return f"{name} of its base, and this base has none"
+    if own.shape != copy.shape:
+        return f"{name} of another base: it is {list(copy.shape)} there, and {list(own.shape)} here"
+    if own.device.type == "meta":
+        return None
+    own = own.to(copy.device)  # they are one if the narrower of their dtypes cannot tell them apart
+    same = torch.equal(copy.to(own.dtype), own) or torch.equal(copy, own.to(copy.dtype))
+    return None if same else f"{name} of another base: its numbers are not this base's"
 
 
 def adapter_tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
@@ -235,42 +208,38 @@ def adapter_tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def non_finite(tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """The names of the tensors that hold NaN or infinity."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            yield name
+def non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """What to say of tensors of which some hold NaN or infinity."""
+    of_floats = (name for name, tensor in tensors.items() if tensor.is_floating_point())
+    bad = [name for name in of_floats if not bool(torch.isfinite(tensors[name]).all())]
+    return f"{counted(len(bad), 'tensor holds', 'tensors hold')} NaN or infinity, first {bad[0]}" if bad else None
 
 
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    path = weights_file(folder)
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        AdapterError: It is damaged.
+    """
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
-    if strange := {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in FLOATING}:
-        name, dtype = next(iter(strange.items()))
-        raise AdapterError(
-            f"the tensor {name} holds {str(dtype).removeprefix('torch.')} numbers, and adapters have floating ones",
-            where=str(path),
-            remedy="Save the adapter in float32, float16 or bfloat16.",
-        )
-    if flat := [key for key, tensor in tensors.items() if parse_key(key).part in UPDATE and not tensor.dim()]:
-        raise AdapterError(f"the tensor {flat[0]} is one number, and has no rank", where=str(path))
-    bad = list(non_finite(tensors))
-    if bad:
-        hold = counted(len(bad), "tensor holds", "tensors hold")
-        raise AdapterError(f"{hold} NaN or infinity, first {bad[0]}", where=str(path))
     return tensors
 
 
-def _refuse_other_ranks(files: AdapterFiles) -> None:
-    config, ranks, where = files.config, files.shape.ranks, str(files.folder / ADAPTER_CONFIG)
-    said = values_for(ranks, config.rank_pattern or {}, config.r, where=where, key="rank_pattern")
-    for name, rank in ranks.items():
-        if said[name] != rank:
-            message = f"it says rank {said[name]} for {name}, and the tensors have rank {rank}"
-            raise AdapterError(message, where=where, key="r")
+def _sound_tensors(path: Path) -> dict[str, torch.Tensor]:
+    tensors, where = read_tensors(path), str(path)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATING:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            message = f"the tensor {name} holds {dtype} numbers, and adapters have floating ones"
+            raise AdapterError(message, where=where, remedy="Save the adapter in float32, float16 or bfloat16.")
+    if flat := [key for key, tensor in tensors.items() if parse_key(key).part in UPDATE and not tensor.dim()]:
+        raise AdapterError(f"the tensor {flat[0]} is one number, and has no rank", where=where)
+    if said := non_finite(tensors):
+        raise AdapterError(said, where=where)
+    return tensors
 
 
 def digests(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.adapter_config import resolved
 from loraft.adapters.adapter_files import AdapterFiles, insert, read_adapter
+from loraft.adapters.lora_factors import ADAPTER_NAME
 from loraft.adapters.resolve_target import adapter_named
 from loraft.adapters.targets import TargetModules, targets_in
 from loraft.config.choices import Method
@@ -42,10 +43,7 @@ from loraft.tasks import TASKS
 def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = ()) -> AdapterFiles | None:
     """The adapter of `lora.start_from`; None where an adapter begins anew.
 
-    Args:
-        lora: The config's section.
-        targets: What the config adapts.
-        labels: The classes of a classifier in their order; none for other tasks.
+    `targets` is what the config adapts, and `labels` are the classes of a classifier in their order.
 
     Raises:
         AdapterError: It is damaged, or differs from what the config describes; every difference is told.
@@ -54,69 +52,51 @@ def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = 
         return None
     remedy = "Name an adapter, a run or a checkpoint."
     start = read_adapter(adapter_named(lora.start_from, {"key": "lora.start_from"}, remedy=remedy).folder)
-    _refuse_another(start, targets, lora, labels)
+    if problems := list(_differences(start, targets, lora, labels)):
+        message = "it is not the adapter that the config describes"
+        raise AdapterError.several([*problems, Problem(message, str(start.folder), "lora.start_from")])
     return start
 
 
-def _refuse_another(start: AdapterFiles, targets: TargetModules, lora: LoraSection, labels: Sequence[str]) -> None:
-    shape = start.shape
-    problems = [
-        *_modules(shape.ranks.keys(), targets.ranks.keys()),
-        *_numbers("lora.r", shape.ranks, targets.ranks),
-        *_numbers("lora.alpha", shape.alphas, targets.alphas),
-        *_switch("lora.use_rslora", shape.use_rslora, lora.use_rslora),
-        *_switch("lora.use_dora", shape.use_dora, lora.use_dora),
-        *_whole_modules(shape.saved, targets.saved),
-        *_classes((start.record or {}).get("labels"), labels),
-    ]
-    if problems:
-        message = "it is not the adapter that the config describes"
-        raise AdapterError.several([*problems, Problem(message, str(start.folder), "lora.start_from")])
+def _differences(
+    start: AdapterFiles, targets: TargetModules, lora: LoraSection, labels: Sequence[str]
+) -> Iterator[Problem]:
+    there, here = start.ranks.keys(), targets.ranks.keys()
+    yield from _other_names("lora.target_modules", here - there, there - here)
+    yield from _other_numbers("lora.r", start.ranks, targets.ranks)
+    yield from _other_numbers("lora.alpha", start.alphas, targets.alphas)
+    for key in ("use_rslora", "use_dora"):
+        said, asked = getattr(start.config, key), getattr(lora, key)
+        if said != asked:
+            yield Problem(f"{str(said).lower()} in the adapter, {str(asked).lower()} here", key=f"lora.{key}")
+    # Weights are saved by the leaf; a module that is trained whole may hold several.
+    absent = {outer for outer in targets.saved if not any(is_within(leaf, outer) for leaf in start.saved)}
+    extra = {leaf for leaf in start.saved if not is_within(leaf, *targets.saved)}
+    yield from _other_names("lora.modules_to_save", absent, extra)
+    classes = (start.record or {}).get("labels")  # what another tool wrote does not say which classes it knows
+    if isinstance(classes, list) and labels and classes != list(labels):
+        message = f"the adapter's classes are {_listed(list(map(str, classes)))}; here they are {_listed(labels)}"
+        yield Problem(message, key="data.labels")
 
 
-def _modules(there: Set[str], here: Set[str]) -> Iterable[Problem]:
-    if here - there:
-        yield Problem(f"the adapter has no {_listed(sorted(here - there))}", key="lora.target_modules")
-    if there - here:
-        yield Problem(f"only the adapter has {_listed(sorted(there - here))}", key="lora.target_modules")
+def _other_names(key: str, absent: Set[str], extra: Set[str]) -> Iterator[Problem]:
+    if absent:
+        yield Problem(f"the adapter has no {_listed(sorted(absent))}", key=key)
+    if extra:
+        yield Problem(f"only the adapter has {_listed(sorted(extra))}", key=key)
 
 
-def _numbers(key: str, there: Mapping[str, float], here: Mapping[str, float]) -> Iterable[Problem]:
+def _other_numbers(key: str, there: Mapping[str, float], here: Mapping[str, float]) -> Iterator[Problem]:
     different = [name for name in here if name in there and there[name] != here[name]]
     if different:
         first = different[0]
         yield Problem(f"{there[first]:g} in the adapter, {here[first]:g} here ({_listed(different)})", key=key)
 
 
-def _whole_modules(there: Collection[str], here: Collection[str]) -> Iterable[Problem]:
-    """Weights are saved by the leaf; a module that is trained whole may hold several."""
-    extra = [leaf for leaf in there if not is_within(leaf, *here)]
-    absent = [outer for outer in here if not any(is_within(leaf, outer) for leaf in there)]
-    if absent:
-        yield Problem(f"the adapter has no {_listed(sorted(absent))}", key="lora.modules_to_save")
-    if extra:
-        yield Problem(f"only the adapter has {_listed(sorted(extra))}", key="lora.modules_to_save")
-
-
-def _classes(there: object, here: Sequence[str]) -> Iterable[Problem]:
-    """What another tool wrote does not say which classes it knows."""
-    if isinstance(there, list) and here and there != list(here):
-        message = f"the adapter's classes are {_listed(list(map(str, there)))}; here they are {_listed(here)}"
-        yield Problem(message, key="data.labels")
-
-
-def _switch(key: str, there: bool, here: bool) -> Iterable[Problem]:
-    if there != here:
-        yield Problem(f"{str(there).lower()} in the adapter, {str(here).lower()} here", key=key)
-
-
 def _listed(names: Sequence[str], most: int = 3) -> str:
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
-
-ADAPTER_NAME = "default"
-"""The name that peft loads an adapter under when nobody names it."""
 
 HARMLESS = (
     "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
@@ -131,11 +111,9 @@ class AdaptedModel:
     """A base with what is trained in it.
 
     Attributes:
-        loaded: The base as it was loaded.
         model: The model to run: peft's wrapper, or the base itself for `method: full`.
         targets: What the adapter trains; None for `method: full` and for an adapter that was loaded to be used.
         trainable: Every trained parameter by name, in the order of the names; all are float32.
-        method: How it is, or was, trained.
         notes: What a person should know about it, one sentence each.
         names: The names of the adapters that are in the model, the one that acts first.
     """
@@ -181,8 +159,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     else:
         _initialise(model, targets.modules, config)
     patch_lora_linears(model, ADAPTER_NAME, loaded.family.same_input)
-    recorded = model.peft_config[ADAPTER_NAME]
-    assert isinstance(recorded, LoraConfig)
+    recorded = lora_config_of(model)
     recorded.base_model_name_or_path = loaded.name
     recorded.modules_to_save = saved  # peft added all that it calls a classifier, what this model has not too
     recorded.revision = config.model.revision
@@ -195,13 +172,8 @@ def add_lora_layers(
 ) -> PeftModel:
     """The base with adapter layers in it, beside those it has: parameters float32, peft's casting of inputs off.
 
-    The values of the adapter are not yet decided; the global random state is left as it was.
-
-    Args:
-        base: The base, or what holds adapters already.
-        config: What the adapter declares.
-        name: What peft is to call it.
-        where: The file that declares it, for errors.
+    The values of the adapter are not yet decided; the global random state is left as it was. peft is to call it `name`,
+    and `where` is the file that declares it.
 
     Raises:
         AdapterError: An expression of the config cannot be used.
@@ -278,7 +250,6 @@ def _lora_config(base: PreTrainedModel, family: ModelSpec, targets: TargetModule
     lora = config.lora
     everything = [name for name, _ in base.named_modules()]
     names, indices, pattern = _portable_names(targets, everything, family)
-    alphas = {pattern: _whole(alpha) for pattern, alpha in lora.alpha_pattern.items()}
     return LoraConfig(
         task_type=TaskType(TASKS[config.task].peft_type),
         r=lora.r,
@@ -291,10 +262,17 @@ def _lora_config(base: PreTrainedModel, family: ModelSpec, targets: TargetModule
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         rank_pattern=dict(lora.rank_pattern),
-        alpha_pattern=alphas,
+        alpha_pattern={pattern: _whole(alpha) for pattern, alpha in lora.alpha_pattern.items()},
         init_lora_weights="gaussian" if lora.init == "gaussian" else True,
         fan_in_fan_out=any(isinstance(base.get_submodule(name), Conv1D) for name in targets.modules),
     )
+
+
+def lora_config_of(model: PeftModel) -> LoraConfig:
+    """The config of the adapter that is trained."""
+    config = model.peft_config[ADAPTER_NAME]
+    assert isinstance(config, LoraConfig)
+    return config
 
 
 def _whole(number: float) -> float | int:
@@ -312,7 +290,8 @@ def _portable_names(
     """
     stacks = [f"{path}." for path in family.stacks.values()]
     last = sorted({name.rpartition(".")[2] for name in targets.modules})
-    inside = sorted({_inside(name, stacks) for name in targets.modules})
+    within = {name.removeprefix(stack) for name in targets.modules for stack in stacks if name.startswith(stack)}
+    inside = sorted({name.partition(".")[2] for name in within})
     chosen = set(targets.modules)
     for names in (last, inside):
         meant = {name for name in everything if any(matches(name, short) for short in names)}
@@ -322,12 +301,6 @@ def _portable_names(
             if {name for name in meant if _layer_index(name, pattern) in targets.layers} == chosen:
                 return names, list(targets.layers), pattern
     return list(targets.modules), None, None
-
-
-def _inside(name: str, stacks: Sequence[str]) -> str:
-    """A module's name within its layer."""
-    stack = next(stack for stack in stacks if name.startswith(stack))
-    return name.removeprefix(stack).partition(".")[2]
 
 
 def _layer_patterns(family: ModelSpec) -> list[str]:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -19,13 +19,11 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from loraft.adapters.rank_patterns import values_for
+from loraft.adapters.adapter_config import ADAPTER_CONFIG, values_for
 from loraft.errors import AdapterError
 from loraft.io.atomic import read_json
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>A|B|magnitude_vector)"
     r"(?:\.(?!weight$)[\w-]+)?(?:\.weight)?"
@@ -38,7 +36,7 @@ COPY = re.compile(r"(?P<module>.+)\.base_layer\.(?P<end>weight|bias)")
 WRAPPERS = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
 
 ADAPTER = re.compile(r"[A-Za-z0-9_-]{1,64}")
-DEFAULT = "default"
+ADAPTER_NAME = "default"
 """What peft calls an adapter that nobody names."""
 TAKEN = ("base", "none")
 """What the base without an adapter is called."""
@@ -64,7 +62,7 @@ class AdapterTensor:
 
 def parse_key(key: str) -> AdapterTensor:
     """What a tensor is, told from its key in an adapter's file."""
-    key = key.removeprefix(PREFIX)
+    key = key.removeprefix("base_model.model.")
     if factor := FACTOR.fullmatch(key):
         module = factor["module"]
         return AdapterTensor(PARTS[factor["part"]], module, f"{module}.weight", bool(factor["embedding"]))
@@ -95,11 +93,8 @@ def check_adapter_name(name: str) -> None:
         AdapterError: If it is not made of 1 to 64 letters, digits, `_` and `-`, or is `base` or `none`.
     """
     if not ADAPTER.fullmatch(name):
-        raise AdapterError(
-            f"{name!r} cannot be an adapter's name",
-            parameter="adapters",
-            remedy="Use 1 to 64 letters, digits, underscores and hyphens.",
-        )
+        remedy = "Use 1 to 64 letters, digits, underscores and hyphens."
+        raise AdapterError(f"{name!r} cannot be an adapter's name", parameter="adapters", remedy=remedy)
     if name in TAKEN:
         message = f"{name!r} means the base without an adapter, and cannot be an adapter's name"
         raise AdapterError(message, parameter="adapters", remedy="Give it another one: `adapters=['NAME=DIR']`.")
@@ -111,18 +106,18 @@ def in_peft(name: str) -> str:
     peft keeps adapters in dictionaries of torch, where `type` or `keys` would hide a method, and tells one adapter's
     tensors from another's by looking for names in their paths: one called `model` would be found in all of them.
     """
-    return name if name == DEFAULT else f"adapter-{name}"
+    return name if name == ADAPTER_NAME else f"adapter-{name}"
 
 
 @dataclass(frozen=True, eq=False)
 class LoraFactors:
-    """The update of one module: ΔW = scale · B A, `[out, in]`.
+    """The update of one weight by one adapter: ΔW = scale · B A, `[out, in]`.
 
     Attributes:
-        a: `[r, in]`, as stored.
-        b: `[out, r]`, as stored.
-        scale: alpha / r, or alpha / √r with rsLoRA.
-        magnitude: `[out]`, of DoRA: the length of each row of W + ΔW is replaced by it.
+        a: `[r, in]`.
+        b: `[out, r]`.
+        scale: s; where adapters are merged their weight is in it.
+        magnitude: m `[out]`, of DoRA: the length of each row of W + ΔW is replaced by it.
         of_embedding: Whether the module is an embedding: its weight `[rows, width]` is [in, out].
     """
 
@@ -136,6 +131,22 @@ class LoraFactors:
     def rank(self) -> int:
         """R."""
         return int(self.a.shape[0])
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether it is zero, as an adapter that was never trained is."""
+        zero = self.scale == 0 or not bool(self.b.any()) or not bool(self.a.any())
+        return zero and self.magnitude is None
+
+    def float(self) -> LoraFactors:
+        """The same in float32."""
+        magnitude = None if self.magnitude is None else self.magnitude.float()
+        return replace(self, a=self.a.float(), b=self.b.float(), magnitude=magnitude)
+
+
+def scale_of(alpha: float, rank: int, *, use_rslora: bool) -> float:
+    """The factor of B A: alpha / r, or with rsLoRA alpha / √r."""
+    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,13 +182,13 @@ class AdapterReader:
         return values_for(self.keys, patterns, alpha, where=str(self.folder / ADAPTER_CONFIG), key="alpha_pattern")
 
     def factors(self, module: str) -> LoraFactors:
-        """The factors of a module, read now."""
+        """The factors of a module as stored, read now."""
         parts = self.keys[module]
-        a, b = self.file.get_tensor(parts["A"]), self.file.get_tensor(parts["B"])
-        magnitude = self.file.get_tensor(parts["magnitude"]) if "magnitude" in parts else None
-        alpha = self._alphas[module]
-        scale = alpha / math.sqrt(a.shape[0]) if self.declared.get("use_rslora") else alpha / a.shape[0]
-        return LoraFactors(a, b, scale, magnitude, parse_key(parts["A"]).of_embedding)
+        tensors = {part: self.file.get_tensor(key) for part, key in parts.items()}
+        rank = tensors["A"].shape[0]
+        scale = scale_of(self._alphas[module], rank, use_rslora=bool(self.declared.get("use_rslora")))
+        of_embedding = parse_key(parts["A"]).of_embedding
+        return LoraFactors(tensors["A"], tensors["B"], scale, tensors.get("magnitude"), of_embedding)
 
     def saved_tensor(self, name: str) -> Tensor:
         """A tensor that was trained whole, read now."""
@@ -194,23 +205,21 @@ def open_adapter(folder: Path) -> Iterator[AdapterReader]:
         AdapterError: A file is missing or unreadable, it is no LoRA adapter, or half of a module's tensors are absent.
     """
     declared = read_json(folder / ADAPTER_CONFIG)
-    _refuse_other_kinds(declared, folder)
+    _refuse_other_kinds(declared, str(folder / ADAPTER_CONFIG))
     path = weights_file(folder)
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
     with file as opened:
-        yield _listed(folder, declared, opened, path)
+        yield _listed(folder, declared, opened, str(path))
 
 
-def _refuse_other_kinds(declared: Mapping[str, object], folder: Path) -> None:
-    where = str(folder / ADAPTER_CONFIG)
-    if declared.get("peft_type") != "LORA":
-        kind = declared.get("peft_type")
+def _refuse_other_kinds(declared: Mapping[str, object], where: str) -> None:
+    if (kind := declared.get("peft_type")) != "LORA":
         raise AdapterError(f"it is of the kind {kind}, and loraft looks into LoRA", where=where, key="peft_type")
     patterns = declared.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict) or not all(_is_number(value) for value in patterns.values()):
+    if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
         raise AdapterError(f"{patterns!r} does not give numbers", where=where, key="alpha_pattern")
     if not _is_number(alpha := declared.get("lora_alpha", 8)):
         raise AdapterError(f"{alpha!r} is no number", where=where, key="lora_alpha")
@@ -220,7 +229,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _listed(folder: Path, declared: Mapping[str, Any], file: Any, path: Path) -> AdapterReader:
+def _listed(folder: Path, declared: Mapping[str, Any], file: Any, where: str) -> AdapterReader:
     keys: dict[str, dict[str, str]] = {}
     saved: dict[str, tuple[int, ...]] = {}
     unread: list[str] = []
@@ -236,14 +245,13 @@ def _listed(folder: Path, declared: Mapping[str, Any], file: Any, path: Path) ->
             keys.setdefault(tensor.module, {})[tensor.part] = key
         elif tensor.part != "copy":
             unread.append(key)
-    halves = sorted(name for name, parts in keys.items() if not {"A", "B"} <= parts.keys())
-    if halves:
+    if halves := sorted(name for name, parts in keys.items() if not {"A", "B"} <= parts.keys()):
         missing = "A" if "A" not in keys[halves[0]] else "B"
-        raise AdapterError(f"{halves[0]} and {len(halves) - 1} more have no {missing}", where=str(path))
+        raise AdapterError(f"{halves[0]} and {len(halves) - 1} more have no {missing}", where=where)
     for name, parts in keys.items():
         a, b = (file.get_slice(parts[part]).get_shape() for part in ("A", "B"))
         if a[0] != b[1] or not a[0]:
-            raise AdapterError(f"the A of {name} is {a} and its B {b}: they make no product", where=str(path))
+            raise AdapterError(f"the A of {name} is {a} and its B {b}: they make no product", where=where)
         if "magnitude" in parts and math.prod(m := file.get_slice(parts["magnitude"]).get_shape()) != b[0]:
-            raise AdapterError(f"the magnitude of {name} is {m} and its B {b}", where=str(path))
+            raise AdapterError(f"the magnitude of {name} is {m} and its B {b}", where=where)
     return AdapterReader(folder, declared, keys, saved, tuple(unread), dtypes, file)

@@ -10,24 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from loraft.adapters.adapter_config import recorded_lora
-from loraft.adapters.adapter_files import AdapterFiles, adapter_tensors, insert, non_finite, read_adapter
-from loraft.adapters.inject import ADAPTER_NAME, AdaptedModel, add_lora_layers
-from loraft.adapters.lora_factors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_name, in_peft
+from loraft.adapters.adapter_config import ADAPTER_CONFIG, recorded_lora
+from loraft.adapters.adapter_files import AdapterFiles, adapter_tensors, insert, non_finite, read_adapter, read_tensors
+from loraft.adapters.inject import AdaptedModel, add_lora_layers, lora_config_of
+from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, check_adapter_name, in_peft
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
-from loraft.adapters.targets import tied_modules
+from loraft.adapters.model_structure import tied_modules
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
-from loraft.figures import counted
 from loraft.io.atomic import atomic_dir, write_json
 from loraft.io.checksums import write_record
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import LoadedModel
+from loraft.models.modules import is_within
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import RowRenderer
 from loraft.version import __version__, version_of
@@ -77,9 +76,7 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
 
     As in training, their forward runs under `torch.autocast` where the base is not float32.
 
-    Args:
-        loaded: The base, with nothing attached; it is left so when an adapter is refused.
-        folders: The adapters' folders by their names; at least one.
+    Nothing is attached to the base, and it is left so when an adapter is refused. There is at least one adapter.
 
     Raises:
         AdapterError: If a folder is damaged or does not fit the base; all that is found in it is said.
@@ -91,7 +88,7 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
     model: PeftModel | None = None
     try:
         for name, files in read.items():
-            model = _with_layers(loaded.model if model is None else model, files, in_peft(name))
+            model = with_layers(loaded.model if model is None else model, files, in_peft(name))
             insert(model, files, in_peft(name))
     except AdapterError:
         if model is not None:
@@ -112,19 +109,20 @@ def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
         AdapterError: The base's weights are others, or what the base lacks the adapter lacks too.
     """
     notes = files.check_base(loaded.fingerprint)
-    inside = [f"{name}." for name in files.shape.saved]
-    if random := [name for name in loaded.new_modules if not any(part.startswith(f"{name}.") for part in inside)]:
-        raise AdapterError(
-            f"neither the adapter nor its base has {' and '.join(random)}, and random numbers would answer",
-            where=str(files.folder),
-        )
-    untied = sorted(files.shape.saved.intersection(tied_modules(loaded.model)))
-    if untied:
+    if random := [name for name in loaded.new_modules if not any(is_within(part, name) for part in files.saved)]:
+        message = f"neither the adapter nor its base has {' and '.join(random)}, and random numbers would answer"
+        raise AdapterError(message, where=str(files.folder))
+    if untied := sorted(files.saved.intersection(tied_modules(loaded.model))):
         notes += (f"The adapter has a {' and a '.join(untied)} of its own, which the base ties to another module.",)
     return notes
 
 
-def _with_layers(model: PeftModel | PreTrainedModel, files: AdapterFiles, name: str) -> PeftModel:
+def with_layers(model: PeftModel | PreTrainedModel, files: AdapterFiles, name: str) -> PeftModel:
+    """The model with adapter layers for what a folder holds, whose values are not yet decided.
+
+    Raises:
+        AdapterError: The targets match nothing, or an expression cannot be used.
+    """
     try:
         return add_lora_layers(model, files.config, name, where=str(files.folder / ADAPTER_CONFIG))
     except ValueError as error:  # peft's word for targets that match nothing
@@ -142,10 +140,7 @@ def restore(adapted: AdaptedModel, folder: Path) -> None:
         return
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            tensors.update(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
+        tensors |= read_tensors(path)
     # BART's files have a buffer too, which is not trained.
     strange = (tensors.keys() - adapted.model.state_dict().keys()) | (adapted.trainable.keys() - tensors.keys())
     if strange:
@@ -184,16 +179,10 @@ def _adapter_config(model: PeftModel) -> dict[str, object]:
     peft lists sets in an order that changes from process to process, and sorts the patterns, of which the first
     that matches wins.
     """
-    values: dict[str, object] = _lora_config(model).to_dict()  # type: ignore[no-untyped-call]
+    values: dict[str, object] = lora_config_of(model).to_dict()  # type: ignore[no-untyped-call]
     values["inference_mode"] = True
     listed = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     return dict(sorted(listed.items()))
-
-
-def _lora_config(model: PeftModel) -> LoraConfig:
-    config = model.peft_config[ADAPTER_NAME]
-    assert isinstance(config, LoraConfig)
-    return config
 
 
 def _write_company(
@@ -201,7 +190,10 @@ def _write_company(
 ) -> None:
     """What lies beside the weights, whatever was trained."""
     loaded = adapted.loaded
-    _tokenizer_as_trained(loaded, renderer).save_pretrained(folder)
+    # With the template that was used, and without the place that it came from.
+    tokenizer: PreTrainedTokenizerBase = copy.deepcopy(loaded.tokenizer)
+    tokenizer.chat_template, tokenizer.name_or_path = renderer.chat_template, shown(loaded.name)
+    tokenizer.save_pretrained(folder)
     task = TASKS[config.task]
     if task.generates:
         base = loaded.model.generation_config
@@ -213,25 +205,18 @@ def _write_company(
     write_record(folder, _record(adapted, config, renderer))
 
 
-def _tokenizer_as_trained(loaded: LoadedModel, renderer: RowRenderer) -> PreTrainedTokenizerBase:
-    """A copy of the tokenizer with the template that was used, and without the place that it came from."""
-    tokenizer: PreTrainedTokenizerBase = copy.deepcopy(loaded.tokenizer)
-    tokenizer.chat_template = renderer.chat_template
-    tokenizer.name_or_path = shown(loaded.name)
-    return tokenizer
-
-
 def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> dict[str, object]:
     loaded, model = adapted.loaded, adapted.model
+    loaded_in = str(loaded.placement.dtype).removeprefix("torch.")
     return {
         "base": {
             "name": shown(loaded.name),
             "revision": config.model.revision,
             "fingerprint": loaded.fingerprint,
             # What is trained whole is stored in float32, whatever is computed in.
-            "dtype": computed_in if (computed_in := config.model.dtype) != "auto" else _name(loaded.placement.dtype),
+            "dtype": computed_in if (computed_in := config.model.dtype) != "auto" else loaded_in,
         },
-        "lora": recorded_lora(_lora_config(model)) if isinstance(model, PeftModel) else None,
+        "lora": recorded_lora(lora_config_of(model)) if isinstance(model, PeftModel) else None,
         "method": adapted.method,
         "quantization": config.quantization.model_dump() if adapted.method == "qlora" else None,
         "task": config.task,
@@ -240,12 +225,6 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
     }
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _refuse_non_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    bad = list(non_finite(tensors))
-    if bad:
-        hold = counted(len(bad), "tensor holds", "tensors hold")
-        raise NonFiniteError(f"{hold} NaN or infinity, first {bad[0]}; not saved", where=str(folder))
+    if said := non_finite(tensors):
+        raise NonFiniteError(f"{said}; not saved", where=str(folder))

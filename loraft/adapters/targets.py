@@ -5,23 +5,23 @@ Nothing here is silent: a name, a layer or a pattern that matches nothing is an 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
-from torch import nn
 from transformers import PreTrainedModel
 
-from loraft.adapters.rank_patterns import patterned, shared_experts, trained_whole, unknown_parts, unmatched_target
+from loraft.adapters.adapter_config import patterned
+from loraft.adapters.model_structure import depths, sized_modules, tied_modules
 from loraft.config.sections import LoraSection, StackLayers
-from loraft.errors import AdapterError, ModelError, Problem
-from loraft.models.modules import linear_modules, matches
+from loraft.errors import AdapterError, Problem
+from loraft.models.modules import is_within, linear_modules, matches, nearest
 from loraft.models.quantize import quantized_modules
-from loraft.models.registry import FAMILIES, Kind, ModelSpec
+from loraft.models.registry import ModelSpec
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
+KEY, WHOLE = "lora.target_modules", "lora.modules_to_save"
 Key = TypeVar("Key", int, str)
 
 
@@ -41,15 +41,13 @@ class TargetModules:
         modules: The adapted linear modules, in the model's order.
         layers: The transformer layers that they lie in, counted within each stack.
         layers_by_stack: Those of each stack, `encoder` and `decoder`, that has any.
-        ranks: The rank of each module, patterns applied.
-        alphas: The alpha of each module, patterns applied.
+        ranks: The rank of each module, patterns applied; so are the alphas.
         parameters: Parameters of the low-rank updates: r · (in + out) a module, and `out` more with DoRA.
         by_name: Counts by the module's place in its layer, such as `self_attn.q_proj`.
         by_layer: Counts by layer; of a model with two stacks both count.
         by_rank_pattern: How many modules each pattern of `rank_pattern` decides.
-        by_alpha_pattern: How many modules each pattern of `alpha_pattern` decides.
+        by_alpha_pattern: The same of `alpha_pattern`.
         saved: The modules that are trained whole (`modules_to_save`).
-        saved_parameters: Their parameters.
     """
 
     modules: tuple[str, ...]
@@ -83,50 +81,35 @@ class _Place:
 
 
 def parse_layers(spec: str | Sequence[int], num_layers: int, owner: str = "the model") -> tuple[int, ...]:
-    """The layers that `lora.layers` means, in ascending order.
-
-    Args:
-        spec: `all`, `first:N`, `last:N`, `middle:N`, a range like `4-11` (both ends in), or a list of indices.
-        num_layers: How many layers there are; they are numbered from 0.
-        owner: Whose layers they are, for the message.
+    """The layers that `lora.layers` means, in ascending order: counted from 0, and both ends of a range are in.
 
     Raises:
-        AdapterError: If a layer is asked for that the model does not have.
+        AdapterError: If a layer is asked for that the model does not have; it is said whose layers they are.
     """
+    beyond = None
+    layers: Sequence[int]
     if not isinstance(spec, str):
-        return _listed_layers(spec, num_layers, owner)
-    if spec == "all":
-        return tuple(range(num_layers))
-    word, _, number = spec.partition(":")
-    if number:
+        if not spec:
+            raise AdapterError("the list is empty", key="lora.layers", remedy="Write all, or the layers to adapt.")
+        layers = sorted(set(spec))
+        if absent := [str(layer) for layer in layers if not 0 <= layer < num_layers]:
+            beyond = f"layer {', '.join(absent)} does not exist"
+    elif spec == "all":
+        layers = range(num_layers)
+    elif ":" in spec:
+        word, _, number = spec.partition(":")
         count = int(number)
-        if count > num_layers:
-            raise _no_such_layers(f"{spec} asks for {count} layers", num_layers, owner)
         start = {"first": 0, "last": num_layers - count, "middle": (num_layers - count) // 2}[word]
-        return tuple(range(start, start + count))
-    first, last = (int(end) for end in spec.split("-"))
-    if first > last:
-        raise AdapterError(f"the range {spec} runs backwards", key="lora.layers", remedy=f"Write {last}-{first}.")
-    if last >= num_layers:
-        raise _no_such_layers(f"{spec} ends at layer {last}", num_layers, owner)
-    return tuple(range(first, last + 1))
-
-
-def _listed_layers(indices: Sequence[int], num_layers: int, owner: str) -> tuple[int, ...]:
-    if not indices:
-        raise AdapterError("the list is empty", key="lora.layers", remedy="Write all, or the layers to adapt.")
-    absent = sorted({index for index in indices if not 0 <= index < num_layers})
-    if absent:
-        raise _no_such_layers(f"layer {', '.join(map(str, absent))} does not exist", num_layers, owner)
-    return tuple(sorted(set(indices)))
-
-
-def _no_such_layers(what: str, num_layers: int, owner: str) -> AdapterError:
-    return AdapterError(
-        f"{what}, and {owner} has {num_layers} layers",
-        key="lora.layers",
-        remedy=f"Layers are numbered 0 to {num_layers - 1}.",
-    )
+        layers, beyond = range(start, start + count), f"{spec} asks for {count} layers" if count > num_layers else None
+    else:
+        first, last = map(int, spec.split("-"))
+        if first > last:
+            raise AdapterError(f"the range {spec} runs backwards", key="lora.layers", remedy=f"Write {last}-{first}.")
+        layers, beyond = range(first, last + 1), f"{spec} ends at layer {last}" if last >= num_layers else None
+    if beyond:
+        remedy = f"Layers are numbered 0 to {num_layers - 1}."
+        raise AdapterError(f"{beyond}, and {owner} has {num_layers} layers", key="lora.layers", remedy=remedy)
+    return tuple(layers)
 
 
 def select(
@@ -145,8 +128,8 @@ def select(
         linear: Full name of each linear module: its (in, out) features.
         family: Where this architecture keeps its layers, and the names inside them.
         lora: The config's section.
-        num_layers: How many transformer layers the model has; of a model with two stacks by the stack's name.
-        modules: Full name of each module that has parameters: how many. Needed for `modules_to_save`.
+        num_layers: How many transformer layers each stack has, or the only one.
+        modules: Full name of each module that has parameters: how many.
         tied: The modules that share one weight, such as the embedding and the head.
         quantized: The modules whose weights are 4-bit, which cannot be trained whole.
 
@@ -156,19 +139,19 @@ def select(
     layers = _layers_by_stack(lora.layers, family, num_layers)
     places = tuple(_places(linear, family))
     chosen, problems = _chosen(places, family, lora, layers, linear, modules)
-    adapted = [place.name for place in chosen]
-    saved, refused = trained_whole(lora.modules_to_save, modules, adapted, tied, quantized)
-    problems += refused
+    adapted = tuple(place.name for place in chosen)
+    problems += _not_trainable(lora.modules_to_save, modules, adapted, tied, quantized)
     ranks, rank_counts, rank_problems = patterned(adapted, lora.rank_pattern, lora.r, "lora.rank_pattern")
     alphas, alpha_counts, alpha_problems = patterned(adapted, lora.alpha_pattern, lora.alpha, "lora.alpha_pattern")
-    problems += rank_problems + alpha_problems
-    if problems:
+    if problems := [*problems, *rank_problems, *alpha_problems]:
         raise AdapterError.several(problems)
+    saved = tuple(dict.fromkeys(module for name in lora.modules_to_save for module in modules if matches(module, name)))
     sizes = {place: _parameters(place.shape, ranks[place.name], lora.use_dora) for place in chosen}
+    by_stack = {stack: tuple(sorted({each.layer for each in chosen if each.stack == stack})) for stack in family.stacks}
     return TargetModules(
-        modules=tuple(adapted),
+        modules=adapted,
         layers=tuple(sorted({place.layer for place in chosen})),
-        layers_by_stack=_by_stack(chosen, family),
+        layers_by_stack={stack: layers for stack, layers in by_stack.items() if layers},
         ranks=ranks,
         alphas=alphas,
         parameters=sum(sizes.values()),
@@ -181,10 +164,32 @@ def select(
     )
 
 
-def _by_stack(places: Sequence[_Place], family: ModelSpec) -> Mapping[str, tuple[int, ...]]:
-    """The layers of each stack that has any of the places."""
-    found = {stack: tuple(sorted({place.layer for place in places if place.stack == stack})) for stack in family.stacks}
-    return {stack: layers for stack, layers in found.items() if layers}
+def _not_trainable(
+    wanted: Sequence[str],
+    modules: Collection[str],
+    adapted: Collection[str],
+    tied: Collection[str],
+    quantized: Collection[str],
+) -> Iterator[Problem]:
+    """What is wrong with the modules of `lora.modules_to_save`: full names, or the last path parts."""
+    for name in wanted:
+        outermost = [module for module in modules if matches(module, name)]
+        inner = {module for module in modules if is_within(module, *outermost)}
+        if not outermost:
+            message, remedy = f"no module is called {name}", nearest(name, modules)
+        elif inner.intersection(tied):
+            partners = " and ".join(sorted(set(tied) - inner)) or "another module"
+            message = f"{name} shares its weight with {partners}, and training one side would break the tie"
+            remedy = "Leave it out: the modules inside the layers are adapted without it."
+        elif inner.intersection(quantized):
+            message = f"{name} is stored in 4 bits and cannot be trained whole"
+            remedy = "Adapt it through lora.target_modules, or use method: lora."
+        elif inner.intersection(adapted):
+            message = f"{name} is adapted by lora.target_modules and trained whole besides"
+            remedy = "Name it in one of the two."
+        else:
+            continue
+        yield Problem(message, None, WHOLE, remedy)
 
 
 def _parameters(shape: tuple[int, int], rank: int, use_dora: bool) -> int:
@@ -224,10 +229,9 @@ def _spec_by_stack(
     asked = {stack: layers for stack, layers in spec if layers is not None}
     if unknown := [stack for stack in asked if stack not in family.stacks]:
         stacks = " and ".join(family.stacks)
-        raise AdapterError(
-            f"{' and '.join(unknown)}: {family.model_type} has no such stack, its layers are the {stacks}'s",
-            key="lora.layers", remedy="Write the layers without naming a stack." if len(family.stacks) == 1 else None,
-        )  # fmt: skip
+        message = f"{' and '.join(unknown)}: {family.model_type} has no such stack, its layers are the {stacks}'s"
+        remedy = "Write the layers without naming a stack." if len(family.stacks) == 1 else None
+        raise AdapterError(message, key="lora.layers", remedy=remedy)
     if not asked:
         raise AdapterError("names no layers of either stack", key="lora.layers", remedy="Write all, or name a stack.")
     return {stack: asked.get(stack) for stack in family.stacks}
@@ -254,97 +258,54 @@ def _chosen(
     within = [place for place in places if place.layer in layers[place.stack]]
     wanted = lora.target_modules
     if family.experts and wanted in ("all-linear", "mlp"):
-        return [], [shared_experts(family.experts, str(wanted))]
+        message = (
+            f"{wanted} would leave out the feed-forward part: {family.experts} holds the weights of all experts in one "
+            "tensor, and LoRA adapts linear modules"
+        )
+        return [], [Problem(message, None, KEY, "Write attention: its projections are linear modules.")]
     if wanted == "all-linear":
         return within, []
     if isinstance(wanted, str):
-        parts = family.attention if wanted == "attention" else family.mlp
-        chosen = [place for place in within if _part(place, family) == wanted]
-        return chosen, [] if parts else [unknown_parts(family.model_type, wanted, {place.inside for place in places})]
+        if not (family.attention if wanted == "attention" else family.mlp):
+            message = f"which modules of a {family.model_type} are its {wanted} is not known"
+            inside = ", ".join(sorted({place.inside for place in places}))
+            return [], [Problem(message, None, KEY, f"Write all-linear, or name them: {inside}.")]
+        of_attention = {place for place in within if any(matches(place.inside, part) for part in family.attention)}
+        if wanted == "attention":
+            return [place for place in within if place in of_attention], []
+        rest = (place for place in within if place not in of_attention)
+        return [place for place in rest if any(matches(place.inside, part) for part in family.mlp)], []
     unmatched = [name for name in wanted if not any(matches(place.name, name) for place in within)]
-    located = {place.name: (place.stack, place.layer, place.inside) for place in places}
-    problems = [unmatched_target(name, located, linear, modules) for name in unmatched]
+    problems = [_unmatched(name, places, linear, modules) for name in unmatched]
     return [place for place in within if any(matches(place.name, name) for name in wanted)], problems
 
 
-def _part(place: _Place, family: ModelSpec) -> str:
-    """`attention` where the module is one of the attention's, and `mlp` otherwise: both are all there is."""
-    if any(matches(place.inside, part) for part in family.attention):
-        return "attention"
-    return "mlp" if any(matches(place.inside, part) for part in family.mlp) else ""
+def _unmatched(name: str, places: Sequence[_Place], linear: Collection[str], modules: Collection[str]) -> Problem:
+    """Why a name of `target_modules` matches nothing: each reason has its own remedy."""
+    remedy = "lora.modules_to_save trains it whole."
+    if elsewhere := [place for place in places if matches(place.name, name)]:
+        message = f"{name} exists only in layers that lora.layers leaves out"
+        one_stack = len({place.stack for place in places}) == 1
+        spans = [
+            _span(sorted({place.layer for place in elsewhere if place.stack == stack}))
+            + ("" if one_stack else f" of the {stack}")
+            for stack in sorted({place.stack for place in elsewhere})
+        ]
+        remedy = f"It is in {' and '.join(spans)}."
+    elif any(matches(module, name) for module in linear):
+        message = f"{name} lies outside the transformer layers"
+    elif any(matches(module, name) for module in modules):
+        message = f"{name} is not a linear layer"
+    else:
+        message, remedy = f"no module is called {name}", nearest(name, {place.inside for place in places})
+    return Problem(message, None, KEY, remedy)
 
 
-def family_in(model: PreTrainedModel) -> ModelSpec:
-    """The row of the table for this model, with its layers where this class of it has them.
-
-    The table says where the model with its head has them: a bare model lacks the first part of that path. A family
-    that the table does not have is known by its structure alone: where its layers are, and not what they are made of.
-
-    Raises:
-        ModelError: No list of layers is found.
-    """
-    row = FAMILIES.get(model.config.model_type)
-    if row is None:
-        return _by_structure(model)
-    here = {name for name, _ in model.named_modules()}
-    paths = {path: path if path in here else path.partition(".")[2] for path in row.stacks.values()}
-    for path in paths.values():
-        if path not in here or not list(model.get_submodule(path).children()):
-            raise ModelError(f"a {type(model).__name__} of this config has no layers at {path}")
-    encoder = paths[row.encoder_path] if row.encoder_path is not None else None
-    return replace(row, layers_path=paths[row.layers_path], encoder_path=encoder)
-
-
-def depths(model: nn.Module, family: ModelSpec) -> Mapping[str, int]:
-    """How many layers each stack of the model has."""
-    return {stack: len(list(model.get_submodule(path).children())) for stack, path in family.stacks.items()}
-
-
-def _by_structure(model: PreTrainedModel) -> ModelSpec:
-    """A row for a model that the table does not have: its largest lists of layers that hold linear modules."""
-    sizes = sized_modules(model)
-    found: dict[str, int] = {}
-    for name, module in model.named_modules():
-        inside_another = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and not inside_another and all(map(linear_modules, module)):
-            found[name] = sizes.get(name, 0)
-    largest = sorted((name for name, size in found.items() if size), key=lambda name: -found[name])
-    model_type = model.config.model_type
-    if not largest:
-        raise ModelError(f"model type {model_type!r} is not in loraft's table, and its structure shows no layers")
-    encoder = next((name for name in largest if "encoder" in name), None)
-    decoder = next((name for name in largest if "decoder" in name), None)
-    if model.config.is_encoder_decoder and encoder and decoder:
-        return ModelSpec(
-            model_type, decoder, (), (), "encoder_decoder", encoder, experts=_experts(model, decoder), packs=False
-        )
-    kind: Kind = "decoder" if model.can_generate() or "ForCausalLM" in type(model).__name__ else "encoder"
-    return ModelSpec(model_type, largest[0], (), (), kind, experts=_experts(model, largest[0]), packs=False)
-
-
-def _experts(model: nn.Module, path: str) -> str | None:
-    """Where the layers at `path` keep experts: a module with a matrix for each of them in one tensor."""
-    for layer in model.get_submodule(path).children():
-        for name, weight in layer.named_parameters():
-            owner = name.rpartition(".")[0]
-            if weight.dim() == 3 and "expert" in owner:
-                return owner
-    return None
-
-
-def sized_modules(model: nn.Module) -> dict[str, int]:
-    """Full name of each module that has parameters: how many, those of its children included."""
-    sizes = {name: sum(weight.numel() for weight in module.parameters()) for name, module in model.named_modules()}
-    return {name: size for name, size in sizes.items() if name and size}
-
-
-def tied_modules(model: nn.Module) -> tuple[str, ...]:
-    """The modules that share a weight with another, such as the embedding and the head."""
-    owners: defaultdict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules(remove_duplicate=False):
-        for weight in module.parameters(recurse=False):
-            owners[id(weight)].append(name)
-    return tuple(name for names in owners.values() if len(names) > 1 for name in names)
+def _span(layers: Sequence[int]) -> str:
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    unbroken = layers[-1] - layers[0] + 1 == len(layers)
+    return f"layers {layers[0]}-{layers[-1]}" if unbroken else f"layers {', '.join(map(str, layers))}"
 
 
 def targets_in(
@@ -352,12 +313,8 @@ def targets_in(
 ) -> TargetModules:
     """Resolve the `lora` section against a model, whether its weights are loaded or not.
 
-    Args:
-        model: The base, before anything is attached to it; on the meta device too.
-        family: Its row of the table of architectures.
-        lora: The config's section.
-        quantized: Whether its linear modules are, or will be, stored in 4 bits.
-        head: The modules of a classification head, which are trained whole without being named.
+    Its linear modules are, or will be, stored in 4 bits where `quantized`. The modules of a classification `head` are
+    trained whole without being named.
 
     Raises:
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from loraft.adapters.active import acting
+from loraft.adapters.effect import acting
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, classes_of, resolve_target
 from loraft.adapters.save_adapter import load_adapters

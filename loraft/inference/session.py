@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from loraft.adapters.active import acting, merged
+from loraft.adapters.effect import acting, merged
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, classes_of, resolve_target
 from loraft.adapters.save_adapter import load_adapters

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.lora_factors import AdapterReader
-from loraft.adapters.targets import family_in, targets_in
+from loraft.adapters.model_structure import family_in
+from loraft.adapters.targets import targets_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, Storage, anatomy_of, bytes_of, read_storage

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.adapter_files import AdapterFiles, refuse_misfit
-from loraft.adapters.delta import Update, scale_of
-from loraft.adapters.inject import ADAPTER_NAME, add_lora_layers
-from loraft.adapters.lora_factors import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, LoraFactors, scale_of
+from loraft.adapters.save_adapter import with_layers
 from loraft.errors import AdapterError
 from loraft.models.auto_model import meta_model
 from loraft.models.safetensors_index import expected_tensors
@@ -49,7 +48,7 @@ class MergePlan:
         untied: The tensors that were another's in the base and become their own: name, and whose they were.
     """
 
-    updates: Mapping[str, tuple[Update, ...]]
+    updates: Mapping[str, Sequence[LoraFactors]]
     replaced: Mapping[str, Tensor]
     transposed: frozenset[str]
     untied: Mapping[str, str]
@@ -68,22 +67,16 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter]) -> M
             or a tied weight that the architecture cannot have twice.
     """
     _refuse_unsummable(adapters)
-    updates: dict[str, list[Update]] = {}
+    updates: dict[str, list[LoraFactors]] = {}
     replaced: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
     for adapter in adapters:
         _refuse_what_does_not_fit(model, adapter.files)
         for name, found in adapter.files.factors.items():
-            update = _update(name, found, modules[name], adapter)
-            updates.setdefault(f"{name}.weight", []).append(update)
+            updates.setdefault(f"{name}.weight", []).append(_update(name, found, modules[name], adapter))
         replaced |= adapter.files.whole
     transposed = {f"{name}.weight" for name, part in modules.items() if isinstance(part, Conv1D | nn.Embedding)}
-    return MergePlan(
-        updates={name: tuple(each) for name, each in updates.items()},
-        replaced=replaced,
-        transposed=frozenset(transposed),
-        untied=_untied(model, {*updates, *replaced}, adapters[0]),
-    )
+    return MergePlan(updates, replaced, frozenset(transposed), _untied(model, {*updates, *replaced}, adapters[0]))
 
 
 def _refuse_unsummable(adapters: Sequence[WeightedAdapter]) -> None:
@@ -91,14 +84,12 @@ def _refuse_unsummable(adapters: Sequence[WeightedAdapter]) -> None:
     if len(adapters) == 1 and adapters[0].weight == 1:
         return
     for adapter in adapters:
-        shape = adapter.files.shape
-        what = "is a DoRA" if shape.use_dora else "has modules that were trained whole" if shape.saved else None
+        is_dora = adapter.files.config.use_dora
+        what = "is a DoRA" if is_dora else "has modules that were trained whole" if adapter.files.saved else None
         if what is not None:
-            raise AdapterError(
-                f"the adapter {adapter.name} {what}, and only low-rank updates can be weighted and summed",
-                where=str(adapter.files.folder),
-                remedy="Merge it alone, with weight 1.",
-            )
+            message = f"the adapter {adapter.name} {what}, and only low-rank updates can be weighted and summed"
+            remedy = "Merge it alone, with weight 1."
+            raise AdapterError(message, where=str(adapter.files.folder), remedy=remedy)
 
 
 def _refuse_what_does_not_fit(model: PreTrainedModel, files: AdapterFiles) -> None:
@@ -109,23 +100,17 @@ def _refuse_what_does_not_fit(model: PreTrainedModel, files: AdapterFiles) -> No
     config = copy.deepcopy(files.config)
     config.base_model_name_or_path = None
     with torch.device("meta"):
-        try:
-            wrapped = add_lora_layers(
-                copy.deepcopy(model), config, ADAPTER_NAME, where=str(files.folder / ADAPTER_CONFIG)
-            )
-        except ValueError as error:  # peft's word for targets that match nothing
-            raise AdapterError(f"it does not fit the base: {error}", where=str(files.folder)) from error
+        wrapped = with_layers(copy.deepcopy(model), replace(files, config=config), ADAPTER_NAME)
     refuse_misfit(wrapped, files, ADAPTER_NAME)
 
 
-def _update(name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: WeightedAdapter) -> Update:
-    shape, where = adapter.files.shape, str(adapter.files.folder / ADAPTER_WEIGHTS)
-    is_embedding = isinstance(module, nn.Embedding)
+def _update(name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: WeightedAdapter) -> LoraFactors:
+    files, is_embedding = adapter.files, isinstance(module, nn.Embedding)
     if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or (is_embedding and "magnitude" in parts):
         what = f"DoRA on {name}" if is_embedding else f"an update of {name}, a {type(module).__name__},"
-        raise AdapterError(f"{what} cannot be merged", where=where)
-    scale = adapter.weight * scale_of(shape.alphas[name], shape.ranks[name], use_rslora=shape.use_rslora)
-    return Update(parts["A"], parts["B"], scale, parts.get("magnitude"))
+        raise AdapterError(f"{what} cannot be merged", where=str(files.folder / ADAPTER_WEIGHTS))
+    scale = adapter.weight * scale_of(files.alphas[name], files.ranks[name], use_rslora=files.config.use_rslora)
+    return LoraFactors(parts["A"], parts["B"], scale, parts.get("magnitude"))
 
 
 def _untied(model: PreTrainedModel, changed: set[str], adapter: WeightedAdapter) -> dict[str, str]:
@@ -142,10 +127,10 @@ def _untied(model: PreTrainedModel, changed: set[str], adapter: WeightedAdapter)
     config = type(model.config).from_dict({**model.config.to_dict(), "tie_word_embeddings": False})
     own = expected_tensors(meta_model(config)).keys()
     if stuck := sorted(broken.keys() - own):
-        raise AdapterError(
+        message = (
             f"the adapter changes one side of a weight that {broken[stuck[0]]} and {stuck[0]} share, "
-            f"and {model.config.model_type} has no form with two",
-            where=str(adapter.files.folder),
-            remedy="Use it unmerged: `loraft.generate` with `adapters`.",
+            f"and {model.config.model_type} has no form with two"
         )
+        remedy = "Use it unmerged: `loraft.generate` with `adapters`."
+        raise AdapterError(message, where=str(adapter.files.folder), remedy=remedy)
     return {name: source for name, source in ties.items() if name in own}

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraft.adapters.adapter_files import read_adapter, refuse_other_base
-from loraft.adapters.lora_factors import ADAPTER_WEIGHTS, parse_key
+from loraft.adapters.lora_factors import parse_key
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import base_named_by, classes_of
@@ -201,7 +201,7 @@ def _refuse_another_base(adapter: WeightedAdapter, base: _Base) -> None:
         theirs = base.names[name] if name in base.names else base.names[base.model.all_tied_weights_keys[name]]
         return mapped_tensor(base.headers[theirs])
 
-    refuse_other_base(adapter.files.base_copies, weight, str(adapter.files.folder / ADAPTER_WEIGHTS))
+    refuse_other_base(adapter.files, weight)
 
 
 def _complete(plan: MergePlan, base: _Base, adapter: WeightedAdapter) -> MergePlan:

@@ -20,7 +20,7 @@ from time import monotonic
 import torch
 from torch import Tensor, nn
 
-from loraft.adapters.active import act_together, acting
+from loraft.adapters.effect import act_together, acting
 from loraft.adapters.model_card import shown
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import ModelSection

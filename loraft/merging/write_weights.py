@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from loraft.adapters.delta import Run, cast_pieces, updated_pieces
+from loraft.adapters.effect import Run, cast_pieces, updated_pieces
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.errors import NonFiniteError, RunFolderError

@@ -13,7 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.adapters.inject import start_of
-from loraft.adapters.targets import TargetModules, depths, targets_in
+from loraft.adapters.model_structure import depths
+from loraft.adapters.targets import TargetModules, targets_in
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import InvalidInputError, Problem

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraft.adapters.active import acting
+from loraft.adapters.effect import acting
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.save_adapter import load_adapters, save_adapter
 from tests.adapters.setting import FACTS, Rendering, disturb, logits, run_config, tiny_loaded

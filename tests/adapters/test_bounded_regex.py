@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from loraft.adapters import rank_patterns as expressions
+from loraft.adapters import adapter_config as expressions
+from loraft.adapters.adapter_config import matching, patterned, values_for
 from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.inject import add_lora_layers
-from loraft.adapters.rank_patterns import matching, patterned, values_for
 from loraft.errors import AdapterError
 from tests.tiny import tiny_model
 

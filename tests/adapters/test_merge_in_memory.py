@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from loraft.adapters.active import merged
+from loraft.adapters.effect import merged
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import QuantizationSection
 from loraft.merging.equivalence import kl_divergence

@@ -1,0 +1,209 @@
+"""The effect of adapters: switched on and off, summed with weights, and folded into what they change.
+
+Folding is computed in float32, a few rows at a time: the memory it takes does not depend on the size of the weight.
+
+    LoRA   W' = W + Σ s · B A            (s = weight · alpha / r, with rsLoRA weight · alpha / √r)
+    DoRA   W' = m ⊙ (W + s · B A) / ‖W + s · B A‖, the norm of each output's row
+
+Source: Hu et al. 2021 (https://arxiv.org/abs/2106.09685), equation 3; Kalajdzievski 2023, rsLoRA
+(https://arxiv.org/abs/2312.03732); Liu et al. 2024, DoRA (https://arxiv.org/abs/2402.09353), equation 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import local
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loraft.adapters.inject import AdaptedModel
+from loraft.adapters.lora_factors import LoraFactors, in_peft
+from loraft.errors import AdapterError
+from loraft.models.modules import output_head
+from loraft.models.quantize import ordinary, unpacked
+
+PIECE = 1 << 18
+"""The numbers of a piece: in float32 a MiB, which stays in the cache from reading to writing."""
+Run = Callable[[Callable[[slice], Tensor], Iterable[slice]], Iterable[Tensor]]
+"""Makes a piece of each span, in their order: `map`, or something like it that works ahead."""
+_own = local()
+"""The buffer of each thread."""
+
+
+def updated(weight: Tensor, update: LoraFactors, *, transposed: bool = False) -> Tensor:
+    """The weight with an update in it, whole, in its own dtype; as `updated_pieces` makes it."""
+    result = torch.empty(weight.shape, dtype=weight.dtype)
+    row = 0
+    for piece in updated_pieces(weight, [update], weight.dtype, transposed=transposed):
+        result[row : row + len(piece)] = piece
+        row += len(piece)
+    return result
+
+
+def updated_pieces(
+    weight: Tensor, updates: Sequence[LoraFactors], dtype: torch.dtype, *, transposed: bool = False, run: Run = map
+) -> Iterator[Tensor]:
+    """The weight with all updates in it, a few rows at a time: summed in float32, and cast once to `dtype`.
+
+    The weight is `[out, in]`, or where `transposed` `[in, out]`, as GPT-2's Conv1D and embeddings store it. There is at
+    least one update; where one is DoRA it is alone.
+    """
+    updates = [update.float() for update in updates]
+    magnitude = updates[0].magnitude
+    by_column = None
+    if magnitude is not None and transposed:  # a norm is over all rows here, so they are gone through twice
+        by_column = magnitude / _column_norms(weight, updates)
+
+    def piece(rows: slice) -> Tensor:
+        summed = _sum(weight, updates, rows, transposed=transposed)
+        if by_column is not None:
+            summed.mul_(by_column)
+        elif magnitude is not None:
+            summed.mul_((magnitude[rows] / torch.linalg.vector_norm(summed, dim=1))[:, None])
+        return summed.clone() if dtype == torch.float32 else summed.to(dtype)
+
+    yield from run(piece, _row_spans(weight))
+
+
+def cast_pieces(weight: Tensor, dtype: torch.dtype, *, run: Run = map) -> Iterator[Tensor]:
+    """A weight in another dtype, a piece at a time; in its own it is given as it is, whole."""
+    if weight.dtype == dtype:
+        yield weight
+        return
+    flat = weight.reshape(-1)
+    spans = (slice(start, start + PIECE) for start in range(0, len(flat), PIECE))
+    yield from run(lambda span: flat[span].to(dtype), spans)
+
+
+def _row_spans(weight: Tensor) -> Iterator[slice]:
+    rows = max(1, PIECE // max(1, weight.shape[1]))
+    return (slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows))
+
+
+def _sum(weight: Tensor, updates: Sequence[LoraFactors], rows: slice, *, transposed: bool) -> Tensor:
+    """Some rows of W + Σ s · B A, as the weight is stored; the next sum of the same thread overwrites them.
+
+    Fresh memory for each would take most of the time: the system clears it page by page.
+    """
+    count, width = rows.stop - rows.start, weight.shape[1]
+    buffer: Tensor | None = getattr(_own, "buffer", None)
+    if buffer is None or len(buffer) < count * width:
+        buffer = _own.buffer = torch.empty(max(PIECE, count * width), dtype=torch.float32)
+    summed = buffer[: count * width].view(count, width)
+    summed.copy_(weight[rows])
+    for update in updates:
+        left, right = (update.a[:, rows].T, update.b.T) if transposed else (update.b[rows], update.a)
+        summed.addmm_(left, right, alpha=update.scale)
+    return summed
+
+
+def _column_norms(weight: Tensor, updates: Sequence[LoraFactors]) -> Tensor:
+    squares = torch.zeros(weight.shape[1], dtype=torch.float64)
+    for rows in _row_spans(weight):
+        squares += _sum(weight, updates, rows, transposed=True).double().square().sum(dim=0)
+    return squares.sqrt().float()
+
+
+@contextmanager
+def acting(model: nn.Module, name: str | None) -> Iterator[nn.Module]:
+    """The model with the adapter `name` active, or with none of them; afterwards as it was.
+
+    A model without adapters is left alone.
+    """
+    if not isinstance(model, PeftModel):
+        yield model
+        return
+    active, on = model.active_adapter, _is_on(model)
+    # peft makes whatever it switches on trainable, and whatever it switches off not.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        _switch(model, active if name is None else in_peft(name), on=name is not None)
+        yield model
+    finally:
+        _switch(model, active, on=on)
+        model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _switch(model: PeftModel, name: str, *, on: bool) -> None:
+    if name != model.active_adapter:
+        model.set_adapter(name)
+    tuner: Any = model.base_model
+    if on != _is_on(model):
+        (tuner.enable_adapter_layers if on else tuner.disable_adapter_layers)()
+
+
+def _is_on(model: PeftModel) -> bool:
+    return not any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))
+
+
+def act_together(model: nn.Module, weights: Mapping[str, float]) -> None:
+    """Let several adapters of a model act at once from now on, each update multiplied by its weight."""
+    assert isinstance(model, PeftModel), "a model without adapters has none to act"
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name, weight in weights.items():
+                if in_peft(name) in module.scaling:
+                    module.scaling[in_peft(name)] *= weight
+    tuner: Any = model.base_model
+    tuner.set_adapter([in_peft(name) for name in weights])  # the wrapper's own method takes one name
+    model.requires_grad_(False)
+
+
+def merged(adapted: AdaptedModel, name: str | None = None) -> PreTrainedModel:
+    """The base with an adapter in its weights, and no peft around it; `adapted` is used up.
+
+    Without a name it is the first adapter. Modules in 4 bits become ordinary ones, whose weight is the dequantized one
+    with the update. A tied weight that only one side changes is tied no more. A model that was trained whole is given
+    back as it is.
+
+    Raises:
+        AdapterError: A module that cannot be merged.
+    """
+    model = adapted.model
+    if not isinstance(model, PeftModel):
+        return model
+    name = adapted.names[0] if name is None else name
+    called = in_peft(name)
+    with acting(model, name), torch.no_grad():
+        for path, module in list(model.get_base_model().named_modules()):
+            if isinstance(module, LoraLayer) and (called in module.lora_A or called in module.lora_embedding_A):
+                _fold(path, module, called)
+        base: PreTrainedModel = model.unload()
+    head: Any = output_head(base)
+    if head is not None and head.weight is not base.get_input_embeddings().weight:
+        base.config.tie_word_embeddings = False  # else they would be tied again on the next occasion
+    base.train(False)
+    return base
+
+
+def _fold(path: str, module: Any, name: str) -> None:
+    """Give the module inside a LoRA layer the merged weight, as a parameter of its own."""
+    inner = module.get_base_layer()
+    if not isinstance(inner, nn.Linear | Conv1D | nn.Embedding):
+        raise AdapterError(f"an update of {path}, a {type(inner).__name__}, cannot be merged")
+    scale, is_dora = module.scaling[name], name in module.lora_magnitude_vector
+    if isinstance(inner, nn.Embedding):
+        if is_dora:
+            raise AdapterError(f"DoRA on {path} cannot be merged")
+        factors = LoraFactors(module.lora_embedding_A[name], module.lora_embedding_B[name], scale)
+        weight = updated(inner.weight, factors, transposed=True)
+    else:
+        magnitude = module.lora_magnitude_vector[name].weight if is_dora else None
+        factors = LoraFactors(module.lora_A[name].weight, module.lora_B[name].weight, scale, magnitude)
+        weight = updated(unpacked(inner), factors)
+    if isinstance(inner, Conv1D):
+        weight = weight.T.contiguous()
+    if isinstance(inner, nn.Linear) and inner.weight.dtype == torch.uint8:
+        module.base_layer = ordinary(inner, weight)
+    else:
+        inner.weight = nn.Parameter(weight, requires_grad=False)
