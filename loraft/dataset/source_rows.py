@@ -7,6 +7,7 @@ import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -100,9 +101,6 @@ LEAVE_OUT = "data.on_bad_row: skip leaves bad rows out and counts them"
 DONE = {"drop": "dropped", "truncate": "truncated", "split": "split", "error": "–"}
 
 
-COUNTS = TypeAdapter(SourceCounts)
-
-
 @dataclass
 class SourceRows:
     """A source on its way.
@@ -128,19 +126,19 @@ class SourceRows:
     unread: tuple[str, ...] = ()
 
 
+SOURCE, LEARNED = TypeAdapter(SourceRows), TypeAdapter(DatasetFacts)
+NOT_KEPT = {"given", "records", "places", "examples"}
+
+
 def to_cache(
     train: Sequence[SourceRows], held_out: Sequence[SourceRows], learned: DatasetFacts
 ) -> tuple[list[Example], dict[str, Any]]:
-    """All examples, and the rest as JSON holds it."""
-    sources = [
-        {
-            "counts": asdict(source.counts), "examples": len(source.examples), "lengths": source.lengths,
-            "target_lengths": source.target_lengths, "problems": [asdict(problem) for problem in source.problems[:1]],
-            "unread": source.unread,
-        }
-        for source in (*train, *held_out)
-    ]  # fmt: skip
-    examples = [example for source in (*train, *held_out) for example in source.examples]
+    """All examples, and the rest as JSON holds it, with the first problem of each source."""
+    given = (*train, *held_out)
+    kept = (replace(source, problems=source.problems[:1], records=[], examples=[]) for source in given)
+    dumped = (SOURCE.dump_python(each, mode="json", exclude=NOT_KEPT) for each in kept)
+    sources = [{**each, "examples": len(source.examples)} for each, source in zip(dumped, given, strict=True)]
+    examples = [example for source in given for example in source.examples]
     return examples, {"sources": sources, "learned": asdict(learned)}
 
 
@@ -148,19 +146,11 @@ def from_cache(
     examples: list[Example], facts: dict[str, Any], given: Sequence[DataSource], given_held: Sequence[DataSource]
 ) -> tuple[list[SourceRows], list[SourceRows], DatasetFacts]:
     """What `to_cache` gave, as it was."""
-    sources, start = [], 0
+    sources, left = [], iter(examples)
     for source, kept in zip((*given, *given_held), facts["sources"], strict=True):
-        stop = start + kept["examples"]
-        sources.append(
-            SourceRows(
-                source, COUNTS.validate_python(kept["counts"]), examples=examples[start:stop], lengths=kept["lengths"],
-                target_lengths=kept["target_lengths"], problems=[Problem(**problem) for problem in kept["problems"]],
-                unread=tuple(kept["unread"]),
-            )
-        )  # fmt: skip
-        start = stop
-    learned = DatasetFacts(**{**facts["learned"], "labels": tuple(facts["learned"]["labels"])})
-    return sources[: len(given)], sources[len(given) :], learned
+        found = SOURCE.validate_python({**kept, "given": source, "examples": []})
+        sources.append(replace(found, examples=list(islice(left, kept["examples"]))))
+    return sources[: len(given)], sources[len(given) :], LEARNED.validate_python(facts["learned"])
 
 
 @dataclass
