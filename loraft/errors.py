@@ -1,4 +1,22 @@
-"""Every error that loraft raises for a person, by fault; each holds one problem or several."""
+"""Every error that loraft raises for a person, drawn by fault.
+
+    LoraftError
+    ├── InvalidInputError       exit 2: the input is wrong, or foreseen not to work
+    │   ├── ConfigError         the YAML file or a key=value override
+    │   ├── DataError           a data file or its rows
+    │   ├── ModelError          a base model, its files or its tokenizer
+    │   ├── AdapterError        an adapter: what it is asked to adapt, or its files
+    │   ├── RunFolderError      the folder of a run, or a checkpoint in it
+    │   └── ResourceError       memory or disk that is too small for what is asked
+    ├── RunError                exit 3: it went wrong while running
+    │   ├── NonFiniteError      a loss or gradient that is NaN or infinite
+    │   ├── OutOfMemoryError    the device ran out of memory
+    │   ├── DiskFullError       the disk filled up
+    │   └── VerificationError   a merged model that is not the adapted one
+    └── Interrupted             exit 130, 143 or 129: SIGINT, SIGTERM or SIGHUP, state saved
+
+An error holds one problem or several. A problem says where, what, and what to do.
+"""
 
 from __future__ import annotations
 

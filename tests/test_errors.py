@@ -28,6 +28,11 @@ def test_exit_codes_by_fault(kind: type[LoraftError]) -> None:
         assert kind.exit_code == (2 if issubclass(kind, InvalidInputError) else 3)
 
 
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_the_docstring_draws_the_whole_tree(kind: type[LoraftError]) -> None:
+    assert kind.__name__ in str(errors.__doc__)
+
+
 @pytest.mark.parametrize(
     ("problem", "text"),
     [
