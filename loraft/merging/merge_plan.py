@@ -6,7 +6,7 @@ It reads no weight of the base: each of its tensors ends in a tensor of the resu
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,17 +24,11 @@ from loraft.models.safetensors_index import expected_tensors
 
 @dataclass(frozen=True, eq=False)
 class WeightedAdapter:
-    """An adapter, and how much of it is merged.
-
-    Attributes:
-        name: What messages call it.
-        files: What its folder holds.
-        weight: What its update is multiplied by: 1 merges it as it was trained.
-    """
+    """An adapter with the name that messages have for it, and what its update is multiplied by."""
 
     name: str
     files: AdapterFiles
-    weight: float = 1.0
+    weight: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +44,7 @@ class MergePlan:
 
     updates: Mapping[str, Sequence[LoraFactors]]
     replaced: Mapping[str, Tensor]
-    transposed: frozenset[str]
+    transposed: Collection[str]
     untied: Mapping[str, str]
 
     @property
@@ -59,8 +53,8 @@ class MergePlan:
         return not self.replaced and all(update.changes_nothing for each in self.updates.values() for update in each)
 
 
-def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter]) -> MergePlan:
-    """Decide what becomes of each tensor of `model`, which has no weights and nothing attached.
+def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held: Collection[str]) -> MergePlan:
+    """Decide what becomes of each tensor of `model`, which has no weights; `held` are those of the base's files.
 
     Raises:
         AdapterError: A tensor of an adapter has no place in the base or is missing, adapters that cannot be summed,
@@ -76,7 +70,10 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter]) -> M
             updates.setdefault(f"{name}.weight", []).append(_update(name, found, modules[name], adapter))
         replaced |= adapter.files.whole
     transposed = {f"{name}.weight" for name, part in modules.items() if isinstance(part, Conv1D | nn.Embedding)}
-    return MergePlan(updates, replaced, frozenset(transposed), _untied(model, {*updates, *replaced}, adapters[0]))
+    untied = _untied(model, {*updates, *replaced}, adapters[0])
+    if absent := sorted(expected_tensors(model).keys() - {*held, *replaced}):
+        raise AdapterError(f"neither it nor its base has {', '.join(absent)}", where=str(adapters[0].files.folder))
+    return MergePlan(updates, replaced, transposed, untied)
 
 
 def _refuse_unsummable(adapters: Sequence[WeightedAdapter]) -> None:

@@ -143,7 +143,7 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
     stored = merge.trained_storage
     held_in = (merge.trained_dtype or merge.dtype) if stored else merge.dtype
     placement, labels = _placement(held_in), merge.labels
-    loaded = load_model(merge.model, placement, quantization=stored, among=FAMILIES, labels=labels)
+    loaded = load_model(merge.target.model, placement, quantization=stored, among=FAMILIES, labels=labels)
     if stored is None:
         return loaded, held_in
     products = DTYPES.get(stored.compute_dtype, held_in)
@@ -252,7 +252,7 @@ def _report(
     fidelity = found.fidelity if found else None
     return MergeReport(
         out=out,
-        base=merge.base,
+        base="dequantized" if merge.storage else "original",
         dtype=merge.dtype_name,
         max_abs_logit_difference=fidelity.merged.max_abs if fidelity else None,
         kl_adapted_merged=fidelity.merged.kl if fidelity else None,
@@ -261,9 +261,9 @@ def _report(
         positions=fidelity.merged.positions if fidelity else 0,
         measured_on=found.rows.source if found else None,
         compared=found.compared if found else None,
-        base_model=shown(merge.model.section.name_or_path),
+        base_model=shown(merge.target.model.section.name_or_path),
         architecture=merge.architecture,
-        why_this_base=explain_base(merge.base, is_as_trained=merge.is_as_trained),
+        why_this_base=explain_base("dequantized" if merge.storage else "original", is_as_trained=merge.is_as_trained),
         adapters=tuple({"name": adapter.name, "weight": adapter.weight} for adapter in merge.adapters),
         changed_tensors=len({*merge.plan.updates, *merge.plan.replaced}),
         untied=tuple(merge.plan.untied),

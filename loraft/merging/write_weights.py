@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,12 +23,14 @@ from torch import Tensor
 from loraft.adapters.effect import Run, cast_pieces, updated_pieces
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
+from loraft.adapters.resolve_target import resolve_target
+from loraft.config.sections import QuantizationSection
 from loraft.errors import NonFiniteError, RunFolderError
 from loraft.io.atomic import atomic_dir, read_json, write_json
 from loraft.io.checksums import RECORD, write_record
 from loraft.io.resources import require_free_bytes
 from loraft.merging.merge_report import REPORT, MergeReport, merged_card
-from loraft.merging.prepare_merge import Merge
+from loraft.merging.prepare_merge import Merge, weighted
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import load_tokenizer
 from loraft.models.quantize import quantize_roundtrip
@@ -58,55 +60,47 @@ def plan_files(merge: Merge) -> dict[str, list[Slot]]:
     a file holds a model with a head, and another head than the classifier's would stay unused.
     """
     files: dict[str, list[Slot]] = {}
-    ours = {theirs: name for name, theirs in merge.names.items()} if merge.labels else dict.fromkeys(merge.headers)
+    ours = _models_names(merge) if merge.labels else {name: name for name in merge.headers}
     for name, header in sorted(merge.headers.items(), key=lambda item: (item[1].file.name, item[1].start)):
-        if name in ours:
-            files.setdefault(header.file.name, []).append(Slot(ours[name] or name, _word(merge, header), header.shape))
-    changed = dict.fromkeys([*merge.plan.untied, *merge.plan.replaced, *merge.plan.updates])
-    for name in (name for name in changed if name not in merge.names):
-        shape = merge.plan.replaced[name].shape if name in merge.plan.replaced else _source(merge, name).shape
-        last = next(reversed(files.values()))
-        last.append(Slot(name, WORDS[merge.dtype], tuple(shape)))
+        if name in ours:  # what is no floating number stays as it is
+            word = WORDS[merge.dtype] if merge.casts and header.dtype in TORCH_DTYPES else header.dtype
+            files.setdefault(header.file.name, []).append(Slot(ours[name], word, header.shape))
+    last = next(reversed(files.values()))
+    for name in dict.fromkeys([*merge.plan.untied, *merge.plan.replaced, *merge.plan.updates]):
+        if name not in merge.sources:
+            shape = merge.plan.replaced[name].shape if name in merge.plan.replaced else _source(merge, name).shape
+            last.append(Slot(name, WORDS[merge.dtype], tuple(shape)))
     return {file: in_order(slots) for file, slots in files.items()}
 
 
-def _word(merge: Merge, header: TensorHeader) -> str:
-    """The dtype of a tensor in the result; what is no floating number stays as it is."""
-    if header.dtype not in TORCH_DTYPES or merge.asked_dtype is None:
-        return header.dtype
-    return WORDS[merge.asked_dtype]
+def _models_names(merge: Merge) -> dict[str, str]:
+    """What the model calls the tensors of the base, by their names in its files."""
+    return {header.name: name for name, header in merge.sources.items()}
 
 
 def _source(merge: Merge, name: str) -> TensorHeader:
     """Where the base has a tensor of the model: a tied one with the module that it shares its weight with."""
     source = merge.plan.untied.get(name, name)
-    return merge.headers[merge.names.get(source, source)]
+    return merge.sources.get(source) or merge.headers[source]
 
 
 def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], None]) -> int:
-    """Write the merged tensors into `folder`.
+    """Write the merged tensors into `folder`, which is empty.
 
-    Args:
-        merge: What to write.
-        folder: An empty folder.
-        progress: Is told the bytes that are written, and all there will be.
-
-    Returns:
-        The bytes of all tensors.
+    `progress` is told the bytes that are written, and all there will be, which come back too.
 
     Raises:
         NonFiniteError: A merged tensor holds NaN or infinity.
     """
     files = plan_files(merge)
     total = sum(slot.num_bytes for slots in files.values() for slot in slots)
-    models_names = {theirs: ours for ours, theirs in merge.names.items()}
+    models_names = _models_names(merge)
     written = 0
     with _working_ahead() as run:
 
         def pieces(slot: Slot) -> Iterator[Tensor]:
             nonlocal written
-            name = models_names.get(slot.name, slot.name)
-            for piece in _merged(merge, name, TORCH_DTYPES.get(slot.dtype), run):
+            for piece in _merged(merge, models_names.get(slot.name, slot.name), TORCH_DTYPES.get(slot.dtype), run):
                 yield piece
                 written += piece.numel() * piece.element_size()
                 progress(written, total)
@@ -125,12 +119,12 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
     if replacement is not None:
         return cast_pieces(replacement, dtype or replacement.dtype, run=checked)
     header = _source(merge, name)
-    changes = name in plan.updates or merge.base == "dequantized"
+    changes = name in plan.updates or merge.storage is not None
     if dtype is None or (not changes and TORCH_DTYPES[header.dtype] == dtype):
         return _bytes(header)
     weight = mapped_tensor(header)
-    if merge.base == "dequantized":
-        weight = _as_trained(merge, name, weight, run)
+    if merge.storage is not None:
+        weight = _as_trained(merge, merge.storage, name, weight, run)
     if name in plan.updates:
         return updated_pieces(weight, plan.updates[name], dtype, transposed=name in plan.transposed, run=checked)
     return cast_pieces(weight, dtype, run=checked)
@@ -165,61 +159,66 @@ def _bytes(header: TensorHeader) -> Iterator[Tensor]:
     """A tensor of the base as its file has it, byte for byte and some at a time."""
     with header.file.open("rb") as stream:
         stream.seek(header.start)
-        left = header.stop - header.start
-        while left:
-            part = bytearray(stream.read(min(left, BYTES_AT_ONCE)))
-            left -= len(part)
+        for start in range(header.start, header.stop, BYTES_AT_ONCE):
+            part = bytearray(stream.read(min(header.stop - start, BYTES_AT_ONCE)))
             yield torch.frombuffer(part, dtype=torch.uint8)
 
 
-def _as_trained(merge: Merge, name: str, weight: Tensor, run: Run) -> Tensor:
+def _as_trained(merge: Merge, storage: QuantizationSection, name: str, weight: Tensor, run: Run) -> Tensor:
     """A tensor of the base as a model in 4 bits computes with it."""
     dtype = merge.trained_dtype or merge.dtype
-    if name not in merge.quantized or merge.storage is None:
+    if name not in merge.quantized:
         return weight.to(dtype)
     if name in merge.plan.transposed:
-        return quantize_roundtrip(weight.T, merge.storage, dtype, run=run).T
-    return quantize_roundtrip(weight, merge.storage, dtype, run=run)
+        return quantize_roundtrip(weight.T, storage, dtype, run=run).T
+    return quantize_roundtrip(weight, storage, dtype, run=run)
 
 
 def _checked(run: Run, name: str) -> Run:
     """Makes pieces as `run` does, and looks at each before it is given on."""
 
-    def work_and_look(work: Callable[[slice], Tensor], spans: Iterable[slice]) -> Iterable[Tensor]:
-        return run(lambda span: _finite(work(span), name), spans)
+    def finite(piece: Tensor) -> Tensor:
+        # The sum is quick, and finite where every number is, unless they are huge.
+        if not bool(torch.isfinite(piece.sum())) and not bool(torch.isfinite(piece).all()):
+            remedy = "Its numbers are too large for float16: use bfloat16." if piece.dtype == torch.float16 else None
+            raise NonFiniteError(f"the merged tensor {name} holds NaN or infinity", remedy=remedy)
+        return piece
 
-    return work_and_look
-
-
-def _finite(piece: Tensor, name: str) -> Tensor:
-    # The sum is quick, and finite where every number is, unless they are huge.
-    if not bool(torch.isfinite(piece.sum())) and not bool(torch.isfinite(piece).all()):
-        remedy = "Its numbers are too large for float16: use bfloat16." if piece.dtype == torch.float16 else None
-        raise NonFiniteError(f"the merged tensor {name} holds NaN or infinity", remedy=remedy)
-    return piece
+    return lambda work, spans: run(lambda span: finite(work(span)), spans)
 
 
 TOKENIZER = (
     "tokenizer*.json", "vocab.*", "merges.txt", "*.model", "*.spm", "tekken.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.*",
 )  # fmt: skip
-GENERATION = ("generation_config.json",)
+GENERATION = "generation_config.json"
 OF_ITS_OWN_TOOLS = ("_name_or_path", "quantization_config")
 """Keys of config.json that do not hold for a merged model: where the base lay, how it was stored."""
 OF_SOURCES = ("source_prefix", "source_lang", "target_lang")
 """What an adapter's record says of the sources that it was trained with."""
 SMALL_FILES_BYTES = 32 << 20
+ANOTHER_FOLDER = "Name another folder as `out`."
+
+
+def means_a_base(word: str, adapters: Sequence[str]) -> bool:
+    """Whether a single word beside `adapters` names a base, and not the folder to write.
+
+    A model that is there is one, and so is the name that the adapters have for theirs.
+    """
+    if word.startswith("builtin:") or word.endswith(".gguf"):
+        return True
+    path = Path(word).expanduser()
+    if os.path.exists(path):
+        return (path / "config.json").is_file() and not (path / REPORT).is_file()
+    found = [resolve_target(weighted(each)[0]) for each in adapters]
+    return any(adapter.base == word for each in found for adapter in each.adapters)
 
 
 def chosen_folder(target: ResolvedTarget, given: str | None) -> Path:
-    """Where the merged model goes when nobody says: `merged` beside the adapter.
+    """Where the merged model goes when nobody says: `merged` beside the adapter, which `given` names.
 
     For a checkpoint it is in the run's folder, and for an adapter of the Hub in the current one: neither a checkpoint
     nor the Hub's cache is a place to leave a model in.
-
-    Args:
-        target: The base with its adapters.
-        given: What names the first adapter.
     """
     folder = target.adapters[0].folder
     if given is not None and not os.path.exists(Path(given).expanduser()):  # asks without raising
@@ -254,40 +253,34 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
 
 
 def _refuse_among_what_is_read(merge: Merge, out: Path) -> None:
-    for what, folder in [("base", merge.folder), *(("adapter", each.files.folder) for each in merge.adapters)]:
+    for what, folder in [
+        ("base", merge.target.model.folder),
+        *(("adapter", each.folder) for each in merge.target.adapters),
+    ]:
         read = folder.resolve()
-        if out == read or out.is_relative_to(read) or read.is_relative_to(out):
-            raise RunFolderError(
-                f"the merged model would be in one place with the {what} ({folder})",
-                where=str(out),
-                remedy="Name another folder as `out`.",
-            )
+        if out.is_relative_to(read) or read.is_relative_to(out):
+            message = f"the merged model would be in one place with the {what} ({folder})"
+            raise RunFolderError(message, where=str(out), remedy=ANOTHER_FOLDER)
 
 
 def _refuse_taken(out: Path, *, overwrite: bool) -> None:
+    remedy = ANOTHER_FOLDER
     if out.suffix.lower() in (".gguf", ".safetensors", ".bin"):
-        raise RunFolderError(
-            f"would be a folder: a merged model is written in transformers' format, and not as a {out.suffix} file",
-            where=str(out),
-            remedy=f"Name a folder as `out`, such as {out.stem}; "
-            "llama.cpp's convert_hf_to_gguf.py makes a .gguf of it.",
+        message = (
+            f"would be a folder: a merged model is written in transformers' format, and not as a {out.suffix} file"
         )
-    if not out.exists() and not out.is_symlink():
+        remedy = f"Name a folder as `out`, such as {out.stem}; llama.cpp's convert_hf_to_gguf.py makes a .gguf of it."
+    elif not out.is_dir() and (out.exists() or out.is_symlink()):
+        message = "is a file, not a folder"
+    elif not out.is_dir() or not any(out.iterdir()):
         return
-    if not out.is_dir():
-        raise RunFolderError("is a file, not a folder", where=str(out), remedy="Name another folder as `out`.")
-    if not any(out.iterdir()):
+    elif not (out / REPORT).is_file():
+        message = f"holds something else than a merged model (there is no {REPORT})"
+    elif not overwrite:
+        message, remedy = "holds a merged model already", "Replace it by `overwrite`, or name another `out`."
+    else:
         return
-    if not (out / REPORT).is_file():
-        raise RunFolderError(
-            f"holds something else than a merged model (there is no {REPORT})",
-            where=str(out),
-            remedy="Name another folder as `out`.",
-        )
-    if not overwrite:
-        raise RunFolderError(
-            "holds a merged model already", where=str(out), remedy="Replace it by `overwrite`, or name another `out`."
-        )
+    raise RunFolderError(message, where=str(out), remedy=remedy)
 
 
 def write_company(merge: Merge, folder: Path) -> None:
@@ -295,11 +288,11 @@ def write_company(merge: Merge, folder: Path) -> None:
     write_json(folder / "config.json", _config(merge))
     target = merge.target
     adapter = target.adapters[0]
-    has_tokenizer = adapter.tokenizer is not None
-    _copy(adapter.folder if has_tokenizer else merge.folder, TOKENIZER, folder)
-    has_defaults = (adapter.folder / GENERATION[0]).is_file()
+    base = target.model.folder
+    _copy(adapter.folder if adapter.tokenizer else base, TOKENIZER, folder)
     if not merge.labels:
-        _copy(adapter.folder if has_defaults else merge.folder, GENERATION, folder)
+        has_defaults = (adapter.folder / GENERATION).is_file()
+        _copy(adapter.folder if has_defaults else base, (GENERATION,), folder)
     record = merge.adapters[0].files.record or {}
     write_json(
         folder / RECORD,
@@ -326,9 +319,8 @@ def write_report(folder: Path, report: MergeReport) -> None:
 
 def _config(merge: Merge) -> dict[str, object]:
     """config.json as the base has it, without what no longer holds, and with what is new."""
-    values = {
-        key: value for key, value in read_json(merge.folder / "config.json").items() if key not in OF_ITS_OWN_TOOLS
-    }
+    written = read_json(merge.target.model.folder / "config.json")
+    values = {key: value for key, value in written.items() if key not in OF_ITS_OWN_TOOLS}
     values["dtype"] = merge.dtype_name
     if "torch_dtype" in values:
         values["torch_dtype"] = merge.dtype_name
@@ -338,7 +330,7 @@ def _config(merge: Merge) -> dict[str, object]:
             "architectures": [merge.architecture],
             "id2label": dict(enumerate(merge.labels)),
             "label2id": {label: number for number, label in enumerate(merge.labels)},
-            "pad_token_id": load_tokenizer(merge.model, FAMILIES).pad_token_id,
+            "pad_token_id": load_tokenizer(merge.target.model, FAMILIES).pad_token_id,
             "problem_type": "single_label_classification",
         }
     if merge.plan.untied:

@@ -23,8 +23,7 @@ from transformers import (
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.save_adapter import save_adapter
 from loraft.config.sections import QuantizationSection
-from loraft.merging.adapter_weights import resolve_weighted
-from loraft.merging.prepare_merge import Merge, prepare_merge
+from loraft.merging.prepare_merge import Merge, prepare_merge, resolve_weighted
 from loraft.merging.write_weights import write_company, write_weights
 from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_model

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from loraft.errors import AdapterError
-from loraft.merging.adapter_weights import means_a_base, resolve_weighted, weighted
+from loraft.merging.prepare_merge import resolve_weighted, weighted
+from loraft.merging.write_weights import means_a_base
 
 
 @pytest.fixture(autouse=True)

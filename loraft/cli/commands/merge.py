@@ -76,7 +76,7 @@ def _places(target: str | None, out: str | None, adapters: list[str] | None) -> 
     if target is None or out is not None or not adapters:
         return target, out
 
-    from loraft.merging.adapter_weights import means_a_base
+    from loraft.merging.write_weights import means_a_base
 
     return (target, None) if means_a_base(target, adapters) else (None, target)
 
