@@ -30,7 +30,6 @@ from loraft.tokenization.examples import IGNORED, Example, RowRenderer
 from loraft.tokenization.long_texts import TOKENIZED_TOGETHER, LongTexts, Span
 from loraft.tokenization.template_sandbox import choose_template
 
-TrainOn = Literal["completions", "last", "all"]
 SPACED = (
     "the tokenizer puts a space before the answer, which follows its prompt without one: "
     "end the header of an answer in the chat template with a line end or a control token"
@@ -65,7 +64,7 @@ class CausalLMRenderer(RowRenderer):
     """
 
     template: ChatTemplate | None = None
-    train_on: TrainOn = "completions"
+    train_on: Literal["completions", "last", "all"] = "completions"
     plain: bool = False
     split_turns: bool = False
     reads_source: ClassVar[bool] = False

@@ -155,8 +155,9 @@ class LongTexts:
                     offsets.append(_moved(tokens.offsets, start, text))
         ids += after
         if self.rough:  # special tokens are nowhere in the text, and all others somewhere
-            somewhere = [(0, len(text))] * (len(ids) - len(before) - len(after))
-            return Tokens(ids, [(0, 0)] * len(before) + somewhere + [(0, 0)] * len(after))
+            rough = np.zeros((len(ids), 2), np.int8)
+            rough[len(before) : len(ids) - len(after), 1] = 1
+            return Tokens(ids, rough)
         return Tokens(ids, np.concatenate([*offsets, np.zeros((len(after), 2), np.int32)]) if self.offsets else ())
 
     def _around(self) -> tuple[list[int], list[int]]:
