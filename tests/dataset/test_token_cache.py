@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,17 @@ def test_another_vocabulary_of_a_tokenizer_in_python_is_noticed(place: Place, tm
     assert place.reads == 2
     same(first, place.prepared("seq2seq_lm", again, **options))
     assert place.reads == 2
+
+
+@pytest.mark.parametrize("package", ["rows", "tokenization", "tasks", "dataset"])
+def test_the_program_is_all_that_makes_tokens(tmp_path: Path, package: str) -> None:
+    for each in kept.MAKE_TOKENS:
+        shutil.copytree(Path(kept.__file__).parents[1] / each, tmp_path / each)
+    assert kept._program(tmp_path) == kept._program()
+    kept._program.cache_clear()
+    with (tmp_path / package / "__init__.py").open("a") as file:
+        file.write("# changed")
+    assert kept._program(tmp_path) != kept._program()
 
 
 def test_a_change_of_the_program_is_noticed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
