@@ -25,18 +25,16 @@ PEFT_TASKS = {task.peft_type: name for name, task in TASKS.items()}
 
 @dataclass(frozen=True)
 class AdapterTarget:
-    """An adapter, as its folder tells.
+    """An adapter, as its folder tells; what nobody recorded is None.
 
     Attributes:
         name: What it is called while it is in use.
-        folder: Where it lies.
         base: The base model that it names, as a config would; empty where it names none.
         revision: The base's revision on the Hub.
-        fingerprint: What tells the base's weights from others, where that was recorded.
-        dtype: The dtype that the base had while it was trained, where that was recorded.
+        fingerprint: What tells the base's weights from others.
+        dtype: The dtype that the base had while it was trained.
         quantization: How the base was stored while it was trained, for `method: qlora`.
         tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
-        metadata: How it was trained.
     """
 
     name: str
@@ -55,8 +53,6 @@ class ResolvedTarget:
     """What a command works on.
 
     Attributes:
-        base: The base model, as a config would name it.
-        revision: Its revision on the Hub.
         adapters: What is put on it, the one that answers first.
         own: How the model itself was trained, for `method: full` and what was merged.
         dtype: The dtype that it was trained in, for `method: full`.
@@ -106,19 +102,22 @@ def adapter_in(folder: Path) -> ResolvedTarget:
     Raises:
         AdapterError: What is written there cannot be read.
     """
-    config = read_json(folder / "adapter_config.json")
-    record = _record(folder)
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    config, record = read_json(folder / "adapter_config.json"), _record(folder)
     known = _trained_on(record)
-    fingerprint, dtype = known.get("fingerprint"), known.get("dtype")
+    try:
+        stored = record.get("quantization")
+        quantization = QuantizationSection.model_validate(stored) if stored else None
+    except ValidationError as error:
+        detail = error.errors()[0]["msg"]
+        raise AdapterError(detail, where=str(folder / RECORD), key="quantization") from error
     adapter = AdapterTarget(
         name="default",
         folder=folder,
-        base=base if isinstance(base, str) else "",
-        revision=revision if isinstance(revision, str) else None,
-        fingerprint=fingerprint if isinstance(fingerprint, str) else None,
-        dtype=dtype if isinstance(dtype, str) else None,
-        quantization=_quantization(record.get("quantization"), folder),
+        base=_text(config, "base_model_name_or_path") or "",
+        revision=_text(config, "revision"),
+        fingerprint=_text(known, "fingerprint"),
+        dtype=_text(known, "dtype"),
+        quantization=quantization,
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
         metadata=_metadata(config, record),
     )
@@ -132,8 +131,8 @@ def model_in(folder: Path) -> ResolvedTarget:
         AdapterError: What is written there cannot be read.
     """
     record = _record(folder)
-    dtype = _trained_on(record).get("dtype") if record.get("method") == "full" else None
-    return ResolvedTarget(str(folder), own=_metadata({}, record), dtype=dtype if isinstance(dtype, str) else None)
+    dtype = _text(_trained_on(record), "dtype") if record.get("method") == "full" else None
+    return ResolvedTarget(str(folder), own=_metadata({}, record), dtype=dtype)
 
 
 def _record(folder: Path) -> dict[str, object]:
@@ -159,6 +158,7 @@ def _trained_on(record: Mapping[str, object]) -> Mapping[str, object]:
 def _metadata(config: Mapping[str, object], record: Mapping[str, object]) -> TrainingMetadata:
     """How something was trained, as loraft recorded it; its task also as peft did."""
     named = record.get("task") or PEFT_TASKS.get(str(config.get("task_type")))
+    labels = record.get("labels")
     return TrainingMetadata(
         task=next((task for task in get_args(TaskName) if task == named), None),
         system_prompt=_text(record, "system_prompt"),
@@ -166,7 +166,7 @@ def _metadata(config: Mapping[str, object], record: Mapping[str, object]) -> Tra
         special_tokens_in_text=next(
             (each for each in get_args(SpecialTokensInText) if each == record.get("special_tokens_in_text")), "text"
         ),
-        labels=_labels(record),
+        labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
         sources=SourceFormat(
             _text(record, "source_prefix") or "", _text(record, "source_lang"), _text(record, "target_lang")
         ),
@@ -176,16 +176,3 @@ def _metadata(config: Mapping[str, object], record: Mapping[str, object]) -> Tra
 def _text(record: Mapping[str, object], key: str) -> str | None:
     value = record.get(key)
     return value if isinstance(value, str) else None
-
-
-def _labels(record: Mapping[str, object]) -> tuple[str, ...]:
-    labels = record.get("labels")
-    return tuple(map(str, labels)) if isinstance(labels, list) else ()
-
-
-def _quantization(recorded: object, folder: Path) -> QuantizationSection | None:
-    try:
-        return QuantizationSection.model_validate(recorded) if recorded else None
-    except ValidationError as error:
-        detail = error.errors()[0]["msg"]
-        raise AdapterError(detail, where=str(folder / RECORD), key="quantization") from error

@@ -1,12 +1,10 @@
-"""What a target means: a base model, an adapter, a run, a checkpoint or a config.
-
-Nothing is loaded here, and torch neither: a wrong target is told before the libraries are imported.
-"""
+"""What a target means: a base model, an adapter, a run, a checkpoint or a config. No model is loaded here."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +18,7 @@ from loraft.errors import AdapterError
 from loraft.io.paths import adapter_from_hub
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
+from loraft.models.modules import is_within
 from loraft.models.registry import CLASSIFIERS, FAMILIES, spec_of
 from loraft.tasks import TASKS
 
@@ -57,18 +56,12 @@ def classes_of(target: ResolvedTarget) -> tuple[str, ...]:
 def _unnamed(adapter: AdapterTarget, target: ResolvedTarget) -> tuple[str, ...]:
     config = load_any_config(target.model)
     decides = spec_of(config.model_type, CLASSIFIERS).classifier[-1]
-    whole = (
-        tensor
-        for key, tensor in read_adapter(adapter.folder).tensors.items()
-        if key.startswith(f"base_model.model.{decides}.") and tensor.dim() > 1
-    )
-    count = min((len(tensor) for tensor in whole), default=0)
+    whole = read_adapter(adapter.folder).whole.items()
+    count = min((len(tensor) for name, tensor in whole if is_within(name, decides) and tensor.dim() > 1), default=0)
     if not count:
-        raise AdapterError(
-            f"it was trained to classify, and holds no {decides}",
-            where=str(adapter.folder),
-            remedy="Save it with modules_to_save, or classify with the tool that wrote it.",
-        )
+        remedy = "Save it with modules_to_save, or classify with the tool that wrote it."
+        message = f"it was trained to classify, and holds no {decides}"
+        raise AdapterError(message, where=str(adapter.folder), remedy=remedy)
     named = class_names(config)
     return named if len(named) == count else tuple(f"LABEL_{number}" for number in range(count))
 
@@ -86,10 +79,7 @@ def resolve_target(
     Beside `adapters`, `target` is the base. Where the adapter recorded its base's weights they are compared once they
     are loaded, and the base may have another name; where it did not, another name is taken from `base_model` alone.
 
-    Args:
-        target: A base model, an adapter, a run, a checkpoint or a config.
-        adapters: Adapters to put on it, each with a name before it or none: `NAME=DIR`.
-        base_model: The base to use whatever the adapters name.
+    `adapters` are given each with a name before it or none: `NAME=DIR`. `base_model` is used whatever they name.
 
     Raises:
         AdapterError: If nothing is found there; it says what was looked for.
@@ -97,7 +87,9 @@ def resolve_target(
     if target is None and not adapters:
         raise AdapterError("there is no model to work on", parameter="target", remedy=REMEDY)
     named = [_named(given, adapters) for given in adapters]
-    _refuse_twice([name for name, _ in named])
+    if twice := sorted(name for name, often in Counter(name for name, _ in named).items() if often > 1):
+        remedy = "Give each a name of its own: `adapters=['NAME=DIR']`."
+        raise AdapterError(f"several adapters are called {twice[0]}", parameter="adapters", remedy=remedy)
     chosen = [_only_adapter(name, given) for name, given in named]
     if target is None:
         return _on_base(chosen, None, base_model)
@@ -108,9 +100,8 @@ def resolve_target(
             raise AdapterError(f"{target} is no adapter, so it has no base", parameter="base_model", remedy=remedy)
         return _on_base(found.adapters, None, base_model) if found.adapters else found
     if found.adapters:
-        raise AdapterError(
-            f"{target} has an adapter of its own", parameter="target", remedy="Give a base beside `adapters`."
-        )
+        message = f"{target} has an adapter of its own"
+        raise AdapterError(message, parameter="target", remedy="Give a base beside `adapters`.")
     if base_model is not None and base_model != target:
         message = f"{target} and {base_model} are two bases"
         raise AdapterError(message, parameter="base_model", remedy="Name one of them.")
@@ -174,28 +165,15 @@ def _named(given: str, among: Sequence[str]) -> tuple[str, str]:
     return called, given
 
 
-def _refuse_twice(names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        message = f"several adapters are called {twice[0]}"
-        raise AdapterError(
-            message, parameter="adapters", remedy="Give each a name of its own: `adapters=['NAME=DIR']`."
-        )
-
-
 def _only_adapter(name: str, given: str) -> AdapterTarget:
-    return replace(
-        adapter_named(given, {"parameter": "adapters"}, remedy="Give a base model as `target` alone."), name=name
-    )
+    found = adapter_named(given, {"parameter": "adapters"}, remedy="Give a base model as `target` alone.")
+    return replace(found, name=name)
 
 
 def adapter_named(given: str, named_by: Mapping[str, str], *, remedy: str) -> AdapterTarget:
     """The adapter that a folder, run, checkpoint, config or Hub id means.
 
-    Args:
-        given: Its name.
-        named_by: The parameter or the key of a config that names it.
-        remedy: What to do where that is no adapter.
+    For errors `named_by` is the parameter or the key of a config that names it, and `remedy` is what to do.
 
     Raises:
         AdapterError: It is none.
@@ -268,14 +246,8 @@ def _from_config(path: Path, named_by: Mapping[str, str]) -> ResolvedTarget:
 
 
 def _newest_run(stem: str) -> Path | None:
-    numbered = [
-        (int(run.name.rpartition("-")[2]), run) for run in Path("runs").glob(f"{stem}-*") if _is_numbered(run, stem)
-    ]
-    return max(numbered)[1] if numbered else None
-
-
-def _is_numbered(run: Path, stem: str) -> bool:
-    return run.is_dir() and run.name.removeprefix(f"{stem}-").isdecimal()
+    runs = ((run.name.removeprefix(f"{stem}-"), run) for run in Path("runs").glob(f"{stem}-*") if run.is_dir())
+    return max(((int(number), run) for number, run in runs if number.isdecimal()), default=(0, None))[1]
 
 
 def _from_folder(folder: Path) -> ResolvedTarget:
@@ -292,9 +264,8 @@ def _from_folder(folder: Path) -> ResolvedTarget:
         remedy = f"Name a checkpoint ({checkpoints[-1]}), or go on: {go_on}"
         raise AdapterError("the run has not saved its result", where=str(folder), remedy=remedy)
     looked_for = "adapter_config.json, adapter/adapter_config.json, config.json, model/config.json"
-    raise AdapterError(
-        f"there is neither a model nor an adapter (looked for {looked_for})", where=str(folder), remedy=REMEDY
-    )
+    message = f"there is neither a model nor an adapter (looked for {looked_for})"
+    raise AdapterError(message, where=str(folder), remedy=REMEDY)
 
 
 def _with_a_base(found: AdapterTarget) -> AdapterTarget:
@@ -313,15 +284,9 @@ def _no_base(adapter: AdapterTarget, what: str) -> _NoBaseError:
 
 
 def _is_no_hub_id(name: str) -> bool:
-    return not name.startswith("builtin:") and (_is_path(name) or not HUB_ID.fullmatch(name))
-
-
-def _is_path(name: str) -> bool:
     """Whether a path was meant: a Hub id looks like one, but its first part is no folder here."""
     if name.startswith("builtin:"):
         return False
-    return name.startswith((".", "/", "~")) or name.endswith(".gguf") or _has_a_parent_here(Path(name))
-
-
-def _has_a_parent_here(path: Path) -> bool:
-    return path.parent != Path() and os.path.isdir(path.parent)
+    parent = Path(name).parent
+    is_path = name.startswith((".", "/", "~")) or name.endswith(".gguf") or (parent != Path() and os.path.isdir(parent))
+    return is_path or not HUB_ID.fullmatch(name)
