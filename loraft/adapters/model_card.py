@@ -32,11 +32,10 @@ class TrainingFacts:
     """What happened in a run up to the moment of saving.
 
     Attributes:
-        steps: Optimizer steps done.
         epochs: Passes over the rows, with fractions.
         rows: Rows in an epoch.
         trained_tokens: Tokens that the loss was computed on, over all steps.
-        train_loss: The last logged mean loss a trained token; None before the first.
+        train_loss: The last logged mean loss a trained token.
         eval_loss: The mean loss a trained token of the held-out rows, of these very weights; None if not measured.
         eval_rows: How many rows that was measured on.
         figures: What else was measured on them: `accuracy` and `macro_f1` of a classifier.
@@ -73,14 +72,7 @@ def shown_word(word: str) -> str:
 
 
 def model_card(config: RunConfig, facts: TrainingFacts, version: str, labels: Sequence[str] = ()) -> str:
-    """The text of README.md.
-
-    Args:
-        config: The resolved config of the run.
-        facts: What happened in it.
-        version: loraft's.
-        labels: The classes of a classifier.
-    """
+    """The text of README.md: `version` is loraft's, and `labels` are the classes of a classifier."""
     sections = (
         _front_matter(config),
         _title(config, version),
@@ -98,10 +90,8 @@ def _front_matter(config: RunConfig) -> Iterator[str]:
     yield f"library_name: {'transformers' if full else 'peft'}"
     yield f"pipeline_tag: {TASKS[config.task].pipeline_tag}"
     yield "tags:"
-    yield from (
-        f"- {tag}"
-        for tag in ("loraft", *(() if full else ("lora", "peft")), *(("qlora",) if config.method == "qlora" else ()))
-    )
+    tags = {"full": ["loraft"], "lora": ["loraft", "lora", "peft"], "qlora": ["loraft", "lora", "peft", "qlora"]}
+    yield from (f"- {tag}" for tag in tags[config.method])
     yield "---"
 
 
@@ -145,9 +135,8 @@ def _usage(config: RunConfig, labels: Sequence[str]) -> Iterator[str]:
     if not labels:
         yield "The chat template, the stop ids and the generation defaults that it was trained for lie beside it."
     if config.method == "qlora":
-        stored = (
-            f"{config.quantization.type.upper()}{', double quantization' if config.quantization.double_quant else ''}"
-        )
+        double = ", double quantization" if config.quantization.double_quant else ""
+        stored = f"{config.quantization.type.upper()}{double}"
         yield f"It was trained on the base in 4 bits ({stored}); on the unquantized base its answers differ."
 
 

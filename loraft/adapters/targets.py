@@ -79,6 +79,10 @@ class _Place:
     inside: str
     shape: tuple[int, int]
 
+    def parameters(self, rank: int, *, use_dora: bool) -> int:
+        """A [r, in] and B [out, r]; DoRA learns a magnitude for each output besides."""
+        return rank * sum(self.shape) + (self.shape[1] if use_dora else 0)
+
 
 def parse_layers(spec: str | Sequence[int], num_layers: int, owner: str = "the model") -> tuple[int, ...]:
     """The layers that `lora.layers` means, in ascending order: counted from 0, and both ends of a range are in.
@@ -146,7 +150,7 @@ def select(
     if problems := [*problems, *rank_problems, *alpha_problems]:
         raise AdapterError.several(problems)
     saved = tuple(dict.fromkeys(module for name in lora.modules_to_save for module in modules if matches(module, name)))
-    sizes = {place: _parameters(place.shape, ranks[place.name], lora.use_dora) for place in chosen}
+    sizes = {place: place.parameters(ranks[place.name], use_dora=lora.use_dora) for place in chosen}
     by_stack = {stack: tuple(sorted({each.layer for each in chosen if each.stack == stack})) for stack in family.stacks}
     return TargetModules(
         modules=adapted,
@@ -190,12 +194,6 @@ def _not_trainable(
         else:
             continue
         yield Problem(message, None, WHOLE, remedy)
-
-
-def _parameters(shape: tuple[int, int], rank: int, use_dora: bool) -> int:
-    """A [r, in] and B [out, r]; DoRA learns a magnitude for each output besides."""
-    features_in, features_out = shape
-    return rank * (features_in + features_out) + (features_out if use_dora else 0)
 
 
 def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, ModuleCount]:
