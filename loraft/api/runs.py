@@ -29,9 +29,8 @@ from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.sampling import SamplingParams
 from loraft.io.jsonl import check_jsonl
-from loraft.merging.merge_report import MergeReport
+from loraft.merging.merge_report import LEAST_POSITIONS, MergeReport, merge_and_verify
 from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge, resolve_weighted, weighted
-from loraft.merging.verify import LEAST_POSITIONS, merge_and_verify
 from loraft.merging.write_weights import chosen_folder
 from loraft.rows.formats import Message
 from loraft.training.loop import noted_signals

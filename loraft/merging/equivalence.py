@@ -1,19 +1,40 @@
-"""Whether a merged model is the model that was trained: how far apart their outputs are, and what is too far."""
+"""Whether a merged model is the model that was trained: how far apart their outputs are, and what is too far.
+
+The adapted model and the merged one read the same text, and compute in the dtype of the merged weights. A base that was
+stored in 4 bits during training is stored so here, in the dtype that it was quantized from then; only its products are
+in the dtype of the merge.
+"""
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
+from typing import cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from loraft.adapters.effect import act_together, acting
+from loraft.adapters.save_adapter import load_adapters
+from loraft.config.sections import ModelSection
 from loraft.dataset.build import prepare
-from loraft.errors import DataError, LoraftError, VerificationError
+from loraft.errors import DataError, LoraftError, ModelError, OutOfMemoryError, VerificationError
 from loraft.evaluation.eval_dataset import past_run
 from loraft.io.paths import cache_folder
+from loraft.io.resources import memory_errors
+from loraft.merging.prepare_merge import Merge
+from loraft.models.device import DTYPES, DeviceConfig, select_device
+from loraft.models.hf_config import context_of
+from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.modules import class_logits, decoder_inputs, wrapped_model
+from loraft.models.quantize import compute_in
+from loraft.models.registry import FAMILIES
 from loraft.rows.formats import Seq2SeqRecord
 from loraft.rows.synthetic_tickets import tickets
 from loraft.tasks.task import SourceFormat
@@ -44,14 +65,7 @@ PASSAGES = (
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of tokens.
-
-    Attributes:
-        ids: The tokens of each row.
-        source: What they are, in a few words.
-        notes: What a person should know, a sentence each.
-        targets: What an encoder-decoder says to each of them, token by token; none where the rows are read alone.
-    """
+    """Rows of tokens, and where they are from; an encoder-decoder says its `targets` to them."""
 
     ids: tuple[list[int], ...]
     source: str
@@ -64,13 +78,10 @@ def rows_for(
 ) -> Rows:
     """The rows that the run of an adapter held out, followed by the built-in ones, should there be too few.
 
-    Args:
-        adapter: The adapter's folder; where it lies in a run or in one of its checkpoints, the run tells its data.
-        tokenizer: The one that was trained with.
-        sources: How an encoder-decoder's sources were rendered; None for a model that reads one text.
-        longest: The most tokens of a row, and of a target.
+    The run tells its data, where the adapter's folder lies in one or in one of its checkpoints. With `sources` the rows
+    are pairs, for an encoder-decoder.
     """
-    built_in = built_in_rows(tokenizer, longest) if sources is None else built_in_pairs(tokenizer, sources, longest)
+    built_in = built_in_rows(tokenizer, sources, longest)
     try:
         run = past_run(adapter)
         if run is None or run.config.data.eval is None:
@@ -78,47 +89,36 @@ def rows_for(
         notes = tuple(run.about_held_out())
         prepared = prepare(run.config, tokenizer, cache_folder())
         run.check_held_out(prepared.held_out)
-        held_out = prepared.eval
     except (LoraftError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        note = f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {reason}"
+        note = f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {str(error).splitlines()[0]}"
         return replace(built_in, notes=(note,))
-    ids = tuple(list(example.input_ids[:longest]) for example in held_out)
-    targets = () if sources is None else tuple(list(example.labels[:longest]) for example in held_out)
-    own = "the run's held-out rows"
-    return Rows((*ids, *built_in.ids), own, notes, (*targets, *built_in.targets))
+    ids = [list(example.input_ids[:longest]) for example in prepared.eval]
+    targets = [list(example.labels[:longest]) for example in prepared.eval] if sources is not None else []
+    return Rows((*ids, *built_in.ids), "the run's held-out rows", notes, (*targets, *built_in.targets))
 
 
-def built_in_rows(tokenizer: PreTrainedTokenizerBase, longest: int = LONGEST) -> Rows:
-    """Prose, code and data in several languages, then customers' messages; over 10,000 tokens."""
-    made = (list(tokenizer(text, verbose=False)["input_ids"])[:longest] for text in _texts())
-    return Rows(tuple(ids for ids in made if ids), BUILT_IN)
+def built_in_rows(
+    tokenizer: PreTrainedTokenizerBase, sources: SourceFormat | None = None, longest: int = LONGEST
+) -> Rows:
+    """Prose, code and data in several languages, then customers' messages; over 10,000 tokens.
 
-
-def built_in_pairs(tokenizer: PreTrainedTokenizerBase, sources: SourceFormat, longest: int = LONGEST) -> Rows:
-    """The built-in texts for an encoder-decoder: each is read, and said again.
-
-    A tokenizer that needs to know languages, of which nobody says any, is left in those that it begins with.
+    An encoder-decoder, which has `sources`, reads each and says it again. A tokenizer that needs to know languages, of
+    which nobody says any, is left in those that it begins with.
     """
+    told = [cast("Sequence[dict[str, str]]", row["messages"])[1:] for row in tickets("eval")]
+    texts = [*PASSAGES, *("\n".join(message["content"] for message in messages) for messages in told)]
     try:
-        renderer = Seq2SeqRenderer(
-            tokenizer, prefix=sources.prefix, source_lang=sources.source_lang, target_lang=sources.target_lang
-        )
+        renderer = None if sources is None else Seq2SeqRenderer(tokenizer, **vars(sources))
     except DataError:
-        rows = built_in_rows(tokenizer, longest)
-        return replace(rows, targets=rows.ids)
-    pairs = [renderer.render(Seq2SeqRecord(text, text)) for text in _texts()]
-    made = renderer.examples(pairs, [BUILT_IN] * len(pairs))
-    kept = [(pair.input_ids[:longest], pair.labels[:longest]) for pair in made if pair.input_ids]
-    return Rows(tuple(ids for ids, _ in kept), BUILT_IN, targets=tuple(labels for _, labels in kept))
-
-
-def _texts() -> Iterator[str]:
-    yield from PASSAGES
-    for row in tickets("eval"):
-        messages = row["messages"]
-        assert isinstance(messages, list)
-        yield "\n".join(message["content"] for message in messages[1:])
+        renderer = None
+    if renderer is None:
+        made = (list(tokenizer(text, verbose=False)["input_ids"])[:longest] for text in texts)
+        ids = tuple(row for row in made if row)
+        return Rows(ids, BUILT_IN, targets=() if sources is None else ids)
+    pairs = renderer.examples([renderer.render(Seq2SeqRecord(text, text)) for text in texts], [BUILT_IN] * len(texts))
+    kept = [pair for pair in pairs if pair.input_ids]
+    targets = tuple(pair.labels[:longest] for pair in kept)
+    return Rows(tuple(pair.input_ids[:longest] for pair in kept), BUILT_IN, targets=targets)
 
 
 LARGEST_FLOAT32_DIFFERENCE = 1e-3
@@ -138,7 +138,6 @@ class OutputDifference:
         max_abs: The largest difference of a logit.
         kl: KL(first ‖ second), the mean over all positions, in nats.
         top1_agreement: The share of positions with the same likeliest token.
-        positions: How many positions there are.
     """
 
     max_abs: float
@@ -148,16 +147,22 @@ class OutputDifference:
 
 
 @dataclass(frozen=True)
-class MergeCheck:
-    """A merged model measured by the adapted one, and the adapter's effect beside it.
+class Verified:
+    """A merged model measured by the adapted one.
 
     Attributes:
         merged: From adapted to merged.
-        base: From adapted to the base without the adapter.
+        base: From adapted to the base without the adapter: the adapter's effect.
+        rows: The text that they read.
+        compared: `logits`, `class logits`, or `hidden states` of a model without a head.
+        is_float32: Both models computed in float32.
     """
 
     merged: OutputDifference
     base: OutputDifference
+    rows: Rows
+    compared: str
+    is_float32: bool
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -189,19 +194,17 @@ def difference(first: Iterable[Tensor], second: Iterable[Tensor]) -> OutputDiffe
     return OutputDifference(largest, max(kl / positions, 0.0), same / positions, positions)
 
 
-def check_equivalence(fidelity: MergeCheck, *, is_float32: bool, is_as_trained: bool) -> tuple[str, ...]:
-    """What to warn of.
-
-    Args:
-        fidelity: What was measured.
-        is_float32: Both models computed in float32.
-        is_as_trained: The adapter was merged into the base that it was trained on.
+def check_equivalence(
+    merged: OutputDifference, base: OutputDifference, *, is_float32: bool, is_as_trained: bool
+) -> tuple[str, ...]:
+    """What to warn of, where a merged model and its base are so far from the adapted one.
 
     Raises:
         VerificationError: The merged model is not the adapted one.
     """
-    merged, base = fidelity.merged, fidelity.base
-    remedy = _remedy(is_float32=is_float32, is_as_trained=is_as_trained)
+    remedy = "Use the adapter unmerged." if is_float32 else "`dtype='float32'` keeps what rounding to 16 bits loses."
+    if not is_as_trained:
+        remedy = "Merge into the base that the adapter was trained on: leave `base` out."
     if not math.isfinite(merged.max_abs) or not math.isfinite(base.max_abs):
         raise VerificationError("outputs of the models hold NaN or infinity; nothing was written", remedy=remedy)
     if is_float32 and is_as_trained and merged.max_abs > LARGEST_FLOAT32_DIFFERENCE:
@@ -232,9 +235,113 @@ def check_equivalence(fidelity: MergeCheck, *, is_float32: bool, is_as_trained: 
     return ()
 
 
-def _remedy(*, is_float32: bool, is_as_trained: bool) -> str:
-    if not is_as_trained:
-        return "Merge into the base that the adapter was trained on: leave `base` out."
-    if not is_float32:
-        return "`dtype='float32'` keeps what rounding to 16 bits loses."
-    return "Use the adapter unmerged."
+NOT_COMPARED = "Merge without comparing: `verified=False`."
+
+
+def verify(merge: Merge, folder: Path, positions: int, progress: Callable[[int, int], None]) -> Verified:
+    """Compare the adapters on their base with the merged model in `folder`, on so many positions where there is text.
+
+    `progress` is told the positions that were read, and all there will be.
+
+    Raises:
+        ModelError: One of the two cannot be loaded or run here; merging without verification is then left.
+        OutOfMemoryError: The device is too small for one of them.
+    """
+
+    def told(turn: int, done: int) -> None:
+        progress(turn * positions + done, 3 * positions)
+
+    try:
+        with memory_errors("memory ran out while the two models were compared", remedy=NOT_COMPARED):
+            rows, adapted, base, computes_in = _adapted_and_base(merge, positions, told)
+            gc.collect()  # models hold cycles: without it two would be in memory
+            section = ModelSection(name_or_path=str(folder))
+            loaded = load_model(section, _placement(merge.dtype), among=FAMILIES, labels=merge.labels)
+            outputs, compared = _outputs(merge, loaded.model, rows, positions, partial(told, 2))
+    except (ModelError, OutOfMemoryError) as error:
+        raise type(error).several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
+    is_float32 = computes_in == merge.dtype == torch.float32
+    return Verified(difference(adapted, outputs), base, rows, compared, is_float32)
+
+
+def _adapted_and_base(
+    merge: Merge, positions: int, told: Callable[[int, int], None]
+) -> tuple[Rows, list[Tensor], OutputDifference, torch.dtype]:
+    """What is read, the adapted model's outputs, how far the base's are from them, and the dtype of the products."""
+    loaded, computes_in = _base_as_trained(merge)
+    names = {f"adapter-{number}": adapter for number, adapter in enumerate(merge.adapters, start=1)}
+    adapted = load_adapters(loaded, {name: adapter.files.folder for name, adapter in names.items()})
+    act_together(adapted.model, {name: adapter.weight for name, adapter in names.items()})
+    longest = min(LONGEST, context_of(loaded.model.config, loaded.family) or LONGEST)
+    if loaded.family.generates or merge.labels:
+        sources = merge.target.metadata.sources if loaded.family.kind == "encoder_decoder" else None
+        rows = rows_for(merge.adapters[0].files.folder, loaded.tokenizer, sources, longest)
+    else:
+        rows = built_in_rows(loaded.tokenizer, longest=longest)
+    outputs, _ = _outputs(merge, adapted.model, rows, positions, partial(told, 0))
+    with acting(adapted.model, None) as model:
+        base, _ = _outputs(merge, model, rows, positions, partial(told, 1))
+    return rows, outputs, difference(outputs, base), computes_in
+
+
+def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
+    """The base as the adapters met it, and the dtype that it computes in: the merge's, where that is left open."""
+    stored = merge.trained_storage
+    held_in = (merge.trained_dtype or merge.dtype) if stored else merge.dtype
+    placement, labels = _placement(held_in), merge.labels
+    loaded = load_model(merge.target.model, placement, quantization=stored, among=FAMILIES, labels=labels)
+    if stored is None:
+        return loaded, held_in
+    products = DTYPES.get(stored.compute_dtype, held_in)
+    if held_in == merge.dtype or products != held_in:  # products of their own: the merge has their rounding in it
+        return loaded, products
+    compute_in(loaded.model, merge.dtype)
+    return loaded, merge.dtype
+
+
+def _placement(dtype: torch.dtype) -> DeviceConfig:
+    """The device that models run on here; the dtype is the merge's, whatever trains best."""
+    return replace(select_device(ModelSection(name_or_path="any")), dtype=dtype)
+
+
+def _outputs(
+    merge: Merge, model: nn.Module, rows: Rows, positions: int, progress: Callable[[int], None]
+) -> tuple[list[Tensor], str]:
+    """Let a model read row after row, until there are enough positions.
+
+    Returns:
+        `[positions, width]` for each row, in float32 and on the CPU; and whether these are `logits`, `class logits` or
+        `hidden states`.
+    """
+    device = next(model.parameters()).device
+    dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
+    # Adapters are float32 on a base of 16 bits: products run in the base's dtype, as in training.
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    texts, kind, done = list[Tensor](), "logits", 0
+    for ids, target in zip_longest(rows.ids, rows.targets):
+        read = torch.tensor([ids], device=device)
+        said = torch.tensor([target], device=device) if target is not None else None
+        with torch.no_grad(), autocast:
+            found, kind = _output(merge, model, read, said)
+        texts.append(found.float().cpu()[: positions - done])
+        done += len(texts[-1])
+        progress(done)
+        if done == positions:
+            break
+    return texts, kind
+
+
+def _output(merge: Merge, model: nn.Module, ids: Tensor, target: Tensor | None) -> tuple[Tensor, str]:
+    """`[1, time]` to `[positions, width]`: logits of each token or of the classes, or hidden states; and which.
+
+    Of an encoder-decoder, which has a `target` `[1, time]`, those of the decoder's tokens.
+    """
+    if merge.labels:
+        return class_logits(wrapped_model(model), merge.family, ids, torch.ones_like(ids)), "class logits"
+    inputs = {"input_ids": ids}
+    if target is not None:
+        inputs["decoder_input_ids"] = decoder_inputs(model, target)
+    output = model(**inputs)
+    kind = "logits" if "logits" in output else "hidden states"
+    found: Tensor = output.logits if kind == "logits" else output.last_hidden_state
+    return found.reshape(-1, found.shape[-1]), kind

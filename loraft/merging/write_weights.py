@@ -27,9 +27,8 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.config.sections import QuantizationSection
 from loraft.errors import NonFiniteError, RunFolderError
 from loraft.io.atomic import atomic_dir, read_json, write_json
-from loraft.io.checksums import RECORD, write_record
+from loraft.io.checksums import RECORD
 from loraft.io.resources import require_free_bytes
-from loraft.merging.merge_report import REPORT, MergeReport, merged_card
 from loraft.merging.prepare_merge import Merge, weighted
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import load_tokenizer
@@ -197,6 +196,8 @@ OF_ITS_OWN_TOOLS = ("_name_or_path", "quantization_config")
 OF_SOURCES = ("source_prefix", "source_lang", "target_lang")
 """What an adapter's record says of the sources that it was trained with."""
 SMALL_FILES_BYTES = 32 << 20
+REPORT = "merge_report.json"
+"""The report's file; a folder that has it holds a merged model."""
 ANOTHER_FOLDER = "Name another folder as `out`."
 
 
@@ -239,7 +240,11 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
         DiskFullError: The disk filled up all the same.
     """
     out = out.expanduser().resolve()
-    _refuse_among_what_is_read(merge, out)
+    read = [("base", merge.target.model.folder), *(("adapter", each.folder) for each in merge.target.adapters)]
+    for what, folder in read:
+        if out.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(out):
+            message = f"the merged model would be in one place with the {what} ({folder})"
+            raise RunFolderError(message, where=str(out), remedy=ANOTHER_FOLDER)
     _refuse_taken(out, overwrite=overwrite)
     needed = SMALL_FILES_BYTES + sum(slot.num_bytes for slots in plan_files(merge).values() for slot in slots)
     there = next(parent for parent in out.parents if parent.exists())
@@ -250,17 +255,6 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else str(out)
         raise RunFolderError(f"cannot be written or read: {error.strerror or error}", where=where) from error
-
-
-def _refuse_among_what_is_read(merge: Merge, out: Path) -> None:
-    for what, folder in [
-        ("base", merge.target.model.folder),
-        *(("adapter", each.folder) for each in merge.target.adapters),
-    ]:
-        read = folder.resolve()
-        if out.is_relative_to(read) or read.is_relative_to(out):
-            message = f"the merged model would be in one place with the {what} ({folder})"
-            raise RunFolderError(message, where=str(out), remedy=ANOTHER_FOLDER)
 
 
 def _refuse_taken(out: Path, *, overwrite: bool) -> None:
@@ -289,10 +283,12 @@ def write_company(merge: Merge, folder: Path) -> None:
     target = merge.target
     adapter = target.adapters[0]
     base = target.model.folder
-    _copy(adapter.folder if adapter.tokenizer else base, TOKENIZER, folder)
+    copied = [(pattern, adapter.folder if adapter.tokenizer else base) for pattern in TOKENIZER]
     if not merge.labels:
-        has_defaults = (adapter.folder / GENERATION).is_file()
-        _copy(adapter.folder if has_defaults else base, (GENERATION,), folder)
+        copied.append((GENERATION, adapter.folder if (adapter.folder / GENERATION).is_file() else base))
+    for file in (file for pattern, source in copied for file in source.glob(pattern)):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
     record = merge.adapters[0].files.record or {}
     write_json(
         folder / RECORD,
@@ -308,13 +304,6 @@ def write_company(merge: Merge, folder: Path) -> None:
         },
     )
     drop_code(folder)
-
-
-def write_report(folder: Path, report: MergeReport) -> None:
-    """Write the report, and the model card that says the same to people; what there is now is what was merged."""
-    write_json(folder / REPORT, report.as_dict())
-    write_record(folder, read_json(folder / RECORD))
-    (folder / "README.md").write_text(merged_card(report, __version__), encoding="utf-8")
 
 
 def _config(merge: Merge) -> dict[str, object]:
@@ -336,10 +325,3 @@ def _config(merge: Merge) -> dict[str, object]:
     if merge.plan.untied:
         values["tie_word_embeddings"] = False
     return values
-
-
-def _copy(source: Path, patterns: tuple[str, ...], folder: Path) -> None:
-    for pattern in patterns:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loraft.errors import VerificationError
-from loraft.merging.equivalence import MergeCheck, OutputDifference, check_equivalence, difference, kl_divergence
+from loraft.merging.equivalence import OutputDifference, check_equivalence, difference, kl_divergence
 
 
 def test_kl_of_two_coins() -> None:
@@ -48,47 +48,47 @@ def test_outputs_that_are_not_finite_have_no_difference() -> None:
 
 
 EFFECT = OutputDifference(max_abs=2.0, kl=0.5, top1_agreement=0.8, positions=256)
-GOOD = MergeCheck(OutputDifference(max_abs=1e-4, kl=1e-9, top1_agreement=1.0, positions=256), EFFECT)
+GOOD = OutputDifference(max_abs=1e-4, kl=1e-9, top1_agreement=1.0, positions=256)
 
 
-def merged(**values: float) -> MergeCheck:
-    return MergeCheck(replace(GOOD.merged, **values), EFFECT)
+def merged(**values: float) -> tuple[OutputDifference, OutputDifference]:
+    return replace(GOOD, **values), EFFECT
 
 
 def test_a_good_merge_gets_no_word() -> None:
-    assert check_equivalence(GOOD, is_float32=True, is_as_trained=True) == ()
-    assert check_equivalence(merged(kl=0.05), is_float32=False, is_as_trained=True) == ()
+    assert check_equivalence(GOOD, EFFECT, is_float32=True, is_as_trained=True) == ()
+    assert check_equivalence(*merged(kl=0.05), is_float32=False, is_as_trained=True) == ()
 
 
 def test_c27_float32_logits_that_differ_by_more_than_a_thousandth_fail() -> None:
     with pytest.raises(VerificationError, match=r"differ from the adapted one's by up to 0\.0011"):
-        check_equivalence(merged(max_abs=1.1e-3), is_float32=True, is_as_trained=True)
-    assert check_equivalence(merged(max_abs=1.1e-3), is_float32=False, is_as_trained=True) == ()
-    assert check_equivalence(merged(max_abs=1.1e-3), is_float32=True, is_as_trained=False) == ()
+        check_equivalence(*merged(max_abs=1.1e-3), is_float32=True, is_as_trained=True)
+    assert check_equivalence(*merged(max_abs=1.1e-3), is_float32=False, is_as_trained=True) == ()
+    assert check_equivalence(*merged(max_abs=1.1e-3), is_float32=True, is_as_trained=False) == ()
 
 
 def test_c25_a_merge_that_loses_more_than_a_tenth_is_warned_of_with_the_remedy() -> None:
-    (warning,) = check_equivalence(merged(kl=0.06), is_float32=False, is_as_trained=True)
+    (warning,) = check_equivalence(*merged(kl=0.06), is_float32=False, is_as_trained=True)
     assert "lost 12 % of the adapter's effect" in warning
     assert "`dtype='float32'`" in warning
-    (warning,) = check_equivalence(merged(kl=0.4, max_abs=1.0), is_float32=True, is_as_trained=False)
+    (warning,) = check_equivalence(*merged(kl=0.4, max_abs=1.0), is_float32=True, is_as_trained=False)
     assert "leave `base` out" in warning
 
 
 def test_c25_a_merge_that_loses_more_than_it_keeps_fails() -> None:
     with pytest.raises(VerificationError, match=r"lost more than it kept: .* is 0\.6, .* is 0\.5") as caught:
-        check_equivalence(merged(kl=0.6), is_float32=False, is_as_trained=True)
+        check_equivalence(*merged(kl=0.6), is_float32=False, is_as_trained=True)
     assert caught.value.exit_code == 3
 
 
 def test_an_adapter_without_an_effect_is_said_and_does_not_fail() -> None:
-    nothing = MergeCheck(replace(GOOD.merged, kl=1e-9), replace(EFFECT, kl=0.0, max_abs=0.0))
-    assert "changes nothing" in check_equivalence(nothing, is_float32=True, is_as_trained=True)[0]
+    nothing = (replace(GOOD, kl=1e-9), replace(EFFECT, kl=0.0, max_abs=0.0))
+    assert "changes nothing" in check_equivalence(*nothing, is_float32=True, is_as_trained=True)[0]
 
 
 def test_an_adapter_that_moves_outputs_is_never_said_to_change_nothing() -> None:
-    little = MergeCheck(replace(GOOD.merged, max_abs=2e-5, kl=1e-9), replace(EFFECT, kl=5e-7, max_abs=0.00321))
-    (warning,) = check_equivalence(little, is_float32=True, is_as_trained=True)
+    little = (replace(GOOD, max_abs=2e-5, kl=1e-9), replace(EFFECT, kl=5e-7, max_abs=0.00321))
+    (warning,) = check_equivalence(*little, is_float32=True, is_as_trained=True)
     assert "changes nothing" not in warning
     for measured in ("0.00321", "5e-07", "2e-05"):
         assert measured in warning
@@ -96,4 +96,4 @@ def test_an_adapter_that_moves_outputs_is_never_said_to_change_nothing() -> None
 
 def test_outputs_that_are_not_finite_fail() -> None:
     with pytest.raises(VerificationError, match="NaN or infinity"):
-        check_equivalence(merged(max_abs=math.nan, kl=math.nan), is_float32=True, is_as_trained=True)
+        check_equivalence(*merged(max_abs=math.nan, kl=math.nan), is_float32=True, is_as_trained=True)

@@ -15,7 +15,7 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
 from loraft.inspection.layers_report import inspect_layers
-from loraft.merging.equivalence import built_in_pairs, kl_divergence, rows_for
+from loraft.merging.equivalence import built_in_rows, kl_divergence, rows_for
 from loraft.models.modules import decoder_inputs
 from loraft.models.registry import TWO_STACKS
 from loraft.rows.formats import Seq2SeqRecord
@@ -106,10 +106,10 @@ def test_a_model_of_few_positions_is_compared_on_rows_that_fit(tmp_path: Path, m
 
 def test_built_in_texts_are_read_in_the_languages_of_training(tmp_path: Path) -> None:
     tokenizer = nllb(tmp_path)
-    rows = built_in_pairs(tokenizer, SourceFormat("", "deu_Latn", "fra_Latn"))
+    rows = built_in_rows(tokenizer, SourceFormat("", "deu_Latn", "fra_Latn"))
     codes = tokenizer.convert_tokens_to_ids(["deu_Latn", "fra_Latn"])
     assert {(ids[0], target[0]) for ids, target in zip(rows.ids, rows.targets, strict=True)} == {tuple(codes)}
-    unsaid = built_in_pairs(tokenizer, SourceFormat())
+    unsaid = built_in_rows(tokenizer, SourceFormat())
     assert unsaid.targets == unsaid.ids
 
 

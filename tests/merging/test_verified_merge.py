@@ -217,7 +217,7 @@ def test_a_merge_that_is_wrong_does_not_appear(tmp_path: Path, monkeypatch: pyte
         (folder / "config.json").write_text((tmp_path / "base/config.json").read_text())
         return load_base(folder)
 
-    monkeypatch.setattr("loraft.merging.verify.write_weights", twice)
+    monkeypatch.setattr("loraft.merging.merge_report.write_weights", twice)
     with pytest.raises(VerificationError, match=r"in float32 by more than 0\.001") as caught:
         api.merge(str(tmp_path / "run"))
     assert caught.value.exit_code == 3
