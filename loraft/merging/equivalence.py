@@ -18,7 +18,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loraft.adapters.effect import act_together, acting
 from loraft.adapters.save_adapter import load_adapters
@@ -73,9 +73,7 @@ class Rows:
     targets: tuple[list[int], ...] = ()
 
 
-def rows_for(
-    adapter: Path, tokenizer: PreTrainedTokenizerBase, sources: SourceFormat | None = None, longest: int = LONGEST
-) -> Rows:
+def rows_for(adapter: Path, tokenizer: Tokenizer, sources: SourceFormat | None = None, longest: int = LONGEST) -> Rows:
     """The rows that the run of an adapter held out, followed by the built-in ones, should there be too few.
 
     The run tells its data, where the adapter's folder lies in one or in one of its checkpoints. With `sources` the rows
@@ -97,9 +95,7 @@ def rows_for(
     return Rows((*ids, *built_in.ids), "the run's held-out rows", notes, (*targets, *built_in.targets))
 
 
-def built_in_rows(
-    tokenizer: PreTrainedTokenizerBase, sources: SourceFormat | None = None, longest: int = LONGEST
-) -> Rows:
+def built_in_rows(tokenizer: Tokenizer, sources: SourceFormat | None = None, longest: int = LONGEST) -> Rows:
     """Prose, code and data in several languages, then customers' messages; over 10,000 tokens.
 
     An encoder-decoder, which has `sources`, reads each and says it again. A tokenizer that needs to know languages, of

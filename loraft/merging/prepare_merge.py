@@ -51,7 +51,6 @@ class Merge:
 
     Attributes:
         target: What was asked for: `target.model` is the base.
-        architecture: The name of the class of transformers that the base is.
         trained_storage: How the base was stored while the adapters were trained, as recorded or else assumed; None is
             unquantized.
         storage: How it is quantized for the merge; None merges into the `original` base.
@@ -62,7 +61,6 @@ class Merge:
         sources: Those that the model has too, by their names in it.
         quantized: The tensors that 4-bit loading would replace.
         labels: The classes that the result tells apart; none where it writes text.
-        notes: What a person should know, a sentence each.
     """
 
     target: ResolvedTarget

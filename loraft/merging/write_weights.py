@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -48,8 +47,6 @@ from loraft.version import __version__
 BYTES_AT_ONCE = 4 << 20
 MOST_WORKERS = 8
 WORDS = {dtype: word for word, dtype in TORCH_DTYPES.items()}
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def plan_files(merge: Merge) -> dict[str, list[Slot]]:
@@ -137,10 +134,10 @@ def _working_ahead() -> Iterator[Run]:
     # Setting makes a pool of torch's own, which a fork of this process could not use: only where there is need.
     pool = ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1) if threads > 1 else None)
 
-    def run(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
+    def run(work: Callable[[slice], Tensor], spans: Iterable[slice]) -> Iterator[Tensor]:
+        waiting: deque[Future[Tensor]] = deque()
+        for span in spans:
+            waiting.append(pool.submit(work, span))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -280,9 +277,7 @@ def _refuse_taken(out: Path, *, overwrite: bool) -> None:
 def write_company(merge: Merge, folder: Path) -> None:
     """Write what using the weights needs: config, tokenizer with its template, generation defaults, system prompt."""
     write_json(folder / "config.json", _config(merge))
-    target = merge.target
-    adapter = target.adapters[0]
-    base = target.model.folder
+    target, adapter, base = merge.target, merge.target.adapters[0], merge.target.model.folder
     copied = [(pattern, adapter.folder if adapter.tokenizer else base) for pattern in TOKENIZER]
     if not merge.labels:
         copied.append((GENERATION, adapter.folder if (adapter.folder / GENERATION).is_file() else base))
