@@ -1,68 +1,72 @@
-"""`docs/commands.md` is the help of every command, word for word.
+"""`docs/commands/` has a page for each command, with the help that it prints, word for word.
 
-To write it anew: `python -m tests.cli.test_commands_page`.
+To write the help anew, and a page for a command that has none: `python -m tests.cli.test_commands_page`. What else
+stands on a page is written by hand and left as it is.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from loraft.cli.app import app
 
-PAGE = Path(__file__).parents[2] / "docs/commands.md"
-COMMANDS = [
-    "",
-    "init",
-    "check",
-    "preview",
-    "train",
-    "evaluate",
-    "merge",
-    "generate",
-    "chat",
-    "predict",
-    "inspect-layers",
-    "schema",
-    "doctor",
-]
-INTRODUCTION = """\
-# The commands
-
-Each page below is what `--help` prints. Results go to standard output; progress, notes and errors go to standard
-error. `--json` prints one JSON document instead of tables; when a command is refused or fails, the document holds
-`problems` (each with `where`, `key`, `message`, `remedy`) and `exit_code`.
-
-| exit code | means |
-|---|---|
-| 0 | done |
-| 1 | a bug in loraft, with its traceback |
-| 2 | refused: config, data, paths or arguments are wrong, or a batch or a disk is foreseen to be too small |
-| 3 | failed while running: a non-finite loss, memory or disk ran out |
-| 130, 143, 129 | stopped by SIGINT (Ctrl-C), SIGTERM or SIGHUP; a run's state is saved, `--resume` goes on |
-| 141 | whoever read standard output went away |
-
-A second signal ends `loraft train` at once, with nothing saved; SIGUSR1 has it save a checkpoint after the step that it
-is at, and go on.
-"""
+FOLDER = Path(__file__).parents[2] / "docs/commands"
+INDEX = FOLDER / "index.md"
+GROUP: Any = get_command(app)
+COMMANDS: list[str] = GROUP.list_commands(GROUP.make_context("loraft", [], resilient_parsing=True))
+HELP = re.compile(r"^```text\n.*?^```\n", re.DOTALL | re.MULTILINE)
+LINKS = re.compile(r"^- \[`loraft .*\n(?:^- \[`loraft .*\n)*", re.MULTILINE)
 
 
-def page() -> str:
-    parts = [INTRODUCTION]
+def help_of(*words: str) -> str:
+    """What `--help` prints, as a block of a page."""
     with mock.patch.dict(os.environ, {"COLUMNS": "100", "TERMINAL_WIDTH": "100"}):
-        for command in COMMANDS:
-            words = [command] if command else []
-            text = CliRunner().invoke(app, [*words, "--help"], prog_name="loraft").stdout
-            parts.append(f"## {' '.join(['loraft', *words])}\n\n```text\n{text.strip()}\n```\n")
-    return "\n".join(parts)
+        text = CliRunner().invoke(app, [*words, "--help"], prog_name="loraft").stdout
+    return f"```text\n{text.strip()}\n```\n"
 
 
-def test_the_page_is_what_help_prints() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page()
+def links() -> str:
+    """A line for each command: its page, and what it is for in a few words."""
+    shorts = dict(re.findall(r"^  ([a-z-]+)  +(\S.*)$", help_of().partition("Commands:")[2], re.MULTILINE))
+    return "".join(f"- [`loraft {name}`]({name}.md): {shorts[name]}\n" for name in COMMANDS)
+
+
+def page_of(name: str, text: str) -> str:
+    """The page of a command with the help that is so, in place of its first block of text."""
+    text = text or f"# loraft {name}\n\n```text\n```\n"
+    return HELP.sub(lambda _: help_of(name), text, count=1)
+
+
+def index_of(text: str) -> str:
+    """The page of all commands, with the links and the help that are so."""
+    return HELP.sub(lambda _: help_of(), LINKS.sub(lambda _: links(), text, count=1), count=1)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_page_has_what_help_prints(name: str) -> None:
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# loraft {name}\n")
+    assert help_of(name) in text
+    assert text == page_of(name, text)
+
+
+def test_the_index_names_every_command() -> None:
+    text = INDEX.read_text(encoding="utf-8")
+    assert links() in text
+    assert help_of() in text
+    assert sorted(path.stem for path in FOLDER.glob("*.md")) == sorted([*COMMANDS, "index"])
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    INDEX.write_text(index_of(INDEX.read_text(encoding="utf-8")), encoding="utf-8")
+    for command in COMMANDS:
+        page = FOLDER / f"{command}.md"
+        page.write_text(page_of(command, page.read_text("utf-8") if page.exists() else ""), encoding="utf-8")
