@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         complete,
         evaluate,
         generate,
+        inspect_activations,
+        inspect_gradients,
         inspect_layers,
         load,
         merge,
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GenerationRequest", "Interrupted", "InvalidInputError", "LoraftError", "ModelRequest", "RunConfig", "RunError",
-    "__version__", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_layers", "load",
-    "load_config", "merge", "open_chat", "predict", "predict_file", "preview", "resolve", "train",
+    "__version__", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_activations",
+    "inspect_gradients", "inspect_layers", "load", "load_config", "merge", "open_chat", "predict", "predict_file",
+    "preview", "resolve", "train",
 ]  # fmt: skip
 
 HOMES = {

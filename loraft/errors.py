@@ -151,7 +151,13 @@ class Interrupted(LoraftError):
         return 128 + self.signal_number
 
 
-EXTRAS = {"gguf": "gguf", "rouge_score": "eval", "sacrebleu": "eval", "tensorboard": "tensorboard"}
+EXTRAS = {
+    "gguf": "gguf",
+    "matplotlib": "plot",
+    "rouge_score": "eval",
+    "sacrebleu": "eval",
+    "tensorboard": "tensorboard",
+}
 """The extra that brings a package, by the name that it is imported by."""
 
 

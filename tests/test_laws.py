@@ -27,6 +27,7 @@ HEAVY = ("accelerate", "bitsandbytes", "datasets", "numpy", "peft", "torch", "tr
 
 DOORS = {
     "datasets": ("rows/raw_rows.py",),
+    "matplotlib": ("cli/views/plots.py",),
     "peft": ("adapters/", "merging/", "kernels/lora_linear.py"),
     "rich": ("cli/",),
     "ruamel": ("config/",),

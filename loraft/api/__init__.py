@@ -4,8 +4,8 @@
 opens what came of it once, to be asked many times; `generate` answers one prompt as it comes, `complete` several,
 `answer_file` a file of them, `compare` beside the base, `open_chat` in a conversation. `predict` and `predict_file`
 tell the classes of texts. `evaluate` measures what was trained, `merge` folds it into its base, and `inspect_layers`
-looks into it. Each takes plain values and gives plain values back; what there is to tell goes to an observer, and
-nothing is printed.
+looks into it; `inspect_activations` and `inspect_gradients` tell what goes on in it while it reads and learns. Each
+takes plain values and gives plain values back; what there is to tell goes to an observer, and nothing is printed.
 
 A verb is imported when it is first asked for, so that looking at rows costs none of the libraries that training needs.
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loraft.api.answers import Answering, OpenModel, answer_file, compare, complete, generate, load, open_chat
     from loraft.api.classes import OpenClassifier, predict, predict_file
+    from loraft.api.inside import inspect_activations, inspect_gradients
     from loraft.api.runs import check, evaluate, merge, train
     from loraft.inspection.layers_report import inspect_layers
     from loraft.inspection.row_preview import preview
@@ -32,6 +33,8 @@ __all__ = [
     "complete",
     "evaluate",
     "generate",
+    "inspect_activations",
+    "inspect_gradients",
     "inspect_layers",
     "load",
     "merge",
@@ -47,6 +50,7 @@ HOMES = {
     **dict.fromkeys(("complete", "generate", "load", "open_chat"), "api.answers"),
     **dict.fromkeys(("OpenClassifier", "predict", "predict_file"), "api.classes"),
     **dict.fromkeys(("check", "evaluate", "merge", "train"), "api.runs"),
+    **dict.fromkeys(("inspect_activations", "inspect_gradients"), "api.inside"),
     "inspect_layers": "inspection.layers_report",
     "preview": "inspection.row_preview",
 }

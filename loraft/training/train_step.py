@@ -60,11 +60,8 @@ class Trainer:
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
-        plan, dtype, device = self.plan, self.plan.placement.dtype, self.plan.placement.device
-        weights = plan.task.loss_weights(plan.config, plan.data.renderer.labels, plan.data.train)
-        on_device = None if weights is None else weights.to(device)
-        autocast = None if dtype == torch.float32 else dtype
-        self.loss = plan.task.loss(self.adapted.loaded.model, plan.shape.family, autocast, on_device)
+        dtype, device = self.plan.placement.dtype, self.plan.placement.device
+        self.loss = planned_loss(self.plan, self.adapted)
         self.optimizer = build_optimizer(self.adapted.trainable, self.settings)
         self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
@@ -84,6 +81,14 @@ class Trainer:
             step -= steps
             epoch += 1
         return round(epoch + step / steps, 6)
+
+
+def planned_loss(plan: RunPlan, adapted: AdaptedModel) -> TaskLoss:
+    """The planned model, giving the summed loss of a batch as training computes it."""
+    weights = plan.task.loss_weights(plan.config, plan.data.renderer.labels, plan.data.train)
+    on_device = None if weights is None else weights.to(plan.placement.device)
+    autocast = None if plan.placement.dtype == torch.float32 else plan.placement.dtype
+    return plan.task.loss(adapted.loaded.model, plan.shape.family, autocast, on_device)
 
 
 @dataclass

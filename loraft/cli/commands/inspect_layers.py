@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.console import RenderableType
 
 from loraft.cli.console import print_json, print_note, print_result, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
+from loraft.cli.views.inside_view import activations_view, gradients_view
 from loraft.cli.views.layers_view import layers_view
+from loraft.cli.views.plots import check_plot
 
 if TYPE_CHECKING:
     from loraft.config.sections import LoraSection
@@ -22,7 +27,14 @@ class LayersOptions:
         "KEY=VALUE,…|CONFIG",
         "What LoRA is counted for, such as r=8,target_modules=[q_proj,v_proj],layers=last:4, or a config.",
     )
-    every: bool = flag("Show every layer and module, not only the groups of equal ones.")
+    every: bool = flag("Show every layer, module and head, not only groups of equal ones and those that stand out.")
+    activations: str | None = option(
+        "PROMPT", "Read this, and tell the size of the residual stream by layer, and where each head looks."
+    )
+    gradients: str | None = option(
+        "CONFIG", "Tell the gradients by layer of one batch of this config's rows, and whether they vanish or explode."
+    )
+    plot: Path | None = option("FILE", "Draw activations, gradients, or what adapters changed, as .png or .svg.")
 
 
 def inspect_layers(
@@ -32,20 +44,66 @@ def inspect_layers(
 
     Layers, heads, norms, parameters and bytes by part; how positions are told apart, by experiment on a small copy;
     each linear module and what LoRA would train there. Of an adapter how far each module moved; of two how alike they
-    are. No weights are loaded: a config alone will do.
+    are. For these no weights are loaded: a config alone will do. With --activations a model reads a prompt, and with
+    --gradients a batch of a config's rows; they are told alone.
     """
-    refuse((of.target is None and not of.adapters, "Name a TARGET, or an --adapter."))
+    lacks_target, reads = of.target is None and not of.adapters, show.activations is not None
+    refuse(
+        (
+            show.gradients and (not lacks_target or of.base_model),
+            "--gradients takes the model of its config: leave TARGET, --adapter and --base-model out.",
+        ),
+        (show.gradients and reads, "--activations is of a TARGET, and --gradients of a config: ask for one of them."),
+        (show.lora and (show.gradients or reads), "--lora is counted where neither a prompt nor a batch is read."),
+        (lacks_target and not show.gradients, "Name a TARGET, or an --adapter."),
+    )
+    if show.plot is not None:
+        check_plot(show.plot)
+    document, drawn = _gradients(show.gradients) if show.gradients else _of_model(of, show)
+    if show.plot is not None:
+        from loraft.cli.views.layer_plots import plot_layers
+
+        plot_layers(show.plot, document)
+    if as_json:
+        print_json({**document, **({"plot": str(show.plot)} if show.plot is not None else {})})
+        return
+    print_note(*document["notes"])
+    print_result(*drawn)
+    if show.plot is not None:
+        print_result(f"wrote {show.plot}")
+
+
+NOTHING_TO_DRAW = "--plot draws an adapter by layer, and there is none; or ask for --activations or --gradients."
+Told = tuple[dict[str, Any], Iterable[RenderableType]]
+"""The document, and how it is drawn."""
+
+
+def _of_model(of: AnswerOptions, show: LayersOptions) -> Told:
+    """The anatomy and what adapters changed, and what goes on while it reads, where that is asked for."""
     section = _lora(show.lora)
     with waiting("looking into the model"):
+        from loraft.api import inspect_activations
         from loraft.api import inspect_layers as look
 
-        report = look(of.target, of.adapters or (), base_model=of.base_model, lora=section)
-    document = report.as_dict()
-    if as_json:
-        print_json(document)
-        return
-    print_note(*report.notes)
-    print_result(*layers_view(document, every=show.every))
+        document = look(of.target, of.adapters or (), base_model=of.base_model, lora=section).as_dict()
+        if show.activations is None:
+            moved = any(adapter["layers"] for adapter in document.get("adapters", ()))
+            refuse((show.plot and not moved, NOTHING_TO_DRAW))
+            return document, layers_view(document, every=show.every)
+        found = inspect_activations(of.model, prompt=show.activations).as_dict()
+    notes = list(dict.fromkeys([*document["notes"], *found.pop("notes")]))
+    return {**document, "activations": found, "notes": notes}, activations_view(found, every=show.every)
+
+
+def _gradients(config: str) -> Told:
+    from loraft.config.config_file import load_config
+
+    run = load_config(config)
+    with waiting("computing gradients"):
+        from loraft.api import inspect_gradients
+
+        found = inspect_gradients(run).as_dict()
+    return {"model": found["model"], "notes": found.pop("notes"), "gradients": found}, gradients_view(found)
 
 
 def _lora(text: str | None) -> LoraSection | None:

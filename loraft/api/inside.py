@@ -1,0 +1,194 @@
+"""What goes on inside a model: activations while it reads a prompt, and gradients on a batch of a run's rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from loraft.adapters.model_structure import family_in
+from loraft.adapters.resolve_target import classes_of, task_of
+from loraft.config.choices import Method
+from loraft.config.schema import RunConfig
+from loraft.errors import DataError
+from loraft.evaluation.open_model import MEASURED, RequestedModel, to_be_told
+from loraft.events import ignored
+from loraft.inference.decoder_state import products_in_model_dtype, prompt_limit
+from loraft.inference.engine import complete_batch
+from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.inspection.activations import LayerActivations, StackActivations, not_finite, watch_activations
+from loraft.inspection.gradients import BatchGradients, batch_gradients
+from loraft.io.resources import memory_errors
+from loraft.models.device import select_device
+from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.modules import decoder_inputs
+from loraft.models.registry import FAMILIES
+from loraft.tasks import TASKS
+from loraft.tokenization.boundaries import Pieces
+from loraft.training.run_plan import RunPlan, plan_run
+from loraft.training.train_step import planned_loss
+from loraft.training.trainer import build_model
+
+PROMPT = "the prompt"
+"""What errors call it."""
+ANSWER = GenerationRequest(max_new_tokens=32, temperature=0, num_beams=1)
+"""What an encoder-decoder answers itself, so that its decoder has something to read."""
+LOSS_SCALE = 2.0**16
+"""Of float16, as loss scaling begins with."""
+
+
+@dataclass(frozen=True)
+class ActivationReport:
+    """What went on in a model while it read a prompt.
+
+    Attributes:
+        read: What it read, special tokens spelled out.
+        answer: What its decoder read besides an encoder's source: its own greedy answer; None without an encoder.
+        first_token: The token that heads are said to look at where they look at the first.
+        notes: What a person should know, a sentence each.
+    """
+
+    model: str
+    read: str
+    answer: str | None
+    first_token: str
+    stacks: tuple[StackActivations, ...]
+    layers: tuple[LayerActivations, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON shows it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """The gradients of a run's first batch, before its first step.
+
+    Attributes:
+        rows: The rows of the batch, by their places.
+        tokens: Its tokens, padding left out.
+        targets: What its loss is divided by, in trained tokens or rows.
+        notes: What a person should know, a sentence each.
+    """
+
+    model: str
+    method: Method
+    rows: tuple[str, ...]
+    tokens: int
+    targets: int
+    gradients: BatchGradients
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON shows it."""
+        document = asdict(self)
+        return {**{key: document[key] for key in document if key != "gradients"}, **document["gradients"]}
+
+
+def inspect_activations(model: ModelRequest | str, *, prompt: str) -> ActivationReport:
+    """Tell what goes on in the layers of a model while it reads a prompt: sizes, and where each head looks.
+
+    The prompt is read as `generate` would read it, or `predict` where the model tells classes.
+
+    Args:
+        model: What reads; a name alone is its target.
+        prompt: What it reads.
+
+    Raises:
+        InvalidInputError: The target or the prompt cannot be used.
+        OutOfMemoryError: The device is too small for the attention map of a layer.
+    """
+    requested = RequestedModel(model)
+    if TASKS[task_of(requested.found)].generates:
+        loaded, ids, answer, notes = _prompted(requested, prompt)
+    else:
+        loaded, ids, notes = _classified(requested, prompt)
+        answer = []
+    if not ids:
+        raise DataError("it has no tokens", where=PROMPT, remedy="Give it at least one word.")
+    inner, family = loaded.model, family_in(loaded.model)
+    decoder_ids: list[int] = []
+    if family.encoder_path is not None:
+        decoder_ids = decoder_inputs(inner, torch.tensor([answer or [ids[-1]]], device=inner.device))[0].tolist()
+    message = f"the device ran out of memory with {len(ids):,} tokens"
+    with memory_errors(message, where=PROMPT, remedy="Give a shorter one."), products_in_model_dtype(inner):
+        watch = watch_activations(inner, family, ids, decoder_ids)
+    wrong = not_finite(watch.layers)
+    return ActivationReport(
+        model=loaded.name,
+        read=str(loaded.tokenizer.decode(ids)),
+        answer=str(loaded.tokenizer.decode(decoder_ids)) if decoder_ids else None,
+        first_token=Pieces(loaded.tokenizer).of(ids[0]).text,
+        stacks=tuple(watch.stacks),
+        layers=tuple(watch.layers),
+        notes=(*notes, *([wrong] if wrong else [])),
+    )
+
+
+def _prompted(requested: RequestedModel, prompt: str) -> tuple[LoadedModel, list[int], list[int], tuple[str, ...]]:
+    """What answers, the tokens of its prompt, and those of its answer where a decoder must have something to read."""
+    session = requested.session()
+    voice = session.voice()
+    asked = voice.conversation(prompt)
+    ids = list(voice.renderer.prompt_ids(asked))
+    most = prompt_limit(session.model)
+    if most is not None and len(ids) > most:
+        message = f"it has {len(ids):,} tokens, and this model has learned {most:,} positions"
+        raise DataError(message, where=PROMPT, remedy=f"Shorten it to {most:,} tokens.")
+    notes = (*session.notes, *to_be_told(session, ANSWER, MEASURED), *voice.about_prompts([asked]))
+    answer: list[int] = []
+    if ids and session.loaded.family.encoder_path is not None:
+        (answered,) = complete_batch(session.model, voice.tokenizer, [ids], **voice.settings(ANSWER))
+        answer = list(answered.token_ids)
+    return session.loaded, ids, answer, notes
+
+
+def _classified(requested: RequestedModel, text: str) -> tuple[LoadedModel, list[int], tuple[str, ...]]:
+    """What tells classes, or an encoder that has no head for it yet, and the tokens of the text."""
+    if classes_of(requested.found):
+        classifier = requested.classifier(ignored)
+        (tokens,) = classifier.tokens([(text, None)])
+        cut = f"the text is longer than the model's {classifier.context} positions, and was cut to them"
+        return (
+            classifier.loaded,
+            tokens.ids,
+            (*classifier.notes, *classifier.about([(text, None)]), *([cut] if tokens.is_cut else [])),
+        )
+    found = requested.found
+    loaded = load_model(found.model, select_device(found.model.section), among=FAMILIES)
+    return loaded, loaded.tokenizer(text)["input_ids"], (*found.notes, *loaded.notes)
+
+
+def inspect_gradients(config: RunConfig) -> GradientReport:
+    """Tell the gradients by layer of a run's first batch, as its first step would compute them; nothing is changed.
+
+    Args:
+        config: The run.
+
+    Raises:
+        InvalidInputError: With every problem found, as `train` refuses it.
+        OutOfMemoryError: The device is too small.
+    """
+    plan = plan_run(config)
+    remedy = "halve it and double training.gradient_accumulation_steps, or set training.gradient_checkpointing: true"
+    message = f"{plan.placement.device_name} ran out of memory"
+    with memory_errors(message, key="training.per_device_train_batch_size", remedy=remedy):
+        return _gradients(plan)
+
+
+def _gradients(plan: RunPlan) -> GradientReport:
+    adapted = build_model(plan)
+    adapted.set_training(True)
+    loss = planned_loss(plan, adapted)
+    window = next(plan.batches.windows(plan.data.train, 0, 0, (0, 0)))
+    batch = plan.task.collate(window.batches[0], plan.layout).to(plan.placement.device)
+    weight = loss.weight(batch)
+    scale = LOSS_SCALE if plan.placement.dtype == torch.float16 else 1.0
+    found = batch_gradients(
+        adapted.loaded.model, plan.shape.family, adapted.trainable, lambda: loss(batch) / weight, scale
+    )
+    rows = tuple(example.where for example in window.batches[0])
+    name, notes = plan.config.model.name_or_path, (*plan.notes, *adapted.notes)
+    return GradientReport(name, plan.config.method, rows, batch.tokens, batch.targets, found, notes)

@@ -1,0 +1,64 @@
+"""Pictures as PNG or SVG files: the one door to matplotlib, which opens no window."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loraft.errors import ConfigError, RunError, lacking
+
+KINDS = (".png", ".svg")
+INK, GRID = "#222222", "#dddddd"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Told apart by colour-blind eyes too: Okabe and Ito 2008."""
+DOTS_AN_INCH = 144
+
+
+def check_plot(path: Path) -> None:
+    """Refuse what no picture can be written to, before any work is done.
+
+    Raises:
+        ConfigError: No matplotlib, another ending than .png or .svg, or no folder.
+    """
+    said = {"where": str(path), "parameter": "plot"}
+    if problem := lacking("matplotlib", "a picture", parameter="plot"):
+        raise ConfigError.several([problem])
+    if path.suffix.lower() not in KINDS:
+        raise ConfigError("a picture is a .png or a .svg file", remedy="Name one that ends so.", **said)
+    if path.is_dir():
+        raise ConfigError("is a folder, not a file", **said)
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {path.parent}", remedy="Make it first.", **said)
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ConfigError("cannot be written", **said)
+
+
+@contextmanager
+def picture(
+    path: Path, rows: int = 1, columns: int = 1, *, inches: tuple[float, float], title: str | None = None
+) -> Iterator[Any]:
+    """Give the axes `[rows, columns]` of a picture to draw on, which is then written.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Text of an SVG stays text, and its ids and its date are those of every start.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "loraft", "font.size": 11}):
+        figure = Figure(figsize=inches, dpi=DOTS_AN_INCH, facecolor="white", layout="constrained")
+        if title is not None:
+            figure.suptitle(title, x=0.01, horizontalalignment="left", color=INK)
+        yield figure.subplots(rows, columns, squeeze=False)
+        drawn = io.BytesIO()
+        kind = path.suffix.lower().removeprefix(".")
+        figure.savefig(drawn, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    try:
+        path.write_bytes(drawn.getvalue())
+    except OSError as error:
+        raise RunError(f"cannot be written: {error.strerror}", where=str(path)) from None
