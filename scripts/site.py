@@ -60,7 +60,7 @@ def first_sentence(config: Path) -> str:
     """What a config says of itself first."""
     comment = re.match(r"(?:#.*\n)+", config.read_text(encoding="utf-8"))
     assert comment, f"{config} begins with no comment"
-    return re.split(r"(?<=[.?])\s", re.sub(r"\s*#\s?", " ", comment[0]).strip())[0]
+    return re.split(r"(?<=[.?])\s(?=[A-Z])", re.sub(r"\s*#\s?", " ", comment[0]).strip())[0]
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
