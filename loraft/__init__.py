@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         predict_file,
         preview,
         train,
+        train_baseline,
     )
     from loraft.config.config_file import load_config
     from loraft.config.schema import RunConfig
@@ -39,7 +40,7 @@ __all__ = [
     "GenerationRequest", "Interrupted", "InvalidInputError", "LoraftError", "ModelRequest", "RunConfig", "RunError",
     "__version__", "answer_file", "check", "compare", "complete", "evaluate", "generate", "inspect_activations",
     "inspect_gradients", "inspect_layers", "load", "load_config", "merge", "open_chat", "predict", "predict_file",
-    "preview", "resolve", "train",
+    "preview", "resolve", "train", "train_baseline",
 ]  # fmt: skip
 
 HOMES = {

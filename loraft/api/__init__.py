@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from loraft.api.classes import OpenClassifier, predict, predict_file
     from loraft.api.inside import inspect_activations, inspect_gradients
     from loraft.api.runs import check, evaluate, merge, train
+    from loraft.baselines.train_baseline import train_baseline
     from loraft.inspection.layers_report import inspect_layers
     from loraft.inspection.row_preview import preview
 
@@ -43,6 +44,7 @@ __all__ = [
     "predict_file",
     "preview",
     "train",
+    "train_baseline",
 ]
 
 HOMES = {
@@ -53,6 +55,7 @@ HOMES = {
     **dict.fromkeys(("inspect_activations", "inspect_gradients"), "api.inside"),
     "inspect_layers": "inspection.layers_report",
     "preview": "inspection.row_preview",
+    "train_baseline": "baselines.train_baseline",
 }
 """The module of each name."""
 

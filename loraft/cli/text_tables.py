@@ -189,6 +189,18 @@ def as_measure(number: float) -> str:
     return f"{number:.4f}" if abs(number) < 100 else f"{number:,.1f}"
 
 
+def as_figure(name: str, value: float, *, signed: bool = False) -> str:
+    """A figure as the field writes it: a loss with four decimals, BLEU and chrF from 0 to 100, shares in per cent."""
+    if not math.isfinite(value):
+        return "–"
+    sign = "+" if signed and value > 0 else ""
+    if name in ("loss", "perplexity", "mcc"):
+        return f"{sign}{as_measure(value)}"
+    if name in ("bleu", "chrf"):
+        return f"{sign}{value:.2f}"
+    return f"{sign}{100 * value:.2f} %"
+
+
 def as_rate(learning_rate: float) -> str:
     """A learning rate: `2.00e-4`, without the zeros of the exponent."""
     if learning_rate == 0:

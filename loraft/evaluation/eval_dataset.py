@@ -82,6 +82,12 @@ class PastRun:
             but = " but for those that it held out" if isinstance(self.config.data.eval, float) else ""
             yield f"the run was trained on the rows of {rows.path}{but}: their figures say nothing about new rows"
 
+    @property
+    def fingerprint(self) -> str | None:
+        """What tells the tokens that it learned, and those that it held out; None where nobody wrote it down."""
+        found = self._written().get("fingerprint")
+        return found if isinstance(found, str) else None
+
     def _recorded(self, part: str) -> Sequence[str | None]:
         """What the sources of a part were when it began; nothing where nobody wrote it down."""
         found = self._written().get(part)
@@ -194,7 +200,7 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
         sources = [read_source(given, config, rows)]
         read = ReadSources(sources, [], [])
         bad = sources[0].problems
-    questions, unanswered = _references(sources, config)
+    questions, unanswered = questions_of(sources, config)
     problems = [*bad, *([] if config.data.on_bad_row == "skip" else unanswered)]
     if problems:
         raise DataError.several(shortened(problems, remedy=None))
@@ -203,7 +209,7 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
     return EvalSource(config, read, data is None, called, questions, tuple(notes), run, purpose)
 
 
-def _references(sources: Sequence[SourceRows], config: RunConfig) -> tuple[dict[str, Reference], list[Problem]]:
+def questions_of(sources: Sequence[SourceRows], config: RunConfig) -> tuple[dict[str, Reference], list[Problem]]:
     """What the rows of sources ask, by their places, and what is wrong with those whose class is none of the labels."""
     task, found, problems = TASKS[config.task], dict[str, Reference](), list[Problem]()
     for source in sources:
@@ -233,16 +239,21 @@ def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions
     if source.held_out and source.run is not None:
         source.run.check_held_out(prepared.held_out)
     examples = prepared.eval if source.held_out else prepared.train
-    last = {example.where: place for place, example in enumerate(examples)}  # of a conversation in one row a turn
-    items = [
-        EvalExample(example, source.questions.get(example.where) if last[example.where] == place else None)
-        for place, example in enumerate(examples[: source.purpose.limit])
-    ]
+    items = with_questions(examples, source.questions)[: source.purpose.limit]
     told = prepared.report.notes
     if not source.held_out:  # they were prepared as if they were to be learned
         told = tuple(note.replace("training row", "row") for note in told)
     notes = (*source.notes, *prepared.renderer.notes, *told)
     return EvaluatedRows(items, source.called, source.purpose, prepared.renderer, notes)
+
+
+def with_questions(examples: Sequence[Example], questions: Mapping[str, Reference]) -> list[EvalExample]:
+    """Rows with what they ask, by their places."""
+    last = {example.where: place for place, example in enumerate(examples)}  # of a conversation in one row a turn
+    return [
+        EvalExample(example, questions.get(example.where) if last[example.where] == place else None)
+        for place, example in enumerate(examples)
+    ]
 
 
 def unasked_as_trained(rows: EvaluatedRows, system_prompt: str | None) -> Iterator[str]:

@@ -101,7 +101,7 @@ def generating(
     tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
     settings = voice.settings(options)
     names = (voice.name, BASE) if source.purpose.baseline else (voice.name,)
-    return rows, [_subject(session, name, settings, batch_size) for name in names]
+    return rows, [writing(session, name, settings, batch_size) for name in names]
 
 
 def classifying(
@@ -115,10 +115,10 @@ def classifying(
     unused = ("a classifier generates nothing: `max_new_tokens` is not used",) if options.max_new_tokens else ()
     tell(observer, *rows.notes, *unused)
     named = [(classifier.name or BASE, False), *([(BASE, True)] if source.purpose.baseline else [])]
-    return rows, [_telling(classifier, name, base=base) for name, base in named]
+    return rows, [telling(classifier, name, base=base) for name, base in named]
 
 
-def _subject(session: Session, name: str, settings: Settings, batch_size: int) -> EvalModel:
+def writing(session: Session, name: str, settings: Settings, batch_size: int) -> EvalModel:
     """The model of a session with the adapter of that name active, or none for the base, as it is evaluated.
 
     The base is asked as its adapter is: the same tokens, the same ends of an answer.
@@ -143,7 +143,7 @@ def _subject(session: Session, name: str, settings: Settings, batch_size: int) -
     return EvalModel(name, read, answers)
 
 
-def _telling(classifier: Classifier, name: str, *, base: bool) -> EvalModel:
+def telling(classifier: Classifier, name: str, *, base: bool) -> EvalModel:
     """A classifier, or its base without the adapter, as it is evaluated."""
 
     def read(examples: Sequence[Example]) -> list[RowScore]:

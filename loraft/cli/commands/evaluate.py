@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import nlargest
@@ -14,7 +13,7 @@ from rich.console import RenderableType
 
 from loraft.cli.console import print_json, print_result, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, column_names, columns_option, flag, option, refuse
-from loraft.cli.text_tables import as_measure, facts, label, text_table
+from loraft.cli.text_tables import as_figure, facts, label, text_table
 from loraft.cli.views.progress import watching
 from loraft.config.choices import RowFormat
 from loraft.inference.requests import GenerationRequest
@@ -125,15 +124,15 @@ def _drawn(found: Evaluation, named: str) -> Iterator[RenderableType]:
 def _figures(found: Evaluation) -> RenderableType:
     measured, base = found.measured, found.baseline
     if base is None:
-        shown = {name: _figure(name, value) for name, value in measured.figures.items()}
+        shown = {name: as_figure(name, value) for name, value in measured.figures.items()}
         return facts("figures", shown, label_width=LABEL_WIDTH)
     headings = ("", f">{base.name}", f">{measured.name}", ">difference", ">95 % interval")
     rows = []
     for name, value in measured.figures.items():
         apart = found.differences[name]
-        interval = f"{_figure(name, apart.low, signed=True)} to {_figure(name, apart.high, signed=True)}"
-        difference = _figure(name, apart.difference, signed=True)
-        rows.append([label(name), _figure(name, base.figures[name]), _figure(name, value), difference, interval])
+        interval = f"{as_figure(name, apart.low, signed=True)} to {as_figure(name, apart.high, signed=True)}"
+        difference = as_figure(name, apart.difference, signed=True)
+        rows.append([label(name), as_figure(name, base.figures[name]), as_figure(name, value), difference, interval])
     return text_table("figures", headings, rows)
 
 
@@ -151,15 +150,3 @@ def _confusion(found: Confusion) -> RenderableType:
     )
     rows = [[right, told, f"{count:,}"] for count, right, told in nlargest(MOST_CLASSES, mistakes, key=itemgetter(0))]
     return text_table("most frequent mistakes", ("is", "told", ">rows"), rows)
-
-
-def _figure(name: str, value: float, *, signed: bool = False) -> str:
-    """A figure as the field writes it: a loss with four decimals, BLEU and chrF from 0 to 100, shares in per cent."""
-    if not math.isfinite(value):
-        return "–"
-    sign = "+" if signed and value > 0 else ""
-    if name in ("loss", "perplexity", "mcc"):
-        return f"{sign}{as_measure(value)}"
-    if name in ("bleu", "chrf"):
-        return f"{sign}{value:.2f}"
-    return f"{sign}{100 * value:.2f} %"

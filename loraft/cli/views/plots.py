@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,36 @@ def check_plot(path: Path) -> None:
         raise ConfigError(f"there is no folder {path.parent}", remedy="Make it first.", **said)
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise ConfigError("cannot be written", **said)
+
+
+@dataclass(frozen=True)
+class PlottedLine:
+    """A named line; `number` is the colour's, by which a dashed line can have that of another one."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    number: int = 0
+    dashed: bool = False
+
+
+def plot_lines(
+    path: Path, lines: Sequence[PlottedLine], *, title: str, x: str, y: str, logarithmic: tuple[str, ...] = ()
+) -> None:
+    """Draw named lines; `logarithmic` are the axes, `x` or `y`, on which a factor is a distance.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    with picture(path, inches=(8.0, 4.8)) as ((axes,),):
+        for line in lines:
+            style, colour = "--" if line.dashed else "-", COLOURS[line.number % len(COLOURS)]
+            axes.plot(line.x, line.y, style, color=colour, linewidth=1.4 if line.dashed else 2.0, label=line.name)
+        axes.set_title(title, loc="left", color=INK)
+        axes.set(xlabel=x, ylabel=y, **{f"{axis}scale": "log" for axis in logarithmic})
+        axes.grid(color=GRID, linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
 
 
 @contextmanager

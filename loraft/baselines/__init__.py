@@ -1,0 +1,1 @@
+"""What a method or a model bought: measured beside what is simpler."""

@@ -1,0 +1,56 @@
+"""`loraft baseline`: a recurrent network from scratch on the config's rows, beside what was fine-tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from loraft.cli.console import print_json, print_result, waiting
+from loraft.cli.options import ConfigOptions, JsonOption, option
+from loraft.cli.views.baseline_view import baseline_view, plot_baseline
+from loraft.cli.views.plots import check_plot
+from loraft.cli.views.progress import watching
+from loraft.cli.wording import with_options
+
+
+@dataclass(frozen=True)
+class BaselineOptions:
+    """Which networks are trained, and what they are compared with."""
+
+    cell: Literal["lstm", "rnn", "both"] = option(None, "An LSTM, a plain tanh RNN, or both.", default="lstm")
+    run: str | None = option(
+        "RUN", "The run to compare with [default: the newest of the config; its base where there is none yet]."
+    )
+    plot: Path | None = option("FILE", "Draw how far gradients reach into the past, as .png or .svg.")
+
+    @property
+    def cells(self) -> tuple[Literal["lstm", "rnn"], ...]:
+        """The networks to train."""
+        return ("lstm", "rnn") if self.cell == "both" else (self.cell,)
+
+
+def baseline(given: ConfigOptions, asked: BaselineOptions, as_json: JsonOption = False) -> None:
+    """Train an LSTM from scratch on the same rows, and compare it with the fine-tuned model.
+
+    The same tokens, the same metrics: quality with the interval of each difference, parameters, speed, the memory of a
+    generated token, and how the gradient of the last token's loss falls with distance into the past. A few learning
+    rates are tried, and training ends where the loss on the held-out rows falls no more.
+    """
+    if asked.plot is not None:
+        check_plot(asked.plot)
+    config = given.read()
+    with waiting("loading libraries"):
+        from loraft.api import train_baseline
+
+    with watching() as view:
+        report = train_baseline(config, name=given.name, run=asked.run, cells=asked.cells, observer=view)
+    if asked.plot is not None:
+        plot_baseline(report, asked.plot)
+    if as_json:
+        document = with_options(report.as_dict(), "findings")
+        print_json({**document, **({"plot": str(asked.plot)} if asked.plot is not None else {})})
+    else:
+        print_result(*baseline_view(report))
+        if asked.plot is not None:
+            print_result(f"wrote {asked.plot}")
