@@ -4,8 +4,9 @@
 opens what came of it once, to be asked many times; `generate` answers one prompt as it comes, `complete` several,
 `answer_file` a file of them, `compare` beside the base, `open_chat` in a conversation. `predict` and `predict_file`
 tell the classes of texts. `evaluate` measures what was trained, `merge` folds it into its base, and `inspect_layers`
-looks into it; `inspect_activations` and `inspect_gradients` tell what goes on in it while it reads and learns. Each
-takes plain values and gives plain values back; what there is to tell goes to an observer, and nothing is printed.
+looks into it; `inspect_activations` and `inspect_gradients` tell what goes on in it while it reads and learns.
+`compare_methods` measures what each method of training costs. Each takes plain values and gives plain values back;
+what there is to tell goes to an observer, and nothing is printed.
 
 A verb is imported when it is first asked for, so that looking at rows costs none of the libraries that training needs.
 """
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from loraft.api.classes import OpenClassifier, predict, predict_file
     from loraft.api.inside import inspect_activations, inspect_gradients
     from loraft.api.runs import check, evaluate, merge, train
+    from loraft.baselines.compare_methods import compare_methods
     from loraft.baselines.train_baseline import train_baseline
     from loraft.inspection.layers_report import inspect_layers
     from loraft.inspection.row_preview import preview
@@ -31,6 +33,7 @@ __all__ = [
     "answer_file",
     "check",
     "compare",
+    "compare_methods",
     "complete",
     "evaluate",
     "generate",
@@ -53,6 +56,7 @@ HOMES = {
     **dict.fromkeys(("OpenClassifier", "predict", "predict_file"), "api.classes"),
     **dict.fromkeys(("check", "evaluate", "merge", "train"), "api.runs"),
     **dict.fromkeys(("inspect_activations", "inspect_gradients"), "api.inside"),
+    "compare_methods": "baselines.compare_methods",
     "inspect_layers": "inspection.layers_report",
     "preview": "inspection.row_preview",
     "train_baseline": "baselines.train_baseline",

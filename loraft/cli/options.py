@@ -69,14 +69,18 @@ class ConfigOptions:
         """What the run is called."""
         return Path(self.config).stem
 
-    def read(self) -> RunConfig:
-        """The config with its overrides; says which of its sections and keys the method and the task leave unused."""
+    def read(self, *, by_every_method: bool = False) -> RunConfig:
+        """The config with its overrides; says which of its sections and keys the method and the task leave unused.
+
+        Where it is run by every method, what one of them leaves unused is nothing to tell.
+        """
         from loraft.cli.console import print_note
         from loraft.config.config_file import load_config
         from loraft.config.schema_info import unused_keys
 
         config = load_config(Path(self.config), self.overrides or [])
-        print_note(*(f"{key} is not used by {by}" for key, by in unused_keys(config)))
+        unused = [(key, by) for key, by in unused_keys(config) if not (by_every_method and by.startswith("method:"))]
+        print_note(*(f"{key} is not used by {by}" for key, by in unused))
         return config
 
 

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "preview": ("train", "Show rows as the model will see them."),
     "train": ("train", "Fine-tune a model as the config says."),
     "evaluate": ("evaluate", "Measure a model on rows that it has not learned."),
+    "compare": ("compare", "Measure what each method costs, by a few steps of each."),
     "baseline": ("baseline", "Train an LSTM on the same rows, and compare it."),
     "merge": ("merge", "Fold an adapter into its base, and prove the result."),
     "generate": ("generate", "Answer prompts with a base, or with what was trained."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -162,22 +163,32 @@ def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool
 
 
 def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tuple[MemoryPlan, bool]:
-    """Predict the peak, and decide whether gradients are checkpointed; what cannot fit is refused.
+    """Predict the peak, and decide whether gradients are checkpointed."""
+    sizes = _training_sizes(known, batches, packed=packed)
+    setting = known.config.training.gradient_checkpointing
+    if setting == "auto":
+        setting = predict(sizes, checkpointing=False).peak_bytes > ROOM * known.placement.available_bytes
+    return predict(sizes, checkpointing=setting), setting
+
+
+def require_memory(known: KnownRun, memory: MemoryPlan) -> None:
+    """Refuse what cannot fit.
 
     Raises:
         ResourceError: More is needed than is available.
     """
-    sizes, config, placement = _training_sizes(known, batches, packed=packed), known.config, known.placement
-    setting, available = config.training.gradient_checkpointing, placement.available_bytes
-    if setting == "auto":
-        setting = predict(sizes, checkpointing=False).peak_bytes > ROOM * available
-    memory = predict(sizes, checkpointing=setting)
-    if memory.peak_bytes > available:
-        needed = f"the run needs about {memory.peak_bytes / 1e9:.1f} GB"
-        message = f"{needed} and {placement.device_name} has {available / 1e9:.1f} GB available"
-        remedy = _less_memory(config, memory)
+    if message := too_large(known, memory):
+        remedy = _less_memory(known.config, memory)
         raise ResourceError(message, key="training.per_device_train_batch_size", remedy=remedy)
-    return memory, setting
+
+
+def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
+    """Why a run does not fit; None where it does."""
+    placement = known.placement
+    if memory.peak_bytes <= placement.available_bytes:
+        return None
+    needed = f"the run needs about {memory.peak_bytes / 1e9:.1f} GB"
+    return f"{needed} and {placement.device_name} has {placement.available_bytes / 1e9:.1f} GB available"
 
 
 def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> TrainingSizes:
@@ -243,3 +254,17 @@ def peak_bytes(device: str) -> int:
     except (OSError, IndexError, ValueError):  # no Linux: what getrusage says, which there counts nothing else
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def held_bytes(device: str) -> int:
+    """The memory held now: torch's on CUDA, this process's on the CPU."""
+    return torch.cuda.memory_allocated() if device == "cuda" else int(psutil.Process().memory_info().rss)
+
+
+def reset_peak(device: str) -> None:
+    """Let `peak_bytes` begin anew; where a system cannot, it goes on with what it was."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

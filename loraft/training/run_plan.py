@@ -22,7 +22,7 @@ from loraft.errors import ConfigError
 from loraft.figures import counted
 from loraft.tasks.loss import BatchLayout
 from loraft.training.known_run import KnownRun, known_run
-from loraft.training.memory import MemoryPlan, plan_memory
+from loraft.training.memory import MemoryPlan, plan_memory, require_memory
 from loraft.training.optimizer import learning_rate, resolve_optim, warmup_steps
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
@@ -50,8 +50,10 @@ class RunPlan(KnownRun):
     save_every: int | None
 
 
-def plan_run(config: RunConfig) -> RunPlan:
+def plan_run(config: RunConfig, *, must_fit: bool = True) -> RunPlan:
     """Decide everything about a run that can be decided before its weights are loaded.
+
+    Without `must_fit` a run is planned too whose memory is foreseen not to suffice.
 
     Raises:
         InvalidInputError: With every problem that was found, of the model and of the data.
@@ -64,6 +66,8 @@ def plan_run(config: RunConfig) -> RunPlan:
         raise ConfigError(message, key="data.train", remedy="write greater weights")
     batches = drawn if data.stream is None else StreamingSampler(data.stream, drawn.batch_size, drawn.accumulation)
     memory, checkpointing = plan_memory(known, drawn, packed=packed)
+    if must_fit:
+        require_memory(known, memory)
     memory_notes = (CHECKPOINTED,) if checkpointing and config.training.gradient_checkpointing == "auto" else ()
     training = config.training.model_copy(update={"gradient_checkpointing": checkpointing})
     in_16_bits_on_cpu = known.placement.device == "cpu" and known.placement.dtype != torch.float32

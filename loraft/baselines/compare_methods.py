@@ -1,0 +1,247 @@
+"""What full fine-tuning, LoRA and QLoRA each take, measured on the rows of a config: one method after the other.
+
+Each is trained in a process of its own, so that none begins with what another left in memory. It loads without torch:
+what is held here is not there for those processes.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from loraft import errors
+from loraft.baselines.trial_process import Answer, answers
+from loraft.config.choices import Method
+from loraft.config.schema import RunConfig
+from loraft.errors import ConfigError, LoraftError, Problem, ResourceError, RunError
+from loraft.events import Note, Observer, Progress, ignored
+
+METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
+STEPS = 20
+Outcome = Literal["measured", "does not fit", "failed"]
+
+
+@dataclass(frozen=True)
+class MeasuredCost:
+    """What a few steps of a method took.
+
+    Attributes:
+        frozen_bytes: The frozen weights by their precision; none where all are trained.
+        total_parameters: All numbers, those of the adapter included.
+        memory: Bytes by part: `runtime` is what the process held before the model, `activations` what remains of the
+            peak beside the parts that are counted from tensors.
+        loading_peak_bytes: The most that was held while the model was loaded.
+        tokens_per_second: Of the steps after the first, which pays for what is made once.
+        losses: The loss of each step before its update, in nats a trained token.
+        last_loss: Their mean over the last quarter of the steps.
+        saved_bytes: The adapter's file; of `full` the bytes of all weights.
+        tokens: Tokens of all steps, prompts included.
+        rows_digest: A checksum of the tokens of each batch in their order.
+    """
+
+    frozen_bytes: Mapping[str, int]
+    trained_parameters: int
+    total_parameters: int
+    optim: str
+    gradient_checkpointing: bool
+    memory: Mapping[str, int]
+    loading_peak_bytes: int
+    tokens_per_second: float
+    seconds: float
+    losses: Sequence[float]
+    last_loss: float
+    saved_bytes: int
+    rows: int
+    tokens: int
+    trained_tokens: int
+    rows_digest: str
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """What is known of a method.
+
+    Attributes:
+        predicted: The memory plan, as `check` gives it; with its `peak_bytes`.
+        why: Why nothing was measured.
+    """
+
+    method: Method
+    outcome: Outcome
+    learning_rate: float
+    predicted: Mapping[str, int]
+    measured: MeasuredCost | None = None
+    why: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The method as JSON shows it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class MethodComparison:
+    """The methods beside one another, after the same steps on the same rows.
+
+    Attributes:
+        memory_of: What the peak is of: the process's resident memory, or what torch held on the GPU.
+        tokens: What each method read, prompts included.
+    """
+
+    model: str
+    task: str
+    device: str
+    memory_of: str
+    steps: int
+    rows: int
+    tokens: int
+    trained_tokens: int
+    methods: tuple[MethodCost, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as JSON shows it."""
+        return {**asdict(self), "methods": [each.as_dict() for each in self.methods]}
+
+
+def compare_methods(
+    config: RunConfig, *, methods: Sequence[str] = METHODS, steps: int = STEPS, observer: Observer = ignored
+) -> MethodComparison:
+    """Train by each method for a few steps, one after the other, and tell what each took.
+
+    All train on the same rows in the same order. A learning rate that the config sets is that of its own method; the
+    others take it as the defaults of the methods stand to one another. Nothing is kept of what was trained.
+
+    Args:
+        config: The run; its `method` and `training.max_steps` are replaced.
+        methods: Some of `full`, `lora` and `qlora`.
+        steps: Optimizer steps of each.
+        observer: Is told what was decided and how far it is.
+
+    Raises:
+        InvalidInputError: Before any step, with every problem of the config under each method; or none would fit.
+        RunError: None could be trained to the end, or the rows changed meanwhile.
+    """
+    chosen = _known(methods)
+    if steps < 1:
+        raise ConfigError(f"{steps} is not at least 1", parameter="steps")
+    with tempfile.TemporaryDirectory(prefix="loraft-") as scratch:
+        observer(Progress("planning", 0, len(chosen)))
+        plans = _plans(config, chosen, steps, Path(scratch))
+        for note in _notes(plans):
+            observer(Note(note))
+        found = tuple(_cost(config, plan, steps, Path(scratch), observer) for plan in plans)
+    return _compared(found, plans[0], steps)
+
+
+def _known(methods: Sequence[str]) -> tuple[Method, ...]:
+    known = tuple(dict.fromkeys(method for method in get_args(Method) if method in methods))
+    if unknown := [method for method in methods if method not in known]:
+        message = f"{', '.join(map(repr, unknown))} is no method"
+        raise ConfigError(message, parameter="methods", remedy=f"Name some of {', '.join(METHODS)}.")
+    if not known:
+        raise ConfigError("names none", parameter="methods", remedy=f"Name some of {', '.join(METHODS)}.")
+    return tuple(method for method in METHODS if method in known)
+
+
+def _plans(config: RunConfig, methods: Sequence[Method], steps: int, scratch: Path) -> list[Answer]:
+    """What is known of each method before anything is loaded.
+
+    Raises:
+        InvalidInputError: With every problem; one that not all methods have names those that do.
+    """
+    plans: list[Answer] = []
+    with closing(answers(_question(config, methods, steps, None), scratch)) as told:
+        for answer in told:
+            if answer["kind"] == "ended":
+                raise _error(answer)
+            plans.append(answer)
+    refused: dict[Problem, list[str]] = {}
+    for plan in plans:
+        for problem in plan.get("problems", ()):
+            refused.setdefault(Problem(**problem), []).append(plan["method"])
+    if not refused:
+        return plans
+    kind = next(plan["error"] for plan in plans if "error" in plan)
+    raise getattr(errors, kind).several(
+        problem if len(by) == len(methods) else _of(by, problem) for problem, by in refused.items()
+    )
+
+
+def _question(config: RunConfig, methods: Sequence[Method], steps: int, folder: Path | None) -> bytes:
+    return pickle.dumps((config, tuple(methods), steps, folder))
+
+
+def _of(methods: Sequence[str], problem: Problem) -> Problem:
+    said = asdict(problem)
+    return Problem(**{**said, "message": f"{problem.message} (method {' and '.join(methods)})"})
+
+
+def _error(answer: Answer) -> LoraftError:
+    """What a process ended with."""
+    error: LoraftError = getattr(errors, answer["error"]).several(Problem(**each) for each in answer["problems"])
+    return error
+
+
+def _notes(plans: Sequence[Answer]) -> Iterator[str]:
+    """What there is to say, once, with the methods that it is of where it is not of all."""
+    said: dict[str, list[str]] = {}
+    for plan in plans:
+        for note in plan["notes"]:
+            said.setdefault(note, []).append(plan["method"])
+    for note, methods in said.items():
+        yield note if len(methods) == len(plans) else f"{note} (method {' and '.join(methods)})"
+
+
+def _cost(config: RunConfig, plan: Answer, steps: int, scratch: Path, observer: Observer) -> MethodCost:
+    """Train by one method in a process of its own; what goes wrong there is what is told of it."""
+    method: Method = plan["method"]
+    known = {"method": method, "learning_rate": plan["learning_rate"], "predicted": plan["predicted"]}
+    if plan["too_large"] is not None:
+        return MethodCost(**known, outcome="does not fit", why=plan["too_large"])
+    observer(Progress(f"{method}: loading", 0, steps))
+    done = 0
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch)))
+        told = stack.enter_context(closing(answers(_question(config, [method], steps, folder), scratch)))
+        for answer in told:
+            if answer["kind"] == "step":
+                done = answer["done"]
+                observer(Progress(f"{method}: loss {answer['loss']:.4f}", done, steps))
+            elif answer["kind"] == "measured":
+                return MethodCost(**known, outcome="measured", measured=MeasuredCost(**answer["cost"]))
+            else:
+                problem = _error(answer).problems[0]
+                why = f"{problem.message}, after {done} of {steps} steps"
+                observer(Note(f"{method} failed: {why}"))
+                return MethodCost(**known, outcome="failed", why=why)
+    raise AssertionError("the last answer is how it ended")
+
+
+def _compared(found: tuple[MethodCost, ...], plan: Answer, steps: int) -> MethodComparison:
+    """All methods, once it is sure that they trained on the same.
+
+    Raises:
+        ResourceError: None would fit.
+        RunError: None was measured, or not on the same rows.
+    """
+    measured = [each.measured for each in found if each.measured is not None]
+    if not measured:
+        none_fits = all(each.outcome == "does not fit" for each in found)
+        kind: type[LoraftError] = ResourceError if none_fits else RunError
+        raise kind.several(Problem(f"method {each.method}: {each.why}") for each in found)
+    first = measured[0]
+    if any(each.rows_digest != first.rows_digest for each in measured):
+        message = "the methods trained on different rows: the data changed while they were compared"
+        raise RunError(message, remedy="Compare again, and leave the files as they are meanwhile.")
+    return MethodComparison(
+        **{key: plan[key] for key in ("model", "task", "device", "memory_of")},
+        steps=steps,
+        rows=first.rows,
+        tokens=first.tokens,
+        trained_tokens=first.trained_tokens,
+        methods=found,
+    )

@@ -1,0 +1,238 @@
+"""A method, tried: planned, or trained for a few steps and measured, in the process that `trial_process` starts.
+
+Bytes are counted from the tensors, at the moment when they are there: weights once the model is loaded, gradients
+before the first update, the optimizer's state after it. The peak is the device's on CUDA, on a CPU that of the
+process's resident memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from loraft.adapters.inject import AdaptedModel
+from loraft.adapters.model_card import shown
+from loraft.baselines.compare_methods import MeasuredCost
+from loraft.config.choices import Method
+from loraft.config.schema import RunConfig
+from loraft.dataset.sampler import StepBatches
+from loraft.errors import InvalidInputError, LoraftError
+from loraft.events import ignored
+from loraft.io.resources import disk_errors, memory_errors
+from loraft.training.checkpoint import RunState
+from loraft.training.loop import save_weights
+from loraft.training.memory import held_bytes, peak_bytes, reset_peak, too_large
+from loraft.training.run_dir import RunFolder
+from loraft.training.run_plan import LEARNING_RATES, RunPlan, plan_run
+from loraft.training.train_step import Throughput, Trainer, take_step
+from loraft.training.trainer import build_model
+
+MEMORY_OF = {"cpu": "the process (resident memory)", "cuda": "the GPU (what torch held)"}
+LAST = 4
+"""The loss that is compared is the mean of the last quarter of the steps: one batch alone says little."""
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+def serve() -> None:
+    """Answer the question on standard input, a JSON document a line; Ctrl-C is for the process that asks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    config, methods, steps, folder = pickle.load(sys.stdin.buffer)
+
+    def tell(answer: Mapping[str, Any]) -> None:
+        print(json.dumps(answer), file=channel, flush=True)
+
+    try:
+        for method in methods:
+            answered = trial_of(config, method, steps)
+            tell(_planned(answered, method) if folder is None else _measured(answered, folder, tell))
+    except LoraftError as error:
+        tell({"kind": "ended", **_told(error)})
+
+
+def _told(error: LoraftError) -> dict[str, Any]:
+    return {"error": type(error).__name__, "problems": [asdict(problem) for problem in error.problems]}
+
+
+def trial_of(config: RunConfig, method: Method, steps: int) -> RunConfig:
+    """The run by another method, of so many steps.
+
+    A learning rate that is set is that of the config's own method. Another takes it as the defaults of the two stand to
+    one another: what a small update needs would wreck weights that are all trained.
+    """
+    changed: dict[str, Any] = {"max_steps": steps}
+    rate = config.training.learning_rate
+    if rate != "auto":
+        changed["learning_rate"] = float(f"{rate * LEARNING_RATES[method] / LEARNING_RATES[config.method]:.6g}")
+    return config.model_copy(update={"method": method, "training": config.training.model_copy(update=changed)})
+
+
+def _planned(config: RunConfig, method: Method) -> dict[str, Any]:
+    """What is known of a method before anything is loaded, or what is wrong with it."""
+    try:
+        plan = plan_run(config, must_fit=False)
+    except InvalidInputError as error:
+        return {"kind": "refused", "method": method, "notes": [], **_told(error)}
+    return {
+        "kind": "planned",
+        "method": method,
+        "model": shown(config.model.name_or_path),
+        "task": config.task,
+        "device": plan.placement.device_name,
+        "memory_of": MEMORY_OF[plan.placement.device],
+        "learning_rate": plan.config.training.learning_rate,
+        "predicted": {**plan.memory.as_dict(), "available_bytes": plan.placement.available_bytes},
+        "too_large": too_large(plan, plan.memory),
+        "notes": list(plan.notes),
+    }
+
+
+def _measured(config: RunConfig, folder: Path, tell: Tell) -> dict[str, Any]:
+    plan = plan_run(config)
+    name = plan.placement.device_name
+    with memory_errors(f"{name} ran out of memory", remedy="Compare with a smaller batch or model."):
+        cost = measure(plan, folder, lambda done, loss: tell({"kind": "step", "done": done, "loss": loss}))
+    return {"kind": "measured", "cost": asdict(cost)}
+
+
+@dataclass
+class Tally:
+    """What was counted while a method trained.
+
+    Attributes:
+        gradients: Their bytes before the first update.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    gradients: int = 0
+    losses: list[float] = field(default_factory=list)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def take(self, window: StepBatches, loss: float, targets: int) -> None:
+        """Count a step."""
+        for example in (example for batch in window.batches for example in batch):
+            self.rows += 1
+            self.tokens += example.tokens
+            self.digest.update(repr((example.input_ids, example.labels)).encode())
+        self.trained_tokens += targets
+        self.losses.append(loss)
+
+
+def measure(plan: RunPlan, folder: Path, stepped: Callable[[int, float], None]) -> MeasuredCost:
+    """Train as planned for its steps, and tell what that took; the adapter is written to `folder`."""
+    device = plan.placement.device
+    runtime = held_bytes(device)
+    reset_peak(device)
+    adapted = build_model(plan)
+    loading = peak_bytes(device)
+    weights = weight_bytes(adapted)
+    run, tally = Trainer(plan, RunFolder(folder), adapted, str, ignored, []), Tally()
+    run.optimizer.register_step_pre_hook(lambda *_: _count_gradients(tally, adapted))
+    adapted.set_training(True)
+    reset_peak(device)
+    clock, warm = Throughput(0), (0.0, 0)
+    for step, window in enumerate(_windows(plan), 1):
+        loss, weight, targets = take_step(run, step, window, clock)
+        tally.take(window, loss / weight, targets)
+        if step == 1 < plan.steps:
+            warm = (clock.seconds, clock.tokens)
+        stepped(step, loss / weight)
+    state = {id(value): value for each in run.optimizer.state.values() for value in each.values()}.values()
+    optimizer = bytes_of(state)
+    # Paged state is in memory that both the GPU and the CPU see, of which torch's own peak knows nothing.
+    peak = peak_bytes(device) + bytes_of(each for each in state if getattr(each, "is_paged", False))
+    parts = {"runtime": runtime, **weights, "gradients": tally.gradients, "optimizer": optimizer}
+    last = tally.losses[-max(1, plan.steps // LAST) :]
+    return MeasuredCost(
+        frozen_bytes=frozen_bytes(adapted, plan.config.quantization.type),
+        trained_parameters=sum(each.numel() for each in adapted.trainable.values()),
+        total_parameters=plan.shape.parameters_in_training,
+        optim=plan.config.training.optim,
+        gradient_checkpointing=bool(plan.config.training.gradient_checkpointing),
+        memory={**parts, "activations": max(0, peak - sum(parts.values())), "peak_bytes": peak},
+        loading_peak_bytes=loading,
+        tokens_per_second=(clock.tokens - warm[1]) / (clock.seconds - warm[0]),
+        seconds=clock.seconds,
+        losses=tally.losses,
+        last_loss=sum(last) / len(last),
+        saved_bytes=_saved_bytes(run, folder, tally),
+        rows=tally.rows,
+        tokens=tally.tokens,
+        trained_tokens=tally.trained_tokens,
+        rows_digest=tally.digest.hexdigest(),
+    )
+
+
+def _windows(plan: RunPlan) -> Iterator[StepBatches]:
+    """The windows of the plan's steps, over as many epochs as they take."""
+    taken, epoch = 0, 0
+    while taken < plan.steps:
+        for window in plan.batches.windows(plan.data.train, epoch, 0, (0, 0)):
+            yield window
+            taken += 1
+            if taken == plan.steps:
+                return
+        epoch += 1
+
+
+def _count_gradients(tally: Tally, adapted: AdaptedModel) -> None:
+    if not tally.gradients:
+        tally.gradients = bytes_of(each.grad for each in adapted.trainable.values())
+
+
+def bytes_of(values: Iterable[object]) -> int:
+    """The bytes of the tensors among some values, each storage once."""
+    tensors = (value for value in values if isinstance(value, Tensor))
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+
+
+def weight_bytes(adapted: AdaptedModel) -> dict[str, int]:
+    """The bytes of a loaded model: its weights, and beside them the adapter's where all others are frozen."""
+    model, trained = adapted.loaded.model, list(adapted.trainable.values())
+    held = [part for each in (*model.parameters(), *model.buffers()) for part in stored(each)]
+    adapter = 0 if adapted.method == "full" else bytes_of(trained)
+    return {"weights": bytes_of(held) - adapter, "adapter": adapter}
+
+
+def stored(weight: Tensor) -> Iterator[Tensor]:
+    """The tensors that a weight is stored in: itself, and of one in 4 bits the constants of its blocks."""
+    yield weight
+    state = getattr(weight, "quant_state", None)
+    while state is not None:
+        yield from (value for value in vars(state).values() if isinstance(value, Tensor))
+        state = getattr(state, "state2", None)
+
+
+def frozen_bytes(adapted: AdaptedModel, type_in_4_bits: str) -> dict[str, int]:
+    """The bytes of the frozen weights by their precision, the largest part first."""
+    found: dict[str, list[nn.Parameter]] = {}
+    for each in adapted.loaded.model.parameters():
+        if not each.requires_grad:
+            name = str(each.dtype).removeprefix("torch.")
+            found.setdefault(type_in_4_bits if hasattr(each, "quant_state") else name, []).append(each)
+    sizes = {name: bytes_of(part for each in weights for part in stored(each)) for name, weights in found.items()}
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _saved_bytes(run: Trainer, folder: Path, tally: Tally) -> int:
+    """The bytes of what training would leave: the adapter's file, written to see; a whole model is only counted."""
+    if run.adapted.method == "full":
+        return bytes_of(run.adapted.trainable.values())
+    state = RunState(step=len(tally.losses), tokens=tally.trained_tokens, last_loss=tally.losses[-1])
+    with disk_errors(folder, remedy="Free some space there."):
+        saved = save_weights(run, state, folder)
+    return sum(path.stat().st_size for path in saved.glob("*.safetensors"))

@@ -1,0 +1,47 @@
+"""`loraft compare`: what full fine-tuning, LoRA and QLoRA each cost on the rows of a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraft.cli.console import print_json, print_result
+from loraft.cli.options import ConfigOptions, JsonOption, option
+from loraft.cli.views.cost_view import cost_view, plot_costs
+from loraft.cli.views.plots import check_plot
+from loraft.cli.views.progress import watching
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """What is tried, and for how long."""
+
+    methods: str = option("A,B", "The methods to compare.", default="full,lora,qlora")
+    steps: int = option("N", "Optimizer steps of each method.", default=20, min=1)
+    plot: Path | None = option("FILE", "Draw the memory of each method by part, as .png or .svg.")
+
+
+def compare(given: ConfigOptions, tried: TrialOptions, as_json: JsonOption = False) -> None:
+    """Measure what each method costs, by a few steps of each.
+
+    Full fine-tuning, LoRA and QLoRA are trained one after the other on the same rows, each in a process of its own:
+    memory by part beside what `loraft check` predicts, trained parameters, tokens a second, the loss, and the size of
+    what is saved. What does not fit in memory is said, and not tried. Nothing is kept.
+    """
+    if tried.plot is not None:
+        check_plot(tried.plot)
+    config = given.read(by_every_method=True)
+    methods = [name.strip() for name in tried.methods.split(",") if name.strip()]
+    with watching() as view:
+        from loraft.api import compare_methods
+
+        found = compare_methods(config, methods=methods, steps=tried.steps, observer=view).as_dict()
+    if tried.plot is not None:
+        plot_costs(found, tried.plot)
+        found["plot"] = str(tried.plot)
+    if as_json:
+        print_json(found)
+        return
+    print_result(*cost_view(found))
+    if tried.plot is not None:
+        print_result(f"wrote {tried.plot}")

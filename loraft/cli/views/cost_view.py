@@ -1,0 +1,94 @@
+"""What each method costs, as a person reads it: methods are columns, quantities are rows; and as a picture.
+
+It draws what `--json` prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from loraft.cli.text_tables import as_bytes, as_count, as_measure, as_rate, as_share, facts, text_table
+from loraft.cli.views.plots import plot_stacks
+
+Document = Mapping[str, Any]
+Cell = Callable[[Document], str]
+
+PARTS = ("runtime", "weights", "adapter", "gradients", "optimizer", "activations")
+"""The parts of the peak, in the order in which they come to be."""
+NAMES = {"runtime": "before the model", "activations": "activations, rest"}
+NOTHING = "–"
+
+
+def cost_view(document: Document) -> Iterator[RenderableType]:
+    """What was done, then the tables, then why a method has no figures."""
+    names = ("model", "task", "device", "steps", "rows", "tokens", "trained_tokens")
+    about = {key: document[key] for key in names} | {"memory of": document["memory_of"]}
+    yield facts("each method, on the same rows in the same order", about, label_width=17)
+    methods = document["methods"]
+    headings = ("", *(f">{each['method']}" for each in methods))
+    for title, rows in (("memory", _memory(methods)), ("training", _training(document))):
+        yield text_table(title, headings, [(name, *map(cell, methods)) for name, cell in rows])
+    if reasons := {each["method"]: f"{each['outcome']}: {each['why']}" for each in methods if each["why"]}:
+        yield facts("not measured", reasons, label_width=17)
+
+
+def _memory(methods: Sequence[Document]) -> Iterator[tuple[str, Cell]]:
+    yield "frozen weights in", _of_measured(lambda cost: " + ".join(cost["frozen_bytes"]) or "all trained")
+    for part in PARTS:
+        if any(each["measured"] and each["measured"]["memory"][part] for each in methods):
+            yield NAMES.get(part, part), _part(part)
+    yield "peak, measured", _of_measured(lambda cost: as_bytes(cost["memory"]["peak_bytes"]))
+    yield "peak, predicted", lambda each: as_bytes(each["predicted"]["peak_bytes"])
+    yield "predicted is off by", _off
+    yield "peak of loading", _of_measured(lambda cost: as_bytes(cost["loading_peak_bytes"]))
+
+
+def _training(document: Document) -> Iterator[tuple[str, Cell]]:
+    steps = document["steps"]
+    last = max(1, steps // 4)
+    yield "trained", _of_measured(lambda cost: as_count(cost["trained_parameters"]))
+    yield "share of all", _of_measured(lambda cost: as_share(cost["trained_parameters"], cost["total_parameters"]))
+    yield "what is saved", _of_measured(lambda cost: as_bytes(cost["saved_bytes"]))
+    yield "learning rate", lambda each: as_rate(each["learning_rate"])
+    if any(each["measured"] and each["measured"]["gradient_checkpointing"] for each in document["methods"]):
+        yield "checkpointed", _of_measured(lambda cost: "yes" if cost["gradient_checkpointing"] else "no")
+    yield "tokens/s", _of_measured(lambda cost: as_count(round(cost["tokens_per_second"])))
+    yield "loss of step 1", _of_measured(lambda cost: as_measure(cost["losses"][0]))
+    if steps > 1:
+        span = f"steps {steps - last + 1}–{steps}" if last > 1 else f"step {steps}"
+        yield f"loss of {span}", _of_measured(lambda cost: as_measure(cost["last_loss"]))
+
+
+def _part(name: str) -> Cell:
+    return _of_measured(lambda cost: as_bytes(cost["memory"][name]))
+
+
+def _of_measured(cell: Callable[[Document], str]) -> Cell:
+    return lambda each: NOTHING if each["measured"] is None else cell(each["measured"])
+
+
+def _off(each: Document) -> str:
+    if each["measured"] is None:
+        return each["outcome"] if each["outcome"] == "does not fit" else NOTHING
+    measured = each["measured"]["memory"]["peak_bytes"]
+    return f"{100 * (each['predicted']['peak_bytes'] / measured - 1):+.1f} %"
+
+
+def plot_costs(document: Document, path: Path) -> None:
+    """Draw the memory of each method by part, and what was predicted.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    bars, marks = {}, {}
+    for each in document["methods"]:
+        name = each["method"] if each["measured"] else f"{each['method']}\n({each['outcome']})"
+        memory = each["measured"]["memory"] if each["measured"] else {}
+        bars[name] = {NAMES.get(part, part): memory.get(part, 0) / 1e9 for part in PARTS}
+        marks[name] = each["predicted"]["peak_bytes"] / 1e9
+    title = f"Peak memory of training {Path(document['model']).name}"
+    plot_stacks(path, bars, title=title, y="GB", marks=marks, marked="predicted")
