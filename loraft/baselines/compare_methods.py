@@ -24,6 +24,8 @@ from loraft.events import Note, Observer, Progress, ignored
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 STEPS = 20
 Outcome = Literal["measured", "does not fit", "failed"]
+Question = tuple[RunConfig, tuple[Method, ...], int, Path | None]
+"""What a process is asked: the config, the methods, their steps, and where to train; without a place to plan them."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def _plans(config: RunConfig, methods: Sequence[Method], steps: int, scratch: Pa
 
 
 def _question(config: RunConfig, methods: Sequence[Method], steps: int, folder: Path | None) -> bytes:
-    return pickle.dumps((config, tuple(methods), steps, folder))
+    question: Question = (config, tuple(methods), steps, folder)
+    return pickle.dumps(question)
 
 
 def _of(methods: Sequence[str], problem: Problem) -> Problem:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.model_card import shown
-from loraft.baselines.compare_methods import MeasuredCost
+from loraft.baselines.compare_methods import MeasuredCost, Question
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.dataset.sampler import StepBatches
@@ -49,15 +49,16 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
-    config, methods, steps, folder = pickle.load(sys.stdin.buffer)
+    answer(pickle.load(sys.stdin.buffer), lambda told: print(json.dumps(told), file=channel, flush=True))
 
-    def tell(answer: Mapping[str, Any]) -> None:
-        print(json.dumps(answer), file=channel, flush=True)
 
+def answer(question: Question, tell: Tell) -> None:
+    """Plan each method of a question, or where it names a folder train by it; what goes wrong is an answer too."""
+    config, methods, steps, folder = question
     try:
         for method in methods:
-            answered = trial_of(config, method, steps)
-            tell(_planned(answered, method) if folder is None else _measured(answered, folder, tell))
+            tried = trial_of(config, method, steps)
+            tell(_planned(tried, method) if folder is None else _measured(tried, folder, tell))
     except LoraftError as error:
         tell({"kind": "ended", **_told(error)})
 
