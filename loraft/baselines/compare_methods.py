@@ -145,7 +145,7 @@ def _known(methods: Sequence[str]) -> tuple[Method, ...]:
         message = f"{', '.join(map(repr, unknown))} is no method"
         raise ConfigError(message, parameter="methods", remedy=f"Name some of {', '.join(METHODS)}.")
     if not known:
-        raise ConfigError("names none", parameter="methods", remedy=f"Name some of {', '.join(METHODS)}.")
+        raise ConfigError("names no method", parameter="methods", remedy=f"Name some of {', '.join(METHODS)}.")
     return tuple(method for method in METHODS if method in known)
 
 
