@@ -196,7 +196,8 @@ def _notes(plans: Sequence[Answer]) -> Iterator[str]:
         for note in plan["notes"]:
             said.setdefault(note, []).append(plan["method"])
     for note, methods in said.items():
-        yield note if len(methods) == len(plans) else f"{note} (method {' and '.join(methods)})"
+        named = len(methods) == len(plans) or all(f"method {each}" in note for each in methods)
+        yield note if named else f"{note} (method {' and '.join(methods)})"
 
 
 def _cost(config: RunConfig, plan: Answer, steps: int, scratch: Path, observer: Observer) -> MethodCost:

@@ -33,7 +33,7 @@ from loraft.training.checkpoint import RunState
 from loraft.training.loop import save_weights
 from loraft.training.memory import held_bytes, peak_bytes, reset_peak, too_large
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import LEARNING_RATES, RunPlan, plan_run
+from loraft.training.run_plan import LEARNING_RATES, RunPlan, base_notes, plan_run
 from loraft.training.train_step import Throughput, Trainer, take_step
 from loraft.training.trainer import build_model
 
@@ -96,7 +96,7 @@ def _planned(config: RunConfig, method: Method) -> dict[str, Any]:
         "learning_rate": plan.config.training.learning_rate,
         "predicted": {**plan.memory.as_dict(), "available_bytes": plan.placement.available_bytes},
         "too_large": too_large(plan, plan.memory),
-        "notes": list(plan.notes),
+        "notes": [note for note in plan.notes if note not in base_notes(config)],  # no adapter is kept
     }
 
 

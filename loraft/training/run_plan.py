@@ -76,7 +76,7 @@ def plan_run(config: RunConfig, *, must_fit: bool = True) -> RunPlan:
     known = replace(
         known,
         config=config.model_copy(update={"training": training}),
-        notes=(*known.notes, *_packing_notes(known, drawn, packed=packed), *memory_notes, *_base_notes(config)),
+        notes=(*known.notes, *_packing_notes(known, drawn, packed=packed), *memory_notes, *base_notes(config)),
     )
     return RunPlan(
         **vars(known),
@@ -101,7 +101,7 @@ def _packed(known: KnownRun) -> bool:
     return packed
 
 
-def _base_notes(config: RunConfig) -> Iterator[str]:
+def base_notes(config: RunConfig) -> Iterator[str]:
     """An adapter names its base as the config does, and a path of this machine means nothing on another."""
     name = config.model.name_or_path
     if config.method != "full" and shown(name) != name:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,24 @@ def test_what_failed_while_planning_is_raised_as_it_is(tmp_path: Path, monkeypat
     answering(monkeypatch, lambda _: full)
     with pytest.raises(RunError, match="the disk filled up"):
         api.compare_methods(tiny_config(tmp_path))
+
+
+def test_who_asks_needs_none_of_the_heavy_libraries() -> None:
+    """What is held here is not there for the processes."""
+    code = "import sys, loraft.api; loraft.api.compare_methods; print({'torch', 'numpy', 'peft'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_what_is_said_of_all_methods_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch)
+    seen: list[Event] = []
+    config = tiny_config(tmp_path, training__learning_rate="auto")
+    api.compare_methods(config, steps=1, observer=seen.append)
+    notes = [event.text for event in seen if isinstance(event, Note)]
+    assert sum(note.startswith("device cpu") for note in notes) == 1
+    assert "training.learning_rate auto is 2e-05 for method full" in notes
+    assert not any("path of this machine" in note for note in notes), "no adapter is kept"
 
 
 @pytest.mark.slow
