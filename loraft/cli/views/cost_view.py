@@ -41,8 +41,8 @@ def _memory(methods: Sequence[Document]) -> Iterator[tuple[str, Cell]]:
     for part in PARTS:
         if any(each["measured"] and each["measured"]["memory"][part] for each in methods):
             yield NAMES.get(part, part), _part(part)
-    yield "peak, measured", _of_measured(lambda cost: as_bytes(cost["memory"]["peak_bytes"]))
-    yield "peak, predicted", lambda each: as_bytes(each["predicted"]["peak_bytes"])
+    yield "peak, measured", _of_measured(lambda cost: _finely(cost["memory"]["peak_bytes"]))
+    yield "peak, predicted", lambda each: _finely(each["predicted"]["peak_bytes"])
     yield "predicted is off by", _off
     yield "peak of loading", _of_measured(lambda cost: as_bytes(cost["loading_peak_bytes"]))
 
@@ -64,18 +64,24 @@ def _training(document: Document) -> Iterator[tuple[str, Cell]]:
 
 
 def _part(name: str) -> Cell:
-    return _of_measured(lambda cost: as_bytes(cost["memory"][name]))
+    return _of_measured(lambda cost: as_bytes(cost["memory"][name]) if cost["memory"][name] else NOTHING)
 
 
 def _of_measured(cell: Callable[[Document], str]) -> Cell:
     return lambda each: NOTHING if each["measured"] is None else cell(each["measured"])
 
 
+def _finely(size: int) -> str:
+    """Bytes that are compared: a figure more than `as_bytes` has."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else as_bytes(size)
+
+
 def _off(each: Document) -> str:
     if each["measured"] is None:
         return each["outcome"] if each["outcome"] == "does not fit" else NOTHING
     measured = each["measured"]["memory"]["peak_bytes"]
-    return f"{100 * (each['predicted']['peak_bytes'] / measured - 1):+.1f} %"
+    off = round(100 * (each["predicted"]["peak_bytes"] / measured - 1), 1)
+    return f"{off:+.1f} %" if off else "0.0 %"
 
 
 def plot_costs(document: Document, path: Path) -> None:
