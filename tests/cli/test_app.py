@@ -18,10 +18,10 @@ from tests.words import Wording
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    "init", "check", "preview", "train", "evaluate", "compare", "merge", "generate", "chat", "predict",
+    "init", "check", "preview", "train", "evaluate", "compare", "baseline", "merge", "generate", "chat", "predict",
     "inspect-layers", "schema", "doctor",
 ]  # fmt: skip
-SHORTER = ("evaluate", "generate", "inspect-layers", "merge", "predict")
+SHORTER = ("baseline", "evaluate", "generate", "inspect-layers", "merge", "predict")
 """The commands of which the list says less than they say of themselves."""
 HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "numpy"]
 

@@ -97,4 +97,4 @@ def plot_costs(document: Document, path: Path) -> None:
         bars[name] = {NAMES.get(part, part): memory.get(part, 0) / 1e9 for part in PARTS}
         marks[name] = each["predicted"]["peak_bytes"] / 1e9
     title = f"Peak memory of training {Path(document['model']).name}"
-    plot_stacks(path, bars, title=title, y="GB", marks=marks, marked="predicted")
+    plot_stacks(path, bars, marks, title=title, y="GB", marked="predicted")

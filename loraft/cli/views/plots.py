@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,39 @@ def plot_lines(
         axes.grid(color=GRID, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
+
+
+def plot_stacks(
+    path: Path,
+    bars: Mapping[str, Mapping[str, float]],
+    marks: Mapping[str, float],
+    *,
+    title: str,
+    y: str,
+    marked: str,
+) -> None:
+    """Draw a bar of stacked parts for each name, and across it the value that it has in `marks`, called `marked`.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    names = list(bars)
+    with picture(path, inches=(8.0, 4.8)) as ((axes,),):
+        floor = [0.0] * len(names)
+        for number, part in enumerate(dict.fromkeys(part for parts in bars.values() for part in parts)):
+            heights = [bars[name].get(part, 0.0) for name in names]
+            axes.bar(names, heights, 0.6, bottom=floor, color=COLOURS[number % len(COLOURS)], label=part)
+            floor = [below + height for below, height in zip(floor, heights, strict=True)]
+        begins = [names.index(name) - 0.38 for name in marks]
+        ends = [begin + 0.76 for begin in begins]
+        axes.hlines([*marks.values()], begins, ends, INK, "dashed", linewidth=1.8, label=marked)
+        axes.set_title(title, loc="left", color=INK)
+        axes.set_ylabel(y)
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        handles, labels = axes.get_legend_handles_labels()  # from above to below, as the parts lie
+        axes.legend(handles[::-1], labels[::-1], frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 @contextmanager
