@@ -29,6 +29,7 @@ COMMANDS_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("inspect", "layers", "info", "show"), "inspect-layers"),
     **dict.fromkeys(("env", "diagnose", "system"), "doctor"),
     **dict.fromkeys(("repl", "talk"), "chat"),
+    **dict.fromkeys(("tutorial", "learn", "explain", "demo"), "tour"),
     **dict.fromkeys(("view", "rows", "preprocess", "tokenize"), "preview"),
 }
 """What other tools call our commands."""

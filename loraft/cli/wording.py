@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "chat": ("chat", "Talk with a base model, or with what was trained."),
     "predict": ("predict", "Tell the classes of texts, by a trained classifier."),
     "inspect-layers": ("inspect_layers", "Tell how a model is built, and what an adapter changed."),
+    "tour": ("tour", "Show how a transformer generates and is fine-tuned."),
     "schema": ("init", "Print the JSON schema of the config, for editors."),
     "doctor": ("init", "Tell what this machine can do."),
 }

@@ -19,7 +19,7 @@ from tests.words import Wording
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     "init", "check", "preview", "train", "evaluate", "compare", "baseline", "merge", "generate", "chat", "predict",
-    "inspect-layers", "schema", "doctor",
+    "inspect-layers", "tour", "schema", "doctor",
 ]  # fmt: skip
 SHORTER = ("baseline", "evaluate", "generate", "inspect-layers", "merge", "predict")
 """The commands of which the list says less than they say of themselves."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from loraft.cli.console import print_json, print_note, print_result, waiting
 from loraft.cli.options import JsonOption, argument, flag, option, refuse
-from loraft.cli.text_tables import facts, print_try_it
+from loraft.cli.text_tables import print_try_it
+from loraft.cli.views.merge_view import merge_view
 from loraft.cli.views.progress import watching
 from loraft.cli.wording import with_options
 from loraft.config.choices import TASK_OF_GROUP
-
-if TYPE_CHECKING:
-    from loraft.merging.merge_report import MergeReport
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"out": report.out, **with_options(report.as_dict(), "warnings")})
     else:
-        _show(report)
+        print_result(*merge_view({"out": report.out, **report.as_dict()}))
+        print_try_it(TASK_OF_GROUP["classifier" if report.labels else "decoder"], str(report.out))
 
 
 def _places(target: str | None, out: str | None, adapters: list[str] | None) -> tuple[str | None, str | None]:
@@ -79,28 +78,3 @@ def _places(target: str | None, out: str | None, adapters: list[str] | None) -> 
     from loraft.merging.write_weights import means_a_base
 
     return (target, None) if means_a_base(target, adapters) else (None, target)
-
-
-def _show(report: MergeReport) -> None:
-    merged = {
-        "out": report.out,
-        "base model": report.base_model,
-        "base": f"{report.base}: {report.why_this_base}",
-        "adapters": [f"{each['name']} × {each['weight']:g}" for each in report.adapters],
-        "changed tensors": report.changed_tensors,
-        **({"untied": report.untied} if report.untied else {}),
-        "dtype": report.dtype,
-        "weights_bytes": report.weights_bytes,
-        "merged in": f"{report.merge_seconds:.1f} s",
-    }
-    print_result(facts("merged", merged, label_width=30))
-    if report.verified:
-        measured = {
-            "positions": f"{report.positions:,} of {report.measured_on}",
-            f"largest difference of {report.compared}": f"{report.max_abs_logit_difference:.3g}",
-            "KL(adapted ‖ merged)": f"{report.kl_adapted_merged:.3g}",
-            "KL(adapted ‖ base)": f"{report.kl_adapted_base:.3g}",
-            f"same likeliest {'class' if report.labels else 'token'}": f"{100 * (report.top1_agreement or 0):.2f} %",
-        }
-        print_result(facts("verified", measured, label_width=30))
-    print_try_it(TASK_OF_GROUP["classifier" if report.labels else "decoder"], str(report.out))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -18,6 +18,7 @@ WIDE = 20
 MOST_ROWS = 12
 """Layers that are shown where not every one is asked for."""
 
+SECTIONS = ("model", "positions", "parameters", "modules", "LoRA", "adapters")
 
 LAYER_HEADINGS = ("module", "shape", ">parameters", "dtype", ">bytes", ">LoRA")
 SHARING = {
@@ -27,19 +28,24 @@ SHARING = {
 }
 
 
-def layers_view(document: Document, *, every: bool) -> Iterator[RenderableType]:
-    """The whole document; `every` layer and module is shown, or only groups and the most moved."""
+def layers_view(document: Document, *, every: bool, only: Container[str] = SECTIONS) -> Iterator[RenderableType]:
+    """The sections of a document; `every` layer and module is shown, or only groups and the most moved."""
     if "model_type" in document:
-        yield facts("model", _model(document), label_width=WIDE)
-        yield facts("positions", _positions(document["position_encoding"]), label_width=WIDE)
-        yield _sizes(document)
-        yield from _layers(document, every=every)
-        if document["lora"]:
-            yield facts("LoRA", _lora(document["lora"]), label_width=WIDE)
-    for adapter in document.get("adapters", ()):
+        yield from (section for name, section in _of_model(document, every=every) if name in only)
+    for adapter in document.get("adapters", ()) if "adapters" in only else ():
         yield from _adapter(adapter, every=every)
     for likeness in document.get("likenesses", ()):
         yield from _likeness(likeness, every=every)
+
+
+def _of_model(document: Document, *, every: bool) -> Iterator[tuple[str, RenderableType]]:
+    """The sections about the model, by name."""
+    yield "model", facts("model", _model(document), label_width=WIDE)
+    yield "positions", facts("positions", _positions(document["position_encoding"]), label_width=WIDE)
+    yield "parameters", _sizes(document)
+    yield from (("modules", table) for table in _layers(document, every=every))
+    if document["lora"]:
+        yield "LoRA", facts("LoRA", _lora(document["lora"]), label_width=WIDE)
 
 
 def _adapter(adapter: Document, *, every: bool) -> Iterator[RenderableType]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -27,6 +27,8 @@ CUTS = {
 STEPS_BESIDE = 6
 """How many steps stand side by side where the layers' words are told."""
 
+SECTIONS = ("prompt", "steps", "layers")
+
 
 def visible(text: str) -> str:
     """A piece with its spaces and line ends to be seen: `␣the`, `⏎`, rarer blanks by their number."""
@@ -34,12 +36,14 @@ def visible(text: str) -> str:
     return printable("".join(seen)) or "∅"
 
 
-def render_trace(trace: Trace, completion: Completion) -> Iterator[RenderableType]:
+def render_trace(trace: Trace, completion: Completion, only: Container[str] = SECTIONS) -> Iterator[RenderableType]:
     """The prompt, the steps, what the layers say, and why the answer ended."""
-    yield _prompt(trace)
-    yield _steps(trace)
-    yield _legend(trace)
-    if any(step.layers for step in trace.steps):
+    if "prompt" in only:
+        yield _prompt(trace)
+    if "steps" in only:
+        yield _steps(trace)
+        yield _legend(trace)
+    if "layers" in only and any(step.layers for step in trace.steps):
         yield from _layers(trace.steps)
     yield Text.assemble(("answer  ", "bold"), printable(completion.completion))
     yield Text.assemble(("ended   ", "bold"), _ending(trace))

@@ -1,0 +1,105 @@
+"""Part 5: what LoRA adds, what it trains, and what merging does."""
+
+from __future__ import annotations
+
+from loraft.tour.screens import Document, Fact, Part, Screen, Shown
+
+QUERIES_AND_VALUES = "r=8,target_modules=[q_proj,v_proj]"
+
+
+def _rank_8(queries_and_values: Document, _: Document) -> str:
+    module = queries_and_values["layers"][0]["modules"][0]
+    return (
+        f"{module['name']}: {module['lora_parameters']:,} beside {module['parameters']:,}; "
+        f"all {queries_and_values['lora']['modules']} targets: {queries_and_values['lora']['parameters']:,}"
+    )
+
+
+def _targets(queries_and_values: Document, every: Document) -> str:
+    few, all_of_them = queries_and_values["lora"], every["lora"]
+    return (
+        f"q and v: {few['modules']} modules, {few['parameters']:,} parameters; "
+        f"all linear layers: {all_of_them['modules']} modules, {all_of_them['parameters']:,}"
+    )
+
+
+def _update(_: Document, report: Document) -> str:
+    adapter = report["adapters"][0]
+    return (
+        f"r {adapter['ranks'][0]}, alpha {adapter['alpha']:g}; after four steps ‖ΔW‖ is {adapter['norm']:.3f}, "
+        f"{adapter['relative']:.2%} of ‖W‖"
+    )
+
+
+def _held(_: Document, report: Document) -> str:
+    adapter = report["adapters"][0]
+    return f"this one holds {adapter['parameters']:,} numbers in {', '.join(adapter['dtypes'])}"
+
+
+def _merged(report: Document) -> str:
+    return (
+        f"{report['changed_tensors']} tensors rewritten; adapted and merged models differ by KL "
+        f"{report['kl_adapted_merged']:.1e} in {report['dtype']}, adapted and base by {report['kl_adapted_base']:.1e}"
+    )
+
+
+LORA = Part(
+    "LoRA",
+    (
+        Screen(
+            "LoRA leaves a weight W as it is and trains two narrow matrices beside it, A of r rows and B of r columns. "
+            "Here they are counted on Llama-2-7B, of which the config alone is needed: for queries and values, and for "
+            "all linear layers.",
+            (
+                Shown(f"inspect-layers llama-2-7b --lora {QUERIES_AND_VALUES}", only=("modules", "LoRA")),
+                Shown("inspect-layers llama-2-7b --lora r=16", only=("LoRA",)),
+            ),
+            (
+                Fact(
+                    "rank 8 on 4096 × 4096: 64 K instead of 16 M",
+                    "a matrix: 65,536 against 16,777,216; q and v in 32 layers: 4,194,304",
+                    _rank_8,
+                ),
+                Fact(
+                    "q and v are the usual targets",
+                    "in the 2021 paper; all linear layers, the MLP above all, is today's default and better at equal "
+                    "parameters",
+                    _targets,
+                ),
+            ),
+        ),
+        Screen(
+            "Four steps of training make a small adapter; then its update is looked at, module by module, without "
+            "running the model.",
+            (
+                Shown("train lora.yaml --overwrite"),
+                Shown("inspect-layers lora-run", only=("adapters",)),
+            ),
+            (
+                Fact(
+                    "ΔW = A × B",
+                    "ΔW = (alpha / r) · B · A with A [r, in], B [out, r]; alpha / √r with rsLoRA; B starts at zero, so "
+                    "ΔW does",
+                    _update,
+                ),
+                Fact(
+                    "an adapter is a few MB",
+                    "Llama-2-7B: 17 MB (r 8, q and v, float32), 160 MB (r 16, all linear, float32)",
+                    _held,
+                ),
+            ),
+        ),
+        Screen(
+            "A server may want one model without anything beside its weights. Merging adds ΔW to W once and writes "
+            "the result; loraft compares what comes out with what was trained before it keeps it.",
+            (Shown("merge lora-run merged --dtype bfloat16 --overwrite"),),
+            (
+                Fact(
+                    "adapters are merged dynamically at inference",
+                    "unmerged they are a parallel branch; merging is a separate step, lossy in 16 bits",
+                    _merged,
+                ),
+            ),
+        ),
+    ),
+)
