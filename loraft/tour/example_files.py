@@ -1,8 +1,10 @@
-"""The files that the commands of the tour name: configs of models and of runs, and a small model of random weights."""
+"""The files that the commands of the tour name: configs, rows, and a small model of random weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from loraft.io.atomic import write_whole
 from loraft.io.checksums import build_once
 from loraft.models.auto_model import random_model
 from loraft.models.load_model import load_tokenizer
-from loraft.tour.screens import DECODER
+from loraft.rows.synthetic_tickets import tickets
+from loraft.tour.screens import DECODER, ENCODER
 
 RANDOM_T5 = "random-t5"
 LLAMA_2: Mapping[str, Any] = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096}
@@ -40,18 +43,44 @@ method: {{method}}
 model:
   name_or_path: {DECODER}
 data:
-  train: builtin:tickets
-  eval: 0.02
+  train: tickets.jsonl
+  eval: 0.2
 training:
   max_steps: 4
   per_device_train_batch_size: 2
   learning_rate: 1.0e-3
   output_dir: {{method}}-run
 """
+SENTIMENT = f"""\
+# Is a review positive or negative? The held-out reviews say so in words that no training row has.
+task: seq_cls
+method: lora
+model:
+  name_or_path: {ENCODER}
+data:
+  train: reviews.csv
+  eval: reviews-in-other-words.csv
+training:
+  num_train_epochs: 4
+  per_device_train_batch_size: 16
+  learning_rate: 2.0e-3
+  output_dir: sentiment-run
+"""
+TICKETS = 80
+"""How many of the built-in rows: few enough for networks that are trained from scratch in seconds."""
+SUBJECTS = ("film", "story", "acting", "music", "ending", "plot")
+LEARNED = {
+    "positive": ("good", "great", "lovely", "wonderful", "funny", "moving", "brilliant", "charming"),
+    "negative": ("bad", "awful", "boring", "terrible", "dull", "weak", "silly", "dreadful"),
+}
+HELD_OUT = {
+    "positive": ("superb", "delightful", "excellent", "gripping"),
+    "negative": ("horrible", "tedious", "poor", "disappointing"),
+}
 
 
 def write_examples(folder: Path) -> None:
-    """Write them into a folder; the model is made where it is not there yet, or was altered.
+    """Write them into a folder; what is made of a model's sizes is made where it is not there yet, or was altered.
 
     Raises:
         InvalidInputError: The folder cannot be written.
@@ -59,8 +88,26 @@ def write_examples(folder: Path) -> None:
     build_once(folder / RANDOM_T5, _random_t5)
     for name, sizes in CONFIGS.items():
         build_once(folder / name, AutoConfig.for_model(**sizes).save_pretrained)
-    for method in ("lora", "qlora"):
-        write_whole(folder / f"{method}.yaml", RUN.format(method=method))
+    texts = {f"{method}.yaml": RUN.format(method=method) for method in ("lora", "qlora")}
+    texts |= {
+        "sentiment.yaml": SENTIMENT,
+        "tickets.jsonl": "".join(f"{json.dumps(row)}\n" for row in tickets("train")[:TICKETS]),
+        "reviews.csv": _reviews(LEARNED),
+        "reviews-in-other-words.csv": _reviews(HELD_OUT),
+    }
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+
+
+def _reviews(words: Mapping[str, Sequence[str]]) -> str:
+    """A sentence on each subject, and one on each pair, for each word."""
+    lines = ["text,label"]
+    for label, all_of_it in words.items():
+        for word, subject in itertools.product(all_of_it, SUBJECTS):
+            lines.append(f"The {subject} was {word}.,{label}")
+        for word, (one, other) in zip(all_of_it, itertools.permutations(SUBJECTS, 2), strict=False):
+            lines.append(f"I thought the {one} and the {other} were {word}.,{label}")
+    return "\n".join(lines) + "\n"
 
 
 def _random_t5(folder: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from loraft.tour.screens import Document, Fact, Part, Screen, Shown
 
-QLORA_ONCE, LORA_ONCE = "train qlora.yaml --overwrite", "train lora.yaml --overwrite"
-
 
 def _weights(qlora: Document, single: Document, lora: Document) -> str:
     return (
@@ -22,22 +20,29 @@ def _frozen(qlora: Document, *_: Document) -> str:
     )
 
 
-def _full(full: Document) -> str:
+def _measured(costs: Document) -> dict[str, Document]:
+    return {each["method"]: each["measured"] for each in costs["methods"] if each["measured"]}
+
+
+def _full(costs: Document) -> str:
+    full = _measured(costs).get("full")
+    if full is None:
+        return "it does not fit here"
     memory = full["memory"]
     return (
-        f"by prediction, of {full['model']['parameters']:,} parameters: weights {memory['weights']:,} bytes, gradients "
+        f"of {full['total_parameters']:,} parameters: weights {memory['weights']:,} bytes, gradients "
         f"{memory['gradients']:,}, optimizer {memory['optimizer']:,}"
     )
 
 
-def _times(lora: Document, qlora: Document) -> str:
-    return f"the same four steps and evaluation: {lora['seconds']:.1f} s with LoRA, {qlora['seconds']:.1f} s with QLoRA"
+def _speeds(costs: Document) -> str:
+    return "; ".join(f"{name}: {each['tokens_per_second']:.0f} tokens/s" for name, each in _measured(costs).items())
 
 
-def _peaks(lora: Document, qlora: Document) -> str:
-    more = qlora["peak_bytes"] >= lora["peak_bytes"]
-    return f"peak memory {lora['peak_bytes']:,} bytes with LoRA, {qlora['peak_bytes']:,} with QLoRA" + (
-        ": a model as small as this one gains nothing by it" if more else ""
+def _peaks(costs: Document) -> str:
+    return "; ".join(
+        f"{name}: weights {each['memory']['weights']:,} bytes, peak {each['memory']['peak_bytes']:,}"
+        for name, each in _measured(costs).items()
     )
 
 
@@ -74,8 +79,9 @@ QLORA = Part(
             ),
         ),
         Screen(
-            "Without an adapter all weights are trained: each needs its gradient and two numbers of Adam beside it.",
-            (Shown("check lora.yaml method=full", only=("memory",)),),
+            "What each method costs is measured here, three steps of each in a process of its own. Without an adapter "
+            "each weight needs its gradient and two numbers of Adam beside it.",
+            (Shown("compare lora.yaml --steps 3"),),
             (
                 Fact(
                     "full fine-tuning fits an 80 GB card",
@@ -83,9 +89,13 @@ QLORA = Part(
                     _full,
                 ),
                 Fact(
-                    "13B, 33B, 65B on a consumer GPU",
-                    "by the paper 33B in 24 GB, 65B in 48 GB",
+                    "no dequantisation during training",
+                    "each product dequantises its blocks to the compute dtype, forward and backward; only storage is "
+                    "4-bit",
+                    _peaks,
                 ),
+                Fact("QLoRA is the fastest", "slower than LoRA; it buys memory", _speeds),
+                Fact("13B, 33B, 65B on a consumer GPU", "by the paper 33B in 24 GB, 65B in 48 GB"),
                 Fact(
                     "",
                     "paged optimizers are the third idea: optimizer state moves to the CPU when the GPU is short",
@@ -93,25 +103,10 @@ QLORA = Part(
             ),
         ),
         Screen(
-            "The same four steps, once with LoRA and once with QLoRA.",
-            (Shown(LORA_ONCE), Shown(QLORA_ONCE)),
-            (
-                Fact(
-                    "no dequantisation during training",
-                    "each product dequantises its blocks to the compute dtype, forward and backward; only storage is "
-                    "4-bit",
-                    _times,
-                ),
-                Fact(
-                    "QLoRA is the fastest", "slower than LoRA; it buys memory, where the weights are most of it", _peaks
-                ),
-            ),
-        ),
-        Screen(
             "A QLoRA adapter has learned beside the rounded weights, and makes up for their errors. Merged into the "
             "base as training saw it, the model is the one that was trained; merged into the original one it is not.",
             (
-                Shown(QLORA_ONCE),
+                Shown("train qlora.yaml --overwrite"),
                 Shown("merge qlora-run merged --dtype bfloat16 --overwrite"),
                 Shown("merge qlora-run merged --base original --dtype bfloat16 --overwrite"),
             ),

@@ -23,15 +23,23 @@ def _targets(queries_and_values: Document, every: Document) -> str:
     )
 
 
-def _update(_: Document, report: Document) -> str:
-    adapter = report["adapters"][0]
+def _update(begun: Document, _: Document, report: Document) -> str:
+    adapter, idle = report["adapters"][0], begun["gradients"]["idle"]
+    kinds = ", ".join(sorted({"A" if ".lora_A." in name else "B" for name in idle}))
     return (
-        f"r {adapter['ranks'][0]}, alpha {adapter['alpha']:g}; after four steps ‖ΔW‖ is {adapter['norm']:.3f}, "
+        f"before the first step no gradient comes to {kinds} of any pair, since the other is zero; after four steps, "
+        f"with r {adapter['ranks'][0]} and alpha {adapter['alpha']:g}, ‖ΔW‖ is {adapter['norm']:.3f}, "
         f"{adapter['relative']:.2%} of ‖W‖"
     )
 
 
-def _held(_: Document, report: Document) -> str:
+def _moved(_begun: Document, _: Document, report: Document) -> str:
+    layers = report["adapters"][0]["layers"]
+    shares = ", ".join(f"layer {each['index']} {each['relative']:.2%}" for each in layers[::10])
+    return f"‖ΔW‖ in parts of ‖W‖ after four steps: {shares}"
+
+
+def _held(_begun: Document, _: Document, report: Document) -> str:
     adapter = report["adapters"][0]
     return f"this one holds {adapter['parameters']:,} numbers in {', '.join(adapter['dtypes'])}"
 
@@ -69,9 +77,10 @@ LORA = Part(
             ),
         ),
         Screen(
-            "Four steps of training make a small adapter; then its update is looked at, module by module, without "
-            "running the model.",
+            "A new adapter changes nothing: its B is zero. Four steps of training make it one that does; then its "
+            "update is looked at, module by module, without running the model.",
             (
+                Shown("inspect-layers --gradients lora.yaml"),
                 Shown("train lora.yaml --overwrite"),
                 Shown("inspect-layers lora-run", only=("adapters",)),
             ),
@@ -86,6 +95,11 @@ LORA = Part(
                     "an adapter is a few MB",
                     "Llama-2-7B: 17 MB (r 8, q and v, float32), 160 MB (r 16, all linear, float32)",
                     _held,
+                ),
+                Fact(
+                    "the last few layers are the usual choice",
+                    "all layers are; where early ones may change, they do",
+                    _moved,
                 ),
             ),
         ),

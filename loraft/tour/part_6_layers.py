@@ -21,11 +21,18 @@ def _last_four(every: Document, last: Document) -> str:
     )
 
 
-def _moved(report: Document) -> str:
-    shares = ", ".join(
-        f"layer {each['index']} {each['relative']:.2%}" for each in report["adapters"][0]["layers"][::10]
+def _looks(found: Document) -> str:
+    heads = [
+        (f"{layer['index']}.{head['head']}", head)
+        for layer in found["activations"]["layers"]
+        for head in layer["heads"]
+    ]
+    first, most = max(heads, key=lambda each: each[1]["first_token"])
+    even, widest = max(heads, key=lambda each: each[1]["entropy_share"])
+    return (
+        f"head {first} gives {most['first_token']:.0%} of its weight to the first token; head {even} spreads it most, "
+        f"with {widest['entropy_share']:.0%} of the greatest possible entropy"
     )
-    return f"‖ΔW‖ in parts of ‖W‖ after these four steps: {shares}"
 
 
 LAYERS_AND_HEADS = Part(
@@ -64,16 +71,14 @@ LAYERS_AND_HEADS = Part(
             ),
         ),
         Screen(
-            "With all layers adapted, all of them move. How much each does is measured on the adapter itself.",
-            (
-                Shown("train lora.yaml --overwrite"),
-                Shown("inspect-layers lora-run", only=("adapters",)),
-            ),
+            "A layer's heads look at tokens of their own choice. Many rest at the first token, whatever it is: a head "
+            "that finds nothing has to put its weight somewhere.",
+            (Shown(f'inspect-layers {DECODER} --activations "The capital of France is"', only=("attention",)),),
             (
                 Fact(
-                    "the last few layers are the usual choice",
-                    "training changes early layers as well, where it may",
-                    lambda _, report: _moved(report),
+                    "early layers syntax, deep layers reasoning",
+                    "what a head does is seen by looking; heads of one layer differ as much as layers do",
+                    _looks,
                 ),
             ),
         ),

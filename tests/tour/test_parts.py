@@ -12,7 +12,7 @@ from typer.main import get_command
 from loraft.cli.app import app
 from loraft.models.builtin import BUILTINS
 from loraft.tour import PARTS
-from loraft.tour.example_files import CONFIGS, RANDOM_T5, write_examples
+from loraft.tour.example_files import CONFIGS, HELD_OUT, LEARNED, RANDOM_T5, SUBJECTS, _reviews, write_examples
 from loraft.tour.screens import Fact, Shown, spelt
 
 GENERATING = (
@@ -57,20 +57,29 @@ QLORA = (
     "13B, 33B, 65B on a consumer GPU",
     "full fine-tuning fits an 80 GB card",
 )
+RECURRENT = (
+    "LSTM: forget, input and output gate",
+    "few parameters but scales poorly with length",
+    "175B parameters enable parallelism",
+    "early layers barely update",
+    "transformers have no vanishing gradients",
+    "the gates save the gradient",
+    "the last hidden state",
+)
 LEFT_OUT = (
     "a learned table is a hard limit on length",
     "paged optimizers are the third idea",
     "a QLoRA adapter merged into the 16-bit base is not the model that was trained",
 )
 """What is so and tutorials do not say."""
-NOT_MEASURED = {"13B, 33B, 65B on a consumer GPU"}
+NOT_MEASURED = {"13B, 33B, 65B on a consumer GPU", "175B parameters enable parallelism", "the last hidden state"}
 """What no command shows on a machine of this size."""
 
 FACTS = [fact for part in PARTS.values() for screen in part.screens for fact in screen.facts]
 COMMANDS = [shown for part in PARTS.values() for screen in part.screens for shown in screen.commands]
 
 
-@pytest.mark.parametrize("said", [*GENERATING, *POSITIONS, *INSIDE_A_LAYER, *LORA, *QLORA])
+@pytest.mark.parametrize("said", [*GENERATING, *POSITIONS, *INSIDE_A_LAYER, *LORA, *QLORA, *RECURRENT])
 def test_what_is_commonly_said_is_answered_by_a_measurement(said: str) -> None:
     facts = [fact for fact in FACTS if fact.said == said]
     assert facts
@@ -110,6 +119,14 @@ def test_examples_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(made) == 1
     assert (tmp_path / "tour" / "qlora.yaml").read_text().count("method: qlora\n") == 1
     assert all((tmp_path / "tour" / name / "config.json").is_file() for name in CONFIGS)
+
+
+def test_held_out_reviews_judge_by_words_that_were_not_learned() -> None:
+    learned, held_out = ({word for words in each.values() for word in words} for each in (LEARNED, HELD_OUT))
+    assert learned.isdisjoint(held_out)
+    rows = _reviews(HELD_OUT).splitlines()
+    assert rows[0] == "text,label"
+    assert len(set(rows)) == len(rows) == 1 + 2 * (4 * len(SUBJECTS) + 4)
 
 
 def test_blanks_can_be_seen() -> None:

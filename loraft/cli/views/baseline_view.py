@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,32 +22,39 @@ DISTANCES = (1, 2, 5, 10, 20, 50, 100, 200)
 LABEL_WIDTH = 20
 
 
-def baseline_view(report: BaselineReport) -> Iterator[RenderableType]:
-    """The report, drawn."""
+SECTIONS = ("baseline", "training", "costs", "quality", "gradient", "samples", "found")
+
+
+def baseline_view(report: BaselineReport, only: Container[str] = SECTIONS) -> Iterator[RenderableType]:
+    """The sections of the report, drawn."""
+    return (section for name, section in _sections(report) if name in only)
+
+
+def _sections(report: BaselineReport) -> Iterator[tuple[str, RenderableType]]:
     about: dict[str, object] = {
         "task": report.task,
         "compared with": report.compared_with,
         "rows": f"{report.train_rows:,} learned, {report.rows:,} held out",
     }
-    yield facts("baseline", about, label_width=LABEL_WIDTH)
+    yield "baseline", facts("baseline", about, label_width=LABEL_WIDTH)
     for trained in report.training:
-        yield facts(f"{trained.cell} from scratch", _training(trained), label_width=LABEL_WIDTH)
-    yield _costs(report.networks)
+        yield "training", facts(f"{trained.cell} from scratch", _training(trained), label_width=LABEL_WIDTH)
+    yield "costs", _costs(report.networks)
     if report.differences:
         for cell in report.differences:
-            yield _quality(report, cell)
+            yield "quality", _quality(report, cell)
     else:
-        yield _figures_alone(report.networks)
+        yield "quality", _figures_alone(report.networks)
     if report.gradient.networks:
-        yield _gradient(report)
+        yield "gradient", _gradient(report)
     for sample in report.samples:
         asked = sample.asked if isinstance(sample.asked, str) else _last_turn(sample.asked)
-        yield facts(
-            f"sample {sample.row}",
-            {"asked": asked, "right": sample.reference, **sample.answers},
-            label_width=LABEL_WIDTH,
-        )
-    yield titled("found", Group(*(Text(printable(f"· {each}")) for each in map(in_options, report.findings))), indent=2)
+        answers = {"asked": asked, "right": sample.reference, **sample.answers}
+        yield "samples", facts(f"sample {sample.row}", answers, label_width=LABEL_WIDTH)
+    yield (
+        "found",
+        titled("found", Group(*(Text(printable(f"· {each}")) for each in map(in_options, report.findings))), indent=2),
+    )
 
 
 def _last_turn(asked: object) -> object:

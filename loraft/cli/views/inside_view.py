@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -19,15 +19,19 @@ MOST_HEADS = 6
 MUCH = 0.5
 """The part of its attention from which on a head is said to look at the first token."""
 LONGEST_TEXT = 300
+SECTIONS = ("stream", "attention")
 HEAD_HEADINGS = (">entropy", ">of most", ">first token")
 
 
-def activations_view(found: Document, *, every: bool) -> Iterator[RenderableType]:
+def activations_view(found: Document, *, every: bool, only: Container[str] = SECTIONS) -> Iterator[RenderableType]:
     """The residual stream and the attention of each stack; `every` head is shown, or only those that stand out."""
     yield facts("activations", _read(found), label_width=WIDE)
     for stack in found["stacks"]:
         layers = [layer for layer in found["layers"] if layer["stack"] == stack["name"]]
-        yield _stream(stack, layers)
+        if "stream" in only:
+            yield _stream(stack, layers)
+        if "attention" not in only:
+            continue
         far = "back" if stack["causal"] else "away"
         yield from _attention(
             f"{stack['name']} attention", layers, "heads", far, stack["distance_if_even"], every=every

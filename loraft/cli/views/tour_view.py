@@ -14,8 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from loraft.cli.console import printable
+from loraft.cli.text_tables import as_share, facts, text_table
 from loraft.cli.text_tables import document as sections_of
-from loraft.cli.text_tables import facts
+from loraft.cli.views.baseline_view import SECTIONS as OF_BASELINE
+from loraft.cli.views.baseline_view import baseline_view
+from loraft.cli.views.cost_view import cost_view
+from loraft.cli.views.inside_view import SECTIONS as OF_ACTIVATIONS
+from loraft.cli.views.inside_view import activations_view, gradients_view
 from loraft.cli.views.layers_view import SECTIONS as OF_LAYERS
 from loraft.cli.views.layers_view import layers_view
 from loraft.cli.views.merge_view import merge_view
@@ -94,12 +99,32 @@ def output_view(shown: Shown, document: Any) -> Iterator[RenderableType]:
         yield from _answer(document, shown.only or OF_TRACE)
         if "no_kv_cache" not in document:
             yield Text()
+    elif "activations" in document:
+        yield from activations_view(document["activations"], every=False, only=shown.only or OF_ACTIVATIONS)
+    elif "gradients" in document:
+        yield from gradients_view(document["gradients"])
     elif name == "inspect-layers":
         yield from layers_view(document, every=False, only=shown.only or OF_LAYERS)
+    elif name == "baseline":
+        yield from _baseline(document, shown.only or OF_BASELINE)
+    elif name == "predict":
+        shares = sorted(document["probabilities"].items(), key=lambda each: -each[1])
+        rows = [(label, as_share(share, 1)) for label, share in shares]
+        yield text_table(document["prediction"], ("class", ">probability"), rows)
+    elif name == "compare":
+        yield from cost_view(document)
     elif name == "merge":
         yield from merge_view(document)
     else:
         yield from sections_of(dict(_chosen(document, shown.only)), rest="run")
+
+
+def _baseline(document: Document, only: Sequence[str]) -> Iterator[RenderableType]:
+    from pydantic import TypeAdapter
+
+    from loraft.baselines.baseline_report import BaselineReport
+
+    return baseline_view(TypeAdapter(BaselineReport).validate_python(document), only)
 
 
 def _chosen(document: Document, only: Sequence[str]) -> Iterator[tuple[str, Any]]:
