@@ -14,6 +14,7 @@ from loraft.config.sections import ModelSection
 from loraft.io.atomic import write_whole
 from loraft.io.checksums import build_once
 from loraft.models.auto_model import random_model
+from loraft.models.hf_config import quietly
 from loraft.models.load_model import load_tokenizer
 from loraft.rows.synthetic_tickets import tickets
 from loraft.tour.screens import DECODER, ENCODER
@@ -127,5 +128,6 @@ def _random_t5(folder: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.bos_token_id,
     )
-    random_model(config).save_pretrained(folder)
+    with quietly():  # a bar for one file of weights
+        random_model(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

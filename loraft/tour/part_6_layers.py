@@ -71,13 +71,13 @@ LAYERS_AND_HEADS = Part(
             ),
         ),
         Screen(
-            "A layer's heads look at tokens of their own choice. Many rest at the first token, whatever it is: a head "
-            "that finds nothing has to put its weight somewhere.",
+            "A layer's heads look at tokens of their own choice. Many rest at the first token, whatever it is: the "
+            "weights of a head add up to one, so that they have to go somewhere.",
             (Shown(f'inspect-layers {DECODER} --activations "The capital of France is"', only=("attention",)),),
             (
                 Fact(
                     "early layers syntax, deep layers reasoning",
-                    "what a head does is seen by looking; heads of one layer differ as much as layers do",
+                    "tendencies seen in probing; not a law: what a head looks at is seen by looking",
                     _looks,
                 ),
             ),

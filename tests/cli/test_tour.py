@@ -146,6 +146,7 @@ def test_the_whole_tour_runs(tmp_path: Path) -> None:
     done = typed("tour", "--all", "--no-pause", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     facts = [fact for part in PARTS.values() for screen in part.screens for fact in screen.facts]
-    assert done.stdout.count("measured here") == sum(fact.measured is not None for fact in facts)
+    assert done.stdout.count("\nmeasured here  ") == sum(fact.measured is not None for fact in facts)
     assert all(f"Part {number}: {part.title}" in done.stdout for number, part in PARTS.items())
+    assert done.stderr == "", "what is written and run says nothing of its own"
     assert "{'" not in done.stdout, "no value is shown as Python has it"
