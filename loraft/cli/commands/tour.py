@@ -29,7 +29,7 @@ class TourOptions:
     """What is shown of the tour."""
 
     part: int | None = argument("PART", "The number of a part; none lists the parts.", default=None)
-    every: bool = flag("Show every part, one after another.", "--all")
+    all_parts: bool = flag("Show every part, one after another.", "--all")
     no_pause: bool = flag("Do not wait for Enter between screens.")
 
 
@@ -40,11 +40,11 @@ def tour(given: TourOptions) -> None:
     beside what is so and what was just measured. The models are those that come with loraft, and a tiny one with random
     weights where none does. Without a PART it lists the parts.
     """
-    refuse((given.every and given.part is not None, "--all shows every part: leave PART out."))
+    refuse((given.all_parts and given.part is not None, "--all shows every part: leave PART out."))
     known = ", ".join(map(str, PARTS))
     refuse((given.part is not None and given.part not in PARTS, f"There is no part {given.part}: they are {known}."))
     folder = cache_folder().absolute() / "tour"
-    if given.part is None and not given.every:
+    if given.part is None and not given.all_parts:
         print_result(*parts_view(PARTS, _from_home(folder)))
         return
     chosen = {number: PARTS[number] for number in ([given.part] if given.part is not None else PARTS)}
