@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from loraft import errors
 from loraft.baselines.trial_process import Answer, answers
@@ -140,13 +140,11 @@ def compare_methods(
 
 
 def _known(methods: Sequence[str]) -> tuple[Method, ...]:
-    known = tuple(dict.fromkeys(method for method in get_args(Method) if method in methods))
-    if unknown := [method for method in methods if method not in known]:
-        message = f"{', '.join(map(repr, unknown))} is no method"
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        message = f"{', '.join(map(repr, unknown))} is no method" if unknown else "names no method"
         raise ConfigError(message, parameter="methods", remedy=f"Name some of {', '.join(METHODS)}.")
-    if not known:
-        raise ConfigError("names no method", parameter="methods", remedy=f"Name some of {', '.join(METHODS)}.")
-    return tuple(method for method in METHODS if method in known)
+    return tuple(method for method in METHODS if method in methods)
 
 
 def _plans(config: RunConfig, methods: Sequence[Method], steps: int, scratch: Path) -> list[Answer]:

@@ -37,6 +37,7 @@ from loraft.events import Note, Observer, Progress, ignored
 from loraft.figures import counted
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.completion import Detokenizer
+from loraft.io.resources import memory_errors
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat
 from loraft.training.known_run import KnownRun, known_run
@@ -44,6 +45,7 @@ from loraft.training.known_run import KnownRun, known_run
 WRITTEN_TOKENS = 100
 ROWS_ALONE, SAMPLES, BEGINNING = 20, 2, 8
 UNTRAINED = "{}, untrained"
+OUT_OF_MEMORY, SHORTER = "the device ran out of memory", "Set a smaller one: longer rows are then left out or cut."
 
 
 def train_baseline(
@@ -70,10 +72,21 @@ def train_baseline(
     Raises:
         InvalidInputError: Before anything is trained, with every problem found.
         NonFiniteError: A loss is not a number.
+        OutOfMemoryError: The device is too small for the networks or the rows.
     """
     _refuse_unfit(config, cells)
     known = known_run(config)
-    target = target_of(known, name, run)
+    with memory_errors(OUT_OF_MEMORY, key="data.max_length", remedy=SHORTER):
+        return _report(known, target_of(known, name, run), run, cells, observer)
+
+
+def _report(
+    known: KnownRun,
+    target: tuple[ResolvedTarget, bool] | None,
+    run: str | None,
+    cells: Sequence[Cell],
+    observer: Observer,
+) -> BaselineReport:
     tell(observer, *(known.placement.notes if target is None else ()), *_about_target(known, target, run))
     beside = [] if target is None else [open_compared(known, target[0], tuned=target[1], observer=observer)]
     trained = [_trained(known, cell, observer) for cell in dict.fromkeys(cells)]
@@ -82,7 +95,7 @@ def train_baseline(
     timed, rows = list(map(TimedReading, models)), _rows(known)
     figures, differences = _evaluated(rows, timed, has_beside=bool(beside), observer=observer)
     report = BaselineReport(
-        task=config.task,
+        task=known.task.name,
         train_rows=len(known.data.train),
         rows=len(rows.items),
         compared_with=None if target is None else str(target[0].adapter or target[0].base),
@@ -165,7 +178,8 @@ def _evaluated(
     metrics = chosen_metrics(None, rows.purpose.task, references)
 
     def judged(model: EvalModel, other: EvalModel | None) -> Evaluation:
-        return evaluate(rows, model, other, metrics=metrics, batch_size=BATCH_SIZE, output=None, observer=observer)
+        with memory_errors(OUT_OF_MEMORY, key="data.max_length", remedy=SHORTER, rewords=True):
+            return evaluate(rows, model, other, metrics=metrics, batch_size=BATCH_SIZE, output=None, observer=observer)
 
     first, *others = (each.model for each in models)
     if not has_beside:

@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-import torch
-
 from loraft.adapters.adapter_files import digests
 from loraft.dataset.source_rows import shortened
-from loraft.errors import AdapterError, DataError, OutOfMemoryError, Problem
+from loraft.errors import AdapterError, DataError, Problem
 from loraft.events import Note, Observer, Progress
 from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import prompt_limit
@@ -20,6 +18,7 @@ from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import AskedRows, lost_fields, write_answers
+from loraft.io.resources import memory_errors
 from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, to_question
 from loraft.rows.raw_rows import RowsRead, rows_to_answer
 from loraft.rows.readers import Row
@@ -134,12 +133,10 @@ def answer_questions(
         reasons.extend(answer.finish_reason for answer in new)
         return [(answer.completion, answer.finish_reason) for answer in new]
 
-    try:
+    message = f"the device ran out of memory with {batch_size} rows at a time"
+    remedy = "Give a smaller `batch_size`; what is answered stays."
+    with memory_errors(message, remedy=remedy, where=str(output), rewords=True):
         held = write_answers(output, asked, answers, window=batch_size * BATCHES_A_WINDOW, overwrite=overwrite)
-    except (torch.OutOfMemoryError, OutOfMemoryError) as error:
-        message = f"the device ran out of memory with {batch_size} rows at a time"
-        remedy = "Give a smaller `batch_size`; what is answered stays."
-        raise OutOfMemoryError(message, where=str(output), remedy=remedy) from error
     return AnsweredFile(output, total, held, reasons.count("length"), sum(lengths), perf_counter() - begun)
 
 

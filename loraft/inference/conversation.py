@@ -15,14 +15,13 @@ import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-import torch
-
-from loraft.errors import DataError, OutOfMemoryError
+from loraft.errors import DataError
 from loraft.inference.completion import Completion, Stream, Token, TokenStream
 from loraft.inference.decoder_state import DecoderState, learned_positions, prompt_limit
 from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker
+from loraft.io.resources import memory_errors
 from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message
 from loraft.tokenization.boundaries import shared_beginning
@@ -112,14 +111,12 @@ class ChatSession:
     ) -> Generator[Token, None, Completion]:
         """The tokens of an answer, which becomes part of the conversation however far it came."""
         text, read = "", {} if context is None else {voice.name: context}
+        taken_back = "the device ran out of memory: the answer and its question are taken back"
         try:
-            with self.session.speaking(voice):
+            with memory_errors(taken_back, remedy=None, rewords=True), self.session.speaking(voice):
                 for token in answered:
                     text += token.text
                     yield token
-        except (torch.OutOfMemoryError, OutOfMemoryError) as error:
-            message = "the device ran out of memory: the answer and its question are taken back"
-            raise OutOfMemoryError(message) from error
         except GeneratorExit:
             answered.stop()
             self._contexts |= read

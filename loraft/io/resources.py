@@ -59,18 +59,28 @@ def require_free_bytes(folder: Path, needed: int, purpose: str, *, remedy: str =
 
 @contextmanager
 def memory_errors(
-    message: str, *, remedy: str, where: str | None = None, key: str | None = None, parameter: str | None = None
+    message: str,
+    *,
+    remedy: str | None,
+    where: str | None = None,
+    key: str | None = None,
+    parameter: str | None = None,
+    rewords: bool = False,
 ) -> Iterator[None]:
     """Turn what is raised where memory is out into an error with a remedy; all else passes.
+
+    An error that says so already passes too, unless `rewords`: the caller knows better what helps.
 
     Raises:
         OutOfMemoryError: The memory of the device, or of the machine, did not suffice.
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+    except (MemoryError, RuntimeError, OutOfMemoryError) as error:  # torch's own is a RuntimeError
         import torch
 
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        told = isinstance(error, OutOfMemoryError)
+        out = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not (rewords if told else out):
             raise
         raise OutOfMemoryError(message, where=where, key=key, remedy=remedy, parameter=parameter) from error

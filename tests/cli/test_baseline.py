@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from loraft import errors
 from loraft.baselines import train_recurrent
@@ -257,3 +258,23 @@ def test_a_run_of_another_tokenizer_is_refused(place: Path, wording: Wording) ->
     overrides = ("model.name_or_path=other", "training.output_dir=others")
     assert loraft("train", "chats.yaml", *overrides, cwd=place).returncode == 0
     wording(refused(loraft("baseline", "chats.yaml", "--run", "others", cwd=place)).partition("as asked for ")[2])
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "baselines.train_baseline.train_recurrent",
+        "baselines.train_baseline.gradient_reach",
+        "evaluation.evaluator._tally",
+    ],
+)
+def test_memory_that_runs_out_is_told_with_what_helps(place: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(f"loraft.{where}", out)
+    done = loraft("baseline", "chats.yaml", cwd=place)
+    assert done.returncode == 3
+    assert "error: data.max_length: the device ran out of memory" in done.stderr
+    assert "--batch-size" not in done.stderr
+    assert "Traceback" not in done.stderr

@@ -6,16 +6,13 @@ import json
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from loraft.cli.app import app
 from loraft.cli.views import layer_plots, plots
 from loraft.cli.views.inside_view import gradients_view
 from tests.cli.conftest import config_text
-from tests.cli.test_inspect_layers import adapter
+from tests.cli.test_inspect_layers import adapter, document, inspect
 from tests.tiny import save_tiny
 from tests.words import Wording
 
@@ -28,17 +25,6 @@ PNG = b"\x89PNG"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def inspect(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["inspect-layers", *arguments], prog_name="loraft")
-
-
-def document(*arguments: str) -> dict[str, Any]:
-    result = inspect(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    parsed: dict[str, Any] = json.loads(result.stdout)
-    return parsed
 
 
 def config(method: str = "lora") -> str:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loraft.cli.console import print_json, print_result, waiting
+from loraft.cli.console import waiting
 from loraft.cli.options import ConfigOptions, JsonOption, option
 from loraft.cli.views.baseline_view import baseline_view, plot_baseline
-from loraft.cli.views.plots import check_plot
+from loraft.cli.views.plots import check_plot, print_plotted
 from loraft.cli.views.progress import watching
 from loraft.cli.wording import with_options
 
@@ -47,10 +47,5 @@ def baseline(given: ConfigOptions, asked: BaselineOptions, as_json: JsonOption =
         report = train_baseline(config, name=given.name, run=asked.run, cells=asked.cells, observer=view)
     if asked.plot is not None:
         plot_baseline(report, asked.plot)
-    if as_json:
-        document = with_options(report.as_dict(), "findings")
-        print_json({**document, **({"plot": str(asked.plot)} if asked.plot is not None else {})})
-    else:
-        print_result(*baseline_view(report))
-        if asked.plot is not None:
-            print_result(f"wrote {asked.plot}")
+    document = with_options(report.as_dict(), "findings")
+    print_plotted(document, baseline_view(report), as_json=as_json, plot=asked.plot)

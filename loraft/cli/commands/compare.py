@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraft.cli.console import print_json, print_result
 from loraft.cli.options import ConfigOptions, JsonOption, option
 from loraft.cli.views.cost_view import cost_view, plot_costs
-from loraft.cli.views.plots import check_plot
+from loraft.cli.views.plots import check_plot, print_plotted
 from loraft.cli.views.progress import watching
 
 
@@ -38,10 +37,4 @@ def compare(given: ConfigOptions, tried: TrialOptions, as_json: JsonOption = Fal
         found = compare_methods(config, methods=methods, steps=tried.steps, observer=view).as_dict()
     if tried.plot is not None:
         plot_costs(found, tried.plot)
-        found["plot"] = str(tried.plot)
-    if as_json:
-        print_json(found)
-        return
-    print_result(*cost_view(found))
-    if tried.plot is not None:
-        print_result(f"wrote {tried.plot}")
+    print_plotted(found, cost_view(found), as_json=as_json, plot=tried.plot)

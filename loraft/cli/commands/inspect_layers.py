@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import RenderableType
 
-from loraft.cli.console import print_json, print_note, print_result, waiting
+from loraft.cli.console import print_note, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
 from loraft.cli.views.inside_view import activations_view, gradients_view
 from loraft.cli.views.layers_view import layers_view
-from loraft.cli.views.plots import check_plot
+from loraft.cli.views.plots import check_plot, print_plotted
 
 if TYPE_CHECKING:
     from loraft.config.sections import LoraSection
@@ -64,13 +64,9 @@ def inspect_layers(
         from loraft.cli.views.layer_plots import plot_layers
 
         plot_layers(show.plot, document)
-    if as_json:
-        print_json({**document, **({"plot": str(show.plot)} if show.plot is not None else {})})
-        return
-    print_note(*document["notes"])
-    print_result(*drawn)
-    if show.plot is not None:
-        print_result(f"wrote {show.plot}")
+    if not as_json:
+        print_note(*document["notes"])
+    print_plotted(document, drawn, as_json=as_json, plot=show.plot)
 
 
 NOTHING_TO_DRAW = "--plot draws an adapter by layer, and there is none; or ask for --activations or --gradients."

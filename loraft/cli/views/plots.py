@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
+
+from loraft.cli.console import print_json, print_result
 from loraft.errors import ConfigError, RunError, lacking
 
 KINDS = (".png", ".svg")
@@ -36,6 +39,18 @@ def check_plot(path: Path) -> None:
         raise ConfigError(f"there is no folder {path.parent}", remedy="Make it first.", **said)
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise ConfigError("cannot be written", **said)
+
+
+def print_plotted(
+    document: Mapping[str, Any], drawn: Iterable[RenderableType], *, as_json: bool, plot: Path | None
+) -> None:
+    """A document on standard output, as it is or as it is drawn, with the file of its picture where there is one."""
+    if as_json:
+        print_json({**document, **({"plot": str(plot)} if plot is not None else {})})
+        return
+    print_result(*drawn)
+    if plot is not None:
+        print_result(f"wrote {plot}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,35 @@
+"""Memory that runs out, as one error with a remedy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from loraft.errors import OutOfMemoryError
+from loraft.io.resources import memory_errors
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory"),
+    ],
+    ids=["python", "device", "cpu"],
+)
+def test_whoever_says_it(error: Exception) -> None:
+    with pytest.raises(OutOfMemoryError, match=r"^out\n  Do less\.$"), memory_errors("out", remedy="Do less."):
+        raise error
+
+
+def test_what_was_told_stays_unless_the_caller_knows_better() -> None:
+    for rewords, said in ((False, "first"), (True, "second")):
+        with pytest.raises(OutOfMemoryError, match=said), memory_errors("second", remedy=None, rewords=rewords):
+            raise OutOfMemoryError("first")
+
+
+@pytest.mark.parametrize("rewords", [False, True])
+def test_all_else_passes(rewords: bool) -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors("out", remedy=None, rewords=rewords):
+        raise RuntimeError("shapes do not fit")
