@@ -11,7 +11,7 @@ from loraft.adapters.inject import AdaptedModel
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.errors import AdapterError
-from loraft.evaluation.eval_dataset import read_eval_source, run_of
+from loraft.evaluation.eval_dataset import read_eval_source
 from loraft.evaluation.evaluator import Evaluation
 from loraft.evaluation.evaluator import evaluate as measure
 from loraft.evaluation.open_model import (
@@ -23,6 +23,7 @@ from loraft.evaluation.open_model import (
     purpose_of,
     tell,
 )
+from loraft.evaluation.past_run import run_of
 from loraft.events import Observer, Progress, ignored
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.engine import stream

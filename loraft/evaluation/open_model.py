@@ -18,9 +18,10 @@ from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import classes_of, resolve_target, task_of
 from loraft.dataset.source_rows import expand_sources
 from loraft.errors import AdapterError, DataError, ModelError, lacking
-from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, EvaluatedRows, rows_of, run_of, unasked_as_trained
+from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, EvaluatedRows, rows_of, unasked_as_trained
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
 from loraft.evaluation.metrics import is_valid_json
+from loraft.evaluation.past_run import run_of
 from loraft.events import Note, Observer
 from loraft.inference.classifier import Classifier, open_classifier, refuse_no_classifier
 from loraft.inference.decoder_state import prompt_limit

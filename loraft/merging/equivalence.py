@@ -25,7 +25,7 @@ from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import ModelSection
 from loraft.dataset.build import prepare
 from loraft.errors import DataError, LoraftError, ModelError, OutOfMemoryError, VerificationError
-from loraft.evaluation.eval_dataset import past_run
+from loraft.evaluation.past_run import past_run
 from loraft.io.paths import cache_folder
 from loraft.io.resources import memory_errors
 from loraft.merging.prepare_merge import Merge

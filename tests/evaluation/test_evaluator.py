@@ -18,8 +18,9 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.dataset.build import prepare
 from loraft.errors import Interrupted, NonFiniteError
-from loraft.evaluation.eval_dataset import EvalPurpose, EvaluatedRows, PastRun, read_eval_source, rows_of
+from loraft.evaluation.eval_dataset import EvalPurpose, EvaluatedRows, read_eval_source, rows_of
 from loraft.evaluation.evaluator import Answer, EvalModel, Evaluation, RowScore, evaluate
+from loraft.evaluation.past_run import PastRun
 from loraft.events import Event, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.tasks import TASKS

@@ -12,7 +12,7 @@ from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import expand_sources
 from loraft.dataset.token_cache import contents_of
 from loraft.errors import DataError
-from loraft.evaluation.eval_dataset import PastRun
+from loraft.evaluation.past_run import PastRun
 
 
 @pytest.fixture
