@@ -18,3 +18,14 @@ Method = Literal["lora", "qlora", "full"]
 SpecialTokensInText = Literal["error", "text", "keep"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "translation", "classification"]
+OptimName = Literal[
+    "auto",
+    "adamw",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "adafactor",
+    "lion_8bit",
+    "ademamix_8bit",
+    "muon",
+]

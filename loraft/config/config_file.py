@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from loraft.config.schedules import ScheduleKwargs
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import idle_keys, path_of
 from loraft.config.sections import NO_NULL, DataSource, LoraSection, StackLayers
@@ -52,8 +53,8 @@ def inline(value: object) -> str:
         said = value.model_dump(exclude_defaults=True)
         plain = said.keys() == {"path"} and value.path.lower() not in NO_NULL  # which alone would be a slip for null
         value = value.path if plain else said
-    elif isinstance(value, StackLayers):
-        value = {stack: layers for stack, layers in value if layers is not None}
+    elif isinstance(value, StackLayers | ScheduleKwargs):
+        value = {name: inner for name, inner in value if inner is not None}
     match value:
         case str():
             return _yaml_text(value)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from loraft.config.choices import DEFAULT_TASK, Auto, Method, TaskName
+from loraft.config.choices import DEFAULT_TASK, Auto, Method, OptimName, TaskName
+from loraft.config.schedules import ScheduleKwargs, ScheduleName, misfits
 from loraft.config.sections import (
     Allowed,
     DataSection,
@@ -46,8 +47,11 @@ class TrainingSection(Section):
     """Batches in an optimizer step: its gradient is that of one batch with all their rows."""
     learning_rate: Auto | PositiveFloat = "auto"
     """The peak rate, after the warm-up; auto is 2e-4 for lora and qlora, 2e-5 for full."""
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
-    """How the rate falls after the warm-up: along a line or half a cosine towards 0 at the end, or not at all."""
+    lr_scheduler_type: ScheduleName = "cosine"
+    """How the rate falls after the warm-up: along a line or half a cosine towards 0 at the end, or not at all. The
+    other names are transformers' own schedules to the number, whose warm-up begins at a rate of 0."""
+    lr_scheduler_kwargs: ScheduleKwargs | None = None
+    """The numbers of the schedules that have some, such as {min_lr_rate: 0.1}; null for the others."""
     warmup_steps: Annotated[NonNegativeFloat, STEPS_OR_SHARE] = 0.03
     """Steps in which the rate rises to its peak, linearly; below 1 it is a share of all steps, rounded up."""
     weight_decay: NonNegativeFloat = 0.0
@@ -61,10 +65,17 @@ class TrainingSection(Section):
     group_by_length: bool = False
     """Put rows of like length into one batch (fewer padded positions, a less random order). Not used by packing
     fill."""
-    optim: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = "auto"
+    optim: OptimName = "auto"
     """AdamW with its state in 32 bits or, in a quarter of the memory, in 8; paged_ moves that state to main memory
-    while the GPU is short of its own, and is unpaged on a CPU. auto is paged_adamw_32bit for qlora on CUDA and adamw
-    otherwise."""
+    while the GPU is short of its own, and is unpaged on a CPU. adafactor keeps a number for each row and column, Lion
+    and AdEMAMix one and three bytes for each weight; muon is Muon for matrices inside the layers and AdamW for all
+    else. auto is paged_adamw_32bit for qlora on CUDA and adamw otherwise."""
+    label_smoothing_factor: Share = 0.0
+    """What of each target is spread evenly over the vocabulary, or over the classes, such as 0.1: the training loss
+    that is logged is then that of the smoothed targets. An evaluation measures the targets themselves."""
+    neftune_noise_alpha: PositiveFloat | None = None
+    """NEFTune, such as 5: noise on the embeddings while training, drawn evenly from ±alpha / √(length · width), the
+    length being that of the row itself, packed or padded. null adds none, and padding never gets any."""
     gradient_checkpointing: Auto | bool = "auto"
     """Recompute activations in the backward pass: less memory, more time. auto does so only where the run would
     otherwise be predicted to need more than 90 % of the memory that is free."""
@@ -140,6 +151,8 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     ):
         why = f"{reason}, and data.streaming reads rows as they come"
         yield data.streaming and needs_all_rows, why, key, "data.streaming"
+    for why in misfits(training.lr_scheduler_type, training.lr_scheduler_kwargs):
+        yield True, why, "training.lr_scheduler_kwargs", "training.lr_scheduler_type"
     endless = training.early_stopping_patience is not None and data.eval is None
     yield endless, "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"
 

@@ -166,6 +166,9 @@ def unused_keys(config: RunConfig) -> Iterator[tuple[str, str]]:
     data, training = config.data, config.training
     if training.group_by_length and data.packing == "fill":
         yield "training.group_by_length", "data.packing: fill"
+    for key in ("adam_beta1", "adam_beta2") if training.optim == "adafactor" else ():
+        if getattr(training, key) != TrainingSection.model_fields[key].default:
+            yield f"training.{key}", "training.optim: adafactor"
     if isinstance(data.eval, tuple) and any(source.weight != 1 for source in data.eval):
         yield "the weight of a source", "data.eval"
     for key in ("metric_for_best_model", "sample_prompts") if data.eval is None else ():

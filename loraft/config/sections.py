@@ -126,6 +126,9 @@ class LoraSection(Section):
     which the first that matches counts."""
     alpha_pattern: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Another alpha for some modules, likewise."""
+    plus_ratio: PositiveFloat = 1.0
+    """LoRA+: B learns at this times training.learning_rate, and all else at that; 1 is plain LoRA, its authors take 16
+    (Hayou et al. 2024)."""
     init: Literal["default", "gaussian"] = "default"
     """How A starts (B starts at zero, so that training begins at the base): default is Kaiming uniform, in ±1/√inputs,
     gaussian is normal with a deviation of 1/r."""

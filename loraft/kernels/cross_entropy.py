@@ -22,7 +22,9 @@ def targets_in_chunk(vocabulary: int) -> int:
     return max(16, CHUNK_BYTES // (4 * vocabulary))
 
 
-def chunked_loss(hidden: Tensor, target_ids: Tensor, logits_of: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
+def chunked_loss(
+    hidden: Tensor, target_ids: Tensor, logits_of: Callable[[Tensor], Tensor], chunk: int, smoothing: float = 0.0
+) -> Tensor:
     """The summed negative log-likelihood of `target_ids` in nats, -Σ log softmax(logits)[target], a float32 scalar.
 
     Where a gradient is wanted, the logits of a chunk are computed anew in the backward pass, so that at no time
@@ -33,10 +35,11 @@ def chunked_loss(hidden: Tensor, target_ids: Tensor, logits_of: Callable[[Tensor
         target_ids: `[targets]`.
         logits_of: From `[n, hidden]` to logits `[n, vocab]`.
         chunk: The most targets whose logits are held at once.
+        smoothing: What of each target is spread over the whole vocabulary, as torch's `label_smoothing` has it.
     """
 
     def loss_of(part: Tensor, ids: Tensor) -> Tensor:
-        return cross_entropy(logits_of(part).float(), ids, reduction="sum")
+        return cross_entropy(logits_of(part).float(), ids, reduction="sum", label_smoothing=smoothing)
 
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for start in range(0, len(target_ids), chunk):
@@ -52,13 +55,16 @@ class _FrozenHead(torch.autograd.Function):
     """The loss over a head whose weight is not trained: its gradient is ready with it, and nothing is computed twice.
 
     With z = scale · (h Wᵀ + b), or its soft cap c · tanh(z / c), and p = softmax(z), the loss is -Σ log p[target] and
-    its gradient by h is scale · (p - onehot(target)) W, times 1 - tanh² where there is a cap.
+    its gradient by h is scale · (p - onehot(target)) W, times 1 - tanh² where there is a cap. With a smoothing of ε the
+    onehot is (1 - ε) · onehot + ε / vocab.
 
     Source: Hsu et al. 2024, Liger Kernel, section 3.2 (https://arxiv.org/abs/2410.10989), without the gradient of W.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, target_ids: Tensor, head: HeadWeights, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, target_ids: Tensor, head: HeadWeights, chunk: int, smoothing: float
+    ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -68,7 +74,8 @@ class _FrozenHead(torch.autograd.Function):
             block = ROWS_IN_CACHE if hidden.device.type == "cpu" else chunk
             for row in range(0, len(logits), block):
                 rows = slice(row, row + block)
-                total += _losses_to_gradients(logits[rows], target_ids[part][rows], head, wanted=wanted)
+                ids = target_ids[part][rows]
+                total += _losses_to_gradients(logits[rows], ids, head, smoothing, wanted=wanted)
             if gradient is not None:
                 gradient[part] = logits @ head.weight
         ctx.save_for_backward(gradient)
@@ -77,7 +84,7 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None, None
+        return gradient * grads[0], None, None, None, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +104,9 @@ class HeadWeights:
     softcap: float | None
 
 
-def _losses_to_gradients(logits: Tensor, target_ids: Tensor, head: HeadWeights, *, wanted: bool) -> Tensor:
+def _losses_to_gradients(
+    logits: Tensor, target_ids: Tensor, head: HeadWeights, smoothing: float, *, wanted: bool
+) -> Tensor:
     """The summed loss of some rows; where it is wanted, `logits` become the gradient by what the head gave."""
     z = logits.float() if head.scale == 1 else logits.float().mul_(head.scale)
     tanh = None
@@ -105,19 +114,25 @@ def _losses_to_gradients(logits: Tensor, target_ids: Tensor, head: HeadWeights, 
         tanh = z.div_(head.softcap).tanh_()
         z = tanh * head.softcap
     places = target_ids[:, None]
-    of_targets = z.gather(1, places)
+    wished = z.gather(1, places)
+    if smoothing:
+        wished = (1 - smoothing) * wished + smoothing * z.mean(1, keepdim=True)
     highest = z.amax(1, keepdim=True)
     z = z.sub_(highest).exp_()
     sums = z.sum(1, keepdim=True)
     if wanted:
-        z.div_(sums).scatter_add_(1, places, torch.full_like(of_targets, -1.0))
+        z.div_(sums).scatter_add_(1, places, torch.full_like(wished, smoothing - 1.0))
+        if smoothing:
+            z.sub_(smoothing / z.shape[1])
         if tanh is not None:
             z.mul_(1 - tanh.square())
         logits.copy_(z if head.scale == 1 else z.mul_(head.scale))
-    return (sums.log() + highest - of_targets).sum()
+    return (sums.log() + highest - wished).sum()
 
 
-def frozen_head_loss(hidden: Tensor, target_ids: Tensor, head: HeadWeights, chunk: int) -> Tensor:
+def frozen_head_loss(
+    hidden: Tensor, target_ids: Tensor, head: HeadWeights, chunk: int, smoothing: float = 0.0
+) -> Tensor:
     """`chunked_loss` under a head that is not trained, in the dtype of `hidden`: at a third of its cost."""
-    total: Tensor = _FrozenHead.apply(hidden, target_ids, head, chunk)  # type: ignore[no-untyped-call]
+    total: Tensor = _FrozenHead.apply(hidden, target_ids, head, chunk, smoothing)  # type: ignore[no-untyped-call]
     return total

@@ -142,6 +142,7 @@ class TaskLoss(nn.Module, ABC):
         family: ModelSpec,
         autocast: torch.dtype | None = None,
         class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         """Wrap the model itself, with adapters injected where there are any, not a wrapper around it.
 
@@ -150,12 +151,19 @@ class TaskLoss(nn.Module, ABC):
             family: Says what the model does to its logits.
             autocast: The dtype of products; None computes in the weights' own.
             class_weights: `[classes]`, what a row of each class counts; None counts each the same.
+            label_smoothing: What of each target is spread over all that it could be, while the model is in training.
         """
         super().__init__()
         self.model = model
         self._family = family
         self._autocast = autocast
         self._class_weights = class_weights
+        self._label_smoothing = label_smoothing
+
+    @property
+    def _smoothing(self) -> float:
+        """What of each target is spread now: an evaluation measures the likelihood of the targets themselves."""
+        return self._label_smoothing if self.model.training else 0.0
 
     @staticmethod
     @abstractmethod
@@ -202,7 +210,7 @@ class LMLoss(TaskLoss):
     def forward(self, batch: Batch) -> Tensor:
         """The summed loss of the targets of `batch`, in nats: a float32 scalar."""
         with self._autocasting(batch):
-            return self._sum(*self._predicting(batch))
+            return self._sum(*self._predicting(batch), self._smoothing)
 
     def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
         """The summed loss of each row of `batch`, in nats: `[rows]`, float32."""
@@ -214,14 +222,14 @@ class LMLoss(TaskLoss):
     def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """`[targets, hidden]` and `[targets]`: the final hidden states, and what they predict."""
 
-    def _sum(self, hidden: Tensor, target_ids: Tensor) -> Tensor:
+    def _sum(self, hidden: Tensor, target_ids: Tensor, smoothing: float = 0.0) -> Tensor:
         head, dtype = self._head, hidden.dtype
         # Something in the head is trained, or it is no plain linear layer.
         if type(head) is not nn.Linear or head.weight.requires_grad or head.weight.dtype != dtype:
-            return chunked_loss(hidden, target_ids, self._logits, self._chunk)
+            return chunked_loss(hidden, target_ids, self._logits, self._chunk, smoothing)
         bias = head.bias if self._bias is None else self._bias.to(dtype)
         weights = HeadWeights(head.weight, bias, self._scale, self._softcap)
-        return frozen_head_loss(hidden, target_ids, weights, self._chunk)
+        return frozen_head_loss(hidden, target_ids, weights, self._chunk, smoothing)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._head(hidden)
@@ -281,7 +289,9 @@ class ClassificationLoss(TaskLoss):
     def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The summed loss, and `[2, rows]`: the right classes and those of the highest scores."""
         logits = self.logits(batch)
-        loss = cross_entropy(logits.float(), batch.labels, weight=self._class_weights, reduction="sum")
+        loss = cross_entropy(
+            logits.float(), batch.labels, weight=self._class_weights, reduction="sum", label_smoothing=self._smoothing
+        )
         return loss, torch.stack([batch.labels, logits.argmax(1)])
 
     def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:

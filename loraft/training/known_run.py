@@ -23,13 +23,14 @@ from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype, class_names, context_of, is_classifier, quietly_reading
 from loraft.models.load_model import load_any_config, load_config, load_noted_tokenizer, require_tensors
-from loraft.models.modules import decoder_inputs, linear_modules, parameter_count
+from loraft.models.modules import decoder_inputs, is_within, linear_modules, parameter_count
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec, spec_of
 from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
+from loraft.training.optimizer import TrainedTensor
 from loraft.training.run_events import tracker_problems
 
 Result = TypeVar("Result")
@@ -62,6 +63,7 @@ class ModelSummary:
         depths: The transformer layers of each stack.
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
+        trained: Every tensor that is trained.
         notes: What was found, a sentence each.
     """
 
@@ -73,6 +75,7 @@ class ModelSummary:
     vocabulary: int
     context: int | None
     targets: TargetModules | None
+    trained: tuple[TrainedTensor, ...]
     notes: tuple[str, ...]
 
     @property
@@ -133,8 +136,28 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
         vocabulary=config.vocab_size,
         context=context_of(config, family),
         targets=targets,
+        trained=tuple(_trained(skeleton, family, targets, use_dora=run.lora.use_dora)),
         notes=tuple(notes),
     )
+
+
+def _trained(
+    skeleton: PreTrainedModel, family: ModelSpec, targets: TargetModules | None, *, use_dora: bool
+) -> Iterator[TrainedTensor]:
+    """The tensors that are trained: A, B and DoRA's magnitudes, and the weights of what is trained whole."""
+    linear = linear_modules(skeleton)
+    layers = tuple(f"{path}." for path in family.stacks.values())
+    for name, rank in targets.ranks.items() if targets is not None else ():
+        inputs, outputs = linear[name]
+        yield TrainedTensor((rank, inputs), hidden=True)
+        yield TrainedTensor((outputs, rank), hidden=True)
+        if use_dora:
+            yield TrainedTensor((outputs,), hidden=False)
+    for name, weight in skeleton.named_parameters():
+        owner, _, kind = name.rpartition(".")
+        if weight.requires_grad and (targets is None or is_within(owner, *targets.saved)):
+            hidden = kind == "weight" and owner in linear and owner.startswith(layers)
+            yield TrainedTensor(tuple(weight.shape), hidden)
 
 
 def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:

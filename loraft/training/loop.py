@@ -269,7 +269,7 @@ def _save(run: Trainer, state: RunState) -> None:
         state.step,
         lambda folder: save_weights(run, state, folder),
         asdict(state) | changing,
-        optimizer_state(run.optimizer),
+        optimizer_state(run.optimizer, run.adapted.trainable),
     )
     rotate_checkpoints(run, state)
     run.observer(Saved(state.step, place))

@@ -18,6 +18,7 @@ from loraft.errors import ResourceError
 from loraft.kernels.cross_entropy import targets_in_chunk
 from loraft.tokenization.examples import Example
 from loraft.training.known_run import KnownRun, LayerSizes
+from loraft.training.optimizer import KINDS
 
 ROOM = 0.9
 """Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
@@ -25,11 +26,6 @@ BLOCK = 64
 """Weights that share one block constant in bitsandbytes' 4-bit types."""
 CONSTANTS_BLOCK = 256
 """Block constants that share one float32 when they are quantized too."""
-OPTIMIZER_BYTES = {
-    **dict.fromkeys(("adamw", "paged_adamw_32bit"), 8.0),
-    **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit"), 2.0 + 8 / 256),
-}
-"""Bytes a trained number: two moments in float32, or in 8 bits with a float32 for each block of 256."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class TrainingSizes:
     vocabulary: int
     whole_model: bool
     double_quant: bool
-    optimizer: str
+    optimizer_bytes: int
     device: str
 
 
@@ -121,7 +117,7 @@ def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
         weights=weights + trained if sizes.whole_model else weights,
         adapter=0 if sizes.whole_model else trained,
         gradients=trained,
-        optimizer=int(OPTIMIZER_BYTES[sizes.optimizer] * sizes.trainable_parameters),
+        optimizer=sizes.optimizer_bytes,
         activations=sum(_activations(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks),
         logits=logits,
         # torch.cuda's own peak, which is what is compared, leaves out the context.
@@ -223,7 +219,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         vocabulary=len(data.renderer.labels) or shape.vocabulary,
         whole_model=whole_model,
         double_quant=known.config.quantization.double_quant,
-        optimizer=known.config.training.optim,
+        optimizer_bytes=sum(map(KINDS[known.config.training.optim].state_bytes, shape.trained)),
         device=known.placement.device,
     )
 

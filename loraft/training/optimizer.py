@@ -1,42 +1,143 @@
-"""The optimizer, its learning rate, and its state as plain tensors.
-
-The rate is a pure function of the step, so a schedule has no state that could be lost.
-"""
+"""The optimizers, by their names in a config: how each is built, the bytes of its state, and that state as tensors."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers.optimization import Adafactor
+from transformers.pytorch_utils import Conv1D
 
-from loraft.config.schema import TrainingSection
+from loraft.adapters.inject import AdaptedModel
+from loraft.config.schema import RunConfig, TrainingSection
+from loraft.errors import ConfigError
 
 Scalar = int | float
+Groups = list[dict[str, Any]]
+IN_8_BITS_FROM = 4096
+"""bitsandbytes keeps the state of smaller tensors in 32 bits."""
+BLOCK = 256
+"""Numbers of state in 8 bits that share one float32."""
+SLOW_BETA = 0.9999
+"""AdEMAMix's third beta, that of its slow average, as bitsandbytes and transformers have it."""
 
 
-def warmup_steps(setting: float, steps: int) -> int:
-    """The steps of warm-up: `setting` itself, or that share of all `steps` (rounded up) where it is below 1."""
-    return math.ceil(setting * steps) if setting < 1 else min(int(setting), steps)
+class TrainedTensor(NamedTuple):
+    """What an optimizer needs to know of a tensor that is trained.
 
-
-def learning_rate(training: TrainingSection, step: int, steps: int) -> float:
-    """The rate of optimizer step `step`, counted from 1 to `steps`, as the resolved section says.
-
-    Warm-up rises linearly and never wastes a step on a rate of zero: step s of w runs at peak · s / (w + 1).
-    With p = (step - 1 - w) / (steps - w) the rate after it is peak · (1 - p) for linear, peak · (1 + cos πp) / 2
-    for cosine (Loshchilov and Hutter 2017, equation 5), and peak for constant.
+    Attributes:
+        hidden: It is the matrix of a linear module inside the layers, which is what Muon is for.
     """
-    assert training.learning_rate != "auto", "the plan resolves it"
-    peak, warmup = training.learning_rate, warmup_steps(training.warmup_steps, steps)
-    if step <= warmup:
-        return peak * step / (warmup + 1)
-    progress = (step - 1 - warmup) / max(1, steps - warmup)
-    shapes = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}
-    return peak * shapes[training.lr_scheduler_type]
+
+    shape: tuple[int, ...]
+    hidden: bool
+
+    @property
+    def numbers(self) -> int:
+        """How many it holds."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class OptimizerKind:
+    """One of `training.optim`.
+
+    Attributes:
+        state_bytes: The bytes of its state of a tensor, counters left out.
+        from_bitsandbytes: It runs where bitsandbytes does.
+    """
+
+    build: Callable[[Groups, TrainingSection], Optimizer]
+    state_bytes: Callable[[TrainedTensor], int]
+    from_bitsandbytes: bool = False
+
+
+class MuonAndAdamW(Optimizer):
+    """Muon for the matrices of hidden layers and AdamW for all else, as one optimizer.
+
+    Muon's step has the length of AdamW's (torch's `match_rms_adamw`), so that one rate and one decay do for both.
+
+    Source: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/); the length of the step by Liu et al. 2025
+    (https://arxiv.org/abs/2502.16982).
+    """
+
+    def __init__(self, groups: Groups, training: TrainingSection) -> None:
+        by_muon, others = ([group for group in groups if group["hidden"] is hidden] for hidden in (True, False))
+        parts = [torch.optim.Muon(by_muon, lr=0.0, adjust_lr_fn="match_rms_adamw")] if by_muon else []
+        self._parts: list[Optimizer] = [*parts, *([_adamw(others, training)] if others else [])]
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        for part in self._parts:
+            part.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of each."""
+        for part in self._parts:
+            part.step()
+
+
+def _adamw(groups: Groups, training: TrainingSection) -> Optimizer:
+    return torch.optim.AdamW(groups, lr=0.0, betas=(training.adam_beta1, training.adam_beta2), fused=True)
+
+
+def _adafactor(groups: Groups, _training: TrainingSection) -> Optimizer:
+    """As transformers' trainer has it: the rate is that of the schedule, and neither warms up nor scales by itself.
+
+    torch's own scales the rate by the size of the weights, at which B of LoRA, which begins at zero, hardly moves.
+    """
+    return Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False)  # type: ignore[no-untyped-call]
+
+
+def _of_bitsandbytes(name: str) -> Callable[[Groups, TrainingSection], Optimizer]:
+    def build(groups: Groups, training: TrainingSection) -> Optimizer:
+        from bitsandbytes import optim
+
+        betas = (training.adam_beta1, training.adam_beta2, *((SLOW_BETA,) if "AdEMAMix" in name else ()))
+        optimizer: Optimizer = getattr(optim, name)(groups, lr=0.0, betas=betas)
+        return optimizer
+
+    return build
+
+
+def _floats(count: int) -> Callable[[TrainedTensor], int]:
+    return lambda tensor: 4 * count * tensor.numbers
+
+
+def _bytes(count: int) -> Callable[[TrainedTensor], int]:
+    """`count` numbers for each, in 8 bits with a float32 for each block, where the tensor is large enough."""
+
+    def state_bytes(tensor: TrainedTensor) -> int:
+        if tensor.numbers < IN_8_BITS_FROM:
+            return 4 * count * tensor.numbers
+        return count * (tensor.numbers + 4 * ceil(tensor.numbers / BLOCK))
+
+    return state_bytes
+
+
+def _factored(tensor: TrainedTensor) -> int:
+    """A float32 for each row and each column of a matrix, or for each number of a vector."""
+    if len(tensor.shape) < 2:
+        return 4 * tensor.numbers
+    *_, rows, columns = tensor.shape
+    return 4 * (tensor.numbers // columns + tensor.numbers // rows)
+
+
+KINDS: Mapping[str, OptimizerKind] = {
+    "adamw": OptimizerKind(_adamw, _floats(2)),
+    "adamw_8bit": OptimizerKind(_of_bitsandbytes("AdamW8bit"), _bytes(2), from_bitsandbytes=True),
+    "paged_adamw_8bit": OptimizerKind(_of_bitsandbytes("PagedAdamW8bit"), _bytes(2), from_bitsandbytes=True),
+    "paged_adamw_32bit": OptimizerKind(_of_bitsandbytes("PagedAdamW32bit"), _floats(2), from_bitsandbytes=True),
+    "adafactor": OptimizerKind(_adafactor, _factored),
+    "lion_8bit": OptimizerKind(_of_bitsandbytes("Lion8bit"), _bytes(1), from_bitsandbytes=True),
+    "ademamix_8bit": OptimizerKind(_of_bitsandbytes("AdEMAMix8bit"), _bytes(3), from_bitsandbytes=True),
+    "muon": OptimizerKind(MuonAndAdamW, lambda tensor: _floats(1 if tensor.hidden else 2)(tensor)),
+}
+"""Every optimizer but auto, which the plan resolves to one of them."""
 
 
 def resolve_optim(training: TrainingSection, *, method: str, device: str) -> tuple[str, str | None]:
@@ -50,27 +151,76 @@ def resolve_optim(training: TrainingSection, *, method: str, device: str) -> tup
     return training.optim, None
 
 
-def build_optimizer(trainable: Mapping[str, nn.Parameter], training: TrainingSection) -> Optimizer:
-    """AdamW over `trainable` as the (resolved) section says; vectors, such as norms and biases, do not decay."""
-    matrices = [parameter for parameter in trainable.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable.values() if parameter.ndim < 2]
-    decays = ((matrices, training.weight_decay), (vectors, 0.0))
-    groups: list[dict[str, Any]] = [{"params": found, "weight_decay": decay} for found, decay in decays if found]
-    betas = (training.adam_beta1, training.adam_beta2)
-    if training.optim == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
-    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
+def require_optimizer(training: TrainingSection, device: str) -> None:
+    """Refuse an optimizer that cannot step on the device: what comes from bitsandbytes takes a step, to see.
 
-    classes = {"adamw_8bit": AdamW8bit, "paged_adamw_8bit": PagedAdamW8bit, "paged_adamw_32bit": PagedAdamW32bit}
-    optimizer: Optimizer = classes[training.optim](groups, lr=0.0, betas=betas)
-    return optimizer
+    Raises:
+        ConfigError: It cannot.
+    """
+    kind = KINDS[training.optim]
+    if not kind.from_bitsandbytes:
+        return
+    weights = [nn.Parameter(torch.ones(shape, device=device)) for shape in ((64, 64), (8,))]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            kind.build([{"params": weights}], training).step()
+    except Exception as error:  # a native library is missing or fails in its own ways; each is the reason
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        message = f"{training.optim} cannot take a step on this {device}: {reason}"
+        remedy = "write adamw or adafactor; `loraft doctor` tells what of bitsandbytes works here"
+        raise ConfigError(message, key="training.optim", remedy=remedy) from error
 
 
-def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
-    """The state of every parameter as tensors and numbers, named `INDEX.FIELD` in the order of the groups."""
+def hidden_matrices(adapted: AdaptedModel) -> frozenset[str]:
+    """The trained matrices of linear modules inside the layers, by name: not embeddings, heads or what is a vector."""
+    layers = [f".{path}." for path in adapted.loaded.family.stacks.values()]
+    modules = adapted.model.named_modules()
+    linear = {f"{name}.weight" for name, module in modules if isinstance(module, nn.Linear | Conv1D)}
+    return frozenset(
+        name for name in linear.intersection(adapted.trainable) if any(path in f".{name}" for path in layers)
+    )
+
+
+def optimizer_of(adapted: AdaptedModel, config: RunConfig) -> Optimizer:
+    """The optimizer of a run as its resolved config says."""
+    hidden = hidden_matrices(adapted) if config.training.optim == "muon" else frozenset()
+    return build_optimizer(adapted.trainable, config.training, hidden=hidden, plus_ratio=config.lora.plus_ratio)
+
+
+def build_optimizer(
+    trainable: Mapping[str, nn.Parameter],
+    training: TrainingSection,
+    *,
+    hidden: Set[str] = frozenset(),
+    plus_ratio: float = 1.0,
+) -> Optimizer:
+    """The optimizer of `trainable` that the (resolved) section names; vectors, such as norms and biases, do not decay.
+
+    Each of its groups has a `rate_factor` on the rate of the step: `plus_ratio` for B, and 1 for all else.
+
+    Source: Hayou et al. 2024, LoRA+ (https://arxiv.org/abs/2402.12354).
+    """
+    by_rule: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in trainable.items():
+        factor = plus_ratio if "lora_B" in name.split(".") else 1.0
+        by_rule.setdefault((parameter.ndim < 2, factor, name in hidden), []).append(parameter)
+    groups = [
+        {"params": found, "weight_decay": 0.0 if vector else training.weight_decay, "rate_factor": factor, "hidden": of}
+        for (vector, factor, of), found in sorted(by_rule.items(), key=lambda rule: rule[0])
+    ]
+    return KINDS[training.optim].build(groups, training)
+
+
+def optimizer_state(
+    optimizer: Optimizer, trainable: Mapping[str, nn.Parameter]
+) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
+    """The state of every parameter as tensors and numbers, named `INDEX.FIELD`: matrices first, whatever the groups."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Scalar] = {}
-    for index, (_, parameter) in enumerate(_places(optimizer)):
+    for index, parameter in enumerate(_in_order(trainable)):
         for field, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
                 tensors[f"{index}.{field}"] = value.detach().clone().contiguous()
@@ -79,14 +229,20 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, numbers
 
 
-def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Scalar]) -> None:
+def restore_optimizer(
+    optimizer: Optimizer,
+    trainable: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, Scalar],
+) -> None:
     """Put back what `optimizer_state` gave, bit for bit: no dtype is cast and paged buffers stay paged."""
     fields: dict[int, dict[str, Tensor | Scalar]] = {}
     for name, value in [*tensors.items(), *numbers.items()]:
         number, _, field = name.partition(".")
         fields.setdefault(int(number), {})[field] = value
-    for index, ((g, p), parameter) in enumerate(_places(optimizer)):
-        state = optimizer.state[parameter]
+    places = dict(_places(optimizer))
+    for index, parameter in enumerate(_in_order(trainable)):
+        state, (g, p) = optimizer.state[parameter], places[parameter]
         if index in fields and hasattr(optimizer, "init_state") and not state:
             # bitsandbytes allocates its buffers, paged ones included, as its first step would.
             optimizer.init_state(optimizer.param_groups[g], parameter, g, p)
@@ -97,7 +253,12 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], numbe
                 state[field] = value.to(parameter.device) if isinstance(value, Tensor) else value
 
 
-def _places(optimizer: Optimizer) -> Iterator[tuple[tuple[int, int], nn.Parameter]]:
-    """The parameters, each by the numbers of its group and of its place in the group."""
+def _in_order(trainable: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters as checkpoints number them: matrices, then vectors, each in the order of their names."""
+    return sorted(trainable.values(), key=lambda parameter: parameter.ndim < 2)
+
+
+def _places(optimizer: Optimizer) -> Iterator[tuple[nn.Parameter, tuple[int, int]]]:
+    """The parameters, each with the numbers of its group and of its place in the group."""
     for g, group in enumerate(optimizer.param_groups):
-        yield from (((g, p), parameter) for p, parameter in enumerate(group["params"]))
+        yield from ((parameter, (g, p)) for p, parameter in enumerate(group["params"]))

@@ -23,9 +23,10 @@ from loraft.training.checkpoint import (
     restore_rng,
 )
 from loraft.training.loop import all_trained, rotate_checkpoints, stops_early, weights_in
-from loraft.training.optimizer import learning_rate, restore_optimizer
+from loraft.training.optimizer import restore_optimizer
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan, steps_of
+from loraft.training.schedule import learning_rate
 from loraft.training.train_step import Trainer
 
 SILENT = "training.output_dir"
@@ -127,7 +128,7 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     checkpoint = load_checkpoint(newest)
     _restore_weights(run, newest)
     if checkpoint.state.get("optim", run.settings.optim) == run.settings.optim:
-        restore_optimizer(run.optimizer, checkpoint.optimizer, checkpoint.optimizer_numbers)
+        restore_optimizer(run.optimizer, run.adapted.trainable, checkpoint.optimizer, checkpoint.optimizer_numbers)
     else:
         run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
     run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 
 from loraft.adapters.model_card import shown
-from loraft.config.schema import RunConfig
+from loraft.config.schema import RunConfig, TrainingSection
 from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_packing
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError
 from loraft.figures import counted
 from loraft.tasks.loss import BatchLayout
-from loraft.training.known_run import KnownRun, known_run
+from loraft.training.known_run import KnownRun, ModelSummary, known_run
 from loraft.training.memory import MemoryPlan, plan_memory, require_memory
-from loraft.training.optimizer import learning_rate, resolve_optim, warmup_steps
+from loraft.training.optimizer import require_optimizer, resolve_optim
+from loraft.training.schedule import learning_rate, require_schedule, warmup_steps
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 LINE_STEP = 32
@@ -73,6 +74,7 @@ def plan_run(config: RunConfig, *, must_fit: bool = True) -> RunPlan:
     in_16_bits_on_cpu = known.placement.device == "cpu" and known.placement.dtype != torch.float32
     line_step = LINE_STEP if in_16_bits_on_cpu else 1
     steps, pad_id = steps_of(config, batches), data.renderer.tokenizer.pad_token_id
+    require_schedule(training, steps)
     known = replace(
         known,
         config=config.model_copy(update={"training": training}),
@@ -116,7 +118,9 @@ def _resolved(known: KnownRun) -> KnownRun:
     optim, note = resolve_optim(training, method=config.method, device=known.placement.device)
     asks = config.method == "qlora" and config.quantization.compute_dtype == "auto"
     compute = dtype if asks else config.quantization.compute_dtype
-    notes = [note] if note else []
+    settled = training.model_copy(update={"learning_rate": rate, "optim": optim})
+    require_optimizer(settled, known.placement.device)
+    notes = [*([note] if note else []), *_optimizer_notes(known.shape, config, settled)]
     if training.learning_rate == "auto":
         notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}")
     if training.max_steps is not None and "num_train_epochs" in training.model_fields_set:
@@ -124,10 +128,25 @@ def _resolved(known: KnownRun) -> KnownRun:
     changed = {
         "model": config.model.model_copy(update={"dtype": dtype}),
         "quantization": config.quantization.model_copy(update={"compute_dtype": compute}),
-        "training": training.model_copy(update={"learning_rate": rate, "optim": optim}),
+        "training": settled,
     }
     notes = [*known.notes, *known.data.renderer.notes, *notes, *known.data.report.notes]
     return replace(known, config=config.model_copy(update=changed), notes=tuple(notes))
+
+
+def _optimizer_notes(shape: ModelSummary, config: RunConfig, settled: TrainingSection) -> Iterator[str]:
+    """What is trained by another rule than the rest."""
+    rate = settled.learning_rate
+    assert rate != "auto", "it is settled"
+    if settled.optim == "muon":
+        hidden = sum(tensor.hidden for tensor in shape.trained)
+        others = counted(len(shape.trained) - hidden, "other tensor", "other tensors")
+        yield f"training.optim muon: Muon trains {hidden:,} matrices inside the layers, AdamW the {others}"
+    if settled.optim == "lion_8bit" and config.training.learning_rate == "auto":
+        yield "Lion's steps are as long as the rate: a third to a tenth of AdamW's learning rate is usual"
+    if config.method != "full" and config.lora.plus_ratio != 1:
+        ratio = config.lora.plus_ratio
+        yield f"lora.plus_ratio {ratio:g}: B learns at {rate * ratio:g}, all else at {rate:g}"
 
 
 def steps_of(config: RunConfig, batches: BatchSampler | StreamingSampler) -> int:

@@ -27,9 +27,11 @@ from loraft.figures import label_figures
 from loraft.models.quantize import unpacked
 from loraft.tasks.loss import Batch, TaskLoss
 from loraft.tokenization.examples import Example
-from loraft.training.optimizer import build_optimizer, learning_rate
+from loraft.training.embedding_noise import noisy_embeddings
+from loraft.training.optimizer import optimizer_of
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan
+from loraft.training.schedule import learning_rate
 
 NAMED = 8
 """The most rows that an error names."""
@@ -62,7 +64,7 @@ class Trainer:
     def __post_init__(self) -> None:
         dtype, device = self.plan.placement.dtype, self.plan.placement.device
         self.loss = planned_loss(self.plan, self.adapted)
-        self.optimizer = build_optimizer(self.adapted.trainable, self.settings)
+        self.optimizer = optimizer_of(self.adapted, self.plan.config)
         self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
     @property
@@ -88,7 +90,8 @@ def planned_loss(plan: RunPlan, adapted: AdaptedModel) -> TaskLoss:
     weights = plan.task.loss_weights(plan.config, plan.data.renderer.labels, plan.data.train)
     on_device = None if weights is None else weights.to(plan.placement.device)
     autocast = None if plan.placement.dtype == torch.float32 else plan.placement.dtype
-    return plan.task.loss(adapted.loaded.model, plan.shape.family, autocast, on_device)
+    smoothing = plan.config.training.label_smoothing_factor
+    return plan.task.loss(adapted.loaded.model, plan.shape.family, autocast, on_device, smoothing)
 
 
 @dataclass
@@ -124,7 +127,8 @@ def take_step(run: Trainer, step: int, window: StepBatches, clock: Throughput) -
     weight = sum(run.loss.weight(batch) for batch in batches)
     loss = 0.0
     for batch, rows in zip(batches, window.batches, strict=True):
-        part = run.loss(batch)
+        with noisy_embeddings(run.plan, run.adapted, rows):
+            part = run.loss(batch)
         run.scaler.scale(part / weight).backward()
         loss += require_finite(part.item(), "the loss", step, rows, run)
     run.scaler.unscale_(run.optimizer)
@@ -134,7 +138,7 @@ def take_step(run: Trainer, step: int, window: StepBatches, clock: Throughput) -
         require_finite(clock.norm, "the gradient", step, [example for rows in window.batches for example in rows], run)
     clock.rate = learning_rate(run.settings, step, run.plan.steps)
     for group in run.optimizer.param_groups:
-        group["lr"] = clock.rate
+        group["lr"] = clock.rate * group.get("rate_factor", 1.0)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)

@@ -20,6 +20,10 @@ RESTARTS = (
     "There is no cosine_with_restarts here: training.lr_scheduler_type is cosine at the nearest, "
     "and it falls once and does not restart."
 )
+SCHEDULES = (
+    "linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, polynomial, inverse_sqrt or "
+    "warmup_stable_decay"
+)
 SUPERVISED = "loraft trains by supervised fine-tuning alone, task: causal_lm, seq2seq_lm or seq_cls"
 
 
@@ -89,12 +93,26 @@ def test_every_foreign_value_has_a_place_for_ours() -> None:
         ("mixed_precision", "no", "Write model.dtype: float32."),
         ("mixed_precision", "fp8", "There is no fp8 here: model.dtype is float32, bfloat16 or float16."),
         ("lr_scheduler", "cosine_with_restarts", RESTARTS),
-        ("lr_scheduler", "constant_with_warmup", "Write training.lr_scheduler_type: constant."),
+        ("lr_scheduler", "constant_with_warmup", "Write training.lr_scheduler_type: constant_with_warmup."),
+        ("lr_scheduler", "greedy", f"There is no greedy here: training.lr_scheduler_type is {SCHEDULES}."),
+        ("min_lr", 1e-5, "Write training.lr_scheduler_kwargs: {min_lr: 1e-05}."),
+        ("num_decay_steps", 20, "Write training.lr_scheduler_kwargs: {num_decay_steps: 20}."),
         (
-            "lr_scheduler",
-            "polynomial",
-            "There is no polynomial here: training.lr_scheduler_type is linear, cosine or constant.",
+            "cosine_min_lr_ratio",
+            0.1,
+            "Write training.lr_scheduler_type: cosine_with_min_lr and training.lr_scheduler_kwargs: "
+            "{min_lr_rate: 0.1}.",
         ),
+        ("optimizer", "lion_8bit", "Write training.optim: lion_8bit."),
+        (
+            "optimizer",
+            "lion_32bit",
+            "There is no lion_32bit here: training.optim is lion_8bit at the nearest, and its state is in 8 bits.",
+        ),
+        ("use_muon", True, "Write training.optim: muon."),
+        ("label_smoothing", 0.1, "Write training.label_smoothing_factor: 0.1."),
+        ("noisy_embedding_alpha", 5, "Write training.neftune_noise_alpha: 5."),
+        ("loraplus_lr_ratio", 16, "Write lora.plus_ratio: 16."),
         ("stage", "sft", "Leave it out: the task is supervised fine-tuning, task: causal_lm."),
         ("stage", "pt", "Write task: causal_lm and data.format: text, which learns whole texts."),
         ("stage", "dpo", f"There is no dpo here: {SUPERVISED}."),

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from loraft.config.config_file import inline, load_config
+from loraft.config.schedules import ScheduleKwargs
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import METHODS, USED_BY, expected, path_of
 from loraft.config.sections import DataSource, Section, StackLayers
@@ -19,6 +20,7 @@ from loraft.tasks import TASKS
 PAGE = Path(__file__).parents[2] / "docs/config.md"
 INNER = {
     "lora.layers": ("`lora.layers`, each stack by itself", StackLayers),
+    "training.lr_scheduler_kwargs": ("`training.lr_scheduler_kwargs`, by schedule", ScheduleKwargs),
     "data.train": ("`data.train` and `data.eval`, one source", DataSource),
 }
 """The sections inside sections, by the key that holds them; `data.eval` holds what `data.train` does."""
@@ -105,7 +107,13 @@ def test_the_page_is_what_the_schema_says() -> None:
 
 def test_every_key_of_the_schema_is_on_the_page() -> None:
     text = page()
-    sections = [RunConfig, *filter(None, map(_section, RunConfig.model_fields)), StackLayers, DataSource]
+    sections = [
+        RunConfig,
+        *filter(None, map(_section, RunConfig.model_fields)),
+        StackLayers,
+        ScheduleKwargs,
+        DataSource,
+    ]
     keys = [key for section in sections for key in section.model_fields if not (section is RunConfig and _section(key))]
     assert text.count("\n| `") == len(keys) + len(ROWS)
     assert all(f"\n| `{key}` | " in text for key in keys)

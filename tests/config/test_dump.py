@@ -105,6 +105,15 @@ def test_shipped_configs_read_back_equal(tmp_path: Path, path: Path) -> None:
     assert load_config(write(tmp_path, dump_config(config))) == config
 
 
+def test_the_numbers_of_a_schedule_are_written_as_they_were(tmp_path: Path) -> None:
+    said = "{num_decay_steps: 0.2, decay_type: 1-sqrt}"
+    overrides = ["training.lr_scheduler_type=warmup_stable_decay", f"training.lr_scheduler_kwargs={said}"]
+    config = load_config(write(tmp_path, LEAST), overrides)
+    written = dump_config(config)
+    assert f"  lr_scheduler_kwargs: {said}" in written.splitlines()
+    assert load_config(write(tmp_path, written)) == config
+
+
 def test_it_is_readable(tmp_path: Path) -> None:
     overrides = [
         "data.eval={path: e.csv, split: test}",

@@ -84,6 +84,7 @@ def test_keys_that_the_task_does_not_use(tmp_path: Path) -> None:
         ("training={group_by_length: true}", ("training.group_by_length", "data.packing: fill")),
         ("data.eval=[{path: e.jsonl, weight: 2}]", ("the weight of a source", "data.eval")),
         ("training={sample_prompts: [Hi]}", ("training.sample_prompts", "data.eval: null")),
+        ("training={adam_beta2: 0.95, optim: adafactor}", ("training.adam_beta2", "training.optim: adafactor")),
     ],
 )
 def test_keys_that_another_key_leaves_without_use(tmp_path: Path, override: str, unused: tuple[str, str]) -> None:

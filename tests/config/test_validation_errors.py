@@ -73,7 +73,8 @@ from tests.config.written_files import LEAST, only, problems, write
             "training: {optim: adamw_torch}",
             "run.yaml:3:19",
             "training.optim",
-            "must be auto, adamw, adamw_8bit, paged_adamw_8bit or paged_adamw_32bit; found the text 'adamw_torch'",
+            "must be auto, adamw, adamw_8bit, paged_adamw_8bit, paged_adamw_32bit, adafactor, lion_8bit, ademamix_8bit "
+            "or muon; found the text 'adamw_torch'",
             "Here it is called adamw.",
         ),
         (

@@ -183,6 +183,7 @@ def on_the_meta_device(
     path = str(write_rows(folder / "rows.jsonl", [{"text": text} for _ in range(20)]))
     gpu = DeviceConfig("cuda", torch.bfloat16, "a GPU", memory, memory, ())
     monkeypatch.setattr("loraft.training.known_run.select_device", lambda _: gpu)
+    monkeypatch.setattr("loraft.training.run_plan.require_optimizer", lambda *_: None)  # there is no GPU to step on
     monkeypatch.setattr("loraft.models.load_model.check_weights", lambda *_: None)  # there are none to be checked
     section = {"train": path, "eval": None, "max_length": config.data.max_length, "on_overlength": "truncate"}
     data = type(config.data).model_validate(section)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from loraft.kernels import cross_entropy as loss_module
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
@@ -151,6 +152,34 @@ def test_a_frozen_head_gives_the_same_loss_and_gradient_in_one_pass(softcap: flo
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         torch.testing.assert_close(frozen_head_loss(hidden, ids, weights, 20), results[0][0])
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_smoothed_labels_are_torchs_own(softcap: float | None, smoothing: float) -> None:
+    """Both ways to a loss, with its gradient, against torch's `label_smoothing`: 1e-6 in float32."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(8, 50).requires_grad_(False)
+    hidden, ids = torch.randn(53, 8, generator=generator), torch.randint(0, 50, (53,), generator=generator)
+
+    def logits_of(states: torch.Tensor) -> torch.Tensor:
+        logits = head(states) * 0.5
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    weights = HeadWeights(head.weight, head.bias, 0.5, softcap)
+    results = []
+    for compute in (
+        lambda h: cross_entropy(logits_of(h), ids, label_smoothing=smoothing, reduction="sum"),
+        lambda h: chunked_loss(h, ids, logits_of, 20, smoothing),
+        lambda h: frozen_head_loss(h, ids, weights, 20, smoothing),
+    ):
+        states = hidden.clone().requires_grad_()
+        total = compute(states) / 53
+        total.backward()
+        assert states.grad is not None
+        results.append((total.detach(), states.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(results[2], results[0], rtol=1e-6, atol=1e-6)
 
 
 def test_a_certain_mistake_has_a_finite_loss() -> None:

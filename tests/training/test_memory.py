@@ -12,6 +12,7 @@ import pytest
 
 from loraft.training.known_run import LayerSizes
 from loraft.training.memory import StackSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
+from loraft.training.optimizer import KINDS, TrainedTensor
 
 STACK = StackSizes(
     layer=LayerSizes(hidden=8, linear_inputs=40, linear_outputs=60, inner=16, heads=2),
@@ -30,7 +31,7 @@ SIZES = TrainingSizes(
     vocabulary=50,
     whole_model=False,
     double_quant=True,
-    optimizer="adamw",
+    optimizer_bytes=800,
     device="cuda",
 )
 
@@ -68,9 +69,21 @@ def test_fewer_layers_with_a_graph_keep_fewer_activations() -> None:
     assert plans[0].activations == plans[1].activations / 2
 
 
-def test_8bit_moments_take_a_quarter() -> None:
-    plan = predict(replace(SIZES, optimizer="adamw_8bit"), checkpointing=False)
-    assert plan.optimizer == 203  # 100 · (2 + 2 · 4 / 256)
+@pytest.mark.parametrize(
+    ("optim", "bytes_of_a_matrix", "of_a_small_one", "of_a_vector"),
+    [
+        ("adamw", 8 * 8192, 8 * 128, 8 * 7),
+        ("adamw_8bit", 2 * 8192 + 2 * 4 * 32, 8 * 128, 8 * 7),
+        ("lion_8bit", 8192 + 4 * 32, 4 * 128, 4 * 7),
+        ("ademamix_8bit", 3 * 8192 + 3 * 4 * 32, 12 * 128, 12 * 7),
+        ("adafactor", 4 * (64 + 128), 4 * (16 + 8), 4 * 7),
+        ("muon", 4 * 8192, 4 * 128, 8 * 7),
+    ],
+)
+def test_the_state_of_each_optimizer(optim: str, bytes_of_a_matrix: int, of_a_small_one: int, of_a_vector: int) -> None:
+    """8 bits are a byte and, for each 256, a float32 a moment; what is smaller than 4096 numbers stays in 32 bits."""
+    tensors = [TrainedTensor((64, 128), True), TrainedTensor((16, 8), True), TrainedTensor((7,), False)]
+    assert [KINDS[optim].state_bytes(tensor) for tensor in tensors] == [bytes_of_a_matrix, of_a_small_one, of_a_vector]
 
 
 def test_the_peak_of_this_process_is_that_of_the_system() -> None:

@@ -12,8 +12,8 @@ from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import Interrupted, RunFolderError
 from loraft.events import Event, Note
-from loraft.training.optimizer import learning_rate
 from loraft.training.resume import rate_note
+from loraft.training.schedule import learning_rate
 from loraft.training.trainer import TrainResult
 from tests.training.building import contrary, rows, tiny_config, write_rows
 from tests.training.test_trainer import config_of, metrics, stop_at

@@ -60,8 +60,16 @@ def config_of(tmp_path: Path, output: str, **overrides: Any) -> Any:
         {"task": "seq2seq_lm"},
         {"task": "seq_cls"},
         {"task": "seq2seq_lm", "method": "full", "model_type": "marian"},  # its positions are not trained, nor saved
+        {"training__optim": "adafactor", "training__neftune_noise_alpha": 5.0, "lora__plus_ratio": 8.0},
+        {"training__optim": "lion_8bit", "training__lr_scheduler_type": "inverse_sqrt", "lora__r": 128},
+        {"training__optim": "ademamix_8bit", "training__label_smoothing_factor": 0.1, "lora__r": 128},
+        {"training__optim": "muon", "training__lr_scheduler_type": "polynomial", "lora__use_dora": True},
+        {"training__optim": "muon", "method": "full", "training__neftune_noise_alpha": 5.0},
     ],
-    ids=["lora", "full", "qlora-8bit", "seq2seq", "classifier", "marian-full"],
+    ids=[
+        *("lora", "full", "qlora-8bit", "seq2seq", "classifier", "marian-full"),
+        *("adafactor", "lion", "ademamix", "muon", "muon-full"),
+    ],
 )
 def test_stopped_at_any_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
     """Adapter, optimizer and metrics of a resumed run are those of one that was never stopped."""
