@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.config.choices import Method, TaskName
-from loraft.config.schema import RunConfig
+from loraft.config.schema import RunConfig, TrainingSection
 from loraft.figures import perplexity
 from loraft.tasks import TASKS
 
@@ -159,17 +159,30 @@ def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
         "learning rate": f"{training.learning_rate}, {training.lr_scheduler_type}, warm-up {training.warmup_steps:g}",
         "batch": f"{training.per_device_train_batch_size} rows × {training.gradient_accumulation_steps} accumulated",
         "optimizer": f"{training.optim}, weight decay {training.weight_decay:g}, clipping {training.max_grad_norm}",
+        **_regularisers(training),
         "seed": str(config.seed),
         **({} if config.method == "full" else _adapter_rows(config)),
     }
     yield from (f"| {name} | {cell(value)} |" for name, value in rows.items())
 
 
+def _regularisers(training: TrainingSection) -> dict[str, str]:
+    """What was done against learning by heart, where anything was."""
+    rows = {}
+    if training.label_smoothing_factor:
+        rows["label smoothing"] = f"{training.label_smoothing_factor:g}"
+    if training.neftune_noise_alpha is not None:
+        rows["noise on embeddings"] = f"NEFTune, alpha {training.neftune_noise_alpha:g}"
+    return rows
+
+
 def _adapter_rows(config: RunConfig) -> dict[str, str]:
     lora = config.lora
     targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(map(code, lora.target_modules))
     layers = lora.layers if isinstance(lora.layers, str) else ", ".join(map(str, lora.layers))
-    extras = [word for word, used in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if used]
+    plus = f"LoRA+ (B at {lora.plus_ratio:g} times the rate)"
+    kinds = (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora), (plus, lora.plus_ratio != 1))
+    extras = [word for word, used in kinds if used]
     rows = {
         "rank, alpha, dropout": ", ".join([f"{lora.r}, {lora.alpha:g}, {lora.dropout:g}", *extras]),
         "target modules": targets,

@@ -26,6 +26,7 @@ from loraft.models.modules import decoder_inputs
 from loraft.models.registry import FAMILIES
 from loraft.tasks import TASKS
 from loraft.tokenization.boundaries import Pieces
+from loraft.training.embedding_noise import noisy_embeddings
 from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.train_step import planned_loss
 from loraft.training.trainer import build_model
@@ -186,9 +187,10 @@ def _gradients(plan: RunPlan) -> GradientReport:
     batch = plan.task.collate(window.batches[0], plan.layout).to(plan.placement.device)
     weight = loss.weight(batch)
     scale = LOSS_SCALE if plan.placement.dtype == torch.float16 else 1.0
-    found = batch_gradients(
-        adapted.loaded.model, plan.shape.family, adapted.trainable, lambda: loss(batch) / weight, scale
-    )
+    with noisy_embeddings(plan, adapted, window.batches[0]):
+        found = batch_gradients(
+            adapted.loaded.model, plan.shape.family, adapted.trainable, lambda: loss(batch) / weight, scale
+        )
     rows = tuple(example.where for example in window.batches[0])
     name, notes = plan.config.model.name_or_path, (*plan.notes, *adapted.notes)
     return GradientReport(name, plan.config.method, rows, batch.tokens, batch.targets, found, notes)

@@ -1,7 +1,7 @@
 """NEFTune: noise on the embeddings of the rows that are trained on.
 
 transformers takes the length of the whole line for that of the row, so that packed and padded rows get less noise than
-their own length asks for, and padding gets some. Of an encoder-decoder such as T5 it hooks a module that is not run.
+their own length asks for, and padding gets some. Of T5, BART and their kin it hooks a module that is not run.
 
 Source: Jain et al. 2023, NEFTune, section 2 (https://arxiv.org/abs/2310.05914).
 """

@@ -199,5 +199,7 @@ def rate_note(training: TrainingSection, *, step: int, before: int, now: int) ->
 
 
 def _written(value: object) -> str:
-    """A value of a dumped config as a config says it."""
+    """A value of a dumped config as a config says it; of a section inside a section what is said in it."""
+    if isinstance(value, Mapping):
+        value = {key: inner for key, inner in value.items() if inner is not None}
     return inline(tuple(value) if isinstance(value, list) else value)

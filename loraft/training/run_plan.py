@@ -140,8 +140,9 @@ def _optimizer_notes(shape: ModelSummary, config: RunConfig, settled: TrainingSe
     assert rate != "auto", "it is settled"
     if settled.optim == "muon":
         hidden = sum(tensor.hidden for tensor in shape.trained)
-        others = counted(len(shape.trained) - hidden, "other tensor", "other tensors")
-        yield f"training.optim muon: Muon trains {hidden:,} matrices inside the layers, AdamW the {others}"
+        others = counted(len(shape.trained) - hidden, "other tensor")
+        rest = f", AdamW the {others}" if hidden < len(shape.trained) else ", and there is nothing else"
+        yield f"training.optim muon: Muon trains {counted(hidden, 'matrix', 'matrices')} inside the layers{rest}"
     if settled.optim == "lion_8bit" and config.training.learning_rate == "auto":
         yield "Lion's steps are as long as the rate: a third to a tenth of AdamW's learning rate is usual"
     if config.method != "full" and config.lora.plus_ratio != 1:

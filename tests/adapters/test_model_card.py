@@ -143,3 +143,15 @@ def test_what_the_card_imports_is_there(method: str) -> None:
     imports = [line for line in code_block.splitlines() if line.startswith("from ")]
     assert len(imports) == (3 if method == "lora" else 1)
     exec("\n".join(imports), {})
+
+
+def test_the_card_says_what_else_was_done_in_training_where_it_was() -> None:
+    plain = model_card(run_config(), FACTS, "1")
+    assert not any(word in plain for word in ("smoothing", "NEFTune", "LoRA+"))
+    config = run_config()
+    training = config.training.model_copy(update={"label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0})
+    lora = config.lora.model_copy(update={"plus_ratio": 16.0})
+    card = model_card(config.model_copy(update={"training": training, "lora": lora}), FACTS, "1")
+    assert "| label smoothing | 0.1 |" in card
+    assert "| noise on embeddings | NEFTune, alpha 5 |" in card
+    assert "LoRA+ (B at 16 times the rate)" in card

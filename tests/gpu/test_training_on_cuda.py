@@ -28,6 +28,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "qlora-32bit": {"method": "qlora", "training__optim": "paged_adamw_32bit", "model__dtype": "bfloat16"},
     "lora": {"model__dtype": "bfloat16"},
     "float16": {"model__dtype": "float16"},
+    **{
+        optim: {"model__dtype": "bfloat16", "training__optim": optim, "lora__r": 64}
+        for optim in ("adafactor", "lion_8bit", "ademamix_8bit", "muon")
+    },
+    "noise": {
+        "model__dtype": "bfloat16",
+        "training__neftune_noise_alpha": 5.0,
+        "training__label_smoothing_factor": 0.1,
+    },
 }
 
 

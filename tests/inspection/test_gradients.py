@@ -13,8 +13,10 @@ from torch import nn
 from loraft.api import inspect_gradients
 from loraft.inspection.gradients import BatchGradients, batch_gradients, course_of
 from loraft.models.registry import FAMILIES
+from loraft.training.loop import fit
+from loraft.training.run_events import StepLogged
 from tests.tiny import tiny_model
-from tests.training.building import tiny_config
+from tests.training.building import tiny_config, tiny_fit
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
 
@@ -130,3 +132,14 @@ def test_other_tasks(tmp_path: Path, task: str) -> None:
         ["encoder", "decoder"] if task == "seq2seq_lm" else ["encoder"]
     )
     assert all(course.ratio for course in found.courses)
+
+
+def test_the_gradient_is_that_of_the_first_step_smoothed_labels_and_noise_too(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path, training__label_smoothing_factor=0.2, training__neftune_noise_alpha=5.0, training__max_steps=1
+    )
+    found = inspect_gradients(config).gradients
+    logged: list[StepLogged] = []
+    fit(*tiny_fit(config, lambda event: logged.extend([event] if isinstance(event, StepLogged) else [])))
+    assert found.loss == pytest.approx(logged[0].loss, rel=1e-6)
+    assert found.norm == pytest.approx(logged[0].grad_norm, rel=1e-5)

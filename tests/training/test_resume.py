@@ -155,6 +155,25 @@ def test_a_run_that_stopped_early_says_so_and_goes_on_with_more_patience(tmp_pat
     assert resume(config(None))[0].steps == 9
 
 
+def test_what_changes_the_steps_is_refused_in_the_words_of_the_config(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    api.train(longer(tmp_path, 2))
+    schedule = {"training__lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
+    others = {"training__label_smoothing_factor": 0.1, "training__neftune_noise_alpha": 5.0, "lora__plus_ratio": 4.0}
+    changed = _changed(longer(tmp_path, 4), {"training__lr_scheduler_type": "cosine_with_min_lr", **schedule, **others})
+    with pytest.raises(RunFolderError) as refused:
+        resume(RunConfig.model_validate(changed))
+    told = [problem.message.removeprefix("since the run was begun, ") for problem in refused.value.problems]
+    assert told == [
+        "lora.plus_ratio was 1 and is 4",
+        "training.label_smoothing_factor was 0 and is 0.1",
+        "training.lr_scheduler_kwargs was null and is {min_lr_rate: 0.1}",
+        "training.lr_scheduler_type was linear and is cosine_with_min_lr",
+        "training.neftune_noise_alpha was null and is 5",
+    ]
+    assert resume(RunConfig.model_validate(changed), resume_anyway=True)[0].steps == 4
+
+
 @pytest.mark.parametrize(
     ("schedule", "step", "told"),
     [
