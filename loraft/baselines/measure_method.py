@@ -74,10 +74,19 @@ def trial_of(config: RunConfig, method: Method, steps: int) -> RunConfig:
     one another: what a small update needs would wreck weights that are all trained.
     """
     changed: dict[str, Any] = {"max_steps": steps}
-    rate = config.training.learning_rate
+    factor = LEARNING_RATES[method] / LEARNING_RATES[config.method]
+    rate, kwargs = config.training.learning_rate, config.training.lr_scheduler_kwargs
     if rate != "auto":
-        changed["learning_rate"] = float(f"{rate * LEARNING_RATES[method] / LEARNING_RATES[config.method]:.6g}")
+        changed["learning_rate"] = _scaled(rate, factor)
+    if kwargs is not None:
+        ends = {name: getattr(kwargs, name) for name in ("min_lr", "lr_end")}
+        scaled = {name: _scaled(end, factor) for name, end in ends.items() if end is not None}
+        changed["lr_scheduler_kwargs"] = kwargs.model_copy(update=scaled)
     return config.model_copy(update={"method": method, "training": config.training.model_copy(update=changed)})
+
+
+def _scaled(rate: float, factor: float) -> float:
+    return float(f"{rate * factor:.6g}")
 
 
 def _planned(config: RunConfig, method: Method) -> dict[str, Any]:

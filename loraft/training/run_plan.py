@@ -74,11 +74,17 @@ def plan_run(config: RunConfig, *, must_fit: bool = True) -> RunPlan:
     in_16_bits_on_cpu = known.placement.device == "cpu" and known.placement.dtype != torch.float32
     line_step = LINE_STEP if in_16_bits_on_cpu else 1
     steps, pad_id = steps_of(config, batches), data.renderer.tokenizer.pad_token_id
-    require_schedule(training, steps)
+    schedule_notes = [*require_schedule(training, steps)]
     known = replace(
         known,
         config=config.model_copy(update={"training": training}),
-        notes=(*known.notes, *_packing_notes(known, drawn, packed=packed), *memory_notes, *base_notes(config)),
+        notes=(
+            *known.notes,
+            *_packing_notes(known, drawn, packed=packed),
+            *memory_notes,
+            *schedule_notes,
+            *base_notes(config),
+        ),
     )
     return RunPlan(
         **vars(known),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import torch
 from transformers import get_scheduler
 
-from loraft.config.schedules import LINEAR_WARMUP, ScheduleName
+from loraft.config.schedules import LINEAR_WARMUP, ScheduleKwargs, ScheduleName
 from loraft.config.schema import TrainingSection
 from loraft.errors import ConfigError
 from loraft.figures import counted
@@ -36,9 +36,8 @@ def learning_rate(training: TrainingSection, step: int, steps: int) -> float:
     assert training.learning_rate != "auto", "the plan resolves it"
     peak, warmup = training.learning_rate, warmup_steps(training.warmup_steps, steps)
     if training.lr_scheduler_type not in LINEAR_WARMUP:
-        return peak * _of_transformers(training.lr_scheduler_type, peak, warmup, steps, _kwargs(training, steps))(
-            step - 1
-        )
+        kwargs = _kwargs(training, warmup, steps)
+        return peak * _of_transformers(training.lr_scheduler_type, peak, warmup, steps, kwargs)(step - 1)
     if step <= warmup:
         return peak * step / (warmup + 1)
     progress = (step - 1 - warmup) / max(1, steps - warmup)
@@ -46,34 +45,30 @@ def learning_rate(training: TrainingSection, step: int, steps: int) -> float:
     return peak * shapes[training.lr_scheduler_type]
 
 
-def require_schedule(training: TrainingSection, steps: int) -> None:
-    """Refuse numbers of a schedule that do not go with the rate and the steps of the resolved run.
+def require_schedule(training: TrainingSection, steps: int) -> Iterator[str]:
+    """Look at the numbers of a schedule beside the rate and the steps of the resolved run; what there is to tell.
 
     Raises:
-        ConfigError: The rate would end above its peak, or its parts are more steps than there are.
+        ConfigError: The rate would not fall.
     """
     assert training.learning_rate != "auto", "the plan resolves it"
-    peak, said = training.learning_rate, training.lr_scheduler_kwargs
-    warmup, kwargs = warmup_steps(training.warmup_steps, steps), dict(_kwargs(training, steps))
-    lowest = said.min_lr if said is not None and said.min_lr is not None else 0.0
-    if training.lr_scheduler_type == "polynomial":
-        lowest = said.lr_end if said is not None and said.lr_end is not None else LR_END
-    if lowest >= peak:
-        message = f"the rate would end at {lowest:g}, which is not below training.learning_rate {peak:g}"
+    peak, said = training.learning_rate, training.lr_scheduler_kwargs or ScheduleKwargs()
+    ends = {"polynomial": LR_END if said.lr_end is None else said.lr_end, "cosine_with_min_lr": said.min_lr or 0.0}
+    if (end := ends.get(training.lr_scheduler_type, 0.0)) >= peak:
+        message = f"the rate would end at {end:g}, which is not below training.learning_rate {peak:g}"
         raise ConfigError(message, key=KWARGS, remedy="min_lr and lr_end are rates, min_lr_rate is a share of the peak")
-    decay = kwargs.get("num_decay_steps", 0)
-    assert isinstance(decay, int), "steps are whole"
-    if warmup + decay > steps:
-        rising = counted(warmup, "step of warm-up", "steps of warm-up")
-        message = f"{rising} and {decay} of decay are more than the {steps} of the run"
-        raise ConfigError(message, key=KWARGS, remedy="write num_decay_steps as a share of all steps, such as 0.2")
+    left = steps - warmup_steps(training.warmup_steps, steps)
+    wanted = _number_of(said.num_decay_steps or 0, steps)
+    if wanted > left:
+        falling = counted(left, "step")
+        yield f"the rate falls in {falling} and not in {wanted:,}: the warm-up leaves no more of {steps:,}"
 
 
-def _kwargs(training: TrainingSection, steps: int) -> tuple[tuple[str, object], ...]:
-    """What is said of the schedule, in transformers' words."""
+def _kwargs(training: TrainingSection, warmup: int, steps: int) -> tuple[tuple[str, object], ...]:
+    """What is said of the schedule, in transformers' words; the decay has no more steps than the warm-up leaves."""
     said = {name: value for name, value in training.lr_scheduler_kwargs or () if value is not None}
     if "num_decay_steps" in said:
-        said["num_decay_steps"] = _number_of(said["num_decay_steps"], steps)
+        said["num_decay_steps"] = min(_number_of(said["num_decay_steps"], steps), steps - warmup)
     return tuple(said.items())
 
 

@@ -100,3 +100,15 @@ def test_a_rate_that_is_set_is_that_of_the_configs_own_method(
     assert trial_of(config, method, 5).training.max_steps == 5
     auto = tiny_config(tmp_path, method=own, training__learning_rate="auto")
     assert trial_of(auto, method, 5).training.learning_rate == "auto"
+
+
+def test_where_a_schedule_ends_goes_with_the_rate(tmp_path: Path) -> None:
+    """A lowest rate of LoRA would be above the peak of full fine-tuning."""
+    kwargs = {"min_lr": 5e-5}
+    config = tiny_config(
+        tmp_path, training__learning_rate="auto", training__lr_scheduler_type="cosine_with_min_lr",
+        training__lr_scheduler_kwargs=kwargs,
+    )  # fmt: skip
+    tried = [trial_of(config, method, 5) for method in ("lora", "full")]
+    assert [each.training.lr_scheduler_kwargs.min_lr for each in tried] == [5e-5, 5e-6]  # type: ignore[union-attr]
+    assert plan_run(tried[1]).steps == 5

@@ -76,7 +76,6 @@ def test_an_evaluation_is_not_smoothed(loraft: Loraft, config: WriteConfig) -> N
         (*MIN_LR, "training.lr_scheduler_kwargs.min_lr=1e-5"),
         ("training.lr_scheduler_kwargs={min_lr_rate: 0.1}",),
         ("training.lr_scheduler_type=polynomial", "training.lr_scheduler_kwargs={lr_end: 1}"),
-        ("training.lr_scheduler_type=warmup_stable_decay", "training.lr_scheduler_kwargs={num_decay_steps: 9}"),
         ("training.lr_scheduler_type=inverse_sqrt", "training.lr_scheduler_kwargs={timescal: 9}"),
         ("training.min_lr=1e-5",),
         ("training.optim=paged_lion_8bit",),
