@@ -55,13 +55,13 @@ class TrainingSection(Section):
     warmup_steps: Annotated[NonNegativeFloat, STEPS_OR_SHARE] = 0.03
     """Steps in which the rate rises to its peak, linearly; below 1 it is a share of all steps, rounded up."""
     weight_decay: NonNegativeFloat = 0.0
-    """AdamW's decoupled weight decay; vectors, such as norms and biases, do not decay."""
+    """The decoupled weight decay, of every optimizer; vectors, such as norms and biases, do not decay."""
     max_grad_norm: PositiveFloat | None = 1.0
     """The norm that the gradient of a step is clipped to; null does not clip."""
     adam_beta1: Share = 0.9
-    """AdamW's first beta."""
+    """The first beta of AdamW, Lion and AdEMAMix."""
     adam_beta2: Share = 0.999
-    """AdamW's second beta."""
+    """The second beta of AdamW, Lion and AdEMAMix."""
     group_by_length: bool = False
     """Put rows of like length into one batch (fewer padded positions, a less random order). Not used by packing
     fill."""

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from transformers.integrations.neftune import neftune_post_forward_hook
 
 from loraft.events import Event
-from loraft.tasks.loss import ClassificationLoss, LMLoss
+from loraft.tasks.loss import Batch, ClassificationLoss
+from loraft.tokenization.examples import IGNORED
 from loraft.training.embedding_noise import embeddings_of, noise_bounds, noisy_embeddings
 from loraft.training.loop import fit
 from loraft.training.run_events import StepLogged
@@ -23,13 +24,16 @@ TASKS = ("causal_lm", "seq2seq_lm", "seq_cls")
 ALPHA = 5.0
 
 
-def logits_and_targets(run: Trainer, batch: Any) -> tuple[Tensor, Tensor]:
-    """What the model says of each target, and the targets."""
+def logits_and_targets(run: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the model itself says of each target, and the targets."""
+    model, labels = run.adapted.loaded.model, batch.labels
     if isinstance(run.loss, ClassificationLoss):
-        return run.loss.logits(batch), batch.labels
-    assert isinstance(run.loss, LMLoss)
-    hidden, targets = run.loss._predicting(batch)
-    return run.loss._logits(hidden), targets
+        return run.loss.logits(batch), labels
+    if batch.target_positions is not None:
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits
+        return logits.flatten(0, 1)[batch.target_positions], labels
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).logits
+    return logits[labels != IGNORED], labels[labels != IGNORED]
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -38,8 +42,9 @@ def test_labels_are_smoothed_as_torch_does_and_in_training_alone(tmp_path: Path,
     """To 1e-6 in float32, with a head that is frozen and with one that is trained; classes may weigh otherwise."""
     weights = {"late": 1.0, "order": 2.0, "text": 0.5} if task == "seq_cls" else None
     config = tiny_config(
-        tmp_path, task=task, method=method, training__label_smoothing_factor=0.1, training__class_weights=weights
-    )
+        tmp_path, task=task, method=method, data__packing="off", training__label_smoothing_factor=0.1,
+        training__class_weights=weights,
+    )  # fmt: skip
     run, _ = tiny_fit(config)
     without_dropout(run.adapted.model)
     batch = run.batch(run.plan.data.train)
