@@ -103,13 +103,16 @@ def _bitsandbytes() -> Iterator[tuple[str, str]]:
     try:
         import torch
         from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW32bit
+        from bitsandbytes.optim.ademamix import AdEMAMix8bit
+        from bitsandbytes.optim.lion import Lion8bit
     except Exception as error:  # its import loads native code, which fails in many ways; each is the answer
         yield "import", _failure(error)
         return
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         yield f"nf4_on_{device}", _tried(partial(_try_nf4, device))
-        yield f"8bit_optimizer_on_{device}", _tried(partial(_try_step, AdamW8bit, device))
-        yield f"paged_optimizer_on_{device}", _tried(partial(_try_step, PagedAdamW32bit, device))
+        optimizers = {"8bit": AdamW8bit, "paged": PagedAdamW32bit, "lion_8bit": Lion8bit, "ademamix_8bit": AdEMAMix8bit}
+        for name, kind in optimizers.items():
+            yield f"{name}_optimizer_on_{device}", _tried(partial(_try_step, kind, device))
 
 
 def _tried(trial: Callable[[], str]) -> str:

@@ -40,6 +40,8 @@ def test_the_cpu_has_cores_and_memory(facts: Parts) -> None:
 def test_bitsandbytes_is_tried_and_not_presumed(facts: Parts) -> None:
     assert facts["bitsandbytes"]["nf4_on_cpu"] == "works"
     assert facts["bitsandbytes"]["8bit_optimizer_on_cpu"] == "works"
+    assert facts["bitsandbytes"]["lion_8bit_optimizer_on_cpu"] == "works"
+    assert facts["bitsandbytes"]["ademamix_8bit_optimizer_on_cpu"] == "works"
     assert facts["bitsandbytes"]["paged_optimizer_on_cpu"] == "falls back to unpaged state"
 
 
