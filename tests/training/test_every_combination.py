@@ -26,10 +26,12 @@ AS_ON_CUDA = sorted({name for task in GROUPS.values() for name in task})
 
 
 def train_two_steps(config: RunConfig, *, norms_in_float32: bool = False) -> None:
-    """Train, and assert that the losses are finite and that all that is to be trained has moved."""
+    """Train, and assert that the losses are finite and that all that is to be trained was planned, and has moved."""
     run, state = tiny_fit(config)
     if norms_in_float32:
         give_float32_after_norms(run.adapted.loaded.model)
+    planned = sorted(tensor.shape for tensor in run.plan.shape.trained)
+    assert planned == sorted(tuple(weight.shape) for weight in run.adapted.trainable.values())
     before = {name: weight.detach().clone() for name, weight in run.adapted.trainable.items()}
     fit(run, state)
     assert state.step == 2
