@@ -13,7 +13,7 @@ from typing import TypeVar
 from transformers import PreTrainedModel
 
 from loraft.adapters.adapter_config import patterned
-from loraft.adapters.model_structure import depths, sized_modules, tied_modules
+from loraft.models.model_structure import depths, sized_modules, tied_modules
 from loraft.config.sections import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
 from loraft.models.modules import is_within, linear_modules, matches, nearest

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from loraft.adapters.model_structure import family_in
+from loraft.models.model_structure import family_in
 from loraft.adapters.resolve_target import classes_of, task_of
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig

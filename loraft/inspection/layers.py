@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.lora_factors import AdapterReader
-from loraft.adapters.model_structure import family_in
+from loraft.models.model_structure import family_in
 from loraft.adapters.targets import targets_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, ModelError

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.adapters.inject import start_of
-from loraft.adapters.model_structure import depths
+from loraft.models.model_structure import depths
 from loraft.adapters.targets import TargetModules, targets_in
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from loraft.adapters.model_structure import family_in
+from loraft.models.model_structure import family_in
 from loraft.inspection import positions
 from loraft.inspection.norms import miniature
 from loraft.inspection.positions import PositionEncoding, position_encoding
