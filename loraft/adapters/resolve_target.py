@@ -19,7 +19,7 @@ from loraft.io.paths import adapter_from_hub
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
 from loraft.models.modules import is_within
-from loraft.models.registry import CLASSIFIERS, FAMILIES, spec_of
+from loraft.models.probe import spec_of
 from loraft.tasks import TASKS
 
 
@@ -32,7 +32,7 @@ def task_of(target: ResolvedTarget) -> TaskName:
     if target.metadata.task is not None:
         return target.metadata.task
     config = load_any_config(target.model)
-    return TASK_OF_GROUP["classifier" if is_classifier(config) else spec_of(config.model_type, FAMILIES).group]
+    return TASK_OF_GROUP["classifier" if is_classifier(config) else spec_of(config).group]
 
 
 def classes_of(target: ResolvedTarget) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ def classes_of(target: ResolvedTarget) -> tuple[str, ...]:
 
 def _unnamed(adapter: AdapterTarget, target: ResolvedTarget) -> tuple[str, ...]:
     config = load_any_config(target.model)
-    decides = spec_of(config.model_type, CLASSIFIERS).classifier[-1]
+    decides = spec_of(config, "classifier").classifier[-1]
     whole = read_adapter(adapter.folder).whole.items()
     count = min((len(tensor) for name, tensor in whole if is_within(name, decides) and tensor.dim() > 1), default=0)
     if not count:

@@ -19,13 +19,13 @@ from loraft.adapters.adapter_files import AdapterFiles, adapter_tensors, insert,
 from loraft.adapters.inject import AdaptedModel, add_lora_layers, lora_config_of
 from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, check_adapter_name, in_peft
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
-from loraft.models.model_structure import tied_modules
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.io.atomic import atomic_dir, write_json
 from loraft.io.checksums import write_record
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import LoadedModel
+from loraft.models.model_structure import tied_modules
 from loraft.models.modules import is_within
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import RowRenderer

@@ -13,9 +13,9 @@ from typing import TypeVar
 from transformers import PreTrainedModel
 
 from loraft.adapters.adapter_config import patterned
-from loraft.models.model_structure import depths, sized_modules, tied_modules
 from loraft.config.sections import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
+from loraft.models.model_structure import depths, sized_modules, tied_modules
 from loraft.models.modules import is_within, linear_modules, matches, nearest
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec
@@ -253,8 +253,10 @@ def _chosen(
     linear: Collection[str],
     modules: Collection[str],
 ) -> tuple[list[_Place], list[Problem]]:
-    within = [place for place in places if place.layer in layers[place.stack]]
     wanted = lora.target_modules
+    within = [place for place in places if place.layer in layers[place.stack]]
+    if isinstance(wanted, str):  # routers stay frozen unless they are named
+        within = [place for place in within if place.inside not in family.routers]
     if family.experts and wanted in ("all-linear", "mlp"):
         message = (
             f"{wanted} would leave out the feed-forward part: {family.experts} holds the weights of all experts in one "

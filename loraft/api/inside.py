@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from loraft.models.model_structure import family_in
 from loraft.adapters.resolve_target import classes_of, task_of
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
@@ -22,8 +21,8 @@ from loraft.inspection.gradients import BatchGradients, batch_gradients
 from loraft.io.resources import memory_errors
 from loraft.models.device import select_device
 from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.model_structure import family_in
 from loraft.models.modules import decoder_inputs
-from loraft.models.registry import FAMILIES
 from loraft.tasks import TASKS
 from loraft.tokenization.boundaries import Pieces
 from loraft.training.embedding_noise import noisy_embeddings
@@ -158,7 +157,7 @@ def _classified(requested: RequestedModel, text: str) -> tuple[LoadedModel, list
             (*classifier.notes, *classifier.about([(text, None)]), *([cut] if tokens.is_cut else [])),
         )
     found = requested.found
-    loaded = load_model(found.model, select_device(found.model.section), among=FAMILIES)
+    loaded = load_model(found.model, select_device(found.model.section), group=None)
     return loaded, loaded.tokenizer(text)["input_ids"], (*found.notes, *loaded.notes)
 
 

@@ -21,7 +21,6 @@ from loraft.models.device import select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_any_config, load_model
 from loraft.models.modules import class_logits
-from loraft.models.registry import CLASSIFIERS
 from loraft.tasks.loss import BatchLayout, collate_labelled
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import ManyTokensError
@@ -123,7 +122,7 @@ def open_classifier(choice: ModelRequest, found: ResolvedTarget | None = None) -
         labels = classes_of(found)
         refuse_no_classifier(found, labels, choice.target)
         placed = select_device(section)
-        loaded = load_model(found.model, placed, quantization=quantization, among=CLASSIFIERS, labels=labels)
+        loaded = load_model(found.model, placed, quantization=quantization, group="classifier", labels=labels)
     notes = (*found.notes, *loaded.notes)
     model: nn.Module = loaded.model
     if found.adapters:

@@ -102,6 +102,8 @@ class ChatSession:
             context = self._contexts.pop(self.voice.name, None) or DecoderState(self.session.model, rewinds=True)
             # The last token is read in any case: its logits are what comes next.
             held = shared_beginning(context.first_row, ids[:-1])
+            if held < context.length and not context.family.rewinds:
+                context, held = DecoderState(self.session.model), 0  # a recurrent state has no earlier point
             context.rewind(held)
         answered = stream(self.session.model, self.voice.tokenizer, ids, **settings, context=context)
         return ChatStream(self._tokens(self.voice, asked, context, answered), len(ids), held)

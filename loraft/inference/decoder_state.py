@@ -12,13 +12,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from loraft.io.resources import memory_errors
-from loraft.kernels.decoding import new_cache, patch_decode_linears
+from loraft.kernels.decoding import new_cache, patch_decode_linears, read_on
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.modules import start_token, wrapped_model
+from loraft.models.probe import spec_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +42,10 @@ class DecoderState:
 
     def __init__(self, model: nn.Module, *, use_cache: bool = True, rewinds: bool = False) -> None:
         self._model = wrapped_model(model)
-        self._cache = new_cache(self._model, rewinds=rewinds) if use_cache else None
-        self.keeps = use_cache
+        self.family = spec_of(self._model.config)
+        self.keeps = use_cache and self.family.caching != "none"
+        ours = self.keeps and self.family.caching == "keys"
+        self._cache: Cache | None = new_cache(self._model, rewinds=rewinds and self.family.rewinds) if ours else None
         self.source: EncodedSource | None = None
         self._ids: Tensor | None = None
         self._mask: Tensor | None = None
@@ -107,13 +110,13 @@ class DecoderState:
             mask = torch.cat([self._mask, self._mask.new_ones(ids.shape)], dim=1)
         self._mask = mask
         with _reading(self._model):
-            output = self._model(
-                **self._inputs(self._ids, self._fed_from),
-                past_key_values=self._cache,
-                use_cache=self.keeps,
-                **self._last_only,
-            )
-        return cast("Tensor", output.logits[:, -1].float())
+            inputs = self._inputs(self._ids, self._fed_from) | self._last_only
+            if not self.keeps:
+                logits = self._model(**inputs, use_cache=False).logits
+            else:
+                read = read_on(self._model, self._cache, **inputs)
+                logits, self._cache = read.logits, read.cache
+        return cast("Tensor", logits[:, -1].float())
 
     def seen(self, vocabulary: int) -> Tensor:
         """Which tokens were read, `[rows, vocabulary]`, padding and what an encoder read apart."""
@@ -162,6 +165,10 @@ class DecoderState:
     @torch.inference_mode()
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens of each row; the context must be one that `rewinds`."""
+        if length == self.length:
+            return
+        if not self.family.rewinds and self.keeps:
+            raise ValueError("a recurrent state cannot be cut back")
         if self._cache is not None:
             self._cache.crop(length - self.length)
         self._ids = self._ids[:, :length] if self._ids is not None else None

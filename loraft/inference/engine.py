@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, groupby
 from time import perf_counter
 from typing import NotRequired, TypedDict, Unpack
 
@@ -29,6 +29,7 @@ from loraft.inference.decoder_state import DecoderState, learned_positions, ordi
 from loraft.inference.sampling import SamplingParams, apply_logit_rules, normalizers, probabilities, sample
 from loraft.inference.tracer import Tracer
 from loraft.models.modules import wrapped_model
+from loraft.models.probe import spec_of
 
 
 class Settings(TypedDict):
@@ -83,16 +84,28 @@ def complete_batch(
     # The longest first: if memory is too small, that shows at once.
     by_length = sorted(answers, key=lambda answer: len(answer.prompt_ids), reverse=True)
     with ordinary_attention(model):
-        for start in range(0, len(by_length), batch_size):
-            batch = by_length[start : start + batch_size]
+        answered = 0
+        for batch in _batches(model, by_length, batch_size):
             if settings["rules"].num_beams > 1:  # the beams of one prompt are a batch by themselves
                 steps: Iterator[None] = chain.from_iterable(_search(DecoderState(model), each) for each in batch)
             else:
                 steps = _decode(DecoderState(model), batch, None)
             deque(steps, maxlen=0)
+            answered += len(batch)
             if on_batch is not None:
-                on_batch(start + len(batch))
+                on_batch(answered)
     return [answer.completion() for answer in answers]
+
+
+def _batches(
+    model: nn.Module, answers: Sequence[PartialCompletion], size: int
+) -> Iterator[Sequence[PartialCompletion]]:
+    """Up to `size` answers at a time, in order; prompts of one length alone where padding on the left would be read."""
+    config = wrapped_model(model).config
+    together = config.is_encoder_decoder or spec_of(config).pads_left
+    for _, same in groupby(answers, key=lambda answer: 0 if together else len(answer.prompt_ids)):
+        group = list(same)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _open_answers(

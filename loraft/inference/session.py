@@ -25,7 +25,8 @@ from loraft.io.resources import memory_errors
 from loraft.models.device import DTYPES, select_device
 from loraft.models.hf_config import check_dtype
 from loraft.models.load_model import LoadedModel, load_config, load_model, load_tokenizer
-from loraft.models.registry import FAMILIES, ModelSpec, spec_of
+from loraft.models.probe import spec_of
+from loraft.models.registry import ModelSpec
 from loraft.rows.formats import Message
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat, Task, TrainingMetadata
@@ -148,7 +149,7 @@ def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> S
     section = found.model.section.model_copy(update={"dtype": choice.dtype} if choice.dtype else {})
     check_dtype(_writer(found, choice), DTYPES.get(section.dtype))
     quantization = found.quantization if choice.quantize is None else choice.quantize
-    loaded = load_model(found.model, select_device(section), quantization=quantization, among=FAMILIES)
+    loaded = load_model(found.model, select_device(section), quantization=quantization, group=None)
     adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
     voices = _voices(found, loaded, choice)
     stored = _storage_notes(found.adapters, quantization)
@@ -172,14 +173,15 @@ def _writer(found: ResolvedTarget, choice: ModelRequest) -> ModelSpec:
         remedy = f"Let it classify: `loraft.predict({called!r}, texts=[TEXT])`"
         raise ModelError(message, parameter="target", remedy=remedy)
     with base_named_by(found):
-        model_type = load_config(found.model, FAMILIES).model_type
-    family = spec_of(model_type, FAMILIES)
+        config = load_config(found.model, None)
+    family = spec_of(config)
     if not family.generates:
-        message = f"model type {model_type!r} is an encoder: it fills in and classifies, and does not generate text"
+        kind = f"model type {config.model_type!r} is an encoder"
+        message = f"{kind}: it fills in and classifies, and does not generate text"
         remedy = "Name a decoder-only or an encoder-decoder model."
         raise ModelError(message, key="model.name_or_path", remedy=remedy)
     if family.kind == "decoder" and (choice.source_lang or choice.target_lang):
-        message = f"model type {model_type!r} goes on with its prompt: it has no source and no target language"
+        message = f"model type {config.model_type!r} goes on with its prompt: it has no source and no target language"
         raise ModelError(message, parameter="source_lang" if choice.source_lang else "target_lang")
     return family
 
@@ -201,7 +203,7 @@ def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) ->
 
     def voice(name: str, folder: Path, tokenizer: str | None, metadata: TrainingMetadata) -> Speaker:
         if tokenizer not in tokenizers:
-            tokenizers[tokenizer] = load_tokenizer(found.model.with_tokenizer(tokenizer), FAMILIES)
+            tokenizers[tokenizer] = load_tokenizer(found.model.with_tokenizer(tokenizer), None)
         own = tokenizers[tokenizer]
         defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
         metadata = replace(metadata, sources=in_languages(metadata.sources, choice))

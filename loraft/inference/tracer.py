@@ -17,7 +17,7 @@ from loraft.inference.completion import Finish, PartialCompletion
 from loraft.inference.decoder_state import DecoderState, products_in_model_dtype
 from loraft.inference.sampling import GREEDY, probabilities, sampling_steps
 from loraft.models.modules import wrapped_model
-from loraft.models.registry import FAMILIES, spec_of
+from loraft.models.probe import spec_of
 from loraft.tokenization.boundaries import Piece, Pieces
 
 Cut = Literal["temperature", "top_k", "top_p", "min_p", "never", "first", "last"]
@@ -235,7 +235,7 @@ class LogitLens:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        path = spec_of(model.config.model_type, FAMILIES).layers_path
+        path = spec_of(model.config).layers_path
         self._layers: list[nn.Module] = list(cast("nn.ModuleList", model.get_submodule(path)))
         self._states: list[Tensor] = []
         self._in_place: Tensor | None = None

@@ -128,7 +128,7 @@ def _counted(chosen: Start) -> Start:
         return chosen
     config = starter_config(replace(chosen, longest_tokens=None))
     try:
-        tokenizer = load_tokenizer(config.model, TASKS[chosen.task].families)
+        tokenizer = load_tokenizer(config.model, TASKS[chosen.task].group)
     except ModelError:  # `check` says what is wrong with it
         return chosen
 

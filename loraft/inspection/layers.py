@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.lora_factors import AdapterReader
-from loraft.models.model_structure import family_in
 from loraft.adapters.targets import targets_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, Storage, anatomy_of, bytes_of, read_storage
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import Model, load_any_config, load_config
+from loraft.models.model_structure import family_in
 from loraft.models.modules import linear_modules, parameter_count
 from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.sources import ModelHandle
@@ -120,7 +120,7 @@ def model_table(
         AdapterError: `lora` fits nothing.
     """
     handle = ModelHandle.of(model)
-    config = load_config(handle, FAMILIES, labels) if labels else load_any_config(handle)
+    config = load_config(handle, None, labels) if labels else load_any_config(handle)
     storage = read_storage(handle.small_files, config)
     empty = meta_model(config)
     family = family_in(empty)

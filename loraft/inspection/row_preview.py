@@ -18,6 +18,7 @@ from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, DataError
 from loraft.io.paths import cache_folder
 from loraft.models.load_model import load_config, load_tokenizer
+from loraft.models.probe import spec_of
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.loss import BatchLayout
@@ -182,8 +183,8 @@ def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places
         remedy = "Name a file, or a share of the training rows."
         raise ConfigError("is null: nothing is evaluated", key="data.eval", remedy=remedy)
     task, model = TASKS[config.task], ModelHandle(config.model)
-    family = task.families[load_config(model, task.families).model_type]
-    tokenizer = load_tokenizer(model, task.families)
+    family = spec_of(load_config(model, task.group), task.group)
+    tokenizer = load_tokenizer(model, task.group)
     data = prepare(config, tokenizer, cache_folder())
     sight = _Sight(config, tokenizer, data)
     examples = data.eval if split == "eval" else data.train

@@ -8,8 +8,10 @@ transformers' own cache of keys and values is copied as a whole with each token.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from timeit import repeat
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 TRIED, TIMES = (4096, 1024), 12
@@ -103,6 +105,33 @@ def _append(held: Tensor, new: Tensor, room: Tensor | None) -> tuple[Tensor, Ten
             room[..., :length, :] = held
     room[..., length:stop, :] = new
     return room[..., :stop, :], room
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model gave for some tokens, `[rows, time, vocab]`, and what it keeps of all that it has read."""
+
+    logits: Tensor
+    cache: Cache | None
+
+
+OF_CACHES = ("past_key_values", "cache_params")
+"""What models call a cache of theirs."""
+
+
+def read_on(model: PreTrainedModel, cache: Cache | None, **inputs: Any) -> Reading:
+    """Let a model read on, what its forward takes; without a cache it makes one of its own.
+
+    Raises:
+        TypeError: It gives none that rows can be selected of.
+    """
+    takes = inspect.signature(model.forward).parameters
+    name = next((name for name in OF_CACHES if name in takes), OF_CACHES[0])
+    output = model(use_cache=True, **inputs, **({} if cache is None else {name: cache}))
+    kept = next((value for name in OF_CACHES if (value := getattr(output, name, None)) is not None), cache)
+    if not isinstance(kept, Cache):
+        raise TypeError(f"a {type(model).__name__} gives no cache")
+    return Reading(output.logits, kept)
 
 
 def new_cache(model: PreTrainedModel, *, rewinds: bool = False) -> DynamicCache | EncoderDecoderCache:

@@ -34,7 +34,6 @@ from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.modules import class_logits, decoder_inputs, wrapped_model
 from loraft.models.quantize import compute_in
-from loraft.models.registry import FAMILIES
 from loraft.rows.formats import Seq2SeqRecord
 from loraft.rows.synthetic_tickets import tickets
 from loraft.tasks.task import SourceFormat
@@ -252,7 +251,7 @@ def verify(merge: Merge, folder: Path, positions: int, progress: Callable[[int, 
             rows, adapted, base, computes_in = _adapted_and_base(merge, positions, told)
             gc.collect()  # models hold cycles: without it two would be in memory
             section = ModelSection(name_or_path=str(folder))
-            loaded = load_model(section, _placement(merge.dtype), among=FAMILIES, labels=merge.labels)
+            loaded = load_model(section, _placement(merge.dtype), group=None, labels=merge.labels)
             outputs, compared = _outputs(merge, loaded.model, rows, positions, partial(told, 2))
     except (ModelError, OutOfMemoryError) as error:
         raise type(error).several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
@@ -285,7 +284,7 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
     stored = merge.trained_storage
     held_in = (merge.trained_dtype or merge.dtype) if stored else merge.dtype
     placement, labels = _placement(held_in), merge.labels
-    loaded = load_model(merge.target.model, placement, quantization=stored, among=FAMILIES, labels=labels)
+    loaded = load_model(merge.target.model, placement, quantization=stored, group=None, labels=labels)
     if stored is None:
         return loaded, held_in
     products = DTYPES.get(stored.compute_dtype, held_in)

@@ -30,8 +30,9 @@ from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES
 from loraft.models.hf_config import code_notes
 from loraft.models.load_model import load_config, require_tensors
+from loraft.models.probe import spec_of
 from loraft.models.quantize import quantized_modules
-from loraft.models.registry import FAMILIES, ModelSpec, spec_of
+from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import (
     TORCH_DTYPES,
     TensorHeader,
@@ -144,8 +145,8 @@ def prepare_merge(
     )
     with base_named_by(target):
         labels = classes_of(target)
-        config = load_config(target.model, FAMILIES, labels)
-    family = spec_of(config.model_type, FAMILIES)
+        config = load_config(target.model, None, labels)
+    family = spec_of(config)
     if dtype == "float16" and not family.stable_in_float16:
         message = f"{family.model_type} is not stable in float16: its activations overflow"
         raise ModelError(message, parameter="dtype", remedy="Merge into bfloat16 or float32.")

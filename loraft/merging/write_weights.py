@@ -32,7 +32,6 @@ from loraft.merging.prepare_merge import Merge, weighted
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import load_tokenizer
 from loraft.models.quantize import quantize_roundtrip
-from loraft.models.registry import FAMILIES
 from loraft.models.safetensors_index import (
     TORCH_DTYPES,
     Slot,
@@ -314,7 +313,7 @@ def _config(merge: Merge) -> dict[str, object]:
             "architectures": [merge.architecture],
             "id2label": dict(enumerate(merge.labels)),
             "label2id": {label: number for number, label in enumerate(merge.labels)},
-            "pad_token_id": load_tokenizer(merge.target.model, FAMILIES).pad_token_id,
+            "pad_token_id": load_tokenizer(merge.target.model, None).pad_token_id,
             "problem_type": "single_label_classification",
         }
     if merge.plan.untied:

@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -23,11 +24,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from loraft.config.choices import ModelGroup
 from loraft.errors import ModelError, OutOfMemoryError
 from loraft.figures import counted
 from loraft.models.hf_config import is_classifier, quietly_reading
 from loraft.models.modules import is_within
-from loraft.models.registry import FAMILIES, spec_of
+from loraft.models.registry import FAMILIES, Kind, refuse_kind
 
 ENCODER_HEADS = {
     "SequenceClassification": AutoModelForSequenceClassification,
@@ -75,6 +77,9 @@ def class_of(config: PreTrainedConfig) -> Any:
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
+        group = group_of(config)
+        if group is not None and (made_by := _auto_class(config, group)) is not None:
+            return made_by
         named_class = getattr(transformers, (config.architectures or [""])[0], None)
         is_model = isinstance(named_class, type) and issubclass(named_class, PreTrainedModel)
         return named_class if is_model else AutoModel
@@ -86,6 +91,53 @@ def class_of(config: PreTrainedConfig) -> Any:
     return next((made for head, made in ENCODER_HEADS.items() if head in named), AutoModel)
 
 
+CLASSES: Mapping[ModelGroup, tuple[Any, ...]] = {
+    "decoder": (AutoModelForCausalLM, AutoModelForImageTextToText),
+    "encoder_decoder": (AutoModelForSeq2SeqLM,),
+    "classifier": (AutoModelForSequenceClassification,),
+}
+"""The classes of transformers that make models of a group; what reads images writes text too."""
+
+
+def _auto_class(config: PreTrainedConfig, group: ModelGroup) -> Any:
+    """The class that makes a model of a config for a group; None where transformers has none."""
+    return next((each for each in CLASSES[group] if type(config) in each._model_mapping), None)
+
+
+def group_of(config: PreTrainedConfig) -> ModelGroup | None:
+    """What a model is used as, by its config alone; None of an encoder without a head that decides.
+
+    A config that names no architecture is taken for a model that writes, where there is a class of such.
+    """
+    if is_classifier(config):
+        return "classifier"
+    named = config.architectures or ()
+    if config.is_encoder_decoder:
+        return "encoder_decoder"
+    if any(head in architecture for architecture in named for head in NOT_WRITING):
+        return None
+    return "decoder" if _auto_class(config, "decoder") is not None else None
+
+
+NOT_WRITING = ("MaskedLM", "PreTraining", "TokenClassification", "QuestionAnswering", "MultipleChoice")
+"""Parts of the names of architectures that write no text."""
+
+
+def require_class(config: PreTrainedConfig, group: ModelGroup) -> None:
+    """Refuse an architecture that transformers has no class of for a group.
+
+    Raises:
+        ModelError: With the task that takes it, where there is one.
+    """
+    if _auto_class(config, group) is not None and not (group == "decoder" and config.is_encoder_decoder):
+        return
+    others = [each for each in CLASSES if _auto_class(config, each) is not None]
+    if config.is_encoder_decoder:
+        others = [each for each in others if each == "encoder_decoder"]
+    kind: Kind = "encoder_decoder" if config.is_encoder_decoder else "decoder" if "decoder" in others else "encoder"
+    refuse_kind(config.model_type, kind, group, others[0] if others else None)
+
+
 def read_gguf(file: Path) -> PreTrainedModel:
     """The model in a .gguf file, unpacked to float32.
 
@@ -94,7 +146,6 @@ def read_gguf(file: Path) -> PreTrainedModel:
     """
     with quietly_reading(file):
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    spec_of(config.model_type)
     options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     with redirect_stderr(io.StringIO()):  # its progress bar for .gguf files has no other switch
         return from_pretrained(class_of(config), file.parent, options)

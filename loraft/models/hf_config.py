@@ -126,7 +126,7 @@ def in_order(id2label: Mapping[Any, object]) -> tuple[str, ...]:
 
 def context_of(config: PreTrainedConfig, family: ModelSpec) -> int | None:
     """The longest row that a model's positions allow; None where nothing limits it."""
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions - family.spare_positions if isinstance(positions, int) else None
 
 

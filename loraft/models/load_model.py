@@ -6,14 +6,16 @@ loraft does not train.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from loraft.config.choices import ModelGroup
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
 from loraft.io.checksums import altered_settings, is_weights, refuse_altered, remade
@@ -29,10 +31,12 @@ from loraft.models.hf_config import (
     written_config,
 )
 from loraft.models.modules import is_within
+from loraft.models.probe import spec_of
 from loraft.models.quantize import make_4bit_trainable, quantization_config
-from loraft.models.registry import DECODERS, FAMILIES, ModelSpec, spec_of
-from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, header_of, read_headers
+from loraft.models.registry import ModelSpec
+from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, read_headers
 from loraft.models.sources import ModelHandle
+from loraft.models.weight_names import as_model_names
 
 Model = ModelSection | ModelHandle
 """A model by its section of a config, or as it was looked up already."""
@@ -71,7 +75,7 @@ def load_model(
     placement: DeviceConfig,
     *,
     quantization: QuantizationSection | None = None,
-    among: Mapping[str, ModelSpec] = DECODERS,
+    group: ModelGroup | None = "decoder",
     labels: Sequence[str] = (),
 ) -> LoadedModel:
     """Load a base model and its tokenizer.
@@ -81,7 +85,7 @@ def load_model(
             plain products for the families that transformers has no such attention for.
         placement: Device and dtype.
         quantization: How the linear modules are stored in 4 bits; None stores them in `placement.dtype`.
-        among: The families that will do.
+        group: What the model is used as; None is whatever it is.
         labels: The classes of a classifier; none loads the model with the head that its family generates with.
 
     Raises:
@@ -90,13 +94,13 @@ def load_model(
     """
     handle = ModelHandle.of(model)
     folder = handle.folder
-    config = load_config(handle, among, labels)
-    family = spec_of(config.model_type, among)
+    config = load_config(handle, group, labels)
+    family = spec_of(config, group)
     check_dtype(family, placement.dtype)
     skeleton = meta_model(config)
     new, _ = require_tensors(folder, skeleton, labels)
     refuse_altered(folder, is_weights, ModelError)
-    tokenizer, notes = _tokenizer(handle, config)
+    tokenizer, notes = _tokenizer(handle, config, group)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
     options = {
@@ -114,9 +118,7 @@ def load_model(
     return LoadedModel(loaded, tokenizer, family, placement, folder, name, fingerprint(folder), notes, new)
 
 
-def load_config(
-    model: Model, among: Mapping[str, ModelSpec] = DECODERS, labels: Sequence[str] = ()
-) -> PreTrainedConfig:
+def load_config(model: Model, group: ModelGroup | None = "decoder", labels: Sequence[str] = ()) -> PreTrainedConfig:
     """The model's config, of a family that will do, with the attention that is asked for; no weights are fetched.
 
     With `labels` it is the config of a classifier of these classes.
@@ -127,9 +129,9 @@ def load_config(
     handle = ModelHandle.of(model)
     file = handle.small_files / "config.json"
     written = written_config(file)
-    spec_of(str(written["model_type"]), among)
+    _require_known(str(written["model_type"]), file)
     for architecture in written.get("architectures") or ():
-        if among is DECODERS and any(head in architecture for head in OTHER_HEADS):
+        if group == "decoder" and any(head in architecture for head in OTHER_HEADS):
             remedy = "A classifier is trained by task: seq_cls, and answers by `loraft.predict`."
             if CLASSIFIER not in architecture:
                 remedy = "Name a model with the head of a language model (…ForCausalLM)."
@@ -161,6 +163,14 @@ def load_any_config(model: Model) -> PreTrainedConfig:
     return _read_config(file)
 
 
+def _require_known(model_type: str, file: Path) -> None:
+    if model_type in CONFIG_MAPPING:
+        return
+    near = difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=1, cutoff=0.75)
+    remedy = f"The nearest that it knows is {near[0]}." if near else "A newer version of transformers may know it."
+    raise ModelError(f"model type {model_type!r} is not one that transformers knows", where=str(file), remedy=remedy)
+
+
 def _read_config(file: Path, **chosen: str) -> PreTrainedConfig:
     with quietly_reading(file):
         config = AutoConfig.from_pretrained(file.parent, local_files_only=True, trust_remote_code=False, **chosen)
@@ -182,39 +192,42 @@ def require_tensors(
     Raises:
         ModelError: As `check_weights` does.
     """
-    expected = expected_tensors(skeleton)
+    expected, found = expected_tensors(skeleton), as_model_names(skeleton, read_headers(folder))
     new: tuple[str, ...] = ()
     if labels:
-        headers, head = read_headers(folder), FAMILIES[skeleton.config.model_type].classifier
+        head = spec_of(skeleton.config, "classifier").classifier
         named = written_config(folder / "config.json").get("id2label")
         known = in_order(named) if isinstance(named, Mapping) else class_names(PreTrainedConfig())
-        absent = [name for name in expected if header_of(name, headers) is None]
+        absent = [name for name in expected if name not in found]
         new = tuple(
             module
             for module in head
             if (module == head[-1] and known != tuple(labels)) or any(is_within(name, module) for name in absent)
         )
     held = {name: shape for name, shape in expected.items() if not is_within(name, *new)}
-    check_weights(folder, held)
+    check_weights(folder, held, found)
     return new, held
 
 
-def load_tokenizer(model: Model, among: Mapping[str, ModelSpec] = DECODERS) -> Tokenizer:
+def load_tokenizer(model: Model, group: ModelGroup | None = "decoder") -> Tokenizer:
     """The tokenizer that the config names, or the model's own; with offsets, and with padding where it can have it.
 
     Raises:
         ModelError: No tokenizer, one without offsets, or one with tokens beyond the model's embeddings.
     """
-    return load_noted_tokenizer(model, among)[0]
+    return load_noted_tokenizer(model, group)[0]
 
 
-def load_noted_tokenizer(model: Model, among: Mapping[str, ModelSpec] = DECODERS) -> tuple[Tokenizer, tuple[str, ...]]:
+def load_noted_tokenizer(model: Model, group: ModelGroup | None = "decoder") -> tuple[Tokenizer, tuple[str, ...]]:
     """`load_tokenizer`, and what there is to say about it: a token that stands in for padding, say."""
     handle = ModelHandle.of(model)
-    return _tokenizer(handle, load_config(handle, among))
+    config = load_config(handle, group)
+    return _tokenizer(handle, config, group)
 
 
-def _tokenizer(handle: ModelHandle, config: PreTrainedConfig) -> tuple[Tokenizer, tuple[str, ...]]:
+def _tokenizer(
+    handle: ModelHandle, config: PreTrainedConfig, group: ModelGroup | None
+) -> tuple[Tokenizer, tuple[str, ...]]:
     name, folder = handle.section.tokenizer or handle.section.name_or_path, handle.tokenizer_folder
     if not any((folder / file).is_file() for file in FILES):
         raise ModelError("there is no tokenizer", where=name, remedy="Name the one to use in model.tokenizer.")
@@ -222,12 +235,12 @@ def _tokenizer(handle: ModelHandle, config: PreTrainedConfig) -> tuple[Tokenizer
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Prompts and answers of a decoder are one text. Marian's and M2M100's tokenizers have no offsets, and need none:
     # sources and targets are tokenized apart.
-    if FAMILIES[config.model_type].kind == "decoder" and not tokenizer.is_fast:
+    if spec_of(config, group).kind == "decoder" and not tokenizer.is_fast:
         raise ModelError("the tokenizer gives no offsets, and the loss mask needs them", where=name)
     last = max(tokenizer.get_vocab().values(), default=-1)
-    if last >= config.vocab_size:
+    if last >= (embeddings := config.get_text_config().vocab_size):
         raise ModelError(
-            f"the tokenizer has tokens up to id {last}, and the model has {config.vocab_size} embeddings",
+            f"the tokenizer has tokens up to id {last}, and the model has {embeddings} embeddings",
             where=name,
             remedy="Use the tokenizer that the model was trained with.",
         )

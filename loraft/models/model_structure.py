@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.errors import ModelError
 from loraft.models.modules import linear_modules
@@ -25,7 +26,7 @@ def family_in(model: PreTrainedModel) -> ModelSpec:
     """
     row = FAMILIES.get(model.config.model_type)
     if row is None:
-        return _by_structure(model)
+        return by_structure(model)
     here = {name for name, _ in model.named_modules()}
     paths = {path: path if path in here else path.partition(".")[2] for path in row.stacks.values()}
     for path in paths.values():
@@ -40,15 +41,17 @@ def depths(model: nn.Module, family: ModelSpec) -> Mapping[str, int]:
     return {stack: len(list(model.get_submodule(path).children())) for stack, path in family.stacks.items()}
 
 
-def _by_structure(model: PreTrainedModel) -> ModelSpec:
-    """A row for a model that the table lacks: its largest lists of layers that hold linear modules."""
-    sizes = sized_modules(model)
-    found: dict[str, int] = {}
-    for name, module in model.named_modules():
-        inside_another = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and not inside_another and all(map(linear_modules, module)):
-            found[name] = sizes.get(name, 0)
-    largest = sorted((name for name, size in found.items() if size), key=lambda name: -found[name])
+def by_structure(model: PreTrainedModel) -> ModelSpec:
+    """A row for a model that the table lacks: its largest lists of layers that hold linear modules.
+
+    Of a model that reads images or sound too, only the part that reads text is looked at.
+
+    Raises:
+        ModelError: No list of layers is found.
+    """
+    stack, prefix = _text_part(model)
+    found = {f"{prefix}{name}": size for name, size in _lists_of_layers(stack).items()}
+    largest = sorted(found, key=lambda name: -found[name])
     model_type = model.config.model_type
     if not largest:
         raise ModelError(f"model type {model_type!r} is not in loraft's table, and its structure shows no layers")
@@ -59,7 +62,62 @@ def _by_structure(model: PreTrainedModel) -> ModelSpec:
         kind, path = "encoder_decoder", decoder
     else:
         encoder, path = None, largest[0]
-    return ModelSpec(model_type, path, (), (), kind, encoder, experts=_experts(model, path), packs=False)
+    paths = [each for each in (encoder, path) if each is not None]
+    attention, mlp, routers = _parts_of_layers(model, paths)
+    experts = _experts(model, path)
+    return ModelSpec(
+        model_type, path, attention, mlp, kind, encoder, classifier=(), experts=experts, routers=routers, packs=False,
+        same_input=(),
+    )  # fmt: skip
+
+
+def _text_part(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The model itself, or its language model where it has one beside others; and the path before the names in it."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ("language_model", "text_model") and isinstance(module, PreTrainedModel):
+            return module, f"{name}."
+    return model, ""
+
+
+def _lists_of_layers(model: nn.Module) -> dict[str, int]:
+    """The outermost lists of modules that all hold linear modules, and how many numbers each has."""
+    sizes = sized_modules(model)
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        inside_another = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and not inside_another and all(map(linear_modules, module)):
+            found[name] = sizes.get(name, 0)
+    return {name: size for name, size in found.items() if size}
+
+
+OF_ATTENTION = re.compile(r"attn|attention")
+OF_MIXERS = re.compile(r"mamba|mixer|ssm|conv|recurrent|rglru|time_mix|linear_attn")
+"""Words in the paths of modules that mix tokens in another way than attention: neither it nor the feed-forward part."""
+ROUTERS = re.compile(r"(^|\.)(gate|router|shared_expert_gate|router\.\w+|gate\.\w+)$")
+
+
+def _parts_of_layers(
+    model: nn.Module, paths: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The linear modules inside the layers by what they belong to: attention, feed-forward part, routers of experts."""
+    inside: dict[str, tuple[int, int]] = {}
+    for path in paths:
+        for layer in model.get_submodule(path).children():
+            inside |= linear_modules(layer)
+    count = experts_in(getattr(model, "config", None))
+    routers = tuple(name for name, (_, out) in inside.items() if ROUTERS.search(name) and out in (1, count))
+    rest = [name for name in inside if name not in routers and not OF_MIXERS.search(name)]
+    attention = tuple(name for name in rest if OF_ATTENTION.search(name))
+    return attention, tuple(name for name in rest if name not in attention), routers
+
+
+def experts_in(config: PreTrainedConfig | None) -> int | None:
+    """How many experts a mixture has; None where a config names none."""
+    if config is None:
+        return None
+    text = config.get_text_config()
+    counts = (getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    return next((count for count in counts if isinstance(count, int) and count > 1), None)
 
 
 def _experts(model: nn.Module, path: str) -> str | None:

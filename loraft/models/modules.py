@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -65,6 +67,73 @@ def output_head(model: PreTrainedModel) -> nn.Module | None:
     """The module that makes logits over the vocabulary; None where a model has none."""
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """The head of a model that generates, and what stands around it.
+
+    Attributes:
+        scale: What the head's outputs are multiplied by.
+        bias: `[vocab]`, added to them.
+        softcap: The cap c of c · tanh(logits / c).
+    """
+
+    module: nn.Module
+    scale: float
+    bias: Tensor | None
+    softcap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[..., hidden]`, the final hidden states, to `[..., vocab]`."""
+        logits: Tensor = self.module(hidden)
+        if self.scale != 1:
+            logits = logits * self.scale
+        if self.bias is not None:
+            logits = logits + self.bias
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def head_of(model: PreTrainedModel, family: ModelSpec) -> OutputHead:
+    """The head of a model that generates, with what its family does to the logits."""
+    head, config = output_head(model), model.config.get_text_config()
+    assert head is not None, "what generates has a head"
+    multiplier, divisor = _number(config, family.logit_multiplier), _number(config, family.logit_divisor)
+    scale = (multiplier or 1.0) / (divisor or 1.0)
+    if family.scales_if is not None and getattr(config, family.scales_if, False):
+        scale *= float(config.hidden_size) ** -0.5
+    bias = getattr(model, family.logits_bias)[0] if family.logits_bias else None
+    return OutputHead(head, scale, bias, _number(config, family.final_softcap))
+
+
+def _number(config: object, attribute: str | None) -> float | None:
+    value = getattr(config, attribute, None) if attribute else None
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def text_states(model: PreTrainedModel, **read: Any) -> Tensor:
+    """The final hidden states of a decoder: `[lines, time, hidden]`."""
+    states: Tensor = model.base_model(**read, use_cache=False).last_hidden_state
+    return states
+
+
+def pair_states(model: PreTrainedModel, source: Tensor, mask: Tensor | None, read: Tensor) -> Tensor:
+    """The final hidden states of the decoder of an encoder-decoder: `[rows, time, hidden]`.
+
+    Args:
+        model: The model itself, with adapters injected where there are any, not a wrapper around it.
+        source: `[rows, source]`, what the encoder reads, padded where `mask` is 0.
+        mask: `[rows, source]`.
+        read: `[rows, time]`, what the decoder reads.
+    """
+    encoder, decoder = model.get_encoder(), model.get_decoder()  # type: ignore[no-untyped-call]
+    states: Tensor = decoder(
+        input_ids=read,
+        encoder_hidden_states=encoder(input_ids=source, attention_mask=mask).last_hidden_state,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    ).last_hidden_state
+    return states
 
 
 def decoder_inputs(model: nn.Module, target: Tensor) -> Tensor:
@@ -132,10 +201,10 @@ def class_logits(
     read = {"input_ids": input_ids, "attention_mask": attention_mask}
     if token_type_ids is not None:
         read["token_type_ids"] = token_type_ids
-    if not family.generates:
+    if not family.generates or family.plain:
         whole: Tensor = model(**read).logits
         return whole
-    hidden: Tensor = model.base_model(**read, use_cache=False).last_hidden_state
+    hidden = text_states(model, **read)
     last = attention_mask.sum(1) - 1
     decided: Tensor = model.get_submodule(family.classifier[-1])(hidden[torch.arange(len(last)), last])
     return decided

@@ -6,15 +6,15 @@ Everywhere else a difference between two architectures is a column here, never a
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from loraft.config.choices import TASK_OF_GROUP, ModelGroup
 from loraft.errors import ModelError
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
+Caching = Literal["keys", "own", "none"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,13 @@ class ModelSpec:
             random. Empty where transformers has no classifier of the family.
         experts: The feed-forward part's experts, as the suffix of their path inside a layer: one tensor for all of
             them, which LoRA on linear modules cannot adapt.
+        routers: The linear modules that choose experts, as paths inside a layer: adapted only where they are named.
+        plain: What stands around its head is not known: the loss is computed from the logits of the model itself.
+        caching: How it keeps what it has read while it writes: `keys` in a cache that is handed to it, `own` in one
+            that it makes itself; `none` reads all again with each token.
+        pads_left: Rows of different lengths can be answered together, padded on the left.
+        rewinds: What it has read can be cut back to any length: keys and values can, a recurrent state cannot.
+        unknown: What no experiment established, a clause each, and what is done instead.
         packs: Rows can be laid end to end: attention goes through transformers' `AttentionInterface`, the forward's
             keyword arguments reach it, and positions come from `position_ids`.
         final_softcap: The config's attribute with the cap c of the logits, c · tanh(logits / c); its value may be None.
@@ -54,6 +61,12 @@ class ModelSpec:
     encoder_path: str | None = None
     classifier: tuple[str, ...] = ("score",)
     experts: str | None = None
+    routers: tuple[str, ...] = ()
+    plain: bool = False
+    caching: Caching = "keys"
+    pads_left: bool = True
+    rewinds: bool = True
+    unknown: tuple[str, ...] = ()
     packs: bool = True
     final_softcap: str | None = None
     logit_multiplier: str | None = None
@@ -137,7 +150,6 @@ TABLE = (
     ModelSpec("exaone4"),
     ModelSpec("seed_oss"),
     ModelSpec("arcee", mlp=("up_proj", "down_proj")),
-    ModelSpec("mixtral", mlp=(), experts="mlp.experts", packs=False),
     _two_stacks(
         "t5", "encoder.block", "decoder.block", T5,
         scales_if="scale_decoder_outputs", prefixed=True, stable_in_float16=False,
@@ -155,70 +167,42 @@ TABLE = (
 )  # fmt: skip
 FAMILIES: Mapping[str, ModelSpec] = {spec.model_type: spec for spec in TABLE}
 """Every family that loraft knows, by model_type: those that it looks into, runs or merges."""
-DECODERS: Mapping[str, ModelSpec] = {
-    name: spec for name, spec in FAMILIES.items() if spec.kind == "decoder" and spec.experts is None
-}
+DECODERS: Mapping[str, ModelSpec] = {name: spec for name, spec in FAMILIES.items() if spec.kind == "decoder"}
 """The decoders that loraft trains to go on with a text; each passes the parity tests with a tiny model."""
 TWO_STACKS: Mapping[str, ModelSpec] = {n: spec for n, spec in FAMILIES.items() if spec.kind == "encoder_decoder"}
 """The encoder-decoders that it trains, likewise."""
-CLASSIFIERS: Mapping[str, ModelSpec] = {
-    name: spec for name, spec in FAMILIES.items() if spec.classifier and spec.experts is None
-}
+CLASSIFIERS: Mapping[str, ModelSpec] = {name: spec for name, spec in FAMILIES.items() if spec.classifier}
 """The families that it trains to classify, likewise."""
 GROUPS: Mapping[ModelGroup, Mapping[str, ModelSpec]] = {
     "decoder": DECODERS, "encoder_decoder": TWO_STACKS, "classifier": CLASSIFIERS,
 }  # fmt: skip
 
-ENCODER_HINTS = ("bert", "electra", "mpnet", "roformer")
-"""Parts of the names of model types that are encoders."""
-ENCODER_DECODERS = (
-    "bart", "bigbird_pegasus", "blenderbot", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus",
-    "plbart", "prophetnet", "t5", "t5gemma", "udop", "umt5", "whisper",
-)  # fmt: skip
 KINDS: Mapping[Kind, str] = {"decoder": "a decoder", "encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}
 NEEDS: Mapping[ModelGroup, str] = {
     "decoder": "needs a decoder",
     "encoder_decoder": "needs an encoder-decoder",
     "classifier": "needs a family that transformers has a classifier of",
 }
-MIXTURE_HINTS = ("moe", "mixtral", "deepseek", "dbrx", "jetmoe", "gpt_oss", "llama4", "qwen3_next", "glm4_5")
-"""Parts of the names of model types whose feed-forward part is a mixture of experts."""
 
 
-def spec_of(model_type: str, among: Mapping[str, ModelSpec] = DECODERS) -> ModelSpec:
-    """The row of the table for a model type, among the families that will do.
+def row_of(model_type: str, group: ModelGroup | None = None) -> ModelSpec | None:
+    """The row of the table for a model type that is used as `group`, or as whatever it is; None where it has none.
 
     Raises:
-        ModelError: The type is not among them: a mixture of experts, an encoder, an encoder-decoder, or unknown.
+        ModelError: The table has it for another use.
     """
-    if model_type in among:
-        return among[model_type]
-    wanted = next((group for group, families in GROUPS.items() if families is among), None)
-    other = next((group for group, families in GROUPS.items() if model_type in families), None)
-    if wanted is not None and other is not None:
-        kind = KINDS[FAMILIES[model_type].kind]
-        message = f"model type {model_type!r} is {kind}, and task: {TASK_OF_GROUP[wanted]} {NEEDS[wanted]}"
-        remedy = f"Write task: {TASK_OF_GROUP[other]}, which takes it."
-        raise ModelError(message, key="model.name_or_path", remedy=remedy)
-    supported = f"Supported model types: {', '.join(sorted(among))}."
-    near: list[str] = []
-    if model_type.endswith("_vision") or f"{model_type}_text" in among:
-        why = "reads images as well as text, and loraft trains models of text alone"
-    else:
-        near = difflib.get_close_matches(model_type, among, n=1, cutoff=0.75)
-        why = _why_unknown(model_type) if among is DECODERS else NOT_KNOWN
-    remedy = f"The nearest is {near[0]}. {supported}" if near else supported
-    raise ModelError(f"model type {model_type!r} {why}", key="model.name_or_path", remedy=remedy)
+    known = FAMILIES.get(model_type)
+    if known is None or group is None or model_type in GROUPS[group]:
+        return known
+    return refuse_kind(model_type, known.kind, group, known.group)
 
 
-NOT_KNOWN = "is not one that loraft knows"
+def refuse_kind(model_type: str, kind: Kind, group: ModelGroup, other: ModelGroup | None) -> NoReturn:
+    """Say that models of a kind cannot be used as `group`, and which task takes them, if any does.
 
-
-def _why_unknown(model_type: str) -> str:
-    if model_type in ENCODER_DECODERS:
-        return "is an encoder-decoder that loraft does not know"
-    if any(hint in model_type for hint in ENCODER_HINTS):
-        return "is an encoder: it does not generate text"
-    if any(hint in model_type for hint in MIXTURE_HINTS):
-        return "is a mixture of experts, and loraft does not train those"
-    return NOT_KNOWN
+    Raises:
+        ModelError: Always.
+    """
+    message = f"model type {model_type!r} is {KINDS[kind]}, and task: {TASK_OF_GROUP[group]} {NEEDS[group]}"
+    remedy = f"Write task: {TASK_OF_GROUP[other]}, which takes it." if other else "Choose another model."
+    raise ModelError(message, key="model.name_or_path", remedy=remedy)

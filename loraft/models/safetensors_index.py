@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
@@ -161,30 +161,37 @@ def expected_tensors(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the folder's headers with what a model expects, without reading a weight.
+def check_weights(
+    folder: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Sequence[TensorHeader]]
+) -> None:
+    """Compare the headers that were found in the folder with what a model expects, without reading a weight.
 
-    A file may leave out the first part of a name (GPT-2's `h.0.…` is `transformer.h.0.…` of the model).
+    A tensor that is made of several has no shape to compare before it is made.
 
     Raises:
         ModelError: With every problem: tensors that are missing, by name; other shapes; dtypes that are not floating.
     """
-    headers = read_headers(folder)
-    found = {name: header for name in expected if (header := header_of(name, headers)) is not None}
     problems = []
     if missing := [name for name in expected if name not in found]:
         message = f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}"
         remedy = "Training would start from random numbers in their place. " + FETCH_AGAIN
         problems.append(Problem(message, str(folder), remedy=remedy))
-    for name, header in found.items():
-        if header.shape != expected[name]:
-            shapes = f"{list(header.shape)}, and config.json makes it {list(expected[name])}"
-            problems.append(Problem(f"tensor {name} is {shapes}", where=str(header.file)))
-        elif header.dtype not in TORCH_DTYPES:
-            remedy = "Take the unquantized model; method: qlora quantizes it while loading."
-            problems.append(Problem(f"tensor {name} holds {header.dtype} numbers", str(header.file), remedy=remedy))
+    for name, parts in found.items():
+        for header in parts if name in expected else ():
+            problems += _misfits(name, header, expected[name] if len(parts) == 1 else None)
     if problems:
         raise ModelError.several(problems[:LISTED])
+
+
+def _misfits(name: str, header: TensorHeader, shape: tuple[int, ...] | None) -> Iterator[Problem]:
+    """What is wrong with a tensor of a file; a shape of None is not known before the tensor is made."""
+    renamed = header.name.rpartition(".")[2] != name.rpartition(".")[2]
+    if shape is not None and header.shape != shape and not renamed:
+        shapes = f"{list(header.shape)}, and config.json makes it {list(shape)}"
+        yield Problem(f"tensor {name} is {shapes}", where=str(header.file))
+    elif header.dtype not in TORCH_DTYPES:
+        remedy = "Take the unquantized model; method: qlora quantizes it while loading."
+        yield Problem(f"tensor {name} holds {header.dtype} numbers", str(header.file), remedy=remedy)
 
 
 def header_of(name: str, headers: Mapping[str, TensorHeader]) -> TensorHeader | None:

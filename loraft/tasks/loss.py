@@ -7,7 +7,6 @@ tokens of its whole window.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
-from loraft.models.modules import class_logits, decoder_inputs, output_head
+from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
 from loraft.models.registry import ModelSpec
 from loraft.tokenization.examples import IGNORED, Example
 
@@ -196,16 +195,8 @@ class LMLoss(TaskLoss):
 
     def __init__(self, model: PreTrainedModel, family: ModelSpec, *rest: Any) -> None:
         super().__init__(model, family, *rest)
-        head = output_head(model)
-        assert head is not None, "what generates has a head"
-        self._head = head
-        self._chunk = targets_in_chunk(model.config.vocab_size)
-        self._softcap = _number(model.config, family.final_softcap)
-        scale, divisor = _number(model.config, family.logit_multiplier), _number(model.config, family.logit_divisor)
-        self._scale = (scale or 1.0) / (divisor or 1.0)
-        if family.scales_if is not None and getattr(model.config, family.scales_if, False):
-            self._scale *= float(model.config.hidden_size) ** -0.5
-        self._bias: Tensor | None = getattr(model, family.logits_bias)[0] if family.logits_bias else None
+        self._head = None if family.plain else head_of(model, family)
+        self._chunk = targets_in_chunk(model.config.get_text_config().vocab_size)
 
     def forward(self, batch: Batch) -> Tensor:
         """The summed loss of the targets of `batch`, in nats: a float32 scalar."""
@@ -220,24 +211,21 @@ class LMLoss(TaskLoss):
 
     @abstractmethod
     def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """`[targets, hidden]` and `[targets]`: the final hidden states, and what they predict."""
+        """`[targets, hidden]` and `[targets]`: the final hidden states, and what they predict.
+
+        Of a model whose head is not known they are its own logits, `[targets, vocab]`.
+        """
 
     def _sum(self, hidden: Tensor, target_ids: Tensor, smoothing: float = 0.0) -> Tensor:
-        head, dtype = self._head, hidden.dtype
+        if self._head is None:
+            return cross_entropy(hidden.float(), target_ids, reduction="sum", label_smoothing=smoothing)
+        head, dtype = self._head.module, hidden.dtype
         # Something in the head is trained, or it is no plain linear layer.
         if type(head) is not nn.Linear or head.weight.requires_grad or head.weight.dtype != dtype:
-            return chunked_loss(hidden, target_ids, self._logits, self._chunk, smoothing)
-        bias = head.bias if self._bias is None else self._bias.to(dtype)
-        weights = HeadWeights(head.weight, bias, self._scale, self._softcap)
+            return chunked_loss(hidden, target_ids, self._head.logits, self._chunk, smoothing)
+        bias = head.bias if self._head.bias is None else self._head.bias.to(dtype)
+        weights = HeadWeights(head.weight, bias, self._head.scale, self._head.softcap)
         return frozen_head_loss(hidden, target_ids, weights, self._chunk, smoothing)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._head(hidden)
-        if self._scale != 1:
-            logits = logits * self._scale
-        if self._bias is not None:
-            logits = logits + self._bias
-        return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
 
 class CausalLMLoss(LMLoss):
@@ -247,10 +235,13 @@ class CausalLMLoss(LMLoss):
 
     def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.target_positions is not None, "collate_texts tells where targets are"
-        given: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if self._head is None:
+            logits: Tensor = self.model(input_ids=batch.input_ids, use_cache=False).logits
+            return logits.flatten(0, 1).index_select(0, batch.target_positions), batch.labels
+        given: dict[str, Any] = {"input_ids": batch.input_ids}
         if batch.row_lengths is not None:
             given |= {"position_ids": batch.position_ids, "row_lengths": batch.row_lengths}
-        hidden: Tensor = self.model.base_model(**given).last_hidden_state
+        hidden = text_states(self.model, **given)
         return hidden.flatten(0, 1).index_select(0, batch.target_positions), batch.labels
 
 
@@ -260,15 +251,14 @@ class Seq2SeqLMLoss(LMLoss):
     collate = staticmethod(collate_pairs)
 
     def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        encoder, decoder = self.model.get_encoder(), self.model.get_decoder()  # type: ignore[no-untyped-call]
         read = decoder_inputs(self.model, batch.labels)
-        source = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        hidden = decoder(
-            input_ids=read.masked_fill(read == IGNORED, 0),  # padding, which no real token looks at
-            encoder_hidden_states=source,
-            encoder_attention_mask=batch.attention_mask,
-            use_cache=False,
-        ).last_hidden_state
+        read = read.masked_fill(read == IGNORED, 0)  # padding, which no real token looks at
+        source, mask = batch.input_ids, batch.attention_mask
+        if self._head is None:
+            given = {"attention_mask": mask, "decoder_input_ids": read, "use_cache": False}
+            hidden: Tensor = self.model(input_ids=source, **given).logits
+        else:
+            hidden = pair_states(self.model, source, mask, read)
         real = batch.labels != IGNORED
         return hidden[real], batch.labels[real]
 
@@ -303,8 +293,3 @@ class ClassificationLoss(TaskLoss):
         assert batch.attention_mask is not None, "collate_labelled tells what is padding"
         with self._autocasting(batch):
             return class_logits(self.model, self._family, batch.input_ids, batch.attention_mask, batch.token_type_ids)
-
-
-def _number(config: object, attribute: str | None) -> float | None:
-    value = getattr(config, attribute, None) if attribute else None
-    return None if value is None or not math.isfinite(value) else float(value)

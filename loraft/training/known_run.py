@@ -13,7 +13,6 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.adapters.inject import start_of
-from loraft.models.model_structure import depths
 from loraft.adapters.targets import TargetModules, targets_in
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
@@ -23,9 +22,11 @@ from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype, class_names, context_of, is_classifier, quietly_reading
 from loraft.models.load_model import load_any_config, load_config, load_noted_tokenizer, require_tensors
+from loraft.models.model_structure import depths
 from loraft.models.modules import decoder_inputs, is_within, linear_modules, parameter_count
+from loraft.models.probe import spec_of
 from loraft.models.quantize import quantized_modules
-from loraft.models.registry import ModelSpec, spec_of
+from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
@@ -109,9 +110,9 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
         ModelError: Its files lack tensors or have others, or its decoder has no start token.
         AdapterError: The `lora` section names what the model does not have, or goes on from another adapter.
     """
-    families = TASKS[run.task].families
-    config = load_config(model, families, labels)
-    family, folder = spec_of(config.model_type, families), model.small_files
+    group = TASKS[run.task].group
+    config = load_config(model, group, labels)
+    family, folder = spec_of(config, group), model.small_files
     skeleton = meta_model(config)
     if family.encoder_path is not None:
         _require_start(skeleton, folder)
@@ -133,11 +134,11 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
         quantized_parameters=sum(linear[name][0] * linear[name][1] for name in quantized),
         depths=depths(skeleton, family),
         layers={stack: _layer(skeleton, linear, path) for stack, path in family.stacks.items()},
-        vocabulary=config.vocab_size,
+        vocabulary=config.get_text_config().vocab_size,
         context=context_of(config, family),
         targets=targets,
         trained=tuple(_trained(skeleton, family, targets, use_dora=run.lora.use_dora)),
-        notes=tuple(notes),
+        notes=(*notes, *(f"{family.model_type}: {why}" for why in family.unknown)),
     )
 
 
@@ -184,13 +185,13 @@ def _head_notes(run: RunConfig, model: ModelHandle, new: Sequence[str]) -> Itera
 
 
 def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: str) -> LayerSizes:
-    inside = [name for name in linear if name.startswith(f"{path}.0.")]
+    inside, text = [name for name in linear if name.startswith(f"{path}.0.")], model.config.get_text_config()
     return LayerSizes(
-        hidden=model.config.hidden_size,
+        hidden=text.hidden_size,
         linear_inputs=sum(linear[name][0] for name in inside),
         linear_outputs=sum(linear[name][1] for name in inside),
         inner=max(max(linear[name]) for name in inside),
-        heads=model.config.num_attention_heads,
+        heads=text.num_attention_heads,
     )
 
 
@@ -225,14 +226,14 @@ def known_run(config: RunConfig) -> KnownRun:
     problems: list[Problem] = []
     placement = _collected(problems, lambda: select_device(config.model))
     task, model = TASKS[config.task], ModelHandle(config.model)
-    architecture = _collected(problems, lambda: load_config(model, task.families))
+    architecture = _collected(problems, lambda: load_config(model, task.group))
     length_notes: list[str] = []
     if architecture is not None:
-        family = spec_of(architecture.model_type, task.families)
+        family = spec_of(architecture, task.group)
         config, length_notes = _fitting_length(config, context_of(architecture, family))
         dtype = placement.dtype if placement is not None else DTYPES.get(config.model.dtype)
         _collected(problems, lambda: check_dtype(family, dtype))
-    read = _collected(problems, lambda: load_noted_tokenizer(model, task.families))
+    read = _collected(problems, lambda: load_noted_tokenizer(model, task.group))
     data = _collected(problems, lambda: prepare(config, read[0], cache_folder())) if read is not None else None
     # Of a classifier whose classes could not be found the shape is that of one with two.
     labels = data.renderer.labels if data is not None else () if task.generates else ("0", "1")

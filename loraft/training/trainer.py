@@ -126,8 +126,8 @@ def build_model(plan: RunPlan) -> AdaptedModel:
     # What is trained whole is loaded in float32, without rounding on the way.
     placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
     quantization = plan.config.quantization if method == "qlora" else None
-    families, labels = plan.task.families, plan.data.renderer.labels
-    loaded = load_model(plan.model, placement, quantization=quantization, among=families, labels=labels)
+    group, labels = plan.task.group, plan.data.renderer.labels
+    loaded = load_model(plan.model, placement, quantization=quantization, group=group, labels=labels)
     torch.manual_seed(plan.config.seed)
     if plan.layout.packed:
         loaded.model.set_attn_implementation(ROWS)

@@ -1,0 +1,251 @@
+"""What there is to know of an architecture that the table does not have: found from the model itself.
+
+Its layers and linear modules show in its structure. What stands around its head, and whether its rows can be laid end
+to end, is tried on a tiny copy. What no experiment establishes is done in the plain way: padding, and the logits of the
+model itself; slower, never wrong, and said.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from loraft.config.choices import ModelGroup
+from loraft.errors import ModelError
+from loraft.kernels.decoding import new_cache, read_on
+from loraft.kernels.packed_attention import ROWS
+from loraft.models.auto_model import group_of, meta_model, require_class
+from loraft.models.hf_config import CLASSIFIER, quietly
+from loraft.models.model_structure import by_structure
+from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
+from loraft.models.registry import Caching, ModelSpec, row_of
+from loraft.models.tiny_copy import tiny_copy
+
+ROW_LENGTHS = (7, 13, 5)
+"""The rows of experiments: longer than the windows of a tiny copy."""
+CLOSE = 1e-4
+"""How far from one another results may be that differ by rounding alone, in parts of how far they spread."""
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier_scale")
+DIVISORS = ("logits_scaling",)
+"""Attributes of configs that may act on the logits."""
+_found: dict[tuple[str, ModelGroup | None], ModelSpec] = {}
+
+
+def spec_of(config: PreTrainedConfig, group: ModelGroup | None = None) -> ModelSpec:
+    """The facts of an architecture that is used as `group`; None uses it as its config says.
+
+    Raises:
+        ModelError: The architecture is of another kind, or transformers has no class of it for that use.
+    """
+    known = row_of(config.model_type, group)
+    if known is not None:
+        return known
+    key = config.to_json_string(use_diff=False), group
+    if key not in _found:
+        with quietly():
+            _found[key] = _probed(config, group)
+    return _found[key]
+
+
+def _probed(config: PreTrainedConfig, group: ModelGroup | None) -> ModelSpec:
+    group = group or group_of(config)
+    if group is not None:
+        require_class(config, group)
+    if group == "classifier":
+        config = type(config).from_dict(config.to_dict() | {"architectures": [CLASSIFIER]})
+    spec = by_structure(meta_model(config))
+    if group is None:
+        return spec
+    small = tiny_copy(config)
+    if group == "classifier":
+        return _classifier(config, spec, small)
+    if small is None:
+        why = "no tiny copy of it could be made, so the loss is computed from the model's own logits"
+        return replace(spec, kind=group, plain=True, unknown=(why,))
+    if group == "decoder" and not _tried(_is_causal, small):
+        message = f"model type {config.model_type!r} reads what comes after a token too: it writes no text"
+        raise ModelError(message, key="model.name_or_path", remedy="Write task: seq_cls, which takes encoders.")
+    spec = _with_head(replace(spec, kind=group), small)
+    if group == "decoder":
+        spec = _while_writing(spec, small)
+    return replace(spec, packs=group == "decoder" and not spec.plain and _tried(_rows_stay_apart, small))
+
+
+def _tried(experiment: Callable[..., bool], *given: Any) -> bool:
+    """Whether an experiment went well: what an architecture cannot do, it refuses in a way of its own."""
+    try:
+        with torch.no_grad():
+            return experiment(*given)
+    except Exception:
+        return False
+
+
+def _row(length: int, model: PreTrainedModel) -> Tensor:
+    """A row of tokens that are no special ones, `[1, length]`."""
+    generator = torch.Generator().manual_seed(length)
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.randint(vocabulary // 4, vocabulary - 1, (1, length), generator=generator)
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Whether both are the same but for rounding, and show something."""
+    spread = float(one.std())
+    return spread > 1e-3 and bool(torch.allclose(one, other, rtol=CLOSE, atol=CLOSE * spread))
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    row = _row(ROW_LENGTHS[1], model)
+    changed = row.clone()
+    changed[0, -1] -= 1
+    one, other = (model(input_ids=ids, use_cache=False).logits for ids in (row, changed))
+    return _agree(one[:, :-1], other[:, :-1]) and not _agree(one[:, -1], other[:, -1])
+
+
+def _with_head(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
+    """The facts with what stands around the head, if hidden states and the head give the logits of the model."""
+    for softcap, multiplier, divisor in _around_heads(model.config.get_text_config()):
+        found = replace(spec, final_softcap=softcap, logit_multiplier=multiplier, logit_divisor=divisor)
+        if _tried(_gives_the_logits, found, model):
+            return found
+    return replace(spec, plain=True, unknown=("the loss is computed from the model's own logits",))
+
+
+def _around_heads(config: PreTrainedConfig) -> Iterator[tuple[str | None, ...]]:
+    """What may act on the logits, by the attributes that the config has: soft cap, multiplier, divisor; none first."""
+    return product(
+        *(
+            [None, *(name for name in names if isinstance(getattr(config, name, None), int | float))]
+            for names in (SOFTCAPS, MULTIPLIERS, DIVISORS)
+        )
+    )
+
+
+def _gives_the_logits(spec: ModelSpec, model: PreTrainedModel) -> bool:
+    row = _row(ROW_LENGTHS[1], model)
+    if spec.kind == "decoder":
+        return _agree(head_of(model, spec).logits(text_states(model, input_ids=row)), model(input_ids=row).logits)
+    target = _row(ROW_LENGTHS[0], model)
+    read, mask = decoder_inputs(model, target), torch.ones_like(row)
+    mine = head_of(model, spec).logits(pair_states(model, row, mask, read))
+    return _agree(mine, model(input_ids=row, attention_mask=mask, decoder_input_ids=read).logits)
+
+
+def _while_writing(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
+    """The facts with how the model keeps what it has read, and whether rows may be padded on the left."""
+    forms: tuple[Caching, ...] = ("keys", "own")
+    caching: Caching = next((form for form in forms if _tried(_goes_on, model, form)), "none")
+    lack = ("no cache of it works: all is read again with each token",) if caching == "none" else ()
+    return replace(
+        spec,
+        caching=caching,
+        pads_left=_tried(_ignores_left_padding, model),
+        rewinds=caching == "keys" and _tried(_goes_back, model),
+        unknown=(*spec.unknown, *lack),
+    )
+
+
+def _goes_on(model: PreTrainedModel, form: Caching) -> bool:
+    """Whether reading a row in two parts gives what reading it at once does."""
+    row, cache = _row(ROW_LENGTHS[1], model), new_cache(model) if form == "keys" else None
+    whole = model(input_ids=row, use_cache=False).logits[:, -1]
+    state = read_on(model, cache, input_ids=row[:, :-3])
+    for place in range(row.shape[1] - 3, row.shape[1]):
+        state = read_on(model, state.cache, input_ids=row[:, place : place + 1])
+    return _agree(whole, state.logits[:, -1])
+
+
+def _goes_back(model: PreTrainedModel) -> bool:
+    """Whether what was read can be cut back to an earlier point."""
+    row, cache = _row(ROW_LENGTHS[1], model), new_cache(model, rewinds=True)
+    whole = model(input_ids=row, use_cache=False).logits[:, -1]
+    read_on(model, cache, input_ids=torch.cat([row[:, :-1], row[:, :3]], dim=1))
+    cache.crop(-3)
+    return _agree(whole, read_on(model, cache, input_ids=row[:, -1:]).logits[:, -1])
+
+
+def _ignores_left_padding(model: PreTrainedModel) -> bool:
+    row = _row(ROW_LENGTHS[0], model)
+    ids, mask = nn.functional.pad(row, (3, 0), value=1), nn.functional.pad(torch.ones_like(row), (3, 0))
+    given = {"input_ids": ids, "attention_mask": mask}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        given["position_ids"] = (mask.cumsum(1) - 1).clamp_(min=0)
+    return _agree(model(input_ids=row).logits[:, -1], model(**given).logits[:, -1])
+
+
+def _rows_stay_apart(model: PreTrainedModel) -> bool:
+    """Whether rows laid end to end give what each gives alone; the model attends to rows from here on."""
+    rows = [_row(length, model) for length in ROW_LENGTHS]
+    alone = torch.cat([text_states(model, input_ids=row)[0] for row in rows])
+    model.set_attn_implementation(ROWS)
+    positions = torch.cat([torch.arange(length) for length in ROW_LENGTHS])[None]
+    first_token = torch.zeros(1, sum(ROW_LENGTHS), dtype=torch.long)
+    first_token[0, 0] = 1
+    together, changed = (
+        text_states(model, input_ids=ids, position_ids=positions, row_lengths=ROW_LENGTHS)[0]
+        for ids in (torch.cat(rows, dim=1), torch.cat(rows, dim=1) - first_token)
+    )
+    first = ROW_LENGTHS[0]
+    return (
+        _agree(alone, together)
+        and _agree(together[first:], changed[first:])
+        and not _agree(together[:first], changed[:first])
+    )
+
+
+def _classifier(config: PreTrainedConfig, spec: ModelSpec, small: PreTrainedModel | None) -> ModelSpec:
+    """The facts of a classifier: its head, and whether it decides at the last token of a row."""
+    model = small if small is not None else meta_model(config)
+    spec = replace(spec, classifier=_head_modules(model), kind="encoder")
+    if small is None:
+        return replace(spec, plain=True, unknown=("no tiny copy of it could be made to try it on",))
+    with torch.no_grad():
+        causal = replace(spec, kind="decoder")
+        if _tried(_decides_last, causal, small):
+            return causal
+        if not _tried(_ignores_padding, spec, small):
+            message = f"padding changes what a classifier of type {config.model_type!r} decides"
+            raise ModelError(message, key="model.name_or_path", remedy="Choose another model.")
+    return spec
+
+
+def _head_modules(model: PreTrainedModel) -> tuple[str, ...]:
+    """The modules with weights beside the base model, and its pooler; the one that gives the scores last."""
+    beside = [
+        name for name, module in model.named_children() if module is not model.base_model and any(module.parameters())
+    ]
+    poolers = [name for name, module in model.named_modules() if name.endswith("pooler") and any(module.parameters())]
+    inside = [name for name in poolers if not any(name.startswith(f"{each}.") or name == each for each in beside)]
+    scores = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
+    ]
+    beside.sort(key=lambda name: any(score == name or score.startswith(f"{name}.") for score in scores))
+    return (*inside, *beside)
+
+
+def _decides_last(spec: ModelSpec, model: PreTrainedModel) -> bool:
+    row = _row(ROW_LENGTHS[0], model)
+    changed = row.clone()
+    changed[0, 0] -= 1
+    model.config.pad_token_id = 0
+    mask = torch.ones_like(row)
+    hidden = [text_states(model, input_ids=ids) for ids in (row, torch.cat([row[:, :-1], row[:, :1]], dim=1))]
+    causal = _agree(hidden[0][:, :-1], hidden[1][:, :-1])
+    return causal and _agree(class_logits(model, spec, row, mask), model(input_ids=row, attention_mask=mask).logits)
+
+
+def _ignores_padding(spec: ModelSpec, model: PreTrainedModel) -> bool:
+    row = _row(ROW_LENGTHS[0], model)
+    padded = nn.functional.pad(row, (0, 4), value=model.config.pad_token_id or 0)
+    mask = nn.functional.pad(torch.ones_like(row), (0, 4))
+    alone = class_logits(model, spec, row, torch.ones_like(row))
+    return _agree(alone, class_logits(model, spec, padded, mask))

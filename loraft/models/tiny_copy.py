@@ -1,0 +1,146 @@
+"""A tiny model of the same architecture, for experiments on what a config alone does not say.
+
+Its sizes are shrunk where their names are known, its weights are random and so large that every part of it shows in
+what it gives.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import product
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from loraft.models.auto_model import meta_model, random_model
+from loraft.models.modules import parameter_count
+
+MOST_PARAMETERS = 20_000_000
+"""A copy with more is no longer tiny: it would take seconds to make."""
+VOCABULARY = 128
+WINDOW = 4
+"""Tokens that a window or a chunk of attention spans: fewer than a row of an experiment has."""
+DEPTHS = (2, 4, 8)
+"""How many layers are tried, at least: a kind of layer may come only after several of another."""
+HEADS = 4
+SIZES = {
+    "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "word_embed_proj_dim": 32, "hidden_dim": 48,
+    "embedding_size": 32, "intermediate_size": 48, "ffn_dim": 48, "d_ff": 48, "n_inner": 48,
+    "moe_intermediate_size": 16,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "shared_expert_intermediate_size": 16, "head_dim": 8, "d_kv": 8,
+    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "num_attention_heads": HEADS, "n_head": HEADS, "encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS,
+    "num_heads": HEADS, "rotary_dim": 4, "mamba_n_heads": HEADS, "mamba_d_head": 16, "mamba_d_state": 8, "d_head": 8,
+    "qk_head_dim": 16, "attention_hidden_size": 32, "embedding_dim": 32, "emb_dim": 32, "lru_width": 32,
+    "n_group": 1, "num_group": 1, "topk_group": 1, "n_groups": 1, "mamba_n_groups": 1,
+    "hidden_size_per_layer_input": 8, "max_position_embeddings": 64, "n_positions": 64,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+"""What sizes are set to where a config has them and they are larger."""
+NUMBERS_OF_LAYERS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
+)  # fmt: skip
+
+
+def tiny_copy(config: PreTrainedConfig) -> PreTrainedModel | None:
+    """A tiny float32 model of the architecture on the CPU, in eval mode; None where no way of shrinking makes one."""
+    for depth, narrow in product(DEPTHS, (True, False)):
+        try:
+            small = _changed(config, depth, narrow=narrow)
+            if parameter_count(meta_model(small)) > MOST_PARAMETERS:
+                continue
+            model = random_model(small)
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(0)
+                for parameter in model.parameters():
+                    _scale(parameter)
+                model(**_read(model))
+        except Exception:  # whatever an architecture refuses: the next way may do
+            continue
+        return model
+    return None
+
+
+def _read(model: PreTrainedModel) -> dict[str, Any]:
+    ids = torch.arange(1, 9)[None]
+    return {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
+
+
+def _scale(parameter: torch.Tensor) -> None:
+    """Matrices get outputs of about their inputs' size; what begins at one or zero is moved off it."""
+    if not parameter.is_floating_point():
+        return
+    if parameter.dim() > 1:
+        parameter.normal_(std=min(1.5 / parameter.shape[-1] ** 0.5, 0.3))
+    else:
+        parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
+
+def _changed(config: PreTrainedConfig, depth: int, *, narrow: bool) -> PreTrainedConfig:
+    """The config with fewer layers, and where it is to be `narrow` with smaller sizes and a smaller vocabulary.
+
+    Not all are narrow: there are architectures whose sizes depend on one another in a way of their own. It is made
+    again from its values, so that whatever its class derives from them is derived anew.
+    """
+    values = copy.deepcopy(config.to_dict())
+    for part in _parts(values):
+        part.update(_depth(part, depth))
+        if narrow:
+            part.update(_sizes(part) | _vocabulary(part))
+    return type(config)(**{name: value for name, value in values.items() if name != "model_type"})
+
+
+def _parts(values: dict[str, Any]) -> list[dict[str, Any]]:
+    inner = [value for name, value in values.items() if name.endswith("_config") and isinstance(value, dict)]
+    return [values, *(part for value in inner for part in _parts(value))]
+
+
+def _sizes(part: dict[str, Any]) -> dict[str, Any]:
+    sizes = {name: min(part[name], size) for name, size in SIZES.items() if isinstance(part.get(name), int)}
+    heads = next((part[name] for name in ("num_attention_heads", "n_head") if isinstance(part.get(name), int)), None)
+    groups = part.get("num_key_value_heads")
+    if isinstance(groups, int) and heads:
+        small = min(heads, HEADS)
+        sizes["num_key_value_heads"] = small if groups == heads else 1 if groups == 1 else max(1, small // 2)
+    windows = {
+        name: min(value, WINDOW)
+        for name, value in part.items()
+        if type(value) is int and ("window" in name or name == "attention_chunk_size")
+    }
+    if {"expand", "num_heads", "head_dim", "hidden_size"} <= part.keys():  # Mamba-2's heads share what it expands to
+        sizes["head_dim"] = sizes["hidden_size"] * part["expand"] // sizes["num_heads"]
+    return sizes | windows
+
+
+def _depth(part: dict[str, Any], least: int) -> dict[str, Any]:
+    """As many layers as show each kind of layer that there is; what is said of each layer for those alone."""
+    kinds = part.get("layer_types")
+    keep = max(least, *(kinds.index(kind) + 1 for kind in set(kinds))) if isinstance(kinds, list) and kinds else least
+    changed: dict[str, Any] = {}
+    for name in NUMBERS_OF_LAYERS:
+        if isinstance(part.get(name), int) and part[name] > keep:
+            lists = {key: value for key, value in part.items() if isinstance(value, list) and len(value) == part[name]}
+            changed |= {name: keep, **{key: value[:keep] for key, value in lists.items()}}
+    if changed and isinstance(each := part.get("per_layer_config"), dict):
+        changed["per_layer_config"] = {key: value for key, value in each.items() if int(key) < keep}
+    if changed and part.get("num_kv_shared_layers"):
+        changed["num_kv_shared_layers"] = 0
+    return changed
+
+
+def _vocabulary(part: dict[str, Any]) -> dict[str, Any]:
+    large = {
+        name: VOCABULARY
+        for name, value in part.items()
+        if name.startswith("vocab_size") and isinstance(value, int) and value > VOCABULARY
+    }
+    ids: dict[str, Any] = {
+        name: value % VOCABULARY
+        for name, value in part.items()
+        if name.endswith("_token_id") and isinstance(value, int) and value >= VOCABULARY
+    }
+    ends = part.get("eos_token_id")
+    if isinstance(ends, list):
+        ids["eos_token_id"] = [each % VOCABULARY for each in ends if isinstance(each, int)]
+    return large | ids

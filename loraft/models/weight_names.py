@@ -1,0 +1,49 @@
+"""What a model calls the tensors of its files: transformers renames some while it loads, and makes one of several."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from loraft.models.safetensors_index import TensorHeader, header_of
+
+
+def as_model_names(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> dict[str, tuple[TensorHeader, ...]]:
+    """The tensors of a model (on the meta device will do) that its files hold: what each is made of, by its name.
+
+    One header with the shape of the tensor is that tensor itself; others are what transformers makes it of.
+    """
+    names = dict.fromkeys([*model.state_dict(), *model.all_tied_weights_keys])
+    found = {name: (header,) for name in names if (header := header_of(name, headers)) is not None}
+    taken = {header.name for (header,) in found.values()}
+    made: defaultdict[str, list[TensorHeader]] = defaultdict(list)
+    rest = [header for header in headers.values() if header.name not in taken]
+    renamed = _Renaming(model) if rest else None
+    for header in rest:
+        for name in renamed.of(header.name) if renamed else ():
+            if name in names and name not in found:
+                made[name].append(header)
+    return found | {name: tuple(parts) for name, parts in made.items()}
+
+
+class _Renaming:
+    """What loading makes of the tensors of files."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        transforms = get_model_conversion_mapping(model)
+        self._renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+        self._converters = [each for each in transforms if isinstance(each, WeightConverter)]
+        self._prefix, self._state = model.base_model_prefix, model.state_dict()
+
+    def of(self, name: str) -> Iterator[str]:
+        """The tensor of the model that one of the files becomes, or a part of; or several."""
+        first, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self._state)
+        yield first
+        for converter in self._converters:
+            begin, *others = converter.target_patterns
+            if pattern in converter.source_patterns and begin in first:
+                yield from (first.replace(begin, other) for other in others)
