@@ -257,10 +257,10 @@ def _chosen(
     within = [place for place in places if place.layer in layers[place.stack]]
     if isinstance(wanted, str):  # routers stay frozen unless they are named
         within = [place for place in within if place.inside not in family.routers]
-    if family.experts and wanted in ("all-linear", "mlp"):
+    if family.experts and not family.mlp and wanted == "mlp":
         message = (
-            f"{wanted} would leave out the feed-forward part: {family.experts} holds the weights of all experts in one "
-            "tensor, and LoRA adapts linear modules"
+            f"{family.experts} holds the weights of all experts in one tensor, and LoRA adapts linear modules: "
+            "there is none in the feed-forward part"
         )
         return [], [Problem(message, None, KEY, "Write attention: its projections are linear modules.")]
     if wanted == "all-linear":

@@ -149,6 +149,7 @@ def load_config(model: Model, group: ModelGroup | None = "decoder", labels: Sequ
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
         config.problem_type = "single_label_classification"
+    spec_of(config, group)
     return config
 
 

@@ -8,6 +8,7 @@ model itself; slower, never wrong, and said.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -36,6 +37,10 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier_scale")
 DIVISORS = ("logits_scaling",)
 """Attributes of configs that may act on the logits."""
+OF_NO_INTEREST = (
+    "architectures", "id2label", "label2id", "problem_type", "dtype", "pad_token_id", "transformers_version",
+)  # fmt: skip
+"""What a config says besides, which does not change what an experiment shows."""
 _found: dict[tuple[str, ModelGroup | None], ModelSpec] = {}
 
 
@@ -48,7 +53,8 @@ def spec_of(config: PreTrainedConfig, group: ModelGroup | None = None) -> ModelS
     known = row_of(config.model_type, group)
     if known is not None:
         return known
-    key = config.to_json_string(use_diff=False), group
+    said = {name: value for name, value in config.to_dict().items() if group is None or name not in OF_NO_INTEREST}
+    key = json.dumps(said, sort_keys=True, default=str), group
     if key not in _found:
         with quietly():
             _found[key] = _probed(config, group)

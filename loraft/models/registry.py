@@ -150,6 +150,7 @@ TABLE = (
     ModelSpec("exaone4"),
     ModelSpec("seed_oss"),
     ModelSpec("arcee", mlp=("up_proj", "down_proj")),
+    ModelSpec("mixtral", mlp=(), experts="mlp.experts"),
     _two_stacks(
         "t5", "encoder.block", "decoder.block", T5,
         scales_if="scale_decoder_outputs", prefixed=True, stable_in_float16=False,

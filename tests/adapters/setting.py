@@ -14,7 +14,7 @@ from loraft.adapters.model_card import TrainingFacts
 from loraft.config.schema import RunConfig
 from loraft.models.device import DeviceConfig
 from loraft.models.load_model import LoadedModel
-from loraft.models.registry import spec_of
+from loraft.models.registry import FAMILIES
 from tests.tiny import CHATML, save_tiny
 
 FACTS = TrainingFacts(steps=3, epochs=0.5, rows=6, trained_tokens=120, train_loss=2.0, eval_loss=1.5, eval_rows=2)
@@ -64,7 +64,7 @@ def tiny_loaded(
     return LoadedModel(
         model=model,
         tokenizer=AutoTokenizer.from_pretrained(folder),
-        family=spec_of(model_type),
+        family=FAMILIES[model_type],
         placement=DeviceConfig("cpu", dtype, "a test's CPU", 0, 0, ()),
         folder=folder,
         name=str(folder),

@@ -99,7 +99,7 @@ def test_c20_new_modules_are_those_that_transformers_reports(tmp_path: Path, mod
     """C20: what transformers says that it made up is what is trained as new, for every family."""
     config = classifier_config(tmp_path, model_type)
     family = CLASSIFIERS[model_type]
-    as_classifier = load_config(config.model, CLASSIFIERS, LABELS)
+    as_classifier = load_config(config.model, "classifier", LABELS)
     _, report = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "model", num_labels=3, output_loading_info=True
     )
@@ -214,7 +214,7 @@ def test_the_names_of_classes_follow_their_numbers_not_the_file(tmp_path: Path) 
     (folder / "config.json").write_text(json.dumps(config))
     assert open_classifier(ModelRequest(str(folder))).labels == tuple(names)
     section = ModelSection(name_or_path=str(folder))
-    as_classifier = load_config(section, CLASSIFIERS, names)
+    as_classifier = load_config(section, "classifier", names)
     assert require_tensors(folder, meta_model(as_classifier), names)[0] == ()
 
 

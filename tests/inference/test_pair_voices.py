@@ -121,7 +121,7 @@ def test_a_base_that_knows_languages_is_asked_in_those_that_are_said(tmp_path: P
 
 def test_a_slow_tokenizer_will_do_for_an_encoder_decoder(tmp_path: Path) -> None:
     base, *_ = multilingual_base(tmp_path / "base", "m2m")
-    tokenizer = load_tokenizer(ModelSection(name_or_path=str(base)), TWO_STACKS)
+    tokenizer = load_tokenizer(ModelSection(name_or_path=str(base)), "encoder_decoder")
     assert isinstance(tokenizer, M2M100Tokenizer)
     assert not tokenizer.is_fast
 

@@ -14,7 +14,6 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import ModelSection
 from loraft.models.device import select_device
 from loraft.models.load_model import load_model
-from loraft.models.registry import FAMILIES
 from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 from tests.adapters.setting import FACTS, Rendering, disturb
 from tests.tiny import CHATML, save_tiny
@@ -92,7 +91,7 @@ def pair_adapter_in(
             "generation": {"max_new_tokens": 12},
         }
     )
-    loaded = load_model(section, select_device(section), among=FAMILIES)
+    loaded = load_model(section, select_device(section), group=None)
     source, target = languages or (None, None)
     renderer = Seq2SeqRenderer(loaded.tokenizer, prefix=prefix, source_lang=source, target_lang=target)
     adapted = attach(loaded, config)

@@ -303,17 +303,14 @@ def test_dora_counts_its_magnitudes(tmp_path: Path) -> None:
     assert plain.layers[0].modules[0].shape == (32, 96), "GPT-2 stores [in, out]"
 
 
-def test_a_mixture_is_looked_into_and_lora_is_refused_where_it_cannot_go(tmp_path: Path) -> None:
+def test_a_mixture_is_looked_into_and_lora_goes_to_its_linear_modules(tmp_path: Path) -> None:
     folder = saved(tmp_path, "mixtral")
     table = table_of(folder)
     experts = table.anatomy.experts
     assert experts is not None
     assert (experts.count, experts.active, experts.parameters) == (4, 2, 3 * 4 * 3 * 32 * 48)
     assert table.anatomy.active_parameters == table.anatomy.parameters - experts.parameters // 2
-    assert table.lora is None
-    assert "all experts in one tensor" in table.notes[0]
-    assert table.layers[0].modules[0].lora_parameters is None
-    on_attention = table_of(folder, "r=2,target_modules=attention").lora
+    on_attention = table_of(folder, "r=2").lora
     assert on_attention is not None
     assert on_attention.parameters == 3 * 2 * ((32 + 32) + 2 * (32 + 16) + (32 + 32))
     with pytest.raises(AdapterError, match="all experts in one tensor"):
@@ -337,7 +334,7 @@ def test_families_that_the_table_does_not_have_show_their_structure(
     table = table_of(config_alone(tmp_path, config))
     assert table.anatomy.architecture == architecture
     assert table.anatomy.stacks[-1].path == path
-    assert (table.lora is None) == (model_type == "qwen3_moe")
+    assert table.lora is not None
 
 
 def test_what_has_no_layers_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from loraft.models.model_structure import family_in
 from loraft.inspection import positions
 from loraft.inspection.norms import miniature
 from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.models.auto_model import meta_model
+from loraft.models.model_structure import family_in
 from loraft.models.registry import FAMILIES
 from tests.tiny import tiny_sizes
 

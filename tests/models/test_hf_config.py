@@ -13,7 +13,7 @@ from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.models.hf_config import check_dtype, context_of, is_classifier
 from loraft.models.load_model import load_config
-from loraft.models.registry import CLASSIFIERS, FAMILIES
+from loraft.models.registry import FAMILIES
 from tests.tiny import save_tiny
 
 
@@ -29,7 +29,7 @@ def section(folder: Path, **options: Any) -> ModelSection:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        ({"model_type": "mixtral"}, "mixture of experts"),
+        ({"model_type": "lama"}, r"not one that transformers knows(.|\n)*llama"),
         ({"model_type": "t5"}, "encoder-decoder"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "writes no text(.|\n)*task: seq_cls"),
         ({"architectures": ["LlamaForQuestionAnswering"]}, "writes no text(.|\n)*ForCausalLM"),
@@ -59,7 +59,7 @@ def test_c40_families_that_overflow_in_float16() -> None:
 
 
 def test_with_classes_it_is_the_config_of_a_classifier(folder: Path) -> None:
-    config = load_config(section(folder), CLASSIFIERS, ("no", "yes"))
+    config = load_config(section(folder), "classifier", ("no", "yes"))
     assert is_classifier(config)
     assert (config.num_labels, config.id2label, config.label2id) == (2, {0: "no", 1: "yes"}, {"no": 0, "yes": 1})
     assert not is_classifier(load_config(section(folder)))

@@ -143,7 +143,7 @@ def test_c42_code_that_comes_with_a_model_never_runs(folder: Path, tmp_path: Pat
     edit_config(folder, lambda c: c.update(auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.C"}))
     assert [note for note in load_model(section(folder), placed()).notes if "auto_map in config.json" in note]
     edit_config(folder, lambda c: c.update(model_type="evil"))
-    with pytest.raises(ModelError, match="not one that loraft knows"):
+    with pytest.raises(ModelError, match="not one that transformers knows"):
         load_model(section(folder), placed())
     assert not (tmp_path / "exploded").exists()
 

@@ -15,7 +15,6 @@ from loraft.models.auto_model import meta_model
 from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_config, load_model
 from loraft.models.quantize import quantization_config, quantize_roundtrip, quantized_modules, unpacked
-from loraft.models.registry import CLASSIFIERS, TWO_STACKS
 from tests.tiny import save_tiny
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -133,11 +132,12 @@ def test_c40_a_t5_in_4_bits_is_what_the_meta_device_foretells_and_still_says_wha
     from bitsandbytes.nn.modules import Linear4bit
 
     folder = save_tiny(tmp_path, model_type, hidden_size=64, feed_forward_proj="gated-gelu" if gated else "relu")
-    task = TWO_STACKS
-    whole = load_model(section(folder), on_cpu(), among=task).model
-    packed = load_model(section(folder), on_cpu(torch.bfloat16), quantization=QuantizationSection(), among=task).model
+    whole = load_model(section(folder), on_cpu(), group="encoder_decoder").model
+    packed = load_model(
+        section(folder), on_cpu(torch.bfloat16), quantization=QuantizationSection(), group="encoder_decoder"
+    ).model
     quantized = {name for name, module in packed.named_modules() if isinstance(module, Linear4bit)}
-    assert quantized == set(quantized_modules(meta_model(load_config(section(folder), task))))
+    assert quantized == set(quantized_modules(meta_model(load_config(section(folder), "encoder_decoder"))))
     assert {name.rpartition(".")[2] for name in quantized} == {"q", "k", "v", "o"} | (
         {"wi_0", "wi_1"} if gated else {"wi"}
     )
@@ -154,10 +154,10 @@ def test_the_head_of_a_classifier_is_not_quantized(tmp_path: Path) -> None:
     from bitsandbytes.nn.modules import Linear4bit
 
     folder = save_tiny(tmp_path, "bert", hidden_size=64)
-    families, labels = CLASSIFIERS, ("a", "b")
+    labels = ("a", "b")
     loaded = load_model(
-        section(folder), on_cpu(), quantization=QuantizationSection(), among=families, labels=labels
+        section(folder), on_cpu(), quantization=QuantizationSection(), group="classifier", labels=labels
     ).model
     quantized = {name for name, module in loaded.named_modules() if isinstance(module, Linear4bit)}
-    assert quantized == set(quantized_modules(meta_model(load_config(section(folder), families, labels))))
+    assert quantized == set(quantized_modules(meta_model(load_config(section(folder), "classifier", labels))))
     assert not any("pooler" in name or "classifier" in name for name in quantized)

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from loraft.config.choices import TaskName
 from loraft.errors import ModelError
 from loraft.kernels.packed_attention import ROWS
-from loraft.models.registry import DECODERS, FAMILIES, spec_of
+from loraft.models.registry import DECODERS, FAMILIES, row_of
 from loraft.tasks import TASKS
 from tests.tiny import TINY_MODEL_TYPES, TINY_OTHERS, tiny_model
 
@@ -60,13 +60,6 @@ def test_a_gated_t5_has_its_matrices_in_the_table() -> None:
     assert names - {"lm_head"} == {*FAMILIES["t5"].attention, *FAMILIES["t5"].mlp} - {"wi"}
 
 
-def test_a_mixture_has_its_experts_where_the_table_says() -> None:
-    layer = tiny_model("mixtral").get_submodule("model.layers.0")
-    experts = layer.get_submodule(FAMILIES["mixtral"].experts or "")
-    assert {weight.dim() for weight in experts.parameters()} == {3}
-    assert not any(isinstance(module, nn.Linear) for module in experts.modules())
-
-
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_what_stands_around_the_head_is_in_the_config(model_type: str) -> None:
     family = DECODERS[model_type]
@@ -92,23 +85,6 @@ def test_c11_rows_laid_end_to_end_equal_rows_alone_where_the_family_packs(model_
 
 
 @pytest.mark.parametrize(
-    ("model_type", "reason"),
-    [
-        ("mixtral", "mixture of experts"),
-        ("qwen3_moe", "mixture of experts"),
-        ("whisper", "encoder-decoder"),
-        ("electra", "an encoder"),
-        ("gemma3", "images"),
-        ("lama", "not one that loraft knows"),
-    ],
-)
-def test_other_types_are_refused_with_the_reason(model_type: str, reason: str) -> None:
-    with pytest.raises(ModelError, match=reason) as caught:
-        spec_of(model_type)
-    assert "llama" in (caught.value.problems[0].remedy or "")
-
-
-@pytest.mark.parametrize(
     ("task", "model_type", "takes_it"),
     [("causal_lm", "t5", "seq2seq_lm"), ("causal_lm", "bert", "seq_cls"), ("seq2seq_lm", "llama", "causal_lm")],
 )
@@ -116,5 +92,5 @@ def test_a_type_for_another_task_is_answered_with_the_task_and_no_list(
     task: TaskName, model_type: str, takes_it: str
 ) -> None:
     with pytest.raises(ModelError, match=f"and task: {task} needs") as caught:
-        spec_of(model_type, TASKS[task].families)
+        row_of(model_type, TASKS[task].group)
     assert caught.value.problems[0].remedy == f"Write task: {takes_it}, which takes it."

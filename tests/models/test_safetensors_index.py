@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from loraft.errors import ModelError
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, read_headers
+from loraft.models.weight_names import as_model_names
 from tests.tiny import TINY_MODEL_TYPES, save_tiny, tiny_model
+
+
+def check(folder: Path, model: PreTrainedModel) -> None:
+    check_weights(folder, expected_tensors(model), as_model_names(model, read_headers(folder)))
 
 
 @pytest.fixture
@@ -37,7 +43,7 @@ def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> N
 def test_each_familys_own_files_are_complete(tmp_path: Path, model_type: str) -> None:
     model = tiny_model(model_type)
     model.save_pretrained(tmp_path)
-    check_weights(tmp_path, expected_tensors(model))
+    check(tmp_path, model)
 
 
 def test_headers_are_the_tensors(folder: Path, tmp_path: Path) -> None:
@@ -88,28 +94,28 @@ def test_an_index_reaches_no_other_files(tmp_path: Path, shard: str) -> None:
 def test_c24_missing_tensors_are_named(folder: Path) -> None:
     change(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(ModelError, match=r"1 of 30 tensors are missing: model\.layers\.1\.mlp\.up_proj\.weight"):
-        check_weights(folder, expected_tensors(tiny_model("llama")))
+        check(folder, tiny_model("llama"))
 
 
 def test_c24_other_shapes_are_named(folder: Path) -> None:
     change(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}))
     with pytest.raises(ModelError, match=r"model\.norm\.weight is \[31\], and config\.json makes it \[32\]"):
-        check_weights(folder, expected_tensors(tiny_model("llama")))
+        check(folder, tiny_model("llama"))
 
 
 def test_numbers_that_are_not_floating_are_refused(folder: Path) -> None:
     change(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}))
     with pytest.raises(ModelError, match="holds I8 numbers"):
-        check_weights(folder, expected_tensors(tiny_model("llama")))
+        check(folder, tiny_model("llama"))
 
 
 def test_tied_weights_need_not_be_there_and_untied_ones_must(tmp_path: Path) -> None:
     tied = tiny_model("llama", tie_word_embeddings=True)
     assert "lm_head.weight" not in expected_tensors(tied)
     tied.save_pretrained(tmp_path)
-    check_weights(tmp_path, expected_tensors(tied))
+    check(tmp_path, tied)
     with pytest.raises(ModelError, match=r"lm_head\.weight"):
-        check_weights(tmp_path, expected_tensors(tiny_model("llama")))
+        check(tmp_path, tiny_model("llama"))
 
 
 def test_names_without_their_first_part_and_older_names_are_understood(tmp_path: Path) -> None:
@@ -117,7 +123,7 @@ def test_names_without_their_first_part_and_older_names_are_understood(tmp_path:
         folder = save_tiny(tmp_path / model_type, model_type)
         tensors = load_file(folder / "model.safetensors")
         save_file({name.replace(*renamed): value for name, value in tensors.items()}, folder / "model.safetensors")
-        check_weights(folder, expected_tensors(tiny_model(model_type)))
+        check(folder, tiny_model(model_type))
 
 
 def test_c41_pickled_weights_are_refused_and_never_opened(tmp_path: Path) -> None:

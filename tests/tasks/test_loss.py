@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from loraft.kernels import cross_entropy as loss_module
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
 from loraft.kernels.packed_attention import ROWS
-from loraft.models.registry import DECODERS, spec_of
+from loraft.models.registry import DECODERS, FAMILIES
 from loraft.tasks.loss import BatchLayout, CausalLMLoss, collate_texts
 from loraft.tokenization.examples import IGNORED, Example
 from tests.tiny import TINY_MODEL_TYPES, tiny_model
@@ -29,7 +29,7 @@ ROWS_OF = [example(1, 17, 5), example(2, 30, 20), example(3, 9, 1)]
 
 
 def of(model_type: str) -> CausalLMLoss:
-    return CausalLMLoss(tiny_model(model_type), spec_of(model_type))
+    return CausalLMLoss(tiny_model(model_type), FAMILIES[model_type])
 
 
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
