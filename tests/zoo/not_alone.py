@@ -1,0 +1,42 @@
+"""What transformers 5.23 and peft 0.21 themselves cannot do: the step that fails, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+TIMM = "its vision tower is a model of timm, which is not installed"
+IMAGES = "its loss needs an image with every text"
+ASSISTANT = "it reads the hidden states of a main model: a config of its own makes none that can be built"
+AUDIO_CONFIG = "transformers gives its class for text the config of the whole, which has no `dropout`"
+
+NOT_ALONE: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("causal", "blt"): ("generate", "transformers makes no cache for it: its config has no `num_hidden_layers`"),
+    ("causal", "gemma3n"): ("build", TIMM),
+    ("causal", "gemma4_assistant"): ("build", ASSISTANT),
+    ("causal", "gemma4_unified_assistant"): ("build", ASSISTANT),
+    ("causal", "git"): ("forward", IMAGES),
+    ("causal", "musicgen"): ("build", AUDIO_CONFIG),
+    ("causal", "musicgen_melody"): ("build", AUDIO_CONFIG),
+    ("causal", "reformer"): ("peft", "its reversible layers give adapters on a frozen base no gradient"),
+    ("seq2seq", "fsmt"): ("forward", "it makes the decoder's input of the source where labels alone are given"),
+    ("seq2seq", "voxtral_realtime"): ("forward", "its loss needs sound with every text"),
+    ("classification", "ibert"): ("peft", "its linear modules are of its own class, which peft does not adapt"),
+    ("classification", "layoutlmv2"): ("build", "it needs detectron2, which is not installed"),
+    ("classification", "reformer"): ("peft", "its reversible layers give adapters on a frozen base no gradient"),
+    ("multimodal", "blip"): ("forward", IMAGES),
+    ("multimodal", "blip-2"): ("forward", IMAGES),
+    ("multimodal", "diffusion_gemma"): ("forward", "a diffusion model: transformers has no loss of it"),
+    ("multimodal", "evolla"): ("build", "transformers' mapping names a class that it does not find"),
+    ("multimodal", "fast_vlm"): ("build", TIMM),
+    ("multimodal", "granite4_vision"): ("build", "its image part is made for widths of 64 and more"),
+    ("multimodal", "idefics"): ("forward", IMAGES),
+    ("multimodal", "instructblip"): ("forward", IMAGES),
+    ("multimodal", "instructblipvideo"): ("forward", IMAGES),
+    ("multimodal", "kosmos-2"): ("forward", IMAGES),
+    ("multimodal", "perception_lm"): ("build", TIMM),
+    ("multimodal", "pi0"): ("forward", "its loss is that of a robot's movements"),
+    ("multimodal", "pix2struct"): ("forward", IMAGES),
+    ("multimodal", "pp_formulanet"): ("forward", IMAGES),
+    ("multimodal", "udop"): ("forward", "its loss needs the place of every word on a page"),
+    ("multimodal", "vision-encoder-decoder"): ("forward", IMAGES),
+}
