@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Literal, TypeVar
 
 from peft import LoraConfig
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from loraft.errors import AdapterError, Problem
 from loraft.models.modules import nearest
@@ -37,7 +37,7 @@ WITHOUT_EFFECT = {
     "runtime_config",
 }
 """Keys that say how an adapter was made or kept, and nothing of what it computes."""
-PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """The values of `init_lora_weights` that leave the base as it is."""
 
 
@@ -66,6 +66,11 @@ class _Declared(BaseModel):
     rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
     alpha_pattern: dict[str, int | float] = Field(default_factory=dict)
     fan_in_fan_out: bool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+    lora_bias: bool = False
+    target_parameters: list[str] | None = None
+    trainable_token_indices: list[NonNegativeInt] | dict[str, list[NonNegativeInt]] | None = None
+    ensure_weight_tying: bool = False
 
 
 def recorded_lora(config: LoraConfig) -> dict[str, object]:
@@ -110,10 +115,13 @@ def _refuse_expressions(honoured: _Declared, where: str) -> None:
         values_for((), patterns, None, where=where, key=key)
 
 
-def resolved(config: LoraConfig, modules: Sequence[str], where: str | None) -> LoraConfig:
+def resolved(
+    config: LoraConfig, modules: Sequence[str], where: str | None, parameters: Sequence[str] = ()
+) -> LoraConfig:
     """The config with the modules that its expressions match in the place of these, which peft matches without a bound.
 
-    `modules` are the names of all modules of the base, and `where` is the file that declares the config.
+    `modules` are the names of all modules of the base, `parameters` those of adapted parameters, and `where` is the
+    file that declares the config.
 
     Raises:
         AdapterError: An expression cannot be used, or that of the targets matches nothing.
@@ -129,7 +137,7 @@ def resolved(config: LoraConfig, modules: Sequence[str], where: str | None) -> L
         patterns: Mapping[str, float | None] = getattr(config, key) or {}
         if not all(map(PLAIN.fullmatch, patterns)):
             by_value: dict[float | None, list[str]] = {}
-            for name, value in values_for(modules, patterns, None, where=where, key=key).items():
+            for name, value in values_for([*modules, *parameters], patterns, None, where=where, key=key).items():
                 by_value.setdefault(value, []).append(name)
             setattr(found, key, {_any_of(names): value for value, names in by_value.items() if value is not None})
     return found

@@ -13,7 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loraft.adapters.adapter_config import ADAPTER_CONFIG, Json, parse_adapter_config, refuse_changes, values_for
-from loraft.adapters.lora_factors import ADAPTER_WEIGHTS, parse_key, weights_file
+from loraft.adapters.lora_factors import (
+    ADAPTER_WEIGHTS,
+    is_trained_bias,
+    parameters_in,
+    parse_key,
+    token_rows,
+    weights_file,
+)
 from loraft.errors import AdapterError, Problem
 from loraft.figures import counted
 from loraft.io.atomic import read_json
@@ -21,7 +28,7 @@ from loraft.io.checksums import RECORD, altered_settings, refuse_altered, sha256
 
 OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-UPDATE = ("A", "B", "magnitude")
+UPDATE = ("A", "B", "bias", "magnitude")
 OF_ANOTHER_BASE = (
     "Name the base that it was trained on: `base_model=MODEL`. Where its vocabulary was made larger in training, let "
     "peft write base and adapter as one model: merge_and_unload(), then save_pretrained()."
@@ -48,7 +55,7 @@ class AdapterFiles:
 
     @cached_property
     def factors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The tensors of the update of each adapted module, by what they are: `A`, `B` and `magnitude`."""
+        """The tensors of the update of each adapted module or parameter: `A`, `B`, its `bias` and `magnitude`."""
         factors: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in self.tensors.items():
             if (of := parse_key(key)).part in UPDATE:
@@ -58,17 +65,44 @@ class AdapterFiles:
     @cached_property
     def whole(self) -> dict[str, torch.Tensor]:
         """The tensors that were trained whole, by what the base calls them."""
-        return {of.name: tensor for key, tensor in self.tensors.items() if (of := parse_key(key)).part == "whole"}
+        parts = ((parse_key(key), key, tensor) for key, tensor in self.tensors.items())
+        return {of.name: tensor for of, key, tensor in parts if of.part == "whole" or _is_bias(key, self.config)}
+
+    @cached_property
+    def biases(self) -> frozenset[str]:
+        """The biases of the base that were trained, where the weight beside them was not."""
+        if self.config.bias == "none":
+            return frozenset()
+        return frozenset(
+            name for name in self.whole if name.endswith(".bias") and f"{name[:-4]}weight" not in self.whole
+        )
 
     @property
     def saved(self) -> frozenset[str]:
         """The modules that have weights of their own (`modules_to_save`), down to the leaves."""
-        return frozenset(name.rpartition(".")[0] for name in self.whole)
+        return frozenset(name.rpartition(".")[0] for name in self.whole if name not in self.biases)
+
+    @cached_property
+    def tokens(self) -> dict[str, tuple[list[int], torch.Tensor]]:
+        """The rows of a weight that were trained by themselves (`trainable_token_indices`): which, and the rows."""
+        parts = ((parse_key(key), tensor) for key, tensor in self.tensors.items())
+        declared = self.config.trainable_token_indices
+        return {of.name: (token_rows(declared, of.name), tensor) for of, tensor in parts if of.part == "tokens"}
+
+    @cached_property
+    def parameters(self) -> dict[str, list[str]]:
+        """The places of factors that are of parameters (`target_parameters`): which these may be, in full."""
+        config = self.config
+        found = {
+            place: parameters_in(place, config.target_parameters or (), config.target_modules) for place in self.factors
+        }
+        return {place: names for place, names in found.items() if names}
 
     @property
     def ranks(self) -> dict[str, int]:
         """The rank of each adapted module, by its full name, as the tensors have it."""
-        return {module: parts["A"].shape[0] for module, parts in self.factors.items() if "A" in parts}
+        of_modules = {name: parts for name, parts in self.factors.items() if name not in self.parameters}
+        return {module: parts["A"].shape[0] for module, parts in of_modules.items() if "A" in parts}
 
     @cached_property
     def alphas(self) -> dict[str, float]:
@@ -118,14 +152,27 @@ def read_adapter(folder: Path) -> AdapterFiles:
     config = parse_adapter_config(declared, where)
     refuse_changes(declared, record, where)
     tensors = _sound_tensors(weights_file(folder))
-    copies = {key: tensors.pop(key) for key in [*tensors] if parse_key(key).part == "copy"}
+    copies = {key: tensors.pop(key) for key in [*tensors] if _is_copy(key, config)}
     files = AdapterFiles(folder, config, tensors, record, copies)
+    for name, (rows, tensor) in files.tokens.items():
+        if len(rows) != len(tensor):
+            message = f"it names {len(rows)} rows of {name}, and the tensors hold {len(tensor)}"
+            raise AdapterError(message, where=where, key="trainable_token_indices")
     said = values_for(files.ranks, config.rank_pattern or {}, config.r, where=where, key="rank_pattern")
     for name, rank in files.ranks.items():
         if said[name] != rank:
             message = f"it says rank {said[name]} for {name}, and the tensors have rank {rank}"
             raise AdapterError(message, where=where, key="r")
     return files
+
+
+def _is_copy(key: str, config: LoraConfig) -> bool:
+    """Whether a tensor is the base's own, which lies beside what was trained."""
+    return parse_key(key).part == "copy" and not _is_bias(key, config)
+
+
+def _is_bias(key: str, config: LoraConfig) -> bool:
+    return is_trained_bias(key, config.bias)
 
 
 def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
@@ -151,7 +198,7 @@ def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
         AdapterError: If a key is missing or left over, a shape differs, or a file is not what was written.
     """
     refuse_other_base(files, lambda key: model.get_parameter(key).to("meta"))
-    expected = adapter_tensors(model, name)
+    expected = {key: tensor for key, tensor in adapter_tensors(model, name).items() if not _is_copy(key, files.config)}
     problems = [
         *(f"the tensor {key} is missing" for key in sorted(expected.keys() - files.tensors.keys())),
         *(f"the base has no place for the tensor {key}" for key in sorted(files.tensors.keys() - expected.keys())),
@@ -204,7 +251,10 @@ def adapter_tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
 
     peft would look for the base on the Hub to see whether the vocabulary grew; loraft never resizes it.
     """
-    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    # Given the state, it does not take a bias of B for a part of a matrix.
+    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        model, model.state_dict(), adapter_name=name, save_embedding_layers=False
+    )
     return tensors
 
 

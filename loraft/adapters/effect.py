@@ -11,6 +11,7 @@ Source: Hu et al. 2021 (https://arxiv.org/abs/2106.09685), equation 3; Kalajdzie
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import local
@@ -18,14 +19,17 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from loraft.adapters.adapted_parameters import parameter_factors
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.lora_factors import LoraFactors, in_peft
+from loraft.adapters.trained_biases import biases_of
 from loraft.errors import AdapterError
 from loraft.models.modules import output_head
 from loraft.models.quantize import ordinary, unpacked
@@ -41,9 +45,9 @@ _own = local()
 def updated(weight: Tensor, update: LoraFactors, *, transposed: bool = False) -> Tensor:
     """The weight with an update in it, whole, in its own dtype; as `updated_pieces` makes it."""
     result = torch.empty(weight.shape, dtype=weight.dtype)
-    row = 0
+    rows, row = result.view(-1, weight.shape[-1]), 0
     for piece in updated_pieces(weight, [update], weight.dtype, transposed=transposed):
-        result[row : row + len(piece)] = piece
+        rows[row : row + len(piece)] = piece
         row += len(piece)
     return result
 
@@ -53,10 +57,15 @@ def updated_pieces(
 ) -> Iterator[Tensor]:
     """The weight with all updates in it, a few rows at a time: summed in float32, and cast once to `dtype`.
 
-    The weight is `[out, in]`, or where `transposed` `[in, out]`, as GPT-2's Conv1D and embeddings store it. There is at
-    least one update; where one is DoRA it is alone.
+    The weight is `[out, in]`, or where `transposed` `[in, out]`, as GPT-2's Conv1D and embeddings store it; of several
+    experts there is one such matrix each. There is at least one update; where one is DoRA it is alone.
     """
     updates = [update.float() for update in updates]
+    if weight.dim() == 3:
+        for number, matrix in enumerate(weight):
+            of_expert = [update.expert(number) for update in updates]
+            yield from updated_pieces(matrix, of_expert, dtype, transposed=transposed, run=run)
+        return
     magnitude = updates[0].magnitude
     by_column = None
     if magnitude is not None and transposed:  # a norm is over all rows here, so they are gone through twice
@@ -81,6 +90,22 @@ def cast_pieces(weight: Tensor, dtype: torch.dtype, *, run: Run = map) -> Iterat
     flat = weight.reshape(-1)
     spans = (slice(start, start + PIECE) for start in range(0, len(flat), PIECE))
     yield from run(lambda span: flat[span].to(dtype), spans)
+
+
+def pieces_with_rows(
+    weight: Tensor, rows: Sequence[int], values: Tensor, dtype: torch.dtype, *, run: Run = map
+) -> Iterator[Tensor]:
+    """A weight `[rows, width]` in a dtype, with other values `[len(rows), width]` in some of its rows."""
+    places: dict[int, int] = {row: number for number, row in enumerate(rows)}  # the last of a row that is named twice
+
+    def piece(span: slice) -> Tensor:
+        result = weight[span].to(dtype, copy=True)
+        for row in range(span.start, span.stop):
+            if row in places:
+                result[row - span.start] = values[places[row]].to(dtype)
+        return result
+
+    yield from run(piece, _row_spans(weight))
 
 
 def _row_spans(weight: Tensor) -> Iterator[slice]:
@@ -139,7 +164,13 @@ def _switch(model: PeftModel, name: str, *, on: bool) -> None:
         model.set_adapter(name)
     tuner: Any = model.base_model
     if on != _is_on(model):
-        (tuner.enable_adapter_layers if on else tuner.disable_adapter_layers)()
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Careful, disabling adapter layers with bias"
+            )  # ours are put back
+            (tuner.enable_adapter_layers if on else tuner.disable_adapter_layers)()
+    if (biases := biases_of(model)) is not None:
+        biases.act((name,) if on else ())
 
 
 def _is_on(model: PeftModel) -> bool:
@@ -156,6 +187,8 @@ def act_together(model: nn.Module, weights: Mapping[str, float]) -> None:
                     module.scaling[in_peft(name)] *= weight
     tuner: Any = model.base_model
     tuner.set_adapter([in_peft(name) for name in weights])  # the wrapper's own method takes one name
+    if (biases := biases_of(model)) is not None:
+        biases.act([in_peft(name) for name in weights])
     model.requires_grad_(False)
 
 
@@ -178,6 +211,9 @@ def merged(adapted: AdaptedModel, name: str | None = None) -> PreTrainedModel:
         for path, module in list(model.get_base_model().named_modules()):
             if isinstance(module, LoraLayer) and (called in module.lora_A or called in module.lora_embedding_A):
                 _fold(path, module, called)
+            elif isinstance(module, TrainableTokensLayer) and called in module.trainable_tokens_delta:
+                module.merge(adapter_names=[called])
+        _keep_trained_biases(model)
         base: PreTrainedModel = model.unload()
     head: Any = output_head(base)
     if head is not None and head.weight is not base.get_input_embeddings().weight:
@@ -186,9 +222,21 @@ def merged(adapted: AdaptedModel, name: str | None = None) -> PreTrainedModel:
     return base
 
 
+def _keep_trained_biases(model: PeftModel) -> None:
+    """Give the base, which is about to leave peft, the biases that act now as its own."""
+    biases = biases_of(model)
+    for name in biases.parameters if biases is not None else ():
+        owner, _, kind = name.rpartition(".")
+        module = model.get_base_model().get_submodule(owner)
+        setattr(module, kind, nn.Parameter(module.get_parameter(kind).data, requires_grad=False))
+
+
 def _fold(path: str, module: Any, name: str) -> None:
     """Give the module inside a LoRA layer the merged weight, as a parameter of its own."""
     inner = module.get_base_layer()
+    if isinstance(module, ParamWrapper):
+        _fold_parameter(path, module, inner, name)
+        return
     if not isinstance(inner, nn.Linear | Conv1D | nn.Embedding):
         raise AdapterError(f"an update of {path}, a {type(inner).__name__}, cannot be merged")
     scale, is_dora = module.scaling[name], name in module.lora_magnitude_vector
@@ -201,9 +249,28 @@ def _fold(path: str, module: Any, name: str) -> None:
         magnitude = module.lora_magnitude_vector[name].weight if is_dora else None
         factors = LoraFactors(module.lora_A[name].weight, module.lora_B[name].weight, scale, magnitude)
         weight = updated(unpacked(inner), factors)
+        if module.lora_bias[name]:
+            _fold_bias(path, inner, module.lora_B[name].bias, scale)
     if isinstance(inner, Conv1D):
         weight = weight.T.contiguous()
     if isinstance(inner, nn.Linear) and inner.weight.dtype == torch.uint8:
         module.base_layer = ordinary(inner, weight)
     else:
         inner.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _fold_parameter(path: str, module: Any, inner: nn.Module, name: str) -> None:
+    """Give a module the merged parameter, of which each expert may have a matrix."""
+    factors, of = parameter_factors(module, path, name)
+    weight = updated(module.get_param().detach(), factors, transposed=of.transposed)
+    setattr(inner, module.parameter_name, nn.Parameter(weight, requires_grad=False))
+
+
+def _fold_bias(path: str, inner: Any, added: Tensor, scale: float) -> None:
+    """Add the bias of B: s · (B A x + b) is the update."""
+    if inner.bias is None:
+        message = f"the update of {path} has a bias and the module has none"
+        raise AdapterError(message, key="lora_bias", remedy="Use it unmerged: `loraft.generate` with `adapters`.")
+    bias = inner.bias.detach()
+    summed = (bias.float() + scale * added.float()).to(bias.dtype)
+    inner.bias = nn.Parameter(summed, requires_grad=False)

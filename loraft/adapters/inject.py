@@ -28,6 +28,7 @@ from loraft.adapters.adapter_files import AdapterFiles, insert, read_adapter
 from loraft.adapters.lora_factors import ADAPTER_NAME
 from loraft.adapters.resolve_target import adapter_named
 from loraft.adapters.targets import TargetModules, targets_in
+from loraft.adapters.trained_biases import keep_biases
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.config.sections import LoraSection
@@ -101,6 +102,9 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
 HARMLESS = (
     "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
     "Model has `tie_word_embeddings=True`",  # training such an adapter is refused; loading one is told in a note
+    "`lora_bias=True` was passed but the targeted layer",  # merging refuses it by itself
+    "The following rank_pattern keys did not match any targeted module",  # nor a parameter, for it
+    "The following alpha_pattern keys did not match any targeted module",
     "The PEFT config's `base_model_name_or_path` was renamed",  # resolving a target tells which base is used, and why
 )
 """Warnings of peft that say nothing to the user."""
@@ -179,7 +183,12 @@ def add_lora_layers(
         AdapterError: An expression of the config cannot be used.
     """
     inner = base.get_base_model() if isinstance(base, PeftModel) else base
-    config = resolved(config, [module for module, _ in inner.named_modules()], where)
+    parameters = [
+        name
+        for name, _ in inner.named_parameters()
+        if any(matches(name, one) for one in config.target_parameters or ())
+    ]
+    config = resolved(config, [module for module, _ in inner.named_modules()], where, parameters)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         for message in HARMLESS:
             warnings.filterwarnings("ignore", message=message)
@@ -188,8 +197,10 @@ def add_lora_layers(
             model = base
         else:
             model = get_peft_model(base, config, adapter_name=name)
+    if config.bias != "none":
+        keep_biases(model, name)
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
     for module in model.modules():
         if isinstance(module, LoraLayer):

@@ -1,39 +1,37 @@
-"""The factors of an adapter as its file has them: A, B, magnitude and scale of each module, read and not judged.
-
-Unlike `adapter_files`, it takes adapters of any task, of other tools, and damaged ones: values that are not finite are
-handed on, for whoever looks at an adapter wants to see them.
-"""
+"""What the tensors of an adapter's file are, by their keys; and the factors of an update: A, B, magnitude and scale."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from loraft.adapters.adapter_config import ADAPTER_CONFIG, values_for
 from loraft.errors import AdapterError
-from loraft.io.atomic import read_json
+from loraft.models.modules import matches
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>A|B|magnitude_vector)"
-    r"(?:\.(?!weight$)[\w-]+)?(?:\.weight)?"
+    r"(?:\.(?!(?:weight|bias)$)[\w-]+)?(?:\.(?P<end>weight|bias))?"
 )
 """A tensor of an update; some tools leave the adapter's name in it."""
-Part = Literal["A", "B", "magnitude", "copy", "whole"]
+Part = Literal["A", "B", "bias", "magnitude", "copy", "tokens", "whole"]
 PARTS: Mapping[str, Part] = MappingProxyType({"A": "A", "B": "B", "magnitude_vector": "magnitude"})
-COPY = re.compile(r"(?P<module>.+)\.base_layer\.(?P<end>weight|bias)")
-"""A tensor of the base's own, which peft saves where a head or an embedding is adapted."""
+COPY = re.compile(r"(?P<module>.+)\.(base_layer|original_module)\.(?P<end>weight|bias)")
+"""A tensor of the base's own, which peft saves where a head or an embedding is adapted, or where biases are trained."""
+COPIED_BIAS = re.compile(r".+\.base_layer\.bias")
+TRAINED_BIASES = ("all", "lora_only")
+TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.[\w-]+)?")
+"""The rows of an embedding that were trained by themselves (`trainable_token_indices`)."""
 WRAPPERS = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
+
+INNER = ".base_layer"
 
 ADAPTER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ADAPTER_NAME = "default"
@@ -47,9 +45,10 @@ class AdapterTensor:
     """What a tensor of an adapter's file is.
 
     Attributes:
-        part: `A`, `B` and `magnitude` are of the update of a module, a `copy` is the base's own weight, and `whole` is
-            what was trained in its place.
-        module: The module of the base that it belongs to.
+        part: `A`, `B`, B's `bias` and `magnitude` are of the update of a module, a `copy` is the base's own weight, or
+            its bias that was trained, `tokens` are rows of a weight, and `whole` is what was trained in its place.
+        module: The module of the base that it belongs to. Of several parameters of one module, which peft wraps one
+            around the other, all but the outermost have `.base_layer` behind it.
         name: What the base calls the tensor; of an update the weight that it changes.
         of_embedding: Whether it is a factor of an embedding, whose weight is stored `[in, out]`.
     """
@@ -64,12 +63,28 @@ def parse_key(key: str) -> AdapterTensor:
     """What a tensor is, told from its key in an adapter's file."""
     key = key.removeprefix("base_model.model.")
     if factor := FACTOR.fullmatch(key):
-        module = factor["module"]
-        return AdapterTensor(PARTS[factor["part"]], module, f"{module}.weight", bool(factor["embedding"]))
+        module, is_bias = factor["module"], factor["end"] == "bias"
+        part = "bias" if is_bias else PARTS[factor["part"]]
+        return AdapterTensor(part, module, f"{module}.{'bias' if is_bias else 'weight'}", bool(factor["embedding"]))
     if copy := COPY.fullmatch(key):
         return AdapterTensor("copy", copy["module"], f"{copy['module']}.{copy['end']}")
+    if rows := TOKENS.fullmatch(key):
+        return AdapterTensor("tokens", rows["module"], f"{rows['module']}.weight")
     name = WRAPPERS.sub("", key)
     return AdapterTensor("whole", name.rpartition(".")[0], name)
+
+
+def is_trained_bias(key: str, bias: object) -> bool:
+    """Whether a tensor is a bias of the base that was trained, by what `bias` of the adapter's config says."""
+    return bias in TRAINED_BIASES and COPIED_BIAS.fullmatch(key) is not None
+
+
+def token_rows(indices: object, name: str) -> list[int]:
+    """The rows of the weight `name` that `trainable_token_indices` means: a list is for the embedding alone."""
+    if isinstance(indices, Mapping):
+        module = name.removesuffix(".weight")
+        indices = next((rows for owner, rows in indices.items() if matches(module, str(owner))), ())
+    return [row for row in indices if isinstance(row, int)] if isinstance(indices, Sequence) else []
 
 
 def weights_file(folder: Path) -> Path:
@@ -114,11 +129,12 @@ class LoraFactors:
     """The update of one weight by one adapter: ΔW = scale · B A, `[out, in]`.
 
     Attributes:
-        a: `[r, in]`.
-        b: `[out, r]`.
+        a: `[r, in]`; of a parameter of several experts `[experts · r, in]`.
+        b: `[out, r]`; of several experts `[out, r · experts]`.
         scale: s; where adapters are merged their weight is in it.
         magnitude: m `[out]`, of DoRA: the length of each row of W + ΔW is replaced by it.
         of_embedding: Whether the module is an embedding: its weight `[rows, width]` is [in, out].
+        experts: How many experts have a matrix each in one parameter; 1 is a weight of two dimensions.
     """
 
     a: Tensor
@@ -126,11 +142,23 @@ class LoraFactors:
     scale: float
     magnitude: Tensor | None = None
     of_embedding: bool = False
+    experts: int = 1
 
     @property
     def rank(self) -> int:
         """R."""
-        return int(self.a.shape[0])
+        return int(self.a.shape[0]) // self.experts
+
+    def expert(self, number: int) -> LoraFactors:
+        """The update of one expert's matrix.
+
+        Source: peft, `ParamWrapper.get_delta_weight`: experts are the first part of A's rows, the last of B's columns.
+        """
+        if self.experts == 1:
+            return self
+        a = self.a.reshape(self.experts, -1, self.a.shape[1])[number]
+        b = self.b.reshape(self.b.shape[0], -1, self.experts)[:, :, number]
+        return replace(self, a=a, b=b, experts=1)
 
     @property
     def changes_nothing(self) -> bool:
@@ -144,114 +172,19 @@ class LoraFactors:
         return replace(self, a=self.a.float(), b=self.b.float(), magnitude=magnitude)
 
 
+def parameters_in(place: str, target_parameters: Iterable[str], target_modules: object) -> list[str]:
+    """The parameters that `target_parameters` may mean at a place of factors, in full; none where a module is adapted.
+
+    peft takes a parameter's name alone too, which is then looked for in modules that `target_modules` does not name.
+    """
+    module = place
+    while module.endswith(INNER):
+        module = module.removesuffix(INNER)
+    named = isinstance(target_modules, Iterable) and any(matches(module, str(name)) for name in target_modules)
+    split = (name.rpartition(".") for name in target_parameters)
+    return [f"{module}.{name}" for owner, _, name in split if (matches(module, owner) if owner else not named)]
+
+
 def scale_of(alpha: float, rank: int, *, use_rslora: bool) -> float:
     """The factor of B A: alpha / r, or with rsLoRA alpha / √r."""
     return alpha / math.sqrt(rank) if use_rslora else alpha / rank
-
-
-@dataclass(frozen=True, eq=False)
-class AdapterReader:
-    """An adapter whose file is open.
-
-    Attributes:
-        folder: Where it lies.
-        declared: adapter_config.json.
-        keys: The tensors of each adapted module: what they are, and their keys in the file.
-        saved: The tensors of modules that are trained whole (`modules_to_save`), by full name: their sizes.
-        unread: Tensors that are neither.
-        dtypes: How many numbers the file holds in each dtype.
-        file: The open file.
-    """
-
-    folder: Path
-    declared: Mapping[str, Any]
-    keys: Mapping[str, Mapping[str, str]]
-    saved: Mapping[str, tuple[int, ...]]
-    unread: tuple[str, ...]
-    dtypes: Mapping[str, int]
-    file: Any
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """The rank of each adapted module, from the sizes of its tensors."""
-        return {name: self.file.get_slice(parts["A"]).get_shape()[0] for name, parts in self.keys.items()}
-
-    @cached_property
-    def _alphas(self) -> Mapping[str, float]:
-        patterns, alpha = self.declared.get("alpha_pattern") or {}, self.declared.get("lora_alpha", 8)
-        return values_for(self.keys, patterns, alpha, where=str(self.folder / ADAPTER_CONFIG), key="alpha_pattern")
-
-    def factors(self, module: str) -> LoraFactors:
-        """The factors of a module as stored, read now."""
-        parts = self.keys[module]
-        tensors = {part: self.file.get_tensor(key) for part, key in parts.items()}
-        rank = tensors["A"].shape[0]
-        scale = scale_of(self._alphas[module], rank, use_rslora=bool(self.declared.get("use_rslora")))
-        of_embedding = parse_key(parts["A"]).of_embedding
-        return LoraFactors(tensors["A"], tensors["B"], scale, tensors.get("magnitude"), of_embedding)
-
-    def saved_tensor(self, name: str) -> Tensor:
-        """A tensor that was trained whole, read now."""
-        keys = (key for key in self.file.keys() if (of := parse_key(key)).part == "whole" and of.name == name)  # noqa: SIM118
-        read: Tensor = self.file.get_tensor(next(keys))
-        return read
-
-
-@contextmanager
-def open_adapter(folder: Path) -> Iterator[AdapterReader]:
-    """Open an adapter to look at it.
-
-    Raises:
-        AdapterError: A file is missing or unreadable, it is no LoRA adapter, or half of a module's tensors are absent.
-    """
-    declared = read_json(folder / ADAPTER_CONFIG)
-    _refuse_other_kinds(declared, str(folder / ADAPTER_CONFIG))
-    path = weights_file(folder)
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
-    with file as opened:
-        yield _listed(folder, declared, opened, str(path))
-
-
-def _refuse_other_kinds(declared: Mapping[str, object], where: str) -> None:
-    if (kind := declared.get("peft_type")) != "LORA":
-        raise AdapterError(f"it is of the kind {kind}, and loraft looks into LoRA", where=where, key="peft_type")
-    patterns = declared.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
-        raise AdapterError(f"{patterns!r} does not give numbers", where=where, key="alpha_pattern")
-    if not _is_number(alpha := declared.get("lora_alpha", 8)):
-        raise AdapterError(f"{alpha!r} is no number", where=where, key="lora_alpha")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _listed(folder: Path, declared: Mapping[str, Any], file: Any, where: str) -> AdapterReader:
-    keys: dict[str, dict[str, str]] = {}
-    saved: dict[str, tuple[int, ...]] = {}
-    unread: list[str] = []
-    dtypes: dict[str, int] = {}
-    for key in file.keys():  # noqa: SIM118 (a file is no mapping)
-        part = file.get_slice(key)
-        shape = tuple(part.get_shape())
-        dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + math.prod(shape)
-        tensor = parse_key(key)
-        if tensor.part == "whole":
-            saved[tensor.name] = shape
-        elif tensor.part == "magnitude" or (tensor.part in ("A", "B") and len(shape) == 2):
-            keys.setdefault(tensor.module, {})[tensor.part] = key
-        elif tensor.part != "copy":
-            unread.append(key)
-    if halves := sorted(name for name, parts in keys.items() if not {"A", "B"} <= parts.keys()):
-        missing = "A" if "A" not in keys[halves[0]] else "B"
-        raise AdapterError(f"{halves[0]} and {len(halves) - 1} more have no {missing}", where=where)
-    for name, parts in keys.items():
-        a, b = (file.get_slice(parts[part]).get_shape() for part in ("A", "B"))
-        if a[0] != b[1] or not a[0]:
-            raise AdapterError(f"the A of {name} is {a} and its B {b}: they make no product", where=where)
-        if "magnitude" in parts and math.prod(m := file.get_slice(parts["magnitude"]).get_shape()) != b[0]:
-            raise AdapterError(f"the magnitude of {name} is {m} and its B {b}", where=where)
-    return AdapterReader(folder, declared, keys, saved, tuple(unread), dtypes, file)

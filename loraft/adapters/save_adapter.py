@@ -6,8 +6,9 @@ A saved model is its weights, the tokenizer with the chat template of training, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -15,10 +16,19 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from loraft.adapters.adapter_config import ADAPTER_CONFIG, recorded_lora
-from loraft.adapters.adapter_files import AdapterFiles, adapter_tensors, insert, non_finite, read_adapter, read_tensors
+from loraft.adapters.adapter_files import (
+    OF_ANOTHER_BASE,
+    AdapterFiles,
+    adapter_tensors,
+    insert,
+    non_finite,
+    read_adapter,
+    read_tensors,
+)
 from loraft.adapters.inject import AdaptedModel, add_lora_layers, lora_config_of
 from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, check_adapter_name, in_peft
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
+from loraft.adapters.trained_biases import biases_of
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.io.atomic import atomic_dir, write_json
@@ -26,7 +36,7 @@ from loraft.io.checksums import write_record
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import LoadedModel
 from loraft.models.model_structure import tied_modules
-from loraft.models.modules import is_within
+from loraft.models.modules import is_within, wrapped_model
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import RowRenderer
 from loraft.version import __version__, version_of
@@ -92,14 +102,22 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
             insert(model, files, in_peft(name))
     except AdapterError:
         if model is not None:
+            _let_act(model, ())
             model.unload()
         raise
     assert model is not None, "there is at least one adapter"
-    model.set_adapter(in_peft(next(iter(read))))
+    first = in_peft(next(iter(read)))
+    model.set_adapter(first)
+    _let_act(model, (first,))
     model.requires_grad_(False)
     model.eval()
     methods = {files.record.get("method") for files in read.values() if files.record}
     return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, tuple(read))
+
+
+def _let_act(model: PeftModel, names: Collection[str]) -> None:
+    if (biases := biases_of(model)) is not None:
+        biases.act(names)
 
 
 def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
@@ -123,10 +141,21 @@ def with_layers(model: PeftModel | PreTrainedModel, files: AdapterFiles, name: s
     Raises:
         AdapterError: The targets match nothing, or an expression cannot be used.
     """
+    _refuse_absent_rows(model, files)
     try:
         return add_lora_layers(model, files.config, name, where=str(files.folder / ADAPTER_CONFIG))
     except ValueError as error:  # peft's word for targets that match nothing
         raise AdapterError(f"it does not fit the base: {error}", where=str(files.folder)) from error
+
+
+def _refuse_absent_rows(model: PeftModel | PreTrainedModel, files: AdapterFiles) -> None:
+    """An adapter may have rows of its own for tokens that were new in training, which the base lacks."""
+    embedding: Any = wrapped_model(model).get_input_embeddings()
+    last = max((max(rows, default=0) for rows, _ in files.tokens.values()), default=0)
+    if last >= (count := len(embedding.weight)):
+        message = f"it has a row of its own for token {last}, and the base has {count} embeddings"
+        where = str(files.folder / ADAPTER_CONFIG)
+        raise AdapterError(message, where=where, key="trainable_token_indices", remedy=OF_ANOTHER_BASE)
 
 
 def restore(adapted: AdaptedModel, folder: Path) -> None:

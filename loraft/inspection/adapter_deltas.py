@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraft.adapters.lora_factors import AdapterReader, LoraFactors
+from loraft.adapters.adapter_reader import AdapterReader
+from loraft.adapters.lora_factors import LoraFactors
 from loraft.adapters.metadata import AdapterTarget
 from loraft.inspection.layers import ModelTable
+from loraft.inspection.saved_tensors import SavedModule, saved_tensors
 
 
 def singular_values(a: Tensor, b: Tensor) -> Tensor:
@@ -119,22 +121,6 @@ class LayerMove:
 
 
 @dataclass(frozen=True)
-class SavedModule:
-    """A tensor that was trained whole.
-
-    Attributes:
-        norm: How far it is from the base's; None where that is not at hand or has other sizes.
-        relative: That, over the base's own norm.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    norm: float | None
-    relative: float | None
-    finite: bool
-
-
-@dataclass(frozen=True)
 class AdapterUpdates:
     """An adapter, looked at.
 
@@ -190,9 +176,11 @@ class Likeness:
 
 def adapter_updates(adapter: AdapterTarget, opened: AdapterReader, table: ModelTable | None) -> AdapterUpdates:
     """How far an adapter moved its base; where that is not at hand, nothing is relative to it."""
-    measured = [_measured(path, opened.factors(path), table) for path in sorted(opened.keys, key=_in_order)]
+    names = {place: _named(place, opened, table) for place in opened.keys}
+    in_order = sorted(opened.keys, key=lambda place: _in_order(names[place]))
+    measured = [_measured(names[place], opened.factors(place), table) for place in in_order]
     moves = [move for move, _ in measured]
-    saved = [_saved(name, shape, opened, table) for name, shape in opened.saved.items()]
+    saved = saved_tensors(opened, table)
     norm, relative = _together(measured) if all(move.finite for move in moves) else (None, None)
     declared = opened.declared
     kinds = [word for key, word in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if declared.get(key)]
@@ -208,7 +196,7 @@ def adapter_updates(adapter: AdapterTarget, opened: AdapterReader, table: ModelT
         dtypes=opened.dtypes,
         modules=tuple(moves),
         layers=tuple(_by_layer(measured)),
-        saved=tuple(saved),
+        saved=saved,
         unread=opened.unread,
         norm=norm,
         relative=relative,
@@ -266,8 +254,10 @@ def _measured(path: str, factors: LoraFactors, table: ModelTable | None) -> _Mea
     dead = not bool(factors.b.count_nonzero())
     norm = directions = largest = size = None
     if finite:
-        singular = factors.scale * singular_values(factors.a, factors.b)
-        norm, directions, largest = float(singular.norm()), effective_rank(singular), float(singular.max())
+        each = [factors.expert(number) for number in range(factors.experts)]
+        singular = factors.scale * torch.stack([singular_values(expert.a, expert.b) for expert in each])
+        norm, largest = float(singular.norm()), float(singular.max())
+        directions = sum(map(effective_rank, singular)) / len(singular)
         weight = _weight(path, factors, table)
         if factors.magnitude is not None and weight is not None and not factors.of_embedding:
             norm = dora_change(weight, factors)
@@ -279,11 +269,33 @@ def _measured(path: str, factors: LoraFactors, table: ModelTable | None) -> _Mea
 
 def _weight(path: str, factors: LoraFactors, table: ModelTable | None) -> Tensor | None:
     """The base's weight as `[out, in]`, where it is at hand and fits."""
-    weight = table.storage.tensor(f"{path}.weight") if table is not None else None
-    if table is None or weight is None or not weight.is_floating_point() or weight.dim() != 2:
+    if table is None:
+        return None
+    parameter = table.storage.tensor(path)
+    if parameter is not None and parameter.is_floating_point():
+        return parameter if _fits(factors, parameter) else None
+    weight = table.storage.tensor(f"{path}.weight")
+    if weight is None or not weight.is_floating_point() or weight.dim() != 2:
         return None
     stored = weight.T if path in table.transposed or factors.of_embedding else weight
     return stored if stored.shape == (factors.b.shape[0], factors.a.shape[1]) else None
+
+
+def _fits(factors: LoraFactors, parameter: Tensor) -> bool:
+    """Whether an update is of a parameter's size: that of one matrix, or of one for each expert, lying either way."""
+    sizes = {factors.a.shape[1], factors.b.shape[0]}
+    *experts, first, second = parameter.shape
+    return experts == ([] if factors.experts == 1 else [factors.experts]) and sizes == {first, second}
+
+
+def _named(place: str, opened: AdapterReader, table: ModelTable | None) -> str:
+    """What an update is of: a module, or a parameter; of several in one module the one of its size in the base."""
+    names = opened.parameters(place)
+    if len(names) <= 1:
+        return names[0] if names else place
+    factors = opened.factors(place)
+    weights = ((name, table.storage.tensor(name)) for name in names) if table is not None else ()
+    return next((name for name, weight in weights if weight is not None and _fits(factors, weight)), place)
 
 
 def _place(path: str, table: ModelTable | None) -> tuple[str, int | None, str]:
@@ -318,13 +330,3 @@ def _together(measured: Sequence[_Measured]) -> tuple[float, float | None]:
     sizes = [size * size for _, size in measured if size is not None]
     whole = math.sqrt(sum(sizes)) if len(sizes) == len(measured) else 0.0
     return norm, norm / whole if whole else None
-
-
-def _saved(name: str, shape: tuple[int, ...], opened: AdapterReader, table: ModelTable | None) -> SavedModule:
-    trained = opened.saved_tensor(name).float()
-    finite = bool(torch.isfinite(trained).all())
-    weight = table.storage.tensor(name) if table is not None else None
-    if not finite or weight is None or weight.shape != trained.shape:
-        return SavedModule(name, shape, None, None, finite)
-    norm, size = float((trained - weight.float()).norm()), float(weight.float().norm())
-    return SavedModule(name, shape, norm, norm / size if size else None, finite)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraft.adapters.lora_factors import AdapterReader
+from loraft.adapters.adapter_reader import AdapterReader
 from loraft.adapters.targets import targets_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, ModelError
@@ -167,7 +167,7 @@ def _of_section(model: PreTrainedModel, family: ModelSpec, lora: LoraSection | N
 
 
 def _of_adapter(name: str, opened: AdapterReader) -> _Trained:
-    saved = sum(math.prod(shape) for shape in opened.saved.values())
+    saved = sum(math.prod(shape) for shape in opened.shapes.values())
     magnitudes = bool(opened.declared.get("use_dora"))
     return _Trained(f"the adapter {name}", opened.ranks, magnitudes, tuple(opened.saved), saved)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from loraft.adapters.lora_factors import AdapterReader, open_adapter
+from loraft.adapters.adapter_reader import AdapterReader, open_adapter
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import classes_of, resolve_to_look
 from loraft.config.sections import LoraSection

@@ -22,6 +22,8 @@ from torch.nn.functional import linear
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from loraft.kernels.lora_linear import modules_of_adapted_parameters
+
 TRIED, TIMES = (4096, 1024), 12
 """The weight that the two forms are tried on, `[out, in]`, and how often."""
 CLEARLY = 0.85
@@ -37,8 +39,10 @@ def patch_decode_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]
     Nothing changes in float32, nor modules of other classes, 4-bit ones among them. Within another one, or beside it,
     it leaves to that what is done already.
     """
+    # The weight of these is not what lies in the module, but that with an adapter's update in it.
+    parametrized = modules_of_adapted_parameters(model)
     linears = (module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module))
-    modules = [module for module in linears if _gains(module, dtype)]
+    modules = [module for module in linears if module not in parametrized and _gains(module, dtype)]
     for module in modules:
         bias = module.bias.to(dtype) if module.bias is not None else None
         # The instance's own, in front of its class's: hooks and peft's layers go on as before.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import Linear, LoraLayer, ParamWrapper
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -34,7 +34,9 @@ def takes_cpu_form(device: torch.device) -> bool:
 
 
 def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:
-    """Let every plain LoRA layer of `model` train by the form for its device; variants such as DoRA stay as they are.
+    """Let every plain LoRA layer of `model` train by the form for its device.
+
+    Variants such as DoRA, updates with a bias and those of parameters stay as they are: peft's own.
 
     Layers over an ordinary linear module become `AdaptedLinear`; over any other module, 4-bit ones among them, the
     base computes its output and the update is added to it.
@@ -45,7 +47,7 @@ def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequenc
         same_input: Names of children of one module that are given the same input, in the order of their calls.
     """
     for module in model.modules():
-        if isinstance(module, LoraLayer) and name in module.lora_A and name not in module.lora_variant:
+        if isinstance(module, LoraLayer) and _is_plain(module, name):
             module.lora_variant[name] = AddedUpdate()
             layer: Any = module
             if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
@@ -59,6 +61,18 @@ def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequenc
                 for layer in layers:
                     layer._readers = readers
                 module.register_forward_hook(readers.forget, always_call=True)
+
+
+def _is_plain(layer: LoraLayer, name: str) -> bool:
+    """Whether an adapter's update of a layer is A and B alone, added to the layer's output."""
+    if isinstance(layer, ParamWrapper) or name not in layer.lora_A or name in layer.lora_variant:
+        return False
+    return not layer.lora_bias[name]
+
+
+def modules_of_adapted_parameters(model: nn.Module) -> set[nn.Module]:
+    """The modules of which an adapter adapts a parameter by itself: their weight is another one in each forward."""
+    return {module.get_base_layer() for module in model.modules() if isinstance(module, ParamWrapper)}
 
 
 class AdaptedLinear(Linear):
@@ -82,8 +96,10 @@ class AdaptedLinear(Linear):
     @property
     def is_plain(self) -> bool:
         """Whether it trains one adapter without dropout on a frozen base, as the forms compute it."""
-        (name, *others), weight = self.active_adapters or [None], self.base_layer.weight
-        if not self.training or others or self.disable_adapters or self.merged or weight.requires_grad:
+        (name, *others), base = self.active_adapters or [None], self.base_layer
+        if not self.training or others or self.disable_adapters or self.merged:
+            return False
+        if any(parameter.requires_grad for parameter in base.parameters()):
             return False
         return name in self.lora_A and isinstance(self.lora_dropout[name], nn.Identity)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from loraft.adapters.adapted_parameters import AdaptedParameter, adapted_parameters
 from loraft.adapters.adapter_files import AdapterFiles, refuse_misfit
 from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, LoraFactors, scale_of
 from loraft.adapters.save_adapter import with_layers
@@ -37,12 +38,16 @@ class MergePlan:
 
     Attributes:
         updates: The low-rank updates of a weight.
+        added: What is added to a bias.
+        rows: Which rows of a weight are replaced, and by what.
         replaced: The tensors that an adapter trained whole.
         transposed: The weights that are stored `[in, out]`.
         untied: The tensors that were another's in the base and become their own: name, and whose they were.
     """
 
     updates: Mapping[str, Sequence[LoraFactors]]
+    added: Mapping[str, Sequence[Tensor]]
+    rows: Mapping[str, tuple[Sequence[int], Tensor]]
     replaced: Mapping[str, Tensor]
     transposed: Collection[str]
     untied: Mapping[str, str]
@@ -50,7 +55,14 @@ class MergePlan:
     @property
     def changes_nothing(self) -> bool:
         """Whether the result is the base, number for number."""
-        return not self.replaced and all(update.changes_nothing for each in self.updates.values() for update in each)
+        if self.replaced or self.rows or any(bool(bias.any()) for each in self.added.values() for bias in each):
+            return False
+        return all(update.changes_nothing for each in self.updates.values() for update in each)
+
+    @property
+    def changed(self) -> list[str]:
+        """The tensors that the merge computes, by their names in the model."""
+        return list(dict.fromkeys([*self.replaced, *self.rows, *self.updates, *self.added]))
 
 
 def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held: Collection[str]) -> MergePlan:
@@ -62,18 +74,29 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held
     """
     _refuse_unsummable(adapters)
     updates: dict[str, list[LoraFactors]] = {}
+    added: dict[str, list[Tensor]] = {}
+    rows: dict[str, tuple[Sequence[int], Tensor]] = {}
     replaced: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
-    for adapter in adapters:
-        _refuse_what_does_not_fit(model, adapter.files)
-        for name, found in adapter.files.factors.items():
-            updates.setdefault(f"{name}.weight", []).append(_update(name, found, modules[name], adapter))
-        replaced |= adapter.files.whole
     transposed = {f"{name}.weight" for name, part in modules.items() if isinstance(part, Conv1D | nn.Embedding)}
+    for adapter in adapters:
+        parameters = _parameters_that_fit(model, adapter.files)
+        for place, parts in adapter.files.factors.items():
+            if (of := parameters.get(place)) is not None:
+                name, update = of.name, _update_of_parameter(of, parts, adapter)
+                transposed = transposed | {name} if of.transposed else transposed - {name}
+            else:
+                name, update = f"{place}.weight", _update(place, parts, modules[place], adapter)
+            updates.setdefault(name, []).append(update)
+            if "bias" in parts:
+                bias = _added(place, parts["bias"], modules[place], update.scale, adapter)
+                added.setdefault(f"{place}.bias", []).append(bias)
+        replaced |= adapter.files.whole
+        rows |= adapter.files.tokens
     untied = _untied(model, {*updates, *replaced}, adapters[0])
     if absent := sorted(expected_tensors(model).keys() - {*held, *replaced}):
         raise AdapterError(f"neither it nor its base has {', '.join(absent)}", where=str(adapters[0].files.folder))
-    return MergePlan(updates, replaced, transposed, untied)
+    return MergePlan(updates, added, rows, replaced, transposed, untied)
 
 
 def _refuse_unsummable(adapters: Sequence[WeightedAdapter]) -> None:
@@ -81,16 +104,23 @@ def _refuse_unsummable(adapters: Sequence[WeightedAdapter]) -> None:
     if len(adapters) == 1 and adapters[0].weight == 1:
         return
     for adapter in adapters:
-        is_dora = adapter.files.config.use_dora
-        what = "is a DoRA" if is_dora else "has modules that were trained whole" if adapter.files.saved else None
-        if what is not None:
+        files = adapter.files
+        kinds = (
+            ("is a DoRA", files.config.use_dora),
+            ("has modules that were trained whole", files.saved),
+            ("has biases that were trained", files.biases),
+            ("has rows of embeddings that were trained", files.tokens),
+        )
+        if what := next((kind for kind, is_so in kinds if is_so), None):
             message = f"the adapter {adapter.name} {what}, and only low-rank updates can be weighted and summed"
             remedy = "Merge it alone, with weight 1."
             raise AdapterError(message, where=str(adapter.files.folder), remedy=remedy)
 
 
-def _refuse_what_does_not_fit(model: PreTrainedModel, files: AdapterFiles) -> None:
-    """Compare the adapter's tensors with those that peft would want for this base, on the meta device.
+def _parameters_that_fit(model: PreTrainedModel, files: AdapterFiles) -> Mapping[str, AdaptedParameter]:
+    """The parameters that an adapter adapts by themselves, by the places of their factors.
+
+    The adapter's tensors are compared with those that peft would want for this base, on the meta device.
 
     Model and config are copied: peft would leave its layers in the one, and write the base's place into the other.
     """
@@ -99,6 +129,20 @@ def _refuse_what_does_not_fit(model: PreTrainedModel, files: AdapterFiles) -> No
     with torch.device("meta"):
         wrapped = with_layers(copy.deepcopy(model), replace(files, config=config), ADAPTER_NAME)
     refuse_misfit(wrapped, files, ADAPTER_NAME)
+    return adapted_parameters(wrapped, ADAPTER_NAME)
+
+
+def _update_of_parameter(of: AdaptedParameter, parts: Mapping[str, Tensor], adapter: WeightedAdapter) -> LoraFactors:
+    return LoraFactors(parts["A"], parts["B"], adapter.weight * of.scale, experts=of.experts)
+
+
+def _added(place: str, bias: Tensor, module: nn.Module, scale: float, adapter: WeightedAdapter) -> Tensor:
+    """What the bias of B adds to that of the module."""
+    if module.bias is None:
+        message = f"its update of {place} has a bias (lora_bias), and the module has none to add it to"
+        remedy = "Use it unmerged: `loraft.generate` with `adapters`."
+        raise AdapterError(message, where=str(adapter.files.folder / ADAPTER_WEIGHTS), remedy=remedy)
+    return scale * bias.float()
 
 
 def _update(name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: WeightedAdapter) -> LoraFactors:

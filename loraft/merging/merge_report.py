@@ -131,7 +131,7 @@ def _report(
         architecture=merge.architecture,
         why_this_base=WHY_THIS_BASE[base, merge.is_as_trained],
         adapters=tuple({"name": adapter.name, "weight": adapter.weight} for adapter in merge.adapters),
-        changed_tensors=len({*merge.plan.updates, *merge.plan.replaced}),
+        changed_tensors=len(merge.plan.changed),
         untied=tuple(merge.plan.untied),
         weights_bytes=size,
         merge_seconds=round(seconds, 3),

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraft.adapters.effect import Run, cast_pieces, updated_pieces
+from loraft.adapters.effect import Run, cast_pieces, pieces_with_rows, updated_pieces
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import resolve_target
@@ -61,7 +61,7 @@ def plan_files(merge: Merge) -> dict[str, list[Slot]]:
             word = WORDS[merge.dtype] if merge.casts and header.dtype in TORCH_DTYPES else header.dtype
             files.setdefault(header.file.name, []).append(Slot(ours[name], word, header.shape))
     last = next(reversed(files.values()))
-    for name in dict.fromkeys([*merge.plan.untied, *merge.plan.replaced, *merge.plan.updates]):
+    for name in dict.fromkeys([*merge.plan.untied, *merge.plan.changed]):
         if name not in merge.sources:
             shape = merge.plan.replaced[name].shape if name in merge.plan.replaced else _source(merge, name).shape
             last.append(Slot(name, WORDS[merge.dtype], tuple(shape)))
@@ -114,7 +114,7 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
     if replacement is not None:
         return cast_pieces(replacement, dtype or replacement.dtype, run=checked)
     header = _source(merge, name)
-    changes = name in plan.updates or merge.storage is not None
+    changes = name in plan.changed or merge.storage is not None
     if dtype is None or (not changes and TORCH_DTYPES[header.dtype] == dtype):
         return _bytes(header)
     weight = mapped_tensor(header)
@@ -122,6 +122,10 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
         weight = _as_trained(merge, merge.storage, name, weight, run)
     if name in plan.updates:
         return updated_pieces(weight, plan.updates[name], dtype, transposed=name in plan.transposed, run=checked)
+    if name in plan.rows:
+        return pieces_with_rows(weight, *plan.rows[name], dtype, run=checked)
+    if name in plan.added:
+        return cast_pieces(torch.stack([weight.float(), *plan.added[name]]).sum(0), dtype, run=checked)
     return cast_pieces(weight, dtype, run=checked)
 
 

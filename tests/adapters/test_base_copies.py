@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loraft.adapters.adapter_files import read_adapter
-from loraft.adapters.lora_factors import ADAPTER_WEIGHTS, open_adapter
+from loraft.adapters.adapter_reader import open_adapter
+from loraft.adapters.lora_factors import ADAPTER_WEIGHTS
 from loraft.adapters.save_adapter import load_adapters
 from loraft.errors import AdapterError
 from tests.adapters.setting import logits, tiny_loaded

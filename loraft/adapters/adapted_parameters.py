@@ -1,0 +1,51 @@
+"""Parameters that peft adapts by themselves (`target_parameters`): those of all experts in one tensor, a router's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.lora import ParamWrapper
+
+from loraft.adapters.lora_factors import INNER, LoraFactors
+
+
+@dataclass(frozen=True)
+class AdaptedParameter:
+    """A parameter with an update of its own.
+
+    Attributes:
+        name: Its name in the base.
+        scale: What B A is multiplied by.
+        experts: How many matrices it holds; 1 is a parameter of two dimensions.
+        transposed: Whether its matrices lie as `[in, out]`.
+    """
+
+    name: str
+    scale: float
+    experts: int
+    transposed: bool
+
+
+def adapted_parameters(model: PeftModel, adapter: str) -> dict[str, AdaptedParameter]:
+    """The parameters that an adapter of a model adapts, by the place that the factors of each have in a file."""
+    modules = model.get_base_model().named_modules()
+    wrappers = ((place, module) for place, module in modules if isinstance(module, ParamWrapper))
+    return {place: adapted_parameter(module, place, adapter) for place, module in wrappers if adapter in module.lora_A}
+
+
+def adapted_parameter(wrapper: ParamWrapper, place: str, adapter: str) -> AdaptedParameter:
+    """What peft's wrapper around a module knows of its parameter."""
+    while place.endswith(INNER):
+        place = place.removesuffix(INNER)
+    name, experts = f"{place}.{wrapper.parameter_name}", int(wrapper.num_experts)
+    transposed = experts > 1 and not wrapper._did_swap_in_out_features
+    return AdaptedParameter(name, float(wrapper.scaling[adapter]), experts, transposed)
+
+
+def parameter_factors(wrapper: Any, place: str, adapter: str) -> tuple[LoraFactors, AdaptedParameter]:
+    """The update of a parameter of a model, and what it is of."""
+    of = adapted_parameter(wrapper, place, adapter)
+    a, b = wrapper.lora_A[adapter].weight.detach(), wrapper.lora_B[adapter].weight.detach()
+    return LoraFactors(a, b, of.scale, experts=of.experts), of
