@@ -158,6 +158,7 @@ def prepare_merge(
     _refuse_another_base(adapters, sources, model.all_tied_weights_keys)
     trained_storage, storage, about_storage = _storages(target, base)
     plan = plan_merge(model, adapters, held)
+    _refuse_made_of_several(plan, sources, adapters[0])
     own, about_code = fingerprint(folder), code_notes(folder, *(adapter.files.folder for adapter in adapters))
     about_base = [note for each in adapters for note in each.files.check_base(own)]
     return Merge(
@@ -196,6 +197,15 @@ def _refuse_another_base(
 
     for adapter in adapters:
         refuse_other_base(adapter.files, weight)
+
+
+def _refuse_made_of_several(plan: MergePlan, sources: Mapping[str, TensorHeader], adapter: WeightedAdapter) -> None:
+    """An update of a tensor that loading makes of several has no one place in the base's files."""
+    absent = [name for name in plan.changed if plan.untied.get(name, name) not in sources and name not in plan.replaced]
+    if absent:
+        message = f"it changes {absent[0]}, which the base's files hold in several tensors"
+        remedy = "Use it unmerged: `loraft.generate` with `adapters`."
+        raise AdapterError(message, where=str(adapter.files.folder), remedy=remedy)
 
 
 def _widespread_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:

@@ -77,7 +77,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow_after(4)
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_peft_made_has_peft_s_logits_loaded_and_merged(tmp_path: Path, shape: str) -> None:
     """C48 too, of biases: the base without the adapter has its own."""
@@ -95,6 +95,7 @@ def test_what_peft_made_has_peft_s_logits_loaded_and_merged(tmp_path: Path, shap
     close(outputs(load_base(written(prepared(str(tmp_path / "adapter")), tmp_path / "merged"), kind)), theirs)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("shape", ["experts", "all biases", "tokens of two", "biases of B"])
 def test_inspect_layers_names_all_that_such_an_adapter_has(tmp_path: Path, shape: str) -> None:
     kind, lora = SHAPES[shape]
@@ -185,6 +186,7 @@ def test_a_bias_without_a_place_is_not_merged(tmp_path: Path) -> None:
             merge()
 
 
+@pytest.mark.slow
 def test_what_is_not_one_update_is_not_summed(tmp_path: Path) -> None:
     base = base_of(tmp_path / "base", "qwen2")
     for name, lora in {"biases": {"bias": "all"}, "tokens": {"trainable_token_indices": [3]}}.items():
@@ -211,9 +213,19 @@ def test_an_adapted_weight_answers_in_decoding_too(tmp_path: Path) -> None:
             assert torch.equal(outputs(model), before)
 
 
+@pytest.mark.slow
 def test_the_merge_proves_an_adapter_of_experts(tmp_path: Path) -> None:
     base = base_of(tmp_path / "base", "mixtral")
     peft_adapter(tmp_path / "adapter", base, "mixtral", target_parameters=FUSED)
     report = api.merge(str(tmp_path / "adapter"))
     assert report.max_abs_logit_difference is not None
     assert report.max_abs_logit_difference <= 1e-4
+
+
+@pytest.mark.slow
+def test_experts_that_the_base_s_files_hold_one_by_one_are_not_merged(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "mixtral")
+    theirs = outputs(peft_adapter(tmp_path / "adapter", base, "mixtral", target_parameters=FUSED))
+    close(outputs(loaded(base, mine=tmp_path / "adapter").model), theirs)
+    with pytest.raises(AdapterError, match="gate_up_proj"):
+        prepared(str(tmp_path / "adapter"))
