@@ -152,6 +152,7 @@ class Interrupted(LoraftError):
 
 
 EXTRAS = {
+    "compressed_tensors": "compressed",
     "gguf": "gguf",
     "matplotlib": "plot",
     "rouge_score": "eval",

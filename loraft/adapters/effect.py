@@ -32,7 +32,7 @@ from loraft.adapters.lora_factors import LoraFactors, in_peft
 from loraft.adapters.trained_biases import biases_of
 from loraft.errors import AdapterError
 from loraft.models.modules import output_head
-from loraft.models.quantize import ordinary, unpacked
+from loraft.models.quantize import is_quantized, ordinary, unpacked
 
 PIECE = 1 << 18
 """The numbers of a piece: in float32 a MiB, which stays in the cache from reading to writing."""
@@ -195,7 +195,7 @@ def act_together(model: nn.Module, weights: Mapping[str, float]) -> None:
 def merged(adapted: AdaptedModel, name: str | None = None) -> PreTrainedModel:
     """The base with an adapter in its weights, and no peft around it; `adapted` is used up.
 
-    Without a name it is the first adapter. Modules in 4 bits become ordinary ones, whose weight is the dequantized one
+    Without a name it is the first adapter. Quantized modules become ordinary ones, whose weight is the dequantized one
     with the update. A tied weight that only one side changes is tied no more. A model that was trained whole is given
     back as it is.
 
@@ -253,7 +253,7 @@ def _fold(path: str, module: Any, name: str) -> None:
             _fold_bias(path, inner, module.lora_B[name].bias, scale)
     if isinstance(inner, Conv1D):
         weight = weight.T.contiguous()
-    if isinstance(inner, nn.Linear) and inner.weight.dtype == torch.uint8:
+    if isinstance(inner, nn.Linear) and is_quantized(inner):
         module.base_layer = ordinary(inner, weight)
     else:
         inner.weight = nn.Parameter(weight, requires_grad=False)

@@ -37,6 +37,7 @@ from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import LoadedModel
 from loraft.models.modules import is_within, matches
+from loraft.models.quantize import in_few_bits
 from loraft.models.registry import ModelSpec
 from loraft.tasks import TASKS
 
@@ -149,7 +150,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
         return _attach_nothing(loaded)
     base = loaded.model
     head = TASKS[config.task].head(loaded.family)
-    targets = targets_in(base, loaded.family, config.lora, quantized=config.method == "qlora", head=head)
+    targets = targets_in(base, loaded.family, config.lora, quantized=in_few_bits(base), head=head)
     classes = (base.config.id2label or {}).values() if head else ()
     start = start_of(config.lora, targets, tuple(map(str, classes)))
     lora = _lora_config(base, loaded.family, targets, config)

@@ -135,9 +135,9 @@ def _usage(config: RunConfig, labels: Sequence[str]) -> Iterator[str]:
     if not labels:
         yield "The chat template, the stop ids and the generation defaults that it was trained for lie beside it."
     if config.method == "qlora":
-        double = ", double quantization" if config.quantization.double_quant else ""
-        stored = f"{config.quantization.type.upper()}{double}"
-        yield f"It was trained on the base in 4 bits ({stored}); on the unquantized base its answers differ."
+        stored = config.quantization
+        kind = stored.words.replace(stored.type, stored.type.upper()).replace(" with", ",")
+        yield f"It was trained on the base in {stored.bits} bits ({kind}); on the unquantized base its answers differ."
 
 
 def _classes(labels: Sequence[str]) -> Iterator[str]:

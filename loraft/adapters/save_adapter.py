@@ -236,6 +236,7 @@ def _write_company(
 
 def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> dict[str, object]:
     loaded, model = adapted.loaded, adapted.model
+    quantizes = adapted.method == "qlora" and loaded.stored is None  # else the base's own files say how it is stored
     loaded_in = str(loaded.placement.dtype).removeprefix("torch.")
     return {
         "base": {
@@ -247,7 +248,7 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
         },
         "lora": recorded_lora(lora_config_of(model)) if isinstance(model, PeftModel) else None,
         "method": adapted.method,
-        "quantization": config.quantization.model_dump() if adapted.method == "qlora" else None,
+        "quantization": config.quantization.model_dump() if quantizes else None,
         "task": config.task,
         **renderer.recorded,
         "versions": {"loraft": __version__, **{name: version_of(name) for name in LIBRARIES}},

@@ -17,7 +17,6 @@ from loraft.config.sections import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
 from loraft.models.model_structure import depths, sized_modules, tied_modules
 from loraft.models.modules import is_within, linear_modules, matches, nearest
-from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
@@ -135,7 +134,7 @@ def select(
         num_layers: How many transformer layers each stack has, or the only one.
         modules: Full name of each module that has parameters: how many.
         tied: The modules that share one weight, such as the embedding and the head.
-        quantized: The modules whose weights are 4-bit, which cannot be trained whole.
+        quantized: The modules whose weights are quantized, which cannot be trained whole.
 
     Raises:
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
@@ -186,8 +185,8 @@ def _not_trainable(
             message = f"{name} shares its weight with {partners}, and training one side would break the tie"
             remedy = "Leave it out: the modules inside the layers are adapted without it."
         elif inner.intersection(quantized):
-            message = f"{name} is stored in 4 bits and cannot be trained whole"
-            remedy = "Adapt it through lora.target_modules, or use method: lora."
+            message = f"{name} is stored quantized and cannot be trained whole"
+            remedy = "Adapt it through lora.target_modules, or train on unquantized weights, by method: lora."
         elif inner.intersection(adapted):
             message = f"{name} is adapted by lora.target_modules and trained whole besides"
             remedy = "Name it in one of the two."
@@ -309,12 +308,17 @@ def _span(layers: Sequence[int]) -> str:
 
 
 def targets_in(
-    model: PreTrainedModel, family: ModelSpec, lora: LoraSection, *, quantized: bool, head: Sequence[str] = ()
+    model: PreTrainedModel,
+    family: ModelSpec,
+    lora: LoraSection,
+    *,
+    quantized: Collection[str] = (),
+    head: Sequence[str] = (),
 ) -> TargetModules:
     """Resolve the `lora` section against a model, whether its weights are loaded or not.
 
-    Its linear modules are, or will be, stored in 4 bits where `quantized`. The modules of a classification `head` are
-    trained whole without being named.
+    The weights of the modules `quantized` are, or will be, stored in 4 or 8 bits. The modules of a classification
+    `head` are trained whole without being named.
 
     Raises:
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
@@ -327,5 +331,5 @@ def targets_in(
         depths(model, family),
         modules=sized_modules(model),
         tied=tied_modules(model),
-        quantized=quantized_modules(model) if quantized else (),
+        quantized=quantized,
     )

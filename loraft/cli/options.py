@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraft.config.choices import DtypeName
+from loraft.config.choices import DtypeName, QuantizationType
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class AnswerOptions:
         "--adapter",
     )
     base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
-    quantize: Literal["nf4", "fp4"] | None = option(None, "Store the base in 4 bits [default: as in training].")
+    quantize: QuantizationType | None = option(None, "Store the base in 4 or 8 bits [default: as in training].")
     dtype: DtypeName | None = option(None, "Compute in it [default: as trained, and as the device can].")
     merge: bool = flag("Fold the adapter into the weights first, in memory: the same answers but for rounding, faster.")
     system: str | None = option("TEXT", "The system prompt [default: as trained].")

@@ -89,6 +89,7 @@ BASE = ("base_model", "model", "target", "adapters")
 GIVEN_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("model.name_or_path", "model.revision", "model.tokenizer"), BASE),
     "model.dtype": ("dtype",),
+    "quantization.type": ("quantize",),
     "quantization.compute_dtype": ("dtype",),
     **dict.fromkeys(("data", "data.train"), ("data",)),
     "data.split": ("split",),

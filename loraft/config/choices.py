@@ -15,6 +15,7 @@ TASK_OF_GROUP: Mapping[ModelGroup, TaskName] = {
 }  # fmt: skip
 """The task that models of a group are trained for where nothing else is said."""
 Method = Literal["lora", "qlora", "full"]
+QuantizationType = Literal["nf4", "fp4", "int8"]
 SpecialTokensInText = Literal["error", "text", "keep"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "translation", "classification"]

@@ -164,6 +164,8 @@ def unused_keys(config: RunConfig) -> Iterator[tuple[str, str]]:
         elif getattr(within, name) != type(within).model_fields[name].default:
             yield key, f"task: {config.task}"
     data, training = config.data, config.training
+    if config.method == "qlora" and config.quantization.bits == 8 and not config.quantization.double_quant:
+        yield "quantization.double_quant", "quantization.type: int8"
     if training.group_by_length and data.packing == "fill":
         yield "training.group_by_length", "data.packing: fill"
     for key in ("adam_beta1", "adam_beta2") if training.optim == "adafactor" else ():

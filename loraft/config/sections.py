@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from loraft.config.choices import Auto, DtypeName, Method, RowFormat, SpecialTokensInText, TaskName
+from loraft.config.choices import Auto, DtypeName, Method, QuantizationType, RowFormat, SpecialTokensInText, TaskName
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
@@ -66,12 +66,24 @@ class ModelSection(Section):
 class QuantizationSection(Section):
     """How `method: qlora` stores the frozen weights."""
 
-    type: Literal["nf4", "fp4"] = "nf4"
-    """The 4-bit data type: nf4 fits weights that are normally distributed, fp4 is a float of 4 bits."""
+    type: QuantizationType = "nf4"
+    """How a weight is stored: nf4 in 4 bits that fit normally distributed weights, fp4 in a float of 4 bits, int8 in
+    whole numbers of 8 bits, with one constant for all inputs of an output. A model whose files are quantized by
+    bitsandbytes already is trained as it is, and this must be their type."""
     double_quant: bool = True
-    """Quantize the constants of the blocks too: 0.127 bits a weight in place of 0.5."""
+    """Quantize the constants of the blocks too: 0.127 bits a weight in place of 0.5. int8 has no blocks."""
     compute_dtype: Auto | DtypeName = "auto"
-    """The dtype that blocks are dequantized to for each product; auto is the model's dtype."""
+    """The dtype that weights are dequantized to for each product; auto is the model's dtype."""
+
+    @property
+    def bits(self) -> int:
+        """The bits of a stored weight, its constants apart."""
+        return 8 if self.type == "int8" else 4
+
+    @property
+    def words(self) -> str:
+        """What is said of it."""
+        return f"{self.type}{' with double quantization' if self.double_quant and self.bits == 4 else ''}"
 
 
 LayerWords = Annotated[str, Field(pattern=r"^(all|(first|last|middle):[1-9][0-9]*|[0-9]+-[0-9]+)$")]

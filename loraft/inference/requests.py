@@ -20,7 +20,7 @@ class ModelRequest:
         target: A base model, an adapter, a run, a checkpoint or a config; None where the adapters bring their base.
         adapters: Adapters to put on it, `NAME=DIR` or `DIR`; the first one answers where nobody says which.
         base_model: The base to use, whatever the adapters name.
-        quantize: Store the base in 4 bits; None stores it as it was in training.
+        quantize: Store the base in 4 or 8 bits; None stores it as it was in training.
         dtype: Compute in it; None computes in float32 what was trained so, and the rest as the device likes best.
         merge: Fold the one adapter into the weights; the base without it is then gone.
         source_lang: The language of what an encoder-decoder reads, as its tokenizer or the rows call it; None is the

@@ -112,7 +112,7 @@ class Session:
     Attributes:
         model: What is run: the base, or peft's wrapper with every adapter in it.
         voices: Each adapter's by its name, then the base's; the first one answers where nobody says which.
-        quantization: How the base is stored in 4 bits, or was until it was merged; None where it is not.
+        quantization: How the base is quantized, or was until it was merged; None where it is not.
     """
 
     loaded: LoadedModel
@@ -231,4 +231,4 @@ def _storage_notes(adapters: Sequence[AdapterTarget], used: QuantizationSection 
 def _stored(quantization: QuantizationSection | None) -> str:
     if quantization is None:
         return "unquantized"
-    return f"in {quantization.type}{' with double quantization' if quantization.double_quant else ''}"
+    return f"in {quantization.words}"

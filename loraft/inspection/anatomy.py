@@ -8,80 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.inspection.norms import Norms, norms_of
 from loraft.inspection.positions import PositionEncoding, position_encoding
+from loraft.inspection.storage import COMPUTED_IN, Storage, bytes_of
 from loraft.models.modules import linear_modules, matches, output_head, parameter_count
 from loraft.models.registry import Kind, ModelSpec
-from loraft.models.safetensors_index import TensorHeader, header_of, read_headers
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
 CONTEXTS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
 HEADS = ("num_attention_heads", "num_key_value_heads", "attention", "head_size", "sliding_window")
 PARTS = ("embeddings", "positions", "attention", "feed_forward", "norms", "head", "other")
-NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
-         "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
-         "BOOL": "bool"}  # fmt: skip
-
-
-def bytes_of(dtype: str) -> int:
-    """The bytes of a number; four of a dtype that torch does not have."""
-    known = getattr(torch, dtype, None)
-    return known.itemsize if isinstance(known, torch.dtype) else 4
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How a model is stored.
-
-    Attributes:
-        headers: Its tensors as the files have them; empty where there are no weights.
-        usual: The dtype of most of its numbers, or the one that its config names.
-        source: Where that is known from.
-    """
-
-    headers: Mapping[str, TensorHeader] = field(repr=False)
-    usual: str
-    source: str
-
-    def dtype_of(self, name: str) -> str:
-        """The dtype of the tensor that the model calls `name`; the usual one where its file has none of that name."""
-        header = header_of(name, self.headers)
-        return NAMES.get(header.dtype, header.dtype) if header is not None else self.usual
-
-    def tensor(self, name: str) -> Tensor | None:
-        """The tensor that the model calls `name`, read on its own; None where it is not there."""
-        header = header_of(name, self.headers)
-        if header is None:
-            return None
-        with safe_open(header.file, framework="pt") as file:
-            read: Tensor = file.get_tensor(header.name)
-        return read
-
-
-def read_storage(folder: Path, config: PreTrainedConfig) -> Storage:
-    """How the model in `folder` is stored; a folder with a config alone is told by the config.
-
-    Raises:
-        ModelError: A file of weights is damaged or absent though the index lists it.
-    """
-    if not any(folder.glob("*.safetensors")):  # an index alone is what the Hub gives beside a config
-        dtype = getattr(config.get_text_config(), "dtype", None) or config.dtype
-        word = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype | str) else "float32"
-        return Storage({}, word, "config.json" if dtype else "config.json, which names no dtype: float32 is assumed")
-    headers = read_headers(folder)
-    counts = Counter[str]()
-    for header in headers.values():
-        counts[NAMES.get(header.dtype, header.dtype)] += header.stop - header.start
-    return Storage(headers, counts.most_common(1)[0][0], "the files' headers")
 
 
 @dataclass(frozen=True)
@@ -187,8 +129,9 @@ def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> A
     positions = position_encoding(model, family.stacks, storage.tensor)
     dtypes = _numbers_by_part(model, family, {table.name for table in positions.tables}, storage.dtype_of)
     whole: Counter[str] = sum((Counter(count) for count in dtypes.values()), Counter())
-    usual = whole.most_common(1)[0][0]
-    bytes_by_dtype = {dtype: count * bytes_of(dtype) for dtype, count in whole.most_common()}
+    ordered = [dtype for dtype, _ in whole.most_common()]
+    usual = next((dtype for dtype in ordered if dtype in COMPUTED_IN), ordered[0])
+    bytes_by_dtype = {dtype: int(count * bytes_of(dtype)) for dtype, count in whole.most_common()}
     stacks = []
     for name, path in family.stacks.items():
         layers = list(model.get_submodule(path).children())
@@ -223,7 +166,7 @@ def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> A
         bytes=sum(bytes_by_dtype.values()),
         bytes_by_dtype=bytes_by_dtype,
         dtype_source=storage.source,
-        kv_cache_bytes_per_token=None if numbers is None else numbers * bytes_of(usual),
+        kv_cache_bytes_per_token=None if numbers is None else int(numbers * bytes_of(usual)),
         kv_cache_dtype=usual,
     )
 

@@ -15,7 +15,8 @@ from loraft.adapters.adapter_reader import AdapterReader
 from loraft.adapters.targets import targets_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, ModelError
-from loraft.inspection.anatomy import Anatomy, Storage, anatomy_of, bytes_of, read_storage
+from loraft.inspection.anatomy import Anatomy, anatomy_of
+from loraft.inspection.storage import Storage, bytes_of, read_storage
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import Model, load_any_config, load_config
 from loraft.models.model_structure import family_in
@@ -121,8 +122,8 @@ def model_table(
     """
     handle = ModelHandle.of(model)
     config = load_config(handle, None, labels) if labels else load_any_config(handle)
-    storage = read_storage(handle.small_files, config)
     empty = meta_model(config)
+    storage = read_storage(handle.small_files, empty)
     family = family_in(empty)
     anatomy = _anatomy(empty, family, storage)
     notes: tuple[str, ...] = ()
@@ -161,7 +162,7 @@ class _Trained(NamedTuple):
 
 def _of_section(model: PreTrainedModel, family: ModelSpec, lora: LoraSection | None) -> _Trained:
     section = lora if lora is not None else LoraSection()
-    targets = targets_in(model, family, section, quantized=False)
+    targets = targets_in(model, family, section)
     source = "what is asked for" if lora is not None else "the defaults of a config"
     return _Trained(source, targets.ranks, section.use_dora, targets.saved, targets.saved_parameters)
 
@@ -203,7 +204,7 @@ def _rows(
         rank = trained.ranks.get(path, 0) if trained else 0
         updates = rank * (inputs + outputs) + (outputs if rank and trained and trained.magnitudes else 0)
         name, shape, counted = path.removeprefix(owner), tuple(module.weight.shape), updates if trained else None
-        row = ModuleRow(name, path, shape, size, dtype, size * bytes_of(dtype), rank > 0, counted)
+        row = ModuleRow(name, path, shape, size, dtype, int(size * bytes_of(dtype)), rank > 0, counted)
         inside.get(owner, outside).append(row)
     rows = [
         LayerRow(stack, index, parameter_count(layer), tuple(inside[prefix]))

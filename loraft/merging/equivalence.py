@@ -282,12 +282,12 @@ def _adapted_and_base(
 def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
     """The base as the adapters met it, and the dtype that it computes in: the merge's, where that is left open."""
     stored = merge.trained_storage
-    held_in = (merge.trained_dtype or merge.dtype) if stored else merge.dtype
+    held_in = (merge.trained_dtype or merge.dtype) if stored or merge.is_packed else merge.dtype
     placement, labels = _placement(held_in), merge.labels
     loaded = load_model(merge.target.model, placement, quantization=stored, group=None, labels=labels)
-    if stored is None:
+    if stored is None and not merge.is_packed:
         return loaded, held_in
-    products = DTYPES.get(stored.compute_dtype, held_in)
+    products = DTYPES.get(stored.compute_dtype, held_in) if stored else held_in
     if held_in == merge.dtype or products != held_in:  # products of their own: the merge has their rounding in it
         return loaded, products
     compute_in(loaded.model, merge.dtype)

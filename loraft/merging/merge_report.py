@@ -18,15 +18,16 @@ from loraft.version import __version__
 
 LEAST_POSITIONS = 256
 WHY_THIS_BASE = {
-    ("dequantized", True): "the base as training saw it, quantized to 4 bits and dequantized again; the adapter makes "
-    "up for the errors of this base, so merged into the original one it would be another model",
-    ("dequantized", False): "the base quantized to 4 bits and dequantized again, though the adapter was trained on the "
-    "unquantized one",
+    ("dequantized", True): "the base as training saw it, quantized to {bits} bits and dequantized again; the adapter "
+    "makes up for the errors of this base, so merged into the original one it would be another model",
+    ("dequantized", False): "the base quantized to {bits} bits and dequantized again, though the adapter was trained "
+    "on the unquantized one",
     ("original", True): "the base as its files have it, on which the adapter was trained",
-    ("original", False): "the base as its files have it; the adapter was trained on it in 4 bits and makes up for the "
-    "errors of that, so the result is not the model that was trained",
+    ("original", False): "the base as its files have it; the adapter was trained on it in {bits} bits and makes up for "
+    "the errors of that, so the result is not the model that was trained",
 }
 """What the base that was merged into means for the result: by the base, and whether it is as trained."""
+WHY_AS_FILED = "the base as its files have it, quantized, and as training saw it; here its weights are dequantized"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def merge_and_verify(
 def _report(
     merge: Merge, out: Path, found: Verified | None, warnings: tuple[str, ...], size: int, seconds: float
 ) -> MergeReport:
-    base, merged = "dequantized" if merge.storage else "original", found.merged if found else None
+    base, merged = "dequantized" if merge.storage or merge.is_packed else "original", found.merged if found else None
     return MergeReport(
         out=out,
         base=base,
@@ -129,7 +130,7 @@ def _report(
         compared=found.compared if found else None,
         base_model=shown(merge.target.model.section.name_or_path),
         architecture=merge.architecture,
-        why_this_base=WHY_THIS_BASE[base, merge.is_as_trained],
+        why_this_base=_why_this_base(merge, base),
         adapters=tuple({"name": adapter.name, "weight": adapter.weight} for adapter in merge.adapters),
         changed_tensors=len(merge.plan.changed),
         untied=tuple(merge.plan.untied),
@@ -139,6 +140,13 @@ def _report(
         warnings=warnings,
         labels=merge.labels,
     )
+
+
+def _why_this_base(merge: Merge, base: str) -> str:
+    if merge.is_packed:
+        return WHY_AS_FILED
+    stored = merge.storage or merge.trained_storage
+    return WHY_THIS_BASE[base, merge.is_as_trained].format(bits=stored.bits if stored else 4)
 
 
 def merged_card(report: MergeReport, version: str) -> str:

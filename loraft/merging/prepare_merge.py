@@ -1,6 +1,6 @@
 """What a merge needs to know before a weight is read: the adapters, their base, and that they fit.
 
-For adapters that were trained on a base in 4 bits there are two bases to merge into. `dequantized` is the one that
+For adapters that were trained on a quantized base there are two bases to merge into. `dequantized` is the one that
 training saw: every tensor in the dtype that it was loaded in, the linear ones quantized and dequantized again.
 `original` is the base as its files have it, which the adapter has never met.
 """
@@ -39,8 +39,8 @@ from loraft.models.safetensors_index import (
     fingerprint,
     header_of,
     mapped_tensor,
-    read_headers,
 )
+from loraft.models.stored_weights import PackedHeader, weight_headers
 
 BaseChoice = Literal["original", "dequantized"]
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -60,7 +60,7 @@ class Merge:
         casts: Whether all tensors get that dtype; if not, each stays in its own.
         headers: The base's tensors, by their names in its files.
         sources: Those that the model has too, by their names in it.
-        quantized: The tensors that 4-bit loading would replace.
+        quantized: The tensors that quantizing would replace.
         labels: The classes that the result tells apart; none where it writes text.
     """
 
@@ -84,6 +84,11 @@ class Merge:
     def is_as_trained(self) -> bool:
         """Whether the base that is merged into is the one that all adapters were trained on."""
         return self.trained_storage == self.storage and not _are_mixed(self.target)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the base's files hold quantized weights, which the merge dequantizes as training did."""
+        return any(isinstance(header, PackedHeader) for header in self.headers.values())
 
     @property
     def dtype_name(self) -> str:
@@ -152,11 +157,12 @@ def prepare_merge(
         raise ModelError(message, parameter="dtype", remedy="Merge into bfloat16 or float32.")
     folder, model = target.model.folder, meta_model(config)
     _, held = require_tensors(folder, model, labels)
-    headers = read_headers(folder)
+    headers = weight_headers(folder, model)
     names = (*held, *model.all_tied_weights_keys)
     sources = {name: header for name in names if (header := header_of(name, headers)) is not None}
     _refuse_another_base(adapters, sources, model.all_tied_weights_keys)
-    trained_storage, storage, about_storage = _storages(target, base)
+    is_packed = any(isinstance(header, PackedHeader) for header in headers.values())
+    trained_storage, storage, about_storage = _as_filed(target, base) if is_packed else _storages(target, base)
     plan = plan_merge(model, adapters, held)
     _refuse_made_of_several(plan, sources, adapters[0])
     own, about_code = fingerprint(folder), code_notes(folder, *(adapter.files.folder for adapter in adapters))
@@ -221,6 +227,22 @@ def _are_mixed(target: ResolvedTarget) -> bool:
     return len({each.quantization for each in target.adapters}) > 1
 
 
+def _as_filed(
+    target: ResolvedTarget, base: BaseChoice | None
+) -> tuple[QuantizationSection | None, QuantizationSection | None, list[str]]:
+    """`_storages` for a base whose files are quantized: it is merged into as it is, dequantized.
+
+    Raises:
+        AdapterError: The `original` base is asked for, which these files are not.
+    """
+    if base == "original":
+        message = "the base's files hold quantized weights: there is no other base here to merge into"
+        remedy = "Leave `base` out, or name the unquantized model: `base_model=MODEL`."
+        raise AdapterError(message, parameter="base", remedy=remedy)
+    note = "the base's files hold quantized weights: the merged model has them dequantized, and is larger"
+    return None, None, [note]
+
+
 def _storages(
     target: ResolvedTarget, base: BaseChoice | None
 ) -> tuple[QuantizationSection | None, QuantizationSection | None, list[str]]:
@@ -254,7 +276,7 @@ def _storages(
     if mixed:
         quantized = [each.folder.as_posix() for each in target.adapters if each.quantization is not None]
         notes.append(
-            f"the adapters were trained on bases that were stored differently ({', '.join(quantized)} in 4 bits): "
+            f"the adapters were trained on bases that were stored differently ({', '.join(quantized)} quantized): "
             "on the original one, with which they are merged and compared, their sum was never trained"
         )
     return recorded or (None if tells else storage), storage, notes

@@ -41,6 +41,7 @@ from loraft.models.safetensors_index import (
     write_index,
     write_shard,
 )
+from loraft.models.stored_weights import PackedHeader
 from loraft.version import __version__
 
 BYTES_AT_ONCE = 4 << 20
@@ -114,10 +115,13 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
     if replacement is not None:
         return cast_pieces(replacement, dtype or replacement.dtype, run=checked)
     header = _source(merge, name)
-    changes = name in plan.changed or merge.storage is not None
+    changes = name in plan.changed or merge.storage is not None or isinstance(header, PackedHeader)
     if dtype is None or (not changes and TORCH_DTYPES[header.dtype] == dtype):
         return _bytes(header)
-    weight = mapped_tensor(header)
+    if isinstance(header, PackedHeader):
+        weight = header.unpacked(merge.trained_dtype or merge.dtype)
+    else:
+        weight = mapped_tensor(header)
     if merge.storage is not None:
         weight = _as_trained(merge, merge.storage, name, weight, run)
     if name in plan.updates:

@@ -46,10 +46,10 @@ def quietly_reading(path: Path) -> Iterator[None]:
         except LoraftError:
             raise
         except Exception as error:  # what it raises on files that are not as it expects has no common root
-            raise ModelError(f"transformers cannot read it: {_reason(error)}", where=str(path)) from error
+            raise ModelError(f"transformers cannot read it: {reason(error)}", where=str(path)) from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The first sentence of an error, which may stand on two lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -32,10 +32,18 @@ from loraft.models.hf_config import (
 )
 from loraft.models.modules import is_within
 from loraft.models.probe import spec_of
-from loraft.models.quantize import make_4bit_trainable, quantization_config
+from loraft.models.quantize import cast_others, compute_dtype, make_trainable, quantization_config
 from loraft.models.registry import ModelSpec
-from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, read_headers
+from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
 from loraft.models.sources import ModelHandle
+from loraft.models.stored_weights import (
+    StoredWeights,
+    loading_as_stored,
+    refuse_another_quantization,
+    require_readable,
+    stored_weights,
+    weight_headers,
+)
 from loraft.models.weight_names import as_model_names
 
 Model = ModelSection | ModelHandle
@@ -56,6 +64,7 @@ class LoadedModel:
         fingerprint: What tells it from another base of the same shape.
         new_modules: The modules of a classification head that the base lacks. All their numbers are zero, so that each
             class is as likely as another, until training begins them or an adapter brings them.
+        stored: How the files hold the weights, where these are quantized.
         notes: What the user should know, a sentence each.
     """
 
@@ -68,6 +77,7 @@ class LoadedModel:
     fingerprint: str
     notes: tuple[str, ...]
     new_modules: tuple[str, ...] = ()
+    stored: StoredWeights | None = None
 
 
 def load_model(
@@ -84,7 +94,8 @@ def load_model(
         model: Which model, and how it attends: `attn_implementation: auto` is scaled-dot-product attention, or
             plain products for the families that transformers has no such attention for.
         placement: Device and dtype.
-        quantization: How the linear modules are stored in 4 bits; None stores them in `placement.dtype`.
+        quantization: How the linear modules are quantized; None stores them in `placement.dtype`. What the files hold
+            quantized stays as it is, and nothing else can be asked for.
         group: What the model is used as; None is whatever it is.
         labels: The classes of a classifier; none loads the model with the head that its family generates with.
 
@@ -95,27 +106,53 @@ def load_model(
     handle = ModelHandle.of(model)
     folder = handle.folder
     config = load_config(handle, group, labels)
-    family = spec_of(config, group)
+    family, stored = spec_of(config, group), stored_in(handle)
     check_dtype(family, placement.dtype)
+    refuse_another_quantization(stored, quantization)
     skeleton = meta_model(config)
     new, _ = require_tensors(folder, skeleton, labels)
     refuse_altered(folder, is_weights, ModelError)
     tokenizer, notes = _tokenizer(handle, config, group)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
-    options = {
-        "config": config,
-        "dtype": placement.dtype,
-        "device_map": {"": placement.device} if placement.device != "cpu" else None,
-        "quantization_config": quantization_config(quantization, placement, skeleton) if quantization else None,
-    }
-    loaded = from_pretrained(class_of(config), folder, options, new)
-    make_4bit_trainable(loaded)
+    loaded = _with_weights(handle, config, placement, quantization, new)
     loaded.requires_grad_(False)
     for parameter in (each for module in new for each in loaded.get_submodule(module).parameters()):
         parameter.zero_()
     notes, name = (*placement.notes, *notes), handle.section.name_or_path
-    return LoadedModel(loaded, tokenizer, family, placement, folder, name, fingerprint(folder), notes, new)
+    return LoadedModel(loaded, tokenizer, family, placement, folder, name, fingerprint(folder), notes, new, stored)
+
+
+def _with_weights(
+    handle: ModelHandle,
+    config: PreTrainedConfig,
+    placement: DeviceConfig,
+    quantization: QuantizationSection | None,
+    new: Sequence[str],
+) -> PreTrainedModel:
+    """The model of a config with the weights of its files, quantized while loading or as they are."""
+    stored, asked = stored_in(handle), None
+    compute = compute_dtype(quantization, placement)
+    if stored is not None:
+        loading_as_stored(config, stored, compute)
+    elif quantization is not None:
+        asked = quantization_config(quantization, compute, meta_model(config))
+    options = {
+        "config": config,
+        "dtype": placement.dtype,
+        "device_map": {"": placement.device} if placement.device != "cpu" else None,
+        "quantization_config": asked,
+    }
+    loaded = from_pretrained(class_of(config), handle.folder, options, new)
+    make_trainable(loaded, compute)
+    if stored is not None:
+        cast_others(loaded, placement.dtype)
+    return loaded
+
+
+def stored_in(model: Model) -> StoredWeights | None:
+    """How the model's files hold its weights, where these are quantized."""
+    return stored_weights(written_config(ModelHandle.of(model).small_files / "config.json"))
 
 
 def load_config(model: Model, group: ModelGroup | None = "decoder", labels: Sequence[str] = ()) -> PreTrainedConfig:
@@ -137,10 +174,7 @@ def load_config(model: Model, group: ModelGroup | None = "decoder", labels: Sequ
                 remedy = "Name a model with the head of a language model (…ForCausalLM)."
             message = f"the model is a {architecture}, which writes no text"
             raise ModelError(message, where=str(file), remedy=remedy)
-    if quantized := written.get("quantization_config"):
-        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
-        remedy = "Name the unquantized model; method: qlora quantizes it while loading."
-        raise ModelError(f"the weights are already quantized ({method})", where=str(file), remedy=remedy)
+    require_readable(file)
     attention = handle.section.attn_implementation
     config = _read_config(file, **({} if attention == "auto" else {"attn_implementation": attention}))
     if labels:
@@ -193,7 +227,7 @@ def require_tensors(
     Raises:
         ModelError: As `check_weights` does.
     """
-    expected, found = expected_tensors(skeleton), as_model_names(skeleton, read_headers(folder))
+    expected, found = expected_tensors(skeleton), as_model_names(skeleton, weight_headers(folder, skeleton))
     new: tuple[str, ...] = ()
     if labels:
         head = spec_of(skeleton.config, "classifier").classifier

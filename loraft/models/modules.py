@@ -50,7 +50,7 @@ def parameter_count(model: nn.Module) -> int:
     packed = {
         id(module.weight): module.in_features * module.out_features
         for module in model.modules()
-        if isinstance(module, nn.Linear) and module.weight.dtype == torch.uint8
+        if isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state")
     }
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
 

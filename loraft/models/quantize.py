@@ -1,4 +1,4 @@
-"""How a base's frozen weights are stored in 4 bits.
+"""How a base's frozen weights are stored in 4 or 8 bits.
 
 Every linear module is quantized but the head; embeddings and norms are not linear modules, and stay in the model's
 dtype, as the QLoRA paper has it.
@@ -31,37 +31,45 @@ BLOCK = 64
 PIECE = 1 << 18
 """Weights that are quantized at once: bitsandbytes needs 16 times their memory on the CPU."""
 
-# At import bitsandbytes warns that an inference kernel is missing; `make_4bit_trainable` turns that kernel off.
+# At import bitsandbytes warns that an inference kernel is missing; `make_trainable` turns that kernel off.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def quantization_config(
-    section: QuantizationSection, placement: DeviceConfig, skeleton: nn.Module
-) -> BitsAndBytesConfig:
+def compute_dtype(section: QuantizationSection | None, placement: DeviceConfig) -> torch.dtype:
+    """The dtype of products with quantized weights: that of the model where nothing else is said.
+
+    Raises:
+        ModelError: It does not train on this device.
+    """
+    if section is None or section.compute_dtype == "auto":
+        return placement.dtype
+    if section.compute_dtype == "float16" and placement.device == "cpu":
+        raise ModelError(NO_FLOAT16, key="quantization.compute_dtype", remedy="Use bfloat16 or auto.")
+    return DTYPES[section.compute_dtype]
+
+
+def quantization_config(section: QuantizationSection, compute: torch.dtype, skeleton: nn.Module) -> BitsAndBytesConfig:
     """The config of bitsandbytes, by the names of transformers, for a model of which `skeleton` is on the meta device.
 
     Storage is uint8: two weights a byte. What keeps its dtype is named in full: transformers compares beginnings and
     ends of names, and would quantize the `dense` inside a pooler.
-
-    Raises:
-        ModelError: The compute dtype does not train on this device.
     """
-    compute = placement.dtype if section.compute_dtype == "auto" else DTYPES[section.compute_dtype]
-    if compute == torch.float16 and placement.device == "cpu":
-        raise ModelError(NO_FLOAT16, key="quantization.compute_dtype", remedy="Use bfloat16 or auto.")
     quantized = set(quantized_modules(skeleton))
+    kept = [name for name in linear_modules(skeleton) if name not in quantized]
+    if section.type == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)  # type: ignore[no-untyped-call]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type=section.type,
         bnb_4bit_use_double_quant=section.double_quant,
         bnb_4bit_compute_dtype=compute,
         bnb_4bit_quant_storage=torch.uint8,
-        llm_int8_skip_modules=[name for name in linear_modules(skeleton) if name not in quantized],
+        llm_int8_skip_modules=kept,
     )
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:
-    """The full names of the linear modules that 4-bit loading replaces; of a model on the meta device too.
+    """The full names of the linear modules that quantizing replaces; of a model on the meta device too.
 
     Those that an architecture keeps in float32 (T5's `wo`) are left alone, as transformers leaves them.
     """
@@ -69,14 +77,17 @@ def quantized_modules(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in linear_modules(model) if not set(name.split(".")).intersection(kept))
 
 
-def make_4bit_trainable(model: nn.Module) -> None:
-    """Have 4-bit modules give right gradients on a CPU, and compute in the dtype of autocast where it is on.
+def make_trainable(model: nn.Module, compute: torch.dtype) -> None:
+    """Have quantized modules give right gradients on a CPU, and compute in the dtype of autocast where it is on.
 
     Where the CPU has AVX512-BF16, the first forward in eval mode repacks each weight for a kernel without a backward,
     `.train()` does not undo it, and gradients are wrong from then on without a word. And on CUDA autocast lets norms
     give float32, which bitsandbytes would give back, and models do not expect it beside products in 16 bits.
+    Modules in 8 bits get products of our own, in `compute`.
     """
-    from bitsandbytes.nn.modules import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    from loraft.kernels.int8_linear import Int8Linear
 
     def cast_input(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         (x,) = inputs
@@ -86,6 +97,33 @@ def make_4bit_trainable(model: nn.Module) -> None:
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
             module.register_forward_pre_hook(cast_input)
+        elif isinstance(module, Linear8bitLt):
+            in_8_bits: Any = module
+            in_8_bits.__class__, in_8_bits.compute_dtype = Int8Linear, compute
+
+
+def cast_others(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model that was quantized in its files the dtype that was asked for, where it is not quantized.
+
+    transformers leaves such a model every tensor in the dtype of its file.
+    """
+    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    for name, parameter in model.named_parameters():
+        # Numbers in 4 bits may lie in a tensor that pretends to hold floats.
+        if parameter.is_floating_point() and not hasattr(parameter, "quant_state") and not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a linear module of a loaded model holds its weight in 4 or 8 bits."""
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    return isinstance(module, Linear4bit | Linear8bitLt)
+
+
+def in_few_bits(model: nn.Module) -> tuple[str, ...]:
+    """The full names of the modules of a loaded model that are quantized."""
+    return tuple(name for name, module in model.named_modules() if is_quantized(module))
 
 
 def quantize_roundtrip(
@@ -95,7 +133,7 @@ def quantize_roundtrip(
     *,
     run: Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]] = map,
 ) -> torch.Tensor:
-    """What is left of a weight once it has been stored in 4 bits, to the bit as a 4-bit model computes with it.
+    """What is left of a weight once it has been quantized, to the bit as a quantized model computes with it.
 
     Done piece by piece: only the constants of the blocks are held for the whole tensor, since double quantization
     takes their mean over all of it.
@@ -111,6 +149,8 @@ def quantize_roundtrip(
     """
     import bitsandbytes.functional as bnb
 
+    if section.type == "int8":
+        return _int8_roundtrip(weight, section, dtype, run)
     rows = max(1, PIECE // weight.shape[1]) if weight.shape[1] % BLOCK == 0 else weight.shape[0]
 
     def quantize(span: slice) -> tuple[torch.Tensor, Any]:
@@ -138,11 +178,36 @@ def quantize_roundtrip(
     return result
 
 
+def _int8_roundtrip(
+    weight: torch.Tensor,
+    section: QuantizationSection,
+    dtype: torch.dtype,
+    run: Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]],
+) -> torch.Tensor:
+    """`quantize_roundtrip` in int8: each row by itself, by way of float16, as bitsandbytes does it."""
+    import bitsandbytes.functional as bnb
+
+    from loraft.kernels.int8_linear import dequantized
+
+    rows, result = max(1, PIECE // weight.shape[1]), DTYPES.get(section.compute_dtype, dtype)
+    spans = [slice(start, start + rows) for start in range(0, weight.shape[0], rows)]
+
+    def piece(span: slice) -> torch.Tensor:
+        codes, scales, _ = bnb.int8_vectorwise_quant(weight[span].to(dtype).half().contiguous())
+        return dequantized(codes, scales, result)
+
+    return torch.cat(list(run(piece, spans)))
+
+
 def unpacked(module: nn.Module) -> torch.Tensor:
-    """The weight `[out, in]` of a linear module as its products see it; that of a 4-bit one is dequantized."""
+    """The weight `[out, in]` of a linear module as its products see it; that of a quantized one is dequantized."""
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit
 
+    from loraft.kernels.int8_linear import Int8Linear, dequantized
+
+    if isinstance(module, Int8Linear):
+        return dequantized(module.weight.data, module.scales, module.compute_dtype or torch.float32)
     if not isinstance(module, Linear4bit):
         weight = module.get_parameter("weight").detach()
         return weight.T if isinstance(module, Conv1D) else weight
@@ -152,22 +217,20 @@ def unpacked(module: nn.Module) -> torch.Tensor:
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let a frozen model compute in another dtype, with the very numbers that its 4-bit weights stand for in training.
+    """Let a frozen model compute in another dtype, with the very numbers that its weights stand for in training.
 
-    Its 4-bit modules become ordinary ones: left as they are, their products without a gradient would skip the rounding
-    to the dtype that they were quantized from, which those of training have.
+    Its quantized modules become ordinary ones: left as they are, products without a gradient in 4 bits would skip the
+    rounding to the dtype that they were quantized from, which those of training have.
     """
-    from bitsandbytes.nn.modules import Linear4bit
-
     for name, module in list(model.named_modules()):
-        if isinstance(module, Linear4bit):
+        if isinstance(module, nn.Linear) and is_quantized(module):
             model.set_submodule(name, ordinary(module, unpacked(module)))
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
 def ordinary(module: nn.Linear, weight: torch.Tensor) -> nn.Linear:
-    """A frozen linear module in place of a 4-bit one, with its bias and another weight `[out, in]`."""
+    """A frozen linear module in place of a quantized one, with its bias and another weight `[out, in]`."""
     linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     linear.bias = module.bias

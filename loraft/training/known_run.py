@@ -15,13 +15,14 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from loraft.adapters.inject import start_of
 from loraft.adapters.targets import TargetModules, targets_in
 from loraft.config.schema import RunConfig
+from loraft.config.sections import QuantizationSection
 from loraft.dataset.build import PreparedData, prepare
-from loraft.errors import InvalidInputError, Problem
+from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.paths import cache_folder
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype, class_names, context_of, is_classifier, quietly_reading
-from loraft.models.load_model import load_any_config, load_config, load_noted_tokenizer, require_tensors
+from loraft.models.load_model import load_any_config, load_config, load_noted_tokenizer, require_tensors, stored_in
 from loraft.models.model_structure import depths
 from loraft.models.modules import decoder_inputs, is_within, linear_modules, parameter_count
 from loraft.models.probe import spec_of
@@ -29,6 +30,7 @@ from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
+from loraft.models.stored_weights import StoredWeights, packed_modules, refuse_another_quantization
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
 from loraft.training.optimizer import TrainedTensor
@@ -60,7 +62,10 @@ class ModelSummary:
 
     Attributes:
         total_parameters: Its numbers, tied ones once.
-        quantized_parameters: Those that a 4-bit base stores in 4 bits.
+        quantized_parameters: Those that are stored in 4 or 8 bits.
+        quantized_rows: The outputs of the modules whose weights these are.
+        quantization: How these are stored.
+        stored: How the files hold the weights, where these are quantized.
         depths: The transformer layers of each stack.
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
@@ -71,6 +76,9 @@ class ModelSummary:
     family: ModelSpec
     total_parameters: int
     quantized_parameters: int
+    quantized_rows: int
+    quantization: QuantizationSection | None
+    stored: StoredWeights | None
     depths: Mapping[str, int]
     layers: Mapping[str, LayerSizes]
     vocabulary: int
@@ -120,18 +128,24 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
     has_weights = any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir()
     if has_weights:
         new, _ = require_tensors(folder, skeleton, labels)
-    linear = linear_modules(skeleton)
-    quantized = quantized_modules(skeleton) if run.method == "qlora" else ()
-    notes = [*_head_notes(run, model, new)] if labels else []
+    linear, stored = linear_modules(skeleton), stored_in(model)
+    quantization = _quantization(run, stored)
+    quantized = quantized_modules(skeleton) if quantization is not None else ()
+    if stored is not None and has_weights:
+        quantized = tuple(set(linear).intersection(packed_modules(folder, skeleton))) if quantization else ()
+    notes = [*_stored_notes(run, stored), *(_head_notes(run, model, new) if labels else ())]
     targets = None
     if run.method != "full":
-        targets = targets_in(skeleton, family, run.lora, quantized=run.method == "qlora", head=head)
+        targets = targets_in(skeleton, family, run.lora, quantized=quantized, head=head)
         start = start_of(run.lora, targets, labels)
         notes = [*(start.check_base(fingerprint(folder)) if start is not None and has_weights else ()), *notes]
     return ModelSummary(
         family=family,
         total_parameters=parameter_count(skeleton),
         quantized_parameters=sum(linear[name][0] * linear[name][1] for name in quantized),
+        quantized_rows=sum(linear[name][1] for name in quantized),
+        quantization=quantization,
+        stored=stored,
         depths=depths(skeleton, family),
         layers={stack: _layer(skeleton, linear, path) for stack, path in family.stacks.items()},
         vocabulary=config.get_text_config().vocab_size,
@@ -159,6 +173,36 @@ def _trained(
         if weight.requires_grad and (targets is None or is_within(owner, *targets.saved)):
             hidden = kind == "weight" and owner in linear and owner.startswith(layers)
             yield TrainedTensor(tuple(weight.shape), hidden)
+
+
+def _quantization(run: RunConfig, stored: StoredWeights | None) -> QuantizationSection | None:
+    """How the frozen weights are in memory: as the files have them, or as the config asks for it.
+
+    Raises:
+        ModelError: Files with quantized weights, and a config that asks for others or trains every weight.
+    """
+    asked = run.quantization if run.method == "qlora" else None
+    refuse_another_quantization(stored, asked)
+    if stored is None:
+        return asked
+    if run.method == "full":
+        message = f"the weights are quantized ({stored.words}), and method: full would train every one of them"
+        raise ModelError(message, key="method", remedy="Write method: lora, or name the unquantized model.")
+    return stored.quantization
+
+
+def _stored_notes(run: RunConfig, stored: StoredWeights | None) -> Iterator[str]:
+    """What files with quantized weights mean for a run."""
+    if stored is None:
+        return
+    if stored.quantization is None:
+        said = f"the weights are stored by {stored.method}, and become ordinary ones while they are loaded"
+        yield f"{said}: in memory they take as much as those of any model"
+        return
+    as_they_are = f"the weights are quantized already ({stored.words}), and are trained on as they are"
+    yield f"{as_they_are}: method: lora is then QLoRA" if run.method == "lora" else as_they_are
+    if run.method == "qlora" and run.quantization.double_quant != stored.quantization.double_quant:
+        yield f"quantization.double_quant is {str(stored.quantization.double_quant).lower()}, as the weights are"
 
 
 def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from loraft.config.schema import RunConfig
+from loraft.config.sections import QuantizationSection
 from loraft.dataset.sampler import BatchSampler
 from loraft.errors import ResourceError
 from loraft.kernels.cross_entropy import targets_in_chunk
@@ -55,7 +56,8 @@ class TrainingSizes:
         chunk_targets: The most targets whose logits are held at once.
         vocabulary: What a target is one of: the entries of the vocabulary, or the classes.
         whole_model: Every weight is trained, so that gradients of weights need every input.
-        double_quant: The block constants of 4-bit weights are quantized too.
+        quantization: How the quantized weights are stored; None where none are.
+        quantized_rows: The outputs of the modules whose weights these are.
     """
 
     frozen_parameters: int
@@ -67,7 +69,8 @@ class TrainingSizes:
     chunk_targets: int
     vocabulary: int
     whole_model: bool
-    double_quant: bool
+    quantization: QuantizationSection | None
+    quantized_rows: int
     optimizer_bytes: int
     device: str
 
@@ -109,8 +112,8 @@ class MemoryPlan:
 
 def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
     """The memory of a training step at its peak; with `checkpointing` one layer's activations are held at a time."""
-    in_4_bits = quantized_bytes(sizes.quantized_parameters, double_quant=sizes.double_quant)
-    weights = sizes.frozen_parameters * sizes.dtype_bytes + in_4_bits
+    quantized = quantized_bytes(sizes.quantized_parameters, sizes.quantized_rows, sizes.quantization)
+    weights = sizes.frozen_parameters * sizes.dtype_bytes + quantized
     trained = 4 * sizes.trainable_parameters
     logits = min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * (8 + 2 * sizes.dtype_bytes)
     return MemoryPlan(
@@ -125,16 +128,20 @@ def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
     )
 
 
-def quantized_bytes(parameters: int, *, double_quant: bool) -> int:
-    """The bytes of 4-bit weights with their block constants.
+def quantized_bytes(parameters: int, rows: int, quantization: QuantizationSection | None) -> int:
+    """The bytes of quantized weights with their constants.
 
-    Half a byte a number, and for each block of 64 a float32 constant; double quantization makes it one byte and a
-    float32 for each 256 constants.
+    In 4 bits half a byte a number, and for each block of 64 a float32 constant; double quantization makes it one byte
+    and a float32 for each 256 constants. In 8 bits a byte a number, and a float32 for each of the `rows` of weights.
 
-    Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314).
+    Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314); Dettmers et al. 2022, LLM.int8().
     """
+    if quantization is None:
+        return 0
+    if quantization.bits == 8:
+        return parameters + 4 * rows
     blocks = parameters / BLOCK
-    constants = blocks * (1 + 4 / CONSTANTS_BLOCK) if double_quant else 4 * blocks
+    constants = blocks * (1 + 4 / CONSTANTS_BLOCK) if quantization.double_quant else 4 * blocks
     return int(parameters / 2 + constants)
 
 
@@ -218,7 +225,8 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         chunk_targets=targets_in_chunk(shape.vocabulary),
         vocabulary=len(data.renderer.labels) or shape.vocabulary,
         whole_model=whole_model,
-        double_quant=known.config.quantization.double_quant,
+        quantization=shape.quantization,
+        quantized_rows=shape.quantized_rows,
         optimizer_bytes=sum(map(KINDS[known.config.training.optim].state_bytes, shape.trained)),
         device=known.placement.device,
     )

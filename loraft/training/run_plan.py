@@ -133,7 +133,7 @@ def _resolved(known: KnownRun) -> KnownRun:
         notes.append(f"training.max_steps {training.max_steps} decides; num_train_epochs is not used")
     changed = {
         "model": config.model.model_copy(update={"dtype": dtype}),
-        "quantization": config.quantization.model_copy(update={"compute_dtype": compute}),
+        "quantization": (known.shape.quantization or config.quantization).model_copy(update={"compute_dtype": compute}),
         "training": settled,
     }
     notes = [*known.notes, *known.data.renderer.notes, *notes, *known.data.report.notes]
@@ -187,7 +187,7 @@ class CheckReport:
     """All that is known of a run before its first step.
 
     Attributes:
-        model: The architecture, its size, device and dtype, and what is stored in 4 bits.
+        model: The architecture, its size, device and dtype, and what is quantized.
         data: The rows: read, kept, dropped and why, lengths, trained share, samples.
         adapter: What is trained, by module and layer.
         memory: Bytes by part, and the peak.
@@ -233,9 +233,10 @@ def _model(plan: RunPlan) -> dict[str, Any]:
         "device": plan.placement.device_name,
         "dtype": plan.config.model.dtype,
     }
-    if plan.config.method == "qlora":
-        kind = plan.config.quantization
-        facts["quantization"] = f"{kind.type}{' with double quantization' if kind.double_quant else ''}"
+    if shape.stored is not None:
+        facts["stored"] = shape.stored.words
+    if shape.quantization is not None:
+        facts["quantization"] = shape.quantization.words
         facts["quantized_parameters"] = shape.quantized_parameters
         facts["not_quantized"] = "embeddings, norms, head"
     return facts

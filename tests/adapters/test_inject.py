@@ -15,7 +15,7 @@ from loraft.adapters.save_adapter import save_adapter
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError
 from loraft.models.load_model import LoadedModel
-from loraft.models.quantize import make_4bit_trainable, quantization_config
+from loraft.models.quantize import make_trainable, quantization_config
 from tests.adapters.setting import FACTS, IDS, Rendering, disturb, logits, run_config, tiny_loaded
 from tests.tiny import TINY_MODEL_TYPES
 
@@ -154,15 +154,15 @@ def test_c14_qlora_leaves_every_weight_of_the_base_as_it_was_loaded(tmp_path: Pa
 
 
 def test_a_weight_in_4_bits_is_not_trained_whole(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="stored in 4 bits"):
+    with pytest.raises(AdapterError, match="stored quantized"):
         attach(in_4_bits(tmp_path), run_config("qlora", modules_to_save=["mlp"], target_modules="attention"))
 
 
 def in_4_bits(folder: Path) -> LoadedModel:
     loaded = tiny_loaded(folder, dtype=torch.bfloat16, tie_word_embeddings=False)
-    config = quantization_config(QuantizationSection(), loaded.placement, loaded.model)
+    config = quantization_config(QuantizationSection(), torch.bfloat16, loaded.model)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=config)
-    make_4bit_trainable(model)
+    make_trainable(model, torch.bfloat16)
     return replace(loaded, model=model.eval().requires_grad_(False))
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from loraft import errors
+from loraft.config.sections import ModelSection
 from loraft.errors import DataError, ModelError
 from loraft.evaluation.open_model import chosen_metrics
 from loraft.models.gguf_import import convert
+from loraft.models.load_model import load_config
 from loraft.tasks import TASKS
 from loraft.training.run_events import tracker_problems
+from tests.stored import declare
+from tests.tiny import save_tiny
 
 
 @pytest.fixture
@@ -36,6 +40,14 @@ def test_gguf_files_name_the_extra(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="gguf") as refused:
         convert(tmp_path / "model.gguf", tmp_path)
     assert refused.value.problems[0].remedy == "pip install 'loraft[gguf]'"
+
+
+@pytest.mark.usefixtures("bare")
+def test_models_stored_by_compressed_tensors_name_the_extra(tmp_path: Path) -> None:
+    declare(save_tiny(tmp_path), {"quant_method": "compressed-tensors", "format": "pack-quantized"})
+    with pytest.raises(ModelError, match="compressed_tensors") as refused:
+        load_config(ModelSection(name_or_path=str(tmp_path)))
+    assert refused.value.problems[0].remedy == "pip install 'loraft[compressed]'"
 
 
 @pytest.mark.usefixtures("bare")

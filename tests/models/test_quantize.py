@@ -9,12 +9,20 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from loraft.config.choices import QuantizationType
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_config, load_model
-from loraft.models.quantize import quantization_config, quantize_roundtrip, quantized_modules, unpacked
+from loraft.models.quantize import (
+    compute_dtype,
+    in_few_bits,
+    quantization_config,
+    quantize_roundtrip,
+    quantized_modules,
+    unpacked,
+)
 from tests.tiny import save_tiny
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -30,34 +38,34 @@ def section(folder: Path) -> ModelSection:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_auto_computes_in_the_models_dtype(dtype: torch.dtype) -> None:
-    config = quantization_config(QuantizationSection(), on_cpu(dtype), torch.nn.Module())
+    assert compute_dtype(QuantizationSection(), on_cpu(dtype)) == compute_dtype(None, on_cpu(dtype)) == dtype
+    config = quantization_config(QuantizationSection(), dtype, torch.nn.Module())
     assert config.load_in_4bit
     assert config.bnb_4bit_compute_dtype == dtype
     assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == ("nf4", True)
-    named = quantization_config(
-        QuantizationSection(type="fp4", double_quant=False, compute_dtype="float32"), on_cpu(dtype), torch.nn.Module()
-    )
+    section = QuantizationSection(type="fp4", double_quant=False, compute_dtype="float32")
+    named = quantization_config(section, compute_dtype(section, on_cpu(dtype)), torch.nn.Module())
     assert (named.bnb_4bit_quant_type, named.bnb_4bit_use_double_quant) == ("fp4", False)
     assert named.bnb_4bit_compute_dtype == torch.float32
 
 
 def test_float16_is_for_cuda_alone() -> None:
     with pytest.raises(ModelError, match="float16 does not train on a CPU"):
-        quantization_config(QuantizationSection(compute_dtype="float16"), on_cpu(), torch.nn.Module())
+        compute_dtype(QuantizationSection(compute_dtype="float16"), on_cpu())
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])
 def test_all_linear_modules_but_the_head_are_quantized_as_the_meta_device_foretells(
-    tmp_path: Path, model_type: str
+    tmp_path: Path, model_type: str, kind: QuantizationType
 ) -> None:
-    from bitsandbytes.nn.modules import Linear4bit
 
     sizes = SIZES if model_type == "llama" else {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 320}
     if model_type == "opt":
         sizes |= {"word_embed_proj_dim": 64}
     folder = save_tiny(tmp_path, model_type, **sizes)
-    loaded = load_model(section(folder), on_cpu(), quantization=QuantizationSection())
-    quantized = {name for name, module in loaded.model.named_modules() if isinstance(module, Linear4bit)}
+    loaded = load_model(section(folder), on_cpu(), quantization=QuantizationSection(type=kind))
+    quantized = set(in_few_bits(loaded.model))
     assert quantized == set(quantized_modules(meta_model(load_config(section(folder)))))
     assert quantized == set(quantized_modules(loaded.model))
     assert "lm_head" not in quantized
@@ -66,7 +74,7 @@ def test_all_linear_modules_but_the_head_are_quantized_as_the_meta_device_forete
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
 def test_c12_gradients_are_bit_equal_with_and_without_an_evaluation_before_them(
     tmp_path: Path, dtype: torch.dtype, kind: str
 ) -> None:
@@ -90,9 +98,10 @@ def test_c12_gradients_are_bit_equal_with_and_without_an_evaluation_before_them(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("double_quant", [True, False])
-@pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_c26_dequantized_is_to_the_bit_what_a_4_bit_model_computes_with(
+@pytest.mark.parametrize(
+    ("kind", "double_quant"), [("nf4", True), ("nf4", False), ("fp4", True), ("fp4", False), ("int8", False)]
+)
+def test_c26_dequantized_is_to_the_bit_what_a_quantized_model_computes_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, double_quant: bool, dtype: torch.dtype
 ) -> None:
     """Whole or in pieces, on rows that blocks end in and on those that they do not."""

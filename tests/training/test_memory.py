@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from loraft.config.sections import QuantizationSection
 from loraft.training.known_run import LayerSizes
 from loraft.training.memory import StackSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
 from loraft.training.optimizer import KINDS, TrainedTensor
@@ -30,7 +31,8 @@ SIZES = TrainingSizes(
     chunk_targets=4,
     vocabulary=50,
     whole_model=False,
-    double_quant=True,
+    quantization=None,
+    quantized_rows=0,
     optimizer_bytes=800,
     device="cuda",
 )
@@ -38,8 +40,15 @@ SIZES = TrainingSizes(
 
 def test_a_7b_model_in_nf4_takes_what_the_paper_says() -> None:
     """6.5e9 weights: 0.5 byte, and 0.127 bit more with double quantization instead of 0.5."""
-    assert quantized_bytes(6_476_005_376, double_quant=True) == pytest.approx(6_476_005_376 * (4 + 0.127) / 8, rel=1e-3)
-    assert quantized_bytes(6_476_005_376, double_quant=False) == pytest.approx(6_476_005_376 * 4.5 / 8, rel=1e-9)
+    weights = 6_476_005_376
+    once = QuantizationSection(double_quant=False)
+    assert quantized_bytes(weights, 0, QuantizationSection()) == pytest.approx(weights * (4 + 0.127) / 8, rel=1e-3)
+    assert quantized_bytes(weights, 0, once) == pytest.approx(weights * 4.5 / 8, rel=1e-9)
+
+
+def test_in_int8_a_weight_takes_a_byte_and_a_row_a_constant() -> None:
+    assert quantized_bytes(64 * 32, 32, QuantizationSection(type="int8")) == 64 * 32 + 32 * 4
+    assert quantized_bytes(0, 0, None) == 0
 
 
 def test_the_parts_by_hand() -> None:

@@ -1,0 +1,84 @@
+"""How a model's weights are stored: in which dtype, how many bytes that is, and a tensor by itself."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loraft.models.safetensors_index import TensorHeader, header_of
+from loraft.models.stored_weights import PackedHeader, weight_headers
+
+NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+         "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
+         "BOOL": "bool"}  # fmt: skip
+
+COMPUTED_IN = ("float64", "float32", "float16", "bfloat16")
+"""The dtypes that products are made in, and keys and values kept in."""
+
+
+def bytes_of(dtype: str) -> float:
+    """The bytes of a number, constants of quantized ones apart, whose bits their name ends with, such as nf4."""
+    known = getattr(torch, dtype, None) if dtype in NAMES.values() else None
+    bits = re.search(r"\d+$", dtype)
+    return known.itemsize if isinstance(known, torch.dtype) else int(bits[0]) / 8 if bits else 4
+
+
+def _word_for(header: TensorHeader) -> str:
+    return header.kind if isinstance(header, PackedHeader) else NAMES.get(header.dtype, header.dtype)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a model is stored.
+
+    Attributes:
+        headers: Its tensors as the files have them; empty where there are no weights.
+        usual: The dtype of most of its numbers, or the one that its config names.
+        source: Where that is known from.
+    """
+
+    headers: Mapping[str, TensorHeader] = field(repr=False)
+    usual: str
+    source: str
+
+    def dtype_of(self, name: str) -> str:
+        """The dtype of the tensor that the model calls `name`; the usual one where its file has none of that name."""
+        header = header_of(name, self.headers)
+        return _word_for(header) if header is not None else self.usual
+
+    def tensor(self, name: str) -> Tensor | None:
+        """The tensor that the model calls `name`, read on its own; None where it is not there."""
+        header = header_of(name, self.headers)
+        if header is None:
+            return None
+        if isinstance(header, PackedHeader):
+            return header.unpacked(torch.float32) if header.unpack is not None else None
+        with safe_open(header.file, framework="pt") as file:
+            read: Tensor = file.get_tensor(header.name)
+        return read
+
+
+def read_storage(folder: Path, model: PreTrainedModel) -> Storage:
+    """How the model in `folder`, here on the meta device, is stored; one without weights is told by its config.
+
+    Raises:
+        ModelError: A file of weights is damaged or absent though the index lists it.
+    """
+    if not any(folder.glob("*.safetensors")):  # an index alone is what the Hub gives beside a config
+        config = model.config
+        dtype = getattr(config.get_text_config(), "dtype", None) or config.dtype
+        word = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype | str) else "float32"
+        return Storage({}, word, "config.json" if dtype else "config.json, which names no dtype: float32 is assumed")
+    headers = weight_headers(folder, model)
+    counts = Counter[str]()
+    for header in headers.values():
+        counts[_word_for(header)] += header.stop - header.start
+    return Storage(headers, counts.most_common(1)[0][0], "the files' headers")

@@ -1,0 +1,164 @@
+"""Models whose files are quantized already, and `quantization.type: int8`, from a config to a merged model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.running import loraft, refused
+from tests.stored import declare, save_stored
+from tests.tiny import save_tiny
+from tests.words import Wording
+
+WORDS = ("the", "customer", "said", "that", "order", "is", "late", "and", "answer")
+TEXTS = [" ".join(WORDS[(start + step) % len(WORDS)] for step in range(2 + start % 4)) for start in range(12)]
+KINDS = ("nf4", "fp4", "int8", "fp8", "compressed-tensors")
+WORDS_FOR = {"fp8": "float8_e4m3fn", "compressed-tensors": "int4"}
+
+
+def place(folder: Path, kind: str, *, dtype: str = "float32", **sizes: Any) -> Path:
+    """A folder with rows, a config, and a tiny model in `kind`; `plain` is an unquantized one."""
+    if kind == "plain":
+        save_tiny(folder / "model", hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+    else:
+        save_stored(folder / "model", kind, **sizes)
+    rows = [{"prompt": text, "completion": " ".join(reversed(text.split()))} for text in TEXTS]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "c.yaml").write_text(
+        f"model: {{name_or_path: model, dtype: {dtype}}}\n"
+        "lora: {r: 4}\n"
+        "data: {train: train.jsonl, eval: null, max_length: 64}\n"
+        "training: {output_dir: run, max_steps: 4, save_steps: 2, learning_rate: 0.01, logging_steps: 1}\n"
+    )
+    return folder
+
+
+def answer(folder: Path, *words: str) -> Any:
+    """What a command answers as JSON."""
+    done = loraft(*words, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_a_quantized_folder_to_a_merged_model(tmp_path: Path, kind: str, dtype: str) -> None:
+    folder = place(tmp_path, kind, dtype=dtype)
+    told = answer(folder, "check", "c.yaml")
+    assert told["model"]["stored"].startswith(kind)
+    trained = answer(folder, "train", "c.yaml")
+    assert trained["steps"] == 4
+    assert losses(folder)[-1] < losses(folder)[0]
+    asked = ("--prompt", "the customer said", "--max-new-tokens", "8", "--temperature", "0", "--dtype", dtype)
+    adapted = answer(folder, "generate", "run", *asked)
+    report = answer(folder, "merge", "run", "merged", "--dtype", dtype)
+    assert report["base"] == "dequantized"
+    assert report["kl_adapted_merged"] <= (1e-8 if dtype == "float32" else 1e-2)
+    assert "quantization_config" not in json.loads((folder / "merged" / "config.json").read_text())
+    merged = answer(folder, "generate", "merged", *asked)
+    if dtype == "float32":
+        assert merged["completion"] == adapted["completion"]
+    seen = answer(folder, "inspect-layers", "run")
+    assert seen["layers"][0]["modules"][0]["dtype"] == WORDS_FOR.get(kind, kind)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_check_says_what_lora_on_a_quantized_folder_is(tmp_path: Path, kind: str) -> None:
+    folder = place(tmp_path, kind)
+    lora, qlora = (answer(folder, "check", "c.yaml", f"method={method}", f"quantization.type={kind}")
+                   for method in ("lora", "qlora"))  # fmt: skip
+    assert "the weights are quantized already" in " ".join(lora["notes"])
+    assert "method: lora is then QLoRA" in " ".join(lora["notes"])
+    assert "QLoRA" not in " ".join(qlora["notes"])
+    assert lora["memory"]["weights"] == qlora["memory"]["weights"]
+    assert lora["model"]["quantized_parameters"] == qlora["model"]["quantized_parameters"] > 0
+    assert lora["model"]["quantization"] == qlora["model"]["quantization"]
+
+
+def test_qlora_on_a_quantized_folder_trains_what_lora_does(tmp_path: Path) -> None:
+    folder = place(tmp_path, "nf4")
+    answer(folder, "train", "c.yaml", "method=lora", "training.output_dir=run")
+    first = losses(folder)
+    answer(folder, "train", "c.yaml", "method=qlora", "training.output_dir=run", "--overwrite")
+    assert losses(folder) == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("nf4", ["method=full"]),
+        ("fp8", ["method=full"]),
+        ("nf4", ["method=qlora", "quantization.type=fp4"]),
+        ("fp8", ["method=qlora"]),
+        ("int8", ["method=qlora"]),
+    ],
+)
+def test_what_is_quantized_is_not_trained_whole_nor_quantized_again(
+    tmp_path: Path, kind: str, overrides: list[str], wording: Wording
+) -> None:
+    folder = place(tmp_path, kind)
+    wording(refused(loraft("check", "c.yaml", *overrides, cwd=folder)))
+    assert refused(loraft("train", "c.yaml", *overrides, cwd=folder))
+
+
+DECLARED: dict[str, object] = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
+    "hqq": {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
+    "torchao": {"quant_method": "torchao", "quant_type": "int4_weight_only"},
+    "quanto": {"quant_method": "quanto", "weights": "int8"},
+    "an unknown method": {"quant_method": "of tomorrow"},
+    "no method": {"bits": 4},
+    "no mapping": ["gptq"],
+}
+
+
+@pytest.mark.parametrize("method", DECLARED)
+def test_what_cannot_be_read_here_is_refused_with_what_is_missing(
+    tmp_path: Path, method: str, wording: Wording
+) -> None:
+    folder = place(tmp_path, "plain")
+    declare(folder / "model", DECLARED[method])
+    wording(refused(loraft("check", "c.yaml", cwd=folder)))
+
+
+def test_another_quantization_is_not_asked_of_a_quantized_folder(tmp_path: Path, wording: Wording) -> None:
+    folder = place(tmp_path, "nf4")
+    wording(refused(loraft("generate", "model", "--quantize", "int8", "--prompt", "the", cwd=folder)))
+    done = loraft("generate", "model", "--quantize", "nf4", "--prompt", "the", "--max-new-tokens", "2", cwd=folder)
+    assert done.returncode == 0
+    assert "its answers differ" not in done.stderr
+
+
+def test_a_quantized_base_has_no_other_to_merge_into(tmp_path: Path, wording: Wording) -> None:
+    folder = place(tmp_path, "nf4")
+    answer(folder, "train", "c.yaml", "training.max_steps=1")
+    wording(refused(loraft("merge", "run", "--base", "original", cwd=folder)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_int8_from_a_config_to_a_merged_model(tmp_path: Path, dtype: str) -> None:
+    folder = place(tmp_path, "plain", dtype=dtype)
+    int8 = ("method=qlora", "quantization.type=int8")
+    told = answer(folder, "check", "c.yaml", *int8)
+    assert told["model"]["quantization"] == "int8"
+    whole = answer(folder, "train", "c.yaml", *int8)
+    report = answer(folder, "merge", "run", "merged", "--dtype", dtype)
+    assert report["base"] == "dequantized"
+    assert "8 bits" in report["why_this_base"]
+    assert report["kl_adapted_merged"] <= (1e-8 if dtype == "float32" else 1e-2)
+    answer(folder, "train", "c.yaml", *int8, "training.output_dir=other", "training.max_steps=2")
+    shorter = answer(folder, "train", "c.yaml", *int8, "training.output_dir=other", "--resume-anyway")
+    assert shorter["steps"] == whole["steps"]
+    one, other = ((folder / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("run", "other"))
+    assert one == other
