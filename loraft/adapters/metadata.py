@@ -15,6 +15,7 @@ from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
 from loraft.io.atomic import read_json
 from loraft.io.checksums import RECORD, is_weights, refuse_altered
+from loraft.models.remote_code import is_trusted
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat, TrainingMetadata
@@ -104,6 +105,10 @@ def adapter_in(folder: Path) -> ResolvedTarget:
     """
     config, record = read_json(folder / "adapter_config.json"), _record(folder)
     known = _trained_on(record)
+    if known.get("remote_code") is True and not is_trusted():
+        message = "it was trained on a base that code of its own computes, and without that it is another model"
+        remedy = "Let that code run, with all that you may do here: `trust_remote_code=True`."
+        raise AdapterError(message, where=str(folder), remedy=remedy)
     try:
         stored = record.get("quantization")
         quantization = QuantizationSection.model_validate(stored) if stored else None

@@ -33,7 +33,7 @@ from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.io.atomic import atomic_dir, write_json
 from loraft.io.checksums import write_record
-from loraft.models.hf_config import drop_code
+from loraft.models.hf_config import drop_code, own_code
 from loraft.models.load_model import LoadedModel
 from loraft.models.model_structure import tied_modules
 from loraft.models.modules import is_within, wrapped_model
@@ -243,6 +243,7 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
             "name": shown(loaded.name),
             "revision": config.model.revision,
             "fingerprint": loaded.fingerprint,
+            **({"remote_code": True} if own_code(loaded.model.config) else {}),
             # What is trained whole is stored in float32, whatever is computed in.
             "dtype": computed_in if (computed_in := config.model.dtype) != "auto" else loaded_in,
         },

@@ -30,6 +30,7 @@ from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session
 from loraft.inference.tracer import Trace, Tracer
 from loraft.io.jsonl import AskedRows, check_jsonl
+from loraft.models.remote_code import as_trusted
 from loraft.tasks import TASKS
 from loraft.tokenization.boundaries import Pieces
 
@@ -140,6 +141,7 @@ class OpenModel:
         return ChatSession(self._session, options)
 
 
+@as_trusted
 def load(model: ModelRequest | str, *, observer: Observer = ignored) -> OpenModel | OpenClassifier:
     """Load a model once, to ask it many times.
 
@@ -161,6 +163,7 @@ def load(model: ModelRequest | str, *, observer: Observer = ignored) -> OpenMode
     return opened
 
 
+@as_trusted
 def generate(
     model: ModelRequest | str,
     *,
@@ -200,6 +203,7 @@ def _drop_saved_beams(settings: Settings, options: GenerationRequest, what: str)
     return f"the {beams} beams that generation_config.json asks for cannot be {what}: it is one here"
 
 
+@as_trusted
 def complete(
     model: ModelRequest | str,
     *,
@@ -217,6 +221,7 @@ def complete(
     return opened.complete(prompts, options=options, batch_size=batch_size, observer=observer)
 
 
+@as_trusted
 def compare(
     model: ModelRequest | str,
     *,
@@ -235,6 +240,7 @@ def compare(
     return compare_voices(session, prompts, options=options, batch_size=batch_size, observer=observer)
 
 
+@as_trusted
 def answer_file(
     model: ModelRequest | str,
     *,
@@ -274,6 +280,7 @@ def answer_file(
     )
 
 
+@as_trusted
 def open_chat(model: ModelRequest | str, *, options: GenerationRequest = AS_SAVED) -> ChatSession:
     """Begin a conversation; the arguments are those of `generate`.
 

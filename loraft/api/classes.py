@@ -12,6 +12,7 @@ from loraft.inference.predict_file import BATCH_SIZE as TEXTS_AT_ONCE
 from loraft.inference.predict_file import PredictedFile, check_output, predict_rows, read_texts
 from loraft.inference.requests import ModelRequest
 from loraft.io.resources import memory_errors
+from loraft.models.remote_code import as_trusted
 
 
 class OpenClassifier:
@@ -41,6 +42,7 @@ class OpenClassifier:
             return classifier.probabilities(tokens)
 
 
+@as_trusted
 def predict(
     model: ModelRequest | str, *, texts: Sequence[str | tuple[str, str | None]], observer: Observer = ignored
 ) -> list[dict[str, float]]:
@@ -62,6 +64,7 @@ def predict(
     return OpenClassifier(RequestedModel(model).classifier(observer)).predict(texts, observer=observer)
 
 
+@as_trusted
 def predict_file(
     model: ModelRequest | str,
     *,

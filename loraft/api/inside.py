@@ -23,6 +23,7 @@ from loraft.models.device import select_device
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.model_structure import family_in
 from loraft.models.modules import decoder_inputs
+from loraft.models.remote_code import as_trusted
 from loraft.tasks import TASKS
 from loraft.tokenization.boundaries import Pieces
 from loraft.training.embedding_noise import noisy_embeddings
@@ -87,6 +88,7 @@ class GradientReport:
         return {**{key: document[key] for key in document if key != "gradients"}, **document["gradients"]}
 
 
+@as_trusted
 def inspect_activations(model: ModelRequest | str, *, prompt: str) -> ActivationReport:
     """Tell what goes on in the layers of a model while it reads a prompt: sizes, and where each head looks.
 
@@ -161,11 +163,13 @@ def _classified(requested: RequestedModel, text: str) -> tuple[LoadedModel, list
     return loaded, loaded.tokenizer(text)["input_ids"], (*found.notes, *loaded.notes)
 
 
-def inspect_gradients(config: RunConfig) -> GradientReport:
+@as_trusted
+def inspect_gradients(config: RunConfig, *, trust_remote_code: bool = False) -> GradientReport:
     """Tell the gradients by layer of a run's first batch, as its first step would compute them; nothing is changed.
 
     Args:
         config: The run.
+        trust_remote_code: Run the code that the model brings.
 
     Raises:
         InvalidInputError: With every problem found, as `train` refuses it.

@@ -33,6 +33,7 @@ from loraft.io.jsonl import check_jsonl
 from loraft.merging.merge_report import LEAST_POSITIONS, MergeReport, merge_and_verify
 from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge, resolve_weighted, weighted
 from loraft.merging.write_weights import chosen_folder
+from loraft.models.remote_code import as_trusted
 from loraft.rows.formats import Message
 from loraft.training.loop import noted_signals
 from loraft.training.run_dir import (
@@ -50,13 +51,17 @@ GREEDY = GenerationRequest(temperature=0, num_beams=1)
 FOLDER_IN_USE = "{} holds a run already: `loraft.train` goes on with it by `resume`, and replaces it by `overwrite`"
 
 
-def check(config: RunConfig, *, name: str = "run", verbose: bool = False) -> CheckReport:
+@as_trusted
+def check(
+    config: RunConfig, *, name: str = "run", verbose: bool = False, trust_remote_code: bool = False
+) -> CheckReport:
     """Everything that can be known of a run before its first step, without loading a weight.
 
     Args:
         config: The run.
         name: What runs of this config are called where `training.output_dir` is not set.
         verbose: Name each row that stands in the data twice.
+        trust_remote_code: Run the code that the model brings.
 
     Raises:
         InvalidInputError: With every problem found; `train` refuses the same, and a folder that holds a run.
@@ -69,6 +74,7 @@ def check(config: RunConfig, *, name: str = "run", verbose: bool = False) -> Che
     return replace(found, notes=(*found.notes, FOLDER_IN_USE.format(folder.path))) if folder.holds_run else found
 
 
+@as_trusted
 def train(
     config: RunConfig,
     *,
@@ -76,6 +82,7 @@ def train(
     resume: bool = False,
     resume_anyway: bool = False,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     observer: Observer = ignored,
     command: Sequence[str] = (),
 ) -> TrainResult:
@@ -89,6 +96,7 @@ def train(
         overwrite: Replace the run that the folder holds.
         observer: Is told what happens.
         command: How the run was started, for its manifest.
+        trust_remote_code: Run the code that the model brings.
 
     Raises:
         InvalidInputError: Before the first step, with every problem found.
@@ -137,6 +145,7 @@ def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
     return answer
 
 
+@as_trusted
 def evaluate(
     model: ModelRequest | str,
     *,
@@ -188,6 +197,7 @@ def evaluate(
     return measure(rows, *subjects, metrics=names, batch_size=batch_size, output=output, observer=observer)
 
 
+@as_trusted
 def merge(
     target: str | None = None,
     out: str | Path | None = None,
@@ -199,6 +209,7 @@ def merge(
     verified: bool = True,
     positions: int = LEAST_POSITIONS,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     observer: Observer = ignored,
 ) -> MergeReport:
     """Fold adapters into their base, and prove that the result is the model that was trained.
@@ -215,6 +226,7 @@ def merge(
         positions: On how many positions at least.
         overwrite: Replace the merged model that `out` holds.
         observer: Is told what happens.
+        trust_remote_code: Run the code that the model brings.
 
     Raises:
         InvalidInputError: Before anything is written: an adapter does not fit, a folder is taken, a disk is too small.

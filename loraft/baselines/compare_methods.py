@@ -20,6 +20,7 @@ from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.errors import ConfigError, LoraftError, Problem, ResourceError, RunError
 from loraft.events import Note, Observer, Progress, ignored
+from loraft.models.remote_code import as_trusted
 
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 STEPS = 20
@@ -109,8 +110,14 @@ class MethodComparison:
         return {**asdict(self), "methods": [each.as_dict() for each in self.methods]}
 
 
+@as_trusted
 def compare_methods(
-    config: RunConfig, *, methods: Sequence[str] = METHODS, steps: int = STEPS, observer: Observer = ignored
+    config: RunConfig,
+    *,
+    methods: Sequence[str] = METHODS,
+    steps: int = STEPS,
+    trust_remote_code: bool = False,
+    observer: Observer = ignored,
 ) -> MethodComparison:
     """Train by each method for a few steps, one after the other, and tell what each took.
 
@@ -122,6 +129,7 @@ def compare_methods(
         methods: Some of `full`, `lora` and `qlora`.
         steps: Optimizer steps of each.
         observer: Is told what was decided and how far it is.
+        trust_remote_code: Run the code that the model brings.
 
     Raises:
         InvalidInputError: Before any step, with every problem of the config under each method; or none would fit.

@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.model_card import shown
 from loraft.baselines.compare_methods import MeasuredCost, Question
+from loraft.baselines.trial_process import TRUSTED
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.dataset.sampler import StepBatches
 from loraft.errors import InvalidInputError, LoraftError
 from loraft.events import ignored
 from loraft.io.resources import disk_errors, memory_errors
+from loraft.models.remote_code import trusting
 from loraft.training.checkpoint import RunState
 from loraft.training.loop import save_weights
 from loraft.training.memory import held_bytes, peak_bytes, reset_peak, too_large
@@ -49,7 +51,8 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
-    answer(pickle.load(sys.stdin.buffer), lambda told: print(json.dumps(told), file=channel, flush=True))
+    with trusting(TRUSTED in sys.argv[1:]):
+        answer(pickle.load(sys.stdin.buffer), lambda told: print(json.dumps(told), file=channel, flush=True))
 
 
 def answer(question: Question, tell: Tell) -> None:

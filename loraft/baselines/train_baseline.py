@@ -39,6 +39,7 @@ from loraft.figures import counted
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.completion import Detokenizer
 from loraft.io.resources import memory_errors
+from loraft.models.remote_code import as_trusted
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat
 from loraft.training.known_run import KnownRun, known_run
@@ -49,12 +50,14 @@ UNTRAINED = "{}, untrained"
 OUT_OF_MEMORY, SHORTER = "the device ran out of memory", "Set a smaller one: longer rows are then left out or cut."
 
 
+@as_trusted
 def train_baseline(
     config: RunConfig,
     *,
     name: str = "run",
     run: str | None = None,
     cells: Sequence[Cell] = ("lstm",),
+    trust_remote_code: bool = False,
     observer: Observer = ignored,
 ) -> BaselineReport:
     """Train recurrent networks from scratch on the rows of a config, and compare them with what was fine-tuned.
@@ -69,6 +72,7 @@ def train_baseline(
             is none yet.
         cells: The kinds of networks, each once: `lstm`, `rnn`.
         observer: Is told how far it is.
+        trust_remote_code: Run the code that the model brings.
 
     Raises:
         InvalidInputError: Before anything is trained, with every problem found.

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from loraft.errors import Problem
+from loraft.models.remote_code import is_trusted
 
 SERVE = "from loraft.baselines.measure_method import serve; serve()"
+TRUSTED = "trusted"
+"""The argument of a process that may run the code of models, as the one that starts it may."""
 Answer = dict[str, Any]
 
 
@@ -26,7 +29,7 @@ def answers(question: bytes, scratch: Path) -> Generator[Answer]:
     """
     log = scratch / "stderr"
     path = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, "-P", "-c", SERVE]
+    command = [sys.executable, "-P", "-c", SERVE, *([TRUSTED] if is_trusted() else [])]
     pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": path}
     with (
         log.open("wb") as errors,

@@ -49,10 +49,24 @@ def _must(holds: Callable[[Any], bool], otherwise: str) -> Callable[[Any], Any]:
     return checked
 
 
+def _told_of_trust(trusted: bool) -> bool:
+    if trusted:
+        from loraft.cli.console import print_note
+
+        print_note("--trust-remote-code: what code the model brings runs here, with all that you may do")
+    return trusted
+
+
 SHARE = _must(lambda share: 0 < share <= 1, "{} is not above 0 and at most 1.")
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")
 ]
+
+
+def trust_flag() -> Any:
+    """The field `trust_remote_code`, which says so when it is on: no other way switches it on."""
+    said = "Run the code that the model brings (auto_map in its config.json), with all that you may do here."
+    return option(None, said, default=False, callback=_told_of_trust)
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,8 @@ class ConfigOptions:
     overrides: list[str] | None = argument(
         "KEY=VALUE", "Values that replace those of the file, such as training.max_steps=50.", default=None
     )
+
+    trust_remote_code: bool = trust_flag()
 
     @property
     def name(self) -> str:
@@ -125,6 +141,7 @@ class AnswerOptions:
         "TEXT", "End the answer in front of this text; may be given several times.",
         callback=_must(lambda texts: "" not in texts, "An empty text would end every answer before its first token."),
     )  # fmt: skip
+    trust_remote_code: bool = trust_flag()
     num_beams: int | None = option(
         "N", "Follow N answers at once and give the likeliest: beam search, without sampling.", min=1
     )
@@ -143,7 +160,7 @@ class AnswerOptions:
             quantize = QuantizationSection(type=self.quantize)
         return ModelRequest(
             self.target, self.adapters or (), self.base_model, quantize, self.dtype, self.merge,
-            self.source_lang, self.target_lang,
+            self.source_lang, self.target_lang, self.trust_remote_code,
         )  # fmt: skip
 
     @property

@@ -26,6 +26,7 @@ class ModelRequest:
         source_lang: The language of what an encoder-decoder reads, as its tokenizer or the rows call it; None is the
             one that was trained with.
         target_lang: That of what it writes.
+        trust_remote_code: Run the code that the model brings.
     """
 
     target: str | None
@@ -36,6 +37,7 @@ class ModelRequest:
     merge: bool = False
     source_lang: str | None = None
     target_lang: str | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)

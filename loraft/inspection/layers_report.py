@@ -15,6 +15,7 @@ from loraft.config.sections import LoraSection
 from loraft.errors import ModelError
 from loraft.inspection.adapter_deltas import AdapterUpdates, Likeness, adapter_updates, likeness
 from loraft.inspection.layers import ModelTable, model_table
+from loraft.models.remote_code import as_trusted
 from loraft.models.safetensors_index import fingerprint
 
 
@@ -47,8 +48,14 @@ class LayersReport:
         return document | {"notes": list(self.notes)}
 
 
+@as_trusted
 def inspect_layers(
-    target: str | None, adapters: Sequence[str] = (), *, base_model: str | None = None, lora: LoraSection | None = None
+    target: str | None,
+    adapters: Sequence[str] = (),
+    *,
+    base_model: str | None = None,
+    lora: LoraSection | None = None,
+    trust_remote_code: bool = False,
 ) -> LayersReport:
     """Look at what `target`, `adapters` and `base_model` mean.
 
@@ -57,6 +64,7 @@ def inspect_layers(
         adapters: Adapters, `NAME=DIR` or `DIR`.
         base_model: The base, whatever the adapters name.
         lora: What LoRA is to be counted for.
+        trust_remote_code: Run the code that the model brings.
 
     Raises:
         InvalidInputError: Something cannot be found or looked into.

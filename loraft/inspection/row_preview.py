@@ -19,6 +19,7 @@ from loraft.errors import ConfigError, DataError
 from loraft.io.paths import cache_folder
 from loraft.models.load_model import load_config, load_tokenizer
 from loraft.models.probe import spec_of
+from loraft.models.remote_code import as_trusted
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.loss import BatchLayout
@@ -167,7 +168,15 @@ class Preview:
         return asdict(self)
 
 
-def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places: Sequence[str] = ()) -> Preview:
+@as_trusted
+def preview(
+    config: RunConfig,
+    *,
+    count: int = 5,
+    split: Split = "train",
+    places: Sequence[str] = (),
+    trust_remote_code: bool = False,
+) -> Preview:
     """Some rows of a run as the model will see them.
 
     Args:
@@ -175,6 +184,7 @@ def preview(config: RunConfig, *, count: int = 5, split: Split = "train", places
         count: How many rows, from the first.
         split: Whose: `train` or `eval`.
         places: Show these rows instead: a line or number in a file, or a place as loraft prints it.
+        trust_remote_code: Run the code that the model brings.
 
     Raises:
         InvalidInputError: What `check` refuses of tokenizer and data; nothing is evaluated; there is no row at a place.

@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from loraft.adapters.adapter_files import read_adapter, refuse_other_base
 from loraft.adapters.lora_factors import parse_key
@@ -28,7 +29,7 @@ from loraft.errors import AdapterError, ModelError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES
-from loraft.models.hf_config import code_notes
+from loraft.models.hf_config import code_notes, own_code
 from loraft.models.load_model import load_config, require_tensors
 from loraft.models.probe import spec_of
 from loraft.models.quantize import quantized_modules
@@ -152,9 +153,7 @@ def prepare_merge(
         labels = classes_of(target)
         config = load_config(target.model, None, labels)
     family = spec_of(config)
-    if dtype == "float16" and not family.stable_in_float16:
-        message = f"{family.model_type} is not stable in float16: its activations overflow"
-        raise ModelError(message, parameter="dtype", remedy="Merge into bfloat16 or float32.")
+    _refuse_unmergeable(config, family, dtype, target.model.folder)
     folder, model = target.model.folder, meta_model(config)
     _, held = require_tensors(folder, model, labels)
     headers = weight_headers(folder, model)
@@ -184,6 +183,17 @@ def prepare_merge(
         labels=labels,
         notes=(*target.notes, *about_code, *about_base, *about_storage),
     )
+
+
+def _refuse_unmergeable(config: PreTrainedConfig, family: ModelSpec, dtype: MergedDtype, folder: Path) -> None:
+    """Refuse what the merged model could not be: computed by code that is not saved, or in a dtype that overflows."""
+    if own_code(config):
+        message = "the base is computed by code that it brings, and a merged model would need it: loraft saves no code"
+        remedy = "Use the adapter unmerged: `loraft.generate` with `adapters`."
+        raise ModelError(message, where=str(folder), remedy=remedy)
+    if dtype == "float16" and not family.stable_in_float16:
+        message = f"{family.model_type} is not stable in float16: its activations overflow"
+        raise ModelError(message, parameter="dtype", remedy="Merge into bfloat16 or float32.")
 
 
 def _shown(folder: Path) -> str:

@@ -27,7 +27,7 @@ from transformers import (
 from loraft.config.choices import ModelGroup
 from loraft.errors import ModelError, OutOfMemoryError
 from loraft.figures import counted
-from loraft.models.hf_config import is_classifier, quietly_reading
+from loraft.models.hf_config import is_classifier, own_code, quietly_reading
 from loraft.models.modules import is_within
 from loraft.models.registry import FAMILIES, Kind, refuse_kind
 
@@ -65,6 +65,8 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 def _from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     made_by = class_of(config)
+    if own_code(config):
+        options["trust_remote_code"] = True
     make = made_by._from_config if issubclass(made_by, PreTrainedModel) else made_by.from_config
     return cast("PreTrainedModel", make(config, **options))
 
@@ -75,7 +77,7 @@ def class_of(config: PreTrainedConfig) -> Any:
     An encoder is used with many heads, so its config says which; without one that is known it has none. A family that
     is not in the table is made by the class that its config names.
     """
-    family = FAMILIES.get(config.model_type)
+    family = None if own_code(config) else FAMILIES.get(config.model_type)
     if family is None:
         group = group_of(config)
         if group is not None and (made_by := _auto_class(config, group)) is not None:
@@ -101,7 +103,8 @@ CLASSES: Mapping[ModelGroup, tuple[Any, ...]] = {
 
 def _auto_class(config: PreTrainedConfig, group: ModelGroup) -> Any:
     """The class that makes a model of a config for a group; None where transformers has none."""
-    return next((each for each in CLASSES[group] if type(config) in each._model_mapping), None)
+    code = own_code(config)
+    return next((each for each in CLASSES[group] if each.__name__ in code or type(config) in each._model_mapping), None)
 
 
 def group_of(config: PreTrainedConfig) -> ModelGroup | None:
@@ -163,7 +166,7 @@ def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new:
             model, report = made_by.from_pretrained(
                 folder,
                 local_files_only=True,
-                trust_remote_code=False,
+                trust_remote_code=bool(own_code(options["config"])) if "config" in options else False,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=bool(new),

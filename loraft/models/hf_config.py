@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from loraft.errors import LoraftError, ModelError
 from loraft.models.registry import ModelSpec
+from loraft.models.remote_code import is_trusted
 
 
 @contextmanager
@@ -64,13 +65,42 @@ def code_notes(*folders: Path) -> tuple[str, ...]:
     found = dict.fromkeys(file.name for folder in folders for file, _ in _naming_code(folder))
     if not found:
         return ()
-    return (f"the model brings code of its own ({KEY} in {', '.join(found)}): it is neither run nor saved",)
+    ran, not_run = "it runs, as `trust_remote_code=True` lets it, and is not saved", "it is neither run nor saved"
+    what = ran if is_trusted() else not_run
+    return (f"the model brings code of its own ({KEY} in {', '.join(found)}): {what}",)
+
+
+def own_code(config: PreTrainedConfig) -> Mapping[str, str]:
+    """The code that computes a model, by the class of transformers that it stands for; none where it is not trusted."""
+    named = (getattr(config, KEY, None) or {}) if is_trusted() else {}
+    return {kind: place for kind, place in named.items() if kind.startswith("AutoModel")}
+
+
+def only_trusted_code(config: PreTrainedConfig, folder: Path) -> None:
+    """Leave a config the code that it names only where that may run; each with the folder that holds it.
+
+    Raises:
+        ModelError: It names code of another model.
+    """
+    named = getattr(config, KEY, None)
+    if not named:
+        return
+    if not is_trusted():
+        delattr(config, KEY)
+        return
+    elsewhere = [place for place in named.values() if isinstance(place, str) and "--" in place]
+    if elsewhere:
+        message = f"it names code of another model, {elsewhere[0]}, which is not run"
+        raise ModelError(message, where=str(folder / "config.json"), key=KEY)
+    setattr(config, KEY, {kind: f"{folder}--{place}" for kind, place in named.items() if isinstance(place, str)})
 
 
 def drop_code(folder: Path) -> None:
-    """Take what names code out of the files of a model that is being saved."""
+    """Take code, and what names it, out of the files of a model that is being saved."""
     for file, clean in _naming_code(folder):
         file.write_text(json.dumps(clean, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for file in folder.glob("*.py"):  # transformers copies it beside what it saves
+        file.unlink()
 
 
 def _naming_code(folder: Path) -> Iterator[tuple[Path, object]]:

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -27,6 +27,7 @@ from loraft.models.hf_config import (
     class_names,
     code_notes,
     in_order,
+    only_trusted_code,
     quietly_reading,
     written_config,
 )
@@ -34,6 +35,7 @@ from loraft.models.modules import is_within
 from loraft.models.probe import spec_of
 from loraft.models.quantize import cast_others, compute_dtype, make_trainable, quantization_config
 from loraft.models.registry import ModelSpec
+from loraft.models.remote_code import is_trusted
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import (
@@ -166,7 +168,7 @@ def load_config(model: Model, group: ModelGroup | None = "decoder", labels: Sequ
     handle = ModelHandle.of(model)
     file = handle.small_files / "config.json"
     written = written_config(file)
-    _require_known(str(written["model_type"]), file)
+    _require_known(written, file)
     for architecture in written.get("architectures") or ():
         if group == "decoder" and any(head in architecture for head in OTHER_HEADS):
             remedy = "A classifier is trained by task: seq_cls, and answers by `loraft.predict`."
@@ -194,13 +196,21 @@ def load_any_config(model: Model) -> PreTrainedConfig:
         ModelError: No such model, or a config that transformers cannot read.
     """
     file = ModelHandle.of(model).small_files / "config.json"
-    written_config(file)
+    _require_known(written_config(file), file)
     return _read_config(file)
 
 
-def _require_known(model_type: str, file: Path) -> None:
-    if model_type in CONFIG_MAPPING:
+def _require_known(written: Mapping[str, Any], file: Path) -> None:
+    model_type = str(written["model_type"])
+    brings = "AutoConfig" in (written.get("auto_map") or {})
+    if model_type in CONFIG_MAPPING or (brings and is_trusted()):
         return
+    if brings:
+        remedy = (
+            "It brings code of its own: `trust_remote_code=True` runs it, with all that you may do on this machine."
+        )
+        message = f"model type {model_type!r} is not one that transformers knows"
+        raise ModelError(message, where=str(file), remedy=remedy)
     near = difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=1, cutoff=0.75)
     remedy = f"The nearest that it knows is {near[0]}." if near else "A newer version of transformers may know it."
     raise ModelError(f"model type {model_type!r} is not one that transformers knows", where=str(file), remedy=remedy)
@@ -208,7 +218,9 @@ def _require_known(model_type: str, file: Path) -> None:
 
 def _read_config(file: Path, **chosen: str) -> PreTrainedConfig:
     with quietly_reading(file):
-        config = AutoConfig.from_pretrained(file.parent, local_files_only=True, trust_remote_code=False, **chosen)
+        trusted = is_trusted()
+        config = AutoConfig.from_pretrained(file.parent, local_files_only=True, trust_remote_code=trusted, **chosen)
+        only_trusted_code(config, file.parent)
     return cast("PreTrainedConfig", config)
 
 
@@ -267,7 +279,8 @@ def _tokenizer(
     if not any((folder / file).is_file() for file in FILES):
         raise ModelError("there is no tokenizer", where=name, remedy="Name the one to use in model.tokenizer.")
     with quietly_reading(folder):
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        trusted = is_trusted()
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
     # Prompts and answers of a decoder are one text. Marian's and M2M100's tokenizers have no offsets, and need none:
     # sources and targets are tokenized apart.
     if spec_of(config, group).kind == "decoder" and not tokenizer.is_fast:

@@ -23,7 +23,7 @@ from loraft.errors import ModelError
 from loraft.kernels.decoding import new_cache, read_on
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.auto_model import group_of, meta_model, require_class
-from loraft.models.hf_config import CLASSIFIER, quietly
+from loraft.models.hf_config import CLASSIFIER, own_code, quietly
 from loraft.models.model_structure import by_structure
 from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
 from loraft.models.registry import Caching, ModelSpec, row_of
@@ -50,7 +50,7 @@ def spec_of(config: PreTrainedConfig, group: ModelGroup | None = None) -> ModelS
     Raises:
         ModelError: The architecture is of another kind, or transformers has no class of it for that use.
     """
-    known = row_of(config.model_type, group)
+    known = None if own_code(config) else row_of(config.model_type, group)
     if known is not None:
         return known
     said = {name: value for name, value in config.to_dict().items() if group is None or name not in OF_NO_INTEREST}

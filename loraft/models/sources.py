@@ -27,6 +27,7 @@ from loraft.io.checksums import build_once, known_sha256_of
 from loraft.io.paths import cache_folder
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
 from loraft.models.gguf_import import convert
+from loraft.models.remote_code import is_trusted
 from loraft.models.safetensors_index import read_headers
 
 CONVERSION = "converted-1"
@@ -169,7 +170,7 @@ def _from_hub(name: str, revision: str | None, *, weights: bool, key: str = "mod
     if not HUB_ID.fullmatch(name):
         message = f"there is no file or folder {name!r}, and it is no Hub id"
         raise NoSuchModelError(message, key=key, remedy=_OTHERWISE)
-    patterns = [*SMALL_FILES, "*.safetensors"] if weights else list(SMALL_FILES)
+    patterns = [*SMALL_FILES, *(["*.safetensors"] if weights else []), *(["*.py"] if is_trusted() else [])]
     noisy = not are_progress_bars_disabled()
     disable_progress_bars()
     try:

@@ -21,7 +21,7 @@ from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.paths import cache_folder
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, select_device
-from loraft.models.hf_config import check_dtype, class_names, context_of, is_classifier, quietly_reading
+from loraft.models.hf_config import check_dtype, class_names, context_of, is_classifier, own_code, quietly_reading
 from loraft.models.load_model import load_any_config, load_config, load_noted_tokenizer, require_tensors, stored_in
 from loraft.models.model_structure import depths
 from loraft.models.modules import decoder_inputs, is_within, linear_modules, parameter_count
@@ -128,6 +128,9 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
     has_weights = any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir()
     if has_weights:
         new, _ = require_tensors(folder, skeleton, labels)
+    if run.method == "full" and own_code(config):
+        message = "the model is computed by code that it brings; one trained whole would need it, and no code is saved"
+        raise ModelError(message, key="method", remedy="Write method: lora, whose adapter goes with the base.")
     linear, stored = linear_modules(skeleton), stored_in(model)
     quantization = _quantization(run, stored)
     quantized = quantized_modules(skeleton) if quantization is not None else ()

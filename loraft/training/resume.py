@@ -14,6 +14,7 @@ from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
 from loraft.events import Note
 from loraft.models.load_model import LoadedModel
+from loraft.models.remote_code import is_trusted
 from loraft.training.checkpoint import (
     RunState,
     checkpoints,
@@ -60,6 +61,7 @@ def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> tup
     Raises:
         RunFolderError: They differ in more than that, or can no longer be compared.
     """
+    _require_trust(folder)
     refused: list[str] = []
     taken_on: list[str] = []
     steps, has_checkpoints = None, bool(checkpoints(folder.checkpoints))
@@ -84,6 +86,21 @@ def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> tup
     if not anyway:
         _refuse(refused, folder)
     return (*refused, *taken_on), steps
+
+
+def _require_trust(folder: RunFolder) -> None:
+    """The code of a model that a run was begun with runs on only where that is said anew.
+
+    Raises:
+        RunFolderError: It is not said.
+    """
+    try:
+        began_with = json.loads(folder.manifest.read_text(encoding="utf-8")).get("trust_remote_code") is True
+    except (OSError, ValueError, AttributeError):
+        return
+    if began_with and not is_trusted():
+        message = "the run was begun with the code that its model brings, and that code needs to be trusted again"
+        raise RunFolderError(message, where=str(folder.path), remedy="Say so: `trust_remote_code=True`.")
 
 
 def refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:

@@ -23,6 +23,7 @@ from loraft.io.resources import disk_errors, memory_errors
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.remote_code import is_trusted
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit, save_weights, weights_in
 from loraft.training.memory import peak_bytes
@@ -164,6 +165,7 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
         "data": {
             "fingerprint": plan.data.fingerprint, "train": train, "eval": held_out, "held_out": plan.data.held_out,
         },
+        **({"trust_remote_code": True} if is_trusted() else {}),
         "command": [shown_word(word) for word in command],
         "platform": sys.platform,
     }  # fmt: skip

@@ -44,7 +44,14 @@ def baseline(given: ConfigOptions, asked: BaselineOptions, as_json: JsonOption =
         from loraft.api import train_baseline
 
     with watching() as view:
-        report = train_baseline(config, name=given.name, run=asked.run, cells=asked.cells, observer=view)
+        report = train_baseline(
+            config,
+            name=given.name,
+            run=asked.run,
+            cells=asked.cells,
+            trust_remote_code=given.trust_remote_code,
+            observer=view,
+        )
     if asked.plot is not None:
         plot_baseline(report, asked.plot)
     document = with_options(report.as_dict(), "findings")

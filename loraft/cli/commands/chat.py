@@ -101,7 +101,9 @@ class TalkOptions(AnswerOptions):
 
 def chat(
     asked: Annotated[
-        TalkOptions, "target adapters base_model quantize dtype system max_new_tokens temperature top_p top_k seed"
+        TalkOptions,
+        "target adapters base_model quantize dtype trust_remote_code system max_new_tokens temperature top_p top_k "
+        "seed",
     ],
 ) -> None:
     """Talk with a base model, or with what was trained.

@@ -34,7 +34,9 @@ def compare(given: ConfigOptions, tried: TrialOptions, as_json: JsonOption = Fal
     with watching() as view:
         from loraft.api import compare_methods
 
-        found = compare_methods(config, methods=methods, steps=tried.steps, observer=view).as_dict()
+        trusted = given.trust_remote_code
+        measured = compare_methods(config, methods=methods, steps=tried.steps, trust_remote_code=trusted, observer=view)
+        found = measured.as_dict()
     if tried.plot is not None:
         plot_costs(found, tried.plot)
     print_plotted(found, cost_view(found), as_json=as_json, plot=tried.plot)

@@ -62,7 +62,10 @@ class MeasureOptions:
 
 def evaluate(
     given: MeasureOptions,
-    asked: Annotated[AnswerOptions, "target max_new_tokens adapters base_model quantize dtype source_lang target_lang"],
+    asked: Annotated[
+        AnswerOptions,
+        "target max_new_tokens adapters base_model quantize dtype source_lang target_lang trust_remote_code",
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on rows that it has not learned: loss, perplexity, and its answers by the right ones.

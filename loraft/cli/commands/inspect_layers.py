@@ -38,7 +38,9 @@ class LayersOptions:
 
 
 def inspect_layers(
-    of: Annotated[AnswerOptions, "target adapters base_model"], show: LayersOptions, as_json: JsonOption = False
+    of: Annotated[AnswerOptions, "target adapters base_model trust_remote_code"],
+    show: LayersOptions,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell the anatomy of a model, and what an adapter changed in it.
 
@@ -59,7 +61,7 @@ def inspect_layers(
     )
     if show.plot is not None:
         check_plot(show.plot)
-    document, drawn = _gradients(show.gradients) if show.gradients else _of_model(of, show)
+    document, drawn = _gradients(show.gradients, of) if show.gradients else _of_model(of, show)
     if show.plot is not None:
         from loraft.cli.views.layer_plots import plot_layers
 
@@ -81,24 +83,26 @@ def _of_model(of: AnswerOptions, show: LayersOptions) -> Told:
         from loraft.api import inspect_activations
         from loraft.api import inspect_layers as look
 
-        document = look(of.target, of.adapters or (), base_model=of.base_model, lora=section).as_dict()
+        trusted = of.trust_remote_code
+        found = look(of.target, of.adapters or (), base_model=of.base_model, lora=section, trust_remote_code=trusted)
+        document = found.as_dict()
         if show.activations is None:
             moved = any(adapter["layers"] for adapter in document.get("adapters", ()))
             refuse((show.plot and not moved, NOTHING_TO_DRAW))
             return document, layers_view(document, every=show.every)
-        found = inspect_activations(of.model, prompt=show.activations).as_dict()
-    notes = list(dict.fromkeys([*document["notes"], *found.pop("notes")]))
-    return {**document, "activations": found, "notes": notes}, activations_view(found, every=show.every)
+        seen = inspect_activations(of.model, prompt=show.activations).as_dict()
+    notes = list(dict.fromkeys([*document["notes"], *seen.pop("notes")]))
+    return {**document, "activations": seen, "notes": notes}, activations_view(seen, every=show.every)
 
 
-def _gradients(config: str) -> Told:
+def _gradients(config: str, of: AnswerOptions) -> Told:
     from loraft.config.config_file import load_config
 
     run = load_config(config)
     with waiting("computing gradients"):
         from loraft.api import inspect_gradients
 
-        found = inspect_gradients(run).as_dict()
+        found = inspect_gradients(run, trust_remote_code=of.trust_remote_code).as_dict()
     return {"model": found["model"], "notes": found.pop("notes"), "gradients": found}, gradients_view(found)
 
 

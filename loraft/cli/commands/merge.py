@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loraft.cli.console import print_json, print_note, print_result, waiting
-from loraft.cli.options import JsonOption, argument, flag, option, refuse
+from loraft.cli.options import JsonOption, argument, flag, option, refuse, trust_flag
 from loraft.cli.text_tables import print_try_it
 from loraft.cli.views.merge_view import merge_view
 from loraft.cli.views.progress import watching
@@ -34,6 +34,7 @@ class FoldOptions:
         None, "Of the merged weights; auto is that of the base's files.", default="auto"
     )
     base_model: str | None = option("MODEL", "The base to use, whatever the adapter names.")
+    trust_remote_code: bool = trust_flag()
     no_verified: bool = flag("Do not compare the merged model with the adapted one.", "--no-verify")
     overwrite: bool = flag("Replace the merged model that OUT holds.")
 
@@ -46,9 +47,11 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
     TARGET like any other.
     """
     refuse((given.target is None and not given.adapters, "Name a TARGET, or an --adapter that brings its base."))
-    target, out = _places(given.target, given.out, given.adapters)
     with waiting("loading libraries"):
         from loraft.api import merge as fold
+        from loraft.models.remote_code import trusting
+    with trusting(given.trust_remote_code):
+        target, out = _places(given.target, given.out, given.adapters)
 
     with watching() as view:
         report = fold(
@@ -58,6 +61,7 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
             base=given.base,
             dtype=given.dtype,
             base_model=given.base_model,
+            trust_remote_code=given.trust_remote_code,
             verified=not given.no_verified,
             overwrite=given.overwrite,
             observer=view,

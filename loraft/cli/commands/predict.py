@@ -53,7 +53,7 @@ class TextOptions:
 
 def predict(
     given: TextOptions,
-    asked: Annotated[AnswerOptions, "target adapters base_model quantize dtype"],
+    asked: Annotated[AnswerOptions, "target adapters base_model quantize dtype trust_remote_code"],
     as_json: JsonOption = False,
 ) -> None:
     """Tell the classes of texts by a classifier that was trained with task: seq_cls.

@@ -43,6 +43,7 @@ def train(given: ConfigOptions, begin: BeginningOptions, as_json: JsonOption = F
             resume=goes_on,
             resume_anyway=begin.resume_anyway,
             overwrite=begin.overwrite,
+            trust_remote_code=given.trust_remote_code,
             observer=view,
             command=["loraft", *sys.argv[1:]],
         )
@@ -70,7 +71,7 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
     with waiting("loading libraries, then model and rows"):
         from loraft.api import check as look
 
-        report = look(config, name=given.name, verbose=told.verbose)
+        report = look(config, name=given.name, verbose=told.verbose, trust_remote_code=given.trust_remote_code)
     print_note(*report.notes)
     if as_json:
         print_json(with_options(report.as_dict(), "notes"))
@@ -119,7 +120,13 @@ def preview(given: ConfigOptions, show: PreviewOptions, as_json: JsonOption = Fa
     with waiting("reading the rows"):
         from loraft.api import preview as look
 
-        seen = look(config, count=show.count, split=show.split, places=show.places or ())
+        seen = look(
+            config,
+            count=show.count,
+            split=show.split,
+            places=show.places or (),
+            trust_remote_code=given.trust_remote_code,
+        )
     print_note(*seen.notes)
     if html is not None:
         write_page(seen, html, path.name)
