@@ -155,6 +155,7 @@ EXTRAS = {
     "compressed_tensors": "compressed",
     "gguf": "gguf",
     "matplotlib": "plot",
+    "openpyxl": "xlsx",
     "rouge_score": "eval",
     "sacrebleu": "eval",
     "tensorboard": "tensorboard",

@@ -31,6 +31,7 @@ from loraft.inference.session import Session
 from loraft.inference.tracer import Trace, Tracer
 from loraft.io.jsonl import AskedRows, check_jsonl
 from loraft.models.remote_code import as_trusted
+from loraft.rows.places import files_here
 from loraft.tasks import TASKS
 from loraft.tokenization.boundaries import Pieces
 
@@ -270,9 +271,9 @@ def answer_file(
         Interrupted: By a signal; the rows so far are in `output`.
     """
     requested = RequestedModel(model)
-    questions = read_questions(prompts, lambda: requested.source_language, column=prompt_column)
+    questions = read_questions(prompts, lambda: requested.source_language, column=prompt_column, observer=observer)
     asked = AskedRows([question.row.values for question in questions], ADDED)
-    check_jsonl(output, reads=[prompts], asked=asked, overwrite=overwrite)
+    check_jsonl(output, reads=files_here(str(prompts)), asked=asked, overwrite=overwrite)
     session = requested.session()
     tell(observer, *session.notes, *to_be_told(session, options))
     return answer_questions(

@@ -35,6 +35,7 @@ from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge,
 from loraft.merging.write_weights import chosen_folder
 from loraft.models.remote_code import as_trusted
 from loraft.rows.formats import Message
+from loraft.rows.places import files_here
 from loraft.training.loop import noted_signals
 from loraft.training.run_dir import (
     RunFolder,
@@ -181,7 +182,7 @@ def evaluate(
     requested = RequestedModel(model)
     rows_from = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
     if output is not None:
-        check_jsonl(output, reads=[] if rows_from is None else [Path(rows_from.path).expanduser()], overwrite=overwrite)
+        check_jsonl(output, reads=[] if rows_from is None else files_here(rows_from.path), overwrite=overwrite)
     found = requested.found
     if baseline and not found.adapters:
         message = "there is no adapter to compare with its base"

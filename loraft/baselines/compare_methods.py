@@ -18,6 +18,7 @@ from loraft import errors
 from loraft.baselines.trial_process import Answer, answers
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
+from loraft.dataset.source_rows import with_input_kept
 from loraft.errors import ConfigError, LoraftError, Problem, ResourceError, RunError
 from loraft.events import Note, Observer, Progress, ignored
 from loraft.models.remote_code import as_trusted
@@ -138,6 +139,7 @@ def compare_methods(
     chosen = _known(methods)
     if steps < 1:
         raise ConfigError(f"{steps} is not at least 1", parameter="steps")
+    config = with_input_kept(config)  # the processes that try the methods have standard inputs of their own
     with tempfile.TemporaryDirectory(prefix="loraft-") as scratch:
         observer(Progress("planning", 0, len(chosen)))
         plans = _plans(config, chosen, steps, Path(scratch))

@@ -17,6 +17,7 @@ TASK_OF_GROUP: Mapping[ModelGroup, TaskName] = {
 Method = Literal["lora", "qlora", "full"]
 QuantizationType = Literal["nf4", "fp4", "int8"]
 SpecialTokensInText = Literal["error", "text", "keep"]
+TextBy = Literal["file", "paragraph", "line"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "translation", "classification"]
 OptimName = Literal[

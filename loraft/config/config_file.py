@@ -79,7 +79,7 @@ def _yaml_text(text: str) -> str:
 
 
 MOST_BYTES = 64 * 1024
-DATA = (".csv", ".jsonl", ".parquet")
+DATA = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".gz", ".bz2", ".zst")
 """How files of rows end, and no config does."""
 EXAMPLES = "Write an override as training.max_steps=100 or lora.target_modules=[q_proj,v_proj]."
 
@@ -166,6 +166,7 @@ def _override(top: Node, override: str, number: int) -> list[Found]:
         return [problem_at(place, "is no key=value", remedy=EXAMPLES)]
     if len(path) > MOST_DEPTH:
         return [problem_at(place, f"is nested deeper than {MOST_DEPTH} levels")]
+    text = f'"{text}"' if text.strip() == "-" else text  # standard input; to YAML it is a list of nothing
     node, found = read_yaml(text, name, dotted(path), number)
     if node is None or found:
         return found

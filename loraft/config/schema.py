@@ -153,6 +153,12 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
         yield data.streaming and needs_all_rows, why, key, "data.streaming"
     for why in misfits(training.lr_scheduler_type, training.lr_scheduler_kwargs):
         yield True, why, "training.lr_scheduler_kwargs", "training.lr_scheduler_type"
+    for key, orders in (
+        ("training.group_by_length", training.group_by_length),
+        ("data.packing", data.packing == "fill"),
+    ):
+        why = "orders rows by their length, and data.shuffle: false keeps the order of the files"
+        yield not data.shuffle and orders, why, key, "data.shuffle"
     endless = training.early_stopping_patience is not None and data.eval is None
     yield endless, "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"
 

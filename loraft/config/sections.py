@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from loraft.config.choices import Auto, DtypeName, Method, QuantizationType, RowFormat, SpecialTokensInText, TaskName
+from loraft.config.choices import (
+    Auto,
+    DtypeName,
+    Method,
+    QuantizationType,
+    RowFormat,
+    SpecialTokensInText,
+    TaskName,
+    TextBy,
+)  # fmt: skip
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
@@ -153,16 +162,22 @@ class DataSource(Section):
     """One source of rows."""
 
     path: NonEmpty
-    """A file (.jsonl, .json, .csv, .parquet), a Hub dataset, or builtin:NAME."""
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .xlsx, .txt, .md, each also with .gz, .bz2 or .zst behind it), a
+    folder of such files, a pattern like data/*.parquet, an address (https://…, s3://…, gs://…, hf://…), - for standard
+    input, a Hub dataset, or builtin:NAME."""
     split: str | None = None
     """The split of a Hub dataset or of a builtin; null is that of the data section, and train where that is null."""
     name: str | None = None
-    """The configuration of a Hub dataset; null is that of the data section."""
+    """The configuration of a Hub dataset, or the sheet of a workbook; null is that of the data section."""
+    limit: PositiveInt | None = None
+    """At most so many rows, the first as they lie, bad ones among them; null is that of the data section."""
     weight: PositiveFloat = 1.0
     """How often an epoch sees each row: 2 is twice, 0.5 is half of the rows, drawn anew in each epoch by the seed. Not
     used in eval."""
     format: Auto | RowFormat = "auto"
     """The format of the rows; auto is that of the data section."""
+    text_by: Auto | TextBy = "auto"
+    """What of a plain text is a row; auto is that of the data section."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our column names: theirs, where the file has others, such as {prompt: question, completion: answer}; empty is
     those of the data section."""
@@ -185,7 +200,9 @@ def _sources_or_share(value: Any) -> Any:
     return value if value is None or is_number else _sources(value)
 
 
-Source = Annotated[DataSource, Allowed("a path, or a mapping of path, split, name, weight, format and columns")]
+Source = Annotated[
+    DataSource, Allowed("a path, or a mapping of path, split, name, limit, weight, format, text_by and columns")
+]
 Sources = Annotated[tuple[Source, ...], Field(min_length=1)]
 SourcesAsWritten = NonEmpty | DataSource | Annotated[list[NonEmpty | DataSource], Field(min_length=1)]
 HeldOut = Annotated[float, Field(gt=0, lt=1)]
@@ -203,7 +220,8 @@ class DataSection(Section):
         Sources,
         BeforeValidator(_sources, json_schema_input_type=SourcesAsWritten),
         Allowed(
-            "a path, a Hub id, builtin:NAME, a mapping of path, split, name, weight, format and columns, or a list"
+            "a path, a Hub id, builtin:NAME, "
+            "a mapping of path, split, name, limit, weight, format, text_by and columns, or a list"
         ),
     ]
     """The rows to learn from: a path, a Hub id, builtin:NAME, a mapping with the keys of a source, or a list of
@@ -221,9 +239,17 @@ class DataSection(Section):
     split: str | None = None
     """The split of a Hub dataset or of a builtin, for every source that does not say its own; null is train."""
     name: str | None = None
-    """The configuration of a Hub dataset, for every source that does not say its own; null is the dataset's default."""
+    """The configuration of a Hub dataset, or the sheet of a workbook, for every source that does not say its own; null
+    is the dataset's default, or the only sheet with rows."""
+    limit: PositiveInt | None = None
+    """At most so many rows of each source, of train and eval, that does not say its own: the first as they lie, bad
+    ones among them; null takes all."""
     format: Auto | RowFormat = "auto"
     """The format of the rows, for every source that does not say its own; auto recognises it by the columns."""
+    text_by: Auto | TextBy = "auto"
+    """What of a plain text (.txt, .md) is a row, for every source that does not say its own: the file, a paragraph
+    (text between blank lines) or a line. auto is the file in a folder or a pattern; of a file that is named by itself
+    it is the paragraph, or the line where no blank line parts it."""
     chat_template: Annotated[ChatTemplate, OF_CAUSAL_LM] = "auto"
     """How conversations are printed: auto (as the tokenizer's template has it; chatml where it has none), chatml,
     alpaca, or a .jinja file. It is saved with what is trained."""
@@ -257,12 +283,16 @@ class DataSection(Section):
     special_tokens_in_text: SpecialTokensInText = "text"
     """What happens to control tokens, such as <|im_end|>, that are written in the text of a row or a prompt: text reads
     them as plain text, keep as the tokens that they name, error refuses the row. Always counted."""
+    shuffle: bool = True
+    """Draw the order of the training rows anew in each epoch, by the seed; false keeps that of the files, in every
+    epoch, for streams too. Not with group_by_length or packing fill, which order rows by their length."""
     streaming: bool = False
     """Read the training rows as they are needed, never all at once: for more rows than memory holds. Then eval is a
     source or null, labels are named, no source is a .json file or has a weight, and packing fill, group_by_length and
     balanced class_weights cannot be had."""
     shuffle_buffer: PositiveInt = 10_000
-    """Rows that a stream (data.streaming) holds to draw from: an order is as random as this is large."""
+    """Rows that a stream (data.streaming) holds to draw from: an order is as random as this is large. Not used where
+    data.shuffle is false."""
     num_proc: Auto | PositiveInt = "auto"
     """Processes that turn rows into tokens; auto is one below 20,000 rows of a source and one a core from there."""
     packing: Annotated[Literal["auto", "off", "fill"], OF_CAUSAL_LM] = "auto"

@@ -34,6 +34,7 @@ NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd
 """What YAML does not take as a character of a file, and a byte order mark in the middle of one."""
 SYNTAX_REMEDIES = {
     r"'\t'": "Indent with spaces: YAML takes no tabs.",
+    "sequence entries are not allowed here": 'Begin a list on a line of its own; standard input is "-", in quotes.',
     "mapping values are not allowed here": "Put text that holds ': ' in quotes, and look at the indentation.",
     "expected <block end>": "Look at the indentation: keys of one section stand in one column.",
     "could not find expected ':'": "Write key: value, with a space after the colon.",

@@ -254,6 +254,7 @@ def _report(
 
 def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows]) -> Iterable[str]:
     for source in sources:
+        yield from source.notes
         counts = source.counts
         if counts.overlength:
             yield f"{counts.source}: {counts.overlength} of {counts.read} rows are {_too_long(data, report, source)}"

@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from loraft.config.choices import RowFormat, TaskName
+from loraft.config.choices import RowFormat, TaskName, TextBy
 from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.rows.fields import column_of, columns_of, refuse_preferences, unread_columns
 from loraft.rows.formats import LanguagePair, Record
-from loraft.rows.raw_rows import RowsRead, read_rows
+from loraft.rows.raw_rows import RowsRead, read_rows, text_by_of
 from loraft.tasks import TASKS, check_format, detect_format
 from loraft.tasks.task import Task
 
@@ -63,6 +63,8 @@ class DatasetProfile:
         languages: The languages of `translation` rows, those first that most rows have.
         labels: The classes and their rows, in the order of their numbers.
         run_together: Rows whose prompt and completion, which follow one another as they stand, have no space between.
+        text_by: What of a plain text is a row; None where it is no plain text.
+        notes: What there is to say about where the rows come from, a sentence each.
     """
 
     path: str
@@ -75,6 +77,8 @@ class DatasetProfile:
     languages: tuple[str, ...] = ()
     labels: Mapping[str, int] = field(default_factory=dict)
     run_together: int = 0
+    text_by: TextBy | None = None
+    notes: tuple[str, ...] = ()
 
 
 def profile_dataset(
@@ -120,6 +124,8 @@ def profile_dataset(
         languages=languages,
         labels=labels,
         run_together=_run_together(read, fit),
+        text_by=text_by_of(DataSource(path=path)),
+        notes=tuple(read.notes),
     )
 
 

@@ -62,6 +62,7 @@ class BatchSampler:
         batch_size: Rows in a batch; filled rows where `fill_to` is set.
         accumulation: Batches in an optimizer step.
         group_by_length: Put rows of like length into one batch.
+        shuffled: Draw the order anew in each epoch; otherwise it is that of the rows, source by source.
         fill_to: Fill rows up to this many tokens with examples; None leaves each example a row of its own.
     """
 
@@ -72,12 +73,14 @@ class BatchSampler:
     seed: int
     group_by_length: bool = False
     fill_to: int | None = None
+    shuffled: bool = True
     _batches: dict[int, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of epoch `number` (from 0), each a list of examples."""
         random = np.random.Generator(np.random.PCG64([self.seed, number]))
-        order = random.permutation(self._drawn(random)).tolist()
+        drawn = self._drawn(random)
+        order = random.permutation(drawn).tolist() if self.shuffled else sorted(drawn)
         if self.fill_to is not None:
             filled = pack_rows([self.lengths[i] for i in order], self.fill_to)
             rows = [[order[place] for place in row] for row in filled]
@@ -172,4 +175,5 @@ def batch_sampler(config: RunConfig, train: Sequence[Example], sources: Sequence
         seed=config.seed,
         group_by_length=config.training.group_by_length,
         fill_to=config.data.max_length if fills(config) else None,
+        shuffled=config.data.shuffle,
     )

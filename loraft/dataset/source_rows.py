@@ -21,7 +21,9 @@ from loraft.dataset.tokenize_rows import TokenizedRow, length_policy, processes_
 from loraft.errors import DataError, InvalidInputError, Problem
 from loraft.rows.fields import unread_columns
 from loraft.rows.formats import LanguagePair, Record
+from loraft.rows.places import files_of
 from loraft.rows.raw_rows import RowsRead, read_rows
+from loraft.rows.standard_input import STANDARD_INPUT
 from loraft.tasks import TASKS, check_format, detect_format
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
@@ -113,6 +115,7 @@ class SourceRows:
         lengths: The tokens of each record, before any is cut; of its source where there is a target.
         problems: What is wrong with its bad rows.
         unread: The columns that nothing is read from.
+        notes: What there is to say about where its rows come from, a sentence each.
     """
 
     given: DataSource
@@ -124,6 +127,7 @@ class SourceRows:
     target_lengths: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     unread: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 SOURCE, LEARNED = TypeAdapter(SourceRows), TypeAdapter(DatasetFacts)
@@ -194,8 +198,35 @@ def _read_all(
 
 def with_defaults(source: DataSource, data: DataSection) -> DataSource:
     """`source` with what the section says for every source that does not say its own."""
-    own = {key: getattr(source, key) or getattr(data, key) for key in ("split", "name", "columns")}
-    return source.model_copy(update={**own, "format": data.format if source.format == "auto" else source.format})
+    own = {key: getattr(source, key) or getattr(data, key) for key in ("split", "name", "columns", "limit")}
+    for key in ("format", "text_by"):
+        own[key] = getattr(data if getattr(source, key) == "auto" else source, key)
+    return source.model_copy(update=own)
+
+
+def with_input_kept(config: RunConfig) -> RunConfig:
+    """The config with the file that keeps what was piped in where it names standard input.
+
+    So a run writes down what it read, and whoever reads the rows again finds them.
+
+    Raises:
+        DataError: Nothing was piped in.
+    """
+    data = config.data
+    held_out = data.eval if isinstance(data.eval, tuple) else ()
+    if all(source.path != STANDARD_INPUT for source in (*data.train, *held_out)):
+        return config
+    sources = {"train": tuple(_kept(source, data) for source in data.train)}
+    if held_out:
+        sources["eval"] = tuple(_kept(source, data) for source in held_out)
+    return config.model_copy(update={"data": data.model_copy(update=sources)})
+
+
+def _kept(source: DataSource, data: DataSection) -> DataSource:
+    if source.path != STANDARD_INPUT:
+        return source
+    (file,) = files_of(with_defaults(source, data)).files
+    return source.model_copy(update={"path": str(file.path)})
 
 
 def expand_sources(data: DataSection) -> tuple[list[DataSource], list[DataSource]]:
@@ -214,7 +245,7 @@ def read_source(given: DataSource, config: RunConfig, read: RowsRead) -> SourceR
     row_format = format_of(read, given, task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
     unread = unread_columns(read.columns, row_format, given.columns)
-    source = SourceRows(given, counts, problems=list(read.problems), unread=unread)
+    source = SourceRows(given, counts, problems=list(read.problems), unread=unread, notes=read.notes)
     languages = LanguagePair(config.data.source_lang, config.data.target_lang)
     for row in read.rows:
         try:

@@ -3,7 +3,7 @@
 A buffer is filled with the first rows; each draw gives one of them, by the seed, and the next row takes its place. So
 the order is a function of the seed and the epoch, and a place in it is two numbers: how many rows were drawn, and how
 many pieces of the next one were used. To go on from there the rows before are drawn again, which looks into none of
-them.
+them. Where `data.shuffle` is false, the rows are drawn as they lie, one source after the other.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from loraft.dataset.sampler import StepBatches
 from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
 from loraft.errors import DataError, Problem
 from loraft.rows.formats import LanguagePair, Record
-from loraft.rows.raw_rows import count_rows, raw_rows
-from loraft.rows.readers import RawRow
+from loraft.rows.raw_rows import count_rows, is_read_whole, raw_rows
+from loraft.rows.row import RawRow
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import Example, RowRenderer
 
@@ -96,6 +96,8 @@ class RowStream:
 
     def _order(self, epoch: int) -> Iterator[tuple[int, RawRow]]:
         seed, opened = self.config.seed, [raw_rows(source.wanted.source, streaming=True) for source in self.sources]
+        if not self.config.data.shuffle:
+            return ((index, row) for index, rows in enumerate(opened) for row in rows)
         mixed = _mixed([source.rows for source in self.sources], opened, _draws([seed, epoch, SOURCES]))
         return _shuffled(mixed, self.config.data.shuffle_buffer, _draws([seed, epoch, ROWS]))
 
@@ -138,12 +140,12 @@ def streamed(config: RunConfig, sources: Sequence[tuple[DataSource, RowFormat]],
     """
     found = []
     for given, row_format in sources:
-        if given.path.endswith(".json"):
+        if is_read_whole(given):
             remedy = "write it as .jsonl, one object a line"
             raise DataError("is read whole: a .json file cannot be streamed", where=given.path, remedy=remedy)
         found.append(StreamedSource(row_format, length_policy(given, config.data, row_format), count_rows(given)))
     unknown = [source.wanted.source.path for source in found if source.rows is None]
-    if unknown and len(found) > 1:
+    if unknown and len(found) > 1 and config.data.shuffle:
         message = "does not say how many rows it has, so it cannot be mixed with others in a stream"
         raise DataError(message, where=unknown[0], key="data.train", remedy="stream it alone")
     return RowStream(config, tuple(found), renderer)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +30,7 @@ from loraft.config.sections import DataSource
 from loraft.errors import DataError, DiskFullError
 from loraft.io.atomic import atomic_dir
 from loraft.io.checksums import sha256_of, sha256_of_facts
+from loraft.io.kept_files import remove_unused
 from loraft.rows.raw_rows import content_of
 from loraft.tokenization.examples import Example
 from loraft.version import __version__, version_of
@@ -66,13 +66,22 @@ def identity_of(
         "program": [__version__, _program(), *(version_of(name) for name in LIBRARIES)] if program else None,
         "task": config.task,
         "settings": config.data.model_dump(mode="json", include=SETTINGS),
-        "sources": [[source.model_dump(mode="json", exclude={"weight"}) for source in part] for part in sources],
+        "sources": [[_described(source) for source in part] for part in sources],
         "contents": [list(part) for part in contents],
         "template": template,
         "tokenizer": list(_facts(tokenizer)),
         "day": date.today().isoformat() if "strftime_now" in template else None,
     }
     return sha256_of_facts(described)
+
+
+def _described(source: DataSource) -> dict[str, object]:
+    """What a config says of a source that decides its tokens.
+
+    Keys that an earlier version did not have stand there only where they are set: streams are told by this name.
+    """
+    unset = {"limit": source.limit is None, "text_by": source.text_by == "auto"}
+    return source.model_dump(mode="json", exclude={"weight", *(key for key, is_so in unset.items() if is_so)})
 
 
 def contents_of(sources: Sequence[DataSource], *, streaming: bool = False) -> tuple[str | None, ...]:
@@ -134,9 +143,8 @@ def _program(root: Path = Path(__file__).parents[1]) -> str:
 
 KEPT, BEFORE = "rows-2", ("rows-1",)
 """The folder of kept rows in the cache, and those of earlier versions; the number changes when an entry does."""
-MOST_DAYS = 30
 MOST_BYTES = 10_000_000_000
-"""Entries are removed when they were not used for so many days, and the longest unused where all have more bytes."""
+"""The longest unused entries are removed where all have more bytes."""
 ARRAYS, FACTS, MANIFEST = "rows.safetensors", "facts.json", "manifest.json"
 
 
@@ -184,7 +192,7 @@ class TokenCache:
                         (beside / FACTS).write_text(json.dumps(described), encoding="utf-8")
                         sums = {name: sha256_of(beside / name) for name in (ARRAYS, FACTS)}
                         (beside / MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
-                _prune(root, newest=self._folder)
+                remove_unused(root, newest=self._folder, most_bytes=MOST_BYTES)
             for earlier in BEFORE:
                 shutil.rmtree(root.with_name(earlier), ignore_errors=True)
         except (OSError, SafetensorError, DiskFullError) as error:
@@ -228,13 +236,3 @@ def _verify(folder: Path) -> None:
     for name in (ARRAYS, FACTS):
         if not isinstance(sums, dict) or sha256_of(folder / name) != sums.get(name):
             raise ValueError(f"{name} is not what was written")
-
-
-def _prune(root: Path, *, newest: Path) -> None:
-    """Remove what was not used for long, and the longest unused where there is too much."""
-    used = {entry: entry.stat().st_mtime for entry in root.iterdir() if entry.is_dir()}
-    total, oldest = 0, time.time() - MOST_DAYS * 86_400
-    for entry in sorted(used, key=lambda entry: -used[entry]):
-        total += sum(file.stat().st_size for file in entry.iterdir())
-        if entry != newest and (used[entry] < oldest or total > MOST_BYTES):
-            shutil.rmtree(entry, ignore_errors=True)

@@ -110,8 +110,11 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
         sources = read.train if isinstance(config.data.eval, float) else read.held_out
         bad = read.problems
     else:
+        if run is not None and data.text_by == "auto":
+            data = data.model_copy(update={"text_by": run.config.data.text_by})
         notes, called = [*run.about_rows(data)] if run is not None else [], data.path
         rows = read_rows(data)
+        notes += rows.notes
         config = _config_for(run.config if run is not None else None, base, data, rows.columns, purpose)
         (given,), _ = expand_sources(config.data)
         sources = [read_source(given, config, rows)]
@@ -192,8 +195,8 @@ def _config_for(
     if run is None:
         run = RunConfig(task=purpose.task.name, model=ModelSection(name_or_path=base), data=section)
     kept = {
-        "train": section.train, "eval": None, "on_bad_row": "error", "split": None, "name": None, "streaming": False,
-        **_own_names(data, columns, run),
+        "train": section.train, "eval": None, "on_bad_row": "error", "split": None, "name": None, "limit": None,
+        "streaming": False, **_own_names(data, columns, run),
     }  # fmt: skip
     return _as_trained(run.model_copy(update={"data": run.data.model_copy(update=kept)}), purpose)
 

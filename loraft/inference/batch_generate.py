@@ -8,9 +8,10 @@ from pathlib import Path
 from time import perf_counter
 
 from loraft.adapters.adapter_files import digests
+from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import AdapterError, DataError, Problem
-from loraft.events import Note, Observer, Progress
+from loraft.events import Note, Observer, Progress, ignored
 from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import prompt_limit
 from loraft.inference.engine import complete_batch
@@ -20,8 +21,8 @@ from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import AskedRows, lost_fields, write_answers
 from loraft.io.resources import memory_errors
 from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, to_question
-from loraft.rows.raw_rows import RowsRead, rows_to_answer
-from loraft.rows.readers import Row
+from loraft.rows.raw_rows import RowsRead, rows_to_answer, text_by_of
+from loraft.rows.row import Row
 
 ADDED = ("completion", "finish_reason")
 """What an answer adds to its row."""
@@ -61,14 +62,22 @@ class AnsweredFile:
 
 
 def read_questions(
-    path: Path, source_lang: Callable[[], str | None] | None = None, *, column: str | None = None
+    path: Path,
+    source_lang: Callable[[], str | None] | None = None,
+    *,
+    column: str | None = None,
+    observer: Observer = ignored,
 ) -> list[BatchPrompt]:
-    """Every row of a file of prompts, whose column may be called otherwise.
+    """Every row of a file of prompts, whose column may be called otherwise; of a plain text each row is a prompt.
 
     `source_lang` tells which text of a `translation` row is asked; it is called where there are such rows. Rows that
     are not as they must be are refused, and the first ones named.
     """
     read = rows_to_answer(path, "prompts")
+    for note in read.notes:
+        observer(Note(note))
+    if column is None and read.columns == ("text",) and text_by_of(DataSource(path=str(path))) is not None:
+        column = "text"
     _require_column(path, read, column)
     problems, questions = list(read.problems), []
     translated = any("translation" in row.values for row in read.rows)

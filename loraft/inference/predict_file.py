@@ -14,15 +14,16 @@ from time import perf_counter
 from loraft.adapters.adapter_files import digests
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
-from loraft.events import Note, Observer, Progress
+from loraft.events import Note, Observer, Progress, ignored
 from loraft.inference.classifier import Classifier
 from loraft.io.atomic import write_whole
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import ANSWERED_BY, OUTPUT, AskedRows, check_jsonl, lost_fields, write_answers
 from loraft.io.resources import memory_errors
 from loraft.rows.fields import Fields
+from loraft.rows.places import files_here
 from loraft.rows.raw_rows import RowsRead, rows_to_answer
-from loraft.rows.readers import Row, kind_of
+from loraft.rows.row import Row
 
 ADDED = ("prediction", "probabilities")
 """What a prediction adds to its row."""
@@ -56,13 +57,17 @@ class PredictedFile:
         return {**asdict(self), "rows_per_second": done / self.seconds if done and self.seconds else None}
 
 
-def read_texts(path: Path, columns: Mapping[str, str], learned: Mapping[str, str]) -> list[TextRow]:
+def read_texts(
+    path: Path, columns: Mapping[str, str], learned: Mapping[str, str], observer: Observer = ignored
+) -> list[TextRow]:
     """Every row of a file of texts.
 
     What `text` and `text_pair` are called in it `columns` tells; where nobody says, and the file has such columns, they
     are called as in training (`learned`). Rows that are not as they must be are refused, and the first ones named.
     """
     read = rows_to_answer(path, "texts")
+    for note in read.notes:
+        observer(Note(note))
     as_learned = {ours: learned[ours] for ours in ("text", "text_pair") if learned.get(ours) in read.columns}
     columns = {**as_learned, **columns}
     _require_columns(path, read, columns)
@@ -136,7 +141,7 @@ def check_output(output: Path, texts: Sequence[TextRow], source: Path, *, overwr
     """Refuse, before anything is loaded, a file that the classes of `texts` cannot be written to."""
     lines = _lines_of(output)
     asked = AskedRows([each.row.values for each in texts], ADDED)
-    check_jsonl(lines, reads=[source], asked=asked, overwrite=overwrite)
+    check_jsonl(lines, reads=files_here(str(source)), asked=asked, overwrite=overwrite)
     if lines != output and output.exists() and not overwrite:
         remedy = "Name another file, or give `overwrite`."
         raise DataError("is there already", where=str(output), parameter=OUTPUT, remedy=remedy)
@@ -144,7 +149,7 @@ def check_output(output: Path, texts: Sequence[TextRow], source: Path, *, overwr
 
 def _lines_of(output: Path) -> Path:
     """Where rows are written one by one: the output itself, or beside it where that is a .csv file."""
-    return output.with_name(f".{output.name}.jsonl") if kind_of(output) == ".csv" else output
+    return output.with_name(f".{output.name}.jsonl") if output.suffix.lower() == ".csv" else output
 
 
 def _write_csv(lines: Path, output: Path) -> None:

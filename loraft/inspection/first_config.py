@@ -21,6 +21,8 @@ from loraft.models.builtin import BUILTINS
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.sources import at_hand
+from loraft.rows.places import files_here
+from loraft.rows.standard_input import STANDARD_INPUT
 from loraft.tasks import TASKS
 
 T5 = re.compile(r"(?<![a-z])t5", re.IGNORECASE)
@@ -34,7 +36,7 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
     Raises:
         ConfigError: It is there already, is the file of the rows, has another ending, or there is no folder for it.
     """
-    check_output_file(path, reads=() if data is None else (Path(data),), error=ConfigError)
+    check_output_file(path, reads=() if data is None else files_here(data), error=ConfigError)
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError("does not end in .yaml", where=str(path), remedy=f"Name it {path.name}.yaml.")
     if path.exists() and not overwrite:
@@ -115,6 +117,7 @@ def _chosen(task: TaskName, method: Method, model: str, found: DatasetProfile | 
         labels=found.labels,
         prefixed=family.prefixed if family else T5.search(model) is not None,
         bad=found.unusable,
+        text_by=found.text_by,
     )
 
 
@@ -182,7 +185,9 @@ def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
     if found is None:
         what = "an example" if chosen.train.startswith("builtin:") else "a file that you have to write"
         return (f"no rows were named with `data`: data.train is {chosen.train}, {what}",)
-    notes = []
+    notes = [*found.notes]
+    if found.path == STANDARD_INPUT:
+        notes.append("data.train is -, standard input: pipe the rows into each command that reads the config")
     if found.fit.columns:
         names = ", ".join(f"{theirs} as {ours}" for ours, theirs in found.fit.columns.items())
         notes.append(f"the columns of {found.path} are read by other names: {names}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraft.config.choices import Method, RowFormat, TaskName
+from loraft.config.choices import Method, RowFormat, TaskName, TextBy
 from loraft.config.config_file import inline
 from loraft.config.schema import RunConfig
 from loraft.tasks import TASKS
@@ -47,6 +47,7 @@ class Start(StarterFacts):
         positions: The most tokens that the model can read; None where nothing is known of it.
         counted: The longest row was counted with the model's tokenizer and template; otherwise its bytes bound it.
         bad: How many rows cannot be used.
+        text_by: What of a plain text is a row; None where it is no plain text.
     """
 
     task: TaskName
@@ -59,6 +60,7 @@ class Start(StarterFacts):
     positions: int | None = None
     counted: bool = False
     bad: int = 0
+    text_by: TextBy | None = None
 
 
 Said = tuple[str, object, str]
@@ -125,6 +127,8 @@ def _data(start: Start) -> Iterator[Said]:
     row = f'{{"translation": {{{texts}}}}}' if texts else ROWS[start.format]
     yield "data.train", start.train, f"{found} {row}"
     yield "data.format", start.format, "What the columns are; auto would recognise it again at every start."
+    if start.text_by:
+        yield "data.text_by", start.text_by, "What of a plain text is a row: file, paragraph or line."
     if start.columns:
         yield "data.columns", dict(start.columns), "Our column names: those of the file."
     yield _evaluation(start)

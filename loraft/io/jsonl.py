@@ -25,6 +25,8 @@ from loraft.io.resources import disk_errors
 
 ANSWERED_BY = "answered_by"
 """The field that tells answers of one model from those of others; the last one of a row."""
+OTHER_FILES = (".csv", ".tsv", ".parquet", ".xlsx", ".gz", ".bz2", ".zst")
+"""How files of rows end that are no JSON Lines, or compressed ones."""
 OUTPUT = "output"
 ANOTHER = "Name another file, or replace it with `overwrite`."
 NO_ANSWER = "is no answer to the row of its number"
@@ -134,8 +136,8 @@ def check_jsonl(path: Path, *, reads: Iterable[Path] = (), asked: AskedRows | No
             for it.
     """
     check_output_file(path, reads=reads, parameter=OUTPUT)
-    if path.suffix.lower() in (".csv", ".parquet"):
-        remedy = f"Name it {path.with_suffix('.jsonl').name}."
+    if path.suffix.lower() in OTHER_FILES:
+        remedy = f"Name it {path.with_suffix('').with_suffix('.jsonl').name}."
         raise _refusal(f"rows are written as JSON Lines, not as {path.suffix}", path, remedy)
     if not path.exists():
         return

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -49,20 +50,28 @@ def adapter_from_hub(name: str) -> Path | None:
     """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     nothing = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
-    noisy = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        hf_hub_download(name, "adapter_config.json")
-    except nothing:
-        return None
-    else:
+    with without_bars():
+        try:
+            hf_hub_download(name, "adapter_config.json")
+        except nothing:
+            return None
         try:
             return Path(snapshot_download(name, allow_patterns=[*FILES], ignore_patterns=[BELOW_THE_ROOT]))
         except nothing as error:
             raise AdapterError(f"the Hub's {name} cannot be fetched ({type(error).__name__})", where=name) from error
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """The Hub's library draws no bars meanwhile."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    noisy = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
     finally:
         if noisy:
             enable_progress_bars()

@@ -9,7 +9,8 @@ from typing import Any
 
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
-from loraft.rows.readers import RepeatedKeyError, Row, loads
+from loraft.rows.json_rows import RepeatedKeyError, loads
+from loraft.rows.row import Row
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
     "messages": (("messages",),),

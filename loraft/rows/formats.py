@@ -13,7 +13,7 @@ from typing import NamedTuple
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.fields import Fields, kind, shown
-from loraft.rows.readers import Row
+from loraft.rows.row import Row
 
 IMAGES = ("images", "image")
 """Columns of rows with pictures."""

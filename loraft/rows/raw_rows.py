@@ -7,35 +7,39 @@ else.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraft.config.choices import TextBy
 from loraft.errors import DataError, Problem
-from loraft.io.checksums import sha256_of
-from loraft.rows.readers import READERS, RawRow, Row, from_arrow, kind_of, look, rows_in
+from loraft.figures import counted
+from loraft.io.checksums import sha256_of, sha256_of_facts
+from loraft.rows.places import files_of, lies_in_files
+from loraft.rows.readers import ALL_TYPES, TEXTS, count_in, rows_in
+from loraft.rows.row import RawRow, Row, look
+from loraft.rows.tables import from_arrow
 
 if TYPE_CHECKING:
     from loraft.config.sections import DataSource
 
-URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/")
-"""A path that was read from a command line has one of its slashes left."""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
 
 @dataclass
 class RowsRead:
-    """The rows of a source, in order, and what is wrong with those that cannot be read."""
+    """The rows of a source, in order, and what is wrong with those that cannot be read.
+
+    Attributes:
+        notes: What there is to say about where they come from, a sentence each.
+    """
 
     rows: list[Row] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -52,35 +56,50 @@ class RowsRead:
 
 
 def read_rows(source: DataSource, most: int | None = None) -> RowsRead:
-    """Read every row of a source, or the first `most` as they come.
+    """Read every row of a source that its `limit` leaves, or the first `most` of them as they come.
 
     Raises:
         DataError: There is no such file, builtin or Hub dataset, it cannot be read, or it holds no row.
     """
     read = RowsRead()
-    for raw in islice(raw_rows(source, streaming=most is not None), most):
+    rows, read.notes = _opened(source, streaming=most is not None)
+    for raw in islice(rows, _least(source.limit, most)):
         read.take(raw)
     if not read.rows and not read.problems:
         remedy = "Write rows into it, or name another file."
         raise DataError("holds no rows", where=source.path, key="data", remedy=remedy)
+    seen = len(read.rows) + len(read.problems)
+    if seen == source.limit and next(rows, None) is not None:
+        read.notes.append(f"{source.path}: its first {counted(seen, 'row')} alone, as limit says: there are more")
     return read
 
 
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def raw_rows(source: DataSource, *, streaming: bool = False) -> Iterator[RawRow]:
-    """The rows of a source as they come, not yet looked into.
+    """The rows of a source as they come, not yet looked into, as many as its `limit` leaves.
 
     Where they are streamed, a Hub dataset comes over the line instead of being fetched first.
 
     Raises:
-        DataError: At the first row: there is no such file, builtin or Hub dataset, or it cannot be read.
+        DataError: There is no such file, builtin or Hub dataset, or it cannot be read; of a file at its first row.
     """
+    rows, _ = _opened(source, streaming=streaming)
+    return islice(rows, source.limit)
+
+
+def _opened(source: DataSource, *, streaming: bool) -> tuple[Iterator[RawRow], list[str]]:
+    """All rows of a source, and what there is to say about where they come from."""
     if source.path.startswith("builtin:"):
-        return _plain(_builtin(source), f"{source.path} {source.split or 'train'}")
-    if (path := _file(source)) is not None:
-        return rows_in(path)
+        return _plain(_builtin(source), f"{source.path} {source.split or 'train'}"), []
+    if lies_in_files(source.path):
+        found = files_of(source)
+        return chain.from_iterable(map(rows_in, found.files)), list(found.notes)
     # Of one dataset several parts may be named, and a place is a row's name.
     name = " ".join(filter(None, (source.path, source.name, source.split)))
-    return _plain(_hub(source, streaming=streaming), name)
+    return _plain(_hub(source, streaming=streaming), name), []
 
 
 def count_rows(source: DataSource) -> int | None:
@@ -90,12 +109,36 @@ def count_rows(source: DataSource) -> int | None:
         DataError: As `raw_rows`.
     """
     if source.path.startswith("builtin:"):
-        return len(_builtin(source))
-    if (path := _file(source)) is not None:
-        return _rows_of_parquet(path) if kind_of(path) == ".parquet" else sum(1 for _ in rows_in(path))
+        return _least(len(_builtin(source)), source.limit)
+    if lies_in_files(source.path):
+        files = files_of(source).files
+        if source.limit is not None:
+            return sum(1 for _ in raw_rows(source))
+        return sum(map(count_in, files))
     splits = getattr(_hub(source, streaming=True).info, "splits", None) or {}
     found = splits.get(source.split or "train")
-    return int(found.num_examples) if found is not None and found.num_examples else None
+    return _least(int(found.num_examples), source.limit) if found is not None and found.num_examples else None
+
+
+def text_by_of(source: DataSource) -> TextBy | None:
+    """What of a plain text is a row of a source; None where it is no plain text.
+
+    Raises:
+        DataError: As `raw_rows`.
+    """
+    if not lies_in_files(source.path):
+        return None
+    first = files_of(source).files[0]
+    return first.text_by if first.kind in TEXTS and first.text_by != "auto" else None
+
+
+def is_read_whole(source: DataSource) -> bool:
+    """Whether a source is a list that is read at once, so that its rows do not come one by one.
+
+    Raises:
+        DataError: As `raw_rows`.
+    """
+    return lies_in_files(source.path) and files_of(source).files[0].kind == ".json"
 
 
 def rows_to_answer(path: Path, parameter: str) -> RowsRead:
@@ -106,8 +149,8 @@ def rows_to_answer(path: Path, parameter: str) -> RowsRead:
     """
     from loraft.config.sections import DataSource
 
-    if kind_of(path) not in READERS:
-        remedy = f"Write it as {', '.join(READERS)}."
+    if not lies_in_files(str(path)):
+        remedy = f"Write it as {ALL_TYPES}."
         raise DataError("is no file of rows", where=str(path), parameter=parameter, remedy=remedy)
     try:
         return read_rows(DataSource(path=str(path)))
@@ -126,41 +169,14 @@ def content_of(source: DataSource, *, streaming: bool = False) -> str | None:
     """
     if source.path.startswith("builtin:"):
         return hashlib.sha256(json.dumps(_builtin(source)).encode()).hexdigest()
-    if (path := _file(source)) is not None:
-        next(rows_in(path), None)  # raises what is wrong with the file as a whole
-        return sha256_of(path)
+    if lies_in_files(source.path):
+        files = files_of(source).files
+        for file in files:
+            next(rows_in(file), None)  # raises what is wrong with the file as a whole
+        first, *others = [sha256_of(file.path) for file in files]
+        names = [file.name for file in files]
+        return sha256_of_facts({"files": [*zip(names, (first, *others), strict=True)]}) if others else first
     return source.path if streaming else getattr(_hub(source, streaming=False), "_fingerprint", None)
-
-
-def _file(source: DataSource) -> Path | None:
-    """The path of a source that is a file, or is meant to be one."""
-    path = Path(source.path).expanduser()
-    if path.exists():
-        return path
-    _refuse_other_places(source.path)
-    return path if kind_of(path) in READERS or not HUB_ID.fullmatch(source.path) else None
-
-
-def _refuse_other_places(name: str) -> None:
-    taken = "rows are read from a file, from a dataset of the Hub, or from builtin:tickets"
-    if url := URL.match(name):
-        remedy = {
-            "file": f"Name the path alone: /{name[url.end() :].lstrip('/')}",
-            "hf": f"Name the dataset alone: {name[url.end() :].lstrip('/').removeprefix('datasets/')}",
-        }.get(url["scheme"], "Fetch the file first, and name it.")
-        raise DataError(f"is a URL, and {taken}", where=name, key="data", remedy=remedy)
-    if any(sign in name for sign in "*?["):
-        found = sorted(glob.glob(str(Path(name).expanduser())))
-        listed = f" (a config takes a list of them: [{', '.join(found[:3])}{', …' * (len(found) > 3)}])" * bool(found)
-        remedy = f"Name each file by itself{listed}."
-        raise DataError(f"is a pattern, and {taken}", where=name, key="data", remedy=remedy)
-
-
-def _rows_of_parquet(path: Path) -> int:
-    from pyarrow import parquet
-
-    next(rows_in(path), None)  # raises what is wrong with the file
-    return int(parquet.ParquetFile(path).metadata.num_rows)
 
 
 def _plain(values: Iterable[Mapping[str, object]], name: str) -> Iterator[RawRow]:

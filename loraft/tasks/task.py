@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
     from loraft.config.sections import DataSection
     from loraft.errors import Problem
-    from loraft.rows.readers import Row
+    from loraft.rows.row import Row
     from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
     from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from loraft.adapters.targets import TargetModules, targets_in
 from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
 from loraft.dataset.build import PreparedData, prepare
+from loraft.dataset.source_rows import with_input_kept
 from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.paths import cache_folder
 from loraft.models.auto_model import meta_model
@@ -271,6 +273,7 @@ def known_run(config: RunConfig) -> KnownRun:
         InvalidInputError: With every problem that was found of both.
     """
     problems: list[Problem] = []
+    config = _collected(problems, partial(with_input_kept, config)) or config
     placement = _collected(problems, lambda: select_device(config.model))
     task, model = TASKS[config.task], ModelHandle(config.model)
     architecture = _collected(problems, lambda: load_config(model, task.group))

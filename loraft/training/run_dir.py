@@ -21,6 +21,7 @@ from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.io.atomic import write_whole
+from loraft.rows.places import files_here
 from loraft.training.memory import MemoryPlan
 
 RUNS = Path("runs")
@@ -193,8 +194,8 @@ def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
         ("model.name_or_path", config.model.name_or_path),
         ("model.tokenizer", config.model.tokenizer),
         ("lora.start_from", config.lora.start_from),
-        *(("data.train", source.path) for source in config.data.train),
-        *(("data.eval", source.path) for source in held_out),
+        *(("data.train", str(path)) for source in config.data.train for path in files_here(source.path)),
+        *(("data.eval", str(path)) for source in held_out for path in files_here(source.path)),
         ("data.chat_template", config.data.chat_template),
     ]
     message, here = f"lies in {folder.path}, which `overwrite` would replace", folder.path.resolve()

@@ -212,7 +212,7 @@ def test_every_file_type_gives_the_same_rows(tokenizer: PreTrainedTokenizerFast,
     [
         ("a.jsonl", "", "is empty"),
         ("a.jsonl", "\n\n", "holds no rows"),
-        ("a.txt", "x", "files of type .txt are not read"),
+        ("a.doc", "x", "files of type .doc are not read"),
         ("a.json", '{"data": [1]}', "the rows seem to be in 'data'"),
         ("a.parquet", "nonsense", "is no Parquet file"),
         ("a.csv", "prompt,completion\na\n", "has no cell for completion"),

@@ -129,3 +129,15 @@ def test_rows_are_filled_once_to_count_the_steps_of_an_epoch(monkeypatch: pytest
     assert len(packed) == 2
     first, second = len(chosen.epoch(0)), len(chosen.epoch(1))
     assert asked == [first, second, first, second, second, first]
+
+
+def test_without_shuffling_rows_keep_their_order_in_every_epoch() -> None:
+    spans = [SourceSpan(0, 4, 2.0), SourceSpan(4, 10, 0.5)]
+    kept = plan(10, spans=spans, shuffled=False)
+    for epoch in (0, 1):
+        order = [row for batch in kept.epoch(epoch) for row in batch]
+        assert order[:8] == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert order == sorted(order)
+        assert len(order) == 11
+    assert plan(10, shuffled=False).epoch(5) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert plan(10).epoch(0) != plan(10, shuffled=False).epoch(0)

@@ -21,6 +21,7 @@ from loraft.dataset.sampler import StepBatches
 from loraft.dataset.streaming import StreamingSampler
 from loraft.dataset.token_cache import contents_of, identity_of
 from loraft.errors import DataError
+from tests.rows.files import compressed
 from tests.tiny import tiny_tokenizer
 
 
@@ -251,3 +252,33 @@ def test_the_fingerprint_of_a_stream_outlives_a_change_of_the_program(
     monkeypatch.setattr("loraft.dataset.token_cache._program", lambda: "another")
     assert prepared(path).fingerprint == before[0]
     assert identity_of(config, sources, contents, tiny_tokenizer()) != before[1]
+
+
+def test_without_shuffling_a_stream_keeps_the_order_of_its_files(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.jsonl", rows(23)) for name in "ba"]
+    data = prepared(paths, shuffle=False)
+    order = [f"{path}:{line}" for path in paths for line in range(1, 24)]
+    assert places(data, 0) == places(data, 1) == order
+    whole = windows(data)
+    assert [window.batches for window in windows(data, place=whole[1].place)] == [w.batches for w in whole[2:]]
+    assert sorted(places(prepared(paths))) == sorted(order)
+
+
+def test_a_stream_has_the_rows_that_a_limit_leaves(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(23))
+    data = prepared([{"path": path, "limit": 9}, path])
+    assert data.report.train_rows == 32
+    assert Counter(places(data)) == Counter([f"{path}:{line}" for part in (9, 23) for line in range(1, part + 1)])
+    assert any("its first 9 rows alone" in note for note in data.report.notes)
+
+
+def test_compressed_rows_and_folders_are_streamed_as_the_plain_file(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    path = Path(write(tmp_path / "d/a.jsonl", rows(40)))
+    plain = [example.input_ids for example, _, _ in prepared(str(path)).stream.examples(0)]  # type: ignore[union-attr]
+    compressed(path, ".gz")
+    for place in (tmp_path / "d", tmp_path / "d/a.jsonl.gz", tmp_path / "*/*.gz"):
+        data = prepared(str(place))
+        assert [example.input_ids for example, _, _ in data.stream.examples(0)] == plain  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="cannot be streamed"):
+        prepared(str(compressed(Path(write(tmp_path / "a.json", [rows(3)])), ".gz")))

@@ -248,3 +248,20 @@ for _ in range(30):
     both = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     assert TokenCache(tmp_path, "key").find() is not None
+
+
+def test_what_is_read_is_in_the_name_of_the_tokens(place: Place, tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    shutil.copy(place.rows, folder / "a.jsonl")
+    given = [{"path": str(folder)}, {"path": str(folder), "limit": 4}, {"path": str(folder / "*.jsonl")}]
+    made = [place.prepared(train=source) for source in given]
+    assert [len(data.train) + len(data.eval) for data in made] == [6, 4, 6]
+    assert len(place.entries) == place.reads == 3
+    same(place.prepared(train=given[1]), made[1])
+    assert place.reads == 3
+    shutil.copy(place.rows, folder / "b.jsonl")
+    assert len(place.prepared(train=given[0]).train) > 6
+    (folder / "c.txt").write_text("one\ntwo\n\nthree")
+    texts = {"train": str(folder / "c.txt"), "eval": None}
+    assert [len(place.prepared(**texts, text_by=by).train) for by in ("line", "paragraph", "file")] == [3, 2, 1]

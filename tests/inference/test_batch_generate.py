@@ -214,12 +214,23 @@ def test_c46_a_bad_row_is_named_with_file_line_and_field(tmp_path: Path, row: st
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("none.jsonl", "there is no such file"), ("p.txt", "is no file of rows")]
+    ("name", "message"), [("none.jsonl", "there is no such file"), ("none/none", "is no file of rows")]
 )
-def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, message: str) -> None:
-    (tmp_path / "p.txt").write_text("x")
+def test_a_file_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=f"prompts: {message}"):
-        read_questions(tmp_path / name)
+        read_questions(Path(name))
+
+
+def test_of_a_plain_text_each_row_is_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("Why?\nHow?\n")
+    notes: list[Event] = []
+    questions = read_questions(tmp_path / "p.txt", observer=notes.append)
+    assert [question.messages for question in questions] == [(Message("user", "Why?"),), (Message("user", "How?"),)]
+    assert [question.row.values for question in questions] == [{"text": "Why?"}, {"text": "How?"}]
+    assert len(notes) == 1
 
 
 def test_columns_at_fault_are_one_mistake_and_an_option_names_the_right_one(tmp_path: Path) -> None:

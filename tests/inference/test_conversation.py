@@ -17,7 +17,7 @@ from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
 from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message, to_record
-from loraft.rows.readers import Row
+from loraft.rows.row import Row
 from loraft.tasks import TASKS, detect_format
 from loraft.tokenization.boundaries import shared_beginning
 from loraft.tokenization.plain_text_rows import Seq2SeqRenderer

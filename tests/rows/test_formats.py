@@ -22,7 +22,7 @@ from loraft.rows.formats import (
     to_question,
     to_record,
 )
-from loraft.rows.readers import Row
+from loraft.rows.row import Row
 from loraft.tasks import TASKS, check_format, detect_format
 
 ASKED, ANSWERED = Message("user", "two?"), Message("assistant", "four")

@@ -80,7 +80,7 @@ def test_what_is_no_json_behind_a_key_that_stands_twice_is_an_error_of_the_file(
     ("content", "said"),
     [
         ('{"data": [{"text": "x"}]}', "'data'"),
-        ('{"text": "x"}\n{"text": "y"}', "name the file .jsonl"),
+        ('{"text": "x"}\n{"text": "y"}', "name the file a.jsonl"),
         ('[\n{"text": }]', "line 2"),
         ('"x"', "list of objects"),
         ("[]", "no rows"),
@@ -154,13 +154,13 @@ def test_a_file_that_is_missing_empty_or_a_folder(name: str, tmp_path: Path) -> 
     with pytest.raises(DataError, match="empty"):
         read(written(tmp_path, name, ""))
     (tmp_path / "folder" / name).mkdir(parents=True)
-    with pytest.raises(DataError, match="folder"):
+    with pytest.raises(DataError, match="no file of rows"):
         read(tmp_path / "folder" / name)
 
 
 def test_files_of_another_type_are_told_what_to_become(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\.jsonl"):
-        read(written(tmp_path, "a.txt", "x"))
+        read(written(tmp_path, "a.docx", "x"))
 
 
 def test_a_file_of_nothing_but_a_header_has_no_rows(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_rows_of_jsonl_survive_the_round_trip(tmp_path: Path) -> None:
         ("a.jsonl", b'{"prompt": "\xff"}', "Save the file as UTF-8."),
         ("a.csv", b"prompt\n\xff\n", "Save the file as UTF-8."),
         ("a.jsonl", b"{'prompt': 1}", 'Write objects such as {"prompt": "…", "completion": "…"}, with double quotes.'),
-        ("a.csv", b"prompt\na,b\n", "Put texts with commas or line ends in double quotes."),
+        ("a.csv", b"prompt\na,b\n", "Put texts with separators or line ends in double quotes."),
     ],
 )
 def test_a_row_that_cannot_be_read_is_told_what_to_do(tmp_path: Path, name: str, content: bytes, remedy: str) -> None:

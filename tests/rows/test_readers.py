@@ -51,11 +51,10 @@ PRETTY = "\n".join(json.dumps(row, indent=2) for row in ROWS)
 @pytest.mark.parametrize(
     ("name", "text", "message", "remedy"),
     [
-        ("s.csv", "prompt;completion\na, b;c\n", "separated by ;", "with commas"),
-        ("s.csv", '"prompt";"completion"\n"a, b";"c"\n', "separated by ;", "with commas"),
-        ("t.CSV", "\nprompt\tcompletion\na, b\tc\n", "separated by tabs", "with commas"),
+        ("two.csv", "prompt;a,completion\n1;2,3\n", "commas and semicolons", "name the file .tsv"),
+        ("none.csv", "prompt;a,completion\n1,2,3\n4\n", "commas and semicolons", "in double quotes"),
         ("pretty.json", PRETTY, "is not JSON: Extra data", "[ before the first object"),
-        ("lines.json", "\n".join(map(json.dumps, ROWS)), "is not JSON: Extra data", "name the file .jsonl"),
+        ("lines.json", "\n".join(map(json.dumps, ROWS)), "is not JSON: Extra data", "name the file lines.jsonl"),
         ("one.json", json.dumps(ROWS[0], indent=2), "it holds one object", "[ before the object"),
         ("array.jsonl", json.dumps(ROWS), "holds a list", "Name the file array.json."),
         ("array.jsonl", json.dumps(ROWS, indent=2), "holds a list", "Name the file array.json."),
@@ -87,15 +86,21 @@ def test_commas_inside_a_header_of_commas_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "message", "remedy"),
     [
-        ("https://host/rows.jsonl", "is a URL", "Fetch the file"),
-        ("https:/host/rows.jsonl", "is a URL", "Fetch the file"),
-        ("s3://bucket/rows", "is a URL", "Fetch the file"),
-        ("file:///data/rows.jsonl", "is a URL", "Name the path alone: /data/rows.jsonl"),
-        ("hf://datasets/org/name", "is a URL", "Name the dataset alone: org/name"),
-        ("folder/*.jsonl", "is a pattern", "[folder/a.jsonl, folder/b.jsonl]"),
-        ("folder/c?.jsonl", "is a pattern", "Name each file by itself."),
-        ("folder", "is a folder", "such as folder/a.jsonl"),
+        ("s3://bucket/rows.jsonl", "needs the package s3fs", "pip install s3fs"),
+        ("gs:/bucket/rows.jsonl", "needs the package gcsfs", "pip install gcsfs"),
+        ("nosuch://bucket/rows.jsonl", "nosuch:// are not read", "Fetch the file"),
+        ("https://host/rows", "does not end in a type", "name it as .jsonl"),
+        ("memory://nothing.jsonl", "there is no such file", "Check the address"),
+        ("memory://nothing*.jsonl", "no file of rows", "end in .jsonl"),
+        ("file:///nothing/rows.jsonl", "there is no such file", ""),
+        ("folder/*.csv", "no file of rows", "end in .jsonl"),
+        ("folder/*.doc", "there are 1 .doc", "end in .jsonl"),
+        ("mixed", "1 .csv, 1 .jsonl", "…/*.csv"),
+        ("mixed/*", "1 .csv, 1 .jsonl", "…/*.csv"),
+        ("empty", "no file of rows", "end in .jsonl"),
         ("folder/A.jsonl", "there is no such file", "folder/a.jsonl"),
+        ("folder/c.doc", "files of type .doc are not read", "write it as .jsonl"),
+        ("folder/a.gz", "files of type (none), .gz, are not read", ""),
         ("./nothing", "there is no such file", ""),
         ("one/two/three", "there is no such file", ""),
     ],
@@ -104,9 +109,10 @@ def test_what_is_no_file_is_told_with_what_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, message: str, remedy: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("folder").mkdir()
-    for name in "ab":
-        write_rows(Path(f"folder/{name}.jsonl"), ROWS)
+    for folder in ("folder", "mixed", "empty"):
+        Path(folder).mkdir()
+    for name in ("folder/a.jsonl", "folder/b.jsonl", "mixed/a.jsonl", "mixed/b.csv", "folder/c.doc", "folder/a.gz"):
+        write_rows(Path(name), ROWS)
     problem = refused(place)
     assert message in problem.message
     assert remedy in (problem.remedy or "")

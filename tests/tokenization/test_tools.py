@@ -16,7 +16,7 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import Conversation, Message, to_record
 from loraft.rows.raw_rows import read_rows
-from loraft.rows.readers import Row
+from loraft.rows.row import Row
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from tests.tokenization.chats import CHATS, IM, example_of, tokenizer_for, tokenizer_of
 from tests.tokenization.test_assistant_mask import trained_parts

@@ -32,8 +32,8 @@ class MeasureOptions:
 
     data: str | None = option(
         "FILE",
-        "Rows as in training: JSONL, JSON, CSV, Parquet, a Hub dataset, builtin:NAME [default: those that the run held "
-        "out].",
+        "Rows as in training: a file, a folder, a pattern, an address, - for standard input, a Hub dataset, "
+        "builtin:NAME [default: those that the run held out].",
     )
     row_format: RowFormat | None = option(None, "The format of the rows [default: as the columns tell].", "--format")
     columns: str | None = columns_option()

@@ -40,7 +40,10 @@ class PromptOptions:
 
     prompt: list[str] | None = option("TEXT", "A prompt; - reads standard input. May be repeated.", "--prompt", "-p")
     prompts: Path | None = option(
-        "FILE", "Rows with prompt, messages, source or translation: JSONL, JSON, CSV, Parquet.", "--input"
+        "FILE",
+        "Rows with prompt, messages, source or translation in any file that training reads, or plain text; - is "
+        "standard input.",
+        "--input",
     )
     output: Path | None = option(
         "FILE", "Where each row of --input is written with its completion; the same command goes on with it."

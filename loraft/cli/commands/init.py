@@ -26,7 +26,10 @@ class StartOptions:
     """What a first config says."""
 
     path: str = argument("PATH", "The YAML file to write.")
-    data: str | None = option("DATA", "The rows: a file, a Hub dataset, or builtin:tickets.")
+    data: str | None = option(
+        "DATA",
+        "The rows: a file, a folder, a pattern, an address, - for standard input, a Hub dataset, or builtin:tickets.",
+    )
     task: TaskName | None = option(None, "What is learned [default: what the rows are for].")
     method: Method | None = option(None, "How it is learned [default: lora].")
     model: str | None = option("MODEL", "The base model [default: a small one].")

@@ -24,7 +24,10 @@ class TextOptions:
     text: list[str] | None = option("TEXT", "A text to classify.")
     text_pair: list[str] | None = option("TEXT", "The second text of a pair.")
     texts: Path | None = option(
-        "FILE", "Rows with text, and text_pair where there are two: JSONL, JSON, CSV, Parquet.", "--input"
+        "FILE",
+        "Rows with text, and text_pair where there are two, in any file that training reads, plain text too; - is "
+        "standard input.",
+        "--input",
     )
     output: Path | None = option(
         "FILE",

@@ -252,8 +252,10 @@ def check_page(path: Path, config: RunConfig, config_path: Path, *, overwrite: b
     Raises:
         DataError: It is the config or a file of rows, it is no page of this command, or there is no folder for it.
     """
+    from loraft.rows.places import files_here
+
     evaluation = config.data.eval if isinstance(config.data.eval, tuple) else ()
-    rows = (Path(source.path) for source in (*config.data.train, *evaluation))
+    rows = (path for source in (*config.data.train, *evaluation) for path in files_here(source.path))
     check_output_file(path, reads=(config_path, *rows), parameter=HTML)
     if path.exists() and not overwrite and not _is_page(path):
         remedy = "Name another file, or replace it with --overwrite."

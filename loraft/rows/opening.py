@@ -1,0 +1,106 @@
+"""Files of rows, opened: decompressed on the way to whatever reads them, and told where they cannot be read."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, cast
+
+from loraft.config.choices import Auto, TextBy
+from loraft.errors import DataError
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A file of rows.
+
+    Attributes:
+        path: Where it lies on this machine.
+        name: What messages call it: as the config names it, or the file inside of what that names.
+        text_by: What of a plain text is a row.
+        sheet: The sheet of a workbook.
+    """
+
+    path: Path
+    name: str
+    text_by: Auto | TextBy = "auto"
+    sheet: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Its type, whatever it is compressed by."""
+        return kind_of(self.path)
+
+
+def _zstd(path: Path) -> io.RawIOBase:
+    import pyarrow
+
+    return cast("io.RawIOBase", pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+
+
+COMPRESSED: Mapping[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _zstd}
+"""What opens a compressed file, by the end of its name; each tells where one ends too early."""
+DAMAGED = (EOFError, zlib.error)
+
+
+def compression_of(path: PurePath) -> str | None:
+    """What a file is compressed by, by the end of its name."""
+    end = path.suffix.lower()
+    return end if end in COMPRESSED else None
+
+
+def kind_of(path: PurePath) -> str:
+    """The type of a file, by the end of its name in small letters; what it is compressed by stands behind that."""
+    return (path.with_suffix("") if compression_of(path) else path).suffix.lower()
+
+
+@contextmanager
+def opened(file: RowFile) -> Iterator[io.BufferedReader]:
+    """Its bytes, decompressed."""
+    compression = compression_of(file.path)
+    if compression is None:
+        with file.path.open("rb") as plain:
+            yield plain
+        return
+    with COMPRESSED[compression](file.path) as unpacked, io.BufferedReader(unpacked) as stream:
+        yield stream
+
+
+@contextmanager
+def seekable(file: RowFile) -> Iterator[BinaryIO]:
+    """Its bytes, decompressed, for a format that is not read from its beginning to its end."""
+    with opened(file) as stream:
+        if compression_of(file.path) is None:
+            yield stream
+            return
+        with TemporaryFile() as whole:
+            shutil.copyfileobj(stream, whole)
+            whole.seek(0)
+            yield cast("BinaryIO", whole)
+
+
+@contextmanager
+def told_where_unreadable(file: RowFile) -> Iterator[None]:
+    """Turn what is raised where a file cannot be read, or is damaged, into an error that names it.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        yield
+    except (OSError, *DAMAGED) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        compression = compression_of(file.path)
+        if compression is None or getattr(error, "errno", None):  # the system's own has a number
+            raise DataError(f"cannot be read: {reason}", where=file.name, key="data") from None
+        message = f"is damaged, cut short, or no {compression} file: {reason}"
+        remedy = "Fetch it again, or compress it again."
+        raise DataError(message, where=file.name, key="data", remedy=remedy) from None

@@ -1,0 +1,49 @@
+"""Plain texts: of a .txt or .md file each line, each paragraph, or the whole is a row with the column `text`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from loraft.config.choices import TextBy
+from loraft.rows.opening import RowFile, opened
+from loraft.rows.row import RawRow, look, text_of
+
+
+def text_rows(file: RowFile) -> Iterator[RawRow]:
+    """The rows of a plain text; each stands at the line that it begins in."""
+    with opened(file) as stream:
+        if file.text_by == "file":
+            yield partial(look, f"{file.name}:1", _text, stream.read(), True)
+        elif file.text_by == "line":
+            for number, raw in enumerate(stream, start=1):
+                if raw.strip():
+                    yield partial(look, f"{file.name}:{number}", _text, raw, number == 1)
+        else:
+            for number, raw in _paragraphs(stream):
+                yield partial(look, f"{file.name}:{number}", _text, raw, number == 1)
+
+
+def parted_by(file: RowFile) -> TextBy:
+    """What of a single text is a row: its paragraphs where a blank line stands between them, else its lines."""
+    with opened(file) as stream:
+        paragraphs = _paragraphs(stream)
+        return "line" if next(paragraphs, None) is None or next(paragraphs, None) is None else "paragraph"
+
+
+def _paragraphs(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The texts between blank lines, each with the number of its first line."""
+    begun, held = 0, list[bytes]()
+    for number, raw in enumerate(lines, start=1):
+        if raw.strip():
+            begun = begun if held else number
+            held.append(raw)
+        elif held:
+            yield begun, b"".join(held)
+            held = []
+    if held:
+        yield begun, b"".join(held)
+
+
+def _text(raw: bytes, first: bool) -> Mapping[str, object]:
+    return {"text": text_of(raw, first=first).replace("\r\n", "\n").strip("\n")}

@@ -1,0 +1,232 @@
+"""Tables: CSV and TSV, Parquet, and the sheets of workbooks."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from io import TextIOWrapper
+from itertools import islice
+from typing import Any
+from zipfile import BadZipFile
+
+from loraft.errors import DataError, Problem, lacking
+from loraft.rows.opening import RowFile, opened, seekable
+from loraft.rows.row import RawRow, UnreadableError, look, remedy_of
+
+ROWS_OF_PARQUET = 1000
+"""Rows of a Parquet file that are decoded together."""
+SEPARATORS: Mapping[str, str] = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""What parts the cells of a .csv file; spreadsheets write semicolons in many countries."""
+TRIED = 100
+"""So many rows tell what parts the cells, where the header alone does not."""
+
+
+def csv_rows(file: RowFile, separator: str | None = None) -> Iterator[RawRow]:
+    """The rows of a table as text; what parts its cells the header tells, where it is not said.
+
+    Bytes that are not UTF-8 are escaped while reading, so that they spoil their row and not the file.
+
+    Raises:
+        DataError: At the first row: its header cannot be used, or what parts the cells cannot be told.
+    """
+    csv.field_size_limit(sys.maxsize)
+    separator = separator or _separator(file)
+    with _characters(file) as text:
+        reader = csv.reader(text, strict=True, delimiter=separator)
+        header: list[str] | None = None
+        line = 1
+        try:
+            for cells in reader:
+                if cells and header is None:
+                    header = _header(cells, f"{file.name}:{line}")
+                elif cells and header is not None:
+                    yield partial(look, f"{file.name}:{line}", _cells, header, cells)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            yield partial(Problem, f"is not CSV: {error}; nothing after it was read", f"{file.name}:{line}")
+
+
+@contextmanager
+def _characters(file: RowFile) -> Iterator[TextIOWrapper]:
+    with (
+        opened(file) as stream,
+        TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        yield text
+
+
+def _separator(file: RowFile) -> str:
+    """What parts the cells: what the header has between its names, or of several that which the rows have too."""
+    with _characters(file) as text:
+        lines = [line for line in islice(text, TRIED) if line.strip()]
+    plain = re.sub(r'"[^"]*"', "", lines[0]) if lines else ""
+    there = [mark for mark in SEPARATORS if mark in plain]
+    if len(there) < 2:
+        return there[0] if there else ","
+    fitting = [mark for mark in there if _parts(lines, mark)]
+    if len(fitting) == 1:
+        return fitting[0]
+    marks = " and ".join(SEPARATORS[mark] for mark in fitting or there)
+    message = f"the header has {marks}, and which of them part the columns cannot be told"
+    remedy = "Put names with such a sign in double quotes, or separate by tabs and name the file .tsv."
+    raise DataError(message, where=f"{file.name}:1", key="data", remedy=remedy)
+
+
+def _parts(lines: Sequence[str], mark: str) -> bool:
+    """Whether a mark parts each of the first rows into as many cells as the header."""
+    try:
+        header, *rows = csv.reader(lines, delimiter=mark)
+    except csv.Error:
+        return False
+    return len({len(header), *map(len, rows)}) == 1
+
+
+def _header(cells: Sequence[str], where: str) -> list[str]:
+    twice = sorted({cell for cell in cells if cells.count(cell) > 1})
+    if twice:
+        raise DataError(f"the header names {', '.join(map(_shown, twice))} twice", where=where, key="data")
+    if not all(_is_utf8(cell) for cell in cells):
+        raise DataError("is not UTF-8", where=where, key="data", remedy=remedy_of("is not UTF-8"))
+    return list(cells)
+
+
+def _shown(column: str) -> str:
+    return column.strip() or "(no name)"
+
+
+def _cells(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, object]:
+    if len(cells) > len(header):
+        raise UnreadableError("has more cells than the header has columns")
+    if len(cells) < len(header):
+        raise UnreadableError(f"has no cell for {', '.join(header[len(cells) :])}")
+    broken = [column for column, cell in zip(header, cells, strict=True) if not _is_utf8(cell)]
+    if broken:
+        raise UnreadableError(f"is not UTF-8 in {', '.join(broken)}")
+    return dict(zip(header, cells, strict=True))
+
+
+def _is_utf8(cell: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in cell)
+
+
+def parquet_rows(file: RowFile) -> Iterator[RawRow]:
+    """The rows of a Parquet file, by their numbers.
+
+    Raises:
+        DataError: At the first row: it is no Parquet file.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    with seekable(file) as stream:
+        try:
+            for batch in parquet.ParquetFile(stream).iter_batches(ROWS_OF_PARQUET):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield partial(look, f"{file.name}: row {number}", from_arrow, values)
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+            raise DataError(f"is no Parquet file: {str(error).splitlines()[0]}", where=file.name, key="data") from None
+
+
+def rows_of_parquet(file: RowFile) -> int:
+    """How many rows a Parquet file has, by what stands at its end."""
+    from pyarrow import parquet
+
+    with seekable(file) as stream:
+        return int(parquet.ParquetFile(stream).metadata.num_rows)
+
+
+def from_arrow(values: Mapping[str, object]) -> Mapping[str, object]:
+    """A row without the nulls inside its objects: Arrow gives every object of a column the keys of all of them."""
+    return {column: _present(value) for column, value in values.items()}
+
+
+def _present(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _present(inner) for key, inner in value.items() if inner is not None}
+    return [_present(inner) for inner in value] if isinstance(value, list) else value
+
+
+def xlsx_rows(file: RowFile) -> Iterator[RawRow]:
+    """The rows of a sheet, by their numbers in it; cells are text, as the same table has them as CSV.
+
+    Raises:
+        DataError: At the first row: openpyxl is not installed, it is no workbook, or which sheet is meant is not said.
+    """
+    if problem := lacking("openpyxl", "an .xlsx file", where=file.name, key="data"):
+        raise DataError.several([problem])
+    with seekable(file) as stream, _told_where_no_workbook(file):
+        header: list[str] | None = None
+        for number, row in enumerate(_sheet(_workbook(stream), file).iter_rows(), start=1):
+            where = f"{file.name}: row {number}"
+            if all(cell.value is None for cell in row):
+                continue
+            if header is None:
+                header = _header(_without_end([_cell(cell.value) for cell in row]), where)
+            else:
+                yield partial(look, where, _sheet_cells, header, row)
+
+
+def _workbook(stream: Any) -> Any:
+    from openpyxl import load_workbook
+
+    with warnings.catch_warnings(action="ignore"):  # it tells what of a book's looks it does not know
+        return load_workbook(stream, read_only=True, data_only=True)
+
+
+@contextmanager
+def _told_where_no_workbook(file: RowFile) -> Iterator[None]:
+    try:
+        yield
+    except (BadZipFile, KeyError, ValueError, SyntaxError) as error:  # that of the parser of XML is a SyntaxError
+        why = " ".join(str(error).split())
+        remedy = "Save it as .xlsx without a password, or as .csv."
+        raise DataError(f"is no .xlsx file: {why}", where=file.name, key="data", remedy=remedy) from None
+
+
+def _sheet(book: Any, file: RowFile) -> Any:
+    """The sheet that is meant: that which is named, or the only one with something in it."""
+    names = ", ".join(book.sheetnames)
+    if file.sheet is not None:
+        if file.sheet not in book.sheetnames:
+            message = f"has no sheet {file.sheet!r}; there is {names}"
+            raise DataError(message, where=file.name, key="data.name", remedy="Name one of them.")
+        return book[file.sheet]
+    filled = [
+        each for each in book.worksheets if any(cell.value is not None for row in each.iter_rows() for cell in row)
+    ]
+    if len(filled) > 1:
+        message = f"has {len(filled)} sheets with rows: {', '.join(each.title for each in filled)}"
+        remedy = "Name one of them, or save it as a file of its own."
+        raise DataError(message, where=file.name, key="data.name", remedy=remedy)
+    return filled[0] if filled else book.worksheets[0]
+
+
+def _sheet_cells(header: Sequence[str], row: Sequence[Any]) -> Mapping[str, object]:
+    failed = [each for each in row if each.value is not None and each.data_type == "e"]
+    if failed:
+        raise UnreadableError(f"has {failed[0].value} in {failed[0].coordinate}, where a formula failed")
+    cells = _without_end([_cell(each.value) for each in row])
+    return _cells(header, cells + [""] * (len(header) - len(cells)))
+
+
+def _without_end(cells: list[str]) -> list[str]:
+    """Cells without the empty ones behind the last: how wide a row is, is no matter of its own in a sheet."""
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+def _cell(value: object) -> str:
+    """A cell as CSV has it: whole numbers without a point, days without a time."""
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).upper()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).removesuffix(" 00:00:00")

@@ -1,0 +1,100 @@
+"""Tables: what parts their cells, and the sheets of workbooks."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openpyxl import Workbook
+
+from loraft import errors
+from loraft.config.sections import DataSource
+from loraft.errors import DataError
+from loraft.rows.raw_rows import RowsRead, read_rows
+
+
+def read(path: Path, **source: Any) -> RowsRead:
+    return read_rows(DataSource(path=str(path), **source))
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("prompt;completion", "a, b;c"),
+        ('"prompt";"completion"', '"a, b";"c"'),
+        ("\nprompt\tcompletion", "a, b\tc"),
+        ("prompt,completion", '"a, b",c'),
+        ('prompt,completion,"x;y;z"', '"a, b",c,'),
+        ("prompt;completion;in, out", "a, b;c;x, y"),
+    ],
+)
+def test_the_header_tells_what_parts_the_cells(tmp_path: Path, header: str, row: str) -> None:
+    (tmp_path / "x.csv").write_text(f"{header}\n{row}\n{row}\n")
+    rows = read(tmp_path / "x.csv").rows
+    assert [(row.values["prompt"], row.values["completion"]) for row in rows] == [("a, b", "c")] * 2
+
+
+@pytest.mark.parametrize("rows", ["1;2,3", "1"])
+def test_a_table_that_could_be_parted_in_two_ways_is_refused(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "x.csv").write_text(f"prompt;a,completion\n{rows}\n")
+    with pytest.raises(DataError, match="commas and semicolons") as caught:
+        read(tmp_path / "x.csv")
+    assert caught.value.problems[0].where == f"{tmp_path / 'x.csv'}:1"
+    (tmp_path / "x.tsv").write_text("prompt;a\tcompletion,b\n1;2\t3\n")
+    assert read(tmp_path / "x.tsv").rows[0].values == {"prompt;a": "1;2", "completion,b": "3"}
+
+
+def book(path: Path, *sheets: list[list[object]]) -> Path:
+    made = Workbook()
+    made.remove(made.active)
+    for number, rows in enumerate(sheets, start=1):
+        sheet = made.create_sheet(f"S{number}")
+        for row in rows:
+            sheet.append(row)
+    made.save(path)
+    return path
+
+
+def test_cells_are_the_text_that_csv_has_and_rows_have_their_numbers(tmp_path: Path) -> None:
+    day = datetime.datetime(2026, 2, 3)
+    rows = [[], ["text", "label", "note"], ["a", 3, None], [], ["b", 3.5, True], [day, 4.0, day.replace(hour=7)]]
+    found = read(book(tmp_path / "x.xlsx", rows)).rows
+    assert [tuple(row.values.values()) for row in found] == [
+        ("a", "3", ""),
+        ("b", "3.5", "TRUE"),
+        ("2026-02-03", "4", "2026-02-03 07:00:00"),
+    ]
+    assert [row.where for row in found] == [f"{tmp_path / 'x.xlsx'}: row {number}" for number in (3, 5, 6)]
+
+
+def test_bad_rows_of_a_sheet_are_problems_beside_the_good_ones(tmp_path: Path) -> None:
+    rows: list[list[object]] = [["text", "label"], ["a", "b"], ["a", "b", "c"], ["#N/A", "b"], ["a", "b", None]]
+    found = read(book(tmp_path / "x.xlsx", rows))
+    assert len(found.rows) == 2
+    assert [problem.where for problem in found.problems] == [f"{tmp_path / 'x.xlsx'}: row {n}" for n in (3, 4)]
+    assert "formula failed" in found.problems[1].message
+
+
+def test_of_several_sheets_one_is_named(tmp_path: Path) -> None:
+    rows: list[list[object]] = [["text"], ["a"]]
+    path = book(tmp_path / "x.xlsx", rows, [], [["text"], ["b"]])
+    with pytest.raises(DataError, match="S1, S3"):
+        read(path)
+    assert read(path, name="S3").rows[0].values == {"text": "b"}
+    with pytest.raises(DataError, match="no sheet 'S9'"):
+        read(path, name="S9")
+    assert len(read(book(tmp_path / "one.xlsx", [], rows)).rows) == 1
+
+
+def test_what_is_no_workbook_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = book(tmp_path / "x.xlsx", [["text"], ["a"]]).read_bytes()
+    for content in (b"text\na\n", whole[: len(whole) // 2]):
+        (tmp_path / "y.xlsx").write_bytes(content)
+        with pytest.raises(DataError, match=r"no \.xlsx file"):
+            read(tmp_path / "y.xlsx")
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="openpyxl") as caught:
+        read(tmp_path / "x.xlsx")
+    assert caught.value.problems[0].remedy == "pip install 'loraft[xlsx]'"
