@@ -114,7 +114,6 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
             data = data.model_copy(update={"text_by": run.config.data.text_by})
         notes, called = [*run.about_rows(data)] if run is not None else [], data.path
         rows = read_rows(data)
-        notes += rows.notes
         config = _config_for(run.config if run is not None else None, base, data, rows.columns, purpose)
         (given,), _ = expand_sources(config.data)
         sources = [read_source(given, config, rows)]

@@ -150,7 +150,7 @@ def test_a_row_longer_than_the_limit_is_left_out_and_said(place: Path) -> None:
 
 BAD_ROWS = {
     "empty.jsonl": ("", "empty.jsonl --data: is empty"),
-    "rows.txt": ("hi", "files of type .txt are not read"),
+    "rows.doc": ("hi", "files of type .doc are not read"),
     "broken.jsonl": ('{"prompt": "a", "completion": "b"}\n{"prompt": ', "broken.jsonl:2: is not JSON"),
     "field.jsonl": (
         '{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n',

@@ -233,7 +233,7 @@ BAD = [
     "folder",
     "scores.jsonl",
     "one.jsonl",
-    "semicolons.csv",
+    "ambiguous.csv",
 ]
 
 
@@ -246,7 +246,7 @@ def test_rows_that_cannot_be_used_are_refused_and_nothing_is_written(here: Path,
     Path("folder").mkdir()
     write_rows(Path("scores.jsonl"), [{"text": "good", "label": 0.5}] * 9)
     write_rows(Path("one.jsonl"), [{"text": "good", "label": "x"}] * 9)
-    Path("semicolons.csv").write_text("text;label\ngood;x\n")
+    Path("ambiguous.csv").write_text("text;a,label\ngood;x,y\n")
     result = init("c.yaml", "--data", data)
     assert result.exit_code == 2
     assert data in result.stderr

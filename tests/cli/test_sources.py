@@ -52,13 +52,13 @@ def test_a_run_of_what_was_piped_in_is_that_of_the_file_and_can_be_gone_on_with(
     begun = loraft(*piped, "training.max_steps=1", stdin=gzip.compress(rows))
     assert begun.exit_code == 0, begun.stderr
     (line,) = [line for line in Path("b/config.yaml").read_text().splitlines() if "sources" in line]
-    assert line.endswith("rows.jsonl.gz"), "the run writes down what it read"
+    assert line.endswith("rows.jsonl"), "the run writes down what it read"
     nothing = loraft(*piped, "--resume")
     assert nothing.exit_code == 2
     wording(nothing.stderr)
     other = loraft(*piped, "--resume", stdin=rows[: rows.index(b"\n") + 1] * 20)
     assert (other.exit_code, "the rows are not the same" in other.stderr) == (2, True)
-    again = loraft(*piped, "--resume", stdin=gzip.compress(rows, mtime=1)[:4] + gzip.compress(rows)[4:])
+    again = loraft(*piped, "--resume", stdin=rows)
     assert again.exit_code == 0, again.stderr
     alone = loraft("train", "b/config.yaml", "training.output_dir=c", "training.max_steps=2")
     assert alone.exit_code == 0, alone.stderr

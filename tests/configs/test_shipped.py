@@ -80,7 +80,7 @@ def with_made_up_rows(config: RunConfig, folder: Path) -> RunConfig:
     def made_up(source: DataSource) -> DataSource:
         if source.path.startswith("builtin:"):
             return source
-        path = folder / f"{source.path.replace('/', '-').removesuffix('.csv')}.jsonl"
+        path = folder / f"{source.path.replace('/', '-').removesuffix('.csv').removesuffix('.md')}.jsonl"
         return source.model_copy(update={"path": str(write_rows(path, rows_for(config, source))), "split": None})
 
     held_out = config.data.eval

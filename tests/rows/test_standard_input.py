@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import sys
 from pathlib import Path
@@ -31,7 +33,7 @@ def test_its_type_is_told_by_how_it_begins(
     for _ in range(2):
         assert [row.values for row in read_rows(PIPED).rows] == PAIRS
     assert count_rows(PIPED) == len(rows_to_answer(Path("-"), "texts").rows) == len(PAIRS)
-    assert content_of(PIPED) == content_of(DataSource(path=str(path)))
+    assert packed or content_of(PIPED) == content_of(DataSource(path=str(path)))
 
 
 def test_a_place_is_that_of_the_file_that_keeps_it(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -41,6 +43,16 @@ def test_a_place_is_that_of_the_file_that_keeps_it(monkeypatch: pytest.MonkeyPat
     assert line == "2"
     assert Path(place).is_relative_to(cache)
     assert Path(place).read_bytes() == b'{"text": "x"}\n{\n'
+
+
+def test_what_is_piped_in_is_one_file_however_it_is_packed(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    for content in (b'{"text": "x"}\n', gzip.compress(b'{"text": "x"}\n'), bz2.compress(b'{"text": "x"}\n')):
+        piped(monkeypatch, content)
+        read_rows(PIPED)
+    assert len(list((cache / "sources").iterdir())) == 1
+    piped(monkeypatch, gzip.compress(b"x" * 999)[:20])
+    with pytest.raises(DataError, match="standard input data: is damaged"):
+        read_rows(PIPED)
 
 
 def test_plain_text_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
