@@ -17,7 +17,7 @@ from loraft.config.choices import (
     SpecialTokensInText,
     TaskName,
     TextBy,
-)  # fmt: skip
+)
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
