@@ -38,10 +38,10 @@ from loraft.models.safetensors_index import (
     TORCH_DTYPES,
     TensorHeader,
     fingerprint,
-    header_of,
     mapped_tensor,
 )
 from loraft.models.stored_weights import PackedHeader, weight_headers
+from loraft.models.weight_names import as_model_names
 
 BaseChoice = Literal["original", "dequantized"]
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -157,8 +157,9 @@ def prepare_merge(
     folder, model = target.model.folder, meta_model(config)
     _, held = require_tensors(folder, model, labels)
     headers = weight_headers(folder, model)
-    names = (*held, *model.all_tied_weights_keys)
-    sources = {name: header for name in names if (header := header_of(name, headers)) is not None}
+    names = {*held, *model.all_tied_weights_keys}
+    origins = {name: origin for name, origin in as_model_names(model, headers).items() if name in names}
+    sources = {name: origin.parts[0] for name, origin in origins.items() if not origin.converted}
     _refuse_another_base(adapters, sources, model.all_tied_weights_keys)
     is_packed = any(isinstance(header, PackedHeader) for header in headers.values())
     trained_storage, storage, about_storage = _as_filed(target, base) if is_packed else _storages(target, base)

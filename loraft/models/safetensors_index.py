@@ -63,6 +63,19 @@ class TensorHeader(Slot):
     stop: int
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a tensor of a model is in its files.
+
+    Attributes:
+        parts: The tensors that it is made of.
+        converted: They are computed with: stacked, joined, transposed. Otherwise the one part is the tensor itself.
+    """
+
+    parts: tuple[TensorHeader, ...]
+    converted: bool
+
+
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Every tensor of the folder by name, from the headers alone.
 
@@ -161,12 +174,10 @@ def expected_tensors(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check_weights(
-    folder: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Sequence[TensorHeader]]
-) -> None:
-    """Compare the headers that were found in the folder with what a model expects, without reading a weight.
+def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Origin]) -> None:
+    """Compare what was found in the folder with what a model expects, without reading a weight.
 
-    A tensor that is made of several has no shape to compare before it is made.
+    A tensor that is computed from others has no shape to compare before it is made.
 
     Raises:
         ModelError: With every problem: tensors that are missing, by name; other shapes; dtypes that are not floating.
@@ -176,17 +187,16 @@ def check_weights(
         message = f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}"
         remedy = "Training would start from random numbers in their place. " + FETCH_AGAIN
         problems.append(Problem(message, str(folder), remedy=remedy))
-    for name, parts in found.items():
-        for header in parts if name in expected else ():
-            problems += _misfits(name, header, expected[name] if len(parts) == 1 else None)
+    for name, origin in found.items():
+        for header in origin.parts if name in expected else ():
+            problems += _misfits(name, header, None if origin.converted else expected[name])
     if problems:
         raise ModelError.several(problems[:LISTED])
 
 
 def _misfits(name: str, header: TensorHeader, shape: tuple[int, ...] | None) -> Iterator[Problem]:
     """What is wrong with a tensor of a file; a shape of None is not known before the tensor is made."""
-    renamed = header.name.rpartition(".")[2] != name.rpartition(".")[2]
-    if shape is not None and header.shape != shape and not renamed:
+    if shape is not None and header.shape != shape:
         shapes = f"{list(header.shape)}, and config.json makes it {list(shape)}"
         yield Problem(f"tensor {name} is {shapes}", where=str(header.file))
     elif header.dtype not in TORCH_DTYPES:

@@ -9,25 +9,24 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from loraft.models.safetensors_index import TensorHeader, header_of
+from loraft.models.safetensors_index import Origin, TensorHeader, header_of
 
 
-def as_model_names(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> dict[str, tuple[TensorHeader, ...]]:
-    """The tensors of a model (on the meta device will do) that its files hold: what each is made of, by its name.
-
-    One header with the shape of the tensor is that tensor itself; others are what transformers makes it of.
-    """
+def as_model_names(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> dict[str, Origin]:
+    """The tensors of a model (on the meta device will do) that its files hold, by the names that the model has."""
     names = dict.fromkeys([*model.state_dict(), *model.all_tied_weights_keys])
-    found = {name: (header,) for name in names if (header := header_of(name, headers)) is not None}
-    taken = {header.name for (header,) in found.values()}
+    found = {name: Origin((header,), False) for name in names if (header := header_of(name, headers)) is not None}
+    taken = {origin.parts[0].name for origin in found.values()}
     made: defaultdict[str, list[TensorHeader]] = defaultdict(list)
+    converted: set[str] = set()
     rest = [header for header in headers.values() if header.name not in taken]
-    renamed = _Renaming(model) if rest else None
+    renaming = _Renaming(model) if rest else None
     for header in rest:
-        for name in renamed.of(header.name) if renamed else ():
+        for name, computed in renaming.of(header.name) if renaming else ():
             if name in names and name not in found:
                 made[name].append(header)
-    return found | {name: tuple(parts) for name, parts in made.items()}
+                converted |= {name} if computed else set()
+    return found | {name: Origin(tuple(parts), name in converted) for name, parts in made.items()}
 
 
 class _Renaming:
@@ -39,11 +38,11 @@ class _Renaming:
         self._converters = [each for each in transforms if isinstance(each, WeightConverter)]
         self._prefix, self._state = model.base_model_prefix, model.state_dict()
 
-    def of(self, name: str) -> Iterator[str]:
-        """The tensor of the model that one of the files becomes, or a part of; or several."""
+    def of(self, name: str) -> Iterator[tuple[str, bool]]:
+        """What one of the files becomes, or a part of: one tensor of the model or several; and whether it changes."""
         first, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self._state)
-        yield first
+        yield first, pattern is not None
         for converter in self._converters:
             begin, *others = converter.target_patterns
             if pattern in converter.source_patterns and begin in first:
-                yield from (first.replace(begin, other) for other in others)
+                yield from ((first.replace(begin, other), True) for other in others)

@@ -240,7 +240,7 @@ def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: 
         linear_inputs=sum(linear[name][0] for name in inside),
         linear_outputs=sum(linear[name][1] for name in inside),
         inner=max(max(linear[name]) for name in inside),
-        heads=text.num_attention_heads,
+        heads=getattr(text, "num_attention_heads", 0) or 1,  # a recurrent layer has none
     )
 
 
