@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from loraft.io.resources import memory_errors
 from loraft.kernels.decoding import new_cache, patch_decode_linears, read_on
 from loraft.kernels.packed_attention import ROWS
+from loraft.models.hf_config import configured_positions
 from loraft.models.modules import start_token, wrapped_model
 from loraft.models.probe import spec_of
 
@@ -230,8 +231,8 @@ def learned_positions(model: nn.Module) -> int | None:
     more. Sinusoidal positions are kept in a table too. Rotary, ALiBi and relative ones have none.
     """
     base = wrapped_model(model)
-    configured = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(configured, int):
+    configured = configured_positions(base.config)
+    if configured is None:
         return None
     vocabulary = {id(weight) for weight in base.get_input_embeddings().parameters()}
     embeddings = (module for module in base.modules() if isinstance(module, nn.Embedding))
@@ -248,8 +249,8 @@ def prompt_limit(model: nn.Module) -> int | None:
     """
     config = wrapped_model(model).config.get_text_config()
     rotary = getattr(config, "rope_parameters", None)
-    configured = getattr(config, "max_position_embeddings", None)
-    if not rotary or not isinstance(configured, int):
+    configured = configured_positions(config)
+    if not rotary or configured is None:
         return learned_positions(model)
     factor = rotary.get("factor") if rotary.get("rope_type") in ("linear", "dynamic") else None
     return int(configured * factor) if isinstance(factor, int | float) and factor > 1 else configured

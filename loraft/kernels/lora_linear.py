@@ -138,7 +138,8 @@ def cpu_adapted(x: Tensor, layers: Sequence[AdaptedLinear]) -> tuple[Tensor, ...
         tensors += base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight
         scales.append(layer.scaling[name])
     outputs: tuple[Tensor, ...] = _Adapted.apply(x, scales, *tensors)  # type: ignore[no-untyped-call]
-    return outputs
+    # Here, since autograd lets no module change in place what is a view inside of the function.
+    return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
 
 def cpu_updated(result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -191,7 +192,7 @@ class _Adapted(torch.autograd.Function):
         ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
         parts = zip(weights, biases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
         outputs = (linear(rows, weight, bias).addmm_(u, b.T, alpha=scale) for weight, bias, u, b, scale in parts)
-        return tuple(out.view(*x.shape[:-1], -1) for out in outputs)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -6,6 +6,7 @@ answers otherwise, in a single bit, is left alone. In evaluation a module comput
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -71,17 +72,13 @@ def _is_llamas(module: nn.Module) -> bool:
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not isinstance(weight, nn.Parameter) or not isinstance(epsilon, float) or len(list(module.parameters())) > 1:
         return False
-    if weight.dim() != 1 or weight.requires_grad:
-        return False
+    if weight.dim() != 1 or weight.requires_grad or len(inspect.signature(module.forward).parameters) != 1:
+        return False  # a norm that takes a gate besides computes another formula
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(len(PROBED_SCALES), len(weight), generator=generator)
     probe = (numbers * torch.tensor(PROBED_SCALES)[:, None]).to(weight)
     with torch.no_grad():
-        try:
-            answered = module(probe)
-        except Exception:  # a norm that takes more than one tensor fails in a way of its own
-            return False
-        return torch.equal(answered, plain_norm(probe, weight, epsilon))
+        return torch.equal(module(probe), plain_norm(probe, weight, epsilon))
 
 
 class _RootMeanSquareNorm(torch.autograd.Function):

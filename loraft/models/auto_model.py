@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    GenerationMixin,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -82,9 +83,7 @@ def class_of(config: PreTrainedConfig) -> Any:
         group = group_of(config)
         if group is not None and (made_by := _auto_class(config, group)) is not None:
             return made_by
-        named_class = getattr(transformers, (config.architectures or [""])[0], None)
-        is_model = isinstance(named_class, type) and issubclass(named_class, PreTrainedModel)
-        return named_class if is_model else AutoModel
+        return _named_class(config) or AutoModel
     named = " ".join(config.architectures or ())
     if family.kind == "decoder":
         return AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
@@ -104,7 +103,17 @@ CLASSES: Mapping[ModelGroup, tuple[Any, ...]] = {
 def _auto_class(config: PreTrainedConfig, group: ModelGroup) -> Any:
     """The class that makes a model of a config for a group; None where transformers has none."""
     code = own_code(config)
-    return next((each for each in CLASSES[group] if each.__name__ in code or type(config) in each._model_mapping), None)
+    made_by = next((each for each in CLASSES[group] if each.__name__ in code or type(config) in each._model_mapping), None)
+    if made_by is None and group == "decoder" and not config.is_encoder_decoder:
+        named = _named_class(config)  # the text part of a larger model may have a class and stand in no list
+        return named if named is not None and issubclass(named, GenerationMixin) else None
+    return made_by
+
+
+def _named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that a config names."""
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    return named if isinstance(named, type) and issubclass(named, PreTrainedModel) else None
 
 
 def group_of(config: PreTrainedConfig) -> ModelGroup | None:

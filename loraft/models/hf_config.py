@@ -156,8 +156,23 @@ def in_order(id2label: Mapping[Any, object]) -> tuple[str, ...]:
 
 def context_of(config: PreTrainedConfig, family: ModelSpec) -> int | None:
     """The longest row that a model's positions allow; None where nothing limits it."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = configured_positions(config)
     return positions - family.spare_positions if isinstance(positions, int) else None
+
+
+def heads_in(config: PreTrainedConfig) -> int:
+    """The attention's heads; the most of any layer where they differ, and 1 where there are none."""
+    text = config.get_text_config()
+    layers = getattr(text, "per_layer_config", None) or ()
+    counts = [getattr(layer, "num_attention_heads", None) for layer in (*layers, *([] if layers else [text]))]
+    return max((count for count in counts if isinstance(count, int)), default=1)
+
+
+def configured_positions(config: PreTrainedConfig) -> int | None:
+    """The positions that a model was trained with, as its config says; None where it does not."""
+    text = config.get_text_config()
+    said = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len", "max_target_positions"))
+    return next((positions for positions in said if isinstance(positions, int)), None)
 
 
 def written_config(file: Path) -> Mapping[str, Any]:

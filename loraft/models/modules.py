@@ -45,6 +45,13 @@ def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     return sizes
 
 
+def hidden_in(model: PreTrainedModel) -> int:
+    """The width of the hidden states: as the config says, or of the embedding where it does not."""
+    size = getattr(model.config.get_text_config(), "hidden_size", None)
+    embedding: Any = model.get_input_embeddings()
+    return size if isinstance(size, int) else int(embedding.weight.shape[-1])
+
+
 def parameter_count(model: nn.Module) -> int:
     """The numbers that a model holds: tied ones once, 4-bit ones by what they stand for."""
     packed = {

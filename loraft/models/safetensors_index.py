@@ -163,14 +163,14 @@ def _cut_short(file: Path, size: int, whole: str) -> ModelError:
 def expected_tensors(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     """The tensors that a file must hold for this model (on the meta device will do): name to shape.
 
-    Left out are those tied to another, and those that the architecture may compute for itself.
+    Left out are those tied to another, those that the architecture may compute for itself, and tables of whole numbers.
     """
     tied = set(model.all_tied_weights_keys)
     optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
     return {
         name: tuple(tensor.shape)
         for name, tensor in model.state_dict().items()
-        if name not in tied and not any(pattern.search(name) for pattern in optional)
+        if name not in tied and tensor.is_floating_point() and not any(pattern.search(name) for pattern in optional)
     }
 
 

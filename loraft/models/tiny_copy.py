@@ -88,7 +88,9 @@ def _changed(config: PreTrainedConfig, depth: int, *, narrow: bool) -> PreTraine
         part.update(_depth(part, depth))
         if narrow:
             part.update(_sizes(part) | _vocabulary(part))
-    return type(config)(**{name: value for name, value in values.items() if name != "model_type"})
+    made = type(config)(**{name: value for name, value in values.items() if name != "model_type"})
+    made.is_decoder = getattr(config, "is_decoder", False)  # which is not among the values that it writes
+    return made
 
 
 def _parts(values: dict[str, Any]) -> list[dict[str, Any]]:

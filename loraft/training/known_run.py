@@ -23,10 +23,18 @@ from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.paths import cache_folder
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, select_device
-from loraft.models.hf_config import check_dtype, class_names, context_of, is_classifier, own_code, quietly_reading
+from loraft.models.hf_config import (
+    check_dtype,
+    class_names,
+    context_of,
+    heads_in,
+    is_classifier,
+    own_code,
+    quietly_reading,
+)
 from loraft.models.load_model import load_any_config, load_config, load_noted_tokenizer, require_tensors, stored_in
 from loraft.models.model_structure import depths
-from loraft.models.modules import decoder_inputs, is_within, linear_modules, parameter_count
+from loraft.models.modules import decoder_inputs, hidden_in, is_within, linear_modules, parameter_count
 from loraft.models.probe import spec_of
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec
@@ -234,13 +242,13 @@ def _head_notes(run: RunConfig, model: ModelHandle, new: Sequence[str]) -> Itera
 
 
 def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: str) -> LayerSizes:
-    inside, text = [name for name in linear if name.startswith(f"{path}.0.")], model.config.get_text_config()
+    inside = [name for name in linear if name.startswith(f"{path}.0.")]
     return LayerSizes(
-        hidden=text.hidden_size,
+        hidden=hidden_in(model),
         linear_inputs=sum(linear[name][0] for name in inside),
         linear_outputs=sum(linear[name][1] for name in inside),
         inner=max(max(linear[name]) for name in inside),
-        heads=getattr(text, "num_attention_heads", 0) or 1,  # a recurrent layer has none
+        heads=heads_in(model.config),
     )
 
 
