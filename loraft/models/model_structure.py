@@ -50,7 +50,8 @@ def by_structure(model: PreTrainedModel) -> ModelSpec:
         ModelError: No list of layers is found.
     """
     stack, prefix = _text_part(model)
-    found = {f"{prefix}{name}": size for name, size in _lists_of_layers(stack).items()}
+    lists = {f"{prefix}{name}": size for name, size in _lists_of_layers(stack).items()}
+    found = {name: size for name, size in lists.items() if not OTHER_SENSES.search(name)} or lists
     largest = sorted(found, key=lambda name: -found[name])
     model_type = model.config.model_type
     if not largest:
@@ -90,6 +91,8 @@ def _lists_of_layers(model: nn.Module) -> dict[str, int]:
     return {name: size for name, size in found.items() if size}
 
 
+OTHER_SENSES = re.compile(r"vision|visual|audio|image|speech|tower|embed_tokens")
+"""Words in the paths of layers that read images and sound."""
 OF_ATTENTION = re.compile(r"attn|attention")
 OF_MIXERS = re.compile(r"mamba|mixer|ssm|conv|recurrent|rglru|time_mix|linear_attn")
 """Words in the paths of modules that mix tokens in another way than attention: neither it nor the feed-forward part."""

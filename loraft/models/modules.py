@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -38,11 +39,27 @@ def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Every linear module, the head too: (inputs, outputs) by full name; a 4-bit one has the sizes it stands for."""
     sizes: dict[str, tuple[int, int]] = {}
     for name, part in model.named_modules():
-        if isinstance(part, nn.Linear):
+        if isinstance(part, nn.Linear) and computes_linear(type(part)):
             sizes[name] = part.in_features, part.out_features
         elif isinstance(part, Conv1D):  # GPT-2's weight is [inputs, outputs]
             sizes[name] = part.weight.shape[0], part.weight.shape[1]
     return sizes
+
+
+@cache
+def computes_linear(kind: type[nn.Linear]) -> bool:
+    """Whether a class of linear modules computes x Wᵀ + b: some of transformers choose experts, or work in groups."""
+    if kind.forward is nn.Linear.forward or not kind.__module__.startswith("transformers.models."):
+        return True
+    tried: Any = nn.Linear(3, 2)
+    x = torch.ones(2, 3)
+    with torch.no_grad():
+        expected = tried(x)
+        tried.__class__ = kind
+        try:
+            return torch.equal(tried(x), expected)
+        except Exception:  # what it has besides a weight and a bias is not there
+            return False
 
 
 def hidden_in(model: PreTrainedModel) -> int:
