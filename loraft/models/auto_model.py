@@ -93,18 +93,20 @@ def class_of(config: PreTrainedConfig) -> Any:
 
 
 CLASSES: Mapping[ModelGroup, tuple[Any, ...]] = {
-    "decoder": (AutoModelForCausalLM, AutoModelForImageTextToText),
+    "decoder": (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM),
     "encoder_decoder": (AutoModelForSeq2SeqLM,),
     "classifier": (AutoModelForSequenceClassification,),
 }
-"""The classes of transformers that make models of a group; what reads images writes text too."""
+"""The classes of transformers that make models of a group; what reads images or sound writes text too."""
 
 
 def _auto_class(config: PreTrainedConfig, group: ModelGroup) -> Any:
     """The class that makes a model of a config for a group; None where transformers has none."""
+    if group != "classifier" and config.is_encoder_decoder != (group == "encoder_decoder"):
+        return None
     code = own_code(config)
-    made_by = next((each for each in CLASSES[group] if each.__name__ in code or type(config) in each._model_mapping), None)
-    if made_by is None and group == "decoder" and not config.is_encoder_decoder:
+    made_by = next((made for made in CLASSES[group] if made.__name__ in code or type(config) in made._model_mapping), None)
+    if made_by is None and group == "decoder":
         named = _named_class(config)  # the text part of a larger model may have a class and stand in no list
         return named if named is not None and issubclass(named, GenerationMixin) else None
     return made_by
@@ -141,7 +143,7 @@ def require_class(config: PreTrainedConfig, group: ModelGroup) -> None:
     Raises:
         ModelError: With the task that takes it, where there is one.
     """
-    if _auto_class(config, group) is not None and not (group == "decoder" and config.is_encoder_decoder):
+    if _auto_class(config, group) is not None:
         return
     others = [each for each in CLASSES if _auto_class(config, each) is not None]
     if config.is_encoder_decoder:

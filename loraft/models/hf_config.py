@@ -168,10 +168,14 @@ def heads_in(config: PreTrainedConfig) -> int:
     return max((count for count in counts if isinstance(count, int)), default=1)
 
 
+POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "max_decoder_position_embeddings")
+"""What configs call the positions that a model was trained with."""
+
+
 def configured_positions(config: PreTrainedConfig) -> int | None:
     """The positions that a model was trained with, as its config says; None where it does not."""
     text = config.get_text_config()
-    said = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len", "max_target_positions"))
+    said = (getattr(text, name, None) for name in POSITIONS)
     return next((positions for positions in said if isinstance(positions, int)), None)
 
 

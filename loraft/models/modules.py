@@ -6,7 +6,6 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -46,7 +45,6 @@ def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-@cache
 def computes_linear(kind: type[nn.Linear]) -> bool:
     """Whether a class of linear modules computes x Wᵀ + b: some of transformers choose experts, or work in groups."""
     if kind.forward is nn.Linear.forward or not kind.__module__.startswith("transformers.models."):

@@ -24,7 +24,7 @@ from loraft.kernels.decoding import new_cache, read_on
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.auto_model import group_of, meta_model, require_class
 from loraft.models.hf_config import CLASSIFIER, own_code, quietly
-from loraft.models.model_structure import by_structure
+from loraft.models.model_structure import by_structure, sized_modules
 from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
 from loraft.models.registry import Caching, ModelSpec, row_of
 from loraft.models.tiny_copy import tiny_copy
@@ -224,10 +224,11 @@ def _classifier(config: PreTrainedConfig, spec: ModelSpec, small: PreTrainedMode
 
 def _head_modules(model: PreTrainedModel) -> tuple[str, ...]:
     """The modules with weights beside the base model, and its pooler; the one that gives the scores last."""
+    with_weights = sized_modules(model)
     beside = [
-        name for name, module in model.named_children() if module is not model.base_model and any(module.parameters())
+        name for name, module in model.named_children() if name in with_weights and module is not model.base_model
     ]
-    poolers = [name for name, module in model.named_modules() if name.endswith("pooler") and any(module.parameters())]
+    poolers = [name for name in with_weights if name.endswith("pooler")]
     inside = [name for name in poolers if not any(name.startswith(f"{each}.") or name == each for each in beside)]
     scores = [
         name
