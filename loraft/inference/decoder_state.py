@@ -32,6 +32,13 @@ class EncodedSource:
     seconds: float
 
 
+@dataclass
+class _EncoderStates(BaseModelOutput):
+    """What a decoder over an encoder of experts asks for besides; it counts in training alone."""
+
+    router_logits: Any = None
+
+
 class DecoderState:
     """What a model has read of one or several rows; it must be in `ordinary_attention` while it reads.
 
@@ -144,7 +151,7 @@ class DecoderState:
 
     def _inputs(self, ids: Tensor, start: int) -> dict[str, Any]:
         if self.source is not None:
-            states = BaseModelOutput(last_hidden_state=cast("Any", self.source.states))
+            states = _EncoderStates(last_hidden_state=cast("Any", self.source.states))
             return {"encoder_outputs": states, "attention_mask": self.source.mask, "decoder_input_ids": ids[:, start:]}
         inputs: dict[str, Any] = {"input_ids": ids[:, start:], "attention_mask": self._mask}
         if self._mask is not None and self._takes_positions:

@@ -61,6 +61,7 @@ class Merge:
         casts: Whether all tensors get that dtype; if not, each stays in its own.
         headers: The base's tensors, by their names in its files.
         sources: Those that the model has too, by their names in it.
+        converted: Those that loading computes from tensors of the files, by their names in the model, and from which.
         quantized: The tensors that quantizing would replace.
         labels: The classes that the result tells apart; none where it writes text.
     """
@@ -77,6 +78,7 @@ class Merge:
     casts: bool
     headers: Mapping[str, TensorHeader]
     sources: Mapping[str, TensorHeader]
+    converted: Mapping[str, tuple[TensorHeader, ...]]
     quantized: frozenset[str]
     labels: tuple[str, ...]
     notes: tuple[str, ...]
@@ -160,11 +162,11 @@ def prepare_merge(
     names = {*held, *model.all_tied_weights_keys}
     origins = {name: origin for name, origin in as_model_names(model, headers).items() if name in names}
     sources = {name: origin.parts[0] for name, origin in origins.items() if not origin.converted}
+    converted = {name: origin.parts for name, origin in origins.items() if origin.converted}
     _refuse_another_base(adapters, sources, model.all_tied_weights_keys)
     is_packed = any(isinstance(header, PackedHeader) for header in headers.values())
     trained_storage, storage, about_storage = _as_filed(target, base) if is_packed else _storages(target, base)
     plan = plan_merge(model, adapters, held)
-    _refuse_made_of_several(plan, sources, adapters[0])
     own, about_code = fingerprint(folder), code_notes(folder, *(adapter.files.folder for adapter in adapters))
     about_base = [note for each in adapters for note in each.files.check_base(own)]
     return Merge(
@@ -180,6 +182,7 @@ def prepare_merge(
         casts=dtype != "auto",
         headers=headers,
         sources=sources,
+        converted=converted,
         quantized=frozenset(f"{name}.weight" for name in quantized_modules(model)),
         labels=labels,
         notes=(*target.notes, *about_code, *about_base, *about_storage),
@@ -214,15 +217,6 @@ def _refuse_another_base(
 
     for adapter in adapters:
         refuse_other_base(adapter.files, weight)
-
-
-def _refuse_made_of_several(plan: MergePlan, sources: Mapping[str, TensorHeader], adapter: WeightedAdapter) -> None:
-    """An update of a tensor that loading makes of several has no one place in the base's files."""
-    absent = [name for name in plan.changed if plan.untied.get(name, name) not in sources and name not in plan.replaced]
-    if absent:
-        message = f"it changes {absent[0]}, which the base's files hold in several tensors"
-        remedy = "Use it unmerged: `loraft.generate` with `adapters`."
-        raise AdapterError(message, where=str(adapter.files.folder), remedy=remedy)
 
 
 def _widespread_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:

@@ -28,6 +28,7 @@ from loraft.errors import NonFiniteError, RunFolderError
 from loraft.io.atomic import atomic_dir, read_json, write_json
 from loraft.io.checksums import RECORD
 from loraft.io.resources import require_free_bytes
+from loraft.merging.converted_weights import remade_tensors
 from loraft.merging.prepare_merge import Merge, weighted
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import load_tokenizer
@@ -63,15 +64,16 @@ def plan_files(merge: Merge) -> dict[str, list[Slot]]:
             files.setdefault(header.file.name, []).append(Slot(ours[name], word, header.shape))
     last = next(reversed(files.values()))
     for name in dict.fromkeys([*merge.plan.untied, *merge.plan.changed]):
-        if name not in merge.sources:
+        if name not in merge.sources and name not in merge.converted:
             shape = merge.plan.replaced[name].shape if name in merge.plan.replaced else _source(merge, name).shape
             last.append(Slot(name, WORDS[merge.dtype], tuple(shape)))
     return {file: in_order(slots) for file, slots in files.items()}
 
 
 def _models_names(merge: Merge) -> dict[str, str]:
-    """What the model calls the tensors of the base, by their names in its files."""
-    return {header.name: name for name, header in merge.sources.items()}
+    """What the model calls the tensors of the base, by their names in its files; what it computes with keeps those."""
+    made_of = (header.name for parts in merge.converted.values() for header in parts)
+    return {**{name: name for name in made_of}, **{header.name: name for name, header in merge.sources.items()}}
 
 
 def _source(merge: Merge, name: str) -> TensorHeader:
@@ -90,13 +92,18 @@ def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], Non
     """
     files = plan_files(merge)
     total = sum(slot.num_bytes for slots in files.values() for slot in slots)
-    models_names = _models_names(merge)
+    models_names, remade = _models_names(merge), remade_tensors(merge)
     written = 0
     with _working_ahead() as run:
 
         def pieces(slot: Slot) -> Iterator[Tensor]:
             nonlocal written
-            for piece in _merged(merge, models_names.get(slot.name, slot.name), TORCH_DTYPES.get(slot.dtype), run):
+            name, dtype = models_names.get(slot.name, slot.name), TORCH_DTYPES.get(slot.dtype)
+            again = remade.get(slot.name)
+            made = (
+                _merged(merge, name, dtype, run) if again is None else cast_pieces(again, dtype or again.dtype, run=run)
+            )
+            for piece in made:
                 yield piece
                 written += piece.numel() * piece.element_size()
                 progress(written, total)

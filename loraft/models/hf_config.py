@@ -176,7 +176,7 @@ def configured_positions(config: PreTrainedConfig) -> int | None:
     """The positions that a model was trained with, as its config says; None where it does not."""
     text = config.get_text_config()
     said = (getattr(text, name, None) for name in POSITIONS)
-    return next((positions for positions in said if isinstance(positions, int)), None)
+    return next((positions for positions in said if isinstance(positions, int) and positions > 0), None)
 
 
 def written_config(file: Path) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from loraft.errors import ModelError
 from loraft.kernels.decoding import new_cache, read_on
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.auto_model import group_of, meta_model, require_class
-from loraft.models.hf_config import CLASSIFIER, own_code, quietly
+from loraft.models.hf_config import CLASSIFIER, configured_positions, own_code, quietly
 from loraft.models.model_structure import by_structure, sized_modules
 from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
 from loraft.models.registry import Caching, ModelSpec, row_of
@@ -31,11 +31,14 @@ from loraft.models.tiny_copy import tiny_copy
 
 ROW_LENGTHS = (7, 13, 5)
 """The rows of experiments: longer than the windows of a tiny copy."""
+LONGEST, MOST_SPARE = 512, 4
+"""The longest row that is tried, and how many positions may be spare."""
 CLOSE = 1e-4
 """How far from one another results may be that differ by rounding alone, in parts of how far they spread."""
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier_scale")
 DIVISORS = ("logits_scaling",)
+FLAGS = ("scale_decoder_outputs", "tie_word_embeddings")
 """Attributes of configs that may act on the logits."""
 OF_NO_INTEREST = (
     "architectures", "id2label", "label2id", "problem_type", "dtype", "pad_token_id", "transformers_version",
@@ -79,7 +82,7 @@ def _probed(config: PreTrainedConfig, group: ModelGroup | None) -> ModelSpec:
     if group == "decoder" and not _tried(_is_causal, small):
         message = f"model type {config.model_type!r} reads what comes after a token too: it writes no text"
         raise ModelError(message, key="model.name_or_path", remedy="Write task: seq_cls, which takes encoders.")
-    spec = _with_head(replace(spec, kind=group), small)
+    spec = _with_head(replace(spec, kind=group, spare_positions=_spare_positions(small)), small)
     if group == "decoder":
         spec = _while_writing(spec, small)
     return replace(spec, packs=group == "decoder" and not spec.plain and _tried(_rows_stay_apart, small))
@@ -98,7 +101,10 @@ def _row(length: int, model: PreTrainedModel) -> Tensor:
     """A row of tokens that are no special ones, `[1, length]`."""
     generator = torch.Generator().manual_seed(length)
     vocabulary = model.config.get_text_config().vocab_size
-    return torch.randint(vocabulary // 4, vocabulary - 1, (1, length), generator=generator)
+    row = torch.randint(vocabulary // 4, vocabulary - 1, (1, length), generator=generator)
+    if model.config.is_encoder_decoder and isinstance(end := model.config.eos_token_id, int):
+        row[:, -1] = end  # where BART's classifier decides
+    return row
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
@@ -117,19 +123,19 @@ def _is_causal(model: PreTrainedModel) -> bool:
 
 def _with_head(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
     """The facts with what stands around the head, if hidden states and the head give the logits of the model."""
-    for softcap, multiplier, divisor in _around_heads(model.config.get_text_config()):
-        found = replace(spec, final_softcap=softcap, logit_multiplier=multiplier, logit_divisor=divisor)
+    for softcap, multiplier, divisor, flag in _around_heads(model.config.get_text_config()):
+        found = replace(spec, final_softcap=softcap, logit_multiplier=multiplier, logit_divisor=divisor, scales_if=flag)
         if _tried(_gives_the_logits, found, model):
             return found
     return replace(spec, plain=True, unknown=("the loss is computed from the model's own logits",))
 
 
 def _around_heads(config: PreTrainedConfig) -> Iterator[tuple[str | None, ...]]:
-    """What may act on the logits, by the attributes that the config has: soft cap, multiplier, divisor; none first."""
+    """What may act on the logits, by the config's attributes: soft cap, multiplier, divisor, flag; none first."""
     return product(
         *(
             [None, *(name for name in names if isinstance(getattr(config, name, None), int | float))]
-            for names in (SOFTCAPS, MULTIPLIERS, DIVISORS)
+            for names in (SOFTCAPS, MULTIPLIERS, DIVISORS, FLAGS)
         )
     )
 
@@ -212,14 +218,29 @@ def _classifier(config: PreTrainedConfig, spec: ModelSpec, small: PreTrainedMode
     spec = replace(spec, classifier=_head_modules(model), kind="encoder")
     if small is None:
         return replace(spec, plain=True, unknown=("no tiny copy of it could be made to try it on",))
-    with torch.no_grad():
-        causal = replace(spec, kind="decoder")
-        if _tried(_decides_last, causal, small):
-            return causal
-        if not _tried(_ignores_padding, spec, small):
-            message = f"padding changes what a classifier of type {config.model_type!r} decides"
-            raise ModelError(message, key="model.name_or_path", remedy="Choose another model.")
-    return spec
+    spec = replace(spec, spare_positions=_spare_positions(small))
+    causal = replace(spec, kind="decoder")
+    if _tried(_decides_last, causal, small):
+        return causal
+    if _tried(_ignores_padding, spec, small):
+        return spec
+    return replace(spec, alone=True, unknown=("padding changes what it decides, so each row is read by itself",))
+
+
+def _spare_positions(model: PreTrainedModel) -> int:
+    """How many of the configured positions no token takes: the first that no row can do without."""
+    most = configured_positions(model.config)
+    if most is None or most > LONGEST:
+        return 0
+    takes = (spare for spare in range(MOST_SPARE + 1) if _tried(_reads, model, most - spare))
+    return next(takes, 0)
+
+
+def _reads(model: PreTrainedModel, length: int) -> bool:
+    row = _row(length, model)
+    target = {"decoder_input_ids": row} if model.config.is_encoder_decoder else {}
+    model(input_ids=row, attention_mask=torch.ones_like(row), **target)
+    return True
 
 
 def _head_modules(model: PreTrainedModel) -> tuple[str, ...]:

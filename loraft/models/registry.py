@@ -32,6 +32,7 @@ class ModelSpec:
         experts: The feed-forward part's experts, as the suffix of their path inside a layer: one tensor for all of
             them, which LoRA on linear modules cannot adapt.
         routers: The linear modules that choose experts, as paths inside a layer: adapted only where they are named.
+        alone: Padding changes what a classifier of it decides, so that each row is read by itself.
         plain: What stands around its head is not known: the loss is computed from the logits of the model itself.
         caching: How it keeps what it has read while it writes: `keys` in a cache that is handed to it, `own` in one
             that it makes itself; `none` reads all again with each token.
@@ -62,6 +63,7 @@ class ModelSpec:
     classifier: tuple[str, ...] = ("score",)
     experts: str | None = None
     routers: tuple[str, ...] = ()
+    alone: bool = False
     plain: bool = False
     caching: Caching = "keys"
     pads_left: bool = True

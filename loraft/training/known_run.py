@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.adapters.inject import start_of
@@ -132,7 +132,7 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
     config = load_config(model, group, labels)
     family, folder = spec_of(config, group), model.small_files
     skeleton = meta_model(config)
-    if family.encoder_path is not None:
+    if family.encoder_path is not None and not labels:
         _require_start(skeleton, folder)
     head = new = family.classifier if labels else ()
     has_weights = any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir()
@@ -298,6 +298,8 @@ def known_run(config: RunConfig) -> KnownRun:
     shape = _collected(problems, lambda: summarize_model(config, model, labels)) if architecture is not None else None
     if shape is not None:
         problems += _beyond_context(config, shape)
+        if read is not None and data is not None and labels:
+            problems += _without_end(config, shape, read[0], data)
     problems += tracker_problems(config.training.report_to)
     if data is not None:
         problems += task.problems(config, data.renderer)
@@ -322,6 +324,20 @@ def _collected(problems: list[Problem], decide: Callable[[], Result]) -> Result 
     except InvalidInputError as error:
         problems += [problem for problem in error.problems if problem not in problems]
         return None
+
+
+def _without_end(
+    config: RunConfig, shape: ModelSummary, tokenizer: PreTrainedTokenizerBase, data: PreparedData
+) -> list[Problem]:
+    """A classifier over an encoder and a decoder decides at the end-of-text token, which its tokenizer must append."""
+    first = None if config.data.streaming else next(iter(data.train), None)
+    if shape.family.encoder_path is None or first is None or tokenizer.eos_token_id in first.input_ids:
+        return []
+    message = (
+        f"the tokenizer ends no row, and a classifier of type {shape.family.model_type} decides at the end of text"
+    )
+    remedy = "Name a tokenizer that appends the end-of-text token in model.tokenizer."
+    return [Problem(message, key="model.tokenizer", remedy=remedy)]
 
 
 def _beyond_context(config: RunConfig, shape: ModelSummary) -> list[Problem]:
