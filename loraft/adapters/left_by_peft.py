@@ -7,11 +7,30 @@ from collections.abc import Mapping
 from peft.utils import transformers_weight_conversion as conversion
 from transformers import PreTrainedModel
 
+from loraft.config.sections import LoraSection
+from loraft.errors import AdapterError, Problem
+from loraft.models.modules import linear_modules
+
 OF_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 """Model types whose output projections a kernel reads as weights, past any adapter: peft refuses them."""
 
 
-def left_by_peft(model: PreTrainedModel) -> Mapping[str, str]:
+def adaptable_modules(model: PreTrainedModel, lora: LoraSection) -> dict[str, tuple[int, int]]:
+    """The linear modules of a model that peft can adapt by their names.
+
+    Raises:
+        AdapterError: `lora.target_modules` names others.
+    """
+    left = _left_by_peft(model)
+    named = () if isinstance(lora.target_modules, str) else lora.target_modules
+    reasons = {name: left[last] for name in named if (last := name.rpartition(".")[2]) in left}
+    if reasons:
+        said = [f"{name} cannot be adapted: {why}" for name, why in reasons.items()]
+        raise AdapterError.several([Problem(message, None, "lora.target_modules", "Leave it out.") for message in said])
+    return {name: size for name, size in linear_modules(model).items() if name.rpartition(".")[2] not in left}
+
+
+def _left_by_peft(model: PreTrainedModel) -> Mapping[str, str]:
     """The last parts of names that mean no module of this model to peft, and why.
 
     Source: peft's `_check_lora_target_modules_mamba` and `convert_peft_config_for_transformers`.

@@ -13,11 +13,11 @@ from typing import TypeVar
 from transformers import PreTrainedModel
 
 from loraft.adapters.adapter_config import patterned
-from loraft.adapters.left_by_peft import left_by_peft
+from loraft.adapters.left_by_peft import adaptable_modules
 from loraft.config.sections import LoraSection, StackLayers
 from loraft.errors import AdapterError, Problem
 from loraft.models.model_structure import depths, sized_modules, tied_modules
-from loraft.models.modules import is_within, linear_modules, matches, nearest
+from loraft.models.modules import is_within, matches, nearest
 from loraft.models.registry import ModelSpec
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
@@ -125,7 +125,6 @@ def select(
     modules: Mapping[str, int] = NOTHING,
     tied: Collection[str] = (),
     quantized: Collection[str] = (),
-    left: Mapping[str, str] = MappingProxyType({}),
 ) -> TargetModules:
     """Resolve the `lora` section against the modules of one model.
 
@@ -137,21 +136,13 @@ def select(
         modules: Full name of each module that has parameters: how many.
         tied: The modules that share one weight, such as the embedding and the head.
         quantized: The modules whose weights are quantized, which cannot be trained whole.
-        left: The last parts of names that peft adapts no module by, and why.
 
     Raises:
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
     """
     layers = _layers_by_stack(lora.layers, family, num_layers)
     places = tuple(_places(linear, family))
-    named = () if isinstance(lora.target_modules, str) else lora.target_modules
-    reasons = {name: left[last] for name in named if (last := name.rpartition(".")[2]) in left}
-    places = tuple(place for place in places if place.name.rpartition(".")[2] not in left)
     chosen, problems = _chosen(places, family, lora, layers, linear, modules)
-    if reasons:
-        problems = [
-            Problem(f"{name} cannot be adapted: {why}", None, KEY, "Leave it out.") for name, why in reasons.items()
-        ]
     adapted = tuple(place.name for place in chosen)
     problems += _not_trainable(lora.modules_to_save, modules, adapted, tied, quantized)
     ranks, rank_counts, rank_problems = patterned(adapted, lora.rank_pattern, lora.r, "lora.rank_pattern")
@@ -335,12 +326,11 @@ def targets_in(
     """
     named = tuple(name for name in head if name not in lora.modules_to_save)
     return select(
-        linear_modules(model),
+        adaptable_modules(model, lora),
         family,
         lora.model_copy(update={"modules_to_save": (*lora.modules_to_save, *named)}),
         depths(model, family),
         modules=sized_modules(model),
         tied=tied_modules(model),
         quantized=quantized,
-        left=left_by_peft(model),
     )

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.adapters.adapter_files import read_adapter, refuse_other_base
 from loraft.adapters.lora_factors import parse_key
@@ -159,10 +159,7 @@ def prepare_merge(
     folder, model = target.model.folder, meta_model(config)
     _, held = require_tensors(folder, model, labels)
     headers = weight_headers(folder, model)
-    names = {*held, *model.all_tied_weights_keys}
-    origins = {name: origin for name, origin in as_model_names(model, headers).items() if name in names}
-    sources = {name: origin.parts[0] for name, origin in origins.items() if not origin.converted}
-    converted = {name: origin.parts for name, origin in origins.items() if origin.converted}
+    sources, converted = _sources(model, headers, held)
     _refuse_another_base(adapters, sources, model.all_tied_weights_keys)
     is_packed = any(isinstance(header, PackedHeader) for header in headers.values())
     trained_storage, storage, about_storage = _as_filed(target, base) if is_packed else _storages(target, base)
@@ -204,6 +201,16 @@ def _shown(folder: Path) -> str:
     """What reports call an adapter: its path as it was given, or of an absolute one the end that tells."""
     name = shown(str(folder))
     return f"{folder.parent.name}/{name}" if folder.is_absolute() and name == "adapter" else name
+
+
+def _sources(
+    model: PreTrainedModel, headers: Mapping[str, TensorHeader], held: Collection[str]
+) -> tuple[dict[str, TensorHeader], dict[str, tuple[TensorHeader, ...]]]:
+    """Where the files have the tensors of a model: as they are, and those that loading computes from others."""
+    names = {*held, *model.all_tied_weights_keys}
+    origins = {name: origin for name, origin in as_model_names(model, headers).items() if name in names}
+    sources = {name: origin.parts[0] for name, origin in origins.items() if not origin.converted}
+    return sources, {name: origin.parts for name, origin in origins.items() if origin.converted}
 
 
 def _refuse_another_base(

@@ -105,7 +105,9 @@ def _auto_class(config: PreTrainedConfig, group: ModelGroup) -> Any:
     if group != "classifier" and config.is_encoder_decoder != (group == "encoder_decoder"):
         return None
     code = own_code(config)
-    made_by = next((made for made in CLASSES[group] if made.__name__ in code or type(config) in made._model_mapping), None)
+    made_by = next(
+        (made for made in CLASSES[group] if made.__name__ in code or type(config) in made._model_mapping), None
+    )
     if made_by is None and group == "decoder":
         named = _named_class(config)  # the text part of a larger model may have a class and stand in no list
         return named if named is not None and issubclass(named, GenerationMixin) else None
