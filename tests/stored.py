@@ -29,6 +29,8 @@ def save_stored(
     save_tiny(folder, model_type, **(sizes or SIZES))
     if kind == "fp8":
         return _in_fp8(folder)
+    if kind in IN_INT32:
+        return _in_int32(folder, *IN_INT32[kind])
     if kind == "compressed-tensors":
         return _by_compressed_tensors(folder, dtype)
     settings = BitsAndBytesConfig(**BY_BITSANDBYTES[kind])  # type: ignore[no-untyped-call]
@@ -51,6 +53,42 @@ def _in_fp8(folder: Path) -> Path:
     named = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
     declare(folder, named)
     return folder
+
+
+IN_INT32 = {"gptq": ("gptq", 4), "gptq 8": ("gptq", 8), "gptq v2": ("gptq_v2", 2), "awq": ("awq", 4)}
+"""The layout, and the bits of a weight."""
+
+
+def _in_int32(folder: Path, layout: str, bits: int) -> Path:
+    """As AutoGPTQ's and AutoAWQ's files are: numbers side by side in int32s, a scale and a zero for each group."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "layers" in name and tensors[name].dim() == 2]:
+        weight, module = tensors.pop(name), name.removesuffix(".weight")
+        groups = weight.view(len(weight), -1, BLOCK)
+        low, high = groups.amin(-1), groups.amax(-1)
+        scales = ((high - low) / (2**bits - 1)).half()
+        zeros = (-low / scales).round().clamp(1, 2**bits - 1)
+        codes = (groups / scales[..., None] + zeros[..., None]).round().clamp(0, 2**bits - 1).view(weight.shape)
+        stored = zeros.T.int() - int(layout == "gptq")
+        if layout == "awq":
+            packed = [packed_in(each.unflatten(-1, (-1, 8))[..., [0, 2, 4, 6, 1, 3, 5, 7]].flatten(-2), 4)
+                      for each in (codes.T.int(), stored)]  # fmt: skip
+        else:
+            packed = [packed_in(codes.int(), bits).T, packed_in(stored, bits)]
+            tensors[f"{module}.g_idx"] = torch.arange(weight.shape[1], dtype=torch.int32) // BLOCK
+            tensors[f"{module}.bias"] = torch.zeros(len(weight), dtype=torch.float16)  # AutoGPTQ writes it in any case
+        parts = zip(("qweight", "qzeros", "scales"), (*packed, scales.T), strict=True)
+        tensors |= {f"{module}.{each}": part.contiguous() for each, part in parts}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    named = {"checkpoint_format": layout, "desc_act": False} if layout != "awq" else {"version": "gemm"}
+    declare(folder, {"quant_method": layout.partition("_")[0], "bits": bits, "group_size": BLOCK, **named})
+    return folder
+
+
+def packed_in(numbers: torch.Tensor, bits: int) -> torch.Tensor:
+    """Whole numbers in int32s, the first in the lowest bits: `[…, n]` to `[…, n · bits / 32]`."""
+    side_by_side = numbers.long().unflatten(-1, (-1, 32 // bits)) << torch.arange(0, 32, bits)
+    return side_by_side.sum(-1).to(torch.uint32).view(torch.int32)
 
 
 def _by_compressed_tensors(folder: Path, dtype: torch.dtype) -> Path:

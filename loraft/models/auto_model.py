@@ -19,11 +19,13 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     GenerationMixin,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.config.choices import ModelGroup
 from loraft.errors import ModelError, OutOfMemoryError
@@ -170,14 +172,19 @@ def read_gguf(file: Path) -> PreTrainedModel:
 def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new: Sequence[str] = ()) -> PreTrainedModel:
     """Load a model by the class `made_by` from its files, which lack no tensor outside the modules `new`.
 
+    Its tensors come from `state_dict` where the options have one.
+
     Raises:
         ModelError: The files cannot be read, or tensors are missing.
         OutOfMemoryError: The device is too small for the weights.
     """
+    source: Path | None = folder
+    if "state_dict" in options:  # the classes that choose another want a name
+        made_by, source = type(meta_model(options["config"])), None
     with quietly_reading(folder):
         try:
             model, report = made_by.from_pretrained(
-                folder,
+                source,
                 local_files_only=True,
                 trust_remote_code=bool(own_code(options["config"])) if "config" in options else False,
                 use_safetensors=True,
@@ -189,6 +196,9 @@ def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new:
             message = "the weights do not fit into the memory of the device"
             remedy = "Use a smaller model, or store it in 4 bits."
             raise OutOfMemoryError(message, where=str(folder), remedy=remedy) from error
+    if "state_dict" in options and (folder / GENERATION_CONFIG_NAME).is_file():
+        with quietly_reading(folder / GENERATION_CONFIG_NAME):
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
     if lost := sorted(name for name in absent if not is_within(name, *new)):
         were = counted(len(lost), "tensor was", "tensors were")

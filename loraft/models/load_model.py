@@ -39,11 +39,13 @@ from loraft.models.remote_code import is_trusted
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import (
+    IN_INT32,
     StoredWeights,
     loading_as_stored,
     refuse_another_quantization,
     require_readable,
     stored_weights,
+    unpacked_tensors,
     weight_headers,
 )
 from loraft.models.weight_names import as_model_names
@@ -145,6 +147,8 @@ def _with_weights(
         "device_map": {"": placement.device} if placement.device != "cpu" else None,
         "quantization_config": asked,
     }
+    if stored is not None and stored.method in IN_INT32:
+        options["state_dict"] = unpacked_tensors(handle.folder, meta_model(config), placement.dtype)
     loaded = from_pretrained(class_of(config), handle.folder, options, new)
     make_trainable(loaded, compute)
     if stored is not None:

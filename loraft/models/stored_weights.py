@@ -23,12 +23,16 @@ from transformers.utils.import_utils import is_compressed_tensors_available
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError, lacking
 from loraft.models.hf_config import quietly, reason, written_config
+from loraft.models.int32_weights import of_awq, of_gptq
 from loraft.models.safetensors_index import TORCH_DTYPES, TensorHeader, header_of, mapped_tensor, read_headers
 
 KEY = "quantization_config"
 COMPRESSED = "compressed-tensors"
 UNPACKED = ("fp8", COMPRESSED)
 """The methods whose weights transformers makes ordinary ones while it loads them."""
+IN_INT32 = ("gptq", "awq")
+"""The methods whose weights are made ordinary ones here: transformers needs a GPU's kernels to use them as they are."""
+LAYOUTS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 WORDS = {str(dtype).removeprefix("torch."): word for word, dtype in TORCH_DTYPES.items()}
 ORIGINAL = "Name the model that it was made of: method: qlora quantizes it while loading."
 
@@ -78,6 +82,9 @@ def require_readable(file: Path) -> StoredWeights | None:
     if stored is None:
         return None
     where, said = str(file), f"the weights are quantized ({stored.words})"
+    if stored.method in IN_INT32:
+        _refuse_another_layout(stored.method, config[KEY], where)
+        return stored
     if stored.quantization is None and stored.method not in UNPACKED:
         raise ModelError(f"{said}, and loraft does not train on such weights", where=where, remedy=ORIGINAL)
     if stored.method == COMPRESSED and (absent := lacking("compressed_tensors", f"{said}: reading them", where=where)):
@@ -89,6 +96,16 @@ def require_readable(file: Path) -> StoredWeights | None:
     except Exception as error:  # what its many methods raise where something is missing has no common root
         raise ModelError(f"{said}, and cannot be read here: {reason(error)}", where=where, remedy=ORIGINAL) from error
     return stored
+
+
+def _refuse_another_layout(method: str, settings: Mapping[str, Any], where: str) -> None:
+    bits, allowed = settings.get("bits", settings.get("w_bit", 4)), (2, 4, 8) if method == "gptq" else (4,)
+    layout = str(settings.get("checkpoint_format") or settings.get("version") or LAYOUTS[method][0]).lower()
+    if bits in allowed and layout in LAYOUTS[method]:
+        return
+    others = f"{' or '.join(map(str, allowed))} bits, laid out as {' or '.join(LAYOUTS[method])}"
+    message = f"the weights are quantized ({method} in {bits} bits, laid out as {layout}); read are those in {others}"
+    raise ModelError(message, where=where, key=KEY, remedy=ORIGINAL)
 
 
 def refuse_another_quantization(stored: StoredWeights | None, asked: QuantizationSection | None) -> None:
@@ -111,6 +128,9 @@ def refuse_another_quantization(stored: StoredWeights | None, asked: Quantizatio
 def loading_as_stored(config: PreTrainedConfig, stored: StoredWeights, compute: torch.dtype) -> None:
     """Tell transformers, by a model's config, how weights that are quantized are loaded."""
     settings = dict(getattr(config, KEY))
+    if stored.method in IN_INT32:
+        delattr(config, KEY)
+        return
     if stored.quantization is None:
         settings["dequantize"] = True
     else:
@@ -166,6 +186,8 @@ def weight_headers(folder: Path, model: PreTrainedModel) -> dict[str, TensorHead
     transposed = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, Conv1D)}
     if stored.method == COMPRESSED:
         packed = dict(_compressed(headers, usual, model, config[KEY]))
+    elif stored.method in IN_INT32:
+        packed = dict(_in_int32(headers, stored.method, config[KEY]))
     else:
         packed = dict(_packed(headers, usual))
     for name, header in packed.items():
@@ -209,6 +231,42 @@ def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[tuple[s
             dtype, header = WORDS.get(told["dtype"], usual), headers[weight]
             place = (weight, dtype, tuple(told["shape"]), header.file, header.start, header.stop)
             yield weight, PackedHeader(*place, kind, {"weight": header, **parts}, _of_4_bits)
+
+
+def _in_int32(
+    headers: Mapping[str, TensorHeader], method: str, settings: Mapping[str, Any]
+) -> Iterator[tuple[str, PackedHeader]]:
+    """The weights that GPTQ or AWQ stored: four tensors a module, or three."""
+    less_one = settings.get("checkpoint_format", "gptq") == "gptq"
+    unpack: Unpack = partial(of_gptq, zeros_less_one=less_one) if method == "gptq" else of_awq
+    names = ("qweight", "qzeros", "scales", "g_idx") if method == "gptq" else ("qweight", "qzeros", "scales")
+    for name, first in headers.items():
+        module, leaf = name.rpartition(".")[::2]
+        parts = {each: headers[f"{module}.{each}"] for each in names if f"{module}.{each}" in headers}
+        if leaf == "qweight" and len(parts) == len(names):
+            inputs = parts["g_idx"].shape[0] if method == "gptq" else first.shape[0]
+            bits = 32 * first.shape[0] // inputs if method == "gptq" else 4
+            shape, scales = (parts["scales"].shape[1], inputs), parts["scales"].dtype
+            place = (f"{module}.weight", scales, shape, first.file, first.start, first.stop)
+            yield f"{module}.weight", PackedHeader(*place, f"int{bits}", parts, unpack)
+
+
+def unpacked_tensors(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every tensor of a folder by its name there, those that are quantized as the weights that they stand for.
+
+    Raises:
+        ModelError: One is of no use to the model, and yet not zero: leaving it out would make another model.
+    """
+    known, tensors = model.state_dict().keys(), {}
+    for name, header in weight_headers(folder, model).items():
+        tensor = header.unpacked(dtype) if isinstance(header, PackedHeader) else mapped_tensor(header)
+        useless = name not in known and name.endswith((".bias", ".scales"))
+        if useless and bool(tensor.any()):
+            message = f"tensor {name} has no place in the model, and is not zero"
+            raise ModelError(message, where=str(header.file), remedy=ORIGINAL)
+        if not useless:
+            tensors[name] = tensor
+    return tensors
 
 
 def _compressed(

@@ -33,7 +33,7 @@ def section(folder: Path, **options: Any) -> ModelSection:
         ({"model_type": "t5"}, "encoder-decoder"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "writes no text(.|\n)*task: seq_cls"),
         ({"architectures": ["LlamaForQuestionAnswering"]}, "writes no text(.|\n)*ForCausalLM"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"the weights are quantized \(gptq\)"),
+        ({"quantization_config": {"quant_method": "hqq", "bits": 4}}, r"the weights are quantized \(hqq\)"),
         ({"hidden_size": "many"}, "cannot read it"),
     ],
 )
