@@ -18,10 +18,10 @@ from loraft import errors
 from loraft.baselines.trial_process import Answer, answers
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
-from loraft.dataset.source_rows import with_input_kept
 from loraft.errors import ConfigError, LoraftError, Problem, ResourceError, RunError
 from loraft.events import Note, Observer, Progress, ignored
 from loraft.models.remote_code import as_trusted
+from loraft.rows.standard_input import with_input_kept
 
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 STEPS = 20

@@ -21,9 +21,7 @@ from loraft.dataset.tokenize_rows import TokenizedRow, length_policy, processes_
 from loraft.errors import DataError, InvalidInputError, Problem
 from loraft.rows.fields import unread_columns
 from loraft.rows.formats import LanguagePair, Record
-from loraft.rows.places import files_of
 from loraft.rows.raw_rows import RowsRead, read_rows
-from loraft.rows.standard_input import STANDARD_INPUT
 from loraft.tasks import TASKS, check_format, detect_format
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
@@ -202,31 +200,6 @@ def with_defaults(source: DataSource, data: DataSection) -> DataSource:
     for key in ("format", "text_by"):
         own[key] = getattr(data if getattr(source, key) == "auto" else source, key)
     return source.model_copy(update=own)
-
-
-def with_input_kept(config: RunConfig) -> RunConfig:
-    """The config with the file that keeps what was piped in where it names standard input.
-
-    So a run writes down what it read, and whoever reads the rows again finds them.
-
-    Raises:
-        DataError: Nothing was piped in.
-    """
-    data = config.data
-    held_out = data.eval if isinstance(data.eval, tuple) else ()
-    if all(source.path != STANDARD_INPUT for source in (*data.train, *held_out)):
-        return config
-    sources = {"train": tuple(_kept(source, data) for source in data.train)}
-    if held_out:
-        sources["eval"] = tuple(_kept(source, data) for source in held_out)
-    return config.model_copy(update={"data": data.model_copy(update=sources)})
-
-
-def _kept(source: DataSource, data: DataSection) -> DataSource:
-    if source.path != STANDARD_INPUT:
-        return source
-    (file,) = files_of(with_defaults(source, data)).files
-    return source.model_copy(update={"path": str(file.path)})
 
 
 def expand_sources(data: DataSection) -> tuple[list[DataSource], list[DataSource]]:

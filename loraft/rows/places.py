@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loraft.config.sections import DataSource
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+AS_TABLE = "standard input begins like no other file that is read: it is taken for a table (CSV), not for plain text"
 WHY: dict[TextBy, str] = {
     "file": "they are those of a folder or a pattern",
     "paragraph": "blank lines part them",
@@ -66,7 +67,8 @@ def files_of(source: DataSource) -> SourceFiles:
     """
     if source.path == STANDARD_INPUT:
         kept = standard_input(as_text=source.text_by != "auto")
-        return _read_as(source, [RowFile(kept, str(kept))])
+        found = _read_as(source, [RowFile(kept, str(kept))])
+        return replace(found, notes=(AS_TABLE,)) if found.files[0].kind == ".csv" else found
     address = address_of(source.path)
     if address is None or local_path(address):
         names, several = _listed_here(_path(source.path))

@@ -20,7 +20,7 @@ from loraft.config.choices import TextBy
 from loraft.errors import DataError, Problem
 from loraft.figures import counted
 from loraft.io.checksums import sha256_of, sha256_of_facts
-from loraft.rows.places import files_of, lies_in_files
+from loraft.rows.places import AS_TABLE, files_of, lies_in_files
 from loraft.rows.readers import ALL_TYPES, TEXTS, count_in, rows_in
 from loraft.rows.row import RawRow, Row, look
 from loraft.rows.tables import from_arrow
@@ -67,6 +67,8 @@ def read_rows(source: DataSource, most: int | None = None) -> RowsRead:
         read.take(raw)
     if not read.rows and not read.problems:
         remedy = "Write rows into it, or name another file."
+        if AS_TABLE in read.notes:
+            remedy = "Its first line was taken for the header of a table (CSV); name plain text as a .txt file."
         raise DataError("holds no rows", where=source.path, key="data", remedy=remedy)
     seen = len(read.rows) + len(read.problems)
     if seen == source.limit and next(rows, None) is not None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from loraft.errors import DataError
 from loraft.io.checksums import sha256_of
@@ -16,12 +16,41 @@ from loraft.io.kept_files import kept_file
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
 from loraft.rows.opening import RowFile, opened, told_where_unreadable
 
+if TYPE_CHECKING:
+    from loraft.config.schema import RunConfig
+    from loraft.config.sections import DataSource
+
 STANDARD_INPUT, CALLED = "-", "standard input"
 """The path that means it, and what messages call it."""
 COMPRESSIONS: Mapping[bytes, str] = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst"}
 TYPES: Mapping[bytes, str] = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"{": ".jsonl", b"[": ".json"}
 """How files begin: standard input has no name that would tell."""
 AT_ONCE = 2**20
+
+
+def with_input_kept(config: RunConfig) -> RunConfig:
+    """The config with the file that keeps what was piped in where it names standard input.
+
+    So a run writes down what it read, and whoever reads the rows again finds them.
+
+    Raises:
+        DataError: Nothing was piped in.
+    """
+    data = config.data
+    held_out = data.eval if isinstance(data.eval, tuple) else ()
+    if all(source.path != STANDARD_INPUT for source in (*data.train, *held_out)):
+        return config
+
+    def kept(source: DataSource) -> DataSource:
+        if source.path != STANDARD_INPUT:
+            return source
+        path = standard_input(as_text=(source.text_by, data.text_by) != ("auto", "auto"))
+        return source.model_copy(update={"path": str(path)})
+
+    sources: dict[str, object] = {"train": tuple(map(kept, data.train))}
+    if held_out:
+        sources["eval"] = tuple(map(kept, held_out))
+    return config.model_copy(update={"data": data.model_copy(update=sources)})
 
 
 def standard_input(*, as_text: bool) -> Path:

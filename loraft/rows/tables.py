@@ -12,9 +12,8 @@ from functools import partial
 from io import TextIOWrapper
 from itertools import islice
 from typing import Any
-from zipfile import BadZipFile
 
-from loraft.errors import DataError, Problem, lacking
+from loraft.errors import DataError, LoraftError, Problem, lacking
 from loraft.rows.opening import RowFile, opened, seekable
 from loraft.rows.row import RawRow, UnreadableError, look, remedy_of
 
@@ -184,8 +183,10 @@ def _workbook(stream: Any) -> Any:
 def _told_where_no_workbook(file: RowFile) -> Iterator[None]:
     try:
         yield
-    except (BadZipFile, KeyError, ValueError, SyntaxError) as error:  # that of the parser of XML is a SyntaxError
-        why = " ".join(str(error).split())
+    except LoraftError:
+        raise
+    except Exception as error:  # of a damaged one openpyxl raises whatever its parts stumble over
+        why = " ".join(str(error).split()) or type(error).__name__
         remedy = "Save it as .xlsx without a password, or as .csv."
         raise DataError(f"is no .xlsx file: {why}", where=file.name, key="data", remedy=remedy) from None
 

@@ -18,7 +18,6 @@ from loraft.adapters.targets import TargetModules, targets_in
 from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.source_rows import with_input_kept
 from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.paths import cache_folder
 from loraft.models.auto_model import meta_model
@@ -41,6 +40,7 @@ from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import StoredWeights, packed_modules, refuse_another_quantization
+from loraft.rows.standard_input import with_input_kept
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
 from loraft.training.optimizer import TrainedTensor

@@ -59,6 +59,10 @@ def test_plain_text_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     piped(monkeypatch, b"one, two\n[three]\n")
     rows = read_rows(DataSource(path="-", text_by="line")).rows
     assert [row.values for row in rows] == [{"text": "one, two"}, {"text": "[three]"}]
+    piped(monkeypatch, b"one line\n")
+    with pytest.raises(DataError) as caught:
+        read_rows(PIPED)
+    assert "header of a table" in (caught.value.problems[0].remedy or "")
 
 
 def test_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import io
+import re
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from openpyxl import Workbook
@@ -90,7 +93,12 @@ def test_of_several_sheets_one_is_named(tmp_path: Path) -> None:
 
 def test_what_is_no_workbook_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = book(tmp_path / "x.xlsx", [["text"], ["a"]]).read_bytes()
-    for content in (b"text\na\n", whole[: len(whole) // 2]):
+    no_sheets = io.BytesIO()
+    with ZipFile(tmp_path / "x.xlsx") as parts, ZipFile(no_sheets, "w") as others:
+        for name in parts.namelist():
+            content = parts.read(name)
+            others.writestr(name, re.sub(rb"<sheet .*?/>", b"", content) if name == "xl/workbook.xml" else content)
+    for content in (b"text\na\n", whole[: len(whole) // 2], no_sheets.getvalue()):
         (tmp_path / "y.xlsx").write_bytes(content)
         with pytest.raises(DataError, match=r"no \.xlsx file"):
             read(tmp_path / "y.xlsx")

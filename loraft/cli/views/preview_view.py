@@ -111,9 +111,11 @@ def class_words(preview: Preview) -> str:
 
 
 def place_words(where: str, preview: Preview) -> str:
-    """A row's place in a batch: its number alone where all rows come from one source."""
+    """A row's place in a batch: its number alone where all rows come from one file."""
     found = NUMBERED.fullmatch(where)
-    if found is None or (len(preview.sources) > 1 and len({s.source for s in preview.sources}) > 1):
+    shown = (NUMBERED.fullmatch(row.where) for batch in preview.batches for row in batch.rows)
+    files = {place[1] for place in shown if place is not None}
+    if found is None or len(files) > 1 or len({source.source for source in preview.sources}) > 1:
         return where
     return found[2] or f"line {found[3].removeprefix(':')}"
 
