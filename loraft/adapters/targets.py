@@ -254,7 +254,8 @@ def _chosen(
     modules: Collection[str],
 ) -> tuple[list[_Place], list[Problem]]:
     wanted = lora.target_modules
-    within = [place for place in places if place.layer in layers[place.stack]]
+    reached = [place for place in places if place.inside not in family.unreached]
+    within = [place for place in reached if place.layer in layers[place.stack]]
     if isinstance(wanted, str):  # routers stay frozen unless they are named
         within = [place for place in within if place.inside not in family.routers]
     if family.experts and not family.mlp and wanted == "mlp":
@@ -276,11 +277,14 @@ def _chosen(
         rest = (place for place in within if place not in of_attention)
         return [place for place in rest if any(matches(place.inside, part) for part in family.mlp)], []
     unmatched = [name for name in wanted if not any(matches(place.name, name) for place in within)]
-    problems = [_unmatched(name, places, linear, modules) for name in unmatched]
+    idle = [place for place in places if place not in reached]
+    problems = [_unmatched(name, reached, idle, linear, modules) for name in unmatched]
     return [place for place in within if any(matches(place.name, name) for name in wanted)], problems
 
 
-def _unmatched(name: str, places: Sequence[_Place], linear: Collection[str], modules: Collection[str]) -> Problem:
+def _unmatched(
+    name: str, places: Sequence[_Place], idle: Sequence[_Place], linear: Collection[str], modules: Collection[str]
+) -> Problem:
     """Why a name of `target_modules` matches nothing: each reason has its own remedy."""
     remedy = "lora.modules_to_save trains it whole."
     if elsewhere := [place for place in places if matches(place.name, name)]:
@@ -292,6 +296,9 @@ def _unmatched(name: str, places: Sequence[_Place], linear: Collection[str], mod
             for stack in sorted({place.stack for place in elsewhere})
         ]
         remedy = f"It is in {' and '.join(spans)}."
+    elif any(matches(place.name, name) for place in idle):
+        message = f"what the model gives does not come through {name}, so nothing would be learned there"
+        remedy = "Leave it out."
     elif any(matches(module, name) for module in linear):
         message = f"{name} lies outside the transformer layers"
     elif any(matches(module, name) for module in modules):

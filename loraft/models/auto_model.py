@@ -30,7 +30,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from loraft.config.choices import ModelGroup
 from loraft.errors import ModelError, OutOfMemoryError
 from loraft.figures import counted
-from loraft.models.hf_config import is_classifier, own_code, quietly_reading
+from loraft.models.hf_config import is_classifier, is_used_otherwise, own_code, quietly_reading
 from loraft.models.modules import is_within
 from loraft.models.registry import FAMILIES, Kind, refuse_kind
 
@@ -81,7 +81,7 @@ def class_of(config: PreTrainedConfig) -> Any:
     is not in the table is made by the class that its config names.
     """
     family = None if own_code(config) else FAMILIES.get(config.model_type)
-    if family is None:
+    if family is None or is_used_otherwise(config):
         group = group_of(config)
         if group is not None and (made_by := _auto_class(config, group)) is not None:
             return made_by

@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from loraft.config.choices import ModelGroup
 from loraft.errors import LoraftError, ModelError
-from loraft.models.registry import ModelSpec
+from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.remote_code import is_trusted
 
 
@@ -142,6 +143,23 @@ def check_dtype(family: ModelSpec, dtype: torch.dtype | None) -> None:
 def is_classifier(config: PreTrainedConfig) -> bool:
     """Whether a config is that of a classifier of texts."""
     return any(CLASSIFIER in architecture for architecture in config.architectures or ())
+
+
+def is_used_otherwise(config: PreTrainedConfig, group: ModelGroup | None = None) -> bool:
+    """Whether a family of the table is used as what its row is not about: the decoder of a BART alone, say.
+
+    Its config says so: an encoder-decoder's that it has one stack or classifies, an encoder's that it is a decoder.
+    """
+    known = FAMILIES.get(config.model_type)
+    if known is None or group == "encoder_decoder":
+        return False
+    if group == "classifier" or (group is None and is_classifier(config)):
+        return known.kind == "encoder_decoder"
+    if known.kind == "encoder":
+        named = " ".join(config.architectures or ())
+        writes = group == "decoder" or "LMHead" in named or "CausalLM" in named
+        return writes and bool(getattr(config, "is_decoder", False))
+    return known.kind == "encoder_decoder" and not config.is_encoder_decoder
 
 
 def class_names(config: PreTrainedConfig) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.errors import ModelError
+from loraft.models.hf_config import is_used_otherwise
 from loraft.models.modules import linear_modules
 from loraft.models.registry import FAMILIES, Kind, ModelSpec
 
@@ -25,7 +26,7 @@ def family_in(model: PreTrainedModel) -> ModelSpec:
         ModelError: No list of layers is found.
     """
     row = FAMILIES.get(model.config.model_type)
-    if row is None:
+    if row is None or is_used_otherwise(model.config):
         return by_structure(model)
     here = {name for name, _ in model.named_modules()}
     paths = {path: path if path in here else path.partition(".")[2] for path in row.stacks.values()}

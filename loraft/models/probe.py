@@ -23,9 +23,10 @@ from loraft.errors import ModelError
 from loraft.kernels.decoding import new_cache, read_on
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.auto_model import group_of, meta_model, require_class
-from loraft.models.hf_config import CLASSIFIER, configured_positions, own_code, quietly
+from loraft.models.hf_config import CLASSIFIER, configured_positions, is_used_otherwise, own_code, quietly
 from loraft.models.model_structure import by_structure, sized_modules
 from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
+from loraft.models.reach import unreached
 from loraft.models.registry import Caching, ModelSpec, row_of
 from loraft.models.tiny_copy import tiny_copy
 
@@ -53,7 +54,7 @@ def spec_of(config: PreTrainedConfig, group: ModelGroup | None = None) -> ModelS
     Raises:
         ModelError: The architecture is of another kind, or transformers has no class of it for that use.
     """
-    known = None if own_code(config) else row_of(config.model_type, group)
+    known = None if own_code(config) or is_used_otherwise(config, group) else row_of(config.model_type, group)
     if known is not None:
         return known
     said = {name: value for name, value in config.to_dict().items() if group is None or name not in OF_NO_INTEREST}
@@ -82,7 +83,8 @@ def _probed(config: PreTrainedConfig, group: ModelGroup | None) -> ModelSpec:
     if group == "decoder" and not _tried(_is_causal, small):
         message = f"model type {config.model_type!r} reads what comes after a token too: it writes no text"
         raise ModelError(message, key="model.name_or_path", remedy="Write task: seq_cls, which takes encoders.")
-    spec = _with_head(replace(spec, kind=group, spare_positions=_spare_positions(small)), small)
+    spec = _with_reach(replace(spec, kind=group, spare_positions=_spare_positions(small)), small)
+    spec = _with_head(spec, small)
     if group == "decoder":
         spec = _while_writing(spec, small)
     return replace(spec, packs=group == "decoder" and not spec.plain and _tried(_rows_stay_apart, small))
@@ -111,6 +113,18 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     """Whether both are the same but for rounding, and show something."""
     spread = float(one.std())
     return spread > 1e-3 and bool(torch.allclose(one, other, rtol=CLOSE, atol=CLOSE * spread))
+
+
+def _with_reach(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
+    """The facts with the modules that no gradient reaches, if the experiment can be made."""
+    row = _row(ROW_LENGTHS[1], model)
+    given = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    if spec.kind == "encoder_decoder":
+        given["decoder_input_ids"] = row
+    try:
+        return replace(spec, unreached=unreached(model, spec, given))
+    except Exception:  # whatever an architecture refuses: all its modules are then adapted
+        return spec
 
 
 def _is_causal(model: PreTrainedModel) -> bool:
@@ -218,7 +232,7 @@ def _classifier(config: PreTrainedConfig, spec: ModelSpec, small: PreTrainedMode
     spec = replace(spec, classifier=_head_modules(model), kind="encoder")
     if small is None:
         return replace(spec, plain=True, unknown=("no tiny copy of it could be made to try it on",))
-    spec = replace(spec, spare_positions=_spare_positions(small))
+    spec = _with_reach(replace(spec, spare_positions=_spare_positions(small)), small)
     causal = replace(spec, kind="decoder")
     if _tried(_decides_last, causal, small):
         return causal

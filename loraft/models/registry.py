@@ -33,6 +33,7 @@ class ModelSpec:
             them, which LoRA on linear modules cannot adapt.
         routers: The linear modules that choose experts, as paths inside a layer: adapted only where they are named.
         alone: Padding changes what a classifier of it decides, so that each row is read by itself.
+        unreached: The linear modules that the outputs do not come through, likewise: never adapted.
         plain: What stands around its head is not known: the loss is computed from the logits of the model itself.
         caching: How it keeps what it has read while it writes: `keys` in a cache that is handed to it, `own` in one
             that it makes itself; `none` reads all again with each token.
@@ -64,6 +65,7 @@ class ModelSpec:
     experts: str | None = None
     routers: tuple[str, ...] = ()
     alone: bool = False
+    unreached: tuple[str, ...] = ()
     plain: bool = False
     caching: Caching = "keys"
     pads_left: bool = True

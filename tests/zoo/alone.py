@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
@@ -11,10 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tests.zoo.models import batch, build
+from tests.zoo.models import GROUPS, batch, build
 
 T = TypeVar("T")
-STEPS = ("build", "forward", "backward", "peft", "generate")
+STEPS = ("build", "load", "forward", "backward", "peft", "generate")
 """What is done with each, in this order."""
 TASKS: Mapping[str, str] = {"seq2seq": "SEQ_2_SEQ_LM", "classification": "SEQ_CLS"}
 """The names that peft has for what a group's models do; all others go on with a text."""
@@ -38,6 +39,7 @@ def train_alone(model_type: str, group: str) -> None:
     """
     model = _try("build", lambda: uncached(model_type, group))
     given = batch(model, group)
+    _try("load", lambda: require_reloadable(model, group))
     loss = _try("forward", lambda: finite_loss(model.train(), given))
     _try("backward", loss.backward)
     _try("peft", lambda: trained_by_peft(uncached(model_type, group), group, given))
@@ -57,6 +59,16 @@ def _try(step: str, work: Callable[[], T]) -> T:
         return work()
     except Exception as error:
         raise Failed(step, error) from error
+
+
+def require_reloadable(model: PreTrainedModel, group: str) -> None:
+    """Save a model and load it: its config and its tensors are the same again."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again = GROUPS[group].auto.from_pretrained(folder, dtype=torch.float32)
+    own, found = model.state_dict(), again.state_dict()
+    if other := [name for name in own if name not in found or not torch.equal(own[name], found[name])]:
+        raise ValueError(f"{len(other)} tensors are others after loading: {', '.join(other[:3])}")
 
 
 def finite_loss(model: nn.Module, given: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -71,6 +73,9 @@ def build(model_type: str, group: str) -> PreTrainedModel:
             for parameter in model.parameters():
                 if parameter.requires_grad and parameter.is_floating_point():
                     scale(parameter)
+            for module in model.modules():
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    module.weight[module.padding_idx] = 0  # as loading makes it
     return model.eval()
 
 
@@ -82,10 +87,16 @@ def scale(parameter: torch.Tensor) -> None:
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
-def save(model: PreTrainedModel, folder: Path) -> Path:
-    """A folder with the model and the tiny tokenizer."""
+def save(model: PreTrainedModel, folder: Path, *, ends: bool = False) -> Path:
+    """A folder with the model and the tiny tokenizer, which `ends` each text with the end-of-text token if asked to."""
     model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    if ends:
+        end = tokenizer.eos_token, tokenizer.eos_token_id
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {end[0]}", pair=f"$A {end[0]} $B {end[0]}", special_tokens=[end]
+        )
+    tokenizer.save_pretrained(folder)
     return folder
 
 

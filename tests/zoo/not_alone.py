@@ -6,19 +6,23 @@ from collections.abc import Mapping
 
 TIMM = "its vision tower is a model of timm, which is not installed"
 IMAGES = "its loss needs an image with every text"
+TEXT_PART = "transformers finds no class for the config of its text part, which is what is saved"
 ASSISTANT = "it reads the hidden states of a main model: a config of its own makes none that can be built"
 AUDIO_CONFIG = "transformers gives its class for text the config of the whole, which has no `dropout`"
 
 NOT_ALONE: Mapping[tuple[str, str], tuple[str, str]] = {
     ("causal", "blt"): ("generate", "transformers makes no cache for it: its config has no `num_hidden_layers`"),
+    ("causal", "emu3"): ("load", TEXT_PART),
     ("causal", "gemma3n"): ("build", TIMM),
     ("causal", "gemma4_assistant"): ("build", ASSISTANT),
     ("causal", "gemma4_unified_assistant"): ("build", ASSISTANT),
     ("causal", "git"): ("forward", IMAGES),
+    ("causal", "mllama"): ("load", TEXT_PART),
     ("causal", "musicgen"): ("build", AUDIO_CONFIG),
     ("causal", "musicgen_melody"): ("build", AUDIO_CONFIG),
     ("causal", "reformer"): ("peft", "its reversible layers give adapters on a frozen base no gradient"),
     ("seq2seq", "fsmt"): ("forward", "it makes the decoder's input of the source where labels alone are given"),
+    ("seq2seq", "nemo_speechlm"): ("load", "transformers saves tensors that it does not read back"),
     ("seq2seq", "voxtral_realtime"): ("forward", "its loss needs sound with every text"),
     ("classification", "ibert"): ("peft", "its linear modules are of its own class, which peft does not adapt"),
     ("classification", "layoutlmv2"): ("build", "it needs detectron2, which is not installed"),
@@ -37,6 +41,12 @@ NOT_ALONE: Mapping[tuple[str, str], tuple[str, str]] = {
     ("multimodal", "pi0"): ("forward", "its loss is that of a robot's movements"),
     ("multimodal", "pix2struct"): ("forward", IMAGES),
     ("multimodal", "pp_formulanet"): ("forward", IMAGES),
+    ("multimodal", "shieldgemma2"): ("load", "transformers saves it under names that it does not read back"),
     ("multimodal", "udop"): ("forward", "its loss needs the place of every word on a page"),
     ("multimodal", "vision-encoder-decoder"): ("forward", IMAGES),
 }
+
+
+def trained_alone(group: str, model_type: str) -> bool:
+    """Whether transformers and peft train it, though perhaps it does not write: what loraft is measured by."""
+    return NOT_ALONE.get((group, model_type), ("generate",))[0] == "generate"

@@ -109,6 +109,7 @@ OF_TYPE: dict[str, dict[str, Any]] = {
 """The arguments of a config, by its own model type, wherever it stands."""
 
 OF_MODEL: dict[tuple[str, str], dict[str, Any]] = {
+    ("mbart", "seq2seq"): {"decoder_start_token_id": 2},  # where no language is named it begins with the end of text
     ("reformer", "causal"): {"is_decoder": True},
 }
 """The arguments that one of a type's models needs and another has not."""

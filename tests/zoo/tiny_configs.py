@@ -30,7 +30,8 @@ RULES: Sequence[tuple[str, int]] = (
     (r".*(key_value|kv|key)(_n)?_heads|num_ln_in_.*", KEY_VALUE_HEADS),
     (r".*n_?groups|.*_groups?|topk_group", 2),
     (r".*(experts_per_tok(en)?|moe_k|moe_topk|moe_top_k|top_k_experts)", 2),
-    (r"index(er)?_topk|index_block_size", 8),
+    (r"index(er)?_topk|keep_window_size", POSITIONS),  # what is chosen among equals differs by rounding: all is
+    (r"index_block_size", 8),
     (r".*experts", EXPERTS),
     (r".*(heads?|n_head)(_per_layer)?", HEADS),
     (r".*(intermediate|ffn|feed_forward|d_ff|dff|dim_ff|d_inner|n_inner|mlp_dim).*", INNER),
@@ -69,11 +70,12 @@ def shrunk(value: int, name: str) -> int:
 
 def tiny_config(model_type: str, group: str = "causal", **overrides: Any) -> PreTrainedConfig:
     """A tiny config of a type, for its model of a group (`models.GROUPS`)."""
-    values = arguments(default_config(model_type), top=True) | OF_MODEL.get((model_type, group), {})
+    default = default_config(model_type)
+    values = arguments(default, top=True) | OF_MODEL.get((model_type, group), {})
     if group == "classification":
         values["num_labels"] = 3
-    if group == "causal" and values.get("is_decoder", True) is False:
-        values["is_decoder"] = True
+    if group == "causal" and "is_decoder" in vars(default) and not default.is_encoder_decoder:
+        values["is_decoder"] = True  # without it an encoder's class for text looks at what is to come
     return CONFIG_MAPPING[model_type](**(values | overrides))
 
 
