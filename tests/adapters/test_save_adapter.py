@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.adapters.save_adapter import generation_defaults, load_adapters, restore, save_adapter, save_full
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
+from loraft.models.load_model import LoadedModel
 from tests.adapters.setting import FACTS, Rendering, disturb, logits, run_config, tiny_loaded
 from tests.models.test_foreign_code import name_code
 from tests.tiny import CHATML
@@ -283,13 +285,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, Path]:
+    """An adapter to be copied before it is harmed, and its base, which stays as it is."""
+    folder = tmp_path_factory.mktemp("whole")
+    _, adapter = saved(folder)
+    return tiny_loaded(folder / "base"), adapter
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_c23_what_is_wrong_with_an_adapter_is_said(tmp_path: Path, damage: str) -> None:
+def test_c23_what_is_wrong_with_an_adapter_is_said(
+    tmp_path: Path, whole: tuple[LoadedModel, Path], damage: str
+) -> None:
     """C41 too: of pickled weights nothing is read. And C48: an adapter that changes its base is not taken."""
-    _, folder = saved(tmp_path)
+    loaded, adapter = whole
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
     harm, message = DAMAGES[damage]
     harm(folder)
-    loaded = tiny_loaded(tmp_path / "base")
     before = logits(loaded.model)
     with pytest.raises(AdapterError, match=message):
         load_adapters(loaded, {"default": folder})

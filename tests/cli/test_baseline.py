@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from loraft import errors
-from loraft.baselines import train_recurrent
+from loraft.baselines import train_baseline, train_recurrent
 from tests.cli.running import loraft, refused
 from tests.tiny import save_tiny
 from tests.training.building import pairs, rows, write_rows
@@ -26,6 +26,7 @@ lora: {{r: 4}}
 training: {{max_steps: 4, output_dir: {name}, learning_rate: 1e-2}}
 generation: {{max_new_tokens: 8, temperature: 0}}
 """
+WRITTEN_TOKENS = train_baseline.WRITTEN_TOKENS
 KEYS = {
     "task", "train_rows", "rows", "compared_with", "networks", "training", "differences", "gradient", "samples",
     "findings", "confidence", "resamples",
@@ -49,7 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, to be written into; networks learn for a moment."""
+    """The same, to be written into; networks learn for a moment, and few tokens are timed."""
+    monkeypatch.setattr(train_baseline, "WRITTEN_TOKENS", 8)
     monkeypatch.setattr(train_recurrent, "MOST_ROUNDS", 3)
     monkeypatch.setattr(train_recurrent, "TRIED_ROUNDS", 1)
     shutil.copytree(made, tmp_path / "place")
@@ -63,7 +65,8 @@ def told(place: Path, *words: str) -> dict[str, Any]:
     return document
 
 
-def test_what_writes_stands_beside_the_run(place: Path) -> None:
+def test_what_writes_stands_beside_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_baseline, "WRITTEN_TOKENS", WRITTEN_TOKENS)
     found = told(place, "chats.yaml")
     assert found.keys() == KEYS
     assert (found["task"], found["rows"], found["compared_with"]) == ("causal_lm", 6, "chats/adapter")

@@ -13,7 +13,7 @@ from loraft.cli.views import layer_plots, plots
 from loraft.cli.views.inside_view import gradients_view
 from tests.cli.conftest import config_text
 from tests.cli.test_inspect_layers import adapter, document, inspect
-from tests.tiny import save_tiny
+from tests.tiny import mostly_slow, save_tiny
 from tests.words import Wording
 
 PROMPT = "the customer said that the order is late"
@@ -210,7 +210,7 @@ def test_a_picture_without_matplotlib_names_the_extra(monkeypatch: pytest.Monkey
     assert "pip install 'loraft[plot]'" in result.stderr
 
 
-@pytest.mark.parametrize("ending", ["png", "svg"])
+@pytest.mark.parametrize("ending", mostly_slow(["png", "svg"], "svg"))
 def test_pictures_of_each_kind(here: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter(here / "one")
     save_tiny(here / "t5", "t5")

@@ -86,7 +86,7 @@ VALUES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 
 
 @given(values=VALUES)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_reads_back_equal(tmp_path: Path, values: dict[str, Any]) -> None:
     config = RunConfig.model_validate(values)
     assert load_config(write(tmp_path, dump_config(config))) == config

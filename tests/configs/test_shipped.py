@@ -104,7 +104,7 @@ def tiny_stand_in(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"model": model, "data": data})
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("name", list(LOADED))
 def test_check_passes_it_on_a_tiny_model_of_its_family(name: str, tmp_path: Path) -> None:
     assert plan_run(tiny_stand_in(LOADED[name], tmp_path)).steps > 0

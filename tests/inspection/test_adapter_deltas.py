@@ -57,13 +57,23 @@ def edit(folder: Path, change: Any) -> None:
     save_file(tensors, file)
 
 
+LORAS: list[dict[str, Any]] = [{}, {"use_rslora": True}, {"use_dora": True}]
+
+
 def only(report: LayersReport) -> Any:
     assert len(report.adapters) == 1
     return report.adapters[0]
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5"])
-@pytest.mark.parametrize("lora", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+@pytest.mark.slow_after(5)  # each kind on a Llama, and each family
+@pytest.mark.parametrize(
+    ("model_type", "lora"),
+    [
+        *(("llama", lora) for lora in LORAS),
+        *((model_type, lora) for lora in LORAS for model_type in ("gpt2", "t5")),
+    ],
+    ids=str,
+)
 def test_norms_are_those_of_what_peft_merges(tmp_path: Path, model_type: str, lora: dict[str, Any]) -> None:
     base = base_in(tmp_path / "base", model_type)
     fan = {"fan_in_fan_out": True} if model_type == "gpt2" else {}

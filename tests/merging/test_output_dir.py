@@ -125,26 +125,19 @@ TAKEN: dict[str, tuple[Harm, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["x.gguf", "X.GGUF", "model.safetensors"])
-def test_a_file_of_another_format_is_refused(tmp_path: Path, merge: Merge, name: str) -> None:
-    with (
-        pytest.raises(RunFolderError, match="would be a folder"),
-        merged_folder(merge, tmp_path / name, overwrite=True),
-    ):
-        pass
-    assert not (tmp_path / name).exists()
+def test_a_file_of_another_format_is_refused(tmp_path: Path, merge: Merge) -> None:
+    for name in ("x.gguf", "X.GGUF", "model.safetensors"):
+        refuse(merge, tmp_path / name, RunFolderError, "would be a folder", overwrite=True)
+        assert not (tmp_path / name).exists(), name
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("place", TAKEN)
-def test_a_place_that_is_taken_is_refused_and_left_as_it_was(
-    tmp_path: Path, merge: Merge, place: str, overwrite: bool
-) -> None:
-    harm, said = TAKEN[place]
-    out = harm(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    refuse(merge, out, RunFolderError, said, overwrite=overwrite)
-    assert sorted(tmp_path.rglob("*")) == before
+def test_a_place_that_is_taken_is_refused_and_left_as_it_was(tmp_path: Path, merge: Merge) -> None:
+    for place, (harm, said) in TAKEN.items():
+        out = harm(tmp_path)
+        before = sorted(tmp_path.rglob("*"))
+        for overwrite in (False, True):
+            refuse(merge, out, RunFolderError, said, overwrite=overwrite)
+            assert sorted(tmp_path.rglob("*")) == before, place
 
 
 def test_a_merged_model_is_replaced_only_when_that_is_said(tmp_path: Path, merge: Merge) -> None:

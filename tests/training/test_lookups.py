@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from tests.training.building import ROWS_OF, write_rows
 MODELS = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def run(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, Path, Counter[Any]]:
-    """A run of a base on the Hub, which is a folder here, and the look-ups of its name: (name, with weights)."""
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path, Counter[Any], Counter[Any]]]:
+    """A run of a base on the Hub, a folder here, and its look-ups (name, with weights): of training, of the rest."""
+    tmp_path = tmp_path_factory.mktemp("run")
     base = save_tiny(tmp_path / "hub", MODELS[request.param])
     asked: Counter[Any] = Counter()
 
@@ -31,8 +33,6 @@ def run(
         asked[name, weights] += 1
         return base
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "_from_hub", from_hub)
     write_rows(tmp_path / "rows.jsonl", ROWS_OF[request.param]())
     config = {
         "task": request.param,
@@ -41,18 +41,21 @@ def run(
         "data": {"train": [{"path": "rows.jsonl"}], "eval": 0.2, "max_length": 64},
         "training": {"output_dir": "run", "max_steps": 1},
     }
-    api.train(RunConfig.model_validate(config))
-    return request.param, tmp_path / "run", asked
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path)
+        patched.setattr(sources, "_from_hub", from_hub)
+        api.train(RunConfig.model_validate(config))
+        yield request.param, tmp_path / "run", Counter(asked), asked
 
 
 def test_training_looks_a_name_up_once_for_config_and_tokenizer_and_once_for_weights(
-    run: tuple[str, Path, Counter[Any]],
+    run: tuple[str, Path, Counter[Any], Counter[Any]],
 ) -> None:
     assert run[2] == {("org/base", False): 1, ("org/base", True): 1}
 
 
-def test_so_do_evaluating_and_answering(run: tuple[str, Path, Counter[Any]]) -> None:
-    task, folder, asked = run
+def test_so_do_evaluating_and_answering(run: tuple[str, Path, Counter[Any], Counter[Any]]) -> None:
+    task, folder, _, asked = run
     for verb in ("evaluate", "answer"):
         asked.clear()
         if verb == "evaluate":
@@ -66,7 +69,7 @@ def test_so_do_evaluating_and_answering(run: tuple[str, Path, Counter[Any]]) -> 
 
 @pytest.mark.parametrize("data", [None, "rows.jsonl"])
 def test_evaluating_reads_each_file_of_rows_once(
-    run: tuple[str, Path, Counter[Any]], data: str | None, monkeypatch: pytest.MonkeyPatch
+    run: tuple[str, Path, Counter[Any], Counter[Any]], data: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: Counter[str] = Counter()
     take = raw_rows.RowsRead.take

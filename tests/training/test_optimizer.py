@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from loraft.training.optimizer import (
     restore_optimizer,
 )
 from loraft.training.run_plan import plan_run
+from tests.tiny import mostly_slow
 from tests.training.building import tiny_config, tiny_fit
 
 ON_A_CPU = sorted(name for name in KINDS if not name.startswith("paged_"))
@@ -100,14 +102,25 @@ def _bytes_of(state: Mapping[str, Any]) -> int:
     return sum(value.nbytes for key, value in state.items() if isinstance(value, Tensor) and key not in SHARED)
 
 
+PLANNED: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "dora": {"lora__use_dora": True},
+    "full": {"method": "full"},
+    "classifier": {"task": "seq_cls"},
+    "t5": {"task": "seq2seq_lm", "method": "full"},
+}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"lora__use_dora": True}, {"method": "full"}, {"task": "seq_cls"}, {"task": "seq2seq_lm", "method": "full"}],
-    ids=["lora", "dora", "full", "classifier", "t5"],
+    ("optim", "options"),
+    mostly_slow(
+        product(["muon", "adafactor", "ademamix_8bit"], PLANNED),
+        *(("muon", options) for options in PLANNED),
+        *((optim, "full") for optim in ("adafactor", "ademamix_8bit")),
+    ),
 )
-@pytest.mark.parametrize("optim", ["muon", "adafactor", "ademamix_8bit"])
-def test_the_plan_knows_every_tensor_and_its_state(tmp_path: Path, optim: str, options: dict[str, Any]) -> None:
-    config = tiny_config(tmp_path, training__optim=optim, training__max_steps=1, **options)
+def test_the_plan_knows_every_tensor_and_its_state(tmp_path: Path, optim: str, options: str) -> None:
+    config = tiny_config(tmp_path, training__optim=optim, training__max_steps=1, **PLANNED[options])
     run, state = tiny_fit(config)
     hidden = hidden_matrices(run.adapted)
     trained = [TrainedTensor(tuple(each.shape), name in hidden) for name, each in run.adapted.trainable.items()]
