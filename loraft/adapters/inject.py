@@ -12,93 +12,36 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from loraft.adapters.adapted_parameters import adapted_parameters
 from loraft.adapters.adapter_config import resolved
-from loraft.adapters.adapter_files import AdapterFiles, insert, read_adapter
+from loraft.adapters.adapter_files import insert
 from loraft.adapters.lora_factors import ADAPTER_NAME
-from loraft.adapters.resolve_target import adapter_named
+from loraft.adapters.start_from import start_of
 from loraft.adapters.targets import TargetModules, targets_in
 from loraft.adapters.trained_biases import keep_biases
+from loraft.adapters.weight_starts import as_plain, begin_from_weights
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.config.sections import LoraSection
-from loraft.errors import AdapterError, Problem
 from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import LoadedModel
-from loraft.models.modules import is_within, matches
+from loraft.models.modules import matches
 from loraft.models.quantize import in_few_bits
 from loraft.models.registry import ModelSpec
 from loraft.tasks import TASKS
-
-
-def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = ()) -> AdapterFiles | None:
-    """The adapter of `lora.start_from`; None where an adapter begins anew.
-
-    `targets` is what the config adapts, and `labels` are the classes of a classifier in their order.
-
-    Raises:
-        AdapterError: It is damaged, or differs from what the config describes; every difference is told.
-    """
-    if lora.start_from is None:
-        return None
-    remedy = "Name an adapter, a run or a checkpoint."
-    start = read_adapter(adapter_named(lora.start_from, {"key": "lora.start_from"}, remedy=remedy).folder)
-    if problems := list(_differences(start, targets, lora, labels)):
-        message = "it is not the adapter that the config describes"
-        raise AdapterError.several([*problems, Problem(message, str(start.folder), "lora.start_from")])
-    return start
-
-
-def _differences(
-    start: AdapterFiles, targets: TargetModules, lora: LoraSection, labels: Sequence[str]
-) -> Iterator[Problem]:
-    there, here = start.ranks.keys(), targets.ranks.keys()
-    yield from _other_names("lora.target_modules", here - there, there - here)
-    yield from _other_numbers("lora.r", start.ranks, targets.ranks)
-    yield from _other_numbers("lora.alpha", start.alphas, targets.alphas)
-    for key in ("use_rslora", "use_dora"):
-        said, asked = getattr(start.config, key), getattr(lora, key)
-        if said != asked:
-            yield Problem(f"{str(said).lower()} in the adapter, {str(asked).lower()} here", key=f"lora.{key}")
-    # Weights are saved by the leaf; a module that is trained whole may hold several.
-    absent = {outer for outer in targets.saved if not any(is_within(leaf, outer) for leaf in start.saved)}
-    extra = {leaf for leaf in start.saved if not is_within(leaf, *targets.saved)}
-    yield from _other_names("lora.modules_to_save", absent, extra)
-    classes = (start.record or {}).get("labels")  # what another tool wrote does not say which classes it knows
-    if isinstance(classes, list) and labels and classes != list(labels):
-        message = f"the adapter's classes are {_listed(list(map(str, classes)))}; here they are {_listed(labels)}"
-        yield Problem(message, key="data.labels")
-
-
-def _other_names(key: str, absent: Set[str], extra: Set[str]) -> Iterator[Problem]:
-    if absent:
-        yield Problem(f"the adapter has no {_listed(sorted(absent))}", key=key)
-    if extra:
-        yield Problem(f"only the adapter has {_listed(sorted(extra))}", key=key)
-
-
-def _other_numbers(key: str, there: Mapping[str, float], here: Mapping[str, float]) -> Iterator[Problem]:
-    different = [name for name in here if name in there and there[name] != here[name]]
-    if different:
-        first = different[0]
-        yield Problem(f"{there[first]:g} in the adapter, {here[first]:g} here ({_listed(different)})", key=key)
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
 
 HARMLESS = (
     "`is_gradient_checkpointing` is deprecated",  # peft's own use of transformers
@@ -154,6 +97,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     classes = (base.config.id2label or {}).values() if head else ()
     start = start_of(config.lora, targets, tuple(map(str, classes)))
     lora = _lora_config(base, loaded.family, targets, config)
+    lora.lora_bias = start is not None and start.config.lora_bias
     saved = copy.copy(lora.modules_to_save)
     model = add_lora_layers(base, lora)
     _refuse_other_modules(model, targets)
@@ -162,13 +106,16 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
         notes = start.check_base(loaded.fingerprint)
         insert(model, start, ADAPTER_NAME)
     else:
-        _initialise(model, targets.modules, config)
+        _initialise(model, targets, config)
+        if config.lora.init in ("pissa", "olora", "loftq"):
+            begin_from_weights(model, targets.modules, config.lora.init, config.seed, loaded)
     patch_lora_linears(model, ADAPTER_NAME, loaded.family.same_input)
     recorded = lora_config_of(model)
     recorded.base_model_name_or_path = loaded.name
     recorded.modules_to_save = saved  # peft added all that it calls a classifier, what this model has not too
     recorded.revision = config.model.revision
     recorded.rank_pattern, recorded.alpha_pattern = lora.rank_pattern, lora.alpha_pattern  # as they were written
+    as_plain(recorded, config.lora.init if start is None else "default")
     return AdaptedModel(loaded, model, targets, _trainable(model), config.method, notes)
 
 
@@ -238,7 +185,7 @@ def _begin_anew(model: PreTrainedModel, modules: Iterable[str], seed: int) -> No
             parameter.data.copy_(drawn)
 
 
-def _initialise(model: PeftModel, modules: Iterable[str], config: RunConfig) -> None:
+def _initialise(model: PeftModel, targets: TargetModules, config: RunConfig) -> None:
     """Draw every A anew, on the CPU and in float32; B is zero, so that training starts from the base.
 
     peft draws A from the global state and rounds it to the dtype of the base before it makes it float32.
@@ -246,12 +193,14 @@ def _initialise(model: PeftModel, modules: Iterable[str], config: RunConfig) -> 
     Source: A ~ U(-1/√in, 1/√in) (Kaiming with a = √5), or A ~ N(0, 1/r²) for gaussian; Hu et al. 2021 and peft.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    base = model.get_base_model()
-    for name in modules:
-        weight = base.get_submodule(name).lora_A[ADAPTER_NAME].weight  # type: ignore[union-attr,index]
+    base: Any = model.get_base_model()
+    places = {of.name: place for place, of in adapted_parameters(model, ADAPTER_NAME).items()}
+    for name in (*targets.modules, *(places[weight.name] for weight in targets.weights)):
+        layer = base.get_submodule(name)
+        weight = layer.lora_A[ADAPTER_NAME].weight
         drawn = torch.empty(weight.shape, dtype=torch.float32)
         if config.lora.init == "gaussian":
-            nn.init.normal_(drawn, std=1 / weight.shape[0], generator=generator)
+            nn.init.normal_(drawn, std=1 / layer.r[ADAPTER_NAME], generator=generator)
         else:
             nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         weight.data.copy_(drawn)
@@ -270,6 +219,8 @@ def _lora_config(base: PreTrainedModel, family: ModelSpec, targets: TargetModule
         target_modules=names,
         layers_to_transform=indices,
         layers_pattern=pattern,
+        target_parameters=_portable_parameters(targets, base, lora) or None,
+        bias=lora.bias,
         modules_to_save=_unmistakable(targets.saved, everything) or None,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
@@ -315,6 +266,14 @@ def _portable_names(
     return list(targets.modules), None, None
 
 
+def _portable_parameters(targets: TargetModules, base: PreTrainedModel, lora: LoraSection) -> list[str]:
+    """The names of adapted parameters as they were written, where they mean these alone; else in full."""
+    chosen = {weight.name for weight in targets.weights}
+    written = list(lora.target_parameters)
+    meant = {name for name, _ in base.named_parameters() if any(matches(name, short) for short in written)}
+    return written if meant == chosen else sorted(chosen)
+
+
 def _layer_patterns(family: ModelSpec) -> list[str]:
     """What `layers_pattern` can say: the layers of any stack, such as `block`, or of one, such as `encoder.block`."""
     split = [path.rpartition(".") for path in family.stacks.values()]
@@ -340,9 +299,12 @@ def _unmistakable(saved: Sequence[str], everything: Sequence[str]) -> list[str]:
 def _refuse_other_modules(model: PeftModel, targets: TargetModules) -> None:
     """Compare what peft adapted with what was chosen: it ignores names that match nothing when others match."""
     base = model.get_base_model()
-    adapted = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    adapted = {name for name, module in layers.items() if not isinstance(module, ParamWrapper)}
+    parameters = {of.name for of in adapted_parameters(model, ADAPTER_NAME).values()}
     whole = {name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
-    for found, chosen in ((adapted, targets.modules), (whole, targets.saved)):
+    weights = [weight.name for weight in targets.weights]
+    for found, chosen in ((adapted, targets.modules), (whole, targets.saved), (parameters, weights)):
         if found != set(chosen):
             differing = ", ".join(sorted(found.symmetric_difference(chosen))[:5])
             raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")

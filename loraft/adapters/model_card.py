@@ -176,12 +176,19 @@ def _regularisers(training: TrainingSection) -> dict[str, str]:
     return rows
 
 
+STARTS = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ", "eva": "EVA"}
+"""What starts of an adapter are called."""
+
+
 def _adapter_rows(config: RunConfig) -> dict[str, str]:
     lora = config.lora
     targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(map(code, lora.target_modules))
     layers = lora.layers if isinstance(lora.layers, str) else ", ".join(map(str, lora.layers))
     plus = f"LoRA+ (B at {lora.plus_ratio:g} times the rate)"
-    kinds = (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora), (plus, lora.plus_ratio != 1))
+    kinds = (
+        ("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora), (STARTS.get(lora.init, ""), lora.init in STARTS),
+        (plus, lora.plus_ratio != 1),
+    )  # fmt: skip
     extras = [word for word, used in kinds if used]
     rows = {
         "rank, alpha, dropout": ", ".join([f"{lora.r}, {lora.alpha:g}, {lora.dropout:g}", *extras]),
@@ -190,6 +197,10 @@ def _adapter_rows(config: RunConfig) -> dict[str, str]:
     }
     if lora.modules_to_save:
         rows["trained whole"] = ", ".join(map(code, lora.modules_to_save))
+    if lora.target_parameters:
+        rows["adapted parameters"] = ", ".join(map(code, lora.target_parameters))
+    if lora.bias != "none":
+        rows["trained biases"] = "all" if lora.bias == "all" else "those of the adapted modules"
     return rows
 
 

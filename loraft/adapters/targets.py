@@ -6,22 +6,32 @@ Nothing here is silent: a name, a layer or a pattern that matches nothing is an 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeVar
 
 from transformers import PreTrainedModel
 
 from loraft.adapters.adapter_config import patterned
+from loraft.adapters.extra_targets import (
+    AdaptedWeight,
+    Shapes,
+    beyond_the_weight,
+    layer_of,
+    named_parameters,
+    not_trainable,
+    trained_biases,
+)
+from loraft.adapters.layer_choice import layers_by_stack
 from loraft.adapters.left_by_peft import adaptable_modules
-from loraft.config.sections import LoraSection, StackLayers
+from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
 from loraft.models.model_structure import depths, sized_modules, tied_modules
-from loraft.models.modules import is_within, matches, nearest
+from loraft.models.modules import matches, nearest
 from loraft.models.registry import ModelSpec
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
-KEY, WHOLE = "lora.target_modules", "lora.modules_to_save"
+KEY = "lora.target_modules"
 Key = TypeVar("Key", int, str)
 
 
@@ -48,6 +58,8 @@ class TargetModules:
         by_rank_pattern: How many modules each pattern of `rank_pattern` decides.
         by_alpha_pattern: The same of `alpha_pattern`.
         saved: The modules that are trained whole (`modules_to_save`).
+        weights: The parameters that are adapted by themselves (`target_parameters`).
+        biases: The biases of the base that are trained, and their sizes.
     """
 
     modules: tuple[str, ...]
@@ -62,11 +74,14 @@ class TargetModules:
     by_alpha_pattern: Mapping[str, int]
     saved: tuple[str, ...]
     saved_parameters: int
+    weights: tuple[AdaptedWeight, ...] = ()
+    biases: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def trainable_parameters(self) -> int:
         """Everything that training changes."""
-        return self.parameters + self.saved_parameters
+        of_weights = sum(weight.parameters for weight in self.weights)
+        return self.parameters + of_weights + self.saved_parameters + sum(self.biases.values())
 
 
 @dataclass(frozen=True)
@@ -84,38 +99,6 @@ class _Place:
         return rank * sum(self.shape) + (self.shape[1] if use_dora else 0)
 
 
-def parse_layers(spec: str | Sequence[int], num_layers: int, owner: str = "the model") -> tuple[int, ...]:
-    """The layers that `lora.layers` means, in ascending order: counted from 0, and both ends of a range are in.
-
-    Raises:
-        AdapterError: If a layer is asked for that the model does not have; it is said whose layers they are.
-    """
-    beyond = None
-    layers: Sequence[int]
-    if not isinstance(spec, str):
-        if not spec:
-            raise AdapterError("the list is empty", key="lora.layers", remedy="Write all, or the layers to adapt.")
-        layers = sorted(set(spec))
-        if absent := [str(layer) for layer in layers if not 0 <= layer < num_layers]:
-            beyond = f"layer {', '.join(absent)} does not exist"
-    elif spec == "all":
-        layers = range(num_layers)
-    elif ":" in spec:
-        word, _, number = spec.partition(":")
-        count = int(number)
-        start = {"first": 0, "last": num_layers - count, "middle": (num_layers - count) // 2}[word]
-        layers, beyond = range(start, start + count), f"{spec} asks for {count} layers" if count > num_layers else None
-    else:
-        first, last = map(int, spec.split("-"))
-        if first > last:
-            raise AdapterError(f"the range {spec} runs backwards", key="lora.layers", remedy=f"Write {last}-{first}.")
-        layers, beyond = range(first, last + 1), f"{spec} ends at layer {last}" if last >= num_layers else None
-    if beyond:
-        remedy = f"Layers are numbered 0 to {num_layers - 1}."
-        raise AdapterError(f"{beyond}, and {owner} has {num_layers} layers", key="lora.layers", remedy=remedy)
-    return tuple(layers)
-
-
 def select(
     linear: Mapping[str, tuple[int, int]],
     family: ModelSpec,
@@ -125,6 +108,7 @@ def select(
     modules: Mapping[str, int] = NOTHING,
     tied: Collection[str] = (),
     quantized: Collection[str] = (),
+    shapes: Shapes = MappingProxyType({}),
 ) -> TargetModules:
     """Resolve the `lora` section against the modules of one model.
 
@@ -136,64 +120,64 @@ def select(
         modules: Full name of each module that has parameters: how many.
         tied: The modules that share one weight, such as the embedding and the head.
         quantized: The modules whose weights are quantized, which cannot be trained whole.
+        shapes: Full name of each parameter: its sizes.
 
     Raises:
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
     """
-    layers = _layers_by_stack(lora.layers, family, num_layers)
+    layers = layers_by_stack(lora.layers, family, num_layers)
     places = tuple(_places(linear, family))
     chosen, problems = _chosen(places, family, lora, layers, linear, modules)
     adapted = tuple(place.name for place in chosen)
-    problems += _not_trainable(lora.modules_to_save, modules, adapted, tied, quantized)
-    ranks, rank_counts, rank_problems = patterned(adapted, lora.rank_pattern, lora.r, "lora.rank_pattern")
-    alphas, alpha_counts, alpha_problems = patterned(adapted, lora.alpha_pattern, lora.alpha, "lora.alpha_pattern")
-    if problems := [*problems, *rank_problems, *alpha_problems]:
-        raise AdapterError.several(problems)
+    weights, not_adapted = named_parameters(lora, shapes, family, layers, linear)
     saved = tuple(dict.fromkeys(module for name in lora.modules_to_save for module in modules if matches(module, name)))
-    sizes = {place: place.parameters(ranks[place.name], use_dora=lora.use_dora) for place in chosen}
-    by_stack = {stack: tuple(sorted({each.layer for each in chosen if each.stack == stack})) for stack in family.stacks}
-    return TargetModules(
-        modules=adapted,
-        layers=tuple(sorted({place.layer for place in chosen})),
-        layers_by_stack={stack: layers for stack, layers in by_stack.items() if layers},
-        ranks=ranks,
-        alphas=alphas,
-        parameters=sum(sizes.values()),
-        by_name=_counted((place.inside, size) for place, size in sizes.items()),
-        by_layer=_counted((place.layer, size) for place, size in sizes.items()),
+    biases, no_biases = trained_biases(lora, shapes, adapted, saved)
+    problems += not_trainable(lora.modules_to_save, modules, adapted, tied, quantized)
+    updated = (*adapted, *weights)
+    ranks, rank_counts, rank_problems = patterned(updated, lora.rank_pattern, lora.r, "lora.rank_pattern")
+    alphas, alpha_counts, alpha_problems = patterned(updated, lora.alpha_pattern, lora.alpha, "lora.alpha_pattern")
+    too_large = beyond_the_weight(lora, linear, {name: ranks[name] for name in adapted})
+    if problems := [*problems, *not_adapted, *no_biases, *rank_problems, *alpha_problems, *too_large]:
+        raise AdapterError.several(problems)
+    targets = _counts(chosen, ranks, alphas, family, lora, weights)
+    return replace(
+        targets,
         by_rank_pattern=rank_counts,
         by_alpha_pattern=alpha_counts,
         saved=saved,
         saved_parameters=sum(modules[name] for name in saved),
+        weights=tuple(AdaptedWeight(name, shapes[name], ranks[name], alphas[name]) for name in weights),
+        biases=biases,
     )
 
 
-def _not_trainable(
-    wanted: Sequence[str],
-    modules: Collection[str],
-    adapted: Collection[str],
-    tied: Collection[str],
-    quantized: Collection[str],
-) -> Iterator[Problem]:
-    """What is wrong with the modules of `lora.modules_to_save`: full names, or the last path parts."""
-    for name in wanted:
-        outermost = [module for module in modules if matches(module, name)]
-        inner = {module for module in modules if is_within(module, *outermost)}
-        if not outermost:
-            message, remedy = f"no module is called {name}", nearest(name, modules)
-        elif inner.intersection(tied):
-            partners = " and ".join(sorted(set(tied) - inner)) or "another module"
-            message = f"{name} shares its weight with {partners}, and training one side would break the tie"
-            remedy = "Leave it out: the modules inside the layers are adapted without it."
-        elif inner.intersection(quantized):
-            message = f"{name} is stored quantized and cannot be trained whole"
-            remedy = "Adapt it through lora.target_modules, or train on unquantized weights, by method: lora."
-        elif inner.intersection(adapted):
-            message = f"{name} is adapted by lora.target_modules and trained whole besides"
-            remedy = "Name it in one of the two."
-        else:
-            continue
-        yield Problem(message, None, WHOLE, remedy)
+def _counts(
+    chosen: Sequence[_Place],
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+    family: ModelSpec,
+    lora: LoraSection,
+    weights: Sequence[str],
+) -> TargetModules:
+    """What is adapted of linear modules, counted; the layers are those of parameters too."""
+    sizes = {place: place.parameters(ranks[place.name], use_dora=lora.use_dora) for place in chosen}
+    found = {(each.stack, each.layer) for each in chosen} | {layer_of(name, family) for name in weights}
+    by_stack = {stack: tuple(sorted(layer for owner, layer in found if owner == stack)) for stack in family.stacks}
+    adapted = tuple(place.name for place in chosen)
+    return TargetModules(
+        modules=adapted,
+        layers=tuple(sorted({layer for _, layer in found})),
+        layers_by_stack={stack: layers for stack, layers in by_stack.items() if layers},
+        ranks={name: ranks[name] for name in adapted},
+        alphas={name: alphas[name] for name in adapted},
+        parameters=sum(sizes.values()),
+        by_name=_counted((place.inside, size) for place, size in sizes.items()),
+        by_layer=_counted((place.layer, size) for place, size in sizes.items()),
+        by_rank_pattern={},
+        by_alpha_pattern={},
+        saved=(),
+        saved_parameters=0,
+    )
 
 
 def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, ModuleCount]:
@@ -202,37 +186,6 @@ def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, ModuleCount]:
         before = counts.get(key, ModuleCount(0, 0))
         counts[key] = ModuleCount(before.modules + 1, before.parameters + size)
     return counts
-
-
-def _layers_by_stack(
-    spec: str | Sequence[int] | StackLayers, family: ModelSpec, num_layers: int | Mapping[str, int]
-) -> Mapping[str, tuple[int, ...]]:
-    """The layers that `lora.layers` means in each stack: `last:2` is the last two of each."""
-    specs = _spec_by_stack(spec, family)
-    if isinstance(num_layers, int):
-        num_layers = dict.fromkeys(family.stacks, num_layers)
-    owners = {stack: f"the {stack}" if len(family.stacks) > 1 else "the model" for stack in family.stacks}
-    return {
-        stack: () if specs[stack] is None else parse_layers(specs[stack] or (), num_layers[stack], owner)
-        for stack, owner in owners.items()
-    }
-
-
-def _spec_by_stack(
-    spec: str | Sequence[int] | StackLayers, family: ModelSpec
-) -> Mapping[str, str | Sequence[int] | None]:
-    """What is asked of each stack; None leaves it without an adapter."""
-    if not isinstance(spec, StackLayers):
-        return dict.fromkeys(family.stacks, spec)
-    asked = {stack: layers for stack, layers in spec if layers is not None}
-    if unknown := [stack for stack in asked if stack not in family.stacks]:
-        stacks = " and ".join(family.stacks)
-        message = f"{' and '.join(unknown)}: {family.model_type} has no such stack, its layers are the {stacks}'s"
-        remedy = "Write the layers without naming a stack." if len(family.stacks) == 1 else None
-        raise AdapterError(message, key="lora.layers", remedy=remedy)
-    if not asked:
-        raise AdapterError("names no layers of either stack", key="lora.layers", remedy="Write all, or name a stack.")
-    return {stack: asked.get(stack) for stack in family.stacks}
 
 
 def _places(linear: Mapping[str, tuple[int, int]], family: ModelSpec) -> Iterator[_Place]:
@@ -340,4 +293,5 @@ def targets_in(
         modules=sized_modules(model),
         tied=tied_modules(model),
         quantized=quantized,
+        shapes={name: tuple(weight.shape) for name, weight in model.named_parameters()},
     )

@@ -159,8 +159,26 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     ):
         why = "orders rows by their length, and data.shuffle: false keeps the order of the files"
         yield not data.shuffle and orders, why, key, "data.shuffle"
+    yield from _of_the_adapter(config)
     endless = training.early_stopping_patience is not None and data.eval is None
     yield endless, "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"
+
+
+def _of_the_adapter(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
+    """The same, of the section `lora`."""
+    lora = config.lora
+    computed = lora.init not in ("default", "gaussian")
+    why = f"{lora.init} begins anew, and the adapter of lora.start_from has begun already (write default)"
+    yield computed and lora.start_from is not None, why, "lora.init", "lora.start_from"
+    why = f"loftq begins with what 4 bits leave out, and method is {config.method}"
+    yield lora.init == "loftq" and config.method == "lora", why, "lora.init", "method"
+    for key, is_so, what in (
+        ("lora.init", computed, f"{lora.init} begins with linear modules"),
+        ("lora.dropout", lora.dropout > 0, "dropout is of a module's inputs"),
+        ("lora.use_dora", lora.use_dora, "DoRA is of linear modules"),
+    ):
+        why = f"{what}, and lora.target_parameters adapts parameters"
+        yield bool(lora.target_parameters) and is_so, why, key, "lora.target_parameters"
 
 
 class RunConfig(Section):

@@ -109,6 +109,12 @@ class StackLayers(Section):
     """The decoder's layers; null leaves it without an adapter."""
 
 
+FROM_WEIGHTS = ("pissa", "olora")
+"""Starts of an adapter that are saved as an update of twice the rank."""
+FROM_SINGULAR = (*FROM_WEIGHTS, "loftq", "eva")
+"""Starts that are made of directions of a weight or of what it reads."""
+
+
 class LoraSection(Section):
     """The adapter of `method: lora` and `method: qlora`."""
 
@@ -150,9 +156,16 @@ class LoraSection(Section):
     plus_ratio: PositiveFloat = 1.0
     """LoRA+: B learns at this times training.learning_rate, and all else at that; 1 is plain LoRA, its authors take 16
     (Hayou et al. 2024)."""
-    init: Literal["default", "gaussian"] = "default"
-    """How A starts (B starts at zero, so that training begins at the base): default is Kaiming uniform, in ±1/√inputs,
-    gaussian is normal with a deviation of 1/r."""
+    init: Literal["default", "gaussian", "pissa", "olora", "loftq"] = "default"
+    """How an adapter starts: default draws A in ±1/√inputs (Kaiming), gaussian with a deviation of 1/r, and B is zero.
+    pissa starts A and B with the largest singular directions of the weight, olora with its QR decomposition: what is
+    saved is a plain adapter of twice the rank for the base as it is. loftq, of method: qlora, starts them with what 4
+    bits leave out of the weight."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the base are trained besides: none, those of the adapted modules (lora_only), or all."""
+    target_parameters: Names = ()
+    """Parameters that are adapted by themselves, such as mlp.experts.gate_up_proj, which holds all experts: named in
+    full or by the last parts of their paths, within lora.layers. With them there is neither dropout nor DoRA."""
     start_from: str | None = None
     """The adapter whose weights training goes on from, by its folder, run, checkpoint or Hub id; this section must
     describe that adapter. null begins anew."""

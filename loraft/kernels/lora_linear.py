@@ -19,6 +19,8 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from loraft.kernels.started_factor import factor_of
+
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that autocast gives to a product with `tensor`, or the tensor's own where autocast is off."""
@@ -135,7 +137,7 @@ def cpu_adapted(x: Tensor, layers: Sequence[AdaptedLinear]) -> tuple[Tensor, ...
     scales = []
     for layer in layers:
         name, base = layer.active_adapters[0], layer.base_layer
-        tensors += base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight
+        tensors += base.weight, base.bias, factor_of(layer.lora_A[name]), factor_of(layer.lora_B[name])
         scales.append(layer.scaling[name])
     outputs: tuple[Tensor, ...] = _Adapted.apply(x, scales, *tensors)  # type: ignore[no-untyped-call]
     # Here, since autograd lets no module change in place what is a view inside of the function.
@@ -168,7 +170,7 @@ class AddedUpdate(LoraVariant):
             plain: Tensor = result + b(a(x)) * scale
             return plain
         form = cpu_updated if takes_cpu_form(result.device) else cuda_updated
-        return form(result, module.lora_dropout[active_adapter](x), a.weight, b.weight, scale)
+        return form(result, module.lora_dropout[active_adapter](x), factor_of(a), factor_of(b), scale)
 
 
 class _Adapted(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from loraft.adapters.inject import start_of
+from loraft.adapters.start_from import biases_of_b, start_of
 from loraft.adapters.targets import TargetModules, targets_in
 from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
@@ -45,6 +45,7 @@ from loraft.tasks import TASKS
 from loraft.tasks.task import Task
 from loraft.training.optimizer import TrainedTensor
 from loraft.training.run_events import tracker_problems
+from loraft.training.trained_tensors import trained_tensors
 
 Result = TypeVar("Result")
 
@@ -116,6 +117,8 @@ class ModelSummary:
         if self.targets is None:
             return depth
         trained = self.targets.layers_by_stack
+        if any(not is_within(name.rpartition(".")[0], *self.targets.modules) for name in self.targets.biases):
+            return depth  # biases below every adapted layer
         if stack == "decoder" and trained.get("encoder"):
             return depth
         return depth - min(trained.get(stack, ()), default=depth)
@@ -151,6 +154,9 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
     if run.method != "full":
         targets = targets_in(skeleton, family, run.lora, quantized=quantized, head=head)
         start = start_of(run.lora, targets, labels)
+        if of_b := biases_of_b(start):
+            targets = replace(targets, biases={**targets.biases, **of_b})
+            notes.append("the adapter of lora.start_from has biases of B (lora_bias), and training goes on with them")
         notes = [*(start.check_base(fingerprint(folder)) if start is not None and has_weights else ()), *notes]
     return ModelSummary(
         family=family,
@@ -164,28 +170,9 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
         vocabulary=config.get_text_config().vocab_size,
         context=context_of(config, family),
         targets=targets,
-        trained=tuple(_trained(skeleton, family, targets, use_dora=run.lora.use_dora)),
+        trained=tuple(trained_tensors(skeleton, family, targets, use_dora=run.lora.use_dora)),
         notes=(*notes, *(f"{family.model_type}: {why}" for why in family.unknown)),
     )
-
-
-def _trained(
-    skeleton: PreTrainedModel, family: ModelSpec, targets: TargetModules | None, *, use_dora: bool
-) -> Iterator[TrainedTensor]:
-    """The tensors that are trained: A, B and DoRA's magnitudes, and the weights of what is trained whole."""
-    linear = linear_modules(skeleton)
-    layers = tuple(f"{path}." for path in family.stacks.values())
-    for name, rank in targets.ranks.items() if targets is not None else ():
-        inputs, outputs = linear[name]
-        yield TrainedTensor((rank, inputs), hidden=True)
-        yield TrainedTensor((outputs, rank), hidden=True)
-        if use_dora:
-            yield TrainedTensor((outputs,), hidden=False)
-    for name, weight in skeleton.named_parameters():
-        owner, _, kind = name.rpartition(".")
-        if weight.requires_grad and (targets is None or is_within(owner, *targets.saved)):
-            hidden = kind == "weight" and owner in linear and owner.startswith(layers)
-            yield TrainedTensor(tuple(weight.shape), hidden)
 
 
 def _quantization(run: RunConfig, stored: StoredWeights | None) -> QuantizationSection | None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
-from loraft.config.sections import QuantizationSection
+from loraft.config.sections import FROM_WEIGHTS, QuantizationSection
 from loraft.dataset.sampler import BatchSampler
 from loraft.errors import ResourceError
 from loraft.kernels.cross_entropy import targets_in_chunk
@@ -58,6 +59,7 @@ class TrainingSizes:
         whole_model: Every weight is trained, so that gradients of weights need every input.
         quantization: How the quantized weights are stored; None where none are.
         quantized_rows: The outputs of the modules whose weights these are.
+        start_parameters: What an adapter began with, where it is kept and saved beside what is trained.
     """
 
     frozen_parameters: int
@@ -73,6 +75,7 @@ class TrainingSizes:
     quantized_rows: int
     optimizer_bytes: int
     device: str
+    start_parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
     logits = min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * (8 + 2 * sizes.dtype_bytes)
     return MemoryPlan(
         weights=weights + trained if sizes.whole_model else weights,
-        adapter=0 if sizes.whole_model else trained,
+        adapter=0 if sizes.whole_model else trained + 4 * sizes.start_parameters,
         gradients=trained,
         optimizer=sizes.optimizer_bytes,
         activations=sum(_activations(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks),
@@ -228,8 +231,14 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         quantization=shape.quantization,
         quantized_rows=shape.quantized_rows,
         optimizer_bytes=sum(map(KINDS[known.config.training.optim].state_bytes, shape.trained)),
+        start_parameters=_starts(known.config, shape.targets),
         device=known.placement.device,
     )
+
+
+def _starts(config: RunConfig, targets: TargetModules | None) -> int:
+    """The numbers that an adapter began with, where these are kept and saved beside what is trained."""
+    return targets.parameters if targets is not None and config.lora.init in FROM_WEIGHTS else 0
 
 
 def _less_memory(config: RunConfig, memory: MemoryPlan) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from loraft.adapters.model_card import shown
 from loraft.config.schema import RunConfig, TrainingSection
+from loraft.config.sections import FROM_WEIGHTS
 from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_packing
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError
@@ -259,6 +260,15 @@ def _adapter(plan: RunPlan) -> dict[str, Any]:
         facts["modules_by_pattern"] = patterns
     if targets.saved:
         facts["trained_whole"] = list(targets.saved)
+    if targets.weights:
+        facts["adapted_parameters"] = [
+            {"parameter": weight.name, "experts": weight.experts, "parameters": weight.parameters}
+            for weight in targets.weights
+        ]
+    if targets.biases:
+        facts["trained_biases"] = {"count": len(targets.biases), "parameters": sum(targets.biases.values())}
+    if plan.config.lora.init in FROM_WEIGHTS:
+        facts["saved_parameters"] = trainable + targets.parameters
     facts["targets"] = [
         {"module": name, "count": count.modules, "parameters": count.parameters}
         for name, count in targets.by_name.items()

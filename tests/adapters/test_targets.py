@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from loraft.adapters.targets import ModuleCount, TargetModules, parse_layers, select
+from loraft.adapters.layer_choice import parse_layers
+from loraft.adapters.targets import ModuleCount, TargetModules, select
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError
 from loraft.models.registry import FAMILIES, ModelSpec

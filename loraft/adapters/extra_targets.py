@@ -1,0 +1,152 @@
+"""What an adapter trains besides linear modules: modules whole, parameters by themselves, biases of the base."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from loraft.config.sections import FROM_SINGULAR, LoraSection
+from loraft.errors import Problem
+from loraft.models.modules import is_within, matches, nearest
+from loraft.models.registry import ModelSpec
+
+KEY, WHOLE = "lora.target_parameters", "lora.modules_to_save"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class AdaptedWeight:
+    """A parameter with an update of its own.
+
+    Attributes:
+        name: Its full name.
+        shape: `[out, in]`, or of several experts `[experts, …, …]`.
+        rank: That of each expert.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int
+    alpha: float
+
+    @property
+    def experts(self) -> int:
+        """How many matrices it holds."""
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
+    def factors(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The sizes of A and of B, which lie the other way where the parameter does."""
+        rows = self.rank * self.experts
+        return (rows, self.shape[-1]), (self.shape[-2], rows)
+
+    @property
+    def parameters(self) -> int:
+        """The numbers of A and B."""
+        return sum(first * second for first, second in self.factors)
+
+
+def named_parameters(
+    lora: LoraSection,
+    shapes: Shapes,
+    family: ModelSpec,
+    layers: Mapping[str, Collection[int]],
+    linear: Collection[str],
+) -> tuple[list[str], list[Problem]]:
+    """The parameters that `lora.target_parameters` means inside the chosen layers, and what is wrong with its names."""
+    inside = {(stack, layer) for stack, chosen_layers in layers.items() for layer in chosen_layers}
+    within = {name for name in shapes if layer_of(name, family) in inside}
+    chosen = [name for name in within if any(matches(name, wanted) for wanted in lora.target_parameters)]
+    problems = [
+        problem for wanted in lora.target_parameters for problem in _problems(wanted, shapes, within, linear, family)
+    ]
+    return sorted(chosen, key=list(shapes).index), problems
+
+
+def layer_of(name: str, family: ModelSpec) -> tuple[str, int]:
+    """The stack and the layer that a parameter lies in; -1 is outside of the layers."""
+    for stack, path in family.stacks.items():
+        if name.startswith(f"{path}."):
+            return stack, int(name.removeprefix(f"{path}.").partition(".")[0])
+    return "", -1
+
+
+def _problems(
+    wanted: str, shapes: Shapes, within: Collection[str], linear: Collection[str], family: ModelSpec
+) -> Iterator[Problem]:
+    found = [name for name in shapes if matches(name, wanted)]
+    if not found:
+        inside = sorted({name.partition(f".{layer_of(name, family)[1]}.")[2] for name in within})
+        others = [name for name in inside if not any(matches(module, name.rpartition(".")[0]) for module in linear)]
+        close = difflib.get_close_matches(wanted, others, n=3, cutoff=0.6)
+        remedy = f"Did you mean {' or '.join(close)}?" if close else "Modules are named in lora.target_modules."
+        yield Problem(f"no parameter is called {wanted}", None, KEY, remedy)
+    elif not any(name in within for name in found):
+        message = f"{wanted} lies outside of the transformer layers that lora.layers means"
+        yield Problem(message, None, KEY, "Name a parameter inside of them.")
+    for name in found[:1]:
+        module = name.rpartition(".")[0]
+        if module in linear:
+            remedy = f"Name its module in lora.target_modules: {module.rpartition('.')[2]}."
+            yield Problem(f"{wanted} is the weight of a linear module", None, KEY, remedy)
+        elif len(shapes[name]) not in (2, 3):
+            message = f"{wanted} has {len(shapes[name])} dimensions, and LoRA adapts matrices, of experts one each"
+            yield Problem(message, None, KEY, "Leave it out.")
+
+
+def trained_biases(
+    lora: LoraSection, shapes: Shapes, adapted: Collection[str], saved: Sequence[str]
+) -> tuple[dict[str, int], list[Problem]]:
+    """The biases that `lora.bias` means, with their sizes, but for those of modules that are trained whole."""
+    if lora.bias == "none":
+        return {}, []
+    biases = {name: shape[0] for name, shape in shapes.items() if name.endswith(".bias") and len(shape) == 1}
+    if lora.bias == "lora_only":
+        biases = {name: size for name, size in biases.items() if name.removesuffix(".bias") in adapted}
+    biases = {name: size for name, size in biases.items() if not is_within(name, *saved)}
+    if biases:
+        return biases, []
+    message = "no adapted module has a bias" if lora.bias == "lora_only" else "the model has no bias"
+    return {}, [Problem(message, None, "lora.bias", "Leave it out.")]
+
+
+def beyond_the_weight(
+    lora: LoraSection, linear: Mapping[str, tuple[int, int]], ranks: Mapping[str, int]
+) -> Iterator[Problem]:
+    """A start that is made of directions of a weight cannot have more of them than that has."""
+    beyond = {name: min(linear[name]) for name, rank in ranks.items() if rank > min(linear[name])}
+    if lora.init in FROM_SINGULAR and beyond:
+        name, most = min(beyond.items(), key=lambda item: item[1])
+        message = (
+            f"lora.init: {lora.init} begins with directions of the weights, and {name} has {most}, not {ranks[name]}"
+        )
+        yield Problem(message, None, "lora.r", f"Write at most {most}, or another rank for it in lora.rank_pattern.")
+
+
+def not_trainable(
+    wanted: Sequence[str],
+    modules: Collection[str],
+    adapted: Collection[str],
+    tied: Collection[str],
+    quantized: Collection[str],
+) -> Iterator[Problem]:
+    """What is wrong with the modules of `lora.modules_to_save`: full names, or the last path parts."""
+    for name in wanted:
+        outermost = [module for module in modules if matches(module, name)]
+        inner = {module for module in modules if is_within(module, *outermost)}
+        if not outermost:
+            message, remedy = f"no module is called {name}", nearest(name, modules)
+        elif inner.intersection(tied):
+            partners = " and ".join(sorted(set(tied) - inner)) or "another module"
+            message = f"{name} shares its weight with {partners}, and training one side would break the tie"
+            remedy = "Leave it out: the modules inside the layers are adapted without it."
+        elif inner.intersection(quantized):
+            message = f"{name} is stored quantized and cannot be trained whole"
+            remedy = "Adapt it through lora.target_modules, or train on unquantized weights, by method: lora."
+        elif inner.intersection(adapted):
+            message = f"{name} is adapted by lora.target_modules and trained whole besides"
+            remedy = "Name it in one of the two."
+        else:
+            continue
+        yield Problem(message, None, WHOLE, remedy)

@@ -1,0 +1,95 @@
+"""The adapter that training goes on from: found, read, and compared with what the config describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+
+from loraft.adapters.adapter_config import ADAPTER_CONFIG, values_for
+from loraft.adapters.adapter_files import AdapterFiles, read_adapter
+from loraft.adapters.resolve_target import adapter_named
+from loraft.adapters.targets import TargetModules
+from loraft.config.sections import LoraSection
+from loraft.errors import AdapterError, Problem
+from loraft.models.modules import is_within
+
+
+def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = ()) -> AdapterFiles | None:
+    """The adapter of `lora.start_from`; None where an adapter begins anew.
+
+    `targets` is what the config adapts, and `labels` are the classes of a classifier in their order.
+
+    Raises:
+        AdapterError: It is damaged, or differs from what the config describes; every difference is told.
+    """
+    if lora.start_from is None:
+        return None
+    remedy = "Name an adapter, a run or a checkpoint."
+    start = read_adapter(adapter_named(lora.start_from, {"key": "lora.start_from"}, remedy=remedy).folder)
+    if problems := list(_differences(start, targets, lora, labels)):
+        message = "it is not the adapter that the config describes"
+        raise AdapterError.several([*problems, Problem(message, str(start.folder), "lora.start_from")])
+    return start
+
+
+def _differences(
+    start: AdapterFiles, targets: TargetModules, lora: LoraSection, labels: Sequence[str]
+) -> Iterator[Problem]:
+    there, here = start.ranks.keys(), targets.ranks.keys()
+    yield from _other_names("lora.target_modules", here - there, there - here)
+    yield from _other_numbers("lora.r", start.ranks, targets.ranks)
+    yield from _other_numbers("lora.alpha", start.alphas, targets.alphas)
+    for key in ("use_rslora", "use_dora"):
+        said, asked = getattr(start.config, key), getattr(lora, key)
+        if said != asked:
+            yield Problem(f"{str(said).lower()} in the adapter, {str(asked).lower()} here", key=f"lora.{key}")
+    if start.config.bias != lora.bias:
+        yield Problem(f"{start.config.bias} in the adapter, {lora.bias} here", key="lora.bias")
+    yield from _extras(start, targets)
+    # Weights are saved by the leaf; a module that is trained whole may hold several.
+    absent = {outer for outer in targets.saved if not any(is_within(leaf, outer) for leaf in start.saved)}
+    extra = {leaf for leaf in start.saved if not is_within(leaf, *targets.saved)}
+    yield from _other_names("lora.modules_to_save", absent, extra)
+    classes = (start.record or {}).get("labels")  # what another tool wrote does not say which classes it knows
+    if isinstance(classes, list) and labels and classes != list(labels):
+        message = f"the adapter's classes are {_listed(list(map(str, classes)))}; here they are {_listed(labels)}"
+        yield Problem(message, key="data.labels")
+
+
+def biases_of_b(start: AdapterFiles | None) -> dict[str, int]:
+    """The biases of B that training goes on with, where the adapter of `lora.start_from` has any, and their sizes."""
+    factors = start.factors if start is not None else {}
+    return {f"{name}.lora_B.bias": len(parts["bias"]) for name, parts in factors.items() if "bias" in parts}
+
+
+def _extras(start: AdapterFiles, targets: TargetModules) -> Iterator[Problem]:
+    """What an adapter has that is no linear module, against what the config adapts besides these."""
+    there = {name for names in start.parameters.values() for name in names}
+    here = {weight.name for weight in targets.weights}
+    yield from _other_names("lora.target_parameters", here - there, there - here)
+    where = str(start.folder / ADAPTER_CONFIG)
+    alphas = values_for(
+        there, start.config.alpha_pattern or {}, start.config.lora_alpha, where=where, key="alpha_pattern"
+    )
+    yield from _other_numbers("lora.alpha", alphas, {weight.name: weight.alpha for weight in targets.weights})
+    if start.tokens:
+        message = f"the adapter trains rows of {_listed(sorted(start.tokens))} by themselves, and training does not"
+        yield Problem(message, key="lora.start_from")
+
+
+def _other_names(key: str, absent: Set[str], extra: Set[str]) -> Iterator[Problem]:
+    if absent:
+        yield Problem(f"the adapter has no {_listed(sorted(absent))}", key=key)
+    if extra:
+        yield Problem(f"only the adapter has {_listed(sorted(extra))}", key=key)
+
+
+def _other_numbers(key: str, there: Mapping[str, float], here: Mapping[str, float]) -> Iterator[Problem]:
+    different = [name for name in here if name in there and there[name] != here[name]]
+    if different:
+        first = different[0]
+        yield Problem(f"{there[first]:g} in the adapter, {here[first]:g} here ({_listed(different)})", key=key)
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

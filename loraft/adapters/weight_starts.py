@@ -1,0 +1,107 @@
+"""Starts that are computed from the base's weights: PiSSA, OLoRA, LoftQ.
+
+Whatever it is, the base stays as it is, and what is saved is a plain update for it.
+
+Source: Meng et al. 2024, PiSSA (https://arxiv.org/abs/2404.02948), equations 2 to 4; Büyükakyüz 2024, OLoRA
+(https://arxiv.org/abs/2406.01775), algorithm 1; Li et al. 2023, LoftQ (https://arxiv.org/abs/2310.08659), algorithm 1
+with one step, which leaves the quantized base as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from loraft.adapters.lora_factors import ADAPTER_NAME
+from loraft.config.sections import FROM_WEIGHTS
+from loraft.errors import ModelError
+from loraft.kernels.started_factor import begin_with
+from loraft.models.load_model import LoadedModel
+from loraft.models.quantize import unpacked
+from loraft.models.safetensors_index import header_of, mapped_tensor, read_headers
+
+EXACT = 1024
+"""Up to this many rows or columns a weight is decomposed whole; of a larger one the first directions are estimated."""
+OVERSAMPLED, POWERS = 16, 8
+
+
+def begin_from_weights(model: PeftModel, modules: Iterable[str], start: str, seed: int, loaded: LoadedModel) -> None:
+    """Begin the update of each module with directions of its weight, or with what 4 bits left out of it.
+
+    Raises:
+        ModelError: The base's files do not hold the weight that was quantized.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    base = model.get_base_model()
+    for name in modules:
+        layer: Any = base.get_submodule(name)
+        inner, rank, scale = layer.get_base_layer(), layer.r[ADAPTER_NAME], layer.scaling[ADAPTER_NAME]
+        weight = unpacked(inner).float()
+        if start == "loftq":
+            original = _original(name, loaded, transposed=isinstance(inner, Conv1D)).to(weight)
+            a, b = principal(original - weight, rank, scale, generator)
+            layer.lora_A[ADAPTER_NAME].weight.data.copy_(a)
+            layer.lora_B[ADAPTER_NAME].weight.data.copy_(b)
+            continue
+        a, b = principal(weight, rank, scale, generator) if start == "pissa" else orthogonal(weight, rank)
+        begin_with(layer.lora_A[ADAPTER_NAME], a, a, along=0)
+        begin_with(layer.lora_B[ADAPTER_NAME], b, -b, along=1)
+
+
+def principal(weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A `[r, in]` and B `[out, r]` with scale · B A the best approximation of a weight `[out, in]` of that rank."""
+    if min(weight.shape) <= EXACT:
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    else:
+        left, values, right = first_directions(weight, rank, generator)
+    root = (values[:rank] / scale).sqrt()
+    return root[:, None] * right[:rank], left[:, :rank] * root
+
+
+def orthogonal(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A `[r, in]` and B `[out, r]`: the first rows of R and the first columns of Q of a weight `[out, in]`."""
+    q, r = torch.linalg.qr(weight)
+    return r[:rank], q[:, :rank]
+
+
+def first_directions(weight: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest singular values of a weight `[out, in]` and their directions: `[out, k]`, `[k]`, `[k, in]`, k ≥ r.
+
+    Source: Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1 (https://arxiv.org/abs/0909.4061).
+    """
+    count = min(rank + OVERSAMPLED, *weight.shape)
+    drawn = torch.randn(weight.shape[1], count, generator=generator).to(weight)
+    basis, _ = torch.linalg.qr(weight @ drawn)
+    for _ in range(POWERS):
+        basis, _ = torch.linalg.qr(weight.T @ basis)
+        basis, _ = torch.linalg.qr(weight @ basis)
+    left, values, right = torch.linalg.svd(basis.T @ weight, full_matrices=False)
+    return basis @ left, values, right
+
+
+def _original(name: str, loaded: LoadedModel, *, transposed: bool) -> Tensor:
+    """The weight `[out, in]` of a module before it was quantized, in the dtype that it was quantized from."""
+    header = header_of(f"{name}.weight", read_headers(loaded.folder))
+    if header is None:
+        message = f"the files of the base do not hold the weight of {name} as it was before it was quantized"
+        remedy = "Leave lora.init at default, or take pissa."
+        raise ModelError(message, where=loaded.name, key="lora.init", remedy=remedy)
+    weight = mapped_tensor(header).to(loaded.placement.dtype)
+    return weight.T if transposed else weight
+
+
+def as_plain(config: LoraConfig, start: str) -> None:
+    """Let a config say what is saved: an update that begins at the weights has twice the rank, and the same scale."""
+    if start not in FROM_WEIGHTS:
+        return
+    grows = math.sqrt(2) if config.use_rslora else 2
+    config.r *= 2
+    config.lora_alpha *= grows  # type: ignore[assignment]  # peft takes any number
+    config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
+    config.alpha_pattern = {name: grows * alpha for name, alpha in (config.alpha_pattern or {}).items()}
