@@ -78,8 +78,10 @@ def _probed(config: PreTrainedConfig, group: ModelGroup | None) -> ModelSpec:
     if group == "classifier":
         return _classifier(config, spec, small)
     if small is None:
-        why = "no tiny copy of it could be made, so the loss is computed from the model's own logits"
-        return replace(spec, kind=group, plain=True, unknown=(why,))
+        why = (
+            "no tiny copy of it could be made: the loss is of the model's own logits, and answers come without a cache"
+        )
+        return replace(spec, kind=group, plain=True, caching="none", pads_left=False, rewinds=False, unknown=(why,))
     if group == "decoder" and not _tried(_is_causal, small):
         message = f"model type {config.model_type!r} reads what comes after a token too: it writes no text"
         raise ModelError(message, key="model.name_or_path", remedy="Write task: seq_cls, which takes encoders.")
