@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.tiny import save_tiny
+from tests.zoo.models import save
+from tests.zoo.tiny_configs import tiny_config
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 BY_BITSANDBYTES: dict[str, dict[str, Any]] = {
@@ -25,7 +27,9 @@ BLOCK = 32
 def save_stored(
     folder: Path, kind: str, model_type: str = "llama", *, dtype: torch.dtype = torch.float32, **sizes: Any
 ) -> Path:
-    """Write a tiny model whose weights are in nf4, fp4, int8, fp8 or by compressed-tensors, the others in `dtype`."""
+    """Write a tiny model whose weights are stored as one of many methods does it; the others are in `dtype`."""
+    if kind == "mxfp4":
+        return _in_mxfp4(folder)
     save_tiny(folder, model_type, **(sizes or SIZES))
     if kind == "fp8":
         return _in_fp8(folder)
@@ -37,6 +41,23 @@ def save_stored(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=settings)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder)
+    return folder
+
+
+def _in_mxfp4(folder: Path) -> Path:
+    """As gpt-oss's files are: the experts' weights in floats of 4 bits, two a byte, and an exponent for each 32."""
+    config = tiny_config("gpt_oss", intermediate_size=64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save(AutoModelForCausalLM.from_config(config, dtype=torch.float32), folder)
+    tensors, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = (experts, outputs, inputs // BLOCK)
+        tensors[f"{name}_blocks"] = torch.randint(256, (*blocks, 16), dtype=torch.uint8, generator=generator)
+        tensors[f"{name}_scales"] = torch.randint(122, 125, blocks, dtype=torch.uint8, generator=generator)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    declare(folder, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]})
     return folder
 
 

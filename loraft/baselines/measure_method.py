@@ -222,8 +222,10 @@ def weight_bytes(adapted: AdaptedModel) -> dict[str, int]:
 
 
 def stored(weight: Tensor) -> Iterator[Tensor]:
-    """The tensors that a weight is stored in: itself, and of one in 4 bits the constants of its blocks."""
+    """The tensors that a weight is stored in: itself, and of a quantized one its constants."""
     yield weight
+    if isinstance(scales := getattr(weight, "SCB", None), Tensor):  # of int8
+        yield scales
     state = getattr(weight, "quant_state", None)
     while state is not None:
         yield from (value for value in vars(state).values() if isinstance(value, Tensor))

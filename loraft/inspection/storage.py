@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from loraft.models.packed_weights import PackedHeader, weight_headers
 from loraft.models.safetensors_index import TensorHeader, header_of
-from loraft.models.stored_weights import PackedHeader, weight_headers
 
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
          "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",

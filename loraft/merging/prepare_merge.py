@@ -31,6 +31,7 @@ from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES
 from loraft.models.hf_config import code_notes, own_code
 from loraft.models.load_model import load_config, require_tensors
+from loraft.models.packed_weights import PackedHeader, weight_headers
 from loraft.models.probe import spec_of
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec
@@ -40,7 +41,6 @@ from loraft.models.safetensors_index import (
     fingerprint,
     mapped_tensor,
 )
-from loraft.models.stored_weights import PackedHeader, weight_headers
 from loraft.models.weight_names import as_model_names
 
 BaseChoice = Literal["original", "dequantized"]

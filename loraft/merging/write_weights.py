@@ -32,6 +32,7 @@ from loraft.merging.converted_weights import remade_tensors
 from loraft.merging.prepare_merge import Merge, weighted
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import load_tokenizer
+from loraft.models.packed_weights import PackedHeader
 from loraft.models.quantize import quantize_roundtrip
 from loraft.models.safetensors_index import (
     TORCH_DTYPES,
@@ -42,7 +43,6 @@ from loraft.models.safetensors_index import (
     write_index,
     write_shard,
 )
-from loraft.models.stored_weights import PackedHeader
 from loraft.version import __version__
 
 BYTES_AT_ONCE = 4 << 20

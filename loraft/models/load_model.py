@@ -32,6 +32,7 @@ from loraft.models.hf_config import (
     written_config,
 )
 from loraft.models.modules import is_within
+from loraft.models.packed_weights import unpacked_tensors, weight_headers
 from loraft.models.probe import spec_of
 from loraft.models.quantize import cast_others, compute_dtype, make_trainable, quantization_config
 from loraft.models.registry import ModelSpec
@@ -45,8 +46,6 @@ from loraft.models.stored_weights import (
     refuse_another_quantization,
     require_readable,
     stored_weights,
-    unpacked_tensors,
-    weight_headers,
 )
 from loraft.models.weight_names import as_model_names
 

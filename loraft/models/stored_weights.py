@@ -1,4 +1,4 @@
-"""Models whose files hold quantized weights: whether they can be read here, and what weights their tensors stand for.
+"""Models whose files hold quantized weights: by which method, whether they can be read here, and how they are loaded.
 
 bitsandbytes' weights stay as they are in memory, and each product dequantizes them. Others become ordinary weights
 while they are loaded, where transformers can do that. The files are never changed.
@@ -6,34 +6,26 @@ while they are loaded, where transformers can do that. The files are never chang
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedConfig
 from transformers.quantizers.auto import AutoHfQuantizer
-from transformers.utils.import_utils import is_compressed_tensors_available
 
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError, lacking
 from loraft.models.hf_config import quietly, reason, written_config
-from loraft.models.int32_weights import of_awq, of_gptq
-from loraft.models.safetensors_index import TORCH_DTYPES, TensorHeader, header_of, mapped_tensor, read_headers
 
 KEY = "quantization_config"
 COMPRESSED = "compressed-tensors"
-UNPACKED = ("fp8", COMPRESSED)
+UNPACKED = ("fp8", "mxfp4", COMPRESSED)
 """The methods whose weights transformers makes ordinary ones while it loads them."""
 IN_INT32 = ("gptq", "awq")
 """The methods whose weights are made ordinary ones here: transformers needs a GPU's kernels to use them as they are."""
 LAYOUTS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
-WORDS = {str(dtype).removeprefix("torch."): word for word, dtype in TORCH_DTYPES.items()}
 ORIGINAL = "Name the model that it was made of: method: qlora quantizes it while loading."
 
 
@@ -136,189 +128,3 @@ def loading_as_stored(config: PreTrainedConfig, stored: StoredWeights, compute: 
     else:
         settings["bnb_4bit_compute_dtype"] = str(compute).removeprefix("torch.")
     setattr(config, KEY, settings)
-
-
-Unpack = Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
-
-
-@dataclass(frozen=True)
-class PackedHeader(TensorHeader):
-    """A weight that lies quantized in its file: `dtype` and `shape` are those of the weight that it stands for.
-
-    Attributes:
-        kind: What it is stored as.
-        parts: Its tensors, by what they are to it: its numbers are `weight`.
-        unpack: Makes the weight of these; None where the package for it is not installed.
-        transposed: The model has it `[in, out]`, and quantized it is `[out, in]`.
-    """
-
-    kind: str
-    parts: Mapping[str, TensorHeader] = field(repr=False)
-    unpack: Unpack | None = field(repr=False)
-    transposed: bool = False
-
-    @property
-    def packed_bytes(self) -> int:
-        """What all of it takes in the file."""
-        return sum(part.num_bytes for part in self.parts.values())
-
-    def unpacked(self, dtype: torch.dtype) -> Tensor:
-        """The weight, as the model has it: dequantized and rounded to `dtype`."""
-        assert self.unpack is not None, "a model whose package is missing is refused"
-        weight = self.unpack({name: mapped_tensor(part) for name, part in self.parts.items()}, dtype)
-        return weight.T.contiguous() if self.transposed else weight
-
-
-def weight_headers(folder: Path, model: PreTrainedModel) -> dict[str, TensorHeader]:
-    """As `read_headers`, with each quantized weight as the one weight that it stands for.
-
-    `model` is on the meta device: what it expects tells the shape of a weight whose tensors do not.
-
-    Raises:
-        ModelError: As `read_headers` does.
-    """
-    headers, config = read_headers(folder), written_config(folder / "config.json")
-    stored = stored_weights(config)
-    if stored is None:
-        return headers
-    named = config.get("dtype") or config.get("torch_dtype")
-    usual = WORDS.get(str(named), "BF16")
-    transposed = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, Conv1D)}
-    if stored.method == COMPRESSED:
-        packed = dict(_compressed(headers, usual, model, config[KEY]))
-    elif stored.method in IN_INT32:
-        packed = dict(_in_int32(headers, stored.method, config[KEY]))
-    else:
-        packed = dict(_packed(headers, usual))
-    for name, header in packed.items():
-        if any(header_of(own, {name: header}) for own in transposed):
-            packed[name] = replace(header, shape=header.shape[::-1], transposed=True)
-    within = {part.name for header in packed.values() for part in header.parts.values()}
-    plain = {name: header for name, header in headers.items() if name not in within and not _is_format(name, packed)}
-    return {**plain, **packed}
-
-
-def packed_modules(folder: Path, model: PreTrainedModel) -> tuple[str, ...]:
-    """The modules of a model whose weights lie quantized in its files; `model` is on the meta device.
-
-    Raises:
-        ModelError: As `read_headers` does.
-    """
-    headers = weight_headers(folder, model)
-    named = (name for name, _ in model.named_modules())
-    return tuple(name for name in named if isinstance(header_of(f"{name}.weight", headers), PackedHeader))
-
-
-def _is_format(name: str, packed: Collection[str]) -> bool:
-    """Whether a tensor only says in which order an int8 weight lies, of which there is one today."""
-    return name.endswith(".weight_format") and name.removesuffix("_format") in packed
-
-
-def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[tuple[str, PackedHeader]]:
-    """The weights that bitsandbytes or FP8 stored, by their names; `usual` is the dtype of those that do not say."""
-    for name, header in headers.items():
-        place = (name, usual, header.shape, header.file, header.start, header.stop)
-        if header.dtype == "I8" and (scales := headers.get(f"{name.removesuffix('weight')}SCB")):
-            yield name, PackedHeader(*place, "int8", {"weight": header, "scales": scales}, _of_int8)
-        elif header.dtype.startswith("F8_") and (scales := headers.get(f"{name}_scale_inv")):
-            yield name, PackedHeader(*place, "float8_e4m3fn", {"weight": header, "scales": scales}, _of_fp8)
-    for name, state in headers.items():
-        weight, mark, kind = name.rpartition(".quant_state.bitsandbytes__")
-        if mark and weight in headers:
-            under = f"{weight}."
-            parts = {each.removeprefix(under): headers[each] for each in headers if each.startswith(under)}
-            told = json.loads(bytes(mapped_tensor(state).tolist()))
-            dtype, header = WORDS.get(told["dtype"], usual), headers[weight]
-            place = (weight, dtype, tuple(told["shape"]), header.file, header.start, header.stop)
-            yield weight, PackedHeader(*place, kind, {"weight": header, **parts}, _of_4_bits)
-
-
-def _in_int32(
-    headers: Mapping[str, TensorHeader], method: str, settings: Mapping[str, Any]
-) -> Iterator[tuple[str, PackedHeader]]:
-    """The weights that GPTQ or AWQ stored: four tensors a module, or three."""
-    less_one = settings.get("checkpoint_format", "gptq") == "gptq"
-    unpack: Unpack = partial(of_gptq, zeros_less_one=less_one) if method == "gptq" else of_awq
-    names = ("qweight", "qzeros", "scales", "g_idx") if method == "gptq" else ("qweight", "qzeros", "scales")
-    for name, first in headers.items():
-        module, leaf = name.rpartition(".")[::2]
-        parts = {each: headers[f"{module}.{each}"] for each in names if f"{module}.{each}" in headers}
-        if leaf == "qweight" and len(parts) == len(names):
-            inputs = parts["g_idx"].shape[0] if method == "gptq" else first.shape[0]
-            bits = 32 * first.shape[0] // inputs if method == "gptq" else 4
-            shape, scales = (parts["scales"].shape[1], inputs), parts["scales"].dtype
-            place = (f"{module}.weight", scales, shape, first.file, first.start, first.stop)
-            yield f"{module}.weight", PackedHeader(*place, f"int{bits}", parts, unpack)
-
-
-def unpacked_tensors(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every tensor of a folder by its name there, those that are quantized as the weights that they stand for.
-
-    Raises:
-        ModelError: One is of no use to the model, and yet not zero: leaving it out would make another model.
-    """
-    known, tensors = model.state_dict().keys(), {}
-    for name, header in weight_headers(folder, model).items():
-        tensor = header.unpacked(dtype) if isinstance(header, PackedHeader) else mapped_tensor(header)
-        useless = name not in known and name.endswith((".bias", ".scales"))
-        if useless and bool(tensor.any()):
-            message = f"tensor {name} has no place in the model, and is not zero"
-            raise ModelError(message, where=str(header.file), remedy=ORIGINAL)
-        if not useless:
-            tensors[name] = tensor
-    return tensors
-
-
-def _compressed(
-    headers: Mapping[str, TensorHeader], usual: str, model: PreTrainedModel, settings: Mapping[str, Any]
-) -> Iterator[tuple[str, PackedHeader]]:
-    """The weights that compressed-tensors stored, in one of its many formats: each module's tensors but its bias."""
-    groups = settings.get("config_groups") or {}
-    kinds = [group.get("weights") or {} for group in groups.values()] or [{}]
-    kind = f"{kinds[0].get('type', 'int')}{kinds[0].get('num_bits', 8)}"
-    unpack = partial(_of_compressed, settings) if is_compressed_tensors_available() else None
-    for name, tensor in model.state_dict().items():
-        module, _, leaf = name.rpartition(".")
-        under = f"{module}."
-        parts = {each.removeprefix(under): headers[each] for each in headers if each.startswith(under)}
-        parts.pop("bias", None)
-        if leaf == "weight" and "weight_scale" in parts:
-            first = next(iter(parts.values()))
-            place = (name, usual, tuple(tensor.shape), first.file, first.start, first.stop)
-            yield name, PackedHeader(*place, kind, parts, unpack)
-
-
-def _of_int8(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    from loraft.kernels.int8_linear import dequantized
-
-    return dequantized(parts["weight"], parts["scales"], dtype)
-
-
-def _of_4_bits(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    from bitsandbytes.functional import QuantState, dequantize_4bit
-
-    others = {name: part for name, part in parts.items() if name != "weight"}
-    weight: Tensor = dequantize_4bit(parts["weight"], QuantState.from_dict(others, device=torch.device("cpu")))
-    return weight.to(dtype)
-
-
-def _of_fp8(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
-
-    scales = parts["scales"]
-    exact = scales if scales.dtype == torch.uint8 else scales.float()
-    made = Fp8Dequantize(None).convert({"weight": parts["weight"], "weight_scale_inv": exact})  # type: ignore[no-untyped-call]
-    weight: Any = made["weight"]
-    return cast("Tensor", weight.to(dtype))
-
-
-def _of_compressed(settings: Mapping[str, Any], parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """As transformers' own `CompressedTensorsDequantize` does it while loading."""
-    from compressed_tensors.compressors import BaseCompressor
-    from transformers.integrations.compressed_tensors import get_dense_scheme
-
-    quantizer: Any = AutoHfQuantizer.from_config({**settings, "dequantize": True}, pre_quantized=True)
-    config = quantizer.compressor.quantization_config
-    scheme: Any = get_dense_scheme(config)  # type: ignore[no-untyped-call]
-    compressor = BaseCompressor.get_value_from_registry(scheme.format or config.format)
-    return cast("Tensor", compressor.decompress(dict(parts), scheme)["weight"].to(dtype))

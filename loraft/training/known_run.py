@@ -34,12 +34,13 @@ from loraft.models.hf_config import (
 from loraft.models.load_model import load_any_config, load_config, load_noted_tokenizer, require_tensors, stored_in
 from loraft.models.model_structure import depths
 from loraft.models.modules import decoder_inputs, hidden_in, is_within, linear_modules, parameter_count
+from loraft.models.packed_weights import packed_modules
 from loraft.models.probe import spec_of
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
-from loraft.models.stored_weights import StoredWeights, packed_modules, refuse_another_quantization
+from loraft.models.stored_weights import StoredWeights, refuse_another_quantization
 from loraft.rows.standard_input import with_input_kept
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task

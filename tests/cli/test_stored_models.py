@@ -16,7 +16,7 @@ from tests.words import Wording
 
 WORDS = ("the", "customer", "said", "that", "order", "is", "late", "and", "answer")
 TEXTS = [" ".join(WORDS[(start + step) % len(WORDS)] for step in range(2 + start % 4)) for start in range(12)]
-KINDS = ("nf4", "fp4", "int8", "fp8", "gptq", "gptq v2", "awq", "compressed-tensors")
+KINDS = ("nf4", "fp4", "int8", "fp8", "gptq", "gptq v2", "awq", "mxfp4", "compressed-tensors")
 WORDS_FOR = {"fp8": "float8_e4m3fn", "compressed-tensors": "int4", "gptq": "int4", "gptq v2": "int2", "awq": "int4"}
 
 
@@ -69,7 +69,8 @@ def test_from_a_quantized_folder_to_a_merged_model(tmp_path: Path, kind: str, dt
     if dtype == "float32":
         assert merged["completion"] == adapted["completion"]
     seen = answer(folder, "inspect-layers", "run")
-    assert seen["layers"][0]["modules"][0]["dtype"] == WORDS_FOR.get(kind, kind)
+    if kind != "mxfp4":  # whose experts are no linear modules
+        assert seen["layers"][0]["modules"][0]["dtype"] == WORDS_FOR.get(kind, kind)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

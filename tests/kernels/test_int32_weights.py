@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loraft.models.int32_weights import numbers_in, of_awq, of_gptq
+from loraft.kernels.int32_weights import numbers_in, of_awq, of_gptq
 from tests.stored import BLOCK, IN_INT32, packed_in, save_stored
 from tests.tiny import save_tiny
 
