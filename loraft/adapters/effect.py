@@ -95,22 +95,28 @@ def cast_pieces(weight: Tensor, dtype: torch.dtype, *, run: Run = map) -> Iterat
 def pieces_with_rows(
     weight: Tensor, rows: Sequence[int], values: Tensor, dtype: torch.dtype, *, run: Run = map
 ) -> Iterator[Tensor]:
-    """A weight `[rows, width]` in a dtype, with other values `[len(rows), width]` in some of its rows."""
+    """A weight `[rows, width]` in a dtype, with other values `[len(rows), width]` in some of its rows.
+
+    Rows behind its last one may be among them, with none left out: the weight is then so much longer.
+    """
     places: dict[int, int] = {row: number for number, row in enumerate(rows)}  # the last of a row that is named twice
+    count = max(len(weight), 1 + max(rows, default=-1))
 
     def piece(span: slice) -> Tensor:
-        result = weight[span].to(dtype, copy=True)
+        own = weight[span].to(dtype, copy=True)
+        behind = own.new_empty(span.stop - span.start - len(own), own.shape[1])
+        result = torch.cat([own, behind]) if len(behind) else own
         for row in range(span.start, span.stop):
             if row in places:
                 result[row - span.start] = values[places[row]].to(dtype)
         return result
 
-    yield from run(piece, _row_spans(weight))
+    yield from run(piece, _row_spans(weight, count))
 
 
-def _row_spans(weight: Tensor) -> Iterator[slice]:
-    rows = max(1, PIECE // max(1, weight.shape[1]))
-    return (slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows))
+def _row_spans(weight: Tensor, count: int | None = None) -> Iterator[slice]:
+    rows, count = max(1, PIECE // max(1, weight.shape[1])), len(weight) if count is None else count
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
 def _sum(weight: Tensor, updates: Sequence[LoraFactors], rows: slice, *, transposed: bool) -> Tensor:

@@ -30,14 +30,17 @@ from loraft.adapters.adapter_files import insert
 from loraft.adapters.lora_factors import ADAPTER_NAME
 from loraft.adapters.start_from import start_of
 from loraft.adapters.targets import TargetModules, targets_in
+from loraft.adapters.token_rows import as_indices, begin_rows, refuse_loose_rows, wrapped_rows
 from loraft.adapters.trained_biases import keep_biases
 from loraft.adapters.weight_starts import as_plain, begin_from_weights
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.config.sections import LoraSection
 from loraft.kernels.lora_linear import patch_lora_linears
+from loraft.kernels.trained_rows import patch_trained_rows
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import LoadedModel
+from loraft.models.model_structure import begin_at_mean, tables_of
 from loraft.models.modules import matches
 from loraft.models.quantize import in_few_bits
 from loraft.models.registry import ModelSpec
@@ -93,7 +96,8 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
         return _attach_nothing(loaded)
     base = loaded.model
     head = TASKS[config.task].head(loaded.family)
-    targets = targets_in(base, loaded.family, config.lora, quantized=in_few_bits(base), head=head)
+    tokens = loaded.new_tokens
+    targets = targets_in(base, loaded.family, config.lora, quantized=in_few_bits(base), head=head, tokens=tokens)
     classes = (base.config.id2label or {}).values() if head else ()
     start = start_of(config.lora, targets, tuple(map(str, classes)))
     lora = _lora_config(base, loaded.family, targets, config)
@@ -101,12 +105,14 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     saved = copy.copy(lora.modules_to_save)
     model = add_lora_layers(base, lora)
     _refuse_other_modules(model, targets)
+    refuse_loose_rows(model, targets.rows)
     notes: tuple[str, ...] = ()
     if start:
         notes = start.check_base(loaded.fingerprint)
         insert(model, start, ADAPTER_NAME)
     else:
         _initialise(model, targets, config)
+        begin_rows(model, targets.rows)
         if config.lora.init in ("pissa", "olora", "loftq"):
             begin_from_weights(model, targets.modules, config.lora.init, config.seed, loaded)
     patch_lora_linears(model, ADAPTER_NAME, loaded.family.same_input)
@@ -153,6 +159,7 @@ def add_lora_layers(
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
+    patch_trained_rows(model)
     model.train(base.training)  # peft's new layers begin in training mode, whatever the base is in
     return model
 
@@ -163,6 +170,8 @@ def _attach_nothing(loaded: LoadedModel) -> AdaptedModel:
     as_made = dict(meta_model(model.config).named_parameters())
     for name, weight in model.named_parameters():
         weight.requires_grad_(as_made[name].requires_grad)
+    for table in tables_of(model).values() if loaded.new_tokens else ():
+        begin_at_mean(table.data, loaded.new_tokens, min(loaded.new_tokens))
     return AdaptedModel(loaded, model, None, _trainable(model), "full")
 
 
@@ -222,6 +231,7 @@ def _lora_config(base: PreTrainedModel, family: ModelSpec, targets: TargetModule
         target_parameters=_portable_parameters(targets, base, lora) or None,
         bias=lora.bias,
         modules_to_save=_unmistakable(targets.saved, everything) or None,
+        trainable_token_indices=as_indices(targets.rows, everything),
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         rank_pattern=dict(lora.rank_pattern),
@@ -304,7 +314,8 @@ def _refuse_other_modules(model: PeftModel, targets: TargetModules) -> None:
     parameters = {of.name for of in adapted_parameters(model, ADAPTER_NAME).values()}
     whole = {name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
     weights = [weight.name for weight in targets.weights]
-    for found, chosen in ((adapted, targets.modules), (whole, targets.saved), (parameters, weights)):
+    kinds = ((adapted, targets.modules), (whole, targets.saved), (parameters, weights))
+    for found, chosen in (*kinds, (wrapped_rows(model), tuple(targets.rows))):
         if found != set(chosen):
             differing = ", ".join(sorted(found.symmetric_difference(chosen))[:5])
             raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")

@@ -36,6 +36,7 @@ class AdapterTarget:
         dtype: The dtype that the base had while it was trained.
         quantization: How the base was stored while it was trained, for `method: qlora`.
         tokenizer: The folder with the tokenizer that was trained with; None is the base's own.
+        tokens: Those whose embeddings were trained by themselves; the base may have no row for them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class AdapterTarget:
     dtype: str | None = None
     quantization: QuantizationSection | None = None
     tokenizer: str | None = None
+    tokens: tuple[int, ...] = ()
     metadata: TrainingMetadata = field(default_factory=TrainingMetadata)
 
 
@@ -93,7 +95,8 @@ class ResolvedTarget:
         dtype: Literal["float32", "auto"] = "float32" if trained_in == "float32" else "auto"
         tokenizer = first.tokenizer if first else None
         return ModelHandle(
-            ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=tokenizer, dtype=dtype)
+            ModelSection(name_or_path=self.base, revision=self.revision, tokenizer=tokenizer, dtype=dtype),
+            tuple(dict.fromkeys(token for adapter in self.adapters for token in adapter.tokens)),
         )
 
 
@@ -124,6 +127,7 @@ def adapter_in(folder: Path) -> ResolvedTarget:
         dtype=_text(known, "dtype"),
         quantization=quantization,
         tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else None,
+        tokens=_tokens(config.get("trainable_token_indices")),
         metadata=_metadata(config, record),
     )
     return ResolvedTarget(adapter.base, adapter.revision, (adapter,))
@@ -176,6 +180,13 @@ def _metadata(config: Mapping[str, object], record: Mapping[str, object]) -> Tra
             _text(record, "source_prefix") or "", _text(record, "source_lang"), _text(record, "target_lang")
         ),
     )
+
+
+def _tokens(indices: object) -> tuple[int, ...]:
+    """The rows that peft's `trainable_token_indices` names; what is no number is told later."""
+    lists = indices.values() if isinstance(indices, Mapping) else [indices]
+    named = (row for rows in lists if isinstance(rows, list) for row in rows)
+    return tuple(dict.fromkeys(row for row in named if isinstance(row, int)))
 
 
 def _text(record: Mapping[str, object], key: str) -> str | None:

@@ -127,6 +127,9 @@ def _usage(config: RunConfig, labels: Sequence[str]) -> Iterator[str]:
     # A base may have a head already, for another number of classes: the adapter brings its own.
     count = f", num_labels={len(labels)}, ignore_mismatched_sizes=True" if labels else ""
     yield f"base_model = {made_by}.from_pretrained({source}{count})"
+    if config.model.add_tokens:
+        yield "if len(tokenizer) > len(base_model.get_input_embeddings().weight):"
+        yield "    base_model.resize_token_embeddings(len(tokenizer))"
     if labels:
         yield "base_model.config.pad_token_id = tokenizer.pad_token_id"
     yield 'model = PeftModel.from_pretrained(base_model, "path/to/adapter")'
@@ -160,6 +163,7 @@ def _training(config: RunConfig, facts: TrainingFacts) -> Iterator[str]:
         "batch": f"{training.per_device_train_batch_size} rows × {training.gradient_accumulation_steps} accumulated",
         "optimizer": f"{training.optim}, weight decay {training.weight_decay:g}, clipping {training.max_grad_norm}",
         **_regularisers(training),
+        **({"new tokens": ", ".join(map(code, config.model.add_tokens))} if config.model.add_tokens else {}),
         "seed": str(config.seed),
         **({} if config.method == "full" else _adapter_rows(config)),
     }

@@ -28,6 +28,7 @@ from loraft.adapters.adapter_files import (
 from loraft.adapters.inject import AdaptedModel, add_lora_layers, lora_config_of
 from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, check_adapter_name, in_peft
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
+from loraft.adapters.token_rows import refuse_untrained_rows
 from loraft.adapters.trained_biases import biases_of
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
@@ -130,6 +131,7 @@ def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
     if random := [name for name in loaded.new_modules if not any(is_within(part, name) for part in files.saved)]:
         message = f"neither the adapter nor its base has {' and '.join(random)}, and random numbers would answer"
         raise AdapterError(message, where=str(files.folder))
+    refuse_untrained_rows(files, loaded.model, loaded.own_rows)
     if untied := sorted(files.saved.intersection(tied_modules(loaded.model))):
         notes += (f"The adapter has a {' and a '.join(untied)} of its own, which the base ties to another module.",)
     return notes

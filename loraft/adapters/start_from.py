@@ -45,6 +45,7 @@ def _differences(
     if start.config.bias != lora.bias:
         yield Problem(f"{start.config.bias} in the adapter, {lora.bias} here", key="lora.bias")
     yield from _extras(start, targets)
+    yield from _other_rows(start, targets)
     # Weights are saved by the leaf; a module that is trained whole may hold several.
     absent = {outer for outer in targets.saved if not any(is_within(leaf, outer) for leaf in start.saved)}
     extra = {leaf for leaf in start.saved if not is_within(leaf, *targets.saved)}
@@ -71,9 +72,16 @@ def _extras(start: AdapterFiles, targets: TargetModules) -> Iterator[Problem]:
         there, start.config.alpha_pattern or {}, start.config.lora_alpha, where=where, key="alpha_pattern"
     )
     yield from _other_numbers("lora.alpha", alphas, {weight.name: weight.alpha for weight in targets.weights})
-    if start.tokens:
-        message = f"the adapter trains rows of {_listed(sorted(start.tokens))} by themselves, and training does not"
-        yield Problem(message, key="lora.start_from")
+
+
+def _other_rows(start: AdapterFiles, targets: TargetModules) -> Iterator[Problem]:
+    """The rows of tokens that the adapter trained by themselves, against those of the tokens that the config adds."""
+    there = {name.removesuffix(".weight"): list(rows) for name, (rows, _) in start.tokens.items()}
+    here = {name: list(rows) for name, rows in targets.rows.items()}
+    if there != here:
+        told = [", ".join(f"{rows} of {name}" for name, rows in sorted(each.items())) for each in (there, here)]
+        message = f"the adapter trains the rows of tokens {told[0] or '(none)'}; here they are {told[1] or '(none)'}"
+        yield Problem(message, key="model.add_tokens")
 
 
 def _other_names(key: str, absent: Set[str], extra: Set[str]) -> Iterator[Problem]:

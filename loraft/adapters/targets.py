@@ -24,9 +24,10 @@ from loraft.adapters.extra_targets import (
 )
 from loraft.adapters.layer_choice import layers_by_stack
 from loraft.adapters.left_by_peft import adaptable_modules
+from loraft.adapters.token_rows import Rows, token_rows_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
-from loraft.models.model_structure import depths, sized_modules, tied_modules
+from loraft.models.model_structure import depths, sized_modules, tables_of, tied_modules
 from loraft.models.modules import matches, nearest
 from loraft.models.registry import ModelSpec
 
@@ -60,6 +61,7 @@ class TargetModules:
         saved: The modules that are trained whole (`modules_to_save`).
         weights: The parameters that are adapted by themselves (`target_parameters`).
         biases: The biases of the base that are trained, and their sizes.
+        rows: The modules of which rows are trained by themselves, those of new tokens, and which rows.
     """
 
     modules: tuple[str, ...]
@@ -76,12 +78,15 @@ class TargetModules:
     saved_parameters: int
     weights: tuple[AdaptedWeight, ...] = ()
     biases: Mapping[str, int] = field(default_factory=dict)
+    rows: Rows = field(default_factory=dict)
+    row_parameters: int = 0
 
     @property
     def trainable_parameters(self) -> int:
         """Everything that training changes."""
         of_weights = sum(weight.parameters for weight in self.weights)
-        return self.parameters + of_weights + self.saved_parameters + sum(self.biases.values())
+        besides = self.saved_parameters + sum(self.biases.values()) + self.row_parameters
+        return self.parameters + of_weights + besides
 
 
 @dataclass(frozen=True)
@@ -275,17 +280,18 @@ def targets_in(
     *,
     quantized: Collection[str] = (),
     head: Sequence[str] = (),
+    tokens: Sequence[int] = (),
 ) -> TargetModules:
     """Resolve the `lora` section against a model, whether its weights are loaded or not.
 
     The weights of the modules `quantized` are, or will be, stored in 4 or 8 bits. The modules of a classification
-    `head` are trained whole without being named.
+    `head` are trained whole without being named, and the rows of new `tokens` by themselves.
 
     Raises:
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
     """
     named = tuple(name for name in head if name not in lora.modules_to_save)
-    return select(
+    found = select(
         adaptable_modules(model, lora),
         family,
         lora.model_copy(update={"modules_to_save": (*lora.modules_to_save, *named)}),
@@ -295,3 +301,7 @@ def targets_in(
         quantized=quantized,
         shapes={name: tuple(weight.shape) for name, weight in model.named_parameters()},
     )
+    trained = (*found.modules, *found.saved, *(weight.name for weight in found.weights))
+    rows = token_rows_in(model, tokens, trained)
+    width = sum(len(each) * table.shape[1] for name, table in tables_of(model).items() if (each := rows.get(name)))
+    return replace(found, rows=rows, row_parameters=width)

@@ -70,6 +70,10 @@ class ModelSection(Section):
     where the family has it, and the only one with which rows lie end to end (data.packing): the others pad them."""
     tokenizer: str | None = None
     """Another tokenizer: a Hub id, a folder, a .gguf file or builtin:NAME; null is the model's own."""
+    add_tokens: Names = ()
+    """New tokens, such as <call>: each is one token wherever it stands in a row, a prompt or an answer, and of the
+    embeddings (and of a head that is not tied to them) its row alone is trained, beginning as the mean of the others.
+    They are saved with what is trained."""
 
 
 class QuantizationSection(Section):

@@ -71,6 +71,12 @@ class Rows:
     notes: tuple[str, ...] = ()
     targets: tuple[list[int], ...] = ()
 
+    def behind(self, ids: list[int]) -> Rows:
+        """The same behind a row of `ids`, if there are any; an encoder-decoder says them again."""
+        if not ids:
+            return self
+        return replace(self, ids=(ids, *self.ids), targets=(ids, *self.targets) if self.targets else ())
+
 
 def rows_for(adapter: Path, tokenizer: Tokenizer, sources: SourceFormat | None = None, longest: int = LONGEST) -> Rows:
     """The rows that the run of an adapter held out, followed by the built-in ones, should there be too few.
@@ -273,6 +279,7 @@ def _adapted_and_base(
         rows = rows_for(merge.adapters[0].files.folder, loaded.tokenizer, sources, longest)
     else:
         rows = built_in_rows(loaded.tokenizer, longest=longest)
+    rows = rows.behind(list(merge.target.model.tokens[:longest]))
     outputs, _ = _outputs(merge, adapted.model, rows, positions, partial(told, 0))
     with acting(adapted.model, None) as model:
         base, _ = _outputs(merge, model, rows, positions, partial(told, 1))

@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from loraft.adapters.lora_factors import parse_key
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import base_named_by, classes_of, resolve_target
+from loraft.adapters.token_rows import refuse_untrained_rows
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
@@ -31,6 +32,7 @@ from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES
 from loraft.models.hf_config import code_notes, own_code
 from loraft.models.load_model import load_config, require_tensors
+from loraft.models.model_structure import grow
 from loraft.models.packed_weights import PackedHeader, weight_headers
 from loraft.models.probe import spec_of
 from loraft.models.quantize import quantized_modules
@@ -63,6 +65,7 @@ class Merge:
         sources: Those that the model has too, by their names in it.
         converted: Those that loading computes from tensors of the files, by their names in the model, and from which.
         quantized: The tensors that quantizing would replace.
+        grown: The sizes of the tensors that are larger than in the base, for new tokens, by their names in the model.
         labels: The classes that the result tells apart; none where it writes text.
     """
 
@@ -80,6 +83,7 @@ class Merge:
     sources: Mapping[str, TensorHeader]
     converted: Mapping[str, tuple[TensorHeader, ...]]
     quantized: frozenset[str]
+    grown: Mapping[str, tuple[int, ...]]
     labels: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -159,11 +163,12 @@ def prepare_merge(
     folder, model = target.model.folder, meta_model(config)
     _, held = require_tensors(folder, model, labels)
     headers = weight_headers(folder, model)
+    grown = _grown(model, target.model.tokens, adapters)
     sources, converted = _sources(model, headers, held)
     _refuse_another_base(adapters, sources, model.all_tied_weights_keys)
     is_packed = any(isinstance(header, PackedHeader) for header in headers.values())
     trained_storage, storage, about_storage = _as_filed(target, base) if is_packed else _storages(target, base)
-    plan = plan_merge(model, adapters, held)
+    plan = _with_tied_rows(plan_merge(model, adapters, held), sources, model.all_tied_weights_keys)
     own, about_code = fingerprint(folder), code_notes(folder, *(adapter.files.folder for adapter in adapters))
     about_base = [note for each in adapters for note in each.files.check_base(own)]
     return Merge(
@@ -181,6 +186,7 @@ def prepare_merge(
         sources=sources,
         converted=converted,
         quantized=frozenset(f"{name}.weight" for name in quantized_modules(model)),
+        grown=grown,
         labels=labels,
         notes=(*target.notes, *about_code, *about_base, *about_storage),
     )
@@ -224,6 +230,32 @@ def _refuse_another_base(
 
     for adapter in adapters:
         refuse_other_base(adapter.files, weight)
+
+
+def _grown(
+    model: PreTrainedModel, tokens: Sequence[int], adapters: Sequence[WeightedAdapter]
+) -> dict[str, tuple[int, ...]]:
+    """Let an empty model have a place for all `tokens`; the sizes of what is larger then than in the base.
+
+    Raises:
+        AdapterError: The base has no row for a token, and neither has an adapter for each table.
+    """
+    if not tokens:
+        return {}
+    before, own_rows = _shapes(model), grow(model, tokens)
+    for adapter in adapters:
+        refuse_untrained_rows(adapter.files, model, own_rows)
+    return {name: shape for name, shape in _shapes(model).items() if shape != before.get(name)}
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _with_tied_rows(plan: MergePlan, sources: Mapping[str, TensorHeader], ties: Mapping[str, str]) -> MergePlan:
+    """The plan with the same rows where the files hold a tied weight under each of its names."""
+    tied = {name: plan.rows[source] for name, source in ties.items() if source in plan.rows and name in sources}
+    return replace(plan, rows={**plan.rows, **tied})
 
 
 def _widespread_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:

@@ -15,9 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from loraft.adapters.effect import Run, cast_pieces, pieces_with_rows, updated_pieces
 from loraft.adapters.metadata import ResolvedTarget
@@ -57,16 +59,18 @@ def plan_files(merge: Merge) -> dict[str, list[Slot]]:
     a file holds a model with a head, and another head than the classifier's would stay unused.
     """
     files: dict[str, list[Slot]] = {}
-    ours = _models_names(merge) if merge.labels else {name: name for name in merge.headers}
+    models_names = _models_names(merge)
+    ours = models_names if merge.labels else {name: name for name in merge.headers}
     for name, header in sorted(merge.headers.items(), key=lambda item: (item[1].file.name, item[1].start)):
         if name in ours:  # what is no floating number stays as it is
             word = WORDS[merge.dtype] if merge.casts and header.dtype in TORCH_DTYPES else header.dtype
-            files.setdefault(header.file.name, []).append(Slot(ours[name], word, header.shape))
+            shape = merge.grown.get(models_names.get(name, name), header.shape)
+            files.setdefault(header.file.name, []).append(Slot(ours[name], word, shape))
     last = next(reversed(files.values()))
     for name in dict.fromkeys([*merge.plan.untied, *merge.plan.changed]):
         if name not in merge.sources and name not in merge.converted:
-            shape = merge.plan.replaced[name].shape if name in merge.plan.replaced else _source(merge, name).shape
-            last.append(Slot(name, WORDS[merge.dtype], tuple(shape)))
+            of = merge.plan.replaced[name] if name in merge.plan.replaced else _source(merge, name)
+            last.append(Slot(name, WORDS[merge.dtype], merge.grown.get(name, tuple(of.shape))))
     return {file: in_order(slots) for file, slots in files.items()}
 
 
@@ -122,7 +126,9 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
     if replacement is not None:
         return cast_pieces(replacement, dtype or replacement.dtype, run=checked)
     header = _source(merge, name)
-    changes = name in plan.changed or merge.storage is not None or isinstance(header, PackedHeader)
+    changes = (
+        name in plan.changed or name in merge.grown or merge.storage is not None or isinstance(header, PackedHeader)
+    )
     if dtype is None or (not changes and TORCH_DTYPES[header.dtype] == dtype):
         return _bytes(header)
     if isinstance(header, PackedHeader):
@@ -137,6 +143,8 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
         return pieces_with_rows(weight, *plan.rows[name], dtype, run=checked)
     if name in plan.added:
         return cast_pieces(torch.stack([weight.float(), *plan.added[name]]).sum(0), dtype, run=checked)
+    if name in merge.grown:  # what is added to the logits, and nothing for a new token
+        weight = pad(weight, (0, merge.grown[name][-1] - weight.shape[-1]))
     return cast_pieces(weight, dtype, run=checked)
 
 
@@ -333,4 +341,7 @@ def _config(merge: Merge) -> dict[str, object]:
         }
     if merge.plan.untied:
         values["tie_word_embeddings"] = False
+    if merge.grown:
+        inner: Any = values if "vocab_size" in values else values.get("text_config", values)
+        inner["vocab_size"] = max(merge.target.model.tokens) + 1
     return values

@@ -31,6 +31,7 @@ from loraft.models.hf_config import (
     quietly_reading,
     written_config,
 )
+from loraft.models.model_structure import add_tokens, grow, ids_of
 from loraft.models.modules import is_within
 from loraft.models.packed_weights import unpacked_tensors, weight_headers
 from loraft.models.probe import spec_of
@@ -68,6 +69,8 @@ class LoadedModel:
         new_modules: The modules of a classification head that the base lacks. All their numbers are zero, so that each
             class is as likely as another, until training begins them or an adapter brings them.
         stored: How the files hold the weights, where these are quantized.
+        own_rows: How many embeddings its files have; None is as many as the model.
+        new_tokens: The ids of the tokens that `model.add_tokens` added, whose rows training begins.
         notes: What the user should know, a sentence each.
     """
 
@@ -81,6 +84,8 @@ class LoadedModel:
     notes: tuple[str, ...]
     new_modules: tuple[str, ...] = ()
     stored: StoredWeights | None = None
+    own_rows: int | None = None
+    new_tokens: tuple[int, ...] = ()
 
 
 def load_model(
@@ -119,11 +124,19 @@ def load_model(
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
     loaded = _with_weights(handle, config, placement, quantization, new)
+    tokens = new_tokens(handle, tokenizer)
+    own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None
     loaded.requires_grad_(False)
     for parameter in (each for module in new for each in loaded.get_submodule(module).parameters()):
         parameter.zero_()
     notes, name = (*placement.notes, *notes), handle.section.name_or_path
-    return LoadedModel(loaded, tokenizer, family, placement, folder, name, fingerprint(folder), notes, new, stored)
+    own = fingerprint(folder)
+    return LoadedModel(loaded, tokenizer, family, placement, folder, name, own, notes, new, stored, own_rows, tokens)
+
+
+def new_tokens(model: Model, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids of the tokens that the model's section adds, in the tokenizer that has them."""
+    return ids_of(tokenizer, ModelHandle.of(model).section.add_tokens)
 
 
 def _with_weights(
@@ -289,12 +302,13 @@ def _tokenizer(
     if spec_of(config, group).kind == "decoder" and not tokenizer.is_fast:
         raise ModelError("the tokenizer gives no offsets, and the loss mask needs them", where=name)
     last = max(tokenizer.get_vocab().values(), default=-1)
-    if last >= (embeddings := config.get_text_config().vocab_size):
+    if last >= (embeddings := max(config.get_text_config().vocab_size, 1 + max(handle.tokens, default=-1))):
         raise ModelError(
             f"the tokenizer has tokens up to id {last}, and the model has {embeddings} embeddings",
             where=name,
-            remedy="Use the tokenizer that the model was trained with.",
+            remedy="Use the tokenizer that the model was trained with; model.add_tokens adds tokens to it.",
         )
+    add_tokens(tokenizer, handle.section.add_tokens)
     notes = [*remade(), *altered_settings(handle.small_files)]
     stand_in = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None and stand_in is not None:

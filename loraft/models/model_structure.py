@@ -1,18 +1,26 @@
-"""How a model is built: its row of the table of architectures, its layers, and which weights its modules own."""
+"""How a model is built: its row of the table of architectures, its layers, which weights its modules own, its tokens.
+
+A table of embeddings may have spare rows behind the last token. Where new tokens (`model.add_tokens`) need more it
+grows, and what is grown begins as the mean of the rows that were there.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from torch import nn
+import torch
+from tokenizers import AddedToken
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from loraft.errors import ModelError
-from loraft.models.hf_config import is_used_otherwise
-from loraft.models.modules import linear_modules
+from loraft.errors import ModelError, Problem
+from loraft.models.hf_config import is_used_otherwise, quietly
+from loraft.models.modules import linear_modules, output_head
 from loraft.models.registry import FAMILIES, Kind, ModelSpec
 
 
@@ -147,3 +155,109 @@ def tied_modules(model: nn.Module) -> tuple[str, ...]:
         for weight in module.parameters(recurse=False):
             owners[id(weight)].append(name)
     return tuple(name for names in owners.values() if len(names) > 1 for name in names)
+
+
+TOKENS_KEY = "model.add_tokens"
+ROWS_AT_ONCE = 4096
+
+
+def add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> tuple[int, ...]:
+    """Give a tokenizer new tokens, which are found in any text and shown in answers, and tell their ids.
+
+    Raises:
+        ModelError: A token that is there already, or that the tokenizer does not find in a text; all such are named.
+    """
+    if problems := list(_not_new(tokenizer, tokens)):
+        raise ModelError.several(problems)
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
+    ids = ids_of(tokenizer, tokens)
+    for token, number in zip(tokens, ids, strict=True):
+        if number not in tokenizer(f"a {token} b", add_special_tokens=False, verbose=False)["input_ids"]:
+            raise ModelError(
+                f"the tokenizer does not find {token!r} in a text", key=TOKENS_KEY, remedy="Spell it otherwise."
+            )
+    return ids
+
+
+def ids_of(tokenizer: Tokenizer, tokens: Sequence[str]) -> tuple[int, ...]:
+    """The ids of tokens that a tokenizer has."""
+    vocabulary = tokenizer.get_vocab()
+    return tuple(vocabulary[token] for token in tokens)
+
+
+def _not_new(tokenizer: Tokenizer, tokens: Sequence[str]) -> Iterator[Problem]:
+    known = tokenizer.get_vocab()
+    for token in dict.fromkeys(tokens):
+        if not token.strip() or token != token.strip():
+            yield Problem(
+                f"{token!r} begins or ends with a space, or is nothing else", None, TOKENS_KEY, "Leave spaces out."
+            )
+        elif token in known:
+            message = f"{token!r} is a token of the model already, with id {known[token]}"
+            yield Problem(message, None, TOKENS_KEY, "Leave it out: its row is the base's.")
+        elif tokens.count(token) > 1:
+            yield Problem(f"{token!r} is named {tokens.count(token)} times", None, TOKENS_KEY, "Name it once.")
+
+
+def grow(model: PreTrainedModel, tokens: Sequence[int]) -> int:
+    """Let a model have embeddings, and logits, for all `tokens`; those that are new are the mean of the others.
+
+    On the meta device the sizes alone grow. How many there were comes back.
+
+    Raises:
+        ModelError: An architecture whose embeddings do not grow, or a row between that none of the tokens has.
+    """
+    before, rows = len(embedding_weight(model)), max(tokens, default=-1) + 1
+    if rows <= before:
+        return before
+    if rows - before > len({token for token in tokens if token >= before}):
+        raise _does_not_grow(
+            model, f"it has {before}, and not all between these and that of token {rows - 1} are known"
+        )
+    with quietly(), torch.random.fork_rng(devices=[]):  # transformers draws what is replaced below
+        try:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        except Exception as error:  # what an architecture raises that cannot has no common root
+            raise _does_not_grow(model, str(error).partition("\n")[0]) from error
+    tables = tables_of(model)
+    if any(len(table) != rows for table in tables.values()):
+        raise _does_not_grow(model, "its tables have other sizes afterwards")
+    for table in tables.values():
+        if table.device.type != "meta":
+            begin_at_mean(table.data, range(before, rows), before)
+    return before
+
+
+def _does_not_grow(model: PreTrainedModel, why: str) -> ModelError:
+    message = f"the embeddings of a {type(model).__name__} do not grow: {why}"
+    return ModelError(message, key=TOKENS_KEY, remedy="Add as many tokens as there are spare rows, or none.")
+
+
+def embedding_weight(model: PreTrainedModel) -> Tensor:
+    """The table of embeddings, `[rows, width]`."""
+    embedding: Any = model.get_input_embeddings()
+    weight: Tensor = embedding.weight
+    return weight
+
+
+def tables_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tables with a row for each token, `[rows, width]`, by their modules: the embeddings and an untied head."""
+    embedding, head = model.get_input_embeddings(), output_head(model)
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+    found: dict[str, Tensor] = {names[id(embedding)]: embedding_weight(model)}
+    if isinstance(head, nn.Linear) and head.weight is not embedding_weight(model):
+        found[names[id(head)]] = head.weight
+    return found
+
+
+def begin_at_mean(table: Tensor, rows: Sequence[int], known: int) -> None:
+    """Let some rows of a table be the mean of its first `known` ones."""
+    table[list(rows)] = mean_row(table, known).to(table.dtype)
+
+
+def mean_row(table: Tensor, known: int) -> Tensor:
+    """The mean of the first `known` rows of `[rows, width]`: `[width]`, in float32."""
+    total = torch.zeros(table.shape[1], dtype=torch.float64, device=table.device)
+    for start in range(0, known, ROWS_AT_ONCE):
+        total += table[start : min(start + ROWS_AT_ONCE, known)].double().sum(0)
+    return (total / known).float()

@@ -56,8 +56,10 @@ class ModelHandle:
     A look-up raises what `resolve` or `resolve_tokenizer` does.
     """
 
-    def __init__(self, section: ModelSection) -> None:
+    def __init__(self, section: ModelSection, tokens: tuple[int, ...] = ()) -> None:
+        """Look up what a section asks for; of `tokens` an adapter has rows of its own, and the base may have none."""
         self.section = section
+        self.tokens = tokens
 
     @classmethod
     def of(cls, model: ModelSection | ModelHandle) -> ModelHandle:
@@ -81,7 +83,7 @@ class ModelHandle:
 
     def with_tokenizer(self, name: str | None) -> ModelHandle:
         """The same model with another tokenizer; None is its own."""
-        other = ModelHandle(self.section.model_copy(update={"tokenizer": name}))
+        other = ModelHandle(self.section.model_copy(update={"tokenizer": name}), self.tokens)
         vars(other).update({key: found for key, found in vars(self).items() if key in ("small_files", "folder")})
         return other
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from loraft.adapters.adapter_files import AdapterFiles
 from loraft.adapters.start_from import biases_of_b, start_of
 from loraft.adapters.targets import TargetModules, targets_in
 from loraft.config.schema import RunConfig
@@ -24,15 +25,19 @@ from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import (
     check_dtype,
-    class_names,
     context_of,
     heads_in,
-    is_classifier,
     own_code,
     quietly_reading,
 )
-from loraft.models.load_model import load_any_config, load_config, load_noted_tokenizer, require_tensors, stored_in
-from loraft.models.model_structure import depths
+from loraft.models.load_model import (
+    load_config,
+    load_noted_tokenizer,
+    new_tokens,
+    require_tensors,
+    stored_in,
+)
+from loraft.models.model_structure import depths, grow
 from loraft.models.modules import decoder_inputs, hidden_in, is_within, linear_modules, parameter_count
 from loraft.models.packed_weights import packed_modules
 from loraft.models.probe import spec_of
@@ -40,10 +45,12 @@ from loraft.models.quantize import quantized_modules
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
-from loraft.models.stored_weights import StoredWeights, refuse_another_quantization
+from loraft.models.stored_weights import StoredWeights
 from loraft.rows.standard_input import with_input_kept
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
+from loraft.training.base_weights import head_notes, quantization_of, stored_notes
+from loraft.training.new_tokens import about_new_tokens, unseen_tokens
 from loraft.training.optimizer import TrainedTensor
 from loraft.training.run_events import tracker_problems
 from loraft.training.trained_tensors import trained_tensors
@@ -118,15 +125,20 @@ class ModelSummary:
         if self.targets is None:
             return depth
         trained = self.targets.layers_by_stack
-        if any(not is_within(name.rpartition(".")[0], *self.targets.modules) for name in self.targets.biases):
-            return depth  # biases below every adapted layer
+        loose = [name for name in self.targets.biases if not is_within(name.rpartition(".")[0], *self.targets.modules)]
+        if loose or self.targets.rows:  # biases and embeddings below every adapted layer
+            return depth
         if stack == "decoder" and trained.get("encoder"):
             return depth
         return depth - min(trained.get(stack, ()), default=depth)
 
 
-def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -> ModelSummary:
-    """The shape of the model that a run trains; `labels` are the classes of a classifier, none for other tasks.
+def summarize_model(
+    run: RunConfig, model: ModelHandle, labels: Sequence[str], tokens: Sequence[int] = ()
+) -> ModelSummary:
+    """The shape of the model that a run trains.
+
+    `labels` are the classes of a classifier, none for other tasks, and `tokens` the ids of those that are new.
 
     Raises:
         ModelError: Its files lack tensors or have others, or its decoder has no start token.
@@ -142,23 +154,20 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
     has_weights = any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir()
     if has_weights:
         new, _ = require_tensors(folder, skeleton, labels)
-    if run.method == "full" and own_code(config):
-        message = "the model is computed by code that it brings; one trained whole would need it, and no code is saved"
-        raise ModelError(message, key="method", remedy="Write method: lora, whose adapter goes with the base.")
+    _refuse_own_code(run, config)
+    own_rows = grow(skeleton, tokens) if tokens else 0
     linear, stored = linear_modules(skeleton), stored_in(model)
-    quantization = _quantization(run, stored)
+    quantization = quantization_of(run, stored)
     quantized = quantized_modules(skeleton) if quantization is not None else ()
     if stored is not None and has_weights:
         quantized = tuple(set(linear).intersection(packed_modules(folder, skeleton))) if quantization else ()
-    notes = [*_stored_notes(run, stored), *(_head_notes(run, model, new) if labels else ())]
+    notes = [*stored_notes(run, stored), *(head_notes(run, model, new) if labels else ())]
     targets = None
     if run.method != "full":
-        targets = targets_in(skeleton, family, run.lora, quantized=quantized, head=head)
-        start = start_of(run.lora, targets, labels)
-        if of_b := biases_of_b(start):
-            targets = replace(targets, biases={**targets.biases, **of_b})
-            notes.append("the adapter of lora.start_from has biases of B (lora_bias), and training goes on with them")
-        notes = [*(start.check_base(fingerprint(folder)) if start is not None and has_weights else ()), *notes]
+        targets = targets_in(skeleton, family, run.lora, quantized=quantized, head=head, tokens=tokens)
+        targets, about_start = _going_on(targets, start_of(run.lora, targets, labels), folder if has_weights else None)
+        notes = [*about_start, *notes]
+    about_tokens = about_new_tokens(run.model.add_tokens if tokens else (), skeleton, own_rows, targets)
     return ModelSummary(
         family=family,
         total_parameters=parameter_count(skeleton),
@@ -168,42 +177,28 @@ def summarize_model(run: RunConfig, model: ModelHandle, labels: Sequence[str]) -
         stored=stored,
         depths=depths(skeleton, family),
         layers={stack: _layer(skeleton, linear, path) for stack, path in family.stacks.items()},
-        vocabulary=config.get_text_config().vocab_size,
+        vocabulary=skeleton.config.get_text_config().vocab_size,
         context=context_of(config, family),
         targets=targets,
         trained=tuple(trained_tensors(skeleton, family, targets, use_dora=run.lora.use_dora)),
-        notes=(*notes, *(f"{family.model_type}: {why}" for why in family.unknown)),
+        notes=(*notes, *about_tokens, *(f"{family.model_type}: {why}" for why in family.unknown)),
     )
 
 
-def _quantization(run: RunConfig, stored: StoredWeights | None) -> QuantizationSection | None:
-    """How the frozen weights are in memory: as the files have them, or as the config asks for it.
-
-    Raises:
-        ModelError: Files with quantized weights, and a config that asks for others or trains every weight.
-    """
-    asked = run.quantization if run.method == "qlora" else None
-    refuse_another_quantization(stored, asked)
-    if stored is None:
-        return asked
-    if run.method == "full":
-        message = f"the weights are quantized ({stored.words}), and method: full would train every one of them"
-        raise ModelError(message, key="method", remedy="Write method: lora, or name the unquantized model.")
-    return stored.quantization
+def _going_on(targets: TargetModules, start: AdapterFiles | None, base: Path | None) -> tuple[TargetModules, list[str]]:
+    """What is trained where training goes on from an adapter, and what there is to say of it and its base's folder."""
+    notes = list(start.check_base(fingerprint(base))) if start is not None and base is not None else []
+    of_b = biases_of_b(start)
+    if not of_b:
+        return targets, notes
+    note = "the adapter of lora.start_from has biases of B (lora_bias), and training goes on with them"
+    return replace(targets, biases={**targets.biases, **of_b}), [*notes, note]
 
 
-def _stored_notes(run: RunConfig, stored: StoredWeights | None) -> Iterator[str]:
-    """What files with quantized weights mean for a run."""
-    if stored is None:
-        return
-    if stored.quantization is None:
-        said = f"the weights are stored by {stored.method}, and become ordinary ones while they are loaded"
-        yield f"{said}: in memory they take as much as those of any model"
-        return
-    as_they_are = f"the weights are quantized already ({stored.words}), and are trained on as they are"
-    yield f"{as_they_are}: method: lora is then QLoRA" if run.method == "lora" else as_they_are
-    if run.method == "qlora" and run.quantization.double_quant != stored.quantization.double_quant:
-        yield f"quantization.double_quant is {str(stored.quantization.double_quant).lower()}, as the weights are"
+def _refuse_own_code(run: RunConfig, config: PreTrainedConfig) -> None:
+    if run.method == "full" and own_code(config):
+        message = "the model is computed by code that it brings; one trained whole would need it, and no code is saved"
+        raise ModelError(message, key="method", remedy="Write method: lora, whose adapter goes with the base.")
 
 
 def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
@@ -212,21 +207,6 @@ def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
             skeleton.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     some_token = (skeleton.config.pad_token_id or 0) + 1  # mBART looks for the last one that is no padding
     decoder_inputs(skeleton, torch.full((1, 1), some_token))
-
-
-def _head_notes(run: RunConfig, model: ModelHandle, new: Sequence[str]) -> Iterator[str]:
-    """What there is to say about where a classifier's head begins."""
-    base = load_any_config(model)
-    if run.method != "full" and run.lora.start_from is not None:
-        yield "the head for classes is that of lora.start_from, and training goes on with it"
-    elif not new:
-        yield "the base has a head for these classes, and training goes on with it"
-    elif is_classifier(base):
-        classes = ", ".join(class_names(base))
-        yield f"the base has a head for other classes ({classes}): {' and '.join(new)} begins anew"
-    else:
-        begin = "begin" if len(new) > 1 else "begins"
-        yield f"the base has no head for classes: {' and '.join(new)} {begin} with random numbers, by the seed"
 
 
 def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: str) -> LayerSizes:
@@ -283,7 +263,9 @@ def known_run(config: RunConfig) -> KnownRun:
     data = _collected(problems, lambda: prepare(config, read[0], cache_folder())) if read is not None else None
     # Of a classifier whose classes could not be found the shape is that of one with two.
     labels = data.renderer.labels if data is not None else () if task.generates else ("0", "1")
-    shape = _collected(problems, lambda: summarize_model(config, model, labels)) if architecture is not None else None
+    tokens = new_tokens(model, read[0]) if read is not None else ()
+    summarize = partial(summarize_model, config, model, labels, tokens)
+    shape = _collected(problems, summarize) if architecture is not None else None
     if shape is not None:
         problems += _beyond_context(config, shape)
         if read is not None and data is not None and labels:
@@ -293,7 +275,8 @@ def known_run(config: RunConfig) -> KnownRun:
         problems += task.problems(config, data.renderer)
     if placement is None or shape is None or read is None or data is None or problems:
         raise InvalidInputError.several(problems)
-    notes = (*placement.notes, *read[1], *shape.notes, *length_notes)
+    unseen = unseen_tokens(config.model.add_tokens, tokens, data)
+    notes = (*placement.notes, *read[1], *shape.notes, *unseen, *length_notes)
     return KnownRun(config, model, placement, data, shape, notes)
 
 

@@ -27,6 +27,8 @@ def trained_tensors(
     for update in targets.weights if targets is not None else ():
         for shape in update.factors:
             yield TrainedTensor(shape, hidden=True)
+    for name, rows in targets.rows.items() if targets is not None else ():
+        yield TrainedTensor((len(rows), skeleton.get_parameter(f"{name}.weight").shape[1]), hidden=False)
     for size in targets.biases.values() if targets is not None else ():
         yield TrainedTensor((size,), hidden=False)
     for name, weight in skeleton.named_parameters():

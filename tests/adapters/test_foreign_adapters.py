@@ -73,6 +73,10 @@ def loaded(base: Path, **adapters: Path) -> AdaptedModel:
     return load_adapters(load_model(ModelSection(name_or_path=str(base)), placement, group=None), adapters)
 
 
+def equal(one: torch.Tensor, other: torch.Tensor) -> None:
+    assert torch.equal(one, other)
+
+
 def close(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
@@ -86,11 +90,13 @@ def test_what_peft_made_has_peft_s_logits_loaded_and_merged(tmp_path: Path, shap
     theirs = outputs(peft_adapter(tmp_path / "adapter", base, kind, **lora))
     plain = outputs(load_base(base, kind))
     adapted = loaded(base, mine=tmp_path / "adapter")
-    assert torch.equal(outputs(adapted.model), theirs)
+    # The logits of tokens with rows of their own are a product of their own, which is summed in another order.
+    same = close if "tokens" in shape else equal
+    same(outputs(adapted.model), theirs)
     assert not torch.allclose(theirs, plain, atol=1e-1), "the adapter has an effect"
     with acting(adapted.model, None) as model:
         assert torch.equal(outputs(model), plain)
-    assert torch.equal(outputs(adapted.model), theirs)
+    same(outputs(adapted.model), theirs)
     close(outputs(merged(adapted)), theirs)
     close(outputs(load_base(written(prepared(str(tmp_path / "adapter")), tmp_path / "merged"), kind)), theirs)
 
