@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from loraft.config.sections import FROM_SINGULAR, LoraSection
-from loraft.errors import Problem
+from loraft.errors import AdapterError, Problem
 from loraft.models.modules import is_within, matches, nearest
 from loraft.models.registry import ModelSpec
 
@@ -45,6 +45,34 @@ class AdaptedWeight:
     def parameters(self) -> int:
         """The numbers of A and B."""
         return sum(first * second for first, second in self.factors)
+
+
+def with_experts(shapes: Shapes, family: ModelSpec, lora: LoraSection) -> LoraSection:
+    """The section with the experts of a mixture among `target_parameters`, where its modules stand for all of a layer.
+
+    Raises:
+        AdapterError: Something else of the section cannot be had of parameters.
+    """
+    if family.experts is None or not lora.experts or lora.target_modules not in ("all-linear", "mlp"):
+        return lora
+    inside = {
+        name.partition(f".{layer}.")[2]: shape for name, shape in shapes.items() if (layer := _layer(name, family))
+    }
+    names = [name for name, shape in inside.items() if len(shape) == 3 and "expert" in name.rpartition(".")[0]]
+    for key, is_so, what in (
+        ("lora.init", lora.init not in ("default", "gaussian"), f"{lora.init} begins with linear modules"),
+        ("lora.dropout", lora.dropout > 0, "dropout is of a module's inputs"),
+        ("lora.use_dora", lora.use_dora, "DoRA is of linear modules"),
+    ):
+        if names and is_so:
+            message = f"{what}, and the experts of a {family.model_type} are adapted as parameters"
+            raise AdapterError(message, key=key, remedy="Write lora.experts: false, or leave this out.")
+    return lora.model_copy(update={"target_parameters": (*lora.target_parameters, *names)})
+
+
+def _layer(name: str, family: ModelSpec) -> str | None:
+    number = layer_of(name, family)[1]
+    return None if number < 0 else str(number)
 
 
 def named_parameters(

@@ -279,9 +279,12 @@ def _portable_names(
 def _portable_parameters(targets: TargetModules, base: PreTrainedModel, lora: LoraSection) -> list[str]:
     """The names of adapted parameters as they were written, where they mean these alone; else in full."""
     chosen = {weight.name for weight in targets.weights}
-    written = list(lora.target_parameters)
-    meant = {name for name, _ in base.named_parameters() if any(matches(name, short) for short in written)}
-    return written if meant == chosen else sorted(chosen)
+    inside = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in chosen})
+    for names in (list(lora.target_parameters), inside):
+        meant = {name for name, _ in base.named_parameters() if any(matches(name, short) for short in names)}
+        if meant == chosen:
+            return names
+    return sorted(chosen)
 
 
 def _layer_patterns(family: ModelSpec) -> list[str]:

@@ -21,6 +21,7 @@ from loraft.adapters.extra_targets import (
     named_parameters,
     not_trainable,
     trained_biases,
+    with_experts,
 )
 from loraft.adapters.layer_choice import layers_by_stack
 from loraft.adapters.left_by_peft import adaptable_modules
@@ -156,6 +157,23 @@ def select(
     )
 
 
+def family_notes(
+    model: PreTrainedModel, family: ModelSpec, targets: TargetModules | None, *, quantized: bool
+) -> Iterator[str]:
+    """What there is to say about what is done with an architecture: what is not known of it, and its experts."""
+    yield from (f"{family.model_type}: {why}" for why in family.unknown)
+    experts = [weight for weight in (targets.weights if targets else ()) if weight.experts > 1]
+    if experts:
+        count = sum(weight.parameters for weight in experts)
+        yield f"lora.experts: {len(experts)} tensors of experts get {count:,} of the trained parameters"
+    if family.experts is not None and quantized:
+        stacked = [weight for name, weight in model.named_parameters() if weight.dim() == 3 and "expert" in name]
+        numbers = sum(weight.numel() for weight in stacked)
+        yield f"the {numbers:,} weights of the experts stay in 16 bits: bitsandbytes stores linear modules in 4 or 8"
+    if family.experts is not None and getattr(model.config.get_text_config(), "output_router_logits", False):
+        yield "the auxiliary loss of the routers, for which the model's config asks, is not computed: they are frozen"
+
+
 def _counts(
     chosen: Sequence[_Place],
     ranks: Mapping[str, int],
@@ -216,7 +234,7 @@ def _chosen(
     within = [place for place in reached if place.layer in layers[place.stack]]
     if isinstance(wanted, str):  # routers stay frozen unless they are named
         within = [place for place in within if place.inside not in family.routers]
-    if family.experts and not family.mlp and wanted == "mlp":
+    if family.experts and not family.mlp and wanted == "mlp" and not lora.target_parameters:
         message = (
             f"{family.experts} holds the weights of all experts in one tensor, and LoRA adapts linear modules: "
             "there is none in the feed-forward part"
@@ -225,7 +243,8 @@ def _chosen(
     if wanted == "all-linear":
         return within, []
     if isinstance(wanted, str):
-        if not (family.attention if wanted == "attention" else family.mlp):
+        experts_alone = wanted == "mlp" and family.experts is not None
+        if not (family.attention if wanted == "attention" else family.mlp) and not experts_alone:
             message = f"which modules of a {family.model_type} are its {wanted} is not known"
             inside = ", ".join(sorted({place.inside for place in places}))
             return [], [Problem(message, None, KEY, f"Write all-linear, or name them: {inside}.")]
@@ -291,6 +310,8 @@ def targets_in(
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
     """
     named = tuple(name for name in head if name not in lora.modules_to_save)
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    lora = with_experts(shapes, family, lora)
     found = select(
         adaptable_modules(model, lora),
         family,
@@ -299,7 +320,7 @@ def targets_in(
         modules=sized_modules(model),
         tied=tied_modules(model),
         quantized=quantized,
-        shapes={name: tuple(weight.shape) for name, weight in model.named_parameters()},
+        shapes=shapes,
     )
     trained = (*found.modules, *found.saved, *(weight.name for weight in found.weights))
     rows = token_rows_in(model, tokens, trained)

@@ -170,6 +170,9 @@ class LoraSection(Section):
     target_parameters: Names = ()
     """Parameters that are adapted by themselves, such as mlp.experts.gate_up_proj, which holds all experts: named in
     full or by the last parts of their paths, within lora.layers. With them there is neither dropout nor DoRA."""
+    experts: bool = True
+    """Whether all-linear and mlp adapt the experts of a mixture too, which are one tensor (as target_parameters does):
+    each expert gets an update of rank r. Routers are adapted only where they are named."""
     start_from: str | None = None
     """The adapter whose weights training goes on from, by its folder, run, checkpoint or Hub id; this section must
     describe that adapter. null begins anew."""

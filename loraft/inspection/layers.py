@@ -151,26 +151,35 @@ def _anatomy(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> Ana
 
 
 class _Trained(NamedTuple):
-    """What an adapter trains: the rank of each module, DoRA's magnitudes or not, and what is trained whole."""
+    """What an adapter trains.
+
+    That is the rank of each module, DoRA's magnitudes or not, what is trained whole, and how many numbers the updates
+    of parameters have, which are no modules'.
+    """
 
     source: str
     ranks: Mapping[str, int]
     magnitudes: bool
     saved: tuple[str, ...]
     saved_parameters: int
+    of_parameters: int
 
 
 def _of_section(model: PreTrainedModel, family: ModelSpec, lora: LoraSection | None) -> _Trained:
     section = lora if lora is not None else LoraSection()
     targets = targets_in(model, family, section)
     source = "what is asked for" if lora is not None else "the defaults of a config"
-    return _Trained(source, targets.ranks, section.use_dora, targets.saved, targets.saved_parameters)
+    experts = sum(weight.parameters for weight in targets.weights)
+    ranks = {name: rank for name, rank in targets.ranks.items() if name in targets.modules}
+    return _Trained(source, ranks, section.use_dora, targets.saved, targets.saved_parameters, experts)
 
 
 def _of_adapter(name: str, opened: AdapterReader) -> _Trained:
     saved = sum(math.prod(shape) for shape in opened.shapes.values())
     magnitudes = bool(opened.declared.get("use_dora"))
-    return _Trained(f"the adapter {name}", opened.ranks, magnitudes, tuple(opened.saved), saved)
+    keys = [key for place, parts in opened.keys.items() if opened.parameters(place) for key in parts.values()]
+    of_parameters = sum(math.prod(opened.file.get_slice(key).get_shape()) for key in keys)
+    return _Trained(f"the adapter {name}", opened.ranks, magnitudes, tuple(opened.saved), saved, of_parameters)
 
 
 def _count(trained: _Trained, layers: Sequence[LayerRow], outside: Sequence[ModuleRow], parameters: int) -> LoraCount:
@@ -179,7 +188,8 @@ def _count(trained: _Trained, layers: Sequence[LayerRow], outside: Sequence[Modu
     for layer in layers:
         if any(row.lora_target for row in layer.modules):
             inside[layer.stack] = (*inside.get(layer.stack, ()), layer.index)
-    source, ranks, _, saved, whole = trained
+    source, ranks, _, saved, whole, of_parameters = trained
+    updates += of_parameters
     rank = tuple(sorted(set(ranks.values())))
     share = (updates + whole) / (parameters + updates)
     return LoraCount(source, rank[0] if len(rank) == 1 else rank, len(ranks), inside, updates, saved, whole, share)

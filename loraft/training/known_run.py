@@ -15,7 +15,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.adapters.adapter_files import AdapterFiles
 from loraft.adapters.start_from import biases_of_b, start_of
-from loraft.adapters.targets import TargetModules, targets_in
+from loraft.adapters.targets import TargetModules, family_notes, targets_in
 from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
 from loraft.dataset.build import PreparedData, prepare
@@ -181,7 +181,7 @@ def summarize_model(
         context=context_of(config, family),
         targets=targets,
         trained=tuple(trained_tensors(skeleton, family, targets, use_dora=run.lora.use_dora)),
-        notes=(*notes, *about_tokens, *(f"{family.model_type}: {why}" for why in family.unknown)),
+        notes=(*notes, *about_tokens, *family_notes(skeleton, family, targets, quantized=bool(quantized))),
     )
 
 

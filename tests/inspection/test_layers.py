@@ -310,11 +310,14 @@ def test_a_mixture_is_looked_into_and_lora_goes_to_its_linear_modules(tmp_path: 
     assert experts is not None
     assert (experts.count, experts.active, experts.parameters) == (4, 2, 3 * 4 * 3 * 32 * 48)
     assert table.anatomy.active_parameters == table.anatomy.parameters - experts.parameters // 2
-    on_attention = table_of(folder, "r=2").lora
+    on_attention = table_of(folder, "r=2,experts=false").lora
     assert on_attention is not None
     assert on_attention.parameters == 3 * 2 * ((32 + 32) + 2 * (32 + 16) + (32 + 32))
     with pytest.raises(AdapterError, match="all experts in one tensor"):
-        table_of(folder, "r=2,target_modules=mlp")
+        table_of(folder, "r=2,target_modules=mlp,experts=false")
+    whole, of_an_expert = table_of(folder, "r=2").lora, 2 * (32 + 96) + 2 * (48 + 32)
+    assert whole is not None
+    assert whole.parameters == on_attention.parameters + 3 * 4 * of_an_expert
 
 
 @pytest.mark.parametrize(
