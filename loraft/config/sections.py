@@ -160,11 +160,11 @@ class LoraSection(Section):
     plus_ratio: PositiveFloat = 1.0
     """LoRA+: B learns at this times training.learning_rate, and all else at that; 1 is plain LoRA, its authors take 16
     (Hayou et al. 2024)."""
-    init: Literal["default", "gaussian", "pissa", "olora", "loftq"] = "default"
+    init: Literal["default", "gaussian", "pissa", "olora", "loftq", "eva"] = "default"
     """How an adapter starts: default draws A in ±1/√inputs (Kaiming), gaussian with a deviation of 1/r, and B is zero.
     pissa starts A and B with the largest singular directions of the weight, olora with its QR decomposition: what is
     saved is a plain adapter of twice the rank for the base as it is. loftq, of method: qlora, starts them with what 4
-    bits leave out of the weight."""
+    bits leave out of the weight, and eva starts A with the directions of what a module reads in the rows."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases of the base are trained besides: none, those of the adapted modules (lora_only), or all."""
     target_parameters: Names = ()

@@ -31,6 +31,7 @@ from loraft.training.resume import compare_with_begun, refuse_another_base, resu
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
 from loraft.training.run_plan import RunPlan
+from loraft.training.start_batches import begin_from_rows
 from loraft.training.train_step import Trainer
 from loraft.version import __version__, version_of
 
@@ -114,6 +115,7 @@ def run_plan(
             goes_on = resume and resume_from(run, state, taken_on, steps_before)
             if not goes_on:
                 folder.cut_back({})
+                begin_from_rows(run)
             if taken_on or resume_anyway or not goes_on:
                 _describe(plan, folder, adapted.loaded, command)
             fit(run, state)

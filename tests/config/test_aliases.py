@@ -143,7 +143,7 @@ def test_every_foreign_value_has_a_place_for_ours() -> None:
         (
             "init_lora_weights",
             "corda",
-            "There is no corda here: lora.init is default, gaussian, pissa, olora or loftq.",
+            "There is no corda here: lora.init is default, gaussian, pissa, olora, loftq or eva.",
         ),
         ("init_lora_weights", True, "Write lora.init: default."),
         ("dataset", "a.jsonl,b.jsonl", "Write data.train: [a.jsonl, b.jsonl]."),
