@@ -27,12 +27,12 @@ from transformers.pytorch_utils import Conv1D
 from loraft.adapters.adapted_parameters import adapted_parameters
 from loraft.adapters.adapter_config import resolved
 from loraft.adapters.adapter_files import insert
+from loraft.adapters.computed_starts import as_plain, begin_from_weights
 from loraft.adapters.lora_factors import ADAPTER_NAME
 from loraft.adapters.start_from import start_of
 from loraft.adapters.targets import TargetModules, targets_in
 from loraft.adapters.token_rows import as_indices, begin_rows, refuse_loose_rows, wrapped_rows
 from loraft.adapters.trained_biases import keep_biases
-from loraft.adapters.weight_starts import as_plain, begin_from_weights
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.config.sections import LoraSection

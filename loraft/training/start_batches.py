@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraft.adapters.data_starts import begin_from_data
+from loraft.adapters.computed_starts import begin_from_data
 from loraft.dataset.sampler import BatchSampler
 from loraft.errors import AdapterError
 from loraft.tasks.loss import Batch

@@ -10,10 +10,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from loraft.adapters.computed_starts import first_directions, principal
 from loraft.adapters.effect import acting
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.save_adapter import load_adapters, restore, save_adapter
-from loraft.adapters.weight_starts import first_directions, principal
 from tests.adapters.setting import FACTS, IDS, Rendering, disturb, logits, run_config, tiny_loaded
 from tests.merging.merging import own_adapter, save_base
 

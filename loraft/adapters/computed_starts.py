@@ -1,31 +1,43 @@
-"""Starts that are computed from the base's weights: PiSSA, OLoRA, LoftQ.
+"""Starts of an adapter that are computed: from the base's weights (PiSSA, OLoRA, LoftQ), from what is read (EVA).
 
-Whatever it is, the base stays as it is, and what is saved is a plain update for it.
+Whatever it is, the base stays as it is, and what is saved is a plain update for it. With EVA A begins with the first
+right singular vectors of the inputs of its module, at the tokens that are learned, and B at zero; every module has the
+rank that the config says.
 
 Source: Meng et al. 2024, PiSSA (https://arxiv.org/abs/2404.02948), equations 2 to 4; Büyükakyüz 2024, OLoRA
 (https://arxiv.org/abs/2406.01775), algorithm 1; Li et al. 2023, LoftQ (https://arxiv.org/abs/2310.08659), algorithm 1
-with one step, which leaves the quantized base as it is.
+with one step, which leaves the quantized base as it is; Paischer et al. 2024, EVA (https://arxiv.org/abs/2410.07170),
+algorithm 1 with ρ = 1, by peft's `get_eva_state_dict`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
-from torch import Tensor
+from peft import EvaConfig, LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.eva import get_eva_state_dict
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.lora_factors import ADAPTER_NAME
 from loraft.config.sections import FROM_WEIGHTS
-from loraft.errors import ModelError
+from loraft.errors import AdapterError, ModelError
 from loraft.kernels.started_factor import begin_with
 from loraft.models.load_model import LoadedModel
 from loraft.models.quantize import unpacked
 from loraft.models.safetensors_index import header_of, mapped_tensor, read_headers
+from loraft.tasks.loss import Batch
 
+MOST_BATCHES = 2000
+"""How many batches are read at most until the directions no longer turn."""
+KEY = "lora.init"
 EXACT = 1024
 """Up to this many rows or columns a weight is decomposed whole; of a larger one the first directions are estimated."""
 OVERSAMPLED, POWERS = 16, 8
@@ -105,3 +117,63 @@ def as_plain(config: LoraConfig, start: str) -> None:
     config.lora_alpha *= grows  # type: ignore[assignment]  # peft takes any number
     config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
     config.alpha_pattern = {name: grows * alpha for name, alpha in (config.alpha_pattern or {}).items()}
+
+
+@dataclass
+class _Batches:
+    """Batches that are read in turns, as long as the directions turn."""
+
+    batches: Sequence[Batch]
+    read: int = field(default=0)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            self.read += 1
+            if self.read > MOST_BATCHES:
+                message = f"eva: the directions of what modules read still turn after {MOST_BATCHES} batches"
+                raise AdapterError(message, key=KEY, remedy="Take a lower lora.r, more rows, or another lora.init.")
+            yield batch
+
+
+def begin_from_data(model: nn.Module, batches: Sequence[Batch], forward: Callable[[Batch], object]) -> None:
+    """Begin every A with the first directions of what its module reads in the batches; B stays zero.
+
+    The global random state is left as it was.
+
+    Raises:
+        AdapterError: A module reads something else than a token's numbers a row, or its directions do not settle.
+    """
+    assert isinstance(model, PeftModel), "a model without an adapter has none to begin"
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    rank = max(layer.r[ADAPTER_NAME] for layer in layers.values())
+    asked = LoraConfig(r=rank, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0))
+    # It draws from a seed of its own, and says what it leaves out on the standard output.
+    with torch.random.fork_rng(), warnings.catch_warnings(), contextlib.redirect_stdout(None):
+        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
+        found: dict[str, Tensor] = get_eva_state_dict(
+            model,
+            _Batches(batches),
+            peft_config=asked,
+            forward_fn=lambda _, batch: forward(batch),
+            prepare_model_inputs_fn=lambda batch, _: batch,
+            prepare_layer_inputs_fn=_learned,
+            show_progress_bar=False,
+        )
+    for name, directions in found.items():
+        layer: Any = layers[name]
+        layer.lora_A[ADAPTER_NAME].weight.data.copy_(directions[: layer.r[ADAPTER_NAME]])
+
+
+def _learned(given: Any, batch: Batch, name: str) -> Tensor:
+    """`[tokens, in]`: what a module reads at the tokens that decide a loss, or at all but padding."""
+    read: Tensor = given[0] if isinstance(given, tuple) else given
+    if read.shape[:-1] != batch.input_ids.shape:
+        message = f"eva: {name.removeprefix('base_model.model.')} does not read every token of a batch in its place"
+        raise AdapterError(message, key=KEY, remedy="Leave it out of lora.target_modules, or take another lora.init.")
+    rows = read.reshape(-1, read.shape[-1])
+    if batch.target_positions is not None:
+        return rows[batch.target_positions]
+    return rows if batch.attention_mask is None else rows[batch.attention_mask.flatten().bool()]
