@@ -100,6 +100,14 @@ def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         os.environ["LORAFT_CACHE"] = before
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _files_need_not_outlive_the_power() -> Iterator[None]:
+    """A flush to the disk only looks at what is open here: a run has dozens, each of which waits for the disk."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", os.fstat)
+        yield
+
+
 @pytest.fixture
 def wording(request: pytest.FixtureRequest, tmp_path: Path) -> Wording:
     """Compares what was said with what `words.json` has of this test."""

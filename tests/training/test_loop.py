@@ -23,6 +23,7 @@ from tests.training.building import close, contrary, recorded, rows, tiny_config
 SETUPS = {"4x1": (4, 1), "2x2": (2, 2), "1x4": (1, 4)}
 
 
+@pytest.mark.slow_after(2)  # tests/training/test_parity.py has both setups, quick
 @pytest.mark.parametrize("packing", ["auto", "off"])
 @pytest.mark.parametrize("setup", ["2x2", "1x4"])
 def test_c9_accumulation_gives_the_gradient_of_the_whole(tmp_path: Path, setup: str, packing: str) -> None:
