@@ -17,7 +17,7 @@ from loraft.config.choices import Method, TaskName
 from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import unused_keys
-from loraft.config.sections import DataSource
+from loraft.config.sections import DataSource, QuantizationSection
 from loraft.errors import ResourceError
 from loraft.models.device import DeviceConfig
 from loraft.training.memory import quantized_bytes
@@ -184,7 +184,8 @@ def on_the_meta_device(
     gpu = DeviceConfig("cuda", torch.bfloat16, "a GPU", memory, memory, ())
     monkeypatch.setattr("loraft.training.known_run.select_device", lambda _: gpu)
     monkeypatch.setattr("loraft.training.run_plan.require_optimizer", lambda *_: None)  # there is no GPU to step on
-    monkeypatch.setattr("loraft.models.load_model.check_weights", lambda *_: None)  # there are none to be checked
+    # There are no weights to be checked.
+    monkeypatch.setattr("loraft.training.known_run.require_tensors", lambda *_: ((), {}))
     section = {"train": path, "eval": None, "max_length": config.data.max_length, "on_overlength": "truncate"}
     data = type(config.data).model_validate(section)
     model = config.model.model_copy(update={"name_or_path": str(folder / "shape")})
@@ -213,7 +214,7 @@ def test_a_70b_fits_two_gpus_of_24_gb_by_its_parts(tmp_path: Path, monkeypatch: 
     plan = on_the_meta_device("qlora-llama2-70b", LLAMA_2_70B, GPU_OF_48_GB, tmp_path, monkeypatch)
     assert plan.shape.total_parameters == 68_976_648_192
     assert plan.shape.depths == {"decoder": 80}
-    in_4_bits = quantized_bytes(plan.shape.quantized_parameters, double_quant=True)
+    in_4_bits = quantized_bytes(plan.shape.quantized_parameters, 0, QuantizationSection())
     rest = plan.memory.peak_bytes - in_4_bits
     assert in_4_bits == pytest.approx(said_gigabytes("qlora-llama2-70b", r"alone are ([\d.]+) GB"), rel=0.01)
     assert rest == pytest.approx(said_gigabytes("qlora-llama2-70b", r"is about ([\d.]+) GB"), rel=0.1)
