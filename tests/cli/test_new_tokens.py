@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
+from tests.adapters.setting import disturb
 from tests.cli.running import loraft, refused
 from tests.tiny import save_tiny
 
@@ -191,3 +192,25 @@ def test_a_run_with_new_tokens_is_evaluated_and_looked_into(tmp_path: Path) -> N
     assert answer(folder, "evaluate", "run", "--baseline")["rows"] == 3
     seen = loraft("inspect-layers", "run", cwd=folder)
     assert "lm_head.weight (2 rows)" in seen.stdout
+
+
+@pytest.mark.slow
+def test_peft_s_own_adapter_for_a_resized_base_loads_where_all_its_rows_were_trained(tmp_path: Path) -> None:
+    folder = place(tmp_path, vocab_size=300, tie_word_embeddings=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.add_tokens(TOKENS)
+    ids = tokenizer("the order <call>late</call>", return_tensors="pt")["input_ids"]
+    for name, rows in (("both", {"embed_tokens": [300, 301], "lm_head": [300, 301]}), ("one", [300, 301])):
+        base = AutoModelForCausalLM.from_pretrained(folder / "model")
+        base.resize_token_embeddings(len(tokenizer))
+        theirs = get_peft_model(
+            base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=rows)
+        )
+        disturb({key: weight for key, weight in theirs.named_parameters() if weight.requires_grad})
+        theirs.save_pretrained(folder / name, save_embedding_layers=False)
+        tokenizer.save_pretrained(folder / name)
+        if name == "both":
+            assert answer(folder, "merge", name, "merged")["kl_adapted_merged"] <= 1e-6
+            merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
+            torch.testing.assert_close(logits(merged, ids), logits(theirs, ids), atol=1e-5, rtol=1e-5)
+    assert "row 300 of lm_head" in refused(loraft("generate", "one", "--prompt", "<call>", cwd=folder))
