@@ -339,10 +339,10 @@ def _output(merge: Merge, model: nn.Module, ids: Tensor, target: Tensor | None) 
     Of an encoder-decoder, which has a `target` `[1, time]`, those of the decoder's tokens.
     """
     if merge.labels:
+        config = wrapped_model(model).config
+        ids[:, -1] = config.eos_token_id if config.is_encoder_decoder else ids[:, -1]  # where BART's classifier decides
         return class_logits(wrapped_model(model), merge.family, ids, torch.ones_like(ids)), "class logits"
-    inputs = {"input_ids": ids}
-    if target is not None:
-        inputs["decoder_input_ids"] = decoder_inputs(model, target)
+    inputs = {"input_ids": ids} | ({} if target is None else {"decoder_input_ids": decoder_inputs(model, target)})
     output = model(**inputs)
     kind = "logits" if "logits" in output else "hidden states"
     found: Tensor = output.logits if kind == "logits" else output.last_hidden_state

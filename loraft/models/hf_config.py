@@ -181,7 +181,7 @@ def context_of(config: PreTrainedConfig, family: ModelSpec) -> int | None:
 def heads_in(config: PreTrainedConfig) -> int:
     """The attention's heads; the most of any layer where they differ, and 1 where there are none."""
     text = config.get_text_config()
-    layers = getattr(text, "per_layer_config", None) or ()
+    layers = text.per_layer_config if text.is_heterogeneous else ()
     counts = [getattr(layer, "num_attention_heads", None) for layer in (*layers, *([] if layers else [text]))]
     return max((count for count in counts if isinstance(count, int)), default=1)
 

@@ -209,18 +209,23 @@ def _ignores_left_padding(model: PreTrainedModel) -> bool:
 
 
 def _rows_stay_apart(model: PreTrainedModel) -> bool:
-    """Whether rows laid end to end give what each gives alone; the model attends to rows from here on."""
-    rows = [_row(length, model) for length in ROW_LENGTHS]
+    """Whether rows laid end to end give what each gives alone; the model attends to rows from here on.
+
+    Together they are longer than one row may be: there are models whose masks are no longer.
+    """
+    most = configured_positions(model.config)
+    lengths = ROW_LENGTHS * (1 if most is None or most > LONGEST else most // sum(ROW_LENGTHS) + 1)
+    rows = [_row(length, model) for length in lengths]
     alone = torch.cat([text_states(model, input_ids=row)[0] for row in rows])
     model.set_attn_implementation(ROWS)
-    positions = torch.cat([torch.arange(length) for length in ROW_LENGTHS])[None]
-    first_token = torch.zeros(1, sum(ROW_LENGTHS), dtype=torch.long)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    first_token = torch.zeros(1, sum(lengths), dtype=torch.long)
     first_token[0, 0] = 1
     together, changed = (
-        text_states(model, input_ids=ids, position_ids=positions, row_lengths=ROW_LENGTHS)[0]
+        text_states(model, input_ids=ids, position_ids=positions, row_lengths=lengths)[0]
         for ids in (torch.cat(rows, dim=1), torch.cat(rows, dim=1) - first_token)
     )
-    first = ROW_LENGTHS[0]
+    first = lengths[0]
     return (
         _agree(alone, together)
         and _agree(together[first:], changed[first:])

@@ -11,7 +11,7 @@ import torch
 
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
-from loraft.models.hf_config import check_dtype, context_of, is_classifier
+from loraft.models.hf_config import check_dtype, context_of, heads_in, is_classifier
 from loraft.models.load_model import load_config
 from loraft.models.registry import FAMILIES
 from tests.tiny import save_tiny
@@ -70,3 +70,10 @@ def test_positions_that_no_token_has_do_not_count() -> None:
 
     assert context_of(BertConfig(max_position_embeddings=514), FAMILIES["bert"]) == 514
     assert context_of(RobertaConfig(max_position_embeddings=514), FAMILIES["roberta"]) == 512
+
+
+def test_a_config_that_names_no_layers_has_heads_too() -> None:
+    from transformers import BltConfig, LlamaConfig
+
+    assert heads_in(LlamaConfig(num_attention_heads=4)) == 4
+    assert heads_in(BltConfig()) == 1

@@ -51,6 +51,12 @@ def test_the_probe_finds_what_the_table_says(model_type: str) -> None:
         ("gpt_oss", {**EXPERTS, "num_local_experts": 4}, False, True),  # its attention has a sink, which ours has not
         ("mamba", {}, False, False),
         ("falcon", {}, False, True),
+        (
+            "gpt_neo",
+            {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+            False,
+            True,
+        ),  # its mask has an end
     ],
 )
 def test_what_cannot_lie_end_to_end_and_what_cannot_be_cut_back(

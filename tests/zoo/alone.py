@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -104,7 +104,19 @@ def trained_by_peft(model: PreTrainedModel, group: str, given: Mapping[str, torc
     reached = [n for n, p in adapted.named_parameters() if "lora_B" in n and p.grad is not None and p.grad.any()]
     if not reached:
         raise ValueError("no adapter gets a gradient")
+    with tempfile.TemporaryDirectory() as folder:
+        adapted.save_pretrained(folder)
+        base = uncached(model.config.model_type, group)
+        require_same(adapted, PeftModel.from_pretrained(base, folder))
     return reached
+
+
+def require_same(one: nn.Module, other: nn.Module) -> None:
+    """Adapters that were saved and loaded again are the same."""
+    given = {name: weight for name, weight in one.state_dict().items() if "lora_" in name}
+    found = other.state_dict()
+    if lost := [name for name, weight in given.items() if name not in found or not torch.equal(found[name], weight)]:
+        raise ValueError(f"{len(lost)} tensors of the adapter are others after loading: {', '.join(lost[:2])}")
 
 
 def _named(model: PreTrainedModel) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 TIMM = "its vision tower is a model of timm, which is not installed"
 IMAGES = "its loss needs an image with every text"
 TEXT_PART = "transformers finds no class for the config of its text part, which is what is saved"
+NOT_READ_BACK = "peft does not read back the adapter that it saves: transformers renames what it is on"
 ASSISTANT = "it reads the hidden states of a main model: a config of its own makes none that can be built"
 AUDIO_CONFIG = "transformers gives its class for text the config of the whole, which has no `dropout`"
 
@@ -17,6 +18,8 @@ NOT_ALONE: Mapping[tuple[str, str], tuple[str, str]] = {
     ("causal", "gemma4_assistant"): ("build", ASSISTANT),
     ("causal", "gemma4_unified_assistant"): ("build", ASSISTANT),
     ("causal", "git"): ("forward", IMAGES),
+    ("causal", "inkling2_text"): ("peft", NOT_READ_BACK),
+    ("causal", "laguna"): ("peft", NOT_READ_BACK),
     ("causal", "mllama"): ("load", TEXT_PART),
     ("causal", "musicgen"): ("build", AUDIO_CONFIG),
     ("causal", "musicgen_melody"): ("build", AUDIO_CONFIG),
@@ -29,20 +32,24 @@ NOT_ALONE: Mapping[tuple[str, str], tuple[str, str]] = {
     ("classification", "reformer"): ("peft", "its reversible layers give adapters on a frozen base no gradient"),
     ("multimodal", "blip"): ("forward", IMAGES),
     ("multimodal", "blip-2"): ("forward", IMAGES),
+    ("multimodal", "deepseek_ocr2"): ("peft", NOT_READ_BACK),
     ("multimodal", "diffusion_gemma"): ("forward", "a diffusion model: transformers has no loss of it"),
     ("multimodal", "evolla"): ("build", "transformers' mapping names a class that it does not find"),
     ("multimodal", "fast_vlm"): ("build", TIMM),
     ("multimodal", "granite4_vision"): ("build", "its image part is made for widths of 64 and more"),
     ("multimodal", "idefics"): ("forward", IMAGES),
+    ("multimodal", "inkling2"): ("peft", NOT_READ_BACK),
     ("multimodal", "instructblip"): ("forward", IMAGES),
     ("multimodal", "instructblipvideo"): ("forward", IMAGES),
     ("multimodal", "kosmos-2"): ("forward", IMAGES),
+    ("multimodal", "mistral_large4"): ("peft", NOT_READ_BACK),
     ("multimodal", "perception_lm"): ("build", TIMM),
     ("multimodal", "pi0"): ("forward", "its loss is that of a robot's movements"),
     ("multimodal", "pix2struct"): ("forward", IMAGES),
     ("multimodal", "pp_formulanet"): ("forward", IMAGES),
     ("multimodal", "shieldgemma2"): ("load", "transformers saves it under names that it does not read back"),
     ("multimodal", "udop"): ("forward", "its loss needs the place of every word on a page"),
+    ("multimodal", "unlimited_ocr"): ("peft", NOT_READ_BACK),
     ("multimodal", "vision-encoder-decoder"): ("forward", IMAGES),
 }
 

@@ -109,7 +109,11 @@ OF_TYPE: dict[str, dict[str, Any]] = {
 """The arguments of a config, by its own model type, wherever it stands."""
 
 OF_MODEL: dict[tuple[str, str], dict[str, Any]] = {
+    ("encoder-decoder", "seq2seq"): {"decoder_start_token_id": 2},  # it masks padding, so that none begins
+    ("t5gemma", "seq2seq"): {"decoder_start_token_id": 2},  # in training it begins with the beginning of text
     ("mbart", "seq2seq"): {"decoder_start_token_id": 2},  # where no language is named it begins with the end of text
+    ("xlm", "causal"): {"causal": True},  # else it looks at what is to come
+    ("xlnet", "causal"): {"attn_type": "uni"},
     ("reformer", "causal"): {"is_decoder": True},
 }
 """The arguments that one of a type's models needs and another has not."""

