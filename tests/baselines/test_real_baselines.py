@@ -10,7 +10,7 @@ import pytest
 
 from loraft.rows.synthetic_tickets import tickets
 from tests.cli.running import loraft
-from tests.inference.test_topics import ENCODER, accuracy_of_tf_idf, topics
+from tests.inference.test_topics import ENCODER, accuracy_of_predictions, accuracy_of_tf_idf, topics
 from tests.training.building import write_rows
 
 
@@ -43,7 +43,10 @@ def test_an_lstm_tells_topics_about_as_well_as_tf_idf_and_an_encoder_better(tmp_
     (tmp_path / "run.yaml").write_text(json.dumps(config))
     found = told(tmp_path, "--cell", "both")
     tuned, lstm, _ = (each["figures"]["accuracy"] for each in found["networks"])
-    assert lstm > accuracy_of_tf_idf(train, held_out) - 0.1
+    of_words = accuracy_of_tf_idf(train, held_out)
+    assert lstm > of_words - 0.1
+    assert tuned >= of_words
+    assert accuracy_of_predictions(tmp_path, "held-out.jsonl") == pytest.approx(tuned)
     assert tuned > lstm
     assert found["differences"]["lstm"]["accuracy"]["low"] > 0
     assert all(each["plateau"] for each in found["training"])
