@@ -163,7 +163,9 @@ class DecoderState:
         """Go on with these rows alone, in this order; a row that is named twice goes on twice."""
         kept = torch.tensor(rows, device=self._model.device)
         if self._cache is not None:
-            self._cache.batch_select_indices(kept)
+            self._cache.reorder_cache(
+                cast("torch.LongTensor", kept)
+            )  # which takes states along too, and any number of rows
         if self.source is not None:
             mask = None if self.source.mask is None else self.source.mask[kept]
             self.source = replace(self.source, states=self.source.states[kept], mask=mask)

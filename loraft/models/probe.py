@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.config.choices import ModelGroup
-from loraft.errors import ModelError
+from loraft.errors import LoraftError, ModelError
 from loraft.kernels.decoding import new_cache, read_on
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.auto_model import group_of, meta_model, require_class
-from loraft.models.hf_config import CLASSIFIER, configured_positions, is_used_otherwise, own_code, quietly
+from loraft.models.hf_config import CLASSIFIER, configured_positions, is_used_otherwise, own_code, quietly, reason
 from loraft.models.model_structure import by_structure, sized_modules
 from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
 from loraft.models.reach import unreached
@@ -61,8 +61,19 @@ def spec_of(config: PreTrainedConfig, group: ModelGroup | None = None) -> ModelS
     key = json.dumps(said, sort_keys=True, default=str), group
     if key not in _found:
         with quietly():
-            _found[key] = _probed(config, group)
+            _found[key] = _looked_into(config, group)
     return _found[key]
+
+
+def _looked_into(config: PreTrainedConfig, group: ModelGroup | None) -> ModelSpec:
+    """`_probed`, with whatever it stumbles over as a sentence."""
+    try:
+        return _probed(config, group)
+    except LoraftError:
+        raise
+    except Exception as error:  # an architecture can be unlike all others in many ways
+        message = f"model type {config.model_type!r} is unlike those that loraft can look into: {reason(error)}"
+        raise ModelError(message, key="model.name_or_path", remedy="Choose another model.") from error
 
 
 def _probed(config: PreTrainedConfig, group: ModelGroup | None) -> ModelSpec:

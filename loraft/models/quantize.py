@@ -23,8 +23,9 @@ from loraft.kernels.lora_linear import product_dtype
 from loraft.models.device import DTYPES, NO_FLOAT16, DeviceConfig
 from loraft.models.modules import linear_modules
 
-NOT_QUANTIZED = ("lm_head", "score", "classifier", "pre_classifier", "pooler")
-"""The modules, by a part of their name, whose linear modules keep the model's dtype: heads."""
+NOT_QUANTIZED = ("lm_head", "score", "classifier", "pre_classifier", "pooler", "dt_proj")
+"""The modules, by a part of their name, whose linear modules keep the model's dtype: heads, and Mamba's, whose kernel
+reads the weight itself."""
 
 BLOCK = 64
 """Weights that share a constant; transformers leaves bitsandbytes its default."""

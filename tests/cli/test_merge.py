@@ -23,7 +23,7 @@ DEFAULTS: dict[str, object] = {
 
 
 def called(**values: object) -> dict[str, object]:
-    return {"target": None, "out": None, "adapters": (), **DEFAULTS, **values}
+    return {"target": None, "out": None, "adapters": (), "trust_remote_code": False, **DEFAULTS, **values}
 
 
 @pytest.fixture
