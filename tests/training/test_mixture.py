@@ -13,7 +13,12 @@ from transformers import AutoModelForCausalLM
 from loraft import api
 from loraft.config.schema import RunConfig
 from loraft.errors import InvalidInputError
+from loraft.kernels.packed_attention import ROWS
+from loraft.models.registry import FAMILIES
+from loraft.tasks.loss import BatchLayout, CausalLMLoss
+from loraft.tokenization.examples import Example
 from loraft.training.run_plan import plan_run
+from tests.tiny import tiny_model
 from tests.training.building import tiny_config
 
 EXPERTS = "model.layers.{}.mlp.experts.{}"
@@ -70,3 +75,17 @@ def test_what_experts_cannot_have_is_refused(tmp_path: Path, key: str, value: ob
     with pytest.raises(InvalidInputError, match="experts of a mixtral are adapted as parameters") as caught:
         plan_run(config_of(tmp_path, **{f"lora__{key}": value}))
     assert [problem.key for problem in caught.value.problems] == [f"lora.{key}"]
+
+
+def test_c49_padding_and_other_rows_change_no_loss() -> None:
+    """C49: routers send padding to experts too, and no real token's loss knows of it."""
+    loss = CausalLMLoss(tiny_model("mixtral"), FAMILIES["mixtral"])
+    texts = [list(range(5, 5 + length)) for length in (4, 19, 9)]
+    rows = [Example(ids, ids, where="a test", trained=len(ids) - 1, tokens=len(ids)) for ids in texts]
+    with torch.no_grad():
+        alone = sum(loss(loss.collate([row], BatchLayout(packed=False, pad_id=0))) for row in rows)
+        for packed in (False, True):
+            if packed:
+                loss.model.set_attn_implementation(ROWS)
+            together = loss(loss.collate(rows, BatchLayout(packed=packed, pad_id=0)))
+            torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-6)
