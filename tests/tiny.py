@@ -30,7 +30,7 @@ from loraft.models.registry import DECODERS, FAMILIES
 
 TINY_MODEL_TYPES = tuple(DECODERS)
 TINY_OTHERS = tuple(model_type for model_type in FAMILIES if model_type not in DECODERS)
-"""What loraft looks into, runs or merges without training it: encoders, encoder-decoders, a mixture of experts."""
+"""The families of other kinds: encoders and encoder-decoders."""
 VOCABULARY = 320
 
 CHATML = (

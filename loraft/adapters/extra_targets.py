@@ -6,8 +6,10 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from loraft.config.schema import of_modules_alone
 from loraft.config.sections import FROM_SINGULAR, LoraSection
 from loraft.errors import AdapterError, Problem
+from loraft.models.model_structure import stacks_experts
 from loraft.models.modules import is_within, matches, nearest
 from loraft.models.registry import ModelSpec
 
@@ -55,24 +57,14 @@ def with_experts(shapes: Shapes, family: ModelSpec, lora: LoraSection) -> LoraSe
     """
     if family.experts is None or not lora.experts or lora.target_modules not in ("all-linear", "mlp"):
         return lora
-    inside = {
-        name.partition(f".{layer}.")[2]: shape for name, shape in shapes.items() if (layer := _layer(name, family))
-    }
-    names = [name for name, shape in inside.items() if len(shape) == 3 and "expert" in name.rpartition(".")[0]]
-    for key, is_so, what in (
-        ("lora.init", lora.init not in ("default", "gaussian"), f"{lora.init} begins with linear modules"),
-        ("lora.dropout", lora.dropout > 0, "dropout is of a module's inputs"),
-        ("lora.use_dora", lora.use_dora, "DoRA is of linear modules"),
-    ):
-        if names and is_so:
-            message = f"{what}, and the experts of a {family.model_type} are adapted as parameters"
-            raise AdapterError(message, key=key, remedy="Write lora.experts: false, or leave this out.")
+    inside = (_inside(name, family) for name, shape in shapes.items() if stacks_experts(name, shape))
+    names = tuple(dict.fromkeys(name for name in inside if name))
+    adapted = f"and the experts of a {family.model_type} are adapted as parameters"
+    remedy = "Write lora.experts: false, or leave this out."
+    problems = [Problem(f"{what}, {adapted}", None, key, remedy) for key, what in of_modules_alone(lora) if names]
+    if problems:
+        raise AdapterError.several(problems)
     return lora.model_copy(update={"target_parameters": (*lora.target_parameters, *names)})
-
-
-def _layer(name: str, family: ModelSpec) -> str | None:
-    number = layer_of(name, family)[1]
-    return None if number < 0 else str(number)
 
 
 def named_parameters(
@@ -100,12 +92,18 @@ def layer_of(name: str, family: ModelSpec) -> tuple[str, int]:
     return "", -1
 
 
+def _inside(name: str, family: ModelSpec) -> str:
+    """The path of a parameter inside its layer; empty outside of the layers."""
+    path = next((path for path in family.stacks.values() if name.startswith(f"{path}.")), None)
+    return "" if path is None else name.removeprefix(f"{path}.").partition(".")[2]
+
+
 def _problems(
     wanted: str, shapes: Shapes, within: Collection[str], linear: Collection[str], family: ModelSpec
 ) -> Iterator[Problem]:
     found = [name for name in shapes if matches(name, wanted)]
     if not found:
-        inside = sorted({name.partition(f".{layer_of(name, family)[1]}.")[2] for name in within})
+        inside = sorted({_inside(name, family) for name in within})
         others = [name for name in inside if not any(matches(module, name.rpartition(".")[0]) for module in linear)]
         close = difflib.get_close_matches(wanted, others, n=3, cutoff=0.6)
         remedy = f"Did you mean {' or '.join(close)}?" if close else "Modules are named in lora.target_modules."

@@ -28,7 +28,7 @@ from loraft.adapters.left_by_peft import adaptable_modules
 from loraft.adapters.token_rows import Rows, token_rows_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
-from loraft.models.model_structure import depths, sized_modules, tables_of, tied_modules
+from loraft.models.model_structure import depths, sized_modules, stacks_experts, tables_of, tied_modules
 from loraft.models.modules import matches, nearest
 from loraft.models.registry import ModelSpec
 
@@ -167,7 +167,7 @@ def family_notes(
         count = sum(weight.parameters for weight in experts)
         yield f"lora.experts: {len(experts)} tensors of experts get {count:,} of the trained parameters"
     if family.experts is not None and quantized:
-        stacked = [weight for name, weight in model.named_parameters() if weight.dim() == 3 and "expert" in name]
+        stacked = [weight for name, weight in model.named_parameters() if stacks_experts(name, weight.shape)]
         numbers = sum(weight.numel() for weight in stacked)
         yield f"the {numbers:,} weights of the experts stay in 16 bits: bitsandbytes stores linear modules in 4 or 8"
     if family.experts is not None and getattr(model.config.get_text_config(), "output_router_logits", False):

@@ -176,13 +176,19 @@ def _of_the_adapter(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     yield lora.init == "eva" and config.task == "seq2seq_lm", why, "lora.init", "task"
     why = "eva reads batches of the whole epoch, and data.streaming reads rows as they come"
     yield lora.init == "eva" and config.data.streaming, why, "lora.init", "data.streaming"
-    for key, is_so, what in (
-        ("lora.init", computed, f"{lora.init} begins with linear modules"),
-        ("lora.dropout", lora.dropout > 0, "dropout is of a module's inputs"),
-        ("lora.use_dora", lora.use_dora, "DoRA is of linear modules"),
-    ):
+    for key, what in of_modules_alone(lora):
         why = f"{what}, and lora.target_parameters adapts parameters"
-        yield bool(lora.target_parameters) and is_so, why, key, "lora.target_parameters"
+        yield bool(lora.target_parameters), why, key, "lora.target_parameters"
+
+
+def of_modules_alone(lora: LoraSection) -> Iterator[tuple[str, str]]:
+    """The keys of a section that say what can be had of linear modules, and not of parameters; and why."""
+    if lora.init not in ("default", "gaussian"):
+        yield "lora.init", f"{lora.init} begins with linear modules"
+    if lora.dropout > 0:
+        yield "lora.dropout", "dropout is of a module's inputs"
+    if lora.use_dora:
+        yield "lora.use_dora", "DoRA is of linear modules"
 
 
 class RunConfig(Section):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from loraft.adapters.effect import updated_pieces
 from loraft.errors import AdapterError
+from loraft.merging.merged_pieces import merged_pieces
 from loraft.merging.prepare_merge import Merge
-from loraft.models.auto_model import class_of, from_pretrained
-from loraft.models.load_model import load_config
+from loraft.models.device import select_device
+from loraft.models.load_model import load_model
 from loraft.models.safetensors_index import TORCH_DTYPES
 
 
@@ -20,34 +22,31 @@ def remade_tensors(merge: Merge) -> dict[str, Tensor]:
     The base is loaded whole for this, and only where there are such tensors.
 
     Raises:
-        AdapterError: transformers does not know the way back.
+        AdapterError: The base's files are quantized, or transformers does not know the way back.
+        NonFiniteError: A merged tensor holds NaN or infinity.
     """
-    changed = {name for name in merge.plan.changed if name in merge.converted}
+    quantized = merge.quantized if merge.storage is not None else frozenset()
+    changed = merge.converted.keys() & {*merge.plan.changed, *quantized}
     if not changed:
         return {}
     parts = {header.name: header for name in changed for header in merge.converted[name]}
     together = [name for name, made_of in merge.converted.items() if any(part.name in parts for part in made_of)]
-    target = merge.target.model
-    config = load_config(target, None, merge.labels)
-    stored = TORCH_DTYPES[next(iter(parts.values())).dtype]
-    model = from_pretrained(
-        class_of(config), target.folder, {"config": config, "dtype": stored}, merge.family.classifier
-    )
-    state = model.state_dict()
+    if merge.is_packed:
+        raise _stuck(merge, min(changed), "in another form, and quantized")
+    model, stored = merge.target.model, TORCH_DTYPES[next(iter(parts.values())).dtype]
+    placement = replace(select_device(model.section), device="cpu", dtype=stored)
+    loaded = load_model(model, placement, group=None, labels=merge.labels).model
+    state, dtype = loaded.state_dict(), merge.dtype if merge.casts else stored
+    whole = {name: torch.cat(list(merged_pieces(merge, name, state[name], dtype))) for name in together}
     remade: dict[str, Tensor] = revert_weight_conversion(
-        model, {name: _merged(merge, name, state[name]) for name in together}
+        loaded, {name: tensor.view(state[name].shape) for name, tensor in whole.items()}
     )
     if remade.keys() != parts.keys():
-        message = f"it changes {min(changed)}, which the base's files hold in another form, with no known way back"
-        remedy = "Use it unmerged: `loraft.generate` with `adapters`."
-        raise AdapterError(message, where=str(merge.adapters[0].files.folder), remedy=remedy)
+        raise _stuck(merge, min(changed), "in another form, with no known way back")
     return remade
 
 
-def _merged(merge: Merge, name: str, weight: Tensor) -> Tensor:
-    updates = merge.plan.updates.get(name)
-    if updates is None:
-        return weight
-    dtype = merge.dtype if merge.casts else weight.dtype
-    pieces = updated_pieces(weight, updates, dtype, transposed=name in merge.plan.transposed)
-    return torch.cat(list(pieces)).view(weight.shape)
+def _stuck(merge: Merge, name: str, how: str) -> AdapterError:
+    message = f"it changes {name}, which the base's files hold {how}"
+    remedy = "Use it unmerged: `loraft.generate` with `adapters`."
+    return AdapterError(message, where=str(merge.adapters[0].files.folder), remedy=remedy)

@@ -19,23 +19,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from loraft.adapters.effect import Run, cast_pieces, pieces_with_rows, updated_pieces
+from loraft.adapters.effect import Run, cast_pieces
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import resolve_target
-from loraft.config.sections import QuantizationSection
-from loraft.errors import NonFiniteError, RunFolderError
+from loraft.errors import RunFolderError
 from loraft.io.atomic import atomic_dir, read_json, write_json
 from loraft.io.checksums import RECORD
 from loraft.io.resources import require_free_bytes
 from loraft.merging.converted_weights import remade_tensors
+from loraft.merging.merged_pieces import checked, merged_pieces
 from loraft.merging.prepare_merge import Merge, weighted
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import load_tokenizer
 from loraft.models.packed_weights import PackedHeader
-from loraft.models.quantize import quantize_roundtrip
 from loraft.models.safetensors_index import (
     TORCH_DTYPES,
     Slot,
@@ -104,10 +102,7 @@ def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], Non
             nonlocal written
             name, dtype = models_names.get(slot.name, slot.name), TORCH_DTYPES.get(slot.dtype)
             again = remade.get(slot.name)
-            made = (
-                _merged(merge, name, dtype, run) if again is None else cast_pieces(again, dtype or again.dtype, run=run)
-            )
-            for piece in made:
+            for piece in _merged(merge, name, dtype, run) if again is None else cast_pieces(again, again.dtype):
                 yield piece
                 written += piece.numel() * piece.element_size()
                 progress(written, total)
@@ -121,13 +116,15 @@ def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], Non
 
 def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Iterable[Tensor]:
     """One tensor of the result, in pieces; a dtype of None is that of a tensor that holds no floating numbers."""
-    plan, checked = merge.plan, _checked(run, name)
-    replacement = plan.replaced.get(name)
+    replacement = merge.plan.replaced.get(name)
     if replacement is not None:
-        return cast_pieces(replacement, dtype or replacement.dtype, run=checked)
+        return cast_pieces(replacement, dtype or replacement.dtype, run=checked(run, name))
     header = _source(merge, name)
     changes = (
-        name in plan.changed or name in merge.grown or merge.storage is not None or isinstance(header, PackedHeader)
+        name in merge.plan.changed
+        or name in merge.grown
+        or merge.storage is not None
+        or isinstance(header, PackedHeader)
     )
     if dtype is None or (not changes and TORCH_DTYPES[header.dtype] == dtype):
         return _bytes(header)
@@ -135,17 +132,7 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
         weight = header.unpacked(merge.trained_dtype or merge.dtype)
     else:
         weight = mapped_tensor(header)
-    if merge.storage is not None:
-        weight = _as_trained(merge, merge.storage, name, weight, run)
-    if name in plan.updates:
-        return updated_pieces(weight, plan.updates[name], dtype, transposed=name in plan.transposed, run=checked)
-    if name in plan.rows:
-        return pieces_with_rows(weight, *plan.rows[name], dtype, run=checked)
-    if name in plan.added:
-        return cast_pieces(torch.stack([weight.float(), *plan.added[name]]).sum(0), dtype, run=checked)
-    if name in merge.grown:  # what is added to the logits, and nothing for a new token
-        weight = pad(weight, (0, merge.grown[name][-1] - weight.shape[-1]))
-    return cast_pieces(weight, dtype, run=checked)
+    return merged_pieces(merge, name, weight, dtype, run)
 
 
 @contextmanager
@@ -180,29 +167,6 @@ def _bytes(header: TensorHeader) -> Iterator[Tensor]:
         for start in range(header.start, header.stop, BYTES_AT_ONCE):
             part = bytearray(stream.read(min(header.stop - start, BYTES_AT_ONCE)))
             yield torch.frombuffer(part, dtype=torch.uint8)
-
-
-def _as_trained(merge: Merge, storage: QuantizationSection, name: str, weight: Tensor, run: Run) -> Tensor:
-    """A tensor of the base as a model in 4 bits computes with it."""
-    dtype = merge.trained_dtype or merge.dtype
-    if name not in merge.quantized:
-        return weight.to(dtype)
-    if name in merge.plan.transposed:
-        return quantize_roundtrip(weight.T, storage, dtype, run=run).T
-    return quantize_roundtrip(weight, storage, dtype, run=run)
-
-
-def _checked(run: Run, name: str) -> Run:
-    """Makes pieces as `run` does, and looks at each before it is given on."""
-
-    def finite(piece: Tensor) -> Tensor:
-        # The sum is quick, and finite where every number is, unless they are huge.
-        if not bool(torch.isfinite(piece.sum())) and not bool(torch.isfinite(piece).all()):
-            remedy = "Its numbers are too large for float16: use bfloat16." if piece.dtype == torch.float16 else None
-            raise NonFiniteError(f"the merged tensor {name} holds NaN or infinity", remedy=remedy)
-        return piece
-
-    return lambda work, spans: run(lambda span: finite(work(span)), spans)
 
 
 TOKENIZER = (

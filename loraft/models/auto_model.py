@@ -160,7 +160,7 @@ def read_gguf(file: Path) -> PreTrainedModel:
     """The model in a .gguf file, unpacked to float32.
 
     Raises:
-        ModelError: An architecture that is not in the table, or one that transformers cannot read from .gguf.
+        ModelError: transformers cannot read it.
     """
     with quietly_reading(file):
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)

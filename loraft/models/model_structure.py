@@ -136,10 +136,14 @@ def _experts(model: nn.Module, path: str) -> str | None:
     """Where the layers at `path` keep experts: a module with a matrix for each of them in one tensor."""
     for layer in model.get_submodule(path).children():
         for name, weight in layer.named_parameters():
-            owner = name.rpartition(".")[0]
-            if weight.dim() == 3 and "expert" in owner:
-                return owner
+            if stacks_experts(name, weight.shape):
+                return name.rpartition(".")[0]
     return None
+
+
+def stacks_experts(parameter: str, shape: Sequence[int]) -> bool:
+    """Whether a parameter holds a matrix for each expert of a mixture."""
+    return len(shape) == 3 and "expert" in parameter.rpartition(".")[0]
 
 
 def sized_modules(model: nn.Module) -> dict[str, int]:

@@ -294,12 +294,11 @@ def _head_modules(model: PreTrainedModel) -> tuple[str, ...]:
 
 def _decides_last(spec: ModelSpec, model: PreTrainedModel) -> bool:
     row = _row(ROW_LENGTHS[0], model)
-    changed = row.clone()
-    changed[0, 0] -= 1
-    model.config.pad_token_id = 0
+    model.config.pad_token_id = 0  # transformers finds the last token of a row by it
     mask = torch.ones_like(row)
-    hidden = [text_states(model, input_ids=ids) for ids in (row, torch.cat([row[:, :-1], row[:, :1]], dim=1))]
-    causal = _agree(hidden[0][:, :-1], hidden[1][:, :-1])
+    other_end = torch.cat([row[:, :-1], row[:, :1]], dim=1)
+    one, other = (text_states(model, input_ids=ids) for ids in (row, other_end))
+    causal = _agree(one[:, :-1], other[:, :-1])
     return causal and _agree(class_logits(model, spec, row, mask), model(input_ids=row, attention_mask=mask).logits)
 
 

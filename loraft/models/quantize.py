@@ -55,7 +55,7 @@ def quantization_config(section: QuantizationSection, compute: torch.dtype, skel
     Storage is uint8: two weights a byte. What keeps its dtype is named in full: transformers compares beginnings and
     ends of names, and would quantize the `dense` inside a pooler.
     """
-    quantized = set(quantized_modules(skeleton))
+    quantized = set(quantizable_modules(skeleton))
     kept = [name for name in linear_modules(skeleton) if name not in quantized]
     if section.type == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)  # type: ignore[no-untyped-call]
@@ -67,6 +67,20 @@ def quantization_config(section: QuantizationSection, compute: torch.dtype, skel
         bnb_4bit_quant_storage=torch.uint8,
         llm_int8_skip_modules=kept,
     )
+
+
+def quantizable_modules(model: nn.Module) -> tuple[str, ...]:
+    """As `quantized_modules`, of an architecture that leaves its weights as they are.
+
+    Raises:
+        ModelError: It changes them while it answers, as RWKV does.
+    """
+    inner: Any = getattr(model, "base_model", None)
+    if hasattr(inner, "_rescale_layers"):
+        kind = f"model type {inner.config.model_type!r} rescales its weights while it answers"
+        message = f"{kind}, and quantized ones stay as they are"
+        raise ModelError(message, key="method", remedy="Write method: lora.")
+    return quantized_modules(model)
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:

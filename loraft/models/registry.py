@@ -32,8 +32,8 @@ class ModelSpec:
         experts: The feed-forward part's experts, as the suffix of their path inside a layer: one tensor for all of
             them, which LoRA on linear modules cannot adapt.
         routers: The linear modules that choose experts, as paths inside a layer: adapted only where they are named.
+        unreached: The linear modules that the outputs do not come through, as paths inside a layer: never adapted.
         alone: Padding changes what a classifier of it decides, so that each row is read by itself.
-        unreached: The linear modules that the outputs do not come through, likewise: never adapted.
         plain: What stands around its head is not known: the loss is computed from the logits of the model itself.
         caching: How it keeps what it has read while it writes: `keys` in a cache that is handed to it, `own` in one
             that it makes itself; `none` reads all again with each token.
@@ -64,8 +64,8 @@ class ModelSpec:
     classifier: tuple[str, ...] = ("score",)
     experts: str | None = None
     routers: tuple[str, ...] = ()
-    alone: bool = False
     unreached: tuple[str, ...] = ()
+    alone: bool = False
     plain: bool = False
     caching: Caching = "keys"
     pads_left: bool = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from transformers import PreTrainedModel
@@ -17,16 +16,16 @@ def as_model_names(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) 
     names = dict.fromkeys([*model.state_dict(), *model.all_tied_weights_keys])
     found = {name: Origin((header,), False) for name in names if (header := header_of(name, headers)) is not None}
     taken = {origin.parts[0].name for origin in found.values()}
-    made: defaultdict[str, list[TensorHeader]] = defaultdict(list)
-    converted: set[str] = set()
     rest = [header for header in headers.values() if header.name not in taken]
-    renaming = _Renaming(model) if rest else None
+    if not rest:
+        return found
+    renaming, made = _Renaming(model), dict[str, Origin]()
     for header in rest:
-        for name, computed in renaming.of(header.name) if renaming else ():
+        for name, computed in renaming.of(header.name):
             if name in names and name not in found:
-                made[name].append(header)
-                converted |= {name} if computed else set()
-    return found | {name: Origin(tuple(parts), name in converted) for name, parts in made.items()}
+                before = made.get(name, Origin((), False))
+                made[name] = Origin((*before.parts, header), before.converted or computed)
+    return found | made
 
 
 class _Renaming:

@@ -41,7 +41,7 @@ from loraft.models.model_structure import depths, grow
 from loraft.models.modules import decoder_inputs, hidden_in, is_within, linear_modules, parameter_count
 from loraft.models.packed_weights import packed_modules
 from loraft.models.probe import spec_of
-from loraft.models.quantize import quantized_modules
+from loraft.models.quantize import quantizable_modules
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
@@ -158,7 +158,7 @@ def summarize_model(
     own_rows = grow(skeleton, tokens) if tokens else 0
     linear, stored = linear_modules(skeleton), stored_in(model)
     quantization = quantization_of(run, stored)
-    quantized = quantized_modules(skeleton) if quantization is not None else ()
+    quantized = quantizable_modules(skeleton) if quantization is not None else ()
     if stored is not None and has_weights:
         quantized = tuple(set(linear).intersection(packed_modules(folder, skeleton))) if quantization else ()
     notes = [*stored_notes(run, stored), *(head_notes(run, model, new) if labels else ())]

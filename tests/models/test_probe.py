@@ -12,9 +12,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from loraft.config.choices import ModelGroup
 from loraft.errors import ModelError
 from loraft.models import probe
-from loraft.models.auto_model import random_model
+from loraft.models.auto_model import meta_model, random_model
 from loraft.models.modules import class_logits
 from loraft.models.probe import spec_of
+from loraft.models.quantize import quantizable_modules
 from loraft.models.registry import FAMILIES
 from tests.tiny import mostly_slow, tiny_sizes
 
@@ -125,3 +126,11 @@ def test_positions_that_no_token_takes_are_found() -> None:
     found = spec_of(small("camembert"), "classifier")
     assert found.spare_positions == FAMILIES["roberta"].spare_positions
     assert replace(found, spare_positions=0) != found
+
+
+def test_a_family_that_changes_its_weights_is_not_quantized() -> None:
+    rwkv = AutoConfig.for_model("rwkv", hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, vocab_size=128)
+    with pytest.raises(ModelError, match=r"rescales its weights while it answers(.|\n)*method: lora") as caught:
+        quantizable_modules(meta_model(rwkv))
+    assert caught.value.problems[0].key == "method"
+    assert quantizable_modules(meta_model(small("falcon")))
