@@ -187,8 +187,8 @@ def _gradients(plan: RunPlan) -> GradientReport:
     adapted.set_training(True)
     loss = planned_loss(plan, adapted)
     window = next(plan.batches.windows(plan.data.train, 0, 0, (0, 0)))
-    batch = plan.task.collate(window.batches[0], plan.layout).to(plan.placement.device)
-    weight = loss.weight(batch)
+    laid = plan.task.collate(window.batches[0], plan.layout)
+    weight, batch = loss.weight(laid), laid.to(plan.placement.device)
     scale = LOSS_SCALE if plan.placement.dtype == torch.float16 else 1.0
     with noisy_embeddings(plan, adapted, window.batches[0]):
         found = batch_gradients(

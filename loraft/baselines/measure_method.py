@@ -159,11 +159,12 @@ def measure(plan: RunPlan, folder: Path, stepped: Callable[[int, float], None]) 
     reset_peak(device)
     clock, warm = Throughput(0), (0.0, 0)
     for step, window in enumerate(_windows(plan), 1):
-        loss, weight, targets = take_step(run, step, window, clock)
-        tally.take(window, loss / weight, targets)
+        prepared = run.prepare(window)
+        loss = take_step(run, step, prepared, clock) / prepared.weight
+        tally.take(window, loss, prepared.targets)
         if step == 1 < plan.steps:
             warm = (clock.seconds, clock.tokens)
-        stepped(step, loss / weight)
+        stepped(step, loss)
     state = {id(value): value for each in run.optimizer.state.values() for value in each.values()}.values()
     optimizer = bytes_of(state)
     # Paged state is in memory that both the GPU and the CPU see, of which torch's own peak knows nothing.

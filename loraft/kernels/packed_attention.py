@@ -27,6 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from loraft.kernels.lora_linear import product_dtype
+from loraft.kernels.transfer import to_device
 
 ROWS = "loraft_rows"
 PADDING = 0.7
@@ -50,13 +51,13 @@ def rows_attention(
     row_lengths: Sequence[int] | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """`attend_rows` as transformers' attention layers call it.
 
     Queries are `[batch, heads, time, head_size]`, keys and values `[batch, key_value_heads, time, head_size]`; where
-    `row_lengths` lie end to end, `batch` is 1. A scaling of None is 1 / √head_size. The mask is not used: rows are
-    whole, causal, and padded on the right if at all.
+    `row_lengths` lie end to end, `batch` is 1, and `row_ends` among the others are `ends` of `attend_rows`. A scaling
+    of None is 1 / √head_size. The mask is not used: rows are whole, causal, and padded on the right if at all.
 
     Returns:
         `[batch, time, heads, head_size]`, and None for the weights that are never held.
@@ -65,7 +66,8 @@ def rows_attention(
     lengths = list(row_lengths) if row_lengths is not None else [time] * batch
     scale = scaling if scaling is not None else head_size**-0.5
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-    out = attend_rows(q, k, v, lengths, scale, dropout=dropout, softcap=softcap, window=sliding_window)
+    more: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "window": sliding_window}
+    out = attend_rows(q, k, v, lengths, scale, ends=others.get("row_ends"), **more)
     return out.view(batch, time, heads, -1), None
 
 
@@ -76,6 +78,7 @@ def attend_rows(
     lengths: Sequence[int],
     scale: float,
     *,
+    ends: Tensor | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
     window: int | None = None,
@@ -88,6 +91,8 @@ def attend_rows(
         value: Likewise.
         lengths: The number of tokens of each row; they sum to `time`.
         scale: The factor on the scores.
+        ends: `[rows + 1]`, int32 and on the device, where rows begin and the last one ends; made where it is needed
+            and None.
         dropout: On the attention weights.
         softcap: Scores become `softcap · tanh(scores / softcap)`.
         window: A token sees itself and the `window - 1` before it.
@@ -102,7 +107,8 @@ def attend_rows(
     window = window if window is not None and window < longest else None
     written_out = softcap is not None or window is not None
     if query.is_cuda and query.dtype != torch.float32 and softcap is None and not dropout and varlen_takes(window):
-        return _varlen(query, key, value, lengths, scale, window)
+        ends = row_ends_of(lengths, query.device) if ends is None else ends
+        return _varlen(query, key, value, ends, max(lengths), scale, window)
     if query.device.type == "cpu" and not written_out and not dropout and longest <= PRODUCTS_UP_TO.get(query.dtype, 0):
         out: Tensor = _RowProducts.apply(query, key, value, tuple(lengths), scale)  # type: ignore[no-untyped-call]
         return out
@@ -301,13 +307,17 @@ def varlen_takes(window: int | None) -> bool:
     return "window_size" in names or ("is_causal" in names and window is None)
 
 
+def row_ends_of(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """`[rows + 1]`, int32: where rows begin, and where the last one ends."""
+    return to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), device)
+
+
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float, window: int | None
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     names = _varlen_parameters()
-    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(query.device)
     options: dict[str, Any] = {"scale": scale} if "scale" in names else {}
     if "scale" not in names:
         query = query * (scale * query.shape[-1] ** 0.5)
@@ -320,7 +330,6 @@ def _varlen(
             options["enable_gqa"] = True
         else:
             key, value = (t.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for t in (key, value))
-    longest = max(lengths)
     return cast("Tensor", varlen_attn(query, key, value, ends, ends, longest, longest, **options))
 
 

@@ -236,5 +236,6 @@ def class_logits(
         return whole
     hidden = text_states(model, **read)
     last = attention_mask.sum(1) - 1
-    decided: Tensor = model.get_submodule(family.classifier[-1])(hidden[torch.arange(len(last)), last])
+    rows = torch.arange(len(last), device=last.device)
+    decided: Tensor = model.get_submodule(family.classifier[-1])(hidden[rows, last])
     return decided

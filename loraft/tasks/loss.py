@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
+from loraft.kernels.transfer import to_device
 from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
 from loraft.models.registry import ModelSpec
 from loraft.tokenization.examples import IGNORED, Example
@@ -54,7 +56,9 @@ class Batch:
         token_type_ids: `[rows, time]`, which of two texts a token is of; None where the model does not tell them apart.
         position_ids: `[lines, time]`, from 0 in each row, where the model is given them.
         row_lengths: Of rows that lie end to end in the one line, that of padding too; None where each line is a row.
-        target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` that predict a target.
+        row_ends: `[rows + 1]`, int32, where these rows begin, and where the last one ends.
+        target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` that predict a target; of
+            pairs, places in the flattened `[rows · target time]` that are one.
     """
 
     input_ids: Tensor
@@ -65,13 +69,14 @@ class Batch:
     token_type_ids: Tensor | None = None
     position_ids: Tensor | None = None
     row_lengths: tuple[int, ...] | None = None
+    row_ends: Tensor | None = None
     target_positions: Tensor | None = None
 
     def to(self, device: str) -> Batch:
         """The same batch with its tensors on `device`."""
         if device == "cpu":
             return self
-        moved: Any = {name: v.to(device, non_blocking=True) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: Any = {name: to_device(v, device) for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
 
@@ -82,10 +87,11 @@ def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
     lengths = [len(row) for row in rows]
     for row in labels:
         row[:1] = IGNORED
-    positions, row_lengths = None, None
+    positions, row_lengths, row_ends = None, None, None
     if layout.packed:
         padding = -sum(lengths) % layout.multiple_of
         row_lengths = (*lengths, *([padding] if padding else []))
+        row_ends = torch.tensor([0, *row_lengths]).cumsum(0, dtype=torch.int32)
         input_ids = torch.cat([*rows, torch.full((padding,), layout.pad_id)])[None]
         positions = torch.cat([torch.arange(length) for length in row_lengths])[None]
         flat = torch.cat(labels)
@@ -100,13 +106,16 @@ def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
         targets=len(places),
         position_ids=positions,
         row_lengths=row_lengths,
+        row_ends=row_ends,
         target_positions=places - 1,
     )
 
 
 def collate_pairs(examples: Sequence[Example], layout: BatchLayout) -> Batch:
     """Lay sources and targets, a line each, both padded on the right."""
-    return _lines(examples, layout, _padded([example.labels for example in examples], IGNORED))
+    labels = _padded([example.labels for example in examples], IGNORED)
+    places = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+    return replace(_lines(examples, layout, labels), target_positions=places)
 
 
 def collate_labelled(examples: Sequence[Example], layout: BatchLayout) -> Batch:
@@ -240,7 +249,7 @@ class CausalLMLoss(LMLoss):
             return logits.flatten(0, 1).index_select(0, batch.target_positions), batch.labels
         given: dict[str, Any] = {"input_ids": batch.input_ids}
         if batch.row_lengths is not None:
-            given |= {"position_ids": batch.position_ids, "row_lengths": batch.row_lengths}
+            given |= {"position_ids": batch.position_ids, "row_lengths": batch.row_lengths, "row_ends": batch.row_ends}
         hidden = text_states(self.model, **given)
         return hidden.flatten(0, 1).index_select(0, batch.target_positions), batch.labels
 
@@ -259,8 +268,10 @@ class Seq2SeqLMLoss(LMLoss):
             hidden: Tensor = self.model(input_ids=source, **given).logits
         else:
             hidden = pair_states(self.model, source, mask, read)
-        real = batch.labels != IGNORED
-        return hidden[real], batch.labels[real]
+        assert batch.target_positions is not None, "collate_pairs tells where targets are"
+        parts = hidden.flatten(0, 1), batch.labels.flatten()
+        of_hidden, of_labels = (part.index_select(0, batch.target_positions) for part in parts)
+        return of_hidden, of_labels
 
 
 class ClassificationLoss(TaskLoss):
@@ -268,9 +279,17 @@ class ClassificationLoss(TaskLoss):
 
     collate = staticmethod(collate_labelled)
 
+    @cached_property
+    def _weights_here(self) -> Tensor:
+        """The weights of the classes where the host reads them without waiting for the device."""
+        assert self._class_weights is not None, "they are asked for where there are some"
+        return self._class_weights.cpu()
+
     def weight(self, batch: Batch) -> float:
-        """What the summed loss of a batch is divided by: the weights of its rows' classes."""
-        return batch.targets if self._class_weights is None else float(self._class_weights[batch.labels].sum())
+        """What the summed loss of a batch, still on the host, is divided by: the weights of its rows' classes."""
+        if self._class_weights is None:
+            return batch.targets
+        return float(self._weights_here[batch.labels].sum())
 
     def forward(self, batch: Batch) -> Tensor:
         """The summed, weighted loss of the rows of `batch`, in nats: a float32 scalar."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraft.adapters.inject import AdaptedModel
+from loraft.kernels.transfer import to_device
 from loraft.tokenization.examples import Example
 from loraft.training.run_plan import RunPlan
 
@@ -65,4 +66,5 @@ def noise_bounds(alpha: float, lengths: Sequence[int], shape: Sequence[int]) -> 
 
 def _add_noise(alpha: float, lengths: Sequence[int], _module: nn.Module, _inputs: object, embedded: Tensor) -> Tensor:
     drawn = torch.rand(embedded.shape, device=embedded.device) * 2 - 1
-    return embedded + (drawn * noise_bounds(alpha, lengths, embedded.shape).to(embedded.device)).to(embedded.dtype)
+    bounds = to_device(noise_bounds(alpha, lengths, embedded.shape), embedded.device)
+    return embedded + (drawn * bounds).to(embedded.dtype)

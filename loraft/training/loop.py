@@ -16,13 +16,14 @@ from typing import Any
 
 from loraft.adapters.model_card import TrainingFacts
 from loraft.adapters.save_adapter import save_adapter, save_full
-from loraft.dataset.sampler import StepBatches
 from loraft.errors import DataError, Interrupted, LoraftError
 from loraft.events import Note
 from loraft.figures import counted, perplexity
+from loraft.models.device import DeviceConfig
 from loraft.training.checkpoint import RunState, newest_checkpoint, prune, save_checkpoint
 from loraft.training.memory import peak_bytes
 from loraft.training.optimizer import optimizer_state
+from loraft.training.prepared_steps import PreparedStep, PreparedSteps
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
 from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, take_step
 
@@ -87,8 +88,9 @@ def _train(run: Trainer, state: RunState, stops: Sequence[int]) -> None:
     while not state.finished:
         run.adapted.model.train()
         before = state.step
-        for window in _windows_or_save(run, state):
-            _step(run, state, window, clock)
+        steps = _steps_left(run, state)
+        for prepared in _or_save(run, state, steps):
+            _step(run, state, prepared, clock, steps)
             _after_step(run, state, clock, stops)
             if state.finished:
                 break
@@ -97,25 +99,39 @@ def _train(run: Trainer, state: RunState, stops: Sequence[int]) -> None:
             state.finished = all_trained(run, state)
 
 
-def _windows_or_save(run: Trainer, state: RunState) -> Iterator[StepBatches]:
-    """The windows of the epoch that are left; what was trained is saved before a stream's bad row is refused."""
+def computes_ahead(placement: DeviceConfig) -> bool:
+    """Whether the device computes while the host goes on: a CPU is the host."""
+    return placement.device != "cpu"
+
+
+def _steps_left(run: Trainer, state: RunState) -> PreparedSteps:
+    """The steps of the epoch that are left."""
     place = (state.drawn, state.pieces)
+    return PreparedSteps(
+        run.plan.batches.windows(run.plan.data.train, state.epoch, state.window, place), lay=run.prepare
+    )
+
+
+def _or_save(run: Trainer, state: RunState, steps: PreparedSteps) -> Iterator[PreparedStep]:
+    """The steps; what was trained is saved before a stream's bad row is refused."""
     try:
-        yield from run.plan.batches.windows(run.plan.data.train, state.epoch, state.window, place)
+        yield from steps
     except DataError:
         if state.step:
             _save(run, state)
         raise
 
 
-def _step(run: Trainer, state: RunState, window: StepBatches, clock: Throughput) -> None:
-    """Take a step, and count it."""
-    loss, weight, targets = take_step(run, state.step + 1, window, clock)
+def _step(run: Trainer, state: RunState, prepared: PreparedStep, clock: Throughput, steps: PreparedSteps) -> None:
+    """Take a step, and count it; a device that computes by itself leaves time to make the next one ready."""
+    window = prepared.window
+    ahead = {"meanwhile": steps.make_ready} if computes_ahead(run.plan.placement) else {}
+    loss = take_step(run, state.step + 1, prepared, clock, **ahead)
     state.step += 1
     state.window += 1
-    state.tokens += targets
+    state.tokens += prepared.targets
     state.logged_loss += loss
-    state.logged_weight += weight
+    state.logged_weight += prepared.weight
     state.drawn, state.pieces = window.place
     if window.ends_epoch:
         state.begin_epoch()

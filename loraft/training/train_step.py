@@ -29,6 +29,7 @@ from loraft.tasks.loss import Batch, TaskLoss
 from loraft.tokenization.examples import Example
 from loraft.training.embedding_noise import noisy_embeddings
 from loraft.training.optimizer import optimizer_of
+from loraft.training.prepared_steps import PreparedStep
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan
 from loraft.training.schedule import learning_rate
@@ -76,6 +77,14 @@ class Trainer:
         """Rows as one batch on the device."""
         return self.plan.task.collate(rows, self.plan.layout).to(self.plan.placement.device)
 
+    def prepare(self, window: StepBatches) -> PreparedStep:
+        """The batches of a window on the device, and what their loss is divided by."""
+        began = time.perf_counter()
+        laid = [self.plan.task.collate(rows, self.plan.layout) for rows in window.batches]
+        weight = sum(self.loss.weight(batch) for batch in laid)
+        batches = tuple(batch.to(self.plan.placement.device) for batch in laid)
+        return PreparedStep(window, batches, weight, time.perf_counter() - began)
+
     def epochs(self, step: int) -> float:
         """How many epochs `step` optimizer steps are."""
         epoch = 0
@@ -113,27 +122,41 @@ class Throughput:
     loss: float = 0.0
 
 
-def take_step(run: Trainer, step: int, window: StepBatches, clock: Throughput) -> tuple[float, float, int]:
+def take_step(
+    run: Trainer, step: int, prepared: PreparedStep, clock: Throughput, meanwhile: Callable[[], None] = lambda: None
+) -> float:
     """One optimizer step: the gradient of the mean loss over all trained tokens of the window, then the update.
 
+    The host waits for the device once, before the update: for the losses and the norm, all of which must be finite.
+
+    Args:
+        run: The run.
+        step: The number of the step, from 1.
+        prepared: What is read.
+        clock: Is told how long it took, and what it came to.
+        meanwhile: What the host does while the device computes the gradient.
+
     Returns:
-        The summed loss in nats, what it is divided by, and the number of targets.
+        The summed loss in nats.
 
     Raises:
         NonFiniteError: The loss or the gradient is NaN or infinite.
     """
     began = time.perf_counter()
-    batches = [run.batch(rows) for rows in window.batches]
-    weight = sum(run.loss.weight(batch) for batch in batches)
-    loss = 0.0
-    for batch, rows in zip(batches, window.batches, strict=True):
+    window, parts = prepared.window, list[Tensor]()
+    for batch, rows in zip(prepared.batches, window.batches, strict=True):
         with noisy_embeddings(run.plan, run.adapted, rows):
             part = run.loss(batch)
-        run.scaler.scale(part / weight).backward()
-        loss += require_finite(part.item(), "the loss", step, rows, run)
+        run.scaler.scale(part / prepared.weight).backward()
+        parts.append(part.detach())
     run.scaler.unscale_(run.optimizer)
     limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
-    clock.norm = clip_grad_norm_(list(run.adapted.trainable.values()), limit).item()
+    norm = clip_grad_norm_(list(run.adapted.trainable.values()), limit)
+    meanwhile()
+    *losses, clock.norm = torch.stack([*parts, norm]).tolist()
+    loss = 0.0
+    for part_loss, rows in zip(losses, window.batches, strict=True):
+        loss += require_finite(part_loss, "the loss", step, rows, run)
     if not run.scaler.is_enabled():
         require_finite(clock.norm, "the gradient", step, [example for rows in window.batches for example in rows], run)
     clock.rate = learning_rate(run.settings, step, run.plan.steps)
@@ -142,10 +165,10 @@ def take_step(run: Trainer, step: int, window: StepBatches, clock: Throughput) -
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    clock.seconds += time.perf_counter() - began
-    clock.tokens += sum(batch.tokens for batch in batches)
-    clock.loss = loss / weight
-    return loss, weight, sum(batch.targets for batch in batches)
+    clock.seconds += time.perf_counter() - began + prepared.seconds
+    clock.tokens += prepared.tokens
+    clock.loss = loss / prepared.weight
+    return loss
 
 
 class EvalLoss(NamedTuple):
@@ -170,20 +193,25 @@ def evaluate_loss(
     Raises:
         NonFiniteError: The loss after `step` is NaN or infinite on some of them.
     """
-    total, weight, targets = 0.0, 0.0, 0
+    weight, targets = 0.0, 0
+    read: list[Sequence[Example]] = []
+    sums: list[Tensor] = []
     cells: list[Tensor] = []
     with torch.inference_mode():
         for start in range(0, len(examples), size):
             if stop():
                 return None
             rows = examples[start : start + size]
-            batch = run.batch(rows)
-            summed, decisions = run.loss.with_decisions(batch)
-            total += require_finite(summed.item(), "the evaluation loss", step, rows, run)
-            cells += [] if decisions is None else [decisions.cpu()]
+            batch = run.plan.task.collate(rows, run.plan.layout)
             weight += run.loss.weight(batch)
             targets += batch.targets
-    return EvalLoss(total / weight, targets, class_figures(*torch.cat(cells, 1)) if cells else {})
+            summed, decisions = run.loss.with_decisions(batch.to(run.plan.placement.device))
+            read.append(rows)
+            sums.append(summed)
+            cells += [] if decisions is None else [decisions]
+        found = zip(torch.stack(sums).tolist(), read, strict=True)  # nothing is waited for before the last batch
+        total = sum(require_finite(value, "the evaluation loss", step, rows, run) for value, rows in found)
+        return EvalLoss(total / weight, targets, class_figures(*torch.cat(cells, 1).cpu()) if cells else {})
 
 
 def class_figures(right: Tensor, given: Tensor) -> Mapping[str, float]:

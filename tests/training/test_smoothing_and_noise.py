@@ -29,9 +29,9 @@ def logits_and_targets(run: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
     model, labels = run.adapted.loaded.model, batch.labels
     if isinstance(run.loss, ClassificationLoss):
         return run.loss.logits(batch), labels
-    if batch.target_positions is not None:
+    if batch.attention_mask is None:
         logits = model(input_ids=batch.input_ids, use_cache=False).logits
-        return logits.flatten(0, 1)[batch.target_positions], labels
+        return logits.flatten(0, 1)[batch.target_positions], labels  # type: ignore[index]
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).logits
     return logits[labels != IGNORED], labels[labels != IGNORED]
 

@@ -1,0 +1,59 @@
+"""The batches of each step as the device takes them: on CUDA laid and copied while the step before runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from loraft.dataset.sampler import StepBatches
+from loraft.tasks.loss import Batch
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """What an optimizer step reads.
+
+    Attributes:
+        batches: Those of the window, on the device.
+        weight: What the summed loss of all is divided by.
+        seconds: How long the host was at nothing but laying them.
+    """
+
+    window: StepBatches
+    batches: tuple[Batch, ...]
+    weight: float
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """How many are read, padding left out."""
+        return sum(batch.tokens for batch in self.batches)
+
+    @property
+    def targets(self) -> int:
+        """How many are predicted, or rows decided."""
+        return sum(batch.targets for batch in self.batches)
+
+
+class PreparedSteps(Iterator[PreparedStep]):
+    """The steps of some windows, of which one may be made ready before it is asked for.
+
+    What goes wrong with it then is told when it is asked for, so that the step before it is taken as it would be.
+    """
+
+    def __init__(self, windows: Iterator[StepBatches], lay: Callable[[StepBatches], PreparedStep]) -> None:
+        self._windows, self._lay = windows, lay
+        self._ready: PreparedStep | Exception | None = None
+
+    def make_ready(self) -> None:
+        """Make the next step ready, while a step runs."""
+        try:
+            self._ready = replace(self._lay(next(self._windows)), seconds=0.0)
+        except Exception as error:  # StopIteration among them: whatever it is, the next step meets it
+            self._ready = error
+
+    def __next__(self) -> PreparedStep:
+        ready, self._ready = self._ready, None
+        if isinstance(ready, Exception):
+            raise ready
+        return self._lay(next(self._windows)) if ready is None else ready
