@@ -142,7 +142,12 @@ def _number(key: str, value: float) -> str:
         return as_duration(value)
     if key.endswith("learning_rate"):
         return as_rate(value)
-    return as_measure(value) if key.endswith(("loss", "perplexity", "norm", "accuracy", "f1")) else as_count(value)
+    if key.endswith("norm"):
+        return as_measure(value)
+    from loraft.tasks import METRIC_FACTS
+
+    figure = key.removeprefix("best_").removeprefix("eval_")
+    return as_figure(figure, value) if figure in METRIC_FACTS else as_count(value)
 
 
 def _items(key: str, items: Sequence[object]) -> str:
@@ -190,15 +195,19 @@ def as_measure(number: float) -> str:
 
 
 def as_figure(name: str, value: float, *, signed: bool = False) -> str:
-    """A figure as the field writes it: a loss with four decimals, BLEU and chrF from 0 to 100, shares in per cent."""
+    """A figure as its metric says: a loss with four decimals, BLEU and chrF from 0 to 100, shares in per cent."""
+    from loraft.tasks import METRIC_FACTS
+
     if not math.isfinite(value):
         return "–"
     sign = "+" if signed and value > 0 else ""
-    if name in ("loss", "perplexity", "mcc"):
-        return f"{sign}{as_measure(value)}"
-    if name in ("bleu", "chrf"):
-        return f"{sign}{value:.2f}"
-    return f"{sign}{100 * value:.2f} %"
+    match METRIC_FACTS[name].look:
+        case "number":
+            return f"{sign}{as_measure(value)}"
+        case "points":
+            return f"{sign}{value:.2f}"
+        case "share":
+            return f"{sign}{100 * value:.2f} %"
 
 
 def as_rate(learning_rate: float) -> str:

@@ -29,7 +29,7 @@ from loraft.inference.engine import Settings, complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, Session, in_languages, open_session, task_of_base
 from loraft.models.modules import wrapped_model
-from loraft.tasks import TASKS
+from loraft.tasks import METRIC_FACTS, TASKS
 from loraft.tasks.loss import BatchLayout
 from loraft.tasks.task import ROUGE, Task
 from loraft.tokenization.examples import Example
@@ -177,14 +177,12 @@ def tell(observer: Observer, *notes: str) -> None:
         observer(Note(note))
 
 
-PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", **dict.fromkeys(ROUGE, "rouge_score")}
-"""The packages that compute metrics, where not loraft does."""
 GROUPS = {"rouge": ROUGE}
 
 
 def known_metrics(names: Sequence[str], task: Task | None = None) -> tuple[str, ...]:
     """The figures that are meant, each once, groups taken apart; for an unknown one the nearest of `task` is named."""
-    every = tuple(dict.fromkeys([*(name for task in TASKS.values() for name in _names(task)), *GROUPS]))
+    every = (*METRIC_FACTS, *GROUPS)
     by_lower_case = {name.lower(): name for name in every}
     found: list[str] = []
     for given in names:
@@ -205,7 +203,7 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
     if asked is None:
         if not references:
             return ()
-        _require_packages(metrics.default)
+        _require_packages(metrics.default, task)
         # A JSON object or list: a bare number is JSON too, but says nothing of what was meant.
         all_json = all(text.lstrip().startswith(("{", "[")) and is_valid_json(text) for text in references)
         return metrics.default + (metrics.where_json if all_json else ())
@@ -218,13 +216,13 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
         message = f"{wanted[0]} compares answers with references, and no row has one"
         remedy = "Plain text has only a loss; rows of messages or of prompt and completion have references."
         raise DataError(message, parameter="metrics", remedy=remedy)
-    _require_packages(wanted)
+    _require_packages(wanted, task)
     return wanted
 
 
-def _require_packages(names: Sequence[str]) -> None:
-    needed = {PACKAGES[name]: name for name in reversed(names) if name in PACKAGES}
-    absent = (lacking(package, name, parameter="metrics") for package, name in needed.items())
+def _require_packages(names: Sequence[str], task: Task) -> None:
+    needed = {task.metrics.offered[name].package: name for name in reversed(names)}
+    absent = (lacking(package, name, parameter="metrics") for package, name in needed.items() if package)
     if problems := [problem for problem in absent if problem is not None]:
         raise DataError.several(problems)
 

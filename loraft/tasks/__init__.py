@@ -12,12 +12,16 @@ from loraft.rows.fields import COLUMNS, columns_of, has_columns, refuse_preferen
 from loraft.tasks.causal_lm import CausalLM
 from loraft.tasks.seq2seq_lm import Seq2SeqLM
 from loraft.tasks.seq_cls import SequenceClassification
-from loraft.tasks.task import Task
+from loraft.tasks.task import MetricFacts, Task
 
-__all__ = ["TASKS", "check_format", "detect_format"]
+__all__ = ["METRIC_FACTS", "TASKS", "check_format", "detect_format"]
 
 TASKS: Mapping[TaskName, Task] = {task.name: task for task in (CausalLM(), Seq2SeqLM(), SequenceClassification())}
 """Every task, by the name that a config gives it."""
+METRIC_FACTS: Mapping[str, MetricFacts] = {
+    name: facts for task in TASKS.values() for name, facts in {**task.metrics.always, **task.metrics.offered}.items()
+}
+"""What there is to know of every metric."""
 
 
 def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, str] | None = None) -> RowFormat:

@@ -7,7 +7,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Record
-from loraft.tasks.task import TEXT_METRICS, Reference, StarterFacts, Task, TaskMetrics, TokenSpan, TrainingMetadata
+from loraft.tasks.task import (
+    TEXT_LOSS,
+    TEXT_METRICS,
+    Reference,
+    StarterFacts,
+    Task,
+    TaskMetrics,
+    TokenSpan,
+    TrainingMetadata,
+)
 from loraft.tokenization.examples import IGNORED, DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
@@ -28,9 +37,7 @@ class CausalLM(Task):
     formats = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
     peft_type = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
-    metrics = TaskMetrics(
-        always=("loss", "perplexity"), offered=TEXT_METRICS, default=("exact_match",), where_json=("valid_json",)
-    )
+    metrics = TaskMetrics(always=TEXT_LOSS, offered=TEXT_METRICS, default=("exact_match",), where_json=("valid_json",))
     packs = True
     joins_prompts = True
     reads_system_prompts = True

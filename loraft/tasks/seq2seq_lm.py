@@ -6,7 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loraft.rows.formats import Record, Seq2SeqRecord
-from loraft.tasks.task import ROUGE, TEXT_METRICS, Reference, SourceFormat, StarterFacts, Task, TaskMetrics, TokenSpan
+from loraft.tasks.task import (
+    ROUGE,
+    TEXT_LOSS,
+    TEXT_METRICS,
+    Reference,
+    SourceFormat,
+    StarterFacts,
+    Task,
+    TaskMetrics,
+    TokenSpan,
+)
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
@@ -37,9 +47,7 @@ class Seq2SeqLM(Task):
     only_if_asked = ("prompt_completion", "alpaca")
     peft_type = "SEQ_2_SEQ_LM"
     auto_class = "AutoModelForSeq2SeqLM"
-    metrics = TaskMetrics(
-        always=("loss", "perplexity"), offered=TEXT_METRICS, default=("bleu", "chrf", *ROUGE, "exact_match")
-    )
+    metrics = TaskMetrics(always=TEXT_LOSS, offered=TEXT_METRICS, default=("bleu", "chrf", *ROUGE, "exact_match"))
     inputs = "sources"
     translates = True
     starter_model = "google-t5/t5-small"

@@ -11,7 +11,7 @@ from loraft.errors import Problem
 from loraft.models.registry import ModelSpec
 from loraft.rows.formats import ClassificationRecord, Record
 from loraft.rows.labels import class_called, class_number, labels_of
-from loraft.tasks.task import Reference, StarterFacts, Task, TaskMetrics, TokenSpan, TrainingMetadata
+from loraft.tasks.task import LOSS, MetricFacts, Reference, StarterFacts, Task, TaskMetrics, TokenSpan, TrainingMetadata
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from loraft.config.sections import DataSection
     from loraft.tasks.loss import TaskLoss
 
-LABEL_METRICS = ("accuracy", "macro_f1", "mcc")
+LABEL_METRICS: Mapping[str, MetricFacts] = {
+    "accuracy": MetricFacts("share"), "macro_f1": MetricFacts("share"), "mcc": MetricFacts("number"),
+}  # fmt: skip
 WEIGHTS = "training.class_weights"
 MANY_CLASSES = 20
 
@@ -38,7 +40,7 @@ class SequenceClassification(Task):
     auto_class = "AutoModelForSequenceClassification"
     pipeline_tag = "text-classification"
     unit = "row"
-    metrics = TaskMetrics(always=("loss",), offered=LABEL_METRICS, default=LABEL_METRICS)
+    metrics = TaskMetrics(always=LOSS, offered=LABEL_METRICS, default=tuple(LABEL_METRICS))
     generates = False
     starter_model = "builtin:all-minilm-l6-v2"
     starter_rows = ("data/train.jsonl", "classification")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loraft.config.choices import ModelGroup, RowFormat, SpecialTokensInText, TaskName
 from loraft.models.registry import GROUPS, ModelSpec
@@ -52,8 +52,30 @@ class TrainingMetadata:
     labels: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class MetricFacts:
+    """What there is to know of a metric before anything is measured.
+
+    Attributes:
+        look: How its figures are written: a share from 0 to 1 in per cent, points from 0 to 100 with two decimals, and
+            a number as it is.
+        package: The one that computes it, where not loraft does.
+    """
+
+    look: Literal["share", "points", "number"]
+    package: str | None = None
+
+
 ROUGE = ("rouge1", "rouge2", "rougeL")
-TEXT_METRICS = ("exact_match", "valid_json", "bleu", "chrf", *ROUGE)
+LOSS: Mapping[str, MetricFacts] = {"loss": MetricFacts("number")}
+TEXT_LOSS: Mapping[str, MetricFacts] = {**LOSS, "perplexity": MetricFacts("number")}
+TEXT_METRICS: Mapping[str, MetricFacts] = {
+    "exact_match": MetricFacts("share"),
+    "valid_json": MetricFacts("share"),
+    "bleu": MetricFacts("points", "sacrebleu"),
+    "chrf": MetricFacts("points", "sacrebleu"),
+    **dict.fromkeys(ROUGE, MetricFacts("share", "rouge_score")),
+}
 """The metrics of answers, beside the loss."""
 
 
@@ -65,8 +87,8 @@ class TaskMetrics:
         where_json: What is given besides where every reference is a JSON object or list.
     """
 
-    always: tuple[str, ...]
-    offered: tuple[str, ...]
+    always: Mapping[str, MetricFacts]
+    offered: Mapping[str, MetricFacts]
     default: tuple[str, ...]
     where_json: tuple[str, ...] = ()
 

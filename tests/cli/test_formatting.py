@@ -11,7 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraft.cli.console import print_json
-from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_measure, as_rate, as_share, as_span
+from loraft.cli.text_tables import (
+    as_bytes,
+    as_count,
+    as_duration,
+    as_figure,
+    as_measure,
+    as_rate,
+    as_share,
+    as_span,
+    shown,
+)
+from loraft.evaluation.metrics import METRICS
+from loraft.tasks import METRIC_FACTS
+from loraft.tasks.seq_cls import LABEL_METRICS
+from loraft.tasks.task import TEXT_LOSS, MetricFacts
 
 
 @pytest.mark.parametrize(
@@ -69,6 +83,39 @@ def test_rates(rate: float, text: str) -> None:
 )
 def test_shares(part: int, whole: int, text: str) -> None:
     assert as_share(part, whole) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("loss", 0.5, "0.5000"),
+        ("perplexity", 1234.5, "1,234.5"),
+        ("mcc", -0.25, "-0.2500"),
+        ("bleu", 31.415, "31.41"),
+        ("chrf", 50.0, "50.00"),
+        ("rougeL", 0.5, "50.00 %"),
+        ("accuracy", 0.975, "97.50 %"),
+        ("loss", math.inf, "–"),
+    ],
+)
+def test_figures_are_written_as_their_metrics_say(name: str, value: float, text: str) -> None:
+    assert as_figure(name, value) == text
+
+
+def test_a_difference_has_its_sign() -> None:
+    assert as_figure("accuracy", 0.01, signed=True) == "+1.00 %"
+    assert as_figure("loss", -0.01, signed=True) == "-0.0100"
+
+
+def test_a_new_metric_is_written_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraft.tasks.METRIC_FACTS", {"odds": MetricFacts("number")})
+    assert as_figure("odds", 3.0) == "3.0000"
+    assert shown("best_eval_odds", 3.0) == "3.0000"
+
+
+def test_what_is_computed_is_what_is_known() -> None:
+    """Every figure of a task is computed, and every one that is computed is a task's."""
+    assert {*METRICS, *LABEL_METRICS, *TEXT_LOSS} == set(METRIC_FACTS)
 
 
 @pytest.mark.parametrize(

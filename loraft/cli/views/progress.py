@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from loraft.cli.console import console_on, forget, printable
-from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_measure, as_rate, as_share
+from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_figure, as_measure, as_rate, as_share, label
 from loraft.cli.wording import in_options
 from loraft.events import Event, Note, Progress
 from loraft.figures import counted
@@ -172,7 +172,7 @@ def _plain_step(event: StepLogged) -> Text:
 
 def _verdict(event: Evaluated, separator: str) -> str:
     figures = event.figures or {"perplexity": event.perplexity}
-    words = [f"{name.replace('_', ' ')} {as_measure(value)}" for name, value in figures.items()]
+    words = [f"{label(name)} {as_figure(name, value)}" for name, value in figures.items()]
     words.append(counted(event.rows, "row"))
     return separator.join([*words, "best so far"] if event.best else words)
 
