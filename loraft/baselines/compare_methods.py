@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraft import errors
+from loraft.baselines.trial_defaults import METHODS, STEPS
 from loraft.baselines.trial_process import Answer, answers
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
@@ -23,8 +24,6 @@ from loraft.events import Note, Observer, Progress, ignored
 from loraft.models.remote_code import as_trusted
 from loraft.rows.standard_input import with_input_kept
 
-METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
-STEPS = 20
 Outcome = Literal["measured", "does not fit", "failed"]
 Question = tuple[RunConfig, tuple[Method, ...], int, Path | None]
 """What a process is asked: the config, the methods, their steps, and where to train; without a place to plan them."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from loraft.config.sections import ModelSection
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from loraft.models.device import DeviceConfig
@@ -110,6 +111,7 @@ def _bitsandbytes() -> Iterator[tuple[str, str]]:
         return
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         yield f"nf4_on_{device}", _tried(partial(_try_nf4, device))
+        yield f"int8_on_{device}", _tried(partial(_try_int8, device))
         optimizers = {"8bit": AdamW8bit, "paged": PagedAdamW32bit, "lion_8bit": Lion8bit, "ademamix_8bit": AdEMAMix8bit}
         for name, kind in optimizers.items():
             yield f"{name}_optimizer_on_{device}", _tried(partial(_try_step, kind, device))
@@ -130,18 +132,34 @@ def _failure(error: Exception) -> str:
 
 
 def _try_nf4(device: str) -> str:
-    """Output and gradient of a double-quantized NF4 layer against those of its dequantized weight."""
+    """A double-quantized NF4 layer, as QLoRA computes it."""
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     options = {"bias": False, "compute_dtype": torch.float32, "quant_type": "nf4"}
     layer = Linear4bit(128, 64, **options).to(device)  # type: ignore[no-untyped-call]
-    rows = torch.linspace(-1, 1, 4 * 128, device=device).reshape(4, 128).requires_grad_()
+    assert isinstance(layer.weight, Params4bit)
+    return _compared(layer, dequantize_4bit(layer.weight.data, layer.weight.quant_state).float())
+
+
+def _try_int8(device: str) -> str:
+    """A layer in int8, whose products loraft computes itself."""
+    import torch
+
+    from loraft.kernels.int8_linear import Int8Linear, dequantized
+
+    layer = Int8Linear(128, 64, bias=False, has_fp16_weights=False).to(device)
+    return _compared(layer, dequantized(layer.weight.data, layer.scales, torch.float32))
+
+
+def _compared(layer: nn.Module, weight: Tensor) -> str:
+    """Output and gradient of a quantized layer against those of its dequantized weight `[64, 128]`."""
+    import torch
+
+    rows = torch.linspace(-1, 1, 4 * 128, device=weight.device).reshape(4, 128).requires_grad_()
     output = layer(rows)
     output.sum().backward()
-    assert isinstance(layer.weight, Params4bit)
-    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     if not torch.allclose(output, rows @ weight.T, rtol=1e-3, atol=1e-3):
         return "fails: its outputs are not those of its dequantized weight"
     if rows.grad is None or not torch.allclose(rows.grad, weight.sum(0).expand(4, 128), rtol=1e-3, atol=1e-3):

@@ -39,6 +39,7 @@ def test_the_cpu_has_cores_and_memory(facts: Parts) -> None:
 
 def test_bitsandbytes_is_tried_and_not_presumed(facts: Parts) -> None:
     assert facts["bitsandbytes"]["nf4_on_cpu"] == "works"
+    assert facts["bitsandbytes"]["int8_on_cpu"] == "works"
     assert facts["bitsandbytes"]["8bit_optimizer_on_cpu"] == "works"
     assert facts["bitsandbytes"]["lion_8bit_optimizer_on_cpu"] == "works"
     assert facts["bitsandbytes"]["ademamix_8bit_optimizer_on_cpu"] == "works"
@@ -51,6 +52,14 @@ def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Linear4bit.forward
     monkeypatch.setattr(Linear4bit, "forward", lambda self, rows: right(self, rows) * 1.1)
     assert examine()["bitsandbytes"]["nf4_on_cpu"] == "fails: its outputs are not those of its dequantized weight"
+
+
+def test_a_wrong_product_in_int8_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loraft.kernels import int8_linear
+
+    right = int8_linear.Int8Linear.forward
+    monkeypatch.setattr(int8_linear.Int8Linear, "forward", lambda self, rows: right(self, rows) * 1.1)
+    assert examine()["bitsandbytes"]["int8_on_cpu"] == "fails: its outputs are not those of its dequantized weight"
 
 
 def test_a_library_that_cannot_be_imported_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraft.baselines.trial_defaults import METHODS, STEPS
 from loraft.cli.options import ConfigOptions, JsonOption, option
 from loraft.cli.views.cost_view import cost_view, plot_costs
 from loraft.cli.views.plots import check_plot, print_plotted
@@ -15,8 +16,8 @@ from loraft.cli.views.progress import watching
 class TrialOptions:
     """What is tried, and for how long."""
 
-    methods: str = option("A,B", "The methods to compare.", default="full,lora,qlora")
-    steps: int = option("N", "Optimizer steps of each method.", default=20, min=1)
+    methods: str = option("A,B", "The methods to compare.", default=",".join(METHODS))
+    steps: int = option("N", "Optimizer steps of each method.", default=STEPS, min=1)
     plot: Path | None = option("FILE", "Draw the memory of each method by part, as .png or .svg.")
 
 
