@@ -15,6 +15,7 @@ from loraft.config.sections import NO_NULL, DataSource, LoraSection, StackLayers
 from loraft.config.validation_errors import STAND_INS, refuse, validated
 from loraft.config.yaml_nodes import MOST_DEPTH, Found, Node, Place, dotted, in_words, problem_at, read_yaml, scalar
 from loraft.errors import ConfigError
+from loraft.io.row_types import ends_of_others
 
 BARE = re.compile(r"[\w/.][\w/.@+-]*([: ][\w/.@+-]+)*", re.ASCII)
 OTHERS_MISREAD = re.compile(r"(?i)y|n|yes|no|on|off|[-+.]?\d[\d_:.]*|\d{4}-\d\d?-.*|\.+")
@@ -79,7 +80,7 @@ def _yaml_text(text: str) -> str:
 
 
 MOST_BYTES = 64 * 1024
-DATA = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".gz", ".bz2", ".zst")
+DATA = ends_of_others("JSON", "text")
 """How files of rows end, and no config does."""
 EXAMPLES = "Write an override as training.max_steps=100 or lora.target_modules=[q_proj,v_proj]."
 

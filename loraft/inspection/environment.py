@@ -149,7 +149,7 @@ def _try_int8(device: str) -> str:
 
     from loraft.kernels.int8_linear import Int8Linear, dequantized
 
-    layer = Int8Linear(128, 64, bias=False, has_fp16_weights=False).to(device)
+    layer: Int8Linear = Int8Linear(128, 64, bias=False, has_fp16_weights=False).to(device)  # type: ignore[no-untyped-call]
     return _compared(layer, dequantized(layer.weight.data, layer.scales, torch.float32))
 
 

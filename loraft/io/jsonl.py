@@ -22,11 +22,11 @@ from loraft.errors import DataError, Interrupted, Problem
 from loraft.figures import counted
 from loraft.io.paths import check_output_file
 from loraft.io.resources import disk_errors
+from loraft.io.row_types import ends_of_others
 
 ANSWERED_BY = "answered_by"
 """The field that tells answers of one model from those of others; the last one of a row."""
-OTHER_FILES = (".csv", ".tsv", ".parquet", ".xlsx", ".gz", ".bz2", ".zst")
-"""How files of rows end that are no JSON Lines, or compressed ones."""
+OTHER_FILES = ends_of_others("lines of JSON", "JSON", "text")
 OUTPUT = "output"
 ANOTHER = "Name another file, or replace it with `overwrite`."
 NO_ANSWER = "is no answer to the row of its number"

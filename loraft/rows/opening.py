@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from loraft.config.choices import Auto, TextBy
 from loraft.errors import DataError
+from loraft.io.row_types import COMPRESSIONS, ROW_TYPES, Compression
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class RowFile:
         """Its type, whatever it is compressed by."""
         return kind_of(self.path)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether its rows are parts of a plain text."""
+        return self.kind in ROW_TYPES and ROW_TYPES[self.kind].content == "text"
+
 
 def _zstd(path: Path) -> io.RawIOBase:
     import pyarrow
@@ -46,15 +52,15 @@ def _zstd(path: Path) -> io.RawIOBase:
     return cast("io.RawIOBase", pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
-COMPRESSED: Mapping[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _zstd}
-"""What opens a compressed file, by the end of its name; each tells where one ends too early."""
+OPENERS: Mapping[Compression, Callable[[Path], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "zstd": _zstd}
+"""What opens a compressed file; each tells where one ends too early."""
 DAMAGED = (EOFError, zlib.error)
 
 
 def compression_of(path: PurePath) -> str | None:
     """What a file is compressed by, by the end of its name."""
     end = path.suffix.lower()
-    return end if end in COMPRESSED else None
+    return end if end in COMPRESSIONS else None
 
 
 def kind_of(path: PurePath) -> str:
@@ -70,7 +76,7 @@ def opened(file: RowFile) -> Iterator[io.BufferedReader]:
         with file.path.open("rb") as plain:
             yield plain
         return
-    with COMPRESSED[compression](file.path) as unpacked, io.BufferedReader(unpacked) as stream:
+    with OPENERS[COMPRESSIONS[compression].compression](file.path) as unpacked, io.BufferedReader(unpacked) as stream:
         yield stream
 
 

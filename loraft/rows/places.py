@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from loraft.config.choices import TextBy
 from loraft.errors import DataError
 from loraft.figures import counted
+from loraft.io.row_types import ROW_TYPES
 from loraft.rows.opening import RowFile, kind_of, told_where_unreadable
 from loraft.rows.plain_texts import parted_by
-from loraft.rows.readers import ALL_TYPES, READERS, TEXTS, check_file
+from loraft.rows.readers import ALL_TYPES, check_file
 from loraft.rows.remote import address_of, fetched, file_name, listed, local_path
 from loraft.rows.standard_input import STANDARD_INPUT, standard_input
 
@@ -46,7 +47,7 @@ def lies_in_files(name: str) -> bool:
     if name.startswith("builtin:"):
         return False
     is_place = name == STANDARD_INPUT or address_of(name) is not None or Path(name).expanduser().exists()
-    return is_place or kind_of(PurePosixPath(name)) in READERS or not HUB_ID.fullmatch(name)
+    return is_place or kind_of(PurePosixPath(name)) in ROW_TYPES or not HUB_ID.fullmatch(name)
 
 
 def files_here(name: str) -> list[Path]:
@@ -76,7 +77,7 @@ def files_of(source: DataSource) -> SourceFiles:
     else:
         names, several = listed(address)
         place = fetched
-        if not several and kind_of(PurePosixPath(file_name(address))) not in READERS:
+        if not several and kind_of(PurePosixPath(file_name(address))) not in ROW_TYPES:
             message, remedy = "does not end in a type of file that is read", f"Fetch it, and name it as {ALL_TYPES}."
             raise DataError(message, where=source.path, key="data", remedy=remedy)
     chosen, notes = _of_one_type(names, source.path) if several else (names, ())
@@ -107,16 +108,16 @@ def _of_one_type(names: Sequence[str], whole: str) -> tuple[list[str], tuple[str
         DataError: None is of a type that is read, or they are of several.
     """
     types = Counter(kind_of(PurePosixPath(file_name(name))) for name in names)
-    read = {kind: count for kind, count in types.items() if kind in READERS}
+    read = {kind: count for kind, count in types.items() if kind in ROW_TYPES}
     if not read:
         others = f"; there are {_counted(types)}" if types else ""
         remedy = f"Name files that end in {ALL_TYPES}."
         raise DataError(f"no file of rows is there{others}", where=whole, key="data", remedy=remedy)
-    if len({READERS[kind] for kind in read}) > 1:
+    if len({ROW_TYPES[kind].content for kind in read}) > 1:
         remedy = f"Name those that hold the rows by a pattern, as in …/*{min(read)}, or each by itself in a list."
         raise DataError(f"holds files of several types: {_counted(read)}", where=whole, key="data", remedy=remedy)
-    chosen = [name for name in names if kind_of(PurePosixPath(file_name(name))) in READERS]
-    rest = {kind: count for kind, count in types.items() if kind not in READERS}
+    chosen = [name for name in names if kind_of(PurePosixPath(file_name(name))) in ROW_TYPES]
+    rest = {kind: count for kind, count in types.items() if kind not in ROW_TYPES}
     besides = f"; of other types, and not read, are {_counted(rest)}" if rest else ""
     among = f", {chosen[0]} first and {chosen[-1]} last" if len(chosen) > 1 else f", {chosen[0]}"
     return chosen, (f"{whole}: {counted(len(chosen), 'file is', 'files are')} read{among}{besides}",)
@@ -129,7 +130,7 @@ def _counted(types: Mapping[str, int]) -> str:
 def _read_as(source: DataSource, files: Sequence[RowFile], *, several: bool = False) -> SourceFiles:
     """The files with what the source says of their rows; what it leaves open they tell themselves."""
     files = [replace(file, text_by=source.text_by, sheet=source.name) for file in files]
-    if source.text_by != "auto" or files[0].kind not in TEXTS:
+    if source.text_by != "auto" or not files[0].is_text:
         return SourceFiles(tuple(files))
     check_file(files[0])
     with told_where_unreadable(files[0]):

@@ -21,7 +21,7 @@ from loraft.errors import DataError, Problem
 from loraft.figures import counted
 from loraft.io.checksums import sha256_of, sha256_of_facts
 from loraft.rows.places import AS_TABLE, files_of, lies_in_files
-from loraft.rows.readers import ALL_TYPES, TEXTS, count_in, rows_in
+from loraft.rows.readers import ALL_TYPES, count_in, rows_in
 from loraft.rows.row import RawRow, Row, look
 from loraft.rows.tables import from_arrow
 
@@ -131,7 +131,7 @@ def text_by_of(source: DataSource) -> TextBy | None:
     if not lies_in_files(source.path):
         return None
     first = files_of(source).files[0]
-    return first.text_by if first.kind in TEXTS and first.text_by != "auto" else None
+    return first.text_by if first.is_text and first.text_by != "auto" else None
 
 
 def is_read_whole(source: DataSource) -> bool:

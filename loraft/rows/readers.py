@@ -12,25 +12,23 @@ from functools import partial
 from pathlib import Path
 
 from loraft.errors import DataError
+from loraft.io.row_types import COMPRESSIONS, ROW_TYPES, Content
 from loraft.rows.json_rows import json_rows, jsonl_rows
-from loraft.rows.opening import COMPRESSED, RowFile, compression_of, opened, told_where_unreadable
+from loraft.rows.opening import RowFile, compression_of, opened, told_where_unreadable
 from loraft.rows.plain_texts import text_rows
 from loraft.rows.row import RawRow
 from loraft.rows.tables import csv_rows, parquet_rows, rows_of_parquet, xlsx_rows
 
 Reader = Callable[[RowFile], Iterator[RawRow]]
-READERS: Mapping[str, Reader] = {
-    ".jsonl": jsonl_rows,
-    ".json": json_rows,
-    ".csv": csv_rows,
-    ".tsv": partial(csv_rows, separator="\t"),
-    ".parquet": parquet_rows,
-    ".xlsx": xlsx_rows,
-    ".txt": text_rows,
-    ".md": text_rows,
+READERS: Mapping[Content, Reader] = {
+    "lines of JSON": jsonl_rows,
+    "JSON": json_rows,
+    "cells and commas": csv_rows,
+    "cells and tabs": partial(csv_rows, separator="\t"),
+    "Parquet": parquet_rows,
+    "workbook": xlsx_rows,
+    "text": text_rows,
 }
-TEXTS = (".txt", ".md")
-"""The types whose rows are parts of a plain text."""
 
 
 def rows_in(file: RowFile) -> Iterator[RawRow]:
@@ -42,7 +40,7 @@ def rows_in(file: RowFile) -> Iterator[RawRow]:
     """
     check_file(file)
     with told_where_unreadable(file):
-        yield from READERS[file.kind](file)
+        yield from READERS[ROW_TYPES[file.kind].content](file)
 
 
 def check_file(file: RowFile) -> None:
@@ -54,7 +52,7 @@ def check_file(file: RowFile) -> None:
     path = file.path
     if not path.exists():
         raise DataError("there is no such file", where=file.name, key="data", remedy=_nearest(path))
-    if file.kind not in READERS:
+    if file.kind not in ROW_TYPES:
         end = compression_of(path)
         inside = f", {end}," if end else ""
         message = f"files of type {file.kind or '(none)'}{inside} are not read"
@@ -64,7 +62,7 @@ def check_file(file: RowFile) -> None:
             raise DataError("is empty", where=file.name, key="data", remedy="Write rows into it, or name another file.")
 
 
-ALL_TYPES = f"{', '.join(READERS)}, or one of these with {', '.join(COMPRESSED)} behind it"
+ALL_TYPES = f"{', '.join(ROW_TYPES)}, or one of these with {', '.join(COMPRESSIONS)} behind it"
 """What files may be, in words."""
 
 

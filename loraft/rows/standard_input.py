@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +13,7 @@ from loraft.errors import DataError
 from loraft.io.checksums import sha256_of
 from loraft.io.kept_files import kept_file
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
+from loraft.io.row_types import COMPRESSIONS, ROW_TYPES
 from loraft.rows.opening import RowFile, opened, told_where_unreadable
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT, CALLED = "-", "standard input"
 """The path that means it, and what messages call it."""
-COMPRESSIONS: Mapping[bytes, str] = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst"}
-TYPES: Mapping[bytes, str] = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"{": ".jsonl", b"[": ".json"}
-"""How files begin: standard input has no name that would tell."""
 AT_ONCE = 2**20
 
 
@@ -66,7 +63,7 @@ def standard_input(*, as_text: bool) -> Path:
         received = _received(sys.stdin)
         with received.open("rb") as file:
             head = file.read(AT_ONCE).removeprefix(b"\xef\xbb\xbf").lstrip()
-        kind = next((end for sign, end in TYPES.items() if head.startswith(sign)), ".csv")
+        kind = next((end for end, kind in ROW_TYPES.items() if kind.begins and head.startswith(kind.begins)), ".csv")
         name = f"rows{'.txt' if as_text else kind}"
         return kept_file(sha256_of(received)[:16], name, partial(shutil.copyfile, received))
     except OSError as error:
@@ -100,7 +97,7 @@ def _unpacked(path: Path) -> Path:
     """The file, or one with what is inside of it."""
     with path.open("rb") as file:
         head = file.read(8)
-    compression = next((end for sign, end in COMPRESSIONS.items() if head.startswith(sign)), None)
+    compression = next((end for end, packed in COMPRESSIONS.items() if head.startswith(packed.begins)), None)
     if compression is None:
         return path
     packed, plain = path.rename(path.with_name(f"{path.name}{compression}")), path.with_name(f"{path.name}.plain")
