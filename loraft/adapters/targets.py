@@ -170,8 +170,6 @@ def family_notes(
         stacked = [weight for name, weight in model.named_parameters() if stacks_experts(name, weight.shape)]
         numbers = sum(weight.numel() for weight in stacked)
         yield f"the {numbers:,} weights of the experts stay in 16 bits: bitsandbytes stores linear modules in 4 or 8"
-    if family.experts is not None and getattr(model.config.get_text_config(), "output_router_logits", False):
-        yield "the auxiliary loss of the routers, for which the model's config asks, is not computed: they are frozen"
 
 
 def _counts(

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from loraft.config.choices import DEFAULT_TASK, Auto, Method, OptimName, TaskName
 from loraft.config.schedules import ScheduleKwargs, ScheduleName, misfits
 from loraft.config.sections import (
+    OF_CAUSAL_LM,
     Allowed,
     DataSection,
     LoraSection,
@@ -73,6 +74,10 @@ class TrainingSection(Section):
     label_smoothing_factor: Share = 0.0
     """What of each target is spread evenly over the vocabulary, or over the classes, such as 0.1: the training loss
     that is logged is then that of the smoothed targets. An evaluation measures the targets themselves."""
+    router_aux_loss_coef: Annotated[Auto | NonNegativeFloat, OF_CAUSAL_LM] = 0.0
+    """How much the auxiliary loss of a mixture's routers, which has them use all experts alike, counts beside the loss:
+    0 leaves it out, auto is what the model's own config says. Padding does not count in it, the batches of a step count
+    by their tokens, and an evaluation measures the loss alone."""
     neftune_noise_alpha: PositiveFloat | None = None
     """NEFTune, such as 5: noise on the embeddings while training, drawn evenly from ±alpha / √(length · width), the
     length being that of the row itself, packed or padded. null adds none, and padding never gets any."""

@@ -145,6 +145,31 @@ def text_states(model: PreTrainedModel, **read: Any) -> Tensor:
     return states
 
 
+def states_and_router_loss(model: PreTrainedModel, *, plain: bool = False, **read: Any) -> tuple[Tensor, Tensor | None]:
+    """As `text_states`, or the logits where `plain`; and the auxiliary loss of the routers of a mixture.
+
+    It is the type's own, without its coefficient: its forward computes it from what the routers gave, and the mask of
+    `read` tells it what is padding. None where a type has none.
+    """
+    states: list[Tensor] = []
+
+    def give(_: nn.Module, arguments: Any, given: dict[str, Any]) -> Any:
+        return arguments, given | read  # whether or not the forward around it hands all of it on
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        states.append(output.last_hidden_state)
+
+    base: Any = model.base_model
+    hooks = [] if plain else [base.register_forward_pre_hook(give, with_kwargs=True), base.register_forward_hook(keep)]
+    only_last = {} if plain else {"logits_to_keep": 1}
+    try:
+        output = model(**read, **only_last, output_router_logits=True, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return output.logits if plain else states[-1], getattr(output, "aux_loss", None)
+
+
 def pair_states(model: PreTrainedModel, source: Tensor, mask: Tensor | None, read: Tensor) -> Tensor:
     """The final hidden states of the decoder of an encoder-decoder: `[rows, time, hidden]`.
 

@@ -39,6 +39,7 @@ class CausalLM(Task):
     auto_class = "AutoModelForCausalLM"
     metrics = TaskMetrics(always=TEXT_LOSS, offered=TEXT_METRICS, default=("exact_match",), where_json=("valid_json",))
     packs = True
+    balances_routers = True
     joins_prompts = True
     reads_system_prompts = True
     starter_model = "builtin:smollm2-135m-instruct"

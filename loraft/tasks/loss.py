@@ -21,7 +21,14 @@ from transformers import PreTrainedModel
 
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
 from loraft.kernels.transfer import to_device
-from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
+from loraft.models.modules import (
+    class_logits,
+    decoder_inputs,
+    head_of,
+    pair_states,
+    states_and_router_loss,
+    text_states,
+)
 from loraft.models.registry import ModelSpec
 from loraft.tokenization.examples import IGNORED, Example
 
@@ -55,6 +62,7 @@ class Batch:
         attention_mask: `[rows, time]`, 1 at real tokens; None where no real token attends to padding.
         token_type_ids: `[rows, time]`, which of two texts a token is of; None where the model does not tell them apart.
         position_ids: `[lines, time]`, from 0 in each row, where the model is given them.
+        real: Of texts `[lines, time]`, 1 at real tokens and 0 at padding.
         row_lengths: Of rows that lie end to end in the one line, that of padding too; None where each line is a row.
         row_ends: `[rows + 1]`, int32, where these rows begin, and where the last one ends.
         target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` that predict a target; of
@@ -68,6 +76,7 @@ class Batch:
     attention_mask: Tensor | None = None
     token_type_ids: Tensor | None = None
     position_ids: Tensor | None = None
+    real: Tensor | None = None
     row_lengths: tuple[int, ...] | None = None
     row_ends: Tensor | None = None
     target_positions: Tensor | None = None
@@ -94,10 +103,11 @@ def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
         row_ends = torch.tensor([0, *row_lengths]).cumsum(0, dtype=torch.int32)
         input_ids = torch.cat([*rows, torch.full((padding,), layout.pad_id)])[None]
         positions = torch.cat([torch.arange(length) for length in row_lengths])[None]
-        flat = torch.cat(labels)
+        flat, real = torch.cat(labels), torch.tensor([[1] * sum(lengths) + [0] * padding])
     else:
         input_ids = pad_sequence(rows, batch_first=True, padding_value=layout.pad_id)
         flat = pad_sequence(labels, batch_first=True, padding_value=IGNORED).flatten()
+        real = _padded([[1] * length for length in lengths], 0)
     places = (flat != IGNORED).nonzero().squeeze(1)
     return Batch(
         input_ids,
@@ -105,6 +115,7 @@ def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
         tokens=sum(lengths),
         targets=len(places),
         position_ids=positions,
+        real=real,
         row_lengths=row_lengths,
         row_ends=row_ends,
         target_positions=places - 1,
@@ -190,6 +201,10 @@ class TaskLoss(nn.Module, ABC):
     def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
         """The summed loss of each row of `batch`, in nats: `[rows]`, float32; `targets` is how many each row has."""
 
+    def with_router_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The summed loss, and the auxiliary loss of a mixture's routers: the mean over real tokens."""
+        raise NotImplementedError("a run of this task is planned without it")
+
     def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The summed loss and, of a classifier, `[2, rows]`: the right classes and those of the highest scores."""
         return self(batch), None
@@ -243,15 +258,32 @@ class CausalLMLoss(LMLoss):
     collate = staticmethod(collate_texts)
 
     def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert batch.target_positions is not None, "collate_texts tells where targets are"
         if self._head is None:
             logits: Tensor = self.model(input_ids=batch.input_ids, use_cache=False).logits
-            return logits.flatten(0, 1).index_select(0, batch.target_positions), batch.labels
-        given: dict[str, Any] = {"input_ids": batch.input_ids}
-        if batch.row_lengths is not None:
-            given |= {"position_ids": batch.position_ids, "row_lengths": batch.row_lengths, "row_ends": batch.row_ends}
-        hidden = text_states(self.model, **given)
-        return hidden.flatten(0, 1).index_select(0, batch.target_positions), batch.labels
+            return _at_targets(logits, batch), batch.labels
+        return _at_targets(text_states(self.model, **_read(batch)), batch), batch.labels
+
+    def with_router_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The summed loss, and the auxiliary loss of a mixture's routers: the mean over real tokens."""
+        with self._autocasting(batch):
+            read = _read(batch) | {"attention_mask": batch.real}
+            states, router_loss = states_and_router_loss(self.model, plain=self._head is None, **read)
+            assert router_loss is not None, "a run is planned without it where a type has none"
+            return self._sum(_at_targets(states, batch), batch.labels, self._smoothing), router_loss
+
+
+def _read(batch: Batch) -> dict[str, Any]:
+    """What a decoder reads of texts."""
+    given: dict[str, Any] = {"input_ids": batch.input_ids}
+    if batch.row_lengths is not None:
+        given |= {"position_ids": batch.position_ids, "row_lengths": batch.row_lengths, "row_ends": batch.row_ends}
+    return given
+
+
+def _at_targets(states: Tensor, batch: Batch) -> Tensor:
+    """`[lines, time, …]` to `[targets, …]`: what predicts a target."""
+    assert batch.target_positions is not None, "collate_texts tells where targets are"
+    return states.flatten(0, 1).index_select(0, batch.target_positions)
 
 
 class Seq2SeqLMLoss(LMLoss):

@@ -145,6 +145,7 @@ class Task(ABC):
         unit: What a loss is counted by.
         inputs: A word for people: what a model of it reads.
         packs: Its rows can lie end to end in one line.
+        balances_routers: Its loss may have the auxiliary loss of a mixture's routers beside it.
         joins_prompts: A prompt and its completion are one text, as they stand.
         translates: Its rows, of whatever format, are a source and a target, each in a language.
         reads_system_prompts: Held-out rows tell, as training rows do, whether all have one system prompt.
@@ -165,6 +166,7 @@ class Task(ABC):
     metrics: ClassVar[TaskMetrics]
     generates: ClassVar[bool] = True
     packs: ClassVar[bool] = False
+    balances_routers: ClassVar[bool] = False
     joins_prompts: ClassVar[bool] = False
     translates: ClassVar[bool] = False
     reads_system_prompts: ClassVar[bool] = False

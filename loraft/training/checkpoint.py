@@ -34,6 +34,7 @@ class RunState:
         pieces: The pieces of the next row that were used.
         logged_loss: The loss summed since the last logged step, in nats.
         logged_weight: What that sum is divided by: the trained tokens since then, or the weights of the rows' classes.
+        logged_router_loss: The routers' auxiliary loss of the steps since then, each times its part of that weight.
         eval_figures: What else the newest evaluation measured.
         best_score: What the best evaluation is the best by: the higher, the better.
         worse: Evaluations since the best one.
@@ -50,6 +51,7 @@ class RunState:
     tokens: int = 0
     logged_loss: float = 0.0
     logged_weight: float = 0.0
+    logged_router_loss: float = 0.0
     last_loss: float | None = None
     eval_loss: float | None = None
     eval_figures: dict[str, float] = field(default_factory=dict)

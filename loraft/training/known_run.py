@@ -52,6 +52,7 @@ from loraft.tasks.task import Task
 from loraft.training.base_weights import head_notes, quantization_of, stored_notes
 from loraft.training.new_tokens import about_new_tokens, unseen_tokens
 from loraft.training.optimizer import TrainedTensor
+from loraft.training.router_loss import router_loss
 from loraft.training.run_events import tracker_problems
 from loraft.training.trained_tensors import trained_tensors
 
@@ -89,6 +90,7 @@ class ModelSummary:
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
         trained: Every tensor that is trained.
+        router_aux_loss_coef: What the auxiliary loss of a mixture's routers counts.
         notes: What was found, a sentence each.
     """
 
@@ -104,6 +106,7 @@ class ModelSummary:
     context: int | None
     targets: TargetModules | None
     trained: tuple[TrainedTensor, ...]
+    router_aux_loss_coef: float
     notes: tuple[str, ...]
 
     @property
@@ -158,16 +161,15 @@ def summarize_model(
     own_rows = grow(skeleton, tokens) if tokens else 0
     linear, stored = linear_modules(skeleton), stored_in(model)
     quantization = quantization_of(run, stored)
-    quantized = quantizable_modules(skeleton) if quantization is not None else ()
-    if stored is not None and has_weights:
-        quantized = tuple(set(linear).intersection(packed_modules(folder, skeleton))) if quantization else ()
+    quantized = _quantized(skeleton, folder if stored is not None and has_weights else None) if quantization else ()
     notes = [*stored_notes(run, stored), *(head_notes(run, model, new) if labels else ())]
     targets = None
     if run.method != "full":
         targets = targets_in(skeleton, family, run.lora, quantized=quantized, head=head, tokens=tokens)
         targets, about_start = _going_on(targets, start_of(run.lora, targets, labels), folder if has_weights else None)
         notes = [*about_start, *notes]
-    about_tokens = about_new_tokens(run.model.add_tokens if tokens else (), skeleton, own_rows, targets)
+    coefficient, about_routers = router_loss(run, skeleton, family, targets)
+    notes += about_new_tokens(run.model.add_tokens if tokens else (), skeleton, own_rows, targets)
     return ModelSummary(
         family=family,
         total_parameters=parameter_count(skeleton),
@@ -181,8 +183,16 @@ def summarize_model(
         context=context_of(config, family),
         targets=targets,
         trained=tuple(trained_tensors(skeleton, family, targets, use_dora=run.lora.use_dora)),
-        notes=(*notes, *about_tokens, *family_notes(skeleton, family, targets, quantized=bool(quantized))),
+        router_aux_loss_coef=coefficient,
+        notes=(*notes, *family_notes(skeleton, family, targets, quantized=bool(quantized)), *about_routers),
     )
+
+
+def _quantized(skeleton: PreTrainedModel, stored: Path | None) -> tuple[str, ...]:
+    """The linear modules whose weights are in few bits: those that quantizing takes, or that a folder has stored so."""
+    if stored is None:
+        return quantizable_modules(skeleton)
+    return tuple(set(linear_modules(skeleton)).intersection(packed_modules(stored, skeleton)))
 
 
 def _going_on(targets: TargetModules, start: AdapterFiles | None, base: Path | None) -> tuple[TargetModules, list[str]]:

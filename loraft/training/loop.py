@@ -132,6 +132,7 @@ def _step(run: Trainer, state: RunState, prepared: PreparedStep, clock: Throughp
     state.tokens += prepared.targets
     state.logged_loss += loss
     state.logged_weight += prepared.weight
+    state.logged_router_loss += prepared.weight * (clock.router_aux_loss or 0.0)
     state.drawn, state.pieces = window.place
     if window.ends_epoch:
         state.begin_epoch()
@@ -188,13 +189,18 @@ def _tell(run: Trainer, state: RunState, clock: Throughput) -> None:
         "tokens_per_second": clock.tokens / clock.seconds, "peak_bytes": peak_bytes(run.plan.placement.device),
         "seconds_left": clock.seconds / (step - clock.first_step) * (steps - step),
     }  # fmt: skip
-    run.observer(StepDone(loss=clock.loss, **told))
+    run.observer(StepDone(loss=clock.loss, router_aux_loss=clock.router_aux_loss, **told))
     if step % run.settings.logging_steps == 0 or state.finished:
         state.last_loss = state.logged_loss / state.logged_weight
-        state.logged_loss, state.logged_weight = 0.0, 0.0
-        event = StepLogged(loss=state.last_loss, grad_norm=clock.norm, tokens=state.tokens, **told)
+        of_routers = None if clock.router_aux_loss is None else state.logged_router_loss / state.logged_weight
+        state.logged_loss, state.logged_weight, state.logged_router_loss = 0.0, 0.0, 0.0
+        event = StepLogged(
+            loss=state.last_loss, grad_norm=clock.norm, tokens=state.tokens, router_aux_loss=of_routers, **told
+        )
         record = asdict(event)
         del record["steps"], record["seconds_left"]
+        if of_routers is None:
+            del record["router_aux_loss"]
         run.folder.append(run.folder.metrics, record)
         run.observer(event)
         _look_for_movement(run, state, clock.norm)

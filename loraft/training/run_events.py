@@ -51,6 +51,8 @@ class StepDone(Event):
         tokens_per_second: Tokens in the batches, prompts included, by the clock since the run began or was resumed.
         peak_bytes: The most memory held so far: the device's on CUDA, the process's on the CPU.
         seconds_left: The time left at the present rate; None before the first step is timed.
+        router_aux_loss: The auxiliary loss of a mixture's routers, without its coefficient; None where it counts
+            nothing.
     """
 
     step: int
@@ -61,6 +63,7 @@ class StepDone(Event):
     tokens_per_second: float
     peak_bytes: int
     seconds_left: float | None
+    router_aux_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class StepLogged(Event):
         loss: The mean loss of a trained token since the last logged step, in nats.
         grad_norm: The norm of the gradient before clipping, at this step.
         tokens: All trained tokens so far.
+        router_aux_loss: The mean of the routers' auxiliary loss since then, which `loss` leaves out.
     """
 
     step: int
@@ -83,6 +87,7 @@ class StepLogged(Event):
     tokens_per_second: float
     peak_bytes: int
     seconds_left: float | None
+    router_aux_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,9 @@ def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Obs
 
     def track(event: Event) -> None:
         if isinstance(event, StepLogged):
-            names = ("loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second")
-            accelerator.log({f"train/{name}": getattr(event, name) for name in names}, step=event.step)
+            names = ("loss", "router_aux_loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second")
+            values = {f"train/{name}": value for name in names if (value := getattr(event, name)) is not None}
+            accelerator.log(values, step=event.step)
         elif isinstance(event, Evaluated):
             values = {"loss": event.loss, **(event.figures or {"perplexity": event.perplexity})}
             accelerator.log({f"eval/{key}": value for key, value in values.items()}, step=event.step)

@@ -125,7 +125,8 @@ def _resolved(known: KnownRun) -> KnownRun:
     optim, note = resolve_optim(training, method=config.method, device=known.placement.device)
     asks = config.method == "qlora" and config.quantization.compute_dtype == "auto"
     compute = dtype if asks else config.quantization.compute_dtype
-    settled = training.model_copy(update={"learning_rate": rate, "optim": optim})
+    coefficient = known.shape.router_aux_loss_coef
+    settled = training.model_copy(update={"learning_rate": rate, "optim": optim, "router_aux_loss_coef": coefficient})
     require_optimizer(settled, known.placement.device)
     notes = [*([note] if note else []), *_optimizer_notes(known.shape, config, settled)]
     if training.learning_rate == "auto":

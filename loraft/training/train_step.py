@@ -85,6 +85,25 @@ class Trainer:
         batches = tuple(batch.to(self.plan.placement.device) for batch in laid)
         return PreparedStep(window, batches, weight, time.perf_counter() - began)
 
+    @property
+    def router_aux_loss_coef(self) -> float:
+        """What the auxiliary loss of the routers counts."""
+        coefficient = self.settings.router_aux_loss_coef
+        assert coefficient != "auto", "a planned run has decided"
+        return coefficient
+
+    def objective(self, batch: Batch, step: PreparedStep) -> tuple[Tensor, list[Tensor]]:
+        """What a batch adds to what a step makes small; without a graph its summed loss, and its part of the routers'.
+
+        The routers' of a step is the mean over its tokens: a batch counts by those that it has, padding left out.
+        """
+        if not self.router_aux_loss_coef:
+            loss = self.loss(batch)
+            return loss / step.weight, [loss.detach()]
+        loss, of_routers = self.loss.with_router_loss(batch)
+        part = of_routers.float() * (batch.tokens / step.tokens)
+        return loss / step.weight + self.router_aux_loss_coef * part, [loss.detach(), part.detach()]
+
     def epochs(self, step: int) -> float:
         """How many epochs `step` optimizer steps are."""
         epoch = 0
@@ -112,6 +131,7 @@ class Throughput:
         norm: The norm of the newest step's gradient, before it was clipped.
         rate: The newest step's learning rate.
         loss: Its loss, in nats a trained token.
+        router_aux_loss: The auxiliary loss of its routers, where they have one that counts.
     """
 
     first_step: int
@@ -120,6 +140,7 @@ class Throughput:
     norm: float = 0.0
     rate: float = 0.0
     loss: float = 0.0
+    router_aux_loss: float | None = None
 
 
 def take_step(
@@ -143,19 +164,20 @@ def take_step(
         NonFiniteError: The loss or the gradient is NaN or infinite.
     """
     began = time.perf_counter()
-    window, parts = prepared.window, list[Tensor]()
+    window, losses = prepared.window, list[list[Tensor]]()
     for batch, rows in zip(prepared.batches, window.batches, strict=True):
         with noisy_embeddings(run.plan, run.adapted, rows):
-            part = run.loss(batch)
-        run.scaler.scale(part / prepared.weight).backward()
-        parts.append(part.detach())
+            whole, parts = run.objective(batch, prepared)
+        run.scaler.scale(whole).backward()  # type: ignore[no-untyped-call]
+        losses.append(parts)
     run.scaler.unscale_(run.optimizer)
     limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
     norm = clip_grad_norm_(list(run.adapted.trainable.values()), limit)
     meanwhile()
-    *losses, clock.norm = torch.stack([*parts, norm]).tolist()
+    *found, clock.norm = torch.stack([*(part for kind in zip(*losses, strict=True) for part in kind), norm]).tolist()
+    clock.router_aux_loss = sum(found[len(losses) :]) if run.router_aux_loss_coef else None
     loss = 0.0
-    for part_loss, rows in zip(losses, window.batches, strict=True):
+    for part_loss, rows in zip(found[: len(losses)], window.batches, strict=True):
         loss += require_finite(part_loss, "the loss", step, rows, run)
     if not run.scaler.is_enabled():
         require_finite(clock.norm, "the gradient", step, [example for rows in window.batches for example in rows], run)

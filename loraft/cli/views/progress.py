@@ -148,7 +148,8 @@ def _row(*cells: str) -> str:
 
 
 def _columns(event: StepLogged) -> str:
-    return _row(
+    of_routers = "" if event.router_aux_loss is None else f"  routers {as_measure(event.router_aux_loss)}"
+    row = _row(
         as_count(event.step),
         f"{event.epoch:.2f}",
         as_measure(event.loss),
@@ -158,13 +159,15 @@ def _columns(event: StepLogged) -> str:
         as_bytes(event.peak_bytes),
         "–" if event.seconds_left is None else as_duration(event.seconds_left),
     )
+    return row + of_routers
 
 
 def _plain_step(event: StepLogged) -> Text:
     left = "" if event.seconds_left is None else f"  {as_duration(event.seconds_left)} left"
+    of_routers = "" if event.router_aux_loss is None else f"  routers {as_measure(event.router_aux_loss)}"
     return Text(
         f"step {event.step:>{len(str(event.steps))}}/{event.steps}  epoch {event.epoch:.2f}"
-        f"  loss {as_measure(event.loss)}  grad norm {as_measure(event.grad_norm)}"
+        f"  loss {as_measure(event.loss)}{of_routers}  grad norm {as_measure(event.grad_norm)}"
         f"  rate {as_rate(event.learning_rate)}  {as_count(round(event.tokens_per_second))} tokens/s"
         f"  peak {as_bytes(event.peak_bytes)}{left}"
     )
