@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from loraft.adapters.resolve_target import classes_of, task_of
+from loraft.adapters.adapter_files import read_adapter
+from loraft.adapters.inject import AdaptedModel
+from loraft.adapters.resolve_target import classes_of, resolve_target, task_of
+from loraft.adapters.save_adapter import restore
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
-from loraft.errors import DataError
+from loraft.errors import AdapterError, DataError
 from loraft.evaluation.open_model import MEASURED, RequestedModel, to_be_told
 from loraft.events import ignored
 from loraft.inference.decoder_state import products_in_model_dtype, prompt_limit
@@ -28,6 +32,7 @@ from loraft.tasks import TASKS
 from loraft.tokenization.boundaries import Pieces
 from loraft.training.embedding_noise import noisy_embeddings
 from loraft.training.run_plan import RunPlan, plan_run
+from loraft.training.start_batches import begin_from_rows
 from loraft.training.train_step import planned_loss
 from loraft.training.trainer import build_model
 
@@ -65,9 +70,10 @@ class ActivationReport:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """The gradients of a run's first batch, before its first step.
+    """The gradients of a run's first batch, before its first step or as it is trained.
 
     Attributes:
+        trained: The folder of what was trained; None before the first step.
         rows: The rows of the batch, by their places.
         tokens: Its tokens, padding left out.
         targets: What its loss is divided by, in trained tokens or rows.
@@ -76,6 +82,7 @@ class GradientReport:
 
     model: str
     method: Method
+    trained: str | None
     rows: tuple[str, ...]
     tokens: int
     targets: int
@@ -164,28 +171,60 @@ def _classified(requested: RequestedModel, text: str) -> tuple[LoadedModel, list
 
 
 @as_trusted
-def inspect_gradients(config: RunConfig, *, trust_remote_code: bool = False) -> GradientReport:
+def inspect_gradients(
+    config: RunConfig, *, trained: str | None = None, trust_remote_code: bool = False
+) -> GradientReport:
     """Tell the gradients by layer of a run's first batch, as its first step would compute them; nothing is changed.
 
     Args:
         config: The run.
+        trained: The run, or a checkpoint or an adapter of it, that is looked at in place of what it begins with.
         trust_remote_code: Run the code that the model brings.
 
     Raises:
-        InvalidInputError: With every problem found, as `train` refuses it.
+        InvalidInputError: With every problem found, as `train` refuses it; or what was trained is of another config.
         OutOfMemoryError: The device is too small.
     """
     plan = plan_run(config)
     remedy = "halve it and double training.gradient_accumulation_steps, or set training.gradient_checkpointing: true"
     message = f"{plan.placement.device_name} ran out of memory"
     with memory_errors(message, key="training.per_device_train_batch_size", remedy=remedy):
-        return _gradients(plan)
+        return _gradients(plan, None if trained is None else _weights_of(trained, config))
 
 
-def _gradients(plan: RunPlan) -> GradientReport:
+def _weights_of(trained: str, config: RunConfig) -> Path:
+    """The folder of what was trained."""
+    found = resolve_target(trained)
+    folder = found.adapter or Path(found.base)
+    method = "an adapter" if found.adapters else "a model that was trained whole" if found.own.task else "a base"
+    if method != ("a model that was trained whole" if config.method == "full" else "an adapter"):
+        raise AdapterError(f"it is {method}, and the config's method is {config.method}", where=str(folder))
+    return folder
+
+
+def _as_trained(adapted: AdaptedModel, folder: Path) -> tuple[str, ...]:
+    """Put into a planned model what was trained, and tell what there is to say about it."""
+    try:
+        notes = read_adapter(folder).check_base(adapted.loaded.fingerprint) if adapted.method != "full" else ()
+        restore(adapted, folder)
+    except AdapterError as error:
+        first, *others = error.problems
+        more = f", and {len(others)} more of the kind" if others else ""
+        message = f"it is not what the config trains: {first.message}{more}"
+        remedy = "Leave out what changes the model or its adapter."
+        raise AdapterError(message, where=str(folder), remedy=remedy) from error
+    return notes
+
+
+def _gradients(plan: RunPlan, trained: Path | None) -> GradientReport:
     adapted = build_model(plan)
-    adapted.set_training(True)
     loss = planned_loss(plan, adapted)
+    about: tuple[str, ...] = ()
+    if trained is None:
+        begin_from_rows(plan, adapted, loss)
+    else:
+        about = _as_trained(adapted, trained)
+    adapted.set_training(True)
     window = next(plan.batches.windows(plan.data.train, 0, 0, (0, 0)))
     laid = plan.task.collate(window.batches[0], plan.layout)
     weight, batch = loss.weight(laid), laid.to(plan.placement.device)
@@ -195,5 +234,6 @@ def _gradients(plan: RunPlan) -> GradientReport:
             adapted.loaded.model, plan.shape.family, adapted.trainable, lambda: loss(batch) / weight, scale
         )
     rows = tuple(example.where for example in window.batches[0])
-    name, notes = plan.config.model.name_or_path, (*plan.notes, *adapted.notes)
-    return GradientReport(name, plan.config.method, rows, batch.tokens, batch.targets, found, notes)
+    name, notes = plan.config.model.name_or_path, (*plan.notes, *adapted.notes, *about)
+    folder = None if trained is None else str(trained)
+    return GradientReport(name, plan.config.method, folder, rows, batch.tokens, batch.targets, found, notes)

@@ -178,7 +178,7 @@ def _value(value: ast.expr) -> str:
 def in_words_of(parameters: Mapping[str, object], error: LoraftError) -> tuple[Problem, ...]:
     """The problems of an error, as the command calls things; keys of a config stay where it is that which is wrong."""
     problems = tuple(map(by_options, error.problems))
-    if "config" in parameters or isinstance(error, ConfigError):
+    if "config" in parameters or parameters.get("gradients") or isinstance(error, ConfigError):
         return problems
     return tuple(_without_keys(problem, parameters) for problem in problems)
 

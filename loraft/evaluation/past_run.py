@@ -14,7 +14,7 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import expand_sources, with_defaults
 from loraft.dataset.token_cache import contents_of
-from loraft.errors import DataError
+from loraft.errors import AdapterError, DataError
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,19 @@ def past_run(trained: Path) -> PastRun | None:
     runs = [trained.parent, *([trained.parents[2]] if trained.parent.parent.name == "checkpoints" else [])]
     folder = next((run for run in runs if (run / "config.yaml").is_file()), None)
     return PastRun(folder, load_config(folder / "config.yaml")) if folder is not None else None
+
+
+def run_in(folder: Path) -> PastRun:
+    """The run that a folder is, or that a checkpoint or what lies in either belongs to.
+
+    Raises:
+        AdapterError: There is none.
+    """
+    found = past_run(folder) or past_run(folder / "adapter")
+    if found is None:
+        message = "it is no run, and belongs to none: there is no config.yaml that it was trained by"
+        raise AdapterError(message, where=str(folder), remedy="Name the folder of a run or of one of its checkpoints.")
+    return found
 
 
 def run_of(found: ResolvedTarget) -> PastRun | None:

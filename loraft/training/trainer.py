@@ -115,7 +115,7 @@ def run_plan(
             goes_on = resume and resume_from(run, state, taken_on, steps_before)
             if not goes_on:
                 folder.cut_back({})
-                begin_from_rows(run)
+                begin_from_rows(plan, adapted, run.loss)
             if taken_on or resume_anyway or not goes_on:
                 _describe(plan, folder, adapted.loaded, command)
             fit(run, state)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from loraft.cli.app import app
 from loraft.cli.views import layer_plots, plots
 from loraft.cli.views.inside_view import gradients_view
 from tests.cli.conftest import config_text
@@ -33,6 +37,11 @@ def config(method: str = "lora") -> str:
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
     Path("run.yaml").write_text(config_text(method=method))
     return "run.yaml"
+
+
+def train(*words: str) -> None:
+    result = CliRunner().invoke(app, ["train", *words], prog_name="loraft")
+    assert result.exit_code == 0, result.stderr
 
 
 def test_activations_are_a_section_beside_the_anatomy() -> None:
@@ -124,7 +133,7 @@ def test_gradients_of_a_config() -> None:
     found = document("--gradients", config())
     assert found.keys() == {"model", "notes", "gradients"}
     told = found["gradients"]
-    assert {"model", "method", "rows", "tokens", "targets", "loss", "norm"} < told.keys()
+    assert {"model", "method", "trained", "rows", "tokens", "targets", "loss", "norm"} < told.keys()
     assert {"layers", "outside", "idle", "courses"} < told.keys()
     assert [layer["parameters"] > 0 for layer in told["layers"]] == [True] * 3
     (course,) = told["courses"]
@@ -148,6 +157,46 @@ def test_gradients_are_read_in_eighty_columns(monkeypatch: pytest.MonkeyPatch, w
     assert "A of each pair, since B begins at" in inspect("--gradients", config()).stdout
 
 
+def test_gradients_of_a_changed_config() -> None:
+    written = config()
+    plain = document("--gradients", written)["gradients"]
+    changed = document("--gradients", written, "training.per_device_train_batch_size=1", "lora.r=2")["gradients"]
+    assert (len(plain["rows"]), len(changed["rows"])) == (4, 1)
+    assert changed["layers"][0]["parameters"] < plain["layers"][0]["parameters"]
+
+
+@pytest.mark.parametrize("method", mostly_slow(["lora", "full"], "lora"))
+def test_gradients_of_a_run_are_those_of_what_it_trained(method: str) -> None:
+    written = config(method)
+    steps = ("training.max_steps=3", "training.save_steps=1", "training.logging_steps=1", "training.learning_rate=0.01")
+    train(written, "training.output_dir=run", *steps)
+    begun, ended = document("--gradients", written)["gradients"], document("--gradients", "run")["gradients"]
+    assert (begun["trained"], ended["trained"]) == (None, "run/adapter" if method == "lora" else "run/model")
+    assert begun["rows"] == ended["rows"]
+    first = document("--gradients", "run/checkpoints/step-000001")["gradients"]
+    assert ended["loss"] < first["loss"] < begun["loss"]
+    assert ended["idle"] == []
+    told = inspect("--gradients", "run", "training.per_device_train_batch_size=1")
+    assert told.exit_code == 0, told.stderr
+    assert "1 row," in told.stdout
+    assert ended["trained"] in told.stdout
+    logged = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert next(line["loss"] for line in logged if "loss" in line) == pytest.approx(begun["loss"], rel=1e-5)
+
+
+def test_another_config_than_the_run_was_trained_by_is_refused(wording: Wording) -> None:
+    train(config(), "training.output_dir=run", "training.max_steps=1")
+    shutil.copytree("model", "other")
+    weights = load_file("other/model.safetensors")
+    save_file(
+        {**weights, "model.norm.weight": weights["model.norm.weight"] + 1}, "other/model.safetensors", {"format": "pt"}
+    )
+    for change in ("lora.r=2", "method=full", "model.name_or_path=other", "model.name_or_path=nowhere/x"):
+        result = inspect("--gradients", "run", change)
+        assert result.exit_code == 2, result.stdout
+        wording(result.stderr)
+
+
 @pytest.mark.parametrize("course", ["vanishing", "exploding", "not finite", None])
 def test_each_verdict_is_a_sentence(course: str | None, wording: Wording) -> None:
     from loraft.cli.console import print_result
@@ -158,7 +207,8 @@ def test_each_verdict_is_a_sentence(course: str | None, wording: Wording) -> Non
     ratio = None if course in (None, "not finite") else 1e-4 if course == "vanishing" else 1e4
     of = {"stack": "decoder", "first": 0, "last": 1, "ratio": ratio, "course": course}
     found = {
-        "model": "m", "method": "lora", "rows": ["a:1"], "tokens": 3, "targets": 2, "loss": 1.0, "norm": 1.0,
+        "model": "m", "method": "lora", "trained": None, "rows": ["a:1"],
+        "tokens": 3, "targets": 2, "loss": 1.0, "norm": 1.0,
         "idle": [], "outside": [], "layers": layers,
         "courses": [{**of, "vanishing_below": 1e-3, "exploding_above": 1e3}],
     }  # fmt: skip
@@ -178,6 +228,10 @@ def test_each_verdict_is_a_sentence(course: str | None, wording: Wording) -> Non
         ["--activations", "x"],
         ["model", "--plot", "out.png"],
         ["--gradients", "nowhere.yaml"],
+        ["--gradients", "nowhere"],
+        ["--gradients", "model"],
+        ["--gradients", "run.yaml", "training.max_stepz=3"],
+        ["model", "lora.r=2"],
         ["model", "--activations", "x " * 900],
         ["model", "--activations", "x", "--plot", "out.jpg"],
         ["model", "--activations", "x", "--plot", "nowhere/out.png"],
@@ -259,8 +313,6 @@ def test_a_disk_that_takes_no_picture(here: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_damaged_model_is_told_as_it_is() -> None:
-    from safetensors.torch import load_file, save_file
-
     written = config()
     weights = load_file("model/model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"].fill_(float("nan"))

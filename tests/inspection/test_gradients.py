@@ -15,6 +15,7 @@ from loraft.inspection.gradients import BatchGradients, batch_gradients, course_
 from loraft.models.registry import FAMILIES
 from loraft.training.loop import fit
 from loraft.training.run_events import StepLogged
+from loraft.training.start_batches import begin_from_rows
 from tests.tiny import tiny_model
 from tests.training.building import tiny_config, tiny_fit
 
@@ -134,12 +135,21 @@ def test_other_tasks(tmp_path: Path, task: str) -> None:
     assert all(course.ratio for course in found.courses)
 
 
-def test_the_gradient_is_that_of_the_first_step_smoothed_labels_and_noise_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("init", ["default", "eva", "pissa"])
+def test_the_gradient_is_that_of_the_first_step_smoothed_labels_and_noise_too(tmp_path: Path, init: str) -> None:
     config = tiny_config(
-        tmp_path, training__label_smoothing_factor=0.2, training__neftune_noise_alpha=5.0, training__max_steps=1
+        tmp_path,
+        lora__init=init,
+        lora__r=2,
+        training__label_smoothing_factor=0.2,
+        training__neftune_noise_alpha=5.0,
+        training__max_steps=1,
+        training__per_device_train_batch_size=12,
     )
     found = inspect_gradients(config).gradients
     logged: list[StepLogged] = []
-    fit(*tiny_fit(config, lambda event: logged.extend([event] if isinstance(event, StepLogged) else [])))
+    run, state = tiny_fit(config, lambda event: logged.extend([event] if isinstance(event, StepLogged) else []))
+    begin_from_rows(run.plan, run.adapted, run.loss)
+    fit(run, state)
     assert found.loss == pytest.approx(logged[0].loss, rel=1e-6)
     assert found.norm == pytest.approx(logged[0].grad_norm, rel=1e-5)

@@ -177,7 +177,7 @@ def test_eva_begins_with_the_directions_of_what_is_read(tmp_path: Path, task: st
     run, _ = tiny_fit(config)
     before = {name: weight.clone() for name, weight in run.adapted.trainable.items()}
     drawn = torch.get_rng_state()
-    begin_from_rows(run)
+    begin_from_rows(run.plan, run.adapted, run.loss)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(weight.requires_grad for weight in run.adapted.trainable.values())
     name = next(name for name in before if "layers.0." in name or ("layer.0." in name and "lora_A" in name))

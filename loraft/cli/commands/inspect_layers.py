@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import RenderableType
 
 from loraft.cli.console import print_note, waiting
-from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
+from loraft.cli.options import AnswerOptions, JsonOption, argument, flag, option, refuse
 from loraft.cli.views.inside_view import activations_view, gradients_view
 from loraft.cli.views.layers_view import layers_view
 from loraft.cli.views.plots import check_plot, print_plotted
@@ -32,7 +32,14 @@ class LayersOptions:
         "PROMPT", "Read this, and tell the size of the residual stream by layer, and where each head looks."
     )
     gradients: str | None = option(
-        "CONFIG", "Tell the gradients by layer of one batch of this config's rows, and whether they vanish or explode."
+        "CONFIG|RUN",
+        "Tell the gradients by layer of one batch of rows, and whether they vanish or explode: of a config before its "
+        "first step, of a run or a checkpoint as it is trained.",
+    )
+    changes: list[str] | None = argument(
+        "KEY=VALUE",
+        "With --gradients: values that replace those of the config, such as training.per_device_train_batch_size=2.",
+        default=None,
     )
     plot: Path | None = option("FILE", "Draw activations, gradients, or what adapters changed, as .png or .svg.")
 
@@ -47,21 +54,23 @@ def inspect_layers(
     Layers, heads, norms, parameters and bytes by part; how positions are told apart, by experiment on a small copy;
     each linear module and what LoRA would train there. Of an adapter how far each module moved; of two how alike they
     are. For these no weights are loaded: a config alone will do. With --activations a model reads a prompt, and with
-    --gradients a batch of a config's rows; they are told alone.
+    --gradients a batch of a config's or a run's rows; they are told alone.
     """
     lacks_target, reads = of.target is None and not of.adapters, show.activations is not None
+    changes = [*([of.target] if show.gradients and of.target else []), *(show.changes or [])]
     refuse(
         (
-            show.gradients and (not lacks_target or of.base_model),
+            show.gradients and ("=" not in (of.target or "=") or of.adapters or of.base_model),
             "--gradients takes the model of its config: leave TARGET, --adapter and --base-model out.",
         ),
+        (changes and not show.gradients, "KEY=VALUE changes the config of --gradients, and there is none."),
         (show.gradients and reads, "--activations is of a TARGET, and --gradients of a config: ask for one of them."),
         (show.lora and (show.gradients or reads), "--lora is counted where neither a prompt nor a batch is read."),
         (lacks_target and not show.gradients, "Name a TARGET, or an --adapter."),
     )
     if show.plot is not None:
         check_plot(show.plot)
-    document, drawn = _gradients(show.gradients, of) if show.gradients else _of_model(of, show)
+    document, drawn = _gradients(show.gradients, changes, of) if show.gradients else _of_model(of, show)
     if show.plot is not None:
         from loraft.cli.views.layer_plots import plot_layers
 
@@ -95,14 +104,18 @@ def _of_model(of: AnswerOptions, show: LayersOptions) -> Told:
     return {**document, "activations": seen, "notes": notes}, activations_view(seen, every=show.every)
 
 
-def _gradients(config: str, of: AnswerOptions) -> Told:
+def _gradients(given: str, changes: Sequence[str], of: AnswerOptions) -> Told:
+    """The gradients of a config, or of a run as it is trained, which keeps its config."""
     from loraft.config.config_file import load_config
 
-    run = load_config(config)
+    trained = given if Path(given).is_dir() else None
+    config = load_config(given, changes) if trained is None else None
     with waiting("computing gradients"):
         from loraft.api import inspect_gradients
+        from loraft.evaluation.past_run import run_in
 
-        found = inspect_gradients(run, trust_remote_code=of.trust_remote_code).as_dict()
+        run = config or load_config(run_in(Path(given)).folder / "config.yaml", changes)
+        found = inspect_gradients(run, trained=trained, trust_remote_code=of.trust_remote_code).as_dict()
     return {"model": found["model"], "notes": found.pop("notes"), "gradients": found}, gradients_view(found)
 
 

@@ -143,6 +143,7 @@ def _batch(found: Document) -> dict[str, object]:
     targets = f"{as_count(found['targets'])} targets"
     rows: dict[str, object] = {
         "model": f"{found['model']}, {found['method']}",
+        "trained": found["trained"] or "not yet: before the first step",
         "batch": f"{counted(len(found['rows']), 'row', 'rows')}, {as_count(found['tokens'])} tokens, {targets}",
         "loss": f"{as_measure(found['loss'])} nats a target",
         "norm": f"{as_measure(found['norm'])} over all that is trained",

@@ -87,7 +87,7 @@ def _heads(
 def _plot_gradients(path: Path, found: Document) -> None:
     stacks = list(dict.fromkeys(layer["stack"] for layer in found["layers"]))
     inches = (11.0 if len(stacks) == 1 else 15.0, 4.6 * len(stacks))
-    title = f"{found['model']}, {found['method']}: gradients of one batch"
+    title = f"{found['trained'] or found['model']}, {found['method']}: gradients of one batch"
     with picture(path, len(stacks), 2, inches=inches, title=title) as axes:
         for row, stack in zip(axes, stacks, strict=True):
             layers = [layer for layer in found["layers"] if layer["stack"] == stack]
