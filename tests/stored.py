@@ -62,9 +62,9 @@ def _in_mxfp4(folder: Path) -> Path:
 
 
 def _in_fp8(folder: Path) -> Path:
-    """As DeepSeek-V3's files are: numbers in float8, and the inverse scale of each block."""
+    """As DeepSeek-V3's files are: numbers in float8, and the inverse scale of each block; routers stay as they are."""
     tensors = load_file(folder / "model.safetensors")
-    for name in [name for name in tensors if "layers" in name and tensors[name].dim() == 2]:
+    for name in [name for name in tensors if "layers" in name and tensors[name].dim() == 2 and "gate." not in name]:
         weight = tensors[name]
         blocks = weight.view(weight.shape[0] // BLOCK, BLOCK, -1, BLOCK)
         scales = blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
@@ -83,7 +83,7 @@ IN_INT32 = {"gptq": ("gptq", 4), "gptq 8": ("gptq", 8), "gptq v2": ("gptq_v2", 2
 def _in_int32(folder: Path, layout: str, bits: int) -> Path:
     """As AutoGPTQ's and AutoAWQ's files are: numbers side by side in int32s, a scale and a zero for each group."""
     tensors = load_file(folder / "model.safetensors")
-    for name in [name for name in tensors if "layers" in name and tensors[name].dim() == 2]:
+    for name in [name for name in tensors if "layers" in name and tensors[name].dim() == 2 and "gate." not in name]:
         weight, module = tensors.pop(name), name.removesuffix(".weight")
         groups = weight.view(len(weight), -1, BLOCK)
         low, high = groups.amin(-1), groups.amax(-1)

@@ -57,8 +57,8 @@ def with_experts(shapes: Shapes, family: ModelSpec, lora: LoraSection) -> LoraSe
     """
     if family.experts is None or not lora.experts or lora.target_modules not in ("all-linear", "mlp"):
         return lora
-    inside = (_inside(name, family) for name, shape in shapes.items() if stacks_experts(name, shape))
-    names = tuple(dict.fromkeys(name for name in inside if name))
+    inside = (path_inside(name, family) for name, shape in shapes.items() if stacks_experts(name, shape))
+    names = tuple(dict.fromkeys(name for name in inside if name and name not in family.unreached))
     adapted = f"and the experts of a {family.model_type} are adapted as parameters"
     remedy = "Write lora.experts: false, or leave this out."
     problems = [Problem(f"{what}, {adapted}", None, key, remedy) for key, what in of_modules_alone(lora) if names]
@@ -76,7 +76,11 @@ def named_parameters(
 ) -> tuple[list[str], list[Problem]]:
     """The parameters that `lora.target_parameters` means inside the chosen layers, and what is wrong with its names."""
     inside = {(stack, layer) for stack, chosen_layers in layers.items() for layer in chosen_layers}
-    within = {name for name in shapes if layer_of(name, family) in inside}
+    within = {
+        name
+        for name in shapes
+        if layer_of(name, family) in inside and path_inside(name, family) not in family.unreached
+    }
     chosen = [name for name in within if any(matches(name, wanted) for wanted in lora.target_parameters)]
     problems = [
         problem for wanted in lora.target_parameters for problem in _problems(wanted, shapes, within, linear, family)
@@ -92,7 +96,7 @@ def layer_of(name: str, family: ModelSpec) -> tuple[str, int]:
     return "", -1
 
 
-def _inside(name: str, family: ModelSpec) -> str:
+def path_inside(name: str, family: ModelSpec) -> str:
     """The path of a parameter inside its layer; empty outside of the layers."""
     path = next((path for path in family.stacks.values() if name.startswith(f"{path}.")), None)
     return "" if path is None else name.removeprefix(f"{path}.").partition(".")[2]
@@ -103,11 +107,14 @@ def _problems(
 ) -> Iterator[Problem]:
     found = [name for name in shapes if matches(name, wanted)]
     if not found:
-        inside = sorted({_inside(name, family) for name in within})
+        inside = sorted({path_inside(name, family) for name in within})
         others = [name for name in inside if not any(matches(module, name.rpartition(".")[0]) for module in linear)]
         close = difflib.get_close_matches(wanted, others, n=3, cutoff=0.6)
         remedy = f"Did you mean {' or '.join(close)}?" if close else "Modules are named in lora.target_modules."
         yield Problem(f"no parameter is called {wanted}", None, KEY, remedy)
+    elif all(path_inside(name, family) in family.unreached for name in found):
+        message = f"what the model gives does not come through {wanted}, so nothing would be learned there"
+        yield Problem(message, None, KEY, "Leave it out.")
     elif not any(name in within for name in found):
         message = f"{wanted} lies outside of the transformer layers that lora.layers means"
         yield Problem(message, None, KEY, "Name a parameter inside of them.")

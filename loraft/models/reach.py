@@ -1,4 +1,4 @@
-"""Which linear modules of an architecture an adapter learns something on: those that its outputs come through."""
+"""Which linear modules and experts of an architecture an adapter learns something on: what its outputs come through."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from loraft.models.model_structure import stacks_experts
 from loraft.models.modules import linear_modules
 from loraft.models.registry import ModelSpec
 
@@ -18,10 +19,11 @@ PASSES = 2
 
 
 def unreached(model: PreTrainedModel, spec: ModelSpec, given: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The linear modules that give no gradient, as paths inside a layer.
+    """The linear modules that give no gradient and the experts that get none, as paths inside a layer.
 
     Cross attention of a decoder alone, indexers that choose which tokens are attended to, parts that read layouts or
-    entities, weights that are read past their module: what an adapter adds there changes nothing that is learned.
+    entities, experts for images, weights that are read past their module: what an adapter adds there changes nothing
+    that is learned.
     Experts side by side count as one: not each of them sees a token.
 
     Args:
@@ -29,7 +31,7 @@ def unreached(model: PreTrainedModel, spec: ModelSpec, given: Mapping[str, Tenso
         spec: Where it keeps its layers.
         given: What it reads, `[1, time]` each.
     """
-    inside = dict(_inside_layers(model, spec))
+    inside, experts = dict(_inside_layers(model, spec)), dict(_stacked_experts(model, spec))
     changes: dict[str, list[Tensor]] = {}
 
     def changed(name: str) -> Any:
@@ -45,13 +47,15 @@ def unreached(model: PreTrainedModel, spec: ModelSpec, given: Mapping[str, Tenso
             for seed in range(PASSES):
                 torch.manual_seed(seed)
                 model.train()(**given).logits.square().sum().backward()
+        learned = {path for name, path in experts.items() if _is_learned(model.get_parameter(name))}
     finally:
         for each in hooks:
             each.remove()
         model.train(False)
         model.zero_grad()
     found = {_counted(inside[name]) for name, each in changes.items() if any(_is_learned(one) for one in each)}
-    return tuple(dict.fromkeys(path for path in inside.values() if _counted(path) not in found))
+    modules = (path for path in inside.values() if _counted(path) not in found)
+    return tuple(dict.fromkeys([*modules, *(path for path in experts.values() if path not in learned)]))
 
 
 def _inside_layers(model: PreTrainedModel, spec: ModelSpec) -> Iterator[tuple[str, str]]:
@@ -60,6 +64,15 @@ def _inside_layers(model: PreTrainedModel, spec: ModelSpec) -> Iterator[tuple[st
         for layer, module in model.get_submodule(path).named_children():
             for name in linear_modules(module):
                 yield f"{path}.{layer}.{name}", name
+
+
+def _stacked_experts(model: PreTrainedModel, spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    """The full name of each tensor in the layers that holds all experts, and its path inside its layer."""
+    for path in spec.stacks.values():
+        for layer, module in model.get_submodule(path).named_children():
+            for name, weight in module.named_parameters():
+                if stacks_experts(name, weight.shape):
+                    yield f"{path}.{layer}.{name}", name
 
 
 def _counted(path: str) -> str:

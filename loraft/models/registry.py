@@ -32,7 +32,8 @@ class ModelSpec:
         experts: The feed-forward part's experts, as the suffix of their path inside a layer: one tensor for all of
             them, which LoRA on linear modules cannot adapt.
         routers: The linear modules that choose experts, as paths inside a layer: adapted only where they are named.
-        unreached: The linear modules that the outputs do not come through, as paths inside a layer: never adapted.
+        unreached: The linear modules and the tensors of experts that the outputs do not come through, as paths inside a
+            layer: never adapted.
         alone: Padding changes what a classifier of it decides, so that each row is read by itself.
         plain: What stands around its head is not known: the loss is computed from the logits of the model itself.
         caching: How it keeps what it has read while it writes: `keys` in a cache that is handed to it, `own` in one

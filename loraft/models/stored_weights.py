@@ -110,7 +110,7 @@ def refuse_another_quantization(stored: StoredWeights | None, asked: Quantizatio
         return
     if stored.quantization is None:
         message = f"the weights are quantized already ({stored.words}), and become ordinary ones while they are loaded"
-        raise ModelError(message, key="quantization.type", remedy="Write method: lora, or name the unquantized model.")
+        raise ModelError(message, key="quantization.type", remedy="Leave it out, or name the unquantized model.")
     if stored.quantization.type != asked.type:
         message = f"the weights are quantized already, in {stored.quantization.type} and not in {asked.type}"
         remedy = f"Write quantization.type: {stored.quantization.type}, or name the unquantized model."

@@ -20,6 +20,10 @@ def quantization_of(run: RunConfig, stored: StoredWeights | None) -> Quantizatio
         ModelError: Files with quantized weights, and a config that asks for others or trains every weight.
     """
     asked = run.quantization if run.method == "qlora" else None
+    if asked is not None and stored is not None and stored.quantization is None:
+        message = f"the weights are quantized already ({stored.words}), and become ordinary ones while they are loaded"
+        remedy = "Write method: lora, which trains an adapter on them as they are, or name the unquantized model."
+        raise ModelError(message, key="method", remedy=remedy)
     refuse_another_quantization(stored, asked)
     if stored is None:
         return asked

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraft.adapters.extra_targets import layer_of
+from loraft.adapters.extra_targets import layer_of, path_inside
 from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
 from loraft.errors import ModelError
@@ -78,7 +78,8 @@ def _has_router_loss(model: PreTrainedModel, family: ModelSpec) -> bool:
 
 def _reaches_routers(model: PreTrainedModel, family: ModelSpec, targets: TargetModules | None) -> bool:
     """Whether something that is trained is a router of the last layer that has one, or comes before it."""
-    experts = [name for name, weight in model.named_parameters() if stacks_experts(name, weight.shape)]
+    stacked = (name for name, weight in model.named_parameters() if stacks_experts(name, weight.shape))
+    experts = [name for name in stacked if path_inside(name, family) not in family.unreached]
     if targets is None or targets.rows or not experts:
         return True
     last = max(layer_of(name, family)[1] for name in experts)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.cli.running import loraft, refused
-from tests.stored import declare, save_stored
+from tests.stored import SIZES, declare, save_stored
 from tests.tiny import save_tiny
 from tests.words import Wording
 
@@ -73,6 +73,18 @@ def test_from_a_quantized_folder_to_a_merged_model(tmp_path: Path, kind: str, dt
         assert seen["layers"][0]["modules"][0]["dtype"] == WORDS_FOR.get(kind, kind)
 
 
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("kind", ["fp8", "gptq", "awq", "nf4", "int8"])
+def test_experts_that_loading_makes_of_quantized_tensors_are_merged(tmp_path: Path, kind: str) -> None:
+    """They are written as the files had them, one by one, and dequantized like all else."""
+    folder = place(tmp_path, kind, model_type="mixtral", **SIZES)
+    assert answer(folder, "train", "c.yaml")["steps"] == 4
+    assert answer(folder, "merge", "run", "merged", "--dtype", "float32")["kl_adapted_merged"] <= 1e-8
+    merged = load_file(folder / "merged" / "model.safetensors")
+    save_tiny(tmp_path / "plain", "mixtral", **SIZES)
+    assert merged.keys() >= load_file(tmp_path / "plain" / "model.safetensors").keys()
+
+
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_check_says_what_lora_on_a_quantized_folder_is(tmp_path: Path, kind: str) -> None:
     folder = place(tmp_path, kind)
@@ -101,6 +113,9 @@ def test_qlora_on_a_quantized_folder_trains_what_lora_does(tmp_path: Path) -> No
         ("fp8", ["method=full"]),
         ("nf4", ["method=qlora", "quantization.type=fp4"]),
         ("fp8", ["method=qlora"]),
+        ("gptq", ["method=qlora"]),
+        ("awq", ["method=qlora"]),
+        ("compressed-tensors", ["method=qlora"]),
         ("int8", ["method=qlora"]),
     ],
 )

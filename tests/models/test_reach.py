@@ -22,6 +22,7 @@ NOT_ON_THE_WAY = {
     "deepseek_v32": tuple(f"self_attn.indexer.{name}" for name in ("wq_b", "wk", "weights_proj")),  # it only chooses
     "opt": (),
     "dbrx": (),
+    "ernie4_5_vl_moe": tuple(f"mlp.vision_moe.experts.{name}" for name in ("gate_up_proj", "down_proj")),
 }
 
 
@@ -32,7 +33,7 @@ def given() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("model_type", NOT_ON_THE_WAY)
 def test_what_no_gradient_reaches_is_found(model_type: str) -> None:
-    model = build(model_type, "causal")
+    model = build(model_type, "multimodal" if "_vl" in model_type else "causal")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert unreached(model, by_structure(model), given()) == NOT_ON_THE_WAY[model_type]
     assert not model.training
@@ -51,6 +52,19 @@ def test_an_adapter_leaves_it_out_and_it_cannot_be_named() -> None:
     with pytest.raises(AdapterError, match="nothing would be learned") as raised:
         targets_in(model, spec, LoraSection(target_modules=["encoder_attn.k_proj"]), quantized=False)
     assert [problem.key for problem in raised.value.problems] == ["lora.target_modules"]
+
+
+def test_experts_that_no_text_reaches_are_left_out_and_cannot_be_named() -> None:
+    model = build("ernie4_5_vl_moe", "multimodal")
+    spec = spec_of(model.config, "decoder")
+    for lora in (LoraSection(), LoraSection(target_parameters=["experts.gate_up_proj", "experts.down_proj"])):
+        adapted = {weight.name for weight in targets_in(model, spec, lora).weights}
+        assert adapted == {
+            f"model.language_model.layers.1.mlp.text_moe.experts.{name}" for name in ("gate_up_proj", "down_proj")
+        }
+    with pytest.raises(AdapterError, match="nothing would be learned") as raised:
+        targets_in(model, spec, LoraSection(target_parameters=["vision_moe.experts.down_proj"]))
+    assert [problem.key for problem in raised.value.problems] == ["lora.target_parameters"]
 
 
 def test_a_family_of_the_table_that_is_used_otherwise_is_looked_into() -> None:

@@ -18,7 +18,6 @@ NOT_YET: Mapping[tuple[str, str], Mapping[str, str]] = {
     },
     ("classification", "perceiver"): {"check": "its layers read an array of their own, not the embeddings of the text"},
     ("classification", "squeezebert"): {"check": "its projections are convolutions: no list of linear layers is found"},
-    ("multimodal", "ernie4_5_vl_moe"): {"adapter": "the experts for images are adapted too, and no text reaches them"},
     ("multimodal", "florence2"): {"check": "encoder–decoders that read images have no class that loraft looks up"},
     ("multimodal", "molmo2"): {"loss": "it asks for `mm_token_type_ids` in training"},
     ("multimodal", "paligemma"): {"loss": "its text is read both ways, so that padding changes it"},
