@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +22,8 @@ Document = Mapping[str, object]
 NUMBERS = ">"
 """Begins the heading of a column of numbers, which stand to the right."""
 
+UNBOUNDED = 10_000
+"""Columns that no table needs."""
 MOST_ITEMS = 8
 BAR_WIDTH = 30
 IN_BYTES = ("memory",)
@@ -70,13 +74,33 @@ def records(title: str, rows: Sequence[Document]) -> RenderableType:
 
 def text_table(title: str, headings: Iterable[str], rows: Iterable[Sequence[str]]) -> RenderableType:
     """A titled table of words; a heading that begins with `>` has numbers below it, which stand to the right."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
-    for heading in headings:
-        name = heading.removeprefix(NUMBERS)
-        table.add_column(name, justify="left" if name == heading else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    return titled(title, table, indent=1)
+    return titled(title, _WordsKeptWhole(list(headings), [[printable(cell) for cell in row] for row in rows]), indent=1)
+
+
+@dataclass(frozen=True)
+class _WordsKeptWhole:
+    """A table whose numbers and names are not broken while there is anything else to break."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def _table(self, *, breaks_words: bool) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=True, show_edge=False)
+        for heading, *cells in zip(self.headings, *self.rows, strict=True):
+            name = heading.removeprefix(NUMBERS)
+            whole = not breaks_words and (name != heading or not any(" " in cell for cell in cells))
+            table.add_column(name, justify="left" if name == heading else "right", overflow="fold", no_wrap=whole)
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole = self._table(breaks_words=False)
+        fits = Measurement.get(console, options.update(max_width=UNBOUNDED), whole).minimum <= options.max_width
+        yield whole if fits else self._table(breaks_words=True)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self._table(breaks_words=True))
 
 
 def print_try_it(task: TaskName, target: str) -> None:

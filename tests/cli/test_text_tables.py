@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from loraft.cli.text_tables import document, facts, shown
+from loraft.cli.text_tables import document, facts, shown, text_table
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,20 @@ def test_a_narrow_terminal_folds_and_loses_nothing() -> None:
     lines = drawn(facts("disk", {"folder": path}), width=40)
     assert all(len(line) <= 40 for line in lines)
     assert "".join(line[10:] for line in lines[1:]).strip() == path
+
+
+ROWS = [("self_attn.q_proj", "0.18 %", "0.24 % in the layer 28 of the decoder"), ("output.dense", "5.19 %", "none")]
+
+
+def test_names_and_numbers_stay_whole_and_sentences_are_broken() -> None:
+    lines = drawn(text_table("moved", ("module", ">of ‖W‖", "farthest"), ROWS), width=46)
+    assert lines[3] == "  self_attn.q_proj   0.18 %   0.24 % in the"
+    assert lines[4].strip() == "layer 28 of the"
+    assert max(map(len, lines)) <= 46
+
+
+def test_where_nothing_else_is_left_names_are_broken_and_nothing_is_lost() -> None:
+    lines = drawn(text_table("moved", ("module", ">of ‖W‖", "farthest"), ROWS), width=34)
+    assert max(map(len, lines)) <= 34
+    letters = "".join("".join(lines[3:]).split())
+    assert sorted(letters) == sorted("".join("".join(row).replace(" ", "") for row in ROWS))

@@ -90,6 +90,8 @@ def _kinds(title: str, adapter: Document) -> Iterator[RenderableType]:
     for module in adapter["modules"]:
         if module["finite"]:
             by_name.setdefault(module["name"], []).append(module)
+    several = len({module["stack"] for module in adapter["modules"] if module["index"] is not None}) > 1
+    counts = {len(group) for group in by_name.values()}
     rows = []
     for name, group in by_name.items():
         farthest = max(group, key=lambda module: module["relative"] or module["norm"])
@@ -99,16 +101,17 @@ def _kinds(title: str, adapter: Document) -> Iterator[RenderableType]:
         rows.append(
             (
                 name,
-                as_count(len(group)),
+                *([as_count(len(group))] if len(counts) > 1 else []),
                 as_measure(fmean(module["norm"] for module in group)),
                 _share(None if None in shares else fmean(shares)),
-                "" if farthest["index"] is None else f"{how_far} in {_layer_name(farthest)}",
+                "" if farthest["index"] is None else f"{how_far} in {_layer(farthest, several=several)}",
                 f"{min(ranks):.1f}–{max(ranks):.1f} of {as_span(sorted({module['rank'] for module in group}))}",
             )
         )
     if rows:
-        headings = ("module", ">count", ">mean ‖ΔW‖", ">of ‖W‖", "farthest", "effective rank")
-        yield text_table(f"{title}: by module", headings, rows)
+        count, of_each = ([">count"], "") if len(counts) > 1 else ([], f" {counts.pop()}")
+        headings = ("module", *count, ">‖ΔW‖", ">of ‖W‖", "farthest", "effective rank")
+        yield text_table(f"{title}: by module, means over the{of_each} of each name", headings, rows)
 
 
 def _every_module(title: str, adapter: Document) -> Iterator[RenderableType]:
@@ -142,7 +145,12 @@ def _likeness(likeness: Document, *, every: bool) -> Iterator[RenderableType]:
 
 
 def _layer_name(row: Document) -> str:
-    return f"{row['stack']} {row['index']}"
+    return _layer(row, several=True)
+
+
+def _layer(row: Document, *, several: bool) -> str:
+    """A layer's number, with its stack where there are several."""
+    return f"{row['stack']} {row['index']}" if several else str(row["index"])
 
 
 def _by_dtype(sizes: Mapping[str, int], said: Callable[[float], str]) -> str:
