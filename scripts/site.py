@@ -64,8 +64,13 @@ def first_sentence(config: Path) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turns links of the checkout into links of the site, and bars that a table escapes inside code into bars."""
+    """Turns links of the checkout into links of the site, and bars that a table escapes inside code into bars.
+
+    The first page stands alone in its section, and has no list of that beside it.
+    """
     place = page.file.src_uri
+    if place == "index.md":
+        page.meta["hide"] = ["navigation"]
     lies = next((name for name, made in PLACES.items() if made == place), f"docs/{place}")
     lies = "configs/" if lies == "configs" else lies
 
