@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -36,7 +35,7 @@ from loraft.io.atomic import atomic_dir, write_json
 from loraft.io.checksums import write_record
 from loraft.models.hf_config import drop_code, own_code
 from loraft.models.load_model import LoadedModel
-from loraft.models.model_structure import tied_modules
+from loraft.models.model_structure import embedding_weight, tied_modules
 from loraft.models.modules import is_within, wrapped_model
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import RowRenderer
@@ -152,9 +151,8 @@ def with_layers(model: PeftModel | PreTrainedModel, files: AdapterFiles, name: s
 
 def _refuse_absent_rows(model: PeftModel | PreTrainedModel, files: AdapterFiles) -> None:
     """An adapter may have rows of its own for tokens that were new in training, which the base lacks."""
-    embedding: Any = wrapped_model(model).get_input_embeddings()
     last = max((max(rows, default=0) for rows, _ in files.tokens.values()), default=0)
-    if last >= (count := len(embedding.weight)):
+    if last >= (count := len(embedding_weight(wrapped_model(model)))):
         message = f"it has a row of its own for token {last}, and the base has {count} embeddings"
         where = str(files.folder / ADAPTER_CONFIG)
         raise AdapterError(message, where=where, key="trainable_token_indices", remedy=OF_ANOTHER_BASE)

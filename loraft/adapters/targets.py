@@ -34,6 +34,8 @@ from loraft.models.registry import ModelSpec
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 KEY = "lora.target_modules"
+NAMED = 3
+"""The most modules that a note names."""
 Key = TypeVar("Key", int, str)
 
 
@@ -162,6 +164,9 @@ def family_notes(
 ) -> Iterator[str]:
     """What there is to say about what is done with an architecture: what is not known of it, and its experts."""
     yield from (f"{family.model_type}: {why}" for why in family.unknown)
+    if targets is not None and family.unreached:
+        named = ", ".join(family.unreached[:NAMED]) + (", …" if len(family.unreached) > NAMED else "")
+        yield f"{family.model_type}: nothing would be learned on {named}, which are not adapted"
     experts = [weight for weight in (targets.weights if targets else ()) if weight.experts > 1]
     if experts:
         count = sum(weight.parameters for weight in experts)

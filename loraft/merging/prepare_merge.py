@@ -213,7 +213,8 @@ def _sources(
     model: PreTrainedModel, headers: Mapping[str, TensorHeader], held: Collection[str]
 ) -> tuple[dict[str, TensorHeader], dict[str, tuple[TensorHeader, ...]]]:
     """Where the files have the tensors of a model: as they are, and those that loading computes from others."""
-    names = {*held, *model.all_tied_weights_keys}
+    whole_numbers = (name for name, tensor in model.state_dict().items() if not tensor.is_floating_point())
+    names = {*held, *model.all_tied_weights_keys, *whole_numbers}
     origins = {name: origin for name, origin in as_model_names(model, headers).items() if name in names}
     sources = {name: origin.parts[0] for name, origin in origins.items() if not origin.converted}
     return sources, {name: origin.parts for name, origin in origins.items() if origin.converted}

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from loraft.config.choices import ModelGroup
+from loraft.config.choices import TASK_OF_GROUP, ModelGroup
 from loraft.errors import ModelError, OutOfMemoryError
 from loraft.figures import counted
 from loraft.models.hf_config import is_classifier, is_used_otherwise, own_code, quietly_reading
@@ -96,7 +96,7 @@ def class_of(config: PreTrainedConfig) -> Any:
 
 CLASSES: Mapping[ModelGroup, tuple[Any, ...]] = {
     "decoder": (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM),
-    "encoder_decoder": (AutoModelForSeq2SeqLM,),
+    "encoder_decoder": (AutoModelForSeq2SeqLM, AutoModelForImageTextToText),
     "classifier": (AutoModelForSequenceClassification,),
 }
 """The classes of transformers that make models of a group; what reads images or sound writes text too."""
@@ -154,6 +154,12 @@ def require_class(config: PreTrainedConfig, group: ModelGroup) -> None:
         others = [each for each in others if each == "encoder_decoder"]
     kind: Kind = "encoder_decoder" if config.is_encoder_decoder else "decoder" if "decoder" in others else "encoder"
     refuse_kind(config.model_type, kind, group, others[0] if others else None)
+
+
+def other_task(config: PreTrainedConfig, group: ModelGroup) -> str:
+    """The remedy where an architecture cannot be used as `group`."""
+    others = [each for each in CLASSES if each != group and _auto_class(config, each) is not None]
+    return f"Write task: {TASK_OF_GROUP[others[0]]}, which takes it." if others else "Choose another model."
 
 
 def read_gguf(file: Path) -> PreTrainedModel:

@@ -32,7 +32,7 @@ from loraft.models.hf_config import (
     written_config,
 )
 from loraft.models.model_structure import add_tokens, grow, ids_of
-from loraft.models.modules import is_within
+from loraft.models.modules import is_within, mark_text
 from loraft.models.packed_weights import unpacked_tensors, weight_headers
 from loraft.models.probe import spec_of
 from loraft.models.quantize import cast_others, compute_dtype, make_trainable, quantization_config
@@ -126,6 +126,7 @@ def load_model(
     loaded = _with_weights(handle, config, placement, quantization, new)
     tokens = new_tokens(handle, tokenizer)
     own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None
+    mark_text(loaded, family.text_mark)
     loaded.requires_grad_(False)
     for parameter in (each for module in new for each in loaded.get_submodule(module).parameters()):
         parameter.zero_()

@@ -64,7 +64,8 @@ def by_structure(model: PreTrainedModel) -> ModelSpec:
     largest = sorted(found, key=lambda name: -found[name])
     model_type = model.config.model_type
     if not largest:
-        raise ModelError(f"model type {model_type!r} is not in loraft's table, and its structure shows no layers")
+        message = f"model type {model_type!r} has no list of layers that all hold linear modules, which LoRA adapts"
+        raise ModelError(message, key="model.name_or_path", remedy="Choose another model.")
     encoder = next((name for name in largest if "encoder" in name), None)
     decoder = next((name for name in largest if "decoder" in name), None)
     kind: Kind = "decoder" if model.can_generate() or "ForCausalLM" in type(model).__name__ else "encoder"
@@ -238,9 +239,9 @@ def _does_not_grow(model: PreTrainedModel, why: str) -> ModelError:
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:
-    """The table of embeddings, `[rows, width]`."""
+    """The table of embeddings, `[rows, width]`; of a Perceiver the array that its layers read beside a text."""
     embedding: Any = model.get_input_embeddings()
-    weight: Tensor = embedding.weight
+    weight: Tensor = getattr(embedding, "weight", embedding)
     return weight
 
 
@@ -248,6 +249,8 @@ def tables_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """The tables with a row for each token, `[rows, width]`, by their modules: the embeddings and an untied head."""
     embedding, head = model.get_input_embeddings(), output_head(model)
     names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+    if id(embedding) not in names:  # a Perceiver's
+        return {}
     found: dict[str, Tensor] = {names[id(embedding)]: embedding_weight(model)}
     if isinstance(head, nn.Linear) and head.weight is not embedding_weight(model):
         found[names[id(head)]] = head.weight

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -64,7 +65,8 @@ def hidden_in(model: PreTrainedModel) -> int:
     """The width of the hidden states: as the config says, or of the embedding where it does not."""
     size = getattr(model.config.get_text_config(), "hidden_size", None)
     embedding: Any = model.get_input_embeddings()
-    return size if isinstance(size, int) else int(embedding.weight.shape[-1])
+    table: Tensor = getattr(embedding, "weight", embedding)  # a Perceiver's array
+    return size if isinstance(size, int) else int(table.shape[-1])
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -139,9 +141,10 @@ def _number(config: object, attribute: str | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def text_states(model: PreTrainedModel, **read: Any) -> Tensor:
-    """The final hidden states of a decoder: `[lines, time, hidden]`."""
-    states: Tensor = model.base_model(**read, use_cache=False).last_hidden_state
+def text_states(model: PreTrainedModel, *, plain: bool = False, **read: Any) -> Tensor:
+    """The final hidden states of a decoder, or the logits where `plain`: `[lines, time, hidden or vocab]`."""
+    output: Any = (model if plain else model.base_model)(**read, use_cache=False)
+    states: Tensor = output.logits if plain else output.last_hidden_state
     return states
 
 
@@ -170,15 +173,21 @@ def states_and_router_loss(model: PreTrainedModel, *, plain: bool = False, **rea
     return output.logits if plain else states[-1], getattr(output, "aux_loss", None)
 
 
-def pair_states(model: PreTrainedModel, source: Tensor, mask: Tensor | None, read: Tensor) -> Tensor:
-    """The final hidden states of the decoder of an encoder-decoder: `[rows, time, hidden]`.
+def pair_states(
+    model: PreTrainedModel, source: Tensor, mask: Tensor | None, read: Tensor, *, plain: bool = False
+) -> Tensor:
+    """The final hidden states of the decoder of an encoder-decoder, `[rows, time, hidden]`; or the logits.
 
     Args:
         model: The model itself, with adapters injected where there are any, not a wrapper around it.
         source: `[rows, source]`, what the encoder reads, padded where `mask` is 0.
         mask: `[rows, source]`.
         read: `[rows, time]`, what the decoder reads.
+        plain: Give the logits: `[rows, time, vocab]`.
     """
+    if plain:
+        logits: Tensor = model(input_ids=source, attention_mask=mask, decoder_input_ids=read, use_cache=False).logits
+        return logits
     encoder, decoder = model.get_encoder(), model.get_decoder()  # type: ignore[no-untyped-call]
     states: Tensor = decoder(
         input_ids=read,
@@ -251,7 +260,7 @@ def class_logits(
         attention_mask: `[rows, time]`, 1 at real tokens, of which each row has one at least.
         token_type_ids: `[rows, time]`, which of two texts a token is of; None where the model does not tell them apart.
     """
-    read = {"input_ids": input_ids, "attention_mask": attention_mask}
+    read: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
     if token_type_ids is not None:
         read["token_type_ids"] = token_type_ids
     if family.alone:
@@ -264,3 +273,31 @@ def class_logits(
     rows = torch.arange(len(last), device=last.device)
     decided: Tensor = model.get_submodule(family.classifier[-1])(hidden[rows, last])
     return decided
+
+
+TextMark = tuple[str, int]
+"""An input of a model's forward, `[rows, time]`, and its value at every token that is text."""
+
+
+def mark_text(model: PreTrainedModel, mark: TextMark | None) -> Callable[[], None]:
+    """Give a model's forward the mark at every token where the caller does not; what comes back ends that."""
+    if mark is None:
+        return lambda: None
+    name, value = mark
+    # A forward of the whole hands its own value on, None included; what reads the base model alone does not.
+    parts: tuple[nn.Module, ...] = tuple({id(each): each for each in (model, model.base_model)}.values())
+
+    def with_mark(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        read = next((named[each] for each in ("input_ids", "inputs_embeds") if named.get(each) is not None), None)
+        read = read if read is not None else next(iter(given), None)
+        if read is None or named.get(name) is not None:
+            return given, named
+        return given, {**named, name: torch.full(read.shape[:2], value, device=read.device)}
+
+    hooks: list[RemovableHandle] = [part.register_forward_pre_hook(with_mark, with_kwargs=True) for part in parts]
+
+    def end() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return end

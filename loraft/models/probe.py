@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +22,15 @@ from loraft.errors import LoraftError, ModelError
 from loraft.kernels.decoding import new_cache, read_on
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.auto_model import group_of, meta_model, require_class
+from loraft.models.experiments import marked, require_trained_on_text, unreached
 from loraft.models.hf_config import CLASSIFIER, configured_positions, is_used_otherwise, own_code, quietly, reason
 from loraft.models.model_structure import by_structure, sized_modules
 from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
-from loraft.models.reach import unreached
 from loraft.models.registry import Caching, ModelSpec, row_of
-from loraft.models.tiny_copy import tiny_copy
+from loraft.models.tiny_copy import CLOSE, ROW_LENGTHS, agree, random_row, tiny_copy, tried
 
-ROW_LENGTHS = (7, 13, 5)
-"""The rows of experiments: longer than the windows of a tiny copy."""
 LONGEST, MOST_SPARE = 512, 4
 """The longest row that is tried, and how many positions may be spare."""
-CLOSE = 1e-4
-"""How far from one another results may be that differ by rounding alone, in parts of how far they spread."""
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier_scale")
 DIVISORS = ("logits_scaling",)
@@ -80,12 +75,15 @@ def _probed(config: PreTrainedConfig, group: ModelGroup | None) -> ModelSpec:
     group = group or group_of(config)
     if group is not None:
         require_class(config, group)
+        _require_vocabulary(config)
     if group == "classifier":
         config = type(config).from_dict(config.to_dict() | {"architectures": [CLASSIFIER]})
     spec = by_structure(meta_model(config))
     if group is None:
         return spec
     small = tiny_copy(config)
+    if small is not None and group != "decoder":
+        require_trained_on_text(config, small)
     if group == "classifier":
         return _classifier(config, spec, small)
     if small is None:
@@ -93,44 +91,26 @@ def _probed(config: PreTrainedConfig, group: ModelGroup | None) -> ModelSpec:
             "no tiny copy of it could be made: the loss is of the model's own logits, and answers come without a cache"
         )
         return replace(spec, kind=group, plain=True, caching="none", pads_left=False, rewinds=False, unknown=(why,))
-    if group == "decoder" and not _tried(_is_causal, small):
-        message = f"model type {config.model_type!r} reads what comes after a token too: it writes no text"
-        raise ModelError(message, key="model.name_or_path", remedy="Write task: seq_cls, which takes encoders.")
+    if group == "decoder":
+        spec = marked(config, spec, small)
     spec = _with_reach(replace(spec, kind=group, spare_positions=_spare_positions(small)), small)
-    spec = _with_head(spec, small)
+    spec = _told_apart(_with_head(spec, small), small)
+    if tried(_has_another_loss, small):
+        spec = replace(spec, unknown=(*spec.unknown, "its own loss is another: here it is that of each next token"))
     if group == "decoder":
         spec = _while_writing(spec, small)
-    return replace(spec, packs=group == "decoder" and not spec.plain and _tried(_rows_stay_apart, small))
+    return replace(spec, packs=group == "decoder" and not spec.plain and tried(_rows_stay_apart, small))
 
 
-def _tried(experiment: Callable[..., bool], *given: Any) -> bool:
-    """Whether an experiment went well: what an architecture cannot do, it refuses in a way of its own."""
-    try:
-        with torch.no_grad():
-            return experiment(*given)
-    except Exception:
-        return False
-
-
-def _row(length: int, model: PreTrainedModel) -> Tensor:
-    """A row of tokens that are no special ones, `[1, length]`."""
-    generator = torch.Generator().manual_seed(length)
-    vocabulary = model.config.get_text_config().vocab_size
-    row = torch.randint(vocabulary // 4, vocabulary - 1, (1, length), generator=generator)
-    if model.config.is_encoder_decoder and isinstance(end := model.config.eos_token_id, int):
-        row[:, -1] = end  # where BART's classifier decides
-    return row
-
-
-def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether both are the same but for rounding, and show something."""
-    spread = float(one.std())
-    return spread > 1e-3 and bool(torch.allclose(one, other, rtol=CLOSE, atol=CLOSE * spread))
+def _require_vocabulary(config: PreTrainedConfig) -> None:
+    if not isinstance(getattr(config.get_text_config(), "vocab_size", None), int):
+        message = f"model type {config.model_type!r} reads no tokens of a vocabulary: its config has no vocab_size"
+        raise ModelError(message, key="model.name_or_path", remedy="Choose another model.")
 
 
 def _with_reach(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
     """The facts with the modules that no gradient reaches, if the experiment can be made."""
-    row = _row(ROW_LENGTHS[1], model)
+    row = random_row(ROW_LENGTHS[1], model)
     given = {"input_ids": row, "attention_mask": torch.ones_like(row)}
     if spec.kind == "encoder_decoder":
         given["decoder_input_ids"] = row
@@ -140,19 +120,52 @@ def _with_reach(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
         return spec
 
 
-def _is_causal(model: PreTrainedModel) -> bool:
-    row = _row(ROW_LENGTHS[1], model)
-    changed = row.clone()
-    changed[0, -1] -= 1
-    one, other = (model(input_ids=ids, use_cache=False).logits for ids in (row, changed))
-    return _agree(one[:, :-1], other[:, :-1]) and not _agree(one[:, -1], other[:, -1])
+def _told_apart(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
+    """The facts with whether rows can be padded on the right."""
+    if tried(_ignores_right_padding, spec, model):
+        return spec
+    why = "what stands behind a row changes what is made of it, so each row is read by itself"
+    return replace(spec, alone=True, unknown=(*spec.unknown, why))
+
+
+def _has_another_loss(model: PreTrainedModel) -> bool:
+    """Whether its loss is not the likelihood that its logits give the next token: that of several, say."""
+    if getattr(model.config.get_text_config(), "output_router_logits", False):  # which adds that of routers
+        return False
+    row, said = random_row(ROW_LENGTHS[1], model), random_row(ROW_LENGTHS[0], model)
+    if model.config.is_encoder_decoder:
+        found = model(input_ids=row, labels=said, use_cache=False)
+        logits = found.logits[0]
+    else:
+        found, said = model(input_ids=row, labels=row, use_cache=False), row[:, 1:]
+        logits = found.logits[0, :-1]
+    return not torch.isclose(found.loss, nn.functional.cross_entropy(logits, said[0]), rtol=CLOSE).item()
+
+
+def _ignores_right_padding(spec: ModelSpec, model: PreTrainedModel) -> bool:
+    row, target = random_row(ROW_LENGTHS[1], model), random_row(ROW_LENGTHS[0], model)
+    longer = nn.functional.pad(row, (0, 4))
+    if spec.kind == "decoder":
+        one, other = (model(input_ids=ids, use_cache=False).logits for ids in (row, longer))
+        return agree(one, other[:, : row.shape[1]])
+    read = decoder_inputs(model, target)
+    one, other = (
+        model(input_ids=ids, attention_mask=_ones(row, ids), decoder_input_ids=said, use_cache=False).logits
+        for ids, said in ((row, read), (longer, nn.functional.pad(read, (0, 3))))
+    )
+    return agree(one, other[:, : read.shape[1]])
+
+
+def _ones(row: Tensor, padded: Tensor) -> Tensor:
+    """The mask of a row that was padded on the right."""
+    return nn.functional.pad(torch.ones_like(row), (0, padded.shape[1] - row.shape[1]))
 
 
 def _with_head(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
     """The facts with what stands around the head, if hidden states and the head give the logits of the model."""
     for softcap, multiplier, divisor, flag in _around_heads(model.config.get_text_config()):
         found = replace(spec, final_softcap=softcap, logit_multiplier=multiplier, logit_divisor=divisor, scales_if=flag)
-        if _tried(_gives_the_logits, found, model):
+        if tried(_gives_the_logits, found, model):
             return found
     return replace(spec, plain=True, unknown=("the loss is computed from the model's own logits",))
 
@@ -168,55 +181,55 @@ def _around_heads(config: PreTrainedConfig) -> Iterator[tuple[str | None, ...]]:
 
 
 def _gives_the_logits(spec: ModelSpec, model: PreTrainedModel) -> bool:
-    row = _row(ROW_LENGTHS[1], model)
+    row = random_row(ROW_LENGTHS[1], model)
     if spec.kind == "decoder":
-        return _agree(head_of(model, spec).logits(text_states(model, input_ids=row)), model(input_ids=row).logits)
-    target = _row(ROW_LENGTHS[0], model)
+        return agree(head_of(model, spec).logits(text_states(model, input_ids=row)), model(input_ids=row).logits)
+    target = random_row(ROW_LENGTHS[0], model)
     read, mask = decoder_inputs(model, target), torch.ones_like(row)
     mine = head_of(model, spec).logits(pair_states(model, row, mask, read))
-    return _agree(mine, model(input_ids=row, attention_mask=mask, decoder_input_ids=read).logits)
+    return agree(mine, model(input_ids=row, attention_mask=mask, decoder_input_ids=read).logits)
 
 
 def _while_writing(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
     """The facts with how the model keeps what it has read, and whether rows may be padded on the left."""
     forms: tuple[Caching, ...] = ("keys", "own")
-    caching: Caching = next((form for form in forms if _tried(_goes_on, model, form)), "none")
+    caching: Caching = next((form for form in forms if tried(_goes_on, model, form)), "none")
     lack = ("no cache of it works: all is read again with each token",) if caching == "none" else ()
     return replace(
         spec,
         caching=caching,
-        pads_left=_tried(_ignores_left_padding, model),
-        rewinds=caching == "keys" and _tried(_goes_back, model),
+        pads_left=tried(_ignores_left_padding, model),
+        rewinds=caching == "keys" and tried(_goes_back, model),
         unknown=(*spec.unknown, *lack),
     )
 
 
 def _goes_on(model: PreTrainedModel, form: Caching) -> bool:
     """Whether reading a row in two parts gives what reading it at once does."""
-    row, cache = _row(ROW_LENGTHS[1], model), new_cache(model) if form == "keys" else None
+    row, cache = random_row(ROW_LENGTHS[1], model), new_cache(model) if form == "keys" else None
     whole = model(input_ids=row, use_cache=False).logits[:, -1]
     state = read_on(model, cache, input_ids=row[:, :-3])
     for place in range(row.shape[1] - 3, row.shape[1]):
         state = read_on(model, state.cache, input_ids=row[:, place : place + 1])
-    return _agree(whole, state.logits[:, -1])
+    return agree(whole, state.logits[:, -1])
 
 
 def _goes_back(model: PreTrainedModel) -> bool:
     """Whether what was read can be cut back to an earlier point."""
-    row, cache = _row(ROW_LENGTHS[1], model), new_cache(model, rewinds=True)
+    row, cache = random_row(ROW_LENGTHS[1], model), new_cache(model, rewinds=True)
     whole = model(input_ids=row, use_cache=False).logits[:, -1]
     read_on(model, cache, input_ids=torch.cat([row[:, :-1], row[:, :3]], dim=1))
     cache.crop(-3)
-    return _agree(whole, read_on(model, cache, input_ids=row[:, -1:]).logits[:, -1])
+    return agree(whole, read_on(model, cache, input_ids=row[:, -1:]).logits[:, -1])
 
 
 def _ignores_left_padding(model: PreTrainedModel) -> bool:
-    row = _row(ROW_LENGTHS[0], model)
+    row = random_row(ROW_LENGTHS[0], model)
     ids, mask = nn.functional.pad(row, (3, 0), value=1), nn.functional.pad(torch.ones_like(row), (3, 0))
     given = {"input_ids": ids, "attention_mask": mask}
     if "position_ids" in inspect.signature(model.forward).parameters:
         given["position_ids"] = (mask.cumsum(1) - 1).clamp_(min=0)
-    return _agree(model(input_ids=row).logits[:, -1], model(**given).logits[:, -1])
+    return agree(model(input_ids=row).logits[:, -1], model(**given).logits[:, -1])
 
 
 def _rows_stay_apart(model: PreTrainedModel) -> bool:
@@ -226,7 +239,7 @@ def _rows_stay_apart(model: PreTrainedModel) -> bool:
     """
     most = configured_positions(model.config)
     lengths = ROW_LENGTHS * (1 if most is None or most > LONGEST else most // sum(ROW_LENGTHS) + 1)
-    rows = [_row(length, model) for length in lengths]
+    rows = [random_row(length, model) for length in lengths]
     alone = torch.cat([text_states(model, input_ids=row)[0] for row in rows])
     model.set_attn_implementation(ROWS)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -238,9 +251,9 @@ def _rows_stay_apart(model: PreTrainedModel) -> bool:
     )
     first = lengths[0]
     return (
-        _agree(alone, together)
-        and _agree(together[first:], changed[first:])
-        and not _agree(together[:first], changed[:first])
+        agree(alone, together)
+        and agree(together[first:], changed[first:])
+        and not agree(together[:first], changed[:first])
     )
 
 
@@ -252,9 +265,9 @@ def _classifier(config: PreTrainedConfig, spec: ModelSpec, small: PreTrainedMode
         return replace(spec, plain=True, unknown=("no tiny copy of it could be made to try it on",))
     spec = _with_reach(replace(spec, spare_positions=_spare_positions(small)), small)
     causal = replace(spec, kind="decoder")
-    if _tried(_decides_last, causal, small):
+    if tried(_decides_last, causal, small):
         return causal
-    if _tried(_ignores_padding, spec, small):
+    if tried(_ignores_padding, spec, small):
         return spec
     return replace(spec, alone=True, unknown=("padding changes what it decides, so each row is read by itself",))
 
@@ -264,12 +277,12 @@ def _spare_positions(model: PreTrainedModel) -> int:
     most = configured_positions(model.config)
     if most is None or most > LONGEST:
         return 0
-    takes = (spare for spare in range(MOST_SPARE + 1) if _tried(_reads, model, most - spare))
+    takes = (spare for spare in range(MOST_SPARE + 1) if tried(_reads, model, most - spare))
     return next(takes, 0)
 
 
 def _reads(model: PreTrainedModel, length: int) -> bool:
-    row = _row(length, model)
+    row = random_row(length, model)
     target = {"decoder_input_ids": row} if model.config.is_encoder_decoder else {}
     model(input_ids=row, attention_mask=torch.ones_like(row), **target)
     return True
@@ -288,23 +301,24 @@ def _head_modules(model: PreTrainedModel) -> tuple[str, ...]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
     ]
+    beside = beside or scores[-1:]
     beside.sort(key=lambda name: any(score == name or score.startswith(f"{name}.") for score in scores))
     return (*inside, *beside)
 
 
 def _decides_last(spec: ModelSpec, model: PreTrainedModel) -> bool:
-    row = _row(ROW_LENGTHS[0], model)
+    row = random_row(ROW_LENGTHS[0], model)
     model.config.pad_token_id = 0  # transformers finds the last token of a row by it
     mask = torch.ones_like(row)
     other_end = torch.cat([row[:, :-1], row[:, :1]], dim=1)
     one, other = (text_states(model, input_ids=ids) for ids in (row, other_end))
-    causal = _agree(one[:, :-1], other[:, :-1])
-    return causal and _agree(class_logits(model, spec, row, mask), model(input_ids=row, attention_mask=mask).logits)
+    causal = agree(one[:, :-1], other[:, :-1])
+    return causal and agree(class_logits(model, spec, row, mask), model(input_ids=row, attention_mask=mask).logits)
 
 
 def _ignores_padding(spec: ModelSpec, model: PreTrainedModel) -> bool:
-    row = _row(ROW_LENGTHS[0], model)
+    row = random_row(ROW_LENGTHS[0], model)
     padded = nn.functional.pad(row, (0, 4), value=model.config.pad_token_id or 0)
     mask = nn.functional.pad(torch.ones_like(row), (0, 4))
     alone = class_logits(model, spec, row, torch.ones_like(row))
-    return _agree(alone, class_logits(model, spec, padded, mask))
+    return agree(alone, class_logits(model, spec, padded, mask))

@@ -34,7 +34,8 @@ class ModelSpec:
         routers: The linear modules that choose experts, as paths inside a layer: adapted only where they are named.
         unreached: The linear modules and the tensors of experts that the outputs do not come through, as paths inside a
             layer: never adapted.
-        alone: Padding changes what a classifier of it decides, so that each row is read by itself.
+        alone: Padding changes what it makes of a row, so that each row is read by itself.
+        text_mark: The input of its forward, and the value of that, without which a row is not read as text alone.
         plain: What stands around its head is not known: the loss is computed from the logits of the model itself.
         caching: How it keeps what it has read while it writes: `keys` in a cache that is handed to it, `own` in one
             that it makes itself; `none` reads all again with each token.
@@ -67,6 +68,7 @@ class ModelSpec:
     routers: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     alone: bool = False
+    text_mark: tuple[str, int] | None = None
     plain: bool = False
     caching: Caching = "keys"
     pads_left: bool = True

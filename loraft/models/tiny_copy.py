@@ -1,4 +1,4 @@
-"""A tiny model of the same architecture, for experiments on what a config alone does not say.
+"""A tiny model of the same architecture, for experiments on what a config alone does not say; and what they share.
 
 Its sizes are shrunk where their names are known, its weights are random and so large that every part of it shows in
 what it gives.
@@ -7,13 +7,17 @@ what it gives.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from loraft.errors import ModelError
 from loraft.models.auto_model import meta_model, random_model
+from loraft.models.hf_config import reason
 from loraft.models.modules import parameter_count
 
 MOST_PARAMETERS = 20_000_000
@@ -44,7 +48,12 @@ NUMBERS_OF_LAYERS = (
 
 
 def tiny_copy(config: PreTrainedConfig) -> PreTrainedModel | None:
-    """A tiny float32 model of the architecture on the CPU, in eval mode; None where no way of shrinking makes one."""
+    """A tiny float32 model of the architecture on the CPU, in eval mode; None where no way of shrinking makes one.
+
+    Raises:
+        ModelError: However it is shrunk, its forward asks for the same thing beside text.
+    """
+    refusals = set[str]()
     for depth, narrow in product(DEPTHS, (True, False)):
         try:
             small = _changed(config, depth, narrow=narrow)
@@ -55,11 +64,33 @@ def tiny_copy(config: PreTrainedConfig) -> PreTrainedModel | None:
                 torch.manual_seed(0)
                 for parameter in model.parameters():
                     _scale(parameter)
-                model(**_read(model))
-        except Exception:  # whatever an architecture refuses: the next way may do
+                refusal = _refusal(model)
+        except Exception:  # whatever goes wrong with these sizes: the next way may do
             continue
-        return model
+        if refusal is None:
+            return model
+        refusals.add(refusal)
+    if len(refusals) == 1:
+        raise not_on_text(config, refusals.pop())
     return None
+
+
+def _refusal(model: PreTrainedModel) -> str | None:
+    """What a forward asks for beside text; None where it takes it."""
+    for options in ({"use_cache": False}, {}):
+        try:
+            model(**_read(model), **options)
+        except (TypeError, ValueError) as error:
+            refusal = reason(error)
+        else:
+            return None
+    return refusal
+
+
+def not_on_text(config: PreTrainedConfig, why: str) -> ModelError:
+    """An architecture that is not trained on text alone."""
+    message = f"model type {config.model_type!r} is not trained on text alone: {why}"
+    return ModelError(message, key="model.name_or_path", remedy="Choose another model.")
 
 
 def _read(model: PreTrainedModel) -> dict[str, Any]:
@@ -146,3 +177,34 @@ def _vocabulary(part: dict[str, Any]) -> dict[str, Any]:
     if isinstance(ends, list):
         ids["eos_token_id"] = [each % VOCABULARY for each in ends if isinstance(each, int)]
     return large | ids
+
+
+ROW_LENGTHS = (7, 13, 5)
+"""The rows of experiments: longer than the windows of a tiny copy."""
+CLOSE = 1e-4
+"""How far from one another results may be that differ by rounding alone, in parts of how far they spread."""
+
+
+def tried(experiment: Callable[..., bool], *given: Any) -> bool:
+    """Whether an experiment went well: what an architecture cannot do, it refuses in a way of its own."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return experiment(*given)
+    except Exception:
+        return False
+
+
+def random_row(length: int, model: PreTrainedModel) -> Tensor:
+    """A row of tokens that are no special ones, `[1, length]`."""
+    generator = torch.Generator().manual_seed(length)
+    vocabulary = model.config.get_text_config().vocab_size
+    row = torch.randint(vocabulary // 4, vocabulary - 1, (1, length), generator=generator)
+    if model.config.is_encoder_decoder and isinstance(end := model.config.eos_token_id, int):
+        row[:, -1] = end  # where BART's classifier decides
+    return row
+
+
+def agree(one: Tensor, other: Tensor) -> bool:
+    """Whether both are the same but for rounding, and show something."""
+    spread = float(one.std())
+    return spread > 1e-3 and bool(torch.allclose(one, other, rtol=CLOSE, atol=CLOSE * spread))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -258,10 +258,13 @@ class CausalLMLoss(LMLoss):
     collate = staticmethod(collate_texts)
 
     def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self._head is None:
-            logits: Tensor = self.model(input_ids=batch.input_ids, use_cache=False).logits
-            return _at_targets(logits, batch), batch.labels
-        return _at_targets(text_states(self.model, **_read(batch)), batch), batch.labels
+        states = partial(text_states, self.model, plain=self._head is None)
+        if not self._family.alone:
+            return _at_targets(states(**_read(batch)), batch), batch.labels
+        assert batch.real is not None, "collate_texts tells what is padding"
+        rows = zip(batch.input_ids, batch.real.sum(1).tolist(), strict=True)
+        alone = [states(input_ids=row[None, :length])[0] for row, length in rows]
+        return _at_targets(pad_sequence(alone, batch_first=True), batch), batch.labels
 
     def with_router_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss, and the auxiliary loss of a mixture's routers: the mean over real tokens."""
@@ -294,16 +297,17 @@ class Seq2SeqLMLoss(LMLoss):
     def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
         read = decoder_inputs(self.model, batch.labels)
         read = read.masked_fill(read == IGNORED, 0)  # padding, which no real token looks at
+        states = partial(pair_states, self.model, plain=self._head is None)
         source, mask = batch.input_ids, batch.attention_mask
-        if self._head is None:
-            given = {"attention_mask": mask, "decoder_input_ids": read, "use_cache": False}
-            hidden: Tensor = self.model(input_ids=source, **given).logits
+        assert mask is not None, "collate_pairs tells what is padding"
+        if self._family.alone:
+            rows = zip(source, mask, read, mask.sum(1).tolist(), (batch.labels != IGNORED).sum(1).tolist(), strict=True)
+            alone = [states(ids[None, :n], of[None, :n], said[None, :m])[0] for ids, of, said, n, m in rows]
+            hidden = pad_sequence(alone, batch_first=True)
         else:
-            hidden = pair_states(self.model, source, mask, read)
+            hidden = states(source, mask, read)
         assert batch.target_positions is not None, "collate_pairs tells where targets are"
-        parts = hidden.flatten(0, 1), batch.labels.flatten()
-        of_hidden, of_labels = (part.index_select(0, batch.target_positions) for part in parts)
-        return of_hidden, of_labels
+        return _at_targets(hidden, batch), batch.labels.flatten().index_select(0, batch.target_positions)
 
 
 class ClassificationLoss(TaskLoss):

@@ -112,7 +112,7 @@ def test_filling_is_tight() -> None:
 def test_to_moves_every_tensor(packed: bool) -> None:
     moved = collate_texts([ONE, TWO], BatchLayout(packed, 0)).to("meta")
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == (5 if packed else 3)
+    assert len(tensors) == (6 if packed else 4)
     assert all(tensor.device == torch.device("meta") for tensor in tensors)
 
 

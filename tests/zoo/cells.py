@@ -28,6 +28,7 @@ from loraft.config.schema import RunConfig
 from loraft.errors import Interrupted
 from loraft.events import Event
 from loraft.inference.requests import GenerationRequest
+from loraft.models.modules import decoder_inputs
 from loraft.models.probe import spec_of
 from loraft.models.registry import FAMILIES
 from loraft.tokenization.examples import Example
@@ -35,7 +36,7 @@ from loraft.training.run_events import StepDone
 from loraft.training.run_plan import plan_run
 from tests.training.building import ROWS_OF, write_rows
 from tests.zoo.alone import uncached
-from tests.zoo.models import GROUPS, save
+from tests.zoo.models import GROUPS, also_needed, save
 
 CELLS = ("check", "loss", "adapter", "resume", "peft", "generate", "merge")
 """What is done, in this order; what stands on a cell that fails is not tried."""
@@ -187,7 +188,8 @@ class Tried:
         with torch.no_grad():
             while self.task == "causal_lm" and len(ids) < len(prompt) + NEW_TOKENS:
                 text = torch.tensor([ids])
-                token = int(self.by_peft(input_ids=text, attention_mask=torch.ones_like(text)).logits[0, -1].argmax())
+                given = also_needed(self.by_peft, text) | {"attention_mask": torch.ones_like(text)}
+                token = int(self.by_peft(input_ids=text, **given).logits[0, -1].argmax())
                 if token in stops:
                     break
                 ids.append(token)
@@ -200,7 +202,7 @@ class Tried:
     def _logits(self, model: Any) -> torch.Tensor:
         """`[1, time, vocab]` or `[1, classes]`, the logits of one text."""
         text = torch.tensor([[5, 9, 40, 41, 7, 120, 33, 2]])
-        given = {"decoder_input_ids": text[:, :4]} if self.task == "seq2seq_lm" else {}
+        given = {"decoder_input_ids": text[:, :4]} if self.task == "seq2seq_lm" else also_needed(model, text)
         with torch.no_grad():
             logits: torch.Tensor = model(input_ids=text, attention_mask=torch.ones_like(text), **given).logits
         return logits
@@ -229,8 +231,9 @@ def summed_loss(model: PreTrainedModel, group: str, example: Example) -> float:
         if group == "classification":
             return float(functional.cross_entropy(model(**given).logits, labels[0]))
         if model.config.is_encoder_decoder:
-            return float(model(**given, labels=labels).loss) * example.trained
-        logits = model(**given).logits
+            logits = model(**given, decoder_input_ids=decoder_inputs(model, labels)).logits
+            return float(functional.cross_entropy(logits[0], labels[0], reduction="sum"))
+        logits = model(**given, **also_needed(model, given["input_ids"])).logits
     return float(functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum"))
 
 

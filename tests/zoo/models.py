@@ -21,8 +21,11 @@ from tests.zoo.tiny_configs import tiny_config
 LABELS = 3
 """The classes of a text that classifiers tell."""
 
-ALSO_NEEDED: Mapping[str, tuple[str, ...]] = {"molmo2": ("mm_token_type_ids",)}
-"""Inputs without which a type is not trained; all zero they say that all is text."""
+ALSO_NEEDED: Mapping[str, Mapping[str, int]] = {
+    "molmo2": {"mm_token_type_ids": 0},
+    "paligemma": {"token_type_ids": 1},
+}
+"""Inputs without which a type is not trained, or reads on, with the value that says of a token that it is text."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,15 @@ def batch(model: PreTrainedModel, group: str, rows: int = 2, length: int = 16) -
     given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if (model.config.model_type, group) in WITHOUT_MASK:
         del given["attention_mask"]
-    given |= {name: torch.zeros_like(tokens) for name in ALSO_NEEDED.get(model.config.model_type, ())}
+    given |= also_needed(model, tokens)
     if group == "classification":
         return given | {"labels": torch.arange(rows) % LABELS}
     if model.config.is_encoder_decoder:
         return given | {"labels": torch.randint(3, 290, (rows, length - 3), generator=generator)}
     return given | {"labels": tokens.clone()}
+
+
+def also_needed(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a model is to be given besides its tokens, `[rows, time]`."""
+    said = ALSO_NEEDED.get(model.config.model_type, {})
+    return {name: torch.full_like(tokens, value) for name, value in said.items()}

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-NGRAMS = "its own loss is that of several tokens ahead, and loraft's is that of the next"
 NOT_YET: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("causal", "cpmant"): {
         "check": "it reads what comes after a token too, unless a context of its own says otherwise"
     },
-    ("causal", "prophetnet"): {"loss": NGRAMS},
-    ("seq2seq", "prophetnet"): {"loss": NGRAMS},
     ("classification", "canine"): {"check": "it reads characters, and its config has no `vocab_size`"},
-    ("classification", "mra"): {
-        "adapter": "its attention is computed on CUDA alone: a CPU gives zeros, on which nothing is learned",
-        "merge": "its files hold a tensor that transformers does not load, so the two models are not compared",
-    },
-    ("classification", "perceiver"): {"check": "its layers read an array of their own, not the embeddings of the text"},
     ("classification", "squeezebert"): {"check": "its projections are convolutions: no list of linear layers is found"},
-    ("multimodal", "florence2"): {"check": "encoder–decoders that read images have no class that loraft looks up"},
-    ("multimodal", "molmo2"): {"loss": "it asks for `mm_token_type_ids` in training"},
-    ("multimodal", "paligemma"): {"loss": "its text is read both ways, so that padding changes it"},
 }
 PLAIN: frozenset[tuple[str, str]] = frozenset(
     {
@@ -47,6 +36,7 @@ PLAIN: frozenset[tuple[str, str]] = frozenset(
         ("causal", "xmod"),
         ("seq2seq", "encoder-decoder"),
         ("seq2seq", "prophetnet"),
+        ("multimodal", "florence2"),
         ("multimodal", "hyperclovax_vision_v2"),
         ("multimodal", "inkling_mm_model"),
         ("multimodal", "kosmos-2.5"),
