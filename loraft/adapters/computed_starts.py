@@ -34,6 +34,7 @@ from loraft.models.load_model import LoadedModel
 from loraft.models.quantize import unpacked
 from loraft.models.safetensors_index import header_of, mapped_tensor, read_headers
 from loraft.tasks.loss import Batch
+from loraft.tokenization.examples import IGNORED
 
 MOST_BATCHES = 2000
 """How many batches are read at most until the directions no longer turn."""
@@ -170,10 +171,12 @@ def begin_from_data(model: nn.Module, batches: Sequence[Batch], forward: Callabl
 def _learned(given: Any, batch: Batch, name: str) -> Tensor:
     """`[tokens, in]`: what a module reads at the tokens that decide a loss, or at all but padding."""
     read: Tensor = given[0] if isinstance(given, tuple) else given
+    if batch.labels.dim() == 2 and read.shape[:-1] == batch.labels.shape:  # what a decoder says of a source
+        return read[batch.labels != IGNORED]
     if read.shape[:-1] != batch.input_ids.shape:
         message = f"eva: {name.removeprefix('base_model.model.')} does not read every token of a batch in its place"
         raise AdapterError(message, key=KEY, remedy="Leave it out of lora.target_modules, or take another lora.init.")
-    rows = read.reshape(-1, read.shape[-1])
-    if batch.target_positions is not None:
-        return rows[batch.target_positions]
-    return rows if batch.attention_mask is None else rows[batch.attention_mask.flatten().bool()]
+    if batch.attention_mask is not None:
+        return read[batch.attention_mask.bool()]
+    assert batch.target_positions is not None, "collate_texts tells where targets are"
+    return read.flatten(0, -2)[batch.target_positions]

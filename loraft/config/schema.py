@@ -177,10 +177,6 @@ def _of_the_adapter(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     yield computed and lora.start_from is not None, why, "lora.init", "lora.start_from"
     why = f"loftq begins with what 4 bits leave out, and method is {config.method}"
     yield lora.init == "loftq" and config.method == "lora", why, "lora.init", "method"
-    why = "eva begins with what a decoder or an encoder reads, and of an encoder-decoder each token is read by two"
-    yield lora.init == "eva" and config.task == "seq2seq_lm", why, "lora.init", "task"
-    why = "eva reads batches of the whole epoch, and data.streaming reads rows as they come"
-    yield lora.init == "eva" and config.data.streaming, why, "lora.init", "data.streaming"
     for key, what in of_modules_alone(lora):
         why = f"{what}, and lora.target_parameters adapts parameters"
         yield bool(lora.target_parameters), why, key, "lora.target_parameters"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil
 
@@ -179,6 +179,10 @@ class StreamingSampler:
             notes = () if following else self.stream.notes()
             yield StepBatches(batches, place=taken[-1][1:], ends_epoch=not following, notes=notes)
             taken = following
+
+    def read_aside(self) -> StreamingSampler:
+        """The same rows, whose reading is not counted as the run's."""
+        return replace(self, stream=replace(self.stream, counts=Counter(), findings=Counter()))
 
     def steps(self, number: int) -> int:
         """The optimizer steps of an epoch in which every row is trained on; very many where the rows are not known."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from torch.nn.functional import pad
+
 from loraft.adapters.computed_starts import begin_from_data
 from loraft.adapters.inject import AdaptedModel
-from loraft.dataset.sampler import BatchSampler
+from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import AdapterError
 from loraft.tasks.loss import Batch, TaskLoss
+from loraft.tokenization.examples import IGNORED, Example
 from loraft.training.run_plan import RunPlan
 
 MOST_TOKENS = 1 << 16
@@ -25,13 +30,13 @@ def begin_from_rows(plan: RunPlan, adapted: AdaptedModel, loss: TaskLoss) -> Non
 
 
 def _batches(plan: RunPlan, least: int) -> list[Batch]:
-    found, rows, enough = list[Batch](), list[int](), 0
-    train, batches = plan.data.train, plan.batches
-    assert isinstance(batches, BatchSampler), "the config refuses it of rows that are read as they come"
-    for batch in batches.epoch(0):
+    found, rows, enough, drawn = list[Batch](), list[Example](), 0, plan.batches
+    if isinstance(drawn, StreamingSampler):
+        drawn = drawn.read_aside()
+    for batch in (batch for window in drawn.windows(plan.data.train, 0, 0, (0, 0)) for batch in window.batches):
         rows += batch
-        if (learned := sum(train[row].trained for row in rows)) >= least:
-            found.append(plan.task.collate([train[row] for row in rows], plan.layout).to(plan.placement.device))
+        if (learned := sum(map(_learned_from, rows))) >= least:
+            found.append(_told_apart(plan.task.collate(rows, plan.layout)).to(plan.placement.device))
             rows, enough = [], enough + learned
         if enough >= MOST_TOKENS:
             break
@@ -39,3 +44,16 @@ def _batches(plan: RunPlan, least: int) -> list[Batch]:
         message = f"eva begins with {least} directions of what is learned, and the rows have fewer tokens than that"
         raise AdapterError(message, key="lora.init", remedy="Take a lower lora.r, more rows, or another lora.init.")
     return found
+
+
+def _learned_from(example: Example) -> int:
+    """The tokens of an example that directions are made of, by the stack that has fewer."""
+    return min(len(example.input_ids), example.trained) if example.target_tokens else example.trained
+
+
+def _told_apart(batch: Batch) -> Batch:
+    """The batch with targets of another length than its sources: by that a module is told which of the two it reads."""
+    if batch.labels.shape != batch.input_ids.shape:
+        return batch
+    labels = pad(batch.labels, (0, 1), value=IGNORED)
+    return replace(batch, labels=labels, target_positions=(labels.flatten() != IGNORED).nonzero().squeeze(1))

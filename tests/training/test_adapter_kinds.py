@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from loraft import api
 from loraft.adapters.resolve_target import resolve_target
 from loraft.config.schema import RunConfig
+from loraft.dataset.streaming import StreamingSampler
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
 from loraft.io.atomic import write_json
@@ -24,7 +25,7 @@ from loraft.training.start_batches import begin_from_rows
 from loraft.training.trainer import build_model
 from tests.adapters.setting import disturb, logits
 from tests.cli.running import loraft
-from tests.training.building import tiny_config, tiny_fit
+from tests.training.building import pairs, tiny_config, tiny_fit, write_rows
 from tests.training.test_resume import begin
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -135,7 +136,6 @@ def test_training_goes_on_from_an_adapter_that_peft_made(tmp_path: Path, kind: s
         ({"type": "mixtral", "lora": {"target_parameters": ["mlp.expert.gate_up_proj"]}}, "lora.target_parameters"),
         ({"lora": {"init": "pissa", "start_from": "x"}}, "lora.init"),
         ({"lora": {"init": "loftq"}}, "lora.init"),
-        ({"lora": {"init": "eva"}, "task": "seq2seq_lm"}, "lora.init"),
         ({"lora": {"target_parameters": ["mlp.experts.gate_up_proj"], "dropout": 0.1}}, "lora.dropout"),
         ({"lora": {"target_parameters": ["mlp.experts.gate_up_proj"], "use_dora": True}}, "lora.use_dora"),
         ({"lora": {"target_parameters": ["mlp.experts.gate_up_proj"], "init": "olora"}}, "lora.init"),
@@ -198,3 +198,52 @@ def test_eva_begins_with_the_directions_of_what_is_read(tmp_path: Path, task: st
     assert float((directions @ begun.T).square().sum()) > 1.9, "the same two directions, but for what increments lose"
     changed = [name for name, weight in run.adapted.trainable.items() if not torch.equal(weight, before[name])]
     assert changed == [name for name in before if "lora_A" in name]
+
+
+def test_eva_tells_what_an_encoder_reads_from_what_a_decoder_reads(tmp_path: Path) -> None:
+    """Sources and targets of one length too: cross-attention's keys come from the one, its queries from the other."""
+    config = tiny_config(
+        tmp_path, task="seq2seq_lm", lora__init="eva", lora__r=2, training__per_device_train_batch_size=12
+    )
+    write_rows(tmp_path / "train.jsonl", [{"source": row["target"], "target": row["target"]} for row in pairs()])
+    run, _ = tiny_fit(config)
+    begin_from_rows(run.plan, run.adapted, run.loss)
+    (batch,) = (
+        run.batch(rows)
+        for window in run.plan.batches.windows(run.plan.data.train, 0, 0, (0, 0))
+        for rows in window.batches
+    )
+    assert batch.attention_mask is not None
+    of_source, of_target = batch.attention_mask.bool(), batch.labels != -100
+    attention = "decoder.block.0.layer.1.EncDecAttention"
+    for name, mask in (
+        (f"{attention}.k", of_source),
+        (f"{attention}.q", of_target),
+        ("encoder.block.0.layer.0.SelfAttention.q", of_source),
+    ):
+        module = run.adapted.model.get_submodule(f"base_model.model.{name}")
+        read: list[torch.Tensor] = []
+        with (
+            module.register_forward_pre_hook(lambda _, given, kept=read: kept.append(given[0].detach())),
+            torch.no_grad(),
+        ):
+            run.loss(batch)
+        learned = read[0][mask]
+        directions = torch.linalg.svd(learned - learned.mean(0), full_matrices=False)[2][:2]
+        begun = module.lora_A["default"].weight.detach()
+        assert float((directions @ begun.T).square().sum()) > 1.9, name
+
+
+def test_eva_reads_a_stream_from_its_start_and_leaves_its_counts_alone(tmp_path: Path) -> None:
+    begun = []
+    for streaming in (False, True):
+        config = tiny_config(
+            tmp_path, lora__init="eva", lora__r=2, data__streaming=streaming, data__shuffle=False, data__packing="off",
+            training__max_steps=2,
+        )  # fmt: skip
+        run, _ = tiny_fit(config)
+        begin_from_rows(run.plan, run.adapted, run.loss)
+        begun.append([weight.detach().clone() for name, weight in run.adapted.trainable.items() if "lora_A" in name])
+    assert isinstance(run.plan.batches, StreamingSampler)
+    assert not run.plan.batches.stream.counts
+    assert all(torch.equal(one, other) for one, other in zip(*begun, strict=True))
