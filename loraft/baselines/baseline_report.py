@@ -14,12 +14,26 @@ from loraft.evaluation.metrics import BOOTSTRAP, PairedDifference
 
 
 @dataclass(frozen=True)
+class PaddedRow:
+    """The shortest of the held-out rows, read alone and beside the longest, which pads it: its loss, in nats.
+
+    Attributes:
+        padding: The tokens of padding.
+    """
+
+    padding: int
+    loss_alone: float
+    loss_padded: float
+
+
+@dataclass(frozen=True)
 class ComparedNetwork:
     """A network's figures.
 
     Attributes:
         tokens_per_second: Tokens read of the held-out rows, a batch at a time.
         row_seconds: What the class of a row takes, asked alone; None where it writes.
+        padded: What padding does to a row: nothing, but for rounding.
         writing: What it takes to write; None where it tells classes.
         figures: The quality on the held-out rows.
     """
@@ -29,6 +43,7 @@ class ComparedNetwork:
     trained_parameters: int
     tokens_per_second: float
     row_seconds: float | None
+    padded: PaddedRow
     writing: Writing | None
     figures: Mapping[str, float]
 

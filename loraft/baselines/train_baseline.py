@@ -11,6 +11,7 @@ from loraft.baselines.baseline_report import (
     BaselineReport,
     ComparedNetwork,
     MeasuredReach,
+    PaddedRow,
     RecurrentTraining,
     SampleAnswers,
     findings_of,
@@ -42,6 +43,7 @@ from loraft.io.resources import memory_errors
 from loraft.models.remote_code import as_trusted
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat
+from loraft.tokenization.examples import Example
 from loraft.training.known_run import KnownRun, known_run
 
 WRITTEN_TOKENS = 100
@@ -209,8 +211,14 @@ def _network(
     else:
         asking = next((item for item in rows.items if item.question is not None), rows.items[0])
         writing = compared.write(_prompt(rows, asking), WRITTEN_TOKENS)
-    speed = timed.tokens / timed.seconds
-    return ComparedNetwork(compared.name, compared.parameters, compared.trained, speed, alone, writing, figures)
+    speed, padded = timed.tokens / timed.seconds, _padded(compared.model, [item.example for item in rows.items])
+    return ComparedNetwork(compared.name, compared.parameters, compared.trained, speed, alone, padded, writing, figures)
+
+
+def _padded(model: EvalModel, examples: Sequence[Example]) -> PaddedRow:
+    shortest, longest = (choose(examples, key=lambda each: len(each.input_ids)) for choose in (min, max))
+    (alone,), (beside, _) = model.read([shortest]), model.read([shortest, longest])
+    return PaddedRow(len(longest.input_ids) - len(shortest.input_ids), alone.loss, beside.loss)
 
 
 def _training(found: TrainedNetwork) -> RecurrentTraining:

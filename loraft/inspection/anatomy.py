@@ -6,6 +6,7 @@ config otherwise.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from loraft.config.sections import QuantizationSection
+from loraft.errors import ModelError
 from loraft.inspection.norms import Norms, norms_of
 from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.inspection.storage import COMPUTED_IN, Storage, bytes_of
 from loraft.models.modules import linear_modules, matches, output_head, parameter_count
+from loraft.models.quantize import quantizable_modules, quantized_bytes
 from loraft.models.registry import Kind, ModelSpec
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
@@ -75,6 +79,19 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class ForQLoRA:
+    """The weights as QLoRA keeps them: linear modules in NF4 with double quantization, the rest in 16 bits.
+
+    Attributes:
+        parameters: Those that are in 4 bits.
+        bytes: Of all weights, with the constants of their blocks.
+    """
+
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """What a model is made of, by the names and in the order of the document.
 
@@ -91,6 +108,7 @@ class Anatomy:
         dtypes: For each part its numbers by dtype.
         bytes_by_dtype: The bytes of all parameters as they are stored.
         dtype_source: What that is known from.
+        qlora: None for a model that cannot be quantized.
         kv_cache_bytes_per_token: In the dtype that most is stored in; None for a model that does not generate, or
             whose cache has another form.
     """
@@ -119,6 +137,7 @@ class Anatomy:
     bytes: int
     bytes_by_dtype: Mapping[str, int]
     dtype_source: str
+    qlora: ForQLoRA | None
     kv_cache_bytes_per_token: int | None
     kv_cache_dtype: str
 
@@ -166,9 +185,21 @@ def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> A
         bytes=sum(bytes_by_dtype.values()),
         bytes_by_dtype=bytes_by_dtype,
         dtype_source=storage.source,
+        qlora=_for_qlora(model, parameters),
         kv_cache_bytes_per_token=None if numbers is None else int(numbers * bytes_of(usual)),
         kv_cache_dtype=usual,
     )
+
+
+def _for_qlora(model: PreTrainedModel, parameters: int) -> ForQLoRA | None:
+    try:
+        names = quantizable_modules(model)
+    except ModelError:
+        return None
+    shapes = linear_modules(model)
+    quantized = sum(math.prod(shapes[name]) for name in names)
+    in_few_bits = quantized_bytes(quantized, sum(shapes[name][1] for name in names), QuantizationSection())
+    return ForQLoRA(quantized, in_few_bits + 2 * (parameters - quantized))
 
 
 def _heads(layer: Mapping[str, tuple[int, int]], family: ModelSpec, config: PreTrainedConfig) -> dict[str, Any]:

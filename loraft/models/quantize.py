@@ -29,11 +29,30 @@ reads the weight itself."""
 
 BLOCK = 64
 """Weights that share a constant; transformers leaves bitsandbytes its default."""
+CONSTANTS_BLOCK = 256
+"""Constants that share one float32 where they are quantized too."""
 PIECE = 1 << 18
 """Weights that are quantized at once: bitsandbytes needs 16 times their memory on the CPU."""
 
 # At import bitsandbytes warns that an inference kernel is missing; `make_trainable` turns that kernel off.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def quantized_bytes(parameters: int, rows: int, quantization: QuantizationSection | None) -> int:
+    """The bytes of quantized weights with their constants.
+
+    In 4 bits half a byte a number, and for each block of 64 a float32 constant; double quantization makes it one byte
+    and a float32 for each 256 constants. In 8 bits a byte a number, and a float32 for each of the `rows` of weights.
+
+    Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314); Dettmers et al. 2022, LLM.int8().
+    """
+    if quantization is None:
+        return 0
+    if quantization.bits == 8:
+        return parameters + 4 * rows
+    blocks = parameters / BLOCK
+    constants = blocks * (1 + 4 / CONSTANTS_BLOCK) if quantization.double_quant else 4 * blocks
+    return int(parameters / 2 + constants)
 
 
 def compute_dtype(section: QuantizationSection | None, placement: DeviceConfig) -> torch.dtype:

@@ -21,12 +21,27 @@ from loraft.tour.screens import DECODER, ENCODER
 
 RANDOM_T5 = "random-t5"
 LLAMA_2: Mapping[str, Any] = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096}
+LLAMA: Mapping[str, Any] = {**LLAMA_2, "max_position_embeddings": 2048}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "bert": {"model_type": "bert"},
     "gpt2": {"model_type": "gpt2"},
     "marian": {"model_type": "marian"},
     "t5-small": {"model_type": "t5"},
     "llama-2-7b": LLAMA_2,
+    "llama-33b": {
+        **LLAMA,
+        "hidden_size": 6656,
+        "intermediate_size": 17920,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 52,
+    },
+    "llama-65b": {
+        **LLAMA,
+        "hidden_size": 8192,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
     "llama-2-70b": {
         **LLAMA_2,
         "hidden_size": 8192,
@@ -62,7 +77,7 @@ data:
   train: reviews.csv
   eval: reviews-in-other-words.csv
 training:
-  num_train_epochs: 4
+  num_train_epochs: 1
   per_device_train_batch_size: 16
   learning_rate: 2.0e-3
   output_dir: sentiment-run

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from loraft.tour.part_7_recurrent import networks
-from loraft.tour.screens import Document, Fact, Part, Screen, Shown
+from loraft.tour.screens import Document, Fact, Part, Screen, Shown, percent
 
 
 def _accuracy(_: Document, report: Document) -> str:
-    found = ", ".join(f"{name} {each['figures']['accuracy']:.1%}" for name, each in networks(report).items())
+    found = ", ".join(f"{name} {percent(each['figures']['accuracy'])}" for name, each in networks(report).items())
     between = report["differences"]["lstm"]["accuracy"]
     return (
-        f"right on {report['rows']} reviews in other words: {found}; the difference is {between['low']:+.1%} to "
-        f"{between['high']:+.1%} with 95 % confidence"
+        f"right on {report['rows']} reviews in other words: {found}; the difference is {percent(between['low'])} to "
+        f"{percent(between['high'])} with 95 % confidence"
     )
+
+
+def _padded(_: Document, report: Document) -> str:
+    read = {name: each["padded"] for name, each in networks(report).items()}
+    losses = "; ".join(f"{name} {each['loss_alone']:.6f} and {each['loss_padded']:.6f}" for name, each in read.items())
+    return f"loss of the shortest review, alone and with {read['lstm']['padding']} tokens of padding: {losses}"
 
 
 def _read(_: Document, report: Document) -> str:
@@ -23,7 +29,7 @@ def _read(_: Document, report: Document) -> str:
 
 
 def _likeliest(answer: Document) -> str:
-    return f"{answer['prediction']}, {answer['probabilities'][answer['prediction']]:.1%}"
+    return f"{answer['prediction']}, {percent(answer['probabilities'][answer['prediction']])}"
 
 
 SENTIMENT = Part(
@@ -47,6 +53,7 @@ SENTIMENT = Part(
                     "the last hidden state",
                     "of the last real token, never of padding; an encoder such as this one has a vector that has "
                     "looked at all tokens",
+                    _padded,
                 ),
                 Fact("", "what is known beforehand is paid for with size and time", _read),
             ),

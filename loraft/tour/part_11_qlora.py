@@ -5,7 +5,7 @@ from __future__ import annotations
 from loraft.tour.screens import Document, Fact, Part, Screen, Shown
 
 
-def _weights(qlora: Document, single: Document, lora: Document) -> str:
+def _weights(qlora: Document, single: Document, lora: Document, *_: Document) -> str:
     return (
         f"weights by prediction: {qlora['memory']['weights']:,} bytes, {single['memory']['weights']:,} without double "
         f"quantization, {lora['memory']['weights']:,} in {lora['model']['dtype']}"
@@ -20,11 +20,26 @@ def _frozen(qlora: Document, *_: Document) -> str:
     )
 
 
+def _counted(*documents: Document) -> str:
+    large = documents[3:]
+    return "weights alone, counted from the config: " + "; ".join(
+        f"{each['model']} {each['qlora']['bytes']:,} bytes" for each in large
+    )
+
+
+def _paged(_: Document, machine: Document) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')}: {found}"
+        for name, found in machine["bitsandbytes"].items()
+        if name.startswith("paged")
+    )
+
+
 def _measured(costs: Document) -> dict[str, Document]:
     return {each["method"]: each["measured"] for each in costs["methods"] if each["measured"]}
 
 
-def _full(costs: Document) -> str:
+def _full(costs: Document, _: Document) -> str:
     full = _measured(costs).get("full")
     if full is None:
         return "it does not fit here"
@@ -35,11 +50,11 @@ def _full(costs: Document) -> str:
     )
 
 
-def _speeds(costs: Document) -> str:
+def _speeds(costs: Document, _: Document) -> str:
     return "; ".join(f"{name}: {each['tokens_per_second']:.0f} tokens/s" for name, each in _measured(costs).items())
 
 
-def _peaks(costs: Document) -> str:
+def _peaks(costs: Document, _: Document) -> str:
     return "; ".join(
         f"{name}: weights {each['memory']['weights']:,} bytes, peak {each['memory']['peak_bytes']:,}"
         for name, each in _measured(costs).items()
@@ -58,11 +73,14 @@ QLORA = Part(
     (
         Screen(
             "QLoRA keeps the frozen weights in 4 bits, 64 at a time with a constant of their own, and trains LoRA "
-            "beside them. What that saves is predicted here before anything is loaded.",
+            "beside them. What that saves is predicted here before anything is loaded; `runtime` is what the process "
+            "holds already, the tour so far included.",
             (
                 Shown("check qlora.yaml", only=("model", "memory")),
                 Shown("check qlora.yaml quantization.double_quant=false", only=("memory",)),
                 Shown("check lora.yaml", only=("memory",)),
+                Shown("inspect-layers llama-33b", only=("model",)),
+                Shown("inspect-layers llama-65b", only=("model",)),
             ),
             (
                 Fact(
@@ -76,12 +94,18 @@ QLORA = Part(
                     "wholly; embeddings, norms and head are not quantised",
                     _frozen,
                 ),
+                Fact(
+                    "13B, 33B, 65B on a consumer GPU",
+                    "by the paper 33B in 24 GB, 65B in 48 GB; what is needed besides the weights shows on a GPU alone",
+                    _counted,
+                ),
             ),
         ),
         Screen(
             "What each method costs is measured here, three steps of each in a process of its own. Without an adapter "
-            "each weight needs its gradient and two numbers of Adam beside it.",
-            (Shown("compare lora.yaml --steps 3"),),
+            "each weight needs its gradient and two numbers of Adam beside it. Of a model this small the weights are a "
+            "small part of the peak, so that 4 bits save little of it.",
+            (Shown("compare lora.yaml --steps 3"), Shown("doctor", only=("bitsandbytes",))),
             (
                 Fact(
                     "full fine-tuning fits an 80 GB card",
@@ -95,10 +119,10 @@ QLORA = Part(
                     _peaks,
                 ),
                 Fact("QLoRA is the fastest", "slower than LoRA; it buys memory", _speeds),
-                Fact("13B, 33B, 65B on a consumer GPU", "by the paper 33B in 24 GB, 65B in 48 GB"),
                 Fact(
                     "",
                     "paged optimizers are the third idea: optimizer state moves to the CPU when the GPU is short",
+                    _paged,
                 ),
             ),
         ),

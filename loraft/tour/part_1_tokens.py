@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraft.tour.screens import DECODER, Document, Fact, Part, Screen, Shown, spelt
+from loraft.tour.screens import DECODER, Document, Fact, Part, Screen, Shown, percent, spelt
 
 
 def _tokens_of_hello(answer: Document) -> str:
@@ -13,12 +13,12 @@ def _tokens_of_hello(answer: Document) -> str:
 
 def _likeliest(answer: Document) -> str:
     first = answer["trace"]["steps"][0]
-    named = ", ".join(f"{spelt(each['text'])} {each['probability']:.1%}" for each in first["candidates"][:3])
+    named = ", ".join(f"{spelt(each['text'])} {percent(each['probability'])}" for each in first["candidates"][:3])
     return f"{named}, …; {first['how']}: {spelt(first['taken']['text'])} was taken"
 
 
 def _sampled(answer: Document) -> str:
-    steps = [f"{spelt(each['taken']['text'])} ({each['probability']:.1%})" for each in answer["trace"]["steps"]]
+    steps = [f"{spelt(each['taken']['text'])} ({percent(each['probability'])})" for each in answer["trace"]["steps"]]
     return f"taken here, with the share that the model gave it: {', '.join(steps)}"
 
 
@@ -28,9 +28,9 @@ def _fed(answer: Document) -> str:
 
 
 def _ended(answer: Document) -> str:
-    ending, spelt = answer["trace"]["ending"], answer["trace"]["ended_with"]
+    ending, said = answer["trace"]["ending"], answer["trace"]["ended_with"]
     if ending["by"] == "stop_id":
-        return f"it ended at stop id {ending['token_id']}, {spelt}"
+        return f"it ended at stop id {ending['token_id']}, {said}"
     if ending["by"] == "stop_text":
         return f"it ended at the stop text {ending['text']!r}"
     return f"it ended at the limit of {ending['limit']} tokens"
@@ -43,11 +43,16 @@ def _speeds(answer: Document) -> str:
     return f"{with_it:.1f} tokens/s with the cache, {without:.1f} without, and {apart}"
 
 
-def _prompt_at_once(answer: Document) -> str:
+def prompt_at_once(answer: Document) -> str:
+    """How long reading a prompt takes, and writing as much."""
     both, steps = answer["no_kv_cache"]["with_cache"], answer["trace"]["steps"]
     rate, first = both["decode_tokens_per_second"], len(steps[0]["fed"])
     return f"the prompt's {first} tokens together in {both['prefill_ms']:.0f} ms; then one by one, {rate:.1f} a second"
 
+
+WITHOUT_CACHE = Shown(
+    f'generate {DECODER} --prompt "What is the capital of France?" --dtype float32 --no-kv-cache --trace'
+)
 
 TOKENS = Part(
     "Tokens to text",
@@ -59,7 +64,7 @@ TOKENS = Part(
             (
                 Fact(
                     '"Hello, how are" is three tokens: 15496, 703, 389',
-                    "four with GPT-2's BPE: 15496 Hello, 11 ,, 703 ␣how, 389 ␣are. Spaces belong to tokens, "
+                    "four with GPT-2's BPE: 15496 “Hello”, 11 “,”, 703 “␣how”, 389 “␣are”. Spaces belong to tokens, "
                     "and ids belong to one tokenizer",
                     _tokens_of_hello,
                 ),
@@ -98,12 +103,7 @@ TOKENS = Part(
             "Attention needs the keys and values of all earlier tokens. A KV cache keeps them, so that each step "
             "reads one token only; here everything is read again at each step, and then the same is done with the "
             "cache.",
-            (
-                Shown(
-                    f'generate {DECODER} --prompt "What is the capital of France?" '
-                    "--dtype float32 --no-kv-cache --trace"
-                ),
-            ),
+            (WITHOUT_CACHE,),
             (
                 Fact(
                     "the cache speeds up processing the sequence again",
@@ -113,7 +113,7 @@ TOKENS = Part(
                 Fact(
                     "GPT works in parallel, LSTM in sequence",
                     "training and reading the prompt are parallel; decoding is one token at a time in both",
-                    _prompt_at_once,
+                    prompt_at_once,
                 ),
                 Fact("generation stops at EOS", "a chat model ends its turn, which is a stop id of its own", _ended),
             ),

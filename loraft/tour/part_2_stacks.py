@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from loraft.tour.screens import DECODER, ENCODER, Document, Fact, Part, Screen, Shown, spelt
+from loraft.tour.screens import DECODER, ENCODER, Document, Fact, Part, Screen, Shown, percent, spelt
 
 
 def _vectors(answer: Document) -> str:
     trace = answer["trace"]
     read = f"{trace['encoder']['tokens']} tokens were read once and became as many vectors"
     looks = (
-        ", ".join(f"{spelt(each['text'])} {each['weight']:.1%}" for each in step["attended"])
+        ", ".join(f"{spelt(each['text'])} {percent(each['weight'])}" for each in step["attended"])
         for step in trace["steps"][:2]
     )
     return f"{read}; step 0 looked most at {', step 1 at '.join(looks)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraft.tour.screens import Document, Fact, Part, Screen, Shown
+from loraft.tour.screens import Document, Fact, Part, Screen, Shown, percent
 
 QUERIES_AND_VALUES = "r=8,target_modules=[q_proj,v_proj]"
 
@@ -29,13 +29,13 @@ def _update(begun: Document, _: Document, report: Document) -> str:
     return (
         f"before the first step no gradient comes to {kinds} of any pair, since the other is zero; after four steps, "
         f"with r {adapter['ranks'][0]} and alpha {adapter['alpha']:g}, ‖ΔW‖ is {adapter['norm']:.3f}, "
-        f"{adapter['relative']:.2%} of ‖W‖"
+        f"{percent(adapter['relative'], 2)} of ‖W‖"
     )
 
 
 def _moved(_begun: Document, _: Document, report: Document) -> str:
     layers = report["adapters"][0]["layers"]
-    shares = ", ".join(f"layer {each['index']} {each['relative']:.2%}" for each in layers[::10])
+    shares = ", ".join(f"layer {each['index']} {percent(each['relative'], 2)}" for each in layers[::10])
     return f"‖ΔW‖ in parts of ‖W‖ after four steps: {shares}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraft.tour.screens import DECODER, Document, Fact, Part, Screen, Shown, spelt
+from loraft.tour.screens import DECODER, Document, Fact, Part, Screen, Shown, percent, spelt
 
 
 def _first_layers(answer: Document) -> str:
@@ -30,8 +30,8 @@ def _looks(found: Document) -> str:
     first, most = max(heads, key=lambda each: each[1]["first_token"])
     even, widest = max(heads, key=lambda each: each[1]["entropy_share"])
     return (
-        f"head {first} gives {most['first_token']:.0%} of its weight to the first token; head {even} spreads it most, "
-        f"with {widest['entropy_share']:.0%} of the greatest possible entropy"
+        f"head {first} gives {percent(most['first_token'], 0)} of its weight to the first token; head {even} spreads "
+        f"it most, with {percent(widest['entropy_share'], 0)} of the greatest possible entropy"
     )
 
 

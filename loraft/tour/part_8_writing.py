@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from loraft.tour.part_1_tokens import WITHOUT_CACHE, prompt_at_once
 from loraft.tour.part_7_recurrent import BASELINE, TRAINED, networks
-from loraft.tour.screens import Document, Fact, Part, Screen, Shown
+from loraft.tour.screens import DECODER, Document, Fact, Part, Screen, Shown
 
 
 def _one_by_one(_: Document, report: Document) -> str:
@@ -17,7 +18,11 @@ def _one_by_one(_: Document, report: Document) -> str:
 
 def _copied(_: Document, report: Document) -> str:
     sample = report["samples"][0]
-    return f"right: {sample['reference']} " + " ".join(f"{name}: {said}" for name, said in sample["answers"].items())
+    return "; ".join(f"{name}: {said}" for name, said in {"right": sample["reference"], **sample["answers"]}.items())
+
+
+def _at_this_size(model: Document, answer: Document) -> str:
+    return f"{model['parameters']:,} parameters: {prompt_at_once(answer)}"
 
 
 HOW_BOTH_WRITE = Part(
@@ -35,12 +40,20 @@ HOW_BOTH_WRITE = Part(
                     "networks here are the faster ones because they are so much smaller)",
                     _one_by_one,
                 ),
+                Fact("", "what has to be copied from far back tells the two apart", _copied),
+            ),
+        ),
+        Screen(
+            "Tokens that are known can be read at once where none needs what came out of the one before: so it is in a "
+            "transformer, whatever its size. A recurrent network needs the state that the token before left.",
+            (Shown(f"inspect-layers {DECODER}", only=("model",)), WITHOUT_CACHE),
+            (
                 Fact(
                     "175B parameters enable parallelism",
                     "size does not; the architecture does: a small transformer reads all of a row at once, and a "
                     "recurrent network of any size one token after the other",
+                    _at_this_size,
                 ),
-                Fact("", "what has to be copied from far back tells the two apart", _copied),
             ),
         ),
     ),

@@ -14,8 +14,13 @@ ENCODER = "builtin:all-minilm-l6-v2"
 
 
 def spelt(text: str) -> str:
-    """A token's text with its space and its line end to be seen."""
-    return text.replace(" ", "␣").replace("\n", "⏎")
+    """A token's text in quotes, with its space and its line end to be seen."""
+    return f"“{text.replace(' ', '␣').replace(chr(10), '⏎')}”"
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """A share from 0 to 1, as the commands write it."""
+    return f"{share:.{decimals}%}".replace("%", " %")
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,13 @@ from loraft.config.sections import FROM_WEIGHTS, QuantizationSection
 from loraft.dataset.sampler import BatchSampler
 from loraft.errors import ResourceError
 from loraft.kernels.cross_entropy import targets_in_chunk
+from loraft.models.quantize import quantized_bytes
 from loraft.tokenization.examples import Example
 from loraft.training.known_run import KnownRun, LayerSizes
 from loraft.training.optimizer import KINDS
 
 ROOM = 0.9
 """Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
-BLOCK = 64
-"""Weights that share one block constant in bitsandbytes' 4-bit types."""
-CONSTANTS_BLOCK = 256
-"""Block constants that share one float32 when they are quantized too."""
 
 
 @dataclass(frozen=True)
@@ -129,23 +126,6 @@ def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
         # torch.cuda's own peak, which is what is compared, leaves out the context.
         runtime=0 if sizes.device == "cuda" else int(psutil.Process().memory_info().rss),
     )
-
-
-def quantized_bytes(parameters: int, rows: int, quantization: QuantizationSection | None) -> int:
-    """The bytes of quantized weights with their constants.
-
-    In 4 bits half a byte a number, and for each block of 64 a float32 constant; double quantization makes it one byte
-    and a float32 for each 256 constants. In 8 bits a byte a number, and a float32 for each of the `rows` of weights.
-
-    Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314); Dettmers et al. 2022, LLM.int8().
-    """
-    if quantization is None:
-        return 0
-    if quantization.bits == 8:
-        return parameters + 4 * rows
-    blocks = parameters / BLOCK
-    constants = blocks * (1 + 4 / CONSTANTS_BLOCK) if quantization.double_quant else 4 * blocks
-    return int(parameters / 2 + constants)
 
 
 def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool) -> int:

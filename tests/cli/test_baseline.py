@@ -109,6 +109,9 @@ def test_classifiers_of_both_cells_stand_beside_the_run(place: Path) -> None:
     assert [each["name"] for each in found["networks"]] == ["fine-tuned", "lstm", "rnn"]
     assert all(set(each["figures"]) == {"loss", "accuracy", "macro_f1", "mcc"} for each in found["networks"])
     assert all(each["writing"] is None and each["row_seconds"] > 0 for each in found["networks"])
+    padded = [each["padded"] for each in found["networks"]]
+    assert all(each["padding"] > 0 for each in padded), "C50: the last real token decides"
+    assert [each["loss_padded"] for each in padded] == pytest.approx([each["loss_alone"] for each in padded], abs=1e-5)
     assert set(found["differences"]) == {"lstm", "rnn"}
     assert len(found["gradient"]["networks"]) == 5
     assert found["samples"][0]["answers"]["rnn"] in ("late", "fine", "other")

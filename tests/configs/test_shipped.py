@@ -20,7 +20,7 @@ from loraft.config.schema_info import unused_keys
 from loraft.config.sections import DataSource, QuantizationSection
 from loraft.errors import ResourceError
 from loraft.models.device import DeviceConfig
-from loraft.training.memory import quantized_bytes
+from loraft.models.quantize import quantized_bytes
 from loraft.training.run_plan import RunPlan, plan_run
 from tests.inspection.test_layers import LLAMA_2_7B, LLAMA_2_70B, config_alone
 from tests.tiny import mostly_slow, save_tiny, tiny_tokenizer

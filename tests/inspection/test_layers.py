@@ -20,7 +20,9 @@ from loraft.errors import AdapterError, ModelError
 from loraft.inspection.layers import ModelTable, model_table
 from loraft.inspection.layers_report import inspect_layers
 from loraft.models.registry import FAMILIES
+from loraft.training.run_plan import plan_run
 from tests.tiny import SIZES, VOCABULARY, mostly_slow, save_tiny, tiny_model
+from tests.training.building import tiny_config
 
 LLAMA_2_7B = {
     "architectures": ["LlamaForCausalLM"],
@@ -431,3 +433,24 @@ def test_the_api_looks_too(tmp_path: Path) -> None:
         inspect_layers(folder, lora=load_lora("r=8")).as_dict()
         == inspect_layers(folder, lora=load_lora("r=8")).as_dict()
     )
+
+
+@pytest.mark.parametrize("model_type", mostly_slow(["llama", "gpt2", "t5"], "llama"))
+def test_what_qlora_keeps_is_what_the_plan_says(tmp_path: Path, model_type: str) -> None:
+    task = "seq2seq_lm" if model_type == "t5" else "causal_lm"
+    plan = plan_run(tiny_config(tmp_path, task=task, model_type=model_type, method="qlora", model__dtype="bfloat16"))
+    found = model_table(ModelSection(name_or_path=plan.config.model.name_or_path), None).anatomy.qlora
+    assert found is not None
+    assert (found.parameters, found.bytes) == (plan.shape.quantized_parameters, plan.memory.weights)
+
+
+def test_of_llama_2_7b_qlora_keeps_four_bits_a_parameter(tmp_path: Path) -> None:
+    found = table_of(config_alone(tmp_path / "llama", LLAMA_2_7B)).anatomy.qlora
+    assert found is not None
+    assert found.parameters == 6_476_005_376
+    assert found.bytes == pytest.approx(found.parameters * 4.127 / 8 + 2 * (6_738_415_616 - found.parameters), rel=1e-4)
+
+
+def test_what_cannot_be_quantized_has_no_such_figure(tmp_path: Path) -> None:
+    rwkv = {"model_type": "rwkv", "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}
+    assert table_of(config_alone(tmp_path / "rwkv", rwkv)).anatomy.qlora is None

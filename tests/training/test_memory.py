@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from loraft.config.sections import QuantizationSection
+from loraft.models.quantize import quantized_bytes
 from loraft.training.known_run import LayerSizes
-from loraft.training.memory import StackSizes, TrainingSizes, peak_bytes, predict, quantized_bytes
+from loraft.training.memory import StackSizes, TrainingSizes, peak_bytes, predict
 from loraft.training.optimizer import KINDS, TrainedTensor
 
 STACK = StackSizes(

@@ -11,7 +11,18 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from loraft.cli.console import printable
-from loraft.cli.text_tables import NUMBERS, as_bytes, as_count, as_duration, as_figure, facts, label, text_table, titled
+from loraft.cli.text_tables import (
+    NUMBERS,
+    as_bytes,
+    as_count,
+    as_duration,
+    as_figure,
+    as_measure,
+    facts,
+    label,
+    text_table,
+    titled,
+)
 from loraft.cli.views.plots import PlottedLine, plot_lines
 from loraft.cli.wording import in_options
 
@@ -83,6 +94,9 @@ def _costs(networks: Sequence[ComparedNetwork]) -> RenderableType:
     ]
     if any(each.row_seconds is not None for each in networks):
         rows.append(["one row alone, ms", *(f"{1000 * (each.row_seconds or 0):.2f}" for each in networks)])
+    if padding := networks[0].padded.padding:
+        rows.append(["loss of a row alone", *(as_measure(each.padded.loss_alone) for each in networks)])
+        rows.append([f"padded by {padding}", *(as_measure(each.padded.loss_padded) for each in networks)])
     written = [each.writing for each in networks if each.writing is not None]
     if written:
         most = max(each.tokens for each in written)

@@ -214,6 +214,9 @@ def _model(document: Document) -> dict[str, object]:
     rows["context length"] = document["context_length"]
     rows["parameters"] = document["parameters"]
     rows["stored"] = f"{_by_dtype(document['bytes_by_dtype'], as_bytes)} (from {document['dtype_source']})"
+    if qlora := document["qlora"]:
+        in_4_bits = f"{as_count(qlora['parameters'])} parameters in nf4, the others in 16 bits"
+        rows["for QLoRA"] = f"{as_bytes(qlora['bytes'])}: {in_4_bits}"
     if cache := document["kv_cache_bytes_per_token"]:
         rows["KV cache"] = f"{as_count(cache)} bytes a token in {document['kv_cache_dtype']}"
     return rows
