@@ -10,7 +10,7 @@ from loraft.baselines.compared_model import Writing
 from loraft.baselines.gradient_reach import GradientReach
 from loraft.baselines.recurrent import Cell
 from loraft.baselines.train_recurrent import TriedRate
-from loraft.evaluation.metrics import BOOTSTRAP, PairedDifference
+from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from loraft.baselines.train_recurrent import TrainedNetwork, shape_of, train_rec
 from loraft.config.schema import RunConfig
 from loraft.dataset.source_rows import read_sources
 from loraft.errors import ConfigError, Problem
+from loraft.evaluation.bootstrap import PairedDifference
 from loraft.evaluation.eval_dataset import EvalExample, EvalPurpose, EvaluatedRows, questions_of, with_questions
 from loraft.evaluation.evaluator import EvalModel, Evaluation, evaluate
-from loraft.evaluation.metrics import PairedDifference
 from loraft.evaluation.open_model import chosen_metrics, tell
 from loraft.evaluation.past_run import run_of
 from loraft.events import Note, Observer, Progress, ignored

@@ -15,15 +15,13 @@ from pathlib import Path
 from time import perf_counter
 
 from loraft.errors import DataError, Interrupted, NonFiniteError
+from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference, paired_differences
 from loraft.evaluation.eval_dataset import EvalExample, EvaluatedRows
 from loraft.evaluation.metrics import (
-    BOOTSTRAP,
     METRICS,
     LabelTally,
-    PairedDifference,
     RowTally,
     losses,
-    paired_differences,
 )
 from loraft.events import Observer, Progress
 from loraft.io.jsonl import JsonLines, open_jsonl

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from loraft.evaluation import metrics
-from loraft.evaluation.metrics import Counts, Figures, RowTally, paired_differences
+from loraft.evaluation.bootstrap import paired_differences
+from loraft.evaluation.metrics import Counts, Figures, RowTally
 
 
 def losses(*rows: float) -> Callable[[Counts | None], Figures]:
