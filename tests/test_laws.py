@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from types import UnionType
@@ -17,6 +16,7 @@ from typing import Any
 import grimp
 import pytest
 
+from tests.parsed import nodes, tree
 from tests.words import WORDS
 
 ROOT = Path(__file__).parent.parent
@@ -58,14 +58,9 @@ def module_id(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
-def imported_names(module: ast.AST) -> Iterator[str]:
+def imported_names(path: Path) -> Iterator[str]:
     """Every import anywhere in a file, dotted: `import a.b` and `from a.b import c` give a.b and a.b.c."""
-    for node in ast.walk(module):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -73,7 +68,7 @@ def imported_names(module: ast.AST) -> Iterator[str]:
 
 
 def definitions(path: Path, kinds: type[ast.AST] | UnionType) -> list[Any]:
-    return [node for node in ast.walk(tree(path)) if isinstance(node, kinds)]
+    return [node for node in nodes(path) if isinstance(node, kinds)]
 
 
 def over(limit: int, sizes: dict[str, int], allowed: set[str]) -> None:
@@ -169,7 +164,7 @@ for module in {light_modules()!r}:
 def test_one_door_each() -> None:
     for path in MODULES:
         place = path.relative_to(LIBRARY).as_posix()
-        names = list(imported_names(tree(path)))
+        names = list(imported_names(path))
         for power, doors in DOORS.items():
             used = [name for name in names if f"{name}.".startswith(f"{power}.")]
             assert not used or place.startswith(doors), f"{place} imports {used}"
@@ -206,7 +201,7 @@ def test_no_file_is_named_for_nothing() -> None:
     classes = {
         node.name: module_id(path)
         for path in MODULES
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.ClassDef) and re.match(r"Base[A-Z]|.*Manager$", node.name)
     }
     assert classes == {}
@@ -215,7 +210,7 @@ def test_no_file_is_named_for_nothing() -> None:
 def rows_named_in(path: Path) -> set[str]:
     """The rows that the tests of a file name: `test_c5_…`, or C5 in the docstring."""
     found: set[str] = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             found |= {f"C{number}" for number in re.findall(r"(?<![a-z0-9])c(\d+)(?![a-z0-9])", node.name)}
             found |= set(re.findall(r"\bC\d+\b", ast.get_docstring(node) or ""))

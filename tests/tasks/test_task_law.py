@@ -11,6 +11,7 @@ from loraft.config.choices import TaskName
 from loraft.rows import formats, labels
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
+from tests.parsed import nodes
 
 LIBRARY = Path(formats.__file__).parent.parent
 ABOVE = [
@@ -39,7 +40,7 @@ def test_no_file_but_the_tasks_asks_which_task_it_is() -> None:
         f"{path.relative_to(LIBRARY)}:{node.lineno}: {node.value}"
         for path in ABOVE
         if path.relative_to(LIBRARY).as_posix() not in NAMES_OF_TASKS
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.Constant) and node.value in get_args(TaskName)
     ]
     assert found == []
@@ -49,7 +50,7 @@ def test_no_file_but_the_tasks_asks_what_kind_a_row_or_a_batch_is() -> None:
     found = [
         f"{path.relative_to(LIBRARY)}:{node.lineno}: {ast.unparse(node)}"
         for path in ABOVE
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance"
         if any(name.endswith(OWN) for name in named(node.args[1]))
     ]
