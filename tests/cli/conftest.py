@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     save_tiny(folder / "model")
     rows = [{"messages": [_said("user", question), _said("assistant", ANSWER)]} for question in QUESTIONS * 5]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "tickets.yaml").write_text(config_text(steps=60, every=20) + "generation: {max_new_tokens: 12}\n")
+    (folder / "tickets.yaml").write_text(config_text(steps=60, every=20))
     events: list[Event] = []
     before = Path.cwd()
     os.chdir(folder)
@@ -77,6 +77,7 @@ def config_text(train: str = "rows.jsonl", method: str = "lora", *, steps: int =
         f"data: {{train: {train}, eval: rows.jsonl}}\n"
         f"training: {{max_steps: {steps}, learning_rate: 0.03, per_device_train_batch_size: 4, logging_steps: 2,"
         f" eval_steps: {every}, save_steps: {every}, sample_prompts: ['Capital?']}}\n"
+        "generation: {max_new_tokens: 12}\n"  # a model that knows nothing yet does not end
     )
 
 
