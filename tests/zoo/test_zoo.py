@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import mostly_slow
 from tests.zoo.cells import CELLS, Tried, failures, path_of
 from tests.zoo.models import ALL, QUICK
 from tests.zoo.not_alone import NOT_ALONE, trained_alone
 from tests.zoo.not_yet import NOT_YET, PLAIN
 
 SOON_DONE = ("check", "loss", "adapter", "peft", "generate")
-"""The cells of the quick subset: resuming and merging take as long again, and are slow tests of it."""
+"""What is tried of the quick subset without `--slow`: resuming and merging take as long again."""
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +24,11 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-@pytest.mark.parametrize(("group", "model_type"), QUICK)
-def test_the_most_used_are_trained_and_answer(tmp_path: Path, group: str, model_type: str) -> None:
-    assert tried(tmp_path, group, model_type, SOON_DONE) == {}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("group", "model_type"), [each for each in ALL if trained_alone(*each)])
-def test_every_type_in_every_cell(tmp_path: Path, group: str, model_type: str) -> None:
+@pytest.mark.parametrize(("group", "model_type"), mostly_slow([each for each in ALL if trained_alone(*each)], *QUICK))
+def test_every_type_in_every_cell(tmp_path: Path, group: str, model_type: str, pytestconfig: pytest.Config) -> None:
     """A cell that begins to work fails here too: then its reason in `not_yet.py` goes."""
-    cells = tuple(cell for cell in CELLS if cell != NOT_ALONE.get((group, model_type), ("",))[0])
+    every = CELLS if pytestconfig.getoption("--slow") else SOON_DONE
+    cells = tuple(cell for cell in every if cell != NOT_ALONE.get((group, model_type), ("",))[0])
     failed = tried(tmp_path, group, model_type, cells)
     assert set(failed) == set(NOT_YET.get((group, model_type), {})), failed
     if "check" not in failed:
