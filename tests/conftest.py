@@ -6,8 +6,9 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 # What is started in the background of a script ignores Ctrl-C, and what nohup starts the end of its terminal: so would
 # every command that a test starts and stops.
@@ -27,11 +28,20 @@ import pytest
 
 from tests.words import WORDS, Wording, Words
 
+QUICK = 1.5
+"""Seconds of the processor that a test may take which is not slow; the first to import something is forgiven."""
+TAKEN = "seconds of the processor"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--slow` runs what needs a real model or more than a few seconds."""
     parser.addoption("--slow", action="store_true", help="run the slow tests too (real models, long runs)")
     parser.addoption("--renew-words", action="store_true", help="take what tests are told as what they should be told")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say that tests are left out."""
+    return None if config.getoption("--slow") else "slow tests are left out: --slow runs them"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,7 +60,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip slow and GPU tests where they cannot or should not run, and say why."""
+    """Leave out slow tests that were not asked for, and skip those of a GPU where there is none."""
     config.stash[WORDS].collected = {item.nodeid for item in items}
     slow = config.getoption("--slow")
     seen: Counter[str] = Counter()
@@ -60,10 +70,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             seen[test] += 1
             if seen[test] > mark.args[0]:
                 item.add_marker(pytest.mark.slow)
-        if "slow" in item.keywords and not slow:
-            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if "gpu" in item.keywords and not has_cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and torch sees none"))
+    if not slow:
+        left_out = [item for item in items if "slow" in item.keywords]
+        config.hook.pytest_deselected(items=left_out)  # each that is skipped would be set up, and told of
+        items[:] = [item for item in items if "slow" not in item.keywords]
 
 
 def pytest_collection_finish() -> None:
@@ -74,6 +86,23 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000)  # a model is many small objects, and the 700 of Python's default are soon there
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Measure what is not slow: the time of the processor, which others that use the machine do not lengthen much."""
+    began, loaded = time.process_time(), len(sys.modules)
+    yield
+    taken = time.process_time() - began
+    if taken > QUICK and "slow" not in item.keywords and len(sys.modules) < loaded + 20:
+        item.user_properties.append((TAKEN, taken))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that are not as quick as they should be."""
+    for report in terminalreporter.stats.get("passed", ()):
+        if (taken := dict(report.user_properties).get(TAKEN)) is not None:
+            terminalreporter.line(f"{report.nodeid} took {taken:.1f} s of the processor: is it slow?", yellow=True)
 
 
 def has_cuda() -> bool:
