@@ -31,6 +31,8 @@ from loraft.models.registry import DECODERS, FAMILIES
 TINY_MODEL_TYPES = tuple(DECODERS)
 TINY_OTHERS = tuple(model_type for model_type in FAMILIES if model_type not in DECODERS)
 """The families of other kinds: encoders and encoder-decoders."""
+TELLING = ("llama", "gpt2", "gemma2", "cohere2", "bloom", "mixtral", "t5", "bart", "bert", "deberta-v2")
+"""The families that are least like one another: tests of every family are quick with them, and slow with the others."""
 VOCABULARY = 320
 
 CHATML = (

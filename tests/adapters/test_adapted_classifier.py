@@ -47,7 +47,7 @@ def scores(adapted: AdaptedModel, opened: Classifier) -> torch.Tensor:
     return Classifier(adapted.loaded, adapted.model, opened.renderer, None, None, None, ()).logits(opened.tokens(TEXTS))
 
 
-@pytest.mark.slow_after(3)
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 @pytest.mark.parametrize("model_type", SOME)
 def test_c20_what_was_saved_gives_identical_logits(tmp_path: Path, model_type: str, method: str) -> None:

@@ -17,7 +17,7 @@ from loraft.errors import AdapterError
 from loraft.models.load_model import LoadedModel
 from loraft.models.quantize import make_trainable, quantization_config
 from tests.adapters.setting import FACTS, IDS, Rendering, disturb, logits, run_config, tiny_loaded
-from tests.tiny import TINY_MODEL_TYPES
+from tests.tiny import TINY_MODEL_TYPES, mostly_slow
 
 
 @pytest.mark.slow_after(7)
@@ -33,7 +33,7 @@ def test_every_family_is_adapted_where_its_row_says(tmp_path: Path, model_type: 
 
 
 @pytest.mark.parametrize("words", ["attention", "mlp"])
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "bloom"])
+@pytest.mark.parametrize("model_type", mostly_slow(["llama", "gpt2", "gpt_neox", "bloom"], "llama", "gpt2"))
 def test_attention_and_mlp_are_apart_and_together_everything(tmp_path: Path, model_type: str, words: str) -> None:
     loaded = tiny_loaded(tmp_path, model_type)
     targets = attach(loaded, run_config(target_modules=words)).targets

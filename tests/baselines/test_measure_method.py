@@ -52,6 +52,7 @@ def test_the_bytes_of_qlora_are_half_a_byte_a_weight_with_the_constants(tmp_path
     assert cost.memory["weights"] >= sum(cost.frozen_bytes.values())
 
 
+@pytest.mark.slow
 def test_all_methods_see_the_same_rows_over_more_than_an_epoch(tmp_path: Path) -> None:
     """Twelve rows, four in a batch: an epoch is three steps."""
     config = tiny_config(tmp_path)

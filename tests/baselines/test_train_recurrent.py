@@ -28,6 +28,7 @@ def accuracy(model: RecurrentModel, rows: list[Example]) -> float:
     return float((logits.argmax(1) == torch.tensor([row.labels[0] for row in rows])).float().mean())
 
 
+@pytest.mark.slow_after(1)
 @both_cells
 def test_it_learns_what_has_to_be_remembered(cell: Cell) -> None:
     found = trained(cell)

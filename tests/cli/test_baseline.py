@@ -95,6 +95,7 @@ def test_what_writes_stands_beside_the_run(place: Path, monkeypatch: pytest.Monk
     assert all(sample["answers"].keys() == {"fine-tuned", "lstm"} for sample in found["samples"])
 
 
+@pytest.mark.slow
 def test_its_figures_are_those_of_an_evaluation(place: Path) -> None:
     for name in ("chats", "topics"):
         done = loraft("evaluate", name, "--json", cwd=place)
@@ -117,6 +118,7 @@ def test_classifiers_of_both_cells_stand_beside_the_run(place: Path) -> None:
     assert found["samples"][0]["answers"]["rnn"] in ("late", "fine", "other")
 
 
+@pytest.mark.slow
 def test_the_seed_repeats_it(place: Path) -> None:
     def lasting(seed: int) -> Any:
         found = told(place, "topics.yaml", f"seed={seed}", "--run", "topics", "--cell", "rnn")
@@ -170,6 +172,7 @@ def test_a_network_that_there_is_not_is_refused(place: Path) -> None:
         assert error.value.problems[0].parameter == "cells"
 
 
+@pytest.mark.slow
 def test_a_run_on_other_rows_is_told_of(place: Path) -> None:
     write_rows(place / "more.jsonl", rows(20))
     done = loraft("baseline", "chats.yaml", "data.train=more.jsonl", "--run", "chats", cwd=place)
@@ -255,6 +258,7 @@ def test_a_run_that_has_not_ended_is_refused(place: Path, wording: Wording) -> N
     wording(refused(loraft("baseline", "chats.yaml", cwd=place)))
 
 
+@pytest.mark.slow
 def test_a_run_of_another_tokenizer_is_refused(place: Path, wording: Wording) -> None:
     from tests.tiny import tiny_tokenizer
 
@@ -267,6 +271,7 @@ def test_a_run_of_another_tokenizer_is_refused(place: Path, wording: Wording) ->
     wording(refused(loraft("baseline", "chats.yaml", "--run", "others", cwd=place)).partition("as asked for ")[2])
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "where",
     [

@@ -190,6 +190,7 @@ def test_a_template_that_cannot_render_the_rows(place: Path) -> None:
     assert "no roles please" in refused(loraft("check", "c.yaml", "data.chat_template=strict.jinja", cwd=place))
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_another_run_is_left_as_it_is(place: Path) -> None:
     assert loraft("train", "c.yaml", cwd=place).returncode == 0
     before = {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()}
@@ -198,6 +199,7 @@ def test_a_folder_that_holds_another_run_is_left_as_it_is(place: Path) -> None:
     assert loraft("train", "c.yaml", "seed=1", "--overwrite", cwd=place).returncode == 0
 
 
+@pytest.mark.slow
 def test_runs_without_a_name_are_numbered(place: Path) -> None:
     for _ in range(2):
         assert loraft("train", "c.yaml", "training.output_dir=null", cwd=place).returncode == 0

@@ -119,6 +119,7 @@ def test_rows_are_written_with_prediction_reference_loss_and_tokens(place: Path)
     assert len((place / "o.jsonl").read_text().splitlines()) == 9
 
 
+@pytest.mark.slow
 def test_every_format_of_training_is_a_format_of_evaluation(place: Path) -> None:
     write_rows(place / "alpaca.jsonl", [{"instruction": "say", "output": "so", "text": "say so"}])
     (place / "pairs.csv").write_text("prompt,completion\nthe order, is late\n")

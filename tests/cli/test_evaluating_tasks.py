@@ -59,7 +59,7 @@ def told(place: Path, *words: str) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["turns", "topics"])
 def test_a_run_is_measured_on_its_held_out_rows_to_the_loss_that_training_logged(place: Path, name: str) -> None:
     logged = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]

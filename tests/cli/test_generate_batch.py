@@ -88,6 +88,7 @@ def test_voices_beside_one_another(loraft: Loraft) -> None:
     assert len([line for line in lines if line[-6:] == ends]) == 2
 
 
+@pytest.mark.slow
 def test_many_voices_stand_below_one_another(loraft: Loraft) -> None:
     for name in "abcd":
         shutil.copytree("run/adapter", f"adapters/{name}")

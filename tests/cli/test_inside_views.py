@@ -95,6 +95,7 @@ def test_both_stacks_of_an_encoder_decoder_and_what_lies_between() -> None:
     assert "its own greedy answer" in text
 
 
+@pytest.mark.slow
 def test_an_adapter_reads_as_it_was_trained(here: Path) -> None:
     adapter(here / "one")
     moved, base = document("one", "--activations", PROMPT), document("base", "--activations", PROMPT)
@@ -264,28 +265,33 @@ def test_a_picture_without_matplotlib_names_the_extra(monkeypatch: pytest.Monkey
     assert "pip install 'loraft[plot]'" in result.stderr
 
 
+DRAWN = {
+    "activations": ["t5", "--activations", PROMPT],
+    "moves": ["one"],
+    "two adapters": ["--adapter", "a=one", "--adapter", "b=one"],
+    "gradients": ["--gradients", "run.yaml"],
+}
+
+
 @pytest.mark.parametrize("ending", mostly_slow(["png", "svg"], "svg"))
-def test_pictures_of_each_kind(here: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", mostly_slow(DRAWN, "moves", "gradients"))
+def test_pictures_of_each_kind(here: Path, what: str, ending: str) -> None:
+    config()
     adapter(here / "one")
     save_tiny(here / "t5", "t5")
-    drawn = (
-        ["t5", "--activations", PROMPT],
-        ["one"],
-        ["--adapter", "a=one", "--adapter", "b=one"],
-        ["--gradients", config()],
-    )
-    for number, arguments in enumerate(drawn):
-        result = inspect(*arguments, "--plot", f"{number}.{ending}")
-        assert result.exit_code == 0, result.stderr
-        assert result.stdout.endswith(f"wrote {number}.{ending}\n")
-        content = Path(f"{number}.{ending}").read_bytes()
-        assert content.startswith(PNG) if ending == "png" else b"</svg>" in content
-    assert document("one", "--plot", f"x.{ending}")["plot"] == f"x.{ending}"
-    if ending == "svg":
-        assert "how far each layer moved" in Path("1.svg").read_text(encoding="utf-8"), "text stays text"
-        assert Path("x.svg").read_bytes() == Path("1.svg").read_bytes(), "the same each time"
+    result = inspect(*DRAWN[what], "--plot", f"a.{ending}")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.endswith(f"wrote a.{ending}\n")
+    content = Path(f"a.{ending}").read_bytes()
+    assert content.startswith(PNG) if ending == "png" else b"</svg>" in content
+    if what == "moves":
+        assert document(*DRAWN[what], "--plot", f"b.{ending}")["plot"] == f"b.{ending}"
+        if ending == "svg":
+            assert "how far each layer moved" in content.decode(), "text stays text"
+            assert Path("b.svg").read_bytes() == content, "the same each time"
 
 
+@pytest.mark.slow
 def test_what_is_no_number_leaves_a_gap(here: Path) -> None:
     adapter(here / "one")
     found = document("one")
@@ -312,6 +318,7 @@ def test_a_disk_that_takes_no_picture(here: Path, monkeypatch: pytest.MonkeyPatc
     assert "out.png: cannot be written: No space left on device" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_model_is_told_as_it_is() -> None:
     written = config()
     weights = load_file("model/model.safetensors")

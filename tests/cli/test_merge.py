@@ -59,6 +59,7 @@ def test_what_it_warns_of_is_a_note_and_in_the_document(loraft: Loraft) -> None:
     assert f"note: {warning}" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("place")
 def test_what_a_library_prints_is_not_on_standard_output(loraft: Loraft, monkeypatch: pytest.MonkeyPatch) -> None:
     def noisy(model: torch.nn.Module, *_: object) -> torch.nn.Module:

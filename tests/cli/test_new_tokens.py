@@ -125,7 +125,7 @@ def test_a_head_with_a_bias_and_ties_that_peft_does_not_know_are_refused(tmp_pat
     assert "bias" in refused(loraft("check", "c.yaml", cwd=folder))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full", "qlora"])
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path, method: str) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 128}

@@ -46,7 +46,7 @@ def train(place: Path, *words: str) -> Done:
     return done
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "names", "indices", "pattern"),
     [
@@ -133,7 +133,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("bad", BAD_ROWS)
 def test_a_bad_pair_is_named_with_line_and_field(place: Path, bad: str) -> None:
     row, messages = BAD_ROWS[bad]
@@ -154,6 +154,7 @@ def test_long_targets_are_cut_where_that_is_asked_for(place: Path) -> None:
     train(place, *words)
 
 
+@pytest.mark.slow
 def test_sample_prompts_are_answered_as_generate_answers(place: Path) -> None:
     train(place, "training.sample_prompts=[the order]", "data.source_prefix='turn: '")
     samples = [json.loads(line) for line in (place / "run" / "samples.jsonl").read_text().splitlines()]

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Loraft
 from tests.rows.files import PAIRS, TYPES, written
+from tests.tiny import mostly_slow
 from tests.words import Wording
 
 TO_ITS_END = ("data.eval=null", "training.max_steps=2", "training.sample_prompts=[]")
@@ -31,7 +32,7 @@ def weights(run: str) -> bytes:
     return Path(run, "adapter/adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", mostly_slow(TYPES, ".csv", ".parquet"))
 def test_check_tells_the_same_of_every_type_of_file(loraft: Loraft, place: Path, kind: str) -> None:
     plain = tokens_of(checked(loraft, f"data.train={written(place, '.jsonl')}", "data.eval=null"))
     rows = written(place, kind)
@@ -83,6 +84,7 @@ def test_limit_and_order_are_what_the_config_says(loraft: Loraft, place: Path, w
         wording(refused.stderr)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_run_in_the_order_of_its_files_goes_on_where_it_was(loraft: Loraft, place: Path, streaming: bool) -> None:
     kept = ("data.shuffle=false", f"data.streaming={str(streaming).lower()}", *TO_ITS_END)

@@ -98,6 +98,7 @@ def test_check_says_what_lora_on_a_quantized_folder_is(tmp_path: Path, kind: str
     assert lora["model"]["quantization"] == qlora["model"]["quantization"]
 
 
+@pytest.mark.slow
 def test_qlora_on_a_quantized_folder_trains_what_lora_does(tmp_path: Path) -> None:
     folder = place(tmp_path, "nf4")
     answer(folder, "train", "c.yaml", "method=lora", "training.output_dir=run")

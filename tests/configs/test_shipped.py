@@ -119,7 +119,7 @@ def one_step(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"training": training, "data": data})
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", mostly_slow(LOADED, *(name for name in LOADED if name != "qlora-llama2-70b")))
 def test_it_trains_a_step_on_a_tiny_model_of_its_family(name: str, tmp_path: Path, cache: Path) -> None:
     run = api.train(one_step(tiny_stand_in(LOADED[name], tmp_path), tmp_path))

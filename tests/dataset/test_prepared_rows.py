@@ -154,6 +154,7 @@ def mutated(line: bytes, random: Random) -> bytes:
     return line.replace(b"\n", b" ")
 
 
+@pytest.mark.slow
 def test_c46_a_thousand_mutated_rows(prepared: Prepare, tmp_path: Path) -> None:
     random = Random(46)
     good = json.dumps(chat("what is two and two?", "four")).encode()

@@ -64,6 +64,7 @@ def test_errors_of_rows_keep_their_line(tmp_path: Path) -> None:
             prepared(path, num_proc=count, chat_template=str(template))
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = rows(tmp_path / "a.jsonl", 1200)
     monkeypatch.setattr(tokenize_rows, "SERVE", "import sys; sys.stdin.buffer.read(100)")

@@ -39,7 +39,7 @@ def evaluated(place: Path, target: str = "run", **arguments: Any) -> Evaluation:
     return api.evaluate(choice, **{"data": place / "rows.jsonl"} | arguments)
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_c38_the_loss_is_of_all_rows_whatever_the_batch(place: Path, batch_size: int) -> None:
     """C38, against transformers' own forward of the merged model, row by row. 1e-5: merging rounds in float32."""
@@ -57,6 +57,7 @@ def test_c38_the_loss_is_of_all_rows_whatever_the_batch(place: Path, batch_size:
         assert (found.task, found.rows, found.measured.perplexity) == ("seq_cls", 23, None)
 
 
+@pytest.mark.slow_after(1)
 def test_the_figures_are_those_of_the_rows_in_the_file(place: Path, tmp_path: Path) -> None:
     found = evaluated(place, output=tmp_path / "o.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
@@ -110,6 +111,7 @@ def test_a_head_that_was_trained_new_has_no_base_to_compare_with(place: Path) ->
         evaluated(place, baseline=True)
 
 
+@pytest.mark.slow
 def test_an_adapter_on_a_classifier_is_compared_with_it(tmp_path: Path) -> None:
     """The base is a classifier of the same classes, whose own head answers for it."""
     api.train(classifier_config(tmp_path, method="full", training__max_steps=2))

@@ -60,7 +60,7 @@ def reference_loss(place: Path) -> tuple[float, int]:
     return total / tokens, tokens
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_c38_the_loss_is_that_of_transformers_for_every_batch_size(place: Path, batch_size: int) -> None:
     """C38: total negative log-likelihood / tokens of the targets. 1e-6: float32 sums in another order."""
@@ -70,7 +70,7 @@ def test_c38_the_loss_is_that_of_transformers_for_every_batch_size(place: Path, 
     assert (found.task, found.tokens, found.rows, found.references) == ("seq2seq_lm", tokens, 11, 11)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 def test_answers_are_those_of_generate_and_measured_as_translations(place: Path, tmp_path: Path) -> None:
     output = tmp_path / "o.jsonl"
     found = evaluated(place, metrics=None, output=output, limit=4, baseline=True)
@@ -84,7 +84,7 @@ def test_answers_are_those_of_generate_and_measured_as_translations(place: Path,
             assert said["prediction"] == api.generate(choice, prompt=prompt, options=SHORT).completion.completion
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 def test_languages_are_those_of_the_adapter_and_may_be_said(place: Path) -> None:
     plain, turned = evaluated(place), evaluated(place, data=place / "turned.jsonl")
     assert plain.measured.loss == turned.measured.loss

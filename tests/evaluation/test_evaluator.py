@@ -27,7 +27,7 @@ from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat
 from loraft.training.memory import peak_bytes
 from tests.inference.voices import adapter_in, base_in
-from tests.tiny import tiny_sizes, tiny_tokenizer
+from tests.tiny import mostly_slow, tiny_sizes, tiny_tokenizer
 from tests.training.building import pairs, rows, tiny_config, write_rows
 from tests.training.classifiers import labelled_rows
 
@@ -67,7 +67,7 @@ def reference_loss(place: Path) -> tuple[float, int]:
     return total / tokens, tokens
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", mostly_slow([1, 3, 8], 3))
 def test_c38_the_loss_is_that_of_transformers_for_every_batch_size(place: Path, batch_size: int) -> None:
     """C38: total negative log-likelihood / total tokens. 1e-6: float32 sums in another order."""
     found = evaluated(place, batch_size=batch_size)
@@ -283,6 +283,7 @@ def test_a_file_is_read_by_the_names_that_are_given_those_of_the_run_or_its_own(
     assert len(rows_of(source, tiny_tokenizer(), positions=None).items) == 3
 
 
+@pytest.mark.slow
 def test_the_training_rows_of_a_stream_are_not_read_to_evaluate(tmp_path: Path) -> None:
     """Only their first rows are looked at: a bad one far behind them is no fault of the held-out rows."""
     write_rows(tmp_path / "many.jsonl", rows(12) * 100)

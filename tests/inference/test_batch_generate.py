@@ -109,6 +109,7 @@ def test_a_run_that_was_cut_short_ends_with_the_same_bytes(session: Session, tmp
     assert progress[0].done >= held
 
 
+@pytest.mark.slow
 def test_a_finished_file_is_left_as_it_is(session: Session, tmp_path: Path) -> None:
     run(session, tmp_path, "o.jsonl")
     before = (tmp_path / "o.jsonl").read_bytes()
@@ -117,6 +118,7 @@ def test_a_finished_file_is_left_as_it_is(session: Session, tmp_path: Path) -> N
     assert (tmp_path / "o.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_number_of_rows_at_a_time_goes_on_with_it(session: Session, tmp_path: Path) -> None:
     run(session, tmp_path, "whole.jsonl")
     whole = (tmp_path / "whole.jsonl").read_bytes()
@@ -126,6 +128,7 @@ def test_another_number_of_rows_at_a_time_goes_on_with_it(session: Session, tmp_
     assert rows_of(tmp_path / "o.jsonl") == rows_of(tmp_path / "whole.jsonl")
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "options", [GenerationRequest(max_new_tokens=10, temperature=0.8, seed=4), GenerationRequest(max_new_tokens=9)]
 )
@@ -149,6 +152,7 @@ def test_another_adapter_or_another_storage_does_not_go_on_with_it(
             run(other, tmp_path, "o.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [

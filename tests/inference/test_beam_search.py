@@ -13,7 +13,7 @@ from loraft.inference.engine import complete_batch, stream
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.sampling import SamplingParams
 from tests.inference.test_engine import TOKENIZER, prompts
-from tests.tiny import tiny_model
+from tests.tiny import mostly_slow, tiny_model
 
 STOPS = list(range(270, 300))
 
@@ -28,7 +28,7 @@ def of_transformers(model: PreTrainedModel, prompt: list[int], stops: list[int] 
 
 
 @pytest.mark.slow_after(4)
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom", "t5", "bart", "marian"])
+@pytest.mark.parametrize("model_type", mostly_slow(["llama", "gpt2", "bloom", "t5", "bart", "marian"], "llama", "t5"))
 @pytest.mark.parametrize(
     "settings",
     [

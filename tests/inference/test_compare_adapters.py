@@ -33,6 +33,7 @@ def alone(session: Session, prompt: str) -> Completion:
     return stream(session.model, voice.tokenizer, ids, **voice.settings(OPTIONS)).completion
 
 
+@pytest.mark.slow
 def test_each_voice_answers_as_it_does_alone(place: Path) -> None:
     told: list[Event] = []
     session = open_session(ModelRequest(None, [f"a={place / 'a'}", f"b={place / 'b'}"]))

@@ -73,7 +73,7 @@ def fresh(conversation: ChatSession, text: str) -> tuple[int, ...]:
     return said(other, text)
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom", "mistral", "gemma2", "cohere2", "gpt_neox"])
 def test_each_turn_reads_only_what_is_new_and_answers_as_a_fresh_reading(tmp_path: Path, model_type: str) -> None:
     """Float32, token for token; sliding windows of 8 tokens, learned positions and ALiBi among them."""
@@ -131,6 +131,7 @@ def fresh_after(conversation: ChatSession, text: str) -> tuple[int, ...]:
     return fresh(conversation, text)
 
 
+@pytest.mark.slow
 def test_each_voice_has_a_cache_of_its_own(session: Session) -> None:
     """Keys and values are made with the adapter that acts: never is one voice's cache read by another."""
     conversation = ChatSession(session, SHORT)

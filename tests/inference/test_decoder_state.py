@@ -12,7 +12,7 @@ from loraft.adapters.inject import add_lora_layers
 from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, padded
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.modules import wrapped_model
-from tests.tiny import TINY_MODEL_TYPES, tiny_model
+from tests.tiny import TELLING, TINY_MODEL_TYPES, mostly_slow, tiny_model
 
 ROW = [5, 9, 200, 31, 7, 40, 11, 8, 77, 300, 2, 19]
 
@@ -25,7 +25,7 @@ def adapted(model: PreTrainedModel, **options: object) -> nn.Module:
         return add_lora_layers(model, config)
 
 
-@pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
+@pytest.mark.parametrize("model_type", mostly_slow(TINY_MODEL_TYPES, *TELLING))
 def test_c36_reading_in_pieces_is_reading_at_once(model_type: str) -> None:
     model = tiny_model(model_type)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_c36_reading_in_pieces_is_reading_at_once(model_type: str) -> None:
     torch.testing.assert_close(again.read(torch.tensor([ROW[5:]]))[0], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow_after(14)
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_c35_a_padded_row_reads_as_it_does_alone(model_type: str, use_cache: bool) -> None:

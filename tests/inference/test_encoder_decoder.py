@@ -39,7 +39,7 @@ def answer(model: PreTrainedModel, prompt: list[int], rules: SamplingParams = GR
     return stream(model, TOKENIZER, prompt, rules=rules, **settings).completion  # type: ignore[arg-type]
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("rules", [GREEDY, VARIED], ids=["greedy", "with a penalty"])
 @pytest.mark.parametrize("model_type", TYPES)
 def test_greedy_is_transformers_generate(model_type: str, rules: SamplingParams) -> None:
@@ -66,7 +66,7 @@ def test_c35_batched_is_one_by_one(model_type: str) -> None:
     assert len({a.token_ids for a in alone}) > 32, "the answers differ, so the source is read"
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", mostly_slow(TYPES, "t5", "bart"))
 def test_c36_cached_is_uncached(model_type: str) -> None:
     """64 prompts × 64 tokens, float32: identical."""
@@ -82,6 +82,7 @@ def test_c36_cached_is_uncached(model_type: str) -> None:
     assert chosen[0] == chosen[1]
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("model_type", TYPES)
 def test_the_encoder_reads_once_with_and_without_a_cache(model_type: str) -> None:
     model, passes = tiny_model(model_type), []
@@ -109,7 +110,7 @@ def test_what_the_encoder_read_takes_no_position_of_the_decoder() -> None:
         answer(model, [5] * 17)
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", TYPES)
 def test_an_answer_that_must_end_at_its_limit_is_that_of_transformers(model_type: str) -> None:
     """BART's and Marian's forced_eos_token_id: the last token that the limit allows is the end, and no other."""
@@ -123,7 +124,7 @@ def test_an_answer_that_must_end_at_its_limit_is_that_of_transformers(model_type
         assert (cut.finish_reason == "length") == (len(cut.token_ids) == 8), "a limit is no word of the model's"
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("last", [(), (2,)], ids=["free", "forced end"])
 def test_beams_are_those_of_transformers(model_type: str, last: tuple[int, ...]) -> None:
@@ -137,7 +138,7 @@ def test_beams_are_those_of_transformers(model_type: str, last: tuple[int, ...])
         assert list(found.token_ids) == expected
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", TYPES)
 def test_sampled_answers_do_not_depend_on_their_neighbours(model_type: str) -> None:
     """Row n of a batch draws from seed + n, from the distribution that it would have alone."""

@@ -44,7 +44,7 @@ def of_transformers(model: PreTrainedModel, prompt: list[int], max_new_tokens: i
     return ids[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow_after(4)
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_greedy_is_transformers_generate(model_type: str) -> None:
     model = tiny_model(model_type)
@@ -65,7 +65,7 @@ def test_c35_batched_is_one_by_one(model_type: str) -> None:
     assert {a.finish_reason for a in alone} == {"stop", "length"}
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", mostly_slow(TINY_MODEL_TYPES, "llama", "gpt2"))
 def test_c36_cached_is_uncached(model_type: str) -> None:
     """64 prompts × 64 tokens, float32: identical."""
@@ -138,6 +138,7 @@ def test_a_stop_id_at_once_is_an_empty_answer() -> None:
     assert list(stream(model, TOKENIZER, [5, 6, 7], rules=GREEDY, max_new_tokens=4, stop_ids=(stop,))) == []
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("stops", [["the", "and"], ["e"], ["zzzz"]])
 def test_a_stop_text_ends_the_answer_and_is_not_in_its_text(stops: list[str]) -> None:
     """Its tokens are in `token_ids`, as without it; what might have become one comes with a later token or the end."""

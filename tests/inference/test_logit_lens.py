@@ -9,12 +9,12 @@ from loraft.inference.decoder_state import DecoderState
 from loraft.inference.tracer import LogitLens
 from loraft.models.registry import FAMILIES
 from tests.inference.test_decoder_state import ROW, adapted
-from tests.tiny import TINY_MODEL_TYPES, tiny_model
+from tests.tiny import TELLING, TINY_MODEL_TYPES, mostly_slow, tiny_model
 
 ENCODER_DECODERS = ("t5", "bart", "marian")
 
 
-@pytest.mark.parametrize("model_type", [*TINY_MODEL_TYPES, *ENCODER_DECODERS])
+@pytest.mark.parametrize("model_type", mostly_slow([*TINY_MODEL_TYPES, *ENCODER_DECODERS], *TELLING))
 def test_the_last_layers_words_are_the_models(model_type: str) -> None:
     """Final norm, projection, head, scales and soft caps are all in: the last state gives the model's logits."""
     model = tiny_model(model_type)

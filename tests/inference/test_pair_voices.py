@@ -104,6 +104,7 @@ def test_answers_begin_in_the_language_of_the_target(tmp_path: Path, kind: str) 
     assert not any(target in text for text in texts)
 
 
+@pytest.mark.slow
 def test_a_base_that_knows_languages_is_asked_in_those_that_are_said(tmp_path: Path) -> None:
     base, source, target = multilingual_base(tmp_path / "base", "nllb")
     with pytest.raises(DataError, match=r"data\.source_lang: is not set"):

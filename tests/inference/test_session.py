@@ -39,6 +39,7 @@ def opened(place: Path, *kinds: str) -> Session:
     return open_session(ModelRequest(None, [f"{kind}={place / kind}" for kind in kinds]))
 
 
+@pytest.mark.slow
 def test_each_of_several_adapters_answers_as_if_it_were_alone(place: Path) -> None:
     """Ranks, targets, DoRA, rsLoRA and modules of their own beside one another; bit for bit, in any order."""
     alone = {kind: logits(open_session(ModelRequest(str(place / kind))).model) for kind in KINDS}
@@ -236,7 +237,7 @@ def test_c28_a_name_that_means_the_base_is_refused(place: Path, name: str) -> No
         open_session(ModelRequest(None, [f"{name}={place / 'whole'}"]))
 
 
-@pytest.mark.slow_after(3)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "name", ["lora_A", "lora_", "model", "0", "q_proj", "default", "-", "a" * 64, "keys", "type", "weight", "__init__"]
 )

@@ -35,7 +35,7 @@ def traced(
     return tracer.trace, completion
 
 
-@pytest.mark.slow_after(3)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", SOME)
 @pytest.mark.parametrize("rules", [GREEDY, ALL_RULES, SamplingParams(first=41)], ids=["greedy", "sampled", "forced"])
 def test_a_traced_answer_is_the_untraced_one(model_type: str, rules: SamplingParams) -> None:
@@ -52,6 +52,7 @@ def test_a_traced_answer_is_the_untraced_one(model_type: str, rules: SamplingPar
             assert len(taken) - len(completion.token_ids) == (trace.ending.by == "stop_id")
 
 
+@pytest.mark.slow
 def test_a_traced_answer_in_sixteen_bits_with_an_adapter_is_the_untraced_one() -> None:
     for model_type in ("llama", "t5"):
         model = adapted(tiny_model(model_type).bfloat16())

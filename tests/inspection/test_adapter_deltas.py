@@ -65,7 +65,7 @@ def only(report: LayersReport) -> Any:
     return report.adapters[0]
 
 
-@pytest.mark.slow_after(5)  # each kind on a Llama, and each family
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize(
     ("model_type", "lora"),
     [

@@ -21,7 +21,7 @@ from loraft.inspection.layers import ModelTable, model_table
 from loraft.inspection.layers_report import inspect_layers
 from loraft.models.registry import FAMILIES
 from loraft.training.run_plan import plan_run
-from tests.tiny import SIZES, VOCABULARY, mostly_slow, save_tiny, tiny_model
+from tests.tiny import SIZES, TELLING, VOCABULARY, mostly_slow, save_tiny, tiny_model
 from tests.training.building import tiny_config
 
 LLAMA_2_7B = {
@@ -67,7 +67,7 @@ def saved(folder: Path, model_type: str, **overrides: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("model_type", mostly_slow(FAMILIES, *UNLIKE))
+@pytest.mark.parametrize("model_type", mostly_slow(FAMILIES, *TELLING))
 def test_parameters_are_those_of_the_model(tmp_path: Path, model_type: str) -> None:
     model = tiny_model(model_type)
     model.save_pretrained(tmp_path)
@@ -130,6 +130,7 @@ def test_a_70b_config_is_instant(tmp_path: Path) -> None:
     assert (anatomy.attention, anatomy.num_attention_heads, anatomy.num_key_value_heads) == ("GQA", 64, 8)
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize(
     ("model_type", "overrides", "kind", "shared"),
     [
@@ -155,6 +156,7 @@ def test_heads_by_the_shapes_of_the_projections(
     assert anatomy.head_size == overrides.get("head_dim", 8)
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize(
     ("model_type", "paths", "bare"),
     [

@@ -15,7 +15,7 @@ from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.models.auto_model import meta_model
 from loraft.models.model_structure import family_in
 from loraft.models.registry import FAMILIES
-from tests.tiny import tiny_sizes
+from tests.tiny import TELLING, mostly_slow, tiny_sizes
 
 KINDS = {
     **dict.fromkeys(FAMILIES, "rotary"),
@@ -37,7 +37,7 @@ def found(config: PreTrainedConfig, values: dict[str, Tensor] | None = None) -> 
     return position_encoding(model, family_in(model).stacks, (values or {}).get)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", mostly_slow(FAMILIES, *TELLING))
 def test_the_kind_is_found_by_experiment(model_type: str) -> None:
     seen = found(tiny_config(model_type))
     assert seen.kind == KINDS[model_type], seen.evidence
@@ -201,6 +201,7 @@ def test_sines_are_told_from_what_is_learned() -> None:
     assert "sines and cosines" in seen.evidence[-1]
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize(
     ("model_type", "kind"),
     [("gptj", "rotary"), ("falcon", "rotary"), ("mpt", "alibi"), ("longt5", "relative_bias"),
@@ -229,7 +230,7 @@ def test_what_cannot_be_found_out_is_said() -> None:
     assert "not by a turn" in time_first.evidence[-1]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", mostly_slow(FAMILIES, *TELLING))
 def test_the_small_copy_of_a_model_of_any_size_is_small(model_type: str) -> None:
     copy = miniature(AutoConfig.for_model(model_type))
     assert sum(weight.numel() for weight in copy.parameters()) < 3_000_000

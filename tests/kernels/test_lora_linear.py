@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from loraft.kernels import lora_linear
 from loraft.kernels.lora_linear import cpu_updated, cuda_updated, patch_lora_linears
 from loraft.models.registry import FAMILIES
-from tests.tiny import tiny_model
+from tests.tiny import mostly_slow, tiny_model
 
 
 @pytest.fixture(params=[True, False], ids=["cpu-form", "cuda-form"])
@@ -25,7 +25,7 @@ def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
 
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("rslora", mostly_slow([False, True], True))
 def test_it_is_pefts_forward_and_backward(model_type: str, rslora: bool) -> None:
     torch.manual_seed(0)
     config = LoraConfig(

@@ -43,6 +43,7 @@ def merged(adapter: Path, out: Path, **options: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(out)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_what_is_in_one_tensor_of_the_files_is_merged_and_put_back(tmp_path: Path, base: Path, method: str) -> None:
     """C26: of a base in 4 bits what no update changes is what training had, too."""
@@ -56,6 +57,7 @@ def test_what_is_in_one_tensor_of_the_files_is_merged_and_put_back(tmp_path: Pat
     assert any("v_proj" in name for name in changed) == (method == "qlora")
 
 
+@pytest.mark.slow
 def test_a_module_that_was_trained_whole_is_put_back_too(tmp_path: Path, base: Path) -> None:
     adapter = tmp_path / "adapter"
     adapted = own_adapter(

@@ -66,6 +66,7 @@ def test_c27_merged_is_adapted_in_the_stacks_that_were_trained(tmp_path: Path, m
     assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_rows_that_were_held_out(tmp_path: Path) -> None:
     """Sources with their prefix and targets with their end, as in training; the mean over the decoder's positions."""
     base = base_in(tmp_path / "base", "t5")
@@ -94,7 +95,7 @@ def test_the_figures_are_those_of_the_rows_that_were_held_out(tmp_path: Path) ->
     assert report.kl_adapted_base == pytest.approx(float(torch.cat(apart).mean()), rel=1e-4)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["bart", "marian"])
 def test_a_model_of_few_positions_is_compared_on_rows_that_fit(tmp_path: Path, model_type: str) -> None:
     """The built-in texts are longer than its table of positions."""

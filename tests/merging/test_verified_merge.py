@@ -166,6 +166,7 @@ def test_c26_products_in_a_dtype_of_their_own_are_compared_as_they_were_trained(
     assert report.kl_adapted_merged <= 1e-2
 
 
+@pytest.mark.slow
 def test_a_foreign_adapter_can_be_merged_into_a_dequantized_base(tmp_path: Path) -> None:
     peft_adapter(tmp_path / "adapter", save_base(tmp_path / "base"))
     events: list[Event] = []
@@ -196,6 +197,7 @@ def test_c25_a_small_adapter_in_bfloat16_is_warned_of_or_fails_and_float32_keeps
     assert not written.verified
 
 
+@pytest.mark.slow
 def test_an_adapter_that_was_never_trained_is_told_to_change_nothing(tmp_path: Path) -> None:
     own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"), amount=0.0)
     for verified in (True, False):
@@ -203,6 +205,7 @@ def test_an_adapter_that_was_never_trained_is_told_to_change_nothing(tmp_path: P
         assert "the adapter changes nothing" in report.warnings[0]
 
 
+@pytest.mark.slow
 def test_a_merge_that_is_wrong_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"))
 
@@ -252,7 +255,7 @@ def test_several_adapters_are_proven_together(tmp_path: Path) -> None:
     assert "the adapter changes nothing" in alone.warnings[0]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith(("t5", "bart", "bert"))])
 def test_encoders_and_encoder_decoders_are_compared_by_what_they_give(tmp_path: Path, kind: str) -> None:
     base = save_base(tmp_path / "base", kind)
@@ -286,6 +289,7 @@ def test_c23_an_adapter_of_other_weights_is_refused(tmp_path: Path) -> None:
         api.merge(str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_what_was_merged_is_a_target_like_any_other(tmp_path: Path) -> None:
     own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"))
     report = api.merge(str(tmp_path / "run"))
@@ -300,6 +304,7 @@ def test_what_was_merged_is_a_target_like_any_other(tmp_path: Path) -> None:
         api.generate(ModelRequest(str(report.out), merge=True), prompt="Hello")
 
 
+@pytest.mark.slow
 def test_weighted_adapters_are_merged_beside_the_first_one(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     for name in ("a", "b"):
@@ -308,7 +313,7 @@ def test_weighted_adapters_are_merged_beside_the_first_one(tmp_path: Path) -> No
     assert api.merge(None, None, words).out == tmp_path / "runs/a/merged"
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("q", "plain"), ("plain", "q")])
 def test_adapters_of_bases_that_were_stored_differently_are_summed_on_the_original_one_alone(
     tmp_path: Path, order: tuple[str, str]

@@ -31,8 +31,8 @@ def merged_outputs(merge: Any, folder: Path, kind: str = "llama") -> torch.Tenso
     return outputs(load_base(written(merge, folder), kind))
 
 
-@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_c27_merged_is_adapted(tmp_path: Path, kind: str, shape: str) -> None:
     base = save_base(tmp_path / "base", kind)

@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "model")
 
 
-@pytest.mark.slow_after(12)
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_each_family_comes_through_the_door_as_it_was_saved(
     tmp_path: Path, model_type: str, capfd: pytest.CaptureFixture[str]

@@ -23,7 +23,7 @@ from loraft.models.quantize import (
     quantized_modules,
     unpacked,
 )
-from tests.tiny import save_tiny
+from tests.tiny import mostly_slow, save_tiny
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
@@ -73,8 +73,8 @@ def test_all_linear_modules_but_the_head_are_quantized_as_the_meta_device_forete
     assert type(loaded.model.get_output_embeddings()) is nn.Linear
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("dtype", mostly_slow([torch.float32, torch.bfloat16], torch.bfloat16))
+@pytest.mark.parametrize("kind", mostly_slow(["nf4", "fp4", "int8"], "nf4", "int8"))
 def test_c12_gradients_are_bit_equal_with_and_without_an_evaluation_before_them(
     tmp_path: Path, dtype: torch.dtype, kind: str
 ) -> None:
@@ -97,7 +97,7 @@ def test_c12_gradients_are_bit_equal_with_and_without_an_evaluation_before_them(
     assert torch.equal(plain, gradient(evaluate_before=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", mostly_slow([torch.float32, torch.bfloat16], torch.bfloat16))
 @pytest.mark.parametrize(
     ("kind", "double_quant"), [("nf4", True), ("nf4", False), ("fp4", True), ("fp4", False), ("int8", False)]
 )
@@ -132,6 +132,7 @@ def test_c40_what_t5_keeps_in_float32_is_not_quantized() -> None:
     assert {name.rpartition(".")[2] for name in quantized_modules(t5)} == {"q", "k", "v", "o", "wi"}
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("model_type", ["t5", "mt5"])
 def test_c40_a_t5_in_4_bits_is_what_the_meta_device_foretells_and_still_says_what_it_did(

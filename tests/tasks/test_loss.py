@@ -12,7 +12,7 @@ from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import DECODERS, FAMILIES
 from loraft.tasks.loss import BatchLayout, CausalLMLoss, collate_texts
 from loraft.tokenization.examples import IGNORED, Example
-from tests.tiny import TINY_MODEL_TYPES, tiny_model
+from tests.tiny import TELLING, TINY_MODEL_TYPES, mostly_slow, tiny_model
 from tests.training.building import without_dropout
 
 PACKED, PADDED = BatchLayout(packed=True, pad_id=0), BatchLayout(packed=False, pad_id=0)
@@ -32,7 +32,7 @@ def of(model_type: str) -> CausalLMLoss:
     return CausalLMLoss(tiny_model(model_type), FAMILIES[model_type])
 
 
-@pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
+@pytest.mark.parametrize("model_type", mostly_slow(TINY_MODEL_TYPES, *TELLING))
 def test_c47_the_loss_is_the_models_own(model_type: str) -> None:
     """C47: soft caps, logit scales and head biases stand around the head, and the loss must pass them."""
     loss = of(model_type)
@@ -60,7 +60,7 @@ def test_c38_the_loss_of_rows_is_that_of_each_row_alone(layout: BatchLayout) -> 
         torch.testing.assert_close(each.sum(), loss(batch), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
+@pytest.mark.parametrize("model_type", mostly_slow(TINY_MODEL_TYPES, *TELLING))
 def test_c15_padding_does_not_move_the_loss(model_type: str) -> None:
     """C15: a padded batch's loss is the token-weighted mean of the single losses."""
     loss = of(model_type)
@@ -70,7 +70,7 @@ def test_c15_padding_does_not_move_the_loss(model_type: str) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("model_type", PACKING_FAMILIES)
+@pytest.mark.parametrize("model_type", mostly_slow(PACKING_FAMILIES, *TELLING))
 @pytest.mark.parametrize("training", [True, False])
 def test_c11_packed_rows_do_not_see_each_other(model_type: str, training: bool) -> None:
     """C11: the packed loss is the unpacked one, and another token in row 1 leaves row 2's states bit-equal."""

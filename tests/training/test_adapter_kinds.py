@@ -161,6 +161,7 @@ def test_what_cannot_be_is_refused_before_work_begins(
     wording(done.stderr)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("task", "lora"), [("causal_lm", {"lora__bias": "all"}), ("seq_cls", {})])
 def test_eva_begins_with_the_directions_of_what_is_read(tmp_path: Path, task: str, lora: dict[str, Any]) -> None:
     """The first right singular vectors of what a module reads at the tokens that are learned; B is zero."""

@@ -16,7 +16,7 @@ from loraft.tasks import TASKS
 from loraft.tasks.loss import BatchLayout, ClassificationLoss
 from loraft.tokenization.plain_text_rows import ClassificationRenderer
 from loraft.training.train_step import class_figures
-from tests.tiny import tiny_sizes, tiny_tokenizer
+from tests.tiny import TELLING, mostly_slow, tiny_sizes, tiny_tokenizer
 from tests.training.building import recorded, tiny_fit
 from tests.training.classifiers import LABELS, SOME, classifier_config
 
@@ -40,7 +40,7 @@ def gradients(folder: Path, model_type: str, cell: tuple[int, int], **overrides:
     return step
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["lora", "full", "qlora"])
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_c9_gradients_do_not_depend_on_accumulation(tmp_path: Path, model_type: str, method: str) -> None:
@@ -60,7 +60,7 @@ def test_c9_gradients_do_not_depend_on_accumulation(tmp_path: Path, model_type: 
                 assert (other[name] - gradient).norm() < 1e-5 * size, name
 
 
-@pytest.mark.parametrize("model_type", SOME)
+@pytest.mark.parametrize("model_type", mostly_slow(SOME, "deberta-v2", "llama"))
 def test_c15_padding_does_not_move_the_loss(tmp_path: Path, model_type: str) -> None:
     """C15: a padded batch's loss is the sum of the single rows' losses."""
     run, _ = tiny_fit(classifier_config(tmp_path, model_type))
@@ -74,7 +74,7 @@ def test_c15_padding_does_not_move_the_loss(tmp_path: Path, model_type: str) -> 
     assert other_padding == pytest.approx(together, rel=1e-5)
 
 
-@pytest.mark.parametrize("model_type", list(CLASSIFIERS))
+@pytest.mark.parametrize("model_type", mostly_slow(CLASSIFIERS, *TELLING))
 def test_c50_logits_are_those_of_transformers(model_type: str) -> None:
     """C50: every family, uneven lengths, padded with a token of its own or with the one that ends a text."""
     sizes = {**tiny_sizes(model_type), "num_labels": 3}

@@ -16,7 +16,7 @@ from loraft.config.schema import RunConfig
 from loraft.models.modules import linear_modules
 from loraft.models.registry import FAMILIES, GROUPS
 from loraft.training.loop import fit
-from tests.tiny import mostly_slow, tiny_model
+from tests.tiny import TELLING, mostly_slow, tiny_model
 from tests.training.building import MODEL_OF, tiny_config, tiny_fit
 from tests.training.wide import wide_sizes
 
@@ -70,7 +70,7 @@ def task_of(model_type: str) -> str:
 
 
 @pytest.mark.parametrize("method", mostly_slow(["lora", "qlora", "full"], "lora"))
-@pytest.mark.parametrize("model_type", mostly_slow(AS_ON_CUDA, *MODEL_OF.values(), "gpt2", "opt", "qwen3"))
+@pytest.mark.parametrize("model_type", mostly_slow(AS_ON_CUDA, *MODEL_OF.values()))
 def test_it_trains_where_norms_give_float32(tmp_path: Path, model_type: str, method: str) -> None:
     """As on CUDA, where inputs of linear layers are float32 while products are bfloat16."""
     options: dict[str, Any] = {"model_type": model_type, "method": method, "model__dtype": "bfloat16"}
@@ -79,7 +79,7 @@ def test_it_trains_where_norms_give_float32(tmp_path: Path, model_type: str, met
     )
 
 
-@pytest.mark.parametrize("model_type", AS_ON_CUDA)
+@pytest.mark.parametrize("model_type", mostly_slow(AS_ON_CUDA, *TELLING))
 def test_what_the_gpu_tests_train_has_whole_blocks_of_inputs(model_type: str) -> None:
     """On CUDA bitsandbytes warns of layers whose inputs are no multiple of 64."""
     model = tiny_model(model_type, **wide_sizes(model_type))

@@ -23,7 +23,7 @@ from tests.training.building import close, contrary, recorded, rows, tiny_config
 SETUPS = {"4x1": (4, 1), "2x2": (2, 2), "1x4": (1, 4)}
 
 
-@pytest.mark.slow_after(2)  # tests/training/test_parity.py has both setups, quick
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("packing", ["auto", "off"])
 @pytest.mark.parametrize("setup", ["2x2", "1x4"])
 def test_c9_accumulation_gives_the_gradient_of_the_whole(tmp_path: Path, setup: str, packing: str) -> None:
@@ -63,6 +63,7 @@ def test_c9_the_gradient_is_the_mean_over_all_trained_tokens(tmp_path: Path) -> 
     close(ours, {n: p.grad for n, p in run.adapted.trainable.items() if p.grad is not None}, 1e-5)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("accumulation", [1, 2, 5])
 def test_c10_an_epoch_trains_every_token_and_its_last_window_is_whole(tmp_path: Path, accumulation: int) -> None:
     """C10: 13 rows in batches of 2; the last window is shorter and its mean is over its own tokens."""
@@ -87,6 +88,7 @@ def test_c10_an_epoch_trains_every_token_and_its_last_window_is_whole(tmp_path: 
     assert last.loss == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_c13_gradient_checkpointing_changes_no_gradient(tmp_path: Path, method: str) -> None:
     """C13: equal to 1e-6, and every B gets one at the first step."""

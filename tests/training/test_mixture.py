@@ -51,6 +51,7 @@ def test_every_expert_is_trained_merged_and_served_by_peft(tmp_path: Path) -> No
     }
 
 
+@pytest.mark.slow
 def test_a_mixture_resumes_bit_for_bit(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     api.train(config)

@@ -115,7 +115,7 @@ PLANNED: dict[str, dict[str, Any]] = {
     ("optim", "options"),
     mostly_slow(
         product(["muon", "adafactor", "ademamix_8bit"], PLANNED),
-        *(("muon", options) for options in PLANNED),
+        *(("muon", options) for options in ("dora", "full", "t5")),
         *((optim, "full") for optim in ("adafactor", "ademamix_8bit")),
     ),
 )

@@ -19,7 +19,7 @@ SETUPS = {"2x2": (2, 2), "1x4": (1, 4)}
 TASKS = ("causal_lm", "seq2seq_lm", "seq_cls")
 
 
-@pytest.mark.slow_after(3)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["lora", "full", "qlora"])
 @pytest.mark.parametrize("task", TASKS)
 def test_c9_accumulation_gives_the_gradient_of_the_whole(tmp_path: Path, task: str, method: str) -> None:
@@ -72,7 +72,7 @@ def test_c9_an_uneven_last_window_of_weighted_classes_is_whole(tmp_path: Path) -
         close(ours, theirs, 1e-5)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["seq2seq_lm", "seq_cls"])
 def test_c10_two_epochs_are_those_of_a_plain_loop(tmp_path: Path, task: str) -> None:
     """C9, C10, C15 and C16: transformers' own loss of rows one by one, the same order, AdamW and rates; to 1e-4.
@@ -147,7 +147,7 @@ def test_c17_an_evaluation_that_is_not_finite_names_its_rows_and_the_checkpoint_
     assert newest_checkpoint(run.folder.checkpoints)[1] == []
 
 
-@pytest.mark.slow_after(3)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_c13_gradient_checkpointing_changes_no_gradient_of_a_classifier(

@@ -18,6 +18,7 @@ from loraft.training.embedding_noise import embeddings_of, noise_bounds, noisy_e
 from loraft.training.loop import fit
 from loraft.training.run_events import StepLogged
 from loraft.training.train_step import Trainer, evaluate_loss
+from tests.tiny import mostly_slow
 from tests.training.building import tiny_config, tiny_fit, without_dropout
 
 TASKS = ("causal_lm", "seq2seq_lm", "seq_cls")
@@ -36,7 +37,7 @@ def logits_and_targets(run: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
     return logits[labels != IGNORED], labels[labels != IGNORED]
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", mostly_slow(["lora", "full"], "lora"))
 @pytest.mark.parametrize("task", TASKS)
 def test_labels_are_smoothed_as_torch_does_and_in_training_alone(tmp_path: Path, task: str, method: str) -> None:
     """To 1e-6 in float32, with a head that is frozen and with one that is trained; classes may weigh otherwise."""
@@ -97,6 +98,7 @@ def test_a_row_has_the_noise_of_its_own_length_packed_or_padded() -> None:
 LAYOUTS = [("causal_lm", "auto"), ("causal_lm", "off"), ("seq2seq_lm", "auto"), ("seq_cls", "auto")]
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize(("task", "packing"), LAYOUTS)
 def test_noise_is_on_what_is_trained_and_on_no_padding(tmp_path: Path, task: str, packing: str) -> None:
     config = tiny_config(tmp_path, task=task, data__packing=packing, training__neftune_noise_alpha=ALPHA)

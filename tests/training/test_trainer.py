@@ -71,11 +71,21 @@ def config_of(tmp_path: Path, output: str, **overrides: Any) -> Any:
         *("adafactor", "lion", "ademamix", "muon", "muon-full"),
     ],
 )
-def test_stopped_at_any_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_stopped_at_a_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
+    goes_on_from(tmp_path, 3, **options)
+
+
+@pytest.mark.slow
+def test_stopped_at_every_kind_of_step_and_resumed_it_is_the_same_bytes(tmp_path: Path) -> None:
+    """In the middle of nothing, with a saved state, and behind one; with an evaluation, above."""
+    goes_on_from(tmp_path, 1, 4, 6)
+
+
+def goes_on_from(tmp_path: Path, *steps: int, **options: Any) -> None:
     """Adapter, optimizer and metrics of a resumed run are those of one that was never stopped."""
     tiny_config(tmp_path, **{key: options[key] for key in ("task", "model_type") if key in options})
     whole = api.train(config_of(tmp_path, "whole", **options))
-    for step in (1, 3, 4, 6) if not options else (3,):
+    for step in steps:
         name = f"stopped-{step}"
         with pytest.raises(Interrupted) as stopped:
             api.train(config_of(tmp_path, name, **options), observer=stop_at(step))
@@ -234,6 +244,7 @@ def test_c33_what_changed_since_the_checkpoint_is_listed(tmp_path: Path, change:
         api.train(config_of(tmp_path, "run", **change), resume=True)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -250,7 +261,7 @@ def test_what_no_checkpoint_has_cannot_be_taken_on(tmp_path: Path, change: dict[
     assert len(refused.value.problems) == 1
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("optims", [("adamw", "adamw_8bit"), ("adamw_8bit", "adamw")])
 def test_another_optimizer_begins_anew_and_what_was_taken_on_is_the_run(
     tmp_path: Path, optims: tuple[str, str]
@@ -274,7 +285,7 @@ def test_another_optimizer_begins_anew_and_what_was_taken_on_is_the_run(
         assert bool(begins) == ("resume_anyway" in options)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
@@ -339,7 +350,7 @@ def test_c33_classes_of_another_name_are_noticed(tmp_path: Path) -> None:
         api.train(config, resume=True)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_fewer_rows_than_were_trained_on_are_taken_on_with_the_next_epoch(tmp_path: Path, streaming: bool) -> None:
     """A place behind the end of an epoch gives no step: looking for one there would never end."""
@@ -401,6 +412,7 @@ def test_c30_best_weights_that_were_damaged_meanwhile_are_not_saved(tmp_path: Pa
     assert "the weights of step 4 are saved: the checkpoint of the best evaluation is damaged" in notes
 
 
+@pytest.mark.slow
 def test_sample_prompts_are_answered_and_change_nothing(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     plain = api.train(config_of(tmp_path, "plain"))
@@ -414,6 +426,7 @@ def test_sample_prompts_are_answered_and_change_nothing(tmp_path: Path) -> None:
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_sample_prompts_of_a_classifier_are_passed_over(tmp_path: Path) -> None:
     tiny_config(tmp_path, task="seq_cls")
     config = config_of(tmp_path, "run", task="seq_cls", training__sample_prompts=["the order"])
@@ -421,6 +434,7 @@ def test_sample_prompts_of_a_classifier_are_passed_over(tmp_path: Path) -> None:
     assert not (tmp_path / "run/samples.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_resolved_config_repeats_the_run(tmp_path: Path) -> None:
     from loraft.config.config_file import load_config
 
@@ -460,6 +474,7 @@ def test_the_manifest_tells_versions_and_fingerprints_and_no_absolute_path(tmp_p
     assert str(tmp_path) not in (result.saved / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_signal_wins_over_what_goes_wrong_after_it(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     stop = stop_at(5)
