@@ -219,11 +219,11 @@ def _as_trained(adapted: AdaptedModel, folder: Path) -> tuple[str, ...]:
 def _gradients(plan: RunPlan, trained: Path | None) -> GradientReport:
     adapted = build_model(plan)
     loss = planned_loss(plan, adapted)
-    about: tuple[str, ...] = ()
     if trained is None:
         begin_from_rows(plan, adapted, loss)
-    else:
-        about = _as_trained(adapted, trained)
+        about = plan.notes
+    else:  # what there is to say of how the run begins is not so any more
+        about = (*plan.placement.notes, *_as_trained(adapted, trained))
     adapted.set_training(True)
     window = next(plan.batches.windows(plan.data.train, 0, 0, (0, 0)))
     laid = plan.task.collate(window.batches[0], plan.layout)
@@ -234,6 +234,6 @@ def _gradients(plan: RunPlan, trained: Path | None) -> GradientReport:
             adapted.loaded.model, plan.shape.family, adapted.trainable, lambda: loss(batch) / weight, scale
         )
     rows = tuple(example.where for example in window.batches[0])
-    name, notes = plan.config.model.name_or_path, (*plan.notes, *adapted.notes, *about)
+    name, notes = plan.config.model.name_or_path, (*about, *adapted.notes)
     folder = None if trained is None else str(trained)
     return GradientReport(name, plan.config.method, folder, rows, batch.tokens, batch.targets, found, notes)

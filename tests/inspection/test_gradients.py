@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from loraft.api import inspect_gradients
+from loraft.api import inspect_gradients, train
 from loraft.inspection.gradients import BatchGradients, batch_gradients, course_of
 from loraft.models.registry import FAMILIES
 from loraft.training.loop import fit
@@ -153,3 +153,11 @@ def test_the_gradient_is_that_of_the_first_step_smoothed_labels_and_noise_too(tm
     fit(run, state)
     assert found.loss == pytest.approx(logged[0].loss, rel=1e-6)
     assert found.norm == pytest.approx(logged[0].grad_norm, rel=1e-5)
+
+
+def test_of_what_was_trained_it_is_not_said_how_it_begins(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, task="seq_cls", training__max_steps=1)
+    begins = "with random numbers"
+    assert begins in " ".join(inspect_gradients(config).notes)
+    trained = train(config, observer=lambda _: None).saved
+    assert begins not in " ".join(inspect_gradients(config, trained=str(trained)).notes)
