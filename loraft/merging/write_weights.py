@@ -28,7 +28,7 @@ from loraft.errors import RunFolderError
 from loraft.io.atomic import atomic_dir, read_json, write_json
 from loraft.io.checksums import RECORD
 from loraft.io.resources import require_free_bytes
-from loraft.merging.converted_weights import remade_tensors
+from loraft.merging.converted_weights import RemadeTensors
 from loraft.merging.merged_pieces import checked, merged_pieces
 from loraft.merging.prepare_merge import Merge, weighted
 from loraft.models.hf_config import drop_code
@@ -94,14 +94,14 @@ def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], Non
     """
     files = plan_files(merge)
     total = sum(slot.num_bytes for slots in files.values() for slot in slots)
-    models_names, remade = _models_names(merge), remade_tensors(merge)
+    models_names, remade = _models_names(merge), RemadeTensors(merge)
     written = 0
     with _working_ahead() as run:
 
         def pieces(slot: Slot) -> Iterator[Tensor]:
             nonlocal written
             name, dtype = models_names.get(slot.name, slot.name), TORCH_DTYPES.get(slot.dtype)
-            again = remade.get(slot.name)
+            again = remade.take(slot.name)
             for piece in _merged(merge, name, dtype, run) if again is None else cast_pieces(again, again.dtype):
                 yield piece
                 written += piece.numel() * piece.element_size()

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
 
 from loraft.models.safetensors_index import Origin, TensorHeader, header_of
 
@@ -28,20 +37,72 @@ def as_model_names(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) 
     return found | made
 
 
+class Conversion:
+    """What loading makes of the tensors of files, some at a time, and the way back.
+
+    Args:
+        model: The model that is loaded; on the meta device will do.
+        names: The names of all tensors of its files: what of transformers' rules applies to none has no way back.
+    """
+
+    def __init__(self, model: PreTrainedModel, names: Iterable[str]) -> None:
+        self._model, self._rules = model, _Renaming(model)
+        for name in names:
+            self._rules.first(name)
+        model._weight_conversions = self._rules.used  # type: ignore[assignment]  # where transformers keeps them
+
+    def load(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the model, by their names there, that are made of these of the files."""
+        made: dict[str, WeightConverter] = {}
+        for name in sorted(tensors, key=dot_natural_key):
+            first, pattern = self._rules.first(name)
+            assert pattern is not None, "it is one that loading computes with"
+            converter = made.setdefault(first, copy.deepcopy(self._rules.converter(pattern)))
+            converter.add_tensor(first, name, pattern, tensors[name])  # type: ignore[arg-type]  # a tensor will do
+        model, config = self._model, self._model.config
+        found = (each.convert(first, model=model, config=config).items() for first, each in made.items())
+        return {name: _one(tensor) for several in found for name, tensor in several}
+
+    def back(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the files, by their names there, that these of the model were made of."""
+        found: dict[str, Tensor] = revert_weight_conversion(self._model, dict(tensors))
+        return found
+
+
+def _one(made: Tensor | list[Tensor]) -> Tensor:
+    return made[0] if isinstance(made, list) else made
+
+
 class _Renaming:
     """What loading makes of the tensors of files."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        transforms = get_model_conversion_mapping(model)
-        self._renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-        self._converters = [each for each in transforms if isinstance(each, WeightConverter)]
+        self._rules = get_model_conversion_mapping(model)
+        self._renamings = [each for each in self._rules if isinstance(each, WeightRenaming)]
+        self._converters = [each for each in self._rules if isinstance(each, WeightConverter)]
         self._prefix, self._state = model.base_model_prefix, model.state_dict()
 
     def of(self, name: str) -> Iterator[tuple[str, bool]]:
         """What one of the files becomes, or a part of: one tensor of the model or several; and whether it changes."""
-        first, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self._state)
+        first, pattern = self.first(name)
         yield first, pattern is not None
         for converter in self._converters:
             begin, *others = converter.target_patterns
             if pattern in converter.source_patterns and begin in first:
                 yield from ((first.replace(begin, other), True) for other in others)
+
+    def first(self, name: str) -> tuple[str, str | None]:
+        """The first tensor of the model that one of the files goes into, and the pattern by which it is computed."""
+        found: tuple[str, str | None] = rename_source_key(
+            name, self._renamings, self._converters, self._prefix, self._state
+        )
+        return found
+
+    def converter(self, pattern: str) -> WeightConverter:
+        """What computes with the tensors of a pattern."""
+        return next(each for each in self._converters if pattern in each.source_patterns)
+
+    @property
+    def used(self) -> list[WeightTransform]:
+        """The rules that applied to a name so far."""
+        return [each for each in self._rules if each.was_used()]

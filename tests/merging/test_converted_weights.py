@@ -12,9 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from loraft import api
 from loraft.errors import NonFiniteError
+from loraft.merging.converted_weights import RemadeTensors
+from loraft.merging.prepare_merge import prepare_merge, resolve_weighted
 from loraft.models.safetensors_index import SINGLE
 from tests.merging.merging import own_adapter
-from tests.tiny import tiny_tokenizer
+from tests.tiny import save_tiny, tiny_tokenizer
 
 SIZES = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
@@ -74,3 +76,20 @@ def test_what_is_not_finite_is_found_before_it_is_written(tmp_path: Path, base: 
     with pytest.raises(NonFiniteError, match=r"q_proj.* holds NaN or infinity"):
         api.merge(str(tmp_path / "adapter"), tmp_path / "out", verified=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_more_is_held_than_the_tensors_of_one_layer(tmp_path: Path) -> None:
+    """A mixture's files hold each expert by itself, layer after layer: they are made as they are written."""
+    save_tiny(tmp_path / "base", "mixtral")
+    own_adapter(tmp_path / "adapter", tmp_path / "base")
+    remade = RemadeTensors(prepare_merge(*resolve_weighted(str(tmp_path / "adapter"), ())))
+    names = [name for name in load_file(tmp_path / "base" / SINGLE) if ".experts." in name]
+    layers = {name.split(".")[2] for name in names}
+    assert len(layers) > 1
+    held = []
+    for name in sorted(names):
+        assert remade.take(name) is not None
+        held.append(len(remade._made))
+    assert max(held) < len(names) / len(layers)
+    assert held[-1] == 0
+    assert remade.take("model.norm.weight") is None
