@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftModel
 from peft.tuners.lora import ParamWrapper
+from torch import nn
 
 from loraft.adapters.lora_factors import INNER, LoraFactors
+from loraft.kernels.packed_experts import PackedExperts
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,28 @@ def adapted_parameter(wrapper: ParamWrapper, place: str, adapter: str) -> Adapte
     name, experts = f"{place}.{wrapper.parameter_name}", int(wrapper.num_experts)
     transposed = experts > 1 and not wrapper._did_swap_in_out_features
     return AdaptedParameter(name, float(wrapper.scaling[adapter]), experts, transposed)
+
+
+class PackedWrapper(ParamWrapper):
+    """peft's wrapper of a parameter, where that is in 4 bits: its module adds the update to what is dequantized."""
+
+    @contextmanager
+    def _activate_lora(self, active_adapters: list[str]) -> Iterator[None]:
+        experts: Any = self.get_base_layer()
+        acting = [name for name in active_adapters if name in self.lora_A]
+        factors: Any = self.get_delta_factors
+        experts.updates[self.parameter_name] = [factors(name) for name in acting]
+        try:
+            yield
+        finally:
+            del experts.updates[self.parameter_name]
+
+
+def wrap_packed(model: nn.Module) -> None:
+    """Let peft's wrappers of parameters in 4 bits act: parametrizations, as peft has them, would not come off again."""
+    for module in model.modules():
+        if isinstance(module, ParamWrapper) and isinstance(module.get_base_layer(), PackedExperts):
+            module.__class__ = PackedWrapper
 
 
 def parameter_factors(wrapper: Any, place: str, adapter: str) -> tuple[LoraFactors, AdaptedParameter]:

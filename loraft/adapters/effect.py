@@ -31,6 +31,7 @@ from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.lora_factors import LoraFactors, in_peft
 from loraft.adapters.trained_biases import biases_of
 from loraft.errors import AdapterError
+from loraft.kernels.packed_experts import PackedExperts, let_go
 from loraft.models.modules import output_head
 from loraft.models.quantize import is_quantized, ordinary, unpacked
 
@@ -267,6 +268,8 @@ def _fold(path: str, module: Any, name: str) -> None:
 
 def _fold_parameter(path: str, module: Any, inner: nn.Module, name: str) -> None:
     """Give a module the merged parameter, of which each expert may have a matrix."""
+    if isinstance(inner, PackedExperts):
+        let_go(inner, inner.get_parameter(module.parameter_name).dtype)
     factors, of = parameter_factors(module, path, name)
     weight = updated(module.get_param().detach(), factors, transposed=of.transposed)
     setattr(inner, module.parameter_name, nn.Parameter(weight, requires_grad=False))

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraft.adapters.adapted_parameters import adapted_parameters
+from loraft.adapters.adapted_parameters import adapted_parameters, wrap_packed
 from loraft.adapters.adapter_config import resolved
 from loraft.adapters.adapter_files import insert
 from loraft.adapters.computed_starts import as_plain, begin_from_weights
@@ -159,6 +159,7 @@ def add_lora_layers(
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
+    wrap_packed(model)
     patch_trained_rows(model)
     model.train(base.training)  # peft's new layers begin in training mode, whatever the base is in
     return model

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -113,8 +113,9 @@ def adapter_in(folder: Path) -> ResolvedTarget:
         remedy = "Let that code run, with all that you may do here: `trust_remote_code=True`."
         raise AdapterError(message, where=str(folder), remedy=remedy)
     try:
-        stored = record.get("quantization")
-        quantization = QuantizationSection.model_validate(stored) if stored else None
+        stored: Any = record.get("quantization")
+        # Before experts could be in 4 bits they never were.
+        quantization = QuantizationSection.model_validate({"experts": False, **stored}) if stored else None
     except ValidationError as error:
         detail = error.errors()[0]["msg"]
         raise AdapterError(detail, where=str(folder / RECORD), key="quantization") from error

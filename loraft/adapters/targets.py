@@ -160,7 +160,7 @@ def select(
 
 
 def family_notes(
-    model: PreTrainedModel, family: ModelSpec, targets: TargetModules | None, *, quantized: bool
+    model: PreTrainedModel, family: ModelSpec, targets: TargetModules | None, *, quantized: Collection[str]
 ) -> Iterator[str]:
     """What there is to say about what is done with an architecture: what is not known of it, and its experts."""
     yield from (f"{family.model_type}: {why}" for why in family.unknown)
@@ -171,10 +171,11 @@ def family_notes(
     if experts:
         count = sum(weight.parameters for weight in experts)
         yield f"lora.experts: {len(experts)} tensors of experts get {count:,} of the trained parameters"
-    if family.experts is not None and quantized:
-        stacked = [weight for name, weight in model.named_parameters() if stacks_experts(name, weight.shape)]
-        numbers = sum(weight.numel() for weight in stacked)
-        yield f"the {numbers:,} weights of the experts stay in 16 bits: bitsandbytes stores linear modules in 4 or 8"
+    stacked = {name: weight for name, weight in model.named_parameters() if stacks_experts(name, weight.shape)}
+    plain = [weight.numel() for name, weight in stacked.items() if name.rpartition(".")[0] not in quantized]
+    if quantized and plain:
+        numbers = sum(plain)
+        yield f"the {numbers:,} weights of the experts are not quantized: in 16 bits they take {2 * numbers:,} bytes"
 
 
 def _counts(

@@ -30,6 +30,7 @@ from loraft.dataset.sampler import StepBatches
 from loraft.errors import InvalidInputError, LoraftError
 from loraft.events import ignored
 from loraft.io.resources import disk_errors, memory_errors
+from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import trusting
 from loraft.training.checkpoint import RunState
 from loraft.training.loop import save_weights
@@ -218,6 +219,7 @@ def weight_bytes(adapted: AdaptedModel) -> dict[str, int]:
     """The bytes of a loaded model: its weights, and beside them the adapter's where all others are frozen."""
     model, trained = adapted.loaded.model, list(adapted.trainable.values())
     held = [part for each in (*model.parameters(), *model.buffers()) for part in stored(each)]
+    held += in_4_bits(model)
     adapter = 0 if adapted.method == "full" else bytes_of(trained)
     return {"weights": bytes_of(held) - adapter, "adapter": adapter}
 
@@ -233,6 +235,12 @@ def stored(weight: Tensor) -> Iterator[Tensor]:
         state = getattr(state, "state2", None)
 
 
+def in_4_bits(model: nn.Module) -> list[Tensor]:
+    """The tensors that experts in 4 bits are stored in."""
+    held = (packed for module in packed_experts(model).values() for packed in module.packed.values())
+    return [part for packed in held for part in packed.tensors]
+
+
 def frozen_bytes(adapted: AdaptedModel, type_in_4_bits: str) -> dict[str, int]:
     """The bytes of the frozen weights by their precision, the largest part first."""
     found: dict[str, list[nn.Parameter]] = {}
@@ -241,6 +249,8 @@ def frozen_bytes(adapted: AdaptedModel, type_in_4_bits: str) -> dict[str, int]:
             name = str(each.dtype).removeprefix("torch.")
             found.setdefault(type_in_4_bits if hasattr(each, "quant_state") else name, []).append(each)
     sizes = {name: bytes_of(part for each in weights for part in stored(each)) for name, weights in found.items()}
+    if experts := in_4_bits(adapted.loaded.model):
+        sizes[type_in_4_bits] = sizes.get(type_in_4_bits, 0) + bytes_of(experts)
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 

@@ -85,6 +85,9 @@ class QuantizationSection(Section):
     bitsandbytes already is trained as it is, and this must be their type."""
     double_quant: bool = True
     """Quantize the constants of the blocks too: 0.127 bits a weight in place of 0.5. int8 has no blocks."""
+    experts: bool = True
+    """Whether the experts of a mixture, which are one tensor and no linear modules, are in 4 bits too; false leaves
+    them in the model's dtype, and int8 does so in any case."""
     compute_dtype: Auto | DtypeName = "auto"
     """The dtype that weights are dequantized to for each product; auto is the model's dtype."""
 

@@ -21,7 +21,7 @@ from loraft.inspection.norms import Norms, norms_of
 from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.inspection.storage import COMPUTED_IN, Storage, bytes_of
 from loraft.models.modules import linear_modules, matches, output_head, parameter_count
-from loraft.models.quantize import quantizable_modules, quantized_bytes
+from loraft.models.quantize import experts_in_4_bits, quantizable_modules, quantized_bytes
 from loraft.models.registry import Kind, ModelSpec
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
@@ -185,20 +185,22 @@ def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> A
         bytes=sum(bytes_by_dtype.values()),
         bytes_by_dtype=bytes_by_dtype,
         dtype_source=storage.source,
-        qlora=_for_qlora(model, parameters),
+        qlora=_for_qlora(model, family, parameters),
         kv_cache_bytes_per_token=None if numbers is None else int(numbers * bytes_of(usual)),
         kv_cache_dtype=usual,
     )
 
 
-def _for_qlora(model: PreTrainedModel, parameters: int) -> ForQLoRA | None:
+def _for_qlora(model: PreTrainedModel, family: ModelSpec, parameters: int) -> ForQLoRA | None:
     try:
         names = quantizable_modules(model)
     except ModelError:
         return None
     shapes = linear_modules(model)
-    quantized = sum(math.prod(shapes[name]) for name in names)
-    in_few_bits = quantized_bytes(quantized, sum(shapes[name][1] for name in names), QuantizationSection())
+    section = QuantizationSection()
+    experts = sum(model.get_parameter(name).numel() for name in experts_in_4_bits(model, family, section))
+    quantized = experts + sum(math.prod(shapes[name]) for name in names)
+    in_few_bits = quantized_bytes(quantized, sum(shapes[name][1] for name in names), section)
     return ForQLoRA(quantized, in_few_bits + 2 * (parameters - quantized))
 
 

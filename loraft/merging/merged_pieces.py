@@ -11,8 +11,9 @@ from torch.nn.functional import pad
 from loraft.adapters.effect import Run, cast_pieces, pieces_with_rows, updated_pieces
 from loraft.config.sections import QuantizationSection
 from loraft.errors import NonFiniteError
+from loraft.kernels.packed_experts import pack
 from loraft.merging.prepare_merge import Merge
-from loraft.models.quantize import quantize_roundtrip
+from loraft.merging.quantize_roundtrip import quantize_roundtrip
 
 
 def merged_pieces(merge: Merge, name: str, weight: Tensor, dtype: torch.dtype, run: Run = map) -> Iterable[Tensor]:
@@ -42,6 +43,8 @@ def _as_trained(merge: Merge, storage: QuantizationSection, name: str, weight: T
     dtype = merge.trained_dtype or merge.dtype
     if name not in merge.quantized:
         return weight.to(dtype)
+    if weight.dim() == 3:
+        return pack(weight.to(dtype), storage.type, double_quant=storage.double_quant).value()
     if name in merge.plan.transposed:
         return quantize_roundtrip(weight.T, storage, dtype, run=run).T
     return quantize_roundtrip(weight, storage, dtype, run=run)

@@ -35,7 +35,7 @@ from loraft.models.load_model import load_config, require_tensors
 from loraft.models.model_structure import grow
 from loraft.models.packed_weights import PackedHeader, weight_headers
 from loraft.models.probe import spec_of
-from loraft.models.quantize import quantized_modules
+from loraft.models.quantize import experts_in_4_bits, quantized_modules
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import (
     TORCH_DTYPES,
@@ -185,11 +185,17 @@ def prepare_merge(
         headers=headers,
         sources=sources,
         converted=converted,
-        quantized=frozenset(f"{name}.weight" for name in quantized_modules(model)),
+        quantized=_quantized(model, family, storage),
         grown=grown,
         labels=labels,
         notes=(*target.notes, *about_code, *about_base, *about_storage),
     )
+
+
+def _quantized(model: PreTrainedModel, family: ModelSpec, storage: QuantizationSection | None) -> frozenset[str]:
+    """The tensors that quantizing would replace."""
+    linear = (f"{name}.weight" for name in quantized_modules(model))
+    return frozenset((*linear, *experts_in_4_bits(model, family, storage)))
 
 
 def _refuse_unmergeable(config: PreTrainedConfig, family: ModelSpec, dtype: MergedDtype, folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""Experiments on a tiny copy of an architecture: whether it reads text alone, and what its outputs come through."""
+"""Experiments on a tiny copy of an architecture: whether it reads text alone, what its outputs come through."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
+from loraft.kernels.packed_experts import hold, pack
 from loraft.models.auto_model import other_task
 from loraft.models.hf_config import reason
 from loraft.models.model_structure import stacks_experts
 from loraft.models.modules import TextMark, linear_modules, mark_text
+from loraft.models.quantize import experts_in_4_bits
 from loraft.models.registry import ModelSpec
 from loraft.models.tiny_copy import ROW_LENGTHS, agree, not_on_text, random_row, tried
 
@@ -65,6 +69,27 @@ def unreached(model: PreTrainedModel, spec: ModelSpec, given: Mapping[str, Tenso
     found = {_counted(inside[name]) for name, each in changes.items() if any(_is_learned(one) for one in each)}
     modules = (path for path in inside.values() if _counted(path) not in found)
     return tuple(dict.fromkeys([*modules, *(path for path in experts.values() if path not in learned)]))
+
+
+def packs_experts(model: PreTrainedModel, spec: ModelSpec) -> bool:
+    """Whether experts can be dequantized while their module computes: nothing else reads them.
+
+    Args:
+        model: A tiny copy of the architecture, which is left as it is.
+        spec: Where it keeps its experts.
+    """
+    return spec.experts is None or tried(_computes_with_packed, copy.deepcopy(model), spec)
+
+
+def _computes_with_packed(model: PreTrainedModel, spec: ModelSpec) -> bool:
+    row, other = random_row(ROW_LENGTHS[1], model), copy.deepcopy(model)
+    for name in experts_in_4_bits(model, spec, QuantizationSection()):
+        module, _, leaf = name.rpartition(".")
+        packed = pack(model.get_parameter(name).data, "nf4", double_quant=True)
+        hold(model.get_submodule(module), leaf, packed)
+        other.get_parameter(name).data.copy_(packed.value())
+    given = {"input_ids": row, **({"decoder_input_ids": row} if spec.kind == "encoder_decoder" else {})}
+    return agree(model(**given).logits, other(**given).logits)
 
 
 def _inside_layers(model: PreTrainedModel, spec: ModelSpec) -> Iterator[tuple[str, str]]:

@@ -35,7 +35,7 @@ from loraft.models.model_structure import add_tokens, grow, ids_of
 from loraft.models.modules import is_within, mark_text
 from loraft.models.packed_weights import unpacked_tensors, weight_headers
 from loraft.models.probe import spec_of
-from loraft.models.quantize import cast_others, compute_dtype, make_trainable, quantization_config
+from loraft.models.quantize import cast_others, compute_dtype, experts_in_4_bits, make_trainable, quantization_config
 from loraft.models.registry import ModelSpec
 from loraft.models.remote_code import is_trusted
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
@@ -123,7 +123,7 @@ def load_model(
     tokenizer, notes = _tokenizer(handle, config, group)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
-    loaded = _with_weights(handle, config, placement, quantization, new)
+    loaded = _with_weights(handle, config, family, placement, quantization, new)
     tokens = new_tokens(handle, tokenizer)
     own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None
     mark_text(loaded, family.text_mark)
@@ -143,6 +143,7 @@ def new_tokens(model: Model, tokenizer: Tokenizer) -> tuple[int, ...]:
 def _with_weights(
     handle: ModelHandle,
     config: PreTrainedConfig,
+    family: ModelSpec,
     placement: DeviceConfig,
     quantization: QuantizationSection | None,
     new: Sequence[str],
@@ -153,7 +154,8 @@ def _with_weights(
     if stored is not None:
         loading_as_stored(config, stored, compute)
     elif quantization is not None:
-        asked = quantization_config(quantization, compute, meta_model(config))
+        skeleton = meta_model(config)
+        asked = quantization_config(quantization, compute, skeleton, experts_in_4_bits(skeleton, family, quantization))
     options = {
         "config": config,
         "dtype": placement.dtype,

@@ -22,7 +22,7 @@ from loraft.errors import LoraftError, ModelError
 from loraft.kernels.decoding import new_cache, read_on
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.auto_model import group_of, meta_model, require_class
-from loraft.models.experiments import marked, require_trained_on_text, unreached
+from loraft.models.experiments import marked, packs_experts, require_trained_on_text, unreached
 from loraft.models.hf_config import CLASSIFIER, configured_positions, is_used_otherwise, own_code, quietly, reason
 from loraft.models.model_structure import by_structure, sized_modules
 from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
@@ -94,7 +94,7 @@ def _probed(config: PreTrainedConfig, group: ModelGroup | None) -> ModelSpec:
     if group == "decoder":
         spec = marked(config, spec, small)
     spec = _with_reach(replace(spec, kind=group, spare_positions=_spare_positions(small)), small)
-    spec = _told_apart(_with_head(spec, small), small)
+    spec = _told_apart(_with_head(replace(spec, packs_experts=packs_experts(small, spec)), small), small)
     if tried(_has_another_loss, small):
         spec = replace(spec, unknown=(*spec.unknown, "its own loss is another: here it is that of each next token"))
     if group == "decoder":

@@ -1,7 +1,8 @@
 """How a base's frozen weights are stored in 4 or 8 bits.
 
 Every linear module is quantized but the head; embeddings and norms are not linear modules, and stay in the model's
-dtype, as the QLoRA paper has it.
+dtype, as the QLoRA paper has it. transformers quantizes nothing else, and has a place for quantizers of others: the one
+here takes tensors of experts too, each as soon as it is read, so that no more than one of them is held in 16 bits.
 
 Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314).
 """
@@ -9,30 +10,32 @@ Source: Dettmers et al. 2023, QLoRA, section 3 (https://arxiv.org/abs/2305.14314
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
 from loraft.kernels.lora_linear import product_dtype
+from loraft.kernels.packed_experts import BLOCK, CONSTANTS_BLOCK, PackedExperts, hold, is_packable, let_go, pack
 from loraft.models.device import DTYPES, NO_FLOAT16, DeviceConfig
+from loraft.models.model_structure import stacks_experts
 from loraft.models.modules import linear_modules
+from loraft.models.registry import ModelSpec
 
 NOT_QUANTIZED = ("lm_head", "score", "classifier", "pre_classifier", "pooler", "dt_proj")
 """The modules, by a part of their name, whose linear modules keep the model's dtype: heads, and Mamba's, whose kernel
 reads the weight itself."""
 
-BLOCK = 64
-"""Weights that share a constant; transformers leaves bitsandbytes its default."""
-CONSTANTS_BLOCK = 256
-"""Constants that share one float32 where they are quantized too."""
-PIECE = 1 << 18
-"""Weights that are quantized at once: bitsandbytes needs 16 times their memory on the CPU."""
+WITH_EXPERTS = "loraft_4bit_experts"
+"""What transformers calls that quantizer."""
 
 # At import bitsandbytes warns that an inference kernel is missing; `make_trainable` turns that kernel off.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -68,17 +71,20 @@ def compute_dtype(section: QuantizationSection | None, placement: DeviceConfig) 
     return DTYPES[section.compute_dtype]
 
 
-def quantization_config(section: QuantizationSection, compute: torch.dtype, skeleton: nn.Module) -> BitsAndBytesConfig:
+def quantization_config(
+    section: QuantizationSection, compute: torch.dtype, skeleton: nn.Module, experts: Sequence[str] = ()
+) -> BitsAndBytesConfig:
     """The config of bitsandbytes, by the names of transformers, for a model of which `skeleton` is on the meta device.
 
     Storage is uint8: two weights a byte. What keeps its dtype is named in full: transformers compares beginnings and
-    ends of names, and would quantize the `dense` inside a pooler.
+    ends of names, and would quantize the `dense` inside a pooler. So are the tensors of `experts` that do not.
     """
     quantized = set(quantizable_modules(skeleton))
     kept = [name for name in linear_modules(skeleton) if name not in quantized]
     if section.type == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)  # type: ignore[no-untyped-call]
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+    return ExpertsConfig(
+        experts,
         load_in_4bit=True,
         bnb_4bit_quant_type=section.type,
         bnb_4bit_use_double_quant=section.double_quant,
@@ -109,6 +115,62 @@ def quantized_modules(model: nn.Module) -> tuple[str, ...]:
     """
     kept = (*NOT_QUANTIZED, *(getattr(model, "_keep_in_fp32_modules", None) or ()))
     return tuple(name for name in linear_modules(model) if not set(name.split(".")).intersection(kept))
+
+
+def experts_in_4_bits(model: nn.Module, family: ModelSpec, section: QuantizationSection | None) -> tuple[str, ...]:
+    """The tensors of experts that are stored in 4 bits where a model's weights are; of one on the meta device too."""
+    if section is None or section.bits != 4 or not section.experts or not family.packs_experts:
+        return ()
+    named = model.named_parameters()
+    return tuple(name for name, weight in named if stacks_experts(name, weight.shape) and is_packable(weight.shape))
+
+
+@register_quantization_config(WITH_EXPERTS)
+class ExpertsConfig(BitsAndBytesConfig):
+    """bitsandbytes' config, with the names of the tensors of experts that are quantized too."""
+
+    def __init__(self, experts: Iterable[str] = (), **settings: Any) -> None:
+        super().__init__(**settings)  # type: ignore[no-untyped-call]
+        self.quant_method = WITH_EXPERTS  # type: ignore[assignment]
+        self.experts = tuple(experts)
+
+
+@register_quantizer(WITH_EXPERTS)
+class ExpertsQuantizer(Bnb4BitHfQuantizer):
+    """bitsandbytes' quantizer, for experts too."""
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **others: Any) -> bool:
+        """Whether a tensor is quantized once it is read."""
+        config: Any = self.quantization_config
+        return param_name in config.experts or bool(super().param_needs_quantization(model, param_name, **others))
+
+    def get_quantize_ops(self) -> PackExperts:
+        """What quantizes a tensor."""
+        return PackExperts(self)  # type: ignore[no-untyped-call]
+
+
+class PackExperts(Bnb4bitQuantize):
+    """Quantizes a tensor of experts, and leaves all others to transformers."""
+
+    def convert(self, input_dict: dict[str, Any], **others: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What stands in the model for tensors that were read, by their full names."""
+        config, model, result = self.hf_quantizer.quantization_config, others["model"], dict[str, Any]()
+        for name, read in input_dict.items():
+            if name not in config.experts:
+                result |= super().convert({name: read}, **others)
+                continue
+            module, _, leaf = name.rpartition(".")
+            owner, weight = model.get_submodule(module), read[0] if isinstance(read, list) else read
+            dtype: torch.dtype = owner.get_parameter(leaf).dtype
+            kind, double = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
+            hold(owner, leaf, pack(weight.to(dtype), kind, double_quant=double))
+            result[name] = owner.get_parameter(leaf)
+        return result
+
+
+def packed_experts(model: nn.Module) -> dict[str, PackedExperts]:
+    """The modules of a loaded model whose experts are in 4 bits, by their full names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, PackedExperts)}
 
 
 def make_trainable(model: nn.Module, compute: torch.dtype) -> None:
@@ -157,80 +219,8 @@ def is_quantized(module: nn.Module) -> bool:
 
 def in_few_bits(model: nn.Module) -> tuple[str, ...]:
     """The full names of the modules of a loaded model that are quantized."""
-    return tuple(name for name, module in model.named_modules() if is_quantized(module))
-
-
-def quantize_roundtrip(
-    weight: torch.Tensor,
-    section: QuantizationSection,
-    dtype: torch.dtype,
-    *,
-    run: Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]] = map,
-) -> torch.Tensor:
-    """What is left of a weight once it has been quantized, to the bit as a quantized model computes with it.
-
-    Done piece by piece: only the constants of the blocks are held for the whole tensor, since double quantization
-    takes their mean over all of it.
-
-    Args:
-        weight: `[out, in]`, as the base has it; what comes back is so too, in the dtype of the products.
-        section: How it is stored.
-        dtype: The dtype that the base was loaded in, which it is cast to before it is quantized.
-        run: What makes the pieces: `map`, or something like it that has several threads.
-
-    Source: Dettmers et al. 2023, QLoRA, equation 6 (https://arxiv.org/abs/2305.14314); bitsandbytes'
-    `functional.quantize_4bit` and `dequantize_4bit`.
-    """
-    import bitsandbytes.functional as bnb
-
-    if section.type == "int8":
-        return _int8_roundtrip(weight, section, dtype, run)
-    rows = max(1, PIECE // weight.shape[1]) if weight.shape[1] % BLOCK == 0 else weight.shape[0]
-
-    def quantize(span: slice) -> tuple[torch.Tensor, Any]:
-        piece = weight[span].to(dtype).contiguous()
-        codes, state = bnb.quantize_4bit(piece, blocksize=BLOCK, quant_type=section.type)
-        return codes, state
-
-    spans = [slice(start, start + rows) for start in range(0, weight.shape[0], rows)]
-    packed = list(run(quantize, spans))
-    scales = torch.cat([state.absmax for _, state in packed])
-    if section.double_quant:  # the constants are kept in 8 bits around their mean
-        mean = scales.mean()
-        codes, state = bnb.quantize_blockwise(scales - mean, blocksize=256)
-        scales = bnb.dequantize_blockwise(codes, state) + mean
-    result = torch.empty(weight.shape, dtype=DTYPES.get(section.compute_dtype, dtype))
-    blocks = len(packed[0][1].absmax)  # of every piece but the last, which may have fewer
-
-    def restore(span: slice) -> None:
-        number = span.start // rows
-        codes, state = packed[number]
-        state.absmax = scales[number * blocks : (number + 1) * blocks]
-        result[span] = bnb.dequantize_4bit(codes, state)
-
-    list(run(restore, spans))
-    return result
-
-
-def _int8_roundtrip(
-    weight: torch.Tensor,
-    section: QuantizationSection,
-    dtype: torch.dtype,
-    run: Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]],
-) -> torch.Tensor:
-    """`quantize_roundtrip` in int8: each row by itself, by way of float16, as bitsandbytes does it."""
-    import bitsandbytes.functional as bnb
-
-    from loraft.kernels.int8_linear import dequantized
-
-    rows, result = max(1, PIECE // weight.shape[1]), DTYPES.get(section.compute_dtype, dtype)
-    spans = [slice(start, start + rows) for start in range(0, weight.shape[0], rows)]
-
-    def piece(span: slice) -> torch.Tensor:
-        codes, scales, _ = bnb.int8_vectorwise_quant(weight[span].to(dtype).half().contiguous())
-        return dequantized(codes, scales, result)
-
-    return torch.cat(list(run(piece, spans)))
+    linear = (name for name, module in model.named_modules() if is_quantized(module))
+    return (*linear, *packed_experts(model))
 
 
 def unpacked(module: nn.Module) -> torch.Tensor:
@@ -259,6 +249,8 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and is_quantized(module):
             model.set_submodule(name, ordinary(module, unpacked(module)))
+    for experts in packed_experts(model).values():
+        let_go(experts, dtype)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 

@@ -31,6 +31,7 @@ class ModelSpec:
             random. Empty where transformers has no classifier of the family.
         experts: The feed-forward part's experts, as the suffix of their path inside a layer: one tensor for all of
             them, which LoRA on linear modules cannot adapt.
+        packs_experts: These are read by their own module alone, so that they can be dequantized while it computes.
         routers: The linear modules that choose experts, as paths inside a layer: adapted only where they are named.
         unreached: The linear modules and the tensors of experts that the outputs do not come through, as paths inside a
             layer: never adapted.
@@ -65,6 +66,7 @@ class ModelSpec:
     encoder_path: str | None = None
     classifier: tuple[str, ...] = ("score",)
     experts: str | None = None
+    packs_experts: bool = True
     routers: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     alone: bool = False

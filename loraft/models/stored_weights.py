@@ -55,11 +55,11 @@ def stored_weights(config: Mapping[str, Any]) -> StoredWeights | None:
     if not isinstance(settings, Mapping):
         return StoredWeights("an unknown method")
     if settings.get("load_in_8bit"):
-        return StoredWeights("bitsandbytes", QuantizationSection(type="int8"))
+        return StoredWeights("bitsandbytes", QuantizationSection(type="int8", experts=False))
     kind = settings.get("bnb_4bit_quant_type", "fp4")
     if settings.get("load_in_4bit") and kind in ("nf4", "fp4"):
         double = settings.get("bnb_4bit_use_double_quant") is True
-        return StoredWeights("bitsandbytes", QuantizationSection(type=kind, double_quant=double))
+        return StoredWeights("bitsandbytes", QuantizationSection(type=kind, double_quant=double, experts=False))
     return StoredWeights(str(settings.get("quant_method", "an unknown method")))
 
 

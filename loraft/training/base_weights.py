@@ -2,15 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from transformers import PreTrainedModel
+
+from loraft.adapters.extra_targets import layer_of
+from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
+from loraft.models.modules import linear_modules
+from loraft.models.packed_weights import packed_modules
+from loraft.models.quantize import experts_in_4_bits, quantizable_modules
+from loraft.models.registry import ModelSpec
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import StoredWeights, refuse_another_quantization
+
+
+@dataclass(frozen=True)
+class FewBits:
+    """What of a model is stored in few bits.
+
+    Attributes:
+        linear: The linear modules, with inputs and outputs.
+        experts: The tensors of experts, with their shapes.
+    """
+
+    linear: Mapping[str, tuple[int, int]]
+    experts: Mapping[str, tuple[int, ...]]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers these are."""
+        return sum(map(math.prod, (*self.linear.values(), *self.experts.values())))
+
+    @property
+    def rows(self) -> int:
+        """The outputs of the linear modules."""
+        return sum(outputs for _, outputs in self.linear.values())
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that hold them."""
+        return (*self.linear, *dict.fromkeys(name.rpartition(".")[0] for name in self.experts))
+
+
+def in_few_bits(
+    model: PreTrainedModel, family: ModelSpec, quantization: QuantizationSection | None, stored: Path | None
+) -> FewBits:
+    """What of a model on the meta device is stored in few bits: what quantizing takes, or what a folder has so."""
+    if quantization is None:
+        return FewBits({}, {})
+    linear = linear_modules(model)
+    quantized = quantizable_modules(model) if stored is None else packed_modules(stored, model)
+    experts = experts_in_4_bits(model, family, quantization)
+    shapes = {name: tuple(model.get_parameter(name).shape) for name in experts}
+    return FewBits({name: linear[name] for name in quantized if name in linear}, shapes)
+
+
+@dataclass(frozen=True)
+class ExpertSizes:
+    """Numbers of tensors of experts in a layer, of that with the most.
+
+    Attributes:
+        packed: Those that are dequantized while it computes.
+        adapted: Those that get an update, which is added to all of a tensor.
+        kept: Those whose sum with the update is kept for the backward pass.
+    """
+
+    packed: int
+    adapted: int
+    kept: int
+
+
+def experts_of_a_layer(
+    model: PreTrainedModel, family: ModelSpec, packed: Collection[str], targets: TargetModules | None
+) -> ExpertSizes:
+    """The sizes of the experts of a model on the meta device."""
+    adapted = {weight.name for weight in targets.weights if weight.experts > 1} if targets else set()
+    kinds = (set(packed), adapted, adapted.difference(packed))
+    counts: list[Counter[tuple[str, int]]] = [Counter(), Counter(), Counter()]
+    for count, names in zip(counts, kinds, strict=True):
+        for name in names:
+            count[layer_of(name, family)] += model.get_parameter(name).numel()
+    return ExpertSizes(*(max(count.values(), default=0) for count in counts))
+
+
+NO_EXPERTS = ExpertSizes(0, 0, 0)
 
 
 def quantization_of(run: RunConfig, stored: StoredWeights | None) -> QuantizationSection | None:

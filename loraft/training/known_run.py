@@ -39,9 +39,7 @@ from loraft.models.load_model import (
 )
 from loraft.models.model_structure import depths, grow
 from loraft.models.modules import decoder_inputs, hidden_in, is_within, linear_modules, parameter_count
-from loraft.models.packed_weights import packed_modules
 from loraft.models.probe import spec_of
-from loraft.models.quantize import quantizable_modules
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
@@ -49,7 +47,15 @@ from loraft.models.stored_weights import StoredWeights
 from loraft.rows.standard_input import with_input_kept
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
-from loraft.training.base_weights import head_notes, quantization_of, stored_notes
+from loraft.training.base_weights import (
+    ExpertSizes,
+    FewBits,
+    experts_of_a_layer,
+    head_notes,
+    in_few_bits,
+    quantization_of,
+    stored_notes,
+)
 from loraft.training.new_tokens import about_new_tokens, unseen_tokens
 from loraft.training.optimizer import TrainedTensor
 from loraft.training.router_loss import router_loss
@@ -82,11 +88,11 @@ class ModelSummary:
 
     Attributes:
         total_parameters: Its numbers, tied ones once.
-        quantized_parameters: Those that are stored in 4 or 8 bits.
-        quantized_rows: The outputs of the modules whose weights these are.
+        few_bits: What of it is stored in 4 or 8 bits.
         quantization: How these are stored.
         stored: How the files hold the weights, where these are quantized.
         depths: The transformer layers of each stack.
+        experts: What the experts of a layer need while it computes.
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
         trained: Every tensor that is trained.
@@ -96,18 +102,23 @@ class ModelSummary:
 
     family: ModelSpec
     total_parameters: int
-    quantized_parameters: int
-    quantized_rows: int
+    few_bits: FewBits
     quantization: QuantizationSection | None
     stored: StoredWeights | None
     depths: Mapping[str, int]
     layers: Mapping[str, LayerSizes]
+    experts: ExpertSizes
     vocabulary: int
     context: int | None
     targets: TargetModules | None
     trained: tuple[TrainedTensor, ...]
     router_aux_loss_coef: float
     notes: tuple[str, ...]
+
+    @property
+    def quantized_parameters(self) -> int:
+        """The numbers that are stored in few bits."""
+        return self.few_bits.parameters
 
     @property
     def trainable_parameters(self) -> int:
@@ -161,11 +172,11 @@ def summarize_model(
     own_rows = grow(skeleton, tokens) if tokens else 0
     linear, stored = linear_modules(skeleton), stored_in(model)
     quantization = quantization_of(run, stored)
-    quantized = _quantized(skeleton, folder if stored is not None and has_weights else None) if quantization else ()
+    few_bits = in_few_bits(skeleton, family, quantization, folder if stored is not None and has_weights else None)
     notes = [*stored_notes(run, stored), *(head_notes(run, model, new) if labels else ())]
     targets = None
     if run.method != "full":
-        targets = targets_in(skeleton, family, run.lora, quantized=quantized, head=head, tokens=tokens)
+        targets = targets_in(skeleton, family, run.lora, quantized=few_bits.modules, head=head, tokens=tokens)
         targets, about_start = _going_on(targets, start_of(run.lora, targets, labels), folder if has_weights else None)
         notes = [*about_start, *notes]
     coefficient, about_routers = router_loss(run, skeleton, family, targets)
@@ -173,26 +184,19 @@ def summarize_model(
     return ModelSummary(
         family=family,
         total_parameters=parameter_count(skeleton),
-        quantized_parameters=sum(linear[name][0] * linear[name][1] for name in quantized),
-        quantized_rows=sum(linear[name][1] for name in quantized),
+        few_bits=few_bits,
         quantization=quantization,
         stored=stored,
         depths=depths(skeleton, family),
+        experts=experts_of_a_layer(skeleton, family, few_bits.experts, targets),
         layers={stack: _layer(skeleton, linear, path) for stack, path in family.stacks.items()},
         vocabulary=skeleton.config.get_text_config().vocab_size,
         context=context_of(config, family),
         targets=targets,
         trained=tuple(trained_tensors(skeleton, family, targets, use_dora=run.lora.use_dora)),
         router_aux_loss_coef=coefficient,
-        notes=(*notes, *family_notes(skeleton, family, targets, quantized=bool(quantized)), *about_routers),
+        notes=(*notes, *family_notes(skeleton, family, targets, quantized=few_bits.modules), *about_routers),
     )
-
-
-def _quantized(skeleton: PreTrainedModel, stored: Path | None) -> tuple[str, ...]:
-    """The linear modules whose weights are in few bits: those that quantizing takes, or that a folder has stored so."""
-    if stored is None:
-        return quantizable_modules(skeleton)
-    return tuple(set(linear_modules(skeleton)).intersection(packed_modules(stored, skeleton)))
 
 
 def _going_on(targets: TargetModules, start: AdapterFiles | None, base: Path | None) -> tuple[TargetModules, list[str]]:

@@ -20,6 +20,7 @@ from loraft.errors import ResourceError
 from loraft.kernels.cross_entropy import targets_in_chunk
 from loraft.models.quantize import quantized_bytes
 from loraft.tokenization.examples import Example
+from loraft.training.base_weights import NO_EXPERTS, ExpertSizes
 from loraft.training.known_run import KnownRun, LayerSizes
 from loraft.training.optimizer import KINDS
 
@@ -56,6 +57,7 @@ class TrainingSizes:
         whole_model: Every weight is trained, so that gradients of weights need every input.
         quantization: How the quantized weights are stored; None where none are.
         quantized_rows: The outputs of the modules whose weights these are.
+        experts: The experts of a mixture in a layer.
         start_parameters: What an adapter began with, where it is kept and saved beside what is trained.
     """
 
@@ -73,6 +75,7 @@ class TrainingSizes:
     optimizer_bytes: int
     device: str
     start_parameters: int = 0
+    experts: ExpertSizes = NO_EXPERTS
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
         adapter=0 if sizes.whole_model else trained + 4 * sizes.start_parameters,
         gradients=trained,
         optimizer=sizes.optimizer_bytes,
-        activations=sum(_activations(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks),
+        activations=sum(_activations(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
+        + _of_experts(sizes, checkpointing=checkpointing),
         logits=logits,
         # torch.cuda's own peak, which is what is compared, leaves out the context.
         runtime=0 if sizes.device == "cuda" else int(psutil.Process().memory_info().rss),
@@ -146,6 +150,13 @@ def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool
     # The backward pass holds the gradients of one layer's activations beside what the forward kept.
     kept = boundaries + one_layer if checkpointing else one_layer * stack.graph_layers
     return kept + one_layer
+
+
+def _of_experts(sizes: TrainingSizes, *, checkpointing: bool) -> int:
+    """What the experts of a layer take beside their weights: dequantized, with an update, and the gradient of that."""
+    experts = sizes.experts
+    layers = 1 if checkpointing else max((stack.graph_layers for stack in sizes.stacks), default=0)
+    return sizes.dtype_bytes * (experts.packed + experts.adapted + experts.kept * layers)
 
 
 def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tuple[MemoryPlan, bool]:
@@ -209,9 +220,10 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         vocabulary=len(data.renderer.labels) or shape.vocabulary,
         whole_model=whole_model,
         quantization=shape.quantization,
-        quantized_rows=shape.quantized_rows,
+        quantized_rows=shape.few_bits.rows,
         optimizer_bytes=sum(map(KINDS[known.config.training.optim].state_bytes, shape.trained)),
         start_parameters=_starts(known.config, shape.targets),
+        experts=shape.experts,
         device=known.placement.device,
     )
 

@@ -24,6 +24,7 @@ from loraft.dataset.sampler import StepBatches
 from loraft.errors import NonFiniteError
 from loraft.events import Observer
 from loraft.figures import label_figures
+from loraft.kernels.packed_experts import PackedExperts
 from loraft.models.quantize import unpacked
 from loraft.tasks.loss import Batch, TaskLoss
 from loraft.tokenization.examples import Example
@@ -276,8 +277,10 @@ def _first_weight(model: nn.Module) -> tuple[str, bool] | None:
         for name, parameter in module.named_parameters(recurse=False):
             packed = not parameter.is_floating_point() and isinstance(module, nn.Linear) and name == "weight"
             held = unpacked(module) if packed else parameter.data
+            if isinstance(module, PackedExperts) and name in module.packed:
+                held = module.packed[name].value()
             if not held.isfinite().all():
-                return f"{prefix}.{name}".replace(".base_layer.", "."), parameter.requires_grad
+                return f"{prefix}.{name}".replace(".base_layer", ""), parameter.requires_grad
     return None
 
 

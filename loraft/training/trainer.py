@@ -23,6 +23,7 @@ from loraft.io.resources import disk_errors, memory_errors
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import is_trusted
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit, save_weights, weights_in
@@ -147,6 +148,8 @@ def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+    for experts in packed_experts(model).values():
+        experts.recomputed = True
     for stack, path in plan.shape.family.stacks.items():
         layers = list(model.get_submodule(path).children())
         for layer in layers[: len(layers) - plan.shape.graph_layers(stack)]:

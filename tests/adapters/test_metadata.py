@@ -55,7 +55,7 @@ def test_a_record_of_odd_values_is_as_none(tmp_path: Path, odd: object) -> None:
 
 def test_the_base_is_stored_as_it_was_in_training(tmp_path: Path) -> None:
     stored = {"type": "fp4", "double_quant": False, "compute_dtype": "bfloat16"}
-    expected = QuantizationSection(type="fp4", double_quant=False, compute_dtype="bfloat16")
+    expected = QuantizationSection(type="fp4", double_quant=False, experts=False, compute_dtype="bfloat16")
     assert adapter_in(write(tmp_path, {"quantization": stored})).quantization == expected
     with pytest.raises(AdapterError, match=r"loraft\.json"):
         adapter_in(write(tmp_path, {"quantization": {"type": "int3"}}))

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from loraft.config.choices import QuantizationType
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
+from loraft.merging.quantize_roundtrip import quantize_roundtrip
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_config, load_model
@@ -19,7 +20,6 @@ from loraft.models.quantize import (
     compute_dtype,
     in_few_bits,
     quantization_config,
-    quantize_roundtrip,
     quantized_modules,
     unpacked,
 )
@@ -111,7 +111,7 @@ def test_c26_dequantized_is_to_the_bit_what_a_quantized_model_computes_with(
         loaded = load_model(section(folder), on_cpu(dtype), quantization=quantization)
         base = load_model(section(folder), on_cpu())
         for piece in (1 << 18, 320):
-            monkeypatch.setattr("loraft.models.quantize.PIECE", piece)
+            monkeypatch.setattr("loraft.merging.quantize_roundtrip.PIECE", piece)
             for name in quantized_modules(base.model):
                 weight = base.model.get_submodule(name).weight
                 found = quantize_roundtrip(weight, quantization, dtype)
