@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from loraft.cli.commands.evaluate import MeasureOptions
+from loraft.evaluation.open_model import GROUPS
+from loraft.tasks import TASKS
+from loraft.tasks.task import ROUGE
 from tests.cli.running import loraft, refused
 from tests.inference.voices import adapter_in, base_in
 from tests.tiny import save_tiny
@@ -243,3 +248,9 @@ def test_smollm2_learns_tickets_and_that_is_measured(smollm2: Path, tmp_path: Pa
     assert told["metrics"]["valid_json"] > 0.8 > told["baseline"]["metrics"]["valid_json"]
     assert told["baseline"]["differences"]["valid_json"]["low"] > 0
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 16
+
+
+def test_every_metric_that_may_be_asked_for_is_in_the_help() -> None:
+    said = next(each.metadata["typer"]().help for each in fields(MeasureOptions) if each.name == "metrics")
+    asked_for = {name for task in TASKS.values() for name in task.metrics.offered} - set(ROUGE) | set(GROUPS)
+    assert [name for name in asked_for if name not in said] == []
