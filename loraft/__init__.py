@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         compare_methods,
         complete,
         evaluate,
+        fit_memory,
         generate,
         inspect_activations,
         inspect_gradients,
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GenerationRequest", "Interrupted", "InvalidInputError", "LoraftError", "ModelRequest", "RunConfig", "RunError",
-    "__version__", "answer_file", "check", "compare", "compare_methods", "complete", "evaluate", "generate",
-    "inspect_activations", "inspect_gradients", "inspect_layers", "load", "load_config", "merge", "open_chat",
-    "predict", "predict_file", "preview", "resolve", "train", "train_baseline",
+    "__version__", "answer_file", "check", "compare", "compare_methods", "complete", "evaluate", "fit_memory",
+    "generate", "inspect_activations", "inspect_gradients", "inspect_layers", "load", "load_config", "merge",
+    "open_chat", "predict", "predict_file", "preview", "resolve", "train", "train_baseline",
 ]  # fmt: skip
 
 HOMES = {

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from loraft.baselines.train_baseline import train_baseline
     from loraft.inspection.layers_report import inspect_layers
     from loraft.inspection.row_preview import preview
+    from loraft.training.fit_memory import fit_memory
 
 __all__ = [
     "Answering",
@@ -36,6 +37,7 @@ __all__ = [
     "compare_methods",
     "complete",
     "evaluate",
+    "fit_memory",
     "generate",
     "inspect_activations",
     "inspect_gradients",
@@ -57,6 +59,7 @@ HOMES = {
     **dict.fromkeys(("check", "evaluate", "merge", "train"), "api.runs"),
     **dict.fromkeys(("inspect_activations", "inspect_gradients"), "api.inside"),
     "compare_methods": "baselines.compare_methods",
+    "fit_memory": "training.fit_memory",
     "inspect_layers": "inspection.layers_report",
     "preview": "inspection.row_preview",
     "train_baseline": "baselines.train_baseline",

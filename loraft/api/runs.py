@@ -6,8 +6,10 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 from loraft.adapters.inject import AdaptedModel
+from loraft.baselines.compare_methods import compare_methods
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.errors import AdapterError
@@ -33,9 +35,11 @@ from loraft.io.jsonl import check_jsonl
 from loraft.merging.merge_report import LEAST_POSITIONS, MergeReport, merge_and_verify
 from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge, resolve_weighted, weighted
 from loraft.merging.write_weights import chosen_folder
-from loraft.models.remote_code import as_trusted
+from loraft.models.device import StatedDevice
+from loraft.models.remote_code import as_trusted, is_trusted
 from loraft.rows.formats import Message
 from loraft.rows.places import files_here
+from loraft.training.fit_memory import require_memory
 from loraft.training.loop import noted_signals
 from loraft.training.run_dir import (
     RunFolder,
@@ -54,25 +58,59 @@ FOLDER_IN_USE = "{} holds a run already: `loraft.train` goes on with it by `resu
 
 @as_trusted
 def check(
-    config: RunConfig, *, name: str = "run", verbose: bool = False, trust_remote_code: bool = False
+    config: RunConfig,
+    *,
+    name: str = "run",
+    verbose: bool = False,
+    device: Literal["cpu", "cuda"] | None = None,
+    gpu_memory: int | None = None,
+    measure: int = 0,
+    trust_remote_code: bool = False,
+    observer: Observer = ignored,
 ) -> CheckReport:
-    """Everything that can be known of a run before its first step, without loading a weight.
+    """Everything that can be known of a run before its first step, without loading a weight unless it is measured.
 
     Args:
         config: The run.
         name: What runs of this config are called where `training.output_dir` is not set.
         verbose: Name each row that stands in the data twice.
+        device: Plan for it, instead of for the one that training would take here.
+        gpu_memory: Plan for a CUDA GPU of so many bytes, which need not be here.
+        measure: Take so many steps in a process of their own, to tell how long all of them take; keep nothing.
         trust_remote_code: Run the code that the model brings.
+        observer: Is told how far measuring is.
 
     Raises:
         InvalidInputError: With every problem found; `train` refuses the same, and a folder that holds a run.
     """
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=False))
     refuse_taken(folder, resume=folder.holds_run, overwrite=False)
-    plan = plan_run(config)
+    chosen = device or ("cuda" if gpu_memory is not None else None)
+    plan = plan_run(config, None if chosen is None else StatedDevice(chosen, gpu_memory))
+    require_memory(config, plan)
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
     found = report(plan, folder.path, verbose=verbose)
+    if measure:
+        found = replace(found, measured=_measured(plan, config, measure, observer))
     return replace(found, notes=(*found.notes, FOLDER_IN_USE.format(folder.path))) if folder.holds_run else found
+
+
+def _measured(plan: RunPlan, config: RunConfig, steps: int, observer: Observer) -> dict[str, Any]:
+    """What a few steps took, and the time of all at that rate; evaluating and saving come on top."""
+    (tried,) = compare_methods(
+        config, methods=(config.method,), steps=steps, trust_remote_code=is_trusted(), observer=observer
+    ).methods
+    cost = tried.measured
+    assert cost is not None, "else it is refused"
+    tokens = sum(example.tokens for example in plan.data.train) / len(plan.data.train)
+    settings = plan.config.training
+    rows = plan.steps * settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    return {
+        "steps": steps,
+        "tokens_per_second": cost.tokens_per_second,
+        "peak_bytes": cost.memory["peak_bytes"],
+        "all_steps_seconds": rows * tokens / cost.tokens_per_second,
+    }
 
 
 @as_trusted
@@ -113,6 +151,7 @@ def train(
         tell(observer, *left_unfinished(folder.path, name))
     with noted_signals(signal.SIGUSR1) as save_requests:  # planning too: before the first step it would end the process
         plan = plan_run(config)
+        require_memory(config, plan)
         check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
         with folder.open():
             return run_plan(

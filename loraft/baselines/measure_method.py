@@ -34,7 +34,7 @@ from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import trusting
 from loraft.training.checkpoint import RunState
 from loraft.training.loop import save_weights
-from loraft.training.memory import held_bytes, peak_bytes, reset_peak, too_large
+from loraft.training.memory import held_bytes, peak_bytes, release_freed, reset_peak, too_large
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import LEARNING_RATES, RunPlan, base_notes, plan_run
 from loraft.training.train_step import Throughput, Trainer, take_step
@@ -96,7 +96,7 @@ def _scaled(rate: float, factor: float) -> float:
 def _planned(config: RunConfig, method: Method) -> dict[str, Any]:
     """What is known of a method before anything is loaded, or what is wrong with it."""
     try:
-        plan = plan_run(config, must_fit=False)
+        plan = plan_run(config)
     except InvalidInputError as error:
         return {"kind": "refused", "method": method, "notes": [], **_told(error)}
     return {
@@ -154,6 +154,7 @@ def measure(plan: RunPlan, folder: Path, stepped: Callable[[int, float], None]) 
     adapted = build_model(plan)
     loading = peak_bytes(device)
     weights = weight_bytes(adapted)
+    release_freed(device)
     run, tally = Trainer(plan, RunFolder(folder), adapted, str, ignored, []), Tally()
     run.optimizer.register_step_pre_hook(lambda *_: _count_gradients(tally, adapted))
     adapted.set_training(True)

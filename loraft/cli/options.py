@@ -49,6 +49,18 @@ def _must(holds: Callable[[Any], bool], otherwise: str) -> Callable[[Any], Any]:
     return checked
 
 
+def size_in_bytes(text: str) -> int:
+    """The bytes of a size such as 24GB or 24GiB."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        size = 0
+    refuse((size < 10**6, f"{text} is no memory of a GPU: write a size such as 24GB or 24GiB."))
+    return size
+
+
 def _told_of_trust(trusted: bool) -> bool:
     if trusted:
         from loraft.cli.console import print_note

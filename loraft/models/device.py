@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
@@ -19,6 +20,8 @@ from loraft.errors import ModelError
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "avx10_2", "sve_bf16", "bf16")
 """The names, among torch's CPU capabilities, of instructions that multiply bfloat16."""
 
+CUDA_TAKES = 600 * 10**6
+"""What CUDA and its libraries take of a GPU's memory for themselves, about."""
 NO_FLOAT16 = "float16 does not train on a CPU: its gradients underflow without loss scaling"
 CGROUP = Path("/sys/fs/cgroup")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,6 +39,7 @@ class DeviceConfig:
         total_bytes: The memory of the device; on a CPU what this process may use at most.
         available_bytes: What of it was free when this was decided.
         notes: What was decided and why, for the user.
+        stated: It is planned for only, and need not be in this machine.
     """
 
     device: str
@@ -44,6 +48,7 @@ class DeviceConfig:
     total_bytes: int
     available_bytes: int
     notes: tuple[str, ...]
+    stated: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -51,13 +56,40 @@ class DeviceConfig:
         return str(self.dtype).removeprefix("torch.")
 
 
-def select_device(model: ModelSection) -> DeviceConfig:
-    """Decide device and dtype: the first GPU where CUDA has one, else the CPU.
+@dataclass(frozen=True)
+class StatedDevice:
+    """A device that a run is planned for, whether this machine has it or not.
+
+    Attributes:
+        memory_bytes: The memory of a GPU; None is that of this machine's.
+    """
+
+    device: Literal["cpu", "cuda"]
+    memory_bytes: int | None = None
+
+
+def _stated_gpu(model: ModelSection, memory_bytes: int) -> DeviceConfig:
+    """A CUDA GPU of so much memory, which multiplies bfloat16 natively."""
+    dtype = "bfloat16" if model.dtype == "auto" else model.dtype
+    name = f"a GPU of {memory_bytes / 1e9:.1f} GB"
+    free = max(memory_bytes - CUDA_TAKES, 0)
+    note = f"planned for {name} in dtype {dtype}, of which {free / 1e9:.1f} GB are left beside CUDA itself"
+    return DeviceConfig("cuda", DTYPES[dtype], name, memory_bytes, free, (note,), stated=True)
+
+
+def select_device(model: ModelSection, stated: StatedDevice | None = None) -> DeviceConfig:
+    """Decide device and dtype: what is stated, else the first GPU where CUDA has one, else the CPU.
 
     Raises:
-        ModelError: The dtype that is asked for does not train on this device.
+        ModelError: The dtype that is asked for does not train on this device, or there is no such device.
     """
-    if torch.cuda.is_available():
+    if stated is not None and stated.memory_bytes is not None:
+        return _stated_gpu(model, stated.memory_bytes)
+    device = stated.device if stated is not None else None
+    if device == "cuda" and not torch.cuda.is_available():
+        remedy = "Say how much memory it is to be planned for."
+        raise ModelError("this machine has no CUDA GPU", parameter="gpu_memory", remedy=remedy)
+    if torch.cuda.is_available() and device != "cpu":
         device, unit, otherwise, name = "cuda", "GPU", "float16", torch.cuda.get_device_name()
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         instructions = ""

@@ -22,7 +22,7 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.paths import cache_folder
 from loraft.models.auto_model import meta_model
-from loraft.models.device import DTYPES, DeviceConfig, select_device
+from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
 from loraft.models.hf_config import (
     check_dtype,
     context_of,
@@ -70,15 +70,15 @@ class LayerSizes:
     """What one transformer layer's activations are made of.
 
     Attributes:
-        linear_inputs: The in-features of the layer's linear modules, summed.
         linear_outputs: The out-features of the layer's linear modules, summed.
-        inner: The widest out-features, that of the feed-forward part.
+        inner: The width inside the feed-forward part: the widest in-features.
+        gated: The feed-forward part multiplies its inner tensor by a second one.
     """
 
     hidden: int
-    linear_inputs: int
     linear_outputs: int
     inner: int
+    gated: bool
     heads: int
 
 
@@ -225,11 +225,12 @@ def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
 
 def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: str) -> LayerSizes:
     inside = [name for name in linear if name.startswith(f"{path}.0.")]
+    outputs, inner = [linear[name][1] for name in inside], max(linear[name][0] for name in inside)
     return LayerSizes(
         hidden=hidden_in(model),
-        linear_inputs=sum(linear[name][0] for name in inside),
-        linear_outputs=sum(linear[name][1] for name in inside),
-        inner=max(max(linear[name]) for name in inside),
+        linear_outputs=sum(outputs),
+        inner=inner,
+        gated=2 * inner in outputs or outputs.count(inner) > 1,
         heads=heads_in(model.config),
     )
 
@@ -256,15 +257,15 @@ class KnownRun:
         return TASKS[self.config.task]
 
 
-def known_run(config: RunConfig) -> KnownRun:
-    """Look at model and data, each as far as the other lets it.
+def known_run(config: RunConfig, stated: StatedDevice | None = None) -> KnownRun:
+    """Look at model and data, each as far as the other lets it; for a device that is stated, or for this machine's.
 
     Raises:
         InvalidInputError: With every problem that was found of both.
     """
     problems: list[Problem] = []
     config = _collected(problems, partial(with_input_kept, config)) or config
-    placement = _collected(problems, lambda: select_device(config.model))
+    placement = _collected(problems, lambda: select_device(config.model, stated))
     task, model = TASKS[config.task], ModelHandle(config.model)
     architecture = _collected(problems, lambda: load_config(model, task.group))
     length_notes: list[str] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Sequence
@@ -16,8 +18,8 @@ from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
 from loraft.config.sections import FROM_WEIGHTS, QuantizationSection
 from loraft.dataset.sampler import BatchSampler
-from loraft.errors import ResourceError
 from loraft.kernels.cross_entropy import targets_in_chunk
+from loraft.kernels.packed_attention import PRODUCTS_UP_TO
 from loraft.models.quantize import quantized_bytes
 from loraft.tokenization.examples import Example
 from loraft.training.base_weights import NO_EXPERTS, ExpertSizes
@@ -54,7 +56,8 @@ class TrainingSizes:
         batch_targets: Trained tokens of the largest batch.
         chunk_targets: The most targets whose logits are held at once.
         vocabulary: What a target is one of: the entries of the vocabulary, or the classes.
-        whole_model: Every weight is trained, so that gradients of weights need every input.
+        whole_model: Every weight is trained.
+        head_trained: The head is among what is trained, so that its loss is the slower one.
         quantization: How the quantized weights are stored; None where none are.
         quantized_rows: The outputs of the modules whose weights these are.
         experts: The experts of a mixture in a layer.
@@ -70,6 +73,7 @@ class TrainingSizes:
     chunk_targets: int
     vocabulary: int
     whole_model: bool
+    head_trained: bool
     quantization: QuantizationSection | None
     quantized_rows: int
     optimizer_bytes: int
@@ -118,38 +122,56 @@ def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
     quantized = quantized_bytes(sizes.quantized_parameters, sizes.quantized_rows, sizes.quantization)
     weights = sizes.frozen_parameters * sizes.dtype_bytes + quantized
     trained = 4 * sizes.trainable_parameters
-    logits = min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * (8 + 2 * sizes.dtype_bytes)
     return MemoryPlan(
         weights=weights + trained if sizes.whole_model else weights,
         adapter=0 if sizes.whole_model else trained + 4 * sizes.start_parameters,
         gradients=trained,
         optimizer=sizes.optimizer_bytes,
-        activations=sum(_activations(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
+        activations=_cast_weights(sizes)
+        + sum(_activations(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
         + _of_experts(sizes, checkpointing=checkpointing),
-        logits=logits,
+        logits=min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * _logit_bytes(sizes),
         # torch.cuda's own peak, which is what is compared, leaves out the context.
-        runtime=0 if sizes.device == "cuda" else int(psutil.Process().memory_info().rss),
+        runtime=0 if sizes.device == "cuda" else held_bytes("cpu"),
     )
+
+
+def _logit_bytes(sizes: TrainingSizes) -> int:
+    """The bytes of one logit of a chunk, with its gradient.
+
+    A frozen head's logits become their own gradient, on a CPU a few rows at a time, on CUDA by way of a float32 copy.
+    """
+    if sizes.head_trained:
+        return 8 + 2 * sizes.dtype_bytes
+    return sizes.dtype_bytes + (4 if sizes.device == "cuda" else 0)
+
+
+def _cast_weights(sizes: TrainingSizes) -> int:
+    """The 16-bit copies of float32 weights that autocast keeps for a forward pass, where all are trained."""
+    return sizes.dtype_bytes * sizes.trainable_parameters if sizes.whole_model and sizes.dtype_bytes < 4 else 0
 
 
 def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool) -> int:
     """Activations of one batch in one stack.
 
-    A layer keeps each linear module's output, what stands between, and its norms' inputs.
-    The residual stream passes each norm in float32, twice a layer; the gated product and the activation function
-    keep two more tensors of the inner width; on the CPU the attention weights of each row are kept besides.
+    A layer keeps each linear module's output, both norms' outputs and the attention's, and of the feed-forward part
+    the activation and its product with the gate, or without a gate the steps of the activation function. Where all
+    weights are trained each norm keeps its input and its output in float32 besides; on the CPU the attention weights
+    of short rows are kept too. The backward pass holds two gradients of the widest tensor beside what was kept.
     """
     layer, width = stack.layer, sizes.dtype_bytes
-    a_token = width * (layer.linear_outputs + 2 * layer.inner + 4 * layer.hidden) + 16 * layer.hidden
-    if sizes.whole_model:
-        a_token += width * layer.linear_inputs
-    if sizes.device == "cpu" and stack.longest_row <= 512:
+    steps = 2 if layer.gated else 4
+    a_token = width * (layer.linear_outputs + steps * layer.inner + 3 * layer.hidden)
+    if sizes.whole_model and width < 4:
+        a_token += 16 * layer.hidden
+    if sizes.device == "cpu" and stack.longest_row <= PRODUCTS_UP_TO.get(
+        {2: torch.bfloat16, 4: torch.float32}[width], 0
+    ):
         a_token += width * layer.heads * stack.longest_row
     one_layer = stack.batch_tokens * a_token
     boundaries = stack.batch_tokens * width * layer.hidden * stack.graph_layers
-    # The backward pass holds the gradients of one layer's activations beside what the forward kept.
-    kept = boundaries + one_layer if checkpointing else one_layer * stack.graph_layers
-    return kept + one_layer
+    gradients = stack.batch_tokens * width * (2 * layer.inner + layer.hidden)
+    return (boundaries + one_layer if checkpointing else one_layer * stack.graph_layers) + gradients
 
 
 def _of_experts(sizes: TrainingSizes, *, checkpointing: bool) -> int:
@@ -166,17 +188,6 @@ def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tupl
     if setting == "auto":
         setting = predict(sizes, checkpointing=False).peak_bytes > ROOM * known.placement.available_bytes
     return predict(sizes, checkpointing=setting), setting
-
-
-def require_memory(known: KnownRun, memory: MemoryPlan) -> None:
-    """Refuse what cannot fit.
-
-    Raises:
-        ResourceError: More is needed than is available.
-    """
-    if message := too_large(known, memory):
-        remedy = _less_memory(known.config, memory)
-        raise ResourceError(message, key="training.per_device_train_batch_size", remedy=remedy)
 
 
 def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
@@ -219,6 +230,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         chunk_targets=targets_in_chunk(shape.vocabulary),
         vocabulary=len(data.renderer.labels) or shape.vocabulary,
         whole_model=whole_model,
+        head_trained=shape.targets is None or bool(shape.targets.saved),
         quantization=shape.quantization,
         quantized_rows=shape.few_bits.rows,
         optimizer_bytes=sum(map(KINDS[known.config.training.optim].state_bytes, shape.trained)),
@@ -231,19 +243,6 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
 def _starts(config: RunConfig, targets: TargetModules | None) -> int:
     """The numbers that an adapter began with, where these are kept and saved beside what is trained."""
     return targets.parameters if targets is not None and config.lora.init in FROM_WEIGHTS else 0
-
-
-def _less_memory(config: RunConfig, memory: MemoryPlan) -> str:
-    if memory.activations + memory.logits > memory.peak_bytes / 2:
-        return (
-            "a smaller per_device_train_batch_size with more gradient_accumulation_steps trains the same with less, "
-            "and so does training.gradient_checkpointing: true"
-        )
-    return {
-        "full": "method lora or qlora needs a fraction of it",
-        "lora": "method qlora stores the frozen weights in 4 bits",
-        "qlora": "the weights alone are too many for this machine; choose a smaller model",
-    }[config.method]
 
 
 def peak_bytes(device: str) -> int:
@@ -264,6 +263,16 @@ def peak_bytes(device: str) -> int:
 def held_bytes(device: str) -> int:
     """The memory held now: torch's on CUDA, this process's on the CPU."""
     return torch.cuda.memory_allocated() if device == "cuda" else int(psutil.Process().memory_info().rss)
+
+
+def release_freed(device: str) -> None:
+    """Give back to the system what was freed and is still held for later: after quantizing, as much as the weights."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        return
+    with suppress(OSError, AttributeError):  # glibc has it, other C libraries need none
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak(device: str) -> None:

@@ -49,7 +49,7 @@ class StepDone(Event):
     Attributes:
         loss: The mean loss of a trained token in this step, in nats.
         tokens_per_second: Tokens in the batches, prompts included, by the clock since the run began or was resumed.
-        peak_bytes: The most memory held so far: the device's on CUDA, the process's on the CPU.
+        peak_bytes: The most memory held since the model was loaded: the device's on CUDA, the process's on the CPU.
         seconds_left: The time left at the present rate; None before the first step is timed.
         router_aux_loss: The auxiliary loss of a mixture's routers, without its coefficient; None where it counts
             nothing.

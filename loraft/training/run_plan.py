@@ -21,9 +21,10 @@ from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_pack
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError
 from loraft.figures import counted
+from loraft.models.device import StatedDevice
 from loraft.tasks.loss import BatchLayout
 from loraft.training.known_run import KnownRun, ModelSummary, known_run
-from loraft.training.memory import MemoryPlan, plan_memory, require_memory
+from loraft.training.memory import MemoryPlan, plan_memory
 from loraft.training.optimizer import require_optimizer, resolve_optim
 from loraft.training.schedule import learning_rate, require_schedule, warmup_steps
 
@@ -52,15 +53,15 @@ class RunPlan(KnownRun):
     save_every: int | None
 
 
-def plan_run(config: RunConfig, *, must_fit: bool = True) -> RunPlan:
+def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
     """Decide everything about a run that can be decided before its weights are loaded.
 
-    Without `must_fit` a run is planned too whose memory is foreseen not to suffice.
+    It is planned for a device that is stated, or for this machine's; whether it fits there is not asked.
 
     Raises:
         InvalidInputError: With every problem that was found, of the model and of the data.
     """
-    known = _resolved(known_run(config))
+    known = _resolved(known_run(config, stated))
     config, data, packed = known.config, known.data, _packed(known)
     drawn = batch_sampler(config, data.train, data.train_sources)
     if not drawn.epoch(0):
@@ -68,8 +69,6 @@ def plan_run(config: RunConfig, *, must_fit: bool = True) -> RunPlan:
         raise ConfigError(message, key="data.train", remedy="write greater weights")
     batches = drawn if data.stream is None else StreamingSampler(data.stream, drawn.batch_size, drawn.accumulation)
     memory, checkpointing = plan_memory(known, drawn, packed=packed)
-    if must_fit:
-        require_memory(known, memory)
     memory_notes = (CHECKPOINTED,) if checkpointing and config.training.gradient_checkpointing == "auto" else ()
     training = config.training.model_copy(update={"gradient_checkpointing": checkpointing})
     in_16_bits_on_cpu = known.placement.device == "cpu" and known.placement.dtype != torch.float32
@@ -127,7 +126,8 @@ def _resolved(known: KnownRun) -> KnownRun:
     compute = dtype if asks else config.quantization.compute_dtype
     coefficient = known.shape.router_aux_loss_coef
     settled = training.model_copy(update={"learning_rate": rate, "optim": optim, "router_aux_loss_coef": coefficient})
-    require_optimizer(settled, known.placement.device)
+    if not known.placement.stated:
+        require_optimizer(settled, known.placement.device)
     notes = [*([note] if note else []), *_optimizer_notes(known.shape, config, settled)]
     if training.learning_rate == "auto":
         notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}")
@@ -194,6 +194,7 @@ class CheckReport:
         adapter: What is trained, by module and layer.
         memory: Bytes by part, and the peak.
         training: Batches, rate and optimizer.
+        measured: What a few steps took, where it was asked for, and the time of the whole run at that rate.
     """
 
     model: dict[str, Any]
@@ -203,10 +204,12 @@ class CheckReport:
     training: dict[str, Any]
     steps: int
     notes: tuple[str, ...]
+    measured: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON shows it."""
-        return {**vars(self), "notes": list(self.notes)}
+        told = {**vars(self), "notes": list(self.notes)}
+        return told if self.measured is not None else {key: part for key, part in told.items() if key != "measured"}
 
 
 def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport:

@@ -170,6 +170,7 @@ def take_step(
         with noisy_embeddings(run.plan, run.adapted, rows):
             whole, parts = run.objective(batch, prepared)
         run.scaler.scale(whole).backward()  # type: ignore[no-untyped-call]
+        del whole  # what is left of its graph would be in the way of the next one
         losses.append(parts)
     run.scaler.unscale_(run.optimizer)
     limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf

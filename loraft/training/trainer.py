@@ -27,7 +27,7 @@ from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import is_trusted
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit, save_weights, weights_in
-from loraft.training.memory import peak_bytes
+from loraft.training.memory import peak_bytes, release_freed, reset_peak
 from loraft.training.resume import compare_with_begun, refuse_another_base, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
@@ -53,7 +53,7 @@ class TrainResult:
         saved_step: The step whose weights `saved` holds.
         trained_tokens: Trained tokens of the whole run.
         seconds: The time that this process trained, loading included.
-        peak_bytes: The most memory held.
+        peak_bytes: The most memory held since the model was loaded.
     """
 
     run_folder: Path
@@ -106,6 +106,8 @@ def run_plan(
     full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
     with _memory_errors(plan), folder.kept(), full_disk:
         adapted = build_model(plan)
+        release_freed(plan.placement.device)
+        reset_peak(plan.placement.device)
         if resume and not resume_anyway:
             refuse_another_base(folder, adapted.loaded)
         if overwrite:

@@ -17,7 +17,7 @@ from loraft.training.memory import StackSizes, TrainingSizes, peak_bytes, predic
 from loraft.training.optimizer import KINDS, TrainedTensor
 
 STACK = StackSizes(
-    layer=LayerSizes(hidden=8, linear_inputs=40, linear_outputs=60, inner=16, heads=2),
+    layer=LayerSizes(hidden=8, linear_outputs=60, inner=16, gated=True, heads=2),
     graph_layers=3,
     batch_tokens=10,
     longest_row=5,
@@ -32,6 +32,7 @@ SIZES = TrainingSizes(
     chunk_targets=4,
     vocabulary=50,
     whole_model=False,
+    head_trained=False,
     quantization=None,
     quantized_rows=0,
     optimizer_bytes=800,
@@ -55,16 +56,33 @@ def test_in_int8_a_weight_takes_a_byte_and_a_row_a_constant() -> None:
 def test_the_parts_by_hand() -> None:
     plan = predict(SIZES, checkpointing=False)
     assert (plan.weights, plan.adapter, plan.gradients, plan.optimizer) == (2000, 400, 400, 800)
-    assert plan.logits == 4 * 50 * 12
-    a_token = 2 * (60 + 2 * 16 + 4 * 8) + 16 * 8
-    assert plan.activations == 10 * a_token * 4
+    assert plan.logits == 4 * 50 * (2 + 4)
+    a_token, gradients = 2 * (60 + 2 * 16 + 3 * 8), 2 * (2 * 16 + 8)
+    assert plan.activations == 10 * (3 * a_token + gradients)
     assert plan.peak_bytes == sum(value for key, value in plan.as_dict().items() if key != "peak_bytes")
 
 
 def test_where_every_weight_is_trained_the_weights_are_weights_and_no_adapters() -> None:
-    sizes = replace(SIZES, frozen_parameters=0, whole_model=True)
+    sizes = replace(SIZES, frozen_parameters=0, whole_model=True, head_trained=True)
     plan = predict(sizes, checkpointing=False)
     assert (plan.weights, plan.adapter, plan.gradients, plan.trained_bytes) == (400, 0, 400, 400)
+    assert plan.logits == 4 * 50 * 12, "a trained head's logits are held in float32 with their gradient"
+    norms, cast_weights = 10 * 16 * 8 * 3, 2 * 100
+    assert plan.activations == predict(SIZES, checkpointing=False).activations + norms + cast_weights
+
+
+def test_without_a_gate_the_activation_function_keeps_its_steps() -> None:
+    plain = replace(SIZES, stacks=(replace(STACK, layer=replace(STACK.layer, gated=False)),))
+    more = predict(plain, checkpointing=False).activations - predict(SIZES, checkpointing=False).activations
+    assert more == 10 * 3 * 2 * 2 * 16
+
+
+def test_on_a_cpu_attention_weights_of_short_rows_are_kept() -> None:
+    short, long = (
+        replace(SIZES, device="cpu", stacks=(replace(STACK, longest_row=length),)) for length in (512, 513)
+    )
+    kept = predict(short, checkpointing=False).activations - predict(long, checkpointing=False).activations
+    assert kept == 10 * 3 * 2 * 2 * 512
 
 
 def test_checkpointing_keeps_the_layers_borders_and_one_layer() -> None:
@@ -76,7 +94,8 @@ def test_checkpointing_keeps_the_layers_borders_and_one_layer() -> None:
 def test_fewer_layers_with_a_graph_keep_fewer_activations() -> None:
     fewer = replace(SIZES, stacks=(replace(STACK, graph_layers=1),))
     plans = [predict(sizes, checkpointing=False) for sizes in (fewer, SIZES)]
-    assert plans[0].activations == plans[1].activations / 2
+    a_layer = 10 * 2 * (60 + 2 * 16 + 3 * 8)
+    assert plans[1].activations - plans[0].activations == 2 * a_layer
 
 
 @pytest.mark.parametrize(

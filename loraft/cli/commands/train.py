@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraft.cli.console import console_on, print_json, print_note, print_result, waiting
-from loraft.cli.options import ConfigOptions, JsonOption, flag, option, refuse
+from loraft.cli.options import ConfigOptions, JsonOption, flag, option, refuse, size_in_bytes
 from loraft.cli.text_tables import print_document, print_try_it
 from loraft.cli.views.preview_view import check_page, has_shades, render_preview, write_page
 from loraft.cli.views.progress import watching
 from loraft.cli.wording import with_options
+from loraft.errors import ConfigError
+from loraft.io.atomic import write_whole
+
+if TYPE_CHECKING:
+    from loraft.config.schema import RunConfig
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,20 @@ def train(given: ConfigOptions, begin: BeginningOptions, as_json: JsonOption = F
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How much is told."""
+    """For which device a run is planned, and how much is told."""
 
+    device: Literal["cpu", "cuda"] | None = option(None, "Plan for it [default: this machine's].")
+    gpu_memory: int | None = option(
+        "SIZE", "Plan for a CUDA GPU of so much memory, such as 24GB or 24GiB.", parser=size_in_bytes
+    )
+    fit: int | None = option(
+        "SIZE",
+        "Write CONFIG-fit.yaml, changed where it costs the least speed so that it fits into such a GPU.",
+        parser=size_in_bytes,
+    )
+    measure: int = option(
+        "N", "Take so many steps too, to tell how long all of them take; nothing is kept.", default=0, min=0
+    )
     verbose: bool = flag("Name each row that stands in the data twice, with file and line.")
 
 
@@ -65,18 +82,61 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
     """Tell everything that can be known before training.
 
     Config, files, rows, model, adapter targets, memory and steps, without loading a weight. Exit code 2 with every
-    problem found, where training would be refused.
+    problem found, where training would be refused, and with the changes that make a run fit into memory.
     """
+    refuse(
+        (told.device == "cpu" and (told.gpu_memory or told.fit), "--device cpu has no GPU memory: leave one out."),
+        (told.measure and (told.device or told.gpu_memory or told.fit), "--measure measures this machine alone."),
+        (told.gpu_memory and told.fit, "--fit says the memory itself: leave --gpu-memory out."),
+    )
     config = given.read()
-    with waiting("loading libraries, then model and rows"):
+    if told.fit is not None:
+        _write_fitting(given, config, told.fit, as_json=as_json)
+        return
+    begun = watching() if told.measure else waiting("loading libraries, then model and rows")
+    with begun as view:
         from loraft.api import check as look
+        from loraft.events import ignored
 
-        report = look(config, name=given.name, verbose=told.verbose, trust_remote_code=given.trust_remote_code)
+        report = look(
+            config,
+            name=given.name,
+            verbose=told.verbose,
+            device=told.device,
+            gpu_memory=told.gpu_memory,
+            measure=told.measure,
+            observer=view or ignored,
+            trust_remote_code=given.trust_remote_code,
+        )
     print_note(*report.notes)
     if as_json:
         print_json(with_options(report.as_dict(), "notes"))
     else:
         print_document(_shown(report.as_dict(), has_adapter=config.method != "full"), rest="run")
+
+
+def _write_fitting(given: ConfigOptions, config: RunConfig, memory: int, *, as_json: bool) -> None:
+    """Write the config beside itself that fits into a GPU of so many bytes, where it does not fit as it is."""
+    path = Path(given.config)
+    written = path.with_name(f"{path.stem}-fit{path.suffix}")
+    with waiting("loading libraries, then model and rows"):
+        from loraft.api import fit_memory
+        from loraft.config.change_config import changed_text
+
+        fitting = fit_memory(config, gpu_memory=memory, trust_remote_code=given.trust_remote_code)
+    peak, there = fitting.plan.memory.peak_bytes, fitting.plan.placement.available_bytes
+    if fitting.changes:
+        text = changed_text(path, given.overrides or [], fitting.changes)
+        if written.exists() and written.read_text(encoding="utf-8") != text:
+            raise ConfigError("is there already", where=str(written), remedy="Remove it, or give it another name.")
+        write_whole(written, text)
+    if as_json:
+        found = {"fits": str(written if fitting.changes else path), "changes": fitting.changes, "costs": fitting.costs}
+        print_json({**found, "peak_bytes": peak, "available_bytes": there})
+    elif fitting.changes:
+        print_result(f"wrote {written}, which fits with {fitting.words}")
+    else:
+        print_result(f"{path} fits as it is: {peak / 1e9:.1f} of {there / 1e9:.1f} GB")
 
 
 def _shown(report: dict[str, Any], *, has_adapter: bool) -> dict[str, Any]:

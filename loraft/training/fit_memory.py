@@ -1,0 +1,113 @@
+"""The changes of a config that make a run fit into a GPU's memory, the ones that cost the least speed first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from loraft.config.choices import Method
+from loraft.config.config_file import inline
+from loraft.config.schema import RunConfig
+from loraft.errors import ResourceError
+from loraft.models.device import StatedDevice
+from loraft.models.remote_code import as_trusted
+from loraft.training.memory import too_large
+from loraft.training.run_plan import RunPlan, plan_run
+
+SMALLER_METHODS: Mapping[Method, tuple[Method, ...]] = {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}
+COSTS = {
+    "training.optim": "its state is rounded to 8 bits",
+    "training.per_device_train_batch_size": "the same steps, in more and smaller batches",
+    "training.gradient_checkpointing": "each layer is computed twice",
+    "method": "another method of training",
+}
+"""What each change costs, from the one that costs the least speed to the one that costs the most."""
+Values = Mapping[str, str | int | bool]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What a config becomes so that its run fits.
+
+    Attributes:
+        changes: The values to change, by their keys; none where it fits as it is.
+        costs: What each costs, a sentence's part each.
+        plan: The run with these changes.
+    """
+
+    changes: Values
+    costs: tuple[str, ...]
+    plan: RunPlan
+
+    @property
+    def words(self) -> str:
+        """The changes, what is needed with them, and what they cost."""
+        values = ", ".join(f"{name}: {inline(value)}" for name, value in self.changes.items())
+        return f"{values} in {self.plan.memory.peak_bytes / 1e9:.1f} GB ({' and '.join(self.costs)})"
+
+
+@as_trusted
+def fit_memory(config: RunConfig, *, gpu_memory: int | None = None, trust_remote_code: bool = False) -> Fitting:
+    """The changes of a config that cost the least speed and make its run fit.
+
+    Args:
+        config: The run.
+        gpu_memory: Into a CUDA GPU of so many bytes, instead of into this machine.
+        trust_remote_code: Run the code that the model brings.
+
+    Raises:
+        ResourceError: No such change is enough.
+        InvalidInputError: The run cannot be, whatever memory there is.
+    """
+    stated = None if gpu_memory is None else StatedDevice("cuda", gpu_memory)
+    for changes in _in_order_of_cost(config):
+        plan = plan_run(_changed(config, changes), stated)
+        message = too_large(plan, plan.memory)
+        if message is None:
+            return Fitting(changes, tuple(COSTS[key] for key in COSTS if key in changes), plan)
+    remedy = "A smaller model or a shorter data.max_length fits, a smaller batch or another method does not."
+    raise ResourceError(f"at its smallest {message}", key="model.name_or_path", remedy=remedy)
+
+
+def require_memory(config: RunConfig, plan: RunPlan) -> None:
+    """Refuse a run that is foreseen not to fit, with what makes it fit.
+
+    Raises:
+        ResourceError: More is needed than is available.
+    """
+    message = too_large(plan, plan.memory)
+    if message is None:
+        return
+    stated = plan.placement.total_bytes if plan.placement.stated else None
+    fitting = fit_memory(config, gpu_memory=stated)
+    raise ResourceError(message, key=next(iter(fitting.changes)), remedy=f"It fits with {fitting.words}.")
+
+
+def _in_order_of_cost(config: RunConfig) -> Iterator[Values]:
+    """All combinations, from no change on; a smaller method is tried when nothing else is enough."""
+    training = config.training
+    rows, together = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    methods: list[Values] = [{}, *({"method": method} for method in SMALLER_METHODS[config.method])]
+    again: list[Values] = [{}]
+    if training.gradient_checkpointing is False:
+        again.append({"training.gradient_checkpointing": True})
+    fewer: list[Values] = [{}]
+    for batch in (rows // parts for parts in range(2, rows + 1) if rows % parts == 0):
+        key = "training.per_device_train_batch_size"
+        fewer.append({key: batch, "training.gradient_accumulation_steps": together * rows // batch})
+    states: list[Values] = [{}]
+    if training.optim in ("auto", "adamw"):
+        states.append({"training.optim": "adamw_8bit"})
+    for parts in product(methods, again, fewer, states):
+        yield {key: value for part in parts for key, value in part.items()}
+
+
+def _changed(config: RunConfig, changes: Values) -> RunConfig:
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = value
+    whole = sections.pop("", {})
+    inner = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return config.model_copy(update={**whole, **inner})

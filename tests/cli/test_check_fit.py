@@ -1,0 +1,83 @@
+"""`loraft check` for another device: what a run needs there, and the config that fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loraft.models.device import CUDA_TAKES
+from tests.cli.conftest import Loraft, WriteConfig
+
+
+def test_a_run_is_planned_for_a_gpu_that_is_not_here(loraft: Loraft, config: WriteConfig) -> None:
+    done = loraft("check", str(config(method="qlora")), "--device", "cuda", "--gpu-memory", "24GB", "--json")
+    document = json.loads(done.stdout)
+    assert document["model"]["device"] == "a GPU of 24.0 GB"
+    assert document["memory"]["available_bytes"] == 24 * 10**9 - CUDA_TAKES
+    assert document["training"]["optim"] == "paged_adamw_32bit"
+    assert any("planned for a GPU of 24.0 GB" in note for note in document["notes"])
+
+
+def test_a_config_is_written_that_fits(loraft: Loraft, config: WriteConfig) -> None:
+    path, kept = str(config()), "training.gradient_checkpointing=false"
+    whole = json.loads(loraft("check", path, kept, "--gpu-memory", "24GB", "--json").stdout)["memory"]["peak_bytes"]
+    tight = str(CUDA_TAKES + whole - 1)
+    refused = loraft("check", path, kept, "--gpu-memory", tight)
+    assert refused.exit_code == 2
+    assert "needs about" in refused.stderr
+    done = loraft("check", path, kept, "training.logging_steps=3", "--fit", tight, "--json")
+    found = json.loads(done.stdout)
+    assert found["fits"] == "tickets-fit.yaml"
+    assert found["changes"] == {"training.per_device_train_batch_size": 2, "training.gradient_accumulation_steps": 2}
+    assert loraft("check", "tickets-fit.yaml", "--gpu-memory", tight).exit_code == 0
+    assert "logging_steps: 3" in Path("tickets-fit.yaml").read_text()
+
+    Path("tickets-fit.yaml").write_text("mine: 1\n")
+    taken = loraft("check", path, kept, "--fit", tight)
+    assert (taken.exit_code, Path("tickets-fit.yaml").read_text()) == (2, "mine: 1\n")
+    assert "is there already" in taken.stderr
+
+
+def test_what_fits_is_left_as_it_is(loraft: Loraft, config: WriteConfig) -> None:
+    done = loraft("check", str(config()), "--fit", "24GB")
+    assert "fits as it is" in done.stdout
+    assert not Path("tickets-fit.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--gpu-memory", "much"],
+        ["--gpu-memory", "24"],
+        ["--device", "cpu", "--gpu-memory", "24GB"],
+        ["--fit", "24GB", "--gpu-memory", "24GB"],
+        ["--measure", "2", "--fit", "24GB"],
+    ],
+)
+def test_contradictions_are_refused(loraft: Loraft, config: WriteConfig, options: list[str]) -> None:
+    assert loraft("check", str(config()), *options).exit_code == 2
+
+
+def test_a_gpu_that_is_not_here_needs_its_memory_said(
+    loraft: Loraft, config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = loraft("check", str(config()), "--device", "cuda")
+    assert done.exit_code == 2
+    assert "--gpu-memory" in done.stderr
+
+
+@pytest.mark.slow
+def test_time_is_measured_by_a_few_steps(loraft: Loraft, config: WriteConfig) -> None:
+    measured = json.loads(loraft("check", str(config()), "--measure", "2", "--json").stdout)["measured"]
+    assert measured["steps"] == 2
+    assert measured["tokens_per_second"] > 0
+    rows_and_tokens = measured["all_steps_seconds"] * measured["tokens_per_second"]
+    assert rows_and_tokens == pytest.approx(4 * 4 * _tokens_a_row(loraft), rel=1e-6)
+
+
+def _tokens_a_row(loraft: Loraft) -> float:
+    data = json.loads(loraft("check", "tickets.yaml", "--json").stdout)["data"]
+    return float(data["tokens"] / data["train_rows"])

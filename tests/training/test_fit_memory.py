@@ -1,0 +1,88 @@
+"""What makes a run fit: the cheapest change first, and no more of it than is needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraft import api
+from loraft.config.schema import RunConfig
+from loraft.errors import ResourceError
+from loraft.models import device as placement
+from loraft.models.device import CUDA_TAKES, StatedDevice
+from loraft.training.fit_memory import fit_memory
+from loraft.training.run_plan import plan_run
+from tests.training.building import tiny_config
+
+BATCH = "training.per_device_train_batch_size"
+ACCUMULATION = "training.gradient_accumulation_steps"
+CHECKPOINTING = "training.gradient_checkpointing"
+
+
+def needed(config: RunConfig) -> int:
+    """What a run is predicted to need on a GPU, and CUDA itself."""
+    return plan_run(config, StatedDevice("cuda", 10**12)).memory.peak_bytes + CUDA_TAKES
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return tiny_config(tmp_path, method="full", training__gradient_checkpointing=False)
+
+
+def changed(config: RunConfig, **training: Any) -> RunConfig:
+    method = training.pop("method", config.method)
+    return config.model_copy(update={"method": method, "training": config.training.model_copy(update=training)})
+
+
+def test_what_fits_is_not_changed(config: RunConfig) -> None:
+    assert not fit_memory(config, gpu_memory=needed(config)).changes
+
+
+def test_a_smaller_state_costs_no_speed_and_comes_first(config: RunConfig) -> None:
+    enough = needed(changed(config, optim="adamw_8bit"))
+    assert enough < needed(config)
+    assert fit_memory(config, gpu_memory=enough).changes == {"training.optim": "adamw_8bit"}
+
+
+def test_then_the_largest_batch_that_fits_with_as_many_rows_a_step(config: RunConfig) -> None:
+    config = changed(config, optim="adafactor")
+    enough = needed(changed(config, per_device_train_batch_size=2, gradient_accumulation_steps=2))
+    fitting = fit_memory(config, gpu_memory=enough)
+    assert fitting.changes == {BATCH: 2, ACCUMULATION: 2}
+    assert fitting.plan.memory.peak_bytes + CUDA_TAKES == enough
+
+
+def test_then_checkpointing_and_at_last_another_method(config: RunConfig) -> None:
+    config = changed(config, optim="adafactor")
+    smallest = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "gradient_checkpointing": True}
+    as_it_is = fit_memory(config, gpu_memory=needed(changed(config, **smallest))).changes
+    assert as_it_is == {CHECKPOINTING: True, BATCH: 1, ACCUMULATION: 4}
+    lora = fit_memory(config, gpu_memory=needed(changed(config, method="lora", **smallest)))
+    assert lora.changes["method"] == "lora"
+
+
+def test_what_no_change_makes_fit_is_refused(config: RunConfig) -> None:
+    least = changed(config, method="qlora", optim="adafactor", per_device_train_batch_size=1)
+    with pytest.raises(ResourceError, match="at its smallest") as refused:
+        fit_memory(least, gpu_memory=CUDA_TAKES + 1000)
+    assert refused.value.problems[0].key == "model.name_or_path"
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_run_that_does_not_fit_is_refused_with_what_makes_it_fit(
+    config: RunConfig, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = placement.select_device
+    monkeypatch.setattr("loraft.training.memory.held_bytes", lambda _: 0)
+    enough = plan_run(changed(config, optim="adamw_8bit")).memory.peak_bytes
+
+    def small(*given: Any) -> placement.DeviceConfig:
+        return replace(whole(*given), available_bytes=enough)
+
+    monkeypatch.setattr("loraft.training.known_run.select_device", small)
+    with pytest.raises(ResourceError, match="needs about") as refused:
+        getattr(api, verb)(config)
+    assert "training.optim: adamw_8bit" in str(refused.value.problems[0].remedy)
