@@ -86,13 +86,19 @@ def check(
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=False))
     refuse_taken(folder, resume=folder.holds_run, overwrite=False)
     chosen = device or ("cuda" if gpu_memory is not None else None)
-    plan = plan_run(config, None if chosen is None else StatedDevice(chosen, gpu_memory))
-    require_memory(config, plan)
-    check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
+    plan = _planned(config, folder, None if chosen is None else StatedDevice(chosen, gpu_memory))
     found = report(plan, folder.path, verbose=verbose)
     if measure:
         found = replace(found, measured=_measured(plan, config, measure, observer))
     return replace(found, notes=(*found.notes, FOLDER_IN_USE.format(folder.path))) if folder.holds_run else found
+
+
+def _planned(config: RunConfig, folder: RunFolder, stated: StatedDevice | None = None) -> RunPlan:
+    """The plan of a run that memory and disk suffice for."""
+    plan = plan_run(config, stated)
+    require_memory(config, plan)
+    check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
+    return plan
 
 
 def _measured(plan: RunPlan, config: RunConfig, steps: int, observer: Observer) -> dict[str, Any]:
@@ -150,9 +156,7 @@ def train(
     if config.training.output_dir is None and not resume:
         tell(observer, *left_unfinished(folder.path, name))
     with noted_signals(signal.SIGUSR1) as save_requests:  # planning too: before the first step it would end the process
-        plan = plan_run(config)
-        require_memory(config, plan)
-        check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
+        plan = _planned(config, folder)
         with folder.open():
             return run_plan(
                 plan,
