@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from loraft.api.inside import inspect_activations, inspect_gradients
     from loraft.api.runs import check, evaluate, merge, train
     from loraft.baselines.compare_methods import compare_methods
+    from loraft.baselines.fit_memory import fit_memory
     from loraft.baselines.train_baseline import train_baseline
     from loraft.inspection.layers_report import inspect_layers
     from loraft.inspection.row_preview import preview
-    from loraft.training.fit_memory import fit_memory
 
 __all__ = [
     "Answering",
@@ -59,7 +59,7 @@ HOMES = {
     **dict.fromkeys(("check", "evaluate", "merge", "train"), "api.runs"),
     **dict.fromkeys(("inspect_activations", "inspect_gradients"), "api.inside"),
     "compare_methods": "baselines.compare_methods",
-    "fit_memory": "training.fit_memory",
+    "fit_memory": "baselines.fit_memory",
     "inspect_layers": "inspection.layers_report",
     "preview": "inspection.row_preview",
     "train_baseline": "baselines.train_baseline",

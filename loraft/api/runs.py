@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.baselines.compare_methods import compare_methods
+from loraft.baselines.fit_memory import require_memory
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.errors import AdapterError
@@ -39,7 +40,6 @@ from loraft.models.device import StatedDevice
 from loraft.models.remote_code import as_trusted, is_trusted
 from loraft.rows.formats import Message
 from loraft.rows.places import files_here
-from loraft.training.fit_memory import require_memory
 from loraft.training.loop import noted_signals
 from loraft.training.run_dir import (
     RunFolder,

@@ -25,9 +25,9 @@ def test_comments_order_and_quotes_stay(tmp_path: Path) -> None:
     changes = {"method": "lora", "training.per_device_train_batch_size": 2, "training.gradient_checkpointing": True}
     text = changed_text(path, ["training.max_steps=7", "lora.r=4"], changes)
     expected = WRITTEN.replace("method: full", "method: lora").replace("max_steps: 20", "max_steps: 7 ")
-    assert text == (
-        expected + "  per_device_train_batch_size: 2\n  gradient_checkpointing: true\nlora:\n  r: 4\n"
-    ), text
+    assert text == (expected + "  per_device_train_batch_size: 2\n  gradient_checkpointing: true\nlora:\n  r: 4\n"), (
+        text
+    )
     changed = tmp_path / "changed.yaml"
     changed.write_text(text)
     overrides = ["method=lora", "training.max_steps=7", "training.per_device_train_batch_size=2", "lora.r=4"]

@@ -78,9 +78,7 @@ def test_without_a_gate_the_activation_function_keeps_its_steps() -> None:
 
 
 def test_on_a_cpu_attention_weights_of_short_rows_are_kept() -> None:
-    short, long = (
-        replace(SIZES, device="cpu", stacks=(replace(STACK, longest_row=length),)) for length in (512, 513)
-    )
+    short, long = (replace(SIZES, device="cpu", stacks=(replace(STACK, longest_row=length),)) for length in (512, 513))
     kept = predict(short, checkpointing=False).activations - predict(long, checkpointing=False).activations
     assert kept == 10 * 3 * 2 * 2 * 512
 

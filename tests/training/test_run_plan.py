@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from loraft import api
-from loraft.errors import InvalidInputError, ResourceError
+from loraft.errors import InvalidInputError
 from loraft.models import device as placement
 from loraft.training.run_plan import plan_run
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -125,7 +124,9 @@ def test_checkpointing_is_turned_on_where_memory_asks_for_it(tmp_path: Path, mon
     config = tiny_config(tmp_path)
     whole, plan = placement.select_device, plan_run(config)
     between = plan.memory.peak_bytes - plan.memory.activations // 4
-    monkeypatch.setattr("loraft.training.known_run.select_device", lambda *given: replace(whole(*given), available_bytes=between))
+    monkeypatch.setattr(
+        "loraft.training.known_run.select_device", lambda *given: replace(whole(*given), available_bytes=between)
+    )
     tight = plan_run(config)
     assert tight.config.training.gradient_checkpointing is True
     assert any("gradient_checkpointing auto is on" in note for note in tight.notes)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from loraft import api
+from loraft.baselines.fit_memory import fit_memory
 from loraft.config.schema import RunConfig
 from loraft.errors import ResourceError
 from loraft.models import device as placement
 from loraft.models.device import CUDA_TAKES, StatedDevice
-from loraft.training.fit_memory import fit_memory
 from loraft.training.run_plan import plan_run
 from tests.training.building import tiny_config
 
