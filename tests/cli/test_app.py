@@ -14,6 +14,7 @@ from loraft.__main__ import main
 from loraft.cli.app import COMMANDS_ELSEWHERE
 from loraft.cli.wording import COMMANDS as LISTED
 from tests.cli.conftest import Loraft
+from tests.tiny import mostly_slow
 from tests.words import Wording
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,12 @@ def test_nothing_heavy_is_loaded_before_the_config_is_right(arguments: list[str]
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["evaluate", "--help"], ["chat", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    mostly_slow(
+        [[], ["--help"], ["--version"], ["evaluate", "--help"], ["chat", "--help"]], ["--help"], ["evaluate", "--help"]
+    ),
+)
 def test_help_loads_no_schema_and_no_task(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom loraft.__main__ import main\n"

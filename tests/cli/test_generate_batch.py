@@ -75,6 +75,7 @@ def test_bad_rows_are_named_with_line_and_field(loraft: Loraft) -> None:
         assert place in result.stderr
 
 
+@pytest.mark.slow
 def test_voices_beside_one_another(loraft: Loraft) -> None:
     two = ["--adapter", "one=run/adapter", "--adapter", "two=run/adapter"]
     result = loraft("generate", *two, "--compare", "-p", "One?", "-p", "Two?")

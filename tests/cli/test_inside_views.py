@@ -82,6 +82,7 @@ def titles(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines() if line and not any(map(str.isdecimal, line)))
 
 
+@pytest.mark.slow
 def test_both_stacks_of_an_encoder_decoder_and_what_lies_between() -> None:
     save_tiny(Path("t5"), "t5")
     told = document("t5", "--activations", PROMPT)["activations"]

@@ -60,6 +60,7 @@ def test_check_tells_what_is_trained_by_which_rule(loraft: Loraft, config: Write
     assert report["training"]["last_learning_rate"] > 0.1 * 0.03
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_not_smoothed(loraft: Loraft, config: WriteConfig) -> None:
     """The evaluation of a run whose labels were smoothed is that of `loraft evaluate`, which knows nothing of it."""
     logged = train(loraft, config(), "training.label_smoothing_factor=0.4")

@@ -77,6 +77,7 @@ def test_c38_the_loss_is_that_of_transformers_for_every_batch_size(place: Path, 
     assert (found.tokens, found.rows, found.references) == (tokens, 23, 23)
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_file_are_what_the_figures_are_made_of(place: Path, tmp_path: Path) -> None:
     output = tmp_path / "o.jsonl"
     found = evaluated(place, output=output, baseline=True, metrics=None, batch_size=2)

@@ -44,7 +44,7 @@ def of_transformers(model: PreTrainedModel, prompt: list[int], max_new_tokens: i
     return ids[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", TINY_MODEL_TYPES)
 def test_greedy_is_transformers_generate(model_type: str) -> None:
     model = tiny_model(model_type)

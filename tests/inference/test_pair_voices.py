@@ -54,7 +54,7 @@ def of_peft(base: Path, adapter: Path, texts: tuple[str, ...] = TEXTS, prefix: s
     return found
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own use of it
 @pytest.mark.parametrize("model_type", TYPES)
 def test_an_adapter_answers_as_peft_and_transformers_do(tmp_path: Path, model_type: str) -> None:

@@ -52,6 +52,7 @@ def test_each_of_several_adapters_answers_as_if_it_were_alone(place: Path) -> No
     assert torch.equal(logits(session.model), alone["plain"]), "the first one answers where nobody says which"
 
 
+@pytest.mark.slow
 def test_the_base_lies_in_memory_once(place: Path) -> None:
     base = load_file(place / "base/model.safetensors")
     own = sum(

@@ -182,6 +182,7 @@ def test_paths_of_the_stacks_are_python(
         assert len(model.get_submodule(stack.bare_path)) == stack.layers
 
 
+@pytest.mark.slow_after(5)
 @pytest.mark.parametrize(
     ("model_type", "kind", "place", "final"),
     [

@@ -14,7 +14,7 @@ from loraft.config.schema import RunConfig
 from loraft.inference.requests import GenerationRequest
 from loraft.models import sources
 from loraft.rows import raw_rows
-from tests.tiny import save_tiny
+from tests.tiny import mostly_slow, save_tiny
 from tests.training.building import ROWS_OF, write_rows
 
 MODELS = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
@@ -54,6 +54,7 @@ def test_training_looks_a_name_up_once_for_config_and_tokenizer_and_once_for_wei
     assert run[2] == {("org/base", False): 1, ("org/base", True): 1}
 
 
+@pytest.mark.slow_after(1)
 def test_so_do_evaluating_and_answering(run: tuple[str, Path, Counter[Any], Counter[Any]]) -> None:
     task, folder, _, asked = run
     for verb in ("evaluate", "answer"):
@@ -67,7 +68,7 @@ def test_so_do_evaluating_and_answering(run: tuple[str, Path, Counter[Any], Coun
         assert asked == {("org/base", False): 1, ("org/base", True): 1}, verb
 
 
-@pytest.mark.parametrize("data", [None, "rows.jsonl"])
+@pytest.mark.parametrize("data", mostly_slow([None, "rows.jsonl"], None))
 def test_evaluating_reads_each_file_of_rows_once(
     run: tuple[str, Path, Counter[Any], Counter[Any]], data: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
