@@ -139,7 +139,8 @@ def _told_where_unreachable(address: str) -> Iterator[None]:
         raise
     except Exception as error:  # each library below has classes of its own, and they share no other
         cause = error.__cause__ or error
-        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
+        status = getattr(cause, "status", None) or getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, FileNotFoundError) or status == 404:
             raise DataError("there is no such file", where=address, key="data", remedy="Check the address.") from None
         why = (str(cause).splitlines() or [""])[0] or type(cause).__name__
         remedy = "Check the address, and that this machine reaches it; or fetch the file, and name it."

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -87,6 +88,13 @@ def test_what_cannot_be_reached_is_one_sentence(server: tuple[Path, str, list[st
         assert problem.where == name
         assert problem.remedy
         assert "\n" not in problem.message
+
+
+def test_a_repository_that_is_not_there_is_no_file() -> None:
+    """The Hub's client has the status in its answer, and says more in words that nobody needs."""
+    missing = type("NotFound", (Exception,), {"response": SimpleNamespace(status_code=404)})
+    with pytest.raises(DataError, match="there is no such file"), remote._told_where_unreachable("hf://datasets/a/b/c"):
+        raise missing("404 Client Error. (Request ID: x)")
 
 
 def test_a_short_answer_is_no_file(server: tuple[Path, str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
