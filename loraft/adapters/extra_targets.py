@@ -144,17 +144,28 @@ def trained_biases(
     return {}, [Problem(message, None, "lora.bias", "Leave it out.")]
 
 
-def beyond_the_weight(
-    lora: LoraSection, linear: Mapping[str, tuple[int, int]], ranks: Mapping[str, int]
+def beyond_the_weights(
+    lora: LoraSection, linear: Mapping[str, tuple[int, int]], shapes: Shapes, ranks: Mapping[str, int]
 ) -> Iterator[Problem]:
-    """A start that is made of directions of a weight cannot have more of them than that has."""
-    beyond = {name: min(linear[name]) for name, rank in ranks.items() if rank > min(linear[name])}
-    if lora.init in FROM_SINGULAR and beyond:
-        name, most = min(beyond.items(), key=lambda item: item[1])
+    """What is wrong with the ranks of modules and parameters.
+
+    A start that is made of directions of a weight cannot have more of them than that has. An update of experts gives
+    each a whole rank, and an expert has few.
+    """
+    sizes = {name: linear[name] if name in linear else shapes[name][-2:] for name in ranks}
+    beyond = {name: min(sizes[name]) for name, rank in ranks.items() if rank > min(sizes[name])}
+    starts = {name: most for name, most in beyond.items() if name in linear and lora.init in FROM_SINGULAR}
+    if starts:
+        name, most = min(starts.items(), key=lambda item: item[1])
         message = (
             f"lora.init: {lora.init} begins with directions of the weights, and {name} has {most}, not {ranks[name]}"
         )
         yield Problem(message, None, "lora.r", f"Write at most {most}, or another rank for it in lora.rank_pattern.")
+    if experts := {name: most for name, most in beyond.items() if name not in linear}:
+        name, most = min(experts.items(), key=lambda item: item[1])
+        message = f"a rank of {ranks[name]} is more than {name} has directions, which are {most} in each matrix"
+        remedy = f"Write at most {most}, another rank for it in lora.rank_pattern, or lora.experts: false."
+        yield Problem(message, None, "lora.r", remedy)
 
 
 def not_trainable(

@@ -16,7 +16,7 @@ from loraft.adapters.adapter_config import patterned
 from loraft.adapters.extra_targets import (
     AdaptedWeight,
     Shapes,
-    beyond_the_weight,
+    beyond_the_weights,
     layer_of,
     named_parameters,
     not_trainable,
@@ -29,7 +29,7 @@ from loraft.adapters.token_rows import Rows, token_rows_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
 from loraft.models.model_structure import depths, sized_modules, stacks_experts, tables_of, tied_modules
-from loraft.models.modules import matches, nearest
+from loraft.models.modules import linear_modules, matches, nearest
 from loraft.models.registry import ModelSpec
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
@@ -144,7 +144,7 @@ def select(
     updated = (*adapted, *weights)
     ranks, rank_counts, rank_problems = patterned(updated, lora.rank_pattern, lora.r, "lora.rank_pattern")
     alphas, alpha_counts, alpha_problems = patterned(updated, lora.alpha_pattern, lora.alpha, "lora.alpha_pattern")
-    too_large = beyond_the_weight(lora, linear, {name: ranks[name] for name in adapted})
+    too_large = beyond_the_weights(lora, linear, shapes, ranks)
     if problems := [*problems, *not_adapted, *no_biases, *rank_problems, *alpha_problems, *too_large]:
         raise AdapterError.several(problems)
     targets = _counts(chosen, ranks, alphas, family, lora, weights)
@@ -167,6 +167,10 @@ def family_notes(
     if targets is not None and family.unreached:
         named = ", ".join(family.unreached[:NAMED]) + (", …" if len(family.unreached) > NAMED else "")
         yield f"{family.model_type}: nothing would be learned on {named}, which are not adapted"
+    ranks, sizes = targets.ranks if targets else {}, linear_modules(model)
+    if beyond := {name: min(sizes[name]) for name, rank in ranks.items() if rank > min(sizes[name])}:
+        name, most = min(beyond.items(), key=lambda item: item[1])
+        yield f"a rank of {ranks[name]} learns no more on {name} than its {most} directions do"
     experts = [weight for weight in (targets.weights if targets else ()) if weight.experts > 1]
     if experts:
         count = sum(weight.parameters for weight in experts)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from loraft.adapters.layer_choice import parse_layers
-from loraft.adapters.targets import ModuleCount, TargetModules, select
+from loraft.adapters.targets import ModuleCount, TargetModules, family_notes, select, targets_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError
 from loraft.models.registry import FAMILIES, ModelSpec
+from tests.tiny import tiny_model
 
 INSIDE = {
     "self_attn.q_proj": (8, 8),
@@ -297,3 +298,11 @@ def test_a_group_of_a_family_that_is_not_known_is_refused_with_its_modules() -> 
     with pytest.raises(AdapterError, match=r"its attention is not known(.|\n)*mix\.in_map"):
         select(linear, strange, LoraSection.model_validate({"target_modules": "attention"}), 1)
     assert select(linear, strange, LoraSection(), 1).modules == ("layers.0.mix.in_map",)
+
+
+def test_a_rank_beyond_what_a_module_has_is_said() -> None:
+    model, family = tiny_model("llama"), FAMILIES["llama"]
+    for rank, told in ((16, False), (64, True)):
+        targets = targets_in(model, family, LoraSection(r=rank))
+        notes = list(family_notes(model, family, targets, quantized=False))
+        assert any("k_proj" in note and f"rank of {rank}" in note for note in notes) == told

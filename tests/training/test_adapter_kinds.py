@@ -146,6 +146,7 @@ def test_training_goes_on_from_an_adapter_that_peft_made(tmp_path: Path, kind: s
         ({"lora": {"bias": "all"}}, "lora.bias"),
         ({"lora": {"bias": "lora_only"}}, "lora.bias"),
         ({"lora": {"init": "pissa", "r": 64}}, "lora.r"),
+        ({"type": "mixtral", "lora": {"r": 4000}}, "lora.r"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_work_begins(
