@@ -50,15 +50,13 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
         from loraft.dataset.dataset_profile import profile_dataset
         from loraft.inspection.first_config import check_place, start, task_of_model
         from loraft.tasks import TASKS
-
-        check_place(path, given.data, overwrite=given.overwrite)
-        found = None
-        if given.data is not None:
-            likely = task or task_of_model(model)
-            found = profile_dataset(given.data, task=likely, columns=names, row_format=given.row_format)
     if _on_a_terminal():
+        with waiting("looking at the rows"):  # before anything is asked that they could make needless
+            check_place(path, given.data, overwrite=given.overwrite)
+            likely, rows = task or task_of_model(model), given.data
+            found = profile_dataset(rows, task=likely, columns=names, row_format=given.row_format) if rows else None
         proposed = found.fit.task if found is not None else DEFAULT_TASK
-        task = task or task_of_model(model) or _asked("task", get_args(TaskName), proposed)
+        task = likely or _asked("task", get_args(TaskName), proposed)
         method = method or _asked("method", get_args(Method), DEFAULT_METHOD)
         model = model or str(typer.prompt("model", default=TASKS[task].starter_model, err=True))
     with waiting("writing the config"):
