@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from loraft.io.resources import memory_errors
 from loraft.kernels.decoding import new_cache, patch_decode_linears, read_on
 from loraft.kernels.packed_attention import ROWS
+from loraft.kernels.transfer import to_device
 from loraft.models.hf_config import configured_positions
 from loraft.models.modules import start_token, wrapped_model
 from loraft.models.probe import spec_of
@@ -161,7 +162,7 @@ class DecoderState:
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order; a row that is named twice goes on twice."""
-        kept = torch.tensor(rows, device=self._model.device)
+        kept = to_device(torch.tensor(rows), self._model.device)
         if self._cache is not None:
             self._cache.reorder_cache(
                 cast("torch.LongTensor", kept)
@@ -203,10 +204,12 @@ def padded(
     """
     tokens = [torch.tensor(row) for row in rows]
     # Any id does as padding, since the mask hides it; 0 is one that every vocabulary has.
-    ids = pad_sequence(tokens, batch_first=True, padding_side=side).to(device)
+    ids = pad_sequence(tokens, batch_first=True, padding_side=side)
+    ids = to_device(ids, device)
     if len(set(map(len, rows))) == 1:
         return ids, None
-    return ids, pad_sequence(list(map(torch.ones_like, tokens)), batch_first=True, padding_side=side).to(device)
+    mask = pad_sequence(list(map(torch.ones_like, tokens)), batch_first=True, padding_side=side)
+    return ids, to_device(mask, device)
 
 
 @contextmanager

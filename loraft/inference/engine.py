@@ -26,8 +26,16 @@ from transformers import PreTrainedTokenizerBase
 from loraft.errors import ConfigError, DataError, Problem
 from loraft.inference.completion import Completion, Detokenizer, PartialCompletion, StopStringMatcher, Stream, Token
 from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, prompt_limit
-from loraft.inference.sampling import SamplingParams, apply_logit_rules, normalizers, probabilities, sample
+from loraft.inference.sampling import (
+    SamplingParams,
+    apply_logit_rules,
+    normalizers,
+    probabilities,
+    read_finite,
+    sample,
+)
 from loraft.inference.tracer import Tracer
+from loraft.kernels.transfer import to_device
 from loraft.models.modules import wrapped_model
 from loraft.models.probe import spec_of
 
@@ -150,11 +158,12 @@ def _decode(context: DecoderState, answers: Sequence[PartialCompletion], tracer:
         seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
         cut = [answer.is_cut for answer in going]
         allowed = apply_logit_rules(logits, rules, seen=seen, at_start=not going[0].seconds, at_end=cut)
-        of_model = normalizers(logits)
         generators = [answer.generator for answer in going]
         chosen = allowed.argmax(-1) if rules.greedy else sample(probabilities(allowed, rules), generators)
+        of_model = normalizers(logits)
         logprobs = logits.gather(1, chosen[:, None])[:, 0] - of_model
-        taken = list(zip(going, chosen.tolist(), logprobs.tolist(), strict=True))
+        token_ids, told = read_finite(of_model, chosen, logprobs)  # the one thing that is waited for
+        taken = list(zip(going, map(int, token_ids), told, strict=True))
         seconds = perf_counter() - started
         for (answer, token_id, logprob), is_cut in zip(taken, cut, strict=True):
             answer.take(token_id, logprob, seconds, is_cut=is_cut)
@@ -165,8 +174,9 @@ def _decode(context: DecoderState, answers: Sequence[PartialCompletion], tracer:
         kept = [row for row, answer in enumerate(going) if answer.ending is None]
         if 0 < len(kept) < len(going):
             context.keep(kept)
+            chosen = chosen.index_select(0, to_device(torch.tensor(kept), chosen.device))
         going = [going[row] for row in kept]
-        ids, mask = chosen[kept, None], None
+        ids, mask = chosen[:, None], None
     if tracer is not None:
         tracer.end(context, answers[0])
 
@@ -224,7 +234,7 @@ def _search(context: DecoderState, answer: PartialCompletion) -> Iterator[None]:
             going = []
         if going:
             context.keep([beam.row for beam in going])
-            ids, mask = torch.tensor([beam.token_ids[-1:] for beam in going], device=logits.device), None
+            ids, mask = to_device(torch.tensor([beam.token_ids[-1:] for beam in going]), logits.device), None
         seconds.append(perf_counter() - started)
         started = perf_counter()
     best = finished[0]
@@ -239,16 +249,18 @@ def _continuations(
 ) -> list[_Beam]:
     """The likeliest continuations by a token, the best first; `logits` are `[beams, vocab]`."""
     rules = answer.rules
-    of_model = logits - normalizers(logits)[:, None]
+    exceeding = normalizers(logits)
+    of_model = logits - exceeding[:, None]
     seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
     at_end = [len(beam.token_ids) == answer.limit - 1 for beam in going]
     allowed = apply_logit_rules(of_model, rules, seen=seen, at_start=not going[0].token_ids, at_end=at_end)
-    totals = (allowed + torch.tensor([[beam.score] for beam in going], device=logits.device)).flatten()
+    totals = (allowed + to_device(torch.tensor([[beam.score] for beam in going]), logits.device)).flatten()
     scores, places = totals.topk(min(most, len(totals)))
-    logprobs = of_model.flatten()[places].tolist()
+    everything = exceeding.sum().expand(len(places))  # finite where each is
+    told = read_finite(everything, scores, places, of_model.flatten()[places])
     found = []
-    for score, place, logprob in zip(scores.tolist(), places.tolist(), logprobs, strict=True):
-        row, token_id = divmod(place, logits.shape[-1])
+    for score, place, logprob in zip(*told, strict=True):
+        row, token_id = divmod(int(place), logits.shape[-1])
         if score > float("-inf"):
             beam = going[row]
             found.append(_Beam(row, (*beam.token_ids, token_id), (*beam.logprobs, logprob), score))

@@ -6,10 +6,11 @@ begin with, the one that it must end with; and where a token is drawn, temperatu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
@@ -18,6 +19,7 @@ from transformers import GenerationConfig, MinPLogitsWarper, TopKLogitsWarper, T
 
 from loraft.errors import ConfigError, ModelError, NonFiniteError, Problem
 from loraft.inference.requests import GenerationRequest
+from loraft.kernels.transfer import to_device
 from loraft.models.hf_config import quietly_reading
 
 Stage = Literal["temperature", "top_k", "top_p", "min_p"]
@@ -213,25 +215,40 @@ def apply_logit_rules(
     if at_start and rules.first is not None:
         logits = _only(logits, [rules.first])
     elif rules.never:
-        logits = logits.index_fill(-1, torch.tensor(rules.never, device=logits.device), float("-inf"))
+        logits = logits.index_fill(-1, to_device(torch.tensor(rules.never), logits.device), float("-inf"))
     if rules.last and any(at_end):
-        return torch.where(torch.tensor(at_end, device=logits.device)[:, None], _only(logits, rules.last), logits)
+        ends = to_device(torch.tensor(at_end), logits.device)
+        return torch.where(ends[:, None], _only(logits, rules.last), logits)
     return logits
 
 
 def _only(logits: Tensor, ids: Sequence[int]) -> Tensor:
     """Nothing but these ids, each as likely as the other."""
-    return torch.full_like(logits, float("-inf")).index_fill(-1, torch.tensor(ids, device=logits.device), 0)
+    return torch.full_like(logits, float("-inf")).index_fill(-1, to_device(torch.tensor(ids), logits.device), 0)
 
 
 def normalizers(logits: Tensor) -> Tensor:
-    """What logits `[rows, vocab]` exceed their log-probabilities by, `[rows]`; refused where one is not finite."""
-    sums = logits.logsumexp(-1)
-    if not sums.isfinite().all():
-        message = "the model's logits are not finite, so no token can be chosen"
-        remedy = "Try model.dtype=float32 or bfloat16; if it stays, the weights or the adapter are damaged."
-        raise NonFiniteError(message, remedy=remedy)
-    return sums
+    """What logits `[rows, vocab]` exceed their log-probabilities by, `[rows]`: finite where all of them are."""
+    return logits.logsumexp(-1)
+
+
+def not_finite() -> NonFiniteError:
+    """That no token can be chosen."""
+    message = "the model's logits are not finite, so no token can be chosen"
+    remedy = "Try model.dtype=float32 or bfloat16; if it stays, the weights or the adapter are damaged."
+    return NonFiniteError(message, remedy=remedy)
+
+
+def read_finite(normalizer: Tensor, *others: Tensor) -> list[list[float]]:
+    """The numbers of tensors of one shape, those of `others`: the host waits once for the device, for all of them.
+
+    Raises:
+        NonFiniteError: A number of `normalizer` is not finite.
+    """
+    told, *numbers = torch.stack([tensor.double() for tensor in (normalizer, *others)]).tolist()
+    if not all(map(math.isfinite, told)):
+        raise not_finite()
+    return cast("list[list[float]]", numbers)
 
 
 def probabilities(logits: Tensor, rules: SamplingParams) -> Tensor:
@@ -253,10 +270,26 @@ def sampling_steps(logits: Tensor, rules: SamplingParams) -> Iterator[tuple[Stag
 def sample(distributions: Tensor, generators: Sequence[Generator]) -> Tensor:
     """One token a row, `[rows]`, from distributions `[rows, vocab]`.
 
-    Each row draws from a generator of its own, so that a row's tokens do not depend on its neighbours, and the
-    global random state is never touched.
+    Each row draws from a generator of its own, of the CPU, so that a row's tokens do not depend on its neighbours, and
+    the global random state is never touched. On CUDA a row takes one number from it, which the host need not wait for;
+    torch's own draw looks at the distribution on the host. So a seed draws other tokens there than on a CPU.
+
+    Raises:
+        NonFiniteError: On a CPU; elsewhere distributions that are no numbers give any token.
     """
-    # On the CPU for every device: the same seed then draws the same tokens from the same distribution.
-    rows = zip(distributions.cpu(), generators, strict=True)
-    drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in rows]
-    return torch.cat(drawn).to(distributions.device)
+    if distributions.device.type == "cpu":
+        if not distributions[:, 0].isfinite().all():  # of a softmax all are, or none
+            raise not_finite()
+        rows = zip(distributions, generators, strict=True)
+        return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+    return inverse_draw(distributions, generators)
+
+
+def inverse_draw(distributions: Tensor, generators: Sequence[Generator]) -> Tensor:
+    """The tokens, `[rows]`, where the sums of distributions `[rows, vocab]` pass a number of each row's generator."""
+    drawn = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
+    # Below 1 by more than rounding, so that a token of probability 0 behind the last one is never reached.
+    points = to_device(drawn.clamp(max=1 - 2**-30), distributions.device)[:, None]
+    sums = distributions.double().cumsum(-1)
+    places = torch.searchsorted(sums, points * sums[:, -1:], right=True)
+    return places[:, 0].clamp(max=distributions.shape[1] - 1)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,8 +22,10 @@ from loraft.inference.sampling import (
     GREEDY,
     SamplingParams,
     apply_logit_rules,
+    inverse_draw,
     normalizers,
     probabilities,
+    read_finite,
     sample,
     unheeded_defaults,
 )
@@ -93,9 +96,20 @@ def test_what_must_not_come_and_what_must_come_first() -> None:
 def test_normalizers_are_what_logits_exceed_their_log_probabilities_by() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(logits - normalizers(logits)[:, None], logits.log_softmax(-1))
-    for bad in (float("nan"), float("inf")):
-        with pytest.raises(NonFiniteError):
-            normalizers(torch.tensor([[0.0, bad]]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_choose_no_token(bad: float) -> None:
+    logits = torch.tensor([[0.0, 1.0], [0.0, bad]])
+    with pytest.raises(NonFiniteError):
+        read_finite(normalizers(logits), logits.argmax(-1))
+    with pytest.raises(NonFiniteError):
+        sample(logits.softmax(-1), [torch.Generator()] * 2)
+
+
+def test_numbers_are_read_as_they_are() -> None:
+    ids, logprobs = torch.tensor([2**31 + 1, 7]), torch.tensor([-0.1, -12.3])
+    assert read_finite(torch.zeros(2), ids, logprobs) == [[2**31 + 1, 7], logprobs.tolist()]
 
 
 def test_sixteen_bit_logits_give_float32() -> None:
@@ -130,20 +144,29 @@ def test_as_transformers(
     torch.testing.assert_close(ours, expected.softmax(-1), atol=1e-6, rtol=0)
 
 
-def test_choose_draws_by_the_distribution() -> None:
+@pytest.mark.parametrize("draw", [sample, inverse_draw])
+def test_choose_draws_by_the_distribution(draw: Callable[..., torch.Tensor]) -> None:
     """20,000 draws: each share within five standard errors, 5 · √(p (1 - p) / 20,000)."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).expand(20_000, 4)
-    shares = sample(rows, [generator] * 20_000).bincount(minlength=4) / 20_000
+    shares = draw(rows, [generator] * 20_000).bincount(minlength=4) / 20_000
     for share, p in zip(shares.tolist(), rows[0].tolist(), strict=True):
         assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / 20_000)
 
 
-def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
+@pytest.mark.parametrize("draw", [sample, inverse_draw])
+def test_a_row_draws_the_same_whatever_is_beside_it(draw: Callable[..., torch.Tensor]) -> None:
     rows = torch.rand(3, 50, generator=torch.Generator().manual_seed(1))
-    together = sample(rows, [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)])
-    alone = [sample(rows[i : i + 1], [torch.Generator().manual_seed(5 + i)]).item() for i in range(3)]
+    together = draw(rows, [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)])
+    alone = [draw(rows[i : i + 1], [torch.Generator().manual_seed(5 + i)]).item() for i in range(3)]
     assert together.tolist() == alone
+
+
+def test_as_cuda_draws_no_token_without_probability_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]).expand(2, 5)
+    for drawn, expected in ((0.0, 1), (1.0, 3)):
+        monkeypatch.setattr(torch, "rand", lambda *_, drawn=drawn, **__: torch.tensor([drawn], dtype=torch.float64))
+        assert inverse_draw(rows, [torch.Generator()] * 2).tolist() == [expected, expected]
 
 
 def test_choose_leaves_the_global_random_state_alone() -> None:
