@@ -41,6 +41,7 @@ from loraft.models.remote_code import as_trusted, is_trusted
 from loraft.rows.formats import Message
 from loraft.rows.places import files_here
 from loraft.training.loop import noted_signals
+from loraft.training.resume import as_begun
 from loraft.training.run_dir import (
     RunFolder,
     check_disk,
@@ -156,7 +157,7 @@ def train(
     if config.training.output_dir is None and not resume:
         tell(observer, *left_unfinished(folder.path, name))
     with noted_signals(signal.SIGUSR1) as save_requests:  # planning too: before the first step it would end the process
-        plan = _planned(config, folder)
+        plan = _planned(as_begun(config, folder) if resume else config, folder)
         with folder.open():
             return run_plan(
                 plan,

@@ -70,7 +70,7 @@ class TrainingSection(Section):
     """AdamW with its state in 32 bits or, in a quarter of the memory, in 8; paged_ moves that state to main memory
     while the GPU is short of its own, and is unpaged on a CPU. adafactor keeps a number for each row and column, Lion
     and AdEMAMix one and three bytes for each weight; muon is Muon for matrices inside the layers and AdamW for all
-    else. auto is paged_adamw_32bit for qlora on CUDA and adamw otherwise."""
+    else. auto is adamw, and paged_adamw_32bit for qlora on CUDA where adamw is foreseen not to fit."""
     label_smoothing_factor: Share = 0.0
     """What of each target is spread evenly over the vocabulary, or over the classes, such as 0.1: the training loss
     that is logged is then that of the smoothed targets. An evaluation measures the targets themselves."""

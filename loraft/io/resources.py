@@ -15,6 +15,10 @@ ANOTHER_CACHE = "Set LORAFT_CACHE to a folder that can be written and has room."
 FULL = (errno.ENOSPC, errno.EDQUOT)
 IN_WORDS = re.compile(rf"\(os error ({'|'.join(map(str, FULL))})\)")
 """How libraries that are written in Rust, safetensors and tokenizers, end what they say of a system's error."""
+OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|CUDA error: out of memory|CU(BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED"
+)
+"""What a plain RuntimeError says where there is none: torch of the host, the driver and CUDA's libraries of a GPU."""
 
 
 @contextmanager
@@ -80,7 +84,7 @@ def memory_errors(
         import torch
 
         told = isinstance(error, OutOfMemoryError)
-        out = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        out = isinstance(error, MemoryError | torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
         if not (rewords if told else out):
             raise
         raise OutOfMemoryError(message, where=where, key=key, remedy=remedy, parameter=parameter) from error

@@ -12,14 +12,31 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 64 * 2**20
-"""The most that the logits of one chunk would take in float32."""
+"""The most that the logits of one chunk would take in float32 on a CPU."""
+OF_A_GPU, MOST_OF_A_GPU = 1 / 48, 2**30
+"""The share of a GPU's memory that they may take there, and the most: 512 MiB of 24 GiB."""
+TILE = 128
+"""On a GPU chunks are a multiple of so many targets, as products are computed in tiles of that."""
 ROWS_IN_CACHE = 16
 """Rows of logits whose softmax is taken in float32 at once: few enough to stay in a CPU's cache."""
 
 
-def targets_in_chunk(vocabulary: int) -> int:
-    """The targets whose float32 logits over `vocabulary` entries fit in `CHUNK_BYTES`; at least 16."""
-    return max(16, CHUNK_BYTES // (4 * vocabulary))
+def targets_in_chunk(vocabulary: int, gpu_bytes: int | None = None) -> int:
+    """The targets whose float32 logits over `vocabulary` entries are held at once.
+
+    On a CPU they are few, so that what is done to a chunk finds it in the cache. A GPU of `gpu_bytes` wants many: each
+    chunk is a product with the whole head.
+    """
+    if gpu_bytes is None:
+        return max(16, CHUNK_BYTES // (4 * vocabulary))
+    fitting = int(min(gpu_bytes * OF_A_GPU, MOST_OF_A_GPU)) // (4 * vocabulary)
+    return max(TILE, fitting // TILE * TILE)
+
+
+def chunk_on(device: torch.device, vocabulary: int) -> int:
+    """`targets_in_chunk` on this device."""
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return targets_in_chunk(vocabulary, total)
 
 
 def chunked_loss(

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
+from loraft.kernels.cross_entropy import HeadWeights, chunk_on, chunked_loss, frozen_head_loss
 from loraft.kernels.transfer import to_device
 from loraft.models.modules import (
     class_logits,
@@ -220,7 +220,7 @@ class LMLoss(TaskLoss):
     def __init__(self, model: PreTrainedModel, family: ModelSpec, *rest: Any) -> None:
         super().__init__(model, family, *rest)
         self._head = None if family.plain else head_of(model, family)
-        self._chunk = targets_in_chunk(model.config.get_text_config().vocab_size)
+        self._chunk = chunk_on(model.device, model.config.get_text_config().vocab_size)
 
     def forward(self, batch: Batch) -> Tensor:
         """The summed loss of the targets of `batch`, in nats: a float32 scalar."""

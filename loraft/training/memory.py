@@ -193,9 +193,11 @@ def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tupl
 def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
     """Why a run does not fit; None where it does."""
     placement = known.placement
-    if memory.peak_bytes <= placement.available_bytes:
+    paged = memory.optimizer if KINDS[known.config.training.optim].pages and placement.device == "cuda" else 0
+    least = memory.peak_bytes - paged
+    if least <= placement.available_bytes:
         return None
-    needed = f"the run needs about {memory.peak_bytes / 1e9:.1f} GB"
+    needed = f"the run needs about {least / 1e9:.1f} GB"
     return f"{needed} and {placement.device_name} has {placement.available_bytes / 1e9:.1f} GB available"
 
 
@@ -227,7 +229,9 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
             for stack in shape.depths
         ),
         batch_targets=sum(example.trained for example in rows),
-        chunk_targets=targets_in_chunk(shape.vocabulary),
+        chunk_targets=targets_in_chunk(
+            shape.vocabulary, known.placement.total_bytes if known.placement.device == "cuda" else None
+        ),
         vocabulary=len(data.renderer.labels) or shape.vocabulary,
         whole_model=whole_model,
         head_trained=shape.targets is None or bool(shape.targets.saved),

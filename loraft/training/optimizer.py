@@ -15,6 +15,7 @@ from transformers.optimization import Adafactor
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.inject import AdaptedModel
+from loraft.config.choices import OptimName
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import ConfigError
 
@@ -51,11 +52,13 @@ class OptimizerKind:
     Attributes:
         state_bytes: The bytes of its state of a tensor, counters left out.
         from_bitsandbytes: It runs where bitsandbytes does.
+        pages: Its state need not be on the GPU while that is short of memory.
     """
 
     build: Callable[[Groups, TrainingSection], Optimizer]
     state_bytes: Callable[[TrainedTensor], int]
     from_bitsandbytes: bool = False
+    pages: bool = False
 
 
 class MuonAndAdamW(Optimizer):
@@ -130,8 +133,12 @@ def _factored(tensor: TrainedTensor) -> int:
 KINDS: Mapping[str, OptimizerKind] = {
     "adamw": OptimizerKind(_adamw, _floats(2)),
     "adamw_8bit": OptimizerKind(_of_bitsandbytes("AdamW8bit"), _bytes(2), from_bitsandbytes=True),
-    "paged_adamw_8bit": OptimizerKind(_of_bitsandbytes("PagedAdamW8bit"), _bytes(2), from_bitsandbytes=True),
-    "paged_adamw_32bit": OptimizerKind(_of_bitsandbytes("PagedAdamW32bit"), _floats(2), from_bitsandbytes=True),
+    "paged_adamw_8bit": OptimizerKind(
+        _of_bitsandbytes("PagedAdamW8bit"), _bytes(2), from_bitsandbytes=True, pages=True
+    ),
+    "paged_adamw_32bit": OptimizerKind(
+        _of_bitsandbytes("PagedAdamW32bit"), _floats(2), from_bitsandbytes=True, pages=True
+    ),
     "adafactor": OptimizerKind(_adafactor, _factored),
     "lion_8bit": OptimizerKind(_of_bitsandbytes("Lion8bit"), _bytes(1), from_bitsandbytes=True),
     "ademamix_8bit": OptimizerKind(_of_bitsandbytes("AdEMAMix8bit"), _bytes(3), from_bitsandbytes=True),
@@ -140,10 +147,14 @@ KINDS: Mapping[str, OptimizerKind] = {
 """Every optimizer but auto, which the plan resolves to one of them."""
 
 
-def resolve_optim(training: TrainingSection, *, method: str, device: str) -> tuple[str, str | None]:
+SMALLER: OptimName = "paged_adamw_32bit"
+"""What auto is for QLoRA on CUDA where AdamW is foreseen not to fit: paging waits for the GPU after each tensor."""
+
+
+def resolve_optim(training: TrainingSection, *, device: str) -> tuple[str, str | None]:
     """The optimizer that `training.optim` stands for on `device`, and a sentence where that is not the one named."""
     if training.optim == "auto":
-        return ("paged_adamw_32bit" if method == "qlora" and device == "cuda" else "adamw"), None
+        return "adamw", None
     if training.optim.startswith("paged_") and device == "cpu":
         unpaged = {"paged_adamw_32bit": "adamw", "paged_adamw_8bit": "adamw_8bit"}[training.optim]
         why = "paging moves optimizer state out of GPU memory"

@@ -49,6 +49,20 @@ BY_AN_EARLIER_VERSION = (
 """Why rows that nobody changed are others now."""
 
 
+def as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """A config with the optimizer that its `auto` stood for when the run in the folder was begun.
+
+    What is foreseen to fit depends on what else the device holds, and a run goes on with the optimizer that it has.
+    """
+    if config.training.optim != "auto" or not folder.config.exists():
+        return config
+    try:
+        begun = load_config(folder.config)
+    except ConfigError:  # which is told where the two are compared
+        return config
+    return config.model_copy(update={"training": config.training.model_copy(update={"optim": begun.training.optim})})
+
+
 def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> tuple[tuple[str, ...], int | None]:
     """Compare config and data with those that the run in the folder was begun with, where it has come to a checkpoint.
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from loraft.adapters.model_card import shown
+from loraft.config.choices import OptimName
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.config.sections import FROM_WEIGHTS
 from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_packing
@@ -24,13 +25,14 @@ from loraft.figures import counted
 from loraft.models.device import StatedDevice
 from loraft.tasks.loss import BatchLayout
 from loraft.training.known_run import KnownRun, ModelSummary, known_run
-from loraft.training.memory import MemoryPlan, plan_memory
-from loraft.training.optimizer import require_optimizer, resolve_optim
+from loraft.training.memory import ROOM, MemoryPlan, plan_memory
+from loraft.training.optimizer import SMALLER, require_optimizer, resolve_optim
 from loraft.training.schedule import learning_rate, require_schedule, warmup_steps
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 LINE_STEP = 32
 """On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
+PAGED = "training.optim auto is paged_adamw_32bit: with adamw the run might not fit in memory"
 CHECKPOINTED = "training.gradient_checkpointing auto is on: without it the run would not fit in memory"
 
 
@@ -61,6 +63,7 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
     Raises:
         InvalidInputError: With every problem that was found, of the model and of the data.
     """
+    chosen_by_itself = config.training.optim == "auto"
     known = _resolved(known_run(config, stated))
     config, data, packed = known.config, known.data, _packed(known)
     drawn = batch_sampler(config, data.train, data.train_sources)
@@ -69,7 +72,11 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
         raise ConfigError(message, key="data.train", remedy="write greater weights")
     batches = drawn if data.stream is None else StreamingSampler(data.stream, drawn.batch_size, drawn.accumulation)
     memory, checkpointing = plan_memory(known, drawn, packed=packed)
-    memory_notes = (CHECKPOINTED,) if checkpointing and config.training.gradient_checkpointing == "auto" else ()
+    memory_notes = [CHECKPOINTED] if checkpointing and config.training.gradient_checkpointing == "auto" else []
+    if chosen_by_itself and pages_instead(known, memory):
+        known = with_optim(known, SMALLER)
+        config, (memory, checkpointing) = known.config, plan_memory(known, drawn, packed=packed)
+        memory_notes.append(PAGED)
     training = config.training.model_copy(update={"gradient_checkpointing": checkpointing})
     in_16_bits_on_cpu = known.placement.device == "cpu" and known.placement.dtype != torch.float32
     line_step = LINE_STEP if in_16_bits_on_cpu else 1
@@ -97,6 +104,24 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
     )
 
 
+def pages_instead(known: KnownRun, memory: MemoryPlan) -> bool:
+    """Whether the state of the optimizer had better be paged: QLoRA on CUDA that is foreseen not to fit otherwise."""
+    on_cuda = known.placement.device == "cuda"
+    return on_cuda and known.config.method == "qlora" and memory.peak_bytes > ROOM * known.placement.available_bytes
+
+
+def with_optim(known: KnownRun, optim: OptimName) -> KnownRun:
+    """The same with another optimizer, which can take a step.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    training = known.config.training.model_copy(update={"optim": optim})
+    if not known.placement.stated:
+        require_optimizer(training, known.placement.device)
+    return replace(known, config=known.config.model_copy(update={"training": training}))
+
+
 def _packed(known: KnownRun) -> bool:
     """Whether rows lie end to end; that they are to be filled and cannot lie so is refused."""
     family = known.shape.family
@@ -121,7 +146,7 @@ def _resolved(known: KnownRun) -> KnownRun:
     """The same without the `auto`s that decide what is computed, and with what there is to say about them."""
     config, training, dtype = known.config, known.config.training, str(known.placement.dtype).removeprefix("torch.")
     rate = LEARNING_RATES[config.method] if training.learning_rate == "auto" else training.learning_rate
-    optim, note = resolve_optim(training, method=config.method, device=known.placement.device)
+    optim, note = resolve_optim(training, device=known.placement.device)
     asks = config.method == "qlora" and config.quantization.compute_dtype == "auto"
     compute = dtype if asks else config.quantization.compute_dtype
     coefficient = known.shape.router_aux_loss_coef

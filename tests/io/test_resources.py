@@ -15,8 +15,10 @@ from loraft.io.resources import memory_errors
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("can't allocate memory"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
-    ids=["python", "device", "cpu"],
+    ids=["python", "device", "cpu", "driver", "cublas"],
 )
 def test_whoever_says_it(error: Exception) -> None:
     with pytest.raises(OutOfMemoryError, match=r"^out\n  Do less\.$"), memory_errors("out", remedy="Do less."):

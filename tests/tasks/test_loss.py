@@ -131,6 +131,16 @@ def test_a_chunk_is_bounded_in_bytes() -> None:
     assert targets_in_chunk(10**9) == 16
 
 
+@pytest.mark.parametrize(
+    ("gigabytes", "vocabulary", "targets"),
+    [(80, 128_256, 2048), (24, 128_256, 1024), (24, 32_000, 4096), (4, 128_256, 128), (8, 10**9, 128)],
+)
+def test_a_chunk_on_a_gpu_is_a_share_of_its_memory_in_whole_tiles(
+    gigabytes: int, vocabulary: int, targets: int
+) -> None:
+    assert targets_in_chunk(vocabulary, gigabytes * 2**30) == targets
+
+
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_a_frozen_head_gives_the_same_loss_and_gradient_in_one_pass(softcap: float | None, scale: float) -> None:

@@ -38,12 +38,12 @@ SHARED = ("qmap1", "qmap2", "step", "RMS")
 
 
 def test_paged_optimizers_on_a_cpu_are_the_unpaged_ones_and_it_is_said() -> None:
-    name, note = resolve_optim(TrainingSection(optim="paged_adamw_8bit"), method="qlora", device="cpu")
+    name, note = resolve_optim(TrainingSection(optim="paged_adamw_8bit"), device="cpu")
     assert name == "adamw_8bit"
     assert note is not None
     assert "paging" in note
-    assert resolve_optim(TrainingSection(), method="qlora", device="cuda")[0] == "paged_adamw_32bit"
-    assert resolve_optim(TrainingSection(), method="lora", device="cuda")[0] == "adamw"
+    assert resolve_optim(TrainingSection(), device="cuda") == ("adamw", None)
+    assert resolve_optim(TrainingSection(optim="paged_adamw_8bit"), device="cuda") == ("paged_adamw_8bit", None)
 
 
 def section(optim: str, **values: Any) -> TrainingSection:

@@ -185,3 +185,11 @@ def test_what_changes_the_steps_is_refused_in_the_words_of_the_config(tmp_path: 
 def test_what_more_steps_do_to_the_rate_is_said(schedule: Any, step: int, told: str) -> None:
     section = TrainingSection(learning_rate=1e-3, lr_scheduler_type=schedule, warmup_steps=0)
     assert told in rate_note(section, step=step, before=100, now=200)
+
+
+def test_a_run_goes_on_with_the_optimizer_that_auto_was_when_it_began(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        api.train(tiny_config(tmp_path, training__optim="adafactor"), observer=stop_at(2))
+    result, notes = resume(tiny_config(tmp_path, training__optim="auto"))
+    assert (result.steps, "going on from step-000002" in notes) == (6, True)
+    assert load_config(tmp_path / "run" / "config.yaml").training.optim == "adafactor"

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from loraft import api
 from loraft.errors import InvalidInputError
 from loraft.models import device as placement
-from loraft.training.run_plan import plan_run
+from loraft.models.device import DeviceConfig
+from loraft.training.memory import too_large
+from loraft.training.run_plan import RunPlan, plan_run
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.building import rows, tiny_config, write_rows
 
@@ -175,3 +178,36 @@ def test_another_adapter_to_start_from_is_refused_before_a_weight_is_loaded(tmp_
     save_tiny(tmp_path / "model", seed=3)
     with pytest.raises(InvalidInputError, match="other base weights"):
         plan_run(tiny_config(tmp_path, **start))
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    """Let plans be made for a GPU with so many bytes available."""
+    placement = DeviceConfig("cuda", torch.bfloat16, "a GPU", 2 * available, available, ())
+    monkeypatch.setattr("loraft.training.known_run.select_device", lambda *_: placement)
+    monkeypatch.setattr("loraft.training.run_plan.require_optimizer", lambda *_: None)
+
+
+@pytest.mark.parametrize(("method", "available", "optim"), [
+    ("qlora", 10**9, "adamw"), ("qlora", 0, "paged_adamw_32bit"), ("lora", 0, "adamw")
+])  # fmt: skip
+def test_auto_pages_the_state_of_an_optimizer_only_where_it_might_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, available: int, optim: str
+) -> None:
+    on_a_gpu(monkeypatch, available)
+    plan = plan_run(tiny_config(tmp_path, method=method, model__dtype="bfloat16"))
+    assert plan.config.training.optim == optim
+    assert any("auto is paged_adamw_32bit" in note for note in plan.notes) == (optim != "adamw")
+
+
+def test_state_that_is_paged_need_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch, 10**9)
+
+    def plan(optim: str) -> RunPlan:
+        options = {"method": "qlora", "model__dtype": "bfloat16", "training__gradient_checkpointing": True}
+        return plan_run(tiny_config(tmp_path, training__optim=optim, **options))
+
+    memory = plan("adamw").memory
+    on_a_gpu(monkeypatch, memory.peak_bytes - memory.optimizer // 2)
+    for optim, fits in (("adamw", False), ("paged_adamw_32bit", True)):
+        known = plan(optim)
+        assert (too_large(known, known.memory) is None) == fits
