@@ -33,6 +33,7 @@ from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.io.atomic import atomic_dir, write_json
 from loraft.io.checksums import write_record
+from loraft.models.auto_model import from_pretrained
 from loraft.models.hf_config import drop_code, own_code
 from loraft.models.load_model import LoadedModel
 from loraft.models.model_structure import embedding_weight, tied_modules
@@ -170,6 +171,8 @@ def restore(adapted: AdaptedModel, folder: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= read_tensors(path)
+    if adapted.trainable.keys() - tensors.keys():  # files may have other names, and experts one by one
+        tensors = dict(from_pretrained(type(adapted.model), folder, {"dtype": torch.float32}).state_dict())
     # BART's files have a buffer too, which is not trained.
     strange = (tensors.keys() - adapted.model.state_dict().keys()) | (adapted.trainable.keys() - tensors.keys())
     if strange:

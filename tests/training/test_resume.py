@@ -193,3 +193,14 @@ def test_a_run_goes_on_with_the_optimizer_that_auto_was_when_it_began(tmp_path: 
     result, notes = resume(tiny_config(tmp_path, training__optim="auto"))
     assert (result.steps, "going on from step-000002" in notes) == (6, True)
     assert load_config(tmp_path / "run" / "config.yaml").training.optim == "adafactor"
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neox", "mixtral"])
+def test_a_model_whose_files_have_other_names_goes_on_from_its_own_checkpoint(tmp_path: Path, model_type: str) -> None:
+    """The head of one is called otherwise in files, and the experts of the other lie there one by one."""
+    options: dict[str, Any] = {"model_type": model_type, "method": "full", "training__max_steps": 3}
+    whole = api.train(tiny_config(tmp_path, training__output_dir=str(tmp_path / "whole"), **options))
+    with pytest.raises(Interrupted):
+        api.train(tiny_config(tmp_path, **options), observer=stop_at(2))
+    again = api.train(tiny_config(tmp_path, **options), resume=True)
+    assert (again.saved / "model.safetensors").read_bytes() == (whole.saved / "model.safetensors").read_bytes()
