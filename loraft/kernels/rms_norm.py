@@ -37,8 +37,12 @@ def cpu_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def cuda_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """The same by torch's kernel, one pass in either direction; the weight is outside, for n is rounded before it."""
-    return rms_norm(x, x.shape[-1:], eps=epsilon).to(x.dtype) * weight  # where autocast is on it may give float32
+    """The same by torch's kernel, one pass in either direction; the weight is outside, for n is rounded before it.
+
+    It computes in float32 whatever it is given; autocast would keep a copy in float32 for the backward pass besides.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return rms_norm(x, x.shape[-1:], eps=epsilon) * weight
 
 
 def norm_for(device: torch.device) -> Form:

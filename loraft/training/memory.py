@@ -122,15 +122,14 @@ def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
     quantized = quantized_bytes(sizes.quantized_parameters, sizes.quantized_rows, sizes.quantization)
     weights = sizes.frozen_parameters * sizes.dtype_bytes + quantized
     trained = 4 * sizes.trainable_parameters
+    activations, logits = (_on_cuda if sizes.device == "cuda" else _on_cpu)(sizes, checkpointing=checkpointing)
     return MemoryPlan(
         weights=weights + trained if sizes.whole_model else weights,
         adapter=0 if sizes.whole_model else trained + 4 * sizes.start_parameters,
         gradients=trained,
         optimizer=sizes.optimizer_bytes,
-        activations=_cast_weights(sizes)
-        + sum(_activations(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
-        + _of_experts(sizes, checkpointing=checkpointing),
-        logits=min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * _logit_bytes(sizes),
+        activations=activations + _of_experts(sizes, checkpointing=checkpointing),
+        logits=logits,
         # torch.cuda's own peak, which is what is compared, leaves out the context.
         runtime=0 if sizes.device == "cuda" else held_bytes("cpu"),
     )
@@ -151,13 +150,57 @@ def _cast_weights(sizes: TrainingSizes) -> int:
     return sizes.dtype_bytes * sizes.trainable_parameters if sizes.whole_model and sizes.dtype_bytes < 4 else 0
 
 
-def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool) -> int:
-    """Activations of one batch in one stack.
+def _on_cpu(sizes: TrainingSizes, *, checkpointing: bool) -> tuple[int, int]:
+    """Activations with two gradients of the widest tensor of a layer, and the logits of one chunk."""
+    kept = sum(_kept(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
+    gradients = sum(
+        stack.batch_tokens * sizes.dtype_bytes * (2 * stack.layer.inner + stack.layer.hidden) for stack in sizes.stacks
+    )
+    return _cast_weights(sizes) + kept + gradients, _chunk_bytes(sizes)
+
+
+def _on_cuda(sizes: TrainingSizes, *, checkpointing: bool) -> tuple[int, int]:
+    """Activations as the backward pass has them, and what the loss, which comes before it, takes beyond that.
+
+    A layer that goes backward holds up to four and a half tensors of its inner width, gradients most of them, or fewer
+    and a weight in few bits once more in 16: counted on the device of tests/cuda_rehearsal. Gradients of weights come
+    to be as activations go; at the loss there are none yet, and of checkpointed layers there is what goes into them.
+    """
+    width, trained = sizes.dtype_bytes, 4 * sizes.trainable_parameters
+    one_layer = sum(_one_layer(stack, sizes) for stack in sizes.stacks)
+    kept = sum(_kept(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
+    casts = _cast_weights(sizes) if sizes.whole_model or checkpointing else width * sizes.trainable_parameters
+    backward = 0
+    for stack in sizes.stacks:
+        wide, layer = stack.batch_tokens * width * stack.layer.inner, stack.layer
+        unpacked = width * layer.hidden * layer.inner if sizes.quantization is not None else 0
+        backward += max(9 * wide // 2, wide + unpacked) + 2 * stack.batch_tokens * width * layer.hidden
+    states = 3 * width * sizes.batch_targets * sizes.stacks[-1].layer.hidden
+    at_loss = kept - (one_layer if checkpointing else 0) + casts + _chunk_bytes(sizes) + states
+    activations = max(kept + casts + backward - trained * sizes.whole_model, one_layer + backward)
+    return activations, max(0, at_loss - trained - activations)
+
+
+def _chunk_bytes(sizes: TrainingSizes) -> int:
+    """The logits of one chunk, and their gradient."""
+    return min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * _logit_bytes(sizes)
+
+
+def _kept(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool) -> int:
+    """What is held of one batch in one stack before a layer goes backward."""
+    one_layer = _one_layer(stack, sizes)
+    if not checkpointing:
+        return one_layer * stack.graph_layers
+    return stack.batch_tokens * sizes.dtype_bytes * stack.layer.hidden * stack.graph_layers + one_layer
+
+
+def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
+    """Activations of one batch in one layer.
 
     A layer keeps each linear module's output, both norms' outputs and the attention's, and of the feed-forward part
     the activation and its product with the gate, or without a gate the steps of the activation function. Where all
     weights are trained each norm keeps its input and its output in float32 besides; on the CPU the attention weights
-    of short rows are kept too. The backward pass holds two gradients of the widest tensor beside what was kept.
+    of short rows are kept too.
     """
     layer, width = stack.layer, sizes.dtype_bytes
     steps = 2 if layer.gated else 4
@@ -168,10 +211,7 @@ def _activations(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool
         {2: torch.bfloat16, 4: torch.float32}[width], 0
     ):
         a_token += width * layer.heads * stack.longest_row
-    one_layer = stack.batch_tokens * a_token
-    boundaries = stack.batch_tokens * width * layer.hidden * stack.graph_layers
-    gradients = stack.batch_tokens * width * (2 * layer.inner + layer.hidden)
-    return (boundaries + one_layer if checkpointing else one_layer * stack.graph_layers) + gradients
+    return stack.batch_tokens * a_token
 
 
 def _of_experts(sizes: TrainingSizes, *, checkpointing: bool) -> int:

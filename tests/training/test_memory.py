@@ -56,9 +56,13 @@ def test_in_int8_a_weight_takes_a_byte_and_a_row_a_constant() -> None:
 def test_the_parts_by_hand() -> None:
     plan = predict(SIZES, checkpointing=False)
     assert (plan.weights, plan.adapter, plan.gradients, plan.optimizer) == (2000, 400, 400, 800)
-    assert plan.logits == 4 * 50 * (2 + 4)
-    a_token, gradients = 2 * (60 + 2 * 16 + 3 * 8), 2 * (2 * 16 + 8)
-    assert plan.activations == 10 * (3 * a_token + gradients)
+    a_token, casts = 2 * (60 + 2 * 16 + 3 * 8), 2 * 100
+    kept, backward = 3 * 10 * a_token, 10 * 2 * (4.5 * 16 + 2 * 8)
+    assert plan.activations == kept + backward + casts
+    at_the_loss = 4 * 50 * 6 + 6 * 3 * 2 * 8  # a chunk of logits in 16 bits and in 32, and the states of all targets
+    assert plan.logits == max(0, at_the_loss - backward - 4 * 100)
+    many = replace(SIZES, chunk_targets=6, vocabulary=5000)
+    assert predict(many, checkpointing=False).logits == 6 * 5000 * 6 + 6 * 3 * 2 * 8 - backward - 4 * 100
     assert plan.peak_bytes == sum(value for key, value in plan.as_dict().items() if key != "peak_bytes")
 
 
@@ -66,7 +70,8 @@ def test_where_every_weight_is_trained_the_weights_are_weights_and_no_adapters()
     sizes = replace(SIZES, frozen_parameters=0, whole_model=True, head_trained=True)
     plan = predict(sizes, checkpointing=False)
     assert (plan.weights, plan.adapter, plan.gradients, plan.trained_bytes) == (400, 0, 400, 400)
-    assert plan.logits == 4 * 50 * 12, "a trained head's logits are held in float32 with their gradient"
+    on_a_cpu = predict(replace(sizes, device="cpu"), checkpointing=False)
+    assert on_a_cpu.logits == 4 * 50 * 12, "a trained head's logits are held in float32 with their gradient"
     norms, cast_weights = 10 * 16 * 8 * 3, 2 * 100
     assert plan.activations == predict(SIZES, checkpointing=False).activations + norms + cast_weights
 
