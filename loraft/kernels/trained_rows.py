@@ -7,6 +7,7 @@ rows that were looked up, or the logits of these tokens, are put in the place of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,12 +15,21 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
+from loraft.kernels.transfer import to_device
+
 
 def patch_trained_rows(model: nn.Module) -> None:
     """Let every layer of `model` with trained rows compute without a copy of its table."""
     for module in model.modules():
         if type(module) is TrainableTokensLayer:
             module.__class__ = TrainedRows
+
+
+@lru_cache(maxsize=8)
+def _on(device: torch.device, tokens: tuple[int, ...]) -> Tensor:
+    """The ids on the device, where they are copied once."""
+    with torch.inference_mode(False):  # gradients go through what is indexed by them later
+        return to_device(torch.tensor(tokens), device)
 
 
 class TrainedRows(TrainableTokensLayer):
@@ -34,7 +44,7 @@ class TrainedRows(TrainableTokensLayer):
             unchanged: Tensor = super().forward_adapters(x, active_adapters, *args, **kwargs)
             return unchanged
         rows = self.trainable_tokens_delta[active_adapters[0]].to(base.weight.dtype)
-        of_rows, own = torch.tensor(tokens, device=x.device), base(x)
+        of_rows, own = _on(x.device, tuple(tokens)), base(x)
         if not isinstance(base, nn.Embedding):
             return own.index_copy(-1, of_rows, linear(x, rows).to(own.dtype))  # type: ignore[no-any-return]
         places = torch.full((len(base.weight),), -1, device=x.device)

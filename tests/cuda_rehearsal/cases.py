@@ -1,0 +1,81 @@
+"""What is rehearsed: every family with each method, and what changes how rows, layers and adapters are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loraft.config.choices import ModelGroup
+from loraft.models.registry import GROUPS
+
+Options = Mapping[str, Any]
+
+IN_16_BITS: Options = {"model__dtype": "bfloat16"}
+METHODS: Mapping[str, Options] = {
+    "lora": IN_16_BITS,
+    "qlora": {"method": "qlora", **IN_16_BITS},
+    "full": {"method": "full", **IN_16_BITS},
+}
+VARIANTS: Mapping[str, Options] = {
+    "dora": {"lora__use_dora": True, **IN_16_BITS},
+    "qdora": {"method": "qlora", "lora__use_dora": True, **IN_16_BITS},
+    "dropout": {"lora__dropout": 0.1, **IN_16_BITS},
+    "checkpointing": {"training__gradient_checkpointing": True, **IN_16_BITS},
+    "q-checkpointing": {"method": "qlora", "training__gradient_checkpointing": True, **IN_16_BITS},
+    "last": {"lora__layers": "last:1", **IN_16_BITS},
+    "float16": {"model__dtype": "float16"},
+    "float32": {"model__dtype": "float32"},
+    "accumulated": {
+        "training__gradient_accumulation_steps": 3,
+        "training__per_device_train_batch_size": 2,
+        **IN_16_BITS,
+    },
+    "noise": {"training__neftune_noise_alpha": 5.0, "training__label_smoothing_factor": 0.1, **IN_16_BITS},
+}
+OF_CAUSAL_LM: Mapping[str, Options] = {
+    "padded": {"data__packing": "off", **IN_16_BITS},
+    "filled": {"data__packing": "fill", **IN_16_BITS},
+    "q-padded": {"method": "qlora", "data__packing": "off", **IN_16_BITS},
+    "head": {"lora__modules_to_save": ["lm_head"], **IN_16_BITS},
+    "tokens": {"model__add_tokens": ["<call>"], **IN_16_BITS},
+}
+OF_SEQ_CLS: Mapping[str, Options] = {"weights": {"training__class_weights": "balanced", **IN_16_BITS}}
+SPECIMEN: Mapping[ModelGroup, str] = {"decoder": "llama", "encoder_decoder": "t5", "classifier": "bert"}
+"""The family of each task that the variants are tried on."""
+UNKNOWN_IN_FLOAT32 = {("mixtral", "full")}
+"""Where experts multiply in float32, which torch can do on CUDA, and not without numbers."""
+TASK_OF: Mapping[ModelGroup, str] = {
+    "decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "classifier": "seq_cls",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run to rehearse, by the keys of its config."""
+
+    group: str
+    name: str
+    task: str
+    model_type: str
+    options: Options = field(default_factory=dict)
+
+
+def _cases() -> list[Case]:
+    found = []
+    for use, task in TASK_OF.items():
+        # A classifier over a decoder is that decoder with another head: two of them do.
+        families = [name for name in GROUPS[use] if use != "classifier" or name not in GROUPS["decoder"]]
+        families += ["llama", "gpt2"] if use == "classifier" else []
+        for method, options in METHODS.items():
+            named = [name for name in families if (name, method) not in UNKNOWN_IN_FLOAT32]
+            found += [Case(f"{task}-{method}", f"{name}-{method}", task, name, options) for name in named]
+        own = OF_CAUSAL_LM if use == "decoder" else OF_SEQ_CLS if use == "classifier" else {}
+        for variant, options in {**VARIANTS, **own}.items():
+            name = SPECIMEN[use]
+            if not (variant == "float16" and name == "t5"):  # which is refused
+                found.append(Case("variants", f"{name}-{variant}", task, name, options))
+    return found
+
+
+CASES: Mapping[str, Case] = {f"{case.task}-{case.name}": case for case in _cases()}

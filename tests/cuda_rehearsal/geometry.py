@@ -1,0 +1,158 @@
+"""A process of its own that trains two steps of a model of a real size, without its numbers, and tells what was held.
+
+`python -m tests.cuda_rehearsal.geometry LIBRARY NAME METHOD CHECKPOINTING TOKENS`
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import tempfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+if __name__ == "__main__":  # before torch is imported, which remembers that there is no CUDA
+    ctypes.CDLL(sys.argv[1])
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from loraft.config.schema import RunConfig
+from loraft.models.load_model import LoadedModel
+from loraft.models.quantize import quantized_modules
+from loraft.training import trainer
+from loraft.training.run_dir import RunFolder
+from loraft.training.run_plan import RunPlan, plan_run
+from loraft.training.train_step import Throughput, Trainer, take_step
+from tests.cuda_rehearsal.device import CUDA, rehearsal
+from tests.cuda_rehearsal.pretend import pretend, quantized_parameter
+from tests.tiny import tiny_tokenizer
+from tests.training.building import write_rows
+
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "llama-3.1-8b": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+    },
+    "llama-2-70b": {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 4096,
+    },
+}  # fmt: skip
+STEPS = 2
+
+
+def write_model(folder: Path, sizes: dict[str, Any]) -> None:
+    """A folder of a model whose file has the names and shapes of its tensors, and no numbers: a hole."""
+    config = LlamaConfig(**sizes, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
+    config.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    header, at = {}, 0
+    for name, parameter in model.named_parameters():
+        end = at + 2 * parameter.numel()
+        header[name] = {"dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [at, end]}
+        at = end
+    written = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(written).to_bytes(8, "little") + written)
+        file.truncate(8 + len(written) + at)
+
+
+def on_device(model: PreTrainedModel, *, in_4_bits: bool) -> None:
+    """Give a model on the meta device tensors of the device, quantized where QLoRA has them so."""
+    import bitsandbytes as bnb
+
+    names = set(quantized_modules(model)) if in_4_bits else set()
+    for name, module in list(model.named_modules()):
+        for of, made in ((module._parameters, _frozen), (module._buffers, _empty)):
+            for key, tensor in of.items():
+                if tensor is not None:
+                    of[key] = made(tensor)  # type: ignore[index,assignment]
+        if name in names:
+            linear: Any = module
+            sizes = linear.in_features, linear.out_features
+            quantized = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=torch.bfloat16, device="meta")
+            as_was = vars(quantized.weight) | {"quant_type": "nf4", "compress_statistics": True}
+            weight = quantized_parameter(linear.weight.data, as_was | {"quant_storage": torch.uint8}, bnb.functional)
+            quantized._parameters["weight"] = weight
+            del linear._parameters["weight"]
+            model.set_submodule(name, quantized)
+
+
+def _empty(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA)
+
+
+def _frozen(tensor: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(_empty(tensor), requires_grad=False)
+
+
+def loaded(plan: RunPlan) -> LoadedModel:
+    """The planned model as `load_model` gives it."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig.from_pretrained(plan.config.model.name_or_path))
+    model = model.to(torch.bfloat16)
+    in_4_bits = plan.config.method == "qlora"
+    on_device(model, in_4_bits=in_4_bits)
+    if in_4_bits:
+        model.is_loaded_in_4bit = model.is_quantized = True  # type: ignore[assignment]
+    model.requires_grad_(False).eval()
+    tokenizer: Any = plan.data.renderer.tokenizer
+    return LoadedModel(
+        model=model, tokenizer=tokenizer, family=plan.shape.family, placement=plan.placement,
+        folder=Path(plan.config.model.name_or_path), name="x", fingerprint="x", notes=(),
+    )  # fmt: skip
+
+
+def held(folder: Path, name: str, method: str, *, checkpointing: bool, tokens: int) -> dict[str, Any]:
+    """The bytes that were held at most, those that were predicted, and how many kernels were launched."""
+    (folder / "model").mkdir()
+    write_model(folder / "model", GEOMETRIES[name])
+    write_rows(folder / "train.jsonl", [{"text": "z" * tokens}] * STEPS)
+    config = RunConfig.model_validate({
+        "method": method, "model": {"name_or_path": str(folder / "model"), "dtype": "bfloat16"},
+        "lora": {"r": 16, "alpha": 32},
+        "data": {"train": str(folder / "train.jsonl"), "eval": None, "max_length": tokens, "on_overlength": "truncate"},
+        "training": {
+            "output_dir": str(folder / "run"), "max_steps": STEPS, "per_device_train_batch_size": 1,
+            "gradient_checkpointing": checkpointing, "optim": "adamw",
+        },
+    })  # fmt: skip
+    with rehearsal() as ledger:
+        plan = plan_run(config)
+        trainer.load_model = lambda *_, **__: loaded(plan)
+        adapted = trainer.build_model(plan)
+        run = Trainer(plan, RunFolder(folder / "run"), adapted, str, lambda _: None, [])
+        adapted.set_training(True)
+        windows = plan.batches.windows(plan.data.train, 0, 0, (0, 0))
+        weights = ledger.live
+        for step, window in enumerate(islice(windows, STEPS), 1):
+            prepared = run.prepare(window)
+            with ledger.since() as found:
+                take_step(run, step, prepared, Throughput(0))
+    return {
+        "weights": weights, "peak": found.peak, "predicted": plan.memory.as_dict(),
+        "launches": sum(found.launches.values()), "waits": sum(found.waits.values()),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Print what was held as JSON."""
+    name, method, checkpointing, tokens = sys.argv[2:]
+    pretend()
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["LORAFT_CACHE"] = str(Path(place) / "cache")
+        found = held(Path(place), name, method, checkpointing=checkpointing == "on", tokens=int(tokens))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
