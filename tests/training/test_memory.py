@@ -73,7 +73,8 @@ def test_where_every_weight_is_trained_the_weights_are_weights_and_no_adapters()
     on_a_cpu = predict(replace(sizes, device="cpu"), checkpointing=False)
     assert on_a_cpu.logits == 4 * 50 * 12, "a trained head's logits are held in float32 with their gradient"
     norms, cast_weights = 10 * 16 * 8 * 3, 2 * 100
-    assert plan.activations == predict(SIZES, checkpointing=False).activations + norms + cast_weights
+    frozen = predict(replace(SIZES, device="cpu"), checkpointing=False)
+    assert on_a_cpu.activations == frozen.activations + norms + cast_weights
 
 
 def test_without_a_gate_the_activation_function_keeps_its_steps() -> None:
