@@ -56,11 +56,12 @@ def test_then_the_largest_batch_that_fits_with_as_many_rows_a_step(config: RunCo
 
 
 def test_then_checkpointing_and_at_last_another_method(config: RunConfig) -> None:
-    config = changed(config, optim="adafactor")
+    config = changed(config, method="lora", optim="adafactor")
     smallest = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "gradient_checkpointing": True}
     as_it_is = fit_memory(config, gpu_memory=needed(changed(config, **smallest))).changes
     assert as_it_is == {CHECKPOINTING: True, BATCH: 1, ACCUMULATION: 4}
-    lora = fit_memory(config, gpu_memory=needed(changed(config, method="lora", **smallest)))
+    whole = changed(config, method="full")
+    lora = fit_memory(whole, gpu_memory=needed(changed(config, **smallest)))
     assert lora.changes["method"] == "lora"
 
 
