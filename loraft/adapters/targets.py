@@ -166,7 +166,7 @@ def family_notes(
     yield from (f"{family.model_type}: {why}" for why in family.unknown)
     if targets is not None and family.unreached:
         named = ", ".join(family.unreached[:NAMED]) + (", …" if len(family.unreached) > NAMED else "")
-        yield f"{family.model_type}: nothing would be learned on {named}, which are not adapted"
+        yield f"{family.model_type}: no adapter on {named}, where nothing would be learned"
     ranks, sizes = targets.ranks if targets else {}, linear_modules(model)
     if beyond := {name: min(sizes[name]) for name, rank in ranks.items() if rank > min(sizes[name])}:
         name, most = min(beyond.items(), key=lambda item: item[1])
