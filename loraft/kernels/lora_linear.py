@@ -2,8 +2,8 @@
 
 The plain form is peft's own, which multiplies by the scale and adds in passes of their own; in evaluation mode, merged,
 disabled or saved, an adapter is that alone. On a CPU base and update are one function with a backward of its own, which
-adds in place. On CUDA they are the products of torch, the scale and the sum being part of the last one: nothing waits
-for the device, and its kernels are those that torch has for them.
+adds in place; on CUDA they are one too (`cuda_lora`), over weights in 4 bits as well. Where a layer is not that plain,
+with dropout say, the update alone is computed by a form for the device.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from loraft.kernels.cuda_lora import adapted_on_cuda, in_4_bits
 from loraft.kernels.started_factor import factor_of
 
 
@@ -54,10 +56,12 @@ def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequenc
             layer: Any = module
             if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
                 layer.__class__ = AdaptedLinear
+            elif type(layer).__name__ == "Linear4bit":
+                layer.__class__ = adapted_in_4_bits(layer.__class__)
     for module in model.modules():
         children = dict(module.named_children())
         for names in same_input:
-            layers = [child for child in map(children.get, names) if isinstance(child, AdaptedLinear)]
+            layers = [child for child in map(children.get, names) if isinstance(child, Together)]
             if len({child.base_layer.weight.dtype for child in layers}) == 1 < len(layers):
                 readers = _Readers(layers)
                 for layer in layers:
@@ -77,23 +81,27 @@ def modules_of_adapted_parameters(model: nn.Module) -> set[nn.Module]:
     return {module.get_base_layer() for module in model.modules() if isinstance(module, ParamWrapper)}
 
 
-class AdaptedLinear(Linear):
-    """peft's layer over an ordinary linear module, which computes base and update together while it trains.
+class Together(nn.Module, LoraLayer):
+    """Set before the class of peft's layer, which then computes base and update together while it trains.
 
-    On a CPU the first of several layers that read the same input computes the outputs of all; the others find theirs
-    ready.
+    The first of several layers that read the same input computes the outputs of all; the others find theirs ready.
     """
 
     _readers: _Readers | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        if not args and not kwargs and self.is_plain:
-            if takes_cpu_form(x.device):
-                return self._readers.output_of(self, x) if self._readers else cpu_adapted(x, [self])[0]
-            x = x.to(product_dtype(self.base_layer.weight))  # type: ignore[arg-type]
+        if not args and not kwargs and self.is_plain and self.has_form(x):
+            return self._readers.output_of(self, x) if self._readers else together(x, [self])[0]
         output: Tensor = super().forward(x, *args, **kwargs)  # which adds by `AddedUpdate`
         return output
+
+    def has_form(self, x: Tensor) -> bool:
+        """Whether there is a form for the device of `x`: of weights in 4 bits on CUDA, in the dtype that is set."""
+        base: Any = self.base_layer
+        if not in_4_bits(base):
+            return True
+        return not takes_cpu_form(x.device) and base.compute_dtype in (None, product_dtype(x))
 
     @property
     def is_plain(self) -> bool:
@@ -106,6 +114,29 @@ class AdaptedLinear(Linear):
         return name in self.lora_A and isinstance(self.lora_dropout[name], nn.Identity)
 
 
+class AdaptedLinear(Together, Linear):
+    """The layer of peft over an ordinary linear module."""
+
+
+@cache
+def adapted_in_4_bits(kind: Any) -> Any:
+    """The layer of peft over one in 4 bits, `kind`, which is there only where bitsandbytes is."""
+    return type("Adapted4bit", (Together, kind), {})
+
+
+def together(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
+    """The outputs of layers that read the same `x`, by the form for its device."""
+    if takes_cpu_form(x.device):
+        return cpu_adapted(x, layers)
+    names, bases = [layer.active_adapters[0] for layer in layers], [layer.base_layer for layer in layers]
+    parts = list(zip(layers, names, strict=True))
+    factors = itertools.chain(*((factor_of(of.lora_A[name]), factor_of(of.lora_B[name])) for of, name in parts))
+    scales = [of.scaling[name] for of, name in parts]
+    first: Any = bases[0]
+    dtype = product_dtype(x if in_4_bits(first) else first.weight)
+    return adapted_on_cuda(x, bases, list(factors), scales, dtype)
+
+
 @dataclass(eq=False)
 class _Readers:
     """Layers of one module that are given the same tensor, one after the other, while that module runs.
@@ -115,23 +146,23 @@ class _Readers:
         ready: The outputs for it that are not yet asked for.
     """
 
-    layers: list[AdaptedLinear]
+    layers: list[Together]
     read: Tensor | None = None
-    ready: dict[AdaptedLinear, Tensor] = field(default_factory=dict)
+    ready: dict[Together, Tensor] = field(default_factory=dict)
 
-    def output_of(self, layer: AdaptedLinear, x: Tensor) -> Tensor:
+    def output_of(self, layer: Together, x: Tensor) -> Tensor:
         """A layer's output for `x`; what is ready is given only for the very tensor that it was computed from."""
         if layer is self.layers[0] and all(other.is_plain for other in self.layers):
-            self.read, self.ready = x, dict(zip(self.layers, cpu_adapted(x, self.layers), strict=True))
+            self.read, self.ready = x, dict(zip(self.layers, together(x, self.layers), strict=True))
         out = self.ready.pop(layer, None) if x is self.read else None
-        return cpu_adapted(x, [layer])[0] if out is None else out
+        return together(x, [layer])[0] if out is None else out
 
     def forget(self, *_: Any) -> None:
         """Keep nothing: the module that the layers belong to has run."""
         self.read, self.ready = None, {}
 
 
-def cpu_adapted(x: Tensor, layers: Sequence[AdaptedLinear]) -> tuple[Tensor, ...]:
+def cpu_adapted(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
     """The outputs of layers that read the same `x`, in one function."""
     tensors: list[Any] = []
     scales = []

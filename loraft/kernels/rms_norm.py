@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def cuda_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
     It computes in float32 whatever it is given; autocast would keep a copy in float32 for the backward pass besides.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    on = torch.is_autocast_enabled(x.device.type)
+    with torch.autocast(x.device.type, enabled=False) if on else nullcontext():
         return rms_norm(x, x.shape[-1:], eps=epsilon) * weight
 
 

@@ -23,6 +23,7 @@ NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "avx10_2", "sve_bf16", "bf16")
 CUDA_TAKES = 600 * 10**6
 """What CUDA and its libraries take of a GPU's memory for themselves, about."""
 NO_FLOAT16 = "float16 does not train on a CPU: its gradients underflow without loss scaling"
+EXACT = "its products are exact and slow, without TF32: bfloat16 is several times as fast"
 CGROUP = Path("/sys/fs/cgroup")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """torch's dtypes by the names that the config has for them."""
@@ -112,7 +113,8 @@ def select_device(model: ModelSection, stated: StatedDevice | None = None) -> De
         chosen, reason = "bfloat16", f"which this {unit} multiplies natively{instructions}"
     else:
         chosen, reason = otherwise, f"since this {unit} has no bfloat16 products"
-    note = f"device {device} ({name}), dtype {chosen}, {reason}"
+    exact = f"; {EXACT}" if device == "cuda" and chosen == "float32" else ""
+    note = f"device {device} ({name}), dtype {chosen}, {reason}{exact}"
     return DeviceConfig(device, DTYPES[chosen], name, total, available, (note,))
 
 

@@ -41,8 +41,8 @@ def _answer_for_cuda() -> None:
         "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "get_device_name": NAME,
         "get_device_capability": CAPABILITY, "get_device_properties": properties, "is_bf16_supported": True,
         "mem_get_info": (FREE_GIB << 30, TOTAL_GIB << 30), "memory_reserved": 0, "memory_allocated": 0,
-        "max_memory_allocated": 1, "synchronize": None, "empty_cache": None, "get_rng_state_all": [],
-        "_lazy_init": None, "manual_seed_all": None, "_is_in_bad_fork": False,
+        "max_memory_allocated": 1, "reset_peak_memory_stats": None, "synchronize": None, "empty_cache": None,
+        "get_rng_state_all": [], "_lazy_init": None, "manual_seed_all": None, "_is_in_bad_fork": False,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, _always(answer))

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from loraft.kernels import lora_linear
+from loraft.kernels.cuda_lora import adapted_on_cuda
 from loraft.kernels.lora_linear import cpu_updated, cuda_updated, patch_lora_linears
 from loraft.models.registry import FAMILIES
+from loraft.training.run_plan import plan_run
+from loraft.training.trainer import build_model
 from tests.tiny import mostly_slow, tiny_model
+from tests.training.wide import wide_config
 
 
 @pytest.fixture(params=[True, False], ids=["cpu-form", "cuda-form"])
@@ -225,3 +232,38 @@ def test_the_forms_of_an_update_are_one_another(rows: torch.dtype) -> None:
     mine, theirs = (torch.autograd.grad((out * given).sum(), [result, x, a, b]) for out in outputs)
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if rows == torch.float32 else {}
     torch.testing.assert_close(mine, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_over_weights_in_4_bits_the_form_for_cuda_is_pefts_forward_and_backward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """To what bfloat16 leaves where products are computed in it; and layers that read one input are one function."""
+    name = str(dtype).removeprefix("torch.")
+    model = build_model(plan_run(wide_config(tmp_path, method="qlora", model__dtype=name))).loaded.model.train()
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_B["default"].weight.data.normal_(std=0.05, generator=generator)
+    ids = torch.randint(3, 290, (2, 9), generator=generator)
+    calls: list[int] = []
+
+    def counted(x: Tensor, bases: Any, *rest: Any) -> tuple[Tensor, ...]:
+        calls.append(len(bases))
+        return adapted_on_cuda(x, bases, *rest)
+
+    monkeypatch.setattr(lora_linear, "adapted_on_cuda", counted)
+    results = []
+    for on_cpu in (True, False):
+        monkeypatch.setattr(lora_linear, "takes_cpu_form", lambda _, on_cpu=on_cpu: on_cpu)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model(input_ids=ids, use_cache=False).logits
+        logits.float().square().mean().backward()
+        results.append([logits.detach().float(), *(p.grad for p in model.parameters() if p.requires_grad)])
+    assert calls == [3, 1, 2, 1] * 3
+    close = 1e-4 if dtype == torch.float32 else 3e-2
+    for theirs, ours in zip(*results, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert (ours - theirs).norm() <= close * theirs.norm()

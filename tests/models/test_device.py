@@ -82,3 +82,13 @@ def test_a_container_may_have_less_memory_than_the_machine(tmp_path: Path, monke
     (tmp_path / "memory.max").write_text("400\n")
     placed = select_device(section())
     assert (placed.total_bytes, placed.available_bytes) == (400, 300)
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("float32", True), ("bfloat16", False)])
+def test_that_products_in_float32_do_without_tf32_is_said(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, said: bool
+) -> None:
+    fake_gpu(monkeypatch, bf16=True)
+    (note,) = select_device(section(dtype)).notes
+    assert ("without TF32" in note) == said
+    assert torch.backends.cuda.matmul.allow_tf32 is False

@@ -1,0 +1,101 @@
+"""LoRA's layers as training computes them on CUDA: those that read one input together, over weights in 16 or 4 bits.
+
+Base and update are one function with a backward of its own: a layer is some kernels fewer than by autograd, nothing is
+copied but to add to it, and of a weight in 4 bits nothing dequantized is kept. Each use of it dequantizes it once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+def in_4_bits(base: nn.Module) -> bool:
+    """Whether a linear module has its weight in 4 bits."""
+    return hasattr(base.weight, "quant_state")
+
+
+def adapted_on_cuda(
+    x: Tensor, bases: Sequence[nn.Module], factors: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """The outputs x Wᵀ + bias + scale · x Aᵀ Bᵀ of one or more frozen bases that read the same x.
+
+    Args:
+        x: `[..., in]`.
+        bases: Linear modules, all of them in 4 bits or none.
+        factors: A `[r, in]` and B `[out, r]` of each base in turn.
+        scales: The factor on each update.
+        dtype: That of the products and of what comes back.
+
+    Returns:
+        `[..., out]` for each base.
+    """
+    outputs: tuple[Tensor, ...] = _OnCuda.apply(x, bases, scales, dtype, *factors)  # type: ignore[no-untyped-call]
+    return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
+
+
+class _OnCuda(torch.autograd.Function):
+    """With U = x Aᵀ and G the output's gradient: dB = scale · Gᵀ U, V = scale · G B, dA = Vᵀ x and dx = G W + V A.
+
+    Source: Hu et al. 2021, LoRA, equation 3 (https://arxiv.org/abs/2106.09685).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bases: Sequence[nn.Module], scales: Sequence[float], dtype: torch.dtype, *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        all_a, all_b = factors[0::2], factors[1::2]
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        a = (torch.cat(all_a) if len(all_a) > 1 else all_a[0]).to(dtype)
+        b_cast = [b.to(dtype) for b in all_b]
+        u = rows @ a.T
+        ctx.save_for_backward(rows, u, a, *b_cast)
+        ctx.bases, ctx.scales, ctx.ranks = bases, scales, [len(one) for one in all_a]
+        ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
+        parts = zip(bases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
+        return tuple(_product(base, rows).addmm_(u, b.T, alpha=scale) for base, u, b, scale in parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, all_u, a, *all_b = ctx.saved_tensors
+        gradients = [gradient.reshape(-1, gradient.shape[-1]) for gradient in grads]
+        parts = list(zip(gradients, all_b, torch.split(all_u, ctx.ranks, 1), ctx.scales, strict=True))
+        each_v = [(gradient @ b).mul_(scale) for gradient, b, _, scale in parts]
+        v = torch.cat(each_v, 1) if len(each_v) > 1 else each_v[0]
+        d_a = torch.split((v.T @ rows).to(ctx.trained_dtype), ctx.ranks)
+        d_b = [(gradient.T @ u).to(ctx.trained_dtype).mul_(scale) for gradient, _, u, scale in parts]
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = v @ a
+            for gradient, base in zip(gradients, ctx.bases, strict=True):
+                d_x.addmm_(gradient, _weight(base, rows.dtype))
+            d_x = d_x.view(ctx.shape).to(ctx.dtype)
+        of_layers = zip(d_a, d_b, strict=True)
+        return d_x, None, None, None, *itertools.chain.from_iterable(of_layers)
+
+
+def _product(base: Any, rows: Tensor) -> Tensor:
+    """The base's own, x Wᵀ + bias, in the dtype of `rows`: a tensor of its own."""
+    bias = None if base.bias is None else base.bias.to(rows.dtype)
+    if not in_4_bits(base):
+        return linear(rows, base.weight.to(rows.dtype), bias)
+    from bitsandbytes.autograd._functions import matmul_4bit
+
+    product: Tensor = matmul_4bit(rows, base.weight.t(), bias=bias, quant_state=base.weight.quant_state)
+    return product
+
+
+def _weight(base: Any, dtype: torch.dtype) -> Tensor:
+    """`[out, in]`."""
+    if not in_4_bits(base):
+        weight: Tensor = base.weight.to(dtype)
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    whole: Tensor = dequantize_4bit(base.weight.data, base.weight.quant_state)
+    return whole.to(dtype)

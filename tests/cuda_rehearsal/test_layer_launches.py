@@ -1,0 +1,28 @@
+"""How many kernels a layer takes, by loraft and by peft: in small steps their number is the time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cuda_rehearsal.test_rehearsal import ROOT
+
+pytestmark = pytest.mark.slow
+
+MOST = {"lora": 0.88, "qlora": 0.96}
+"""Of peft's kernels of a layer: 204 and 225 of 238 were counted."""
+
+
+def test_a_layer_takes_fewer_kernels_than_with_peft(library: Path) -> None:
+    command = [sys.executable, "-m", "tests.cuda_rehearsal.layer_launches", str(library)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    counted = json.loads(done.stdout.splitlines()[-1])
+    for method, most in MOST.items():
+        ratio = counted[f"{method} loraft"] / counted[f"{method} peft"]
+        print(f"{method}: {counted[f'{method} loraft']:g} of {counted[f'{method} peft']:g} kernels, {ratio:.2f}")
+        assert ratio <= most
