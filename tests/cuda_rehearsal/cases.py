@@ -41,6 +41,8 @@ OF_CAUSAL_LM: Mapping[str, Options] = {
     "tokens": {"model__add_tokens": ["<call>"], **IN_16_BITS},
 }
 OF_SEQ_CLS: Mapping[str, Options] = {"weights": {"training__class_weights": "balanced", **IN_16_BITS}}
+PROBED = ("falcon", "mamba", "gpt_oss")
+"""Decoders of which the table knows nothing: what is done with them is found by experiment, or the plain way."""
 SPECIMEN: Mapping[ModelGroup, str] = {"decoder": "llama", "encoder_decoder": "t5", "classifier": "bert"}
 """The family of each task that the variants are tried on."""
 UNKNOWN_IN_FLOAT32 = {("mixtral", "full")}
@@ -78,4 +80,9 @@ def _cases() -> list[Case]:
     return found
 
 
-CASES: Mapping[str, Case] = {f"{case.task}-{case.name}": case for case in _cases()}
+def _probed() -> list[Case]:
+    options = {"data__max_length": 96, **IN_16_BITS}
+    return [Case("probed", f"{name}-lora", "causal_lm", name, options) for name in PROBED]
+
+
+CASES: Mapping[str, Case] = {f"{case.task}-{case.name}": case for case in [*_cases(), *_probed()]}
