@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from loraft.kernels.cpu_dequantize import read_blocks_across_rows
+
 BLOCK, CONSTANTS_BLOCK = 64, 256
 """Weights that share a constant, and constants that share one when they are quantized too."""
 Factors = tuple[Tensor, Tensor, float]
@@ -54,17 +56,17 @@ class Packed:
         """The matrices of some experts, dequantized: `[experts, …, …]`."""
         from bitsandbytes import functional as bnb
 
+        read_blocks_across_rows()
         scales = self.scales
         if self.nested is not None:
             state, mean = self.nested
             scales = bnb.dequantize_blockwise(scales, state) + mean
         codes = self.codes[experts]
-        # As one row: on the CPU bitsandbytes gives other numbers where rows are no whole number of blocks.
-        row, scales = torch.Size((2 * codes.numel(),)), scales[experts].flatten()
+        shape, scales = torch.Size((len(codes), *self.shape[1:])), scales[experts].flatten()
         settings = {"blocksize": BLOCK, "quant_type": self.kind, "dtype": self.dtype}
-        state = bnb.QuantState(scales, row, **settings)  # type: ignore[no-untyped-call]
+        state = bnb.QuantState(scales, shape, **settings)  # type: ignore[no-untyped-call]
         whole: Tensor = bnb.dequantize_4bit(codes.reshape(-1, 1), state)
-        return whole.view(len(codes), *self.shape[1:])
+        return whole
 
 
 def is_packable(shape: Sequence[int]) -> bool:

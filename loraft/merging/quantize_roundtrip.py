@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from loraft.config.sections import QuantizationSection
+from loraft.kernels.cpu_dequantize import read_blocks_across_rows
 from loraft.kernels.packed_experts import BLOCK
 from loraft.models.device import DTYPES
 
@@ -24,8 +25,7 @@ def quantize_roundtrip(
 ) -> torch.Tensor:
     """What is left of a weight once it has been quantized, to the bit as a quantized model computes with it.
 
-    Done piece by piece: only the constants of the blocks are held for the whole tensor, since double quantization
-    takes their mean over all of it.
+    Done piece by piece: only the blocks' constants are held whole, of which double quantization takes the mean.
 
     Args:
         weight: `[out, in]`, as the base has it; what comes back is so too, in the dtype of the products.
@@ -38,6 +38,7 @@ def quantize_roundtrip(
     """
     import bitsandbytes.functional as bnb
 
+    read_blocks_across_rows()
     if section.type == "int8":
         return _int8_roundtrip(weight, section, dtype, run)
     rows = max(1, PIECE // weight.shape[1]) if weight.shape[1] % BLOCK == 0 else weight.shape[0]

@@ -183,7 +183,10 @@ def make_trainable(model: nn.Module, compute: torch.dtype) -> None:
     """
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
+    from loraft.kernels.cpu_dequantize import read_blocks_across_rows
     from loraft.kernels.int8_linear import Int8Linear
+
+    read_blocks_across_rows()
 
     def cast_input(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         (x,) = inputs

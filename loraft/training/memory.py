@@ -30,6 +30,12 @@ ROOM = 0.9
 """Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
 
 
+HOLES = 1.25
+"""What glibc's heap takes for activations that come and go, in proportion to their bytes: measured."""
+MAPPED_FROM = 4 * 2**20
+"""Tensors of so many bytes are given back as they are freed, where memory counts more than time."""
+
+
 @dataclass(frozen=True)
 class StackSizes:
     """One stack of layers, and what it reads.
@@ -151,12 +157,13 @@ def _cast_weights(sizes: TrainingSizes) -> int:
 
 
 def _on_cpu(sizes: TrainingSizes, *, checkpointing: bool) -> tuple[int, int]:
-    """Activations with two gradients of the widest tensor of a layer, and the logits of one chunk."""
+    """Activations, two gradients of the widest tensor of a layer, what the heap loses; and the logits of a chunk."""
     kept = sum(_kept(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
     gradients = sum(
         stack.batch_tokens * sizes.dtype_bytes * (2 * stack.layer.inner + stack.layer.hidden) for stack in sizes.stacks
     )
-    return _cast_weights(sizes) + kept + gradients, _chunk_bytes(sizes)
+    lost = 0 if checkpointing else int((HOLES - 1) * (kept + gradients))
+    return _cast_weights(sizes) + kept + gradients + lost, _chunk_bytes(sizes)
 
 
 def _on_cuda(sizes: TrainingSizes, *, checkpointing: bool) -> tuple[int, int]:
@@ -207,9 +214,8 @@ def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
     a_token = width * (layer.linear_outputs + steps * layer.inner + 3 * layer.hidden)
     if sizes.whole_model and width < 4:
         a_token += 16 * layer.hidden
-    if sizes.device == "cpu" and stack.longest_row <= PRODUCTS_UP_TO.get(
-        {2: torch.bfloat16, 4: torch.float32}[width], 0
-    ):
+    products_up_to = PRODUCTS_UP_TO[torch.float32 if width == 4 else torch.bfloat16]
+    if sizes.device == "cpu" and stack.longest_row <= products_up_to:
         a_token += width * layer.heads * stack.longest_row
     return stack.batch_tokens * a_token
 
@@ -317,6 +323,16 @@ def release_freed(device: str) -> None:
         return
     with suppress(OSError, AttributeError):  # glibc has it, other C libraries need none
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_back_at_once() -> None:
+    """Have large tensors of a CPU go back to the system as they are freed, for about a fifth more time.
+
+    glibc keeps them in its heap, where tensors that are aligned fit into few of the holes that others left: without
+    this gradient checkpointing takes as much memory as what it saves (GPT-2's layers at 2,048 tokens: 1.6 for 0.9 GB).
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(-3, MAPPED_FROM)  # M_MMAP_THRESHOLD
 
 
 def reset_peak(device: str) -> None:

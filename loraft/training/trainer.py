@@ -27,7 +27,7 @@ from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import is_trusted
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit, save_weights, weights_in
-from loraft.training.memory import peak_bytes, release_freed, reset_peak
+from loraft.training.memory import give_back_at_once, peak_bytes, release_freed, reset_peak
 from loraft.training.resume import compare_with_begun, refuse_another_base, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
@@ -106,7 +106,8 @@ def run_plan(
     full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
     with _memory_errors(plan), folder.kept(), full_disk:
         adapted = build_model(plan)
-        release_freed(plan.placement.device)
+        if plan.shape.quantization is not None:
+            release_freed(plan.placement.device)
         reset_peak(plan.placement.device)
         if resume and not resume_anyway:
             refuse_another_base(folder, adapted.loaded)
@@ -141,6 +142,8 @@ def build_model(plan: RunPlan) -> AdaptedModel:
     patch_rms_norm(loaded.model)
     if plan.config.training.gradient_checkpointing:
         _checkpoint_layers(loaded.model, plan)
+        if plan.placement.device == "cpu":
+            give_back_at_once()
     return adapted
 
 

@@ -13,7 +13,7 @@ import pytest
 from loraft.config.sections import QuantizationSection
 from loraft.models.quantize import quantized_bytes
 from loraft.training.known_run import LayerSizes
-from loraft.training.memory import StackSizes, TrainingSizes, peak_bytes, predict
+from loraft.training.memory import HOLES, StackSizes, TrainingSizes, peak_bytes, predict
 from loraft.training.optimizer import KINDS, TrainedTensor
 
 STACK = StackSizes(
@@ -72,7 +72,7 @@ def test_where_every_weight_is_trained_the_weights_are_weights_and_no_adapters()
     assert (plan.weights, plan.adapter, plan.gradients, plan.trained_bytes) == (400, 0, 400, 400)
     on_a_cpu = predict(replace(sizes, device="cpu"), checkpointing=False)
     assert on_a_cpu.logits == 4 * 50 * 12, "a trained head's logits are held in float32 with their gradient"
-    norms, cast_weights = 10 * 16 * 8 * 3, 2 * 100
+    norms, cast_weights = HOLES * 10 * 16 * 8 * 3, 2 * 100
     frozen = predict(replace(SIZES, device="cpu"), checkpointing=False)
     assert on_a_cpu.activations == frozen.activations + norms + cast_weights
 
@@ -86,7 +86,7 @@ def test_without_a_gate_the_activation_function_keeps_its_steps() -> None:
 def test_on_a_cpu_attention_weights_of_short_rows_are_kept() -> None:
     short, long = (replace(SIZES, device="cpu", stacks=(replace(STACK, longest_row=length),)) for length in (512, 513))
     kept = predict(short, checkpointing=False).activations - predict(long, checkpointing=False).activations
-    assert kept == 10 * 3 * 2 * 2 * 512
+    assert kept == HOLES * 10 * 3 * 2 * 2 * 512
 
 
 def test_checkpointing_keeps_the_layers_borders_and_one_layer() -> None:
