@@ -63,14 +63,15 @@ def test_it_runs_and_the_host_does_not_wait(name: str, library: Path) -> None:
     assert seen["cpu_forms"] == []
     most = WAITS_A_STEP + (SCALING if case.options.get("model__dtype") == "float16" else 0)
     assert len(seen["steps"]) == 2
+    own = OF_TRANSFORMERS.get(case.model_type, "by nobody")
     for step in seen["steps"]:
         assert waits(step) <= most, step
-        assert [what for what in copies(step) if OF_TRANSFORMERS.get(case.model_type, "nothing") not in what] == []
+        assert [what for what in copies(step) if own not in what] == []
     assert (seen["tokens"] != []) == (case.task != "seq_cls")
     for token in seen["tokens"]:
         assert waits(token) <= WAITS_A_TOKEN, token
         # Once an answer transformers makes counters for windows that slide; loraft copies nothing.
-        assert [what for what in copies(token) if "by transformers/cache_utils" not in what] == []
+        assert [what for what in copies(token) if "by transformers/cache_utils" not in what and own not in what] == []
 
 
 PACKED = {
