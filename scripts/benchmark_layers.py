@@ -7,6 +7,12 @@ four alone: below those nothing is trained and no graph is built, so that the ba
 run with gradient checkpointing and without. Each run is a process of its own, and the four alternate: what slows the
 machine for a while slows all. A step is timed from the end of the one before, the first two left out; its time is the
 median over the run's steps. Peak memory is the most that the process ever held.
+
+    .venv/bin/python scripts/benchmark_layers.py --kept
+
+measures `training.cache_frozen_prefix` instead, on the last four layers and three epochs of the same batches: the
+processor's time of a step in the first epoch over that in the later ones, in the same run, and whether the losses are
+those of a run without it.
 """
 
 from __future__ import annotations
@@ -35,11 +41,15 @@ class Measured:
         seconds: The median step.
         peak_bytes: The most memory that the process held.
         loss: The last step's loss.
+        cpu_seconds: The processor's time of each step, one after the other.
+        losses: That of each step.
     """
 
     seconds: float
     peak_bytes: int
     loss: float
+    cpu_seconds: list[float]
+    losses: list[float]
 
 
 def main() -> None:
@@ -49,8 +59,8 @@ def main() -> None:
         options.out.write_text(json.dumps(asdict(train(options.worker))))
         return
     with tempfile.TemporaryDirectory() as name:
-        report = summary(alternate(Path(name), options))
-    print_report(report)
+        report = kept_prefix(Path(name), options) if options.kept else summary(alternate(Path(name), options))
+    (print_kept if options.kept else print_report)(report)
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -62,6 +72,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps in a run [default: 10]")
     parser.add_argument("--batch-size", type=int, default=8, help="rows in a step [default: 8]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--kept", action="store_true", help="measure epochs that read what frozen layers gave")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -116,16 +127,48 @@ def train(config: Path) -> Measured:
     from loraft.training.run_events import StepDone
 
     clock: list[float] = []
+    cpu: list[float] = []
     losses: list[float] = []
 
     def watch(event: Event) -> None:
         if isinstance(event, StepDone):
             clock.append(time.perf_counter())
+            cpu.append(time.process_time())
             losses.append(event.loss)
 
     result = train_run(load_config(config, []), overwrite=True, observer=watch)
     steps = [after - before for before, after in zip(clock[WARM_UP - 1 :], clock[WARM_UP:], strict=False)]
-    return Measured(statistics.median(steps), result.peak_bytes, losses[-1])
+    of_steps = [after - before for before, after in zip([cpu[0], *cpu], cpu, strict=False)]
+    return Measured(statistics.median(steps), result.peak_bytes, losses[-1], of_steps, losses)
+
+
+def kept_prefix(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What `training.cache_frozen_prefix` gives: runs with it and without, in turn."""
+    runs: dict[bool, list[Measured]] = {True: [], False: []}
+    for _ in range(options.rounds):
+        for kept, measured in runs.items():
+            config: dict[str, Any] = run_config(folder, LAYERS[1], "off", options)
+            rows = {"path": "builtin:tickets", "limit": options.steps * options.batch_size}
+            config["data"] |= {"train": rows, "shuffle": "batches"}
+            config["training"] |= {"max_steps": 3 * options.steps, "cache_frozen_prefix": kept}
+            measured.append(worker(folder, config))
+    first, later = (
+        [statistics.median(run.cpu_seconds[part]) for run in runs[True]]
+        for part in (slice(WARM_UP, options.steps), slice(options.steps, None))
+    )
+    return {
+        "first_epoch": statistics.median(first),
+        "later_epochs": statistics.median(later),
+        "speed_ratio": statistics.median(a / b for a, b in zip(first, later, strict=True)),
+        "without_it": statistics.median(statistics.median(run.cpu_seconds[WARM_UP:]) for run in runs[False]),
+        "same_losses": len({tuple(run.losses) for of_one in runs.values() for run in of_one}) == 1,
+    }
+
+
+def print_kept(report: dict[str, Any]) -> None:
+    """The figures that a person reads: the processor's seconds a step."""
+    for name, figure in report.items():
+        print(f"{name:15}{figure:10.3f}" if isinstance(figure, float) else f"{name:15}{figure!s:>10}")
 
 
 def summary(runs: dict[str, dict[str, list[Measured]]]) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def _planned(config: RunConfig, folder: RunFolder, stated: StatedDevice | None =
     """The plan of a run that memory and disk suffice for."""
     plan = plan_run(config, stated)
     require_memory(config, plan)
-    check_disk(folder.path, plan.memory, keep=config.training.save_total_limit)
+    kept = plan.frozen_prefix_bytes
+    check_disk(folder.path, plan.memory, keep=config.training.save_total_limit, frozen_prefix=kept)
     return plan
 
 

@@ -306,9 +306,10 @@ class DataSection(Section):
     special_tokens_in_text: SpecialTokensInText = "text"
     """What happens to control tokens, such as <|im_end|>, that are written in the text of a row or a prompt: text reads
     them as plain text, keep as the tokens that they name, error refuses the row. Always counted."""
-    shuffle: bool = True
-    """Draw the order of the training rows anew in each epoch, by the seed; false keeps that of the files, in every
-    epoch, for streams too. Not with group_by_length or packing fill, which order rows by their length."""
+    shuffle: Literal["batches"] | bool = True
+    """Draw the order of the training rows anew in each epoch, by the seed; batches draws once which rows share a batch,
+    and the order of the batches anew; false keeps that of the files, in every epoch, for streams too, and goes neither
+    with group_by_length nor with packing fill, which order rows by their length."""
     streaming: bool = False
     """Read the training rows as they are needed, never all at once: for more rows than memory holds. Then eval is a
     source or null, labels are named, no source is a .json file or has a weight, and packing fill, group_by_length and

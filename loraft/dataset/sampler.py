@@ -63,6 +63,7 @@ class BatchSampler:
         accumulation: Batches in an optimizer step.
         group_by_length: Put rows of like length into one batch.
         shuffled: Draw the order anew in each epoch; otherwise it is that of the rows, source by source.
+        keeps_batches: The batches of all epochs are those of the first, in an order that is drawn anew.
         fill_to: Fill rows up to this many tokens with examples; None leaves each example a row of its own.
     """
 
@@ -74,10 +75,14 @@ class BatchSampler:
     group_by_length: bool = False
     fill_to: int | None = None
     shuffled: bool = True
+    keeps_batches: bool = False
     _batches: dict[int, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of epoch `number` (from 0), each a list of examples."""
+        if self.keeps_batches and number:
+            kept = self.epoch(0)
+            return [kept[i] for i in np.random.Generator(np.random.PCG64([self.seed, number])).permutation(len(kept))]
         random = np.random.Generator(np.random.PCG64([self.seed, number]))
         drawn = self._drawn(random)
         order = random.permutation(drawn).tolist() if self.shuffled else sorted(drawn)
@@ -175,5 +180,6 @@ def batch_sampler(config: RunConfig, train: Sequence[Example], sources: Sequence
         seed=config.seed,
         group_by_length=config.training.group_by_length,
         fill_to=config.data.max_length if fills(config) else None,
-        shuffled=config.data.shuffle,
+        shuffled=config.data.shuffle is not False,
+        keeps_batches=config.data.shuffle == "batches",
     )

@@ -209,3 +209,15 @@ def written_config(file: Path) -> Mapping[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
     return cast("Mapping[str, Any]", written)
+
+
+def noise_of(config: PreTrainedConfig) -> str | None:
+    """The first setting that has the layers or the embeddings drop or shake numbers in training; None where none has.
+
+    What is dropped before a classifier's head is none of it.
+    """
+    for name, value in config.get_text_config().to_dict().items():
+        of_layers = ("drop" in name or "jitter" in name) and not name.startswith(("classifier", "summary", "cls"))
+        if of_layers and isinstance(value, float) and value > 0:
+            return name
+    return None

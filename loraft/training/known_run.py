@@ -146,6 +146,12 @@ class ModelSummary:
             return depth
         return depth - min(trained.get(stack, ()), default=depth)
 
+    @property
+    def frozen_layers(self) -> int:
+        """The layers below the lowest trained one, of the last stack."""
+        stack = list(self.depths)[-1]
+        return self.depths[stack] - self.graph_layers(stack)
+
 
 def summarize_model(
     run: RunConfig, model: ModelHandle, labels: Sequence[str], tokens: Sequence[int] = ()

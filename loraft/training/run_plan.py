@@ -27,6 +27,7 @@ from loraft.tasks.loss import BatchLayout
 from loraft.training.known_run import KnownRun, ModelSummary, known_run
 from loraft.training.memory import ROOM, MemoryPlan, plan_memory
 from loraft.training.optimizer import SMALLER, require_optimizer, resolve_optim
+from loraft.training.run_dir import frozen_prefix_bytes
 from loraft.training.schedule import learning_rate, require_schedule, warmup_steps
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
@@ -45,6 +46,7 @@ class RunPlan(KnownRun):
         layout: How they are laid.
         eval_every: Steps between evaluations; None is the end of each epoch.
         save_every: Steps between checkpoints; None is the end of each epoch.
+        frozen_prefix_bytes: What the kept output of frozen layers takes on disk.
     """
 
     batches: BatchSampler | StreamingSampler
@@ -53,6 +55,7 @@ class RunPlan(KnownRun):
     steps: int
     eval_every: int | None
     save_every: int | None
+    frozen_prefix_bytes: int = 0
 
 
 def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
@@ -93,14 +96,16 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
             *base_notes(config),
         ),
     )
+    layout = BatchLayout(packed, pad_id if isinstance(pad_id, int) else 0, multiple_of=line_step)
     return RunPlan(
         **vars(known),
         batches=batches,
-        layout=BatchLayout(packed, pad_id if isinstance(pad_id, int) else 0, multiple_of=line_step),
+        layout=layout,
         memory=memory,
         steps=steps,
         eval_every=_every(training.eval_steps, steps),
         save_every=_every(training.save_steps, steps),
+        frozen_prefix_bytes=frozen_prefix_bytes(known, drawn, layout, steps),
     )
 
 
@@ -318,6 +323,7 @@ def _training(plan: RunPlan, folder: Path) -> dict[str, Any]:
         "lr_scheduler_type": settings.lr_scheduler_type,
         "optim": settings.optim,
         "gradient_checkpointing": settings.gradient_checkpointing,
+        **({"frozen_prefix_bytes": plan.frozen_prefix_bytes} if settings.cache_frozen_prefix else {}),
         "eval_every_steps": plan.eval_every or "epoch",
         "save_every_steps": plan.save_every or "epoch",
     }

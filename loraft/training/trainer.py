@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +20,14 @@ from loraft.adapters.model_card import shown, shown_word
 from loraft.adapters.save_adapter import restore
 from loraft.events import Note, Observer
 from loraft.figures import perplexity
+from loraft.io.checksums import sha256_of_facts
 from loraft.io.resources import disk_errors, memory_errors
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import is_trusted
+from loraft.tasks.frozen_prefix import FrozenPrefix
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit, save_weights, weights_in
 from loraft.training.memory import give_back_at_once, peak_bytes, release_freed, reset_peak
@@ -122,7 +125,9 @@ def run_plan(
                 begin_from_rows(plan, adapted, run.loss)
             if taken_on or resume_anyway or not goes_on:
                 _describe(plan, folder, adapted.loaded, command)
+            keep_frozen_prefix(run)
             fit(run, state)
+            shutil.rmtree(folder.frozen_prefix, ignore_errors=True)
             saved, saved_step = _finish(run, state)
     return _result(run, state, saved, saved_step, time.monotonic() - began)
 
@@ -145,6 +150,28 @@ def build_model(plan: RunPlan) -> AdaptedModel:
         if plan.placement.device == "cpu":
             give_back_at_once()
     return adapted
+
+
+def keep_frozen_prefix(run: Trainer) -> FrozenPrefix | None:
+    """Have the output of frozen layers kept in the run's folder where the config asks for it; else remove it there."""
+    plan, loaded, place = run.plan, run.adapted.loaded, run.folder.frozen_prefix
+    if not run.settings.cache_frozen_prefix:
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    frozen = plan.shape.frozen_layers
+    made_by = {
+        "versions": {"loraft": __version__} | {name: version_of(name) for name in LIBRARIES},
+        "base": loaded.fingerprint,
+        "model": plan.config.model.model_dump(mode="json"),
+        "quantization": plan.config.quantization.model_dump(mode="json"),
+        "frozen": frozen,
+        "layout": asdict(plan.layout),
+        "machine": [platform.machine(), plan.placement.device_name, torch.get_num_threads()],
+    }
+    layers = list(loaded.model.get_submodule(plan.shape.family.layers_path).children())
+    kept = FrozenPrefix(layers[:frozen], place, sha256_of_facts(made_by))
+    kept.attach(run.loss)
+    return kept
 
 
 def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -141,3 +143,16 @@ def test_without_shuffling_rows_keep_their_order_in_every_epoch() -> None:
         assert len(order) == 11
     assert plan(10, shuffled=False).epoch(5) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert plan(10).epoch(0) != plan(10, shuffled=False).epoch(0)
+
+
+@pytest.mark.parametrize("options", [{}, {"group_by_length": True}, {"fill_to": 20}])
+def test_kept_batches_are_those_of_the_first_epoch_in_another_order(options: dict[str, Any]) -> None:
+    lengths = [3 + number % 7 for number in range(50)]
+    spans = [SourceSpan(0, 30, 1.0), SourceSpan(30, 50, 0.5)]
+    kept = BatchSampler(lengths, spans, batch_size=4, accumulation=2, seed=1, keeps_batches=True, **options)
+    drawn = replace(kept, keeps_batches=False)
+    assert kept.epoch(0) == drawn.epoch(0)
+    assert kept.epoch(1) != kept.epoch(0)
+    assert kept.epoch(1) != kept.epoch(2)
+    assert sorted(kept.epoch(1)) == sorted(kept.epoch(0))
+    assert kept.steps(1) == drawn.steps(0)
