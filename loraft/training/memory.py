@@ -30,8 +30,9 @@ ROOM = 0.9
 """Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
 
 
-HOLES = 1.25
-"""What glibc's heap takes for activations that come and go, in proportion to their bytes: measured."""
+HOLES, HOLES_OF_QUANTIZED = 1.25, 1.6
+"""What glibc's heap takes for activations, in proportion to their bytes: measured, as they come and go, and as weights
+that are dequantized for each product come and go between them."""
 MAPPED_FROM = 4 * 2**20
 """Tensors of so many bytes are given back as they are freed, where memory counts more than time."""
 
@@ -157,13 +158,14 @@ def _cast_weights(sizes: TrainingSizes) -> int:
 
 
 def _on_cpu(sizes: TrainingSizes, *, checkpointing: bool) -> tuple[int, int]:
-    """Activations, two gradients of the widest tensor of a layer, what the heap loses; and the logits of a chunk."""
+    """Activations and two gradients of a layer's widest tensor, as the heap holds them; and the logits of a chunk."""
     kept = sum(_kept(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
     gradients = sum(
         stack.batch_tokens * sizes.dtype_bytes * (2 * stack.layer.inner + stack.layer.hidden) for stack in sizes.stacks
     )
-    lost = 0 if checkpointing else int((HOLES - 1) * (kept + gradients))
-    return _cast_weights(sizes) + kept + gradients + lost, _chunk_bytes(sizes)
+    holes = HOLES if sizes.quantization is None else HOLES_OF_QUANTIZED
+    in_heap = int((1 if checkpointing else holes) * (kept + gradients))
+    return _cast_weights(sizes) + in_heap, _chunk_bytes(sizes)
 
 
 def _on_cuda(sizes: TrainingSizes, *, checkpointing: bool) -> tuple[int, int]:
