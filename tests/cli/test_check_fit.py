@@ -16,7 +16,7 @@ def test_a_run_is_planned_for_a_gpu_that_is_not_here(loraft: Loraft, config: Wri
     document = json.loads(done.stdout)
     assert document["model"]["device"] == "a GPU of 24.0 GB"
     assert document["memory"]["available_bytes"] == 24 * 10**9 - CUDA_TAKES
-    assert document["training"]["optim"] == "paged_adamw_32bit"
+    assert document["model"]["dtype"] == "float32", "as the config says"
     assert any("planned for a GPU of 24.0 GB" in note for note in document["notes"])
 
 

@@ -49,10 +49,10 @@ def adapter(folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "qwen3_moe", "granitemoehybrid", "glm4_moe"])
 def test_from_a_config_to_a_merged_model(tmp_path: Path, model_type: str, experts: bool) -> None:
     """The merged model is the adapted one, and PEFT alone gives the same on the base as it was in training."""
-    config = config_of(tmp_path, model_type, lora__experts=experts)
+    config = config_of(tmp_path, model_type, lora__experts=experts, training__max_steps=6)
     api.train(config)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert losses[-1] < losses[0]
+    assert sum(losses[3:]) < sum(losses[:3]), "the second epoch has the rows of the first"
     assert api.merge(str(tmp_path / "run"), tmp_path / "merged").max_abs_logit_difference < 1e-4
     run, _ = tiny_fit(config)
     base = run.adapted.model.unload()
