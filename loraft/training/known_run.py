@@ -63,6 +63,8 @@ from loraft.training.run_events import tracker_problems
 from loraft.training.trained_tensors import trained_tensors
 
 Result = TypeVar("Result")
+WRITTEN_OUT = ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation")
+"""transformers' activation functions that are no single kernel of torch."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,14 @@ class LayerSizes:
         linear_outputs: The out-features of the layer's linear modules, summed.
         inner: The width inside the feed-forward part: the widest in-features.
         gated: The feed-forward part multiplies its inner tensor by a second one.
+        written_out: Its activation function is made of several operations, each of which keeps what it read.
     """
 
     hidden: int
     linear_outputs: int
     inner: int
     gated: bool
+    written_out: bool
     heads: int
 
 
@@ -237,6 +241,7 @@ def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: 
         linear_outputs=sum(outputs),
         inner=inner,
         gated=2 * inner in outputs or outputs.count(inner) > 1,
+        written_out=any(type(part).__name__ in WRITTEN_OUT for part in model.get_submodule(f"{path}.0").modules()),
         heads=heads_in(model.config),
     )
 

@@ -207,12 +207,12 @@ def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
     """Activations of one batch in one layer.
 
     A layer keeps each linear module's output, both norms' outputs and the attention's, and of the feed-forward part
-    the activation and its product with the gate, or without a gate the steps of the activation function. Where all
-    weights are trained each norm keeps its input and its output in float32 besides; on the CPU the attention weights
-    of short rows are kept too.
+    the activation, its product with the gate where there is one, and what an activation function that is written out
+    keeps of its steps. Where all weights are trained each norm keeps its input and its output in float32 besides; on
+    the CPU the attention weights of short rows are kept too.
     """
     layer, width = stack.layer, sizes.dtype_bytes
-    steps = 2 if layer.gated else 4
+    steps = 1 + layer.gated + 3 * layer.written_out
     a_token = width * (layer.linear_outputs + steps * layer.inner + 3 * layer.hidden)
     if sizes.whole_model and width < 4:
         a_token += 16 * layer.hidden

@@ -31,7 +31,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 LOADED = {path.stem: load_config(path, []) for path in CONFIGS}
 BUILTIN = [path for path in CONFIGS if LOADED[path.stem].model.name_or_path.startswith("builtin:")]
 ON_BUILTIN_ROWS = [path for path in BUILTIN if LOADED[path.stem].data.train[0].path.startswith("builtin:")]
-FAMILIES = {"t5": "t5", "bert": "bert", "mistral": "mistral"}
+FAMILIES = {"t5": "t5", "bert": "bert", "mistral": "mistral", "a3b": "mixtral"}
 """The family of a model by a part of its name; all others are Llamas."""
 LLAMA_2_13B = LLAMA_2_7B | {
     "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,

@@ -17,7 +17,7 @@ from loraft.training.memory import HOLES, StackSizes, TrainingSizes, peak_bytes,
 from loraft.training.optimizer import KINDS, TrainedTensor
 
 STACK = StackSizes(
-    layer=LayerSizes(hidden=8, linear_outputs=60, inner=16, gated=True, heads=2),
+    layer=LayerSizes(hidden=8, linear_outputs=60, inner=16, gated=True, written_out=False, heads=2),
     graph_layers=3,
     batch_tokens=10,
     longest_row=5,
@@ -77,10 +77,13 @@ def test_where_every_weight_is_trained_the_weights_are_weights_and_no_adapters()
     assert on_a_cpu.activations == frozen.activations + norms + cast_weights
 
 
-def test_without_a_gate_the_activation_function_keeps_its_steps() -> None:
-    plain = replace(SIZES, stacks=(replace(STACK, layer=replace(STACK.layer, gated=False)),))
-    more = predict(plain, checkpointing=False).activations - predict(SIZES, checkpointing=False).activations
-    assert more == 10 * 3 * 2 * 2 * 16
+@pytest.mark.parametrize(("changed", "tensors"), [({"gated": False}, -1), ({"written_out": True}, 3)])
+def test_what_the_feed_forward_part_keeps(changed: dict[str, bool], tensors: int) -> None:
+    """The product with a gate, and of an activation function that is written out three tensors more."""
+    other = replace(SIZES, device="cpu", stacks=(replace(STACK, layer=replace(STACK.layer, **changed)),))
+    more = predict(other, checkpointing=False).activations
+    more -= predict(replace(SIZES, device="cpu"), checkpointing=False).activations
+    assert more == HOLES * 10 * 3 * 2 * 16 * tensors
 
 
 def test_on_a_cpu_attention_weights_of_short_rows_are_kept() -> None:
