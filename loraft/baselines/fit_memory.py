@@ -13,7 +13,7 @@ from loraft.errors import ResourceError
 from loraft.models.device import StatedDevice
 from loraft.models.remote_code import as_trusted
 from loraft.training.memory import too_large
-from loraft.training.run_plan import RunPlan, plan_run
+from loraft.training.run_plan import RunPlan, plan_run, scaled_rate
 
 SMALLER_METHODS: Mapping[Method, tuple[Method, ...]] = {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}
 COSTS = {
@@ -23,7 +23,7 @@ COSTS = {
     "method": "another method of training",
 }
 """What each change costs, from the one that costs the least speed to the one that costs the most."""
-Values = Mapping[str, str | int | bool]
+Values = Mapping[str, str | float | bool]
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,16 @@ class Fitting:
 
     Attributes:
         changes: The values to change, by their keys; none where it fits as it is.
-        costs: What each costs, a sentence's part each.
         plan: The run with these changes.
     """
 
     changes: Values
-    costs: tuple[str, ...]
     plan: RunPlan
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """What each change costs, a sentence's part each."""
+        return tuple(cost for key, cost in COSTS.items() if key in self.changes)
 
     @property
     def words(self) -> str:
@@ -65,7 +68,7 @@ def fit_memory(config: RunConfig, *, gpu_memory: int | None = None, trust_remote
         plan = plan_run(_changed(config, changes), stated)
         message = too_large(plan, plan.memory)
         if message is None:
-            return Fitting(changes, tuple(COSTS[key] for key in COSTS if key in changes), plan)
+            return Fitting(changes, plan)
     remedy = "A smaller model or a shorter data.max_length fits, a smaller batch or another method does not."
     raise ResourceError(f"at its smallest {message}", key="model.name_or_path", remedy=remedy)
 
@@ -81,6 +84,8 @@ def require_memory(config: RunConfig, plan: RunPlan) -> None:
         return
     stated = plan.placement.total_bytes if plan.placement.stated else None
     fitting = fit_memory(config, gpu_memory=stated)
+    if not fitting.changes:  # the memory of this machine that others held was freed meanwhile
+        return
     raise ResourceError(message, key=next(iter(fitting.changes)), remedy=f"It fits with {fitting.words}.")
 
 
@@ -88,7 +93,12 @@ def _in_order_of_cost(config: RunConfig) -> Iterator[Values]:
     """All combinations, from no change on; a smaller method is tried when nothing else is enough."""
     training = config.training
     rows, together = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    methods: list[Values] = [{}, *({"method": method} for method in SMALLER_METHODS[config.method])]
+    methods: list[Values] = [{}]
+    for method in SMALLER_METHODS[config.method]:
+        rate = training.learning_rate
+        methods.append({"method": method})
+        if rate != "auto" and (others := scaled_rate(rate, config.method, method)) != rate:
+            methods[-1] = {"method": method, "training.learning_rate": others}
     again: list[Values] = [{}]
     if training.gradient_checkpointing is False:
         again.append({"training.gradient_checkpointing": True})

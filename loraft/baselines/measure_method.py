@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import trusting
 from loraft.training.checkpoint import RunState
 from loraft.training.loop import save_weights
-from loraft.training.memory import held_bytes, peak_bytes, release_freed, reset_peak, too_large
+from loraft.training.memory import held_bytes, peak_bytes, reset_peak, too_large
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import LEARNING_RATES, RunPlan, base_notes, plan_run
+from loraft.training.run_plan import RunPlan, base_notes, plan_run, scaled_rate
 from loraft.training.train_step import Throughput, Trainer, take_step
 from loraft.training.trainer import build_model
 
@@ -78,19 +79,15 @@ def trial_of(config: RunConfig, method: Method, steps: int) -> RunConfig:
     one another: what a small update needs would wreck weights that are all trained.
     """
     changed: dict[str, Any] = {"max_steps": steps}
-    factor = LEARNING_RATES[method] / LEARNING_RATES[config.method]
+    scaled = partial(scaled_rate, before=config.method, after=method)
     rate, kwargs = config.training.learning_rate, config.training.lr_scheduler_kwargs
     if rate != "auto":
-        changed["learning_rate"] = _scaled(rate, factor)
+        changed["learning_rate"] = scaled(rate)
     if kwargs is not None:
         ends = {name: getattr(kwargs, name) for name in ("min_lr", "lr_end")}
-        scaled = {name: _scaled(end, factor) for name, end in ends.items() if end is not None}
-        changed["lr_scheduler_kwargs"] = kwargs.model_copy(update=scaled)
+        others = {name: scaled(end) for name, end in ends.items() if end is not None}
+        changed["lr_scheduler_kwargs"] = kwargs.model_copy(update=others)
     return config.model_copy(update={"method": method, "training": config.training.model_copy(update=changed)})
-
-
-def _scaled(rate: float, factor: float) -> float:
-    return float(f"{rate * factor:.6g}")
 
 
 def _planned(config: RunConfig, method: Method) -> dict[str, Any]:
@@ -154,8 +151,6 @@ def measure(plan: RunPlan, folder: Path, stepped: Callable[[int, float], None]) 
     adapted = build_model(plan)
     loading = peak_bytes(device)
     weights = weight_bytes(adapted)
-    if plan.shape.quantization is not None:
-        release_freed(device)
     run, tally = Trainer(plan, RunFolder(folder), adapted, str, ignored, []), Tally()
     run.optimizer.register_step_pre_hook(lambda *_: _count_gradients(tally, adapted))
     adapted.set_training(True)

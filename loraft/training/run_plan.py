@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from loraft.adapters.model_card import shown
-from loraft.config.choices import OptimName
+from loraft.config.choices import Method, OptimName
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.config.sections import FROM_WEIGHTS
 from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_packing
@@ -186,6 +186,11 @@ def _optimizer_notes(shape: ModelSummary, config: RunConfig, settled: TrainingSe
     if config.method != "full" and config.lora.plus_ratio != 1:
         ratio = config.lora.plus_ratio
         yield f"lora.plus_ratio {ratio:g}: B learns at {rate * ratio:g}, all else at {rate:g}"
+
+
+def scaled_rate(rate: float, before: Method, after: Method) -> float:
+    """A rate that is set for one method as another takes it: as the defaults of the two stand to one another."""
+    return float(f"{rate * LEARNING_RATES[after] / LEARNING_RATES[before]:.6g}")
 
 
 def steps_of(config: RunConfig, batches: BatchSampler | StreamingSampler) -> int:

@@ -109,8 +109,6 @@ def run_plan(
     full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
     with _memory_errors(plan), folder.kept(), full_disk:
         adapted = build_model(plan)
-        if plan.shape.quantization is not None:
-            release_freed(plan.placement.device)
         reset_peak(plan.placement.device)
         if resume and not resume_anyway:
             refuse_another_base(folder, adapted.loaded)
@@ -149,6 +147,8 @@ def build_model(plan: RunPlan) -> AdaptedModel:
         _checkpoint_layers(loaded.model, plan)
         if plan.placement.device == "cpu":
             give_back_at_once()
+    if plan.shape.quantization is not None:
+        release_freed(plan.placement.device)
     return adapted
 
 

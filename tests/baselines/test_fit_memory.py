@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loraft import api
-from loraft.baselines.fit_memory import fit_memory
+from loraft.baselines.fit_memory import fit_memory, require_memory
 from loraft.config.schema import RunConfig
 from loraft.errors import ResourceError
 from loraft.models import device as placement
@@ -63,6 +63,13 @@ def test_then_checkpointing_and_at_last_another_method(config: RunConfig) -> Non
     whole = changed(config, method="full")
     lora = fit_memory(whole, gpu_memory=needed(changed(config, **smallest)))
     assert lora.changes["method"] == "lora"
+    assert lora.changes["training.learning_rate"] == 0.1, "ten times the rate of full, as the defaults have it"
+
+
+def test_memory_that_was_freed_meanwhile_suffices(config: RunConfig) -> None:
+    plan = plan_run(config)
+    tight = replace(plan, placement=replace(plan.placement, available_bytes=plan.memory.peak_bytes - 1))
+    require_memory(config, tight)
 
 
 def test_what_no_change_makes_fit_is_refused(config: RunConfig) -> None:

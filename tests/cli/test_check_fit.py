@@ -38,6 +38,11 @@ def test_a_config_is_written_that_fits(loraft: Loraft, config: WriteConfig) -> N
     taken = loraft("check", path, kept, "--fit", tight)
     assert (taken.exit_code, Path("tickets-fit.yaml").read_text()) == (2, "mine: 1\n")
     assert "is there already" in taken.stderr
+    Path("tickets-fit.yaml").write_bytes(b"\xff")
+    assert loraft("check", path, kept, "--fit", tight).exit_code == 2
+    Path("tickets-fit.yaml").unlink()
+    Path("tickets-fit.yaml").mkdir()
+    assert loraft("check", path, kept, "--fit", tight).exit_code == 2
 
 
 def test_what_fits_is_left_as_it_is(loraft: Loraft, config: WriteConfig) -> None:

@@ -127,7 +127,7 @@ def _write_fitting(given: ConfigOptions, config: RunConfig, memory: int, *, as_j
     peak, there = fitting.plan.memory.peak_bytes, fitting.plan.placement.available_bytes
     if fitting.changes:
         text = changed_text(path, given.overrides or [], fitting.changes)
-        if written.exists() and written.read_text(encoding="utf-8") != text:
+        if written.is_dir() or (written.exists() and written.read_bytes() != text.encode()):
             raise ConfigError("is there already", where=str(written), remedy="Remove it, or give it another name.")
         write_whole(written, text)
     if as_json:
