@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraft.adapters.inject import AdaptedModel
+from loraft.api.check_report import CheckReport, report
 from loraft.baselines.compare_methods import compare_methods
 from loraft.baselines.fit_memory import require_memory
 from loraft.config.schema import RunConfig
@@ -50,7 +51,7 @@ from loraft.training.run_dir import (
     refuse_own_inputs,
     refuse_taken,
 )
-from loraft.training.run_plan import CheckReport, RunPlan, plan_run, report
+from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.trainer import TrainResult, run_plan
 
 GREEDY = GenerationRequest(temperature=0, num_beams=1)

@@ -164,9 +164,8 @@ class DecoderState:
         """Go on with these rows alone, in this order; a row that is named twice goes on twice."""
         kept = to_device(torch.tensor(rows), self._model.device)
         if self._cache is not None:
-            self._cache.reorder_cache(
-                cast("torch.LongTensor", kept)
-            )  # which takes states along too, and any number of rows
+            # Which takes states along too, and any number of rows.
+            self._cache.reorder_cache(cast("torch.LongTensor", kept))
         if self.source is not None:
             mask = None if self.source.mask is None else self.source.mask[kept]
             self.source = replace(self.source, states=self.source.states[kept], mask=mask)

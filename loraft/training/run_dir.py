@@ -19,16 +19,9 @@ from filelock import FileLock, Timeout
 
 from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
-from loraft.dataset.sampler import BatchSampler
-from loraft.errors import ConfigError, LoraftError, Problem, ResourceError, RunError, RunFolderError
+from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.io.atomic import write_whole
-from loraft.models.hf_config import noise_of
-from loraft.models.load_model import load_config
-from loraft.models.modules import is_within
 from loraft.rows.places import files_here
-from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
-from loraft.tasks.loss import BatchLayout
-from loraft.training.known_run import KnownRun
 from loraft.training.memory import MemoryPlan
 
 RUNS = Path("runs")
@@ -240,30 +233,6 @@ def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None, frozen_pre
             key="training.save_total_limit",
             remedy="free some space, keep fewer checkpoints, or name a training.output_dir on another disk",
         )
-
-
-def frozen_prefix_bytes(known: KnownRun, drawn: BatchSampler, layout: BatchLayout, steps: int) -> int:
-    """The bytes of what the frozen layers give for every batch that a run reads; 0 where it is not kept.
-
-    Raises:
-        ConfigError: It cannot be kept.
-    """
-    training, shape = known.config.training, known.shape
-    if not training.cache_frozen_prefix:
-        return 0
-    inside = shape.family.layers_path
-    adapted = () if shape.targets is None else (*shape.targets.modules, *shape.targets.saved)
-    outside = [name for name in adapted if not is_within(name, inside)]
-    noise = noise_of(load_config(known.model, known.task.group))
-    frozen = shape.frozen_layers
-    if why := why_not_kept(known.config, shape.family, frozen, outside, noise):
-        raise ConfigError(why, key=KEY, remedy="write false")
-    size, read = training.per_device_eval_batch_size, drawn.epoch(0)[: steps * drawn.accumulation]
-    held_out = [example.tokens for example in known.data.eval]
-    lengths = [[drawn.lengths[row] for row in batch] for batch in read]
-    lengths += [held_out[start : start + size] for start in range(0, len(held_out), size)]
-    hidden = next(iter(shape.layers.values())).hidden
-    return kept_positions(lengths, layout) * hidden * known.placement.dtype.itemsize
 
 
 def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Path:

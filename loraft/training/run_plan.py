@@ -1,7 +1,6 @@
 """A run before its first step: every `auto` resolved, every problem found, every number known.
 
-`check` shows the plan, as plain values for a table or for JSON, and `train` carries it out: what one refuses, the other
-refuses. It loads no weights.
+`check` shows the plan, and `train` carries it out: what one refuses, the other refuses. It loads no weights.
 """
 
 from __future__ import annotations
@@ -9,26 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from loraft.adapters.model_card import shown
 from loraft.config.choices import Method, OptimName
 from loraft.config.schema import RunConfig, TrainingSection
-from loraft.config.sections import FROM_WEIGHTS
 from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_packing
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError
 from loraft.figures import counted
 from loraft.models.device import StatedDevice
+from loraft.models.hf_config import noise_of
+from loraft.models.load_model import load_config
+from loraft.models.modules import is_within
+from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
 from loraft.tasks.loss import BatchLayout
 from loraft.training.known_run import KnownRun, ModelSummary, known_run
 from loraft.training.memory import ROOM, MemoryPlan, plan_memory
 from loraft.training.optimizer import SMALLER, require_optimizer, resolve_optim
-from loraft.training.run_dir import frozen_prefix_bytes
-from loraft.training.schedule import learning_rate, require_schedule, warmup_steps
+from loraft.training.schedule import require_schedule
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 LINE_STEP = 32
@@ -208,6 +207,30 @@ def _every(setting: float | None, steps: int) -> int | None:
     return max(1, round(setting * steps)) if setting < 1 else int(setting)
 
 
+def frozen_prefix_bytes(known: KnownRun, drawn: BatchSampler, layout: BatchLayout, steps: int) -> int:
+    """The bytes of what the frozen layers give for every batch that a run reads; 0 where it is not kept.
+
+    Raises:
+        ConfigError: It cannot be kept.
+    """
+    training, shape = known.config.training, known.shape
+    if not training.cache_frozen_prefix:
+        return 0
+    inside = shape.family.layers_path
+    adapted = () if shape.targets is None else (*shape.targets.modules, *shape.targets.saved)
+    outside = [name for name in adapted if not is_within(name, inside)]
+    noise = noise_of(load_config(known.model, known.task.group))
+    frozen = shape.frozen_layers
+    if why := why_not_kept(known.config, shape.family, frozen, outside, noise):
+        raise ConfigError(why, key=KEY, remedy="write false")
+    size, read = training.per_device_eval_batch_size, drawn.epoch(0)[: steps * drawn.accumulation]
+    held_out = [example.tokens for example in known.data.eval]
+    lengths = [[drawn.lengths[row] for row in batch] for batch in read]
+    lengths += [held_out[start : start + size] for start in range(0, len(held_out), size)]
+    hidden = next(iter(shape.layers.values())).hidden
+    return kept_positions(lengths, layout) * hidden * known.placement.dtype.itemsize
+
+
 def _packing_notes(known: KnownRun, drawn: BatchSampler, *, packed: bool) -> list[str]:
     if fills(known.config):
         before, filled = replace(drawn, fill_to=None).steps(0), drawn.steps(0)
@@ -217,118 +240,3 @@ def _packing_notes(known: KnownRun, drawn: BatchSampler, *, packed: bool) -> lis
         model_type = known.shape.family.model_type
         return [f"rows are padded on the right: {model_type} is not laid end to end with this attention"]
     return []
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """All that is known of a run before its first step.
-
-    Attributes:
-        model: The architecture, its size, device and dtype, and what is quantized.
-        data: The rows: read, kept, dropped and why, lengths, trained share, samples.
-        adapter: What is trained, by module and layer.
-        memory: Bytes by part, and the peak.
-        training: Batches, rate and optimizer.
-        measured: What a few steps took, where it was asked for, and the time of the whole run at that rate.
-    """
-
-    model: dict[str, Any]
-    data: dict[str, Any]
-    adapter: dict[str, Any]
-    memory: dict[str, int]
-    training: dict[str, Any]
-    steps: int
-    notes: tuple[str, ...]
-    measured: dict[str, Any] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON shows it."""
-        told = {**vars(self), "notes": list(self.notes)}
-        return told if self.measured is not None else {key: part for key, part in told.items() if key != "measured"}
-
-
-def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport:
-    """The report of a plan whose run would be written to `folder`; `verbose` names each row that is there twice."""
-    return CheckReport(
-        model=_model(plan),
-        data=plan.data.report.as_dict(verbose=verbose),
-        adapter=_adapter(plan),
-        memory={**plan.memory.as_dict(), "available_bytes": plan.placement.available_bytes},
-        training=_training(plan, folder),
-        steps=plan.steps,
-        notes=plan.notes,
-    )
-
-
-def _model(plan: RunPlan) -> dict[str, Any]:
-    shape, depths = plan.shape, plan.shape.depths
-    layers = {f"{stack}_layers" if len(depths) > 1 else "num_layers": depth for stack, depth in depths.items()}
-    facts: dict[str, Any] = {
-        "name": shown(plan.config.model.name_or_path),
-        "model_type": shape.family.model_type,
-        **layers,
-        "hidden_size": next(iter(shape.layers.values())).hidden,
-        "vocabulary": shape.vocabulary,
-        "parameters": shape.total_parameters,
-        "device": plan.placement.device_name,
-        "dtype": plan.config.model.dtype,
-    }
-    if shape.stored is not None:
-        facts["stored"] = shape.stored.words
-    if shape.quantization is not None:
-        facts["quantization"] = shape.quantization.words
-        facts["quantized_parameters"] = shape.quantized_parameters
-        facts["not_quantized"] = "embeddings, norms, head"
-    return facts
-
-
-def _adapter(plan: RunPlan) -> dict[str, Any]:
-    trainable, total, targets = plan.shape.trainable_parameters, plan.shape.parameters_in_training, plan.shape.targets
-    facts: dict[str, Any] = {
-        "method": plan.config.method,
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "trainable_share": trainable / total,
-    }
-    if targets is None:
-        return facts
-    by_stack = {stack: list(layers) for stack, layers in targets.layers_by_stack.items()}
-    facts["layers"] = by_stack if len(plan.shape.depths) > 1 else list(targets.layers)
-    facts["modules"] = len(targets.modules)
-    if patterns := {**targets.by_rank_pattern, **targets.by_alpha_pattern}:
-        facts["modules_by_pattern"] = patterns
-    if targets.saved:
-        facts["trained_whole"] = list(targets.saved)
-    if targets.weights:
-        facts["adapted_parameters"] = [
-            {"parameter": weight.name, "experts": weight.experts, "parameters": weight.parameters}
-            for weight in targets.weights
-        ]
-    if targets.biases:
-        facts["trained_biases"] = {"count": len(targets.biases), "parameters": sum(targets.biases.values())}
-    if plan.config.lora.init in FROM_WEIGHTS:
-        facts["saved_parameters"] = trainable + targets.parameters
-    facts["targets"] = [
-        {"module": name, "count": count.modules, "parameters": count.parameters}
-        for name, count in targets.by_name.items()
-    ]
-    return facts
-
-
-def _training(plan: RunPlan, folder: Path) -> dict[str, Any]:
-    settings = plan.config.training
-    return {
-        "run_folder": shown(folder.as_posix()),
-        "rows_a_step": settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
-        "layout": "end to end" if plan.layout.packed else "padded",
-        "steps_an_epoch": plan.batches.steps(0) if plan.data.report.train_rows is not None else None,
-        "warmup_steps": warmup_steps(settings.warmup_steps, plan.steps),
-        "learning_rate": settings.learning_rate,
-        "last_learning_rate": learning_rate(settings, plan.steps, plan.steps),
-        "lr_scheduler_type": settings.lr_scheduler_type,
-        "optim": settings.optim,
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        **({"frozen_prefix_bytes": plan.frozen_prefix_bytes} if settings.cache_frozen_prefix else {}),
-        "eval_every_steps": plan.eval_every or "epoch",
-        "save_every_steps": plan.save_every or "epoch",
-    }
