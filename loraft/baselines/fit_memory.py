@@ -8,9 +8,10 @@ from itertools import product
 
 from loraft.config.choices import Method
 from loraft.config.config_file import inline
-from loraft.config.schema import RunConfig
-from loraft.errors import ResourceError
-from loraft.models.device import StatedDevice
+from loraft.config.schema import RunConfig, of_streamed_layers
+from loraft.errors import ModelError, ResourceError
+from loraft.kernels.transfer import has_own_memory
+from loraft.models.device import StatedDevice, select_device
 from loraft.models.remote_code import as_trusted
 from loraft.training.memory import too_large
 from loraft.training.run_plan import RunPlan, plan_run, scaled_rate
@@ -21,8 +22,11 @@ COSTS = {
     "training.per_device_train_batch_size": "the same steps, in more and smaller batches",
     "training.gradient_checkpointing": "each layer is computed twice",
     "method": "another method of training",
+    "model.stream_layers": "each step brings every layer to the GPU, twice a batch",
 }
 """What each change costs, from the one that costs the least speed to the one that costs the most."""
+CHECKPOINTING = "training.gradient_checkpointing"
+OFFLOADED = "each layer is computed twice, from what the host keeps for it"
 Values = Mapping[str, str | float | bool]
 
 
@@ -41,7 +45,8 @@ class Fitting:
     @property
     def costs(self) -> tuple[str, ...]:
         """What each change costs, a sentence's part each."""
-        return tuple(cost for key, cost in COSTS.items() if key in self.changes)
+        costs = {**COSTS, CHECKPOINTING: OFFLOADED} if self.changes.get(CHECKPOINTING) == "offload" else COSTS
+        return tuple(cost for key, cost in costs.items() if key in self.changes)
 
     @property
     def words(self) -> str:
@@ -64,8 +69,14 @@ def fit_memory(config: RunConfig, *, gpu_memory: int | None = None, trust_remote
         InvalidInputError: The run cannot be, whatever memory there is.
     """
     stated = None if gpu_memory is None else StatedDevice("cuda", gpu_memory)
-    for changes in _in_order_of_cost(config):
-        plan = plan_run(_changed(config, changes), stated)
+    device = select_device(config.model, stated).device
+    for changes in _in_order_of_cost(config, beside_host=has_own_memory(device)):
+        try:
+            plan = plan_run(_changed(config, changes), stated)
+        except ModelError:
+            if "model.stream_layers" not in changes:
+                raise
+            break  # these layers cannot be fed
         message = too_large(plan, plan.memory)
         if message is None:
             return Fitting(changes, plan)
@@ -89,8 +100,11 @@ def require_memory(config: RunConfig, plan: RunPlan) -> None:
     raise ResourceError(message, key=next(iter(fitting.changes)), remedy=f"It fits with {fitting.words}.")
 
 
-def _in_order_of_cost(config: RunConfig) -> Iterator[Values]:
-    """All combinations, from no change on; a smaller method is tried when nothing else is enough."""
+def _in_order_of_cost(config: RunConfig, *, beside_host: bool) -> Iterator[Values]:
+    """All combinations, from no change on; a smaller method is tried when nothing else is enough.
+
+    Layers are fed from the host's memory when that is not enough either, where the device is `beside_host`.
+    """
     training = config.training
     rows, together = training.per_device_train_batch_size, training.gradient_accumulation_steps
     methods: list[Values] = [{}]
@@ -101,7 +115,9 @@ def _in_order_of_cost(config: RunConfig) -> Iterator[Values]:
             methods[-1] = {"method": method, "training.learning_rate": others}
     again: list[Values] = [{}]
     if training.gradient_checkpointing is False:
-        again.append({"training.gradient_checkpointing": True})
+        again.append({CHECKPOINTING: True})
+    if training.gradient_checkpointing != "offload" and beside_host:
+        again.append({CHECKPOINTING: "offload"})
     fewer: list[Values] = [{}]
     for batch in (rows // parts for parts in range(2, rows + 1) if rows % parts == 0):
         key = "training.per_device_train_batch_size"
@@ -109,8 +125,18 @@ def _in_order_of_cost(config: RunConfig) -> Iterator[Values]:
     states: list[Values] = [{}]
     if training.optim in ("auto", "adamw"):
         states.append({"training.optim": "adamw_8bit"})
-    for parts in product(methods, again, fewer, states):
-        yield {key: value for part in parts for key, value in part.items()}
+    fed: list[Values] = [{}]
+    if beside_host and not config.model.stream_layers:
+        fed.append({"model.stream_layers": True})
+    for parts in product(fed, methods, again, fewer, states):
+        changes = {key: value for part in parts for key, value in part.items()}
+        if not (changes.get("model.stream_layers") and _hinders_streaming(config, changes)):
+            yield changes
+
+
+def _hinders_streaming(config: RunConfig, changes: Values) -> bool:
+    """Whether the layers of the changed config cannot be fed to the GPU."""
+    return any(hinders for hinders, *_ in of_streamed_layers(_changed(config, changes)))
 
 
 def _changed(config: RunConfig, changes: Values) -> RunConfig:

@@ -30,12 +30,13 @@ from loraft.config.schema import RunConfig
 from loraft.dataset.sampler import StepBatches
 from loraft.errors import InvalidInputError, LoraftError
 from loraft.events import ignored
+from loraft.io.held_memory import held_bytes, peak_bytes, reset_peak
 from loraft.io.resources import disk_errors, memory_errors
 from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import trusting
 from loraft.training.checkpoint import RunState
 from loraft.training.loop import save_weights
-from loraft.training.memory import held_bytes, peak_bytes, reset_peak, too_large
+from loraft.training.memory import too_large
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan, base_notes, plan_run, scaled_rate
 from loraft.training.train_step import Throughput, Trainer, take_step

@@ -19,6 +19,7 @@ QuantizationType = Literal["nf4", "fp4", "int8"]
 SpecialTokensInText = Literal["error", "text", "keep"]
 TextBy = Literal["file", "paragraph", "line"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
+Checkpointing = bool | Literal["offload"]
 RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "translation", "classification"]
 OptimName = Literal[
     "auto",

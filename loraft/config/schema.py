@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from loraft.config.choices import DEFAULT_TASK, Auto, Method, OptimName, TaskName
+from loraft.config.choices import DEFAULT_TASK, Auto, Checkpointing, Method, OptimName, TaskName
 from loraft.config.schedules import ScheduleKwargs, ScheduleName, misfits
 from loraft.config.sections import (
     OF_CAUSAL_LM,
@@ -81,9 +81,10 @@ class TrainingSection(Section):
     neftune_noise_alpha: PositiveFloat | None = None
     """NEFTune, such as 5: noise on the embeddings while training, drawn evenly from ±alpha / √(length · width), the
     length being that of the row itself, packed or padded. null adds none, and padding never gets any."""
-    gradient_checkpointing: Auto | bool = "auto"
+    gradient_checkpointing: Auto | Checkpointing = "auto"
     """Recompute activations in the backward pass: less memory, more time. auto does so only where the run would
-    otherwise be predicted to need more than 90 % of the memory that is free."""
+    otherwise be predicted to need more than 90 % of the memory that is free. offload keeps what goes into each layer,
+    from which it is computed again, in the host's memory besides; on a CPU it is true."""
     cache_frozen_prefix: bool = False
     """Keep on disk what the frozen layers below the lowest trained one give, in the run's folder until the run ends,
     and read it from the second epoch on: the same losses in less time. Needs data.shuffle batches or false, by which
@@ -170,6 +171,7 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
         why = "orders rows by their length, and data.shuffle: false keeps the order of the files"
         yield not data.shuffle and orders, why, key, "data.shuffle"
     yield from _of_the_adapter(config)
+    yield from of_streamed_layers(config)
     yield from _of_the_frozen_prefix(config)
     endless = training.early_stopping_patience is not None and data.eval is None
     yield endless, "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"
@@ -207,6 +209,31 @@ def _of_the_adapter(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     for key, what in of_modules_alone(lora):
         why = f"{what}, and lora.target_parameters adapts parameters"
         yield bool(lora.target_parameters), why, key, "lora.target_parameters"
+
+
+def of_streamed_layers(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
+    """The same, of layers that are fed to the GPU: what is not frozen has to stay there, and a start reads them all."""
+    lora, key = config.lora, "model.stream_layers"
+    for hinders, why, other in (
+        (config.method == "full", "feeds frozen layers, and method: full trains them", "method"),
+        (lora.use_dora, "leaves weights on the host, and DoRA begins with the norms of all of them", "lora.use_dora"),
+        (
+            lora.init not in ("default", "gaussian", "eva"),
+            f"leaves weights on the host, and lora.init: {lora.init} begins with what is in all of them",
+            "lora.init",
+        ),
+        (
+            config.method == "qlora" and config.quantization.type == "int8",
+            "feeds weights in 4 or 16 bits (write nf4)",
+            "quantization.type",
+        ),
+        (
+            config.training.cache_frozen_prefix,
+            "feeds every layer, those that training.cache_frozen_prefix leaves out too",
+            "training.cache_frozen_prefix",
+        ),
+    ):
+        yield config.model.stream_layers and hinders, why, key, other
 
 
 def of_modules_alone(lora: LoraSection) -> Iterator[tuple[str, str]]:

@@ -74,6 +74,10 @@ class ModelSection(Section):
     """New tokens, such as <call>: each is one token wherever it stands in a row, a prompt or an answer, and of the
     embeddings (and of a head that is not tied to them) its row alone is trained, beginning as the mean of the others.
     They are saved with what is trained."""
+    stream_layers: bool = False
+    """Keep the frozen matrices of the layers in the host's memory while training, and feed them to the GPU one layer
+    after the other: the same run in the memory of two layers beside the embeddings, the head and what is trained, and
+    slower. On a CPU they lie in that memory as it is."""
 
 
 class QuantizationSection(Section):

@@ -105,7 +105,7 @@ def select_device(model: ModelSection, stated: StatedDevice | None = None) -> De
         device, unit, otherwise = "cpu", "CPU", "float32"
         native = next((one for one in NATIVE_BF16 if capabilities.get(one)), None)
         instructions = f" ({native})"
-        total, available = _memory()
+        total, available = main_memory()
     chosen: str = model.dtype
     if chosen != "auto":
         reason = "as asked for"
@@ -118,7 +118,7 @@ def select_device(model: ModelSection, stated: StatedDevice | None = None) -> De
     return DeviceConfig(device, DTYPES[chosen], name, total, available, (note,))
 
 
-def _memory() -> tuple[int, int]:
+def main_memory() -> tuple[int, int]:
     """Total and available bytes of this process: the machine's, or its container's where that has less."""
     machine = psutil.virtual_memory()
     limit, used = _container_bytes("memory.max"), _container_bytes("memory.current")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -19,6 +20,7 @@ from loraft.config.choices import ModelGroup
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
 from loraft.io.checksums import altered_settings, is_weights, refuse_altered, remade
+from loraft.kernels.layer_stream import LayerStream
 from loraft.models.auto_model import class_of, from_pretrained, meta_model
 from loraft.models.device import DeviceConfig
 from loraft.models.hf_config import (
@@ -31,7 +33,7 @@ from loraft.models.hf_config import (
     quietly_reading,
     written_config,
 )
-from loraft.models.model_structure import add_tokens, grow, ids_of
+from loraft.models.model_structure import add_tokens, grow, ids_of, layers_of
 from loraft.models.modules import is_within, mark_text
 from loraft.models.packed_weights import unpacked_tensors, weight_headers
 from loraft.models.probe import spec_of
@@ -71,6 +73,7 @@ class LoadedModel:
         stored: How the files hold the weights, where these are quantized.
         own_rows: How many embeddings its files have; None is as many as the model.
         new_tokens: The ids of the tokens that `model.add_tokens` added, whose rows training begins.
+        stream: What feeds the layers to the device, where they lie on the host.
         notes: What the user should know, a sentence each.
     """
 
@@ -86,6 +89,7 @@ class LoadedModel:
     stored: StoredWeights | None = None
     own_rows: int | None = None
     new_tokens: tuple[int, ...] = ()
+    stream: LayerStream | None = None
 
 
 def load_model(
@@ -95,6 +99,7 @@ def load_model(
     quantization: QuantizationSection | None = None,
     group: ModelGroup | None = "decoder",
     labels: Sequence[str] = (),
+    streamed: bool = False,
 ) -> LoadedModel:
     """Load a base model and its tokenizer.
 
@@ -106,6 +111,8 @@ def load_model(
             quantized stays as it is, and nothing else can be asked for.
         group: What the model is used as; None is whatever it is.
         labels: The classes of a classifier; none loads the model with the head that its family generates with.
+        streamed: Leave the layers in the host's memory, from where they are fed to the device. It holds no more of them
+            while loading than a tensor that it quantizes.
 
     Raises:
         ModelError: The model or its tokenizer is absent, damaged, of a kind that will not do, or not for this dtype.
@@ -123,7 +130,7 @@ def load_model(
     tokenizer, notes = _tokenizer(handle, config, group)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
-    loaded = _with_weights(handle, config, family, placement, quantization, new)
+    loaded, stream = _on_device(handle, config, family, placement, quantization, new, streamed=streamed)
     tokens = new_tokens(handle, tokenizer)
     own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None
     mark_text(loaded, family.text_mark)
@@ -132,12 +139,33 @@ def load_model(
         parameter.zero_()
     notes, name = (*placement.notes, *notes), handle.section.name_or_path
     own = fingerprint(folder)
-    return LoadedModel(loaded, tokenizer, family, placement, folder, name, own, notes, new, stored, own_rows, tokens)
+    return LoadedModel(
+        loaded, tokenizer, family, placement, folder, name, own, notes, new, stored, own_rows, tokens, stream
+    )
 
 
 def new_tokens(model: Model, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids of the tokens that the model's section adds, in the tokenizer that has them."""
     return ids_of(tokenizer, ModelHandle.of(model).section.add_tokens)
+
+
+def _on_device(
+    handle: ModelHandle,
+    config: PreTrainedConfig,
+    family: ModelSpec,
+    placement: DeviceConfig,
+    quantization: QuantizationSection | None,
+    new: Sequence[str],
+    *,
+    streamed: bool,
+) -> tuple[PreTrainedModel, LayerStream | None]:
+    """The model of a config on the device, whole, or with what feeds its layers to it from the host."""
+    if not streamed:
+        return _with_weights(handle, config, family, placement, quantization, new), None
+    on_host = replace(placement, device="cpu")
+    loaded = _with_weights(handle, config, family, on_host, quantization, new, through=placement.device)
+    stream = LayerStream(loaded, layers_of(loaded, family), torch.device(placement.device))
+    return loaded, stream
 
 
 def _with_weights(
@@ -147,19 +175,21 @@ def _with_weights(
     placement: DeviceConfig,
     quantization: QuantizationSection | None,
     new: Sequence[str],
+    through: str | None = None,
 ) -> PreTrainedModel:
-    """The model of a config with the weights of its files, quantized while loading or as they are."""
+    """The model of a config with its files' weights, quantized while loading, `through` a device, or as they are."""
     stored, asked = stored_in(handle), None
     compute = compute_dtype(quantization, placement)
     if stored is not None:
         loading_as_stored(config, stored, compute)
     elif quantization is not None:
         skeleton = meta_model(config)
-        asked = quantization_config(quantization, compute, skeleton, experts_in_4_bits(skeleton, family, quantization))
+        experts = experts_in_4_bits(skeleton, family, quantization)
+        asked = quantization_config(quantization, compute, skeleton, experts, through)
     options = {
         "config": config,
         "dtype": placement.dtype,
-        "device_map": {"": placement.device} if placement.device != "cpu" else None,
+        "device_map": {"": placement.device} if placement.device != "cpu" or through else None,
         "quantization_config": asked,
     }
     if stored is not None and stored.method in IN_INT32:

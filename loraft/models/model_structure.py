@@ -50,6 +50,11 @@ def depths(model: nn.Module, family: ModelSpec) -> Mapping[str, int]:
     return {stack: len(list(model.get_submodule(path).children())) for stack, path in family.stacks.items()}
 
 
+def layers_of(model: nn.Module, family: ModelSpec) -> list[nn.Module]:
+    """The layers of all stacks of the model, an encoder's before a decoder's."""
+    return [layer for path in family.stacks.values() for layer in model.get_submodule(path).children()]
+
+
 def by_structure(model: PreTrainedModel) -> ModelSpec:
     """A row for a model that the table lacks: its largest lists of layers that hold linear modules.
 

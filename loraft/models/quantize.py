@@ -72,12 +72,17 @@ def compute_dtype(section: QuantizationSection | None, placement: DeviceConfig) 
 
 
 def quantization_config(
-    section: QuantizationSection, compute: torch.dtype, skeleton: nn.Module, experts: Sequence[str] = ()
+    section: QuantizationSection,
+    compute: torch.dtype,
+    skeleton: nn.Module,
+    experts: Sequence[str] = (),
+    through: str | None = None,
 ) -> BitsAndBytesConfig:
     """The config of bitsandbytes, by the names of transformers, for a model of which `skeleton` is on the meta device.
 
     Storage is uint8: two weights a byte. What keeps its dtype is named in full: transformers compares beginnings and
     ends of names, and would quantize the `dense` inside a pooler. So are the tensors of `experts` that do not.
+    `through` is a device that quantizes for the host, one tensor after the other.
     """
     quantized = set(quantizable_modules(skeleton))
     kept = [name for name in linear_modules(skeleton) if name not in quantized]
@@ -85,6 +90,7 @@ def quantization_config(
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)  # type: ignore[no-untyped-call]
     return ExpertsConfig(
         experts,
+        through,
         load_in_4bit=True,
         bnb_4bit_quant_type=section.type,
         bnb_4bit_use_double_quant=section.double_quant,
@@ -127,12 +133,15 @@ def experts_in_4_bits(model: nn.Module, family: ModelSpec, section: Quantization
 
 @register_quantization_config(WITH_EXPERTS)
 class ExpertsConfig(BitsAndBytesConfig):
-    """bitsandbytes' config, with the names of the tensors of experts that are quantized too."""
+    """bitsandbytes' config, with the names of the tensors of experts that are quantized too.
 
-    def __init__(self, experts: Iterable[str] = (), **settings: Any) -> None:
+    `through` is the device that quantizes what is loaded to the host; None quantizes where it is loaded to.
+    """
+
+    def __init__(self, experts: Iterable[str] = (), through: str | None = None, **settings: Any) -> None:
         super().__init__(**settings)  # type: ignore[no-untyped-call]
         self.quant_method = WITH_EXPERTS  # type: ignore[assignment]
-        self.experts = tuple(experts)
+        self.experts, self.through = tuple(experts), through
 
 
 @register_quantizer(WITH_EXPERTS)
@@ -156,11 +165,16 @@ class PackExperts(Bnb4bitQuantize):
         """What stands in the model for tensors that were read, by their full names."""
         config, model, result = self.hf_quantizer.quantization_config, others["model"], dict[str, Any]()
         for name, read in input_dict.items():
+            weight = read[0] if isinstance(read, list) else read
+            if name not in config.experts and config.through is None:
+                result |= super().convert({name: weight}, **others)
+                continue
             if name not in config.experts:
-                result |= super().convert({name: read}, **others)
+                made = super().convert({name: weight.to(config.through)}, **others)
+                result |= {each: parameter.to("cpu") for each, parameter in made.items()}
                 continue
             module, _, leaf = name.rpartition(".")
-            owner, weight = model.get_submodule(module), read[0] if isinstance(read, list) else read
+            owner = model.get_submodule(module)
             dtype: torch.dtype = owner.get_parameter(leaf).dtype
             kind, double = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
             hold(owner, leaf, pack(weight.to(dtype), kind, double_quant=double))

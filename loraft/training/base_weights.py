@@ -15,9 +15,10 @@ from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
+from loraft.kernels.layer_stream import uses_of_parameters
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
-from loraft.models.modules import linear_modules
+from loraft.models.modules import is_within, linear_modules
 from loraft.models.packed_weights import packed_modules
 from loraft.models.quantize import experts_in_4_bits, quantizable_modules
 from loraft.models.registry import ModelSpec
@@ -92,6 +93,58 @@ def experts_of_a_layer(
         for name in names:
             count[layer_of(name, family)] += model.get_parameter(name).numel()
     return ExpertSizes(*(max(count.values(), default=0) for count in counts))
+
+
+def matrices_of_layers(
+    run: RunConfig,
+    model: PreTrainedModel,
+    family: ModelSpec,
+    few_bits: FewBits,
+    targets: TargetModules | None,
+    stored: StoredWeights | None,
+) -> tuple[tuple[int, int], ...]:
+    """Of each layer of a model on the meta device, the numbers of its matrices: those stored plainly, and in few bits.
+
+    What several modules share is left out.
+
+    Raises:
+        ModelError: They are to be fed to the GPU, and cannot be.
+    """
+    if run.model.stream_layers:
+        require_streamable(family, few_bits, targets, stored)
+    uses = uses_of_parameters(model)
+    packed = {f"{module}.weight" for module in few_bits.linear} | set(few_bits.experts)
+    found = []
+    for path in family.stacks.values():
+        for number, layer in enumerate(model.get_submodule(path).children()):
+            counts = [0, 0]
+            for name, weight in layer.named_parameters(prefix=f"{path}.{number}"):
+                if weight.dim() > 1 and uses[weight] == 1:
+                    counts[name in packed] += weight.numel()
+            found.append((counts[0], counts[1]))
+    return tuple(found)
+
+
+def require_streamable(
+    family: ModelSpec, few_bits: FewBits, targets: TargetModules | None, stored: StoredWeights | None
+) -> None:
+    """Refuse layers that cannot be fed to the GPU.
+
+    Raises:
+        ModelError: Experts in 4 bits, weights in 8, or modules inside the layers that are trained whole.
+    """
+    why, remedy = None, "write false"
+    within = [name for name in (targets.saved if targets else ()) if is_within(name, *family.stacks.values())]
+    if few_bits.experts:
+        why = "experts in 4 bits are not fed to the GPU"
+        remedy = "write false, or quantization.experts: false, which leaves them in 16 bits"
+    elif stored is not None and stored.quantization is not None and stored.quantization.bits == 8:
+        why = f"the weights are quantized already ({stored.words}), and those in 8 bits are not fed to the GPU"
+    elif within:
+        why = f"what is trained whole is not fed to the GPU, and {within[0]} is inside a layer"
+        remedy = "write false, or leave it out of lora.modules_to_save"
+    if why is not None:
+        raise ModelError(why, key="model.stream_layers", remedy=remedy)
 
 
 NO_EXPERTS = ExpertSizes(0, 0, 0)

@@ -30,13 +30,7 @@ from loraft.models.hf_config import (
     own_code,
     quietly_reading,
 )
-from loraft.models.load_model import (
-    load_config,
-    load_noted_tokenizer,
-    new_tokens,
-    require_tensors,
-    stored_in,
-)
+from loraft.models.load_model import load_config, load_noted_tokenizer, new_tokens, require_tensors, stored_in
 from loraft.models.model_structure import depths, grow
 from loraft.models.modules import decoder_inputs, hidden_in, is_within, linear_modules, parameter_count
 from loraft.models.probe import spec_of
@@ -53,6 +47,7 @@ from loraft.training.base_weights import (
     experts_of_a_layer,
     head_notes,
     in_few_bits,
+    matrices_of_layers,
     quantization_of,
     stored_notes,
 )
@@ -97,6 +92,7 @@ class ModelSummary:
         stored: How the files hold the weights, where these are quantized.
         depths: The transformer layers of each stack.
         experts: What the experts of a layer need while it computes.
+        matrices: Of each layer, the numbers of its own matrices that are stored plainly and in few bits.
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
         trained: Every tensor that is trained.
@@ -112,6 +108,7 @@ class ModelSummary:
     depths: Mapping[str, int]
     layers: Mapping[str, LayerSizes]
     experts: ExpertSizes
+    matrices: tuple[tuple[int, int], ...]
     vocabulary: int
     context: int | None
     targets: TargetModules | None
@@ -179,8 +176,7 @@ def summarize_model(
     if has_weights:
         new, _ = require_tensors(folder, skeleton, labels)
     _refuse_own_code(run, config)
-    own_rows = grow(skeleton, tokens) if tokens else 0
-    linear, stored = linear_modules(skeleton), stored_in(model)
+    own_rows, linear, stored = grow(skeleton, tokens) if tokens else 0, linear_modules(skeleton), stored_in(model)
     quantization = quantization_of(run, stored)
     few_bits = in_few_bits(skeleton, family, quantization, folder if stored is not None and has_weights else None)
     notes = [*stored_notes(run, stored), *(head_notes(run, model, new) if labels else ())]
@@ -199,6 +195,7 @@ def summarize_model(
         stored=stored,
         depths=depths(skeleton, family),
         experts=experts_of_a_layer(skeleton, family, few_bits.experts, targets),
+        matrices=matrices_of_layers(run, skeleton, family, few_bits, targets, stored),
         layers={stack: _layer(skeleton, linear, path) for stack, path in family.stacks.items()},
         vocabulary=skeleton.config.get_text_config().vocab_size,
         context=context_of(config, family),

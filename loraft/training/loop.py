@@ -19,9 +19,9 @@ from loraft.adapters.save_adapter import save_adapter, save_full
 from loraft.errors import DataError, Interrupted, LoraftError
 from loraft.events import Note
 from loraft.figures import counted, perplexity
+from loraft.io.held_memory import peak_bytes
 from loraft.models.device import DeviceConfig
 from loraft.training.checkpoint import RunState, newest_checkpoint, prune, save_checkpoint
-from loraft.training.memory import peak_bytes
 from loraft.training.optimizer import optimizer_state
 from loraft.training.prepared_steps import PreparedStep, PreparedSteps
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged

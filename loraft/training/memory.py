@@ -1,25 +1,23 @@
-"""What a run will need, told before a weight is loaded, and what it held at most."""
+"""What a run will need, told before a weight is loaded."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import resource
-import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from loraft.adapters.targets import TargetModules
+from loraft.config.choices import Checkpointing
 from loraft.config.schema import RunConfig
 from loraft.config.sections import FROM_WEIGHTS, QuantizationSection
 from loraft.dataset.sampler import BatchSampler
+from loraft.io.held_memory import held_bytes
 from loraft.kernels.cross_entropy import targets_in_chunk
+from loraft.kernels.layer_stream import SLOTS
 from loraft.kernels.packed_attention import PRODUCTS_UP_TO
+from loraft.kernels.transfer import has_own_memory, pinned_bytes
+from loraft.models.device import main_memory
 from loraft.models.quantize import quantized_bytes
 from loraft.tokenization.examples import Example
 from loraft.training.base_weights import NO_EXPERTS, ExpertSizes
@@ -33,8 +31,6 @@ ROOM = 0.9
 HOLES, HOLES_OF_QUANTIZED = 1.25, 1.6
 """What glibc's heap takes for activations, in proportion to their bytes: measured, as they come and go, and as weights
 that are dequantized for each product come and go between them."""
-MAPPED_FROM = 4 * 2**20
-"""Tensors of so many bytes are given back as they are freed, where memory counts more than time."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,7 @@ class TrainingSizes:
         quantized_rows: The outputs of the modules whose weights these are.
         experts: The experts of a mixture in a layer.
         start_parameters: What an adapter began with, where it is kept and saved beside what is trained.
+        streamed: The bytes of each layer that is fed to the device from the host.
     """
 
     frozen_parameters: int
@@ -87,6 +84,7 @@ class TrainingSizes:
     device: str
     start_parameters: int = 0
     experts: ExpertSizes = NO_EXPERTS
+    streamed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,8 @@ class MemoryPlan:
         activations: What the forward pass keeps for the backward pass.
         logits: The logits of one chunk, and their gradient.
         runtime: The libraries themselves, on the CPU the process before a model is loaded.
+        host_weights: Of the host's memory, the layers that are fed to the device.
+        host_inputs: Of the host's memory, what goes into each layer, where that is kept there.
     """
 
     weights: int
@@ -108,6 +108,8 @@ class MemoryPlan:
     activations: int
     logits: int
     runtime: int
+    host_weights: int = 0
+    host_inputs: int = 0
 
     @property
     def trained_bytes(self) -> int:
@@ -116,18 +118,28 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The sum of the parts."""
-        return sum(asdict(self).values())
+        """The sum of the device's parts."""
+        total: int = sum(asdict(self).values())
+        return total - self.host_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """The sum of the host's parts, where the device has memory of its own."""
+        return self.host_weights + self.host_inputs
 
     def as_dict(self) -> dict[str, int]:
-        """The parts and their sum."""
-        return {**asdict(self), "peak_bytes": self.peak_bytes}
+        """The parts and their sum; those of the host where there are any."""
+        parts = asdict(self)
+        return {name: size for name, size in parts.items() if size or not name.startswith("host_")} | {
+            "peak_bytes": self.peak_bytes
+        }
 
 
-def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
+def predict(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> MemoryPlan:
     """The memory of a training step at its peak; with `checkpointing` one layer's activations are held at a time."""
     quantized = quantized_bytes(sizes.quantized_parameters, sizes.quantized_rows, sizes.quantization)
     weights = sizes.frozen_parameters * sizes.dtype_bytes + quantized
+    weights -= sum(sizes.streamed) - SLOTS * max(sizes.streamed, default=0)
     trained = 4 * sizes.trainable_parameters
     activations, logits = (_on_cuda if sizes.device == "cuda" else _on_cpu)(sizes, checkpointing=checkpointing)
     return MemoryPlan(
@@ -139,6 +151,8 @@ def predict(sizes: TrainingSizes, *, checkpointing: bool) -> MemoryPlan:
         logits=logits,
         # torch.cuda's own peak, which is what is compared, leaves out the context.
         runtime=0 if sizes.device == "cuda" else held_bytes("cpu"),
+        host_weights=sum(map(pinned_bytes, sizes.streamed)),
+        host_inputs=sum(map(pinned_bytes, _all_inputs(sizes))) if checkpointing == "offload" else 0,
     )
 
 
@@ -157,7 +171,7 @@ def _cast_weights(sizes: TrainingSizes) -> int:
     return sizes.dtype_bytes * sizes.trainable_parameters if sizes.whole_model and sizes.dtype_bytes < 4 else 0
 
 
-def _on_cpu(sizes: TrainingSizes, *, checkpointing: bool) -> tuple[int, int]:
+def _on_cpu(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int, int]:
     """Activations and two gradients of a layer's widest tensor, as the heap holds them; and the logits of a chunk."""
     kept = sum(_kept(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
     gradients = sum(
@@ -168,7 +182,7 @@ def _on_cpu(sizes: TrainingSizes, *, checkpointing: bool) -> tuple[int, int]:
     return _cast_weights(sizes) + in_heap, _chunk_bytes(sizes)
 
 
-def _on_cuda(sizes: TrainingSizes, *, checkpointing: bool) -> tuple[int, int]:
+def _on_cuda(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int, int]:
     """Activations as the backward pass has them, and what the loss, which comes before it, takes beyond that.
 
     A layer that goes backward holds up to four and a half tensors of its inner width, gradients most of them, or fewer
@@ -195,12 +209,20 @@ def _chunk_bytes(sizes: TrainingSizes) -> int:
     return min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * _logit_bytes(sizes)
 
 
-def _kept(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: bool) -> int:
+def _kept(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: Checkpointing) -> int:
     """What is held of one batch in one stack before a layer goes backward."""
     one_layer = _one_layer(stack, sizes)
     if not checkpointing:
         return one_layer * stack.graph_layers
-    return stack.batch_tokens * sizes.dtype_bytes * stack.layer.hidden * stack.graph_layers + one_layer
+    inputs = _inputs(stack, sizes)
+    if checkpointing == "offload":  # the layer's own, and that of the one below, which is on its way
+        inputs = min(inputs, 2 * inputs // max(stack.graph_layers, 1))
+    return inputs + one_layer
+
+
+def _inputs(stack: StackSizes, sizes: TrainingSizes) -> int:
+    """What goes into the layers of a stack that keep activations."""
+    return stack.batch_tokens * sizes.dtype_bytes * stack.layer.hidden * stack.graph_layers
 
 
 def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
@@ -222,14 +244,21 @@ def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
     return stack.batch_tokens * a_token
 
 
-def _of_experts(sizes: TrainingSizes, *, checkpointing: bool) -> int:
+def _all_inputs(sizes: TrainingSizes) -> Iterator[int]:
+    """What goes into each layer that keeps activations."""
+    for stack in sizes.stacks:
+        for _ in range(stack.graph_layers):
+            yield _inputs(stack, sizes) // stack.graph_layers
+
+
+def _of_experts(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> int:
     """What the experts of a layer take beside their weights: dequantized, with an update, and the gradient of that."""
     experts = sizes.experts
     layers = 1 if checkpointing else max((stack.graph_layers for stack in sizes.stacks), default=0)
     return sizes.dtype_bytes * (experts.packed + experts.adapted + experts.kept * layers)
 
 
-def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tuple[MemoryPlan, bool]:
+def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tuple[MemoryPlan, Checkpointing]:
     """Predict the peak, and decide whether gradients are checkpointed."""
     sizes = _training_sizes(known, batches, packed=packed)
     setting = known.config.training.gradient_checkpointing
@@ -244,9 +273,16 @@ def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
     paged = memory.optimizer if KINDS[known.config.training.optim].pages and placement.device == "cuda" else 0
     least = memory.peak_bytes - paged
     if least <= placement.available_bytes:
-        return None
+        return _too_large_for_the_host(memory, main_memory()[1]) if not placement.stated else None
     needed = f"the run needs about {least / 1e9:.1f} GB"
     return f"{needed} and {placement.device_name} has {placement.available_bytes / 1e9:.1f} GB available"
+
+
+def _too_large_for_the_host(memory: MemoryPlan, available: int) -> str | None:
+    if memory.host_bytes <= available:
+        return None
+    needed = f"the run keeps about {memory.host_bytes / 1e9:.1f} GB in the host's memory"
+    return f"{needed}, and {available / 1e9:.1f} GB of that are available"
 
 
 def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> TrainingSizes:
@@ -288,59 +324,19 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         optimizer_bytes=sum(map(KINDS[known.config.training.optim].state_bytes, shape.trained)),
         start_parameters=_starts(known.config, shape.targets),
         experts=shape.experts,
+        streamed=_streamed(known),
         device=known.placement.device,
     )
+
+
+def _streamed(known: KnownRun) -> tuple[int, ...]:
+    """The bytes of each layer that is fed to the device."""
+    if not known.config.model.stream_layers or not has_own_memory(known.placement.device):
+        return ()
+    width, quantization = known.placement.dtype.itemsize, known.shape.quantization
+    return tuple(plain * width + quantized_bytes(packed, 0, quantization) for plain, packed in known.shape.matrices)
 
 
 def _starts(config: RunConfig, targets: TargetModules | None) -> int:
     """The numbers that an adapter began with, where these are kept and saved beside what is trained."""
     return targets.parameters if targets is not None and config.lora.init in FROM_WEIGHTS else 0
-
-
-def peak_bytes(device: str) -> int:
-    """The most memory held so far: torch's on CUDA, this process's on the CPU.
-
-    On Linux `getrusage` counts what the process held before it became loraft too: that of the program that started it.
-    """
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:
-        told = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(told.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):  # no Linux: what getrusage says, which there counts nothing else
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-
-def held_bytes(device: str) -> int:
-    """The memory held now: torch's on CUDA, this process's on the CPU."""
-    return torch.cuda.memory_allocated() if device == "cuda" else int(psutil.Process().memory_info().rss)
-
-
-def release_freed(device: str) -> None:
-    """Give back to the system what was freed and is still held for later: after quantizing, as much as the weights."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        return
-    with suppress(OSError, AttributeError):  # glibc has it, other C libraries need none
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def give_back_at_once() -> None:
-    """Have large tensors of a CPU go back to the system as they are freed, for about a fifth more time.
-
-    glibc keeps them in its heap, where tensors that are aligned fit into few of the holes that others left: without
-    this gradient checkpointing takes as much memory as what it saves (GPT-2's layers at 2,048 tokens: 1.6 for 0.9 GB).
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(-3, MAPPED_FROM)  # M_MMAP_THRESHOLD
-
-
-def reset_peak(device: str) -> None:
-    """Let `peak_bytes` begin anew; where a system cannot, it goes on with what it was."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

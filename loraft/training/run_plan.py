@@ -18,6 +18,7 @@ from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_pack
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError
 from loraft.figures import counted
+from loraft.kernels.transfer import has_own_memory
 from loraft.models.device import StatedDevice
 from loraft.models.hf_config import noise_of
 from loraft.models.load_model import load_config
@@ -66,7 +67,7 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
         InvalidInputError: With every problem that was found, of the model and of the data.
     """
     chosen_by_itself = config.training.optim == "auto"
-    known = _resolved(known_run(config, stated))
+    known = _on_its_device(_resolved(known_run(config, stated)))
     config, data, packed = known.config, known.data, _packed(known)
     drawn = batch_sampler(config, data.train, data.train_sources)
     if not drawn.epoch(0):
@@ -91,6 +92,7 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
             *known.notes,
             *_packing_notes(known, drawn, packed=packed),
             *memory_notes,
+            *_host_notes(memory),
             *schedule_notes,
             *base_notes(config),
         ),
@@ -124,6 +126,28 @@ def with_optim(known: KnownRun, optim: OptimName) -> KnownRun:
     if not known.placement.stated:
         require_optimizer(training, known.placement.device)
     return replace(known, config=known.config.model_copy(update={"training": training}))
+
+
+def _on_its_device(known: KnownRun) -> KnownRun:
+    """The same with what is said of a GPU's memory beside the host's, as it is where there is no such memory."""
+    if has_own_memory(known.placement.device):
+        return known
+    config, notes = known.config, list(known.notes)
+    if config.model.stream_layers:
+        notes.append("model.stream_layers changes nothing on a CPU: the layers are in main memory as it is")
+    if config.training.gradient_checkpointing == "offload":
+        notes.append("training.gradient_checkpointing offload is true on a CPU: all that is kept is in main memory")
+        training = config.training.model_copy(update={"gradient_checkpointing": True})
+        config = config.model_copy(update={"training": training})
+    return replace(known, config=config, notes=tuple(notes))
+
+
+def _host_notes(memory: MemoryPlan) -> Iterator[str]:
+    if memory.host_weights:
+        yield f"model.stream_layers: the layers take {memory.host_weights / 1e9:.1f} GB of main memory"
+    if memory.host_inputs:
+        size = f"{memory.host_inputs / 1e9:.1f} GB of main memory"
+        yield f"training.gradient_checkpointing offload: what goes into the layers takes {size}"
 
 
 def _packed(known: KnownRun) -> bool:

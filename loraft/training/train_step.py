@@ -25,6 +25,7 @@ from loraft.errors import NonFiniteError
 from loraft.events import Observer
 from loraft.figures import label_figures
 from loraft.kernels.packed_experts import PackedExperts
+from loraft.models.load_model import LoadedModel
 from loraft.models.quantize import unpacked
 from loraft.tasks.loss import Batch, TaskLoss
 from loraft.tokenization.examples import Example
@@ -261,7 +262,7 @@ def require_finite(value: float, what: str, step: int, examples: Sequence[Exampl
 
 def _cause(run: Trainer, step: int, examples: Sequence[Example]) -> tuple[str, str]:
     """Where it begins, as the end of a sentence, and the remedy."""
-    if weight := _first_weight(run.adapted.loaded.model):
+    if weight := _first_weight(run.adapted.loaded):
         name, trained = weight
         return f": {name} holds NaN or infinity", LOWER_RATE + GO_ON if trained and step > 1 else DAMAGED
     size = run.settings.per_device_train_batch_size
@@ -272,9 +273,11 @@ def _cause(run: Trainer, step: int, examples: Sequence[Example]) -> tuple[str, s
     return cause, LOWER_RATE + GO_ON if step > 1 else "no step was taken yet: look at the base and at these rows"
 
 
-def _first_weight(model: nn.Module) -> tuple[str, bool] | None:
+def _first_weight(loaded: LoadedModel) -> tuple[str, bool] | None:
     """The first parameter that is not finite: its name as the model's files have it, and whether it is trained."""
-    for prefix, module in model.named_modules():
+    for prefix, module in loaded.model.named_modules():
+        if loaded.stream is not None:
+            loaded.stream.bring(module)
         for name, parameter in module.named_parameters(recurse=False):
             packed = not parameter.is_floating_point() and isinstance(module, nn.Linear) and name == "weight"
             held = unpacked(module) if packed else parameter.data

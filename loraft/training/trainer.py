@@ -21,16 +21,18 @@ from loraft.adapters.save_adapter import restore
 from loraft.events import Note, Observer
 from loraft.figures import perplexity
 from loraft.io.checksums import sha256_of_facts
+from loraft.io.held_memory import give_back_at_once, peak_bytes, release_freed, reset_peak
 from loraft.io.resources import disk_errors, memory_errors
+from loraft.kernels.offloaded_inputs import keep_inputs_on_host
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
+from loraft.kernels.transfer import has_own_memory
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import is_trusted
 from loraft.tasks.frozen_prefix import FrozenPrefix
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit, save_weights, weights_in
-from loraft.training.memory import give_back_at_once, peak_bytes, release_freed, reset_peak
 from loraft.training.resume import compare_with_begun, refuse_another_base, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
@@ -137,7 +139,8 @@ def build_model(plan: RunPlan) -> AdaptedModel:
     placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
     quantization = plan.config.quantization if method == "qlora" else None
     group, labels = plan.task.group, plan.data.renderer.labels
-    loaded = load_model(plan.model, placement, quantization=quantization, group=group, labels=labels)
+    streamed = plan.config.model.stream_layers and has_own_memory(placement.device)
+    loaded = load_model(plan.model, placement, quantization=quantization, group=group, labels=labels, streamed=streamed)
     torch.manual_seed(plan.config.seed)
     if plan.layout.packed:
         loaded.model.set_attn_implementation(ROWS)
@@ -180,6 +183,8 @@ def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+    if plan.config.training.gradient_checkpointing == "offload":
+        keep_inputs_on_host(model, torch.device(plan.placement.device))
     for experts in packed_experts(model).values():
         experts.recomputed = True
     for stack, path in plan.shape.family.stacks.items():

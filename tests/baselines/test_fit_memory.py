@@ -66,6 +66,20 @@ def test_then_checkpointing_and_at_last_another_method(config: RunConfig) -> Non
     assert lora.changes["training.learning_rate"] == 0.1, "ten times the rate of full, as the defaults have it"
 
 
+def test_then_inputs_on_the_host_and_last_of_all_layers_that_are_fed(config: RunConfig) -> None:
+    smallest = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "gradient_checkpointing": "offload"}
+    least = changed(config, method="qlora", optim="adafactor", **smallest)
+    kept = changed(least, gradient_checkpointing=True)
+    offloaded = fit_memory(kept, gpu_memory=needed(least))
+    assert offloaded.changes == {CHECKPOINTING: "offload"}
+    assert "from what the host keeps" in offloaded.words
+    fed = least.model_copy(update={"model": least.model.model_copy(update={"stream_layers": True})})
+    assert needed(fed) < needed(least)
+    assert fit_memory(least, gpu_memory=needed(fed)).changes == {"model.stream_layers": True}
+    whole = fit_memory(changed(least, method="full"), gpu_memory=needed(fed))
+    assert (whole.changes["method"], whole.changes["model.stream_layers"]) == ("qlora", True)
+
+
 def test_memory_that_was_freed_meanwhile_suffices(config: RunConfig) -> None:
     plan = plan_run(config)
     tight = replace(plan, placement=replace(plan.placement, available_bytes=plan.memory.peak_bytes - 1))

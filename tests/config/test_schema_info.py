@@ -19,7 +19,7 @@ from tests.config.written_files import LEAST, write
         ("seed", "a whole number of at least 0 and below 4294967296"),
         ("lora.r", "a whole number of at least 1"),
         ("training.learning_rate", "auto or a number above 0"),
-        ("training.gradient_checkpointing", "auto, true or false"),
+        ("training.gradient_checkpointing", "auto, true, false or offload"),
         ("training.max_steps", "a whole number of at least 1 or null"),
         ("training.sample_prompts", "a list of texts"),
         ("lora.rank_pattern", "a mapping of names, each to a whole number of at least 1"),

@@ -18,7 +18,7 @@ from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import unused_keys
 from loraft.config.sections import DataSource, QuantizationSection
-from loraft.models.device import DeviceConfig
+from loraft.models.device import CUDA_TAKES, DeviceConfig
 from loraft.models.quantize import quantized_bytes
 from loraft.training.memory import too_large
 from loraft.training.run_plan import RunPlan, plan_run
@@ -36,6 +36,10 @@ FAMILIES = {"t5": "t5", "bert": "bert", "mistral": "mistral", "a3b": "mixtral"}
 LLAMA_2_13B = LLAMA_2_7B | {
     "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
     "num_key_value_heads": 40,
+}  # fmt: skip
+LLAMA_3_1_8B = LLAMA_2_7B | {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256,
 }  # fmt: skip
 GPU_OF_24_GB = 24 * 2**30
 GPU_OF_48_GB = 48 * 2**30
@@ -207,6 +211,14 @@ def test_a_7b_fits_one_gpu_as_its_config_says(tmp_path: Path, monkeypatch: pytes
     # A figure in a comment has two digits; the prediction itself is held to a quarter of what comes elsewhere.
     assert plan.memory.weights == pytest.approx(said_gigabytes("qlora-llama2-7b", r"take ([\d.]+) GB"), rel=0.05)
     assert plan.memory.peak_bytes == pytest.approx(said_gigabytes("qlora-llama2-7b", r"about ([\d.]+) GB at"), rel=0.05)
+
+
+def test_an_8b_fits_a_gpu_of_4_gb_as_its_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers are in main memory; pages of the optimizer's state may be."""
+    plan = on_the_meta_device("qlora-8b-4gb", LLAMA_3_1_8B, 4 * 10**9 - CUDA_TAKES, tmp_path, monkeypatch)
+    assert plan.memory.peak_bytes - plan.memory.optimizer < plan.placement.available_bytes
+    assert plan.memory.peak_bytes == pytest.approx(said_gigabytes("qlora-8b-4gb", r"about ([\d.]+) GB are"), rel=0.02)
+    assert plan.memory.host_weights == pytest.approx(said_gigabytes("qlora-8b-4gb", r"memory, ([\d.]+) GB"), rel=0.02)
 
 
 def test_a_70b_fits_two_gpus_of_24_gb_by_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from loraft.models.registry import GROUPS
 Options = Mapping[str, Any]
 
 IN_16_BITS: Options = {"model__dtype": "bfloat16"}
+CHECKPOINTED: Options = {"training__gradient_checkpointing": "offload"}
 METHODS: Mapping[str, Options] = {
     "lora": IN_16_BITS,
     "qlora": {"method": "qlora", **IN_16_BITS},
@@ -23,6 +24,9 @@ VARIANTS: Mapping[str, Options] = {
     "dropout": {"lora__dropout": 0.1, **IN_16_BITS},
     "checkpointing": {"training__gradient_checkpointing": True, **IN_16_BITS},
     "q-checkpointing": {"method": "qlora", "training__gradient_checkpointing": True, **IN_16_BITS},
+    "streamed": {"model__stream_layers": True, **IN_16_BITS},
+    "q-streamed": {"method": "qlora", "model__stream_layers": True, **CHECKPOINTED, **IN_16_BITS},
+    "offload": {**CHECKPOINTED, **IN_16_BITS},
     "last": {"lora__layers": "last:1", **IN_16_BITS},
     "float16": {"model__dtype": "float16"},
     "float32": {"model__dtype": "float32"},

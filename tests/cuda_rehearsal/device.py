@@ -6,6 +6,7 @@ depend on them.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +31,8 @@ NO_KERNEL = {
     aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach, aten.alias,
     aten._unsafe_view, aten._reshape_alias, aten.lift_fresh,
 }  # fmt: skip
-PINNED = "_is_pinned_in_rehearsal"
+PINNED: set[int] = set()
+"""The storages of the host that are pinned."""
 NUMBERS = "_numbers"
 """Where a tensor of the device has its whole numbers."""
 
@@ -49,7 +51,11 @@ class FakeCuda(TorchDispatchMode):
         leaves = tree_leaves((args, kwargs))
         onto = kwargs.get("device")
         if not any(isinstance(leaf, FakeTensor) for leaf in leaves) and not _is_cuda(onto):
-            return func(*args, **kwargs)
+            if func._overloadpacket is aten.copy_ and args[1].is_meta:  # the host's numbers, where there are none
+                return args[0]
+            pinned = kwargs.pop("pin_memory", False)
+            made = func(*args, **kwargs)
+            return pinned_from_now_on(made) if pinned else made
         if func.namespace == "prim":
             with self._fake:
                 return func(*args, **kwargs)
@@ -84,7 +90,8 @@ class FakeCuda(TorchDispatchMode):
             self.ledger.wait(f"copy of {tuple(first.shape)} to the host")
             return numbers if numbers is not None else torch.ones(first.shape, dtype=kwargs.get("dtype") or first.dtype)
         if packet is aten.copy_ and first.device.type == "cpu":
-            self.ledger.wait("copy_ to the host")
+            if not (_goes_on(packet, args, kwargs) and _is_pinned(first)):
+                self.ledger.wait("copy_ to the host")
             return first
         self._look_at_copies(packet, args, kwargs)
         by_mask = packet in (aten.index, aten.index_put, aten.index_put_) and any(
@@ -100,8 +107,8 @@ class FakeCuda(TorchDispatchMode):
         """Write down a copy from the host that the host waits for."""
         if packet in (aten._to_copy, aten.copy_):
             source = args[0] if packet is aten._to_copy else args[1]
-            goes_on = kwargs.get("non_blocking") or (packet is aten.copy_ and len(args) > 2 and args[2])
-            if source.device.type == "cpu" and source.numel() and not (goes_on and getattr(source, PINNED, False)):
+            goes_on = _goes_on(packet, args, kwargs) and _is_pinned(source)
+            if source.device.type == "cpu" and source.numel() and not goes_on:
                 self.ledger.copy(f"copy of {tuple(source.shape)} from the host")
         if packet is aten.index and any(isinstance(index, Tensor) and not index.is_cuda for index in args[1]):
             self.ledger.copy("index of the host")
@@ -197,6 +204,24 @@ def attention(
 
 def _is_cuda(device: object) -> bool:
     return isinstance(device, str | torch.device) and torch.device(device).type == "cuda"
+
+
+def _goes_on(packet: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the host asks not to wait for a copy."""
+    return bool(kwargs.get("non_blocking") or (packet is aten.copy_ and len(args) > 2 and args[2]))
+
+
+def _is_pinned(tensor: Tensor) -> bool:
+    """Whether a tensor lies in pinned memory."""
+    return tensor.untyped_storage()._cdata in PINNED
+
+
+def pinned_from_now_on(tensor: Tensor) -> Tensor:
+    """The tensor, whose memory is known to be pinned."""
+    storage = tensor.untyped_storage()
+    PINNED.add(storage._cdata)
+    weakref.finalize(storage, PINNED.discard, storage._cdata)
+    return tensor
 
 
 def _named(given: object) -> Any:

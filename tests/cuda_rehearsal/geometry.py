@@ -1,6 +1,8 @@
 """A process of its own that trains two steps of a model of a real size, without its numbers, and tells what was held.
 
-`python -m tests.cuda_rehearsal.geometry LIBRARY NAME METHOD CHECKPOINTING TOKENS`
+`python -m tests.cuda_rehearsal.geometry LIBRARY NAME METHOD CHECKPOINTING TOKENS [KEY=VALUE…]`
+
+Among the keys `gpu` is the memory of the device in bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,12 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from loraft.config.choices import Checkpointing
 from loraft.config.schema import RunConfig
+from loraft.kernels.layer_stream import LayerStream
+from loraft.models.device import CUDA_TAKES
 from loraft.models.load_model import LoadedModel
+from loraft.models.model_structure import layers_of
 from loraft.models.quantize import quantized_modules
 from loraft.training import trainer
 from loraft.training.run_dir import RunFolder
@@ -40,12 +47,25 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
     },
+    "llama-2-13b": {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+        "num_key_value_heads": 40, "vocab_size": 32000, "max_position_embeddings": 4096,
+    },
+    "llama-33b": {
+        "hidden_size": 6656, "intermediate_size": 17920, "num_hidden_layers": 60, "num_attention_heads": 52,
+        "num_key_value_heads": 52, "vocab_size": 32000, "max_position_embeddings": 2048,
+    },
+    "llama-65b": {
+        "hidden_size": 8192, "intermediate_size": 22016, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 64, "vocab_size": 32000, "max_position_embeddings": 2048,
+    },
     "llama-2-70b": {
         "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
         "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 4096,
     },
 }  # fmt: skip
 STEPS = 2
+KEPT: Mapping[str, Checkpointing] = {"on": True, "off": False, "offload": "offload"}
 
 
 def write_model(folder: Path, sizes: dict[str, Any]) -> None:
@@ -66,15 +86,19 @@ def write_model(folder: Path, sizes: dict[str, Any]) -> None:
         file.truncate(8 + len(written) + at)
 
 
-def on_device(model: PreTrainedModel, *, in_4_bits: bool) -> None:
-    """Give a model on the meta device tensors of the device, quantized where QLoRA has them so."""
+def on_device(model: PreTrainedModel, *, in_4_bits: bool, but: str | None = None) -> None:
+    """Give a model on the meta device tensors of the device, quantized where QLoRA has them so.
+
+    The matrices inside the module `but` stay on the meta device, in place of the host.
+    """
     import bitsandbytes as bnb
 
     names = set(quantized_modules(model)) if in_4_bits else set()
     for name, module in list(model.named_modules()):
+        stays = but is not None and name.startswith(but)
         for of, made in ((module._parameters, _frozen), (module._buffers, _empty)):
             for key, tensor in of.items():
-                if tensor is not None:
+                if tensor is not None and not (stays and made is _frozen and tensor.dim() > 1):
                     of[key] = made(tensor)  # type: ignore[index,assignment]
         if name in names:
             linear: Any = module
@@ -100,31 +124,40 @@ def loaded(plan: RunPlan) -> LoadedModel:
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig.from_pretrained(plan.config.model.name_or_path))
     model = model.to(torch.bfloat16)
-    in_4_bits = plan.config.method == "qlora"
-    on_device(model, in_4_bits=in_4_bits)
+    in_4_bits, family, stream = plan.config.method == "qlora", plan.shape.family, None
+    streamed = plan.config.model.stream_layers
+    on_device(model, in_4_bits=in_4_bits, but=family.layers_path if streamed else None)
+    if streamed:
+        stream = LayerStream(model, layers_of(model, family), CUDA)
     if in_4_bits:
         model.is_loaded_in_4bit = model.is_quantized = True  # type: ignore[assignment]
     model.requires_grad_(False).eval()
     tokenizer: Any = plan.data.renderer.tokenizer
     return LoadedModel(
-        model=model, tokenizer=tokenizer, family=plan.shape.family, placement=plan.placement,
-        folder=Path(plan.config.model.name_or_path), name="x", fingerprint="x", notes=(),
+        model=model, tokenizer=tokenizer, family=family, placement=plan.placement,
+        folder=Path(plan.config.model.name_or_path), name="x", fingerprint="x", notes=(), stream=stream,
     )  # fmt: skip
 
 
-def held(folder: Path, name: str, method: str, *, checkpointing: bool, tokens: int) -> dict[str, Any]:
+def held(
+    folder: Path, name: str, method: str, *, checkpointing: Checkpointing, tokens: int, more: Mapping[str, Any]
+) -> dict[str, Any]:
     """The bytes that were held at most, those that were predicted, and how many kernels were launched."""
     (folder / "model").mkdir()
     write_model(folder / "model", GEOMETRIES[name])
     write_rows(folder / "train.jsonl", [{"text": "z" * tokens}] * STEPS)
+    sections: dict[str, dict[str, Any]] = {"model": {}, "lora": {}, "training": {}}
+    for key, value in more.items():
+        section, _, leaf = key.partition(".")
+        sections[section][leaf] = value
     config = RunConfig.model_validate({
-        "method": method, "model": {"name_or_path": str(folder / "model"), "dtype": "bfloat16"},
-        "lora": {"r": 16, "alpha": 32},
+        "method": method, "model": {"name_or_path": str(folder / "model"), "dtype": "bfloat16"} | sections["model"],
+        "lora": {"r": 16, "alpha": 32} | sections["lora"],
         "data": {"train": str(folder / "train.jsonl"), "eval": None, "max_length": tokens, "on_overlength": "truncate"},
         "training": {
             "output_dir": str(folder / "run"), "max_steps": STEPS, "per_device_train_batch_size": 1,
             "gradient_checkpointing": checkpointing, "optim": "adamw",
-        },
+        } | sections["training"],
     })  # fmt: skip
     with rehearsal() as ledger:
         plan = plan_run(config)
@@ -140,17 +173,20 @@ def held(folder: Path, name: str, method: str, *, checkpointing: bool, tokens: i
                 take_step(run, step, prepared, Throughput(0))
     return {
         "weights": weights, "peak": found.peak, "predicted": plan.memory.as_dict(),
+        "copies": sum(found.copies.values()), "host": stream.host_bytes if (stream := adapted.loaded.stream) else 0,
         "launches": sum(found.launches.values()), "waits": sum(found.waits.values()),
     }  # fmt: skip
 
 
 def main() -> None:
     """Print what was held as JSON."""
-    name, method, checkpointing, tokens = sys.argv[2:]
-    pretend()
+    name, method, checkpointing, tokens, *more = sys.argv[2:]
+    keys = {key: json.loads(value) for key, _, value in (each.partition("=") for each in more)}
+    memory = keys.pop("gpu", None)
+    pretend(*((memory, memory - CUDA_TAKES) if memory else ()))
     with tempfile.TemporaryDirectory() as place:
         os.environ["LORAFT_CACHE"] = str(Path(place) / "cache")
-        found = held(Path(place), name, method, checkpointing=checkpointing == "on", tokens=int(tokens))
+        found = held(Path(place), name, method, checkpointing=KEPT[checkpointing], tokens=int(tokens), more=keys)
     print(json.dumps(found))
 
 

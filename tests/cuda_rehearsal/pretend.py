@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,16 +13,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from tests.cuda_rehearsal.device import PINNED, attention
+from tests.cuda_rehearsal.device import attention, pinned_from_now_on
 
 NAME, CAPABILITY, TOTAL_GIB, FREE_GIB = "a GPU that is not there", (9, 0), 80, 79
 
 
-def pretend() -> None:
+def pretend(total: int = TOTAL_GIB << 30, free: int = FREE_GIB << 30) -> None:
     """Let this process take CUDA to be there: for good, so that it does nothing else."""
     import bitsandbytes  # noqa: F401 - before CUDA is there: its kernels cannot be
 
-    _answer_for_cuda()
+    _answer_for_cuda(total, free)
     torch.Tensor.pin_memory = _pinned  # type: ignore[method-assign,assignment]
     FakeTensor.tolist = lambda self: self.cpu().tolist()  # type: ignore[method-assign]  # in one go, as CUDA has it
     nn.Module._apply = _apply  # type: ignore[method-assign]
@@ -33,19 +34,38 @@ def pretend() -> None:
     _dequantize_plainly()
 
 
-def _answer_for_cuda() -> None:
+def _answer_for_cuda(total: int, free: int) -> None:
     properties = SimpleNamespace(
-        name=NAME, major=CAPABILITY[0], minor=CAPABILITY[1], multi_processor_count=132, total_memory=TOTAL_GIB << 30
+        name=NAME, major=CAPABILITY[0], minor=CAPABILITY[1], multi_processor_count=132, total_memory=total
     )
     answers: dict[str, Any] = {
         "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "get_device_name": NAME,
         "get_device_capability": CAPABILITY, "get_device_properties": properties, "is_bf16_supported": True,
-        "mem_get_info": (FREE_GIB << 30, TOTAL_GIB << 30), "memory_reserved": 0, "memory_allocated": 0,
+        "mem_get_info": (free, total), "memory_reserved": 0, "memory_allocated": 0,
         "max_memory_allocated": 1, "reset_peak_memory_stats": None, "synchronize": None, "empty_cache": None,
         "get_rng_state_all": [], "_lazy_init": None, "manual_seed_all": None, "_is_in_bad_fork": False,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, _always(answer))
+    torch.cuda.Stream = SideStream  # type: ignore[misc,assignment]
+    torch.cuda.current_stream = _always(SideStream(torch.device("cuda", 0)))
+    torch.cuda.stream = _always(nullcontext())
+
+
+class SideStream:
+    """A stream of the device: nothing of it is waited for by the host, and in what order is not rehearsed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def wait_stream(self, _: SideStream) -> None:
+        """What is launched here from now on runs after what was launched there."""
+
+    def record_event(self) -> None:
+        """What others wait for."""
+
+    def wait_event(self, _: None) -> None:
+        """What is launched here from now on runs after an event."""
 
 
 def _always(answer: Any) -> Callable[..., Any]:
@@ -54,9 +74,7 @@ def _always(answer: Any) -> Callable[..., Any]:
 
 def _pinned(tensor: Tensor, *_: Any) -> Tensor:
     """A copy that is known to lie in pinned memory."""
-    copy = tensor.clone()
-    setattr(copy, PINNED, True)
-    return copy
+    return pinned_from_now_on(tensor.clone())
 
 
 _plain_apply = nn.Module._apply
@@ -129,9 +147,18 @@ def quantized_parameter(weight: Tensor, as_was: dict[str, Any], bnb: Any) -> nn.
         compress_statistics=as_was["compress_statistics"], quant_storage=as_was["quant_storage"],
     )  # fmt: skip
     made = nn.Parameter(codes, requires_grad=False)
-    vars(made).update({name: value for name, value in as_was.items() if name != "_is_hf_initialized"})
-    vars(made).update(quant_state=state, bnb_quantized=True)
+    attributes = {name: value for name, value in as_was.items() if name != "_is_hf_initialized"}
+    attributes |= {"quant_state": state, "bnb_quantized": True}
+    vars(made).update(attributes, to=lambda device: _brought(made, attributes, device))
     return made
+
+
+def _brought(made: nn.Parameter, attributes: dict[str, Any], device: str) -> nn.Parameter:
+    """A weight in 4 bits on another device, with its constants, as `Params4bit.to` gives it."""
+    attributes["quant_state"].to(device)
+    other = nn.Parameter(made.data.to(device), requires_grad=False)
+    vars(other).update(attributes)
+    return other
 
 
 def _dequantize_plainly() -> None:

@@ -23,9 +23,9 @@ from loraft.evaluation.evaluator import Answer, EvalModel, Evaluation, RowScore,
 from loraft.evaluation.past_run import PastRun
 from loraft.events import Event, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.io.held_memory import peak_bytes
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat
-from loraft.training.memory import peak_bytes
 from tests.inference.voices import adapter_in, base_in
 from tests.tiny import mostly_slow, tiny_sizes, tiny_tokenizer
 from tests.training.building import pairs, rows, tiny_config, write_rows

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from loraft.config.sections import QuantizationSection
+from loraft.io.held_memory import peak_bytes
 from loraft.models.quantize import quantized_bytes
 from loraft.training.known_run import LayerSizes
-from loraft.training.memory import HOLES, StackSizes, TrainingSizes, peak_bytes, predict
+from loraft.training.memory import HOLES, StackSizes, TrainingSizes, predict
 from loraft.training.optimizer import KINDS, TrainedTensor
 
 STACK = StackSizes(
@@ -130,7 +131,7 @@ def test_the_peak_of_this_process_is_that_of_the_system() -> None:
 def test_what_the_starting_program_held_is_not_counted() -> None:
     held = bytearray(700_000_000)
     held[::4096] = b"x" * len(held[::4096])
-    words = "from loraft.training.memory import peak_bytes; print(peak_bytes('cpu'))"
+    words = "from loraft.io.held_memory import peak_bytes; print(peak_bytes('cpu'))"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 700_000_000 <= peak_bytes("cpu")
 
