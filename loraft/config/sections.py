@@ -76,8 +76,8 @@ class ModelSection(Section):
     They are saved with what is trained."""
     stream_layers: bool = False
     """Keep the frozen matrices of the layers in the host's memory while training, and feed them to the GPU one layer
-    after the other: the same run in the memory of two layers beside the embeddings, the head and what is trained, and
-    slower. On a CPU they lie in that memory as it is."""
+    after the other: the same run in the memory of two layers beside what is trained, and slower. Embeddings and an
+    untied head are fed likewise where both are frozen. On a CPU all lie in that memory as it is."""
 
 
 class QuantizationSection(Section):

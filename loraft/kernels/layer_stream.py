@@ -7,7 +7,8 @@ while it computes. Of that a hook before its forward takes care, and one on its 
 the layer that comes next: the one above in the forward pass, the one below in the backward pass. A layer that is
 computed again for its own backward pass is there already.
 
-Vectors (norms, biases), what is trained and what several modules share stay on the device.
+Embeddings and a head share a buffer of their own, since one is done before the other begins. Vectors (norms, biases),
+what is trained and what several modules share stay on the device.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from loraft.kernels.transfer import Arrival, CopyStream, on_host, pinned_bytes
 
+Fed = Literal["layers", "ends"]
+"""What is fed to the device: the layers, or the embeddings and the head besides."""
 SLOTS = 2
 """Buffers on the device: of the layer that computes, and of the one that is on its way."""
 ALIGNED = 512
@@ -52,53 +55,104 @@ class _Fed:
         return buffer[self.begin : self.end].view(self.tensor.dtype).view(self.tensor.shape).data
 
 
-class LayerStream:
-    """Layers of a model in the host's memory, and the two on the device."""
+class _Lane:
+    """Modules on the host, and buffers of the device: module i is only ever in the one of number i mod their number."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> None:
+    def __init__(self, modules: Sequence[nn.Module], slots: int, shared: set[nn.Parameter]) -> None:
+        """Take the matrices of the modules out of them, until they are laid."""
+        self._laid = [_laid(list(_take(module, shared))) for module in modules]
+        self._inside: list[int | None] = [None] * slots
+        self._arrivals: list[Arrival] = [None] * slots
+        self.hosts: list[Tensor] = []
+
+    def lay(self, device: torch.device, stream: CopyStream) -> None:
+        """Lay the matrices into buffers of the host, and put views of those of the device in their places."""
+        sizes = [max((piece.end for piece in pieces), default=0) for pieces in self._laid]
+        largest = max(sizes, default=0)
+        self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in self._inside]
+        self._stream = stream
+        for number, pieces in enumerate(self._laid):
+            host, slot = on_host(sizes[number], device), self._slots[number % len(self._slots)]
+            for piece in pieces:
+                piece.within(host).copy_(piece.tensor)
+                piece.put(piece.within(slot))
+            pieces.clear()  # the host holds one module twice at most
+            self.hosts.append(host)
+
+    def send_for(self, number: int) -> None:
+        """Have a module be brought, once what was launched so far is done."""
+        slot, host = number % len(self._slots), self.hosts[number]
+        if self._inside[slot] != number:
+            self._arrivals[slot] = self._stream.copy(self._slots[slot][: len(host)], host)
+            self._inside[slot] = number
+
+    def need(self, number: int) -> None:
+        """Have what is launched from here on find a module on the device."""
+        self.send_for(number)
+        self._stream.wait(self._arrivals[number % len(self._slots)])
+
+    def holds(self, number: int) -> bool:
+        """Whether a module is on the device, or on its way."""
+        return self._inside[number % len(self._slots)] == number
+
+    def apart(self, number: int, other: int) -> bool:
+        """Whether two modules can be on the device at once."""
+        return (number - other) % len(self._slots) != 0
+
+
+class LayerStream:
+    """Layers of a model in the host's memory, of which two are on the device; its embeddings and its head, likewise.
+
+    Of these one is there at a time: the embeddings until they are read, then the head until its loss has a gradient.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[nn.Module],
+        device: torch.device,
+        ends: tuple[nn.Module, nn.Module, nn.Module] | None = None,
+    ) -> None:
         """Bring a model whose weights are on the host to `device`, all but the matrices of `layers`.
 
         Args:
             model: The model, frozen.
             layers: In the order of their calls.
             device: Where it computes.
+            ends: The embeddings and the head where these are fed too, and the module whose output the head reads.
         """
         shared = {weight for weight, uses in uses_of_parameters(model).items() if uses > 1}
-        taken = [list(_take(layer, shared)) for layer in layers]
+        self.layers, self._modules_of_ends = tuple(layers), () if ends is None else ends[:2]
+        self._fed, self._ends = _Lane(self.layers, SLOTS, shared), _Lane(self._modules_of_ends, 1, shared)
         nn.Module.to(model, device)
-        self._stream = CopyStream(device)
-        laid = [_laid(pieces) for pieces in taken]
-        sizes = [max((piece.end for piece in pieces), default=0) for pieces in laid]
-        self._hosts: list[Tensor] = []
-        self._slots = [torch.empty(max(sizes, default=0), dtype=torch.uint8, device=device) for _ in range(SLOTS)]
-        self._inside: list[int | None] = [None] * SLOTS
-        self._arrivals: list[Arrival] = [None] * SLOTS
+        stream = CopyStream(device)
+        for lane in (self._fed, self._ends):
+            lane.lay(device, stream)
         self._keeps_graph = [False] * len(layers)
         self._going_back: int | None = None
-        self.layers = tuple(layers)
-        for number, (layer, pieces) in enumerate(zip(layers, laid, strict=True)):
-            self._hosts.append(on_host(sizes[number], device))
-            for piece in pieces:
-                piece.within(self._hosts[number]).copy_(piece.tensor)
-                piece.put(piece.within(self._slots[number % SLOTS]))
-            pieces.clear()
-            taken[number].clear()  # the host holds one layer twice at most
+        for number, layer in enumerate(layers):
             layer.register_forward_pre_hook(partial(self._forward, number))
             layer.register_forward_hook(partial(self._computed, number))
+        if ends is not None:
+            embeddings, _, states = ends
+            embeddings.register_forward_pre_hook(lambda *_: self._ends.need(0))
+            embeddings.register_forward_hook(lambda *_: self._ends.send_for(1))
+            states.register_forward_hook(lambda *_: self._ends.need(1))
 
     @property
     def host_bytes(self) -> int:
-        """The bytes that the layers take of the host's memory."""
-        return sum(pinned_bytes(len(host)) for host in self._hosts)
+        """The bytes that they take of the host's memory."""
+        return sum(pinned_bytes(len(host)) for lane in (self._fed, self._ends) for host in lane.hosts)
 
-    def bring(self, layer: nn.Module) -> None:
-        """Have the weights of a module be on the device, if it is one of the layers."""
-        if layer in self.layers:
-            self._need(self.layers.index(layer), None)
+    def bring(self, module: nn.Module) -> None:
+        """Have the weights of a module be on the device, if it is one of those that are fed."""
+        for lane, modules in ((self._fed, self.layers), (self._ends, self._modules_of_ends)):
+            if module in modules:
+                lane.need(modules.index(module))
 
     def _forward(self, number: int, *_: Any) -> None:
         """A layer is about to compute."""
-        if number == self._going_back and self._inside[number % SLOTS] == number:
+        if number == self._going_back and self._fed.holds(number):
             return
         self._going_back = None
         above = number + 1
@@ -120,18 +174,13 @@ class LayerStream:
         self._going_back = number
         below = number - 1
         self._need(number, below if number and self._keeps_graph[below] else 0)
+        if number + 1 == len(self.layers) and self._modules_of_ends:
+            self._ends.send_for(0)
 
     def _need(self, number: int, then: int | None) -> None:
-        self._send_for(number)
-        self._stream.wait(self._arrivals[number % SLOTS])
-        if then is not None and then % SLOTS != number % SLOTS:
-            self._send_for(then)
-
-    def _send_for(self, number: int) -> None:
-        slot, host = number % SLOTS, self._hosts[number]
-        if self._inside[slot] != number:
-            self._arrivals[slot] = self._stream.copy(self._slots[slot][: len(host)], host)
-            self._inside[slot] = number
+        self._fed.need(number)
+        if then is not None and self._fed.apart(then, number):
+            self._fed.send_for(then)
 
 
 def uses_of_parameters(model: nn.Module) -> Counter[nn.Parameter]:

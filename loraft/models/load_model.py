@@ -20,7 +20,7 @@ from loraft.config.choices import ModelGroup
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
 from loraft.io.checksums import altered_settings, is_weights, refuse_altered, remade
-from loraft.kernels.layer_stream import LayerStream
+from loraft.kernels.layer_stream import Fed, LayerStream
 from loraft.models.auto_model import class_of, from_pretrained, meta_model
 from loraft.models.device import DeviceConfig
 from loraft.models.hf_config import (
@@ -33,7 +33,7 @@ from loraft.models.hf_config import (
     quietly_reading,
     written_config,
 )
-from loraft.models.model_structure import add_tokens, grow, ids_of, layers_of
+from loraft.models.model_structure import add_tokens, ends_of, grow, ids_of, layers_of
 from loraft.models.modules import is_within, mark_text
 from loraft.models.packed_weights import unpacked_tensors, weight_headers
 from loraft.models.probe import spec_of
@@ -99,7 +99,7 @@ def load_model(
     quantization: QuantizationSection | None = None,
     group: ModelGroup | None = "decoder",
     labels: Sequence[str] = (),
-    streamed: bool = False,
+    streamed: Fed | None = None,
 ) -> LoadedModel:
     """Load a base model and its tokenizer.
 
@@ -111,8 +111,8 @@ def load_model(
             quantized stays as it is, and nothing else can be asked for.
         group: What the model is used as; None is whatever it is.
         labels: The classes of a classifier; none loads the model with the head that its family generates with.
-        streamed: Leave the layers in the host's memory, from where they are fed to the device. It holds no more of them
-            while loading than a tensor that it quantizes.
+        streamed: What is left in the host's memory, from where it is fed to the device. That holds no more of it while
+            loading than a tensor that it quantizes.
 
     Raises:
         ModelError: The model or its tokenizer is absent, damaged, of a kind that will not do, or not for this dtype.
@@ -157,15 +157,15 @@ def _on_device(
     quantization: QuantizationSection | None,
     new: Sequence[str],
     *,
-    streamed: bool,
+    streamed: Fed | None,
 ) -> tuple[PreTrainedModel, LayerStream | None]:
     """The model of a config on the device, whole, or with what feeds its layers to it from the host."""
-    if not streamed:
+    if streamed is None:
         return _with_weights(handle, config, family, placement, quantization, new), None
     on_host = replace(placement, device="cpu")
     loaded = _with_weights(handle, config, family, on_host, quantization, new, through=placement.device)
-    stream = LayerStream(loaded, layers_of(loaded, family), torch.device(placement.device))
-    return loaded, stream
+    ends = ends_of(loaded) if streamed == "ends" else None
+    return loaded, LayerStream(loaded, layers_of(loaded, family), torch.device(placement.device), ends)
 
 
 def _with_weights(

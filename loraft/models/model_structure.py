@@ -55,6 +55,18 @@ def layers_of(model: nn.Module, family: ModelSpec) -> list[nn.Module]:
     return [layer for path in family.stacks.values() for layer in model.get_submodule(path).children()]
 
 
+def ends_of(model: PreTrainedModel) -> tuple[nn.Module, nn.Module, nn.Module] | None:
+    """The embeddings, the head that is not tied to them, and the module between; None where a model is not made so."""
+    between: nn.Module = model.base_model
+    embeddings, head = model.get_input_embeddings(), output_head(model)
+    if between is model or not isinstance(embeddings, nn.Embedding) or type(head) is not nn.Linear:
+        return None
+    inside = set(between.modules())
+    if embeddings not in inside or head in inside or head.weight is embeddings.weight:
+        return None
+    return embeddings, head, between
+
+
 def by_structure(model: PreTrainedModel) -> ModelSpec:
     """A row for a model that the table lacks: its largest lists of layers that hold linear modules.
 

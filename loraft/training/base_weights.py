@@ -18,6 +18,7 @@ from loraft.errors import ModelError
 from loraft.kernels.layer_stream import uses_of_parameters
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
+from loraft.models.model_structure import ends_of
 from loraft.models.modules import is_within, linear_modules
 from loraft.models.packed_weights import packed_modules
 from loraft.models.quantize import experts_in_4_bits, quantizable_modules
@@ -123,6 +124,18 @@ def matrices_of_layers(
                     counts[name in packed] += weight.numel()
             found.append((counts[0], counts[1]))
     return tuple(found)
+
+
+def frozen_ends(model: PreTrainedModel, targets: TargetModules | None) -> tuple[int, ...]:
+    """The numbers of a model's embeddings and head, where both are frozen and plain; none where they are not."""
+    ends = ends_of(model)
+    if ends is None or targets is None:
+        return ()
+    names = {module: name for name, module in model.named_modules()}
+    trained = (*targets.modules, *targets.saved, *targets.rows, *(weight.name for weight in targets.weights))
+    if any(is_within(each, names[end]) for end in ends[:2] for each in trained):
+        return ()
+    return tuple(end.get_parameter("weight").numel() for end in ends[:2])
 
 
 def require_streamable(

@@ -45,6 +45,7 @@ from loraft.training.base_weights import (
     ExpertSizes,
     FewBits,
     experts_of_a_layer,
+    frozen_ends,
     head_notes,
     in_few_bits,
     matrices_of_layers,
@@ -92,6 +93,7 @@ class ModelSummary:
         stored: How the files hold the weights, where these are quantized.
         depths: The transformer layers of each stack.
         experts: What the experts of a layer need while it computes.
+        ends: The numbers of the embeddings and of the head, where both are frozen, and neither is the other.
         matrices: Of each layer, the numbers of its own matrices that are stored plainly and in few bits.
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
@@ -108,6 +110,7 @@ class ModelSummary:
     depths: Mapping[str, int]
     layers: Mapping[str, LayerSizes]
     experts: ExpertSizes
+    ends: tuple[int, ...]
     matrices: tuple[tuple[int, int], ...]
     vocabulary: int
     context: int | None
@@ -167,8 +170,7 @@ def summarize_model(
     """
     group = TASKS[run.task].group
     config = load_config(model, group, labels)
-    family, folder = spec_of(config, group), model.small_files
-    skeleton = meta_model(config)
+    family, folder, skeleton = spec_of(config, group), model.small_files, meta_model(config)
     if family.encoder_path is not None and not labels:
         _require_start(skeleton, folder)
     head = new = family.classifier if labels else ()
@@ -195,6 +197,7 @@ def summarize_model(
         stored=stored,
         depths=depths(skeleton, family),
         experts=experts_of_a_layer(skeleton, family, few_bits.experts, targets),
+        ends=frozen_ends(skeleton, targets),
         matrices=matrices_of_layers(run, skeleton, family, few_bits, targets, stored),
         layers={stack: _layer(skeleton, linear, path) for stack, path in family.stacks.items()},
         vocabulary=skeleton.config.get_text_config().vocab_size,

@@ -66,6 +66,7 @@ class TrainingSizes:
         experts: The experts of a mixture in a layer.
         start_parameters: What an adapter began with, where it is kept and saved beside what is trained.
         streamed: The bytes of each layer that is fed to the device from the host.
+        ends: Those of embeddings and head, where these are.
     """
 
     frozen_parameters: int
@@ -85,6 +86,7 @@ class TrainingSizes:
     start_parameters: int = 0
     experts: ExpertSizes = NO_EXPERTS
     streamed: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def predict(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> MemoryPlan
     quantized = quantized_bytes(sizes.quantized_parameters, sizes.quantized_rows, sizes.quantization)
     weights = sizes.frozen_parameters * sizes.dtype_bytes + quantized
     weights -= sum(sizes.streamed) - SLOTS * max(sizes.streamed, default=0)
+    weights -= sum(sizes.ends) - max(sizes.ends, default=0)
     trained = 4 * sizes.trainable_parameters
     activations, logits = (_on_cuda if sizes.device == "cuda" else _on_cpu)(sizes, checkpointing=checkpointing)
     return MemoryPlan(
@@ -151,7 +154,7 @@ def predict(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> MemoryPlan
         logits=logits,
         # torch.cuda's own peak, which is what is compared, leaves out the context.
         runtime=0 if sizes.device == "cuda" else held_bytes("cpu"),
-        host_weights=sum(map(pinned_bytes, sizes.streamed)),
+        host_weights=sum(map(pinned_bytes, (*sizes.streamed, *sizes.ends))),
         host_inputs=sum(map(pinned_bytes, _all_inputs(sizes))) if checkpointing == "offload" else 0,
     )
 
@@ -325,13 +328,18 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         start_parameters=_starts(known.config, shape.targets),
         experts=shape.experts,
         streamed=_streamed(known),
+        ends=tuple(known.placement.dtype.itemsize * numbers for numbers in shape.ends) if _feeds(known) else (),
         device=known.placement.device,
     )
 
 
+def _feeds(known: KnownRun) -> bool:
+    return known.config.model.stream_layers and has_own_memory(known.placement.device)
+
+
 def _streamed(known: KnownRun) -> tuple[int, ...]:
     """The bytes of each layer that is fed to the device."""
-    if not known.config.model.stream_layers or not has_own_memory(known.placement.device):
+    if not _feeds(known):
         return ()
     width, quantization = known.placement.dtype.itemsize, known.shape.quantization
     return tuple(plain * width + quantized_bytes(packed, 0, quantization) for plain, packed in known.shape.matrices)

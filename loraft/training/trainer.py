@@ -23,6 +23,7 @@ from loraft.figures import perplexity
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.held_memory import give_back_at_once, peak_bytes, release_freed, reset_peak
 from loraft.io.resources import disk_errors, memory_errors
+from loraft.kernels.layer_stream import Fed
 from loraft.kernels.offloaded_inputs import keep_inputs_on_host
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
@@ -139,7 +140,9 @@ def build_model(plan: RunPlan) -> AdaptedModel:
     placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
     quantization = plan.config.quantization if method == "qlora" else None
     group, labels = plan.task.group, plan.data.renderer.labels
-    streamed = plan.config.model.stream_layers and has_own_memory(placement.device)
+    streamed: Fed | None = None
+    if plan.config.model.stream_layers and has_own_memory(placement.device):
+        streamed = "ends" if plan.shape.ends else "layers"
     loaded = load_model(plan.model, placement, quantization=quantization, group=group, labels=labels, streamed=streamed)
     torch.manual_seed(plan.config.seed)
     if plan.layout.packed:

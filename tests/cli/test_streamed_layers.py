@@ -94,6 +94,7 @@ def test_frozen_layers_below_are_fed_too_and_what_stays_is_on_the_device(
 ) -> None:
     run, _ = tiny_fit(config_in(tmp_path, task="seq_cls", lora__layers="last:2", lora__bias="all"))
     assert isinstance(run.adapted.loaded.stream, LayerStream)
+    assert not run.plan.shape.ends, "a classifier's head is trained"
     assert len(run.adapted.loaded.stream.layers) == DEPTH
     memory = run.plan.memory
     assert memory.host_weights == pytest.approx(run.adapted.loaded.stream.host_bytes, rel=0.02)
@@ -103,7 +104,7 @@ def test_frozen_layers_below_are_fed_too_and_what_stays_is_on_the_device(
 
 
 def test_a_gpu_of_less_memory_is_planned_for(tmp_path: Path) -> None:
-    """The weights on it are those of two layers; offload leaves the inputs of two of its five layers."""
+    """On it are two layers, and the embeddings or the head; offload leaves the inputs of two of its five layers."""
     there = StatedDevice("cuda", 10**9)
     options: dict[str, Any] = {"method": "qlora", "data__max_length": 32}
     plans = {
@@ -112,9 +113,12 @@ def test_a_gpu_of_less_memory_is_planned_for(tmp_path: Path) -> None:
         for kept in (True, "offload")
     }
     resident, fed = plans[False, True].memory, plans[True, True].memory
-    layer = (resident.weights - fed.weights) // (DEPTH - 2)
-    assert fed.host_weights == DEPTH * pinned_bytes(layer)
-    assert layer == quantized_bytes(plans[True, True].shape.quantized_parameters // DEPTH, 0, QuantizationSection())
+    shape = plans[True, True].shape
+    layer = quantized_bytes(shape.quantized_parameters // DEPTH, 0, QuantizationSection())
+    end, head = (4 * numbers for numbers in shape.ends)
+    assert end == head
+    assert resident.weights - fed.weights == (DEPTH - 2) * layer + end
+    assert fed.host_weights == DEPTH * pinned_bytes(layer) + 2 * pinned_bytes(end)
     assert resident.activations == fed.activations
     kept = plans[True, "offload"].memory
     assert kept.host_inputs == DEPTH * pinned_bytes((fed.activations - kept.activations) // (DEPTH - 2))
@@ -140,6 +144,16 @@ REFUSED = (
     ("training.cache_frozen_prefix=true", "data.shuffle=batches"),
     ("lora.modules_to_save=[q_proj]", "lora.target_modules=[v_proj]"),
 )
+
+
+def test_embeddings_and_head_are_fed_unless_they_are_trained(tmp_path: Path, memory_of_its_own: None) -> None:
+    run, _ = tiny_fit(config_in(tmp_path))
+    model = run.adapted.loaded.model
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert embeddings.untyped_storage().data_ptr() == head.untyped_storage().data_ptr()
+    trained = plan_run(config_in(tmp_path, lora__modules_to_save=["lm_head"]))
+    assert not trained.shape.ends
+    assert api.train(config_in(tmp_path, lora__modules_to_save=["lm_head"], training__max_steps=1)).loss
 
 
 @pytest.mark.parametrize("options", REFUSED, ids=lambda options: options[0])

@@ -214,9 +214,8 @@ def test_a_7b_fits_one_gpu_as_its_config_says(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_8b_fits_a_gpu_of_4_gb_as_its_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layers are in main memory; pages of the optimizer's state may be."""
     plan = on_the_meta_device("qlora-8b-4gb", LLAMA_3_1_8B, 4 * 10**9 - CUDA_TAKES, tmp_path, monkeypatch)
-    assert plan.memory.peak_bytes - plan.memory.optimizer < plan.placement.available_bytes
+    assert plan.memory.peak_bytes < plan.placement.available_bytes
     assert plan.memory.peak_bytes == pytest.approx(said_gigabytes("qlora-8b-4gb", r"about ([\d.]+) GB are"), rel=0.02)
     assert plan.memory.host_weights == pytest.approx(said_gigabytes("qlora-8b-4gb", r"memory, ([\d.]+) GB"), rel=0.02)
 

@@ -31,7 +31,7 @@ from loraft.config.schema import RunConfig
 from loraft.kernels.layer_stream import LayerStream
 from loraft.models.device import CUDA_TAKES
 from loraft.models.load_model import LoadedModel
-from loraft.models.model_structure import layers_of
+from loraft.models.model_structure import ends_of, layers_of
 from loraft.models.quantize import quantized_modules
 from loraft.training import trainer
 from loraft.training.run_dir import RunFolder
@@ -128,7 +128,11 @@ def loaded(plan: RunPlan) -> LoadedModel:
     streamed = plan.config.model.stream_layers
     on_device(model, in_4_bits=in_4_bits, but=family.layers_path if streamed else None)
     if streamed:
-        stream = LayerStream(model, layers_of(model, family), CUDA)
+        ends = ends_of(model) if plan.shape.ends else None
+        for end in ends[:2] if ends else ():
+            there = torch.empty(end.weight.shape, dtype=torch.bfloat16, device="meta")
+            end._parameters["weight"] = nn.Parameter(there, requires_grad=False)
+        stream = LayerStream(model, layers_of(model, family), CUDA, ends)
     if in_4_bits:
         model.is_loaded_in_4bit = model.is_quantized = True  # type: ignore[assignment]
     model.requires_grad_(False).eval()

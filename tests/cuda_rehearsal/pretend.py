@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -149,11 +150,12 @@ def quantized_parameter(weight: Tensor, as_was: dict[str, Any], bnb: Any) -> nn.
     made = nn.Parameter(codes, requires_grad=False)
     attributes = {name: value for name, value in as_was.items() if name != "_is_hf_initialized"}
     attributes |= {"quant_state": state, "bnb_quantized": True}
-    vars(made).update(attributes, to=lambda device: _brought(made, attributes, device))
+    itself = weakref.ref(made)  # no cycle: what is let go is free at once, as on the device
+    vars(made).update(attributes, to=lambda device: _brought(itself(), attributes, device))
     return made
 
 
-def _brought(made: nn.Parameter, attributes: dict[str, Any], device: str) -> nn.Parameter:
+def _brought(made: Any, attributes: dict[str, Any], device: str) -> nn.Parameter:
     """A weight in 4 bits on another device, with its constants, as `Params4bit.to` gives it."""
     attributes["quant_state"].to(device)
     other = nn.Parameter(made.data.to(device), requires_grad=False)

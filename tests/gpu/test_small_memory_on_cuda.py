@@ -60,7 +60,7 @@ def test_fed_weights_are_those_that_the_gpu_quantized(tmp_path: Path) -> None:
             other = resident.model.get_submodule(name).get_parameter(leaf)
             if "lora_" not in name:
                 assert torch.equal(parameter.data, other.data), f"{name}.{leaf}"
-    assert all(host.is_pinned() for host in fed.stream._hosts)
+    assert all(host.is_pinned() for host in fed.stream._fed.hosts)
 
 
 @pytest.mark.parametrize("optim", ["paged_adamw_32bit", "paged_adamw_8bit"])

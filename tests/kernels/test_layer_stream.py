@@ -76,7 +76,7 @@ def test_each_layer_is_sent_for_once_a_pass_and_before_it_is_needed(monkeypatch:
     _, fed, stream = pair(5)
     sent: list[int] = []
     plain = CopyStream.copy
-    hosts = {id(host): number for number, host in enumerate(stream._hosts)}
+    hosts = {id(host): number for number, host in enumerate(stream._fed.hosts)}
     monkeypatch.setattr(
         CopyStream, "copy", lambda self, into, host: (sent.append(hosts[id(host)]), plain(self, into, host))[1]
     )
@@ -87,11 +87,54 @@ def test_each_layer_is_sent_for_once_a_pass_and_before_it_is_needed(monkeypatch:
         sent[:] = [0, 1]  # which are there for the next forward pass
 
 
+class Writer(nn.Module):
+    """A model with embeddings, layers and a head, which a loss reads by its weight."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.embeddings, self.head = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+        self.between = nn.Sequential(nn.Identity(), Model(depth))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return nn.functional.linear(self.between(self.embeddings(ids)), self.head.weight)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_embeddings_and_head_are_there_in_turn(depth: int) -> None:
+    torch.manual_seed(0)
+    resident = Writer(depth).requires_grad_(False)
+    fed = copy.deepcopy(resident)
+    layers = list(fed.between[1].layers)
+    stream = LayerStream(fed, layers, CPU, (fed.embeddings, fed.head, fed.between))
+    assert fed.embeddings.weight.untyped_storage().data_ptr() == fed.head.weight.untyped_storage().data_ptr()
+    for model in (resident, fed):
+        model.between[1].layers[0].trained.requires_grad_(True)
+    for layer in (resident.between[1].layers[0], layers[0]):
+        layer.trained = nn.Linear(8, 8)
+        nn.init.ones_(layer.trained.weight)
+        nn.init.zeros_(layer.trained.bias)
+    ids = torch.tensor([[1, 4, 10]])
+    for _ in range(3):
+        found = []
+        for model in (resident, fed):
+            model.zero_grad()
+            loss = model(ids).square().sum()
+            loss.backward()
+            found.append((loss, model.between[1].layers[0].trained.weight.grad))
+        assert torch.equal(found[0][0], found[1][0])
+        assert torch.equal(found[0][1], found[1][1])
+        with torch.no_grad():
+            assert torch.equal(resident(ids), fed(ids))
+    for module, other in ((fed.embeddings, resident.embeddings), (fed.head, resident.head)):
+        stream.bring(module)
+        assert torch.equal(module.weight, other.weight)
+
+
 def test_two_layers_are_held_whatever_the_depth() -> None:
     _, fed, stream = pair(6)
     matrices = {layer.up.weight.untyped_storage().data_ptr() for layer in fed.layers}
     assert len(matrices) == SLOTS
-    assert [len(host) for host in stream._hosts] == [1024 + 1024 + 4 * 8 * 8] * 6
+    assert [len(host) for host in stream._fed.hosts] == [1024 + 1024 + 4 * 8 * 8] * 6
     assert stream.host_bytes == 6 * 4096
     assert all(layer.norm.weight.untyped_storage().data_ptr() not in matrices for layer in fed.layers)
 
