@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -125,13 +125,17 @@ def _in_order_of_cost(config: RunConfig, *, beside_host: bool) -> Iterator[Value
     states: list[Values] = [{}]
     if training.optim in ("auto", "adamw"):
         states.append({"training.optim": "adamw_8bit"})
-    fed: list[Values] = [{}]
-    if beside_host and not config.model.stream_layers:
-        fed.append({"model.stream_layers": True})
-    for parts in product(fed, methods, again, fewer, states):
-        changes = {key: value for part in parts for key, value in part.items()}
-        if not (changes.get("model.stream_layers") and _hinders_streaming(config, changes)):
-            yield changes
+    if not config.model.stream_layers:
+        yield from _merged(product(methods, again, fewer, states))
+    if config.model.stream_layers or beside_host:  # each batch brings every layer: more of them are the dearest change
+        fed: list[Values] = [{} if config.model.stream_layers else {"model.stream_layers": True}]
+        for changes in _merged(product(fed, methods, fewer, again, states)):
+            if not _hinders_streaming(config, changes):
+                yield changes
+
+
+def _merged(alternatives: Iterable[tuple[Values, ...]]) -> Iterator[Values]:
+    return ({key: value for part in parts for key, value in part.items()} for parts in alternatives)
 
 
 def _hinders_streaming(config: RunConfig, changes: Values) -> bool:

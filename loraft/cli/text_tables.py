@@ -58,7 +58,8 @@ def facts(title: str, rows: Document, *, label_width: int = 0) -> RenderableType
     grid.add_column(overflow="fold")
     for key, value in rows.items():
         if title in IN_BYTES:
-            grid.add_row(f"  {label(key)}", shown(f"{key}_bytes", value), _bar(value, rows.get("peak_bytes")))
+            whole = None if key.startswith("host_") else rows.get("peak_bytes")
+            grid.add_row(f"  {label(key)}", shown(f"{key}_bytes", value), _bar(value, whole))
         else:
             grid.add_row(f"  {label(key)}", shown(key, value))
     return titled(title, grid)

@@ -84,7 +84,6 @@ class TrainingSizes:
     optimizer_bytes: int
     device: str
     start_parameters: int = 0
-    fused: bool = False
     experts: ExpertSizes = NO_EXPERTS
     streamed: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
@@ -131,11 +130,10 @@ class MemoryPlan:
         return self.host_weights + self.host_inputs
 
     def as_dict(self) -> dict[str, int]:
-        """The parts and their sum; those of the host where there are any."""
+        """The device's parts and their sum; then those of the host, where there are any."""
         parts = asdict(self)
-        return {name: size for name, size in parts.items() if size or not name.startswith("host_")} | {
-            "peak_bytes": self.peak_bytes
-        }
+        of_host = {name: parts.pop(name) for name in ("host_weights", "host_inputs")}
+        return parts | {"peak_bytes": self.peak_bytes} | {name: size for name, size in of_host.items() if size}
 
 
 def predict(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> MemoryPlan:
@@ -238,7 +236,7 @@ def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
     the CPU the attention weights of short rows are kept too.
     """
     layer, width = stack.layer, sizes.dtype_bytes
-    steps = 1 + (layer.gated and not (layer.fuses and sizes.fused)) + 3 * layer.written_out
+    steps = 1 + layer.gated + 3 * layer.written_out
     a_token = width * (layer.linear_outputs + steps * layer.inner + 3 * layer.hidden)
     if sizes.whole_model and width < 4:
         a_token += 16 * layer.hidden
@@ -285,7 +283,7 @@ def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
 def _too_large_for_the_host(memory: MemoryPlan, available: int) -> str | None:
     if memory.host_bytes <= available:
         return None
-    needed = f"the run keeps about {memory.host_bytes / 1e9:.1f} GB in the host's memory"
+    needed = f"the run keeps about {memory.host_bytes / 1e9:.1f} GB in main memory"
     return f"{needed}, and {available / 1e9:.1f} GB of that are available"
 
 
@@ -301,7 +299,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
     shape, data = known.shape, known.data
     largest = max(batches.epoch(0), key=lambda rows: cells([batches.lengths[i] for i in rows]))
     rows = [data.train[i] for i in largest]
-    whole_model, on_cuda = shape.targets is None, known.placement.device == "cuda"
+    whole_model = shape.targets is None
     return TrainingSizes(
         frozen_parameters=0 if whole_model else shape.total_parameters - shape.quantized_parameters,
         quantized_parameters=shape.quantized_parameters,
@@ -317,7 +315,9 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
             for stack in shape.depths
         ),
         batch_targets=sum(example.trained for example in rows),
-        chunk_targets=targets_in_chunk(shape.vocabulary, known.placement.total_bytes if on_cuda else None),
+        chunk_targets=targets_in_chunk(
+            shape.vocabulary, known.placement.total_bytes if known.placement.device == "cuda" else None
+        ),
         vocabulary=len(data.renderer.labels) or shape.vocabulary,
         whole_model=whole_model,
         head_trained=shape.targets is None or bool(shape.targets.saved),
@@ -329,7 +329,6 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         streamed=_streamed(known),
         ends=tuple(known.placement.dtype.itemsize * numbers for numbers in shape.ends) if _feeds(known) else (),
         device=known.placement.device,
-        fused=on_cuda and known.config.training.kernels == "auto",
     )
 
 

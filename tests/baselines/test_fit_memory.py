@@ -76,6 +76,9 @@ def test_then_inputs_on_the_host_and_last_of_all_layers_that_are_fed(config: Run
     fed = least.model_copy(update={"model": least.model.model_copy(update={"stream_layers": True})})
     assert needed(fed) < needed(least)
     assert fit_memory(least, gpu_memory=needed(fed)).changes == {"model.stream_layers": True}
+    many = changed(fed, gradient_checkpointing=True, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    before_fewer_rows = fit_memory(many, gpu_memory=needed(changed(many, gradient_checkpointing="offload")))
+    assert before_fewer_rows.changes == {CHECKPOINTING: "offload"}, "of fed layers a smaller batch costs more"
     whole = fit_memory(changed(least, method="full"), gpu_memory=needed(fed))
     assert (whole.changes["method"], whole.changes["model.stream_layers"]) == ("qlora", True)
 

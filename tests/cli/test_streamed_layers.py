@@ -6,6 +6,7 @@ A CPU takes itself for a device with memory of its own here: what is copied, and
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from loraft.kernels.offloaded_inputs import KeptInputs
 from loraft.kernels.transfer import pinned_bytes
 from loraft.models.device import StatedDevice
 from loraft.models.quantize import quantized_bytes
+from loraft.training.memory import too_large
 from loraft.training.run_plan import plan_run
 from tests.cli.conftest import Loraft, WriteConfig
 from tests.tiny import save_tiny
@@ -164,3 +166,20 @@ def test_what_is_not_frozen_or_read_whole_is_refused(
     assert result.exit_code == 2
     assert KEY in result.stderr
     wording(result.stderr)
+
+
+def test_check_tells_what_is_kept_in_main_memory_beside_the_peak(loraft: Loraft, config: WriteConfig) -> None:
+    asked = (f"{KEY}=true", "training.gradient_checkpointing=offload", "--device", "cuda", "--gpu-memory", "4GB")
+    memory = json.loads(loraft("check", str(config()), *asked, "--json").stdout)["memory"]
+    parts = list(memory)
+    assert parts[parts.index("peak_bytes") + 1 :] == ["host_weights", "host_inputs", "available_bytes"]
+    assert memory["peak_bytes"] == sum(memory[part] for part in parts[: parts.index("peak_bytes")])
+    shown = loraft("check", str(config()), *asked).stdout
+    assert not any("━" in line for line in shown.splitlines() if line.strip().startswith("host"))
+
+
+def test_main_memory_that_does_not_suffice_is_told(tmp_path: Path, memory_of_its_own: None) -> None:
+    plan = plan_run(config_in(tmp_path))
+    assert too_large(plan, plan.memory) is None
+    more = replace(plan.memory, host_weights=10**15)
+    assert "main memory" in (too_large(plan, more) or "")
