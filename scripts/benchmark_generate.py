@@ -7,7 +7,9 @@ SmolLM2-135M-Instruct answers the same prompts in the dtype that loraft takes on
 in turns. Nothing ends an answer before its last token, so both do the same number of steps. The rate counts new tokens
 over the whole time of an answer, reading the prompt included. Each figure is the median of the rounds; a first round
 warms up and is thrown away. Whether both gave the same tokens is told too: in 16 bits they may differ where padding
-or another order of sums rounds a close choice the other way.
+or another order of sums rounds a close choice the other way. Beside them stands what a bare loop of the products of a
+step would give, as torch computes them. With `--processor-time` the time of the processor is counted, not the clock's:
+for a machine that others work on too, with one thread.
 """
 
 from __future__ import annotations
@@ -68,12 +70,13 @@ class Compared:
 def main() -> None:
     """Measures both and prints a table."""
     options = parse_options()
-    session = open_session(ModelRequest(MODEL, [options.adapter] if options.adapter else []))
+    session = open_session(ModelRequest(MODEL, [options.adapter] if options.adapter else [], dtype=options.dtype))
     voice = session.voice()
     prompts = [voice.renderer.prompt_ids(voice.conversation(prompt)) for prompt in PROMPTS]
     ours, theirs = answerers(session.model, voice.tokenizer, options.new_tokens)
     batches = {1: [[prompts[index]] for index in (0, 1)], 8: [prompts]}
     results = [compare(size, batch, ours, theirs, options) for size, batch in batches.items()]
+    bare = {size: floor(session.loaded.model, size, options) for size in batches}
     report = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -83,6 +86,7 @@ def main() -> None:
         "adapter": bool(options.adapter),
         "new_tokens": options.new_tokens,
         "rounds": options.rounds,
+        "bare_products": bare,
         "results": [asdict(result) for result in results],
     }
     print(json.dumps(report, indent=2) if options.json else table(report, results))
@@ -109,6 +113,21 @@ def answerers(model: Any, tokenizer: Any, new_tokens: int) -> tuple[Answer, Answ
     return ours, theirs
 
 
+def floor(model: Any, rows: int, options: argparse.Namespace) -> float:
+    """Tokens a second of nothing but the products of a step, as torch computes them: the best of the rounds."""
+    clock = time.process_time if options.processor_time else time.perf_counter
+    weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    inputs = {width: torch.ones(rows, width, dtype=weights[0].dtype) for width in {w.shape[1] for w in weights}}
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(3 * options.rounds):
+            started = clock()
+            for weight in weights:
+                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+            seconds.append(clock() - started)
+    return rows / min(seconds)
+
+
 def adapted(model: Any) -> bool:
     """Whether float32 adapters are in it, which transformers needs autocast for."""
     return len({parameter.dtype for parameter in model.parameters()}) > 1
@@ -118,13 +137,14 @@ def compare(
     size: int, batches: Sequence[Sequence[Sequence[int]]], ours: Answer, theirs: Answer, options: argparse.Namespace
 ) -> Compared:
     """Rates of both, in turns; which one goes first changes with each round."""
+    clock = time.process_time if options.processor_time else time.perf_counter
     rates: dict[Answer, list[float]] = {ours: [], theirs: []}
     answers: dict[Answer, list[list[int]]] = {}
     for round_ in range(options.rounds + 1):
         for answer in (ours, theirs) if round_ % 2 else (theirs, ours):
-            started = time.perf_counter()
+            started = clock()
             answers[answer] = [tokens for batch in batches for tokens in answer(batch)]
-            seconds = time.perf_counter() - started
+            seconds = clock() - started
             if round_:
                 rates[answer].append(sum(map(len, answers[answer])) / seconds)
     return Compared(
@@ -143,10 +163,10 @@ def table(report: dict[str, Any], results: Sequence[Compared]) -> str:
     lines = [
         head + f"transformers {report['transformers']}, {report['new_tokens']} new tokens, {report['rounds']} rounds"
     ]
-    lines.append("batch   loraft tokens/s   transformers tokens/s   ratio   same answers")
+    lines.append("batch   loraft tokens/s   transformers tokens/s   ratio   same answers   torch's products alone")
     lines += [
         f"{result.batch_size:5d}   {result.loraft:15.1f}   {result.transformers:21.1f}   {result.ratio:4.2f}×   "
-        f"{result.same_answers} of {result.answers}"
+        f"{result.same_answers} of {result.answers:<9d}   {report['bare_products'][result.batch_size]:22.1f}"
         for result in results
     ]
     return "\n".join(lines)
@@ -158,6 +178,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="how often each answers (default: 7)")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens of each answer (default: 64)")
     parser.add_argument("--adapter", help="an adapter of that model, to answer with it")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as loraft takes it on this machine")
+    parser.add_argument("--processor-time", action="store_true", help="count the processor's time, not the clock's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args()
 

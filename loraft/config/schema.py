@@ -85,6 +85,10 @@ class TrainingSection(Section):
     """Recompute activations in the backward pass: less memory, more time. auto does so only where the run would
     otherwise be predicted to need more than 90 % of the memory that is free. offload keeps what goes into each layer,
     from which it is computed again, in the host's memory besides; on a CPU it is true."""
+    kernels: Literal["auto", "plain"] = "auto"
+    """What CUDA computes norms, rotary positions and gated products with while training: auto is loraft's fused
+    kernels, each of which is tried on the GPU before the first step and taken where its numbers are those of the plain
+    form; plain is torch's own operations. Not used on a CPU."""
     cache_frozen_prefix: bool = False
     """Keep on disk what the frozen layers below the lowest trained one give, in the run's folder until the run ends,
     and read it from the second epoch on: the same losses in less time. Needs data.shuffle batches or false, by which

@@ -16,9 +16,11 @@ from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from loraft.io.resources import memory_errors
-from loraft.kernels.decoding import new_cache, patch_decode_linears, read_on
+from loraft.kernels.decoding import new_cache, read_on
+from loraft.kernels.decoding_products import patch_decode_linears
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.transfer import to_device
+from loraft.models.device import main_memory
 from loraft.models.hf_config import configured_positions
 from loraft.models.modules import start_token, wrapped_model
 from loraft.models.probe import spec_of
@@ -224,8 +226,9 @@ def ordinary_attention(model: nn.Module) -> Iterator[None]:
     model.eval()
     if attention == ROWS:
         base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
+    same_input, room = spec_of(base.config).same_input, main_memory()[1] // 2
     try:
-        with patch_decode_linears(base, base.dtype):
+        with patch_decode_linears(base, base.dtype, same_input=same_input, room=room, keeps=not training):
             yield
     finally:
         if attention == ROWS:

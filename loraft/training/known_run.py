@@ -21,6 +21,7 @@ from loraft.config.sections import QuantizationSection
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.paths import cache_folder
+from loraft.kernels.fused.fuse import gated_parts
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
 from loraft.models.hf_config import (
@@ -72,6 +73,7 @@ class LayerSizes:
         inner: The width inside the feed-forward part: the widest in-features.
         gated: The feed-forward part multiplies its inner tensor by a second one.
         written_out: Its activation function is made of several operations, each of which keeps what it read.
+        fuses: It is gated in the way that has a fused kernel on CUDA.
     """
 
     hidden: int
@@ -79,6 +81,7 @@ class LayerSizes:
     inner: int
     gated: bool
     written_out: bool
+    fuses: bool
     heads: int
 
 
@@ -235,13 +238,15 @@ def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
 
 def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: str) -> LayerSizes:
     inside = [name for name in linear if name.startswith(f"{path}.0.")]
+    layer = model.get_submodule(f"{path}.0")
     outputs, inner = [linear[name][1] for name in inside], max(linear[name][0] for name in inside)
     return LayerSizes(
         hidden=hidden_in(model),
         linear_outputs=sum(outputs),
         inner=inner,
         gated=2 * inner in outputs or outputs.count(inner) > 1,
-        written_out=any(type(part).__name__ in WRITTEN_OUT for part in model.get_submodule(f"{path}.0").modules()),
+        written_out=any(type(part).__name__ in WRITTEN_OUT for part in layer.modules()),
+        fuses=bool(gated_parts(layer)),
         heads=heads_in(model.config),
     )
 

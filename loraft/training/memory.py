@@ -84,6 +84,7 @@ class TrainingSizes:
     optimizer_bytes: int
     device: str
     start_parameters: int = 0
+    fused: bool = False
     experts: ExpertSizes = NO_EXPERTS
     streamed: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
@@ -236,7 +237,7 @@ def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
     the CPU the attention weights of short rows are kept too.
     """
     layer, width = stack.layer, sizes.dtype_bytes
-    steps = 1 + layer.gated + 3 * layer.written_out
+    steps = 1 + (layer.gated and not (layer.fuses and sizes.fused)) + 3 * layer.written_out
     a_token = width * (layer.linear_outputs + steps * layer.inner + 3 * layer.hidden)
     if sizes.whole_model and width < 4:
         a_token += 16 * layer.hidden
@@ -299,7 +300,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
     shape, data = known.shape, known.data
     largest = max(batches.epoch(0), key=lambda rows: cells([batches.lengths[i] for i in rows]))
     rows = [data.train[i] for i in largest]
-    whole_model = shape.targets is None
+    whole_model, on_cuda = shape.targets is None, known.placement.device == "cuda"
     return TrainingSizes(
         frozen_parameters=0 if whole_model else shape.total_parameters - shape.quantized_parameters,
         quantized_parameters=shape.quantized_parameters,
@@ -315,9 +316,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
             for stack in shape.depths
         ),
         batch_targets=sum(example.trained for example in rows),
-        chunk_targets=targets_in_chunk(
-            shape.vocabulary, known.placement.total_bytes if known.placement.device == "cuda" else None
-        ),
+        chunk_targets=targets_in_chunk(shape.vocabulary, known.placement.total_bytes if on_cuda else None),
         vocabulary=len(data.renderer.labels) or shape.vocabulary,
         whole_model=whole_model,
         head_trained=shape.targets is None or bool(shape.targets.saved),
@@ -329,6 +328,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         streamed=_streamed(known),
         ends=tuple(known.placement.dtype.itemsize * numbers for numbers in shape.ends) if _feeds(known) else (),
         device=known.placement.device,
+        fused=on_cuda and known.config.training.kernels == "auto",
     )
 
 

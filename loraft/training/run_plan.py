@@ -162,6 +162,12 @@ def _packed(known: KnownRun) -> bool:
     return packed
 
 
+def _device_notes(known: KnownRun) -> list[str]:
+    """What is set and not used on this device."""
+    idle = known.placement.device == "cpu" and known.config.training.kernels != "auto"
+    return [f"training.kernels {known.config.training.kernels} is not used on a CPU"] if idle else []
+
+
 def base_notes(config: RunConfig) -> Iterator[str]:
     """An adapter names its base as the config does, and a path of this machine means nothing on another."""
     name = config.model.name_or_path
@@ -181,7 +187,7 @@ def _resolved(known: KnownRun) -> KnownRun:
     settled = training.model_copy(update={"learning_rate": rate, "optim": optim, "router_aux_loss_coef": coefficient})
     if not known.placement.stated:
         require_optimizer(settled, known.placement.device)
-    notes = [*([note] if note else []), *_optimizer_notes(known.shape, config, settled)]
+    notes = [*_device_notes(known), *([note] if note else []), *_optimizer_notes(known.shape, config, settled)]
     if training.learning_rate == "auto":
         notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}")
     if training.max_steps is not None and "num_train_epochs" in training.model_fields_set:

@@ -23,6 +23,7 @@ from loraft.figures import perplexity
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.held_memory import give_back_at_once, peak_bytes, release_freed, reset_peak
 from loraft.io.resources import disk_errors, memory_errors
+from loraft.kernels.fused.chosen import fuse_chosen
 from loraft.kernels.layer_stream import Fed
 from loraft.kernels.offloaded_inputs import keep_inputs_on_host
 from loraft.kernels.packed_attention import ROWS
@@ -112,6 +113,8 @@ def run_plan(
     full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
     with _memory_errors(plan), folder.kept(), full_disk:
         adapted = build_model(plan)
+        for note in adapted.notes:
+            observer(Note(note))
         reset_peak(plan.placement.device)
         if resume and not resume_anyway:
             refuse_another_base(folder, adapted.loaded)
@@ -149,6 +152,9 @@ def build_model(plan: RunPlan) -> AdaptedModel:
         loaded.model.set_attn_implementation(ROWS)
     adapted = attach(loaded, plan.config)
     patch_rms_norm(loaded.model)
+    if plan.config.training.kernels == "auto":
+        told = fuse_chosen(loaded.model, plan.placement.device, plan.placement.dtype)
+        adapted = replace(adapted, notes=(*adapted.notes, *told))
     if plan.config.training.gradient_checkpointing:
         _checkpoint_layers(loaded.model, plan)
         if plan.placement.device == "cpu":

@@ -22,7 +22,7 @@ from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import ModelSection
 from loraft.errors import AdapterError
 from loraft.inspection.layers_report import inspect_layers
-from loraft.kernels.decoding import patch_decode_linears
+from loraft.kernels.decoding_products import patch_decode_linears
 from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_model
 from tests.adapters.setting import disturb

@@ -39,6 +39,7 @@ VARIANTS: Mapping[str, Options] = {
 }
 OF_CAUSAL_LM: Mapping[str, Options] = {
     "padded": {"data__packing": "off", **IN_16_BITS},
+    "plain": {"training__kernels": "plain", **IN_16_BITS},
     "filled": {"data__packing": "fill", **IN_16_BITS},
     "q-padded": {"method": "qlora", "data__packing": "off", **IN_16_BITS},
     "head": {"lora__modules_to_save": ["lm_head"], **IN_16_BITS},

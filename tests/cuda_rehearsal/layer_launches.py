@@ -37,7 +37,7 @@ def by_loraft(method: str, layers: int) -> int:
     GEOMETRIES["counted"] = SIZES | {"num_hidden_layers": layers}
     with tempfile.TemporaryDirectory() as place:
         os.environ["LORAFT_CACHE"] = str(Path(place) / "cache")
-        return int(held(Path(place), "counted", method, checkpointing=False, tokens=TOKENS)["launches"])
+        return int(held(Path(place), "counted", method, checkpointing=False, tokens=TOKENS, more={})["launches"])
 
 
 def by_peft(method: str, layers: int) -> int:

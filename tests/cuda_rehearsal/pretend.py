@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
+from torch.nn.utils import clip_grad
 
+from loraft.kernels.fused import chosen
 from tests.cuda_rehearsal.device import attention, pinned_from_now_on
 
 NAME, CAPABILITY, TOTAL_GIB, FREE_GIB = "a GPU that is not there", (9, 0), 80, 79
@@ -33,6 +35,8 @@ def pretend(total: int = TOTAL_GIB << 30, free: int = FREE_GIB << 30) -> None:
     _attend()
     _quantize_plainly()
     _dequantize_plainly()
+    chosen.faults = _always({})  # type: ignore[assignment]  # there are no numbers to try a kernel by
+    clip_grad._has_foreach_support = _always(True)  # it looks at the type of the tensors
 
 
 def _answer_for_cuda(total: int, free: int) -> None:

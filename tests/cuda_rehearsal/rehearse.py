@@ -36,7 +36,7 @@ from loraft.errors import Interrupted
 from loraft.evaluation.open_model import RequestedModel
 from loraft.inference import engine
 from loraft.inference.requests import GenerationRequest
-from loraft.kernels import decoding, lora_linear, packed_attention, rms_norm
+from loraft.kernels import decoding_products, lora_linear, packed_attention, rms_norm
 from loraft.models.registry import FAMILIES
 from loraft.training import loop
 from tests.cuda_rehearsal.cases import CASES, Case
@@ -78,7 +78,7 @@ class Seen:
 
 CPU_FORMS: tuple[tuple[Any, str], ...] = (
     (rms_norm, "cpu_norm"), (lora_linear, "cpu_adapted"), (lora_linear, "cpu_updated"),
-    (packed_attention._RowProducts, "apply"), (decoding, "as_it_lies_is_faster"),
+    (packed_attention._RowProducts, "apply"), (decoding_products, "_of_laid_out"),
 )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from tests.cuda_rehearsal.test_rehearsal import ROOT
 
 pytestmark = pytest.mark.slow
 
-MOST = {"lora": 0.88, "qlora": 0.96}
-"""Of peft's kernels of a layer: 204 and 225 of 238 were counted."""
+MOST = {"lora": 0.45, "qlora": 0.54}
+"""Of peft's kernels of a layer: 103 and 124 of 238 were counted."""
 
 
 def test_a_layer_takes_fewer_kernels_than_with_peft(library: Path) -> None:

@@ -11,6 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from loraft.kernels.fused import trials
+from loraft.kernels.fused.chosen import fuse_chosen
+from loraft.kernels.fused.forms import fused_norm, plain_norm_of
 from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.kernels.rms_norm import cuda_norm, patch_rms_norm, plain_norm
 from loraft.models.registry import FAMILIES
@@ -45,6 +48,44 @@ def test_the_norm_is_the_plain_formula(dtype: torch.dtype, hidden: int) -> None:
     rounding = torch.finfo(dtype).eps  # sums in another order, and what is rounded to the other side by that
     for mine, theirs in ((ours, plain), gradients):
         assert (mine - theirs).double().norm() <= 4 * rounding * theirs.double().norm()
+
+
+@pytest.mark.parametrize("dtype", trials.TOLERANCE)
+def test_fused_forms_give_the_numbers_of_the_plain_ones(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: it comes with a torch for CUDA")
+    for name in trials.PAIRS:
+        assert trials.difference(name, "cuda", dtype) <= trials.TOLERANCE[dtype], name
+    assert trials.faults("cuda", dtype) == {}
+
+
+@pytest.mark.parametrize("columns", [128, 4096, 8192, 14336])
+def test_a_fused_norm_takes_rows_of_any_length(columns: int) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: it comes with a torch for CUDA")
+    torch.manual_seed(0)
+    x = torch.randn(65, columns, device="cuda").bfloat16().requires_grad_()
+    weight, given = torch.randn(columns, device="cuda").bfloat16(), torch.randn_like(x)
+    results = []
+    for form in (fused_norm, plain_norm_of):
+        out = form(x, weight, 1e-6, 0.0, rounds=True)
+        results.append((out, torch.autograd.grad(out, x, given)[0]))
+    for mine, plain in zip(*results, strict=True):
+        assert (mine - plain).double().norm() <= 4 * torch.finfo(x.dtype).eps * plain.double().norm()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma", "qwen3", "phi"])
+def test_a_model_of_fused_layers_is_the_model(model_type: str) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: it comes with a torch for CUDA")
+    plain = tiny_model(model_type).to("cuda").requires_grad_(False).train()
+    ours = copy.deepcopy(plain)
+    assert fuse_chosen(ours, "cuda", torch.float32)
+    results = []
+    for model in (ours, plain):
+        torch.manual_seed(0)
+        x = torch.randn(2, 9, 32, device="cuda", requires_grad=True)
+        logits = model(inputs_embeds=x, use_cache=False).logits
+        results.append((logits, torch.autograd.grad(logits.square().mean(), x)[0]))
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

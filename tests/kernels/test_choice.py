@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from loraft.kernels import cross_entropy, decoding, lora_linear, packed_attention, rms_norm
+from loraft.kernels import cross_entropy, decoding_products, lora_linear, packed_attention, rms_norm
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import FAMILIES
 from tests.tiny import tiny_model
@@ -32,7 +32,7 @@ def _no_cpu_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rms_norm, "cpu_norm", refuse)
     monkeypatch.setattr(lora_linear, "cpu_adapted", refuse)
     monkeypatch.setattr(lora_linear, "cpu_updated", refuse)
-    monkeypatch.setattr(decoding, "as_it_lies_is_faster", refuse)
+    monkeypatch.setattr(decoding_products, "fastest_form", refuse)
     monkeypatch.setattr(packed_attention._RowProducts, "apply", refuse)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # it knows no tensors without data
 
@@ -63,13 +63,13 @@ def test_training_takes_no_form_of_the_cpu(device: str, model_type: str) -> None
 @pytest.mark.parametrize("device", DEVICES)
 def test_products_of_one_token_are_the_usual_ones(device: str) -> None:
     module = nn.Linear(96, 50, bias=False, dtype=torch.bfloat16, device=device)
-    with torch.no_grad(), decoding.patch_decode_linears(module, torch.bfloat16):
+    with torch.no_grad(), decoding_products.patch_decode_linears(module, torch.bfloat16):
         assert module(torch.zeros(1, 96, dtype=torch.bfloat16, device=device)).shape == (1, 50)
     wide = nn.Linear(96, 50, bias=False, device=device)
-    with torch.no_grad(), decoding.patch_decode_linears(wide, torch.bfloat16):
+    with torch.no_grad(), decoding_products.patch_decode_linears(wide, torch.bfloat16):
         assert wide(torch.zeros(1, 96, device=device)).dtype == torch.bfloat16
     on_cpu = nn.Linear(96, 50, bias=False, dtype=torch.bfloat16)
-    with pytest.raises(CpuFormError), decoding.patch_decode_linears(on_cpu, torch.bfloat16):
+    with pytest.raises(CpuFormError), decoding_products.patch_decode_linears(on_cpu, torch.bfloat16):
         pass
 
 

@@ -18,7 +18,7 @@ from loraft.training.memory import HOLES, StackSizes, TrainingSizes, predict
 from loraft.training.optimizer import KINDS, TrainedTensor
 
 STACK = StackSizes(
-    layer=LayerSizes(hidden=8, linear_outputs=60, inner=16, gated=True, written_out=False, heads=2),
+    layer=LayerSizes(hidden=8, linear_outputs=60, inner=16, gated=True, written_out=False, fuses=True, heads=2),
     graph_layers=3,
     batch_tokens=10,
     longest_row=5,
@@ -85,6 +85,13 @@ def test_what_the_feed_forward_part_keeps(changed: dict[str, bool], tensors: int
     more = predict(other, checkpointing=False).activations
     more -= predict(replace(SIZES, device="cpu"), checkpointing=False).activations
     assert more == HOLES * 10 * 3 * 2 * 16 * tensors
+
+
+def test_fused_kernels_keep_no_activation_beside_its_product_with_the_gate() -> None:
+    plain, fused = (predict(replace(SIZES, fused=fused), checkpointing=False).activations for fused in (False, True))
+    assert plain - fused == 10 * 3 * 2 * 16
+    other = replace(SIZES, fused=True, stacks=(replace(STACK, layer=replace(STACK.layer, fuses=False)),))
+    assert predict(other, checkpointing=False).activations == plain
 
 
 def test_on_a_cpu_attention_weights_of_short_rows_are_kept() -> None:

@@ -11,7 +11,7 @@ import torch
 from loraft import api
 from loraft.errors import InvalidInputError
 from loraft.models import device as placement
-from loraft.models.device import DeviceConfig
+from loraft.models.device import DeviceConfig, StatedDevice
 from loraft.training.memory import too_large
 from loraft.training.run_plan import RunPlan, plan_run
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -94,6 +94,15 @@ def test_weights_that_draw_no_row_are_refused(tmp_path: Path) -> None:
     light = [{"path": config.data.train[0].path, "weight": 0.001}]
     with pytest.raises(InvalidInputError, match="draws no row"):
         api.check(tiny_config(tmp_path, data__train=light))
+
+
+def test_kernels_of_a_gpu_are_said_to_be_idle_on_a_cpu(tmp_path: Path) -> None:
+    said = "training.kernels plain is not used on a CPU"
+    assert said in plan_run(tiny_config(tmp_path, training__kernels="plain")).notes
+    on_cuda = plan_run(tiny_config(tmp_path, training__kernels="plain"), StatedDevice("cuda", 24 * 10**9))
+    assert said not in on_cuda.notes
+    fused = plan_run(tiny_config(tmp_path), StatedDevice("cuda", 24 * 10**9))
+    assert fused.memory.activations < on_cuda.memory.activations
 
 
 def test_fill_says_how_many_steps_remain(tmp_path: Path) -> None:
