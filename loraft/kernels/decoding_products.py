@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from loraft.kernels.layer_stream import is_fed
 from loraft.kernels.lora_linear import modules_of_adapted_parameters
 
 Form = Literal["usual", "as_it_lies", "laid_out"]
@@ -101,7 +102,7 @@ def patch_decode_linears(
     # The weight of these is not what lies in the module, but that with an adapter's update in it.
     parametrized = modules_of_adapted_parameters(model)
     linears = (module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module))
-    modules = [module for module in linears if module not in parametrized]
+    modules = [module for module in linears if module not in parametrized and not is_fed(module.weight)]
     large = _to_lay_out(modules, dtype, room)
     patched = [module for module in modules if module in large or _gains(module, dtype)]
     for products in _products(model, large, same_input, keeps=keeps):

@@ -214,8 +214,13 @@ def _put(module: nn.Module, name: str, weight: nn.Parameter, data: Tensor) -> No
     kind = type(weight)
     plain = kind is nn.Parameter
     made: Any = nn.Parameter(data, requires_grad=False) if plain else torch.Tensor._make_subclass(kind, data, False)
-    vars(made).update(vars(weight))
+    vars(made).update(vars(weight), is_fed=True)
     module._parameters[name] = made
+
+
+def is_fed(weight: Tensor) -> bool:
+    """Whether a weight is there only while its module computes: a copy that is made before is none of it."""
+    return getattr(weight, "is_fed", False)
 
 
 def _laid(taken: Sequence[tuple[Tensor, Callable[[Tensor], None]]]) -> list[_Fed]:

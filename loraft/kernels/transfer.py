@@ -46,6 +46,7 @@ class CopyStream:
         if self._stream is None:
             into.copy_(source)
             return None
+        _refuse_recording()
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             into.copy_(source, non_blocking=True)
@@ -54,4 +55,15 @@ class CopyStream:
     def wait(self, arrival: Arrival) -> None:
         """Have what is launched from here on run after a copy; the host goes on."""
         if self._stream is not None and arrival is not None:
+            _refuse_recording()
             torch.cuda.current_stream(self._stream.device).wait_event(arrival)
+
+
+def _refuse_recording() -> None:
+    """A recorded step would copy what was due when it was recorded, and not what is when it is launched.
+
+    Raises:
+        RuntimeError: A CUDA graph is being recorded.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("what is copied from the host while a model computes cannot be recorded")

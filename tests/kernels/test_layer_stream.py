@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from loraft.kernels.decoding_products import patch_decode_linears
 from loraft.kernels.layer_stream import SLOTS, LayerStream
 from loraft.kernels.transfer import CopyStream
 
@@ -153,3 +154,20 @@ def test_what_modules_share_stays_where_it_is() -> None:
     LayerStream(model, list(model.layers), CPU)
     assert model.layers[2].up.weight is model.layers[0].up.weight
     assert len(model.layers[0].up.weight.untyped_storage()) == 4 * 8 * 24
+
+
+def test_no_copy_is_made_of_a_weight_that_is_there_only_while_its_module_computes() -> None:
+    _, fed, _ = pair(2)
+    with patch_decode_linears(fed, torch.bfloat16):
+        assert all("forward" not in vars(layer.up) for layer in fed.layers)
+        assert all("forward" in vars(layer.trained) for layer in fed.layers)
+
+
+def test_a_step_that_copies_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = CopyStream(CPU)
+    stream._stream = object()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="cannot be recorded"):
+        stream.copy(torch.empty(1), torch.empty(1))
+    with pytest.raises(RuntimeError, match="cannot be recorded"):
+        stream.wait(object())
