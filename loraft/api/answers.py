@@ -107,7 +107,8 @@ class OpenModel:
         ids = voice.renderer.prompt_ids(asked)
         notes += voice.about_prompts([asked])
         tracer = Tracer(session.model, voice.tokenizer, layers=layers) if trace else None
-        context = DecoderState(session.model, use_cache=use_cache)
+        # What is traced is launched layer by layer: each is listened to.
+        context = DecoderState(session.model, use_cache=use_cache) if trace or not use_cache else None
         answered = stream(session.model, voice.tokenizer, ids, **settings, context=context, tracer=tracer)
 
         def with_cache() -> CacheComparison:

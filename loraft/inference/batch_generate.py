@@ -185,7 +185,8 @@ def _answered_by(session: Session, voice: Speaker, options: GenerationRequest) -
 
     The number of rows at a time is not among them: it decides speed and memory.
     """
-    settings = voice.settings(options)
+    settings: dict[str, object] = {**voice.settings(options)}
+    settings.pop("cuda_graphs", None)  # likewise
     described = {
         "adapter": digests(voice.folder) if voice.name != BASE else None,
         "base": session.loaded.fingerprint,
@@ -193,7 +194,7 @@ def _answered_by(session: Session, voice: Speaker, options: GenerationRequest) -
         "dtype": str(session.loaded.placement.dtype),
         "options": asdict(options),
         "quantization": session.quantization.model_dump() if session.quantization else None,
-        "settings": {**settings, "rules": asdict(settings["rules"])},
+        "settings": {**settings, "rules": asdict(voice.settings(options)["rules"])},
         **voice.renderer.recorded,
         "template": voice.renderer.chat_template,
     }

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from loraft.inference.fixed_decoding import FixedDecoding, Recorder, recorder_for
 from loraft.io.resources import memory_errors
 from loraft.kernels.decoding import new_cache, read_on
 from loraft.kernels.decoding_products import patch_decode_linears
@@ -48,15 +49,21 @@ class DecoderState:
     With a cache each token is read once, and its keys and values are kept. Without one every `read` reads all
     rows from their start: slower with each token, and the same logits but for rounding. An encoder reads its rows
     once in either case. One that `rewinds` can go back to any point of what it has read: it keeps what has left a
-    sliding window too, which masks hide.
+    sliding window too, which masks hide. One with `room` for so many tokens a row decodes on CUDA as one graph, where
+    the model can be recorded; it does not go back, and its rows are not repeated.
     """
 
-    def __init__(self, model: nn.Module, *, use_cache: bool = True, rewinds: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, use_cache: bool = True, rewinds: bool = False, room: int | None = None
+    ) -> None:
         self._model = wrapped_model(model)
         self.family = spec_of(self._model.config)
         self.keeps = use_cache and self.family.caching != "none"
         ours = self.keeps and self.family.caching == "keys"
-        self._cache: Cache | None = new_cache(self._model, rewinds=rewinds and self.family.rewinds) if ours else None
+        self._room, self._record = room, recorder_for(self._model) if room is not None and ours else None
+        self._fixed: FixedDecoding | None = None
+        whole = (rewinds and self.family.rewinds) or self._record is not None
+        self._cache: Cache | None = new_cache(self._model, rewinds=whole) if ours else None
         self.source: EncodedSource | None = None
         self._ids: Tensor | None = None
         self._mask: Tensor | None = None
@@ -121,6 +128,8 @@ class DecoderState:
             mask = torch.cat([self._mask, self._mask.new_ones(ids.shape)], dim=1)
         self._mask = mask
         with _reading(self._model):
+            if self._record is not None and self._fed_from and ids.shape[1] == 1:
+                return self._fixed_decoding(self._record).read(ids)
             inputs = self._inputs(self._ids, self._fed_from) | self._last_only
             if not self.keeps:
                 logits = self._model(**inputs, use_cache=False).logits
@@ -128,6 +137,17 @@ class DecoderState:
                 read = read_on(self._model, self._cache, **inputs)
                 logits, self._cache = read.logits, read.cache
         return cast("Tensor", logits[:, -1].float())
+
+    def _fixed_decoding(self, record: Recorder) -> FixedDecoding:
+        """What goes on with the rows, made of what was read of them when it is first asked for."""
+        if self._fixed is None:
+            assert self._cache is not None
+            assert self._ids is not None
+            assert self._room is not None
+            besides = self._last_only | (self._of_source() if self.source is not None else {})
+            read = None if self._mask is None else self._mask[:, : self._fed_from]
+            self._fixed = FixedDecoding(self._model, self._cache, read, self._room, besides, record)
+        return self._fixed
 
     def seen(self, vocabulary: int) -> Tensor:
         """Which tokens were read, `[rows, vocabulary]`, padding and what an encoder read apart."""
@@ -154,18 +174,24 @@ class DecoderState:
 
     def _inputs(self, ids: Tensor, start: int) -> dict[str, Any]:
         if self.source is not None:
-            states = _EncoderStates(last_hidden_state=cast("Any", self.source.states))
-            return {"encoder_outputs": states, "attention_mask": self.source.mask, "decoder_input_ids": ids[:, start:]}
+            return self._of_source() | {"decoder_input_ids": ids[:, start:]}
         inputs: dict[str, Any] = {"input_ids": ids[:, start:], "attention_mask": self._mask}
         if self._mask is not None and self._takes_positions:
             inputs["position_ids"] = (self._mask.cumsum(1) - 1).clamp_(min=0)[:, start:]
         return inputs
 
+    def _of_source(self) -> dict[str, Any]:
+        assert self.source is not None
+        states = _EncoderStates(last_hidden_state=cast("Any", self.source.states))
+        return {"encoder_outputs": states, "attention_mask": self.source.mask}
+
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order; a row that is named twice goes on twice."""
         kept = to_device(torch.tensor(rows), self._model.device)
-        if self._cache is not None:
+        if self._fixed is not None:
+            self._fixed.keep(kept)
+        elif self._cache is not None:
             # Which takes states along too, and any number of rows.
             self._cache.reorder_cache(cast("torch.LongTensor", kept))
         if self.source is not None:
@@ -179,6 +205,8 @@ class DecoderState:
         """Forget all but the first `length` tokens of each row; the context must be one that `rewinds`."""
         if length == self.length:
             return
+        if self._fixed is not None:
+            raise ValueError("what is decoded as a graph is not cut back")
         if not self.family.rewinds and self.keeps:
             raise ValueError("a recurrent state cannot be cut back")
         if self._cache is not None:

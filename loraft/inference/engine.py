@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from loraft.errors import ConfigError, DataError, Problem
 from loraft.inference.completion import Completion, Detokenizer, PartialCompletion, StopStringMatcher, Stream, Token
 from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, prompt_limit
+from loraft.inference.fixed_decoding import WORTH_IT
 from loraft.inference.sampling import (
     SamplingParams,
     apply_logit_rules,
@@ -41,13 +42,17 @@ from loraft.models.probe import spec_of
 
 
 class Settings(TypedDict):
-    """How answers are made; without a seed the draws are others each time. The global random state is left alone."""
+    """How answers are made; without a seed the draws are others each time. The global random state is left alone.
+
+    On CUDA a step is launched as one graph where the model can be recorded, unless `cuda_graphs` is False.
+    """
 
     rules: SamplingParams
     max_new_tokens: int
     stop_ids: Sequence[int]
     stop_texts: NotRequired[Sequence[str]]
     seed: NotRequired[int | None]
+    cuda_graphs: NotRequired[bool]
 
 
 def stream(
@@ -67,7 +72,7 @@ def stream(
     iterating logits that are not numbers.
     """
     (answer,) = _open_answers(model, tokenizer, [prompt_ids], settings)
-    context, beams = context or DecoderState(model), answer.rules.num_beams > 1
+    context, beams = context or _context(model, [answer], settings), answer.rules.num_beams > 1
     if beams and tracer is not None:
         raise ConfigError("beams cannot be traced", key="num_beams", remedy="Trace an answer without beams.")
     steps = _search(context, answer) if beams else _decode(context, [answer], tracer)
@@ -97,12 +102,22 @@ def complete_batch(
             if settings["rules"].num_beams > 1:  # the beams of one prompt are a batch by themselves
                 steps: Iterator[None] = chain.from_iterable(_search(DecoderState(model), each) for each in batch)
             else:
-                steps = _decode(DecoderState(model), batch, None)
+                steps = _decode(_context(model, batch, settings), batch, None)
             deque(steps, maxlen=0)
             answered += len(batch)
             if on_batch is not None:
                 on_batch(answered)
     return [answer.completion() for answer in answers]
+
+
+def _context(model: nn.Module, answers: Sequence[PartialCompletion], settings: Settings) -> DecoderState:
+    """What reads for these answers: with room for all of them where a step is worth to be recorded."""
+    worth_it = settings["rules"].num_beams == 1 and max(answer.limit for answer in answers) >= WORTH_IT
+    if not worth_it or not settings.get("cuda_graphs", True):
+        return DecoderState(model)
+    start_alone = wrapped_model(model).config.is_encoder_decoder
+    read = 1 if start_alone else max(len(answer.prompt_ids) for answer in answers)
+    return DecoderState(model, room=read + max(answer.limit for answer in answers))
 
 
 def _batches(

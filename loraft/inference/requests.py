@@ -27,6 +27,7 @@ class ModelRequest:
             one that was trained with.
         target_lang: That of what it writes.
         trust_remote_code: Run the code that the model brings.
+        cuda_graphs: On CUDA, launch a step of decoding as one graph where the model can be recorded.
     """
 
     target: str | None
@@ -38,6 +39,7 @@ class ModelRequest:
     source_lang: str | None = None
     target_lang: str | None = None
     trust_remote_code: bool = False
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ConfigError, ModelError
 from loraft.inference.completion import stop_texts_of
 from loraft.inference.engine import Settings
+from loraft.inference.fixed_decoding import why_not_fixed
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.sampling import SamplingParams, checked, saved_defaults, unheeded_defaults
 from loraft.io.resources import memory_errors
-from loraft.models.device import DTYPES, select_device
+from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype
 from loraft.models.load_model import LoadedModel, load_config, load_model, load_tokenizer
 from loraft.models.probe import spec_of
@@ -46,6 +47,7 @@ class Speaker:
     Attributes:
         defaults: What was saved beside it, or what the base has; None where neither says anything.
         first_tokens: The rules by which an answer begins in the target's language; none where there is none.
+        cuda_graphs: Whether steps are launched as one graph on CUDA.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Speaker:
     renderer: RowRenderer
     defaults: GenerationConfig | None
     first_tokens: Mapping[str, int | None] = field(default_factory=dict)
+    cuda_graphs: bool = True
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -76,13 +79,16 @@ class Speaker:
         if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
             raise ConfigError(f"must be from 0 to {LARGEST_SEED:,}, not {options.seed}", key="seed")
         saved = self.defaults.max_new_tokens if self.defaults is not None else None
-        return Settings(
+        settings = Settings(
             rules=SamplingParams.of(self.defaults, options).beginning_with(self.first_tokens),
             max_new_tokens=options.max_new_tokens or saved or MAX_NEW_TOKENS,
             stop_ids=self.stop_ids,
             stop_texts=stop_texts_of(self.defaults, options),
             seed=options.seed,
         )
+        if not self.cuda_graphs:
+            settings["cuda_graphs"] = False
+        return settings
 
     def conversing(self) -> Speaker:
         """The same voice, able to print conversations: as chatml where its tokenizer has no chat template."""
@@ -149,12 +155,15 @@ def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> S
     section = found.model.section.model_copy(update={"dtype": choice.dtype} if choice.dtype else {})
     check_dtype(_writer(found, choice), DTYPES.get(section.dtype))
     quantization = found.quantization if choice.quantize is None else choice.quantize
-    loaded = load_model(found.model, select_device(section), quantization=quantization, group=None)
+    placed = select_device(section)
+    _refuse_about_cuda(placed, choice)
+    loaded = load_model(found.model, placed, quantization=quantization, group=None)
     adapted = load_adapters(loaded, {each.name: each.folder for each in found.adapters}) if found.adapters else None
     voices = _voices(found, loaded, choice)
     stored = _storage_notes(found.adapters, quantization)
     rendering = next(iter(voices.values())).notes
-    notes = (*found.notes, *loaded.notes, *stored, *(adapted.notes if adapted else ()), *rendering)
+    launched = _launch_notes(loaded, choice)
+    notes = (*found.notes, *loaded.notes, *stored, *(adapted.notes if adapted else ()), *rendering, *launched)
     if (choice.source_lang or choice.target_lang) and not any(voice.first_tokens for voice in voices.values()):
         notes += ("the tokenizer has no codes of languages: their names are those of the rows alone",)
     if choice.merge and adapted is not None:
@@ -211,12 +220,25 @@ def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) ->
         if defaults is None and renderer.reads_source:  # its config.json may say how answers begin and end
             defaults = checked(loaded.model.generation_config, loaded.folder / "config.json")
         first = task.first_tokens(loaded.model, renderer) if renderer.knows_languages else {}
-        return Speaker(name, folder, own, renderer, defaults, first)
+        return Speaker(name, folder, own, renderer, defaults, first, choice.cuda_graphs)
 
     voices = {each.name: voice(each.name, each.folder, each.tokenizer, each.metadata) for each in found.adapters}
     # The base beside adapters is asked as the first of them: a prefix names the task, and a language the answer's.
     base = replace(found.own, sources=found.metadata.sources)
     return {**voices, BASE: voice(BASE, loaded.folder, None, base)}
+
+
+def _refuse_about_cuda(placed: DeviceConfig, choice: ModelRequest) -> None:
+    """Refuse to leave out what another device than CUDA does not have."""
+    if placed.device != "cuda" and not choice.cuda_graphs:
+        message = f"`cuda_graphs=False` is about CUDA, and what answers is a CPU ({placed.device_name})"
+        raise ConfigError(message, remedy="Leave it out.")
+
+
+def _launch_notes(loaded: LoadedModel, choice: ModelRequest) -> Iterator[str]:
+    """What there is to say where a step of decoding on CUDA is not one graph."""
+    if loaded.placement.device == "cuda" and choice.cuda_graphs and (reason := why_not_fixed(loaded.model)):
+        yield f"each token is many launches, not one CUDA graph: {reason}"
 
 
 def _storage_notes(adapters: Sequence[AdapterTarget], used: QuantizationSection | None) -> Iterator[str]:

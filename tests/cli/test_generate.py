@@ -65,6 +65,8 @@ def test_every_option_arrives(loraft: Loraft, calls: Calls) -> None:
     assert calls[-1]["options"] == GenerationRequest("S", 9, 0.5, 0.9, 5, 3, 0.1, 1.1, ("a b", "c"))
     assert loraft("generate", "run", "-p", "Hi", "--num-beams", "4").exit_code == 0
     assert calls[-1]["options"] == GenerationRequest(seed=0, num_beams=4)
+    loraft("generate", "run", "-p", "Hi", "--no-cuda-graphs")  # on a CPU it is refused, once the model is opened
+    assert calls[-1]["model"] == ModelRequest("run", cuda_graphs=False)
 
 
 @pytest.mark.usefixtures("place")

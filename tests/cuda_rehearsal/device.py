@@ -40,10 +40,37 @@ NUMBERS = "_numbers"
 class FakeCuda(TorchDispatchMode):
     """Every operation on the device, written down and not computed."""
 
+    current: FakeCuda | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.ledger = Ledger()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._recorded: list[tuple[Any, Any, Any, Any]] | None = None
+
+    @contextmanager
+    def capture(self, graph: FakeGraph) -> Iterator[None]:
+        """Record what is launched, and launch nothing; what the host waits for is refused, as CUDA does."""
+        graph.device, self._recorded = self, []
+        try:
+            with self.ledger.capturing():
+                yield
+            graph.operations = self._recorded
+        finally:
+            self._recorded = None
+
+    def launch(self, graph: FakeGraph) -> None:
+        """A recorded graph is one launch; whole numbers are computed anew, by what the host gave when it was made."""
+        self.ledger.launches["a graph"] += 1
+        for func, args, kwargs, result in graph.operations:
+            numbers = _numbers_of(func, tree_leaves((args, kwargs)), args, kwargs)
+            self._number(result, numbers)
+
+    @staticmethod
+    def _number(result: Any, numbers: Any) -> None:
+        for made, real in zip(tree_leaves(result), tree_leaves(numbers), strict=False):
+            if isinstance(made, FakeTensor) and isinstance(real, Tensor):
+                setattr(made, NUMBERS, real)
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation."""
@@ -71,9 +98,9 @@ class FakeCuda(TorchDispatchMode):
         with self._fake:
             result = func(*args, **kwargs)
         self._write_down(func, result)
-        for made, real in zip(tree_leaves(result), tree_leaves(numbers), strict=False):
-            if isinstance(made, FakeTensor) and isinstance(real, Tensor):
-                setattr(made, NUMBERS, real)
+        self._number(result, numbers)
+        if self._recorded is not None:
+            self._recorded.append((func, args, kwargs, result))
         return result
 
     def _read_by_host(self, func: Any, args: Any, kwargs: Any, numbers: Any) -> Any:
@@ -141,11 +168,30 @@ class FakeCuda(TorchDispatchMode):
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, FakeTensor) and leaf.is_cuda]
         for tensor in made:
             self.ledger.hold(tensor)
-        if made and not func.is_view and func._overloadpacket not in NO_KERNEL:
+        if made and self._recorded is None and not func.is_view and func._overloadpacket not in NO_KERNEL:
             self.ledger.launches[str(func)] += 1
             for tensor in made:
                 if tensor.dim() > 1 and tensor.shape[-1] == tensor.shape[-2]:
                     self.ledger.squares[f"{func} at {where()}", tensor.shape[-1]] += 1
+
+
+class FakeGraph:
+    """In the place of `torch.cuda.CUDAGraph`."""
+
+    def __init__(self) -> None:
+        self.device: FakeCuda | None = None
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+
+    def replay(self) -> None:
+        """Launch it."""
+        assert self.device is not None, "nothing was recorded"
+        self.device.launch(self)
+
+
+def recording(graph: FakeGraph, **_: Any) -> Any:
+    """In the place of `torch.cuda.graph`."""
+    assert FakeCuda.current is not None
+    return FakeCuda.current.capture(graph)
 
 
 class NamedDevice(TorchFunctionMode):
@@ -178,7 +224,7 @@ class NamedDevice(TorchFunctionMode):
 @contextmanager
 def rehearsal() -> Iterator[Ledger]:
     """While this is entered there is a CUDA device, and all that is done with it is in the ledger."""
-    device = FakeCuda()
+    device = FakeCuda.current = FakeCuda()
     with device, NamedDevice():
         yield device.ledger
 

@@ -50,13 +50,29 @@ class Ledger:
     live: int = 0
     peak: int = 0
     _sizes: dict[int, int] = field(default_factory=dict)
+    _captures: bool = False
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """While a graph is recorded the host waits for nothing: CUDA refuses it."""
+        self._captures = True
+        try:
+            yield
+        finally:
+            self._captures = False
+
+    def _refuse(self, reason: str) -> None:
+        if self._captures:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {reason} at {where()}")
 
     def wait(self, reason: str) -> None:
         """The host waits for the device."""
+        self._refuse(reason)
         self.waits[f"{reason} at {where()}"] += 1
 
     def copy(self, reason: str) -> None:
         """The host copies to the device, and waits until it is done."""
+        self._refuse(reason)
         self.copies[f"{reason} at {where()}"] += 1
 
     def hold(self, tensor: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad
 
 from loraft.kernels.fused import chosen
-from tests.cuda_rehearsal.device import attention, pinned_from_now_on
+from tests.cuda_rehearsal.device import FakeGraph, attention, pinned_from_now_on, recording
 
 NAME, CAPABILITY, TOTAL_GIB, FREE_GIB = "a GPU that is not there", (9, 0), 80, 79
 
@@ -26,6 +26,7 @@ def pretend(total: int = TOTAL_GIB << 30, free: int = FREE_GIB << 30) -> None:
     import bitsandbytes  # noqa: F401 - before CUDA is there: its kernels cannot be
 
     _answer_for_cuda(total, free)
+    torch.cuda.CUDAGraph, torch.cuda.graph = FakeGraph, recording  # type: ignore[misc,assignment]
     torch.Tensor.pin_memory = _pinned  # type: ignore[method-assign,assignment]
     FakeTensor.tolist = lambda self: self.cpu().tolist()  # type: ignore[method-assign]  # in one go, as CUDA has it
     nn.Module._apply = _apply  # type: ignore[method-assign]
@@ -156,12 +157,14 @@ def quantized_parameter(weight: Tensor, as_was: dict[str, Any], bnb: Any) -> nn.
     attributes = {name: value for name, value in as_was.items() if name != "_is_hf_initialized"}
     attributes |= {"quant_state": state, "bnb_quantized": True}
     itself = weakref.ref(made)  # no cycle: what is let go is free at once, as on the device
-    vars(made).update(attributes, to=lambda device: _brought(itself(), attributes, device))
+    vars(made).update(attributes, to=lambda device, *_, **__: _brought(itself(), attributes, device))
     return made
 
 
 def _brought(made: Any, attributes: dict[str, Any], device: str) -> nn.Parameter:
     """A weight in 4 bits on another device, with its constants, as `Params4bit.to` gives it."""
+    if made.device.type == torch.device(device).type:
+        return cast("nn.Parameter", made)
     attributes["quant_state"].to(device)
     other = nn.Parameter(made.data.to(device), requires_grad=False)
     vars(other).update(attributes)

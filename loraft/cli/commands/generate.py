@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -52,6 +52,7 @@ class PromptOptions:
     prompt_column: str | None = option("NAME", "What --input calls prompt.")
     batch_size: int = option("N", "How many prompts at a time, where there are many.", default=8, min=1)
     compare: bool = flag("Let the base and every adapter answer, side by side.")
+    no_cuda_graphs: bool = flag("On CUDA, launch each step kernel by kernel, not as one graph: slower.")
 
     def check(self, target: str | None) -> None:
         """Refuse options that contradict one another."""
@@ -183,7 +184,7 @@ def generate(given: PromptOptions, asked: AnswerOptions, watch: WatchOptions, as
     One answer goes to standard output as it comes; those to a file of prompts go to a file. Template, system prompt,
     stop tokens and sampling are those that were saved with the adapter, unless an option says otherwise.
     """
-    model, options = asked.model, asked.generation
+    model, options = replace(asked.model, cuda_graphs=not given.no_cuda_graphs), asked.generation
     given.check(asked.target)
     refuse((given.compare and asked.merge, "--compare needs the base without its adapter, and --merge leaves none."))
     watch.check(many=given.compare or given.prompts is not None or len(given.prompt or ()) > 1)
