@@ -33,7 +33,7 @@ from loraft.kernels.started_factor import begin_with
 from loraft.models.load_model import LoadedModel
 from loraft.models.quantize import unpacked
 from loraft.models.safetensors_index import header_of, mapped_tensor, read_headers
-from loraft.tasks.loss import Batch
+from loraft.tasks.batches import Batch
 from loraft.tokenization.examples import IGNORED
 
 MOST_BATCHES = 2000

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraft.baselines.recurrent import RecurrentModel
-from loraft.tasks.loss import BatchLayout, TaskLoss
+from loraft.tasks.batches import BatchLayout
+from loraft.tasks.loss import TaskLoss
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import IGNORED, Example
 

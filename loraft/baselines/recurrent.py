@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from loraft.tasks.loss import BatchLayout
+from loraft.tasks.batches import BatchLayout
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 

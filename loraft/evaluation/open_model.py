@@ -30,7 +30,7 @@ from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, Session, in_languages, open_session, task_of_base
 from loraft.models.modules import wrapped_model
 from loraft.tasks import METRIC_FACTS, TASKS
-from loraft.tasks.loss import BatchLayout
+from loraft.tasks.batches import BatchLayout
 from loraft.tasks.task import ROUGE, Task
 from loraft.tokenization.examples import Example
 

@@ -21,7 +21,7 @@ from loraft.models.device import select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_any_config, load_model
 from loraft.models.modules import class_logits
-from loraft.tasks.loss import BatchLayout, collate_labelled
+from loraft.tasks.batches import BatchLayout, collate_labelled
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import ManyTokensError
 from loraft.tokenization.plain_text_rows import ClassificationRenderer

@@ -22,7 +22,7 @@ from loraft.models.probe import spec_of
 from loraft.models.remote_code import as_trusted
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
-from loraft.tasks.loss import BatchLayout
+from loraft.tasks.batches import BatchLayout
 from loraft.tasks.task import Task, TokenSpan
 from loraft.tokenization.boundaries import Pieces
 from loraft.tokenization.examples import Example

@@ -27,6 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from loraft.kernels.lora_linear import product_dtype
+from loraft.kernels.shared_prefix import taken_back, written_out
 from loraft.kernels.transfer import to_device
 
 ROWS = "loraft_rows"
@@ -56,18 +57,22 @@ def rows_attention(
     """`attend_rows` as transformers' attention layers call it.
 
     Queries are `[batch, heads, time, head_size]`, keys and values `[batch, key_value_heads, time, head_size]`; where
-    `row_lengths` lie end to end, `batch` is 1, and `row_ends` among the others are `ends` of `attend_rows`. A scaling
-    of None is 1 / √head_size. The mask is not used: rows are whole, causal, and padded on the right if at all.
+    `row_lengths` lie end to end, `batch` is 1, and `row_ends` among the others are `ends` of `attend_rows`; where they
+    have a `shared_prefix`, `time` has that once, and these rows are whole. A scaling of None is 1 / √head_size. The
+    mask is not used: rows are whole, causal, and padded on the right if at all.
 
     Returns:
         `[batch, time, heads, head_size]`, and None for the weights that are never held.
     """
     batch, heads, time, head_size = query.shape
-    lengths = list(row_lengths) if row_lengths is not None else [time] * batch
-    scale = scaling if scaling is not None else head_size**-0.5
+    lengths = tuple(row_lengths) if row_lengths is not None else (time,) * batch
+    scale, prefix = scaling if scaling is not None else head_size**-0.5, others.get("shared_prefix", 0)
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    if prefix:
+        q, k, v = (written_out(tensor, lengths, prefix) for tensor in (q, k, v))
     more: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "window": sliding_window}
     out = attend_rows(q, k, v, lengths, scale, ends=others.get("row_ends"), **more)
+    out = taken_back(out, lengths, prefix) if prefix else out
     return out.view(batch, time, heads, -1), None
 
 

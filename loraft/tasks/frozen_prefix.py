@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from loraft.config.schema import RunConfig
 from loraft.errors import ModelError
+from loraft.kernels.shared_prefix import shared_prefix
 from loraft.kernels.transfer import to_device
 from loraft.models.registry import ModelSpec
-from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
+from loraft.tasks.batches import Batch, BatchLayout
+from loraft.tasks.loss import TaskLoss
 
 KEY = "training.cache_frozen_prefix"
 STATES = "states"
@@ -124,20 +126,27 @@ def _kept(place: Path) -> tuple[Tensor, int | None] | None:
 
 
 def content_of(batch: Batch, *, training: bool) -> str:
-    """The sha256 of all that a model reads of a batch, and of the mode that it is in."""
-    digest = hashlib.sha256(f"{training} {batch.row_lengths}".encode())
-    for tensor in (batch.input_ids, batch.position_ids, batch.attention_mask, batch.real):
+    """The sha256 of all that a model reads of a batch, where the host has it, and of the mode that it is in."""
+    laid = batch.host or batch
+    digest = hashlib.sha256(f"{training} {laid.row_lengths} {laid.shared_prefix}".encode())
+    for tensor in (laid.input_ids, laid.position_ids, laid.attention_mask, laid.real):
         if tensor is not None:
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def kept_positions(batches: Iterable[Sequence[int]], layout: BatchLayout) -> int:
-    """The positions of batches, given by the lengths of their rows, padding counted."""
-    if layout.packed:
-        return sum(-(-sum(lengths) // layout.multiple_of) * layout.multiple_of for lengths in batches)
-    return sum(len(lengths) * max(lengths) for lengths in batches)
+def kept_positions(batches: Iterable[Sequence[list[int]]], layout: BatchLayout) -> int:
+    """The positions of batches, given by the tokens of their rows, padding counted."""
+    return sum(_positions(rows, layout) for rows in batches)
+
+
+def _positions(rows: Sequence[list[int]], layout: BatchLayout) -> int:
+    lengths = [len(row) for row in rows]
+    if not layout.packed:
+        return len(lengths) * max(lengths)
+    once = shared_prefix(rows) if layout.shares else 0
+    return -(-(sum(lengths) - once * (len(rows) - 1)) // layout.multiple_of) * layout.multiple_of
 
 
 def why_not_kept(config: RunConfig, family: ModelSpec, frozen: int, outside: Sequence[str], noise: str | None) -> str:

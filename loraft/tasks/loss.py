@@ -1,4 +1,4 @@
-"""Batches, and the losses of models on them: the negative log-likelihood of what is trained, and nothing else.
+"""The losses of models on batches: the negative log-likelihood of what is trained, and nothing else.
 
 Logits are never held for a whole batch: the head runs only where there is a target, over a chunk of targets at a time.
 Nothing is divided here: a sum is what adds up exactly over batches and ranks, and the loop divides it by the trained
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from loraft.kernels.cross_entropy import HeadWeights, chunk_on, chunked_loss, frozen_head_loss
-from loraft.kernels.transfer import to_device
 from loraft.models.modules import (
     class_logits,
     decoder_inputs,
@@ -30,123 +28,8 @@ from loraft.models.modules import (
     text_states,
 )
 from loraft.models.registry import ModelSpec
+from loraft.tasks.batches import Batch, BatchLayout, collate_labelled, collate_pairs, collate_texts
 from loraft.tokenization.examples import IGNORED, Example
-
-
-@dataclass(frozen=True)
-class BatchLayout:
-    """How the rows of a batch are laid.
-
-    Attributes:
-        packed: End to end in one line without padding; otherwise a line each, padded on the right.
-        pad_id: The token at padded positions.
-        multiple_of: A line of rows end to end is filled to a multiple of this many tokens by one more row, of padding,
-            where new lengths cost time.
-    """
-
-    packed: bool
-    pad_id: int
-    multiple_of: int = 1
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows as the model takes them.
-
-    Attributes:
-        input_ids: `[lines, time]`.
-        labels: Of texts `[targets]`, the tokens to predict; of pairs `[rows, target time]`, -100 at padding; of
-            classified texts `[rows]`, the numbers of the classes.
-        tokens: Padding left out.
-        targets: How many tokens are predicted, or rows decided.
-        attention_mask: `[rows, time]`, 1 at real tokens; None where no real token attends to padding.
-        token_type_ids: `[rows, time]`, which of two texts a token is of; None where the model does not tell them apart.
-        position_ids: `[lines, time]`, from 0 in each row, where the model is given them.
-        real: Of texts `[lines, time]`, 1 at real tokens and 0 at padding.
-        row_lengths: Of rows that lie end to end in the one line, that of padding too; None where each line is a row.
-        row_ends: `[rows + 1]`, int32, where these rows begin, and where the last one ends.
-        target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` that predict a target; of
-            pairs, places in the flattened `[rows · target time]` that are one.
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    tokens: int
-    targets: int
-    attention_mask: Tensor | None = None
-    token_type_ids: Tensor | None = None
-    position_ids: Tensor | None = None
-    real: Tensor | None = None
-    row_lengths: tuple[int, ...] | None = None
-    row_ends: Tensor | None = None
-    target_positions: Tensor | None = None
-
-    def to(self, device: str) -> Batch:
-        """The same batch with its tensors on `device`."""
-        if device == "cpu":
-            return self
-        moved: Any = {name: to_device(v, device) for name, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
-
-
-def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
-    """Lay texts as `layout` says; the first token of a row is never a target: nothing in its row predicts it."""
-    rows = [torch.tensor(example.input_ids, dtype=torch.long) for example in examples]
-    labels = [torch.tensor(example.labels, dtype=torch.long) for example in examples]
-    lengths = [len(row) for row in rows]
-    for row in labels:
-        row[:1] = IGNORED
-    positions, row_lengths, row_ends = None, None, None
-    if layout.packed:
-        padding = -sum(lengths) % layout.multiple_of
-        row_lengths = (*lengths, *([padding] if padding else []))
-        row_ends = torch.tensor([0, *row_lengths]).cumsum(0, dtype=torch.int32)
-        input_ids = torch.cat([*rows, torch.full((padding,), layout.pad_id)])[None]
-        positions = torch.cat([torch.arange(length) for length in row_lengths])[None]
-        flat, real = torch.cat(labels), torch.tensor([[1] * sum(lengths) + [0] * padding])
-    else:
-        input_ids = pad_sequence(rows, batch_first=True, padding_value=layout.pad_id)
-        flat = pad_sequence(labels, batch_first=True, padding_value=IGNORED).flatten()
-        real = _padded([[1] * length for length in lengths], 0)
-    places = (flat != IGNORED).nonzero().squeeze(1)
-    return Batch(
-        input_ids,
-        flat[places],
-        tokens=sum(lengths),
-        targets=len(places),
-        position_ids=positions,
-        real=real,
-        row_lengths=row_lengths,
-        row_ends=row_ends,
-        target_positions=places - 1,
-    )
-
-
-def collate_pairs(examples: Sequence[Example], layout: BatchLayout) -> Batch:
-    """Lay sources and targets, a line each, both padded on the right."""
-    labels = _padded([example.labels for example in examples], IGNORED)
-    places = (labels.flatten() != IGNORED).nonzero().squeeze(1)
-    return replace(_lines(examples, layout, labels), target_positions=places)
-
-
-def collate_labelled(examples: Sequence[Example], layout: BatchLayout) -> Batch:
-    """Lay texts with a class, a line each, padded on the right."""
-    types = None
-    if any(example.token_type_ids is not None for example in examples):
-        types = _padded([example.token_type_ids or [0] * len(example.input_ids) for example in examples], 0)
-    return _lines(examples, layout, torch.tensor([example.labels[0] for example in examples]), types)
-
-
-def _lines(examples: Sequence[Example], layout: BatchLayout, labels: Tensor, types: Tensor | None = None) -> Batch:
-    ids = _padded([example.input_ids for example in examples], layout.pad_id)
-    mask = _padded([[1] * len(example.input_ids) for example in examples], 0)
-    tokens, trained = sum(example.tokens for example in examples), sum(example.trained for example in examples)
-    return Batch(ids, labels, tokens, trained, attention_mask=mask, token_type_ids=types)
-
-
-def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:
-    """`[rows, time]`, filled on the right."""
-    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=filling)
 
 
 class TaskLoss(nn.Module, ABC):
@@ -280,6 +163,7 @@ def _read(batch: Batch) -> dict[str, Any]:
     given: dict[str, Any] = {"input_ids": batch.input_ids}
     if batch.row_lengths is not None:
         given |= {"position_ids": batch.position_ids, "row_lengths": batch.row_lengths, "row_ends": batch.row_ends}
+        given |= {"shared_prefix": batch.shared_prefix} if batch.shared_prefix else {}
     return given
 
 

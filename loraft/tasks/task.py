@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from loraft.config.sections import DataSection
     from loraft.errors import Problem
     from loraft.rows.row import Row
-    from loraft.tasks.loss import Batch, BatchLayout, TaskLoss
+    from loraft.tasks.batches import Batch, BatchLayout
+    from loraft.tasks.loss import TaskLoss
     from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from loraft.dataset.sampler import StepBatches
-from loraft.tasks.loss import Batch
+from loraft.tasks.batches import Batch
 
 
 @dataclass(frozen=True)

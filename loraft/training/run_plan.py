@@ -23,8 +23,8 @@ from loraft.models.device import StatedDevice
 from loraft.models.hf_config import noise_of
 from loraft.models.load_model import load_config
 from loraft.models.modules import is_within
+from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
-from loraft.tasks.loss import BatchLayout
 from loraft.training.known_run import KnownRun, ModelSummary, known_run
 from loraft.training.memory import ROOM, MemoryPlan, plan_memory
 from loraft.training.optimizer import SMALLER, require_optimizer, resolve_optim
@@ -81,9 +81,7 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
         config, (memory, checkpointing) = known.config, plan_memory(known, drawn, packed=packed)
         memory_notes.append(PAGED)
     training = config.training.model_copy(update={"gradient_checkpointing": checkpointing})
-    in_16_bits_on_cpu = known.placement.device == "cpu" and known.placement.dtype != torch.float32
-    line_step = LINE_STEP if in_16_bits_on_cpu else 1
-    steps, pad_id = steps_of(config, batches), data.renderer.tokenizer.pad_token_id
+    steps = steps_of(config, batches)
     schedule_notes = [*require_schedule(training, steps)]
     known = replace(
         known,
@@ -97,7 +95,7 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
             *base_notes(config),
         ),
     )
-    layout = BatchLayout(packed, pad_id if isinstance(pad_id, int) else 0, multiple_of=line_step)
+    layout = _layout(known, packed=packed)
     return RunPlan(
         **vars(known),
         batches=batches,
@@ -166,6 +164,29 @@ def _device_notes(known: KnownRun) -> list[str]:
     """What is set and not used on this device."""
     idle = known.placement.device == "cpu" and known.config.training.kernels != "auto"
     return [f"training.kernels {known.config.training.kernels} is not used on a CPU"] if idle else []
+
+
+def _layout(known: KnownRun, *, packed: bool) -> BatchLayout:
+    """How the rows of a batch are laid."""
+    in_16_bits_on_cpu = known.placement.device == "cpu" and known.placement.dtype != torch.float32
+    pad_id = known.data.renderer.tokenizer.pad_token_id
+    return BatchLayout(
+        packed,
+        pad_id if isinstance(pad_id, int) else 0,
+        multiple_of=LINE_STEP if in_16_bits_on_cpu else 1,
+        shares=packed and shares_prefix(known),
+    )
+
+
+def shares_prefix(known: KnownRun) -> bool:
+    """Whether what all rows of a batch begin with can be computed once: on a CPU, where nothing is drawn for each."""
+    config, training = known.config, known.config.training
+    if config.data.shared_prefix == "off" or known.placement.device != "cpu":
+        return False
+    drawn = training.neftune_noise_alpha is not None or (config.method != "full" and config.lora.dropout > 0)
+    if drawn or training.router_aux_loss_coef:
+        return False
+    return noise_of(load_config(known.model, known.task.group)) is None
 
 
 def base_notes(config: RunConfig) -> Iterator[str]:
@@ -254,11 +275,11 @@ def frozen_prefix_bytes(known: KnownRun, drawn: BatchSampler, layout: BatchLayou
     if why := why_not_kept(known.config, shape.family, frozen, outside, noise):
         raise ConfigError(why, key=KEY, remedy="write false")
     size, read = training.per_device_eval_batch_size, drawn.epoch(0)[: steps * drawn.accumulation]
-    held_out = [example.tokens for example in known.data.eval]
-    lengths = [[drawn.lengths[row] for row in batch] for batch in read]
-    lengths += [held_out[start : start + size] for start in range(0, len(held_out), size)]
+    held_out = [example.input_ids for example in known.data.eval]
+    batches = [[known.data.train[row].input_ids for row in batch] for batch in read]
+    batches += [held_out[start : start + size] for start in range(0, len(held_out), size)]
     hidden = next(iter(shape.layers.values())).hidden
-    return kept_positions(lengths, layout) * hidden * known.placement.dtype.itemsize
+    return kept_positions(batches, layout) * hidden * known.placement.dtype.itemsize
 
 
 def _packing_notes(known: KnownRun, drawn: BatchSampler, *, packed: bool) -> list[str]:

@@ -27,7 +27,8 @@ from loraft.figures import label_figures
 from loraft.kernels.packed_experts import PackedExperts
 from loraft.models.load_model import LoadedModel
 from loraft.models.quantize import unpacked
-from loraft.tasks.loss import Batch, TaskLoss
+from loraft.tasks.batches import Batch
+from loraft.tasks.loss import TaskLoss
 from loraft.tokenization.examples import Example
 from loraft.training.embedding_noise import noisy_embeddings
 from loraft.training.optimizer import optimizer_of

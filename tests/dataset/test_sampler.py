@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loraft.dataset import sampler
 from loraft.dataset.sampler import BatchSampler, SourceSpan, pack_rows
-from loraft.tasks.loss import BatchLayout, collate_texts
+from loraft.tasks.batches import BatchLayout, collate_texts
 from loraft.tokenization.examples import Example
 
 ONE = Example.of_text([1, 2, 3], [-100, 2, 3], "a:1")

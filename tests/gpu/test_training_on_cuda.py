@@ -13,7 +13,7 @@ from loraft import api
 from loraft.errors import Interrupted
 from loraft.inference.requests import GenerationRequest
 from loraft.kernels.packed_attention import attend_rows
-from loraft.tasks.loss import BatchLayout, collate_texts
+from loraft.tasks.batches import BatchLayout, collate_texts
 from loraft.training.run_plan import plan_run
 from loraft.training.trainer import build_model
 from tests.training.building import tiny_fit

@@ -16,7 +16,8 @@ from loraft.models.model_structure import by_structure
 from loraft.models.modules import mark_text
 from loraft.models.probe import spec_of
 from loraft.models.tiny_copy import tried
-from loraft.tasks.loss import BatchLayout, CausalLMLoss, Seq2SeqLMLoss
+from loraft.tasks.batches import BatchLayout
+from loraft.tasks.loss import CausalLMLoss, Seq2SeqLMLoss
 from loraft.tokenization.examples import Example
 from tests.cli.running import loraft
 from tests.tiny import tiny_model

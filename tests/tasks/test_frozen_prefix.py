@@ -10,8 +10,8 @@ import torch
 
 from loraft.errors import InvalidInputError
 from loraft.models.registry import DECODERS
+from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import FrozenPrefix, kept_positions
-from loraft.tasks.loss import BatchLayout
 from loraft.training.loop import fit
 from loraft.training.run_plan import plan_run
 from loraft.training.trainer import keep_frozen_prefix
@@ -101,10 +101,11 @@ def test_what_was_kept_under_another_name_goes(tmp_path: Path) -> None:
 
 
 def test_positions_are_those_of_the_batches_as_they_are_laid() -> None:
-    batches = [[3, 5], [7]]
+    batches = [[[1, 2, 3], [1, 2, 3, 4, 5]], [[1] * 7]]
     assert kept_positions(batches, BatchLayout(packed=False, pad_id=0)) == 2 * 5 + 7
     assert kept_positions(batches, BatchLayout(packed=True, pad_id=0)) == 15
     assert kept_positions(batches, BatchLayout(packed=True, pad_id=0, multiple_of=8)) == 16
+    assert kept_positions(batches, BatchLayout(packed=True, pad_id=0, shares=True)) == 13
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from loraft.kernels import cross_entropy as loss_module
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import DECODERS, FAMILIES
-from loraft.tasks.loss import BatchLayout, CausalLMLoss, collate_texts
+from loraft.tasks.batches import BatchLayout, collate_texts
+from loraft.tasks.loss import CausalLMLoss
 from loraft.tokenization.examples import IGNORED, Example
 from tests.tiny import TELLING, TINY_MODEL_TYPES, mostly_slow, tiny_model
 from tests.training.building import without_dropout
@@ -197,3 +198,27 @@ def test_a_certain_mistake_has_a_finite_loss() -> None:
     head = HeadWeights(torch.eye(3), None, 1.0, None)
     loss = frozen_head_loss(torch.tensor([[500.0, 0.0, 0.0]]), torch.tensor([1]), head, 4)
     assert loss.item() == pytest.approx(500.0)
+
+
+@pytest.mark.parametrize("model_type", mostly_slow(PACKING_FAMILIES, "llama", "gemma2"))
+def test_c15_a_beginning_that_is_computed_once_leaves_losses_and_gradients(model_type: str) -> None:
+    """C15: what rows share a batch with changes nothing: of each its own loss, of all the gradients. 1e-4: float32."""
+    beginning = example(4, 12, 12).input_ids
+    rows = [
+        Example.of_text([*beginning, *row.input_ids], [IGNORED] * 8 + beginning[8:] + row.labels, row.where)
+        for row in ROWS_OF
+    ]
+    loss = of(model_type)
+    without_dropout(loss.model)
+    loss.model.set_attn_implementation(ROWS)
+    parameters = [parameter for parameter in loss.model.parameters() if parameter.requires_grad]
+    found = []
+    for layout in (PACKED, BatchLayout(packed=True, pad_id=0, multiple_of=16, shares=True)):
+        batch = collate_texts(rows, layout)
+        assert batch.shared_prefix == (12 if layout.shares else 0)
+        each = loss.of_rows(batch, [row.trained for row in rows])
+        found.append((each, torch.autograd.grad(loss(batch), parameters, allow_unused=True)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-5)
+    for one, whole in zip(found[1][1], found[0][1], strict=True):
+        if whole is not None:
+            torch.testing.assert_close(one, whole, rtol=1e-4, atol=1e-4)

@@ -13,7 +13,8 @@ from loraft.config.schema import RunConfig
 from loraft.models.modules import class_logits
 from loraft.models.registry import CLASSIFIERS
 from loraft.tasks import TASKS
-from loraft.tasks.loss import BatchLayout, ClassificationLoss
+from loraft.tasks.batches import BatchLayout
+from loraft.tasks.loss import ClassificationLoss
 from loraft.tokenization.plain_text_rows import ClassificationRenderer
 from loraft.training.train_step import class_figures
 from tests.tiny import TELLING, mostly_slow, tiny_sizes, tiny_tokenizer

@@ -13,7 +13,7 @@ import torch
 from loraft.errors import NonFiniteError
 from loraft.events import Event, Note
 from loraft.inference.requests import GenerationRequest
-from loraft.tasks.loss import BatchLayout, collate_texts
+from loraft.tasks.batches import BatchLayout, collate_texts
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, StepLogged
 from loraft.training.train_step import evaluate_loss

@@ -15,7 +15,7 @@ from torch import Tensor
 from loraft import api
 from loraft.config.schema import RunConfig
 from loraft.errors import InvalidInputError
-from loraft.tasks.loss import Batch, BatchLayout
+from loraft.tasks.batches import Batch, BatchLayout
 from loraft.tokenization.examples import IGNORED
 from loraft.training.run_plan import plan_run
 from loraft.training.train_step import Throughput, evaluate_loss, take_step

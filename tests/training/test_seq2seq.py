@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loraft.models.registry import FAMILIES
-from loraft.tasks.loss import Batch, BatchLayout, Seq2SeqLMLoss, collate_pairs
+from loraft.tasks.batches import Batch, BatchLayout, collate_pairs
+from loraft.tasks.loss import Seq2SeqLMLoss
 from loraft.tokenization.examples import Example
 from tests.tiny import mostly_slow, tiny_model
 from tests.training.building import close, recorded, tiny_config, tiny_fit, without_dropout

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from transformers.integrations.neftune import neftune_post_forward_hook
 
 from loraft.events import Event
-from loraft.tasks.loss import Batch, ClassificationLoss
+from loraft.tasks.batches import Batch
+from loraft.tasks.loss import ClassificationLoss
 from loraft.tokenization.examples import IGNORED
 from loraft.training.embedding_noise import embeddings_of, noise_bounds, noisy_embeddings
 from loraft.training.loop import fit

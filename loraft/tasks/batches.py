@@ -1,0 +1,153 @@
+"""Rows as a model takes them: padded, a line each, or end to end in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from loraft.kernels.shared_prefix import places_of, shared_prefix
+from loraft.kernels.transfer import to_device
+from loraft.tokenization.examples import IGNORED, Example
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the rows of a batch are laid.
+
+    Attributes:
+        packed: End to end in one line without padding; otherwise a line each, padded on the right.
+        pad_id: The token at padded positions.
+        multiple_of: A line of rows end to end is filled to a multiple of this many tokens by one more row, of padding,
+            where new lengths cost time.
+        shares: What all rows of a line begin with is in it once, where that is worth it.
+    """
+
+    packed: bool
+    pad_id: int
+    multiple_of: int = 1
+    shares: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as the model takes them.
+
+    Attributes:
+        input_ids: `[lines, time]`.
+        labels: Of texts `[targets]`, the tokens to predict; of pairs `[rows, target time]`, -100 at padding; of
+            classified texts `[rows]`, the numbers of the classes.
+        tokens: Padding left out.
+        targets: How many tokens are predicted, or rows decided.
+        attention_mask: `[rows, time]`, 1 at real tokens; None where no real token attends to padding.
+        token_type_ids: `[rows, time]`, which of two texts a token is of; None where the model does not tell them apart.
+        position_ids: `[lines, time]`, from 0 in each row, where the model is given them.
+        real: Of texts `[lines, time]`, 1 at real tokens and 0 at padding.
+        row_lengths: Of rows that lie end to end in the one line, that of padding too; None where each line is a row.
+        row_ends: `[rows + 1]`, int32, where these rows begin, and where the last one ends.
+        shared_prefix: So many tokens, which all these rows begin with, are in the line once; the rows are whole in
+            `row_lengths` and `row_ends`.
+        target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` that predict a target; of
+            pairs, places in the flattened `[rows · target time]` that are one.
+        host: The same batch where it was laid, if that is not on the device.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    tokens: int
+    targets: int
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    position_ids: Tensor | None = None
+    real: Tensor | None = None
+    row_lengths: tuple[int, ...] | None = None
+    row_ends: Tensor | None = None
+    shared_prefix: int = 0
+    target_positions: Tensor | None = None
+    host: Batch | None = None
+
+    def to(self, device: str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        if device == "cpu":
+            return self
+        moved: Any = {name: to_device(v, device) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved, host=self)
+
+
+def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
+    """Lay texts as `layout` says; the first token of a row is never a target: nothing in its row predicts it."""
+    rows = [torch.tensor(example.input_ids, dtype=torch.long) for example in examples]
+    labels = [torch.tensor(example.labels, dtype=torch.long) for example in examples]
+    for row in labels:
+        row[:1] = IGNORED
+    if layout.packed:
+        return _end_to_end(rows, torch.cat(labels), layout)
+    flat = pad_sequence(labels, batch_first=True, padding_value=IGNORED).flatten()
+    places = (flat != IGNORED).nonzero().squeeze(1)
+    return Batch(
+        pad_sequence(rows, batch_first=True, padding_value=layout.pad_id),
+        flat[places],
+        tokens=sum(map(len, rows)),
+        targets=len(places),
+        real=_padded([[1] * len(row) for row in rows], 0),
+        target_positions=places - 1,
+    )
+
+
+def _end_to_end(rows: Sequence[Tensor], labels: Tensor, layout: BatchLayout) -> Batch:
+    """Rows in one line, what they all begin with once where `layout` has it so, and a row of padding that fills it."""
+    lengths, tokens = [len(row) for row in rows], len(labels)
+    prefix = shared_prefix([row.tolist() for row in rows]) if layout.shares else 0
+    real = tokens - prefix * (len(rows) - 1)
+    padding = -real % layout.multiple_of
+    row_lengths = (*lengths, *([prefix + padding] if padding else []))
+    whole = torch.cat([*rows, torch.full((row_lengths[-1] if padding else 0,), layout.pad_id)])
+    positions = torch.cat([torch.arange(length) for length in row_lengths])
+    places = (labels != IGNORED).nonzero().squeeze(1)
+    predicting = places - 1
+    if prefix:
+        in_line, in_rows, _ = places_of(row_lengths, prefix)
+        whole, positions, predicting = whole[in_rows], positions[in_rows], in_line[predicting]
+    return Batch(
+        whole[None],
+        labels[places],
+        tokens=tokens,
+        targets=len(places),
+        position_ids=positions[None],
+        real=torch.tensor([[1] * real + [0] * padding]),
+        row_lengths=row_lengths,
+        row_ends=torch.tensor([0, *row_lengths]).cumsum(0, dtype=torch.int32),
+        shared_prefix=prefix,
+        target_positions=predicting,
+    )
+
+
+def collate_pairs(examples: Sequence[Example], layout: BatchLayout) -> Batch:
+    """Lay sources and targets, a line each, both padded on the right."""
+    labels = _padded([example.labels for example in examples], IGNORED)
+    places = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+    return replace(_lines(examples, layout, labels), target_positions=places)
+
+
+def collate_labelled(examples: Sequence[Example], layout: BatchLayout) -> Batch:
+    """Lay texts with a class, a line each, padded on the right."""
+    types = None
+    if any(example.token_type_ids is not None for example in examples):
+        types = _padded([example.token_type_ids or [0] * len(example.input_ids) for example in examples], 0)
+    return _lines(examples, layout, torch.tensor([example.labels[0] for example in examples]), types)
+
+
+def _lines(examples: Sequence[Example], layout: BatchLayout, labels: Tensor, types: Tensor | None = None) -> Batch:
+    ids = _padded([example.input_ids for example in examples], layout.pad_id)
+    mask = _padded([[1] * len(example.input_ids) for example in examples], 0)
+    tokens, trained = sum(example.tokens for example in examples), sum(example.trained for example in examples)
+    return Batch(ids, labels, tokens, trained, attention_mask=mask, token_type_ids=types)
+
+
+def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:
+    """`[rows, time]`, filled on the right."""
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=filling)
