@@ -35,6 +35,7 @@ def test_expressions_match_as_in_re() -> None:
     assert matching([r"model\.layers\.2"], NAMES, "match") == [set(NAMES[8:])]
 
 
+@pytest.mark.slow
 def test_an_expression_that_takes_too_long_or_is_none_is_told_apart(impatient: None) -> None:
     found = matching(["(", "a+", HANGS, "b+"], NAMES, "fullmatch")
     assert isinstance(found[0], str)

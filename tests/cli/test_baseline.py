@@ -65,6 +65,7 @@ def told(place: Path, *words: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_what_writes_stands_beside_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_baseline, "WRITTEN_TOKENS", WRITTEN_TOKENS)
     found = told(place, "chats.yaml")
@@ -203,7 +204,7 @@ def test_tables_are_read_in_few_columns_and_many(place: Path, columns: str, monk
     assert "more a token" in done.stdout
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "begins"), [("p.png", b"\x89PNG"), ("p.SVG", b"<?xml")])
 def test_the_gradients_are_drawn(place: Path, name: str, begins: bytes) -> None:
     done = loraft("baseline", "topics.yaml", "--plot", name, cwd=place)

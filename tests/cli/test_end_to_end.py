@@ -235,7 +235,7 @@ def test_full_fine_tuning_gives_a_model_that_is_a_target(place: Path) -> None:
     assert loraft("generate", "run", "-p", "hi", cwd=place).returncode == 0
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [{"prompt": "the customer", "completion": " said"}, {"text": "the customer said"}])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_c7_what_learned_plain_text_is_asked_with_plain_text(place: Path, rows: dict[str, str], method: str) -> None:

@@ -83,6 +83,7 @@ def test_an_adapter_alone_and_what_was_merged_measure_as_the_run(place: Path, na
     assert told(place, "merged", *words)["loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_translations_are_generated_measured_and_written(place: Path) -> None:
     words = ("evaluate", "turns", "--baseline", "--max-new-tokens", "6", "--limit", "5", "--output", "o.jsonl")
     done = loraft(*words, cwd=place)

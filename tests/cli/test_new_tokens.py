@@ -70,7 +70,7 @@ def in_plain_peft(folder: Path, made_by: Any = AutoModelForCausalLM) -> tuple[Pe
     return PeftModel.from_pretrained(base, folder / "run/adapter"), ids
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SIZES)
 def test_an_adapter_with_new_tokens_is_the_same_in_plain_peft_and_merged(tmp_path: Path, kind: str) -> None:
     """C21: the rows are trained, of an untied head too, saved, and no other row moves."""

@@ -175,7 +175,7 @@ def mbart() -> MBartTokenizer:
     return MBartTokenizer([(word, -1.0) for word in words])
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "made_by", "codes"),
     [("m2m_100", nllb, ("eng_Latn", "fra_Latn")), ("mbart", mbart, ("en_XX", "fr_XX"))],

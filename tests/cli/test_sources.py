@@ -43,6 +43,7 @@ def test_check_tells_the_same_of_every_type_of_file(loraft: Loraft, place: Path,
     assert tokens_of(checked(loraft, "data.train=-", "data.eval=null", stdin=piped)) == plain
 
 
+@pytest.mark.slow
 def test_a_run_of_what_was_piped_in_is_that_of_the_file_and_can_be_gone_on_with(
     loraft: Loraft, place: Path, wording: Wording
 ) -> None:

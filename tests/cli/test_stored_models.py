@@ -49,7 +49,7 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_a_quantized_folder_to_a_merged_model(tmp_path: Path, kind: str, dtype: str) -> None:
@@ -73,7 +73,7 @@ def test_from_a_quantized_folder_to_a_merged_model(tmp_path: Path, kind: str, dt
         assert seen["layers"][0]["modules"][0]["dtype"] == WORDS_FOR.get(kind, kind)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fp8", "gptq", "awq", "nf4", "int8"])
 def test_experts_that_loading_makes_of_quantized_tensors_are_merged(tmp_path: Path, kind: str) -> None:
     """They are written as the files had them, one by one, and dequantized like all else."""

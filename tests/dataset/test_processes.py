@@ -44,7 +44,7 @@ def test_auto_is_one_for_few_rows() -> None:
     assert processes_for(8, 100) == 1
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_tokens_and_order_are_the_same_whatever_the_number(tmp_path: Path, count: int) -> None:
     path = rows(tmp_path / "a.jsonl", 1700)

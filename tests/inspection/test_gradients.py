@@ -107,6 +107,7 @@ def test_gradients_that_vanish_are_found() -> None:
     assert course.course == "vanishing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full", "qlora"])
 def test_a_run_is_built_as_training_does(tmp_path: Path, method: str) -> None:
     report = inspect_gradients(tiny_config(tmp_path, method=method))

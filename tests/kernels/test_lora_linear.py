@@ -234,6 +234,7 @@ def test_the_forms_of_an_update_are_one_another(rows: torch.dtype) -> None:
     torch.testing.assert_close(mine, theirs, **tolerance)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_over_weights_in_4_bits_the_form_for_cuda_is_pefts_forward_and_backward(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype

@@ -74,6 +74,7 @@ def test_a_model_computes_what_one_with_the_dequantized_weights_does(model_type:
         assert torch.equal(packed, plain)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_nothing_that_was_dequantized_is_kept_unless_the_layer_is_recomputed(
     recomputed: bool, monkeypatch: pytest.MonkeyPatch

@@ -45,7 +45,7 @@ def merged(adapter: Path, out: Path, **options: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(out)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_what_is_in_one_tensor_of_the_files_is_merged_and_put_back(tmp_path: Path, base: Path, method: str) -> None:
     """C26: of a base in 4 bits what no update changes is what training had, too."""

@@ -40,7 +40,7 @@ def logits(model: torch.nn.Module, ids: list[int], target: list[int]) -> torch.T
         return model(input_ids=torch.tensor([ids]), decoder_input_ids=said).logits[0].float()  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", mostly_slow(TYPES, "t5", "bart"))
 @pytest.mark.parametrize("stack", STACKS)
 def test_c27_merged_is_adapted_in_the_stacks_that_were_trained(tmp_path: Path, model_type: str, stack: str) -> None:

@@ -109,7 +109,7 @@ def in_4_bits(base: Path, adapter: Path, stored: QuantizationSection, dtype: tor
     return PeftModel.from_pretrained(loaded.model, adapter)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stored", mostly_slow(STORAGES, STORAGES[0]), ids=str)
 def test_c26_a_4_bit_adapter_is_merged_into_the_base_that_it_knows(

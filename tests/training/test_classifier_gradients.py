@@ -121,6 +121,7 @@ def test_class_weights_are_those_of_torch(tmp_path: Path, given: str | dict[str,
     assert ours == pytest.approx(cross_entropy(logits, targets, weight=weights).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_after_an_evaluation_are_the_same(tmp_path: Path) -> None:
     """C12 for classifiers: their 4-bit base too."""
     config = classifier_config(tmp_path, "llama", method="qlora", training__max_steps=1)

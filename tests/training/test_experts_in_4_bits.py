@@ -64,6 +64,7 @@ def test_from_a_config_to_a_merged_model(tmp_path: Path, model_type: str, expert
         torch.testing.assert_close(merged(IDS).logits, by_peft(IDS).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_gradients_are_those_on_the_dequantized_experts(tmp_path: Path) -> None:
     """To rounding, and with gradient checkpointing too."""
     found: list[dict[str, Tensor]] = []
@@ -98,6 +99,7 @@ def as_plain(model: nn.Module) -> None:
             module.__class__ = ParamWrapper
 
 
+@pytest.mark.slow
 def test_it_resumes_bit_for_bit(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     api.train(config)
@@ -113,6 +115,7 @@ def planned(folder: Path, **overrides: object) -> RunPlan:
     return plan_run(config_of(folder, **overrides))
 
 
+@pytest.mark.slow
 def test_what_is_planned_is_what_is_held(tmp_path: Path) -> None:
     """In 4 bits half a byte a weight and the constants; in 16 the bytes are said."""
     run, _ = tiny_fit(config_of(tmp_path, model__dtype="bfloat16"))
@@ -139,6 +142,7 @@ def test_experts_that_are_kept_for_the_backward_pass_are_planned_for(tmp_path: P
     assert kept[1].memory.activations - kept[0].memory.activations >= 2 * 18_432 * 4
 
 
+@pytest.mark.slow
 def test_an_adapter_of_before_says_that_experts_were_in_16_bits(tmp_path: Path) -> None:
     api.train(config_of(tmp_path, training__max_steps=1))
     folder = tmp_path / "run/adapter"
@@ -151,6 +155,7 @@ def test_an_adapter_of_before_says_that_experts_were_in_16_bits(tmp_path: Path) 
     assert not now.experts
 
 
+@pytest.mark.slow
 def test_an_expert_that_is_not_finite_is_named(tmp_path: Path) -> None:
     run, _ = tiny_fit(config_of(tmp_path))
     name, experts = next(iter(packed_experts(run.adapted.loaded.model).items()))

@@ -88,7 +88,7 @@ def test_c10_an_epoch_trains_every_token_and_its_last_window_is_whole(tmp_path: 
     assert last.loss == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_c13_gradient_checkpointing_changes_no_gradient(tmp_path: Path, method: str) -> None:
     """C13: equal to 1e-6, and every B gets one at the first step."""
@@ -117,6 +117,7 @@ def _first(out: Any) -> torch.Tensor:
     return out if isinstance(out, torch.Tensor) else out[0]
 
 
+@pytest.mark.slow
 def test_c12_an_evaluation_in_the_middle_changes_no_gradient_of_a_qlora_run(tmp_path: Path) -> None:
     """C12 through the loop: bit-equal with and without an evaluation after each step."""
     options: dict[str, Any] = {"method": "qlora", "training__max_steps": 3, "model__dtype": "bfloat16"}
@@ -215,6 +216,7 @@ def test_c1_after_overfitting_generation_stops_by_itself(tmp_path: Path) -> None
     assert (answer.completion, answer.finish_reason) == ("is late", "stop")
 
 
+@pytest.mark.slow
 def test_every_frozen_4bit_module_is_kept_exact(tmp_path: Path) -> None:
     """What C12 rests on: nothing is left for the kernel without a backward."""
     from loraft.training.run_plan import plan_run

@@ -30,6 +30,7 @@ def config_of(folder: Path, **overrides: object) -> RunConfig:
     return tiny_config(folder, model_type="mixtral", training__save_steps=2, training__max_steps=4, **overrides)
 
 
+@pytest.mark.slow
 def test_every_expert_is_trained_merged_and_served_by_peft(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     notes = plan_run(config).notes

@@ -88,6 +88,7 @@ def gradient(folder: Path, **overrides: object) -> tuple[dict[str, Tensor], floa
     return recorder.steps[0], clock.router_aux_loss, clock.loss
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_batches_of_a_step_count_by_their_tokens(tmp_path: Path, checkpointing: bool) -> None:
     """The gradient is that of Σ nll / trained tokens + coefficient · Σ tokens · loss of routers / Σ tokens."""
@@ -124,6 +125,7 @@ def test_batches_of_as_many_tokens_count_alike(tmp_path: Path) -> None:
     assert clock.router_aux_loss == pytest.approx(alone.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_it_resumes_bit_for_bit_and_is_logged_apart(tmp_path: Path) -> None:
     """A checkpoint between two logged steps keeps what was summed; the evaluation is of the loss alone."""
     shared = {"training__max_steps": 5, "training__logging_steps": 3, "training__save_steps": 2}

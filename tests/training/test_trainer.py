@@ -329,6 +329,7 @@ def test_a_signal_between_sample_prompts_leaves_the_evaluation_owed(
     assert (again.run_folder / name).read_text() == (whole.run_folder / name).read_text()
 
 
+@pytest.mark.slow
 def test_c33_changed_rows_are_noticed_and_can_be_taken_on(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     with pytest.raises(Interrupted):

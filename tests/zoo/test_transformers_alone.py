@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.zoo.alone import Failed, train_alone
-from tests.zoo.models import ALL, GROUPS, QUICK
+from tests.zoo.models import ALL, GROUPS, MOST_USED
 from tests.zoo.not_alone import NOT_ALONE, trained_alone
 from tests.zoo.not_yet import NOT_YET
 
@@ -38,6 +38,6 @@ def test_the_zoo_has_its_types() -> None:
     assert trained["seq2seq"] >= 34
     assert trained["classification"] >= 124
     assert trained["multimodal"] >= 59
-    assert set(QUICK) <= set(ALL)
-    assert not set(QUICK) & set(NOT_ALONE)
+    assert set(MOST_USED) <= set(ALL)
+    assert not set(MOST_USED) & set(NOT_ALONE)
     assert set(NOT_ALONE) <= {(group, name) for group, each in GROUPS.items() for name in each.model_types}
