@@ -4,31 +4,30 @@ A forward that is given no `row_lengths` holds one row in each line of the batch
 
 Which kernel, and why:
 
-- CUDA, 16 bits: `torch.nn.attention.varlen.varlen_attn`, one kernel for all rows.
+- CUDA: one kernel for all rows (`cuda_rows`), windows, dropout and float32 among them.
 - CPU, rows up to `PRODUCTS_UP_TO` tokens (by dtype): plain products with a backward of our own. In bfloat16 the
   backward of scaled-dot-product attention costs a multiple of it; in float32 it gains little, and on short rows only.
-- Longer rows, float32 on CUDA, or attention dropout: scaled-dot-product attention, row by row.
-- A soft cap, or a sliding window shorter than the row: products written out, row by row.
+- Longer rows or attention dropout on a CPU: scaled-dot-product attention, row by row.
+- A soft cap, or where no kernel takes it a sliding window shorter than the row: products written out, row by row.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any, cast
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from loraft.kernels.cuda_rows import form_for_rows, row_ends_of
 from loraft.kernels.lora_linear import product_dtype
 from loraft.kernels.shared_prefix import taken_back, written_out
-from loraft.kernels.transfer import to_device
 
 ROWS = "loraft_rows"
 PADDING = 0.7
@@ -111,9 +110,11 @@ def attend_rows(
     longest = max(lengths)
     window = window if window is not None and window < longest else None
     written_out = softcap is not None or window is not None
-    if query.is_cuda and query.dtype != torch.float32 and softcap is None and not dropout and varlen_takes(window):
-        ends = row_ends_of(lengths, query.device) if ends is None else ends
-        return _varlen(query, key, value, ends, max(lengths), scale, window)
+    if query.is_cuda and softcap is None:
+        form = form_for_rows(query, dropout=dropout, window=window)
+        if form is not None:
+            ends = row_ends_of(lengths, query.device) if ends is None else ends
+            return form(query, key, value, ends, longest, scale)
     if query.device.type == "cpu" and not written_out and not dropout and longest <= PRODUCTS_UP_TO.get(query.dtype, 0):
         out: Tensor = _RowProducts.apply(query, key, value, tuple(lengths), scale)  # type: ignore[no-untyped-call]
         return out
@@ -295,47 +296,6 @@ def _written_out(
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, dropout)
     return torch.matmul(weights, v).transpose(0, 1)
-
-
-@cache
-def _varlen_parameters() -> frozenset[str]:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return frozenset()
-    return frozenset(inspect.signature(varlen_attn).parameters)
-
-
-def varlen_takes(window: int | None) -> bool:
-    """Whether this torch has the variable-length kernel, and with windows where one is asked for."""
-    names = _varlen_parameters()
-    return "window_size" in names or ("is_causal" in names and window is None)
-
-
-def row_ends_of(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """`[rows + 1]`, int32: where rows begin, and where the last one ends."""
-    return to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), device)
-
-
-def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float, window: int | None
-) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    names = _varlen_parameters()
-    options: dict[str, Any] = {"scale": scale} if "scale" in names else {}
-    if "scale" not in names:
-        query = query * (scale * query.shape[-1] ** 0.5)
-    if "window_size" in names:
-        options["window_size"] = (-1 if window is None else window - 1, 0)
-    else:
-        options["is_causal"] = True
-    if query.shape[1] != key.shape[1]:
-        if "enable_gqa" in names:
-            options["enable_gqa"] = True
-        else:
-            key, value = (t.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for t in (key, value))
-    return cast("Tensor", varlen_attn(query, key, value, ends, ends, longest, longest, **options))
 
 
 AttentionInterface.register(ROWS, rows_attention)

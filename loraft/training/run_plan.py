@@ -34,6 +34,7 @@ LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 LINE_STEP = 32
 """On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
 PAGED = "training.optim auto is paged_adamw_32bit: with adamw the run might not fit in memory"
+CAPPED = "{} caps the scores of attention, which are written out row by row: a row takes memory by its length squared"
 CHECKPOINTED = "training.gradient_checkpointing auto is on: without it the run would not fit in memory"
 
 
@@ -290,4 +291,7 @@ def _packing_notes(known: KnownRun, drawn: BatchSampler, *, packed: bool) -> lis
     if known.config.data.packing == "auto" and not packed and known.task.packs:
         model_type = known.shape.family.model_type
         return [f"rows are padded on the right: {model_type} is not laid end to end with this attention"]
+    capped = getattr(load_config(known.model, known.task.group), "attn_logit_softcapping", None)
+    if packed and capped is not None and known.placement.device == "cuda":
+        return [CAPPED.format(known.shape.family.model_type)]
     return []

@@ -11,10 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from loraft.kernels.cuda_rows import efficient_attention, row_ends_of
 from loraft.kernels.fused import trials
 from loraft.kernels.fused.chosen import fuse_chosen
 from loraft.kernels.fused.forms import fused_norm, plain_norm_of
 from loraft.kernels.lora_linear import patch_lora_linears
+from loraft.kernels.packed_attention import attend_rows
 from loraft.kernels.rms_norm import cuda_norm, patch_rms_norm, plain_norm
 from loraft.models.registry import FAMILIES
 from tests.tiny import tiny_model
@@ -48,6 +50,34 @@ def test_the_norm_is_the_plain_formula(dtype: torch.dtype, hidden: int) -> None:
     rounding = torch.finfo(dtype).eps  # sums in another order, and what is rounded to the other side by that
     for mine, theirs in ((ours, plain), gradients):
         assert (mine - theirs).double().norm() <= 4 * rounding * theirs.double().norm()
+
+
+@pytest.mark.parametrize("dtype", trials.TOLERANCE)
+@pytest.mark.parametrize("key_value_heads", [4, 2])
+def test_rows_in_one_kernel_are_those_of_attention_row_by_row(key_value_heads: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    lengths = [130, 1, 64, 33]
+    shapes = ((sum(lengths), heads, 32) for heads in (4, key_value_heads, key_value_heads))
+    given = [torch.randn(shape, device="cuda").to(dtype).requires_grad_() for shape in shapes]
+    with no_waits():
+        ours = efficient_attention(*given, row_ends_of(lengths, given[0].device), max(lengths), 0.2)  # type: ignore[misc]
+    on_cpu = [tensor.detach().float().cpu().requires_grad_() for tensor in given]
+    plain = attend_rows(*on_cpu, lengths, 0.2)  # type: ignore[misc]
+    weights = torch.randn_like(plain)
+    mine = [ours, *torch.autograd.grad(ours, given, weights.to(ours))]
+    theirs = [plain, *torch.autograd.grad(plain, on_cpu, weights)]
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    for gpus, cpus in zip(mine, theirs, strict=True):
+        assert (gpus.float().cpu() - cpus).norm() <= tolerance * cpus.norm()
+
+
+def test_dropout_keeps_the_mean_of_attention_and_zeroes_weights() -> None:
+    torch.manual_seed(0)
+    query, key = (torch.randn(256, 2, 32, device="cuda").bfloat16() for _ in range(2))
+    value, ends = torch.ones_like(key), row_ends_of([100, 156], key.device)
+    out = efficient_attention(query, key, value, ends, 156, 0.2, dropout=0.25).float()
+    assert out.mean().item() == pytest.approx(1, abs=0.05)
+    assert out.std() > 0.02
 
 
 @pytest.mark.parametrize("dtype", trials.TOLERANCE)

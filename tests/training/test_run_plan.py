@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +104,15 @@ def test_kernels_of_a_gpu_are_said_to_be_idle_on_a_cpu(tmp_path: Path) -> None:
     assert said not in on_cuda.notes
     fused = plan_run(tiny_config(tmp_path), StatedDevice("cuda", 24 * 10**9))
     assert fused.memory.activations < on_cuda.memory.activations
+
+
+@pytest.mark.parametrize(
+    ("model_type", "device", "said"), [("gemma2", "cuda", 1), ("gemma2", "cpu", 0), ("llama", "cuda", 0)]
+)
+def test_capped_attention_is_said_on_a_gpu(tmp_path: Path, model_type: str, device: Any, said: int) -> None:
+    stated = StatedDevice(device, 24 * 10**9 if device == "cuda" else None)
+    notes = plan_run(tiny_config(tmp_path, model_type=model_type, model__dtype="bfloat16"), stated).notes
+    assert len([note for note in notes if "caps the scores" in note]) == said
 
 
 def test_fill_says_how_many_steps_remain(tmp_path: Path) -> None:

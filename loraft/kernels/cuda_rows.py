@@ -1,0 +1,94 @@
+"""Attention of rows that lie end to end in one kernel of CUDA, with no mask: as many launches for one row as for many.
+
+A form takes queries `[time, heads, head_size]`, keys and values `[time, key_value_heads, head_size]`, `ends` of the
+rows, the length of the longest one and the factor on the scores, and gives `[time, heads, head_size]`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from loraft.kernels.transfer import to_device
+
+Form = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
+CAUSAL = 1
+"""The mask of `_efficient_attention_forward` that hides from a token what comes behind it."""
+ALIGNED = 16
+"""A head takes a multiple of so many bytes there."""
+
+
+def form_for_rows(query: Tensor, *, dropout: float, window: int | None) -> Form | None:
+    """The kernel that takes all rows at once, or None where none does."""
+    in_16_bits = query.dtype in (torch.float16, torch.bfloat16)
+    if in_16_bits and not dropout and varlen_takes(window):
+        return partial(varlen_attention, window=window)
+    aligned = query.shape[-1] * query.element_size() % ALIGNED == 0
+    if window is None and aligned and (in_16_bits or query.dtype == torch.float32):
+        return partial(efficient_attention, dropout=dropout)
+    return None
+
+
+@cache
+def _varlen_parameters() -> frozenset[str]:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def varlen_takes(window: int | None) -> bool:
+    """Whether this torch has the variable-length kernel, and with windows where one is asked for."""
+    names = _varlen_parameters()
+    return "window_size" in names or ("is_causal" in names and window is None)
+
+
+def row_ends_of(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """`[rows + 1]`, int32: where rows begin, and where the last one ends."""
+    return to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), device)
+
+
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float, *, window: int | None = None
+) -> Tensor:
+    """By `torch.nn.attention.varlen.varlen_attn`, which is for 16 bits and knows no dropout."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = _varlen_parameters()
+    options: dict[str, Any] = {"scale": scale} if "scale" in names else {}
+    if "scale" not in names:
+        query = query * (scale * query.shape[-1] ** 0.5)
+    if "window_size" in names:
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    else:
+        options["is_causal"] = True
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in names:
+            options["enable_gqa"] = True
+        else:
+            key, value = (t.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for t in (key, value))
+    return cast("Tensor", varlen_attn(query, key, value, ends, ends, longest, longest, **options))
+
+
+def efficient_attention(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float, *, dropout: float = 0.0
+) -> Tensor:
+    """By the kernel that scaled-dot-product attention takes in float32, which takes rows, and drops weights, too.
+
+    torch calls it so for nested tensors (torch/nested/_internal/sdpa.py). It wants as many keys as queries.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    q, k, v = (tensor.contiguous()[None] for tensor in (query, key, value))
+    found = torch.ops.aten._efficient_attention_forward(
+        q, k, v, None, ends, ends, longest, longest, dropout, CAUSAL, torch.is_grad_enabled(), scale=scale
+    )
+    out: Tensor = found[0][0]
+    return out
