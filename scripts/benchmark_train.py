@@ -8,7 +8,8 @@ same order. 16 rows are about 900 tokens a step; with fewer, what a step costs w
 TRL's settings are tried first on a few steps, and the fastest one is used. Each run is a process of its own, and the
 two alternate. The rate counts every token of the rows, prompts included and padding not, from the beginning of the
 first step to the end of the last one: loading, tokenizing and saving are left out. Peak memory is the most that the
-process ever held.
+process ever held. The rate by the processor's time holds beside others' work, with
+OMP_NUM_THREADS=1. The floor is a bare loop of the products of linear layers and head for every token, shared or not.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ TRL_SETTINGS: dict[str, dict[str, Any]] = {
 """Everything that changes TRL's speed here and leaves rows and steps alone; weights are bfloat16 in all of them."""
 
 LEARNING_RATE = 2e-4
+Reading = tuple[float, float]
 RANK = 8
 ALPHA = 16
 
@@ -50,12 +52,14 @@ class Measured:
         seconds: From the beginning of the first step to the end of the last one.
         peak_bytes: The most memory that the process held.
         loss: The mean of the steps' losses: both learn the same, so both should be near one another.
+        processor_seconds: What the processor was busy for in that time, user and system.
     """
 
     tokens: int
     seconds: float
     peak_bytes: int
     loss: float
+    processor_seconds: float
 
     @property
     def tokens_per_second(self) -> float:
@@ -73,7 +77,7 @@ def main() -> None:
         folder = Path(name)
         write_rows(folder / "pairs.jsonl", options.rows)
         config = folder / "benchmark.json"
-        config.write_text(json.dumps(run_config(folder, options.batch_size)))
+        config.write_text(json.dumps(run_config(folder, options.batch_size, shares=options.shared_prefix)))
         plan = folder / "plan.json"
         worker("plan", folder, config=config, plan=plan)
         setting = options.trl_setting or fastest_setting(folder, plan, options.probe_steps)
@@ -92,8 +96,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=3, help="how often both are run, in turn [default: 3]")
     parser.add_argument("--probe-steps", type=int, default=6, help="steps to try TRL's settings on [default: 6]")
     parser.add_argument("--trl-setting", choices=TRL_SETTINGS, help="use this setting of TRL and try no other")
+    parser.add_argument("--shared-prefix", action=argparse.BooleanOptionalAction, default=True, help="the key in data")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    parser.add_argument("--worker", choices=["plan", "trl", "loraft"], help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=["plan", "trl", "loraft", "floor"], help=argparse.SUPPRESS)
     for name in ("config", "plan", "out"):
         parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
@@ -109,22 +114,25 @@ def write_rows(path: Path, count: int) -> None:
     )
     conversations = [c for topic in topics for c in YAML(typ="safe").load(topic.read_text("utf-8"))["conversations"]]
     random.Random(0).shuffle(conversations)
-    rows = [{"messages": turns(question, answer)} for question, answer, *_ in conversations[:count]]
+    turns = (
+        [{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a, *_ in conversations[:count]
+    )
+    rows = [{"messages": pair} for pair in turns]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def turns(question: str, answer: str) -> list[dict[str, str]]:
-    """A pair as a conversation, so that the model's chat template renders it."""
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def run_config(folder: Path, batch_size: int) -> dict[str, object]:
+def run_config(folder: Path, batch_size: int, *, shares: bool) -> dict[str, object]:
     """The run as loraft's config; JSON is YAML."""
     return {
         "method": "lora",
         "model": {"name_or_path": "builtin:smollm2-135m-instruct", "dtype": "bfloat16"},
         "lora": {"r": RANK, "alpha": ALPHA, "target_modules": "all-linear"},
-        "data": {"train": str(folder / "pairs.jsonl"), "eval": None, "max_length": 1024},
+        "data": {
+            "train": str(folder / "pairs.jsonl"),
+            "eval": None,
+            "max_length": 1024,
+            "shared_prefix": "auto" if shares else "off",
+        },
         "training": {
             "output_dir": str(folder / "run"),
             "num_train_epochs": 1,
@@ -150,10 +158,11 @@ def fastest_setting(folder: Path, plan: Path, steps: int) -> str:
 
 def alternate(folder: Path, config: Path, plan: Path, setting: str, pairs: int) -> dict[str, list[Measured]]:
     """TRL, loraft, TRL, loraft, …: what slows the machine for a while slows both."""
-    runs: dict[str, list[Measured]] = {"trl": [], "loraft": []}
+    runs: dict[str, list[Measured]] = {"trl": [], "loraft": [], "floor": []}
     for _ in range(pairs):
         runs["trl"].append(worker("trl", folder, plan=plan, trl_setting=setting))
         runs["loraft"].append(worker("loraft", folder, config=config, plan=plan))
+        runs["floor"].append(worker("floor", folder, plan=plan))
         for name, measured in runs.items():
             print(f"{name}: {measured[-1].tokens_per_second:.0f} tokens/s", file=sys.stderr)
     return runs
@@ -178,11 +187,10 @@ def run_worker(options: argparse.Namespace) -> None:
         return
     plan = json.loads(options.plan.read_text())
     steps = plan["steps"][: options.steps]
-    measured = (
-        train_trl(plan["model"], steps, options.trl_setting)
-        if options.worker == "trl"
-        else train_loraft(options.config, steps)
-    )
+    if options.worker == "trl":
+        measured = train_trl(plan["model"], steps, options.trl_setting)
+    else:
+        measured = floor(plan["model"], steps) if options.worker == "floor" else train_loraft(options.config, steps)
     options.out.write_text(json.dumps(asdict(measured)))
 
 
@@ -209,16 +217,15 @@ def train_trl(model: str, steps: list[list[dict[str, list[int]]]], setting: str)
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    clock: list[float] = []
+    clock: list[Reading] = []
 
     class Clock(TrainerCallback):
-        """Reads the clock at the beginning and after each step."""
+        """Reads the clocks at the beginning and after each step."""
 
         def on_train_begin(self, *_: object, **__: object) -> None:
-            clock.append(time.perf_counter())
+            clock.append(now())
 
-        def on_step_end(self, *_: object, **__: object) -> None:
-            clock.append(time.perf_counter())
+        on_step_end = on_train_begin
 
     chosen = dict(TRL_SETTINGS[setting])
     attention = chosen.pop("attention", "sdpa")
@@ -239,7 +246,7 @@ def train_trl(model: str, steps: list[list[dict[str, list[int]]]], setting: str)
         )  # fmt: skip
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return Measured(tokens_of(steps), clock[-1] - clock[0], peak_bytes(), statistics.fmean(losses))
+    return measured_between(clock[0], clock[-1], steps, statistics.fmean(losses))
 
 
 def train_loraft(config: Path, steps: list[list[dict[str, list[int]]]]) -> Measured:
@@ -248,19 +255,51 @@ def train_loraft(config: Path, steps: list[list[dict[str, list[int]]]]) -> Measu
     from loraft.events import Event
     from loraft.training.run_events import RunStarted, StepDone
 
-    clock: list[float] = []
+    clock: list[Reading] = []
     losses: list[float] = []
 
     def watch(event: Event) -> None:
         if isinstance(event, RunStarted | StepDone):
-            clock.append(time.perf_counter())
+            clock.append(now())
         if isinstance(event, StepDone):
             losses.append(event.loss)
 
     train(load_config(config, []), overwrite=True, observer=watch)
     if len(losses) != len(steps):
         sys.exit(f"loraft took {len(losses)} steps, the plan has {len(steps)}")
-    return Measured(tokens_of(steps), clock[-1] - clock[0], peak_bytes(), statistics.fmean(losses))
+    return measured_between(clock[0], clock[-1], steps, statistics.fmean(losses))
+
+
+def floor(model: str, steps: list[list[dict[str, list[int]]]]) -> Measured:
+    """The products alone: of each layer's linear modules with all tokens, of the head with those that are trained."""
+    import torch
+    from torch.nn.functional import linear
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    head = loaded.get_output_embeddings()
+    weights = [m.weight.data for m in loaded.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    began = now()
+    with torch.inference_mode():
+        for step in steps:
+            trained = sum(label != -100 for row in step for label in row["labels"])
+            counts = [(weight, tokens_of([step])) for weight in weights] + [(head.weight.data, trained)]
+            given = torch.ones(max(count * max(weight.shape) for weight, count in counts), dtype=torch.bfloat16)
+            for weight, n in counts:
+                linear(given[: n * weight.shape[1]].view(n, -1), weight)
+            for weight, n in reversed(counts):
+                given[: n * weight.shape[0]].view(n, -1) @ weight
+    return measured_between(began, now(), steps, float("nan"))
+
+
+def now() -> Reading:
+    """The clock, and the processor's time of this process."""
+    return time.perf_counter(), time.process_time()
+
+
+def measured_between(began: Reading, ended: Reading, steps: list[list[dict[str, list[int]]]], loss: float) -> Measured:
+    """A run that went through all steps between two readings of the clocks."""
+    return Measured(tokens_of(steps), ended[0] - began[0], peak_bytes(), loss, ended[1] - began[1])
 
 
 def tokens_of(steps: list[list[dict[str, list[int]]]]) -> int:
@@ -278,6 +317,7 @@ def summary(plan: dict[str, Any], setting: str, runs: dict[str, list[Measured]])
     """Every figure, with the medians and their ratios."""
     rate = {name: statistics.median(run.tokens_per_second for run in of_one) for name, of_one in runs.items()}
     peak = {name: statistics.median(run.peak_bytes for run in of_one) for name, of_one in runs.items()}
+    busy = {name: statistics.median(run.tokens / run.processor_seconds for run in runs[name]) for name in runs}
     return {
         "optimizer_steps": len(plan["steps"]),
         "trained_tokens": sum(label != -100 for step in plan["steps"] for row in step for label in row["labels"]),
@@ -285,6 +325,9 @@ def summary(plan: dict[str, Any], setting: str, runs: dict[str, list[Measured]])
         "runs": {name: [asdict(run) for run in of_one] for name, of_one in runs.items()},
         "tokens_per_second": rate,
         "peak_bytes": peak,
+        "tokens_per_processor_second": busy,
+        "processor_ratio": busy["loraft"] / busy["trl"],
+        "of_the_floor": busy["loraft"] / busy["floor"],
         "rate_ratio": rate["loraft"] / rate["trl"],
         "memory_ratio": peak["loraft"] / peak["trl"],
     }
@@ -295,11 +338,13 @@ def print_report(report: dict[str, Any]) -> None:
     runs, tokens = report["runs"], report["runs"]["trl"][0]["tokens"]
     print(f"{report['optimizer_steps']} steps, {tokens} tokens, {report['trained_tokens']} of them trained")
     print(f"medians of {len(runs['trl'])} runs each; TRL's setting: {report['trl_setting']}")
-    print(f"{'':8}{'tokens/s':>10}{'peak GB':>10}{'mean loss':>11}")
-    for name, label in (("trl", "TRL"), ("loraft", "loraft")):
-        loss = statistics.median(run["loss"] for run in runs[name])
-        print(f"{label:8}{report['tokens_per_second'][name]:10.0f}{report['peak_bytes'][name] / 1e9:10.2f}{loss:11.3f}")
-    print(f"{'ratio':8}{report['rate_ratio']:10.2f}{report['memory_ratio']:10.2f}")
+    print(f"{'':8}{'tokens/s':>10}{'a CPU s':>10}{'peak GB':>10}{'mean loss':>11}")
+    for name, label in (("trl", "TRL"), ("loraft", "loraft"), ("floor", "floor")):
+        loss, rate = statistics.median(run["loss"] for run in runs[name]), report["tokens_per_second"][name]
+        busy, peak = report["tokens_per_processor_second"][name], report["peak_bytes"][name] / 1e9
+        print(f"{label:8}{rate:10.0f}{busy:10.0f}{peak:10.2f}{loss:11.3f}")
+    print(f"{'ratio':8}{report['rate_ratio']:10.2f}{report['processor_ratio']:10.2f}{report['memory_ratio']:10.2f}")
+    print(f"loraft reaches {report['of_the_floor']:.0%} of the floor, by the processor's time")
 
 
 if __name__ == "__main__":

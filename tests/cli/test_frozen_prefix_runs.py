@@ -22,11 +22,12 @@ KEPT = "training.cache_frozen_prefix=true"
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_that_was_stopped_and_damaged_ends_with_the_bytes_of_one_that_kept_nothing(
-    loraft: Loraft, config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+    dtype: str, loraft: Loraft, config: WriteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five batches an epoch; it is stopped in the middle of the second."""
-    command = ("train", str(config()), *OPTIONS, "training.logging_steps=1")
+    command = ("train", str(config()), *OPTIONS, "training.logging_steps=1", f"model.dtype={dtype}")
     assert loraft(*command, "training.output_dir=off").exit_code == 0
     tell = loop._tell
 

@@ -11,7 +11,7 @@ import torch
 from loraft.errors import InvalidInputError
 from loraft.models.registry import DECODERS
 from loraft.tasks.batches import BatchLayout
-from loraft.tasks.frozen_prefix import FrozenPrefix, kept_positions
+from loraft.tasks.frozen_prefix import FrozenPrefix, content_of, kept_positions
 from loraft.training.loop import fit
 from loraft.training.run_plan import plan_run
 from loraft.training.trainer import keep_frozen_prefix
@@ -92,6 +92,15 @@ def test_what_is_damaged_or_missing_is_computed_anew(tmp_path: Path) -> None:
     assert [run.loss(batch).item() for batch in batches] == losses
     assert (kept.computed, kept.read) == (5, 1)
     assert first.read_bytes() == whole
+
+
+def test_a_batch_is_told_by_what_the_host_has_of_it(tmp_path: Path) -> None:
+    """Of what is on the meta device nothing can be read; on CUDA reading it would wait."""
+    run, _ = tiny_fit(config_of(tmp_path, "run"))
+    first, second = (run.batch(run.plan.data.train[start : start + 4]) for start in (0, 4))
+    named = content_of(first, training=True)
+    assert content_of(first.to("meta"), training=True) == named
+    assert named not in {content_of(second, training=True), content_of(first, training=False)}
 
 
 def test_what_was_kept_under_another_name_goes(tmp_path: Path) -> None:
