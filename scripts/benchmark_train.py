@@ -36,7 +36,6 @@ TRL_SETTINGS: dict[str, dict[str, Any]] = {
     "padding-free, eager attention": {"bf16": True, "padding_free": True, "attention": "eager"},
 }
 """Everything that changes TRL's speed here and leaves rows and steps alone; weights are bfloat16 in all of them."""
-
 LEARNING_RATE = 2e-4
 Reading = tuple[float, float]
 RANK = 8
