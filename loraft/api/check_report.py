@@ -122,6 +122,7 @@ def _training(plan: RunPlan, folder: Path) -> dict[str, Any]:
         "lr_scheduler_type": settings.lr_scheduler_type,
         "optim": settings.optim,
         "gradient_checkpointing": settings.gradient_checkpointing,
+        "tiled_mlp": settings.tiled_mlp,
         **({"frozen_prefix_bytes": plan.frozen_prefix_bytes} if settings.cache_frozen_prefix else {}),
         "eval_every_steps": plan.eval_every or "epoch",
         "save_every_steps": plan.save_every or "epoch",

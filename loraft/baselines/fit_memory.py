@@ -21,6 +21,7 @@ COSTS = {
     "training.optim": "its state is rounded to 8 bits",
     "training.per_device_train_batch_size": "the same steps, in more and smaller batches",
     "training.gradient_checkpointing": "each layer is computed twice",
+    "training.tiled_mlp": "feed-forward parts are computed some tokens at a time, twice",
     "method": "another method of training",
     "model.stream_layers": "each step brings every layer to the GPU, twice a batch",
 }
@@ -118,6 +119,8 @@ def _in_order_of_cost(config: RunConfig, *, beside_host: bool) -> Iterator[Value
         again.append({CHECKPOINTING: True})
     if training.gradient_checkpointing != "offload" and beside_host:
         again.append({CHECKPOINTING: "offload"})
+    if training.tiled_mlp is False:
+        again += [{**changes, "training.tiled_mlp": "auto"} for changes in again]
     fewer: list[Values] = [{}]
     for batch in (rows // parts for parts in range(2, rows + 1) if rows % parts == 0):
         key = "training.per_device_train_batch_size"

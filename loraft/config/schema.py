@@ -89,6 +89,10 @@ class TrainingSection(Section):
     """What CUDA computes norms, rotary positions and gated products with while training: auto is loraft's fused
     kernels, each of which is tried on the GPU before the first step and taken where its numbers are those of the plain
     form; plain is torch's own operations. Not used on a CPU."""
+    tiled_mlp: Auto | bool = "auto"
+    """Compute the feed-forward part of a layer 4,096 tokens at a time, so that what is inside it never stands there for
+    a whole long row; the backward pass computes it anew. auto does so where the run would otherwise be predicted not to
+    fit into the memory that is free, after gradient_checkpointing. Gradients are summed in another order."""
     cache_frozen_prefix: bool = False
     """Keep on disk what the frozen layers below the lowest trained one give, in the run's folder until the run ends,
     and read it from the second epoch on: the same losses in less time. Needs data.shuffle batches or false, by which

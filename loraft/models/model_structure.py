@@ -6,6 +6,7 @@ grows, and what is grown begins as the mean of the rows that were there.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loraft.errors import ModelError, Problem
 from loraft.models.hf_config import is_used_otherwise, quietly
-from loraft.models.modules import linear_modules, output_head
+from loraft.models.modules import linear_modules, matches, output_head
 from loraft.models.registry import FAMILIES, Kind, ModelSpec
 
 
@@ -177,6 +178,32 @@ def tied_modules(model: nn.Module) -> tuple[str, ...]:
         for weight in module.parameters(recurse=False):
             owners[id(weight)].append(name)
     return tuple(name for names in owners.values() if len(names) > 1 for name in names)
+
+
+def feed_forward_parts(model: nn.Module, family: ModelSpec) -> dict[str, nn.Module]:
+    """The modules that are a layer's whole feed-forward part and read a token by itself, by their full names.
+
+    Such a module takes the hidden states alone and holds the part's linear modules, activations and dropout: no router,
+    whose load is a matter of all tokens, and nothing else with numbers. Of types that the table does not have, and
+    where the part is no module of its own, there are none.
+    """
+    found: dict[str, nn.Module] = {}
+    if family.model_type not in FAMILIES or not family.mlp:
+        return found
+    for path in family.stacks.values():
+        for place, layer in model.get_submodule(path).named_children():
+            inside = [name for name in linear_modules(layer) if any(matches(name, one) for one in family.mlp)]
+            inside = [name for name in inside if not any(matches(name, one) for one in family.attention)]
+            outer = {name.rpartition(".")[0] for name in inside}
+            if len(outer) == 1 and (name := outer.pop()) and _reads_a_token_alone(part := layer.get_submodule(name)):
+                found[f"{path}.{place}.{name}"] = part
+    return found
+
+
+def _reads_a_token_alone(part: nn.Module) -> bool:
+    required = [one for one in inspect.signature(part.forward).parameters.values() if one.default is one.empty]
+    numbers = {name.rpartition(".")[0] for name in (*dict(part.named_parameters()), *dict(part.named_buffers()))}
+    return len(required) == 1 and numbers == set(linear_modules(part))
 
 
 TOKENS_KEY = "model.add_tokens"

@@ -15,16 +15,85 @@ from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
+from loraft.kernels.fused.fuse import gated_parts
 from loraft.kernels.layer_stream import uses_of_parameters
-from loraft.models.hf_config import class_names, is_classifier
+from loraft.models.hf_config import class_names, heads_in, is_classifier
 from loraft.models.load_model import load_any_config
 from loraft.models.model_structure import ends_of
-from loraft.models.modules import is_within, linear_modules
+from loraft.models.modules import hidden_in, is_within, linear_modules
 from loraft.models.packed_weights import packed_modules
 from loraft.models.quantize import experts_in_4_bits, quantizable_modules
 from loraft.models.registry import ModelSpec
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import StoredWeights, refuse_another_quantization
+
+WRITTEN_OUT = ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation")
+"""transformers' activation functions that are no single kernel of torch."""
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What one transformer layer's activations are made of.
+
+    Attributes:
+        linear_outputs: The out-features of the layer's linear modules, summed.
+        mlp_outputs: Those of them that are the feed-forward part's, where that can be computed in tiles; else 0.
+        inner: The width inside the feed-forward part: the widest in-features.
+        gated: The feed-forward part multiplies its inner tensor by a second one.
+        written_out: Its activation function is made of several operations, each of which keeps what it read.
+        fuses: It is gated in the way that has a fused kernel on CUDA.
+    """
+
+    hidden: int
+    linear_outputs: int
+    mlp_outputs: int
+    inner: int
+    gated: bool
+    written_out: bool
+    fuses: bool
+    heads: int
+
+    def inner_tensors(self, *, fused: bool) -> int:
+        """Those that a feed-forward part keeps of its inner width, beside what its linear modules give."""
+        return 1 + (self.gated and not (self.fuses and fused)) + 3 * self.written_out
+
+
+@dataclass(frozen=True)
+class StackSizes:
+    """One stack of layers, and what it reads.
+
+    Attributes:
+        graph_layers: Layers that keep activations: those from the first trained one up.
+        batch_tokens: Tokens of the largest batch, padding included.
+        tile: The tokens that a feed-forward part is computed for at a time; None where it is whole.
+    """
+
+    layer: LayerSizes
+    graph_layers: int
+    batch_tokens: int
+    longest_row: int
+    tile: int | None = None
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether a feed-forward part is computed for fewer tokens than the batch has."""
+        return self.tile is not None and self.layer.mlp_outputs > 0 and self.tile < self.batch_tokens
+
+    @property
+    def at_once(self) -> int:
+        """The tokens that a feed-forward part is computed for at a time."""
+        return self.tile if self.tile is not None and self.in_tiles else self.batch_tokens
+
+    @property
+    def inputs(self) -> int:
+        """The numbers that go into the layers that keep activations."""
+        return self.batch_tokens * self.layer.hidden * self.graph_layers
+
+    def of_a_tile(self, *, fused: bool) -> int:
+        """The numbers that a feed-forward part keeps of one tile while that goes backward; 0 where it is whole."""
+        layer = self.layer
+        a_token = layer.mlp_outputs + layer.inner_tensors(fused=fused) * layer.inner
+        return self.at_once * a_token if self.in_tiles else 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +122,23 @@ class FewBits:
     def modules(self) -> tuple[str, ...]:
         """The modules that hold them."""
         return (*self.linear, *dict.fromkeys(name.rpartition(".")[0] for name in self.experts))
+
+
+def layer_sizes(model: PreTrainedModel, path: str, feed_forward: Collection[str]) -> LayerSizes:
+    """The sizes of the first layer at `path`; `feed_forward` can be computed in tiles."""
+    linear, layer = linear_modules(model), model.get_submodule(f"{path}.0")
+    inside = [name for name in linear if name.startswith(f"{path}.0.")]
+    outputs, inner = [linear[name][1] for name in inside], max(linear[name][0] for name in inside)
+    return LayerSizes(
+        hidden=hidden_in(model),
+        linear_outputs=sum(outputs),
+        mlp_outputs=sum(linear[name][1] for name in inside if is_within(name, *feed_forward)),
+        inner=inner,
+        gated=2 * inner in outputs or outputs.count(inner) > 1,
+        written_out=any(type(part).__name__ in WRITTEN_OUT for part in layer.modules()),
+        fuses=bool(gated_parts(layer)),
+        heads=heads_in(model.config),
+    )
 
 
 def in_few_bits(

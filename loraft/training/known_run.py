@@ -21,19 +21,17 @@ from loraft.config.sections import QuantizationSection
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.paths import cache_folder
-from loraft.kernels.fused.fuse import gated_parts
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
 from loraft.models.hf_config import (
     check_dtype,
     context_of,
-    heads_in,
     own_code,
     quietly_reading,
 )
 from loraft.models.load_model import load_config, load_noted_tokenizer, new_tokens, require_tensors, stored_in
-from loraft.models.model_structure import depths, grow
-from loraft.models.modules import decoder_inputs, hidden_in, is_within, linear_modules, parameter_count
+from loraft.models.model_structure import depths, feed_forward_parts, grow
+from loraft.models.modules import decoder_inputs, is_within, parameter_count
 from loraft.models.probe import spec_of
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
@@ -45,10 +43,12 @@ from loraft.tasks.task import Task
 from loraft.training.base_weights import (
     ExpertSizes,
     FewBits,
+    LayerSizes,
     experts_of_a_layer,
     frozen_ends,
     head_notes,
     in_few_bits,
+    layer_sizes,
     matrices_of_layers,
     quantization_of,
     stored_notes,
@@ -60,29 +60,6 @@ from loraft.training.run_events import tracker_problems
 from loraft.training.trained_tensors import trained_tensors
 
 Result = TypeVar("Result")
-WRITTEN_OUT = ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation")
-"""transformers' activation functions that are no single kernel of torch."""
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """What one transformer layer's activations are made of.
-
-    Attributes:
-        linear_outputs: The out-features of the layer's linear modules, summed.
-        inner: The width inside the feed-forward part: the widest in-features.
-        gated: The feed-forward part multiplies its inner tensor by a second one.
-        written_out: Its activation function is made of several operations, each of which keeps what it read.
-        fuses: It is gated in the way that has a fused kernel on CUDA.
-    """
-
-    hidden: int
-    linear_outputs: int
-    inner: int
-    gated: bool
-    written_out: bool
-    fuses: bool
-    heads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +72,7 @@ class ModelSummary:
         quantization: How these are stored.
         stored: How the files hold the weights, where these are quantized.
         depths: The transformer layers of each stack.
+        feed_forward: The modules that are a layer's feed-forward part and can be computed in tiles along time.
         experts: What the experts of a layer need while it computes.
         ends: The numbers of the embeddings and of the head, where both are frozen, and neither is the other.
         matrices: Of each layer, the numbers of its own matrices that are stored plainly and in few bits.
@@ -112,6 +90,7 @@ class ModelSummary:
     stored: StoredWeights | None
     depths: Mapping[str, int]
     layers: Mapping[str, LayerSizes]
+    feed_forward: tuple[str, ...]
     experts: ExpertSizes
     ends: tuple[int, ...]
     matrices: tuple[tuple[int, int], ...]
@@ -172,16 +151,15 @@ def summarize_model(
         AdapterError: The `lora` section names what the model does not have, or goes on from another adapter.
     """
     group = TASKS[run.task].group
-    config = load_config(model, group, labels)
-    family, folder, skeleton = spec_of(config, group), model.small_files, meta_model(config)
-    if family.encoder_path is not None and not labels:
-        _require_start(skeleton, folder)
+    config, folder = load_config(model, group, labels), model.small_files
+    family, skeleton = spec_of(config, group), meta_model(config)
+    _require_start(skeleton, folder, family, labels)
     head = new = family.classifier if labels else ()
-    has_weights = any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir()
-    if has_weights:
+    if has_weights := any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir():
         new, _ = require_tensors(folder, skeleton, labels)
     _refuse_own_code(run, config)
-    own_rows, linear, stored = grow(skeleton, tokens) if tokens else 0, linear_modules(skeleton), stored_in(model)
+    own_rows, stored = grow(skeleton, tokens) if tokens else 0, stored_in(model)
+    tiles = tuple(feed_forward_parts(skeleton, family))
     quantization = quantization_of(run, stored)
     few_bits = in_few_bits(skeleton, family, quantization, folder if stored is not None and has_weights else None)
     notes = [*stored_notes(run, stored), *(head_notes(run, model, new) if labels else ())]
@@ -202,7 +180,8 @@ def summarize_model(
         experts=experts_of_a_layer(skeleton, family, few_bits.experts, targets),
         ends=frozen_ends(skeleton, targets),
         matrices=matrices_of_layers(run, skeleton, family, few_bits, targets, stored),
-        layers={stack: _layer(skeleton, linear, path) for stack, path in family.stacks.items()},
+        layers={stack: layer_sizes(skeleton, path, tiles) for stack, path in family.stacks.items()},
+        feed_forward=tiles,
         vocabulary=skeleton.config.get_text_config().vocab_size,
         context=context_of(config, family),
         targets=targets,
@@ -228,27 +207,14 @@ def _refuse_own_code(run: RunConfig, config: PreTrainedConfig) -> None:
         raise ModelError(message, key="method", remedy="Write method: lora, whose adapter goes with the base.")
 
 
-def _require_start(skeleton: PreTrainedModel, folder: Path) -> None:
+def _require_start(skeleton: PreTrainedModel, folder: Path, family: ModelSpec, labels: Sequence[str]) -> None:
+    if family.encoder_path is None or labels:
+        return
     if (folder / GENERATION_CONFIG_NAME).is_file():
         with quietly_reading(folder / GENERATION_CONFIG_NAME):
             skeleton.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     some_token = (skeleton.config.pad_token_id or 0) + 1  # mBART looks for the last one that is no padding
     decoder_inputs(skeleton, torch.full((1, 1), some_token))
-
-
-def _layer(model: PreTrainedModel, linear: Mapping[str, tuple[int, int]], path: str) -> LayerSizes:
-    inside = [name for name in linear if name.startswith(f"{path}.0.")]
-    layer = model.get_submodule(f"{path}.0")
-    outputs, inner = [linear[name][1] for name in inside], max(linear[name][0] for name in inside)
-    return LayerSizes(
-        hidden=hidden_in(model),
-        linear_outputs=sum(outputs),
-        inner=inner,
-        gated=2 * inner in outputs or outputs.count(inner) > 1,
-        written_out=any(type(part).__name__ in WRITTEN_OUT for part in layer.modules()),
-        fuses=bool(gated_parts(layer)),
-        heads=heads_in(model.config),
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import torch
 
-from loraft.adapters.targets import TargetModules
 from loraft.config.choices import Checkpointing
-from loraft.config.schema import RunConfig
 from loraft.config.sections import FROM_WEIGHTS, QuantizationSection
 from loraft.dataset.sampler import BatchSampler
 from loraft.io.held_memory import held_bytes
 from loraft.kernels.cross_entropy import targets_in_chunk
 from loraft.kernels.layer_stream import SLOTS
 from loraft.kernels.packed_attention import PRODUCTS_UP_TO
+from loraft.kernels.tiled_mlp import TILE
 from loraft.kernels.transfer import has_own_memory, pinned_bytes
 from loraft.models.device import main_memory
 from loraft.models.quantize import quantized_bytes
 from loraft.tokenization.examples import Example
-from loraft.training.base_weights import NO_EXPERTS, ExpertSizes
-from loraft.training.known_run import KnownRun, LayerSizes
+from loraft.training.base_weights import NO_EXPERTS, ExpertSizes, StackSizes
+from loraft.training.known_run import KnownRun
 from loraft.training.optimizer import KINDS
 
 ROOM = 0.9
 """Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
-
-
 HOLES, HOLES_OF_QUANTIZED = 1.25, 1.6
 """What glibc's heap takes for activations, in proportion to their bytes: measured, as they come and go, and as weights
 that are dequantized for each product come and go between them."""
-
-
-@dataclass(frozen=True)
-class StackSizes:
-    """One stack of layers, and what it reads.
-
-    Attributes:
-        graph_layers: Layers that keep activations: those from the first trained one up.
-        batch_tokens: Tokens of the largest batch, padding included.
-    """
-
-    layer: LayerSizes
-    graph_layers: int
-    batch_tokens: int
-    longest_row: int
 
 
 @dataclass(frozen=True)
@@ -178,7 +161,9 @@ def _on_cpu(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int,
     """Activations and two gradients of a layer's widest tensor, as the heap holds them; and the logits of a chunk."""
     kept = sum(_kept(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
     gradients = sum(
-        stack.batch_tokens * sizes.dtype_bytes * (2 * stack.layer.inner + stack.layer.hidden) for stack in sizes.stacks
+        sizes.dtype_bytes * (2 * stack.at_once * stack.layer.inner + stack.batch_tokens * stack.layer.hidden)
+        + sizes.dtype_bytes * stack.of_a_tile(fused=sizes.fused)
+        for stack in sizes.stacks
     )
     holes = HOLES if sizes.quantization is None else HOLES_OF_QUANTIZED
     in_heap = int((1 if checkpointing else holes) * (kept + gradients))
@@ -188,9 +173,10 @@ def _on_cpu(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int,
 def _on_cuda(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int, int]:
     """Activations as the backward pass has them, and what the loss, which comes before it, takes beyond that.
 
-    A layer that goes backward holds up to four and a half tensors of its inner width, gradients most of them, or fewer
-    and a weight in few bits once more in 16: counted on the device of tests/cuda_rehearsal. Gradients of weights come
-    to be as activations go; at the loss there are none yet, and of checkpointed layers there is what goes into them.
+    A layer that goes backward holds up to four and a half tensors of its inner width, gradients most of them, by fused
+    kernels one and a half, or fewer and a weight in few bits once more in 16: counted on the device of
+    tests/cuda_rehearsal. Gradients of weights come to be as activations go; at the loss there are none yet, and of
+    checkpointed layers there is what goes into them.
     """
     width, trained = sizes.dtype_bytes, 4 * sizes.trainable_parameters
     one_layer = sum(_one_layer(stack, sizes) for stack in sizes.stacks)
@@ -198,9 +184,11 @@ def _on_cuda(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int
     casts = _cast_weights(sizes) if sizes.whole_model or checkpointing else width * sizes.trainable_parameters
     backward = 0
     for stack in sizes.stacks:
-        wide, layer = stack.batch_tokens * width * stack.layer.inner, stack.layer
+        wide, layer = stack.at_once * width * stack.layer.inner, stack.layer
         unpacked = width * layer.hidden * layer.inner if sizes.quantization is not None else 0
-        backward += max(9 * wide // 2, wide + unpacked) + 2 * stack.batch_tokens * width * layer.hidden
+        held = (3 if layer.fuses and sizes.fused else 9) * wide // 2
+        backward += max(held, wide + unpacked) + 2 * stack.batch_tokens * width * layer.hidden
+        backward += width * stack.of_a_tile(fused=sizes.fused)
     states = 3 * width * sizes.batch_targets * sizes.stacks[-1].layer.hidden
     at_loss = kept - (one_layer if checkpointing else 0) + casts + _chunk_bytes(sizes) + states
     activations = max(kept + casts + backward - trained * sizes.whole_model, one_layer + backward)
@@ -217,15 +205,10 @@ def _kept(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: Checkpointi
     one_layer = _one_layer(stack, sizes)
     if not checkpointing:
         return one_layer * stack.graph_layers
-    inputs = _inputs(stack, sizes)
+    inputs = sizes.dtype_bytes * stack.inputs
     if checkpointing == "offload":  # the layer's own, and that of the one below, which is on its way
         inputs = min(inputs, 2 * inputs // max(stack.graph_layers, 1))
     return inputs + one_layer
-
-
-def _inputs(stack: StackSizes, sizes: TrainingSizes) -> int:
-    """What goes into the layers of a stack that keep activations."""
-    return stack.batch_tokens * sizes.dtype_bytes * stack.layer.hidden * stack.graph_layers
 
 
 def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
@@ -237,8 +220,10 @@ def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
     the CPU the attention weights of short rows are kept too.
     """
     layer, width = stack.layer, sizes.dtype_bytes
-    steps = 1 + (layer.gated and not (layer.fuses and sizes.fused)) + 3 * layer.written_out
-    a_token = width * (layer.linear_outputs + steps * layer.inner + 3 * layer.hidden)
+    inside = layer.inner_tensors(fused=sizes.fused) * layer.inner
+    if stack.in_tiles:
+        inside = layer.hidden - layer.mlp_outputs
+    a_token = width * (layer.linear_outputs + inside + 3 * layer.hidden)
     if sizes.whole_model and width < 4:
         a_token += 16 * layer.hidden
     products_up_to = PRODUCTS_UP_TO[torch.float32 if width == 4 else torch.bfloat16]
@@ -251,7 +236,7 @@ def _all_inputs(sizes: TrainingSizes) -> Iterator[int]:
     """What goes into each layer that keeps activations."""
     for stack in sizes.stacks:
         for _ in range(stack.graph_layers):
-            yield _inputs(stack, sizes) // stack.graph_layers
+            yield sizes.dtype_bytes * stack.inputs // stack.graph_layers
 
 
 def _of_experts(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> int:
@@ -261,13 +246,34 @@ def _of_experts(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> int:
     return sizes.dtype_bytes * (experts.packed + experts.adapted + experts.kept * layers)
 
 
-def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tuple[MemoryPlan, Checkpointing]:
-    """Predict the peak, and decide whether gradients are checkpointed."""
-    sizes = _training_sizes(known, batches, packed=packed)
-    setting = known.config.training.gradient_checkpointing
-    if setting == "auto":
-        setting = predict(sizes, checkpointing=False).peak_bytes > ROOM * known.placement.available_bytes
-    return predict(sizes, checkpointing=setting), setting
+class Saving(NamedTuple):
+    """What is computed again to save memory; `splits`: there are batches of more tokens than a tile."""
+
+    gradient_checkpointing: Checkpointing
+    tiled_mlp: bool
+    splits: bool
+
+    @property
+    def settings(self) -> dict[str, Checkpointing]:
+        """The keys of `training` with what was decided."""
+        return {"gradient_checkpointing": self.gradient_checkpointing, "tiled_mlp": self.tiled_mlp}
+
+
+def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tuple[MemoryPlan, Saving]:
+    """Predict the peak, and decide what is computed again: layers first, then feed-forward parts in tiles."""
+    sizes, training = _training_sizes(known, batches, packed=packed), known.config.training
+    layers, tiles = training.gradient_checkpointing, training.tiled_mlp
+    tiled = replace(sizes, stacks=tuple(replace(stack, tile=TILE) for stack in sizes.stacks))
+    splits = any(stack.in_tiles for stack in tiled.stacks)
+    again: tuple[Checkpointing, ...] = (False, True) if layers == "auto" else (layers,)
+    choices = [Saving(each, tiles is True, splits) for each in again]
+    if tiles == "auto" and splits:
+        choices.append(Saving(again[-1], True, splits))
+    for saving in choices:
+        plan = predict(tiled if saving.tiled_mlp else sizes, checkpointing=saving.gradient_checkpointing)
+        if plan.peak_bytes <= ROOM * known.placement.available_bytes:
+            break
+    return plan, saving
 
 
 def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
@@ -282,10 +288,8 @@ def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
 
 
 def _too_large_for_the_host(memory: MemoryPlan, available: int) -> str | None:
-    if memory.host_bytes <= available:
-        return None
-    needed = f"the run keeps about {memory.host_bytes / 1e9:.1f} GB in main memory"
-    return f"{needed}, and {available / 1e9:.1f} GB of that are available"
+    kept = f"the run keeps about {memory.host_bytes / 1e9:.1f} GB in main memory"
+    return f"{kept}, and {available / 1e9:.1f} GB of that are available" if memory.host_bytes > available else None
 
 
 def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> TrainingSizes:
@@ -323,7 +327,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         quantization=shape.quantization,
         quantized_rows=shape.few_bits.rows,
         optimizer_bytes=sum(map(KINDS[known.config.training.optim].state_bytes, shape.trained)),
-        start_parameters=_starts(known.config, shape.targets),
+        start_parameters=shape.targets.parameters if shape.targets and known.config.lora.init in FROM_WEIGHTS else 0,
         experts=shape.experts,
         streamed=_streamed(known),
         ends=tuple(known.placement.dtype.itemsize * numbers for numbers in shape.ends) if _feeds(known) else (),
@@ -342,8 +346,3 @@ def _streamed(known: KnownRun) -> tuple[int, ...]:
         return ()
     width, quantization = known.placement.dtype.itemsize, known.shape.quantization
     return tuple(plain * width + quantized_bytes(packed, 0, quantization) for plain, packed in known.shape.matrices)
-
-
-def _starts(config: RunConfig, targets: TargetModules | None) -> int:
-    """The numbers that an adapter began with, where these are kept and saved beside what is trained."""
-    return targets.parameters if targets is not None and config.lora.init in FROM_WEIGHTS else 0

@@ -50,17 +50,26 @@ BY_AN_EARLIER_VERSION = (
 
 
 def as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """A config with the optimizer that its `auto` stood for when the run in the folder was begun.
+    """A config with what its `auto` stood for when the run in the folder was begun: the optimizer, and tiles.
 
-    What is foreseen to fit depends on what else the device holds, and a run goes on with the optimizer that it has.
+    What is foreseen to fit depends on what else the device holds, and a run goes on with what it has.
     """
-    if config.training.optim != "auto" or not folder.config.exists():
+    asked = [key for key in ("optim", "tiled_mlp") if getattr(config.training, key) == "auto"]
+    if not asked or not folder.config.exists():
         return config
     try:
-        begun = load_config(folder.config)
+        begun = _begun(folder)
     except ConfigError:  # which is told where the two are compared
         return config
-    return config.model_copy(update={"training": config.training.model_copy(update={"optim": begun.training.optim})})
+    taken = {key: getattr(begun.training, key) for key in asked}
+    return config.model_copy(update={"training": config.training.model_copy(update=taken)})
+
+
+def _begun(folder: RunFolder) -> RunConfig:
+    """The config as it was decided when the run was begun; an earlier version, which has no tiles, tells none."""
+    begun = load_config(folder.config)
+    tiled = begun.training.tiled_mlp is True
+    return begun.model_copy(update={"training": begun.training.model_copy(update={"tiled_mlp": tiled})})
 
 
 def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> tuple[tuple[str, ...], int | None]:
@@ -81,7 +90,7 @@ def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> tup
     steps, has_checkpoints = None, bool(checkpoints(folder.checkpoints))
     if folder.config.exists():
         try:
-            before = load_config(folder.config)
+            before = _begun(folder)
         except ConfigError:
             refused = ["its config.yaml was damaged"]
         else:

@@ -18,6 +18,7 @@ from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_pack
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError
 from loraft.figures import counted
+from loraft.kernels.tiled_mlp import TILE
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.device import StatedDevice
 from loraft.models.hf_config import noise_of
@@ -26,7 +27,7 @@ from loraft.models.modules import is_within
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
 from loraft.training.known_run import KnownRun, ModelSummary, known_run
-from loraft.training.memory import ROOM, MemoryPlan, plan_memory
+from loraft.training.memory import ROOM, MemoryPlan, Saving, plan_memory
 from loraft.training.optimizer import SMALLER, require_optimizer, resolve_optim
 from loraft.training.schedule import require_schedule
 
@@ -35,6 +36,7 @@ LINE_STEP = 32
 """On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
 PAGED = "training.optim auto is paged_adamw_32bit: with adamw the run might not fit in memory"
 CAPPED = "{} caps the scores of attention, which are written out row by row: a row takes memory by its length squared"
+TILED = f"training.tiled_mlp auto is on: without it, {TILE:,} tokens at a time, the run would not fit in memory"
 CHECKPOINTED = "training.gradient_checkpointing auto is on: without it the run would not fit in memory"
 
 
@@ -68,20 +70,21 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
         InvalidInputError: With every problem that was found, of the model and of the data.
     """
     chosen_by_itself = config.training.optim == "auto"
-    known = _on_its_device(_resolved(known_run(config, stated)))
+    known = _on_its_device(_resolved(_with_tiles(known_run(config, stated))))
     config, data, packed = known.config, known.data, _packed(known)
     drawn = batch_sampler(config, data.train, data.train_sources)
     if not drawn.epoch(0):
         message = "an epoch draws no row: each source's rows times its weight are less than half a row"
         raise ConfigError(message, key="data.train", remedy="write greater weights")
     batches = drawn if data.stream is None else StreamingSampler(data.stream, drawn.batch_size, drawn.accumulation)
-    memory, checkpointing = plan_memory(known, drawn, packed=packed)
-    memory_notes = [CHECKPOINTED] if checkpointing and config.training.gradient_checkpointing == "auto" else []
+    memory, saving = plan_memory(known, drawn, packed=packed)
+    memory_notes = []
     if chosen_by_itself and pages_instead(known, memory):
         known = with_optim(known, SMALLER)
-        config, (memory, checkpointing) = known.config, plan_memory(known, drawn, packed=packed)
+        config, (memory, saving) = known.config, plan_memory(known, drawn, packed=packed)
         memory_notes.append(PAGED)
-    training = config.training.model_copy(update={"gradient_checkpointing": checkpointing})
+    memory_notes += _saving_notes(config.training, saving)
+    training = config.training.model_copy(update=saving.settings)
     steps = steps_of(config, batches)
     schedule_notes = [*require_schedule(training, steps)]
     known = replace(
@@ -107,6 +110,24 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
         save_every=_every(training.save_steps, steps),
         frozen_prefix_bytes=frozen_prefix_bytes(known, drawn, layout, steps),
     )
+
+
+def _saving_notes(asked: TrainingSection, saving: Saving) -> Iterator[str]:
+    """What is done to save memory, where it was not asked for; and what was asked for in vain."""
+    if saving.gradient_checkpointing and asked.gradient_checkpointing == "auto":
+        yield CHECKPOINTED
+    if saving.tiled_mlp and asked.tiled_mlp == "auto":
+        yield TILED
+    if saving.tiled_mlp and not saving.splits:
+        yield f"training.tiled_mlp changes nothing: no planned batch has more than the {TILE:,} tokens of a tile"
+
+
+def _with_tiles(known: KnownRun) -> KnownRun:
+    """The same; that tiles are to be and cannot be is refused."""
+    if known.config.training.tiled_mlp is True and not known.shape.feed_forward:
+        why = f"no feed-forward part of type {known.shape.family.model_type} is known to compute token by token alone"
+        raise ConfigError(why, key="training.tiled_mlp", remedy="write auto")
+    return known
 
 
 def pages_instead(known: KnownRun, memory: MemoryPlan) -> bool:

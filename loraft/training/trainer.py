@@ -28,6 +28,7 @@ from loraft.kernels.layer_stream import Fed
 from loraft.kernels.offloaded_inputs import keep_inputs_on_host
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
+from loraft.kernels.tiled_mlp import tile_mlps
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.quantize import packed_experts
@@ -155,6 +156,8 @@ def build_model(plan: RunPlan) -> AdaptedModel:
     if plan.config.training.kernels == "auto":
         told = fuse_chosen(loaded.model, plan.placement.device, plan.placement.dtype)
         adapted = replace(adapted, notes=(*adapted.notes, *told))
+    if plan.config.training.tiled_mlp:
+        tile_mlps(map(loaded.model.get_submodule, plan.shape.feed_forward))
     if plan.config.training.gradient_checkpointing:
         _checkpoint_layers(loaded.model, plan)
         if plan.placement.device == "cpu":

@@ -13,12 +13,14 @@ import pytest
 from loraft.config.sections import QuantizationSection
 from loraft.io.held_memory import peak_bytes
 from loraft.models.quantize import quantized_bytes
-from loraft.training.known_run import LayerSizes
-from loraft.training.memory import HOLES, StackSizes, TrainingSizes, predict
+from loraft.training.base_weights import LayerSizes, StackSizes
+from loraft.training.memory import HOLES, TrainingSizes, predict
 from loraft.training.optimizer import KINDS, TrainedTensor
 
 STACK = StackSizes(
-    layer=LayerSizes(hidden=8, linear_outputs=60, inner=16, gated=True, written_out=False, fuses=True, heads=2),
+    layer=LayerSizes(
+        hidden=8, linear_outputs=60, mlp_outputs=40, inner=16, gated=True, written_out=False, fuses=True, heads=2
+    ),
     graph_layers=3,
     batch_tokens=10,
     longest_row=5,
@@ -89,7 +91,8 @@ def test_what_the_feed_forward_part_keeps(changed: dict[str, bool], tensors: int
 
 def test_fused_kernels_keep_no_activation_beside_its_product_with_the_gate() -> None:
     plain, fused = (predict(replace(SIZES, fused=fused), checkpointing=False).activations for fused in (False, True))
-    assert plain - fused == 10 * 3 * 2 * 16
+    going_backward = 10 * 2 * 16 * (9 - 3) // 2
+    assert plain - fused == 10 * 3 * 2 * 16 + going_backward
     other = replace(SIZES, fused=True, stacks=(replace(STACK, layer=replace(STACK.layer, fuses=False)),))
     assert predict(other, checkpointing=False).activations == plain
 
@@ -111,6 +114,21 @@ def test_fewer_layers_with_a_graph_keep_fewer_activations() -> None:
     plans = [predict(sizes, checkpointing=False) for sizes in (fewer, SIZES)]
     a_layer = 10 * 2 * (60 + 2 * 16 + 3 * 8)
     assert plans[1].activations - plans[0].activations == 2 * a_layer
+
+
+def test_in_tiles_a_feed_forward_part_keeps_its_output_alone_and_one_tile_goes_backward() -> None:
+    """Of 10 tokens 4 at a time, in 16 bits: 40 numbers of its linear modules, twice 16 of its inner width."""
+    tiled = replace(SIZES, stacks=(replace(STACK, tile=4),))
+    a_layer, casts = 10 * 2 * (60 - 40 + 8 + 3 * 8), 2 * 100
+    a_tile = 4 * 2 * (40 + 2 * 16)
+    backward = a_tile + 4.5 * 4 * 2 * 16 + 2 * 10 * 2 * 8
+    assert predict(tiled, checkpointing=False).activations == 3 * a_layer + backward + casts
+    assert predict(tiled, checkpointing=True).activations == 3 * 10 * 2 * 8 + a_layer + backward
+    on_a_cpu = predict(replace(tiled, device="cpu"), checkpointing=True).activations
+    weights_of_attention = 10 * 2 * 2 * 5
+    assert on_a_cpu == 3 * 10 * 2 * 8 + a_layer + weights_of_attention + a_tile + 2 * (2 * 4 * 16 + 10 * 8)
+    for whole in (replace(STACK, tile=10), replace(STACK, tile=4, layer=replace(STACK.layer, mlp_outputs=0))):
+        assert predict(replace(SIZES, stacks=(whole,)), checkpointing=True) == predict(SIZES, checkpointing=True)
 
 
 @pytest.mark.parametrize(
