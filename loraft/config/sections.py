@@ -328,5 +328,5 @@ class DataSection(Section):
     family cannot); off pads them; fill fills rows up to max_length with others (fewer steps)."""
     shared_prefix: Annotated[Literal["auto", "off"], OF_CAUSAL_LM] = "auto"
     """What all rows of a batch begin with, a system prompt say: auto computes it once for all of them on a CPU, where
-    rows lie end to end and nothing is drawn anew for each (no dropout, noise or routers' loss), with the same losses
-    but for rounding; off computes it in each row, as auto does elsewhere."""
+    rows of a well-known family lie end to end and nothing is drawn anew for each (no dropout, noise or routers' loss),
+    with the same losses but for rounding; off computes it in each row, as auto does elsewhere."""

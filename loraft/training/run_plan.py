@@ -24,6 +24,7 @@ from loraft.models.device import StatedDevice
 from loraft.models.hf_config import noise_of
 from loraft.models.load_model import load_config
 from loraft.models.modules import is_within
+from loraft.models.registry import FAMILIES
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
 from loraft.training.known_run import KnownRun, ModelSummary, known_run
@@ -201,9 +202,14 @@ def _layout(known: KnownRun, *, packed: bool) -> BatchLayout:
 
 
 def shares_prefix(known: KnownRun) -> bool:
-    """Whether what all rows of a batch begin with can be computed once: on a CPU, where nothing is drawn for each."""
+    """Whether what all rows of a batch begin with can be computed once: on a CPU, where nothing is drawn for each.
+
+    Types that are not in the table of families may tell rows apart by their positions, which go on here at a gap.
+    """
     config, training = known.config, known.config.training
     if config.data.shared_prefix == "off" or known.placement.device != "cpu":
+        return False
+    if known.shape.family.model_type not in FAMILIES:
         return False
     drawn = training.neftune_noise_alpha is not None or (config.method != "full" and config.lora.dropout > 0)
     if drawn or training.router_aux_loss_coef:
