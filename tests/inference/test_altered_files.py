@@ -126,6 +126,7 @@ def test_an_adapter_with_a_tensor_that_has_no_rank_is_refused(runs: Path, tmp_pa
         api.generate(str(trained), prompt="the order", options=OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_verified_too(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     api.merge(str(runs / "adapter/run"), str(out))

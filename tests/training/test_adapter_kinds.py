@@ -44,7 +44,7 @@ def config_in(folder: Path, kind: str, run: str) -> RunConfig:
     return tiny_config(folder, **KINDS[kind], training__output_dir=str(folder / run), training__save_steps=3)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_trained_resumed_merged_and_taken_by_peft(tmp_path: Path, kind: str) -> None:
     """C48: on the base as it is the adapter computes what was trained."""

@@ -44,7 +44,7 @@ def adapter(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "run/adapter/adapter_model.safetensors")
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [True, False])
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "qwen3_moe", "granitemoehybrid", "glm4_moe"])
 def test_from_a_config_to_a_merged_model(tmp_path: Path, model_type: str, experts: bool) -> None:
